@@ -1,0 +1,46 @@
+# Everything runs in .venv, made here; all that is needed is Python, pip and make.
+#   make demo        the digits experiment: table, figures and page in runs/demo
+#   make test        the tests without the slow ones
+#   make test-full   all tests
+#   make check       format, lint, types
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: demo test test-full check format clean
+
+demo: .venv/.installed
+	$(BIN)/rankwise digits --out runs/demo --overwrite
+
+test: .venv/.installed-dev
+	$(BIN)/python -m pytest -q
+
+test-full: .venv/.installed-dev
+	$(BIN)/python -m pytest -q -m ""
+
+check: .venv/.installed-dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/pyright
+
+format: .venv/.installed-dev
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean:
+	rm -rf .venv runs dist build .pytest_cache .ruff_cache .hypothesis
+
+# A stamp is written once its install has succeeded, and is redone when versions or dependencies change.
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) $(TORCH)
+	$(PIP) -e .
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(PIP) -e '.[dev]'
+	touch $@

@@ -1,0 +1,54 @@
+"""Rankwise: find the smallest LoRA that does the job.
+
+Names are loaded when they are first used, so that `import rankwise` costs next to nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rankwise.files import load_adapter, save_adapter
+    from rankwise.lora.config import LoRAConfig
+    from rankwise.lora.inject import activate, base_state_dict, disabled, eject, inject
+    from rankwise.lora.merge import merge, unmerge
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LoRAConfig",
+    "activate",
+    "base_state_dict",
+    "disabled",
+    "eject",
+    "inject",
+    "load_adapter",
+    "merge",
+    "save_adapter",
+    "unmerge",
+]
+
+_HOMES = {
+    "LoRAConfig": "rankwise.lora.config",
+    "activate": "rankwise.lora.inject",
+    "base_state_dict": "rankwise.lora.inject",
+    "disabled": "rankwise.lora.inject",
+    "eject": "rankwise.lora.inject",
+    "inject": "rankwise.lora.inject",
+    "load_adapter": "rankwise.files",
+    "merge": "rankwise.lora.merge",
+    "save_adapter": "rankwise.files",
+    "unmerge": "rankwise.lora.merge",
+}
+"""Public name -> the module that holds it."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,6 @@
+"""Adapter files in PEFT's format, both ways. Nothing else knows about PEFT."""
+
+from rankwise.files.folder import read_adapter, write_adapter
+from rankwise.files.model import load_adapter, save_adapter
+
+__all__ = ["load_adapter", "read_adapter", "save_adapter", "write_adapter"]

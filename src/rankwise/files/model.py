@@ -1,0 +1,157 @@
+"""From a model to an adapter's folder, and from a folder onto a model."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from rankwise.errors import AdapterFileError, suggest
+from rankwise.files.folder import key_of, read_whole, write_adapter
+from rankwise.lora.adapter import adapter_tensors, layers_with
+from rankwise.lora.config import LoRAConfig
+from rankwise.lora.inject import Report, attach, check_new_name, collector_paused
+from rankwise.lora.layer_types import layer_type_of, obstacle
+from rankwise.lora.targets import (
+    ALL_LINEAR,
+    Patterns,
+    Target,
+    Targets,
+    matching_values,
+    named_once,
+    refuse_shared_weights,
+)
+
+
+def save_adapter(
+    model: nn.Module, directory: str | os.PathLike[str], name: str = "default", base_name: str | None = None
+) -> Path:
+    """Save one adapter of a model as a folder that Rankwise and PEFT read.
+
+    An interrupted save leaves the old adapter or none, never a mixture. Other files in the folder stay.
+
+    Args:
+        model: An injected model.
+        directory: The folder; made if need be.
+        name: Which adapter.
+        base_name: What the base is called (a path or hub name), for whoever loads the adapter.
+
+    Returns:
+        The folder.
+
+    Raises:
+        AdapterError: The model has no such adapter.
+        OutputError: The folder can't be written.
+
+    Examples:
+        >>> import rankwise, tempfile
+        >>> layer = nn.Sequential(nn.Linear(4, 2))
+        >>> _ = rankwise.inject(layer, rankwise.LoRAConfig(r=1))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     sorted(path.name for path in save_adapter(layer, folder).iterdir())
+        ['adapter_config.json', 'adapter_model.safetensors']
+    """
+    layers = layers_with(model, name)
+    config = next(iter(layers.values()))[1].configs[name]
+    rows = [layer_type_of(layer) for layer, _ in layers.values()]
+    return write_adapter(
+        directory,
+        config,
+        adapter_tensors(model, name),
+        base_name=base_name,
+        model_names=[paths[0] for _, paths in named_once(model)],
+        fan_in_fan_out=all(row is not None and row.name == "Conv1D" for row in rows),
+    )
+
+
+def load_adapter(model: nn.Module, directory: str | os.PathLike[str], name: str = "default") -> Report:
+    """Attach a saved adapter to a model, as `inject` attaches a fresh one.
+
+    Args:
+        model: The base the adapter was trained on.
+        directory: A folder written by `save_adapter` or by PEFT.
+        name: What the adapter is to be called in this model.
+
+    Returns:
+        The report of `inject`.
+
+    Raises:
+        AdapterFileError: The file is damaged, of an unsupported kind, or doesn't fit the model; the model is
+            then untouched.
+        AdapterError: The name is taken.
+
+    Examples:
+        >>> import rankwise, tempfile
+        >>> model, again = nn.Sequential(nn.Linear(4, 2)), nn.Sequential(nn.Linear(4, 2))
+        >>> _ = rankwise.inject(model, rankwise.LoRAConfig(r=1))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     load_adapter(again, save_adapter(model, folder)).trainable_parameters
+        6
+    """
+    with collector_paused():
+        check_new_name(model, name)
+        fields, config, tensors = read_whole(Path(directory))
+        modules = named_once(model)
+        targets = _targets_of_file(modules, config, tensors)
+        _refuse_missing(modules, fields, tensors)
+        refuse_shared_weights(modules, [(target.module, [target.name]) for target in targets])
+        return attach(model, Targets(targets, []), tensors, config, name)
+
+
+def _targets_of_file(
+    modules: list[tuple[nn.Module, list[str]]], config: LoRAConfig, tensors: Mapping[str, tuple[Tensor, Tensor]]
+) -> list[Target]:
+    """Find the module of every pair of tensors; each must be there and have the right shape."""
+    by_name = {name: (module, names) for module, names in modules for name in names}
+    alphas = matching_values(config.alpha_pattern, tensors)
+    targets: dict[nn.Module, Target] = {}
+    for name, (A, B) in tensors.items():
+        module, names = by_name.get(name, (None, []))
+        if module is None:
+            raise AdapterFileError(
+                f'The adapter has tensors for "{name}", which the model lacks.{suggest(name, by_name)} '
+                "Was it trained on another model?"
+            )
+        row = layer_type_of(module)
+        if row is None or obstacle(module):
+            raise AdapterFileError(
+                f'The adapter has tensors for "{name}", a {type(module).__name__} here: {obstacle(module)}.'
+            )
+        d_in, d_out = row.dims(module)
+        for letter, shape, needed, text in (
+            ("A", tuple(A.shape), (A.shape[0], d_in), f"(r, {d_in})"),
+            ("B", tuple(B.shape), (d_out, A.shape[0]), f"({d_out}, r)"),
+        ):
+            if shape != needed:
+                raise AdapterFileError(
+                    f'lora_{letter} of "{name}" has shape {shape}; the base layer needs {text}. '
+                    "Was it trained on another model?"
+                )
+        if module in targets:
+            raise AdapterFileError(
+                f'The adapter has tensors for "{targets[module].name}" and for "{name}", which are one module here.'
+            )
+        r, alpha = A.shape[0], alphas.get(name, config.alpha)
+        others = tuple(other for other in names if other != name)
+        targets[module] = Target(name, module, row, d_in, d_out, r, alpha, config.scale(r, alpha), others)
+    return [targets[module] for module, _ in modules if module in targets]
+
+
+def _refuse_missing(
+    modules: list[tuple[nn.Module, list[str]]], fields: Mapping[str, Any], tensors: Mapping[str, object]
+) -> None:
+    """Raise where the configuration targets a layer of the model that the file has no tensors for."""
+    wanted, excluded = (
+        Patterns([f"re:{patterns}"] if isinstance(patterns, str) else patterns or [])
+        for patterns in (fields.get("target_modules"), fields.get("exclude_modules"))
+    )
+    if fields.get("target_modules") == ALL_LINEAR:
+        return
+    for module, names in modules:
+        missing = wanted.matching(names, module) and not excluded.matching(names, module) and not obstacle(module)
+        if missing and not any(name in tensors for name in names):
+            raise AdapterFileError(
+                f'The adapter has no tensor "{key_of(names[0], "A")}", but its target_modules take in "{names[0]}" of '
+                "this model. Was it trained on another model, or is the file incomplete?"
+            )

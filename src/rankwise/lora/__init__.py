@@ -1,0 +1,27 @@
+"""Low-rank adaptation: the method. Start with `maths.py`, which holds the paper's equations."""
+
+from rankwise.lora.adapter import adapter_tensors, count_parameters, trainable_parameters
+from rankwise.lora.config import LoRAConfig
+from rankwise.lora.inject import Report, activate, base_state_dict, disabled, eject, inject
+from rankwise.lora.merge import MergeReport, merge, unmerge
+from rankwise.lora.targets import LeftOut, Target, Targets, find_targets
+
+__all__ = [
+    "LeftOut",
+    "LoRAConfig",
+    "MergeReport",
+    "Report",
+    "Target",
+    "Targets",
+    "activate",
+    "adapter_tensors",
+    "base_state_dict",
+    "count_parameters",
+    "disabled",
+    "eject",
+    "find_targets",
+    "inject",
+    "merge",
+    "trainable_parameters",
+    "unmerge",
+]

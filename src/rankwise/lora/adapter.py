@@ -1,0 +1,187 @@
+"""The module that holds A and B: submodule `lora` of an adapted layer."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from rankwise.errors import AdapterError, suggest
+from rankwise.lora.config import LoRAConfig
+from rankwise.lora.layer_types import weight_of
+from rankwise.lora.maths import lora_update
+from rankwise.lora.targets import ADAPTER_CHILD, named_once
+
+
+class LoRA(nn.Module):
+    r"""The named adapters of one layer, and the forward hook that adds the active ones.
+
+    $$h = W_0 x + \sum_{\text{active}} s\,B A x$$
+
+    Flags switch, hooks stay: a hook added or removed after `torch.compile` is ignored silently, a flag is
+    not. The hook is a method, never a closure: `deepcopy` and pickle then carry it to the copy's own A and B.
+
+    Args:
+        layer: The layer to adapt. It is not kept.
+    """
+
+    # Defaults of the class, not set by __init__: nn.Module makes every assignment dear, and models have many layers.
+    active: tuple[str, ...] = ()
+    disabled: bool = False
+    merged: tuple[str, ...] = ()
+    """Adapters that stand in the layer's weight now; the hook then adds nothing."""
+    base_weight: Tensor | None = None
+    """The weight's bits from before merging."""
+    handle: RemovableHandle | None = None
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.A = nn.ParameterDict()
+        self.B = nn.ParameterDict()
+        self.scale: dict[str, float] = {}
+        self.configs: dict[str, LoRAConfig] = {}
+        if not layer.training:
+            self.eval()
+
+    def add(self, name: str, A: Tensor, B: Tensor, scale: float, config: LoRAConfig, weight: Tensor) -> None:
+        """Take in an adapter: in float32, or float64 over a float64 weight, and on the weight's device."""
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        self.A[name] = nn.Parameter(A.detach().to(weight.device, dtype))
+        self.B[name] = nn.Parameter(B.detach().to(weight.device, dtype))
+        self.scale[name], self.configs[name] = scale, config
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter."""
+        for kept in (self.A, self.B, self.scale, self.configs):
+            del kept[name]
+        self.active = tuple(active for active in self.active if active != name)
+
+    def add_update(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        """The forward hook: the layer's output plus the updates of the active adapters."""
+        if self.disabled or self.merged or not self.active:
+            return output
+        inputs: Tensor = args[0] if args else next(iter(kwargs.values()))
+        # Straight to the parameters: `self.A[name]` twice would cost a third of a small layer's hook. Looked up
+        # at every call, because functional_call, FSDP and load_state_dict(assign=True) put others in their place.
+        A_of = cast(nn.Module, self._modules["A"])._parameters  # pyright: ignore[reportPrivateUsage]
+        B_of = cast(nn.Module, self._modules["B"])._parameters  # pyright: ignore[reportPrivateUsage]
+        for name in self.active:
+            A, B = cast(Tensor, A_of[name]), cast(Tensor, B_of[name])
+            x = inputs if inputs.dtype == A.dtype else inputs.to(A.dtype)
+            if self.training and self.configs[name].dropout:
+                x = nn.functional.dropout(x, self.configs[name].dropout)
+            # Minus the negative: the same numbers, but subtracting the +0 of B = 0 leaves every bit of the
+            # output, while adding it would turn -0 into +0.
+            update = lora_update(x, A, B, -self.scale[name])
+            if A.shape[0] == 1:
+                update = update + 0.0  # one product, no sum: it can be -0 itself
+            output = output - (update if update.dtype == output.dtype else update.to(output.dtype))
+        return output
+
+    def restore(self, layer: nn.Module) -> None:
+        """Give the layer its weight from before merging, bit for bit."""
+        if self.base_weight is not None:
+            with torch.no_grad():
+                weight_of(layer).copy_(self.base_weight)
+        self.merged, self.base_weight = (), None
+
+    def extra_repr(self) -> str:
+        """Name the adapters, the active ones, and a state that is not the usual one."""
+        state = ", merged" * bool(self.merged) + ", disabled" * self.disabled
+        return f"adapters={list(self.scale)}, active={list(self.active)}{state}"
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Keep A and B of an adapter the checkpoint has nothing of: the base's own checkpoint loads strictly."""
+        if self.merged:
+            error_msgs.append(f"{prefix[:-1]} is merged into its layer; call unmerge before load_state_dict.")
+        for name in self.scale:
+            keys = {f"{prefix}A.{name}": self.A[name], f"{prefix}B.{name}": self.B[name]}
+            if not any(key in state_dict for key in keys):
+                state_dict.update(keys)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+def lora_of(layer: nn.Module) -> LoRA | None:
+    """Return the adapter module of a layer, or None where it has none."""
+    lora = layer._modules.get(ADAPTER_CHILD)  # pyright: ignore[reportPrivateUsage]  (hasattr raises and catches: slow)
+    return lora if isinstance(lora, LoRA) else None
+
+
+def adapted_layers(model: nn.Module) -> dict[str, tuple[nn.Module, LoRA]]:
+    """Return the adapted layers by their first path, each once, in the model's order."""
+    return {names[0]: (layer, lora) for layer, names in named_once(model) if (lora := lora_of(layer)) is not None}
+
+
+def layers_with(model: nn.Module, name: str) -> dict[str, tuple[nn.Module, LoRA]]:
+    """Return the layers that have this adapter.
+
+    Raises:
+        AdapterError: None has.
+    """
+    layers = adapted_layers(model)
+    found = {path: (layer, lora) for path, (layer, lora) in layers.items() if name in lora.scale}
+    if not found:
+        known = dict.fromkeys(known for _, lora in layers.values() for known in lora.scale)
+        there = "it has " + ", ".join(f'"{known}"' for known in known) if known else "it has none; call inject first"
+        raise AdapterError(f'The model has no adapter "{name}"; {there}.{suggest(name, known)}')
+    return found
+
+
+def adapter_tensors(model: nn.Module, name: str = "default") -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    """Return A and B of an adapter by module name: the parameters themselves.
+
+    Raises:
+        AdapterError: The model has no such adapter.
+
+    Examples:
+        >>> from rankwise.lora import inject
+        >>> layer = nn.Linear(3, 2)
+        >>> _ = inject(layer, LoRAConfig(r=1))
+        >>> {name: (A.shape, B.shape) for name, (A, B) in adapter_tensors(layer).items()}
+        {'': (torch.Size([1, 3]), torch.Size([2, 1]))}
+    """
+    return {path: (lora.A[name], lora.B[name]) for path, (_, lora) in layers_with(model, name).items()}
+
+
+def trainable_parameters(model: nn.Module, name: str = "default") -> list[nn.Parameter]:
+    """Return A and B of every module of an adapter, for the optimiser.
+
+    Raises:
+        AdapterError: The model has no such adapter.
+
+    Examples:
+        >>> from rankwise.lora import inject
+        >>> layer = nn.Linear(3, 2)
+        >>> _ = inject(layer, LoRAConfig(r=1))
+        >>> len(trainable_parameters(layer))
+        2
+    """
+    return [parameter for pair in adapter_tensors(model, name).values() for parameter in pair]
+
+
+def count_parameters(model: nn.Module, name: str = "default") -> int:
+    """Return the trainable numbers of an adapter: the sum of r (d_in + d_out) over its modules.
+
+    Raises:
+        AdapterError: The model has no such adapter.
+
+    Examples:
+        >>> from rankwise.lora import inject
+        >>> layer = nn.Linear(3, 2)
+        >>> _ = inject(layer, LoRAConfig(r=4))
+        >>> count_parameters(layer)
+        20
+    """
+    return sum(parameter.numel() for parameter in trainable_parameters(model, name))

@@ -1,0 +1,79 @@
+"""`LoRAConfig`: what an adapter is, and the only place with its defaults."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from rankwise.errors import ConfigError, suggest
+from rankwise.lora.inits import INITS
+from rankwise.lora.maths import SCALINGS
+
+TargetPattern = str | Callable[[str, nn.Module], bool]
+"""A name, a suffix, a glob, "re:..." (a regular expression matched in full), or a predicate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """The settings of one adapter.
+
+    Args:
+        r: Rank: rows of A, columns of B. Trainable parameters grow as r (d_in + d_out) a layer.
+        alpha: Numerator of the scale. With alpha / r and alpha fixed the best learning rate hardly moves with r.
+        dropout: Probability that an input of the adapter (not of the base) is dropped in training.
+        target_modules: Which modules: "all-linear", or one or several patterns: a name or dotted suffix
+            ("q_proj", "layers.0.mlp.up"), a glob ("*.mlp.*"), "re:" and a regular expression, or a
+            predicate on (name, module). Every pattern must match something.
+        exclude_modules: Patterns of modules to leave out; each must match something too.
+        rank_pattern: Pattern -> r, where it differs from `r`.
+        alpha_pattern: Pattern -> alpha, where it differs from `alpha`.
+        init: How A and B start: a name in `rankwise.lora.inits.INITS`.
+        scaling: "alpha/r" (the paper) or "alpha/sqrt(r)" (rank-stabilised, rsLoRA).
+        seed: Fixes the initial A. A of rank r is the first r rows of one stream for (seed, module), so
+            adapters of different rank start alike.
+
+    Raises:
+        ConfigError: A value is out of its range, or a name is not known.
+
+    Examples:
+        >>> LoRAConfig(r=4, target_modules=["q_proj", "v_proj"]).scale()
+        8.0
+
+    References:
+        Hu et al., LoRA, 2021, section 4. Defaults: Biderman et al., LoRA Learns Less and Forgets Less,
+        2024, section 5 (all linear layers); Schulman et al., LoRA Without Regret, 2025 (alpha 32, alpha / r).
+    """
+
+    r: int = 8
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: TargetPattern | Sequence[TargetPattern] = "all-linear"
+    exclude_modules: TargetPattern | Sequence[TargetPattern] = ()
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    init: str = "kaiming"
+    scaling: str = "alpha/r"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for r in (self.r, *self.rank_pattern.values()):
+            if isinstance(r, bool) or not isinstance(r, int) or r < 1:
+                raise ConfigError(f"r is {r!r}; a rank is a whole number of at least 1.")
+        for alpha in (self.alpha, *self.alpha_pattern.values()):
+            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+                raise ConfigError(f"alpha is {alpha!r}; it must be a finite number.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout is {self.dropout!r}; a probability in [0, 1) is needed.")
+        for what, name, table in (("init", self.init, INITS), ("scaling", self.scaling, SCALINGS)):
+            if name not in table:
+                known = ", ".join(f'"{key}"' for key in sorted(table))
+                raise ConfigError(f'{what} "{name}" is not known; there are {known}.{suggest(name, table)}')
+        if not self.target_modules:
+            raise ConfigError('target_modules is empty; name modules, or give "all-linear".')
+
+    def scale(self, r: int | None = None, alpha: float | None = None) -> float:
+        """The number s in h = W x + s B A x, for this rank and alpha or for given ones."""
+        r = self.r if r is None else r
+        alpha = self.alpha if alpha is None else alpha
+        return SCALINGS[self.scaling](alpha, r)

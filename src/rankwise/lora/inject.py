@@ -1,0 +1,378 @@
+"""Attach adapters to a model and take them off again; switch them."""
+
+import gc
+import re
+from collections import OrderedDict
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from rankwise.errors import AdapterError
+from rankwise.lora.adapter import LoRA, adapted_layers, layers_with, lora_of
+from rankwise.lora.config import LoRAConfig
+from rankwise.lora.inits import initial_adapter
+from rankwise.lora.layer_types import weight_of
+from rankwise.lora.tables import text_table
+from rankwise.lora.targets import (
+    ADAPTER_CHILD,
+    LeftOut,
+    Target,
+    Targets,
+    find_targets,
+    named_once,
+    pinned,
+)
+
+_THAWED = "_rankwise_thawed"
+"""Attribute of an injected model: names of the parameters that were trainable before."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `inject` did; prints as a table.
+
+    Args:
+        adapter: Name of the adapter.
+        adapted: The adapted modules.
+        left_out: Modules with weights that got no adapter, and why.
+        base_parameters: Numbers in the frozen base.
+    """
+
+    adapter: str
+    adapted: list[Target]
+    left_out: list[LeftOut]
+    base_parameters: int
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Numbers in A and B of this adapter."""
+        return sum(target.parameters for target in self.adapted)
+
+    def __str__(self) -> str:
+        """One row for each group of modules that differ only in numbers of their path."""
+        groups: dict[tuple[str, str, str, int], list[Target]] = {}
+        for target in self.adapted:
+            shape = f"{target.d_out} x {target.d_in}"
+            groups.setdefault((_numberless(target.name), type(target.module).__name__, shape, target.r), []).append(
+                target
+            )
+        rows = [
+            (
+                (group[0].name or "(the model)") if len(group) == 1 else pattern,
+                len(group),
+                kind,
+                shape,
+                r,
+                sum(target.parameters for target in group),
+            )
+            for (pattern, kind, shape, r), group in groups.items()
+        ]
+        share = self.trainable_parameters / self.base_parameters if self.base_parameters else 0.0
+        lines = [
+            text_table(["module", "count", "type", "shape", "r", "parameters"], rows),
+            f'adapter "{self.adapter}": {self.trainable_parameters:,} trainable parameters in {len(self.adapted)} '
+            f"modules, {share:.2%} of the base's {self.base_parameters:,}",
+        ]
+        left: dict[tuple[str, str, str], int] = {}
+        for out in self.left_out:
+            key = (_numberless(out.name), out.type, out.reason)
+            left[key] = left.get(key, 0) + 1
+        if left:
+            listed = [[name, count, kind, why] for (name, kind, why), count in left.items()]
+            lines.append(text_table(["left out", "count", "type", "why"], listed))
+        return "\n".join(lines)
+
+
+def _numberless(name: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", name)
+
+
+def inject(model: nn.Module, config: LoRAConfig, name: str = "default") -> Report:
+    r"""Freeze a model and attach an adapter to its target modules, in place.
+
+    $$h = W_0 x + s\,B A x$$
+
+    Class, base keys of `state_dict()`, and train or eval mode of the model stay as they are; until training
+    the output is the base's, bit for bit (B is zero). The new adapter becomes the only active one. If
+    anything is wrong the model is left untouched.
+
+    Args:
+        model: Any module; it may itself be the layer.
+        config: Rank, alpha, targets, initialisation.
+        name: The adapter's name in this model.
+
+    Returns:
+        The adapted modules and those left out; `print` it.
+
+    Raises:
+        TargetError: A pattern matches nothing, or something that can't be adapted.
+        AdapterError: The name is taken or can't be one; the model is merged.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> print(inject(model, LoRAConfig(r=2)))
+        module  count  type    shape  r  parameters
+        0           1  Linear  8 x 4  2          24
+        2           1  Linear  2 x 8  2          20
+        adapter "default": 44 trainable parameters in 2 modules, 75.86% of the base's 58
+
+    References:
+        Hu et al., LoRA, 2021, section 4.1. https://arxiv.org/abs/2106.09685
+    """
+    with collector_paused():
+        check_new_name(model, name)
+        targets = find_targets(model, config)
+        tensors = {
+            target.name: initial_adapter(
+                config.init, seed=config.seed, module=target.name, r=target.r, d_in=target.d_in, d_out=target.d_out
+            )
+            for target in targets.adapted
+        }
+        return attach(model, targets, tensors, config, name)
+
+
+def attach(
+    model: nn.Module, targets: Targets, tensors: Mapping[str, tuple[Tensor, Tensor]], config: LoRAConfig, name: str
+) -> Report:
+    """Attach given A and B, as `inject` does with fresh ones.
+
+    Args:
+        model: The model the targets were found in.
+        targets: The modules to adapt.
+        tensors: Module name -> (A, B).
+        config: Kept with the adapter, its patterns written out as names of modules.
+        name: The adapter's name, which `check_new_name` has let pass.
+
+    Returns:
+        The report of `inject`.
+
+    Raises:
+        AdapterError: A target has a submodule `lora` of another making.
+    """
+    for target in targets.adapted:
+        if hasattr(target.module, ADAPTER_CHILD) and lora_of(target.module) is None:
+            raise AdapterError(
+                f'"{target.name}" has an attribute "{ADAPTER_CHILD}" already, of type '
+                f"{type(getattr(target.module, ADAPTER_CHILD)).__name__}; it can't be adapted."
+            )
+    # Names instead of patterns: predicates can't be pickled, and another model may match otherwise.
+    config = replace(
+        config,
+        target_modules=tuple(target.name for target in targets.adapted),
+        exclude_modules=(),
+        rank_pattern=pinned({target.name: target.r for target in targets.adapted}, config.r),
+        alpha_pattern=pinned({target.name: target.alpha for target in targets.adapted}, config.alpha),
+    )
+    others = [lora for _, lora in adapted_layers(model).values()]
+    base_parameters = _freeze(model, others)
+    for lora in others:
+        lora.active = ()
+    for target in targets.adapted:
+        lora = lora_of(target.module) or _new_lora(target.module)
+        A, B = tensors[target.name]
+        lora.add(name, A, B, target.scale, config, weight_of(target.module))
+        lora.active = (name,)
+    return Report(name, targets.adapted, targets.left_out, base_parameters)
+
+
+@contextmanager
+def collector_paused() -> Generator[None]:
+    """Keep Python's garbage collector from running, for the length of a `with` block.
+
+    Attaching makes some forty small objects a layer and no garbage. The collector would scan the growing
+    model again and again: more than half the time at 2,000 layers.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def check_new_name(model: nn.Module, name: str) -> None:
+    """Raise unless an adapter of this name can be added to the model now."""
+    if not re.fullmatch(r"[\w-]+", name) or hasattr(nn.ParameterDict(), name):
+        raise AdapterError(
+            f'An adapter can\'t be called "{name}"; use letters, digits, "_" and "-", and no word of PyTorch\'s own.'
+        )
+    for path, (_, lora) in adapted_layers(model).items():
+        if name in lora.scale:
+            raise AdapterError(
+                f'The model has an adapter "{name}" already (at "{path}"). Choose another name, or eject it first.'
+            )
+        if lora.merged:
+            raise AdapterError(f'"{path}" holds a merged adapter; call unmerge before adding another.')
+
+
+def _new_lora(layer: nn.Module) -> LoRA:
+    lora = LoRA(layer)
+    layer.add_module(ADAPTER_CHILD, lora)
+    # With keyword arguments, because a layer may be called as layer(input=x).
+    lora.handle = layer.register_forward_hook(lora.add_update, with_kwargs=True)
+    return lora
+
+
+def _freeze(model: nn.Module, others: list[LoRA]) -> int:
+    """Freeze the base, remember on the model what was trainable, and return how many numbers it has."""
+    own = {id(parameter) for lora in others for parameter in lora.parameters()}
+    base = {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in own}
+    thawed = [name for name, parameter in base.items() if parameter.requires_grad]
+    for name in thawed:
+        base[name].requires_grad_(False)
+    setattr(model, _THAWED, (*getattr(model, _THAWED, ()), *thawed))
+    return sum(parameter.numel() for parameter in base.values())
+
+
+def eject(model: nn.Module, name: str | None = None) -> None:
+    """Take one adapter off the model, or all.
+
+    With the last one everything is as before `inject`: keys, hooks, what was trainable, and, if the
+    adapters are merged, the weights. Only after `merge(keep_base=False)`, which freed them, the weights
+    stay merged: the way to a plain model with the adapter inside.
+
+    Args:
+        model: The model.
+        name: The adapter; None for all.
+
+    Raises:
+        AdapterError: There is no such adapter; or it is merged and others are not to go.
+
+    Examples:
+        >>> layer = nn.Linear(2, 2)
+        >>> _ = inject(layer, LoRAConfig(r=1))
+        >>> eject(layer)
+        >>> list(layer.state_dict()), layer.weight.requires_grad
+        (['weight', 'bias'], True)
+    """
+    layers = adapted_layers(model)
+    if name is None and not layers and not hasattr(model, _THAWED):
+        raise AdapterError(f"The {type(model).__name__} has no adapter to eject.")
+    if name is not None:
+        layers = layers_with(model, name)
+        if any(lora.merged for _, lora in layers.values()):
+            raise AdapterError(f'Adapter "{name}" can\'t leave while adapters are merged; call unmerge first.')
+    for layer, lora in layers.values():
+        for gone in list(lora.scale) if name is None else [name]:
+            lora.remove(gone)
+        if not lora.scale:
+            lora.restore(layer)
+            if lora.handle is not None:
+                lora.handle.remove()
+            delattr(layer, ADAPTER_CHILD)
+    if not adapted_layers(model):
+        _thaw(model)
+
+
+def _thaw(model: nn.Module) -> None:
+    for module in model.modules():
+        for name in module.__dict__.pop(_THAWED, ()):
+            module.get_parameter(name).requires_grad_(True)
+
+
+def activate(model: nn.Module, *names: str) -> None:
+    """Choose the adapters that act: their updates are added. Without names none acts.
+
+    Args:
+        model: An injected model.
+        names: Adapters of this model.
+
+    Raises:
+        AdapterError: A name is not an adapter's, or adapters are merged.
+
+    Examples:
+        >>> layer = nn.Linear(2, 2)
+        >>> _ = inject(layer, LoRAConfig(r=1), "first"), inject(layer, LoRAConfig(r=1), "second")
+        >>> activate(layer, "first", "second")
+        >>> layer.lora.active
+        ('first', 'second')
+    """
+    for name in names:
+        layers_with(model, name)
+    layers = adapted_layers(model)
+    _refuse_merged(layers, "activate")
+    for _, lora in layers.values():
+        lora.active = tuple(name for name in dict.fromkeys(names) if name in lora.scale)
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Generator[None]:
+    """Let the model compute as its base does, for the length of a `with` block.
+
+    Args:
+        model: An injected model.
+
+    Raises:
+        AdapterError: Adapters are merged, so the base's weights are not there.
+
+    Examples:
+        >>> layer = nn.Linear(2, 2)
+        >>> _ = inject(layer, LoRAConfig(r=1))
+        >>> with disabled(layer):
+        ...     layer.lora.disabled
+        True
+    """
+    layers = adapted_layers(model)
+    _refuse_merged(layers, "disabled")
+    before = [(lora, lora.disabled) for _, lora in layers.values()]
+    for lora, _ in before:
+        lora.disabled = True
+    try:
+        yield
+    finally:
+        for lora, was in before:
+            lora.disabled = was
+
+
+def _refuse_merged(layers: Mapping[str, tuple[nn.Module, LoRA]], what: str) -> None:
+    for path, (_, lora) in layers.items():
+        if lora.merged:
+            raise AdapterError(f'"{path}" holds a merged adapter, which {what} can\'t reach; call unmerge first.')
+
+
+def base_state_dict(model: nn.Module) -> dict[str, Any]:
+    """Return the base's own checkpoint: `model.state_dict()` as it was before `inject`, even while merged.
+
+    Args:
+        model: A model, injected or not.
+
+    Returns:
+        The base's keys and tensors (those of the model, not copies).
+
+    Raises:
+        AdapterError: Merging freed the base's weights.
+
+    Examples:
+        >>> layer = nn.Linear(2, 2)
+        >>> _ = inject(layer, LoRAConfig(r=1))
+        >>> list(base_state_dict(layer))
+        ['weight', 'bias']
+    """
+    state = model.state_dict()
+    metadata: dict[str, Any] = getattr(state, "_metadata", {})
+    base = OrderedDict(state)
+    for names, layer, lora in _with_all_names(model):
+        if lora.merged and lora.base_weight is None:
+            raise AdapterError(
+                f'The base weight of "{names[0]}" was freed by merge(keep_base=False). '
+                "For the merged weights call eject(model), then model.state_dict()."
+            )
+        for prefix in (f"{name}." if name else "" for name in names):
+            for key in [*lora.state_dict(), "A", "B", ""]:
+                base.pop(f"{prefix}{ADAPTER_CHILD}.{key}", None)
+                metadata.pop(f"{prefix}{ADAPTER_CHILD}.{key}".rstrip("."), None)
+            if lora.base_weight is not None:
+                base[f"{prefix}weight"] = lora.base_weight.to(weight_of(layer).device)
+    setattr(base, "_metadata", metadata)  # noqa: B010  (load_state_dict reads it; OrderedDict declares no such attribute)
+    return base
+
+
+def _with_all_names(model: nn.Module) -> Iterator[tuple[list[str], nn.Module, LoRA]]:
+    for layer, names in named_once(model):
+        lora = lora_of(layer)
+        if lora is not None:
+            yield names, layer, lora

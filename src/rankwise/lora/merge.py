@@ -1,0 +1,170 @@
+"""Merge the active adapters into the weights, and take them out again exactly."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.errors import AdapterError
+from rankwise.lora.adapter import LoRA, adapted_layers
+from rankwise.lora.layer_types import layer_type_of, weight_of
+from rankwise.lora.maths import lora_delta
+from rankwise.lora.tables import text_table
+
+
+@dataclass(frozen=True)
+class MergedLayer:
+    """How well one weight holds its delta.
+
+    Args:
+        name: The layer's path.
+        dtype: Type of the weight.
+        held: Share of delta's non-zero entries that changed the weight at all; the rest was rounded away.
+        error: Norm of what rounding did to delta, over the norm of delta.
+    """
+
+    name: str
+    dtype: str
+    held: float
+    error: float
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What `merge` did, layer by layer; prints as a table."""
+
+    layers: list[MergedLayer]
+
+    @property
+    def worst(self) -> MergedLayer:
+        """The layer with the largest rounding error."""
+        return max(self.layers, key=lambda layer: layer.error)
+
+    def __str__(self) -> str:
+        """One row a layer."""
+        rows = [[layer.name, layer.dtype, f"{layer.held:.1%}", f"{layer.error:.1e}"] for layer in self.layers]
+        return text_table(["merged", "type", "entries held", "rounding error"], rows)
+
+
+def merge(model: nn.Module, *, keep_base: bool = True) -> MergeReport:
+    r"""Add the active adapters into the weights, in float32 or wider: inference then costs nothing more.
+
+    $$W = W_0 + \sum_{\text{active}} s\,B A$$
+
+    A narrow weight type can't hold a small delta: bfloat16 keeps 8 bits, so an entry of delta below 1/512
+    of the weight's is rounded away. The report says how much was.
+
+    Args:
+        model: An injected model.
+        keep_base: Keep the adapted layers' old weights on the CPU, so that `unmerge` is exact; False frees
+            them for good.
+
+    Returns:
+        How well each weight holds its delta.
+
+    Raises:
+        AdapterError: Nothing is active, something is merged or disabled already, a weight is no plain
+            parameter, or the sum is not finite. The model is then as before.
+
+    Examples:
+        >>> from rankwise.lora import LoRAConfig, inject
+        >>> layer = nn.Linear(2, 2)
+        >>> _ = inject(layer, LoRAConfig(r=1))
+        >>> merge(layer).worst.error
+        0.0
+
+    References:
+        Hu et al., LoRA, 2021, section 4.1 ("No Additional Inference Latency").
+    """
+    layers = {path: (layer, lora) for path, (layer, lora) in adapted_layers(model).items() if lora.active}
+    _check_mergeable(adapted_layers(model), bool(layers))
+    with torch.no_grad():
+        # Everything is computed once to see that it can be stored, then again to store it: no second copy of
+        # all weights, and nothing is half merged.
+        report = MergeReport([_check_layer(path, layer, lora) for path, (layer, lora) in layers.items()])
+        for layer, lora in layers.values():
+            weight = weight_of(layer)
+            if keep_base:
+                lora.base_weight = weight.detach().to("cpu", copy=True)
+            weight.copy_(_wide_weight(layer) + _wide_delta(layer, lora))
+            lora.merged = lora.active
+    return report
+
+
+def unmerge(model: nn.Module) -> None:
+    """Give the weights the bits they had before `merge`.
+
+    Args:
+        model: A merged model.
+
+    Raises:
+        AdapterError: Nothing is merged, or `merge(keep_base=False)` freed the old weights.
+
+    Examples:
+        >>> from rankwise.lora import LoRAConfig, inject
+        >>> layer = nn.Linear(2, 2)
+        >>> _ = inject(layer, LoRAConfig(r=1)), merge(layer)
+        >>> unmerge(layer)
+        >>> layer.lora.merged
+        ()
+    """
+    merged = {path: (layer, lora) for path, (layer, lora) in adapted_layers(model).items() if lora.merged}
+    if not merged:
+        raise AdapterError("Nothing is merged; unmerge undoes a merge.")
+    for path, (_, lora) in merged.items():
+        if lora.base_weight is None:
+            raise AdapterError(
+                f'The base weight of "{path}" was freed by merge(keep_base=False) and can\'t be given back. '
+                "Load the base's checkpoint instead."
+            )
+    for layer, lora in merged.values():
+        lora.restore(layer)
+
+
+def _check_mergeable(layers: Mapping[str, tuple[nn.Module, LoRA]], any_active: bool) -> None:
+    for path, (layer, lora) in layers.items():
+        if lora.merged:
+            raise AdapterError(f'"{path}" is merged already; call unmerge first.')
+        if lora.disabled:
+            raise AdapterError(f'The adapter of "{path}" is disabled; merge outside of `with disabled(...)`.')
+        if not isinstance(weight_of(layer), nn.Parameter):
+            raise AdapterError(
+                f'The weight of "{path}" is computed from other tensors (parametrised), so delta can\'t be added to '
+                "it. Call torch.nn.utils.parametrize.remove_parametrizations first."
+            )
+    if not any_active:
+        raise AdapterError("No adapter is active, so there is nothing to merge; call inject or activate first.")
+
+
+def _wide_weight(layer: nn.Module) -> Tensor:
+    weight = weight_of(layer)
+    return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def _wide_delta(layer: nn.Module, lora: LoRA) -> Tensor:
+    """Sum the active adapters' deltas, shaped as the weight."""
+    row = layer_type_of(layer)
+    if row is None:
+        raise AdapterError(f"{type(layer).__name__} is no layer type that can be merged.")
+    deltas = [lora_delta(lora.A[name], lora.B[name], lora.scale[name]) for name in lora.active]
+    return row.delta_as_weight(layer, torch.stack(deltas).sum(0) if len(deltas) > 1 else deltas[0])
+
+
+def _check_layer(path: str, layer: nn.Module, lora: LoRA) -> MergedLayer:
+    """Compute the merged weight, see that it is finite, and measure how much of delta it holds."""
+    before, delta, dtype = _wide_weight(layer), _wide_delta(layer, lora), weight_of(layer).dtype
+    after = (before + delta).to(dtype).to(before.dtype)
+    if not bool(torch.isfinite(after).all()):
+        parts = {"the base weight": before, "delta": delta, f"their sum in {dtype}": after}
+        culprit = next(what for what, tensor in parts.items() if not bool(torch.isfinite(tensor).all()))
+        raise AdapterError(f'"{path}" can\'t be merged: {culprit} holds values that are not finite.')
+    stored = after - before
+    wanted = delta != 0
+    norm = float(delta.norm())
+    return MergedLayer(
+        name=path,
+        dtype=str(dtype).removeprefix("torch."),
+        held=float((stored[wanted] != 0).double().mean()) if norm else 1.0,
+        error=float((stored - delta).norm()) / norm if norm else 0.0,
+    )

@@ -1,0 +1,129 @@
+"""The two figures: the metric against trainable parameters, and both relative to the baseline.
+
+Colours are those of Okabe & Ito, told apart by colour-blind eyes; shapes differ too.
+
+References:
+    Okabe & Ito, Color Universal Design, 2008. https://jfly.uni-koeln.de/color/
+"""
+
+import io
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rankwise.report import numbers
+from rankwise.report.plot import draw_scene
+from rankwise.report.points import INK, MUTED, scene
+from rankwise.report.schema import Results
+from rankwise.report.writing import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURES = ("accuracy_vs_parameters", "relative")
+FULL_SIZE, PAGE_SIZE = (7.4, 4.8), (5.6, 4.4)
+"""Inches. The page's are small, so that their text is large enough on a phone."""
+
+
+def draw_figures(results: Results, directory: str | Path) -> list[Path]:
+    """Draw both figures as PNG and SVG; the same results give the same bytes.
+
+    A figure for which there is nothing to draw (no test metric yet; nothing to be relative to) is left out.
+
+    Args:
+        results: The content of `results.json`.
+        directory: Where to.
+
+    Returns:
+        The files written: `accuracy_vs_parameters.png|svg`, `relative.png|svg`.
+
+    Raises:
+        OutputError: The directory can't be written.
+    """
+    written: list[Path] = []
+    for name in FIGURES:
+        with _own_style():
+            figure = build_figure(results, name, FULL_SIZE)
+            if figure is None:
+                continue
+            for kind in ("png", "svg"):
+                path = Path(directory) / f"{name}.{kind}"
+                with replacing(path) as temporary:
+                    figure.savefig(temporary, format=kind, metadata=_no_metadata(kind))
+                written.append(path)
+    return written
+
+
+def figure_svg(results: Results, name: str) -> str | None:
+    """Return one figure as SVG text in the page's size, or None where there is nothing to draw.
+
+    Args:
+        results: The content of `results.json`.
+        name: One of `FIGURES`.
+    """
+    with _own_style():
+        figure = build_figure(results, name, PAGE_SIZE)
+        if figure is None:
+            return None
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata=_no_metadata("svg"), transparent=True)
+    return text.getvalue()
+
+
+def _no_metadata(kind: str) -> dict[str, None]:
+    """No date and no version: the same results must give the same bytes."""
+    return {"Software": None} if kind == "png" else {"Date": None, "Creator": None, "Format": None, "Type": None}
+
+
+@contextmanager
+def _own_style() -> Generator[None]:
+    """matplotlib's defaults, whatever the user's own style file says, and ids in SVG that don't change."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"svg.hashsalt": "rankwise", "font.size": 10, "axes.linewidth": 0.8})
+        yield
+
+
+def build_figure(results: Results, name: str, size: tuple[float, float]) -> "Figure | None":
+    """Return one of `FIGURES`, of this size in inches, or None where there is nothing to draw."""
+    from matplotlib.figure import Figure
+
+    relative = name == "relative"
+    shown = scene(results, relative=relative)
+    if not shown.lora and not shown.others:
+        return None
+    figure = Figure(figsize=size, dpi=160)
+    wide, high = size
+    ax = figure.add_axes((0.85 / wide, 0.62 / high, 1 - 1.05 / wide, 1 - 1.32 / high))
+    metric = numbers.words(results["metric"]["name"])
+    title = f"Test {metric} against trainable parameters"
+    if relative:
+        title = f"Relative to {results['relative_to']['label']}"
+    _heading(figure, title, _subtitle(results))
+    share = "% of its " if relative else ""
+    ax.set_xlabel(f"{share}trainable parameters (log scale)", color=INK)
+    ax.set_ylabel(f"{share}test {metric}", color=INK)
+    draw_scene(ax, shown, relative=relative, higher_is_better=results["metric"]["higher_is_better"])
+    return figure
+
+
+def _heading(figure: "Figure", title: str, subtitle: str) -> None:
+    """Write title and subtitle at the top left, smaller where they would not fit."""
+    wide, high = figure.get_size_inches()
+    for text, down, size, weight, colour in ((title, 0.18, 11.5, "bold", INK), (subtitle, 0.42, 8.5, "normal", MUTED)):
+        written = figure.text(0.18 / wide, 1 - down / high, text, weight=weight, size=size, color=colour, va="top")
+        written.set_fontsize(min(size, size * (wide - 0.3) * figure.dpi / written.get_window_extent().width))
+
+
+def _subtitle(results: Results) -> str:
+    seeds = {c["n_seeds"] for c in results["configurations"] if c["mean"] is not None}
+    many = f"{min(seeds)} to {max(seeds)} seeds" if len(seeds) > 1 else f"{min(seeds)} seed{'s' * (seeds != {1})}"
+    parts = [f"means of {many} with 95% intervals" if seeds != {1} else "1 seed, 95% intervals of test sampling only"]
+    if results["base"]["metric"] is not None:
+        parts.append(f"the base before fine-tuning: {numbers.metric(results['base']['metric'])}")
+    if not results["metric"]["higher_is_better"]:
+        parts.append("lower is better")
+    return "; ".join(parts)

@@ -1,0 +1,219 @@
+"""Draw one scene into matplotlib axes: marks, bars, band, legend, labels."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from rankwise.report.labels import Label, place_labels
+from rankwise.report.points import BLUE, GRID, INK, MUTED, Point, Scene
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.transforms import Bbox
+
+TEXT_SIZE = 9
+
+DIRECT_LABELS = 2
+"""Up to so many baselines are labelled beside their marks; more go into a legend, as they often lie on one spot."""
+
+
+def draw_scene(ax: "Axes", scene: Scene, *, relative: bool, higher_is_better: bool) -> None:
+    """Draw everything but the words around the axes.
+
+    Args:
+        ax: Empty, of its final size.
+        scene: With at least one point.
+        relative: Whether both axes are in percent.
+        higher_is_better: Where the empty corner is.
+    """
+    _set_limits(ax, scene)
+    _dress(ax, relative)
+    if scene.band is not None:
+        ax.axhspan(min(scene.band), max(scene.band), color=scene.band_colour, alpha=0.13, linewidth=0, zorder=0)
+        ax.axhline(scene.band[0], color=scene.band_colour, linewidth=0.8, zorder=1)
+    ax.plot([p.x for p in scene.lora], [p.y for p in scene.lora], color=BLUE, linewidth=1, alpha=0.45, zorder=2)
+    for point in scene.published:
+        ax.plot([point.x], [point.y], **_published_mark(), zorder=3)
+    for point in scene.lora:
+        _mark(ax, point, size=6.5, zorder=4)
+    with_legend = len(scene.others) > DIRECT_LABELS
+    for i, point in enumerate(scene.others):
+        # Of several on one spot the first is filled, smallest and on top; the others show around it.
+        _mark(ax, point, size=7 + 2.5 * i * with_legend, zorder=5 - 0.1 * i, hollow=with_legend and i > 0)
+    hard, soft = _obstacles(ax, scene)
+    if with_legend or scene.published:
+        hard.append(_legend(ax, scene, with_legend, higher_is_better, hard, soft))
+    if scene.band is not None:
+        hard.append(_name_band(ax, scene.band, hard + soft))
+    # The important first: a label keeps its place once it has one.
+    named = sorted((*(() if with_legend else scene.others), *scene.lora), key=lambda point: not point.is_answer)
+    place_labels(ax, [_label(point) for point in named], hard, soft, TEXT_SIZE)
+
+
+def _set_limits(ax: "Axes", scene: Scene) -> None:
+    ax.set_xscale("log")
+    xs = [point.x for point in scene.points]
+    margin = 1.7 if max(xs) > min(xs) else 4
+    ax.set_xlim(min(xs) / margin, max(xs) * margin)
+    ys = [y for point in scene.points for y in (point.y, *(point.interval or ()))] + list(scene.band or ())
+    low, high = min(ys), max(ys)
+    room = max(0.1 * (high - low), 0.005 * max(abs(low), abs(high)), 1e-9)
+    ax.set_ylim(low - room, high + room)
+
+
+def _dress(ax: "Axes", relative: bool) -> None:
+    from matplotlib.ticker import (
+        FixedLocator,
+        FuncFormatter,
+        MaxNLocator,
+        NullLocator,
+        PercentFormatter,
+        ScalarFormatter,
+    )
+
+    low, high = ax.get_xlim()
+    decades = math.log10(high / low)
+    steps = (1, 2, 5) if decades < 2.6 else (1, 3) if decades < 4 else (1,)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1, max(1, round(decades / 7)))
+    ticks = [step * 10.0**power for power in powers for step in steps]
+    ax.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}%" if relative else _short_count(x)))
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+    ax.yaxis.set_major_formatter(PercentFormatter() if relative else ScalarFormatter(useOffset=False))
+    ax.grid(axis="y", color=GRID, linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(MUTED)
+    ax.tick_params(labelcolor=INK, labelsize=TEXT_SIZE, length=3, color=MUTED)
+
+
+def _short_count(x: float) -> str:
+    """1,000 to 500,000 in full, then 1M, 1B."""
+    for unit, letter in ((1e9, "B"), (1e6, "M")):
+        if x >= unit:
+            return f"{x / unit:g}{letter}"
+    return f"{x:,.0f}"
+
+
+def _mark(ax: "Axes", point: Point, size: float, zorder: float, hollow: bool = False) -> None:
+    bars = None
+    if point.interval is not None:
+        bars = [[max(0.0, point.y - point.interval[0])], [max(0.0, point.interval[1] - point.y)]]
+    face = "none" if hollow else point.colour
+    ax.errorbar(
+        [point.x],
+        [point.y],
+        yerr=bars,
+        fmt=point.marker,
+        color=point.colour,
+        markerfacecolor=face,
+        markersize=size,
+        elinewidth=1.2,
+        capsize=2.5,
+        zorder=zorder,
+    )
+    if point.is_answer:
+        ring: dict[str, Any] = {"color": INK, "markerfacecolor": "none", "markersize": 13, "markeredgewidth": 1.6}
+        ax.plot([point.x], [point.y], "o", **ring, zorder=6)
+
+
+def _published_mark() -> dict[str, Any]:
+    return {"marker": "o", "color": MUTED, "markerfacecolor": "none", "markersize": 9, "linestyle": "none"}
+
+
+def _label(point: Point) -> Label:
+    colour = INK if point.colour == BLUE else point.colour
+    text = f"{point.label}, the answer" if point.is_answer else point.label
+    return Label(text, (point.x, point.y), colour, bold=point.is_answer)
+
+
+def _obstacles(ax: "Axes", scene: Scene) -> tuple[list["Bbox"], list["Bbox"]]:
+    """Boxes in pixels: marks, not to be covered, and bars, curve and line, better not covered."""
+    from matplotlib.transforms import Bbox
+
+    figure = ax.get_figure(root=True)
+    pixel = (figure.dpi if figure else 72) / 72
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        x, y = ax.transData.transform((x, y))
+        return float(x), float(y)
+
+    def around(centre: tuple[float, float], reach: float) -> Bbox:
+        (x, y), d = centre, reach * pixel
+        return Bbox([[x - d, y - d], [x + d, y + d]])
+
+    hard = [around(at(p.x, p.y), 7.5 if p.is_answer else 4.5) for p in scene.points]
+    soft: list[Bbox] = []
+    for p in scene.points:
+        if p.interval is not None:
+            (x, low), (_, high) = at(p.x, p.interval[0]), at(p.x, p.interval[1])
+            soft.append(Bbox([[x - 2.5 * pixel, low], [x + 2.5 * pixel, high]]))
+    for a, b in zip(scene.lora, scene.lora[1:], strict=False):
+        (x0, y0), (x1, y1) = at(a.x, a.y), at(b.x, b.y)
+        soft += [around((x0 + (x1 - x0) * t / 12, y0 + (y1 - y0) * t / 12), 0.5) for t in range(1, 12)]
+    if scene.band is not None:
+        low, high = ax.get_xlim()
+        (left, y), (right, _) = at(low, scene.band[0]), at(high, scene.band[0])
+        soft.append(Bbox([[left, y - pixel], [right, y + pixel]]))
+    return hard, soft
+
+
+def _legend(
+    ax: "Axes", scene: Scene, with_others: bool, higher_is_better: bool, hard: list["Bbox"], soft: list["Bbox"]
+) -> "Bbox":
+    """Draw the legend in the corner where it covers least; return its box."""
+    from matplotlib.lines import Line2D
+
+    marks: list[tuple[str, Line2D]] = []
+    if scene.lora:
+        first = scene.lora[0]
+        marks.append(("LoRA", Line2D([], [], color=first.colour, marker=first.marker, linestyle="none")))
+    for i, point in enumerate(scene.others if with_others else ()):
+        face = "none" if i else point.colour
+        style: dict[str, Any] = {
+            "color": point.colour,
+            "marker": point.marker,
+            "markerfacecolor": face,
+            "linestyle": "none",
+        }
+        marks.append((point.label, Line2D([], [], **style, markersize=7)))
+    if scene.published:
+        marks.append(("published", Line2D([], [], **_published_mark())))
+
+    def draw(corner: Any) -> "Bbox":
+        legend = ax.legend(
+            [mark for _, mark in marks],
+            [text for text, _ in marks],
+            loc=corner,
+            frameon=False,
+            fontsize=TEXT_SIZE - 0.5,
+            labelcolor=INK,
+        )
+        return legend.get_window_extent()
+
+    empty, other = ("lower", "upper") if higher_is_better else ("upper", "lower")  # the curve levels off on the right
+    corners = (f"{empty} right", f"{other} left", f"{other} right", f"{empty} left")
+    cost: dict[str, int] = {}
+    for corner in corners:
+        box = draw(corner)
+        cost[corner] = 10 * sum(box.overlaps(one) for one in hard) + sum(box.overlaps(one) for one in soft)
+    return draw(min(corners, key=cost.__getitem__))
+
+
+def _name_band(ax: "Axes", band: tuple[float, float], obstacles: list["Bbox"]) -> "Bbox":
+    """Say what the band is, at its left end, or beyond its edge where it is thinner than the text."""
+    text = ax.text(
+        0.01,
+        0.5 * sum(band),
+        "within the tolerance",
+        transform=ax.get_yaxis_transform(),
+        fontsize=TEXT_SIZE - 0.5,
+        color=MUTED,
+        va="center",
+    )
+    box = text.get_window_extent()
+    ends = [ax.transData.transform((1, y))[1] for y in band]
+    if abs(ends[0] - ends[1]) < box.height or any(box.overlaps(other) for other in obstacles):
+        text.set_y(band[1])
+        text.set_verticalalignment("top" if band[1] < band[0] else "bottom")
+    return text.get_window_extent()

@@ -1,0 +1,203 @@
+"""The table: as Markdown, for a terminal, and every run as CSV."""
+
+import csv
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rankwise.report import numbers
+from rankwise.report.schema import Results
+from rankwise.report.words import answer_name, sentence
+from rankwise.report.writing import replacing
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+RUN_COLUMNS = (
+    "name",
+    "method",
+    "r",
+    "alpha",
+    "lr",
+    "seed",
+    "trainable_parameters",
+    "validation_metric",
+    "validation_loss",
+    "metric",
+    "best_step",
+    "steps",
+    "epochs",
+    "seconds",
+    "peak_memory_bytes",
+    "pack",
+    "status",
+    "reason",
+    "adapter",
+)
+"""Columns of `results.csv`, always these and in this order; further metrics follow by name."""
+
+EDGE, FRONT = "†", "●"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, as text; a cell is empty where it does not apply.
+
+    Args:
+        label: The model.
+        cells: By column heading.
+        is_answer: Whether it is the recommended one.
+    """
+
+    label: str
+    cells: dict[str, str]
+    is_answer: bool = False
+
+
+def table_rows(results: Results) -> list[Row]:
+    """Return the table as text, one row a configuration; every row has the same columns.
+
+    Beside them stand the base as it is, where nothing else says how good it is, and published rows that have no
+    counterpart.
+    """
+    rows = [_row(results, c, published_for(results, c)) for c in results["configurations"]]
+    base = results["base"]
+    if base["metric"] is not None and all(c["method"] != "base" for c in results["configurations"]):
+        rows.insert(0, _row(results, {"label": "the base as it is", "trainable_parameters": 0, "mean": base["metric"]}))
+    if results["published"]:
+        used = [published_for(results, c) for c in results["configurations"]]
+        alone = [row for row in results["published"]["rows"] if row not in used]
+        rows += [_row(results, {"label": row["label"]}, row) for row in alone]
+    empty = {name for name in (rows[0].cells if rows else ()) if all(not row.cells[name] for row in rows)}
+    return [Row(row.label, {k: v for k, v in row.cells.items() if k not in empty}, row.is_answer) for row in rows]
+
+
+def _row(results: Results, c: Results, published: Results | None = None) -> Row:
+    name = numbers.words(results["metric"]["name"])
+    ours = c.get("mean") is not None
+    lr = numbers.learning_rate(c["lr"]) if c.get("lr") is not None else ""
+    cells = {
+        "trainable parameters": numbers.count(c["trainable_parameters"]) if "trainable_parameters" in c else "",
+        f"test {name}": numbers.metric(c.get("mean")),
+        "95% interval": numbers.interval(c["interval"]) if c.get("interval") else "",
+        "seeds": str(c["n_seeds"]) if "n_seeds" in c else "",
+        "% of parameters": numbers.percent(c["relative_parameters"], "") if _has(c, "relative_parameters") else "",
+        f"% of {name}": numbers.percent(c["relative_metric"], "") if ours and _has(c, "relative_metric") else "",
+        "learning rate": f"{lr} {EDGE}" if lr and c["lr_at_edge_of_grid"] else lr,
+        "front": FRONT if c.get("on_pareto_front") else "",
+        f"published {name}": numbers.metric(published["metric"]) if published else "",
+        f"published % of {name}": numbers.percent(published["relative_metric"], "") if published else "",
+    }
+    return Row(c["label"], cells, "name" in c and c["name"] == answer_name(results))
+
+
+def _has(c: Results, key: str) -> bool:
+    return c.get(key) is not None
+
+
+def published_for(results: Results, c: Results) -> Results | None:
+    """The published row to show beside a configuration: the one that names it, else the same method and rank.
+
+    Where several configurations share method and rank, only a row that names one of them is shown beside it.
+    """
+    rows = results["published"]["rows"] if results["published"] else []
+    for row in rows:
+        if row.get("configuration") == c["name"]:
+            return row
+    kind = (c["method"], c["r"])
+    if sum((other["method"], other["r"]) == kind for other in results["configurations"]) > 1:
+        return None
+    return next((row for row in rows if (row["method"], row["r"]) == kind and not row.get("configuration")), None)
+
+
+def legend(results: Results) -> list[str]:
+    """Return the sentences that stand under the table: what its signs mean, then the notes of the sweep."""
+    sentences: list[str] = []
+    cells = [cell for row in table_rows(results) for cell in row.cells.values()]
+    relative = results["relative_to"]
+    if relative is not None:
+        sentences.append(
+            f"100% is {relative['label']}: {numbers.count(relative['trainable_parameters'])} trainable parameters, "
+            f"test {numbers.words(results['metric']['name'])} {numbers.metric(relative['metric'])}."
+        )
+    if FRONT in cells:
+        sentences.append(f"{FRONT} is on the Pareto front: nothing with fewer parameters does as well.")
+    if any(EDGE in cell for cell in cells):
+        sentences.append(
+            f"{EDGE} is the best learning rate tried, at the edge of the grid: a better one may lie outside."
+        )
+    sentences += [sentence(note) for note in results["notes"]]
+    if results["published"]:
+        sentences.append(f"Published values: {results['published']['source'].removesuffix('.')}.")
+        if results["published"]["note"]:
+            sentences.append(sentence(results["published"]["note"]))
+    return list(dict.fromkeys(sentences))
+
+
+def markdown_table(results: Results) -> str:
+    """Return the content of `table.md`: the table, the answer's row in bold, and the legend as a list.
+
+    Args:
+        results: The content of `results.json`.
+    """
+    rows = table_rows(results)
+    lines = []
+    if rows:
+        headings = ["model", *map(_escaped, rows[0].cells)]
+        lines += ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * len(rows[0].cells)]
+    for row in rows:
+        cells = [_escaped(row.label + (", the answer" if row.is_answer else "")), *row.cells.values()]
+        lines.append("| " + " | ".join(f"**{cell}**" if row.is_answer and cell else cell for cell in cells) + " |")
+    lines += ["", *(f"- {_escaped(line)}" for line in legend(results))]
+    return "\n".join(lines).strip() + "\n"
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\|`*_<\[])", r"\\\1", " ".join(text.split()))
+
+
+def terminal_table(results: Results) -> "Table":
+    """Return the table for the end of a run; print it with `rich.console.Console().print`.
+
+    Args:
+        results: The content of `results.json`.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = table_rows(results)
+    # 80 columns are not enough for everything; the rest stands in table.md.
+    left_out = ("seeds", "95% interval", "published %")
+    shown = [name for name in (rows[0].cells if rows else ()) if not name.startswith(left_out)]
+    caption = Text("\n".join(legend(results)), style="dim italic")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    table.add_column("model", overflow="fold")
+    for name in shown:
+        table.add_column("" if name == "front" else name, justify="right")
+    for row in rows:
+        # Text, so that square brackets in a label are not read as markup.
+        table.add_row(
+            Text(f"{row.label} ◀" if row.is_answer else row.label),
+            *(Text(row.cells[name]) for name in shown),
+            style="bold" if row.is_answer else None,
+        )
+    return table
+
+
+def write_csv(results: Results, path: Path) -> None:
+    """Write `results.csv`: one line a run, numbers in full, an empty cell where a value is missing.
+
+    Args:
+        results: The content of `results.json`.
+        path: The file, replaced whole.
+    """
+    runs = results["runs"]
+    others = sorted({name for run in runs for name in run.get("other_metrics", {})} - set(RUN_COLUMNS))
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*RUN_COLUMNS, *others])
+        for run in runs:
+            other = run.get("other_metrics", {})
+            writer.writerow([run[name] for name in RUN_COLUMNS] + [other.get(name) for name in others])

@@ -1,0 +1,140 @@
+"""The answer in words."""
+
+from collections.abc import Callable
+
+from rankwise.report import numbers
+from rankwise.report.schema import Results
+
+
+def headline(results: Results) -> str:
+    """Say the answer, or that there is none, in one sentence.
+
+    Returns:
+        For example "r = 4: 4,180 parameters (7.6% of full fine-tuning) reach 97.9% of its test accuracy (95%
+        interval 97.4 to 98.3)."
+    """
+    answer, chosen = results["answer"], configuration(results, answer_name(results))
+    if answer is None or chosen is None:
+        return _no_answer(results)
+    reference = configuration(results, answer["reference"])
+    name, parameters = numbers.words(results["metric"]["name"]), numbers.count(answer["trainable_parameters"])
+    if reference is None or reference["name"] == chosen["name"]:
+        alone = len(results["configurations"]) == 1
+        return (
+            f"{chosen['label']}: {parameters} parameters, test {name} {numbers.metric(chosen['mean'])}"
+            f"{_brackets(numbers.interval, chosen['interval'])}; "
+            + ("there is nothing to hold it against." if alone else "nothing smaller comes close enough to it.")
+        )
+    start, other = f"{chosen['label']}: {parameters} parameters", _reference_words(reference)
+    if answer["relative_parameters"] is not None:
+        start += f" ({numbers.percent(answer['relative_parameters'])} of {other})"
+    if chosen["mean"] is None or answer["relative_metric"] is None:
+        return f"{start} do as well on validation data; the test data has not been read."
+    if results["metric"]["higher_is_better"]:
+        ends = _brackets(_percent_ends, answer["relative_metric_interval"])
+        return f"{start} reach {numbers.percent(answer['relative_metric'])} of its test {name}{ends}."
+    ends = _brackets(numbers.interval, chosen["interval"])
+    return (
+        f"{start} give a test {name} of {numbers.metric(chosen['mean'])}{ends}, against "
+        f"{numbers.metric(reference['mean'])}; lower is better."
+    )
+
+
+def explanation(results: Results) -> list[str]:
+    """Say why, how sure it is, and what to be careful with: whole sentences, the most important first."""
+    sentences: list[str] = []
+    answer, chosen = results["answer"], configuration(results, answer_name(results))
+    if answer is not None and chosen is not None:
+        if answer["reason"]:
+            sentences.append(sentence(answer["reason"]))
+        sentences += _separable(results)
+        if not results["complete"]:
+            sentences.append(f"The sweep is not complete ({_progress(results)}), so the answer may still change.")
+        concerned = [chosen, configuration(results, answer["reference"])]
+        edge = list(dict.fromkeys(_reference_words(c) for c in concerned if c is not None and c["lr_at_edge_of_grid"]))
+        if edge:
+            sentences.append(
+                f"The best learning rate of {' and of '.join(edge)} lies at the edge of the grid, so a better one may "
+                "lie outside, which could change the answer; --widen extends the grid."
+            )
+    if results["configurations"] and max(c["n_seeds"] for c in results["configurations"]) == 1:
+        sentences.append(
+            "With one seed the intervals hold only the error of sampling test examples, not the luck of training."
+        )
+    return sentences
+
+
+def answer_words(results: Results) -> str:
+    """Return `headline` and `explanation` as one paragraph.
+
+    Args:
+        results: The content of `results.json`.
+    """
+    return " ".join([headline(results), *explanation(results)])
+
+
+def answer_name(results: Results) -> str | None:
+    """The name of the configuration that is the answer."""
+    return None if results["answer"] is None else results["answer"]["name"]
+
+
+def configuration(results: Results, name: str | None) -> Results | None:
+    """The configuration of this name."""
+    return next((c for c in results["configurations"] if c["name"] == name), None)
+
+
+def sentence(text: str) -> str:
+    """Give a sentence its full stop.
+
+    Examples:
+        >>> sentence("the least that passes")
+        'The least that passes.'
+    """
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def _reference_words(reference: Results) -> str:
+    """A baseline's label may tell only what kind of full fine-tuning it is; here the words themselves are needed."""
+    label = reference["label"]
+    return f"full fine-tuning, {label}" if reference["method"] == "full" and "full" not in label.lower() else label
+
+
+def _no_answer(results: Results) -> str:
+    if not results["complete"]:
+        return f"No answer yet: the sweep is not complete ({_progress(results)}); --resume goes on with it."
+    reason = (results["answer"] or {}).get("reason")
+    if reason:
+        return f"No answer: {sentence(reason)}"
+    if not any(run["status"] == "finished" for run in results["runs"]):
+        return "No answer: no run finished."
+    return "No answer: no configuration comes close enough to the reference."
+
+
+def _progress(results: Results) -> str:
+    finished = sum(run["status"] == "finished" for run in results["runs"])
+    return f"{finished:,} run{'' if finished == 1 else 's'} finished so far"
+
+
+def _separable(results: Results) -> list[str]:
+    answer = results["answer"]
+    reference = configuration(results, answer["reference"])
+    if answer["separable"] is None or reference is None or reference["name"] == answer["name"]:
+        return []
+    within = f"the tolerance of {answer['tolerance']:.2g}" if answer["tolerance"] else "the tolerance"
+    if answer["separable"]:
+        return [f"Not only the mean difference on validation data but its 95% bound, too, lies within {within}."]
+    more = answer["more_seeds_needed"]
+    would = f"about {more} more seed{'' if more == 1 else 's'} would do" if more else "more seeds would tell"
+    return [
+        f"Not certain yet: the mean difference on validation data lies within {within}, its 95% bound does not; "
+        f"{would}."
+    ]
+
+
+def _percent_ends(ends: list[float]) -> str:
+    return f"{numbers.percent(ends[0], '')} to {numbers.percent(ends[1], '')}"
+
+
+def _brackets(write: Callable[[list[float]], str], ends: list[float] | None) -> str:
+    return "" if ends is None else f" (95% interval {write(ends)})"

@@ -1,0 +1,32 @@
+"""Write everything a reader of a sweep looks at."""
+
+from pathlib import Path
+
+from rankwise.report.figures import draw_figures
+from rankwise.report.page import write_page
+from rankwise.report.schema import Results
+from rankwise.report.table import markdown_table, write_csv
+from rankwise.report.writing import replacing
+
+
+def write_report(results: Results, directory: str | Path) -> list[Path]:
+    """Write table.md, results.csv, both figures (PNG and SVG) and report.html; run again, it replaces them.
+
+    Each file is written under another name first, so none is ever half there.
+
+    Args:
+        results: The content of `results.json`, as `read_results` gives it.
+        directory: The run directory; made if it is not there.
+
+    Returns:
+        The files written.
+
+    Raises:
+        OutputError: The directory can't be written.
+    """
+    directory = Path(directory)
+    table, runs = directory / "table.md", directory / "results.csv"
+    with replacing(table) as temporary:
+        temporary.write_text(markdown_table(results), encoding="utf-8")
+    write_csv(results, runs)
+    return [table, runs, *draw_figures(results, directory), write_page(results, directory)]

@@ -1,0 +1,102 @@
+"""What a user can set for the digits experiment. Light: the command line reads it without loading torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rankwise.errors import ConfigError, suggest
+
+PROTOCOLS = ("right", "published")
+
+
+def parse_numbers(text: str) -> tuple[int, ...]:
+    """Read "1,2,4", "1:64:x2" (doubling), "0:4" (0 to 4) or "2:10:2" (steps of 2).
+
+    Raises:
+        ConfigError: The text is none of these.
+
+    Examples:
+        >>> parse_numbers("1:64:x2")
+        (1, 2, 4, 8, 16, 32, 64)
+        >>> parse_numbers("1,3,5:6")
+        (1, 3, 5, 6)
+    """
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, *rest = part.strip().split(":")
+        last, step = (rest + ["", ""])[:2]
+        try:
+            if len(rest) > 2:
+                raise ValueError
+            low, high, by = int(first), int(last or first), int(step.removeprefix("x") or 1)
+        except ValueError:
+            raise ConfigError(
+                f'"{text}" is no list of whole numbers; write them as 1,2,4 or as a range: 1:64:x2, 0:4, 2:10:2.'
+            ) from None
+        multiplies = step.startswith("x")
+        if by < (2 if multiplies else 1) or (multiplies and low < 1) or high < low:
+            raise ConfigError(f'The range "{part}" has no end; its first number must be the smallest and its step grow.')
+        while low <= high:
+            numbers.append(low)
+            low = low * by if multiplies else low + by
+    return tuple(dict.fromkeys(numbers))
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Read a number of seeds ("5": 0 to 4) or a list of them ("0,7" or "10:14").
+
+    Examples:
+        >>> parse_seeds("3"), parse_seeds("10:12")
+        ((0, 1, 2), (10, 11, 12))
+    """
+    if text.strip().isdecimal():
+        return tuple(range(int(text)))
+    return parse_numbers(text)
+
+
+def parse_rates(text: str) -> tuple[float, ...]:
+    """Read learning rates: "1e-3" or "3e-4,1e-3".
+
+    Raises:
+        ConfigError: A part is no number.
+    """
+    try:
+        return tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        raise ConfigError(f'"{text}" is no list of learning rates; write them as 3e-4,1e-3.') from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitsOptions:
+    """Settings of `rankwise digits`; None means the protocol's own value."""
+
+    ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    protocol: str = "right"
+    data: str = "embedded"
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: tuple[float, ...] | None = None
+    baseline_lr: tuple[float, ...] | None = None
+    alpha: float | None = None
+    tolerance: float | None = None
+    device: str = "cpu"
+    out: Path = Path("runs/digits")
+
+    def __post_init__(self) -> None:
+        if not self.ranks or min(self.ranks) < 1:
+            raise ConfigError(f"The ranks are {list(self.ranks)}; give at least one, each a whole number of at least 1.")
+        if not self.seeds or min(self.seeds) < 0:
+            raise ConfigError(f"The seeds are {list(self.seeds)}; give at least one, none below 0.")
+        if self.protocol not in PROTOCOLS:
+            raise ConfigError(
+                f'Protocol "{self.protocol}" is not known; there are "right" (the experiment done right) and '
+                f'"published" (the notebook\'s own settings).{suggest(self.protocol, PROTOCOLS)}'
+            )
+        for what, value in (("epochs", self.epochs), ("batch-size", self.batch_size)):
+            if value is not None and value < 1:
+                raise ConfigError(f"--{what} is {value}; it must be a whole number of at least 1.")
+        for what, rates in (("lr", self.lr), ("baseline-lr", self.baseline_lr)):
+            if rates is not None and not (rates and all(0 < rate < float("inf") for rate in rates)):
+                raise ConfigError(f"--{what} is {list(rates)}; give positive numbers, such as 3e-4,1e-3.")
+        if self.tolerance is not None and not 0 <= self.tolerance < 1:
+            raise ConfigError(f"--tolerance is {self.tolerance}; it is a share of the accuracy, such as 0.01 for 1 point.")

@@ -1,0 +1,48 @@
+"""Data in memory: tensors with the rows first, and the order in which a seed goes through them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankwise.errors import DataError
+from rankwise.streams import stream
+
+Data = Any
+"""A tensor, or a tuple or mapping of tensors of one length."""
+
+
+def tensors_of(data: Data) -> list[Tensor]:
+    """The tensors of a data set."""
+    if isinstance(data, Tensor):
+        return [data]
+    return list(data.values() if isinstance(data, Mapping) else data)
+
+
+def count_rows(data: Data, what: str) -> int:
+    """How many rows a data set has.
+
+    Raises:
+        DataError: It has none, or its tensors differ in length.
+    """
+    lengths = {len(t) for t in tensors_of(data)}
+    if len(lengths) != 1 or lengths == {0}:
+        raise DataError(
+            f"The tensors of the {what} data have {sorted(lengths)} rows; all must have the same number, at least 1."
+        )
+    return lengths.pop()
+
+
+def pick(data: Data, choose: Callable[[Tensor], Tensor]) -> Data:
+    """The data set with every tensor passed through `choose`."""
+    if isinstance(data, Tensor):
+        return choose(data)
+    if isinstance(data, Mapping):
+        return {key: choose(value) for key, value in data.items()}
+    return tuple(choose(value) for value in data)
+
+
+def epoch_order(seeds: Sequence[int], epoch: int, n: int, device: torch.device) -> Tensor:
+    """For each seed the order of the rows in an epoch: (G, n). It depends on (seed, epoch) and nothing else."""
+    return torch.stack([torch.randperm(n, generator=stream("order", seed, epoch)) for seed in seeds]).to(device)

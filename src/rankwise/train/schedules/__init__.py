@@ -1,0 +1,83 @@
+"""Learning-rate schedules for many adapters at once, found through one table: a new one is a new file and a row.
+
+A schedule holds vectors, an entry for each adapter: a pack asks it once a step, not once an adapter.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rankwise.train.schedules.constant import Constant
+from rankwise.train.schedules.cosine import Cosine
+from rankwise.train.schedules.plateau import Plateau
+
+
+class Schedule(Protocol):
+    """The factors on the learning rates of n adapters."""
+
+    moves_each_step: bool
+
+    def __init__(self, total_steps: Tensor) -> None:
+        """Args: total_steps: how many steps each adapter takes at the most, (n,)."""
+        ...
+
+    def factor(self, step: int) -> Tensor:
+        """The factors (n,) for a step, counted from 0."""
+        ...
+
+    def observe(self, validation_loss: Tensor) -> None:
+        """Take in the validation losses (n,) after an epoch."""
+        ...
+
+    def keep(self, mask: Tensor) -> None:
+        """Leave only the adapters where mask is true."""
+        ...
+
+
+SCHEDULES: dict[str, type[Schedule]] = {"constant": Constant, "cosine": Cosine, "plateau": Plateau}
+
+
+class Schedules:
+    """The factors of a pack whose adapters may follow different schedules, with linear warm-up before any of them.
+
+    Args:
+        names: Each adapter's schedule.
+        warmup: Each adapter's steps of warm-up.
+        total_steps: Each adapter's steps at the most.
+    """
+
+    def __init__(self, names: Sequence[str], warmup: Sequence[int], total_steps: Sequence[int]) -> None:
+        self._names = list(names)
+        self._warmup = torch.tensor(warmup, dtype=torch.float64)
+        totals = torch.tensor(total_steps, dtype=torch.float64)
+        self._parts = {name: SCHEDULES[name](totals[self._of(name)]) for name in dict.fromkeys(names)}
+
+    def _of(self, name: str) -> Tensor:
+        return torch.tensor([other == name for other in self._names])
+
+    def moves_each_step(self, step: int) -> bool:
+        """Whether the factors differ from the last step's."""
+        return any(part.moves_each_step for part in self._parts.values()) or step <= float(self._warmup.max())
+
+    def factor(self, step: int) -> Tensor:
+        """Each adapter's factor (K,) for a step, in float64."""
+        factors = torch.ones(len(self._names), dtype=torch.float64)
+        for name, part in self._parts.items():
+            factors[self._of(name)] = part.factor(step)
+        # The first step of a warm-up of n takes 1/n of the rate, the n-th all of it.
+        return factors * ((step + 1) / self._warmup.clamp(min=1)).clamp(max=1)
+
+    def observe(self, validation_loss: Tensor) -> None:
+        """Take in the validation losses (K,) after an epoch."""
+        for name, part in self._parts.items():
+            part.observe(validation_loss[self._of(name)])
+
+    def keep(self, mask: Tensor) -> None:
+        """Leave only the adapters where mask is true."""
+        for name, part in self._parts.items():
+            part.keep(mask[self._of(name)])
+        self._names = [name for name, stays in zip(self._names, mask.tolist(), strict=True) if stays]
+        self._warmup = self._warmup[mask]
+        self._parts = {name: part for name, part in self._parts.items() if name in self._names}

@@ -1,0 +1,57 @@
+"""`Training`: how one adapter is trained, and the only place with these defaults."""
+
+import math
+from dataclasses import dataclass
+
+from rankwise.errors import ConfigError, suggest
+from rankwise.train.schedules import SCHEDULES
+
+WEIGHTS = ("best", "last")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The settings of one run's optimiser, schedule and stopping.
+
+    Args:
+        lr: Learning rate of AdamW.
+        weight_decay: AdamW's decoupled weight decay.
+        betas: AdamW's decay rates of the first and second moment.
+        eps: AdamW's epsilon.
+        clip: Largest norm of the gradient over all of the adapter's tensors; None for no clipping.
+        batch_size: Rows of a step.
+        epochs: Passes over the training data, at the most.
+        schedule: How the learning rate moves: a name in `rankwise.train.schedules.SCHEDULES`.
+        warmup: Steps over which the learning rate rises linearly from 0.
+        patience: Stop after so many epochs without a lower validation loss; None to train all epochs.
+        weights: "best": those with the lowest validation loss are kept; "last": those of the last step.
+
+    Raises:
+        ConfigError: A value is out of its range, or a name is not known.
+    """
+
+    lr: float
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip: float | None = None
+    batch_size: int = 64
+    epochs: int = 60
+    schedule: str = "constant"
+    warmup: int = 0
+    patience: int | None = None
+    weights: str = "best"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ConfigError(f"The learning rate is {self.lr!r}; it must be a positive number, such as 3e-4.")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ConfigError(f"weight_decay is {self.weight_decay!r}; it must be 0 or a positive number.")
+        for what, value in (("batch_size", self.batch_size), ("epochs", self.epochs), ("patience", self.patience)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{what} is {value}; it must be a whole number of at least 1.")
+        if self.clip is not None and not self.clip > 0:
+            raise ConfigError(f"clip is {self.clip!r}; it must be a positive norm, or left out.")
+        for what, name, known in (("schedule", self.schedule, SCHEDULES), ("weights", self.weights, WEIGHTS)):
+            if name not in known:
+                raise ConfigError(f'{what} "{name}" is not known; there are {", ".join(known)}.{suggest(name, known)}')

@@ -1,0 +1,115 @@
+"""The slow, obvious versions that the fast code is held against. Nothing here uses `rankwise.pack`.
+
+`vmap_pack` is the definition of a pack. `train_alone` is a plain loop over one adapter: hand-written layers,
+`torch.optim.AdamW`, `clip_grad_norm_`, masks drawn from the documented key.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+AdapterTensors = dict[str, tuple[Tensor, Tensor]]
+
+
+def vmap_pack(model: nn.Module, stacks: AdapterTensors, scales: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Outputs (K, rows, ...) of K adapters, by definition: vmap over the stacked A, B of functional_call."""
+    base = dict(model.named_parameters())
+
+    def one(tensors: AdapterTensors, scale: dict[str, Tensor]) -> Tensor:
+        weights = {f"{name}.weight": base[f"{name}.weight"] + scale[name] * B @ A for name, (A, B) in tensors.items()}
+        return functional_call(model, {**base, **weights}, (x,))
+
+    return torch.vmap(one)(stacks, scales)
+
+
+def keyed(*key: object) -> torch.Generator:
+    """The documented key: 63 bits of BLAKE2b over the parts joined by "/"."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def mask(seed: int, module: str, step: int, like: Tensor, p: float) -> Tensor:
+    """What dropout multiplies with: 0 where u < p, else 1 / (1 - p)."""
+    u = torch.rand(like.shape, generator=keyed("noise", seed, module, 0, step, 0))
+    return (u >= p).to(like) / (1 - p)
+
+
+@dataclass
+class Alone:
+    """One adapter to train alone on a stack of layers."""
+
+    r: int
+    scale: float
+    lr: float
+    seed: int
+    weight_decay: float = 0.0
+    clip: float | None = None
+    dropout: float = 0.0
+    init: str = "kaiming"
+    targets: Sequence[str] = ()
+    whole: Sequence[str] = ()
+    schedule: Callable[[int], float] = field(default=lambda step: 1.0)
+
+
+def initial(alone: Alone, name: str, d_in: int, d_out: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    u = torch.rand(alone.r, d_in, generator=keyed("init", 0, name))
+    return ((2 * u - 1) / d_in**0.5).to(dtype), torch.zeros(d_out, alone.r, dtype=dtype)
+
+
+def train_alone(
+    layers: nn.Sequential, alone: Alone, batches: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[dict[str, Tensor], list[float]]:
+    """Train one adapter on a Sequential of Linear, ReLU, Dropout and LogSoftmax, with the negative log-likelihood.
+
+    Returns:
+        The trained tensors ("<module>.A", "<module>.B", "<module>.weight", "<module>.bias") and the loss of each step.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, layer in layers.named_children():
+        if isinstance(layer, nn.Linear) and name in alone.targets:
+            A, B = initial(alone, name, layer.in_features, layer.out_features, layer.weight.dtype)
+            tensors[f"{name}.A"], tensors[f"{name}.B"] = A.requires_grad_(), B.requires_grad_()
+        if name in alone.whole:
+            for key, value in layer.named_parameters():
+                tensors[f"{name}.{key}"] = value.detach().clone().requires_grad_()
+    optimiser = torch.optim.AdamW(list(tensors.values()), lr=alone.lr, weight_decay=alone.weight_decay)
+    losses: list[float] = []
+    for step, (x, y) in enumerate(batches):
+        for group in optimiser.param_groups:
+            group["lr"] = alone.lr * alone.schedule(step)
+        h = x
+        for name, layer in layers.named_children():
+            if isinstance(layer, nn.Dropout):
+                h = h * mask(alone.seed, name, step, h, layer.p)
+            elif isinstance(layer, nn.Linear):
+                weight = tensors.get(f"{name}.weight", layer.weight.detach())
+                bias = tensors.get(f"{name}.bias", layer.bias.detach())
+                out = F.linear(h, weight, bias)
+                if f"{name}.A" in tensors:
+                    lora_in = h * mask(alone.seed, f"{name}.lora", step, h, alone.dropout) if alone.dropout else h
+                    out = out + alone.scale * (lora_in @ tensors[f"{name}.A"].T) @ tensors[f"{name}.B"].T
+                h = out
+            else:
+                h = layer(h)
+        loss = F.nll_loss(h, y)
+        optimiser.zero_grad()
+        loss.backward()
+        if alone.clip is not None:
+            torch.nn.utils.clip_grad_norm_(list(tensors.values()), alone.clip)
+        optimiser.step()
+        losses.append(loss.item())
+    return {key: value.detach() for key, value in tensors.items()}, losses
+
+
+def update_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor], start: dict[str, Tensor]) -> float:
+    """Norm of the difference over the norm of the update, all tensors of an adapter together."""
+    if ours.keys() != theirs.keys():
+        raise ValueError(f"different tensors: {sorted(ours)} and {sorted(theirs)}")
+    difference = sum(float((ours[k].double() - theirs[k].double()).square().sum()) for k in theirs)
+    update = sum(float((theirs[k].double() - start[k].double()).square().sum()) for k in theirs)
+    return (difference / update) ** 0.5

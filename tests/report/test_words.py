@@ -1,0 +1,95 @@
+"""The answer in words."""
+
+from typing import Any
+
+import pytest
+from sample_results import sample_results
+
+from rankwise.report import numbers
+from rankwise.report.words import answer_words, explanation, headline
+
+
+def test_headline_holds_the_numbers_of_the_answer() -> None:
+    results = sample_results()
+    results["answer"] |= {"relative_metric": 0.979, "relative_metric_interval": [0.974, 0.983]}
+    assert headline(results) == (
+        "r = 4: 4,180 parameters (7.6% of full fine-tuning) reach 97.9% of its test accuracy "
+        "(95% interval 97.4 to 98.3)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"separable": True}, "its 95% bound, too, lies within the tolerance of 0.025."),
+        ({"separable": False}, "its 95% bound does not; about 3 more seeds would do."),
+        ({"edge": ["r4"]}, "The best learning rate of r = 4 lies at the edge of the grid"),
+        ({"edge": ["r4", "full"]}, "The best learning rate of r = 4 and of full fine-tuning lies at the edge"),
+        ({"seeds": 1}, "With one seed the intervals hold only the error of sampling test examples"),
+        ({"complete": False}, "The sweep is not complete (120 runs finished so far), so the answer may still change."),
+        ({"baselines": [("LoRA's budget", 0.98)]}, "(7.6% of full fine-tuning, LoRA's budget) reach"),
+        (
+            {"ranks": [4], "baselines": []},
+            "4,180 parameters, test accuracy 0.960 (95% interval 0.957 to 0.963); there is",
+        ),
+        ({"baselines": [], "answer_r": 64}, "nothing smaller comes close enough to it."),
+        (
+            {"metric": "loss", "higher_is_better": False},
+            "give a test loss of 0.040 (95% interval 0.037 to 0.043), against 0.016; lower is better.",
+        ),
+        ({"answer_r": None}, "No answer: no configuration comes close enough to the reference."),
+        ({"answer_r": None, "complete": False}, "No answer yet: the sweep is not complete"),
+    ],
+    ids=str,
+)
+def test_what_is_said(given: dict[str, Any], expected: str) -> None:
+    assert expected in answer_words(sample_results(**given))
+
+
+def test_an_edge_that_does_not_touch_the_answer_is_not_said_here() -> None:
+    assert "edge" not in answer_words(sample_results(edge=["r1"]))
+
+
+def test_one_more_seed() -> None:
+    results = sample_results(separable=False)
+    results["answer"]["more_seeds_needed"] = 1
+    assert "about 1 more seed would do" in answer_words(results)
+    results["answer"]["more_seeds_needed"] = None
+    assert "more seeds would tell" in answer_words(results)
+
+
+def test_an_answer_without_a_name_gives_its_reason() -> None:
+    results = sample_results(answer_r=None)
+    results["answer"] = sample_results()["answer"] | {"name": None, "reason": "nothing passes"}
+    assert headline(results) == "No answer: Nothing passes."
+
+
+def test_no_run_finished() -> None:
+    results = sample_results(answer_r=None)
+    for run in results["runs"]:
+        run["status"] = "diverged"
+    assert headline(results) == "No answer: no run finished."
+
+
+def test_before_the_test_data_is_read() -> None:
+    results = sample_results()
+    results["answer"]["relative_metric"] = None
+    assert headline(results).endswith("do as well on validation data; the test data has not been read.")
+
+
+def test_the_reason_is_a_sentence() -> None:
+    results = sample_results()
+    results["answer"]["reason"] = "the least that passes"
+    assert explanation(results)[0] == "The least that passes."
+
+
+def test_missing_numbers_have_a_sign() -> None:
+    writers = (
+        numbers.count,
+        numbers.metric,
+        numbers.percent,
+        numbers.interval,
+        numbers.learning_rate,
+        numbers.duration,
+    )
+    assert {write(None) for write in writers} == {numbers.MISSING}
