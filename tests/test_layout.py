@@ -12,6 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     "errors",
     "streams",
+    "writing",
     "lora.tables",
     "lora.maths",
     "lora.inits",

@@ -13,7 +13,15 @@ from torch import nn
 from torch.func import functional_call
 
 from rankwise.errors import AdapterError
-from rankwise.lora import LoRAConfig, activate, adapter_tensors, count_parameters, disabled, inject, trainable_parameters
+from rankwise.lora import (
+    LoRAConfig,
+    activate,
+    adapter_tensors,
+    count_parameters,
+    disabled,
+    inject,
+    trainable_parameters,
+)
 from rankwise.lora.maths import lora_linear
 
 sizes = st.integers(1, 5)
@@ -234,7 +242,7 @@ def test_repr_shows_the_state():
 def test_counting():
     model = adapted()
     assert count_parameters(model) == 2 * (4 + 8) + 2 * (8 + 2) == sum(map(torch.numel, trainable_parameters(model)))
-    with pytest.raises(AdapterError, match='no adapter "defualt"; it has "default". Did you mean "default"'):
+    with pytest.raises(AdapterError, match=r'no adapter "defualt"; it has "default"\. Did you mean "default"'):
         count_parameters(model, "defualt")
     with pytest.raises(AdapterError, match="it has none; call inject first"):
         adapter_tensors(mlp())

@@ -1,6 +1,7 @@
 """Attach and take off: what changes, what must not, and what is undone."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -69,7 +70,16 @@ def test_the_report_counts_and_prints():
 
 def test_layers_that_differ_in_a_number_are_one_row():
     model = nn.ModuleList([nn.ModuleDict({"q": nn.Linear(2, 2)}) for _ in range(3)])
-    assert str(inject(model, LoRAConfig(r=1))).splitlines()[1].split() == ["*.q", "3", "Linear", "2", "x", "2", "1", "12"]
+    assert str(inject(model, LoRAConfig(r=1))).splitlines()[1].split() == [
+        "*.q",
+        "3",
+        "Linear",
+        "2",
+        "x",
+        "2",
+        "1",
+        "12",
+    ]
 
 
 def test_class_keys_and_mode_stay():
@@ -284,9 +294,9 @@ def test_a_parametrised_layer_is_adapted():
 
 @given(st.integers(1, 6), st.lists(st.integers(1, 6), min_size=2, max_size=5))
 def test_count_is_r_times_the_sum_of_sides(r, widths):
-    model = nn.Sequential(*[nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)])
+    model = nn.Sequential(*[nn.Linear(a, b) for a, b in itertools.pairwise(widths)])
     report = inject(model, LoRAConfig(r=r))
-    expected = sum(r * (a + b) for a, b in zip(widths, widths[1:], strict=False))
+    expected = sum(r * (a + b) for a, b in itertools.pairwise(widths))
     assert report.trainable_parameters == expected
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
 

@@ -54,7 +54,10 @@ LINEAR = [f"h.{i}.{name}" for i in (0, 1) for name in ("q_proj", "k_proj", "mlp.
         ("*_proj", [name for name in LINEAR if name.endswith("_proj")]),
         ("h.[01].mlp.2", ["h.0.mlp.2", "h.1.mlp.2"]),
         (r"re:h\.\d\.[qk]_proj", [name for name in LINEAR if name.endswith("_proj")]),
-        (lambda name, module: isinstance(module, nn.Linear) and module.out_features == 4, LINEAR[0:8:4] + LINEAR[3:8:4]),
+        (
+            lambda name, module: isinstance(module, nn.Linear) and module.out_features == 4,
+            LINEAR[0:8:4] + LINEAR[3:8:4],
+        ),
         (["all-linear", "head"], LINEAR),
     ],
 )
@@ -137,7 +140,7 @@ def test_out_proj_of_attention_is_left_out_and_refused_by_name():
     assert "never calls it" in left_out(model)["self_attn.out_proj"]
     assert "self_attn" in left_out(model)
     assert adapted(model, target_modules="*") == ["linear1", "linear2"]
-    with pytest.raises(TargetError, match='"self_attn.out_proj" .NonDynamicallyQuantizableLinear.'):
+    with pytest.raises(TargetError, match=r'"self_attn\.out_proj" \(NonDynamicallyQuantizableLinear\)'):
         adapted(model, target_modules="out_proj")
 
 

@@ -22,6 +22,7 @@ def sample_results(
     published: bool = False,
     answer_r: int | None = 4,
     separable: bool = True,
+    reason: str | None = "The fewest trainable parameters whose validation accuracy is within the tolerance.",
     seeds: int = 5,
     complete: bool = True,
     edge: Sequence[str] = (),
@@ -39,6 +40,7 @@ def sample_results(
         published: Put a published table beside.
         answer_r: The rank that is the answer; None for no answer.
         separable: Whether the answer's bound passes.
+        reason: Of the answer.
         seeds: How many.
         complete: Whether the sweep ended.
         edge: Names of configurations whose learning rate lies at the grid's edge.
@@ -113,7 +115,7 @@ def sample_results(
             "relative_metric_interval": [share - 0.004, share + 0.004],
             "separable": separable,
             "more_seeds_needed": 0 if separable else 3,
-            "reason": "The fewest trainable parameters whose validation accuracy is within the tolerance.",
+            "reason": reason,
         }
     return {
         "format": "rankwise-results-1",

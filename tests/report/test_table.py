@@ -64,12 +64,12 @@ def test_published_values_stand_beside_and_alone() -> None:
 
 def test_legend() -> None:
     results = sample_results(edge=["r8"])
-    results["notes"] = ["two runs diverged"]
+    results["notes"] = ["2 runs diverged"]
     text = markdown_table(results)
     assert "- 100% is full fine-tuning: 54,725 trainable parameters, test accuracy 0.984." in text
     assert "0.001 †" in text
     assert "† is the best learning rate tried, at the edge" in text
-    assert "- Two runs diverged." in text
+    assert "- 2 runs diverged." in text
     assert "†" not in markdown_table(sample_results())
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from rankwise.errors import AdapterFileError, ConfigError, OutputError
 from rankwise.files.peft_config import CONFIG_FILE, SCALING_OF_RSLORA, fields_of, peft_values, read_fields
 from rankwise.lora.config import LoRAConfig
+from rankwise.lora.inject import collector_paused
 from rankwise.lora.targets import pinned
 
 TENSOR_FILE = "adapter_model.safetensors"
@@ -138,7 +139,8 @@ def _replace_files(folder: Path, fields: Mapping[str, Any], flat: dict[str, Tens
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
-            save_file(flat, Path(scratch, TENSOR_FILE), metadata={"format": "pt", CHECKSUM: _checksum(flat)})
+            with collector_paused():  # safetensors makes several objects a tensor
+                save_file(flat, Path(scratch, TENSOR_FILE), metadata={"format": "pt", CHECKSUM: _checksum(flat)})
             text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
             Path(scratch, CONFIG_FILE).write_text(text, encoding="utf-8")
             for name in (TENSOR_FILE, CONFIG_FILE):

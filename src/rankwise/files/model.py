@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rankwise.errors import AdapterFileError, suggest
+from rankwise.errors import AdapterFileError, TargetError, suggest
 from rankwise.files.folder import key_of, read_whole, write_adapter
+from rankwise.files.peft_config import CONFIG_FILE
 from rankwise.lora.adapter import adapter_tensors, layers_with
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import Report, attach, check_new_name, collector_paused
@@ -142,10 +143,13 @@ def _refuse_missing(
     modules: list[tuple[nn.Module, list[str]]], fields: Mapping[str, Any], tensors: Mapping[str, object]
 ) -> None:
     """Raise where the configuration targets a layer of the model that the file has no tensors for."""
-    wanted, excluded = (
-        Patterns([f"re:{patterns}"] if isinstance(patterns, str) else patterns or [])
-        for patterns in (fields.get("target_modules"), fields.get("exclude_modules"))
-    )
+    try:
+        wanted, excluded = (
+            Patterns([f"re:{patterns}"] if isinstance(patterns, str) else patterns or [])
+            for patterns in (fields.get("target_modules"), fields.get("exclude_modules"))
+        )
+    except TargetError as error:
+        raise AdapterFileError(f"A pattern of {CONFIG_FILE} can't be used: {error}") from error
     if fields.get("target_modules") == ALL_LINEAR:
         return
     for module, names in modules:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rankwise.errors import AdapterFileError, TargetError
+from rankwise.errors import AdapterFileError
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.targets import matching_values, pinned
 
@@ -185,13 +185,12 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 
 def peft_values(pattern: Mapping[str, Any] | None, default: Any, names: Iterable[str]) -> dict[str, Any]:
-    """Return each module's value as PEFT finds it: keys are regular expressions on the end of a path."""
-    ours = {
-        key if re.fullmatch(r"[\w.-]+", key) else f"re:(?:.*[.])?(?:{key})": value
-        for key, value in (pattern or {}).items()
-    }
-    names = list(names)
+    """Return each module's value as PEFT finds it: the first key that matches the end of its path."""
     try:
-        return dict.fromkeys(names, default) | matching_values(ours, names)
-    except TargetError as error:
-        raise AdapterFileError(f"A pattern of {CONFIG_FILE} can't be used: {error}") from error
+        keys = [(re.compile(rf"(.*\.)?({key})$"), value) for key, value in (pattern or {}).items()]
+    except re.error as error:
+        raise AdapterFileError(
+            f'A pattern of {CONFIG_FILE} is no regular expression: "{error.pattern}", {error}.'
+        ) from error
+    # One after the other, as PEFT does it: a dot in a key is any character, so keys can't be looked up.
+    return {name: next((value for key, value in keys if key.match(name)), default) for name in names}

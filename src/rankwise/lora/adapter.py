@@ -1,7 +1,7 @@
 """The module that holds A and B: submodule `lora` of an adapted layer."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,10 +64,11 @@ class LoRA(nn.Module):
         inputs: Tensor = args[0] if args else next(iter(kwargs.values()))
         # Straight to the parameters: `self.A[name]` twice would cost a third of a small layer's hook. Looked up
         # at every call, because functional_call, FSDP and load_state_dict(assign=True) put others in their place.
-        A_of = cast(nn.Module, self._modules["A"])._parameters  # pyright: ignore[reportPrivateUsage]
-        B_of = cast(nn.Module, self._modules["B"])._parameters  # pyright: ignore[reportPrivateUsage]
+        kept: dict[str, Any] = self._modules
+        A_of: dict[str, Tensor] = kept["A"]._parameters
+        B_of: dict[str, Tensor] = kept["B"]._parameters
         for name in self.active:
-            A, B = cast(Tensor, A_of[name]), cast(Tensor, B_of[name])
+            A, B = A_of[name], B_of[name]
             x = inputs if inputs.dtype == A.dtype else inputs.to(A.dtype)
             if self.training and self.configs[name].dropout:
                 x = nn.functional.dropout(x, self.configs[name].dropout)

@@ -182,8 +182,8 @@ def attach(
 def collector_paused() -> Generator[None]:
     """Keep Python's garbage collector from running, for the length of a `with` block.
 
-    Attaching makes some forty small objects a layer and no garbage. The collector would scan the growing
-    model again and again: more than half the time at 2,000 layers.
+    Attaching makes some forty small objects a layer and no garbage. The collector would scan everything
+    again and again as they grow: more than half the time at 2,000 layers.
     """
     was_on = gc.isenabled()
     gc.disable()

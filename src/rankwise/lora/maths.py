@@ -116,36 +116,6 @@ def lora_linear(
     return torch.nn.functional.linear(x, W) + lora_update(x, A, B, alpha / A.shape[-2])
 
 
-def lora_gradients(
-    dy: Float[Tensor, "*stack rows d_out"],
-    z: Float[Tensor, "*stack rows r"],
-    B: Float[Tensor, "*stack d_out r"],
-    scale: float | Tensor,
-) -> tuple[Float[Tensor, "*stack rows r"], Float[Tensor, "*stack d_out r"]]:
-    r"""The backward pass of `lora_update` by hand, from the r-wide tensor z = s x A^T kept of the forward pass.
-
-    $$dz = s\,dy\,B, \qquad dB = dy^T z, \qquad dA = dz^T x, \qquad dx = dz\,A$$
-
-    The last two are left to the caller, who knows whether x is shared by several adapters and whether
-    anything before the layer needs dx.
-
-    Args:
-        dy: Gradient of the layer's output.
-        z: s x A^T, as the forward pass had it.
-        B: Up-projection.
-        scale: s; for a stack a number or (K, 1, 1).
-
-    Returns:
-        dz (the gradient of x A^T) and dB.
-
-    Examples:
-        >>> dz, dB = lora_gradients(torch.ones(2, 4), torch.full((2, 1), 3.0), torch.zeros(4, 1), 1.0)
-        >>> dz.abs().max().item(), dB[:, 0].tolist()
-        (0.0, [6.0, 6.0, 6.0, 6.0])
-    """
-    return (dy @ B).mul_(scale), dy.mT @ z
-
-
 def parameter_count(r: int, d_in: int, d_out: int) -> int:
     """Trainable numbers of one adapted layer: r (d_in + d_out).
 

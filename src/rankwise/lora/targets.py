@@ -240,7 +240,8 @@ def pinned(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
         >>> pinned({"a": 4, "block.a": 8}, 8)
         {'re:a': 4}
     """
-    differing = {name: value for name, value in values.items() if value != default}
+    # In the order that a file will have, for the first match counts.
+    differing = {name: value for name, value in sorted(values.items()) if value != default}
     reached = matching_values(differing, values)
     if all(reached.get(name, default) == value for name, value in values.items()):
         return differing

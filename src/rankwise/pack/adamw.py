@@ -11,11 +11,31 @@ References:
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from rankwise.pack.bucket import Bucket
+
+
+@dataclass
+class _Moments:
+    """A bucket's state: U, the first and the second moment, all shaped as its rows, and the step count."""
+
+    update: Tensor
+    first: Tensor
+    second: Tensor
+    step: Tensor
+
+    @classmethod
+    def zero(cls, rows: Tensor) -> "_Moments":
+        update, first, second = (torch.zeros_like(rows) for _ in range(3))
+        return cls(update, first, second, torch.zeros((), device=rows.device))
+
+    def keep(self, mask: Tensor) -> "_Moments":
+        return _Moments(self.update[mask], self.first[mask], self.second[mask], self.step)
 
 
 class PackedAdamW:
@@ -26,15 +46,15 @@ class PackedAdamW:
     """
 
     def __init__(self, buckets: Sequence[Bucket]) -> None:
-        self._buckets = list(buckets)
-        self._buffers = [torch.zeros_like(bucket.rows, requires_grad=True) for bucket in buckets]
-        groups = [
-            {"params": [buffer], "betas": bucket.members[0].member.betas, "eps": bucket.members[0].member.eps}
-            for bucket, buffer in zip(buckets, self._buffers, strict=True)
-        ]
-        self._torch = torch.optim.AdamW(groups, lr=1.0, weight_decay=1.0, fused=True)
-        for bucket, buffer in zip(buckets, self._buffers, strict=True):
-            buffer.grad = bucket.grads
+        self._set([(bucket, _Moments.zero(bucket.rows)) for bucket in buckets])
+
+    def _set(self, states: list[tuple[Bucket, _Moments]]) -> None:
+        self._states = states
+        # Adapters of a bucket share betas and eps; buckets that do go through the kernel in one call.
+        self._calls: dict[tuple[float, float, float], list[tuple[Bucket, _Moments]]] = {}
+        for bucket, moments in states:
+            member = bucket.members[0].member
+            self._calls.setdefault((*member.betas, member.eps), []).append((bucket, moments))
 
     @torch.no_grad()
     def step(self, lr: Tensor, weight_decay: Tensor | None) -> None:
@@ -44,32 +64,40 @@ class PackedAdamW:
             lr: Learning rate of each adapter, in the order of the pack.
             weight_decay: Each adapter's, or None when all are zero.
         """
-        self._torch.step()
+        for (beta1, beta2, eps), states in self._calls.items():
+            adamw(
+                [moments.update for _, moments in states],
+                [bucket.grads for bucket, _ in states],
+                [moments.first for _, moments in states],
+                [moments.second for _, moments in states],
+                [],
+                [moments.step for _, moments in states],
+                fused=True,
+                beta1=beta1,
+                beta2=beta2,
+                eps=eps,
+                lr=1.0,
+                weight_decay=1.0,
+                amsgrad=False,
+                maximize=False,
+            )
         start = 0
-        for bucket, buffer in zip(self._buckets, self._buffers, strict=True):
+        for bucket, moments in self._states:
             own = slice(start, start + len(bucket))
             start += len(bucket)
             rate = lr[own].unsqueeze(1)
             if weight_decay is not None:
                 bucket.rows.mul_(1 - rate * weight_decay[own].unsqueeze(1))
-            bucket.rows.addcmul_(buffer, rate)
+            bucket.rows.addcmul_(moments.update, rate)
 
-    def keep(self, buckets: Sequence[Bucket], masks: Sequence[Tensor]) -> "PackedAdamW":
-        """The optimiser of the adapters that stay, moments and step count kept.
+    def keep(self, masks: Sequence[Tensor]) -> None:
+        """Leave only some adapters, their moments and step count kept; the buckets have been cut already.
 
         Args:
-            buckets: All buckets, already cut; empty ones are left out.
-            masks: For each old bucket, which of its rows stay.
+            masks: For each bucket, which of its rows stay.
         """
-        kept = PackedAdamW([bucket for bucket in buckets if len(bucket)])
-        new = iter(kept._buffers)
-        for bucket, buffer, mask in zip(buckets, self._buffers, masks, strict=True):
-            state = self._torch.state.get(buffer)
-            if len(bucket) and state:
-                kept._torch.state[next(new)] = {k: v[mask] if v.dim() else v for k, v in state.items()}
-            elif len(bucket):
-                next(new)
-        return kept
+        cut = [(bucket, moments.keep(mask)) for (bucket, moments), mask in zip(self._states, masks, strict=True)]
+        self._set([(bucket, moments) for bucket, moments in cut if len(bucket)])
 
 
 def gradient_norms(buckets: Sequence[Bucket]) -> Tensor:
@@ -88,6 +116,7 @@ def clip_gradients(buckets: Sequence[Bucket], max_norm: Tensor) -> Tensor:
         The norms before clipping.
     """
     norms = gradient_norms(buckets)
+    # 1e-6 as in torch.nn.utils.clip_grad_norm_.
     factor = (max_norm / (norms + 1e-6)).clamp(max=1.0)
     start = 0
     for bucket in buckets:

@@ -6,7 +6,8 @@ tensor trained whole, one after another. Layers see strided views of it: for a m
 that is done for each adapter (its norm, its learning rate, keeping its best weights, taking it out) is one
 operation on rows.
 
-Ranks up to the next power of four share a bucket, padded with zeros to the largest rank in it. The padding
+Ranks up to 16, 64, 256, ... share a bucket, padded with zeros to the largest rank in it: a product of a few columns
+takes as long as one of 16, and fewer buckets are fewer products. The padding
 stays zero: the gradient of a zero column of B is dy^T (x A^T) with zero rows of A, and the other way round.
 """
 
@@ -25,13 +26,13 @@ State = dict[str, Tensor]
 
 
 def bucket_rank(r: int) -> int:
-    """The largest rank of r's bucket: 4, 16, 64, 256, ...
+    """The largest rank of r's bucket: 16, 64, 256, ...
 
     Examples:
-        >>> [bucket_rank(r) for r in (1, 4, 5, 16, 64, 65)]
-        [4, 4, 16, 16, 64, 256]
+        >>> [bucket_rank(r) for r in (1, 4, 16, 17, 64, 65)]
+        [16, 16, 16, 64, 64, 256]
     """
-    limit = 4
+    limit = 16
     while limit < r:
         limit *= 4
     return limit
@@ -129,15 +130,11 @@ class Bucket:
         return rows[:, start : start + torch.Size(shape).numel()].unflatten(1, shape)
 
     def _set(self, rows: Tensor) -> None:
-        """Take `rows` as the parameters. Their gradients land in the rows of `grads` by themselves:
-        every leaf's `.grad` is a view of it, and autograd adds into a gradient that is already there."""
+        """Take `rows` as the parameters, and make the views of them that autograd differentiates by."""
         self.rows = rows
         self.grads = torch.zeros_like(rows)
-        self.leaves: dict[str, Tensor] = {}
-        for key in self._slots:
-            leaf = self._view(rows, key).requires_grad_()
-            leaf.grad = self._view(self.grads, key)
-            self.leaves[key] = leaf
+        self.leaves = {key: self._view(rows, key).requires_grad_() for key in self._slots}
+        self.leaf_grads = [self._view(self.grads, key) for key in self._slots]
 
     def __len__(self) -> int:
         return len(self.members)

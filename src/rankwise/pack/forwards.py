@@ -1,6 +1,6 @@
 """Modules given another `forward` for a while."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ Forward = Callable[..., Any]
 
 
 @contextmanager
-def replaced_forwards(modules: Mapping[str, nn.Module], wrap: Callable[[str, Forward], Forward]) -> Iterator[None]:
+def replaced_forwards(modules: Mapping[str, nn.Module], wrap: Callable[[str, Forward], Forward]) -> Generator[None]:
     """Replace `forward` on the instances, and put back what was there; classes, keys and hooks stay.
 
     Args:

@@ -31,14 +31,14 @@ class Groups:
         return t.index_select(0, self._index)
 
     def runs(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """Cut adapters start..stop into runs that read one batch: (batch, first, last + 1).
+        """Cut adapters start..stop into runs that read one batch: (batch, first, last + 1), counted from start.
 
         Adapters of a bucket are sorted by seed, so there are at most as many runs as batches.
         """
         runs: list[tuple[int, int, int]] = []
         for k in range(start, stop):
+            first = k - start
             if runs and runs[-1][0] == self.batch_of[k]:
-                runs[-1] = (self.batch_of[k], runs[-1][1], k + 1)
-            else:
-                runs.append((self.batch_of[k], k, k + 1))
+                first = runs.pop()[1]
+            runs.append((self.batch_of[k], first, k - start + 1))
         return runs

@@ -1,6 +1,6 @@
 """One layer of the model as the pack runs it: frozen, with updates, or trained whole by some adapters."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,12 @@ from rankwise.pack.bucket import Bucket
 from rankwise.pack.groups import Groups
 from rankwise.pack.linear import PackedLinear, Segment
 from rankwise.pack.noise import Noise
+
+# torch leaves `Function.apply` untyped.
+_packed_linear: Callable[..., Tensor] = PackedLinear.apply  # pyright: ignore[reportAssignmentType]
+
+Part = tuple[int, int, Bucket]
+"""A bucket and the places of its adapters in the pack: start, stop."""
 
 
 class PackedLayer:
@@ -30,21 +36,23 @@ class PackedLayer:
             raise PackError(
                 f'"{name}" is a {type(module).__name__}; packs train Linear layers. Leave it out of the targets.'
             )
-        self.name = name
+        self._name = name
         self._weight, self._bias = module.weight, module.bias
-        self._adapted: list[tuple[int, int, Bucket]] = []
-        self._whole: list[tuple[int, int, Bucket]] = []
+        self._parts: list[Part] = []
         start = 0
         for bucket in buckets:
-            stop = start + len(bucket)
-            if f"{name}.weight" in bucket.leaves:
-                self._whole.append((start, stop, bucket))
-            elif bucket.adapts(name):
-                self._adapted.append((start, stop, bucket))
-            start = stop
+            self._parts.append((start, start + len(bucket), bucket))
+            start += len(bucket)
         self._size = start
-        self._buckets = list(buckets)
+        self._whole = [part for part in self._parts if f"{name}.weight" in part[2].leaves]
         self._dropout = torch.cat([bucket.dropout(name) for bucket in buckets])
+        self._drops = bool(self._dropout.any())
+        self._segments: dict[Groups | None, list[Segment]] = {}
+        self._leaves = [leaf for part in self._adapted(0, start) for leaf in part[2].low_rank(name)[:2]]
+
+    def _adapted(self, first: int, last: int) -> list[Part]:
+        """The parts between two places that have A and B here."""
+        return [part for part in self._parts if first <= part[0] < last and part[2].adapts(self._name)]
 
     def __call__(self, x: Tensor, groups: Groups, shared: bool, noise: Noise | None) -> Tensor:
         """The layer's output for all adapters.
@@ -61,45 +69,45 @@ class PackedLayer:
         n = groups.n_batches if shared else self._size
         rows = x.shape[0] // n
         stacked = x.reshape(n, -1, x.shape[-1])
-        if self._whole:
-            y = self._run_whole(stacked, groups, shared)
-        elif noise is not None and self._dropout.any():
-            y = self._run_with_dropout(groups.fan_out(stacked) if shared else stacked, rows, noise)
+        if self._whole or (noise is not None and self._drops):
+            y = self._run_in_parts(groups.fan_out(stacked) if shared else stacked, rows, noise)
         else:
-            y = self._run_frozen(stacked, groups, shared)
+            y = self._run_frozen(stacked, groups if shared else None)
         return y.reshape(self._size * rows, *x.shape[1:-1], y.shape[-1])
 
-    def _run_frozen(self, x: Tensor, groups: Groups, shared: bool) -> Tensor:
-        segments = [Segment(start, stop, groups.runs(start, stop) if shared else None) for start, stop, _ in self._adapted]
-        stacks = [tensor for _, _, bucket in self._adapted for tensor in bucket.low_rank(self.name)]
-        fan_out = groups.fan_out if shared else None
-        return PackedLinear.apply(x, self._weight, self._bias, fan_out, segments, *stacks)  # pyright: ignore[reportReturnType]
+    def _run_frozen(self, x: Tensor, shared_by: Groups | None) -> Tensor:
+        if shared_by not in self._segments:
+            self._segments[shared_by] = [self._segment(part, shared_by) for part in self._adapted(0, self._size)]
+        segments = self._segments[shared_by]
+        return _packed_linear(x, self._weight, self._bias, shared_by, segments, *self._leaves)
 
-    def _run_with_dropout(self, x: Tensor, rows: int, noise: Noise) -> Tensor:
-        """The updates read x through masks of their own, the frozen product reads it as it is."""
-        dropped = noise.dropout(f"{self.name}.lora", x.reshape(self._size * rows, -1, x.shape[-1]), self._dropout)
-        dropped = dropped.reshape(x.shape)
-        update = torch.zeros(*x.shape[:-1], self._weight.shape[0], device=x.device, dtype=x.dtype)
-        parts = list(update.split([len(bucket) for bucket in self._buckets]))
-        for start, stop, bucket in self._adapted:
-            parts[self._buckets.index(bucket)] = lora_update(dropped[start:stop], *bucket.low_rank(self.name))
-        return torch.nn.functional.linear(x, self._weight, self._bias) + torch.cat(parts)
+    def _segment(self, part: Part, shared_by: Groups | None, first: int = 0) -> Segment:
+        start, stop, bucket = part
+        leaf_A, leaf_B, scale = bucket.low_rank(self._name)
+        A, B = leaf_A.detach(), leaf_B.detach()
+        runs = None if shared_by is None else shared_by.runs(start, stop)
+        return Segment(start - first, stop - first, A, B, B.mT, scale, runs)
 
-    def _run_whole(self, x: Tensor, groups: Groups, shared: bool) -> Tensor:
-        """Some adapters train the layer whole: their rows go through weights of their own."""
-        x = groups.fan_out(x) if shared else x
+    def _run_in_parts(self, x: Tensor, rows: int, noise: Noise | None) -> Tensor:
+        """Bucket by bucket: some train the layer whole, or their updates read x through masks of their own."""
+        dropped = None
+        if noise is not None and self._drops:
+            flat = x.reshape(self._size * rows, -1, x.shape[-1])
+            dropped = noise.dropout(f"{self._name}.lora", flat, self._dropout).reshape(x.shape)
         pieces: list[Tensor] = []
-        done = 0
-        for start, stop, bucket in [*self._whole, (self._size, self._size, None)]:
-            if start > done:
-                adapted = [part for part in self._adapted if done <= part[0] < start]
-                segments = [Segment(first - done, last - done, None) for first, last, _ in adapted]
-                stacks = [tensor for _, _, b in adapted for tensor in b.low_rank(self.name)]
-                pieces.append(PackedLinear.apply(x[done:start], self._weight, self._bias, None, segments, *stacks))  # pyright: ignore[reportArgumentType]
-            if bucket is not None:
-                weight, bias = bucket.leaves[f"{self.name}.weight"], bucket.leaves.get(f"{self.name}.bias")
-                own = x[start:stop]
+        for part in self._parts:
+            start, stop, bucket = part
+            own = x[start:stop]
+            if part in self._whole:
+                weight, bias = bucket.leaves[f"{self._name}.weight"], bucket.leaves.get(f"{self._name}.bias")
                 y = own @ weight.mT if bias is None else torch.baddbmm(bias.unsqueeze(1), own, weight.mT)
-                pieces.append(y)
-            done = stop
+            elif not bucket.adapts(self._name):
+                y = torch.nn.functional.linear(own, self._weight, self._bias)
+            elif dropped is not None:
+                y = torch.nn.functional.linear(own, self._weight, self._bias)
+                y = y + lora_update(dropped[start:stop], *bucket.low_rank(self._name))
+            else:
+                segments, leaves = [self._segment(part, None, start)], bucket.low_rank(self._name)[:2]
+                y = _packed_linear(own, self._weight, self._bias, None, segments, *leaves)
+            pieces.append(y)
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)

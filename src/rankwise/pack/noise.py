@@ -79,13 +79,15 @@ class Noise:
         if groups is None:
             raise PackError(f'Dropout in "{module}" ran outside a step of the pack.')
         n = groups.n_batches if self.before_branch else len(groups.batch_of)
-        u = self.draw(module, x.shape[1:], x.shape[0] // n).to(x.device)
+        stacked = x.view(n, -1, *x.shape[1:])
+        u = self.draw(module, x.shape[1:], stacked.shape[1]).to(x.device)
         if isinstance(p, Tensor):
             u, p = groups.fan_out(u), p.view(-1, *[1] * (u.dim() - 1))
         keep = (u >= p).to(x.dtype).div_(1 - p)
-        if not self.before_branch and keep.shape[0] != n:
+        # One batch's mask serves all adapters by broadcasting.
+        if len(keep) not in (1, n):
             keep = groups.fan_out(keep)
-        return x * keep.reshape(x.shape)
+        return (stacked * keep).view(x.shape)
 
     before_branch: bool = False
     """Whether the rows now passing are one copy a batch; the pack sets it."""

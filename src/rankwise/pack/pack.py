@@ -5,7 +5,7 @@ A pack computes what `torch.vmap` over the stacked A and B of `functional_call(b
 the first adapted layer runs once for each batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -113,7 +113,7 @@ class Pack:
         return sum(len(bucket) for bucket in self.buckets)
 
     @contextmanager
-    def attached(self, example: Batch, *, training: bool) -> Iterator[None]:
+    def attached(self, example: Batch, *, training: bool) -> Generator[None]:
         """Run the model as a pack inside this block; afterwards it is the plain base again.
 
         Args:
@@ -196,11 +196,12 @@ class Pack:
         Returns:
             Each adapter's loss, before the step.
         """
-        for bucket in self.buckets:
-            bucket.grads.zero_()
         losses = self._loss.mean(self._forward(batch, self._by_seed), batch, self._by_seed)
         # Each adapter's loss depends on its own rows only, so the gradient of the sum is each one's own gradient.
-        losses.sum().backward()
+        leaves = [leaf for bucket in self.buckets for leaf in bucket.leaves.values()]
+        targets = [grad for bucket in self.buckets for grad in bucket.leaf_grads]
+        grads = torch.autograd.grad(losses.sum(), leaves, materialize_grads=True)
+        torch._foreach_copy_(targets, grads)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         if max_norm is not None:
             clip_gradients(self.buckets, max_norm)
         self._optimiser.step(lr, weight_decay)
@@ -259,10 +260,9 @@ class Pack:
         masks = list(mask.split([len(bucket) for bucket in self.buckets]))
         if rows is not None:
             rows = [row[own] for row, own in zip(rows, masks, strict=True) if own.any()]
-        buckets = self.buckets
-        for bucket, own in zip(buckets, masks, strict=True):
+        for bucket, own in zip(self.buckets, masks, strict=True):
             bucket.keep(own)
-        self._optimiser = self._optimiser.keep(buckets, masks)
-        self.buckets = [bucket for bucket in buckets if len(bucket)]
+        self._optimiser.keep(masks)
+        self.buckets = [bucket for bucket in self.buckets if len(bucket)]
         self._prepare()
         return rows

@@ -16,7 +16,7 @@ from rankwise.report import numbers
 from rankwise.report.plot import draw_scene
 from rankwise.report.points import INK, MUTED, scene
 from rankwise.report.schema import Results
-from rankwise.report.writing import replacing
+from rankwise.writing import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,10 +45,11 @@ def draw_figures(results: Results, directory: str | Path) -> list[Path]:
     for name in FIGURES:
         with _own_style():
             figure = build_figure(results, name, FULL_SIZE)
-            if figure is None:
-                continue
             for kind in ("png", "svg"):
                 path = Path(directory) / f"{name}.{kind}"
+                if figure is None:
+                    path.unlink(missing_ok=True)  # one of earlier results would not belong to these
+                    continue
                 with replacing(path) as temporary:
                     figure.savefig(temporary, format=kind, metadata=_no_metadata(kind))
                 written.append(path)

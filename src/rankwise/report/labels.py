@@ -1,21 +1,32 @@
 """Put labels beside points so that they cover neither points nor one another."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.transforms import Bbox
+
+Box = tuple[float, float, float, float]
+"""Left, low, right, high, in pixels."""
 
 LEADER_FROM = 16
 """A label further off than this (points, 1/72 inch) gets a thin line to its point."""
 
+MARK = 11
+"""Reach of the largest mark, from its centre to a corner of its box, in points; a leader may run through its own."""
+
+PASSES = 3
+"""How often every label may look for a better place, now that the others have theirs."""
+
 SHIFT = {"left": 0.0, "bottom": 0.0, "center": 0.5, "right": 1.0, "top": 1.0}
 """Where the anchor lies in a text, as a share of its width or height, by alignment."""
 
-COVERED = 1000.0
-"""Cost of covering a label, a marker or the edge, in points of distance; a curve or bar under text is cheaper."""
+COVERED, CROSSED, TOUCHED = 1000.0, 60.0, 25.0
+"""Costs, in points of distance: of covering a label, a mark or the edge of the axes (by the share covered); of a
+leader through a label or mark; of text over a curve or bar."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +55,14 @@ class Place:
     va: Any
     distance: float
 
-    @property
-    def leader(self) -> bool:
-        return self.distance >= LEADER_FROM
+
+@dataclass(frozen=True)
+class Placed:
+    """A label at a place: its box, and points along its leader (none when it stands close)."""
+
+    place: Place
+    box: Box
+    leader: tuple[tuple[float, float], ...]
 
 
 def _places() -> Iterator[Place]:
@@ -62,32 +78,25 @@ def _places() -> Iterator[Place]:
 PLACES = tuple(_places())
 
 
-def place_labels(
-    ax: "Axes", labels: Sequence[Label], hard: Sequence["Bbox"], soft: Sequence["Bbox"], size: float
-) -> None:
-    """Write each label at the cheapest of a fixed set of places around its point, in the order given.
+def place_labels(ax: "Axes", labels: Sequence[Label], hard: Sequence[Box], soft: Sequence[Box], size: float) -> None:
+    """Write each label at the cheapest of a fixed set of places around its point.
 
-    Greedy: a label keeps its place once it has one, so the important ones come first. The same input gives the
-    same places.
+    One label after the other takes the best place that is left, the first given first, then each may move again.
+    The same input gives the same places.
 
     Args:
         ax: Where; limits and size must be final.
         labels: What to write.
-        hard: Boxes (in pixels) not to cover.
-        soft: Boxes (in pixels) better not covered.
+        hard: Boxes not to cover.
+        soft: Boxes better not covered.
         size: Of the text, in points.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.transforms import Bbox
-
     figure = ax.get_figure(root=True)
     if figure is None:
         return
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    pixel = figure.dpi / 72
-    taken, frame = list(hard), ax.get_window_extent(renderer)
-    for label in labels:
-        text = ax.annotate(
+    frame = box_of(ax)
+    texts = [
+        ax.annotate(
             label.text,
             label.xy,
             xytext=(0, 0),
@@ -97,47 +106,81 @@ def place_labels(
             fontweight="bold" if label.bold else "normal",
             zorder=6,
         )
-        x, y = ax.transData.transform(label.xy)
-        written = text.get_window_extent(renderer)
-
-        def box_at(place: Place, x: float = x, y: float = y, written: "Bbox" = written) -> "Bbox":
-            dx, dy = place.offset
-            left = x + dx * pixel - SHIFT[place.ha] * written.width
-            low = y + dy * pixel - SHIFT[place.va] * written.height
-            return Bbox([[left, low], [left + written.width, low + written.height]]).padded(1.5 * pixel)
-
-        def cost(place: Place, x: float = x, y: float = y) -> float:
-            box = box_at(place)
-            covered = sum(_overlap(box, other) for other in taken) + 1 - _overlap(box, frame)
-            crossed = place.leader and any(_crosses((x, y), place.offset, pixel, other) for other in taken)
-            return (
-                place.distance + COVERED * covered + 25 * sum(_overlap(box, other) > 0 for other in soft) + 60 * crossed
-            )
-
-        best = min(PLACES, key=cost)  # the first of equals
-        taken.append(box_at(best))
-        text.set_position(best.offset)
-        text.set_horizontalalignment(best.ha)
-        text.set_verticalalignment(best.va)
-        if best.leader:
+        for label in labels
+    ]
+    candidates: list[list[Placed]] = []
+    for label, text in zip(labels, texts, strict=True):
+        x, y = ax.transData.transform(label.xy).tolist()
+        extent = text.get_window_extent()
+        candidates.append([_put(place, x, y, extent.width, extent.height, figure.dpi / 72) for place in PLACES])
+    # What does not depend on the other labels is counted once.
+    own = [[_own_cost(placed, frame, hard, soft) for placed in places] for places in candidates]
+    chosen: dict[int, Placed] = {}
+    for _ in range(PASSES):
+        for i, places in enumerate(candidates):
+            others = [placed for j, placed in chosen.items() if j != i]
+            costs = [cost + _shared_cost(placed, others) for placed, cost in zip(places, own[i], strict=True)]
+            chosen[i] = places[costs.index(min(costs))]
+    for i, (label, text) in enumerate(zip(labels, texts, strict=True)):
+        place = chosen[i].place
+        text.set_position(place.offset)
+        text.set_horizontalalignment(place.ha)
+        text.set_verticalalignment(place.va)
+        if chosen[i].leader:
             ax.annotate(
                 "",
                 label.xy,
-                xytext=(0.92 * best.offset[0], 0.92 * best.offset[1]),
+                xytext=(0.92 * place.offset[0], 0.92 * place.offset[1]),
                 textcoords="offset points",
                 arrowprops={"arrowstyle": "-", "color": label.colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4},
                 zorder=2,
             )
 
 
-def _crosses(mark: tuple[float, float], offset: tuple[float, float], pixel: float, box: "Bbox") -> bool:
-    """Whether the line from the edge of a mark to its label runs through a box."""
-    steps = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    return any(box.contains(mark[0] + t * offset[0] * pixel, mark[1] + t * offset[1] * pixel) for t in steps)
+def _put(place: Place, x: float, y: float, width: float, height: float, pixel: float) -> Placed:
+    dx, dy = place.offset[0] * pixel, place.offset[1] * pixel
+    left, low, room = x + dx - SHIFT[place.ha] * width, y + dy - SHIFT[place.va] * height, 1.5 * pixel
+    leader = ()
+    if place.distance >= LEADER_FROM:
+        steps = (step / 20 for step in range(20) if step / 20 * math.hypot(*place.offset) > MARK)
+        leader = tuple((x + step * dx, y + step * dy) for step in steps)
+    return Placed(place, (left - room, low - room, left + width + room, low + height + room), leader)
 
 
-def _overlap(box: "Bbox", other: "Bbox") -> float:
-    """The share of `box` that `other` covers."""
-    width = min(box.x1, other.x1) - max(box.x0, other.x0)
-    height = min(box.y1, other.y1) - max(box.y0, other.y0)
-    return width * height / (box.width * box.height) if width > 0 and height > 0 else 0.0
+def _own_cost(placed: Placed, frame: Box, hard: Sequence[Box], soft: Sequence[Box]) -> float:
+    covered = 1 - overlap(placed.box, frame) + sum(overlap(placed.box, other) for other in hard)
+    crossed = any(_crosses(placed, other) for other in hard)
+    touched = sum(overlap(placed.box, other) > 0 for other in soft)
+    return placed.place.distance + COVERED * covered + CROSSED * crossed + TOUCHED * touched
+
+
+def _shared_cost(placed: Placed, others: Sequence[Placed]) -> float:
+    covered = sum(overlap(placed.box, other.box) for other in others)
+    crossed = sum(_crosses(placed, other.box) or _crosses(other, placed.box) for other in others)
+    return COVERED * covered + CROSSED * crossed
+
+
+def _crosses(placed: Placed, box: Box) -> bool:
+    """Whether a label's leader runs through a box."""
+    left, low, right, high = box
+    return any(left <= x <= right and low <= y <= high for x, y in placed.leader)
+
+
+def box_of(artist: "Artist") -> Box:
+    """Return where something drawn lies."""
+    box = artist.get_window_extent()
+    return box.x0, box.y0, box.x1, box.y1
+
+
+def overlap(box: Box, other: Box) -> float:
+    """Return the share of `box` that `other` covers.
+
+    Examples:
+        >>> overlap((0.0, 0.0, 2.0, 2.0), (1.0, 0.0, 5.0, 5.0))
+        0.5
+        >>> overlap((0.0, 0.0, 2.0, 2.0), (3.0, 0.0, 5.0, 5.0))
+        0.0
+    """
+    width = min(box[2], other[2]) - max(box[0], other[0])
+    height = min(box[3], other[3]) - max(box[1], other[1])
+    return width * height / ((box[2] - box[0]) * (box[3] - box[1])) if width > 0 and height > 0 else 0.0

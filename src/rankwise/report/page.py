@@ -12,7 +12,7 @@ from rankwise.report.points import BLUE, GRID, INK, MUTED, VERMILLION
 from rankwise.report.schema import Results
 from rankwise.report.table import legend, table_rows
 from rankwise.report.words import answer_name, explanation, headline
-from rankwise.report.writing import replacing
+from rankwise.writing import replacing
 
 PAGE_COLOURS = {INK: "--ink", MUTED: "--muted", GRID: "--line", BLUE: "--blue", VERMILLION: "--vermillion"}
 """Colours of the figures that turn with the page's dark mode."""

@@ -3,12 +3,11 @@
 import math
 from typing import TYPE_CHECKING, Any
 
-from rankwise.report.labels import Label, place_labels
+from rankwise.report.labels import Box, Label, box_of, overlap, place_labels
 from rankwise.report.points import BLUE, GRID, INK, MUTED, Point, Scene
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.transforms import Bbox
 
 TEXT_SIZE = 9
 
@@ -127,40 +126,38 @@ def _label(point: Point) -> Label:
     return Label(text, (point.x, point.y), colour, bold=point.is_answer)
 
 
-def _obstacles(ax: "Axes", scene: Scene) -> tuple[list["Bbox"], list["Bbox"]]:
+def _obstacles(ax: "Axes", scene: Scene) -> tuple[list[Box], list[Box]]:
     """Boxes in pixels: marks, not to be covered, and bars, curve and line, better not covered."""
-    from matplotlib.transforms import Bbox
-
     figure = ax.get_figure(root=True)
     pixel = (figure.dpi if figure else 72) / 72
 
     def at(x: float, y: float) -> tuple[float, float]:
-        x, y = ax.transData.transform((x, y))
-        return float(x), float(y)
+        x, y = ax.transData.transform((x, y)).tolist()
+        return x, y
 
-    def around(centre: tuple[float, float], reach: float) -> Bbox:
+    def around(centre: tuple[float, float], reach: float) -> Box:
         (x, y), d = centre, reach * pixel
-        return Bbox([[x - d, y - d], [x + d, y + d]])
+        return x - d, y - d, x + d, y + d
 
     hard = [around(at(p.x, p.y), 7.5 if p.is_answer else 4.5) for p in scene.points]
-    soft: list[Bbox] = []
+    soft: list[Box] = []
     for p in scene.points:
         if p.interval is not None:
             (x, low), (_, high) = at(p.x, p.interval[0]), at(p.x, p.interval[1])
-            soft.append(Bbox([[x - 2.5 * pixel, low], [x + 2.5 * pixel, high]]))
+            soft.append((x - 2.5 * pixel, low, x + 2.5 * pixel, high))
     for a, b in zip(scene.lora, scene.lora[1:], strict=False):
         (x0, y0), (x1, y1) = at(a.x, a.y), at(b.x, b.y)
         soft += [around((x0 + (x1 - x0) * t / 12, y0 + (y1 - y0) * t / 12), 0.5) for t in range(1, 12)]
     if scene.band is not None:
         low, high = ax.get_xlim()
         (left, y), (right, _) = at(low, scene.band[0]), at(high, scene.band[0])
-        soft.append(Bbox([[left, y - pixel], [right, y + pixel]]))
+        soft.append((left, y - pixel, right, y + pixel))
     return hard, soft
 
 
 def _legend(
-    ax: "Axes", scene: Scene, with_others: bool, higher_is_better: bool, hard: list["Bbox"], soft: list["Bbox"]
-) -> "Bbox":
+    ax: "Axes", scene: Scene, with_others: bool, higher_is_better: bool, hard: list[Box], soft: list[Box]
+) -> Box:
     """Draw the legend in the corner where it covers least; return its box."""
     from matplotlib.lines import Line2D
 
@@ -180,7 +177,7 @@ def _legend(
     if scene.published:
         marks.append(("published", Line2D([], [], **_published_mark())))
 
-    def draw(corner: Any) -> "Bbox":
+    def draw(corner: Any) -> Box:
         legend = ax.legend(
             [mark for _, mark in marks],
             [text for text, _ in marks],
@@ -189,18 +186,18 @@ def _legend(
             fontsize=TEXT_SIZE - 0.5,
             labelcolor=INK,
         )
-        return legend.get_window_extent()
+        return box_of(legend)
 
     empty, other = ("lower", "upper") if higher_is_better else ("upper", "lower")  # the curve levels off on the right
     corners = (f"{empty} right", f"{other} left", f"{other} right", f"{empty} left")
     cost: dict[str, int] = {}
     for corner in corners:
         box = draw(corner)
-        cost[corner] = 10 * sum(box.overlaps(one) for one in hard) + sum(box.overlaps(one) for one in soft)
+        cost[corner] = 10 * sum(overlap(box, one) > 0 for one in hard) + sum(overlap(box, one) > 0 for one in soft)
     return draw(min(corners, key=cost.__getitem__))
 
 
-def _name_band(ax: "Axes", band: tuple[float, float], obstacles: list["Bbox"]) -> "Bbox":
+def _name_band(ax: "Axes", band: tuple[float, float], obstacles: list[Box]) -> Box:
     """Say what the band is, at its left end, or beyond its edge where it is thinner than the text."""
     text = ax.text(
         0.01,
@@ -211,9 +208,9 @@ def _name_band(ax: "Axes", band: tuple[float, float], obstacles: list["Bbox"]) -
         color=MUTED,
         va="center",
     )
-    box = text.get_window_extent()
+    box = box_of(text)
     ends = [ax.transData.transform((1, y))[1] for y in band]
-    if abs(ends[0] - ends[1]) < box.height or any(box.overlaps(other) for other in obstacles):
+    if abs(ends[0] - ends[1]) < box[3] - box[1] or any(overlap(box, other) > 0 for other in obstacles):
         text.set_y(band[1])
         text.set_verticalalignment("top" if band[1] < band[0] else "bottom")
-    return text.get_window_extent()
+    return box_of(text)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rankwise.report import numbers
 from rankwise.report.schema import Results
 from rankwise.report.words import answer_name, sentence
-from rankwise.report.writing import replacing
+from rankwise.writing import replacing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -172,10 +172,13 @@ def terminal_table(results: Results) -> "Table":
     left_out = ("seeds", "95% interval", "published %")
     shown = [name for name in (rows[0].cells if rows else ()) if not name.startswith(left_out)]
     caption = Text("\n".join(legend(results)), style="dim italic")
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0, caption=caption, caption_justify="left")
     table.add_column("model", overflow="fold")
     for name in shown:
-        table.add_column("" if name == "front" else name, justify="right")
+        heading = "" if name == "front" else name
+        # Only the labels may be broken where room is short, never a number or a word of a heading.
+        widest = max(map(len, [*heading.split(), *(row.cells[name] for row in rows)]))
+        table.add_column(heading, justify="right", width=widest)
     for row in rows:
         # Text, so that square brackets in a label are not read as markup.
         table.add_row(

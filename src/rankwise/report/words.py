@@ -41,21 +41,27 @@ def headline(results: Results) -> str:
 
 
 def explanation(results: Results) -> list[str]:
-    """Say why, how sure it is, and what to be careful with: whole sentences, the most important first."""
+    """Say why, how sure it is, and what to be careful with: whole sentences, the most important first.
+
+    The answer's own reason says how sure it is and how many more seeds would do; only where there is none it is
+    put together from the numbers.
+    """
     sentences: list[str] = []
     answer, chosen = results["answer"], configuration(results, answer_name(results))
     if answer is not None and chosen is not None:
         if answer["reason"]:
             sentences.append(sentence(answer["reason"]))
-        sentences += _separable(results)
+        else:
+            sentences += _separable(results)
         if not results["complete"]:
             sentences.append(f"The sweep is not complete ({_progress(results)}), so the answer may still change.")
-        concerned = [chosen, configuration(results, answer["reference"])]
-        edge = list(dict.fromkeys(_reference_words(c) for c in concerned if c is not None and c["lr_at_edge_of_grid"]))
-        if edge:
+        names = dict.fromkeys([chosen["name"], answer["reference"]])
+        concerned = [c for name in names if (c := configuration(results, name)) and c["lr_at_edge_of_grid"]]
+        if concerned:
             sentences.append(
-                f"The best learning rate of {' and of '.join(edge)} lies at the edge of the grid, so a better one may "
-                "lie outside, which could change the answer; --widen extends the grid."
+                f"The best learning rate of {' and of '.join(map(_reference_words, concerned))} lies at the edge of "
+                "the grid, so a better one may lie outside, which could change the answer; "
+                f"give {' and '.join(dict.fromkeys(_rates_to_add(results, c) for c in concerned))}."
             )
     if results["configurations"] and max(c["n_seeds"] for c in results["configurations"]) == 1:
         sentences.append(
@@ -84,14 +90,14 @@ def configuration(results: Results, name: str | None) -> Results | None:
 
 
 def sentence(text: str) -> str:
-    """Give a sentence its full stop.
+    """Give a sentence its full stop. (No capital: it may begin with a name, such as r4.)
 
     Examples:
-        >>> sentence("the least that passes")
-        'The least that passes.'
+        >>> sentence("r4 is the least that passes")
+        'r4 is the least that passes.'
     """
     text = text.strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    return text + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def _reference_words(reference: Results) -> str:
@@ -100,9 +106,16 @@ def _reference_words(reference: Results) -> str:
     return f"full fine-tuning, {label}" if reference["method"] == "full" and "full" not in label.lower() else label
 
 
+def _rates_to_add(results: Results, c: Results) -> str:
+    """Which learning rates to try where the best one of those tried is the lowest or the highest."""
+    tried = [run["lr"] for run in results["runs"] if run["configuration"] == c["name"] and run["lr"] is not None]
+    flag = "--baseline-lr" if c["method"] == "full" else "--lr"
+    return f"{'lower' if c['lr'] <= min(tried, default=c['lr']) else 'higher'} rates with {flag}"
+
+
 def _no_answer(results: Results) -> str:
     if not results["complete"]:
-        return f"No answer yet: the sweep is not complete ({_progress(results)}); --resume goes on with it."
+        return f"No answer yet: the sweep is not complete ({_progress(results)})."
     reason = (results["answer"] or {}).get("reason")
     if reason:
         return f"No answer: {sentence(reason)}"
@@ -125,10 +138,9 @@ def _separable(results: Results) -> list[str]:
     if answer["separable"]:
         return [f"Not only the mean difference on validation data but its 95% bound, too, lies within {within}."]
     more = answer["more_seeds_needed"]
-    would = f"about {more} more seed{'' if more == 1 else 's'} would do" if more else "more seeds would tell"
+    would = f"; about {more} more seed{'' if more == 1 else 's'} would do" if more else ""
     return [
-        f"Not certain yet: the mean difference on validation data lies within {within}, its 95% bound does not; "
-        f"{would}."
+        f"Not certain yet: the mean difference on validation data lies within {within}, its 95% bound does not{would}."
     ]
 
 

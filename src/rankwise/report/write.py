@@ -6,7 +6,7 @@ from rankwise.report.figures import draw_figures
 from rankwise.report.page import write_page
 from rankwise.report.schema import Results
 from rankwise.report.table import markdown_table, write_csv
-from rankwise.report.writing import replacing
+from rankwise.writing import replacing
 
 
 def write_report(results: Results, directory: str | Path) -> list[Path]:

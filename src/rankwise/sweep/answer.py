@@ -12,8 +12,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from rankwise.errors import ConfigError, DataError, suggest
 from rankwise.sweep.configurations import Configuration, turned
 from rankwise.sweep.statistics import lower_bound, more_seeds_needed
@@ -84,17 +82,19 @@ def reference_of(configurations: Sequence[Configuration], higher_is_better: bool
     Raises:
         DataError: No configuration has a run that counts.
     """
-    trained = [c for c in configurations if c.runs and c.method != "base"]
+    trained = [(c, mean) for c in configurations if (mean := c.validation_mean) is not None and c.method != "base"]
     if not trained:
         raise DataError(
             "No configuration has a finished run with a finite validation metric, so there is no answer. Lower the "
             "learning rates, or train longer."
         )
-    baselines = [c for c in trained if c.method == "full"]
-    return min(
-        baselines or trained,
-        key=lambda c: (-turned(c.validation_mean or 0.0, higher_is_better), c.trainable_parameters, c.name),
-    )
+    baselines = [(c, mean) for c, mean in trained if c.method == "full"]
+
+    def order(one: tuple[Configuration, float]) -> tuple[float, int, str]:
+        configuration, mean = one
+        return -turned(mean, higher_is_better), configuration.trainable_parameters, configuration.name
+
+    return min(baselines or trained, key=order)[0]
 
 
 def _one_percent(reference: float, base: float | None) -> float:
@@ -169,7 +169,7 @@ def compare(
             f"{configuration.name} was measured on {ours.shape[1]} validation examples, {reference.name} on "
             f"{theirs.shape[1]}; they can be compared on the same examples only."
         )
-    differences = turned(1.0, higher_is_better) * (ours.astype(np.float64) - theirs)
+    differences = turned(1.0, higher_is_better) * (ours - theirs)
     return Comparison(
         configuration.name,
         float(differences.mean()),

@@ -4,12 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from rankwise.errors import ConfigError
-
-COMPLETE = frozenset({"finished", "stopped"})
-"""Statuses of a run that trained to its end; early stopping is an end, pruning and divergence are none."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,7 +22,7 @@ class RunScore:
         trainable_parameters: How many numbers were trained.
         validation: Metric of each validation example: 0 or 1 for an accuracy, or a loss.
         configuration: What tells configurations apart beyond method and r, and then their name; "" where nothing does.
-        status: "finished", "stopped", "pruned" or "diverged".
+        status: "finished" (by its budget or its own early stopping), or "stopped", "pruned", "diverged".
     """
 
     name: str
@@ -34,14 +31,14 @@ class RunScore:
     lr: float | None
     seed: int
     trainable_parameters: int
-    validation: Float[np.ndarray, " n_examples"]
+    validation: Shaped[np.ndarray, " n_examples"]
     configuration: str = ""
     status: str = "finished"
 
     @property
     def counts(self) -> bool:
         """Whether the run trained to its end and its metric is finite."""
-        return self.status in COMPLETE and self.validation.size > 0 and bool(np.isfinite(self.validation).all())
+        return self.status == "finished" and self.validation.size > 0 and bool(np.isfinite(self.validation).all())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,7 +76,7 @@ class Configuration:
     def validation(self, seeds: Sequence[int]) -> Float[np.ndarray, "n_seeds n_examples"]:
         """The validation metric of these seeds, one row each."""
         by_seed = {run.seed: run.validation for run in self.runs}
-        return np.stack([by_seed[seed] for seed in seeds])
+        return np.stack([by_seed[seed].astype(np.float64) for seed in seeds])
 
 
 def configuration_name(method: str, r: int | None, configuration: str = "") -> str:
@@ -95,8 +92,8 @@ def configuration_name(method: str, r: int | None, configuration: str = "") -> s
 def choose_learning_rates(runs: Iterable[RunScore], higher_is_better: bool) -> list[Configuration]:
     """Take for each configuration the learning rate with the best mean validation metric over seeds.
 
-    A rate at which a seed diverged or was pruned is only taken when that is so at every rate, and one that lacks
-    seeds only when none has more: otherwise a rate would win by the seeds it lost. Equal means go to the smaller rate.
+    A rate at which a seed diverged, was pruned or stopped is only taken when that is so at every rate, and one that
+    lacks seeds only when none has more: else a rate would win by the seeds it lost. Equal means go to the smaller rate.
 
     Args:
         runs: All runs of a sweep, in any order.

@@ -23,7 +23,7 @@ def parse_numbers(text: str) -> tuple[int, ...]:
     numbers: list[int] = []
     for part in text.split(","):
         first, *rest = part.strip().split(":")
-        last, step = (rest + ["", ""])[:2]
+        last, step = [*rest, "", ""][:2]
         try:
             if len(rest) > 2:
                 raise ValueError
@@ -34,7 +34,7 @@ def parse_numbers(text: str) -> tuple[int, ...]:
             ) from None
         multiplies = step.startswith("x")
         if by < (2 if multiplies else 1) or (multiplies and low < 1) or high < low:
-            raise ConfigError(f'The range "{part}" has no end; its first number must be the smallest and its step grow.')
+            raise ConfigError(f'The range "{part}" holds no numbers; write first:last or first:last:step, going up.')
         while low <= high:
             numbers.append(low)
             low = low * by if multiplies else low + by
@@ -84,7 +84,7 @@ class DigitsOptions:
 
     def __post_init__(self) -> None:
         if not self.ranks or min(self.ranks) < 1:
-            raise ConfigError(f"The ranks are {list(self.ranks)}; give at least one, each a whole number of at least 1.")
+            raise ConfigError(f"The ranks are {list(self.ranks)}; give one or more whole numbers of at least 1.")
         if not self.seeds or min(self.seeds) < 0:
             raise ConfigError(f"The seeds are {list(self.seeds)}; give at least one, none below 0.")
         if self.protocol not in PROTOCOLS:
@@ -98,5 +98,7 @@ class DigitsOptions:
         for what, rates in (("lr", self.lr), ("baseline-lr", self.baseline_lr)):
             if rates is not None and not (rates and all(0 < rate < float("inf") for rate in rates)):
                 raise ConfigError(f"--{what} is {list(rates)}; give positive numbers, such as 3e-4,1e-3.")
+        if self.alpha is not None and not 0 < self.alpha < float("inf"):
+            raise ConfigError(f"--alpha is {self.alpha}; it must be a positive number, such as 32.")
         if self.tolerance is not None and not 0 <= self.tolerance < 1:
-            raise ConfigError(f"--tolerance is {self.tolerance}; it is a share of the accuracy, such as 0.01 for 1 point.")
+            raise ConfigError(f"--tolerance is {self.tolerance}; it is an accuracy, such as 0.01 for 1 point.")

@@ -16,7 +16,7 @@ from rankwise.pack.bucket import State
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
-from rankwise.train.data import Data, count_rows, epoch_order, pick
+from rankwise.train.data import Data, count_rows, epoch_order, pick, take
 from rankwise.train.schedules import Schedules
 from rankwise.train.settings import Training
 
@@ -143,7 +143,7 @@ def train_pack(
                 rows = order[:, start : start + batch_size]
                 if schedules.moves_each_step(pack.steps):
                     rates = schedules.factor(pack.steps).to(pack.device, v.lr.dtype) * v.lr
-                losses = pack.step(pick(train, lambda t, rows=rows: t[rows]), rates, weight_decay, clip)
+                losses = pack.step(take(train, rows), rates, weight_decay, clip)
                 total += losses * rows.shape[1]
         norms = gradient_norms(pack.buckets)
         with pack.attached(example, training=False):
@@ -168,13 +168,11 @@ def train_pack(
             kept, last = pack.states(best), pack.states()
             for k, (status, reason) in ended.items():
                 state = (kept if v.trainings[k].weights == "best" else last)[v.names[k]]
-                yield Outcome(
-                    v.names[k], state, status, reason, int(v.best_step[k]), pack.steps, epoch + 1, seconds
-                )
+                yield Outcome(v.names[k], state, status, reason, int(v.best_step[k]), pack.steps, epoch + 1, seconds)
             mask = torch.tensor([k not in ended for k in range(len(pack))], device=pack.device)
             if not mask.any():
                 return
-            best = pack.keep(mask, best)
+            best = pack.keep(mask, best) or []  # rows that are given come back
             v.keep(mask)
             schedules.keep(mask.cpu())
 

@@ -22,7 +22,7 @@ class Training:
         batch_size: Rows of a step.
         epochs: Passes over the training data, at the most.
         schedule: How the learning rate moves: a name in `rankwise.train.schedules.SCHEDULES`.
-        warmup: Steps over which the learning rate rises linearly from 0.
+        warmup: Steps over which the learning rate rises linearly from 0; the first takes 1/warmup of it.
         patience: Stop after so many epochs without a lower validation loss; None to train all epochs.
         weights: "best": those with the lowest validation loss are kept; "last": those of the last step.
 
@@ -50,6 +50,12 @@ class Training:
         for what, value in (("batch_size", self.batch_size), ("epochs", self.epochs), ("patience", self.patience)):
             if value is not None and value < 1:
                 raise ConfigError(f"{what} is {value}; it must be a whole number of at least 1.")
+        if self.warmup < 0:
+            raise ConfigError(f"warmup is {self.warmup}; it must be a whole number of steps, 0 for none.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas are {self.betas}; both must be at least 0 and below 1, such as (0.9, 0.999).")
+        if not (math.isfinite(self.eps) and self.eps > 0):
+            raise ConfigError(f"eps is {self.eps!r}; it must be a positive number, such as 1e-8.")
         if self.clip is not None and not self.clip > 0:
             raise ConfigError(f"clip is {self.clip!r}; it must be a positive norm, or left out.")
         for what, name, known in (("schedule", self.schedule, SCHEDULES), ("weights", self.weights, WEIGHTS)):

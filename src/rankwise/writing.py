@@ -1,6 +1,8 @@
-"""Write a file whole or not at all."""
+"""Write files whole or not at all."""
 
 import os
+import signal
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,3 +35,19 @@ def replacing(path: Path) -> Generator[Path]:
     finally:
         with suppress(OSError):  # where the folder can't be written nothing was left in it
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def interrupts_ignored() -> Generator[None]:
+    """Let Ctrl-C pass unheard inside this block: for the seconds in which files that belong together are written.
+
+    Outside the main thread nothing happens, as an interrupt never arrives there.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,154 @@
+"""The digits sweep against peft trained one rank after another: same data, loop, optimiser, evaluation, threads.
+
+    python benchmarks/digits_vs_peft.py [--epochs 10] [--repeats 5] [--threads 2] [--record]
+
+Both sides train LoRA on the three layers of the digits network from the same base and the same initial A, with fused
+AdamW, batches of 64 that are taken from tensors in memory, in the same order, and both take loss and accuracy on the
+validation data after every epoch. peft trains one adapter after another; Rankwise trains them in one pack, with
+`rankwise.train.loop.train_pack`, the code that every sweep runs. The two take turns; the ratio is that of each turn.
+"""
+
+import argparse
+import copy
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rankwise.lora.config import LoRAConfig
+from rankwise.lora.inits import initial_adapter
+from rankwise.pack.member import Member
+from rankwise.sweep.run import Splits
+from rankwise.tasks.digits import WHOLE, accuracy, loss, make_problem, pretrain
+from rankwise.tasks.mnist import load_digits_data
+from rankwise.tasks.options import DigitsOptions
+from rankwise.train.data import epoch_order
+from rankwise.train.loop import train_pack
+from rankwise.train.settings import Training
+
+RANKS = (1, 2, 4, 8, 16, 32, 64)
+ALPHA, LR, BATCH = 32.0, 1e-3, 64
+
+
+def with_peft(base: nn.Module, data: Splits, r: int, seed: int, epochs: int) -> nn.Module:
+    """Train one adapter with peft, and return the adapted model."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=r, lora_alpha=ALPHA, target_modules=list(WHOLE))
+    model = get_peft_model(copy.deepcopy(base), config)
+    for name, module in model.named_modules():
+        if name.endswith("lora_A.default"):
+            layer = name.removeprefix("base_model.model.").removesuffix(".lora_A.default")
+            d_in = module.weight.shape[1]
+            A, _ = initial_adapter("kaiming", seed=seed, module=layer, r=r, d_in=d_in, d_out=1)
+            module.weight.data.copy_(A)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=LR, weight_decay=0.0, fused=True)
+    (x, y), n = data.train, len(data.train[1])
+    for epoch in range(epochs):
+        model.train()
+        total = torch.zeros(())
+        order = epoch_order([seed], epoch, n, x.device)[0]
+        for start in range(0, n, BATCH):
+            rows = order[start : start + BATCH]
+            optimiser.zero_grad()
+            value = F.nll_loss(model(x.index_select(0, rows)), y.index_select(0, rows))
+            value.backward()
+            optimiser.step()
+            total += value.detach() * len(rows)
+        peft_score(model, data.validation)
+    return model
+
+
+@torch.no_grad()
+def peft_score(model: nn.Module, data: Sequence[Tensor]) -> tuple[float, float]:
+    """Loss and accuracy."""
+    model.eval()
+    outputs = model(data[0])
+    return float(F.nll_loss(outputs, data[1])), float((outputs.argmax(-1) == data[1]).float().mean())
+
+
+def with_rankwise(base: nn.Module, data: Splits, seeds: Sequence[int], epochs: int) -> dict[str, float]:
+    """Train all ranks and seeds in one pack, and return the last validation accuracies."""
+    training = Training(lr=LR, batch_size=BATCH, epochs=epochs, weights="last")
+    members = [
+        Member(name=f"r{r}-s{seed}", seed=seed, lora=LoRAConfig(r=r, alpha=ALPHA, seed=seed))
+        for r in RANKS
+        for seed in seeds
+    ]
+    last: dict[str, float] = {}
+    runs = [(member, training) for member in members]
+    outcomes = train_pack(
+        base,
+        runs,
+        data.train,
+        data.validation,
+        loss,
+        accuracy,
+        on_epoch=lambda points: last.update({point.run: point.metric for point in points}),
+    )
+    for _ in outcomes:
+        pass
+    return last
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the 3,406 training images")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of peft and Rankwise")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    parser.add_argument("--record", action="store_true", help="append the figures to benchmarks/RESULTS.md")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    problem = make_problem(load_digits_data("embedded"), torch.device("cpu"))
+    base, data = pretrain(problem, DigitsOptions()), problem.splits["new"]
+    # Both sides once, unmeasured: imports, thread pools, the allocator.
+    with_peft(base, data, 8, 0, 1)
+    with_rankwise(base, data, (0,), 1)
+    lines: list[str] = []
+    for seeds in ((0,), (0, 1, 2, 3, 4)):
+        turns: list[tuple[float, float]] = []
+        for _ in range(arguments.repeats):
+            start = time.perf_counter()
+            theirs = {
+                f"r{r}-s{s}": peft_score(with_peft(base, data, r, s, arguments.epochs), data.validation)[1]
+                for r in RANKS
+                for s in seeds
+            }
+            middle = time.perf_counter()
+            ours = with_rankwise(base, data, seeds, arguments.epochs)
+            turns.append((middle - start, time.perf_counter() - middle))
+        ratios = sorted(peft / mine for peft, mine in turns)
+        steps = arguments.epochs * -(-len(data.train[1]) // BATCH)
+        peft_ms, ours_ms = (statistics.median(turn[i] for turn in turns) / steps * 1e3 for i in (0, 1))
+        means = [statistics.mean(side.values()) for side in (theirs, ours)]
+        lines.append(
+            f"| 7 ranks x {len(seeds)} seed{'s' if len(seeds) > 1 else ''} | {statistics.median(ratios):.2f} "
+            f"| {ratios[0]:.2f} to {ratios[-1]:.2f} | {peft_ms:.2f} | {ours_ms:.2f} | {means[0]:.4f} | {means[1]:.4f} |"
+        )
+        print(lines[-1], flush=True)
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "peft"))
+    head = (
+        f"\n## {datetime.now(UTC):%Y-%m-%d} digits_vs_peft.py --epochs {arguments.epochs} --repeats {arguments.repeats} "
+        f"--threads {arguments.threads}\n\n{versions}, Python {platform.python_version()}, {platform.machine()} CPU; "
+        f"{len(data.train[1]):,} training and {len(data.validation[1]):,} validation images.\n\n"
+        "| sweep | peft / Rankwise (median) | range | peft, ms a step of all | Rankwise, ms a step | "
+        "accuracy peft | accuracy Rankwise |\n|---|---|---|---|---|---|---|\n"
+    )
+    text = head + "\n".join(lines) + "\n"
+    print(text)
+    if arguments.record:
+        path = Path(__file__).with_name("RESULTS.md")
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""A sweep as the content of `results.json`: chosen learning rates, intervals, the answer. Nothing is written here."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rankwise.sweep.answer import Answer, decide, reference_of, tolerance_of
+from rankwise.sweep.configurations import Configuration, choose_learning_rates, pareto_front, turned
+from rankwise.sweep.run import Problem, Run, Swept
+from rankwise.sweep.statistics import interval, ratio_interval
+
+Results = dict[str, Any]
+
+
+def finite(value: float | None) -> float | None:
+    """The number, or None in place of one that JSON has no word for."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def make_results(
+    swept: Swept,
+    problem: Problem,
+    *,
+    base: Mapping[str, Any],
+    about: Mapping[str, Any],
+    comparable: Sequence[str] | None = None,
+    relative_to: Mapping[str, Any] | None = None,
+    tolerance: float | None = None,
+    adapters: Mapping[str, str],
+) -> Results:
+    """Put a sweep's findings together.
+
+    Args:
+        swept: What the runs gave.
+        problem: Its metric.
+        base: "name", "sha256", "parameters" and "metric" of the base.
+        about: The fields that say where the results come from: "task", "command", "versions", ...
+        comparable: Configurations that solve the very problem, and so can be reference or answer; None for all.
+        relative_to: What the relative columns are relative to; by default the reference.
+        tolerance: The user's own, in the metric's unit.
+        adapters: Run -> folder of its adapter, relative to the run directory.
+    """
+    up = problem.higher_is_better
+    chosen = choose_learning_rates([swept.score(run) for run in swept.runs], up)
+    labels = {run.configuration: run.label for run in swept.runs}
+    able = [c for c in chosen if c.runs and (comparable is None or c.name in comparable)]
+    reference = reference_of(able, up) if able else None
+    answer: Answer | None = None
+    if reference is not None:
+        kind = "accuracy" if up else "loss"
+        allowed = tolerance_of(reference.validation_mean or 0.0, base["metric"], kind, tolerance)
+        answer = decide(able, reference, allowed, up)
+    tests = {c.name: np.stack([swept.scores[run.name].test for run in c.runs]) for c in chosen if c.runs}
+    means = {name: float(values.mean()) for name, values in tests.items()}
+    if relative_to is None and reference is not None:
+        relative_to = {
+            "label": labels[reference.name],
+            "metric": means[reference.name],
+            "trainable_parameters": reference.trainable_parameters,
+        }
+    front = pareto_front({c.name: (c.trainable_parameters, means[c.name]) for c in able}, up)
+    configurations = [
+        {
+            "name": c.name,
+            "label": labels[c.name],
+            "method": c.method,
+            "r": c.r,
+            "lr": c.lr,
+            "lr_at_edge_of_grid": c.lr_at_edge_of_grid,
+            "n_seeds": len(c.runs),
+            "trainable_parameters": c.trainable_parameters,
+            "validation_mean": c.validation_mean,
+            "mean": means.get(c.name),
+            "interval": list(interval(tests[c.name])) if c.name in tests else None,
+            "validation_difference_to_reference": _validation_difference(c, answer),
+            "difference_to_reference": _test_difference(c, reference, swept, up) if c in able else None,
+            "relative_parameters": _ratio(c.trainable_parameters, relative_to, "trainable_parameters"),
+            "relative_metric": _ratio(means.get(c.name), relative_to, "metric"),
+            "on_pareto_front": c.name in front,
+            "is_reference": reference is not None and c.name == reference.name,
+            "is_answer": answer is not None and c.name == answer.name,
+            "other_metrics": {
+                name: {"mean": float(values.mean()), "interval": list(interval(values))}
+                for name in problem.other_tests
+                if c.runs
+                for values in [np.stack([swept.scores[run.name].other[name] for run in c.runs])]
+            },
+            "runs": [run.name for run in c.runs],
+        }
+        for c in _in_order(chosen, swept.runs)
+    ]
+    return {
+        "format": "rankwise-results-1",
+        "complete": swept.complete,
+        **about,
+        "metric": {"name": problem.metric_name, "higher_is_better": up},
+        "base": dict(base),
+        "runs": [_run(run, swept, adapters) for run in swept.runs],
+        "configurations": configurations,
+        "relative_to": None if relative_to is None else dict(relative_to),
+        "notes": [*swept.notes, *_notes(swept)],
+        # An interrupted sweep has not seen all it was to choose from.
+        "answer": _answer(answer, chosen, tests, swept, adapters, up) if answer and swept.complete else None,
+    }
+
+
+def _in_order(configurations: Sequence[Configuration], runs: Sequence[Run]) -> list[Configuration]:
+    order = list(dict.fromkeys(run.configuration for run in runs))
+    return sorted(configurations, key=lambda c: order.index(c.name))
+
+
+def _ratio(value: float | None, relative_to: Mapping[str, Any] | None, key: str) -> float | None:
+    whole = None if relative_to is None else relative_to[key]
+    return value / whole if value is not None and whole else None
+
+
+def _validation_difference(c: Configuration, answer: Answer | None) -> dict[str, float] | None:
+    comparison = None if answer is None else answer.comparisons.get(c.name)
+    return None if comparison is None else {"mean": comparison.mean, "lower_bound": comparison.lower_bound}
+
+
+def _paired(c: Configuration, reference: Configuration, swept: Swept) -> tuple[np.ndarray, np.ndarray] | None:
+    """Test metrics of a configuration and of the reference on the seeds both have."""
+    ours, theirs = ({run.seed: swept.scores[run.name].test for run in x.runs} for x in (c, reference))
+    seeds = sorted(ours.keys() & theirs.keys())
+    return (np.stack([ours[s] for s in seeds]), np.stack([theirs[s] for s in seeds])) if seeds else None
+
+
+def _test_difference(
+    c: Configuration, reference: Configuration | None, swept: Swept, higher_is_better: bool
+) -> dict[str, Any] | None:
+    pair = None if reference is None else _paired(c, reference, swept)
+    if pair is None:
+        return None
+    difference = turned(1.0, higher_is_better) * (pair[0].astype(np.float64) - pair[1])
+    return {"mean": float(difference.mean()), "interval": list(interval(difference))}
+
+
+def _run(run: Run, swept: Swept, adapters: Mapping[str, str]) -> dict[str, Any]:
+    outcome, scores = swept.outcomes.get(run.name), swept.scores.get(run.name)
+    lora, training = run.member.lora, run.training
+    config: dict[str, Any] = {
+        "weight_decay": training.weight_decay,
+        "betas": list(training.betas),
+        "eps": training.eps,
+        "clip": training.clip,
+        "batch_size": training.batch_size,
+        "epochs": training.epochs,
+        "schedule": training.schedule,
+        "warmup": training.warmup,
+        "patience": training.patience,
+        "weights": training.weights,
+        "data": run.data,
+    }
+    if lora is not None:
+        config |= {"init": lora.init, "scaling": lora.scaling, "dropout": lora.dropout}
+    return {
+        "name": run.name,
+        "configuration": run.configuration,
+        "method": run.method,
+        "r": run.r,
+        "alpha": None if lora is None else lora.alpha,
+        "lr": training.lr,
+        "seed": run.member.seed,
+        "config": config,
+        "trainable_parameters": swept.parameters[run.name],
+        "validation_metric": None if scores is None else float(scores.validation.mean()),
+        "validation_loss": None if scores is None else finite(scores.validation_loss),
+        "metric": None if scores is None else float(scores.test.mean()),
+        "other_metrics": {} if scores is None else {name: float(v.mean()) for name, v in scores.other.items()},
+        "best_step": None if outcome is None else outcome.best_step,
+        "steps": None if outcome is None else outcome.steps,
+        "epochs": None if outcome is None else outcome.epochs,
+        "seconds": None if outcome is None else outcome.seconds,
+        "peak_memory_bytes": None,
+        "pack": swept.packs[run.name],
+        "status": "stopped" if outcome is None else outcome.status,
+        "reason": "interrupted" if outcome is None else outcome.reason,
+        "adapter": adapters.get(run.name),
+    }
+
+
+def _notes(swept: Swept) -> list[str]:
+    diverged = [name for name, outcome in swept.outcomes.items() if outcome.status == "diverged"]
+    return [f"Diverged, and left out: {', '.join(diverged)}."] if diverged else []
+
+
+def _answer(
+    answer: Answer,
+    chosen: Sequence[Configuration],
+    tests: Mapping[str, np.ndarray],
+    swept: Swept,
+    adapters: Mapping[str, str],
+    higher_is_better: bool,
+) -> dict[str, Any]:
+    by_name = {c.name: c for c in chosen}
+    c, reference = by_name[answer.name], by_name[answer.reference]
+    best = max(c.runs, key=lambda run: (turned(float(run.validation.mean()), higher_is_better), -run.seed))
+    pair = _paired(c, reference, swept)
+    return {
+        "name": answer.name,
+        "r": answer.r,
+        "adapter": adapters.get(best.name),
+        "reference": answer.reference,
+        "tolerance": answer.tolerance,
+        "trainable_parameters": answer.trainable_parameters,
+        "relative_parameters": answer.relative_parameters,
+        "relative_metric": float(tests[c.name].mean()) / float(tests[reference.name].mean()),
+        "relative_metric_interval": list(ratio_interval(*pair)) if pair is not None else None,
+        "separable": answer.separable,
+        "more_seeds_needed": answer.more_seeds_needed,
+        "reason": answer.reason,
+    }

@@ -1,0 +1,62 @@
+"""Puts runs together for the display: one row a configuration and learning rate, whatever the number of seeds."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean as mean
+
+from rankwise.train.live import RUNNING, Progress, Row
+from rankwise.train.loop import Outcome, Point
+
+
+class Watch:
+    """Tells a `Progress` how the runs of a sweep go.
+
+    Args:
+        progress: Where it is shown.
+        runs: Run -> (configuration, rank or None, learning rate).
+        totals: Run -> steps at the most.
+        metric: What the metric is called.
+    """
+
+    def __init__(
+        self,
+        progress: Progress,
+        runs: Mapping[str, tuple[str, int | None, float]],
+        totals: Mapping[str, int],
+        metric: str,
+    ) -> None:
+        self._progress = progress
+        self._key = {run: f"{configuration} {lr:g}" for run, (configuration, _, lr) in runs.items()}
+        self._total = totals
+        self._last: dict[str, dict[str, Point]] = {key: {} for key in self._key.values()}
+        self._statuses: dict[str, list[str]] = {key: [] for key in self._key.values()}
+        members = {key: [run for run, k in self._key.items() if k == key] for key in self._last}
+        self._size = {key: len(names) for key, names in members.items()}
+        rows = [Row(key, runs[names[0]][0], *runs[names[0]][1:], len(names)) for key, names in members.items()]
+        progress.start(f"Training {len(runs)} runs of {len(rows)} configurations", rows, metric)
+
+    def points(self, points: Sequence[Point]) -> None:
+        """Take in a pack's epoch."""
+        for point in points:
+            self._last[self._key[point.run]][point.run] = point
+        for key in dict.fromkeys(self._key[point.run] for point in points):
+            self._tell(key)
+
+    def ended(self, outcome: Outcome) -> None:
+        """Take in the end of a run."""
+        key = self._key[outcome.name]
+        self._statuses[key].append(outcome.status)
+        self._tell(key)
+
+    def _tell(self, key: str) -> None:
+        last, statuses = list(self._last[key].values()), self._statuses[key]
+        # The worst of the ends is the row's: a diverged seed is what the user must see.
+        status = min(statuses) if len(statuses) == self._size[key] else RUNNING
+        # A run may end before its first point.
+        self._progress.update(
+            key,
+            max((point.step for point in last), default=0),
+            max((self._total[point.run] for point in last), default=None),
+            mean([point.validation_loss for point in last]) if last else None,
+            mean([point.metric for point in last]) if last else None,
+            status,
+        )

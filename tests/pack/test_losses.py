@@ -1,0 +1,80 @@
+"""Losses and metrics written for one adapter, applied to all."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rankwise.errors import PackError
+from rankwise.pack.groups import Groups
+from rankwise.pack.losses import PerAdapter
+
+GROUPS = Groups([0, 1, 0], 2, torch.device("cpu"))
+OUTPUTS = torch.linspace(-1, 1, 3 * 4 * 5).view(3, 4, 5)
+BATCH = {"x": torch.zeros(2, 4, 7), "y": torch.arange(8).view(2, 4) % 5}
+
+
+def expected() -> list[float]:
+    return [F.cross_entropy(OUTPUTS[k], BATCH["y"][g]).item() for k, g in enumerate([0, 1, 0])]
+
+
+def by_row(outputs: Tensor, batch: Any) -> Tensor:
+    return F.cross_entropy(outputs, batch["y"], reduction="none")
+
+
+def scalar(outputs: Tensor, batch: Any) -> Tensor:
+    return F.cross_entropy(outputs, batch["y"])
+
+
+def stubborn(outputs: Tensor, batch: Any) -> Tensor:
+    """vmap can't take `.item()`."""
+    return F.cross_entropy(outputs, batch["y"]) * (1.0 if outputs.sum().item() > -1e9 else 0.0)
+
+
+@pytest.mark.parametrize("function", [by_row, scalar, stubborn])
+def test_each_adapter_gets_its_own_loss(function: Any) -> None:
+    per_adapter = PerAdapter(function, "loss")
+    for _ in range(2):
+        assert per_adapter.mean(OUTPUTS, BATCH, GROUPS).tolist() == pytest.approx(expected())
+    assert bool(per_adapter.notes) == (function is stubborn)
+
+
+def test_parts_of_the_batch_that_are_not_read_are_not_repeated() -> None:
+    class Watched(Mapping[str, Tensor]):
+        def __init__(self) -> None:
+            self.read: list[str] = []
+
+        def __getitem__(self, key: str) -> Tensor:
+            self.read.append(key)
+            return BATCH[key]
+
+        def __iter__(self) -> Any:
+            return iter(BATCH)
+
+        def __len__(self) -> int:
+            return len(BATCH)
+
+    watched = Watched()
+    PerAdapter(by_row, "loss").values(OUTPUTS, watched, GROUPS)
+    assert set(watched.read) == {"y"}
+
+
+def test_tuples_are_read_by_place() -> None:
+    def loss(outputs: Tensor, batch: Any) -> Tensor:
+        _, y = batch
+        return F.cross_entropy(outputs, y, reduction="none")
+
+    values = PerAdapter(loss, "loss").values(OUTPUTS, (BATCH["x"], BATCH["y"]), GROUPS)
+    assert values.mean(1).tolist() == pytest.approx(expected())
+
+
+@pytest.mark.parametrize(
+    ("function", "got"),
+    [(lambda o, b: o, r"shape \(4, 5\)"), (lambda o, b: 1.0, "float"), (lambda o, b: o.sum(0), r"shape \(5,\)")],
+)
+def test_what_is_neither_a_scalar_nor_a_value_a_row_is_refused(function: Any, got: str) -> None:
+    with pytest.raises(PackError, match=f"The metric returned {got} for a batch of 4 rows; it must return a scalar"):
+        PerAdapter(function, "metric").values(OUTPUTS, BATCH, GROUPS)

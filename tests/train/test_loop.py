@@ -1,0 +1,182 @@
+"""The loop: nobody in a pack notices who else is in it, or when they leave."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rankwise.errors import ConfigError, DataError
+from rankwise.lora.config import LoRAConfig
+from rankwise.pack.member import Member
+from rankwise.train.loop import Outcome, Point, train_pack
+from rankwise.train.settings import Training
+
+
+def make_model() -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return nn.Sequential(
+            nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3), nn.LogSoftmax(dim=-1)
+        ).double()
+
+
+def make_data(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    x = torch.randn(n, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return x, (x[:, :3] + 0.3 * x[:, 3:]).argmax(1)
+
+
+TRAIN, VALIDATION = make_data(22, 0), make_data(10, 1)
+
+
+def loss(outputs: Tensor, batch: Sequence[Tensor]) -> Tensor:
+    return F.nll_loss(outputs, batch[1], reduction="none")
+
+
+def accuracy(outputs: Tensor, batch: Sequence[Tensor]) -> Tensor:
+    return (outputs.argmax(-1) == batch[1]).double()
+
+
+def run(name: str, r: int | None = 2, seed: int = 0, **settings: Any) -> tuple[Member, Training]:
+    """r None trains the layers whole."""
+    whole = () if r else ("0", "3")
+    lora = LoRAConfig(r=r, seed=seed) if r else None
+    training = Training(**{"lr": 1e-2, "batch_size": 8, "epochs": 4, **settings})
+    return Member(name=name, seed=seed, lora=lora, whole=whole), training
+
+
+def trained(*runs: tuple[Member, Training], points: list[Point] | None = None, **given: Any) -> dict[str, Outcome]:
+    model = given.pop("model", None) or make_model()
+    noted = (lambda found: None) if points is None else points.extend
+    data = {"train": TRAIN, "validation": VALIDATION, **given}
+    outcomes = train_pack(model, runs, data["train"], data["validation"], loss, accuracy, on_epoch=noted)
+    return {outcome.name: outcome for outcome in outcomes}
+
+
+def assert_same(one: Outcome, other: Outcome) -> None:
+    assert one.state.keys() == other.state.keys()
+    for name, value in one.state.items():
+        torch.testing.assert_close(value, other.state[name], rtol=1e-9, atol=1e-12)
+    assert (one.status, one.steps, one.best_step) == (other.status, other.steps, other.best_step)
+
+
+MIXED = [
+    # A rate so high that the validation loss never falls again: it stops after its patience.
+    run("hasty", r=3, lr=3.0, patience=1, epochs=30),
+    run("plain"),
+    run("other-seed", seed=5, weights="last"),
+    run("warm", r=4, schedule="cosine", warmup=5, epochs=6, weight_decay=0.1),
+    run("clipped", clip=0.05, epochs=6, schedule="plateau"),
+]
+
+
+def test_every_run_ends_as_it_would_alone() -> None:
+    together = trained(*MIXED)
+    assert [*together][0] == "hasty", "it ends first, and is handed out at once"
+    assert together["hasty"].epochs < 4
+    assert together["hasty"].reason == "no lower validation loss for 1 epochs"
+    assert {name: outcome.epochs for name, outcome in together.items() if name != "hasty"} == {
+        "plain": 4,
+        "other-seed": 4,
+        "warm": 6,
+        "clipped": 6,
+    }
+    for each in MIXED:
+        alone = trained(each)
+        assert_same(together[each[0].name], alone[each[0].name])
+
+
+def test_whole_layers_train_together_too() -> None:
+    runs = [run("a", r=None), run("b", r=None, seed=1, lr=1e-3)]
+    together = trained(*runs)
+    for each in runs:
+        assert_same(together[each[0].name], trained(each)[each[0].name])
+
+
+def test_best_and_last_weights() -> None:
+    points: list[Point] = []
+    # Rising validation loss after a while, because the rate is too high.
+    runs = [run(weights, lr=0.5, epochs=8, weights=weights) for weights in ("best", "last")]
+    outcomes = trained(*runs, points=points)
+    losses = {name: [p.validation_loss for p in points if p.run == name] for name in outcomes}
+    assert losses["best"] == pytest.approx(losses["last"]), "they differ in what is kept alone"
+    assert losses["best"].index(min(losses["best"])) < 7, "the best epoch is not the last"
+    for name, expected in (("best", min(losses["best"])), ("last", losses["last"][-1])):
+        again = train_pack(
+            make_model(), [run(name, lr=1e-300, epochs=1)], TRAIN, VALIDATION, loss, accuracy,
+            states={name: outcomes[name].state}, on_epoch=points.extend,
+        )  # fmt: skip
+        list(again)
+        assert points[-1].validation_loss == pytest.approx(expected)
+    steps = [p.step for p in points if p.run == "best"]
+    assert outcomes["best"].best_step == steps[losses["best"].index(min(losses["best"]))]
+
+
+def test_a_diverged_run_leaves_alone_and_unnoticed() -> None:
+    good = [run("good"), run("larger", r=5, seed=1)]
+    together = trained(good[0], run("wild", lr=1e200, epochs=9), good[1])
+    assert together["wild"].status == "diverged"
+    assert together["wild"].reason == "the loss was not finite in epoch 1"
+    for each in good:
+        assert_same(together[each[0].name], trained(each)[each[0].name])
+        assert all(value.isfinite().all() for value in together[each[0].name].state.values())
+
+
+def test_all_may_diverge() -> None:
+    assert [o.status for o in trained(run("a", lr=1e200), run("b", lr=1e200)).values()] == ["diverged"] * 2
+
+
+def test_a_point_for_each_run_and_epoch() -> None:
+    points: list[Point] = []
+    trained(run("a", epochs=2), run("b", epochs=3, schedule="cosine", lr=1.0), points=points)
+    assert [(p.run, p.step) for p in points] == [("a", 3), ("b", 3), ("a", 6), ("b", 6), ("b", 9)]
+    assert all(p.grad_norm > 0 and 0 <= p.metric <= 1 for p in points)
+    # The rate of an epoch's last step: cosine over 9 steps, at steps 2, 5 and 8.
+    expected = [0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / 9)).item()) for step in (2, 5, 8)]
+    assert [p.lr for p in points if p.run == "b"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_base_is_as_it_was(training: bool) -> None:
+    model = make_model().train(training)
+    model[3].eval()
+    model[0].weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    asked = [p.requires_grad for p in model.parameters()]
+    outcomes = train_pack(model, [run("a", epochs=1), run("b", epochs=2)], TRAIN, VALIDATION, loss, accuracy)
+    for _ in outcomes:  # already when the first is handed out
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        assert [module.training for module in model.modules()] == modes
+        assert [p.requires_grad for p in model.parameters()] == asked
+        assert all(p.grad is None for p in model.parameters())
+        assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_an_interrupt_leaves_the_base_as_it_was() -> None:
+    model = make_model()
+    calls = []
+
+    def interrupting(outputs: Tensor, batch: Sequence[Tensor]) -> Tensor:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return loss(outputs, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(train_pack(model, [run("a")], TRAIN, VALIDATION, interrupting, accuracy))
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), make_model().parameters(), strict=True))
+
+
+def test_refused() -> None:
+    with pytest.raises(ConfigError, match=r"batch sizes \[4, 8\] can't share a pack"):
+        trained(run("a"), run("b", batch_size=4))
+    with pytest.raises(DataError, match=r"training data have \[21, 22\] rows"):
+        trained(run("a"), train=(TRAIN[0], TRAIN[1][:21]))
+    with pytest.raises(DataError, match=r"validation data have \[0\] rows"):
+        trained(run("a"), validation=tuple(t[:0] for t in VALIDATION))
