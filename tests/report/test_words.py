@@ -55,7 +55,7 @@ def test_one_more_seed() -> None:
     results["answer"]["more_seeds_needed"] = 1
     assert "about 1 more seed would do" in answer_words(results)
     results["answer"]["more_seeds_needed"] = None
-    assert answer_words(results).endswith("its 95% bound does not.")
+    assert "its 95% bound does not. Of full" in answer_words(results)
 
 
 def test_an_answer_without_a_name_gives_its_reason() -> None:

@@ -74,7 +74,7 @@ MIXED = [
 
 def test_every_run_ends_as_it_would_alone() -> None:
     together = trained(*MIXED)
-    assert [*together][0] == "hasty", "it ends first, and is handed out at once"
+    assert next(iter(together)) == "hasty", "it ends first, and is handed out at once"
     assert together["hasty"].epochs < 4
     assert together["hasty"].reason == "no lower validation loss for 1 epochs"
     assert {name: outcome.epochs for name, outcome in together.items() if name != "hasty"} == {

@@ -68,7 +68,9 @@ def test_what_it_says_of_moving_is_true(name: str) -> None:
             assert torch.equal(ours.factor(step), ours.factor(step - 1))
 
 
-@given(st.lists(st.tuples(st.sampled_from(sorted(SCHEDULES)), st.integers(0, 5), st.booleans()), min_size=1, max_size=6))
+@given(
+    st.lists(st.tuples(st.sampled_from(sorted(SCHEDULES)), st.integers(0, 5), st.booleans()), min_size=1, max_size=6)
+)
 def test_keep_leaves_the_others_as_they_would_be_alone(adapters: list[tuple[str, int, bool]]) -> None:
     names, warmup, stays = zip(*adapters, strict=True)
     mask = torch.tensor(stays)

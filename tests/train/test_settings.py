@@ -24,7 +24,10 @@ from rankwise.train.settings import Training
         ({"epochs": 0}, "epochs is 0"),
         ({"patience": 0}, "patience is 0"),
         ({"warmup": -1}, "warmup is -1; it must be a whole number of steps"),
-        ({"schedule": "cosin"}, 'schedule "cosin" is not known; there are constant, cosine, plateau. Did you mean "cos'),
+        (
+            {"schedule": "cosin"},
+            'schedule "cosin" is not known; there are constant, cosine, plateau. Did you mean "cos',
+        ),
         ({"weights": "first"}, 'weights "first" is not known; there are best, last'),
     ],
 )

@@ -6,8 +6,7 @@ tensor trained whole, one after another. Layers see strided views of it: for a m
 that is done for each adapter (its norm, its learning rate, keeping its best weights, taking it out) is one
 operation on rows.
 
-Ranks up to 16, 64, 256, ... share a bucket, padded with zeros to the largest rank in it: a product of a few columns
-takes as long as one of 16, and fewer buckets are fewer products. The padding
+Ranks up to the next power of four share a bucket, padded with zeros to the largest rank in it. The padding
 stays zero: the gradient of a zero column of B is dy^T (x A^T) with zero rows of A, and the other way round.
 """
 
@@ -26,13 +25,13 @@ State = dict[str, Tensor]
 
 
 def bucket_rank(r: int) -> int:
-    """The largest rank of r's bucket: 16, 64, 256, ...
+    """The largest rank of r's bucket: 4, 16, 64, 256, ...
 
     Examples:
-        >>> [bucket_rank(r) for r in (1, 4, 16, 17, 64, 65)]
-        [16, 16, 16, 64, 64, 256]
+        >>> [bucket_rank(r) for r in (1, 4, 5, 16, 64, 65)]
+        [4, 4, 16, 16, 64, 256]
     """
-    limit = 16
+    limit = 4
     while limit < r:
         limit *= 4
     return limit

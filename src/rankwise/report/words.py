@@ -70,13 +70,29 @@ def explanation(results: Results) -> list[str]:
     return sentences
 
 
+def trade_off(results: Results) -> list[str]:
+    """What each adapter on the Pareto front buys, in one sentence, for those who would settle for less; none without
+    a reference to be relative to."""
+    relative = results["relative_to"]
+    front = [c for c in results["configurations"] if c["method"] == "lora" and c["on_pareto_front"]]
+    if relative is None or not front or not results["metric"]["higher_is_better"]:
+        return []
+    bought = [
+        f"{c['label']}: {numbers.count(c['trainable_parameters'])} parameters "
+        f"({numbers.percent(c['relative_parameters'])}) reach {numbers.percent(c['relative_metric'])}"
+        for c in front
+        if c["relative_metric"] is not None
+    ]
+    return [f"Of {relative['label']}, {'; '.join(bought)}."] if bought else []
+
+
 def answer_words(results: Results) -> str:
-    """Return `headline` and `explanation` as one paragraph.
+    """Return `headline`, `explanation` and `trade_off` as one paragraph.
 
     Args:
         results: The content of `results.json`.
     """
-    return " ".join([headline(results), *explanation(results)])
+    return " ".join([headline(results), *explanation(results), *trade_off(results)])
 
 
 def answer_name(results: Results) -> str | None:

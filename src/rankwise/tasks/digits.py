@@ -145,7 +145,7 @@ def _right() -> Protocol:
 
 
 LORA_LRS = (3e-4, 1e-3, 3e-3, 1e-2)
-BASELINE_LRS = (3e-4, 1e-3, 3e-3)
+BASELINE_LRS = (1e-4, 3e-4, 1e-3, 3e-3)
 
 
 def plan_runs(options: DigitsOptions) -> list[Run]:

@@ -1,0 +1,79 @@
+"""A sweep that takes a moment: a tiny network, two ranks and full fine-tuning, two seeds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rankwise.lora.config import LoRAConfig
+from rankwise.pack.member import Member
+from rankwise.sweep.record import Results, make_results
+from rankwise.sweep.run import Problem, Run, Splits, Swept, run_sweep
+from rankwise.train.live import progress
+from rankwise.train.settings import Training
+
+
+def small_model() -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3), nn.LogSoftmax(dim=-1))
+
+
+def some_data(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    x = torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
+    return x, (x[:, :3] + 0.3 * x[:, 3:]).argmax(1)
+
+
+def loss(outputs: Tensor, batch: Sequence[Tensor]) -> Tensor:
+    return F.nll_loss(outputs, batch[1], reduction="none")
+
+
+def accuracy(outputs: Tensor, batch: Sequence[Tensor]) -> Tensor:
+    return (outputs.argmax(-1) == batch[1]).float()
+
+
+def small_problem() -> Problem:
+    splits = Splits(some_data(40, 0), some_data(30, 1), some_data(20, 2))
+    return Problem({"new": splits}, loss, accuracy, other_tests={"accuracy_elsewhere": some_data(10, 3)})
+
+
+def small_run(configuration: str, seed: int = 0, lr: float = 0.03, **settings: Any) -> Run:
+    """A run of "r2" and the like, or of "full"."""
+    r = int(configuration[1:]) if configuration.startswith("r") else None
+    name, training = (
+        f"{configuration}-lr{lr:g}-s{seed}",
+        Training(**{"lr": lr, "batch_size": 8, "epochs": 3, **settings}),
+    )
+    if r is None:
+        member = Member(name=name, seed=seed, whole=("0", "2"))
+        return Run(name, configuration, "full fine-tuning", "full", member, training)
+    member = Member(name=name, seed=seed, lora=LoRAConfig(r=r, seed=seed))
+    return Run(name, configuration, f"r = {r}", "lora", member, training)
+
+
+def small_runs() -> list[Run]:
+    return [small_run(c, seed, lr) for c in ("r1", "r4", "full") for lr in (0.003, 0.03) for seed in (0, 1)]
+
+
+def swept(runs: Sequence[Run], problem: Problem | None = None) -> Swept:
+    return run_sweep(small_model(), runs, problem or small_problem(), progress("quiet"))
+
+
+def results_of(found: Swept, **given: Any) -> Results:
+    about = {
+        "task": "test",
+        "command": "rankwise test",
+        "config_hash": "0" * 64,
+        "started": "2026-01-01T00:00:00+00:00",
+    }
+    about |= {
+        "seconds": 1.0,
+        "versions": {"python": "3.11"},
+        "device": "cpu",
+        "data": {"train": {"n": 40}, "validation": {"n": 30}, "test": {"n": 20}},
+    }
+    about |= {"published": None, "grid": {}}
+    base = {"name": "base", "sha256": "0" * 64, "parameters": 83, "metric": 0.3}
+    return make_results(found, small_problem(), base=base, about=about, adapters={}, **given)

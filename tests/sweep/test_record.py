@@ -1,0 +1,115 @@
+"""The content of `results.json`: it follows the shipped schema, and the answer is that of the runs."""
+
+import json
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from rankwise.report import answer_words, terminal_table, validate
+from rankwise.report.schema import schema
+from rankwise.sweep.run import Swept
+from small_sweep import results_of, small_run, small_runs, swept
+
+
+@pytest.fixture(scope="module")
+def found() -> Swept:
+    return swept(small_runs())
+
+
+@pytest.fixture(scope="module")
+def results(found: Swept) -> dict[str, Any]:
+    return results_of(found)
+
+
+def check(results: dict[str, Any]) -> None:
+    as_read = json.loads(json.dumps(results, allow_nan=False))
+    jsonschema.Draft202012Validator(schema()).validate(as_read)
+    validate(as_read)
+    terminal_table(as_read)
+    assert answer_words(as_read)
+
+
+def test_follows_the_schema(results: dict[str, Any]) -> None:
+    check(results)
+
+
+def test_configurations_are_means_of_their_runs(results: dict[str, Any]) -> None:
+    runs = {run["name"]: run for run in results["runs"]}
+    assert [c["name"] for c in results["configurations"]] == ["r1", "r4", "full"]
+    for c in results["configurations"]:
+        own = [runs[name] for name in c["runs"]]
+        assert {run["lr"] for run in own} == {c["lr"]}
+        assert c["n_seeds"] == len(own) == 2
+        assert c["mean"] == pytest.approx(np.mean([run["metric"] for run in own]))
+        assert c["validation_mean"] == pytest.approx(np.mean([run["validation_metric"] for run in own]))
+        assert c["interval"][0] <= c["mean"] <= c["interval"][1]
+        elsewhere = [run["other_metrics"]["accuracy_elsewhere"] for run in own]
+        assert c["other_metrics"]["accuracy_elsewhere"]["mean"] == pytest.approx(np.mean(elsewhere))
+        for lr in {run["lr"] for run in results["runs"]}:
+            at = [r["validation_metric"] for r in results["runs"] if (r["configuration"], r["lr"]) == (c["name"], lr)]
+            assert np.mean(at) <= c["validation_mean"] + 1e-6, "the rate is chosen on validation data"
+
+
+def test_the_answer_is_one_of_the_configurations(results: dict[str, Any]) -> None:
+    by_name = {c["name"]: c for c in results["configurations"]}
+    answer = results["answer"]
+    chosen, reference = by_name[answer["name"]], by_name[answer["reference"]]
+    assert reference["name"] == "full"
+    assert [c["name"] for c in by_name.values() if c["is_answer"]] == [chosen["name"]]
+    assert [c["name"] for c in by_name.values() if c["is_reference"]] == ["full"]
+    assert answer["tolerance"] == pytest.approx(0.01 * reference["validation_mean"])
+    assert answer["relative_metric"] == pytest.approx(chosen["mean"] / reference["mean"])
+    assert answer["relative_parameters"] == chosen["trainable_parameters"] / 83
+    assert chosen["difference_to_reference"]["mean"] == pytest.approx(chosen["mean"] - reference["mean"], abs=1e-6)
+
+
+def test_a_wide_tolerance_makes_the_smallest_the_answer(found: Swept) -> None:
+    results = results_of(found, tolerance=0.99)
+    assert (results["answer"]["name"], results["answer"]["r"]) == ("r1", 1)
+    check(results)
+
+
+def test_what_solves_another_problem_is_neither_reference_nor_answer(found: Swept) -> None:
+    results = results_of(found, comparable=["r1", "r4"])
+    assert results["answer"]["reference"] in ("r1", "r4")
+    full = next(c for c in results["configurations"] if c["name"] == "full")
+    assert full["mean"] is not None
+    assert not full["is_reference"]
+    assert full["difference_to_reference"] is None
+
+
+def test_an_unfinished_sweep_has_no_answer(found: Swept) -> None:
+    names = [name for name in found.outcomes if name.startswith("r1")]
+    part = Swept(
+        found.runs,
+        found.parameters,
+        {name: found.outcomes[name] for name in names},
+        {name: found.scores[name] for name in names},
+        packs=found.packs,
+    )
+    results = results_of(part)
+    check(results)
+    assert results["complete"] is False
+    assert results["answer"] is None
+    stopped = [run for run in results["runs"] if run["status"] == "stopped"]
+    assert len(stopped) == 8
+    assert all(run["metric"] is None and run["reason"] == "interrupted" for run in stopped)
+    assert "not complete (4 runs finished so far)" in answer_words(results)
+
+
+def test_diverged_runs_are_told_and_count_for_nothing() -> None:
+    results = results_of(swept([small_run("r1"), small_run("r4", lr=1e30), small_run("full")]))
+    check(results)
+    assert results["notes"] == ["Diverged, and left out: r4-lr1e+30-s0."]
+    r4 = next(c for c in results["configurations"] if c["name"] == "r4")
+    assert r4["mean"] is None
+    assert r4["n_seeds"] == 0
+
+
+def test_nothing_but_diverged_runs() -> None:
+    results = results_of(swept([small_run("r1", lr=1e30), small_run("full", lr=1e30)]))
+    check(results)
+    assert results["answer"] is None
+    assert results["relative_to"] is None

@@ -1,0 +1,81 @@
+"""Settings of `rankwise digits`: lists in short form, and what is refused."""
+
+import math
+from typing import Any
+
+import pytest
+import yaml
+
+from rankwise.errors import ConfigError
+from rankwise.tasks.digits_config import config_of, config_yaml
+from rankwise.tasks.options import DigitsOptions, parse_numbers, parse_rates, parse_seeds
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("4", (4,)),
+        ("1, 2,2,8", (1, 2, 8)),
+        ("1:64:x2", (1, 2, 4, 8, 16, 32, 64)),
+        ("3:20:x3", (3, 9)),
+        ("0:3", (0, 1, 2, 3)),
+        ("2:10:4", (2, 6, 10)),
+        ("5:5", (5,)),
+    ],
+)
+def test_lists_of_numbers(text: str, expected: tuple[int, ...]) -> None:
+    assert parse_numbers(text) == expected
+
+
+@pytest.mark.parametrize("text", ["a,b", "", "1,,2", "1.5", "1:2:3:4", "1:x2", "1:8:xx2"])
+def test_no_list_of_numbers(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no list of whole numbers; write them as 1,2,4 or as a range"):
+        parse_numbers(text)
+
+
+@pytest.mark.parametrize("text", ["8:1", "1:8:0", "1:8:x1", "0:8:x2", "1:8:-1"])
+def test_ranges_without_end(text: str) -> None:
+    with pytest.raises(ConfigError, match=f'The range "{text}" holds no numbers'):
+        parse_numbers(text)
+
+
+def test_seeds_are_a_number_or_a_list() -> None:
+    assert parse_seeds("3") == (0, 1, 2)
+    assert parse_seeds("3,4") == (3, 4)
+    assert parse_seeds("7:7") == (7,)
+
+
+def test_rates() -> None:
+    assert parse_rates("1e-3, 3e-4") == (0.001, 0.0003)
+    with pytest.raises(ConfigError, match='"fast" is no list of learning rates'):
+        parse_rates("fast")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"ranks": ()}, r"The ranks are \[\]"),
+        ({"ranks": (4, 0)}, r"The ranks are \[4, 0\]; give one or more whole numbers of at least 1"),
+        ({"seeds": (-1,)}, r"The seeds are \[-1\]"),
+        ({"protocol": "publish"}, 'Protocol "publish" is not known; .* Did you mean "published"'),
+        ({"epochs": 0}, "--epochs is 0"),
+        ({"batch_size": -3}, "--batch-size is -3"),
+        ({"lr": ()}, r"--lr is \[\]"),
+        ({"baseline_lr": (1e-3, math.nan)}, "--baseline-lr is .*; give positive numbers"),
+        ({"alpha": 0.0}, r"--alpha is 0\.0; it must be a positive number"),
+        ({"alpha": math.inf}, "--alpha is inf"),
+        ({"tolerance": math.nan}, "--tolerance is nan"),
+        ({"tolerance": 1.0}, r"--tolerance is 1\.0"),
+    ],
+)
+def test_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DigitsOptions(**changed)
+
+
+def test_the_configuration_is_complete_but_for_the_place() -> None:
+    config = config_of(DigitsOptions(lr=(1e-3,), batch_size=32))["digits"]
+    assert config["lr"] == [0.001]
+    assert config["batch-size"] == 32
+    assert "out" not in config
+    assert yaml.safe_load(config_yaml(DigitsOptions(seeds=(7,))))["digits"]["seeds"] == "7:7", "not seven seeds"
