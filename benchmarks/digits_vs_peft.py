@@ -137,7 +137,8 @@ def main() -> None:
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "peft"))
     head = (
         f"\n## {datetime.now(UTC):%Y-%m-%d} digits_vs_peft.py --epochs {arguments.epochs} "
-        f"--repeats {arguments.repeats} --threads {arguments.threads}\n\n{versions}, Python {platform.python_version()}, {platform.machine()} CPU; "
+        f"--repeats {arguments.repeats} --threads {arguments.threads}\n\n"
+        f"{versions}, Python {platform.python_version()}, {platform.machine()} CPU; "
         f"{len(data.train[1]):,} training and {len(data.validation[1]):,} validation images.\n\n"
         "| sweep | peft / Rankwise (median) | range | peft, ms a step of all | Rankwise, ms a step | "
         "accuracy peft | accuracy Rankwise |\n|---|---|---|---|---|---|---|\n"
