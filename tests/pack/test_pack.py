@@ -222,7 +222,7 @@ def test_base_is_untouched_bit_for_bit_with_modes_and_flags_as_found() -> None:
 def test_padding_stays_zero() -> None:
     model = mlp(torch.float32)
     batches = {0: batches_of(0, 10, *small_data(torch.float32), size=16)}
-    cases = [Case(f"r{r}", ref.Alone(r=r, scale=1.0, lr=1e-2, seed=0, targets=LINEARS)) for r in (1, 7)]
+    cases = [Case(f"r{r}", ref.Alone(r=r, scale=1.0, lr=1e-2, seed=0, targets=LINEARS)) for r in (1, 4)]
     pack, _ = train_together(model, cases, batches)
     (bucket,) = pack.buckets
     A, B, _ = bucket.low_rank("3")
