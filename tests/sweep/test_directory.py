@@ -77,8 +77,15 @@ def test_overwriting_leaves_nothing_of_the_old_results(tmp_path: Path, found: Sw
     assert (tmp_path / "mine.txt").exists()
 
 
-def test_results_come_last(tmp_path: Path, found: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
+def contents(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_full_disk_leaves_earlier_results_as_they_were(
+    tmp_path: Path, found: Swept, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path, found)
+    before = contents(tmp_path)
 
     def full_disk(*args: object, **keywords: object) -> None:
         raise OSError(28, "No space left on device")
@@ -86,5 +93,5 @@ def test_results_come_last(tmp_path: Path, found: Swept, monkeypatch: pytest.Mon
     monkeypatch.setattr(np, "savez_compressed", full_disk)
     with pytest.raises(OutputError, match=r"predictions\.npz can't be written \(No space left on device\)"):
         write(tmp_path, found)
-    assert not (tmp_path / "results.json").exists(), "no results without what belongs to them"
+    assert contents(tmp_path) == before, "earlier results stay as they were"
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]

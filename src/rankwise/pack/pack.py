@@ -104,11 +104,6 @@ class Pack:
         """The adapters in the order in which every vector of the pack holds them."""
         return [member for bucket in self.buckets for member in bucket.members]
 
-    @property
-    def notes(self) -> list[str]:
-        """What a user should know about how this pack runs."""
-        return self._loss.notes
-
     def __len__(self) -> int:
         return sum(len(bucket) for bucket in self.buckets)
 
@@ -222,10 +217,6 @@ class Pack:
         shared = lazily(batch, lambda t: t.unsqueeze(0))
         outputs = self._forward(shared, self._together)
         return [function.values(outputs, shared, self._together) for function in functions]
-
-    def gradients(self) -> list[State]:
-        """Each adapter's gradient of the last step, by tensor name, for inspection."""
-        return [bucket.state(k, bucket.grads) for bucket in self.buckets for k in range(len(bucket))]
 
     def rows(self) -> list[Tensor]:
         """A copy of all parameters: for each bucket, a row for each of its adapters."""

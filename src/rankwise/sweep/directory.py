@@ -20,6 +20,8 @@ from rankwise.writing import replacing
 
 MARK = "results.json"
 OWN_FILES = (MARK, "config.yaml", "curves.csv", "predictions.npz", "adapters", "base")
+STAGED = ".writing."
+"""Beginning of the name of the folder in which results are written before they are put in place."""
 
 
 def check_directory(directory: Path, overwrite: bool) -> None:
@@ -42,7 +44,7 @@ def check_directory(directory: Path, overwrite: bool) -> None:
             raise OutputError(
                 f"{directory} holds results already; give another directory with --out, or --overwrite to replace them."
             )
-    elif any(directory.iterdir()):
+    elif any(not path.name.startswith(STAGED) for path in directory.iterdir()):
         raise OutputError(
             f"{directory} holds files that are no results of rankwise; give an empty or a new directory with --out."
         )
@@ -57,10 +59,11 @@ def write_run(
     folders: Mapping[str, str],
     base_name: str,
 ) -> None:
-    """Write everything but the report. `results.json` comes last: where it is, the rest is whole.
+    """Write everything but the report. All of it is written beside first, so that a full disk leaves earlier results as
+    they were; `results.json` is put in place last.
 
     Args:
-        directory: As `check_directory` has allowed it; earlier results in it are removed.
+        directory: As `check_directory` has allowed it; earlier results in it are replaced.
         results: The content of `results.json`.
         config: The complete configuration, YAML.
         swept: Curves, predictions, adapters.
@@ -71,13 +74,34 @@ def write_run(
     Raises:
         OutputError: The directory can't be written.
     """
+    staged = directory / f"{STAGED}{os.getpid()}"
     try:
+        _write_files(staged, results, config, swept, base, folders, base_name)
+        # The old mark goes first and the new one comes last, so that it never stands beside files of another run.
+        for name in OWN_FILES:
+            _remove(directory / name)
         for name in reversed(OWN_FILES):
-            old = directory / name
-            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-        directory.mkdir(parents=True, exist_ok=True)
+            if (staged / name).exists():
+                os.replace(staged / name, directory / name)
     except OSError as error:
         raise OutputError(f"{directory} can't be written ({error.strerror or error}).") from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _write_files(
+    directory: Path,
+    results: Mapping[str, Any],
+    config: str,
+    swept: Swept,
+    base: Mapping[str, torch.Tensor] | None,
+    folders: Mapping[str, str],
+    base_name: str,
+) -> None:
     if base is not None:
         from safetensors.torch import save_file
 

@@ -201,6 +201,7 @@ def _measure(model: nn.Module, runs: Sequence[Run], problem: Problem, swept: Swe
         losses, validation = evaluate_rows(pack, data.validation, [loss, metric])
         (test,) = evaluate_rows(pack, data.test, [metric])
         other = {name: evaluate_rows(pack, rows, [metric])[0] for name, rows in problem.other_tests.items()}
+    swept.notes.extend(note for note in [*loss.notes, *metric.notes] if note not in swept.notes)
     for k, member in enumerate(pack.members):
         swept.scores[member.member.name] = Scores(
             validation[k].cpu().numpy(),
