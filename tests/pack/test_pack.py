@@ -93,7 +93,9 @@ def starts(model: nn.Sequential, cases: Sequence[Case]) -> dict[str, dict[str, T
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-3)])
 def test_seven_ranks_and_two_seeds_get_the_updates_they_get_alone(dtype: torch.dtype, bound: float) -> None:
-    torch.manual_seed(0)
+    # With seed 0 the plain loop itself, r = 1, gives updates in float32 that differ by 5% from its own in float64: a
+    # unit's input lies at zero to rounding. With this one it does not.
+    torch.manual_seed(1)
     model = make_model().to(dtype)
     x, y = only(load_digits_data("embedded").train, NEW, torch.device("cpu"))
     steps = 100
@@ -224,8 +226,7 @@ def test_padding_stays_zero() -> None:
     batches = {0: batches_of(0, 10, *small_data(torch.float32), size=16)}
     cases = [Case(f"r{r}", ref.Alone(r=r, scale=1.0, lr=1e-2, seed=0, targets=LINEARS)) for r in (1, 4)]
     pack, _ = train_together(model, cases, batches)
-    (bucket,) = pack.buckets
-    A, B, _ = bucket.low_rank("3")
+    A, B = pack.store.low_rank(0, "3")
     assert A[0, 1:].abs().max() == 0
     assert B[0, :, 1:].abs().max() == 0
     assert B[0, :, :1].abs().max() > 0

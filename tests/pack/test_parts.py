@@ -8,12 +8,13 @@ from torch import nn
 
 import reference as ref
 from rankwise.lora.config import LoRAConfig
-from rankwise.pack.adamw import PackedAdamW, clip_gradients, gradient_norms
-from rankwise.pack.bucket import Bucket, bucket_rank, resolve
+from rankwise.pack.adamw import PackedAdamW, clip_gradients
 from rankwise.pack.forwards import replaced_forwards
 from rankwise.pack.groups import Groups
 from rankwise.pack.member import Member
 from rankwise.pack.noise import uniform
+from rankwise.pack.resolved import State, bucket_rank, resolve
+from rankwise.pack.store import Store
 
 CPU = torch.device("cpu")
 
@@ -29,25 +30,51 @@ def test_runs_cover_a_stretch_once_and_in_order(batch_of: list[int], data: st.Da
     start = data.draw(st.integers(0, len(batch_of) - 1))
     stop = data.draw(st.integers(start + 1, len(batch_of)))
     runs = Groups(batch_of, 4, CPU).runs(start, stop)
-    told = [batch for batch, first, last in runs for _ in range(first, last)]
+    told = [batch for run in runs for batch in range(run.batches.start, run.batches.stop) for _ in range(run.each)]
     assert told == batch_of[start:stop]
-    assert [first for _, first, _ in runs] == [0, *[last for _, _, last in runs[:-1]]]
+    assert [run.adapters.start for run in runs] == [0, *[run.adapters.stop for run in runs[:-1]]]
 
 
-def bucket(dtype: torch.dtype = torch.float64) -> Bucket:
+def test_seeds_with_the_same_configurations_are_one_run() -> None:
+    (run,) = Groups([9, 0, 0, 1, 1, 2, 2, 9], 3, CPU).runs(1, 7)
+    assert (run.batches, run.adapters, run.each) == (slice(0, 3), slice(0, 6), 2)
+
+
+def store(dtype: torch.dtype = torch.float64) -> Store:
     model = nn.Sequential(nn.Linear(3, 2))
     members = [resolve(model, Member(name=f"r{r}", lora=LoRAConfig(r=r))) for r in (1, 2)]
-    return Bucket(members, [m.start(model) for m in members], CPU, dtype)
+    return Store([members], model, {}, CPU, dtype)
 
 
-def test_views_share_the_rows_memory_and_states_are_cut_to_the_rank() -> None:
-    stack = bucket()
-    A, B, scale = stack.low_rank("0")
-    assert (A.shape, B.shape, scale.flatten().tolist()) == ((2, 2, 3), (2, 2, 2), [32.0, 16.0])
-    stack.rows[0] += 1
-    state = stack.state(0)
+def row(state: State) -> torch.Tensor:
+    return torch.cat([state[key].flatten() for key in sorted(state)])
+
+
+def test_stacks_share_the_vectors_memory_and_states_are_cut_to_the_rank() -> None:
+    numbers = store()
+    A, B = numbers.low_rank(0, "0")
+    assert (A.shape, B.shape) == ((2, 2, 3), (2, 2, 2))
+    numbers.theta += 1
+    numbers.refresh()
+    assert B[:, 0, 0].tolist() == [32.0, 16.0]
+    state = numbers.read(numbers.theta)["r1"]
     assert {key: tuple(value.shape) for key, value in state.items()} == {"0.A": (1, 3), "0.B": (2, 1)}
-    assert torch.equal(state["0.A"], A.detach()[0, :1])
+    assert torch.equal(state["0.A"], A[0, :1])
+
+
+def test_gradients_overwrite_in_a_new_step_and_add_within_one() -> None:
+    numbers = store()
+    numbers.grads.fill_(torch.nan)
+    gradient = numbers.gradient(0, "0.A")
+    left, right = torch.ones(2, 2, 1).double(), torch.ones(2, 1, 3).double()
+    for _ in range(2):
+        numbers.begin()
+        gradient.add(left, right)
+        gradient.copy(torch.ones(2, 2, 3).double())
+        numbers.finish()
+        assert numbers.stack(0, "0.A").shape == gradient.stack.shape
+        assert (gradient.stack == 2).all()
+        assert (numbers.gradient(0, "0.B").stack == 0).all(), "nothing was written here"
 
 
 @pytest.mark.parametrize("r", [1, 16, 17, 63, 64, 65, 1000])
@@ -56,33 +83,51 @@ def test_a_bucket_holds_its_rank(r: int) -> None:
     assert bucket_rank(bucket_rank(r)) == bucket_rank(r)
 
 
-def test_adamw_is_torchs_for_each_row_with_its_own_rate_and_decay() -> None:
-    stack = bucket()
-    rates, decay = torch.tensor([1e-2, 3e-3]).double(), torch.tensor([0.1, 0.0]).double()
-    alone = [row.clone().requires_grad_() for row in stack.rows]
-    theirs = [torch.optim.AdamW([p], lr=float(rates[k]), weight_decay=float(decay[k])) for k, p in enumerate(alone)]
-    ours = PackedAdamW([stack])
+@pytest.mark.parametrize(
+    ("rates", "decays"), [((1e-2, 3e-3), (0.1, 0.0)), ((1e-2, 1e-2), (0.1, 0.1)), ((1e-2, 3e-3), (0.0, 0.0))]
+)
+def test_adamw_is_torchs_for_each_adapter_with_its_own_rate_and_decay(
+    rates: tuple[float, float], decays: tuple[float, float]
+) -> None:
+    numbers = store()
+    ours = PackedAdamW(numbers)
+    alone = [row(state).requires_grad_() for state in numbers.read(numbers.theta).values()]
+    theirs = [torch.optim.AdamW([p], lr=rates[k], weight_decay=decays[k]) for k, p in enumerate(alone)]
+    lr, decay = (
+        torch.tensor(rates, dtype=torch.float64),
+        torch.tensor(decays, dtype=torch.float64) if any(decays) else None,
+    )
     for step in range(20):
-        stack.grads.copy_(torch.rand(stack.rows.shape, generator=ref.keyed(step), dtype=torch.float64) - 0.5)
-        for k, p in enumerate(alone):
-            p.grad = stack.grads[k].clone()
+        if step == 10:
+            state = ours.state()
+            ours = PackedAdamW(numbers)
+            ours.load_state(state, step)
+        numbers.grads.copy_(torch.rand(numbers.grads.shape, generator=ref.keyed(step), dtype=torch.float64) - 0.5)
+        for k, (p, grads) in enumerate(zip(alone, numbers.read(numbers.grads).values(), strict=True)):
+            p.grad = row(grads)
             theirs[k].step()
-        ours.step(rates, decay)
-    torch.testing.assert_close(stack.rows, torch.stack([p.detach() for p in alone]), rtol=1e-13, atol=1e-15)
+        ours.step(lr, decay)
+    for p, state in zip(alone, numbers.read(numbers.theta).values(), strict=True):
+        torch.testing.assert_close(row(state), p.detach(), rtol=1e-13, atol=1e-15)
 
 
-def test_clipping_is_torchs_for_each_row() -> None:
-    stack = bucket()
-    stack.grads.copy_(torch.linspace(-3, 3, stack.grads.numel()).view_as(stack.grads))
+def test_clipping_is_torchs_for_each_adapter() -> None:
+    numbers = store()
+    # Gradients of padding are zero.
+    states = {
+        name: {key: v + i for i, (key, v) in enumerate(s.items())} for name, s in numbers.read(numbers.theta).items()
+    }
+    for k, state in enumerate(states.values()):
+        numbers.buckets[0].write(numbers.grads, k, state)
     alone = []
-    for k, limit in enumerate((0.5, float("inf"))):
-        p = torch.zeros_like(stack.rows[k]).requires_grad_()
-        p.grad = stack.grads[k].clone()
+    for state, limit in zip(states.values(), (0.5, float("inf")), strict=True):
+        p = torch.zeros_like(row(state)).requires_grad_()
+        p.grad = row(state)
         torch.nn.utils.clip_grad_norm_([p], limit)
         alone.append(p.grad)
-    before = gradient_norms([stack])
-    assert torch.equal(clip_gradients([stack], torch.tensor([0.5, torch.inf]).double()), before)
-    torch.testing.assert_close(stack.grads, torch.stack(alone))
+    clip_gradients(numbers, torch.tensor([0.5, torch.inf]).double())
+    for state, grad in zip(numbers.read(numbers.grads).values(), alone, strict=True):
+        torch.testing.assert_close(row(state), grad)
 
 
 def test_forwards_are_put_back_after_an_error() -> None:

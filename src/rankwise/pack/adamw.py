@@ -1,60 +1,46 @@
-r"""AdamW over a pack: elementwise over the stacked rows, with each adapter's own learning rate and weight decay.
+r"""AdamW over a pack: elementwise over the vector of all parameters, with each adapter's own learning rate.
 
 $$\theta \leftarrow (1 - \eta_k \lambda_k)\,\theta - \eta_k\,\hat m / (\sqrt{\hat v} + \epsilon)$$
 
-Torch's fused kernel takes one learning rate for all. So it runs on a buffer U in place of the parameters, with
-learning rate 1 and weight decay 1: decay empties the buffer, what is left in it is exactly -m/(sqrt(v) + eps), and the
-rows take it with their own rates.
+Torch's fused kernel takes one learning rate for all. Where adapters differ it runs on a buffer U in place of the
+parameters, with learning rate 1 and weight decay 1: decay empties the buffer, what is left in it is exactly
+-m/(sqrt(v) + eps), and each adapter takes it with its own rate.
 
 References:
     Loshchilov & Hutter, Decoupled Weight Decay Regularization, 2019, algorithm 2. https://arxiv.org/abs/1711.05101
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
-from rankwise.pack.bucket import Bucket
-
-
-@dataclass
-class _Moments:
-    """A bucket's state: U, the first and the second moment, all shaped as its rows, and the step count."""
-
-    update: Tensor
-    first: Tensor
-    second: Tensor
-    step: Tensor
-
-    @classmethod
-    def zero(cls, rows: Tensor) -> "_Moments":
-        update, first, second = (torch.zeros_like(rows) for _ in range(3))
-        return cls(update, first, second, torch.zeros((), device=rows.device))
-
-    def keep(self, mask: Tensor) -> "_Moments":
-        return _Moments(self.update[mask], self.first[mask], self.second[mask], self.step)
+from rankwise.pack.resolved import State
+from rankwise.pack.store import Store
 
 
 class PackedAdamW:
     """The optimiser of a pack.
 
     Args:
-        buckets: The pack's buckets; their `grads` hold the gradients when `step` is called.
+        store: The pack's numbers; its `grads` hold the gradients when `step` is called.
     """
 
-    def __init__(self, buckets: Sequence[Bucket]) -> None:
-        self._set([(bucket, _Moments.zero(bucket.rows)) for bucket in buckets])
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.first, self.second = torch.zeros_like(store.theta), torch.zeros_like(store.theta)
+        """The first and the second moment, laid out as the parameters."""
+        self.steps = torch.zeros((), device=store.theta.device)
+        self._prepare()
 
-    def _set(self, states: list[tuple[Bucket, _Moments]]) -> None:
-        self._states = states
-        # Adapters of a bucket share betas and eps; buckets that do go through the kernel in one call.
-        self._calls: dict[tuple[float, float, float], list[tuple[Bucket, _Moments]]] = {}
-        for bucket, moments in states:
+    def _prepare(self) -> None:
+        self._update: Tensor | None = None
+        self._rates: tuple[Tensor, Tensor] | None = None
+        # Adapters of a bucket share betas and eps. Where all buckets do, the kernel runs on the whole vectors.
+        self._groups: dict[tuple[float, float, float], list[tuple[int, str]]] = {}
+        for i, bucket in enumerate(self._store.buckets):
             member = bucket.members[0].member
-            self._calls.setdefault((*member.betas, member.eps), []).append((bucket, moments))
+            self._groups.setdefault((*member.betas, member.eps), []).extend((i, key) for key in bucket.shapes)
 
     @torch.no_grad()
     def step(self, lr: Tensor, weight_decay: Tensor | None) -> None:
@@ -64,62 +50,83 @@ class PackedAdamW:
             lr: Learning rate of each adapter, in the order of the pack.
             weight_decay: Each adapter's, or None when all are zero.
         """
-        for (beta1, beta2, eps), states in self._calls.items():
-            adamw(
-                [moments.update for _, moments in states],
-                [bucket.grads for bucket, _ in states],
-                [moments.first for _, moments in states],
-                [moments.second for _, moments in states],
+        theta = self._store.theta
+        rate = lr.tolist()
+        decay = [0.0] * len(rate) if weight_decay is None else weight_decay.tolist()
+        self.steps += 1
+        if len(set(rate)) == len(set(decay)) == 1:
+            self._run_kernel(theta, rate[0], decay[0])
+            return
+        if self._update is None:
+            self._update = torch.zeros_like(theta)
+        self._run_kernel(self._update, 1.0, 1.0)
+        if weight_decay is not None:
+            self._store.multiply(theta, 1 - lr * weight_decay)
+        if self._rates is None or not torch.equal(self._rates[0], lr):
+            self._rates = lr.clone(), self._store.expand(lr)
+        theta.addcmul_(self._update, self._rates[1])
+
+    def _run_kernel(self, target: Tensor, lr: float, weight_decay: float) -> None:
+        vectors = target, self._store.grads, self.first, self.second
+        for (beta1, beta2, eps), keys in self._groups.items():
+            whole = len(self._groups) == 1
+            params, grads, first, second = [[v] if whole else self._views(v, keys) for v in vectors]
+            # The kernel itself: torch.optim's function around it sorts tensors by device and type at every step.
+            torch._fused_adamw_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+                params,
+                grads,
+                first,
+                second,
                 [],
-                [moments.step for _, moments in states],
-                fused=True,
+                [self.steps] * len(params),
+                lr=lr,
                 beta1=beta1,
                 beta2=beta2,
+                weight_decay=weight_decay,
                 eps=eps,
-                lr=1.0,
-                weight_decay=1.0,
                 amsgrad=False,
                 maximize=False,
             )
-        start = 0
-        for bucket, moments in self._states:
-            own = slice(start, start + len(bucket))
-            start += len(bucket)
-            rate = lr[own].unsqueeze(1)
-            if weight_decay is not None:
-                bucket.rows.mul_(1 - rate * weight_decay[own].unsqueeze(1))
-            bucket.rows.addcmul_(moments.update, rate)
 
-    def keep(self, masks: Sequence[Tensor]) -> None:
-        """Leave only some adapters, their moments and step count kept; the buckets have been cut already.
+    def _views(self, vector: Tensor, keys: Sequence[tuple[int, str]]) -> list[Tensor]:
+        return [self._store.buckets[i].view(vector, key) for i, key in keys]
 
-        Args:
-            masks: For each bucket, which of its rows stay.
+    def state(self) -> dict[str, State]:
+        """Each adapter's moments by its name: "first/<tensor>" and "second/<tensor>", cut to its rank.
+
+        U is not among them: decay empties it in the next step. Nor is the step count, which all adapters share.
         """
-        cut = [(bucket, moments.keep(mask)) for (bucket, moments), mask in zip(self._states, masks, strict=True)]
-        self._set([(bucket, moments) for bucket, moments in cut if len(bucket)])
+        first, second = self._store.read(self.first), self._store.read(self.second)
+        return {
+            name: {
+                **{f"first/{key}": value for key, value in state.items()},
+                **{f"second/{key}": value for key, value in second[name].items()},
+            }
+            for name, state in first.items()
+        }
+
+    def load_state(self, states: Mapping[str, State], steps: int) -> None:
+        """Take in what `state` gave, after so many steps, wherever in this pack the adapters lie."""
+        self.steps.fill_(steps)
+        for which, vector in (("first/", self.first), ("second/", self.second)):
+            own = {
+                name: {key.removeprefix(which): value for key, value in state.items() if key.startswith(which)}
+                for name, state in states.items()
+            }
+            self._store.write(vector, own)
+
+    def moved(self, first: Tensor, second: Tensor) -> None:
+        """Take over the moments after adapters were cut out of the store."""
+        self.first, self.second = first, second
+        self._prepare()
 
 
-def gradient_norms(buckets: Sequence[Bucket]) -> Tensor:
-    """The norm of each adapter's gradient over all its tensors, in the order of the pack."""
-    return torch.cat([torch.linalg.vector_norm(bucket.grads, dim=1) for bucket in buckets])
-
-
-def clip_gradients(buckets: Sequence[Bucket], max_norm: Tensor) -> Tensor:
+def clip_gradients(store: Store, max_norm: Tensor) -> None:
     """Scale down each adapter's gradient that is longer than its own limit, as `clip_grad_norm_` does alone.
 
     Args:
-        buckets: The pack's buckets.
+        store: The pack's numbers.
         max_norm: Each adapter's limit; infinity for none.
-
-    Returns:
-        The norms before clipping.
     """
-    norms = gradient_norms(buckets)
     # 1e-6 as in torch.nn.utils.clip_grad_norm_.
-    factor = (max_norm / (norms + 1e-6)).clamp(max=1.0)
-    start = 0
-    for bucket in buckets:
-        bucket.grads.mul_(factor[start : start + len(bucket)].unsqueeze(1))
-        start += len(bucket)
-    return norms
+    store.multiply(store.grads, (max_norm / (store.norms(store.grads) + 1e-6)).clamp(max=1.0))

@@ -1,175 +1,87 @@
-"""The storage of a pack: adapters of like structure, one row of numbers each.
+"""Adapters of one structure, stacked: where each tensor of theirs lies in the vectors of a pack.
 
-A bucket is a matrix with a row for each adapter that holds all its parameters, every A, every B, every
-tensor trained whole, one after another. Layers see strided views of it: for a module, A is
-(K, r, d_in) and B is (K, d_out, r). So the products of a layer are batched over adapters, and everything
-that is done for each adapter (its norm, its learning rate, keeping its best weights, taking it out) is one
-operation on rows.
+For a module, the A of all adapters of a bucket are one contiguous (K, r, d_in), their B one (K, d_out, r). So the
+products of a layer are batched over adapters, and where they read one batch, all A of the bucket are one matrix.
 
 Ranks up to the next power of four share a bucket, padded with zeros to the largest rank in it. The padding
 stays zero: the gradient of a zero column of B is dy^T (x A^T) with zero rows of A, and the other way round.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rankwise.lora.inits import initial_adapter
-from rankwise.lora.targets import Target, find_targets
-from rankwise.pack.member import Member
-
-State = dict[str, Tensor]
-"""One adapter's tensors: "<module>.A" and "<module>.B", and a tensor trained whole under its own name."""
-
-
-def bucket_rank(r: int) -> int:
-    """The largest rank of r's bucket: 4, 16, 64, 256, ...
-
-    Examples:
-        >>> [bucket_rank(r) for r in (1, 4, 5, 16, 64, 65)]
-        [4, 4, 16, 16, 64, 256]
-    """
-    limit = 4
-    while limit < r:
-        limit *= 4
-    return limit
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """A member with its patterns resolved on a model: the modules, their shapes and scales."""
-
-    member: Member
-    targets: tuple[Target, ...]
-    whole: tuple[str, ...]
-    shapes: Mapping[str, tuple[int, ...]]
-
-    def bucket_key(self) -> tuple[object, ...]:
-        """Members with equal keys share a bucket."""
-        low_rank = tuple((t.name, bucket_rank(t.r)) for t in self.targets)
-        return low_rank, self.whole, self.member.betas, self.member.eps
-
-    def start(self, model: nn.Module) -> State:
-        """The adapter before training: initial A and B, and a copy of what is trained whole."""
-        state: State = {}
-        for t in self.targets:
-            config = self.member.lora
-            if config is None:
-                continue
-            A, B = initial_adapter(config.init, seed=config.seed, module=t.name, r=t.r, d_in=t.d_in, d_out=t.d_out)
-            state[f"{t.name}.A"], state[f"{t.name}.B"] = A, B
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        for name in self.whole:
-            state[name] = parameters[name].detach().clone()
-        return state
-
-    def parameter_count(self) -> int:
-        """How many numbers this member trains."""
-        return sum(t.r * (t.d_in + t.d_out) for t in self.targets) + sum(
-            torch.Size(self.shapes[name]).numel() for name in self.whole
-        )
-
-
-def resolve(model: nn.Module, member: Member) -> Resolved:
-    """Find what a member trains in this model.
-
-    Raises:
-        TargetError: A pattern matches nothing, or a module that can't be adapted.
-    """
-    targets = () if member.lora is None else tuple(find_targets(model, member.lora).adapted)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    whole = tuple(
-        f"{module}.{name}" if module else name
-        for module in member.whole
-        for name, _ in model.get_submodule(module).named_parameters(recurse=False)
-    )
-    return Resolved(member, targets, whole, {name: tuple(parameters[name].shape) for name in whole})
+from rankwise.pack.resolved import Resolved, State
 
 
 class Bucket:
-    """Adapters of one structure, stacked.
+    """The map from adapters' tensors to places in a vector.
 
     Args:
         members: The resolved members, all with the same `bucket_key`.
-        states: Each one's tensors to start from.
-        device: Where to keep them.
-        dtype: Their type; float32, or float64 in tests.
     """
 
-    def __init__(
-        self, members: Sequence[Resolved], states: Sequence[State], device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, members: Sequence[Resolved]) -> None:
         self.members = list(members)
-        first = members[0]
-        self._slots: dict[str, tuple[int, tuple[int, ...]]] = {}
-        end = 0
+        first = self.members[0]
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        """Of one adapter's tensor, padded, by its key in `State`."""
         for i, t in enumerate(first.targets):
-            r = max(m.targets[i].r for m in members)
-            for key, shape in ((f"{t.name}.A", (r, t.d_in)), (f"{t.name}.B", (t.d_out, r))):
-                self._slots[key] = (end, shape)
-                end += torch.Size(shape).numel()
-        for name in first.whole:
-            self._slots[name] = (end, first.shapes[name])
-            end += torch.Size(first.shapes[name]).numel()
-        rows = torch.zeros(len(members), end, device=device, dtype=dtype)
-        for k, state in enumerate(states):
-            for key, value in state.items():
-                slot = self._view(rows, key)[k]
-                slot[tuple(slice(n) for n in value.shape)] = value.to(rows)
-        self._scales = {
-            t.name: torch.tensor([m.targets[i].scale for m in members], device=device, dtype=dtype).view(-1, 1, 1)
-            for i, t in enumerate(first.targets)
-        }
-        self._set(rows)
-
-    def _view(self, rows: Tensor, key: str) -> Tensor:
-        start, shape = self._slots[key]
-        return rows[:, start : start + torch.Size(shape).numel()].unflatten(1, shape)
-
-    def _set(self, rows: Tensor) -> None:
-        """Take `rows` as the parameters, and make the views of them that autograd differentiates by."""
-        self.rows = rows
-        self.grads = torch.zeros_like(rows)
-        self.leaves = {key: self._view(rows, key).requires_grad_() for key in self._slots}
-        self.leaf_grads = [self._view(self.grads, key) for key in self._slots]
+            r = max(m.targets[i].r for m in self.members)
+            self.shapes[f"{t.name}.A"], self.shapes[f"{t.name}.B"] = (r, t.d_in), (t.d_out, r)
+        self.shapes |= {name: first.shapes[name] for name in first.whole}
+        self.ups = {f"{t.name}.B" for t in first.targets}
+        """The keys of the up-projections."""
+        self._starts: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self.members)
 
+    def place(self, key: str, start: int) -> int:
+        """Give a tensor's stack its place, from `start` in the vectors, and return where the next one begins."""
+        self._starts[key] = start
+        return start + len(self) * torch.Size(self.shapes[key]).numel()
+
+    def view(self, vector: Tensor, key: str) -> Tensor:
+        """The stack (K, ...) of a tensor in a vector."""
+        start, shape = self._starts[key], (len(self), *self.shapes[key])
+        return vector[start : start + torch.Size(shape).numel()].view(shape)
+
     def adapts(self, module: str) -> bool:
         """Whether this bucket has A and B for the module."""
-        return module in self._scales
+        return f"{module}.A" in self.shapes
 
-    def low_rank(self, module: str) -> tuple[Tensor, Tensor, Tensor]:
-        """A (K, r, d_in), B (K, d_out, r) and scale (K, 1, 1) of a module."""
-        return self.leaves[f"{module}.A"], self.leaves[f"{module}.B"], self._scales[module]
+    def scale(self, module: str, like: Tensor) -> Tensor:
+        """Each adapter's s in h = W x + s B A x, for a module: (K, 1, 1)."""
+        i = [t.name for t in self.members[0].targets].index(module)
+        return like.new_tensor([m.targets[i].scale for m in self.members]).view(-1, 1, 1)
 
-    def dropout(self, module: str) -> Tensor:
+    def dropout(self, module: str, like: Tensor) -> Tensor:
         """Each adapter's dropout (K,) on its inputs in a module; 0 where it has no A and B there."""
         configs = [m.member.lora for m in self.members]
         p = [config.dropout if config is not None and self.adapts(module) else 0.0 for config in configs]
-        return self.rows.new_tensor(p)
+        return like.new_tensor(p)
 
-    def keep(self, mask: Tensor) -> None:
-        """Leave only the adapters where mask is true."""
-        self.members = [m for m, stays in zip(self.members, mask.tolist(), strict=True) if stays]
-        self._scales = {name: scale[mask] for name, scale in self._scales.items()}
-        self._set(self.rows[mask])
+    def without(self, mask: Tensor) -> "Bucket | None":
+        """This bucket with only the adapters where mask is true, not placed yet; None when none is left."""
+        stay = [m for m, stays in zip(self.members, mask.tolist(), strict=True) if stays]
+        if not stay:
+            return None
+        cut = Bucket(stay)
+        cut.shapes = self.shapes  # the padding stays as it was: rows are cut, nothing is moved inside them
+        return cut
 
-    def state(self, k: int, rows: Tensor | None = None) -> State:
-        """Adapter k's own tensors, cut to its rank, copied to the CPU.
+    def write(self, vector: Tensor, k: int, state: State) -> None:
+        """Put adapter k's own tensors into a vector; the padding is left alone."""
+        for key, value in state.items():
+            self.view(vector, key)[k][tuple(slice(n) for n in value.shape)] = value.to(vector)
 
-        Args:
-            k: Its place in the bucket.
-            rows: Where to read them (the kept best weights, say); by default the current ones.
-        """
-        rows = self.rows if rows is None else rows
+    def read(self, vector: Tensor, k: int) -> State:
+        """Adapter k's own tensors in a vector, cut to its rank, copied to the CPU."""
         member, state = self.members[k], {}
         for t in member.targets:
-            state[f"{t.name}.A"] = self._view(rows, f"{t.name}.A")[k, : t.r].detach().cpu().clone()
-            state[f"{t.name}.B"] = self._view(rows, f"{t.name}.B")[k, :, : t.r].detach().cpu().contiguous().clone()
-        for name in member.whole:
-            state[name] = self._view(rows, name)[k].detach().cpu().clone()
-        return state
+            state[f"{t.name}.A"] = self.view(vector, f"{t.name}.A")[k, : t.r]
+            state[f"{t.name}.B"] = self.view(vector, f"{t.name}.B")[k, :, : t.r]
+        state |= {name: self.view(vector, name)[k] for name in member.whole}
+        return {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}

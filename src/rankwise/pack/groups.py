@@ -1,6 +1,8 @@
 """Which batch each adapter reads: a step holds one batch for each seed, several adapters share it."""
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Shaped
@@ -30,15 +32,38 @@ class Groups:
             return t.expand(len(self.batch_of), *t.shape[1:])
         return t.index_select(0, self._index)
 
-    def runs(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """Cut adapters start..stop into runs that read one batch: (batch, first, last + 1), counted from start.
+    def runs(self, start: int, stop: int) -> "list[Run]":
+        """Cut adapters start..stop into runs: consecutive batches, each read by equally many adapters side by side.
 
-        Adapters of a bucket are sorted by seed, so there are at most as many runs as batches.
+        Adapters of a bucket are sorted by seed; where every seed has the same configurations there is one run.
         """
-        runs: list[tuple[int, int, int]] = []
-        for k in range(start, stop):
-            first = k - start
-            if runs and runs[-1][0] == self.batch_of[k]:
-                first = runs.pop()[1]
-            runs.append((self.batch_of[k], first, k - start + 1))
+        runs: list[Run] = []
+        k = 0
+        for batch, readers in itertools.groupby(self.batch_of[start:stop]):
+            each = len(list(readers))
+            k += each
+            last = runs[-1] if runs else None
+            if last is not None and last.each == each and last.batches.stop == batch:
+                runs[-1] = Run(slice(last.batches.start, batch + 1), slice(last.adapters.start, k), each)
+            else:
+                runs.append(Run(slice(batch, batch + 1), slice(k - each, k), each))
         return runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """Adapters side by side that read consecutive batches, `each` of them one batch.
+
+    Args:
+        batches: The batches.
+        adapters: The places of the adapters, counted from the start of their bucket.
+        each: How many adapters read one batch.
+    """
+
+    batches: slice
+    adapters: slice
+    each: int
+
+    def stacked(self, t: Shaped[Tensor, "K n m"]) -> Shaped[Tensor, "G eachn m"]:
+        """The matrices of all adapters that read one batch, one below the other: a view."""
+        return t[self.adapters].view(self.batches.stop - self.batches.start, -1, t.shape[2])

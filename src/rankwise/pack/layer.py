@@ -1,22 +1,31 @@
 """One layer of the model as the pack runs it: frozen, with updates, or trained whole by some adapters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from rankwise.errors import PackError
-from rankwise.lora.maths import lora_update
-from rankwise.pack.bucket import Bucket
 from rankwise.pack.groups import Groups
-from rankwise.pack.linear import PackedLinear, Segment
+from rankwise.pack.linear import Layer, PackedDense, PackedLinear, Segment
 from rankwise.pack.noise import Noise
+from rankwise.pack.store import Gradient, Store
 
 # torch leaves `Function.apply` untyped.
-_packed_linear: Callable[..., Tensor] = PackedLinear.apply  # pyright: ignore[reportAssignmentType]
+_factored: Callable[..., Tensor] = PackedLinear.apply  # pyright: ignore[reportAssignmentType]
+_dense: Callable[..., Tensor] = PackedDense.apply  # pyright: ignore[reportAssignmentType]
 
-Part = tuple[int, int, Bucket]
-"""A bucket and the places of its adapters in the pack: start, stop."""
+
+@dataclass(frozen=True)
+class _Part:
+    """A bucket in this layer: its number, the places of its adapters in the pack, and what they do here."""
+
+    i: int
+    start: int
+    stop: int
+    adapts: bool
+    whole: bool
 
 
 class PackedLayer:
@@ -25,34 +34,47 @@ class PackedLayer:
     Args:
         name: The module's path.
         module: The base's layer; only read.
-        buckets: The pack's buckets, in order.
+        store: The pack's numbers.
 
     Raises:
         PackError: The module is of a type that packs don't take.
     """
 
-    def __init__(self, name: str, module: nn.Module, buckets: Sequence[Bucket]) -> None:
+    def __init__(self, name: str, module: nn.Module, store: Store) -> None:
         if not isinstance(module, nn.Linear):
             raise PackError(
                 f'"{name}" is a {type(module).__name__}; packs train Linear layers. Leave it out of the targets.'
             )
-        self._name = name
+        self._name, self._store = name, store
         self._weight, self._bias = module.weight, module.bias
-        self._parts: list[Part] = []
+        self._parts: list[_Part] = []
         start = 0
-        for bucket in buckets:
-            self._parts.append((start, start + len(bucket), bucket))
-            start += len(bucket)
+        for i, bucket in enumerate(store.buckets):
+            stop = start + len(bucket)
+            self._parts.append(_Part(i, start, stop, bucket.adapts(name), f"{name}.weight" in bucket.shapes))
+            start = stop
         self._size = start
-        self._whole = [part for part in self._parts if f"{name}.weight" in part[2].leaves]
-        self._dropout = torch.cat([bucket.dropout(name) for bucket in buckets])
+        dropout = [bucket.dropout(name, store.theta) for bucket in store.buckets]
+        self._dropout = torch.cat(dropout)
         self._drops = bool(self._dropout.any())
-        self._segments: dict[Groups | None, list[Segment]] = {}
-        self._leaves = [leaf for part in self._adapted(0, start) for leaf in part[2].low_rank(name)[:2]]
+        self._any_whole = any(part.whole for part in self._parts)
+        self._layers: dict[object, Layer] = {}
+        self._dense: dict[int, bool] = {}
+        self._whole = {
+            (part.i, key): self._leaf(part.i, key)
+            for part in self._parts
+            if part.whole
+            for key in (f"{name}.weight", f"{name}.bias")
+            if key in store.buckets[part.i].shapes
+        }
 
-    def _adapted(self, first: int, last: int) -> list[Part]:
-        """The parts between two places that have A and B here."""
-        return [part for part in self._parts if first <= part[0] < last and part[2].adapts(self._name)]
+    def _leaf(self, i: int, key: str) -> tuple[Tensor, Gradient]:
+        return self._store.stack(i, key).detach().requires_grad_(), self._store.gradient(i, key)
+
+    @property
+    def leaves(self) -> list[tuple[Tensor, Gradient]]:
+        """Tensors whose gradients autograd computes, and where they go."""
+        return list(self._whole.values())
 
     def __call__(self, x: Tensor, groups: Groups, shared: bool, noise: Noise | None) -> Tensor:
         """The layer's output for all adapters.
@@ -69,45 +91,54 @@ class PackedLayer:
         n = groups.n_batches if shared else self._size
         rows = x.shape[0] // n
         stacked = x.reshape(n, -1, x.shape[-1])
-        if self._whole or (noise is not None and self._drops):
-            y = self._run_in_parts(groups.fan_out(stacked) if shared else stacked, rows, noise)
+        drops = noise is not None and self._drops
+        if shared and (drops or self._any_whole):
+            stacked, shared = groups.fan_out(stacked), False
+        dropped = None
+        if noise is not None and drops:
+            flat = stacked.reshape(self._size * rows, *x.shape[1:])
+            dropped = noise.dropout(f"{self._name}.lora", flat, self._dropout).reshape(stacked.shape)
+        if self._any_whole:
+            pieces = [self._run_part(part, stacked, dropped) for part in self._parts]
+            y = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         else:
-            y = self._run_frozen(stacked, groups if shared else None)
+            y = self._run(stacked, dropped, groups if shared else None)
         return y.reshape(self._size * rows, *x.shape[1:-1], y.shape[-1])
 
-    def _run_frozen(self, x: Tensor, shared_by: Groups | None) -> Tensor:
-        if shared_by not in self._segments:
-            self._segments[shared_by] = [self._segment(part, shared_by) for part in self._adapted(0, self._size)]
-        segments = self._segments[shared_by]
-        return _packed_linear(x, self._weight, self._bias, shared_by, segments, *self._leaves)
+    def _run(self, x: Tensor, dropped: Tensor | None, groups: Groups | None) -> Tensor:
+        """All adapters at once."""
+        layer = self._layers.get(groups)
+        if layer is None:
+            segments = [self._segment(part, groups) for part in self._parts if part.adapts]
+            layer = self._layers[groups] = Layer(self._weight, self._bias, self._size, segments, groups)
+        if dropped is None and groups is None:
+            rows = x.shape[1]
+            dense = self._dense.get(rows)
+            if dense is None:
+                dense = self._dense[rows] = layer.dense_is_cheaper(rows)
+            if dense:
+                return _dense(self._store.anchor, x, layer)
+        return _factored(self._store.anchor, x, dropped, layer)
 
-    def _segment(self, part: Part, shared_by: Groups | None, first: int = 0) -> Segment:
-        start, stop, bucket = part
-        leaf_A, leaf_B, scale = bucket.low_rank(self._name)
-        A, B = leaf_A.detach(), leaf_B.detach()
-        runs = None if shared_by is None else shared_by.runs(start, stop)
-        return Segment(start - first, stop - first, A, B, B.mT, scale, runs)
+    def _run_part(self, part: _Part, x: Tensor, dropped: Tensor | None) -> Tensor:
+        """One bucket's adapters, where some bucket trains the layer whole."""
+        own = x[part.start : part.stop]
+        if part.whole:
+            weight, bias = (
+                self._whole[part.i, f"{self._name}.weight"][0],
+                self._whole.get((part.i, f"{self._name}.bias")),
+            )
+            return own @ weight.mT if bias is None else torch.baddbmm(bias[0].unsqueeze(1), own, weight.mT)
+        if not part.adapts:
+            return nn.functional.linear(own, self._weight, self._bias)
+        layer = self._layers.get(part)
+        if layer is None:
+            segments = [self._segment(part, None, part.start)]
+            layer = self._layers[part] = Layer(self._weight, self._bias, part.stop - part.start, segments)
+        return _factored(self._store.anchor, own, None if dropped is None else dropped[part.start : part.stop], layer)
 
-    def _run_in_parts(self, x: Tensor, rows: int, noise: Noise | None) -> Tensor:
-        """Bucket by bucket: some train the layer whole, or their updates read x through masks of their own."""
-        dropped = None
-        if noise is not None and self._drops:
-            flat = x.reshape(self._size * rows, -1, x.shape[-1])
-            dropped = noise.dropout(f"{self._name}.lora", flat, self._dropout).reshape(x.shape)
-        pieces: list[Tensor] = []
-        for part in self._parts:
-            start, stop, bucket = part
-            own = x[start:stop]
-            if part in self._whole:
-                weight, bias = bucket.leaves[f"{self._name}.weight"], bucket.leaves.get(f"{self._name}.bias")
-                y = own @ weight.mT if bias is None else torch.baddbmm(bias.unsqueeze(1), own, weight.mT)
-            elif not bucket.adapts(self._name):
-                y = torch.nn.functional.linear(own, self._weight, self._bias)
-            elif dropped is not None:
-                y = torch.nn.functional.linear(own, self._weight, self._bias)
-                y = y + lora_update(dropped[start:stop], *bucket.low_rank(self._name))
-            else:
-                segments, leaves = [self._segment(part, None, start)], bucket.low_rank(self._name)[:2]
-                y = _packed_linear(own, self._weight, self._bias, None, segments, *leaves)
-            pieces.append(y)
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    def _segment(self, part: _Part, groups: Groups | None, first: int = 0) -> Segment:
+        A, B = self._store.low_rank(part.i, self._name)
+        A_grad, B_grad = (self._store.gradient(part.i, f"{self._name}.{letter}") for letter in "AB")
+        runs = None if groups is None else groups.runs(part.start, part.stop)
+        return Segment(part.start - first, part.stop - first, A, B, A_grad, B_grad, runs)

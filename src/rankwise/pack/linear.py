@@ -2,15 +2,20 @@ r"""One Linear layer of a pack: the shared frozen product, and every adapter's u
 
 $$y_k = W x_k + b + s_k B_k A_k x_k \qquad k = 1 \dots K$$
 
-W x is one product over all rows of all adapters. Where the adapters still read the same batch (the layer
-is the branch point) it runs once for each batch, not for each adapter. The updates run bucket by bucket.
+Two ways, chosen by their cost:
 
-The backward pass is written out, from the r-wide tensor $z = s A x^T$ kept of the forward pass:
+- *factored*: W x is one product over all rows, each adapter's update is added through its r-wide z = A x. Where the
+  adapters still read the same batch (the layer is the branch point), W x runs once for each batch.
+- *dense*: W + s B A is formed for each adapter. Cheaper where a layer is thin and there are many rows: half the calls.
 
-$$dz = s\,B^T dy^T, \qquad dA = dz\,x, \qquad dB = dy^T z^T, \qquad dx = dy\,W + dz^T A$$
+The backward pass is written out, for factored and dense:
 
-Why an autograd function of its own: plain autograd keeps more tensors, records a dozen nodes a bucket, and can't
-add in place onto the frozen product. `rankwise.lora.maths.lora_update` is the same in one line.
+$$dz = s\,B^T dy^T, \qquad dA = dz\,x, \qquad d(sB) = dy^T z^T, \qquad dx = dy\,W + dz^T A$$
+$$dW = dy^T x, \qquad dA = s\,B^T dW, \qquad d(sB) = dW A^T, \qquad dx = dy\,(W + s B A)$$
+
+Gradients of A and B are not handed to autograd but written where the optimiser reads them. Why a function of its own:
+plain autograd keeps more tensors, records a dozen nodes a bucket, can't add in place onto the frozen product, and
+copies every gradient. `rankwise.lora.maths.lora_update` is the same in one line.
 """
 
 from collections.abc import Sequence
@@ -21,91 +26,162 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rankwise.pack.groups import Groups
+from rankwise.pack.groups import Groups, Run
+from rankwise.pack.store import Gradient
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Adapters start..stop of the pack, which lie in one bucket, and their stacks for one layer.
+    """Adapters start..stop, which lie in one bucket, and their stacks for one layer.
 
     Args:
-        start, stop: Their places in the pack.
-        A: (K, r, d_in), without autograd; the memory is that of the bucket's leaf.
-        B: (K, d_out, r), likewise.
-        B_T: B transposed, a view.
-        scale: (K, 1, 1).
-        runs: None where every adapter has rows of its own; else (batch, first, last + 1) for adapters that
-            read the same batch, in their places in the segment.
+        start, stop: Their places.
+        A: (K, r, d_in).
+        B: (K, d_out, r), times the scale.
+        A_grad, B_grad: Where their gradients go.
+        runs: None where every adapter has rows of its own; else those that read the same batches.
     """
 
     start: int
     stop: int
     A: Tensor
     B: Tensor
-    B_T: Tensor
-    scale: Tensor
-    runs: list[tuple[int, int, int]] | None
+    A_grad: Gradient
+    B_grad: Gradient
+    runs: Sequence[Run] | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A frozen layer and who adapts it.
+
+    Args:
+        weight: (d_out, d_in).
+        bias: (d_out,) or None.
+        size: How many adapters run through the layer, with updates or without.
+        segments: Those with updates.
+        groups: None, or the map from batches to adapters where they still share them.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    size: int
+    segments: Sequence[Segment]
+    groups: Groups | None = None
+
+    def dense_is_cheaper(self, rows: int) -> bool:
+        """Whether to form W + s B A for every adapter, when each has so many rows."""
+        if self.groups is not None:
+            return False
+        d_out, d_in = self.weight.shape
+        R = sum(segment.A.shape[0] * segment.A.shape[1] for segment in self.segments)
+        dense = self.size * rows * d_in * d_out + 3 * R * d_in * d_out
+        factored = 3 * R * rows * (d_in + d_out)
+        # Multiplications beyond the frozen layer's own. 1.25: what half the calls are worth on small layers, where
+        # the choice matters; on large ones the two sides differ by far more.
+        return dense <= 1.25 * factored
 
 
 class PackedLinear(torch.autograd.Function):
-    """y = x W^T + b, plus each adapter's update; see the module's docstring.
+    """y = x W^T + b plus each adapter's update, factored; see the module's docstring.
 
     Args of `apply`:
+        anchor: Any tensor that needs a gradient: it gets none, but makes autograd run the backward pass.
         x: (K, rows, d_in), or (G, rows, d_in) where adapters share batches.
-        weight, bias: The frozen layer's.
-        groups: None, or the map from batches to adapters where they share them.
-        segments: One for each bucket that adapts this layer.
-        leaves: A and B of each segment, one after another, for autograd to give gradients to.
+        x_update: What the updates read in place of x (x after the adapters' own dropout), or None for x.
+        layer: The layer and its adapters.
     """
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any,
+        anchor: Tensor,
         x: Float[Tensor, "G rows d_in"],
-        weight: Float[Tensor, "d_out d_in"],
-        bias: Float[Tensor, " d_out"] | None,
-        groups: Groups | None,
-        segments: Sequence[Segment],
-        *leaves: Tensor,
+        x_update: Float[Tensor, "G rows d_in"] | None,
+        layer: Layer,
     ) -> Float[Tensor, "K rows d_out"]:
-        y = torch.nn.functional.linear(x, weight, bias)
-        if groups is not None:
+        y = torch.nn.functional.linear(x, layer.weight, layer.bias)
+        if layer.groups is not None:
             # What follows adds onto y, so it needs memory of its own: an expanded batch lies under all adapters.
-            y = groups.fan_out(y).contiguous()
-        x_T = x.mT
+            y = layer.groups.fan_out(y).contiguous()
+        ctx.dropped = x_update is not None
+        x_update = x if x_update is None else x_update
+        x_T = x_update.mT
         zs: list[Tensor] = []
-        for segment in segments:
-            z = _on_inputs(segment.A, x_T, segment).mul_(segment.scale)
-            y[segment.start : segment.stop].baddbmm_(z.mT, segment.B_T)
+        for segment in layer.segments:
+            z = _on_inputs(segment.A, x_T, segment)
+            y[segment.start : segment.stop].baddbmm_(z.mT, segment.B.mT)
             zs.append(z)
-        ctx.segments = segments
-        ctx.save_for_backward(x, weight, *zs)
+        ctx.layer = layer
+        ctx.save_for_backward(x_update, *zs)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, weight, *zs = ctx.saved_tensors
+        layer: Layer = ctx.layer
+        x_update, *zs = ctx.saved_tensors
         dy = dy.contiguous()
-        dx = dy @ weight if ctx.needs_input_grad[0] else None
+        dx = dy @ layer.weight if ctx.needs_input_grad[1] else None
+        dx_update = dx
+        if ctx.dropped and ctx.needs_input_grad[2]:
+            dx_update = torch.zeros_like(x_update)
         dy_T = dy.mT
-        gradients: list[Tensor | None] = []
-        for segment, z in zip(ctx.segments, zs, strict=True):
+        for segment, z in zip(layer.segments, zs, strict=True):
             own = slice(segment.start, segment.stop)
             dy_own = dy_T[own]
-            dz = torch.bmm(segment.B_T, dy_own).mul_(segment.scale)
-            gradients += [_on_inputs(dz, x, segment), torch.bmm(dy_own, z.mT)]
-            if dx is not None:
-                dx[own].baddbmm_(dz.mT, segment.A)
-        return dx, None, None, None, None, *gradients
+            dz = torch.bmm(segment.B.mT, dy_own)
+            if segment.runs is None:
+                segment.A_grad.add(dz, x_update[own])
+            else:
+                segment.A_grad.add_by_batch(dz, x_update, segment.runs)
+            segment.B_grad.add(dy_own, z.mT)
+            if dx_update is not None:
+                dx_update[own].baddbmm_(dz.mT, segment.A)
+        return None, dx, dx_update if ctx.dropped else None, None
 
 
-def _on_inputs(left: Tensor, x: Tensor, segment: Segment) -> Tensor:
-    """left_k @ x_k for every adapter k of a segment, without copying a batch that several of them read."""
+class PackedDense(torch.autograd.Function):
+    """The same with W + s B A formed for every adapter; see the module's docstring.
+
+    Args of `apply`: as `PackedLinear`, without `x_update`; every adapter has rows of its own.
+    """
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, anchor: Tensor, x: Float[Tensor, "K rows d_in"], layer: Layer
+    ) -> Float[Tensor, "K rows d_out"]:
+        weights = x.new_empty(layer.size, *layer.weight.shape)
+        end = 0
+        for segment in layer.segments:
+            weights[end : segment.start] = layer.weight
+            torch.baddbmm(layer.weight, segment.B, segment.A, out=weights[segment.start : segment.stop])
+            end = segment.stop
+        weights[end:] = layer.weight
+        ctx.layer = layer
+        ctx.save_for_backward(x, weights)
+        if layer.bias is None:
+            return torch.bmm(x, weights.mT)
+        return torch.baddbmm(layer.bias, x, weights.mT)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        layer: Layer = ctx.layer
+        x, weights = ctx.saved_tensors
+        dy = dy.contiguous()
+        dx = torch.bmm(dy, weights) if ctx.needs_input_grad[1] else None
+        dW = torch.bmm(dy.mT, x)
+        for segment in layer.segments:
+            own = dW[segment.start : segment.stop]
+            segment.A_grad.add(segment.B.mT, own)
+            segment.B_grad.add(own, segment.A.mT)
+        return None, dx, None
+
+
+def _on_inputs(left: Tensor, x_T: Tensor, segment: Segment) -> Tensor:
+    """left_k @ x_k^T for every adapter k of a segment, without copying a batch that several of them read."""
     if segment.runs is None:
-        return torch.bmm(left, x[segment.start : segment.stop])
-    if len(segment.runs) == 1:
-        return torch.bmm(left, x[segment.runs[0][0]].expand(len(left), -1, -1))
-    product = x.new_empty(*left.shape[:2], x.shape[2])
-    for batch, first, last in segment.runs:
-        torch.bmm(left[first:last], x[batch].expand(last - first, -1, -1), out=product[first:last])
+        return torch.bmm(left, x_T[segment.start : segment.stop])
+    product = x_T.new_empty(*left.shape[:2], x_T.shape[2])
+    for run in segment.runs:
+        torch.bmm(run.stacked(left), x_T[run.batches], out=run.stacked(product))
     return product

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from rankwise.errors import PackError
 from rankwise.pack.adamw import PackedAdamW, clip_gradients
-from rankwise.pack.bucket import Bucket, Resolved, State, resolve
 from rankwise.pack.forwards import Forward, replaced_forwards
 from rankwise.pack.groups import Groups
 from rankwise.pack.layer import PackedLayer
 from rankwise.pack.losses import Batch, PerAdapter, PerBatch, lazily
 from rankwise.pack.member import Member
 from rankwise.pack.noise import Noise, answered, find_noisy_modules
+from rankwise.pack.resolved import Resolved, State, resolve
+from rankwise.pack.store import Store
 
 
 def call_model(model: nn.Module, batch: Batch) -> Tensor:
@@ -63,23 +64,15 @@ class Pack:
         self._loss = PerAdapter(loss, "loss")
         parameter = next(p for p in model.parameters() if p.is_floating_point())
         self.device, self.dtype = parameter.device, parameter.dtype
-        states = states or {}
         seeds = list(dict.fromkeys(member.seed for member in members))
         by_key: dict[object, list[Resolved]] = {}
         for member in members:
             resolved = resolve(model, member)
             by_key.setdefault(resolved.bucket_key(), []).append(resolved)
-        self.buckets = [
-            Bucket(
-                # Sorted by seed, so that adapters which read one batch lie side by side.
-                ordered := sorted(group, key=lambda m: seeds.index(m.member.seed)),
-                [states[m.member.name] if m.member.name in states else m.start(model) for m in ordered],
-                self.device,
-                self.dtype,
-            )
-            for group in by_key.values()
-        ]
-        self._optimiser = PackedAdamW(self.buckets)
+        # Sorted by seed, so that adapters which read one batch lie side by side.
+        groups = [sorted(group, key=lambda m: seeds.index(m.member.seed)) for group in by_key.values()]
+        self.store = Store(groups, model, states or {}, self.device, self.dtype)
+        self._optimiser = PackedAdamW(self.store)
         self._noise = Noise()
         self._prepare()
         self.steps = 0
@@ -91,7 +84,7 @@ class Pack:
         names = dict.fromkeys(t.name for m in self.members for t in m.targets)
         whole = dict.fromkeys(name.rpartition(".")[0] for m in self.members for name in m.whole)
         modules = {name: self._model.get_submodule(name) for name in {**names, **whole}}
-        self._layers = {name: PackedLayer(name, module, self.buckets) for name, module in modules.items()}
+        self._layers = {name: PackedLayer(name, module, self.store) for name, module in modules.items()}
         self.seeds = list(dict.fromkeys(m.member.seed for m in self.members))
         batch_of = [self.seeds.index(m.member.seed) for m in self.members]
         self._by_seed = Groups(batch_of, len(self.seeds), self.device)
@@ -102,10 +95,10 @@ class Pack:
     @property
     def members(self) -> list[Resolved]:
         """The adapters in the order in which every vector of the pack holds them."""
-        return [member for bucket in self.buckets for member in bucket.members]
+        return [member for bucket in self.store.buckets for member in bucket.members]
 
     def __len__(self) -> int:
-        return sum(len(bucket) for bucket in self.buckets)
+        return len(self.store)
 
     @contextmanager
     def attached(self, example: Batch, *, training: bool) -> Generator[None]:
@@ -191,17 +184,25 @@ class Pack:
         Returns:
             Each adapter's loss, before the step.
         """
+        self.store.begin()
         losses = self._loss.mean(self._forward(batch, self._by_seed), batch, self._by_seed)
-        # Each adapter's loss depends on its own rows only, so the gradient of the sum is each one's own gradient.
-        leaves = [leaf for bucket in self.buckets for leaf in bucket.leaves.values()]
-        targets = [grad for bucket in self.buckets for grad in bucket.leaf_grads]
-        grads = torch.autograd.grad(losses.sum(), leaves, materialize_grads=True)
-        torch._foreach_copy_(targets, grads)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        self._backward(losses)
+        self.store.finish()
         if max_norm is not None:
-            clip_gradients(self.buckets, max_norm)
+            clip_gradients(self.store, max_norm)
         self._optimiser.step(lr, weight_decay)
+        self.store.refresh()
         self.steps += 1
         return losses.detach()
+
+    def _backward(self, losses: Tensor) -> None:
+        # Each adapter's loss depends on its own rows only, so the gradient of the sum is each one's own gradient.
+        leaves = [pair for layer in self._layers.values() for pair in layer.leaves]
+        inputs = [self.store.anchor, *(leaf for leaf, _ in leaves)]
+        _, *grads = torch.autograd.grad(losses.sum(), inputs, allow_unused=True)
+        for (_, gradient), value in zip(leaves, grads, strict=True):
+            if value is not None:  # pyright: ignore[reportUnnecessaryComparison]
+                gradient.copy(value)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, functions: Sequence[PerAdapter]) -> list[Tensor]:
@@ -218,27 +219,40 @@ class Pack:
         outputs = self._forward(shared, self._together)
         return [function.values(outputs, shared, self._together) for function in functions]
 
-    def rows(self) -> list[Tensor]:
-        """A copy of all parameters: for each bucket, a row for each of its adapters."""
-        return [bucket.rows.clone() for bucket in self.buckets]
+    def rows(self) -> Tensor:
+        """A copy of all parameters, for `copy_rows`, `states` and `keep`."""
+        return self.store.theta.clone()
 
-    def copy_rows(self, target: list[Tensor], mask: Tensor) -> None:
+    def copy_rows(self, target: Tensor, mask: Tensor) -> None:
         """Overwrite in `target` (from `rows`) the adapters where mask is true with their present parameters."""
-        start = 0
-        for bucket, kept in zip(self.buckets, target, strict=True):
-            own = mask[start : start + len(bucket)]
-            start += len(bucket)
-            kept[own] = bucket.rows[own]
+        self.store.copy_where(self.store.theta, target, mask)
 
-    def states(self, rows: list[Tensor] | None = None) -> dict[str, State]:
+    def states(self, rows: Tensor | None = None) -> dict[str, State]:
         """Every adapter's tensors by name, from `rows` or as they are now."""
-        return {
-            member.member.name: bucket.state(k, None if rows is None else rows[i])
-            for i, bucket in enumerate(self.buckets)
-            for k, member in enumerate(bucket.members)
-        }
+        return self.store.read(self.store.theta if rows is None else rows)
 
-    def keep(self, mask: Tensor, rows: list[Tensor] | None = None) -> list[Tensor] | None:
+    def gradient_norms(self) -> Tensor:
+        """The norm of each adapter's gradient in the last step, over all its tensors: (K,)."""
+        return self.store.norms(self.store.grads)
+
+    def rows_of(self, states: Mapping[str, State]) -> Tensor:
+        """The vector that holds these tensors, laid out as `rows`: the inverse of `states`."""
+        rows = torch.zeros_like(self.store.theta)
+        self.store.write(rows, states)
+        return rows
+
+    def optimiser_state(self) -> dict[str, State]:
+        """Every adapter's moments by its name, on the CPU."""
+        return self._optimiser.state()
+
+    def load(self, states: Mapping[str, State], optimiser: Mapping[str, State], steps: int) -> None:
+        """Go on from elsewhere: parameters as `states`, moments as `optimiser_state` gave them, after so many steps."""
+        self.store.write(self.store.theta, states)
+        self.store.refresh()
+        self._optimiser.load_state(optimiser, steps)
+        self.steps = steps
+
+    def keep(self, mask: Tensor, rows: Tensor | None = None) -> Tensor | None:
         """Cut out the adapters where mask is false; the others go on as if nothing had happened.
 
         Args:
@@ -248,12 +262,9 @@ class Pack:
         Returns:
             The cut copy.
         """
-        masks = list(mask.split([len(bucket) for bucket in self.buckets]))
-        if rows is not None:
-            rows = [row[own] for row, own in zip(rows, masks, strict=True) if own.any()]
-        for bucket, own in zip(self.buckets, masks, strict=True):
-            bucket.keep(own)
-        self._optimiser.keep(masks)
-        self.buckets = [bucket for bucket in self.buckets if len(bucket)]
+        masks = list(mask.split([len(bucket) for bucket in self.store.buckets]))
+        kept = [self._optimiser.first, self._optimiser.second] + ([] if rows is None else [rows])
+        first, second, *cut = self.store.keep(masks, kept)
+        self._optimiser.moved(first, second)
         self._prepare()
-        return rows
+        return cut[0] if cut else None

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from rankwise.pack.bucket import resolve
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
+from rankwise.pack.resolved import resolve
 from rankwise.sweep.configurations import RunScore
 from rankwise.sweep.watch import Watch
 from rankwise.train.data import Data, count_rows, pick

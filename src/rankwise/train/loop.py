@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import ConfigError
-from rankwise.pack.adamw import gradient_norms
-from rankwise.pack.bucket import State
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
+from rankwise.pack.resolved import State
 from rankwise.train.data import Data, count_rows, epoch_order, pick, take
 from rankwise.train.schedules import Schedules
 from rankwise.train.settings import Training
@@ -145,7 +144,7 @@ def train_pack(
                     rates = schedules.factor(pack.steps).to(pack.device, v.lr.dtype) * v.lr
                 losses = pack.step(take(train, rows), rates, weight_decay, clip)
                 total += losses * rows.shape[1]
-        norms = gradient_norms(pack.buckets)
+        norms = pack.gradient_norms()
         with pack.attached(example, training=False):
             validation_loss, validation_metric = evaluate(pack, validation, [per_loss, per_metric])
         ok = total.isfinite() & validation_loss.isfinite()
@@ -172,7 +171,8 @@ def train_pack(
             mask = torch.tensor([k not in ended for k in range(len(pack))], device=pack.device)
             if not mask.any():
                 return
-            best = pack.keep(mask, best) or []  # rows that are given come back
+            cut = pack.keep(mask, best)
+            best = best if cut is None else cut
             v.keep(mask)
             schedules.keep(mask.cpu())
 

@@ -1,0 +1,201 @@
+"""All numbers of a pack in a few vectors: parameters, gradients, up-projections times their scale.
+
+One vector for all adapters, modules and buckets, so that what is done to every number (the optimiser, the scales)
+is one operation, whatever the model; and the products of a layer write their gradients where the optimiser reads them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.pack.bucket import Bucket
+from rankwise.pack.groups import Run
+from rankwise.pack.resolved import Resolved, State
+
+
+class Gradient:
+    """The gradient of one stack. The first product of a step overwrites it, later ones add.
+
+    Args:
+        stack: (K, ...), a view of the vector of gradients.
+    """
+
+    def __init__(self, stack: Tensor) -> None:
+        self.stack = stack
+        self.fresh = True
+        """Whether nothing was written in this step yet: what it holds is of an earlier one."""
+
+    def add(self, left: Tensor, right: Tensor) -> None:
+        """Add the batched product left @ right of (K, n, m) and (K, m, p)."""
+        # With beta = 0 the earlier content is not read, even where it is NaN.
+        self.stack.baddbmm_(left, right, beta=0.0 if self.fresh else 1.0)
+        self.fresh = False
+
+    def add_by_batch(self, left: Tensor, x: Tensor, runs: Sequence[Run]) -> None:
+        """Add left_k @ x_k, for left (K, n, m) and batches x (G, m, p) that several adapters read."""
+        for run in runs:
+            product = run.stacked(self.stack)
+            product.baddbmm_(run.stacked(left), x[run.batches], beta=0.0 if self.fresh else 1.0)
+        self.fresh = False
+
+    def copy(self, value: Tensor) -> None:
+        """Add a gradient that autograd has computed."""
+        if self.fresh:
+            self.stack.copy_(value)
+        else:
+            self.stack.add_(value)
+        self.fresh = False
+
+
+class Store:
+    """The vectors, and the buckets that know what lies where in them.
+
+    Args:
+        groups: The members of each bucket.
+        model: The base, from which members without a state of their own start.
+        states: Tensors to start from, by member name.
+        device: Where to keep them.
+        dtype: Their type; float32, or float64 in tests.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[Sequence[Resolved]],
+        model: nn.Module,
+        states: Mapping[str, State],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.buckets = [Bucket(members) for members in groups]
+        theta = torch.zeros(self._lay_out(), device=device, dtype=dtype)
+        members = [m for bucket in self.buckets for m in bucket.members]
+        given = {m.member.name: states[m.member.name] for m in members if m.member.name in states}
+        self.write(theta, {**{m.member.name: m.start(model) for m in members if m.member.name not in given}, **given})
+        self._take(theta)
+        self.anchor = theta.new_zeros(()).requires_grad_()
+        """What autograd must differentiate by for the gradients of A and B to be written."""
+
+    def _lay_out(self) -> int:
+        """Give every stack its place: first all up-projections, which are scaled together; return the length."""
+        end = 0
+        for up in (True, False):
+            for bucket in self.buckets:
+                for key in bucket.shapes:
+                    if (key in bucket.ups) == up:
+                        end = bucket.place(key, end)
+            if up:
+                self._n_up = end
+        return end
+
+    def _take(self, theta: Tensor) -> None:
+        self.theta = theta
+        self.grads = torch.zeros_like(theta)
+        scales = [
+            bucket.scale(key.removesuffix(".B"), theta).expand(len(bucket), *bucket.shapes[key]).reshape(-1)
+            for bucket in self.buckets
+            for key in bucket.shapes
+            if key in bucket.ups
+        ]
+        self._scale = torch.cat(scales) if scales else theta.new_zeros(0)
+        self._scaled = torch.zeros_like(self._scale)
+        self._gradients = {
+            (i, key): Gradient(bucket.view(self.grads, key))
+            for i, bucket in enumerate(self.buckets)
+            for key in bucket.shapes
+        }
+        self.refresh()
+
+    def __len__(self) -> int:
+        return sum(len(bucket) for bucket in self.buckets)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Compute the scaled up-projections anew, after the parameters have changed."""
+        torch.mul(self.theta[: self._n_up], self._scale, out=self._scaled)
+
+    def low_rank(self, i: int, module: str) -> tuple[Tensor, Tensor]:
+        """A (K, r, d_in) and s B (K, d_out, r) of a module in bucket i. They stay the same memory in training."""
+        bucket = self.buckets[i]
+        return bucket.view(self.theta, f"{module}.A"), bucket.view(self._scaled, f"{module}.B")
+
+    def stack(self, i: int, key: str) -> Tensor:
+        """The parameters under one key in bucket i: (K, ...)."""
+        return self.buckets[i].view(self.theta, key)
+
+    def gradient(self, i: int, key: str) -> Gradient:
+        """Where to write their gradient. Of an up-projection: with respect to s B."""
+        return self._gradients[i, key]
+
+    def begin(self) -> None:
+        """Start a step: all gradients are to be written anew."""
+        for gradient in self._gradients.values():
+            gradient.fresh = True
+
+    def finish(self) -> None:
+        """End the step: `grads` then holds the gradient of every parameter, zero where nothing was written."""
+        for gradient in self._gradients.values():
+            if gradient.fresh:
+                gradient.stack.zero_()
+        self.grads[: self._n_up].mul_(self._scale)
+
+    def keep(self, masks: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
+        """Leave only some adapters.
+
+        Args:
+            masks: For each bucket, which of its adapters stay.
+            vectors: More vectors of the same layout (moments, best weights) to cut alike.
+
+        Returns:
+            The cut vectors.
+        """
+        old, all_vectors = self.buckets, [self.theta, *vectors]
+        pairs = [(b, m, cut) for b, m in zip(old, masks, strict=True) if (cut := b.without(m)) is not None]
+        self.buckets = [cut for _, _, cut in pairs]
+        length = self._lay_out()
+        result = [vector.new_zeros(length) for vector in all_vectors]
+        for bucket, mask, cut in pairs:
+            for key in bucket.shapes:
+                for before, after in zip(all_vectors, result, strict=True):
+                    cut.view(after, key).copy_(bucket.view(before, key)[mask])
+        self._take(result[0])
+        return result[1:]
+
+    def copy_where(self, source: Tensor, target: Tensor, mask: Tensor) -> None:
+        """Overwrite in one vector, from another, the numbers of the adapters where mask (K,) is true."""
+        for bucket, own in zip(self.buckets, mask.split([len(b) for b in self.buckets]), strict=True):
+            for key in bucket.shapes:
+                bucket.view(target, key)[own] = bucket.view(source, key)[own]
+
+    def norms(self, vector: Tensor) -> Tensor:
+        """The norm of each adapter's part of a vector: (K,)."""
+        return torch.cat(
+            [
+                torch.stack(
+                    [torch.linalg.vector_norm(bucket.view(vector, key).flatten(1), dim=1) for key in bucket.shapes]
+                ).norm(dim=0)
+                for bucket in self.buckets
+            ]
+        )
+
+    def multiply(self, vector: Tensor, factor: Tensor) -> None:
+        """Multiply each adapter's part of a vector with its own factor (K,), in place."""
+        for bucket, own in zip(self.buckets, factor.split([len(b) for b in self.buckets]), strict=True):
+            for key, shape in bucket.shapes.items():
+                bucket.view(vector, key).mul_(own.view(-1, *[1] * len(shape)))
+
+    def expand(self, values: Tensor) -> Tensor:
+        """A vector with each adapter's value (K,) at all its numbers."""
+        vector = torch.ones_like(self.theta)
+        self.multiply(vector, values)
+        return vector
+
+    def read(self, vector: Tensor) -> dict[str, State]:
+        """Every adapter's tensors in a vector, by member name."""
+        return {m.member.name: b.read(vector, k) for b in self.buckets for k, m in enumerate(b.members)}
+
+    def write(self, vector: Tensor, states: Mapping[str, State]) -> None:
+        """Put every adapter's tensors, by member name, into a vector; the padding is left alone."""
+        for bucket in self.buckets:
+            for k, m in enumerate(bucket.members):
+                bucket.write(vector, k, states[m.member.name])
