@@ -77,7 +77,7 @@ def test_excluded_modules_are_left_out_and_said():
 
 def test_left_out_says_why():
     assert left_out(target_modules="q_proj")["head"] == "no target names it"
-    assert left_out()["embed"] == "only Linear and Conv1D layers can be adapted"
+    assert left_out()["embed"] == "by name only"
     assert "h.0.norm" not in left_out()
 
 
@@ -159,7 +159,7 @@ def test_two_layers_with_one_weight_are_refused():
     [
         (
             {"target_modules": "q_prj"},
-            'No module matches target "q_prj". Linear modules end in: 0, 2, head, k_proj, q_proj. '
+            'No module matches target "q_prj". Those that can be adapted end in: 0, 2, embed, head, k_proj, q_proj. '
             'Did you mean "q_proj"?',
         ),
         ({"target_modules": ["q_proj", "nothing.*"]}, 'No module matches target "nothing.*"'),
@@ -168,7 +168,7 @@ def test_two_layers_with_one_weight_are_refused():
         ({"target_modules": "re:("}, '"re:(" is no regular expression: missing )'),
         ({"target_modules": "mlp"}, '"h.0.mlp" (Sequential) can\'t be adapted'),
         ({"target_modules": "mlp"}, 'Name the layers inside it, for example "h.0.mlp.*"'),
-        ({"target_modules": "embed"}, '"embed" (Embedding) can\'t be adapted'),
+        ({"target_modules": "norm"}, '"h.0.norm" (LayerNorm) can\'t be adapted'),
         ({"exclude_modules": "heda"}, 'No layer matches exclude_modules "heda".'),
         ({"exclude_modules": "mlp"}, 'No layer matches exclude_modules "mlp".'),
         (

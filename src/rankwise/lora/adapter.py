@@ -9,8 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError, suggest
 from rankwise.lora.config import LoRAConfig
-from rankwise.lora.layer_types import weight_of
-from rankwise.lora.maths import lora_update
+from rankwise.lora.layer_types import LayerType, weight_of
 from rankwise.lora.targets import ADAPTER_CHILD, named_once
 
 
@@ -24,6 +23,7 @@ class LoRA(nn.Module):
 
     Args:
         layer: The layer to adapt. It is not kept.
+        layer_type: Its row in `LAYER_TYPES`.
     """
 
     # Defaults of the class, not set by __init__: nn.Module makes every assignment dear, and models have many layers.
@@ -35,8 +35,9 @@ class LoRA(nn.Module):
     """The weight's bits from before merging."""
     handle: RemovableHandle | None = None
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, layer_type: LayerType) -> None:
         super().__init__()
+        self.layer_type = layer_type
         self.A = nn.ParameterDict()
         self.B = nn.ParameterDict()
         self.scale: dict[str, float] = {}
@@ -61,7 +62,8 @@ class LoRA(nn.Module):
         """The forward hook: the layer's output plus the updates of the active adapters."""
         if self.disabled or self.merged or not self.active:
             return output
-        inputs: Tensor = args[0] if args else next(iter(kwargs.values()))
+        inputs, rest, named = _input_and_rest(args, kwargs)
+        layer_type = self.layer_type
         # Straight to the parameters: `self.A[name]` twice would cost a third of a small layer's hook. Looked up
         # at every call, because functional_call, FSDP and load_state_dict(assign=True) put others in their place.
         kept: dict[str, Any] = self._modules
@@ -69,14 +71,16 @@ class LoRA(nn.Module):
         B_of: dict[str, Tensor] = kept["B"]._parameters
         for name in self.active:
             A, B = A_of[name], B_of[name]
-            x = inputs if inputs.dtype == A.dtype else inputs.to(A.dtype)
-            if self.training and self.configs[name].dropout:
-                x = nn.functional.dropout(x, self.configs[name].dropout)
+            x = inputs
+            if not layer_type.reads_indices:
+                x = x if x.dtype == A.dtype else x.to(A.dtype)
+                if self.training and self.configs[name].dropout:
+                    x = nn.functional.dropout(x, self.configs[name].dropout)
             # Minus the negative: the same numbers, but subtracting the +0 of B = 0 leaves every bit of the
             # output, while adding it would turn -0 into +0.
-            update = lora_update(x, A, B, -self.scale[name])
-            if A.shape[0] == 1:
-                update = update + 0.0  # one product, no sum: it can be -0 itself
+            update = layer_type.update(layer, x, A, B * -self.scale[name], *rest, **named)
+            if A.shape[0] == 1 or not layer_type.linear:
+                update = update + 0.0  # it can be -0 itself: one product, no sum; or a convolution's own sum
             output = output - (update if update.dtype == output.dtype else update.to(output.dtype))
         return output
 
@@ -112,6 +116,14 @@ class LoRA(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def _input_and_rest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """Split a layer's call into its input and the other arguments, such as the output_size of a ConvTranspose."""
+    if args:
+        return args[0], args[1:], kwargs
+    key = "input" if "input" in kwargs else next(iter(kwargs))
+    return kwargs[key], (), {name: value for name, value in kwargs.items() if name != key}
 
 
 def lora_of(layer: nn.Module) -> LoRA | None:

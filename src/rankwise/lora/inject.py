@@ -18,6 +18,8 @@ from rankwise.lora.layer_types import weight_of
 from rankwise.lora.tables import text_table
 from rankwise.lora.targets import (
     ADAPTER_CHILD,
+    ALL_LINEAR,
+    BY_NAME_ONLY,
     LeftOut,
     Target,
     Targets,
@@ -83,6 +85,9 @@ class Report:
         if left:
             listed = [[name, count, kind, why] for (name, kind, why), count in left.items()]
             lines.append(text_table(["left out", "count", "type", "why"], listed))
+        by_name = [out.name for out in self.left_out if out.reason == BY_NAME_ONLY]
+        if by_name:
+            lines.append(f'to adapt what is taken by name only: target_modules=["{ALL_LINEAR}", "{by_name[0]}", ...]')
         return "\n".join(lines)
 
 
@@ -127,7 +132,13 @@ def inject(model: nn.Module, config: LoRAConfig, name: str = "default") -> Repor
         targets = find_targets(model, config)
         tensors = {
             target.name: initial_adapter(
-                config.init, seed=config.seed, module=target.name, r=target.r, d_in=target.d_in, d_out=target.d_out
+                config.init,
+                seed=config.seed,
+                module=target.name,
+                r=target.r,
+                d_in=target.d_in,
+                d_out=target.d_out,
+                zero_A=target.layer_type.reads_indices,
             )
             for target in targets.adapted
         }
@@ -171,7 +182,7 @@ def attach(
     for lora in others:
         lora.active = ()
     for target in targets.adapted:
-        lora = lora_of(target.module) or _new_lora(target.module)
+        lora = lora_of(target.module) or _new_lora(target)
         A, B = tensors[target.name]
         lora.add(name, A, B, target.scale, config, weight_of(target.module))
         lora.active = (name,)
@@ -209,8 +220,9 @@ def check_new_name(model: nn.Module, name: str) -> None:
             raise AdapterError(f'"{path}" holds a merged adapter; call unmerge before adding another.')
 
 
-def _new_lora(layer: nn.Module) -> LoRA:
-    lora = LoRA(layer)
+def _new_lora(target: Target) -> LoRA:
+    layer = target.module
+    lora = LoRA(layer, target.layer_type)
     layer.add_module(ADAPTER_CHILD, lora)
     # With keyword arguments, because a layer may be called as layer(input=x).
     lora.handle = layer.register_forward_hook(lora.add_update, with_kwargs=True)

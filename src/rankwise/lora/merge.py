@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, adapted_layers
-from rankwise.lora.layer_types import layer_type_of, weight_of
-from rankwise.lora.maths import lora_delta
+from rankwise.lora.layer_types import weight_of
 from rankwise.lora.tables import text_table
 
 
@@ -144,11 +143,10 @@ def _wide_weight(layer: nn.Module) -> Tensor:
 
 def _wide_delta(layer: nn.Module, lora: LoRA) -> Tensor:
     """Sum the active adapters' deltas, shaped as the weight."""
-    row = layer_type_of(layer)
-    if row is None:
-        raise AdapterError(f"{type(layer).__name__} is no layer type that can be merged.")
-    deltas = [lora_delta(lora.A[name], lora.B[name], lora.scale[name]) for name in lora.active]
-    return row.delta_as_weight(layer, torch.stack(deltas).sum(0) if len(deltas) > 1 else deltas[0])
+    return sum(
+        (lora.scale[name] * lora.layer_type.delta(layer, lora.A[name], lora.B[name]) for name in lora.active),
+        start=torch.zeros((), device=weight_of(layer).device),
+    )
 
 
 def _check_layer(path: str, layer: nn.Module, lora: LoRA) -> MergedLayer:

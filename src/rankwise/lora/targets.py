@@ -14,6 +14,8 @@ from rankwise.lora.layer_types import LayerType, layer_type_of, obstacle
 from rankwise.lora.maths import parameter_count
 
 ALL_LINEAR = "all-linear"
+BY_NAME_ONLY = "by name only"
+"""Why "all-linear" leaves out what could be adapted but is no matrix."""
 ADAPTER_CHILD = "lora"
 """Name of the submodule that holds A and B of an adapted layer."""
 
@@ -194,7 +196,7 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> Targets:
         elif blocked:
             reason = blocked if _has_matrix(module) or row else ""
         else:
-            reason = "" if found else heads.get(module, "")
+            reason = "" if found else heads.get(module, "") if row is None or row.linear else BY_NAME_ONLY
             if not reason:
                 adapted.append((module, names))
         if reason:
@@ -279,7 +281,7 @@ def _require_all_used(patterns: Patterns, what: str, names: list[str]) -> None:
         if not isinstance(pattern, str):
             raise TargetError(f"No {what} {getattr(pattern, '__name__', pattern)!r} (a predicate). {there}")
         if what.startswith("module"):
-            there = there.replace("Those there are", "Linear modules")
+            there = there.replace("Those there are", "Those that can be adapted")
         raise TargetError(f'No {what} "{pattern}". {there}{suggest(pattern, [*ends, *names])}')
 
 

@@ -58,7 +58,15 @@ class Resolved:
             config = self.member.lora
             if config is None:
                 continue
-            A, B = initial_adapter(config.init, seed=config.seed, module=t.name, r=t.r, d_in=t.d_in, d_out=t.d_out)
+            A, B = initial_adapter(
+                config.init,
+                seed=config.seed,
+                module=t.name,
+                r=t.r,
+                d_in=t.d_in,
+                d_out=t.d_out,
+                zero_A=t.layer_type.reads_indices,
+            )
             state[f"{t.name}.A"], state[f"{t.name}.B"] = A, B
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for name in self.whole:
