@@ -130,8 +130,10 @@ def test_a_tied_head_of_a_transformers_model_is_no_obstacle_to_all_linear():
     config = BertConfig(vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
     model = BertForMaskedLM(config)
     assert "cls.predictions.decoder" not in adapted(model)
-    with pytest.raises(TargetError, match=r"share one weight of shape \(20, 8\)"):
-        adapted(model, target_modules="decoder")
+    found = find_targets(model, LoRAConfig(target_modules="decoder")).adapted
+    assert [(t.name, [tie.name for tie in t.ties]) for t in found] == [
+        ("bert.embeddings.word_embeddings", ["cls.predictions.decoder"])
+    ]
 
 
 def test_out_proj_of_attention_is_left_out_and_refused_by_name():
@@ -142,16 +144,6 @@ def test_out_proj_of_attention_is_left_out_and_refused_by_name():
     assert adapted(model, target_modules="*") == ["linear1", "linear2"]
     with pytest.raises(TargetError, match=r'"self_attn\.out_proj" \(NonDynamicallyQuantizableLinear\)'):
         adapted(model, target_modules="out_proj")
-
-
-def test_two_layers_with_one_weight_are_refused():
-    model = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "c": nn.Linear(4, 4)})
-    model["b"].weight = model["a"].weight
-    with pytest.raises(TargetError, match='"a" and "b" share one weight'):
-        adapted(model)
-    with pytest.raises(TargetError, match='"a" and "b" share one weight'):
-        adapted(model, target_modules="b")
-    assert adapted(model, exclude_modules=["a", "b"]) == ["c"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rankwise.errors import AdapterFileError, TargetError, suggest
@@ -24,8 +25,8 @@ from rankwise.lora.targets import (
     matching_values,
     named_once,
     pinned,
-    refuse_shared_weights,
 )
+from rankwise.lora.ties import flip, sharers, tied_to
 
 
 def save_adapter(
@@ -78,7 +79,7 @@ def _as_filed(
     alphas: dict[str, float] = {}
     patterned = matching_values(config.alpha_pattern, layers)
     for path, (layer, lora) in layers.items():
-        A, B = lora.A[name].detach(), lora.B[name].detach()
+        A, B = (tensor.detach() for tensor in lora.pair(name))
         tensors[path] = form_of(layer).write(layer, A, B)
         growth = tensors[path][0].shape[0] // A.shape[0]
         alphas[path] = patterned.get(path, config.alpha) * _alpha_factor(config, growth)
@@ -90,13 +91,17 @@ def _alpha_factor(config: LoRAConfig, growth: int) -> float:
     return growth / config.scale(r=growth, alpha=growth)
 
 
-def load_adapter(model: nn.Module, directory: str | os.PathLike[str], name: str = "default") -> Report:
+def load_adapter(
+    model: nn.Module, directory: str | os.PathLike[str], name: str = "default", *, untie: bool = False
+) -> Report:
     """Attach a saved adapter to a model, as `inject` attaches a fresh one.
 
     Args:
         model: The base the adapter was trained on.
         directory: A folder written by `save_adapter` or by PEFT.
         name: What the adapter is to be called in this model.
+        untie: Whether modules that share their weight each get a copy. Without it a file that has one adapter for
+            the weight, under every name, loads as one; any other loads too, but can't be merged.
 
     Returns:
         The report of `inject`.
@@ -120,8 +125,7 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], name: str 
         modules = named_once(model)
         targets, converted = _targets_of_file(modules, config, tensors)
         _refuse_missing(modules, fields, tensors)
-        refuse_shared_weights(modules, [(target.module, [target.name]) for target in targets])
-        return attach(model, Targets(targets, []), converted, config, name)
+        return attach(model, Targets(_joined(modules, targets, converted, untie), []), converted, config, name)
 
 
 def _targets_of_file(
@@ -163,6 +167,35 @@ def _targets_of_file(
         others = tuple(other for other in names if other != name)
         targets[module] = Target(name, module, row, d_in, d_out, r, alpha, config.scale(r, alpha), others)
     return [targets[module] for module, _ in modules if module in targets], converted
+
+
+def _joined(
+    modules: list[tuple[nn.Module, list[str]]],
+    targets: list[Target],
+    tensors: Mapping[str, tuple[Tensor, Tensor]],
+    untie: bool,
+) -> list[Target]:
+    """Make one target of those that share a weight and have the same A and B for it."""
+    by_module = {target.module: target for target in targets}
+    for users in sharers(modules).values():
+        found = [by_module[module] for module, _ in users if module in by_module]
+        if untie:
+            by_module |= {target.module: replace(target, untie=True) for target in found}
+        elif len(found) == len(users):
+            first = found[0]
+            ties = tied_to(first.module, users)
+            if all(
+                target.scale == first.scale and _same(tensors[first.name], tensors[target.name], tie.flipped)
+                for target, tie in zip(found[1:], ties, strict=True)
+            ):
+                by_module[first.module] = replace(first, ties=ties)
+                for tie in ties:
+                    del by_module[tie.module]
+    return list(by_module.values())
+
+
+def _same(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], flipped: bool) -> bool:
+    return all(map(torch.equal, one, flip(*other) if flipped else other))
 
 
 def _refuse_missing(

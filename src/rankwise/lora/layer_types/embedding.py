@@ -39,4 +39,6 @@ def _obstacle(layer: nn.Module) -> str:
     return f"max_norm = {max_norm} makes every forward rewrite rows of the base's weight; set it to None"
 
 
-EMBEDDING = LayerType("Embedding", _dims, _update, delta_transposed, obstacle=_obstacle, reads_indices=True)
+EMBEDDING = LayerType(
+    "Embedding", _dims, _update, delta_transposed, obstacle=_obstacle, matrix=True, transposed=True, reads_indices=True
+)

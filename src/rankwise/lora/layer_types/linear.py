@@ -32,13 +32,16 @@ def delta_transposed(layer: nn.Module, A: Tensor, B: Tensor) -> Tensor:
     return (B @ A).mT
 
 
-LINEAR = LayerType("Linear", _dims, linear_update, _delta, linear=True)
-CONV1D = LayerType("Conv1D", _dims_transposed, linear_update, delta_transposed, linear=True)
+LINEAR = LayerType("Linear", _dims, linear_update, _delta, matrix=True, linear=True)
+CONV1D = LayerType(
+    "Conv1D", _dims_transposed, linear_update, delta_transposed, matrix=True, linear=True, transposed=True
+)
 NEVER_CALLED = LayerType(
     "NonDynamicallyQuantizableLinear",
     _dims,
     linear_update,
     _delta,
     obstacle=always("the attention that owns it reads its weight and never calls it, so an adapter would do nothing"),
+    matrix=True,
     linear=True,
 )

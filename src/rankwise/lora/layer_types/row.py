@@ -39,7 +39,9 @@ class LayerType:
         delta: (layer, A, B) -> the unscaled update shaped as the layer's weight: adding it to the weight gives
             the same function as adding `update` to the output.
         obstacle: Layer -> why this one can't be adapted; an empty string where it can.
+        matrix: Whether the weight is a matrix and the layer multiplies by it, or picks columns of it.
         linear: Whether "all-linear" takes it. Others are adapted by name.
+        transposed: Whether the weight is stored as (d_in, d_out).
         reads_indices: Whether its inputs are indices: they are neither cast nor dropped, and A, not B, is
             zero at the start, so that an index that training never sees keeps the base's output.
     """
@@ -49,5 +51,7 @@ class LayerType:
     update: Callable[..., Tensor]
     delta: Callable[[Any, Tensor, Tensor], Tensor]
     obstacle: Callable[[Any], str] = no_obstacle
+    matrix: bool = False
     linear: bool = False
+    transposed: bool = False
     reads_indices: bool = False
