@@ -47,7 +47,12 @@ UP_A, UP_B = "base_model.model.up.lora_A.weight", "base_model.model.up.lora_B.we
             lambda t: t.update({UP_A: torch.ones(3, 6), UP_B: torch.ones(8, 3)}),
             'lora_A of "up" has rank 3; adapter_config.json says r = 2',
         ),
-        (lambda t: t.update({UP_A: torch.ones(2, 6, 1)}), "shape (2, 6, 1) and type torch.float32; a matrix"),
+        (lambda t: t.update({UP_A: torch.ones(2, 6, 1)}), 'lora_A of "up" has shape (2, 6, 1), lora_B (8, 2)'),
+        (
+            lambda t: t.update({UP_A: torch.ones(2, 6, 1), UP_B: torch.ones(8, 2, 1)}),
+            'lora_A of "up" has shape (2, 6, 1); the base layer needs (r, 6).',
+        ),
+        (lambda t: t.update({UP_A: torch.ones(2)}), "shape (2,) and type torch.float32; a matrix"),
         (lambda t: t.update({UP_A: torch.ones(2, 6, dtype=torch.int32)}), "a matrix of floating-point numbers"),
         (lambda t: t.update({"x": torch.ones(1)}), 'tensor "x" of no use here'),
         (lambda t: t.update({"up.lora_A.weight": torch.ones(1)}), 'It lacks the prefix "base_model.model."'),
@@ -63,7 +68,7 @@ UP_A, UP_B = "base_model.model.up.lora_A.weight", "base_model.model.up.lora_B.we
             lambda t: t.update(
                 {"base_model.model.block.lora_A.weight": t[UP_A], "base_model.model.block.lora_B.weight": t[UP_B]}
             ),
-            'tensors for "block", a ModuleDict here: only Linear and Conv1D',
+            'tensors for "block", a ModuleDict here: its class is in no row',
         ),
         (lambda t: t.clear(), "holds no tensors"),
     ],

@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from rankwise.files import load_adapter, save_adapter
     from rankwise.lora.config import LoRAConfig
     from rankwise.lora.inject import activate, base_state_dict, disabled, eject, inject
+    from rankwise.lora.layer_types import LayerType, register_layer_type
     from rankwise.lora.merge import merge, unmerge
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LayerType",
     "LoRAConfig",
     "activate",
     "base_state_dict",
@@ -23,11 +25,13 @@ __all__ = [
     "inject",
     "load_adapter",
     "merge",
+    "register_layer_type",
     "save_adapter",
     "unmerge",
 ]
 
 _HOMES = {
+    "LayerType": "rankwise.lora.layer_types",
     "LoRAConfig": "rankwise.lora.config",
     "activate": "rankwise.lora.inject",
     "base_state_dict": "rankwise.lora.inject",
@@ -36,6 +40,7 @@ _HOMES = {
     "inject": "rankwise.lora.inject",
     "load_adapter": "rankwise.files",
     "merge": "rankwise.lora.merge",
+    "register_layer_type": "rankwise.lora.layer_types",
     "save_adapter": "rankwise.files",
     "unmerge": "rankwise.lora.merge",
 }

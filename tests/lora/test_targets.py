@@ -77,7 +77,7 @@ def test_excluded_modules_are_left_out_and_said():
 
 def test_left_out_says_why():
     assert left_out(target_modules="q_proj")["head"] == "no target names it"
-    assert left_out()["embed"] == "only Linear and Conv1D layers can be adapted"
+    assert left_out()["embed"] == "by name only"
     assert "h.0.norm" not in left_out()
 
 
@@ -130,8 +130,10 @@ def test_a_tied_head_of_a_transformers_model_is_no_obstacle_to_all_linear():
     config = BertConfig(vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
     model = BertForMaskedLM(config)
     assert "cls.predictions.decoder" not in adapted(model)
-    with pytest.raises(TargetError, match=r"share one weight of shape \(20, 8\)"):
-        adapted(model, target_modules="decoder")
+    found = find_targets(model, LoRAConfig(target_modules="decoder")).adapted
+    assert [(t.name, [tie.name for tie in t.ties]) for t in found] == [
+        ("bert.embeddings.word_embeddings", ["cls.predictions.decoder"])
+    ]
 
 
 def test_out_proj_of_attention_is_left_out_and_refused_by_name():
@@ -144,22 +146,12 @@ def test_out_proj_of_attention_is_left_out_and_refused_by_name():
         adapted(model, target_modules="out_proj")
 
 
-def test_two_layers_with_one_weight_are_refused():
-    model = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "c": nn.Linear(4, 4)})
-    model["b"].weight = model["a"].weight
-    with pytest.raises(TargetError, match='"a" and "b" share one weight'):
-        adapted(model)
-    with pytest.raises(TargetError, match='"a" and "b" share one weight'):
-        adapted(model, target_modules="b")
-    assert adapted(model, exclude_modules=["a", "b"]) == ["c"]
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         (
             {"target_modules": "q_prj"},
-            'No module matches target "q_prj". Linear modules end in: 0, 2, head, k_proj, q_proj. '
+            'No module matches target "q_prj". Those that can be adapted end in: 0, 2, embed, head, k_proj, q_proj. '
             'Did you mean "q_proj"?',
         ),
         ({"target_modules": ["q_proj", "nothing.*"]}, 'No module matches target "nothing.*"'),
@@ -168,7 +160,7 @@ def test_two_layers_with_one_weight_are_refused():
         ({"target_modules": "re:("}, '"re:(" is no regular expression: missing )'),
         ({"target_modules": "mlp"}, '"h.0.mlp" (Sequential) can\'t be adapted'),
         ({"target_modules": "mlp"}, 'Name the layers inside it, for example "h.0.mlp.*"'),
-        ({"target_modules": "embed"}, '"embed" (Embedding) can\'t be adapted'),
+        ({"target_modules": "norm"}, '"h.0.norm" (LayerNorm) can\'t be adapted'),
         ({"exclude_modules": "heda"}, 'No layer matches exclude_modules "heda".'),
         ({"exclude_modules": "mlp"}, 'No layer matches exclude_modules "mlp".'),
         (

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rankwise.errors import AdapterFileError, ConfigError, OutputError
+from rankwise.files.layer_tensors import KEY_ENDS
 from rankwise.files.peft_config import CONFIG_FILE, SCALING_OF_RSLORA, fields_of, peft_values, read_fields
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import collector_paused
@@ -25,6 +26,7 @@ from rankwise.lora.targets import pinned
 
 TENSOR_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model"
+LINEAR_KEYS = ("lora_A.weight", "lora_B.weight")
 CHECKSUM = "sha256"
 """Entry of the tensor file's metadata: SHA-256 over names, types, shapes and bytes of the tensors."""
 
@@ -37,17 +39,20 @@ def write_adapter(
     base_name: str | None = None,
     model_names: Iterable[str] = (),
     fan_in_fan_out: bool = False,
+    key_ends: Mapping[str, tuple[str, str]] | None = None,
 ) -> Path:
     """Write A and B of a set of modules; no model is needed.
 
     Args:
         directory: The folder; made if need be.
         config: Gives alpha, scaling and dropout. Ranks are those of the tensors.
-        tensors: Module path -> (A of shape (r, d_in), B of shape (d_out, r)). Types are kept.
+        tensors: Module path -> (A of shape (r, d_in), B of shape (d_out, r)), or as PEFT shapes them for other
+            layers than Linear. Types are kept.
         base_name: What the base is called.
         model_names: Paths of all modules of the base, where they are known. PEFT takes a listed path for a
             suffix too; where that would reach other modules, the targets are written as one regular expression.
         fan_in_fan_out: PEFT's word for transformers' Conv1D layers.
+        key_ends: Module path -> ends of the keys of A and B, where they aren't those of a Linear.
 
     Returns:
         The folder.
@@ -66,15 +71,15 @@ def write_adapter(
     if not tensors:
         raise AdapterFileError("There are no tensors to write; an adapter has at least one module.")
     for name, (A, B) in tensors.items():
-        if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1]:
+        if not _is_pair(A, B):
             raise AdapterFileError(
                 f'A of "{name}" has shape {tuple(A.shape)} and B {tuple(B.shape)}; (r, d_in) and (d_out, r) are needed.'
             )
     # Copies: safetensors refuses tensors that share memory, as slices of a stack do.
     flat = {
-        key_of(name, letter): tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+        key_of(name, end): tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
         for name, pair in tensors.items()
-        for letter, tensor in zip("AB", pair, strict=True)
+        for end, tensor in zip((key_ends or {}).get(name, LINEAR_KEYS), pair, strict=True)
     }
     fields = fields_of(config, {name: A.shape[0] for name, (A, _) in tensors.items()}, model_names)
     fields |= {"base_model_name_or_path": base_name, "fan_in_fan_out": fan_in_fan_out}
@@ -112,8 +117,14 @@ def read_adapter(
 # Writing
 
 
-def key_of(name: str, letter: str) -> str:
-    return ".".join(part for part in (PREFIX, name, f"lora_{letter}.weight") if part)
+def key_of(name: str, end: str) -> str:
+    return ".".join(part for part in (PREFIX, name, end) if part)
+
+
+def _is_pair(A: Tensor, B: Tensor) -> bool:
+    """Tell whether A and B have one r; a grouped convolution's B has r / groups columns."""
+    same = A.shape[0] % B.shape[1] == 0 if A.ndim > 2 else A.shape[0] == B.shape[1]
+    return A.ndim == B.ndim and same
 
 
 def _checksum(flat: Mapping[str, Tensor]) -> str:
@@ -222,25 +233,26 @@ def _read_tensors(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
 
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, tensor in flat.items():
-        found = re.fullmatch(rf"{re.escape(PREFIX)}\.(?:(.*)\.)?lora_([AB])\.weight", key)
+        found = re.fullmatch(rf"{re.escape(PREFIX)}\.(?:(.*)\.)?({'|'.join(map(re.escape, KEY_ENDS))})", key)
         if found is None:
             raise AdapterFileError(
-                f'{path} has a tensor "{key}" of no use here; keys are "{key_of("<module>", "A")}" and '
+                f'{path} has a tensor "{key}" of no use here; keys are "{key_of("<module>", LINEAR_KEYS[0])}" and '
                 f'"...lora_B.weight". {_cause_of_strange_key(key)}'
             )
-        if tensor.ndim != 2 or not tensor.is_floating_point() or 0 in tensor.shape:
+        if tensor.ndim < 2 or not tensor.is_floating_point() or 0 in tensor.shape:
             raise AdapterFileError(
                 f'"{key}" in {path} has shape {tuple(tensor.shape)} and type {tensor.dtype}; a matrix of '
-                "floating-point numbers is needed. Only adapters of linear layers can be read."
+                "floating-point numbers, or the kernel of a convolution, is needed."
             )
-        pairs.setdefault(found[1] or "", {})[found[2]] = tensor
+        pairs.setdefault(found[1] or "", {})[KEY_ENDS[found[2]]] = tensor
     if not pairs:
         raise AdapterFileError(f"{path} holds no tensors.")
     for name, pair in pairs.items():
         for letter in "AB":
             if letter not in pair:
-                raise AdapterFileError(f'{path} has no "{key_of(name, letter)}", the other half of a pair it has.')
-        if pair["A"].shape[0] != pair["B"].shape[1]:
+                missing = key_of(name, f"lora_{letter}.weight")
+                raise AdapterFileError(f'{path} has no "{missing}", the other half of a pair it has.')
+        if not _is_pair(pair["A"], pair["B"]):
             raise AdapterFileError(
                 f'lora_A of "{name}" has shape {tuple(pair["A"].shape)}, lora_B {tuple(pair["B"].shape)}; '
                 "(r, d_in) and (d_out, r) are needed, with one r."
@@ -251,7 +263,6 @@ def _read_tensors(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
 def _cause_of_strange_key(key: str) -> str:
     causes = {
         r".*lora_magnitude_vector.*": "It is of a DoRA adapter, which isn't supported.",
-        r".*lora_embedding_[AB].*": "It adapts an embedding, which isn't supported.",
         r".*lora_B\.bias": "It is a bias of an adapter (lora_bias), which isn't supported.",
         r".*lora_[AB]\.[^.]+\.weight": "It names an adapter inside the key: was it saved with state_dict()?",
         rf"(?!{re.escape(PREFIX)}\.).*lora_[AB]\.weight": f'It lacks the prefix "{PREFIX}.".',

@@ -2,15 +2,18 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rankwise.errors import AdapterFileError, TargetError, suggest
 from rankwise.files.folder import key_of, read_whole, write_adapter
+from rankwise.files.layer_tensors import form_of
 from rankwise.files.peft_config import CONFIG_FILE
-from rankwise.lora.adapter import adapter_tensors, layers_with
+from rankwise.lora.adapter import LoRA, layers_with
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import Report, attach, check_new_name, collector_paused
 from rankwise.lora.layer_types import layer_type_of, obstacle
@@ -21,8 +24,9 @@ from rankwise.lora.targets import (
     Targets,
     matching_values,
     named_once,
-    refuse_shared_weights,
+    pinned,
 )
+from rankwise.lora.ties import flip, sharers, tied_to
 
 
 def save_adapter(
@@ -55,24 +59,49 @@ def save_adapter(
     """
     layers = layers_with(model, name)
     config = next(iter(layers.values()))[1].configs[name]
-    rows = [layer_type_of(layer) for layer, _ in layers.values()]
+    config, tensors = _as_filed(layers, name, config)
     return write_adapter(
         directory,
         config,
-        adapter_tensors(model, name),
+        tensors,
         base_name=base_name,
         model_names=[paths[0] for _, paths in named_once(model)],
-        fan_in_fan_out=all(row is not None and row.name == "Conv1D" for row in rows),
+        fan_in_fan_out=all(lora.layer_type.name == "Conv1D" for _, lora in layers.values()),
+        key_ends={path: form_of(layer).keys for path, (layer, _) in layers.items()},
     )
 
 
-def load_adapter(model: nn.Module, directory: str | os.PathLike[str], name: str = "default") -> Report:
+def _as_filed(
+    layers: Mapping[str, tuple[nn.Module, LoRA]], name: str, config: LoRAConfig
+) -> tuple[LoRAConfig, dict[str, tuple[Tensor, Tensor]]]:
+    """Return A and B of every layer as PEFT shapes them, and alphas that keep the scales where that changes r."""
+    tensors: dict[str, tuple[Tensor, Tensor]] = {}
+    alphas: dict[str, float] = {}
+    patterned = matching_values(config.alpha_pattern, layers)
+    for path, (layer, lora) in layers.items():
+        A, B = (tensor.detach() for tensor in lora.pair(name))
+        tensors[path] = form_of(layer).write(layer, A, B)
+        growth = tensors[path][0].shape[0] // A.shape[0]
+        alphas[path] = patterned.get(path, config.alpha) * _alpha_factor(config, growth)
+    return replace(config, alpha_pattern=pinned(alphas, config.alpha)), tensors
+
+
+def _alpha_factor(config: LoRAConfig, growth: int) -> float:
+    """By what alpha grows with r if the scale is to stay: growth, or its root for the rank-stabilised scale."""
+    return growth / config.scale(r=growth, alpha=growth)
+
+
+def load_adapter(
+    model: nn.Module, directory: str | os.PathLike[str], name: str = "default", *, untie: bool = False
+) -> Report:
     """Attach a saved adapter to a model, as `inject` attaches a fresh one.
 
     Args:
         model: The base the adapter was trained on.
         directory: A folder written by `save_adapter` or by PEFT.
         name: What the adapter is to be called in this model.
+        untie: Whether modules that share their weight each get a copy. Without it a file that has one adapter for
+            the weight, under every name, loads as one; any other loads too, but can't be merged.
 
     Returns:
         The report of `inject`.
@@ -94,19 +123,19 @@ def load_adapter(model: nn.Module, directory: str | os.PathLike[str], name: str 
         check_new_name(model, name)
         fields, config, tensors = read_whole(Path(directory))
         modules = named_once(model)
-        targets = _targets_of_file(modules, config, tensors)
+        targets, converted = _targets_of_file(modules, config, tensors)
         _refuse_missing(modules, fields, tensors)
-        refuse_shared_weights(modules, [(target.module, [target.name]) for target in targets])
-        return attach(model, Targets(targets, []), tensors, config, name)
+        return attach(model, Targets(_joined(modules, targets, converted, untie), []), converted, config, name)
 
 
 def _targets_of_file(
     modules: list[tuple[nn.Module, list[str]]], config: LoRAConfig, tensors: Mapping[str, tuple[Tensor, Tensor]]
-) -> list[Target]:
-    """Find the module of every pair of tensors; each must be there and have the right shape."""
+) -> tuple[list[Target], dict[str, tuple[Tensor, Tensor]]]:
+    """Find the module of every pair of tensors, which must fit it, and return the pairs as matrices."""
     by_name = {name: (module, names) for module, names in modules for name in names}
     alphas = matching_values(config.alpha_pattern, tensors)
     targets: dict[nn.Module, Target] = {}
+    converted: dict[str, tuple[Tensor, Tensor]] = {}
     for name, (A, B) in tensors.items():
         module, names = by_name.get(name, (None, []))
         if module is None:
@@ -119,24 +148,54 @@ def _targets_of_file(
             raise AdapterFileError(
                 f'The adapter has tensors for "{name}", a {type(module).__name__} here: {obstacle(module)}.'
             )
-        d_in, d_out = row.dims(module)
-        for letter, shape, needed, text in (
-            ("A", tuple(A.shape), (A.shape[0], d_in), f"(r, {d_in})"),
-            ("B", tuple(B.shape), (d_out, A.shape[0]), f"({d_out}, r)"),
-        ):
-            if shape != needed:
+        form, r = form_of(module), A.shape[0]
+        for place, (letter, tensor, needed) in enumerate(zip("AB", (A, B), form.shapes(module, r), strict=True)):
+            if tensor.shape != needed:
+                text = ", ".join("r" if n == place else str(size) for n, size in enumerate(needed))
                 raise AdapterFileError(
-                    f'lora_{letter} of "{name}" has shape {shape}; the base layer needs {text}. '
+                    f'lora_{letter} of "{name}" has shape {tuple(tensor.shape)}; the base layer needs ({text}). '
                     "Was it trained on another model?"
                 )
+        converted[name] = form.read(module, A, B)
         if module in targets:
             raise AdapterFileError(
                 f'The adapter has tensors for "{targets[module].name}" and for "{name}", which are one module here.'
             )
-        r, alpha = A.shape[0], alphas.get(name, config.alpha)
+        growth = r // converted[name][0].shape[0]
+        r, alpha = r // growth, alphas.get(name, config.alpha) / _alpha_factor(config, growth)
+        d_in, d_out = row.dims(module)
         others = tuple(other for other in names if other != name)
         targets[module] = Target(name, module, row, d_in, d_out, r, alpha, config.scale(r, alpha), others)
-    return [targets[module] for module, _ in modules if module in targets]
+    return [targets[module] for module, _ in modules if module in targets], converted
+
+
+def _joined(
+    modules: list[tuple[nn.Module, list[str]]],
+    targets: list[Target],
+    tensors: Mapping[str, tuple[Tensor, Tensor]],
+    untie: bool,
+) -> list[Target]:
+    """Make one target of those that share a weight and have the same A and B for it."""
+    by_module = {target.module: target for target in targets}
+    for users in sharers(modules).values():
+        found = [by_module[module] for module, _ in users if module in by_module]
+        if untie:
+            by_module |= {target.module: replace(target, untie=True) for target in found}
+        elif len(found) == len(users):
+            first = found[0]
+            ties = tied_to(first.module, users)
+            if all(
+                target.scale == first.scale and _same(tensors[first.name], tensors[target.name], tie.flipped)
+                for target, tie in zip(found[1:], ties, strict=True)
+            ):
+                by_module[first.module] = replace(first, ties=ties)
+                for tie in ties:
+                    del by_module[tie.module]
+    return list(by_module.values())
+
+
+def _same(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], flipped: bool) -> bool:
+    return all(map(torch.equal, one, flip(*other) if flipped else other))
 
 
 def _refuse_missing(
@@ -155,7 +214,8 @@ def _refuse_missing(
     for module, names in modules:
         missing = wanted.matching(names, module) and not excluded.matching(names, module) and not obstacle(module)
         if missing and not any(name in tensors for name in names):
+            key = key_of(names[0], form_of(module).keys[0])
             raise AdapterFileError(
-                f'The adapter has no tensor "{key_of(names[0], "A")}", but its target_modules take in "{names[0]}" of '
-                "this model. Was it trained on another model, or is the file incomplete?"
+                f'The adapter has no tensor "{key}", but its target_modules take in "{names[0]}" of this model. Was it '
+                "trained on another model, or is the file incomplete?"
             )

@@ -9,9 +9,9 @@ from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError, suggest
 from rankwise.lora.config import LoRAConfig
-from rankwise.lora.layer_types import weight_of
-from rankwise.lora.maths import lora_update
+from rankwise.lora.layer_types import LayerType, weight_of
 from rankwise.lora.targets import ADAPTER_CHILD, named_once
+from rankwise.lora.ties import flip
 
 
 class LoRA(nn.Module):
@@ -24,6 +24,7 @@ class LoRA(nn.Module):
 
     Args:
         layer: The layer to adapt. It is not kept.
+        layer_type: Its row in `LAYER_TYPES`.
     """
 
     # Defaults of the class, not set by __init__: nn.Module makes every assignment dear, and models have many layers.
@@ -33,10 +34,15 @@ class LoRA(nn.Module):
     """Adapters that stand in the layer's weight now; the hook then adds nothing."""
     base_weight: Tensor | None = None
     """The weight's bits from before merging."""
+    flipped: tuple[str, ...] = ()
+    """Adapters that belong to a module which has this layer's weight transposed: `pair` turns them round."""
+    tied_weight: tuple[nn.Parameter, ...] = ()
+    """The weight that the layer shared before it was given a copy."""
     handle: RemovableHandle | None = None
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, layer_type: LayerType) -> None:
         super().__init__()
+        self.layer_type = layer_type
         self.A = nn.ParameterDict()
         self.B = nn.ParameterDict()
         self.scale: dict[str, float] = {}
@@ -51,32 +57,47 @@ class LoRA(nn.Module):
         self.B[name] = nn.Parameter(B.detach().to(weight.device, dtype))
         self.scale[name], self.configs[name] = scale, config
 
+    def join(self, name: str, other: "LoRA", flipped: bool) -> None:
+        """Use the adapter of another layer that has this one's weight: its very A and B."""
+        self.A[name], self.B[name] = other.A[name], other.B[name]
+        self.scale[name], self.configs[name] = other.scale[name], other.configs[name]
+        self.flipped += (name,) if flipped else ()
+
+    def pair(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return A and B as this layer uses them."""
+        A, B = self.A[name], self.B[name]
+        return flip(A, B) if name in self.flipped else (A, B)
+
     def remove(self, name: str) -> None:
         """Forget an adapter."""
         for kept in (self.A, self.B, self.scale, self.configs):
             del kept[name]
         self.active = tuple(active for active in self.active if active != name)
+        self.flipped = tuple(flipped for flipped in self.flipped if flipped != name)
 
     def add_update(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         """The forward hook: the layer's output plus the updates of the active adapters."""
         if self.disabled or self.merged or not self.active:
             return output
-        inputs: Tensor = args[0] if args else next(iter(kwargs.values()))
+        inputs, rest, named = _input_and_rest(args, kwargs)
+        layer_type = self.layer_type
         # Straight to the parameters: `self.A[name]` twice would cost a third of a small layer's hook. Looked up
         # at every call, because functional_call, FSDP and load_state_dict(assign=True) put others in their place.
         kept: dict[str, Any] = self._modules
         A_of: dict[str, Tensor] = kept["A"]._parameters
         B_of: dict[str, Tensor] = kept["B"]._parameters
         for name in self.active:
-            A, B = A_of[name], B_of[name]
-            x = inputs if inputs.dtype == A.dtype else inputs.to(A.dtype)
-            if self.training and self.configs[name].dropout:
-                x = nn.functional.dropout(x, self.configs[name].dropout)
+            A, B = flip(A_of[name], B_of[name]) if name in self.flipped else (A_of[name], B_of[name])
+            x = inputs
+            if not layer_type.reads_indices:
+                x = x if x.dtype == A.dtype else x.to(A.dtype)
+                if self.training and self.configs[name].dropout:
+                    x = nn.functional.dropout(x, self.configs[name].dropout)
             # Minus the negative: the same numbers, but subtracting the +0 of B = 0 leaves every bit of the
             # output, while adding it would turn -0 into +0.
-            update = lora_update(x, A, B, -self.scale[name])
-            if A.shape[0] == 1:
-                update = update + 0.0  # one product, no sum: it can be -0 itself
+            update = layer_type.update(layer, x, A, B * -self.scale[name], *rest, **named)
+            if A.shape[0] == 1 or not layer_type.linear:
+                update = update + 0.0  # it can be -0 itself: one product, no sum; or a convolution's own sum
             output = output - (update if update.dtype == output.dtype else update.to(output.dtype))
         return output
 
@@ -86,6 +107,11 @@ class LoRA(nn.Module):
             with torch.no_grad():
                 weight_of(layer).copy_(self.base_weight)
         self.merged, self.base_weight = (), None
+
+    def tie_again(self, layer: nn.Module) -> None:
+        """Give the layer back the weight it shared."""
+        if self.tied_weight:
+            layer.weight = self.tied_weight[0]
 
     def extra_repr(self) -> str:
         """Name the adapters, the active ones, and a state that is not the usual one."""
@@ -112,6 +138,14 @@ class LoRA(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def _input_and_rest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """Split a layer's call into its input and the other arguments, such as the output_size of a ConvTranspose."""
+    if args:
+        return args[0], args[1:], kwargs
+    key = "input" if "input" in kwargs else next(iter(kwargs))
+    return kwargs[key], (), {name: value for name, value in kwargs.items() if name != key}
 
 
 def lora_of(layer: nn.Module) -> LoRA | None:
@@ -143,6 +177,8 @@ def layers_with(model: nn.Module, name: str) -> dict[str, tuple[nn.Module, LoRA]
 def adapter_tensors(model: nn.Module, name: str = "default") -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
     """Return A and B of an adapter by module name: the parameters themselves.
 
+    Modules that share a weight share its adapter, which is returned once, under the first.
+
     Raises:
         AdapterError: The model has no such adapter.
 
@@ -153,7 +189,9 @@ def adapter_tensors(model: nn.Module, name: str = "default") -> dict[str, tuple[
         >>> {name: (A.shape, B.shape) for name, (A, B) in adapter_tensors(layer).items()}
         {'': (torch.Size([1, 3]), torch.Size([2, 1]))}
     """
-    return {path: (lora.A[name], lora.B[name]) for path, (_, lora) in layers_with(model, name).items()}
+    pairs = {path: (lora.A[name], lora.B[name]) for path, (_, lora) in layers_with(model, name).items()}
+    first = {id(A): path for path, (A, _) in reversed(pairs.items())}
+    return {path: pair for path, pair in pairs.items() if first[id(pair[0])] == path}
 
 
 def trainable_parameters(model: nn.Module, name: str = "default") -> list[nn.Parameter]:

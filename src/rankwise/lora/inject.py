@@ -5,7 +5,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,12 +14,10 @@ from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, adapted_layers, layers_with, lora_of
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inits import initial_adapter
-from rankwise.lora.layer_types import weight_of
-from rankwise.lora.tables import text_table
+from rankwise.lora.layer_types import LayerType, weight_of
+from rankwise.lora.report import Report
 from rankwise.lora.targets import (
     ADAPTER_CHILD,
-    LeftOut,
-    Target,
     Targets,
     find_targets,
     named_once,
@@ -30,67 +28,7 @@ _THAWED = "_rankwise_thawed"
 """Attribute of an injected model: names of the parameters that were trainable before."""
 
 
-@dataclass(frozen=True)
-class Report:
-    """What `inject` did; prints as a table.
-
-    Args:
-        adapter: Name of the adapter.
-        adapted: The adapted modules.
-        left_out: Modules with weights that got no adapter, and why.
-        base_parameters: Numbers in the frozen base.
-    """
-
-    adapter: str
-    adapted: list[Target]
-    left_out: list[LeftOut]
-    base_parameters: int
-
-    @property
-    def trainable_parameters(self) -> int:
-        """Numbers in A and B of this adapter."""
-        return sum(target.parameters for target in self.adapted)
-
-    def __str__(self) -> str:
-        """One row for each group of modules that differ only in numbers of their path."""
-        groups: dict[tuple[str, str, str, int], list[Target]] = {}
-        for target in self.adapted:
-            shape = f"{target.d_out} x {target.d_in}"
-            groups.setdefault((_numberless(target.name), type(target.module).__name__, shape, target.r), []).append(
-                target
-            )
-        rows = [
-            (
-                (group[0].name or "(the model)") if len(group) == 1 else pattern,
-                len(group),
-                kind,
-                shape,
-                r,
-                sum(target.parameters for target in group),
-            )
-            for (pattern, kind, shape, r), group in groups.items()
-        ]
-        share = self.trainable_parameters / self.base_parameters if self.base_parameters else 0.0
-        lines = [
-            text_table(["module", "count", "type", "shape", "r", "parameters"], rows),
-            f'adapter "{self.adapter}": {self.trainable_parameters:,} trainable parameters in {len(self.adapted)} '
-            f"modules, {share:.2%} of the base's {self.base_parameters:,}",
-        ]
-        left: dict[tuple[str, str, str], int] = {}
-        for out in self.left_out:
-            key = (_numberless(out.name), out.type, out.reason)
-            left[key] = left.get(key, 0) + 1
-        if left:
-            listed = [[name, count, kind, why] for (name, kind, why), count in left.items()]
-            lines.append(text_table(["left out", "count", "type", "why"], listed))
-        return "\n".join(lines)
-
-
-def _numberless(name: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", name)
-
-
-def inject(model: nn.Module, config: LoRAConfig, name: str = "default") -> Report:
+def inject(model: nn.Module, config: LoRAConfig, name: str = "default", *, untie: bool = False) -> Report:
     r"""Freeze a model and attach an adapter to its target modules, in place.
 
     $$h = W_0 x + s\,B A x$$
@@ -103,6 +41,9 @@ def inject(model: nn.Module, config: LoRAConfig, name: str = "default") -> Repor
         model: Any module; it may itself be the layer.
         config: Rank, alpha, targets, initialisation.
         name: The adapter's name in this model.
+        untie: What to do with a target whose weight is another module's too (tied embeddings). False: one
+            adapter on the weight, which acts in all of them. True: the target gets a copy of the weight, until
+            `eject`; a model that is saved while untied must be told so (transformers: `tie_word_embeddings`).
 
     Returns:
         The adapted modules and those left out; `print` it.
@@ -124,10 +65,16 @@ def inject(model: nn.Module, config: LoRAConfig, name: str = "default") -> Repor
     """
     with collector_paused():
         check_new_name(model, name)
-        targets = find_targets(model, config)
+        targets = find_targets(model, config, untie=untie)
         tensors = {
             target.name: initial_adapter(
-                config.init, seed=config.seed, module=target.name, r=target.r, d_in=target.d_in, d_out=target.d_out
+                config.init,
+                seed=config.seed,
+                module=target.name,
+                r=target.r,
+                d_in=target.d_in,
+                d_out=target.d_out,
+                zero_A=target.layer_type.reads_indices,
             )
             for target in targets.adapted
         }
@@ -153,11 +100,12 @@ def attach(
         AdapterError: A target has a submodule `lora` of another making.
     """
     for target in targets.adapted:
-        if hasattr(target.module, ADAPTER_CHILD) and lora_of(target.module) is None:
-            raise AdapterError(
-                f'"{target.name}" has an attribute "{ADAPTER_CHILD}" already, of type '
-                f"{type(getattr(target.module, ADAPTER_CHILD)).__name__}; it can't be adapted."
-            )
+        for path, module in ((target.name, target.module), *((tie.name, tie.module) for tie in target.ties)):
+            if hasattr(module, ADAPTER_CHILD) and lora_of(module) is None:
+                raise AdapterError(
+                    f'"{path}" has an attribute "{ADAPTER_CHILD}" already, of type '
+                    f"{type(getattr(module, ADAPTER_CHILD)).__name__}; it can't be adapted."
+                )
     # Names instead of patterns: predicates can't be pickled, and another model may match otherwise.
     config = replace(
         config,
@@ -171,10 +119,16 @@ def attach(
     for lora in others:
         lora.active = ()
     for target in targets.adapted:
-        lora = lora_of(target.module) or _new_lora(target.module)
+        lora = lora_of(target.module) or _new_lora(target.module, target.layer_type)
+        if target.untie:
+            lora.tied_weight = (_copy_weight(target.module),)
         A, B = tensors[target.name]
         lora.add(name, A, B, target.scale, config, weight_of(target.module))
         lora.active = (name,)
+        for tie in target.ties:
+            other = lora_of(tie.module) or _new_lora(tie.module, tie.layer_type)
+            other.join(name, lora, tie.flipped)
+            other.active = (name,)
     return Report(name, targets.adapted, targets.left_out, base_parameters)
 
 
@@ -209,12 +163,19 @@ def check_new_name(model: nn.Module, name: str) -> None:
             raise AdapterError(f'"{path}" holds a merged adapter; call unmerge before adding another.')
 
 
-def _new_lora(layer: nn.Module) -> LoRA:
-    lora = LoRA(layer)
+def _new_lora(layer: nn.Module, layer_type: LayerType) -> LoRA:
+    lora = LoRA(layer, layer_type)
     layer.add_module(ADAPTER_CHILD, lora)
     # With keyword arguments, because a layer may be called as layer(input=x).
     lora.handle = layer.register_forward_hook(lora.add_update, with_kwargs=True)
     return lora
+
+
+def _copy_weight(layer: nn.Module) -> nn.Parameter:
+    """Give a layer a copy of its weight, and return the weight it had."""
+    shared = layer.get_parameter("weight")
+    layer.weight = nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad)
+    return shared
 
 
 def _freeze(model: nn.Module, others: list[LoRA]) -> int:
@@ -260,7 +221,10 @@ def eject(model: nn.Module, name: str | None = None) -> None:
         for gone in list(lora.scale) if name is None else [name]:
             lora.remove(gone)
         if not lora.scale:
+            for_good = bool(lora.merged) and lora.base_weight is None
             lora.restore(layer)
+            if not for_good:
+                lora.tie_again(layer)
             if lora.handle is not None:
                 lora.handle.remove()
             delattr(layer, ADAPTER_CHILD)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import AdapterError
-from rankwise.lora.adapter import LoRA, adapted_layers
-from rankwise.lora.layer_types import layer_type_of, weight_of
-from rankwise.lora.maths import lora_delta
+from rankwise.lora.adapter import LoRA, adapted_layers, lora_of
+from rankwise.lora.layer_types import weight_of
 from rankwise.lora.tables import text_table
+from rankwise.lora.targets import named_once
+from rankwise.lora.ties import sharers
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,17 @@ def merge(model: nn.Module, *, keep_base: bool = True) -> MergeReport:
     """
     layers = {path: (layer, lora) for path, (layer, lora) in adapted_layers(model).items() if lora.active}
     _check_mergeable(adapted_layers(model), bool(layers))
+    layers, tied = _with_ties(model, layers)
     with torch.no_grad():
         # Everything is computed once to see that it can be stored, then again to store it: no second copy of
         # all weights, and nothing is half merged.
         report = MergeReport([_check_layer(path, layer, lora) for path, (layer, lora) in layers.items()])
-        for layer, lora in layers.values():
+        for path, (layer, lora) in layers.items():
             weight = weight_of(layer)
-            if keep_base:
-                lora.base_weight = weight.detach().to("cpu", copy=True)
+            base = weight.detach().to("cpu", copy=True) if keep_base else None
             weight.copy_(_wide_weight(layer) + _wide_delta(layer, lora))
-            lora.merged = lora.active
+            for user in (lora, *tied[path]):
+                user.base_weight, user.merged = base, lora.active
     return report
 
 
@@ -137,6 +139,38 @@ def _check_mergeable(layers: Mapping[str, tuple[nn.Module, LoRA]], any_active: b
         raise AdapterError("No adapter is active, so there is nothing to merge; call inject or activate first.")
 
 
+Layers = Mapping[str, tuple[nn.Module, LoRA]]
+
+
+def _with_ties(model: nn.Module, layers: Layers) -> tuple[Layers, dict[str, list[LoRA]]]:
+    """Return the layers with each weight once, and the adapters of the other layers that have it."""
+    shared = sharers(named_once(model))
+    done: set[Tensor] = set()
+    firsts: dict[str, tuple[nn.Module, LoRA]] = {}
+    tied: dict[str, list[LoRA]] = {}
+    for path, (layer, lora) in layers.items():
+        weight = weight_of(layer)
+        if weight in done:
+            continue
+        done.add(weight)
+        firsts[path], tied[path] = (layer, lora), []
+        for other, names in shared.get(weight, ()) if isinstance(weight, nn.Parameter) else ():
+            other_lora = lora_of(other)
+            if other is layer:
+                continue
+            if other_lora is None or not _same_adapters(lora, other_lora):
+                raise AdapterError(
+                    f'"{path}" can\'t be merged: "{names[0]}" has the same weight, but not the same adapters. '
+                    "Inject or load with untie=True, which gives each a weight of its own."
+                )
+            tied[path].append(other_lora)
+    return firsts, tied
+
+
+def _same_adapters(one: LoRA, other: LoRA) -> bool:
+    return one.active == other.active and all(one.A[name] is other.A[name] for name in one.active)
+
+
 def _wide_weight(layer: nn.Module) -> Tensor:
     weight = weight_of(layer)
     return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
@@ -144,11 +178,10 @@ def _wide_weight(layer: nn.Module) -> Tensor:
 
 def _wide_delta(layer: nn.Module, lora: LoRA) -> Tensor:
     """Sum the active adapters' deltas, shaped as the weight."""
-    row = layer_type_of(layer)
-    if row is None:
-        raise AdapterError(f"{type(layer).__name__} is no layer type that can be merged.")
-    deltas = [lora_delta(lora.A[name], lora.B[name], lora.scale[name]) for name in lora.active]
-    return row.delta_as_weight(layer, torch.stack(deltas).sum(0) if len(deltas) > 1 else deltas[0])
+    return sum(
+        (lora.scale[name] * lora.layer_type.delta(layer, *lora.pair(name)) for name in lora.active),
+        start=torch.zeros((), device=weight_of(layer).device),
+    )
 
 
 def _check_layer(path: str, layer: nn.Module, lora: LoRA) -> MergedLayer:

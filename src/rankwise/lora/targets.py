@@ -3,7 +3,7 @@
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -12,8 +12,11 @@ from rankwise.errors import TargetError, suggest
 from rankwise.lora.config import LoRAConfig, TargetPattern
 from rankwise.lora.layer_types import LayerType, layer_type_of, obstacle
 from rankwise.lora.maths import parameter_count
+from rankwise.lora.ties import Tie, sharers, tied_to
 
 ALL_LINEAR = "all-linear"
+BY_NAME_ONLY = "by name only"
+"""Why "all-linear" leaves out what could be adapted but is no matrix."""
 ADAPTER_CHILD = "lora"
 """Name of the submodule that holds A and B of an adapted layer."""
 
@@ -31,7 +34,9 @@ class Target:
         r: Rank here.
         alpha: Alpha here.
         scale: s in h = W x + s B A x.
-        aliases: Other paths of the same module.
+        aliases: Other paths of the same module, and those of its ties.
+        ties: Other modules with the same weight, in which the adapter acts too.
+        untie: Whether the module is to get a copy of a weight that it shares.
     """
 
     name: str
@@ -43,6 +48,8 @@ class Target:
     alpha: float
     scale: float
     aliases: tuple[str, ...] = ()
+    ties: tuple[Tie, ...] = ()
+    untie: bool = False
 
     @property
     def parameters(self) -> int:
@@ -150,19 +157,21 @@ def as_list(patterns: TargetPattern | Sequence[TargetPattern]) -> list[TargetPat
     return [patterns] if isinstance(patterns, str) or callable(patterns) else list(patterns)
 
 
-def find_targets(model: nn.Module, config: LoRAConfig) -> Targets:
+def find_targets(model: nn.Module, config: LoRAConfig, *, untie: bool = False) -> Targets:
     """Find the modules that a configuration adapts. The model is not changed.
 
     Args:
         model: Any module; it may itself be the layer.
         config: Whose `target_modules`, `exclude_modules`, `rank_pattern` and `alpha_pattern` are read.
+        untie: Whether a target that shares its weight is to get a copy of its own. Else its adapter acts in
+            every module that has the weight.
 
     Returns:
         The targets in the model's order, and the modules with weights that are left out.
 
     Raises:
-        TargetError: A pattern matches nothing, or a name matches something that can't be adapted; two
-            modules share a weight; nothing is left to adapt.
+        TargetError: A pattern matches nothing, or a name matches something that can't be adapted; a target's
+            weight is shared by something that can't use its adapter; nothing is left to adapt.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -177,11 +186,15 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> Targets:
     heads = _output_heads(modules) if ALL_LINEAR in wanted else {}
     adapted: list[tuple[nn.Module, list[str]]] = []
     left_out: list[LeftOut] = []
+    shared = sharers(modules)
+    out: set[nn.Module] = set()
     for module, names in modules:
         found = targets.matching(names, module)
         excluded = excludes.matching(names, module)
         blocked = obstacle(module)
         row = layer_type_of(module)
+        if excluded:
+            out.add(module)
         if not blocked:
             targets.mark(found)
             excludes.mark(excluded)
@@ -194,7 +207,7 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> Targets:
         elif blocked:
             reason = blocked if _has_matrix(module) or row else ""
         else:
-            reason = "" if found else heads.get(module, "")
+            reason = "" if found else heads.get(module, "") if row is None or row.linear else BY_NAME_ONLY
             if not reason:
                 adapted.append((module, names))
         if reason:
@@ -207,8 +220,46 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> Targets:
     if not adapted:
         reasons = ", ".join(f'"{out.name}" ({out.reason})' for out in left_out[:5]) or "it has no linear layer"
         raise TargetError(f"Nothing in the {type(model).__name__} is left to adapt: {reasons}.")
-    refuse_shared_weights(modules, adapted)
-    return Targets(_with_numbers(adapted, config), left_out)
+    weights = {module: _weight_parameter(module) for module, _ in adapted}
+    ties: dict[nn.Module, tuple[Tie, ...]] = {}
+    if shared and not untie:
+        adapted, ties = _joined(adapted, shared, weights, out, [module for module, _ in modules])
+        acting = {names[0] for _, names in adapted} | {tie.name for found in ties.values() for tie in found}
+        left_out = [entry for entry in left_out if entry.name not in acting]
+    untied = {module for module, weight in weights.items() if untie and weight in shared}
+    targets_found = [
+        replace(target, ties=ties.get(target.module, ()), untie=target.module in untied)
+        for target in _with_numbers(adapted, config)
+    ]
+    return Targets(targets_found, left_out)
+
+
+def _weight_parameter(module: nn.Module) -> nn.Parameter | None:
+    return module._parameters.get("weight")  # pyright: ignore[reportPrivateUsage]  (None where it is computed)
+
+
+def _joined(
+    adapted: list[tuple[nn.Module, list[str]]],
+    shared: Mapping[nn.Parameter, list[tuple[nn.Module, list[str]]]],
+    weights: Mapping[nn.Module, nn.Parameter | None],
+    excluded: set[nn.Module],
+    positions: Sequence[nn.Module],
+) -> tuple[list[tuple[nn.Module, list[str]]], dict[nn.Module, tuple[Tie, ...]]]:
+    """Put the first of the modules with one weight in the place of all; the others use its adapter."""
+    firsts: list[tuple[nn.Module, list[str]]] = []
+    ties: dict[nn.Module, tuple[Tie, ...]] = {}
+    for module, names in adapted:
+        weight = weights[module]
+        users = shared.get(weight, []) if weight is not None else []
+        if not users:
+            firsts.append((module, names))
+        elif users[0][0] not in ties:
+            tied_to(module, users, excluded)  # the target itself is named where one of the others can't follow
+            first, first_names = users[0]
+            ties[first] = tied_to(first, users, excluded)
+            firsts.append((first, [*first_names, *(name for _, others in users[1:] for name in others)]))
+    place = {module: i for i, module in enumerate(positions)}
+    return sorted(firsts, key=lambda named: place[named[0]]), ties
 
 
 def named_once(model: nn.Module) -> list[tuple[nn.Module, list[str]]]:
@@ -279,7 +330,7 @@ def _require_all_used(patterns: Patterns, what: str, names: list[str]) -> None:
         if not isinstance(pattern, str):
             raise TargetError(f"No {what} {getattr(pattern, '__name__', pattern)!r} (a predicate). {there}")
         if what.startswith("module"):
-            there = there.replace("Those there are", "Linear modules")
+            there = there.replace("Those there are", "Those that can be adapted")
         raise TargetError(f'No {what} "{pattern}". {there}{suggest(pattern, [*ends, *names])}')
 
 
@@ -303,21 +354,3 @@ def _output_heads(modules: list[tuple[nn.Module, list[str]]]) -> dict[nn.Module,
         if isinstance(head, nn.Module):
             heads[head] = "output head; name it to adapt it"
     return heads
-
-
-def refuse_shared_weights(
-    modules: list[tuple[nn.Module, list[str]]], adapted: list[tuple[nn.Module, list[str]]]
-) -> None:
-    """Refuse a target whose weight is another module's too: a hook would change one use, merging both."""
-    owners: dict[nn.Parameter, tuple[nn.Module, str]] = {}
-    chosen = {module for module, _ in adapted}
-    for module, names in modules:
-        for parameter in module.parameters(recurse=False):
-            other, other_name = owners.setdefault(parameter, (module, names[0]))
-            if other is module or parameter.ndim < 2 or not (module in chosen or other in chosen):
-                continue
-            raise TargetError(
-                f'"{other_name}" and "{names[0]}" share one weight of shape {tuple(parameter.shape)}. An adapter on '
-                "one would change only that use of it, and merging would change both. Leave them out: "
-                f'exclude_modules=["{other_name}", "{names[0]}"].'
-            )

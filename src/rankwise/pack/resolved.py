@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rankwise.errors import PackError
 from rankwise.lora.inits import initial_adapter
 from rankwise.lora.targets import Target, find_targets
 from rankwise.pack.member import Member
@@ -55,7 +56,15 @@ class Resolved:
             config = self.member.lora
             if config is None:
                 continue
-            A, B = initial_adapter(config.init, seed=config.seed, module=t.name, r=t.r, d_in=t.d_in, d_out=t.d_out)
+            A, B = initial_adapter(
+                config.init,
+                seed=config.seed,
+                module=t.name,
+                r=t.r,
+                d_in=t.d_in,
+                d_out=t.d_out,
+                zero_A=t.layer_type.reads_indices,
+            )
             state[f"{t.name}.A"], state[f"{t.name}.B"] = A, B
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for name in self.whole:
@@ -76,6 +85,12 @@ def resolve(model: nn.Module, member: Member) -> Resolved:
         TargetError: A pattern matches nothing, or a module that can't be adapted.
     """
     targets = () if member.lora is None else tuple(find_targets(model, member.lora).adapted)
+    for target in targets:
+        if target.ties:
+            raise PackError(
+                f'"{target.name}" and "{target.ties[0].name}" share one weight, and so one adapter, which packs can\'t '
+                f'train yet. Leave them out: exclude_modules=["{target.name}", "{target.ties[0].name}"].'
+            )
     parameters = dict(model.named_parameters(remove_duplicate=False))
     whole = tuple(
         f"{module}.{name}" if module else name

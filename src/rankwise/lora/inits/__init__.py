@@ -24,7 +24,7 @@ INITS: dict[str, Init] = {"kaiming": kaiming, "gaussian": gaussian, "notebook": 
 
 
 def initial_adapter(
-    init: str, *, seed: int, module: str, r: int, d_in: int, d_out: int
+    init: str, *, seed: int, module: str, r: int, d_in: int, d_out: int, zero_A: bool = False
 ) -> tuple[Float[Tensor, "r d_in"], Float[Tensor, "d_out r"]]:
     """Draw A and B of one module before training, in float32 on the CPU.
 
@@ -35,6 +35,7 @@ def initial_adapter(
         r: Rank.
         d_in: Inputs of the layer.
         d_out: Outputs of the layer.
+        zero_A: Whether A takes the part of B and B that of A, as in an embedding.
 
     Returns:
         A (r, d_in) and B (d_out, r).
@@ -45,5 +46,8 @@ def initial_adapter(
         >>> bool((A4[:2] == A2).all()), float(B4.abs().max())
         (True, 0.0)
     """
-    u = torch.rand(r, d_in, generator=stream("init", seed, module))
-    return INITS[init](u, d_out)
+    generator = stream("init", seed, module)
+    if zero_A:
+        B_T, A_T = INITS[init](torch.rand(r, d_out, generator=generator), d_in)
+        return A_T.mT.contiguous(), B_T.mT.contiguous()
+    return INITS[init](torch.rand(r, d_in, generator=generator), d_out)

@@ -1,0 +1,106 @@
+"""How PEFT stores A and B of each layer type; here they are matrices, whatever the layer."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.lora.layer_types import layer_type_of
+from rankwise.lora.layer_types.convolution import Convolution, crosses_groups
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+"""Of A and of B."""
+
+
+@dataclass(frozen=True)
+class FileForm:
+    """How the tensors of one layer type lie in a file.
+
+    Args:
+        keys: Ends of the keys of A and B.
+        shapes: (layer, rank in the file) -> shapes of A and B in the file.
+        write: (layer, A, B) -> A and B as the file has them. Their rank may be larger: see `_write_conv`.
+        read: The other way round.
+    """
+
+    keys: tuple[str, str]
+    shapes: Callable[[Any, int], Shapes]
+    write: Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
+    read: Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def _as_it_is(layer: nn.Module, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    return A, B
+
+
+def _matrix_shapes(layer: nn.Module, r: int) -> Shapes:
+    row = layer_type_of(layer)
+    d_in, d_out = row.dims(layer) if row else (0, 0)
+    return (r, d_in), (d_out, r)
+
+
+def _conv_shapes(layer: Convolution, r: int) -> Shapes:
+    ones = (1,) * len(layer.kernel_size)
+    return (r, layer.in_channels, *layer.kernel_size), (layer.out_channels, r // layer.groups, *ones)
+
+
+def _write_conv(layer: Convolution, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """PEFT's A has no groups: ours, which all groups share, is written once for each, with zeros elsewhere.
+
+    So the file's rank is groups times ours; B, whose r columns PEFT reads group by group, stays as it is.
+    """
+    r, groups, kernel = A.shape[0], layer.groups, layer.kernel_size
+    pointwise = B.view(*B.shape, *[1] * len(kernel))
+    if crosses_groups(layer, A):
+        return A.view(r, -1, *kernel), pointwise
+    blocks = A.new_zeros(groups, r, groups, A.shape[1])
+    own = torch.arange(groups, device=A.device)
+    blocks[own, :, own] = A
+    return blocks.reshape(groups * r, layer.in_channels, *kernel), pointwise
+
+
+def _read_conv(layer: Convolution, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """Find ours in PEFT's A: one block for all groups, a block for each, or none (then it crosses the groups)."""
+    groups, r = layer.groups, A.shape[0]
+    up = B.flatten(1)
+    if groups == 1:
+        return A.flatten(1), up
+    width = layer.in_channels // groups * math.prod(layer.kernel_size)
+    blocks = A.reshape(groups, r // groups, groups, width)
+    own = torch.arange(groups)
+    diagonal = blocks[own, :, own]
+    if blocks.count_nonzero() != diagonal.count_nonzero():
+        return A.flatten(1), up
+    if torch.equal(diagonal, diagonal[:1].expand_as(diagonal)):
+        return diagonal[0].clone(), up
+    # Each group has rows of its own: as many rows for all, of which B reads its group's and has zeros for the others.
+    spread = up.new_zeros(groups, layer.out_channels // groups, groups, r // groups)
+    spread[own, :, own] = up.view(groups, -1, r // groups)
+    return diagonal.reshape(r, width), spread.view(layer.out_channels, r)
+
+
+_MATRICES = FileForm(("lora_A.weight", "lora_B.weight"), _matrix_shapes, _as_it_is, _as_it_is)
+_CONV = FileForm(("lora_A.weight", "lora_B.weight"), _conv_shapes, _write_conv, _read_conv)
+
+_FORMS = {
+    "Embedding": FileForm(("lora_embedding_A", "lora_embedding_B"), _matrix_shapes, _as_it_is, _as_it_is),
+    **dict.fromkeys(("Conv1d", "Conv2d", "Conv3d"), _CONV),
+}
+"""Name of a layer type -> its form, where it isn't two matrices under the usual keys."""
+
+KEY_ENDS = {end: letter for form in (_MATRICES, *_FORMS.values()) for end, letter in zip(form.keys, "AB", strict=True)}
+"""End of a key -> which of A and B it holds."""
+
+
+def form_of(layer: nn.Module) -> FileForm:
+    """Return how a layer's A and B lie in a file.
+
+    Examples:
+        >>> form_of(nn.Conv2d(4, 6, 3, groups=2)).shapes(nn.Conv2d(4, 6, 3, groups=2), 8)
+        ((8, 4, 3, 3), (6, 4, 1, 1))
+    """
+    row = layer_type_of(layer)
+    return _FORMS.get(row.name, _MATRICES) if row else _MATRICES

@@ -1,0 +1,91 @@
+"""Which layers can be adapted, one row each, found through one table: a new layer type is one new row.
+
+`register_layer_type` adds a row for a class of the user's own.
+"""
+
+import functools
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from rankwise.lora.layer_types.convolution import CONV, CONV_TRANSPOSE
+from rankwise.lora.layer_types.embedding import EMBEDDING
+from rankwise.lora.layer_types.linear import CONV1D, LINEAR, NEVER_CALLED
+from rankwise.lora.layer_types.row import LayerType, weight_of
+
+__all__ = ["LAYER_TYPES", "LayerType", "layer_type_of", "obstacle", "register_layer_type", "weight_of"]
+
+LAYER_TYPES: dict[str, LayerType] = {
+    "torch.nn.modules.linear.Linear": LINEAR,
+    # By name, so that transformers need not be imported to know its layer.
+    "transformers.pytorch_utils.Conv1D": CONV1D,
+    "torch.nn.modules.linear.NonDynamicallyQuantizableLinear": NEVER_CALLED,
+    "torch.nn.modules.sparse.Embedding": EMBEDDING,
+    **CONV,
+    **CONV_TRANSPOSE,
+}
+"""Full class name -> row. A subclass has the row of its nearest listed ancestor."""
+
+
+def register_layer_type(cls: type[nn.Module], row: LayerType) -> None:
+    """Teach Rankwise a layer class of your own; its subclasses are known with it.
+
+    Its weight must be the attribute `weight`. The functions of the row should be those of a module, not
+    lambdas, where adapted models are to be pickled.
+
+    Args:
+        cls: The class.
+        row: How it is adapted; takes the place of a row that the class has already.
+
+    Examples:
+        >>> class Scaled(nn.Linear):
+        ...     def forward(self, x):
+        ...         return 2 * super().forward(x)
+        >>> from dataclasses import replace
+        >>> twice = replace(LINEAR, name="Scaled", update=lambda layer, x, A, B: 2 * (x @ A.mT @ B.mT))
+        >>> register_layer_type(Scaled, twice)
+        >>> layer_type_of(Scaled(2, 3)).name
+        'Scaled'
+    """
+    LAYER_TYPES[f"{cls.__module__}.{cls.__qualname__}"] = row
+    _row_of.cache_clear()
+
+
+@functools.cache
+def _row_of(cls: type[nn.Module]) -> LayerType | None:
+    names = (f"{ancestor.__module__}.{ancestor.__qualname__}" for ancestor in cls.__mro__)
+    return next((LAYER_TYPES[name] for name in names if name in LAYER_TYPES), None)
+
+
+def layer_type_of(layer: nn.Module) -> LayerType | None:
+    """Return the row of a layer, or None where its class is not in the table.
+
+    Examples:
+        >>> layer_type_of(nn.Linear(2, 3)).dims(nn.Linear(2, 3))
+        (2, 3)
+        >>> layer_type_of(nn.ReLU()) is None
+        True
+    """
+    return _row_of(type(layer))
+
+
+def obstacle(layer: nn.Module) -> str:
+    """Return why this layer can't be adapted, or an empty string where it can.
+
+    Examples:
+        >>> obstacle(nn.Linear(2, 3))
+        ''
+        >>> obstacle(nn.ReLU())
+        'its class is in no row of LAYER_TYPES; register_layer_type adds one'
+    """
+    row = layer_type_of(layer)
+    if row is None:
+        return "its class is in no row of LAYER_TYPES; register_layer_type adds one"
+    weight = weight_of(layer)
+    if is_lazy(weight):
+        return "its shape is unknown until the first forward; run one first"
+    if not weight.is_floating_point():
+        return f"its weight is of type {str(weight.dtype).removeprefix('torch.')}; a floating-point weight is needed"
+    if 0 in weight.shape:
+        return f"its weight has shape {tuple(weight.shape)}; inputs and outputs are needed"
+    return row.obstacle(layer)

@@ -1,0 +1,57 @@
+"""What a row of the table of layers says."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """Return the layer's weight, whether it is a parameter or computed (parametrised)."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight
+
+
+def no_obstacle(layer: nn.Module) -> str:
+    """Say that nothing is in the way of adapting this layer."""
+    return ""
+
+
+def always(reason: str) -> Callable[[Any], str]:
+    """Return an obstacle that every layer of a class has."""
+    return lambda layer: reason
+
+
+@dataclass(frozen=True)
+class LayerType:
+    """How one class of layers is adapted: a row of `LAYER_TYPES`.
+
+    A layer is seen as a matrix from d_in to d_out numbers (for a convolution: from the numbers under its
+    kernel to the output channels), and A (r, d_in), B (d_out, r) are matrices whatever the layer.
+
+    Args:
+        name: What reports call it.
+        dims: Layer -> (d_in, d_out).
+        update: (layer, x, A, B, the call's other arguments) -> B A x, the unscaled update of the layer's output
+            for the adapter's input x. A pure function of x, A and B, through which `torch.vmap` can go: the hook
+            calls it for one adapter, a pack for many.
+        delta: (layer, A, B) -> the unscaled update shaped as the layer's weight: adding it to the weight gives
+            the same function as adding `update` to the output.
+        obstacle: Layer -> why this one can't be adapted; an empty string where it can.
+        matrix: Whether the weight is a matrix and the layer multiplies by it, or picks columns of it.
+        linear: Whether "all-linear" takes it. Others are adapted by name.
+        transposed: Whether the weight is stored as (d_in, d_out).
+        reads_indices: Whether its inputs are indices: they are neither cast nor dropped, and A, not B, is
+            zero at the start, so that an index that training never sees keeps the base's output.
+    """
+
+    name: str
+    dims: Callable[[Any], tuple[int, int]]
+    update: Callable[..., Tensor]
+    delta: Callable[[Any, Tensor, Tensor], Tensor]
+    obstacle: Callable[[Any], str] = no_obstacle
+    matrix: bool = False
+    linear: bool = False
+    transposed: bool = False
+    reads_indices: bool = False

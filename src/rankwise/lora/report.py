@@ -1,0 +1,75 @@
+"""What `inject` and `load_adapter` return: what was adapted, what was left out, and why."""
+
+import re
+from dataclasses import dataclass
+
+from rankwise.lora.tables import text_table
+from rankwise.lora.targets import ALL_LINEAR, BY_NAME_ONLY, LeftOut, Target
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `inject` did; prints as a table.
+
+    Args:
+        adapter: Name of the adapter.
+        adapted: The adapted modules.
+        left_out: Modules with weights that got no adapter, and why.
+        base_parameters: Numbers in the frozen base.
+    """
+
+    adapter: str
+    adapted: list[Target]
+    left_out: list[LeftOut]
+    base_parameters: int
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Numbers in A and B of this adapter."""
+        return sum(target.parameters for target in self.adapted)
+
+    def __str__(self) -> str:
+        """One row for each group of modules that differ only in numbers of their path."""
+        groups: dict[tuple[str, str, str, int], list[Target]] = {}
+        for target in self.adapted:
+            shape = f"{target.d_out} x {target.d_in}"
+            groups.setdefault((_numberless(target.name), type(target.module).__name__, shape, target.r), []).append(
+                target
+            )
+        rows = [
+            (
+                (group[0].name or "(the model)") if len(group) == 1 else pattern,
+                len(group),
+                kind,
+                shape,
+                r,
+                sum(target.parameters for target in group),
+            )
+            for (pattern, kind, shape, r), group in groups.items()
+        ]
+        share = self.trainable_parameters / self.base_parameters if self.base_parameters else 0.0
+        lines = [
+            text_table(["module", "count", "type", "shape", "r", "parameters"], rows),
+            f'adapter "{self.adapter}": {self.trainable_parameters:,} trainable parameters in {len(self.adapted)} '
+            f"modules, {share:.2%} of the base's {self.base_parameters:,}",
+        ]
+        left: dict[tuple[str, str, str], int] = {}
+        for out in self.left_out:
+            key = (_numberless(out.name), out.type, out.reason)
+            left[key] = left.get(key, 0) + 1
+        if left:
+            listed = [[name, count, kind, why] for (name, kind, why), count in left.items()]
+            lines.append(text_table(["left out", "count", "type", "why"], listed))
+        lines += [
+            f'the adapter of "{target.name}" acts in "{tie.name}" too, which has the same weight'
+            for target in self.adapted
+            for tie in target.ties
+        ]
+        by_name = [out.name for out in self.left_out if out.reason == BY_NAME_ONLY]
+        if by_name:
+            lines.append(f'to adapt what is taken by name only: target_modules=["{ALL_LINEAR}", "{by_name[0]}", ...]')
+        return "\n".join(lines)
+
+
+def _numberless(name: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", name)
