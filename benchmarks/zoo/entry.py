@@ -31,9 +31,10 @@ class Entry:
         outputs nor gradients would show an adapter.
         """
         torch.manual_seed(0)
-        model = self.make().eval()
+        model = self.make()
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
+            model.eval()
             for parameter in model.parameters():
                 if not parameter.is_floating_point() or not parameter.numel() or parameter.min() != parameter.max():
                     continue
@@ -41,7 +42,8 @@ class Entry:
                     parameter.normal_(std=0.02, generator=generator)
                 elif abs(float(parameter.flatten()[0])) < 0.5:
                     parameter.uniform_(0.1, 0.3, generator=generator)
-        return model
+            # Some keep what they compute from their weights from here on.
+            return model.train().eval()
 
     def batch(self) -> tuple[Tensor, ...] | dict[str, Tensor]:
         """Make the batch, the same at every call."""
