@@ -1,0 +1,1 @@
+"""The models of `model_zoo.py`, and what is checked on each."""

@@ -1,0 +1,110 @@
+"""Files both ways between peft and Rankwise: the same outputs, the same keys."""
+
+import copy
+import re
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+import rankwise
+from rankwise.errors import RankwiseError
+from rankwise.lora import LoRAConfig, adapter_tensors
+from zoo.entry import run
+
+if TYPE_CHECKING:
+    from zoo.checks import Result
+
+CLOSE = 1e-6
+"""Largest difference of float32 outputs, as a share of the largest output; where rounding grows past it inside the
+model, outputs must be as close in float64."""
+
+
+def check_peft(result: "Result", base: nn.Module, model: nn.Module, batch, config: LoRAConfig) -> None:
+    """Fill the columns "reads peft" and "read by peft".
+
+    Args:
+        result: Takes what is seen.
+        base: The model without adapters.
+        model: The same with a filled adapter, as Rankwise attached it.
+        batch: Inputs.
+        config: The adapter's configuration.
+    """
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")
+        names = list(adapter_tensors(model))
+        result.checks["reads peft"] = _reads_peft(result, base, batch, names, config, Path(folder, "theirs"))
+        model.to(torch.float32)
+        result.checks["read by peft"] = _read_by_peft(result, base, model, batch, Path(folder, "ours"))
+
+
+def _keys(folder: Path) -> set[str]:
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        return set(file.keys())
+
+
+def _apart(one: list[Tensor], other: list[Tensor]) -> float:
+    """Largest difference, as a share of the largest value."""
+    if [tensor.shape for tensor in one] != [tensor.shape for tensor in other]:
+        return float("inf")
+    differences = [float((a.double() - b.double()).abs().max()) for a, b in zip(one, other, strict=True)]
+    return max(differences) / max(float(tensor.abs().max()) for tensor in one)
+
+
+def _alike(result: "Result", figure: str, theirs: nn.Module, ours: nn.Module, batch) -> str:
+    with torch.no_grad():
+        apart = _apart(run(theirs, batch, torch.float32), run(ours, batch, torch.float32))
+        result.figures[figure] = apart
+        if apart <= CLOSE:
+            return "ok"
+        try:
+            wide = _apart(run(theirs.double(), batch, torch.float64), run(ours.double(), batch, torch.float64))
+        except (RuntimeError, TypeError, ValueError):
+            return f"float32 apart by {apart:.1e}; no float64"
+        result.figures[f"{figure}, float64"] = wide
+        return "ok" if wide <= CLOSE else f"apart by {apart:.1e}, in float64 by {wide:.1e}"
+
+
+def _reads_peft(
+    result: "Result", base: nn.Module, batch, names: list[str], config: LoRAConfig, folder: Path
+) -> str:
+    import peft
+
+    settings = peft.LoraConfig(r=config.r, lora_alpha=config.alpha, target_modules="|".join(map(re.escape, names)))
+    try:
+        theirs = peft.get_peft_model(copy.deepcopy(base), settings).eval()
+        generator = torch.Generator().manual_seed(11)
+        with torch.no_grad():
+            for name, parameter in theirs.named_parameters():
+                if "lora_" in name:
+                    parameter.normal_(std=0.1, generator=generator)
+        theirs.save_pretrained(str(folder))
+    except (ValueError, NotImplementedError, TypeError, RuntimeError, AttributeError, KeyError) as error:
+        return f"- peft refuses: {str(error)[:80]}"
+    ours = copy.deepcopy(base)
+    try:
+        rankwise.load_adapter(ours, folder)
+    except RankwiseError as error:
+        return f"refused: {error}"
+    rankwise.save_adapter(ours, folder / "again")
+    if _keys(folder / "again") != _keys(folder):
+        return f"keys differ: {sorted(_keys(folder / 'again') ^ _keys(folder))[0]}"
+    return _alike(result, "reads peft", theirs, ours, batch)
+
+
+def _read_by_peft(result: "Result", base: nn.Module, model: nn.Module, batch, folder: Path) -> str:
+    import peft
+
+    rankwise.save_adapter(model, folder)
+    try:
+        theirs = peft.PeftModel.from_pretrained(copy.deepcopy(base), str(folder)).eval()
+        theirs.save_pretrained(str(folder / "again"))
+    except (ValueError, NotImplementedError, TypeError, RuntimeError, AttributeError, KeyError) as error:
+        return f"- peft refuses: {str(error)[:80]}"
+    if _keys(folder / "again") != _keys(folder):
+        return f"keys differ: {sorted(_keys(folder / 'again') ^ _keys(folder))[0]}"
+    return _alike(result, "read by peft", theirs, model, batch)

@@ -1,0 +1,77 @@
+"""The checks of `benchmarks/model_zoo.py`: a sample always, all models among the slow tests; and that they find faults."""
+
+import pytest
+import torch
+from torch import nn
+
+from model_zoo import chosen, in_process, line, table
+from zoo import timm_models
+from zoo.checks import COLUMNS, check
+from zoo.entry import Entry
+from zoo.kinds import KINDS
+
+# Models and peft warn of what is about to change in torch and transformers.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SAMPLE = ("transformers/gpt2", "transformers/bert", "transformers/t5", "transformers/vit", "transformers/wav2vec2")
+KNOWN = {"right", "refused", "no such layer"}
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_sample_is_right(name):
+    result = check(chosen(name, None)[0], "linear")
+    assert (result.status, result.note) == ("right", "")
+    assert set(result.checks) == set(COLUMNS)
+    assert result.adapted > 0 == result.unreached
+
+
+def test_a_family_of_timm_is_right():
+    if not timm_models.available():
+        pytest.skip("timm is not installed; pip install --no-deps timm")
+    result = check(chosen("timm/pvt_v2", None)[0], "linear")
+    assert (result.status, result.note) == ("right", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kinds", KINDS)
+@pytest.mark.parametrize("entry", chosen("*", None), ids=lambda entry: entry.name)
+def test_every_model_is_right_or_refused(entry, kinds):
+    result = in_process(entry, kinds, True, 600)
+    assert result.status in KNOWN, result.note
+
+
+class Mean(nn.Module):
+    """Reads the weight of its layer without calling it, every second time."""
+
+    def __init__(self, forgets):
+        super().__init__()
+        self.layer, self.forgets = nn.Linear(4, 4), forgets
+
+    def forward(self, x):
+        called = self.layer(x)
+        return nn.functional.linear(x, self.layer.weight) + called if self.forgets else called
+
+
+@pytest.mark.parametrize(("forgets", "status"), [(False, "right"), (True, "wrong")])
+def test_an_adapter_that_misses_a_use_of_its_weight_is_found(forgets, status):
+    entry = Entry("mean", "test", lambda: nn.Sequential(Mean(forgets)), lambda: (torch.randn(2, 4),))
+    result = check(entry, "linear")
+    assert result.status == status
+    assert result.checks["merge"].startswith("differs" if forgets else "ok")
+
+
+def test_the_table_says_what_was_seen():
+    entries = {
+        "convolution": lambda: nn.Sequential(nn.Conv1d(2, 2, 1)),
+        "linear": lambda: nn.Sequential(nn.Linear(4, 4)),
+        "wrong": lambda: nn.Sequential(Mean(True)),
+    }
+    batches = {"convolution": (2, 2, 4)}
+    results = [
+        check(Entry(name, "test", make, lambda name=name: (torch.randn(batches.get(name, (2, 4))),)), "linear", False)
+        for name, make in entries.items()
+    ]
+    text = "\n".join(table(results))
+    assert "3 models; 1 right, 0 refused (0.0% of those with such a layer), 1 wrong, 1 without" in text
+    assert line(results[1]).startswith("| linear | linear | right | 1 | 0 | 0 |")
+    assert "- wrong (linear), wrong: merge: differs by" in text

@@ -1,0 +1,71 @@
+"""The examples run, do what they say, and stay short."""
+
+import ast
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+EXAMPLES, SRC = ROOT / "examples", ROOT / "src"
+MOST_LINES = 60
+
+
+def results_of(name, *arguments):
+    """Run an example's `main` in this process, from a module that pickle finds."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main(*arguments)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_they_are_short(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+def test_plain_torch():
+    results = results_of("plain_torch")
+    assert results["base"] < 0.5 < 0.9 < results["adapted"]
+    assert results["loaded"] == results["adapted"]
+    assert results["merged"] == pytest.approx(results["adapted"], abs=0.005)
+
+
+# Lightning calls what torch is about to drop, and advises more workers than the data needs.
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_lightning():
+    pytest.importorskip("lightning")
+    results = results_of("lightning_module")
+    assert results["base"] < 0.5 < 0.85 < results["adapted"]
+
+
+def test_transformers_trainer():
+    results = results_of("transformers_trainer")
+    assert results["last"] < 0.8 * results["first"]
+    assert results["evaluated"] < 0.8 * results["first"]
+    assert results["difference"] == 0
+
+
+def test_compiled():
+    # In a process of its own: the shape checks of the suite would be compiled too. With the back end that needs no C++
+    # compiler; graphs and guards are the same.
+    command = [sys.executable, "-W", "error", str(EXAMPLES / "compiled.py"), "eager"]
+    environment = {**os.environ, "PYTHONPATH": str(SRC)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    results = ast.literal_eval(done.stdout)
+    assert results["last"] < 0.8 * results["first"]
+    assert max(results[name] for name in ("difference", "after new values", "disabled")) < 1e-5
+
+
+def test_copies_and_checkpoints():
+    assert set(results_of("copies_and_checkpoints").values()) == {True}
+
+
+def test_distributed():
+    results = results_of("distributed")
+    assert results["last"] < 0.5 * results["first"]
