@@ -35,8 +35,20 @@ def test_a_cut_depends_on_its_seed_and_name_only():
     assert cuts[0] != cuts[3]
 
 
+@given(st.lists(st.integers(0, 8), min_size=2, max_size=40), st.integers(0, 3))
+def test_every_label_stays_among_the_training_examples(labels, seed):
+    examples = [Labelled(i, f"text {i}", f"label {label}") for i, label in enumerate(labels)]
+    if len(set(labels)) == len(labels):
+        with pytest.raises(DataError, match="can't be cut in two"):
+            cut(examples, 0.5, seed, "test")
+        return
+    rest, part = cut(examples, 0.5, seed, "test")
+    assert part
+    assert {e.label for e in rest} == {e.label for e in examples}
+
+
 def test_too_little_to_cut():
-    with pytest.raises(DataError, match="2 examples with 1 different input can't be cut in two; give a test file"):
+    with pytest.raises(DataError, match="2 examples with 1 different inputs can't be cut in two; give a test file"):
         cut([Plain(1, "x"), Plain(2, "x")], 0.5, 0, "test")
     with pytest.raises(DataError, match=r"The test share is 1; it must lie between 0 and 1"):
         cut([Plain(1, "x"), Plain(2, "y")], 1.0, 0, "test")

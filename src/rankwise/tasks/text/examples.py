@@ -86,3 +86,9 @@ class Labelled:
 
 
 Example = SftExample | Labelled
+
+
+def classes_of(example: Example) -> tuple[str, ...]:
+    """The labels of an example that are names: one of them, several, or none."""
+    label = example.label if isinstance(example, Labelled) else ()
+    return (label,) if isinstance(label, str) else label if isinstance(label, tuple) else ()

@@ -1,5 +1,6 @@
 """Training, validation and test examples: given, or cut off by a seed; what they share is counted."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,11 +8,14 @@ import torch
 
 from rankwise.errors import DataError
 from rankwise.streams import stream
-from rankwise.tasks.text.examples import Example
+from rankwise.tasks.text.examples import Example, classes_of
 
 
 def cut(examples: Sequence[Example], share: float, seed: int, what: str) -> tuple[list[Example], list[Example]]:
-    """Cut off a share of the examples. Those with one and the same input stay together, so none is on both sides.
+    """Cut off a share of the examples.
+
+    Those with one and the same input stay together, so none is on both sides. The last examples of a label stay where
+    they are: no label is to be known without having been learnt.
 
     Args:
         examples: The examples; their order is kept on both sides.
@@ -33,21 +37,26 @@ def cut(examples: Sequence[Example], share: float, seed: int, what: str) -> tupl
     """
     if not 0 < share < 1:
         raise DataError(f"The {what} share is {share:g}; it must lie between 0 and 1, such as 0.1.")
-    sizes: dict[object, int] = {}
+    groups: dict[object, list[Example]] = {}
     for example in examples:
-        sizes[example.source] = sizes.get(example.source, 0) + 1
-    if len(sizes) < 2:
-        raise DataError(
-            f"{len(examples)} examples with {len(sizes)} different input can't be cut in two; give a {what} file."
-        )
-    inputs = list(sizes)
+        groups.setdefault(example.source, []).append(example)
+    inputs = list(groups)
+    left = Counter(name for e in examples for name in classes_of(e))
     wanted, taken = share * len(examples), 0
     chosen: set[object] = set()
     for i in torch.randperm(len(inputs), generator=stream("text", what, seed)).tolist():
         if (chosen and taken >= wanted) or len(chosen) == len(inputs) - 1:
             break
-        chosen.add(inputs[i])
-        taken += sizes[inputs[i]]
+        group = groups[inputs[i]]
+        gone = Counter(name for e in group for name in classes_of(e))
+        if all(left[name] > n for name, n in gone.items()):
+            chosen.add(inputs[i])
+            taken += len(group)
+            left -= gone
+    if not chosen:
+        raise DataError(
+            f"{len(examples)} examples with {len(inputs)} different inputs can't be cut in two; give a {what} file."
+        )
     rest = [e for e in examples if e.source not in chosen]
     return rest, [e for e in examples if e.source in chosen]
 
