@@ -1,0 +1,1 @@
+"""Language models: examples from files, tokens, batches, losses, metrics, models and model cards."""

@@ -1,0 +1,125 @@
+"""Conversations as a tokenizer's chat template writes them, and where in the text the answers stand."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rankwise.errors import ConfigError, DataError
+from rankwise.tasks.text.examples import Message
+from rankwise.tasks.text.tokens import IGNORED, Tokenizer, Tokens
+
+
+def set_chat_template(tokenizer: Tokenizer, given: str | Path) -> None:
+    """Give a tokenizer a chat template: Jinja text, or a file that holds it.
+
+    Raises:
+        ConfigError: The file can't be read.
+    """
+    text = str(given)
+    if isinstance(given, Path) or "{" not in text:
+        try:
+            text = Path(given).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"The chat template {given} can't be read ({error.strerror}).") from error
+    tokenizer.chat_template = text
+
+
+def has_template(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer can write conversations."""
+    return bool(tokenizer.chat_template)
+
+
+def require_template(tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer that can't write conversations.
+
+    Raises:
+        ConfigError: It has no chat template.
+    """
+    if not has_template(tokenizer):
+        raise ConfigError(
+            f'The tokenizer of "{tokenizer.name_or_path}" has no chat template, and conversations need one; '
+            "give it with --chat-template FILE, or use the columns prompt and completion."
+        )
+
+
+def render(tokenizer: Tokenizer, messages: Sequence[Message], line: int, *, answer_next: bool = False) -> str:
+    """The text of a conversation.
+
+    Args:
+        tokenizer: Has the template.
+        messages: The conversation.
+        line: For messages.
+        answer_next: Whether the text ends where an answer is to begin.
+
+    Raises:
+        ConfigError: The template is no Jinja.
+        DataError: It refuses this conversation.
+    """
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    try:
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer_next)
+    except TemplateSyntaxError as error:
+        raise ConfigError(f"The chat template is no Jinja: {error.message} (line {error.lineno} of it).") from error
+    except TemplateError as error:
+        raise DataError(f"Line {line}: the chat template refuses the conversation: {error}") from error
+
+
+def tokenize_chat(tokenizer: Tokenizer, messages: Sequence[Message], line: int, *, loss_on_all: bool) -> Tokens:
+    """A conversation as tokens, with loss on every answer (with the token that ends it), or on everything.
+
+    The text is tokenised whole; where the answers stand in it is marked by the template itself (`{% generation %}`), or
+    found by writing the conversation as far as each answer.
+
+    Raises:
+        ConfigError: The tokenizer is too simple to find the answers.
+        DataError: The template refuses the conversation, or does not write earlier messages alike as it goes on.
+    """
+    if not loss_on_all and "{% generation" in tokenizer.chat_template.replace("{%-", "{%"):
+        found: Any = tokenizer.apply_chat_template(
+            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        ids, learnt = list(found["input_ids"]), [bool(m) for m in found["assistant_masks"]]
+    else:
+        text = render(tokenizer, messages, line)
+        spans = [(0, len(text))] if loss_on_all else answer_spans(tokenizer, messages, text, line)
+        if not tokenizer.is_fast:
+            raise ConfigError(
+                "This tokenizer can't say where in the text its tokens stand, so answers can't be found; "
+                "use a fast tokenizer (tokenizer.json)."
+            )
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = list(encoded["input_ids"])
+        learnt = [any(a < stop and b > start for start, stop in spans) for a, b in encoded["offset_mapping"]]
+    labels = [token if yes else IGNORED for token, yes in zip(ids, learnt, strict=True)]
+    return Tokens(line, ids, labels)
+
+
+def answer_spans(tokenizer: Tokenizer, messages: Sequence[Message], text: str, line: int) -> list[tuple[int, int]]:
+    """Where the answers stand in the text: (start, stop) of each, with what ends it.
+
+    Raises:
+        DataError: The template writes a conversation's beginning differently once it goes on.
+    """
+    spans: list[tuple[int, int]] = []
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = render(tokenizer, messages[:i], line, answer_next=True) if i else ""
+        after = text if i == len(messages) - 1 else render(tokenizer, messages[: i + 1], line)
+        if not (text.startswith(before) and text.startswith(after)):
+            raise DataError(
+                f"Line {line}: the chat template writes the messages before answer {len(spans) + 1} differently once "
+                "the conversation goes on, so answers can't be told from the rest; give --chat-template with "
+                "{% generation %} around answers, or --loss-on all."
+            )
+        start = len(before) if i else max(text.find(message["content"]), 0)
+        spans.append((start, _end_of_answer(tokenizer, text, start, len(after))))
+    return spans
+
+
+def _end_of_answer(tokenizer: Tokenizer, text: str, start: int, stop: int) -> int:
+    """Leave out white space after the token that ends the answer: nothing is generated after that token."""
+    answer = text[start:stop].rstrip()
+    ends = any(token and answer.endswith(token) for token in tokenizer.all_special_tokens)
+    return start + len(answer) if ends else stop

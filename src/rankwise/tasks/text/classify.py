@@ -1,0 +1,72 @@
+"""Labelled texts as tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from rankwise.tasks.text.batches import fill_up
+from rankwise.tasks.text.examples import Labelled
+from rankwise.tasks.text.labels import Labels
+from rankwise.tasks.text.tokens import Tokenizer, find_context, pad_token_of
+
+
+@dataclass(frozen=True)
+class ClassifyData:
+    """A split of labelled texts.
+
+    Args:
+        data: input_ids, attention_mask, labels (token_type_ids where the model has them); `trim` cuts batches.
+        lengths: Tokens of each text, for `bucketed_order`.
+        notes: What the user should be told.
+    """
+
+    data: dict[str, Tensor]
+    lengths: list[int]
+    notes: tuple[str, ...]
+
+
+def tokenize_classify(
+    examples: Sequence[Labelled],
+    labels: Labels,
+    tokenizer: Tokenizer,
+    config: Any,
+    what: str,
+    max_length: int | None = None,
+) -> ClassifyData:
+    """Make tensors of labelled texts. A text that is too long loses its end, of two the longer one does, which is said.
+
+    Args:
+        examples: From `read_examples`.
+        labels: From `find_labels` on the training examples.
+        tokenizer: The model's.
+        config: The model's configuration.
+        what: "training", "validation" or "test", for messages.
+        max_length: The most tokens of a text; None takes the model's context.
+
+    Raises:
+        ConfigError: `max_length` is larger than the context.
+        DataError: A label is unknown.
+    """
+    context = find_context(config, tokenizer, max_length)
+    encoded_labels = labels.encode(examples, what)
+    pad_id, note = pad_token_of(tokenizer)
+    texts = [e.text for e in examples]
+    pairs = [e.text_pair or "" for e in examples] if any(e.text_pair for e in examples) else None
+    # `verbose` warns of every long text; they are counted here.
+    encoded = tokenizer(texts, pairs, truncation=False, verbose=False)
+    whole = list(map(len, encoded["input_ids"]))
+    if longer := sum(n > context for n in whole):
+        encoded = tokenizer(texts, pairs, truncation=True, max_length=context)
+    notes = [note] if note else []
+    if longer:
+        notes.append(
+            f"{longer:,} of {len(examples):,} {what} texts are longer than {context:,} tokens (the longest has "
+            f"{max(whole):,}) and were cut."
+        )
+    rows = encoded["input_ids"]
+    data = {"input_ids": fill_up(rows, pad_id), "attention_mask": fill_up([[1] * len(row) for row in rows], 0)}
+    if "token_type_ids" in encoded:
+        data["token_type_ids"] = fill_up(encoded["token_type_ids"], 0)
+    return ClassifyData({**data, "labels": encoded_labels}, list(map(len, rows)), tuple(notes))

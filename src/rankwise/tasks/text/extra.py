@@ -1,0 +1,28 @@
+"""The packages of the extra `text` are loaded where they are used; without one, a line says what to install."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from rankwise.errors import ConfigError
+
+
+@contextmanager
+def needed_for(what: str) -> Generator[None]:
+    """Import packages of the extra inside this block.
+
+    Args:
+        what: What needs them, for the message; a plural.
+
+    Raises:
+        ConfigError: One of them is not installed.
+
+    Examples:
+        >>> with needed_for("crystal balls"):
+        ...     import crystal_ball
+        Traceback (most recent call last):
+        rankwise.errors.ConfigError: crystal balls need the package "crystal_ball": pip install "rankwise[text]".
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(f'{what} need the package "{error.name}": pip install "rankwise[text]".') from error

@@ -1,0 +1,74 @@
+"""From the places of files to examples in splits: the one call that a task makes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rankwise.tasks.text.examples import Example
+from rankwise.tasks.text.forms import read_examples
+from rankwise.tasks.text.sources import read_records
+from rankwise.tasks.text.splits import Splits, split_examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextData:
+    """Where the examples of a task are.
+
+    Args:
+        data: Training examples: a file (.jsonl, .json, .csv, .tsv, .parquet) or a hub name.
+        validation: Validation examples; None cuts them off the training examples.
+        test: Test examples; None cuts them off the training examples. For a hub name, "validation" or "test" alone
+            may name a split of that data set.
+        columns: Role -> column, where a column is not called as its role (prompt, completion, text, label, ...).
+        validation_share: How much is cut off for validation.
+        test_share: How much is cut off for test.
+        split_seed: Of the cuts; the same for all seeds of a sweep.
+        skip_bad_lines: Leave out what can't be read, and say so.
+    """
+
+    data: str | Path
+    validation: str | Path | None = None
+    test: str | Path | None = None
+    columns: Mapping[str, str] | None = None
+    validation_share: float = 0.1
+    test_share: float = 0.1
+    split_seed: int = 0
+    skip_bad_lines: bool = False
+
+
+def load_examples(where: TextData, task: str) -> tuple[Splits, dict[str, tuple[str, ...]]]:
+    """Read, understand and split the examples of a task.
+
+    Args:
+        where: The files.
+        task: "sft" or "classify".
+
+    Returns:
+        The splits, and the names of labels by column where the source gives them in an order.
+
+    Raises:
+        DataError: A file is missing, empty, or can't be understood.
+    """
+    notes: list[str] = []
+    label_names: dict[str, tuple[str, ...]] = {}
+
+    def load(place: str | Path, split: str) -> list[Example]:
+        records = read_records(place, split=split, skip_bad_lines=where.skip_bad_lines)
+        examples, said = read_examples(records, task, where.columns, skip_bad_lines=where.skip_bad_lines)
+        notes.extend([*records.notes, *said])
+        label_names.update({key: value for key, value in records.label_names.items() if key not in label_names})
+        return examples
+
+    train = load(where.data, "train")
+    others = [
+        None if place is None else load(where.data if place == split else place, split)
+        for split, place in (("validation", where.validation), ("test", where.test))
+    ]
+    splits = split_examples(
+        train,
+        *others,
+        validation_share=where.validation_share,
+        test_share=where.test_share,
+        seed=where.split_seed,
+    )
+    return replace(splits, notes=(*notes, *splits.notes)), label_names

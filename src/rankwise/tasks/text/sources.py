@@ -1,0 +1,276 @@
+"""Records from a file or a hub data set: column -> value, with the line each one stands on.
+
+JSON, JSONL and CSV are read with the standard library, because a wrong line must be named by its number and no value
+may change its type on the way ("007" and "NA" are texts); Parquet and hub names are read by `datasets`.
+"""
+
+import csv
+import gzip
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from rankwise.errors import DataError
+from rankwise.tasks.text.extra import needed_for
+
+NAMED = 5
+"""How many wrong lines a message names before it says how many more there are."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One example as it was read.
+
+    Args:
+        line: Where it begins, counted from 1: a line of a text file, a row of other sources.
+        values: Column -> value.
+    """
+
+    line: int
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a source holds.
+
+    Args:
+        source: The file or hub name, for messages.
+        rows: The records; at least one.
+        columns: All their columns, in order of first appearance.
+        label_names: Names of a hub data set's classes by column, in the order of their numbers.
+        notes: What the user should be told.
+    """
+
+    source: str
+    rows: tuple[Record, ...]
+    columns: tuple[str, ...]
+    label_names: dict[str, tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Bad:
+    """A line that can't be read, and why."""
+
+    line: int
+    reason: str
+
+
+def read_records(where: str | Path, *, split: str = "train", skip_bad_lines: bool = False) -> Records:
+    """Read a file, or a data set of the Hugging Face hub.
+
+    Args:
+        where: A path that ends in .jsonl, .ndjson, .json, .csv, .tsv (each also with .gz) or .parquet; else a hub name,
+            "owner/name" or "owner/name:configuration".
+        split: Which split of a hub data set.
+        skip_bad_lines: Leave out lines that can't be read, and say so, instead of refusing the file.
+
+    Raises:
+        DataError: There is no such file, it is empty, or lines of it can't be read.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "a.csv")
+        ...     _ = path.write_text("text,label\\nhello,NA\\n")
+        ...     read_records(path).rows
+        (Record(line=2, values={'text': 'hello', 'label': 'NA'}),)
+    """
+    path = Path(where)
+    suffix = _suffix(path)
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; give a file that ends in {_endings()}.")
+    if not path.is_file():
+        if suffix in _TEXT_READERS or suffix == ".parquet" or isinstance(where, Path):
+            raise DataError(f"There is no file {path}; give a file that ends in {_endings()}, or a hub name.")
+        return _from_hub(str(where), split)
+    if suffix == ".parquet":
+        return _from_parquet(path)
+    if suffix not in _TEXT_READERS:
+        raise DataError(f'{path} ends in "{path.suffix}"; what is read ends in {_endings()}.')
+    try:
+        found = list(_TEXT_READERS[suffix](path))
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path} can't be read ({error}).") from error
+    rows = [record for record in found if isinstance(record, Record)]
+    bad = [record for record in found if isinstance(record, _Bad)]
+    notes: tuple[str, ...] = ()
+    if bad:
+        named = "; ".join(f"line {b.line} ({b.reason})" for b in bad[:NAMED])
+        more = f"; and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
+        what = f"{len(bad):,} of {len(found):,} lines can't be read: {named}{more}."
+        if not skip_bad_lines:
+            raise DataError(f"{path}: {what} Mend them, or give --skip-bad-lines to leave them out.")
+        notes = (f"{path}: {what} They were left out.",)
+    return _records(str(path), rows, {}, notes)
+
+
+def _records(
+    source: str, rows: list[Record], label_names: dict[str, tuple[str, ...]], notes: tuple[str, ...] = ()
+) -> Records:
+    if not rows:
+        raise DataError(f"{source} holds no examples; at least one is needed.")
+    columns = tuple(dict.fromkeys(name for row in rows for name in row.values))
+    return Records(source, tuple(rows), columns, label_names, notes)
+
+
+def _suffix(path: Path) -> str:
+    """The ending that says the format: that of "a.csv.gz" is ".csv"."""
+    return Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
+
+
+def _endings() -> str:
+    return ", ".join([*_TEXT_READERS, ".parquet"])
+
+
+def _open(path: Path) -> TextIOWrapper:
+    # Bytes that are no UTF-8 become lone surrogates, so that the line that has them can be named.
+    how: dict[str, Any] = {"mode": "rt", "encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
+    return (gzip.open if path.suffix == ".gz" else open)(path, **how)
+
+
+def _is_utf8(text: str) -> bool:
+    return text.isascii() or not any("\udc80" <= c <= "\udcff" for c in text)
+
+
+def _read_jsonl(path: Path) -> Iterator[Record | _Bad]:
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield _json_record(number, line)
+
+
+def _json_record(number: int, line: str) -> Record | _Bad:
+    if not _is_utf8(line):
+        return _Bad(number, "not UTF-8")
+    try:
+        value = json.loads(line.strip())
+    except json.JSONDecodeError as error:
+        return _Bad(number, f"no JSON at column {error.colno}: {error.msg}")
+    return _record_of(number, value)
+
+
+def _record_of(number: int, value: Any) -> Record | _Bad:
+    if not isinstance(value, dict):
+        return _Bad(number, f"a JSON {type(value).__name__}, not an object")
+    return Record(number, {str(key): content for key, content in value.items()})
+
+
+def _read_json(path: Path) -> Iterator[Record | _Bad]:
+    """A list of objects, an object that holds one list of them, or JSON lines under the name .json."""
+    with _open(path) as file:
+        content = file.read()
+    try:
+        value = json.loads(content)
+    except json.JSONDecodeError:
+        yield from _read_jsonl(path)
+        return
+    if not _is_utf8(content):
+        raise DataError(f"{path} is not UTF-8; save it as UTF-8.")
+    if isinstance(value, dict):
+        lists = [inner for inner in value.values() if isinstance(inner, list)]
+        value = lists[0] if len(lists) == 1 else [value]
+    if not isinstance(value, list):
+        raise DataError(f"{path} holds a JSON {type(value).__name__}; a list of objects is needed.")
+    for number, item in enumerate(value, start=1):
+        yield _record_of(number, item)
+
+
+def _read_csv(path: Path, delimiter: str = ",") -> Iterator[Record | _Bad]:
+    # Python's limit of 128 KiB a field is far below a long document.
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        with _open(path) as file:
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            header = next(reader, None)
+            if header is None:
+                return
+            if len(set(header)) != len(header):
+                raise DataError(f"{path}: its first line names a column twice ({', '.join(header)}).")
+            yield from _csv_rows(reader, header)
+    finally:
+        csv.field_size_limit(before)
+
+
+def _csv_rows(reader: Any, header: list[str]) -> Iterator[Record | _Bad]:
+    while True:
+        begins = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            yield _Bad(begins, str(error))
+            continue
+        if row is None:
+            return
+        if not row:
+            continue
+        if len(row) != len(header):
+            yield _Bad(begins, f"{len(row)} fields where the first line has {len(header)}")
+        elif not all(map(_is_utf8, row)):
+            yield _Bad(begins, "not UTF-8")
+        else:
+            yield Record(begins, dict(zip(header, row, strict=True)))
+
+
+_TEXT_READERS: dict[str, Callable[[Path], Iterator[Record | _Bad]]] = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": lambda path: _read_csv(path, "\t"),
+}
+
+
+def _from_parquet(path: Path) -> Records:
+    with needed_for("Parquet files"):
+        from datasets import Dataset
+        from datasets.exceptions import DatasetGenerationError
+        from pyarrow import ArrowException
+
+    # `datasets` would keep a copy of the user's file in its cache for good.
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            data = Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
+        except (DatasetGenerationError, ArrowException, ValueError) as error:
+            cause = error.__cause__ or error
+            raise DataError(f"{path} can't be read as Parquet ({str(cause).splitlines()[0]}).") from error
+        return _from_dataset(str(path), data)
+
+
+def _from_hub(where: str, split: str) -> Records:
+    with needed_for("hub names"):
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetNotFoundError
+
+    name, _, configuration = where.partition(":")
+    try:
+        data = load_dataset(name, configuration or None, split=split)
+    except DatasetNotFoundError as error:
+        raise DataError(
+            f'There is no file "{where}" and no data set of that name on the hub; give a file that ends in '
+            f"{_endings()}, or a hub name such as owner/name."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise DataError(f'The data set "{where}" can\'t be loaded: {str(error).splitlines()[0]}') from error
+    return _from_dataset(f"{where}[{split}]", data)
+
+
+def _from_dataset(source: str, data: Any) -> Records:
+    names = {
+        column: tuple(feature.names)
+        for column, feature in data.features.items()
+        if type(feature).__name__ == "ClassLabel"
+    }
+    rows = [Record(number, dict(values)) for number, values in enumerate(data, start=1)]
+    for row in rows:
+        for column, own in names.items():
+            number = row.values[column]
+            # -1 is the hub's word for "no label", as in hidden test sets.
+            row.values[column] = own[number] if number is not None and number >= 0 else None
+    return _records(source, rows, names)

@@ -1,0 +1,144 @@
+"""Training, validation and test examples: given, or cut off by a seed; what they share is counted."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rankwise.errors import DataError
+from rankwise.streams import stream
+from rankwise.tasks.text.examples import Example, classes_of
+
+
+def cut(examples: Sequence[Example], share: float, seed: int, what: str) -> tuple[list[Example], list[Example]]:
+    """Cut off a share of the examples.
+
+    Those with one and the same input stay together, so none is on both sides. The last examples of a label stay where
+    they are: no label is to be known without having been learnt.
+
+    Args:
+        examples: The examples; their order is kept on both sides.
+        share: How much to cut off, between 0 and 1; at least one input goes to each side.
+        seed: Of the cut. It belongs to the data and is the same for all seeds of a sweep.
+        what: "validation" or "test": each is a cut of its own.
+
+    Returns:
+        What stays, and what was cut off.
+
+    Raises:
+        DataError: The share is not between 0 and 1, or there are fewer than two different inputs.
+
+    Examples:
+        >>> from rankwise.tasks.text.examples import Plain
+        >>> rest, part = cut([Plain(i, f"text {i}") for i in range(10)], 0.2, seed=0, what="test")
+        >>> len(rest), len(part)
+        (8, 2)
+    """
+    if not 0 < share < 1:
+        raise DataError(f"The {what} share is {share:g}; it must lie between 0 and 1, such as 0.1.")
+    groups: dict[object, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.source, []).append(example)
+    inputs = list(groups)
+    left = Counter(name for e in examples for name in classes_of(e))
+    wanted, taken = share * len(examples), 0
+    chosen: set[object] = set()
+    for i in torch.randperm(len(inputs), generator=stream("text", what, seed)).tolist():
+        if (chosen and taken >= wanted) or len(chosen) == len(inputs) - 1:
+            break
+        group = groups[inputs[i]]
+        gone = Counter(name for e in group for name in classes_of(e))
+        if all(left[name] > n for name, n in gone.items()):
+            chosen.add(inputs[i])
+            taken += len(group)
+            left -= gone
+    if not chosen:
+        raise DataError(
+            f"{len(examples)} examples with {len(inputs)} different inputs can't be cut in two; give a {what} file."
+        )
+    rest = [e for e in examples if e.source not in chosen]
+    return rest, [e for e in examples if e.source in chosen]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What training and test examples share.
+
+    Args:
+        same: Test examples whose input and answer stand in the training data.
+        same_input: Test examples whose input does, with another answer.
+        n: How many test examples there are.
+    """
+
+    same: int
+    same_input: int
+    n: int
+
+    def note(self, what: str) -> str | None:
+        """In words, or None when they share nothing."""
+        if not self.same + self.same_input:
+            return None
+        return (
+            f"{self.same:,} of {self.n:,} {what} examples stand in the training data too, "
+            f"{self.same_input:,} more share their input with it: figures on them flatter."
+        )
+
+
+def overlap(train: Sequence[Example], test: Sequence[Example]) -> Overlap:
+    """Count test examples that are known from training; letter case and spacing do not make a difference.
+
+    Examples:
+        >>> from rankwise.tasks.text.examples import Pair
+        >>> overlap([Pair(1, "one", "1")], [Pair(1, "One ", "1"), Pair(2, "one", "I"), Pair(3, "two", "2")])
+        Overlap(same=1, same_input=1, n=3)
+    """
+    inputs = {_plainly(e.source) for e in train}
+    whole = {(_plainly(e.source), _plainly(e.answer)) for e in train}
+    known = [e for e in test if _plainly(e.source) in inputs]
+    same = sum((_plainly(e.source), _plainly(e.answer)) in whole for e in known)
+    return Overlap(same, len(known) - same, len(test))
+
+
+def _plainly(value: object) -> str:
+    return " ".join(str(value).casefold().split())
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The examples of a task, and what the user should be told about them."""
+
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    notes: tuple[str, ...]
+
+
+def split_examples(
+    train: Sequence[Example],
+    validation: Sequence[Example] | None = None,
+    test: Sequence[Example] | None = None,
+    *,
+    validation_share: float = 0.1,
+    test_share: float = 0.1,
+    seed: int = 0,
+) -> Splits:
+    """Complete the splits: what is not given is cut off the training examples, the test first.
+
+    Raises:
+        DataError: There are too few examples to cut.
+    """
+    rest, notes = list(train), list[str]()
+    given = {"test": test, "validation": validation}
+    shares = {"test": test_share, "validation": validation_share}
+    parts: dict[str, list[Example]] = {}
+    for what, examples in given.items():
+        if examples is not None:
+            parts[what] = list(examples)
+            continue
+        rest, parts[what] = cut(rest, shares[what], seed, what)
+        notes.append(f"{len(parts[what]):,} of the training examples are cut off for {what} (seed {seed}).")
+    for what, examples in parts.items():
+        if note := overlap(rest, examples).note(what):
+            notes.append(note)
+    return Splits(tuple(rest), tuple(parts["validation"]), tuple(parts["test"]), tuple(notes))
