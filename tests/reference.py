@@ -35,7 +35,7 @@ def keyed(*key: object) -> torch.Generator:
 
 def mask(seed: int, module: str, step: int, like: Tensor, p: float) -> Tensor:
     """What dropout multiplies with: 0 where u < p, else 1 / (1 - p)."""
-    u = torch.rand(like.shape, generator=keyed("noise", seed, module, 0, step, 0))
+    u = torch.rand(like.shape, generator=keyed("noise", seed, module, 0, step))
     return (u >= p).to(like) / (1 - p)
 
 

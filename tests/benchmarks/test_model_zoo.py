@@ -1,10 +1,9 @@
-"""The checks of `benchmarks/model_zoo.py`: a sample always, all models among the slow tests; and that they find faults."""
+"""The checks of `benchmarks/model_zoo.py`: a sample always, all models among the slow tests; they find faults."""
 
 import pytest
 import torch
-from torch import nn
-
 from model_zoo import chosen, in_process, line, table
+from torch import nn
 from zoo import timm_models
 from zoo.checks import COLUMNS, check
 from zoo.entry import Entry

@@ -248,12 +248,6 @@ def test_names_must_differ() -> None:
         Pack(mlp(torch.float32), [Member(name="a", lora=LoRAConfig()), Member(name="a", lora=LoRAConfig())], row_loss)
 
 
-def test_layer_of_another_type_is_refused() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
-    with pytest.raises(PackError, match='"1" is a LayerNorm; packs train Linear layers'):
-        Pack(model, [Member(name="a", whole=("0", "1"))], row_loss)
-
-
 def test_noise_that_cannot_be_keyed_is_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.AlphaDropout(0.5))
     pack = Pack(model, [Member(name="a", lora=LoRAConfig())], row_loss)

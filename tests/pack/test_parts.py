@@ -145,8 +145,8 @@ def test_forwards_are_put_back_after_an_error() -> None:
     assert "forward" not in model.__dict__
 
 
-def test_noise_of_a_shorter_batch_is_the_first_rows_of_a_longer_one() -> None:
-    longer, shorter = (uniform(0, "fc", 0, 3, 0, (rows, 5)) for rows in (9, 4))
-    assert torch.equal(longer[:4], shorter)
-    others = [uniform(1, "fc", 0, 3, 0, (4, 5)), uniform(0, "fc", 1, 3, 0, (4, 5)), uniform(0, "fc", 0, 4, 0, (4, 5))]
-    assert not any(torch.equal(shorter, other) for other in others)
+def test_noise_of_a_part_of_a_batch_is_that_of_the_whole() -> None:
+    whole, start, end = (uniform(0, "fc", 0, 3, slice(*rows), (5,)) for rows in ((0, 9), (0, 4), (4, 9)))
+    assert torch.equal(whole, torch.cat([start, end]))
+    others = [uniform(*key, slice(0, 4), (5,)) for key in ((1, "fc", 0, 3), (0, "fc", 1, 3), (0, "fc", 0, 4))]
+    assert not any(torch.equal(start, other) for other in others)

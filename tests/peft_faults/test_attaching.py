@@ -113,7 +113,7 @@ def test_a_module_under_two_names_is_adapted_under_both():
 
 def test_a_misspelt_second_target_is_refused():
     model = nn.Sequential(nn.ModuleDict({"q_proj": nn.Linear(4, 4), "v_proj": nn.Linear(4, 4)}))
-    with pytest.raises(TargetError, match='No module matches target "v_prj".* Did you mean "v_proj"'):
+    with pytest.raises(TargetError, match=r'No module matches target "v_prj".* Did you mean "v_proj"'):
         inject(model, LoRAConfig(target_modules=["q_proj", "v_prj"]))
     assert not any("lora" in name for name, _ in model.named_parameters())
 

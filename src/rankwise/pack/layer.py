@@ -1,15 +1,15 @@
-"""One layer of the model as the pack runs it: frozen, with updates, or trained whole by some adapters."""
+"""A Linear layer (or transformers' Conv1D) as the pack runs it: frozen, with updates, or trained whole by some."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from rankwise.errors import PackError
+from rankwise.lora.layer_types import LayerType, weight_of
 from rankwise.pack.groups import Groups
 from rankwise.pack.linear import Layer, PackedDense, PackedLinear, Segment
 from rankwise.pack.noise import Noise
+from rankwise.pack.parts import Part, parts_of
 from rankwise.pack.store import Gradient, Store
 
 # torch leaves `Function.apply` untyped.
@@ -17,43 +17,24 @@ _factored: Callable[..., Tensor] = PackedLinear.apply  # pyright: ignore[reportA
 _dense: Callable[..., Tensor] = PackedDense.apply  # pyright: ignore[reportAssignmentType]
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A bucket in this layer: its number, the places of its adapters in the pack, and what they do here."""
-
-    i: int
-    start: int
-    stop: int
-    adapts: bool
-    whole: bool
-
-
-class PackedLayer:
-    """A Linear layer under K adapters.
+class LinearLayer:
+    """A layer that multiplies by a matrix, under K adapters.
 
     Args:
         name: The module's path.
         module: The base's layer; only read.
+        row: Its row in `LAYER_TYPES`.
         store: The pack's numbers.
-
-    Raises:
-        PackError: The module is of a type that packs don't take.
     """
 
-    def __init__(self, name: str, module: nn.Module, store: Store) -> None:
-        if not isinstance(module, nn.Linear):
-            raise PackError(
-                f'"{name}" is a {type(module).__name__}; packs train Linear layers. Leave it out of the targets.'
-            )
+    def __init__(self, name: str, module: nn.Module, row: LayerType, store: Store) -> None:
         self._name, self._store = name, store
-        self._weight, self._bias = module.weight, module.bias
-        self._parts: list[_Part] = []
-        start = 0
-        for i, bucket in enumerate(store.buckets):
-            stop = start + len(bucket)
-            self._parts.append(_Part(i, start, stop, bucket.adapts(name), f"{name}.weight" in bucket.shapes))
-            start = stop
-        self._size = start
+        weight = weight_of(module)
+        self._transposed = row.transposed
+        self._weight = weight.mT if row.transposed else weight
+        self._bias: Tensor | None = getattr(module, "bias", None)
+        self._parts = parts_of(name, store)
+        self._size = len(store)
         dropout = [bucket.dropout(name, store.theta) for bucket in store.buckets]
         self._dropout = torch.cat(dropout)
         self._drops = bool(self._dropout.any())
@@ -120,7 +101,7 @@ class PackedLayer:
                 return _dense(self._store.anchor, x, layer)
         return _factored(self._store.anchor, x, dropped, layer)
 
-    def _run_part(self, part: _Part, x: Tensor, dropped: Tensor | None) -> Tensor:
+    def _run_part(self, part: Part, x: Tensor, dropped: Tensor | None) -> Tensor:
         """One bucket's adapters, where some bucket trains the layer whole."""
         own = x[part.start : part.stop]
         if part.whole:
@@ -128,7 +109,8 @@ class PackedLayer:
                 self._whole[part.i, f"{self._name}.weight"][0],
                 self._whole.get((part.i, f"{self._name}.bias")),
             )
-            return own @ weight.mT if bias is None else torch.baddbmm(bias[0].unsqueeze(1), own, weight.mT)
+            weight = weight if self._transposed else weight.mT
+            return own @ weight if bias is None else torch.baddbmm(bias[0].unsqueeze(1), own, weight)
         if not part.adapts:
             return nn.functional.linear(own, self._weight, self._bias)
         layer = self._layers.get(part)
@@ -137,7 +119,7 @@ class PackedLayer:
             layer = self._layers[part] = Layer(self._weight, self._bias, part.stop - part.start, segments)
         return _factored(self._store.anchor, own, None if dropped is None else dropped[part.start : part.stop], layer)
 
-    def _segment(self, part: _Part, groups: Groups | None, first: int = 0) -> Segment:
+    def _segment(self, part: Part, groups: Groups | None, first: int = 0) -> Segment:
         A, B = self._store.low_rank(part.i, self._name)
         A_grad, B_grad = (self._store.gradient(part.i, f"{self._name}.{letter}") for letter in "AB")
         runs = None if groups is None else groups.runs(part.start, part.stop)

@@ -5,22 +5,25 @@ A function `f(outputs, batch)` sees one adapter's outputs and its batch, as in a
 - it returns one value a row (then the adapter's loss is their mean): it is called once on the rows of all adapters;
 - it returns a scalar: it is called under `torch.vmap`, or where vmap can't, in a loop.
 
+Either may be a pair (sums, what to divide them by): a loss over tokens then is a mean over the tokens of the whole
+step, into however many parts the step is cut.
+
 Batches are handed out lazily: only the parts that the function reads are repeated for the adapters.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rankwise.errors import PackError
+from rankwise.pack.batches import Batch, lazily
 from rankwise.pack.groups import Groups
 
-Batch = Any
-"""A tensor, or a tuple, list or mapping of tensors, all with the rows first."""
+Result = Tensor | tuple[Tensor, Tensor]
 
-PerBatch = Callable[[Tensor, Batch], Tensor]
+PerBatch = Callable[[Any, Batch], Result]
 
 
 class PerAdapter:
@@ -39,11 +42,26 @@ class PerAdapter:
 
     def mean(self, outputs: Tensor, batch: Batch, groups: Groups) -> Tensor:
         """One number an adapter: (K,)."""
-        values = self.values(outputs, batch, groups)
-        return values.mean(1) if values.dim() == 2 else values
+        got = self._apply(outputs, batch, groups)
+        if isinstance(got, Tensor):
+            return got.mean(1) if got.dim() == 2 else got
+        total, weight = (t.sum(1) if t.dim() == 2 else t for t in got)
+        return total / weight
+
+    def totals(self, outputs: Tensor, batch: Batch, groups: Groups) -> tuple[Tensor, Tensor]:
+        """What the mean is made of, to be added over parts of a batch: (K,) and (K,).
+
+        The second is the sum of the counts the function returns; where it returns none, the number of rows.
+        """
+        got = self._apply(outputs, batch, groups)
+        if isinstance(got, Tensor):
+            rows = outputs.new_full((outputs.shape[0],), outputs.shape[1], dtype=got.dtype)
+            return (got.sum(1) if got.dim() == 2 else got * rows), rows
+        total, weight = (t.sum(1) if t.dim() == 2 else t for t in got)
+        return total, weight
 
     def values(self, outputs: Tensor, batch: Batch, groups: Groups) -> Tensor:
-        """One value a row (K, rows), or (K,) from a function that returns a scalar.
+        """One value a row (K, rows), or (K,) from a function that returns no rows.
 
         Args:
             outputs: (K, rows, ...).
@@ -53,12 +71,17 @@ class PerAdapter:
         Raises:
             PackError: The function returns neither a scalar nor one value a row.
         """
+        got = self._apply(outputs, batch, groups)
+        return got if isinstance(got, Tensor) else got[0] / got[1].clamp(min=1)
+
+    def _apply(self, outputs: Tensor, batch: Batch, groups: Groups) -> Result:
         if self._by_row is None:
             self._by_row = self._returns_rows(outputs, batch, groups)
         if self._by_row:
             flat = lazily(batch, lambda t: groups.fan_out(t).flatten(0, 1))
-            return self._function(outputs.flatten(0, 1), flat).view(outputs.shape[:2])
-        members = range(outputs.shape[0])
+            got = self._function(outputs.flatten(0, 1), flat)
+            shape = outputs.shape[:2]
+            return got.view(shape) if isinstance(got, Tensor) else (got[0].view(shape), got[1].view(shape))
         if self._vmap:
             index = torch.tensor(groups.batch_of, device=outputs.device)
             try:
@@ -68,55 +91,28 @@ class PerAdapter:
             except RuntimeError as error:
                 self._vmap = False
                 self.notes.append(f"The {self._what} runs adapter by adapter: vmap can't take it ({str(error)[:80]}).")
-        alone = [self._function(outputs[k], _of_one(batch, groups.batch_of[k])) for k in members]
-        return torch.stack(alone)
+        alone = [self._function(out, _of_one(batch, g)) for out, g in zip(outputs, groups.batch_of, strict=True)]
+        if isinstance(alone[0], Tensor):
+            return torch.stack(alone)  # pyright: ignore[reportArgumentType]
+        totals, weights = zip(*alone, strict=True)
+        return torch.stack(totals), torch.stack(weights)
 
     def _returns_rows(self, outputs: Tensor, batch: Batch, groups: Groups) -> bool:
         with torch.no_grad():
-            value = self._function(outputs[0], _of_one(batch, groups.batch_of[0]))
+            got = self._function(outputs[0], _of_one(batch, groups.batch_of[0]))
         rows = outputs.shape[1]
-        if not isinstance(value, Tensor) or tuple(value.shape) not in ((), (rows,)):  # pyright: ignore[reportUnnecessaryIsInstance]
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        values = got if isinstance(got, tuple) else (got,)
+        if len(values) > 2 or not all(
+            isinstance(v, Tensor) and tuple(v.shape) in ((), (rows,)) and v.dim() == values[0].dim()  # pyright: ignore[reportUnnecessaryIsInstance]
+            for v in values
+        ):
+            shapes = [f"shape {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__ for v in values]  # pyright: ignore[reportUnnecessaryIsInstance]
             raise PackError(
-                f"The {self._what} returned {got} for a batch of {rows} rows; "
-                "it must return a scalar tensor, or one value a row."
+                f"The {self._what} returned {' and '.join(shapes)} for a batch of {rows} rows; it must return a scalar "
+                "tensor or one value a row, or a pair of these: sums and what to divide them by."
             )
-        return value.dim() == 1
+        return values[0].dim() == 1
 
 
 def _of_one(batch: Batch, g: int) -> Batch:
     return lazily(batch, lambda t: t[g])
-
-
-def lazily(batch: Batch, pick: Callable[[Tensor], Tensor]) -> Batch:
-    """The batch with `pick` applied to each tensor when it is read, not before."""
-    if isinstance(batch, Tensor):
-        return pick(batch)
-    if isinstance(batch, Mapping):
-        return _LazyMapping(batch, pick)
-    return _LazySequence(batch, pick)
-
-
-class _LazyMapping(Mapping[str, Any]):
-    def __init__(self, batch: Mapping[str, Any], pick: Callable[[Tensor], Tensor]) -> None:
-        self._batch, self._pick = batch, pick
-
-    def __getitem__(self, key: str) -> Any:
-        return self._pick(self._batch[key])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._batch)
-
-    def __len__(self) -> int:
-        return len(self._batch)
-
-
-class _LazySequence(Sequence[Any]):
-    def __init__(self, batch: Sequence[Any], pick: Callable[[Tensor], Tensor]) -> None:
-        self._batch, self._pick = batch, pick
-
-    def __getitem__(self, i: Any) -> Any:
-        return self._pick(self._batch[i])
-
-    def __len__(self) -> int:
-        return len(self._batch)

@@ -1,25 +1,24 @@
 """Dropout that depends on what it is for, not on when it is drawn.
 
-The mask of a row is keyed on (seed, module path, call number in this forward pass, optimiser step, micro-batch)
-and the row's place in its batch. Adapters of one seed get the same uniform numbers u, and keep an element
-where u >= p. So an adapter meets the same masks alone, in any pack and after any split of a pack.
+The mask of a row is keyed on (seed, module path, call number in this forward pass, optimiser step)
+and the row's place in the whole batch of the step. Adapters of one seed get the same uniform numbers u, and
+keep an element where u >= p. So an adapter meets the same masks alone, in any pack and after any split of a pack.
 
-The model's own dropout (of the base) is caught where it happens: the modules whose forward calls
-`torch.nn.functional.dropout` are found in one traced forward pass, and while such a module runs, a
-torch-function mode answers that call.
+The model's own dropout (of the base) is caught where it happens: `rankwise.pack.trace` finds the modules whose
+forward calls it, and while such a module runs, a torch-function mode answers that call.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from rankwise.errors import PackError
-from rankwise.pack.forwards import Forward, replaced_forwards
+from rankwise.pack.forwards import Forward
 from rankwise.pack.groups import Groups
 from rankwise.streams import stream
 
@@ -38,33 +37,60 @@ OTHER_NOISE = (
 """Draws that are not keyed yet; a model that makes one in training is refused."""
 
 
-def uniform(seed: int, module: str, call: int, step: int, micro: int, shape: Sequence[int]) -> Tensor:
-    """The numbers u in [0, 1) of one dropout call for one seed: (rows, ...), on the CPU in float32.
+def uniform(seed: int, module: str, call: int, step: int, rows: slice, shape: Sequence[int]) -> Tensor:
+    """The numbers u in [0, 1) of some rows in one dropout call for one seed: (rows, ...), on the CPU in float32.
 
-    Rows come first, so those of a shorter batch are the first rows of a longer one.
+    Rows come first, so those of a shorter batch, or of a part of a batch, are those of the whole.
     """
-    return torch.rand(tuple(shape), generator=stream("noise", seed, module, call, step, micro))
+    return torch.rand((rows.stop, *shape), generator=stream("noise", seed, module, call, step))[rows]
 
 
 class Noise:
-    """The draws of one pack; `seeds` holds the seed of each batch of a step, in their order."""
+    """The draws of one pack. `begin` says for which batches and rows."""
 
     def __init__(self) -> None:
-        self.seeds: list[int] = []
-        self._step = self._micro = 0
+        self._seeds: Sequence[int] = ()
+        self._step = self._first = 0
         self._calls: Counter[str] = Counter()
+        self._again: Counter[str] | None = None
         self._groups: Groups | None = None
+        self.before: Collection[str] = ()
+        """Modules that run before the branch point, where the rows are one copy a batch; the pack sets it."""
 
-    def begin(self, groups: Groups, step: int, micro: int = 0) -> None:
-        """Start a forward pass: from here on calls are numbered anew."""
-        self._groups, self._step, self._micro = groups, step, micro
+    def begin(self, groups: Groups, seeds: Sequence[int], step: int, first: int = 0) -> None:
+        """Start a forward pass: from here on calls are numbered anew.
+
+        Args:
+            groups: Which adapter reads which batch.
+            seeds: The seed of each batch.
+            step: The optimiser's step.
+            first: Place in the whole batch of the first row that passes.
+        """
+        self._groups, self._seeds, self._step, self._first = groups, seeds, step, first
         self._calls.clear()
+        self._again = None
+
+    def backward(self) -> None:
+        """Start the backward pass: what runs forward again now (gradient checkpointing) gets the same masks."""
+        self._again = Counter()
+
+    def _number(self, module: str) -> int:
+        """Which call of the module this is in the forward pass."""
+        if self._again is None:
+            self._calls[module] += 1
+            return self._calls[module] - 1
+        if self._calls[module] > 1:
+            raise PackError(
+                f'"{module}" runs {self._calls[module]} times in a forward pass and draws noise; with gradient '
+                "checkpointing its calls can't be told apart. Switch checkpointing or the model's dropout off."
+            )
+        return 0
 
     def draw(self, module: str, shape: Sequence[int], rows: int) -> Tensor:
         """u for each batch of the step: (G, rows, ...)."""
-        call = self._calls[module]
-        self._calls[module] += 1
-        draws = [uniform(seed, module, call, self._step, self._micro, (rows, *shape)) for seed in self.seeds]
+        call = self._number(module)
+        own = slice(self._first, self._first + rows)
+        draws = [uniform(seed, module, call, self._step, own, shape) for seed in self._seeds]
         return draws[0].unsqueeze(0) if len(draws) == 1 else torch.stack(draws)
 
     def dropout(self, module: str, x: Tensor, p: float | Tensor) -> Tensor:
@@ -78,7 +104,11 @@ class Noise:
         groups = self._groups
         if groups is None:
             raise PackError(f'Dropout in "{module}" ran outside a step of the pack.')
-        n = groups.n_batches if self.before_branch else len(groups.batch_of)
+        n = groups.n_batches if module in self.before else len(groups.batch_of)
+        if x.shape[0] % n:
+            raise PackError(
+                f'Dropout in "{module}" has inputs of shape {tuple(x.shape)}, without the rows of the batch.'
+            )
         stacked = x.view(n, -1, *x.shape[1:])
         u = self.draw(module, x.shape[1:], stacked.shape[1]).to(x.device)
         if isinstance(p, Tensor):
@@ -89,8 +119,34 @@ class Noise:
             keep = groups.fan_out(keep)
         return (stacked * keep).view(x.shape)
 
-    before_branch: bool = False
-    """Whether the rows now passing are one copy a batch; the pack sets it."""
+    def attention(self, module: str, *args: Any, **kwargs: Any) -> Tensor:
+        """`F.scaled_dot_product_attention` with keyed dropout of the attention weights, by its definition."""
+        a = _attention_arguments(*args, **kwargs)
+        query, key, value = a["query"], a["key"], a["value"]
+        if a["enable_gqa"]:
+            key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
+        scale = query.shape[-1] ** -0.5 if a["scale"] is None else a["scale"]
+        scores = (query * scale) @ key.mT
+        if a["is_causal"]:
+            causal = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+            scores = scores.masked_fill(~causal, -torch.inf)
+        mask: Tensor | None = a["attn_mask"]
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        return self.dropout(module, scores.softmax(-1), a["dropout_p"]) @ value
+
+
+def _attention_arguments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> dict[str, Any]:
+    return dict(locals())
 
 
 class _Answer(TorchFunctionMode):
@@ -107,6 +163,8 @@ class _Answer(TorchFunctionMode):
         if func is F.dropout:
             x, p, training = _dropout_arguments(*args, **kwargs)
             return self._noise.dropout(self._module, x, p) if training and p > 0 else x
+        if func is F.scaled_dot_product_attention and _attention_arguments(*args, **kwargs)["dropout_p"] > 0:
+            return self._noise.attention(self._module, *args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -116,55 +174,40 @@ def _dropout_arguments(
     return input, p, training
 
 
-class _Trace(TorchFunctionMode):
-    """Notes which module is running whenever dropout is called."""
+class NoiseSeen(TorchFunctionMode):
+    """Notes which module is running whenever noise is drawn, and refuses what can't be keyed.
 
-    def __init__(self) -> None:
+    Args:
+        running: The modules that run now, the innermost last; whoever calls the model keeps it.
+    """
+
+    def __init__(self, running: Sequence[str]) -> None:
         super().__init__()
-        self.running: list[str] = []
-        self.noisy: list[str] = []
+        self._running = running
+        self.noisy: dict[str, None] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        where = self.running[-1] if self.running else ""
-        if func is F.dropout and where not in self.noisy:
-            self.noisy.append(where)
-        if func in OTHER_NOISE and kwargs.get("training", True):
+        where = self._running[-1] if self._running else ""
+        if func is F.dropout or (
+            func is F.scaled_dot_product_attention and _attention_arguments(*args, **kwargs)["dropout_p"] > 0
+        ):
+            self.noisy[where] = None
+        elif _draws(func, kwargs):
             raise PackError(
                 f'"{where}" draws random numbers with {getattr(func, "__name__", func)}, which packs can\'t key '
-                "to a seed yet; only torch.nn.functional.dropout can be used in training."
+                "to a seed; only dropout and scaled_dot_product_attention of torch.nn.functional can be used in "
+                "training. Switch it off in the model's configuration."
             )
         return func(*args, **kwargs)
 
 
-def find_noisy_modules(model: nn.Module, run: Callable[[], object]) -> list[str]:
-    """Names of the modules whose own forward calls `F.dropout`, found by running the model once.
-
-    Args:
-        model: The model, in the mode it trains in.
-        run: Runs its forward pass. Torch's own random state is left as it was.
-
-    Raises:
-        PackError: The model draws random numbers that can't be keyed.
-    """
-    trace = _Trace()
-
-    def traced(name: str, forward: Forward) -> Forward:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            trace.running.append(name)
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                trace.running.pop()
-
-        return call
-
-    modules = dict(model.named_modules())
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), replaced_forwards(modules, traced), trace:
-        run()
-    return trace.noisy
+def _draws(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
+    if func is F.multi_head_attention_forward:
+        return bool(kwargs.get("training", True)) and kwargs.get("dropout_p", 0.0) > 0
+    return func in OTHER_NOISE and bool(kwargs.get("training", True))
 
 
 def answered(noise: Noise) -> Callable[[str, Forward], Forward]:

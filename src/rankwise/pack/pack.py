@@ -6,21 +6,19 @@ the first adapted layer runs once for each batch.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from rankwise.errors import PackError
 from rankwise.pack.adamw import PackedAdamW, clip_gradients
-from rankwise.pack.forwards import Forward, replaced_forwards
+from rankwise.pack.batches import Batch, lazily, tensors_of
 from rankwise.pack.groups import Groups
-from rankwise.pack.layer import PackedLayer
-from rankwise.pack.losses import Batch, PerAdapter, PerBatch, lazily
+from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
-from rankwise.pack.noise import Noise, answered, find_noisy_modules
 from rankwise.pack.resolved import Resolved, State, resolve
+from rankwise.pack.running import Running
 from rankwise.pack.store import Store
 
 
@@ -60,7 +58,6 @@ class Pack:
         names = [member.name for member in members]
         if not members or len(set(names)) != len(names):
             raise PackError(f"A pack needs members with names of their own; got {names}.")
-        self._model, self._call = model, call
         self._loss = PerAdapter(loss, "loss")
         parameter = next(p for p in model.parameters() if p.is_floating_point())
         self.device, self.dtype = parameter.device, parameter.dtype
@@ -73,24 +70,21 @@ class Pack:
         groups = [sorted(group, key=lambda m: seeds.index(m.member.seed)) for group in by_key.values()]
         self.store = Store(groups, model, states or {}, self.device, self.dtype)
         self._optimiser = PackedAdamW(self.store)
-        self._noise = Noise()
+        self._running = Running(model, self.store, call)
         self._prepare()
         self.steps = 0
-        self._noisy: list[str] | None = None
-        self._branch: str | None = None
 
     def _prepare(self) -> None:
         """Everything that follows from which adapters are in the pack."""
-        names = dict.fromkeys(t.name for m in self.members for t in m.targets)
-        whole = dict.fromkeys(name.rpartition(".")[0] for m in self.members for name in m.whole)
-        modules = {name: self._model.get_submodule(name) for name in {**names, **whole}}
-        self._layers = {name: PackedLayer(name, module, self.store) for name, module in modules.items()}
         self.seeds = list(dict.fromkeys(m.member.seed for m in self.members))
         batch_of = [self.seeds.index(m.member.seed) for m in self.members]
         self._by_seed = Groups(batch_of, len(self.seeds), self.device)
         self._together = Groups([0] * len(batch_of), 1, self.device)
-        # The modules that are answered from it hold this very object.
-        self._noise.seeds = self.seeds
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of how this pack runs."""
+        return [*self._running.notes, *self._loss.notes]
 
     @property
     def members(self) -> list[Resolved]:
@@ -105,74 +99,18 @@ class Pack:
         """Run the model as a pack inside this block; afterwards it is the plain base again.
 
         Args:
-            example: A few rows, to find by a traced pass where dropout is called and where the adapters part.
+            example: Two rows or more, to find out how the model runs.
             training: Train mode (the base's own dropout on; BatchNorm stays in eval mode) or eval mode.
+
+        Raises:
+            PackError: The model can't be trained in a pack.
         """
-        modes = {module: module.training for module in self._model.modules()}
-        required = {p: p.requires_grad for p in self._model.parameters()}
-        try:
-            self._model.requires_grad_(False)
-            self._model.train(training)
-            for module in modes:
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
-                    module.eval()
-            self._training = training
-            if self._noisy is None or self._branch is None:
-                self._trace(example)
-            with ExitStack() as stack:
-                layers = {name: self._model.get_submodule(name) for name in self._layers}
-                stack.enter_context(replaced_forwards(layers, self._packed))
-                noisy = {name: self._model.get_submodule(name) for name in self._noisy or ()} if training else {}
-                stack.enter_context(replaced_forwards(noisy, answered(self._noise)))
-                yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-            for parameter, requires_grad in required.items():
-                parameter.requires_grad_(requires_grad)
+        with self._running.attached(example, self.seeds, training=training):
+            yield
 
-    def _trace(self, example: Batch) -> None:
-        """Find the noisy modules, and the first adapted layer: the branch point if the rows reach it unshared.
-
-        Where every ancestor of that layer is a Sequential, nothing but its input leads to what comes after, so
-        the rows can part inside it. Elsewhere they part at the model's door.
-        """
-        order: list[str] = []
-
-        def noting(name: str, forward: Forward) -> Forward:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                order.append(name)
-                return forward(*args, **kwargs)
-
-            return call
-
-        layers = {name: self._model.get_submodule(name) for name in self._layers}
-        with replaced_forwards(layers, noting):
-            self._noisy = find_noisy_modules(self._model, lambda: self._call(self._model, example))
-        first = order[0] if order else ""
-        path = first.split(".")[:-1]
-        ancestors = [self._model.get_submodule(".".join(path[:i])) for i in range(len(path) + 1)]
-        self._branch = first if first and all(type(a) is nn.Sequential for a in ancestors) else ""
-
-    def _packed(self, name: str, forward: Forward) -> Forward:
-        def call(x: Tensor) -> Tensor:
-            shared = self._noise.before_branch
-            self._noise.before_branch = False
-            return self._layers[name](x, self._groups, shared, self._noise if self._training else None)
-
-        return call
-
-    def _forward(self, batch: Batch, groups: Groups) -> Tensor:
-        """Outputs (K, rows, ...) of all adapters; every tensor of the batch is (G, rows, ...)."""
-        self._groups = groups
-        self._noise.begin(groups, self.steps)
-        at_door = not self._branch
-        self._noise.before_branch = not at_door
-        flat = lazily(batch, lambda t: (groups.fan_out(t) if at_door else t).flatten(0, 1))
-        outputs = self._call(self._model, flat)
-        return outputs.view(len(self), -1, *outputs.shape[1:])
-
-    def step(self, batch: Batch, lr: Tensor, weight_decay: Tensor | None, max_norm: Tensor | None) -> Tensor:
+    def step(
+        self, batch: Batch, lr: Tensor, weight_decay: Tensor | None, max_norm: Tensor | None, rows: int | None = None
+    ) -> Tensor:
         """One training step of every adapter, inside `attached(training=True)`.
 
         Args:
@@ -180,14 +118,22 @@ class Pack:
             lr: Learning rate of each adapter.
             weight_decay: Each adapter's, or None when all are zero.
             max_norm: Each adapter's limit on the norm of its gradient, or None when none has one.
+            rows: How many rows of each batch to pass through the model at once; None for all. The gradients of
+                the parts are added up: the step is the same.
 
         Returns:
             Each adapter's loss, before the step.
         """
+        n = tensors_of(batch)[0].shape[1]
         self.store.begin()
-        losses = self._loss.mean(self._forward(batch, self._by_seed), batch, self._by_seed)
-        self._backward(losses)
-        self.store.finish()
+        if rows is None or rows >= n:
+            losses = self._loss.mean(
+                self._running.forward(batch, self._by_seed, self.seeds, self.steps), batch, self._by_seed
+            )
+            self._running.backward(losses)
+            self.store.finish()
+        else:
+            losses = self._accumulate(batch, n, rows)
         if max_norm is not None:
             clip_gradients(self.store, max_norm)
         self._optimiser.step(lr, weight_decay)
@@ -195,14 +141,18 @@ class Pack:
         self.steps += 1
         return losses.detach()
 
-    def _backward(self, losses: Tensor) -> None:
-        # Each adapter's loss depends on its own rows only, so the gradient of the sum is each one's own gradient.
-        leaves = [pair for layer in self._layers.values() for pair in layer.leaves]
-        inputs = [self.store.anchor, *(leaf for leaf, _ in leaves)]
-        _, *grads = torch.autograd.grad(losses.sum(), inputs, allow_unused=True)
-        for (_, gradient), value in zip(leaves, grads, strict=True):
-            if value is not None:  # pyright: ignore[reportUnnecessaryComparison]
-                gradient.copy(value)
+    def _accumulate(self, batch: Batch, n: int, rows: int) -> Tensor:
+        """Gradients and losses of a batch that passes in parts."""
+        total, weight = torch.zeros((2, len(self)), device=self.device, dtype=self.dtype)
+        for start in range(0, n, rows):
+            part = lazily(batch, lambda t, start=start: t[:, start : start + rows])
+            outputs = self._running.forward(part, self._by_seed, self.seeds, self.steps, start)
+            sums, counts = self._loss.totals(outputs, part, self._by_seed)
+            self._running.backward(sums)
+            total, weight = total + sums.detach(), weight + counts.detach()
+        self.store.finish()
+        self.store.multiply(self.store.grads, 1 / weight)
+        return total / weight
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, functions: Sequence[PerAdapter]) -> list[Tensor]:
@@ -216,7 +166,7 @@ class Pack:
             For each function (K, rows), or (K,) where it returns a scalar.
         """
         shared = lazily(batch, lambda t: t.unsqueeze(0))
-        outputs = self._forward(shared, self._together)
+        outputs = self._running.forward(shared, self._together, self.seeds[:1], self.steps)
         return [function.values(outputs, shared, self._together) for function in functions]
 
     def rows(self) -> Tensor:
@@ -266,5 +216,6 @@ class Pack:
         kept = [self._optimiser.first, self._optimiser.second] + ([] if rows is None else [rows])
         first, second, *cut = self.store.keep(masks, kept)
         self._optimiser.moved(first, second)
+        self._running.prepare()
         self._prepare()
         return cut[0] if cut else None

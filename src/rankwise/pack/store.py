@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rankwise.pack.bucket import Bucket
 from rankwise.pack.groups import Run
 from rankwise.pack.resolved import Resolved, State
+from rankwise.streams import stream
 
 
 class Gradient:
@@ -199,3 +200,15 @@ class Store:
         for bucket in self.buckets:
             for k, m in enumerate(bucket.members):
                 bucket.write(vector, k, states[m.member.name])
+
+    def randomise(self) -> None:
+        """Random numbers in all A and B, a little of them on what is trained whole; padding stays zero."""
+        for bucket in self.buckets:
+            for k, m in enumerate(bucket.members):
+                state = bucket.read(self.theta, k)
+                low_rank = {f"{t.name}.{letter}" for t in m.targets for letter in "AB"}
+                for key, value in state.items():
+                    draws = torch.rand(value.shape, generator=stream("probe", m.member.name, key)).to(value) - 0.5
+                    state[key] = draws / value.shape[-1] ** 0.5 if key in low_rank else value * (1 + 0.1 * draws)
+                bucket.write(self.theta, k, state)
+        self.refresh()

@@ -1,0 +1,67 @@
+"""One adapter of a pack run alone: its W + s B A and its own weights put into the model for one forward pass.
+
+Slow and simple. The probe holds the pack against it, and a model whose layers can't be batched trains through it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from rankwise.lora.targets import Target
+from rankwise.pack.store import Gradient, Store
+
+
+class Alone:
+    """Every adapter's own weights, as functions of the pack's numbers.
+
+    Args:
+        model: The base.
+        store: The pack's numbers.
+        call: How the model is run on a batch.
+    """
+
+    def __init__(self, model: nn.Module, store: Store, call: Callable[[nn.Module, Any], Tensor]) -> None:
+        self._caller = _Caller(model, call)
+        self._store = store
+        self._places = [(i, k, m) for i, b in enumerate(store.buckets) for k, m in enumerate(b.members)]
+        self._leaves: dict[tuple[int, str], tuple[Tensor, Gradient]] = {}
+        for i, bucket in enumerate(store.buckets):
+            stacks = {name: store.stack(i, name) for name in bucket.members[0].whole}
+            for t in bucket.members[0].targets:
+                stacks[f"{t.name}.A"], stacks[f"{t.name}.B"] = store.low_rank(i, t.name)
+            for key, stack in stacks.items():
+                self._leaves[i, key] = stack.detach().requires_grad_(), store.gradient(i, key)
+
+    @property
+    def leaves(self) -> list[tuple[Tensor, Gradient]]:
+        """Tensors whose gradients autograd computes, and where they go."""
+        return list(self._leaves.values())
+
+    def weights(self, place: int) -> dict[str, Tensor]:
+        """The parameters that the adapter at this place of the pack has in place of the base's, by their names."""
+        i, k, member = self._places[place]
+        own = {name: self._leaves[i, name][0][k] for name in member.whole}
+        for t in member.targets:
+            own[f"{t.name}.weight" if t.name else "weight"] = self._weight(i, k, t)
+        return own
+
+    def _weight(self, i: int, k: int, t: Target) -> Tensor:
+        A, B = (self._leaves[i, f"{t.name}.{letter}"][0][k] for letter in "AB")
+        weight: Tensor = t.module.weight  # type: ignore[assignment]
+        return weight.detach() + t.layer_type.delta(t.module, A, B).to(weight.dtype)
+
+    def __call__(self, place: int, batch: Any) -> Tensor:
+        """Outputs of the adapter at this place on its own batch."""
+        weights = {f"model.{name}": value for name, value in self.weights(place).items()}
+        return functional_call(self._caller, weights, (batch,))
+
+
+class _Caller(nn.Module):
+    def __init__(self, model: nn.Module, call: Callable[[nn.Module, Any], Tensor]) -> None:
+        super().__init__()
+        self.model, self._call = model, call
+
+    def forward(self, batch: Any) -> Tensor:
+        return self._call(self.model, batch)

@@ -1,0 +1,74 @@
+"""Batches: a tensor, or a tuple, list or mapping of tensors, all with the rows first."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Batch = Any
+
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """The tensors of a batch."""
+    if isinstance(batch, Tensor):
+        return [batch]
+    return list(batch.values() if isinstance(batch, Mapping) else batch)
+
+
+def mapped(batch: Batch, pick: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with every tensor passed through `pick`."""
+    if isinstance(batch, Tensor):
+        return pick(batch)
+    if isinstance(batch, Mapping):
+        return {key: pick(value) for key, value in batch.items()}
+    return tuple(pick(value) for value in batch)
+
+
+def rows_of(batch: Batch, n: int, start: int = 0) -> Batch:
+    """n rows of a batch from a place in it, beginning again at its end."""
+    return mapped(batch, lambda t: t[(torch.arange(n) + start) % len(t)])
+
+
+def stacked(batches: Sequence[Batch]) -> Batch:
+    """Batches of one form as one: every tensor (G, rows, ...)."""
+    first = batches[0]
+    if isinstance(first, Tensor):
+        return torch.stack(list(batches))
+    if isinstance(first, Mapping):
+        return {key: torch.stack([batch[key] for batch in batches]) for key in first}
+    return tuple(torch.stack(parts) for parts in zip(*batches, strict=True))
+
+
+def lazily(batch: Batch, pick: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with `pick` applied to each tensor when it is read, not before."""
+    if isinstance(batch, Tensor):
+        return pick(batch)
+    if isinstance(batch, Mapping):
+        return _LazyMapping(batch, pick)
+    return _LazySequence(batch, pick)
+
+
+class _LazyMapping(Mapping[str, Any]):
+    def __init__(self, batch: Mapping[str, Any], pick: Callable[[Tensor], Tensor]) -> None:
+        self._batch, self._pick = batch, pick
+
+    def __getitem__(self, key: str) -> Any:
+        return self._pick(self._batch[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._batch)
+
+    def __len__(self) -> int:
+        return len(self._batch)
+
+
+class _LazySequence(Sequence[Any]):
+    def __init__(self, batch: Sequence[Any], pick: Callable[[Tensor], Tensor]) -> None:
+        self._batch, self._pick = batch, pick
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._pick(self._batch[i])
+
+    def __len__(self) -> int:
+        return len(self._batch)

@@ -1,0 +1,142 @@
+"""A layer of any type under K adapters: the base's own forward, and every update through `torch.vmap`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_map
+
+from rankwise.lora.layer_types import LayerType
+from rankwise.pack.groups import Groups
+from rankwise.pack.noise import Noise
+from rankwise.pack.parts import Part, parts_of
+from rankwise.pack.store import Gradient, Store
+
+
+class GeneralLayer:
+    """A layer that is no Linear.
+
+    Its update is the layer type's own pure function, mapped over the adapters of a bucket; where vmap can't go
+    through it, adapter by adapter. A module trained whole is mapped likewise over its parameters.
+
+    Args:
+        name: The module's path.
+        module: The base's layer; only read.
+        row: Its row in `LAYER_TYPES`, or None where it is only trained whole.
+        store: The pack's numbers.
+        forward: The module's own forward.
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, row: LayerType | None, store: Store, forward: Callable[..., Any]
+    ) -> None:
+        self._name, self._module, self._row, self._store, self._forward = name, module, row, store, forward
+        self._parts = parts_of(name, store)
+        self._size = len(store)
+        self._dropout = torch.cat([bucket.dropout(name, store.theta) for bucket in store.buckets])
+        self._drops = bool(self._dropout.any()) and row is not None and not row.reads_indices
+        own = [key for key, _ in module.named_parameters(recurse=False)]
+        self._keys = {key: f"{name}.{key}" if name else key for key in own}
+        self._leaves: dict[tuple[int, str], tuple[Tensor, Gradient]] = {}
+        for part in self._parts:
+            if part.adapts:
+                for key, stack in zip("AB", store.low_rank(part.i, name), strict=True):
+                    self._leaves[part.i, key] = _leaf(stack), store.gradient(part.i, f"{name}.{key}")
+            if part.whole:
+                for key, full in self._keys.items():
+                    self._leaves[part.i, key] = _leaf(store.stack(part.i, full)), store.gradient(part.i, full)
+        self.loops = False
+        """Whether vmap could not go through this layer."""
+
+    @property
+    def leaves(self) -> list[tuple[Tensor, Gradient]]:
+        """Tensors whose gradients autograd computes, and where they go."""
+        return list(self._leaves.values())
+
+    def __call__(self, x: Tensor, groups: Groups, shared: bool, noise: Noise | None, *rest: Any, **named: Any) -> Any:
+        """The layer's output for all adapters.
+
+        Args:
+            x: (K * rows, ...), or (G * rows, ...) when `shared`.
+            groups: Which batch each adapter reads.
+            shared: Whether the adapters still share their batches here (the branch point).
+            noise: Where the adapters' own dropout takes its masks from; None in eval mode.
+            rest, named: The call's other arguments.
+
+        Returns:
+            (K * rows, ...).
+        """
+        n = groups.n_batches if shared else self._size
+        x = x.unflatten(0, (n, -1))
+        x = groups.fan_out(x) if shared else x
+        flat = x.flatten(0, 1)
+        if not any(part.whole for part in self._parts):
+            y: Tensor = self._forward(flat, *rest, **named)
+            pieces = None
+        else:
+            y = flat
+            pieces = [self._base(part, x, rest, named) for part in self._parts]
+        inputs = x
+        if noise is not None and self._drops:
+            inputs = noise.dropout(f"{self._name}.lora", flat, self._dropout).view(x.shape)
+        updates = [self._update(part, inputs, rest, named) for part in self._parts]
+        if pieces is None:
+            pieces = list(y.unflatten(0, (self._size, -1)).split([part.stop - part.start for part in self._parts]))
+        outputs = [
+            y_part if update is None else y_part + update.to(y_part.dtype)
+            for y_part, update in zip(pieces, updates, strict=True)
+        ]
+        return torch.cat(outputs).flatten(0, 1) if len(outputs) > 1 else outputs[0].flatten(0, 1)
+
+    def _base(self, part: Part, x: Tensor, rest: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+        """The layer itself for one bucket: its adapters' own where they train it whole."""
+        own = x[part.start : part.stop]
+        if not part.whole:
+            return self._forward(own.flatten(0, 1), *rest, **named).unflatten(0, (len(own), -1))
+
+        def one(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+            return functional_call(_Calls(self._forward, self._module), _under("module", weights), (x, *rest), named)
+
+        return self._mapped(one, {key: self._leaves[part.i, key][0] for key in self._keys}, own)
+
+    def _update(self, part: Part, x: Tensor, rest: tuple[Any, ...], named: dict[str, Any]) -> Tensor | None:
+        row = self._row
+        if not part.adapts or row is None:
+            return None
+        A, B = self._leaves[part.i, "A"][0], self._leaves[part.i, "B"][0]
+        x = x if row.reads_indices else x.to(A.dtype)
+
+        def one(AB: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
+            return row.update(self._module, x, *AB, *rest, **named)
+
+        return self._mapped(one, (A, B), x[part.start : part.stop])
+
+    def _mapped(self, function: Callable[..., Tensor], tensors: Any, x: Tensor) -> Tensor:
+        if not self.loops:
+            try:
+                return torch.vmap(function)(tensors, x)
+            except RuntimeError:
+                self.loops = True
+        k = range(x.shape[0])
+        return torch.stack([function(tree_map(lambda t, k=k: t[k], tensors), x[k]) for k in k])
+
+
+def _leaf(stack: Tensor) -> Tensor:
+    return stack.detach().requires_grad_()
+
+
+def _under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{key}": value for key, value in weights.items()}
+
+
+class _Calls(nn.Module):
+    """A module whose forward is the one that another had before the pack replaced it."""
+
+    def __init__(self, forward: Callable[..., Any], module: nn.Module) -> None:
+        super().__init__()
+        self.module, self._call = module, forward
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)

@@ -1,0 +1,22 @@
+"""Which way a layer runs in a pack."""
+
+from typing import Any
+
+from torch import nn
+
+from rankwise.lora.layer_types import layer_type_of
+from rankwise.pack.general import GeneralLayer
+from rankwise.pack.layer import LinearLayer
+from rankwise.pack.store import Store
+
+PackedLayer = LinearLayer | GeneralLayer
+
+
+def packed_layer(name: str, module: nn.Module, store: Store) -> PackedLayer:
+    """The layer as it runs in a pack: in batched products of its own where it only multiplies by its weight."""
+    row = layer_type_of(module)
+    forward: Any = type(module).forward
+    multiplies = row is not None and row.linear and (forward is nn.Linear.forward or row.transposed)
+    if row is not None and multiplies:
+        return LinearLayer(name, module, row, store)
+    return GeneralLayer(name, module, row, store, module.forward)

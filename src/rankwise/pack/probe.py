@@ -1,0 +1,85 @@
+"""A check before the first step: no row of a batch may depend on the others."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from rankwise.errors import PackError
+from rankwise.pack.forwards import Forward, replaced_forwards
+
+Seen = list[tuple[str, list[Tensor], list[Tensor]]]
+"""Every call of a module, in the order in which they end: its name, tensors that went in, tensors that came out."""
+
+
+def refuse_mixed_rows(model: nn.Module, run: Callable[[int], Tensor]) -> None:
+    """Raise where an output depends on other rows of its batch, and name the module that mixes them.
+
+    Args:
+        model: In eval mode.
+        run: Runs it on the first 1 or 2 rows of an example, which differ.
+
+    Raises:
+        PackError: The model mixes rows.
+    """
+    together, alone = run(2), run(1)
+    if together.shape[0] != 2 * alone.shape[0]:
+        raise PackError(
+            f"The model gave outputs of shape {tuple(together.shape)} for 2 rows and {tuple(alone.shape)} for 1; "
+            "packs need outputs with the rows of the batch first."
+        )
+    if same(together[: len(alone)], alone):
+        return
+    two, one = _watched(model, lambda: run(2)), _watched(model, lambda: run(1))
+    mixing = next(
+        (name for (name, x2, y2), (_, x1, y1) in zip(two, one, strict=False) if _equal(x2, x1) and not _equal(y2, y1)),
+        "",
+    )
+    where = f'"{mixing}"' if mixing else f"the {type(model).__name__}'s own forward"
+    raise PackError(
+        f"A row's output depends on the other rows of its batch: they are mixed in {where}. In a pack the rows of all "
+        "adapters pass through the model together, so each row must be computed on its own."
+    )
+
+
+def same(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two outputs are equal but for rounding."""
+    if ours.shape != theirs.shape:
+        return False
+    if not theirs.is_floating_point():
+        return torch.equal(ours, theirs)
+    # Rounding grows through layers: 1,000 times that of one operation.
+    bound = 1000 * torch.finfo(theirs.dtype).eps
+    finite = theirs.isfinite()
+    if not torch.equal(finite, ours.isfinite()):
+        return False
+    difference = (ours - theirs)[finite].abs()
+    return difference.numel() == 0 or bool(difference.max() <= bound * theirs[finite].abs().max().clamp(min=1.0))
+
+
+def _watched(model: nn.Module, run: Callable[[], object]) -> Seen:
+    seen: Seen = []
+
+    def watching(name: str, forward: Forward) -> Forward:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            seen.append((name, _tensors((args, kwargs)), _tensors(output)))
+            return output
+
+        return call
+
+    with replaced_forwards(dict(model.named_modules()), watching):
+        run()
+    return seen
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [t.detach().clone() for t in tree_flatten(tree)[0] if isinstance(t, Tensor)]
+
+
+def _equal(of_two: list[Tensor], of_one: list[Tensor]) -> bool:
+    """Whether the first of two rows has what it has alone."""
+    pairs = zip(of_two, of_one, strict=False)
+    return all(same(a[: b.shape[0]] if b.dim() else a, b) for a, b in pairs)

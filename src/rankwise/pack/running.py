@@ -1,0 +1,241 @@
+"""A model run as a pack: what is put in place of its modules' forwards, and the forward pass of all adapters.
+
+What lies before the branch point runs once for each batch, what lies after it once for each adapter.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from rankwise.errors import PackError
+from rankwise.pack.alone import Alone
+from rankwise.pack.batches import Batch, lazily, rows_of, stacked, tensors_of
+from rankwise.pack.forwards import Forward, replaced_forwards
+from rankwise.pack.groups import Groups
+from rankwise.pack.layers import PackedLayer, packed_layer
+from rankwise.pack.noise import Noise, answered
+from rankwise.pack.probe import refuse_mixed_rows, same
+from rankwise.pack.resolved import Resolved
+from rankwise.pack.store import Gradient, Store
+from rankwise.pack.trace import DOOR, Branch, Trace, find_branch, trace
+
+Call = Callable[[nn.Module, Batch], Tensor]
+"""How a model is run on a batch."""
+
+
+class Running:
+    """One model under the adapters of a store.
+
+    Args:
+        model: The base. It is as before whenever the pack is not attached.
+        store: The pack's numbers.
+        call: How the model is run on a batch.
+    """
+
+    def __init__(self, model: nn.Module, store: Store, call: Call) -> None:
+        self._model, self._store, self._call = model, store, call
+        self._noise = Noise()
+        self._noisy: list[str] = []
+        self._looked_in_training = False
+        self._branch: Branch | None = None
+        self._alone: Alone | None = None
+        self.notes: list[str] = []
+        """What a user should know of how the pack runs."""
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Set up everything that follows from which adapters are in the store."""
+        members = self._members()
+        names = dict.fromkeys(t.name for m in members for t in m.targets)
+        whole = dict.fromkeys(name.rpartition(".")[0] for m in members for name in m.whole)
+        self._modules = {name: self._model.get_submodule(name) for name in {**names, **whole}}
+        self._layers = {name: packed_layer(name, module, self._store) for name, module in self._modules.items()}
+        if self._alone is not None:
+            self._alone = Alone(self._model, self._store, self._call)
+
+    def _members(self) -> list[Resolved]:
+        return [member for bucket in self._store.buckets for member in bucket.members]
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    @contextmanager
+    def attached(self, example: Batch, seeds: Sequence[int], *, training: bool) -> Generator[None]:
+        """Run the model as a pack inside this block; afterwards it is the plain base again.
+
+        Args:
+            example: Two rows or more, to find out how the model runs.
+            seeds: Those of the pack.
+            training: Train mode (the base's own dropout on; BatchNorm stays in eval mode) or eval mode.
+
+        Raises:
+            PackError: The model can't be trained in a pack.
+        """
+        modes = {module: module.training for module in self._model.modules()}
+        required = {p: p.requires_grad for p in self._model.parameters()}
+        try:
+            self._model.requires_grad_(False)
+            self._set_mode(training)
+            if self._branch is None or (training and not self._looked_in_training):
+                self._look(example, seeds, training)
+            with self._replaced(training):
+                yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            for parameter, requires_grad in required.items():
+                parameter.requires_grad_(requires_grad)
+
+    def _set_mode(self, training: bool) -> None:
+        self._model.train(training)
+        for module in self._model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+                module.eval()
+
+    @contextmanager
+    def _replaced(self, training: bool) -> Generator[None]:
+        """The model as a pack: adapted layers, the blocks where rows part, keyed noise."""
+        branch = self._branch or DOOR
+        self._training = training
+        with ExitStack() as stack:
+            if self._alone is None:
+                stack.enter_context(replaced_forwards(self._modules, self._packed))
+                blocks = {name: self._model.get_submodule(name) for name in branch.blocks}
+                stack.enter_context(replaced_forwards(blocks, self._parting))
+            noisy = {name: self._model.get_submodule(name) for name in self._noisy} if training else {}
+            stack.enter_context(replaced_forwards(noisy, answered(self._noise)))
+            yield
+
+    def _packed(self, name: str, forward: Forward) -> Forward:
+        branch = self._branch or DOOR
+        shared = branch.inside and branch.name == name
+        noise = self._noise if self._training else None
+
+        def call(x: Tensor, *rest: Any, **named: Any) -> Tensor:
+            # Looked up at every call: adapters that leave the pack leave its layers.
+            return self._layers[name](x, self._groups, shared, noise, *rest, **named)
+
+        return call
+
+    def _parting(self, name: str, forward: Forward) -> Forward:
+        places = (self._branch or DOOR).blocks[name]
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            n = self._groups.n_batches
+            if n != len(self):
+                flat, spec = tree_flatten((args, kwargs))
+                for i, length in places.items():
+                    if flat[i].shape[0] == length * n * self._rows:
+                        flat[i] = self._groups.fan_out(flat[i].unflatten(0, (n, -1))).flatten(0, 1)
+                args, kwargs = tree_unflatten(flat, spec)
+            return forward(*args, **kwargs)
+
+        return call
+
+    def forward(self, batch: Batch, groups: Groups, seeds: Sequence[int], step: int, first: int = 0) -> Tensor:
+        """Outputs (K, rows, ...) of all adapters, inside `attached`.
+
+        Args:
+            batch: Every tensor (G, rows, ...).
+            groups: Which adapter reads which batch.
+            seeds: The seed of each batch.
+            step: The optimiser's step.
+            first: Place of the first of these rows in the whole batch of the step.
+        """
+        if self._alone is not None:
+            return torch.stack([self._forward_alone(k, batch, groups, seeds, step, first) for k in range(len(self))])
+        branch = self._branch or DOOR
+        self._groups, self._rows = groups, tensors_of(batch)[0].shape[1]
+        self._noise.before = branch.before
+        self._noise.begin(groups, seeds, step, first)
+        flat = lazily(batch, lambda t: (t if branch.name else groups.fan_out(t)).flatten(0, 1))
+        outputs = self._call(self._model, flat)
+        if outputs.shape[0] != len(self) * self._rows:
+            raise ValueError(f"outputs of shape {tuple(outputs.shape)} for {len(self)} adapters of {self._rows} rows")
+        return outputs.unflatten(0, (len(self), -1))
+
+    def _forward_alone(
+        self, k: int, batch: Batch, groups: Groups, seeds: Sequence[int], step: int, first: int
+    ) -> Tensor:
+        g = groups.batch_of[k]
+        self._noise.before = ()
+        self._noise.begin(Groups([0], 1, self._store.theta.device), seeds[g : g + 1], step, first)
+        alone = self._alone or Alone(self._model, self._store, self._call)
+        return alone(k, lazily(batch, lambda t: t[g]))
+
+    def backward(self, losses: Tensor) -> None:
+        """Add the gradients of each adapter's loss to the store."""
+        # Each adapter's loss depends on its own rows only, so the gradient of the sum is each one's own gradient.
+        sources: Sequence[PackedLayer | Alone] = [self._alone] if self._alone else list(self._layers.values())
+        leaves: list[tuple[Tensor, Gradient]] = [pair for source in sources for pair in source.leaves]
+        inputs = [self._store.anchor, *(leaf for leaf, _ in leaves)]
+        self._noise.backward()
+        _, *grads = torch.autograd.grad(losses.sum(), inputs, allow_unused=True)
+        for (_, gradient), value in zip(leaves, grads, strict=True):
+            if value is not None:  # pyright: ignore[reportUnnecessaryComparison]
+                gradient.copy(value)
+
+    def _look(self, example: Batch, seeds: Sequence[int], training: bool) -> None:
+        """Find where the model draws noise and where the rows part, and hold the pack against its adapters alone."""
+        first = self._trace(example, 2)
+        self._noisy = first.noisy if training else []
+        self._looked_in_training = training
+        self._alone = None
+        larger = self._trace(example, 3)
+        self._set_mode(False)
+        with torch.no_grad():
+            refuse_mixed_rows(self._model, lambda rows: self._call(self._model, rows_of(example, rows)))
+        self._branch = self._choose(example, seeds, first, larger)
+        self._set_mode(training)
+
+    def _trace(self, example: Batch, rows: int) -> Trace:
+        return trace(self._model, lambda: self._call(self._model, rows_of(example, rows)))
+
+    def _choose(self, example: Batch, seeds: Sequence[int], first: Trace, larger: Trace) -> Branch:
+        """The latest branch point at which the pack equals its adapters alone; at none, they run one by one."""
+        problem = "a module with weights of its own is never called, or has modules inside"
+        if all(name in first.order and not list(module.children()) for name, module in self._modules.items()):
+            found = find_branch(self._model, self._modules, first, larger)
+            for branch in [found, DOOR] if found.name else [DOOR]:
+                self._branch = branch
+                problem = self._differs(example, seeds)
+                if not problem:
+                    return branch
+        members = self._members()
+        if any(m.member.lora is not None and m.member.lora.dropout for m in members):
+            raise PackError(
+                f"The model can't run as a pack ({problem}); its adapters then run one after another, and can't have "
+                "dropout of their own. Set dropout to 0."
+            )
+        if len(members) > 1:
+            self.notes.append(f"The adapters run one after another, since {problem}.")
+        self._alone = Alone(self._model, self._store, self._call)
+        return DOOR
+
+    @torch.no_grad()
+    def _differs(self, example: Batch, seeds: Sequence[int]) -> str:
+        """Why a pack with random numbers in all its tensors isn't its adapters alone; empty where it is."""
+        store, alone = self._store, Alone(self._model, self._store, self._call)
+        before = store.theta.clone()
+        members = self._members()
+        store.randomise()
+        groups = Groups([seeds.index(m.member.seed) for m in members], len(seeds), store.theta.device)
+        # Each seed has rows of its own: the example's, turned round.
+        batches = [rows_of(example, 2, start=g) for g in range(len(seeds))]
+        try:
+            with self._replaced(training=False):
+                try:
+                    ours = self.forward(stacked(batches), groups, seeds, 0)
+                except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                    return f"the model can't pass the rows of all at once: {' '.join(str(error).split())[:120]}"
+            for k, g in enumerate(groups.batch_of):
+                if not same(ours[k], alone(k, batches[g])):
+                    return f'the outputs of "{members[k].member.name}" in the pack differ from its own'
+            return ""
+        finally:
+            store.theta.copy_(before)
+            store.refresh()
