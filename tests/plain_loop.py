@@ -1,4 +1,4 @@
-"""The plain training loop over one adapter on any model: forward hooks, `torch.optim.AdamW`, masks from the documented key.
+"""The plain training loop over one adapter on any model: hooks, `torch.optim.AdamW`, masks from the documented key.
 
 It uses nothing of `rankwise.pack`: what a pack must equal.
 """
@@ -40,7 +40,7 @@ class KeyedDropout(TorchFunctionMode):
         self.seed, self.step, self.running, self.calls = seed, 0, [""], Counter[str]()
         for name, module in model.named_modules():
             module.register_forward_pre_hook(lambda m, a, name=name: self.running.append(name))
-            module.register_forward_hook(lambda m, a, y: self.running.pop() and None)
+            module.register_forward_hook(lambda m, a, y: (self.running.pop(), None)[1])
 
     def dropped(self, module: str, x: Tensor, p: float) -> Tensor:
         u = torch.rand(x.shape, generator=keyed("noise", self.seed, module, self.calls[module], self.step))
@@ -78,7 +78,9 @@ def train_plainly(
 
     def hook(name: str) -> Callable[..., Tensor]:
         def add(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
-            x = mode.dropped(f"{name}.lora", args[0], plain.dropout) if plain.dropout else args[0]
+            x = args[0]
+            if plain.dropout and x.is_floating_point():
+                x = mode.dropped(f"{name}.lora", x, plain.dropout)
             return y + plain.scale * update(module, x, tensors[f"{name}.A"], tensors[f"{name}.B"])
 
         return add

@@ -98,7 +98,8 @@ def of(name: str, auto: str, **settings: Any) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         import transformers
 
-        config = transformers.AutoConfig.for_model(name, **settings)
+        # Eager attention calls dropout where the plain loop can answer it.
+        config = transformers.AutoConfig.for_model(name, attn_implementation="eager", **settings)
         return getattr(transformers, auto).from_config(config)
 
     return make
@@ -108,36 +109,80 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 
 KINDS: dict[str, Kind] = {
     "mlp": Kind(mlp, pixels(6), classes, ("all-linear", "up", ["up", "down"]), whole=("down",)),
-    "cnn": Kind(Convolutional, pixels(3, 8, 8), classes, (["stem", "deep", "head"], "deep", ["head"]), whole=("norm", "head")),
+    "cnn": Kind(
+        Convolutional, pixels(3, 8, 8), classes, (["stem", "deep", "head"], "deep", ["head"]), whole=("norm", "head")
+    ),
     "gpt2": Kind(
-        of("gpt2", "AutoModelForCausalLM", n_embd=16, n_layer=2, n_head=2, vocab_size=40, n_positions=16, use_cache=False),
+        of(
+            "gpt2",
+            "AutoModelForCausalLM",
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            vocab_size=40,
+            n_positions=16,
+            use_cache=False,
+        ),
         causal,
         next_tokens,
         ("all-linear", ["c_attn"], "re:transformer.h.1.*"),
     ),
     "llama": Kind(
-        of("llama", "AutoModelForCausalLM", vocab_size=40, num_key_value_heads=1, attention_dropout=0.1, use_cache=False, **SMALL),
+        of(
+            "llama",
+            "AutoModelForCausalLM",
+            vocab_size=40,
+            num_key_value_heads=1,
+            attention_dropout=0.1,
+            use_cache=False,
+            **SMALL,
+        ),
         causal,
         next_tokens,
         ("all-linear", ["q_proj", "v_proj"], "re:model.layers.1.*"),
         whole=("lm_head",),
     ),
     "bert": Kind(
-        of("bert", "AutoModelForSequenceClassification", vocab_size=40, num_labels=4, max_position_embeddings=16, **SMALL),
+        of(
+            "bert",
+            "AutoModelForSequenceClassification",
+            vocab_size=40,
+            num_labels=4,
+            max_position_embeddings=16,
+            **SMALL,
+        ),
         text,
         classes,
         ("all-linear", ["query", "value", "word_embeddings"], "re:bert.encoder.layer.1.*"),
         whole=("classifier",),
     ),
     "vit": Kind(
-        of("vit", "AutoModelForImageClassification", image_size=8, patch_size=4, num_labels=4, hidden_dropout_prob=0.1, **SMALL),
+        of(
+            "vit",
+            "AutoModelForImageClassification",
+            image_size=8,
+            patch_size=4,
+            num_labels=4,
+            hidden_dropout_prob=0.1,
+            **SMALL,
+        ),
         lambda n: {"pixel_values": numbers(6, 3, 8, 8, n=n), "labels": labels(6, n)},
         classes,
-        ("all-linear", ["projection", "query"], "re:vit.encoder.layer.1.*"),
+        ("all-linear", ["projection", "q_proj"], "re:vit.*layers?.1.*"),
         whole=("classifier",),
     ),
     "t5": Kind(
-        of("t5", "AutoModelForSeq2SeqLM", vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, use_cache=False),
+        of(
+            "t5",
+            "AutoModelForSeq2SeqLM",
+            vocab_size=40,
+            d_model=16,
+            d_kv=8,
+            d_ff=24,
+            num_layers=2,
+            num_heads=2,
+            use_cache=False,
+        ),
         to_text,
         beside,
         ("all-linear", ["q", "v"], "re:decoder.block.1.*"),

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from rankwise.lora.layer_types import layer_type_of
+from rankwise.pack.forwards import Forward
 from rankwise.pack.general import GeneralLayer
 from rankwise.pack.layer import LinearLayer
 from rankwise.pack.store import Store
@@ -12,11 +13,18 @@ from rankwise.pack.store import Store
 PackedLayer = LinearLayer | GeneralLayer
 
 
-def packed_layer(name: str, module: nn.Module, store: Store) -> PackedLayer:
-    """The layer as it runs in a pack: in batched products of its own where it only multiplies by its weight."""
+def packed_layer(name: str, module: nn.Module, store: Store, forward: Forward) -> PackedLayer:
+    """The layer as it runs in a pack: in batched products of its own where it only multiplies by its weight.
+
+    Args:
+        name: Its path.
+        module: The base's layer.
+        store: The pack's numbers.
+        forward: The layer's own forward.
+    """
     row = layer_type_of(module)
-    forward: Any = type(module).forward
-    multiplies = row is not None and row.linear and (forward is nn.Linear.forward or row.transposed)
+    calls: Any = type(module).forward
+    multiplies = row is not None and row.linear and (calls is nn.Linear.forward or row.transposed)
     if row is not None and multiplies:
         return LinearLayer(name, module, row, store)
-    return GeneralLayer(name, module, row, store, module.forward)
+    return GeneralLayer(name, module, row, store, forward)

@@ -20,7 +20,7 @@ from rankwise.pack.layers import PackedLayer, packed_layer
 from rankwise.pack.noise import Noise, answered
 from rankwise.pack.probe import refuse_mixed_rows, same
 from rankwise.pack.resolved import Resolved
-from rankwise.pack.store import Gradient, Store
+from rankwise.pack.store import Store
 from rankwise.pack.trace import DOOR, Branch, Trace, find_branch, trace
 
 Call = Callable[[nn.Module, Batch], Tensor]
@@ -43,6 +43,7 @@ class Running:
         self._looked_in_training = False
         self._branch: Branch | None = None
         self._alone: Alone | None = None
+        self._forwards: dict[str, Forward] = {}
         self.notes: list[str] = []
         """What a user should know of how the pack runs."""
         self.prepare()
@@ -53,7 +54,13 @@ class Running:
         names = dict.fromkeys(t.name for m in members for t in m.targets)
         whole = dict.fromkeys(name.rpartition(".")[0] for m in members for name in m.whole)
         self._modules = {name: self._model.get_submodule(name) for name in {**names, **whole}}
-        self._layers = {name: packed_layer(name, module, self._store) for name, module in self._modules.items()}
+        for name, module in self._modules.items():
+            # Kept from the start: while the pack is attached, `module.forward` is the pack's own.
+            self._forwards.setdefault(name, module.forward)
+        self._layers = {
+            name: packed_layer(name, module, self._store, self._forwards[name])
+            for name, module in self._modules.items()
+        }
         if self._alone is not None:
             self._alone = Alone(self._model, self._store, self._call)
 
@@ -171,13 +178,13 @@ class Running:
         """Add the gradients of each adapter's loss to the store."""
         # Each adapter's loss depends on its own rows only, so the gradient of the sum is each one's own gradient.
         sources: Sequence[PackedLayer | Alone] = [self._alone] if self._alone else list(self._layers.values())
-        leaves: list[tuple[Tensor, Gradient]] = [pair for source in sources for pair in source.leaves]
-        inputs = [self._store.anchor, *(leaf for leaf, _ in leaves)]
         self._noise.backward()
-        _, *grads = torch.autograd.grad(losses.sum(), inputs, allow_unused=True)
-        for (_, gradient), value in zip(leaves, grads, strict=True):
-            if value is not None:  # pyright: ignore[reportUnnecessaryComparison]
-                gradient.copy(value)
+        # Not autograd.grad: reentrant checkpointing can't be differentiated by given inputs.
+        torch.autograd.backward(losses.sum())
+        for leaf, gradient in [pair for source in sources for pair in source.leaves]:
+            if leaf.grad is not None:
+                gradient.copy(leaf.grad)
+                leaf.grad = None
 
     def _look(self, example: Batch, seeds: Sequence[int], training: bool) -> None:
         """Find where the model draws noise and where the rows part, and hold the pack against its adapters alone."""

@@ -75,7 +75,7 @@ class Store:
         self.write(theta, {**{m.member.name: m.start(model) for m in members if m.member.name not in given}, **given})
         self._take(theta)
         self.anchor = theta.new_zeros(()).requires_grad_()
-        """What autograd must differentiate by for the gradients of A and B to be written."""
+        """Makes autograd run the backward pass of layers whose gradients it is not given."""
 
     def _lay_out(self) -> int:
         """Give every stack its place: first all up-projections, which are scaled together; return the length."""

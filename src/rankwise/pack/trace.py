@@ -9,6 +9,7 @@ The rows part (one batch for each seed becomes one for each adapter) as late as 
 - else at the model's door.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -88,8 +89,11 @@ def trace(model: nn.Module, run: Callable[[], object]) -> Trace:
 
     seen = NoiseSeen(running)
     modules = dict(model.named_modules())
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), replaced_forwards(modules, noting), seen:
-        run()
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        # Reentrant checkpointing warns that there is nothing to differentiate; here nothing is meant to be.
+        warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
+        with replaced_forwards(modules, noting), seen:
+            run()
     return Trace(order, calls, list(seen.noisy), shapes)
 
 
