@@ -1,0 +1,183 @@
+"""The model card of an adapter: the README.md beside it, from facts to markdown."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rankwise.tasks.text.serving import (
+    LLAMA_CPP_RULES,
+    LLAMA_CPP_SOURCE,
+    VLLM_RULES,
+    VLLM_SOURCE,
+    PeftConfig,
+    max_rank_of,
+    objections,
+    vllm_max_lora_rank,
+)
+from rankwise.writing import replacing
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """One split of the data: its name, how many examples it has, and where they are from."""
+
+    name: str
+    examples: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the base and of the adapter; None where it was not taken."""
+
+    name: str
+    base: float | None
+    adapter: float | None
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """The losses after some steps."""
+
+    step: int
+    train_loss: float
+    validation_loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What a model card says.
+
+    Args:
+        name: The adapter's.
+        base: The base's hub name, folder or .gguf file, as a user would give it.
+        config: The content of `adapter_config.json`.
+        trainable_parameters: How many numbers the adapter has.
+        data: The splits.
+        figures: Of base and adapter.
+        figures_on: On what the figures were taken: "test" or "validation".
+        curve: The losses during training; at most a dozen points are shown.
+        training: Other settings to show: name -> value in words.
+        purpose: In a few words, what the adapter is for.
+        notes: What was said about the data.
+        pooled: Whether it is a classifier over the mean of an encoder's outputs.
+        n_labels: A classifier's outputs.
+        chat_template: Whether prompts are written by a chat template.
+        version: Rankwise's.
+    """
+
+    name: str
+    base: str
+    config: PeftConfig
+    trainable_parameters: int
+    data: tuple[SplitFacts, ...]
+    figures: tuple[Figure, ...]
+    figures_on: str = "test"
+    curve: tuple[CurvePoint, ...] = ()
+    training: Mapping[str, str] = field(default_factory=dict[str, str])
+    purpose: str = ""
+    notes: tuple[str, ...] = ()
+    pooled: bool = False
+    n_labels: int | None = None
+    chat_template: bool = False
+    version: str = ""
+
+
+AUTO_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+}
+"""transformers' class by PEFT's task type."""
+
+MOST_POINTS = 12
+
+
+def model_card(facts: CardFacts) -> str:
+    """The card as markdown; the same facts give the same text.
+
+    Examples:
+        >>> facts = CardFacts(
+        ...     name="r8",
+        ...     base="owner/model",
+        ...     config={"r": 8, "lora_alpha": 32, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"},
+        ...     trainable_parameters=1024,
+        ...     data=(SplitFacts("train", 100, "a.jsonl"),),
+        ...     figures=(Figure("loss", 2.0, 1.5),),
+        ... )
+        >>> "| vLLM | yes |" in model_card(facts)
+        True
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("rankwise.tasks.text", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"cell": _cell, "number": _number, "verdict": lambda reasons: "no" if reasons else "yes"}
+    # Fields that a configuration leaves out have PEFT's defaults, which are all "no".
+    config: dict[str, Any] = {"use_rslora": False, "modules_to_save": None, **facts.config}
+    targets = config.get("target_modules") or ()
+    ranks = sorted({config["r"], *(config.get("rank_pattern") or {}).values()})
+    text = environment.get_template("card.md.jinja").render(
+        facts=_thinned(facts),
+        config=config,
+        rank=str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {max_rank_of(config)}",
+        targets=targets if isinstance(targets, str) else ", ".join(sorted(targets)),
+        pooled=facts.pooled,
+        auto_class=AUTO_CLASSES.get(config.get("task_type") or "", "AutoModel"),
+        base_arguments=_base_arguments(facts.base),
+        vllm=objections(config, VLLM_RULES),
+        llama_cpp=objections(config, LLAMA_CPP_RULES),
+        max_lora_rank=vllm_max_lora_rank(config),
+        vllm_source=VLLM_SOURCE,
+        llama_cpp_source=LLAMA_CPP_SOURCE,
+    )
+    # Parts that are left out leave their blank lines.
+    lines = text.splitlines()
+    kept = [line for i, line in enumerate(lines) if line or i == 0 or lines[i - 1]]
+    return "\n".join(kept) + "\n"
+
+
+def write_card(facts: CardFacts, folder: Path) -> Path:
+    """Write `README.md` into an adapter's folder.
+
+    Raises:
+        OutputError: The folder can't be written.
+    """
+    with replacing(folder / "README.md") as temporary:
+        temporary.write_text(model_card(facts), encoding="utf-8")
+    return folder / "README.md"
+
+
+def _thinned(facts: CardFacts) -> CardFacts:
+    n = len(facts.curve)
+    if n <= MOST_POINTS:
+        return facts
+    chosen = sorted({round(i * (n - 1) / (MOST_POINTS - 1)) for i in range(MOST_POINTS)})
+    return replace(facts, curve=tuple(facts.curve[i] for i in chosen))
+
+
+def _base_arguments(base: str) -> str:
+    """How transformers is told of a base: a GGUF file by its folder and name."""
+    if not base.endswith(".gguf"):
+        return json.dumps(base)
+    path = Path(base)
+    return f"{json.dumps(str(path.parent))}, gguf_file={json.dumps(path.name)}"
+
+
+def _cell(value: object) -> str:
+    """Text for a cell of a markdown table."""
+    return " ".join(str(value).replace("|", "\\|").split())
+
+
+def _number(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "-" if value is None else "not finite"
+    return f"{value:.4g}"

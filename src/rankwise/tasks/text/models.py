@@ -1,0 +1,309 @@
+"""Language models by folder, hub name or GGUF file, ready for a task, with what the user should know about them."""
+
+import json
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.errors import ConfigError, suggest
+from rankwise.tasks.text.calls import ModelCall, find_inputs
+from rankwise.tasks.text.extra import needed_for
+from rankwise.tasks.text.heads import MeanPooledClassifier, find_head, initial_head
+from rankwise.tasks.text.labels import Labels
+from rankwise.tasks.text.tokens import Tokenizer, pad_token_of
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+TASKS = ("classify", "sft")
+
+POOLINGS = ("auto", "mean", "model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """How a model is loaded.
+
+    Args:
+        dtype: Of the base: "float32", "bfloat16" or "float16".
+        device: Where it goes: "cpu", "cuda", "cuda:1", ...
+        attention: "sdpa", "eager" or another implementation of transformers; None takes its choice.
+        trust_remote_code: Run Python code that comes with the model.
+        pooling: Of classifiers: "mean" (over an encoder's outputs, with a new head), "model" (the architecture's own
+            classifier), or "auto": the mean for sentence encoders and for architectures without a classifier.
+        quantization: A quantisation configuration of transformers, handed on.
+    """
+
+    dtype: str = "float32"
+    device: str = "cpu"
+    attention: str | None = None
+    trust_remote_code: bool = False
+    pooling: str = "auto"
+    quantization: Any = None
+
+    def __post_init__(self) -> None:
+        for what, value, known in (("dtype", self.dtype, tuple(DTYPES)), ("pooling", self.pooling, POOLINGS)):
+            if value not in known:
+                raise ConfigError(f'--{what} is "{value}"; it is one of {", ".join(known)}.{suggest(value, known)}')
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A model ready for a task.
+
+    Args:
+        name: As the user gave it.
+        model: In eval mode. Its modules have transformers' names, for adapter files.
+        tokenizer: Its tokenizer, with a token for padding.
+        config: Its configuration.
+        call: (model, batch) -> logits, for `Pack(call=...)`.
+        encoder_decoder: Whether it is one.
+        head: Modules that belong to each adapter, for `Member.whole`; none for sft.
+        new_head: Those of them that begin from the adapter's seed.
+        notes: What the user should be told.
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: Tokenizer
+    config: Any
+    call: ModelCall
+    encoder_decoder: bool
+    head: tuple[str, ...]
+    new_head: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def initial_head(self, seed: int) -> dict[str, Tensor]:
+        """The head's tensors before training, for an adapter of this seed."""
+        return initial_head(self.model, self.head, self.new_head, seed)
+
+    @property
+    def shift(self) -> Callable[[Tensor], Tensor] | None:
+        """Labels -> decoder_input_ids of an encoder-decoder, for `as_tensors`."""
+        return getattr(self.model, "prepare_decoder_input_ids_from_labels", None) if self.encoder_decoder else None
+
+
+def load_text_model(
+    name: str | Path, task: str, labels: Labels | None = None, options: ModelOptions | None = None
+) -> TextModel:
+    """Load a model and its tokenizer for a task.
+
+    Args:
+        name: A folder, a hub name, or a .gguf file (whose weights are unpacked to `dtype`).
+        task: "sft" or "classify".
+        labels: For classify, what it predicts.
+        options: How; the defaults of `ModelOptions` if None.
+
+    Raises:
+        ConfigError: There is no such model, it is not one for this task, needs code of its own, or lacks weights.
+    """
+    if task not in TASKS:
+        raise ConfigError(f'Task "{task}" is not known; there are {", ".join(TASKS)}.{suggest(task, TASKS)}')
+    options = options or ModelOptions()
+    source = _Source(str(name), options)
+    with needed_for("language models"):
+        import_module("transformers")
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        # What transformers draws for a new head is replaced by streams of its own; the user's random state stays.
+        config = source.load("AutoConfig")
+        tokenizer = source.load("AutoTokenizer")
+        _, note = pad_token_of(tokenizer)
+        if task == "sft":
+            model, head, new = _load_sft(source, config), (), ()
+        else:
+            model, head, new = _load_classifier(source, config, labels)
+    notes = [note] if note else []
+    if source.gguf:
+        _forget_gguf(model)
+        notes.append(f"The weights of {source.gguf} are unpacked to {options.dtype}.")
+    if len(tokenizer) > config.vocab_size:
+        notes.append(
+            f"The tokenizer knows {len(tokenizer):,} tokens and the model {config.vocab_size:,}: texts with one of the "
+            "others can't be read."
+        )
+    config = getattr(model, "config", config)
+    config.pad_token_id = tokenizer.pad_token_id  # classifiers over causal models find a text's end by it
+    model.eval().to(torch.device(options.device))
+    loaded = TextModel(
+        name=str(name),
+        model=model,
+        tokenizer=tokenizer,
+        config=config,
+        call=find_inputs(model.encoder if isinstance(model, MeanPooledClassifier) else model),
+        encoder_decoder=task == "sft" and bool(getattr(config, "is_encoder_decoder", False)),
+        head=head,
+        new_head=new,
+        notes=tuple(notes),
+    )
+    if new:
+        model.load_state_dict(loaded.initial_head(seed=0), strict=False)
+    return loaded
+
+
+class _Source:
+    """Where a model comes from, and its mistakes in one line each."""
+
+    def __init__(self, name: str, options: ModelOptions) -> None:
+        self.name, self.options = name, options
+        path = Path(name).expanduser()
+        self.gguf = path.name if path.suffix == ".gguf" else None
+        if self.gguf and not path.is_file():
+            raise ConfigError(f"There is no file {path}; give a .gguf file, a folder or a hub name.")
+        self.place = str(path.parent if self.gguf else path) if path.exists() else name
+
+    def load(self, auto_class: str, **more: Any) -> Any:
+        """`transformers.<auto_class>.from_pretrained`.
+
+        Raises:
+            ConfigError: It can't be loaded.
+        """
+        import transformers
+        from safetensors import SafetensorError
+
+        if self.gguf:
+            with needed_for("GGUF files"):
+                import_module("gguf")
+            more["gguf_file"] = self.gguf
+        try:
+            # A name whose owner says "run my code" must be asked for; None would ask on the terminal.
+            trust = self.options.trust_remote_code
+            return getattr(transformers, auto_class).from_pretrained(self.place, trust_remote_code=trust, **more)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise ConfigError(self._explain(auto_class, error)) from error
+
+    def load_model(self, auto_class: str, **more: Any) -> tuple[Any, list[str]]:
+        """The model, and the parameters that its checkpoint does not have (or has in another shape)."""
+        options = self.options
+        more |= {"attn_implementation": options.attention, "quantization_config": options.quantization}
+        given = {key: value for key, value in more.items() if value is not None}
+        model, info = self.load(auto_class, dtype=DTYPES[options.dtype], output_loading_info=True, **given)
+        mismatched = [entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]]
+        return model, [*info["missing_keys"], *mismatched]
+
+    def _explain(self, auto_class: str, error: Exception) -> str:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        path = Path(self.place)
+        if "trust_remote_code" in str(error) or "custom code" in str(error):
+            return (
+                f'"{self.name}" needs Python code that comes with it, which is not run unasked; '
+                "read that code, then give --trust-remote-code."
+            )
+        if path.is_dir() and not self.gguf and not (path / "config.json").is_file():
+            return f"{path} has no config.json; a model's folder holds config.json, weights and a tokenizer."
+        if auto_class == "AutoConfig" and isinstance(error, OSError) and not path.exists():
+            return (
+                f'There is no folder "{self.name}", and no model of that name on the hub or among the files kept from '
+                f"it ({first})"
+            )
+        what = {"AutoConfig": "configuration", "AutoTokenizer": "tokenizer"}.get(auto_class, "model")
+        return f'The {what} of "{self.name}" can\'t be loaded: {first}'
+
+
+def _load_sft(source: _Source, config: Any) -> nn.Module:
+    if getattr(config, "is_encoder_decoder", False):
+        auto_class, mapping = "AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING"
+    else:
+        auto_class, mapping = "AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING"
+    if not (_has_class(config, mapping) or _has_own_code(config, auto_class)) or _is_encoder(config):
+        raise ConfigError(
+            f'"{source.name}" ({config.model_type}) is not a causal model nor an encoder-decoder, so it can\'t write '
+            "text; take one that can, or the task classify."
+        )
+    model, missing = source.load_model(auto_class)
+    if missing:
+        raise ConfigError(
+            f'The checkpoint of "{source.name}" has no weights for {len(missing)} parameters of a '
+            f"{type(model).__name__} ({sorted(missing)[0]}, ...); is it one of this model?"
+        )
+    return model
+
+
+def _load_classifier(
+    source: _Source, config: Any, labels: Labels | None
+) -> tuple[nn.Module, tuple[str, ...], tuple[str, ...]]:
+    if labels is None:
+        raise ConfigError("A classifier needs its labels; give those of `find_labels`.")
+    pooling = source.options.pooling
+    own = _has_class(config, "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING")
+    if pooling == "model" and not own:
+        raise ConfigError(f'"{source.name}" ({config.model_type}) has no classifier of its own; give --pooling mean.')
+    if pooling == "mean" or (pooling == "auto" and (not own or _is_sentence_encoder(source))):
+        encoder, missing = source.load_model("AutoModel")
+        model = MeanPooledClassifier(encoder, len(labels.names))
+        # Zero, like every new bias in transformers; the weight comes from the seed.
+        nn.init.zeros_(model.head.bias)
+        find_head(model, "encoder", [f"encoder.{name}" for name in missing if not name.startswith("pooler.")])
+        return model, ("head",), ("head",)
+    names = dict(enumerate(labels.names))
+    model, missing = source.load_model(
+        "AutoModelForSequenceClassification",
+        num_labels=len(names),
+        id2label=names,
+        label2id={name: i for i, name in names.items()},
+        problem_type=labels.problem_type,
+        ignore_mismatched_sizes=True,
+    )
+    head, new = find_head(model, model.base_model_prefix, missing)
+    return model, head, new
+
+
+def _has_class(config: Any, mapping: str) -> bool:
+    from transformers.models.auto import modeling_auto
+
+    return type(config) in getattr(modeling_auto, mapping)
+
+
+def _has_own_code(config: Any, auto_class: str) -> bool:
+    return auto_class in (getattr(config, "auto_map", None) or {})
+
+
+def _is_encoder(config: Any) -> bool:
+    """Whether it is one of the encoders that transformers would turn into a causal model it was not trained as."""
+    trained_as = " ".join(config.architectures or ())
+    causal = "CausalLM" in trained_as or "LMHead" in trained_as or getattr(config, "is_decoder", False)
+    both = getattr(config, "is_encoder_decoder", False)
+    return not causal and not both and _has_class(config, "MODEL_FOR_MASKED_LM_MAPPING")
+
+
+def _is_sentence_encoder(source: _Source) -> bool:
+    """Whether it was published for sentence-transformers with the mean as its pooling."""
+    from transformers.utils.hub import cached_file
+
+    found = cached_file(
+        source.place,
+        "1_Pooling/config.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    try:
+        return bool(found) and bool(json.loads(Path(found).read_text()).get("pooling_mode_mean_tokens"))
+    except (OSError, ValueError):
+        return False
+
+
+def _forget_gguf(model: Any) -> None:
+    """The weights are unpacked: nothing is quantised any more, and saving must not say so."""
+    model.hf_quantizer, model.is_quantized = None, False
+    for key in ("quantization_config", "_pre_quantization_dtype"):
+        model.config.__dict__.pop(key, None)
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Without transformers' progress bars and load reports: what matters in them is said by errors and notes."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
