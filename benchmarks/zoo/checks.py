@@ -233,7 +233,7 @@ def _merge(
     try:
         rankwise.merge(model)
     except RankwiseError as error:
-        result.checks["merge"] = f"refused: {error}"
+        result.checks["merge"] = f"- refused: {error}"
         return {}
     with torch.no_grad():
         difference = distance(run(model, batch, adapted[0].dtype), adapted) / effect
