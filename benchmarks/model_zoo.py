@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(KINDS), help="linear, all (also convolutions and embeddings) or both")
     parser.add_argument("--only", default="*", help="names or globs of models, with commas between")
     parser.add_argument("--limit", type=int, help="the first N models only")
-    parser.add_argument("--seconds", type=float, default=120, help="time for one model")
+    parser.add_argument("--seconds", type=float, default=300, help="time for one model")
     parser.add_argument("--no-peft", action="store_true", help="leave out the comparison with peft")
     parser.add_argument("--markdown", type=Path, help="write the table to this file")
     parser.add_argument("--record", action="store_true", help="append the table to benchmarks/RESULTS.md")

@@ -1,10 +1,10 @@
 """What is checked on every model of the zoo: attach, train mode, gradients, merge, files, and that the base is untouched.
 
 Outputs are compared in float64, where a fault stands out from rounding by ten orders of magnitude, and relative to what
-the adapter changes; a model that computes in float32 inside can't be told apart as finely, so the limit is `CLOSE`.
+the adapter changes; a model that computes in float32 inside can't be told apart as finely, so the limit is `CLOSE`. float32
+is used where float64 fails.
 """
 
-import copy
 import tempfile
 from dataclasses import dataclass, field
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 import rankwise
 from rankwise.errors import RankwiseError
 from rankwise.lora import LoRAConfig, adapter_tensors
-from zoo.entry import Entry, run
+from zoo.entry import Batch, Entry, run
 from zoo.kinds import select
 from zoo.quiet import training_without_noise
 
-CLOSE = 1e-5
+CLOSE = {torch.float64: 1e-5, torch.float32: 1e-3}
 """Largest difference of outputs, as a share of what the adapter changes in them."""
 
 COLUMNS = (
@@ -100,6 +100,11 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
     return sorted(before.keys() ^ after.keys()) + differing
 
 
+def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Change a model's type and leave it in eval mode; what it kept of its weights in the old type goes."""
+    return model.to(dtype).train().eval()
+
+
 def said(wrong: bool, what: str) -> str:
     return what if wrong else "ok"
 
@@ -114,12 +119,11 @@ def check(entry: Entry, kinds: str, with_peft: bool = True, r: int = 4) -> Resul
         r: Rank of the adapters.
     """
     result = Result(entry.name, kinds)
-    base, batch = entry.build(), entry.batch()
-    model = copy.deepcopy(base)
+    base, model, batch = entry.build(), entry.build(), entry.batch()
     with torch.no_grad():
         clean = run(base, batch, torch.float32)
         # Torch takes products of weights that need no gradient in another order: freezing alone may change last bits.
-        frozen = run(copy.deepcopy(base).requires_grad_(False), batch, torch.float32)
+        frozen = run(entry.copy(base).requires_grad_(False), batch, torch.float32)
     if not clean or not all(bool(torch.isfinite(tensor).all()) for tensor in clean):
         result.status, result.note = "unusable", "its own output is not finite"
         return result
@@ -132,21 +136,21 @@ def check(entry: Entry, kinds: str, with_peft: bool = True, r: int = 4) -> Resul
     try:
         _attach(result, model, config, batch, frozen)
         fill(model)
-        dtype = _widest(base, batch)
+        dtype = _widest(entry.copy(base), batch)
         result.figures["float"] = 64.0 if dtype == torch.float64 else 32.0
-        _on_outputs(result, base, model, batch, dtype)
+        moving = _on_outputs(result, entry, base, model, batch, dtype)
         if with_peft:
             from zoo.peft_checks import check_peft
 
-            check_peft(result, base, model, batch, config)
-        _leave(result, model, batch, clean, base)
+            check_peft(result, entry, base, model, batch, config)
+        _leave(result, model, batch, clean, base, moving)
     except RankwiseError as error:
         result.status, result.note = "refused", f"{type(error).__name__}: {error}"
         return result
     return result.judge()
 
 
-def _attach(result: Result, model: nn.Module, config: LoRAConfig, batch, frozen: list[Tensor]) -> None:
+def _attach(result: Result, model: nn.Module, config: LoRAConfig, batch: Batch, frozen: list[Tensor]) -> None:
     """Inject, and see that nothing else changed: modes, keys, values, the output to the last bit."""
     modules = dict(model.named_modules())
     for number, module in enumerate(modules.values()):
@@ -170,72 +174,109 @@ def _attach(result: Result, model: nn.Module, config: LoRAConfig, batch, frozen:
         result.checks["same at B = 0"] = said(not same_bits(run(model, batch, torch.float32), frozen), "differs")
 
 
-def _widest(base: nn.Module, batch) -> torch.dtype:
-    """float64 where the model runs in it."""
+def _widest(base: nn.Module, batch: Batch) -> torch.dtype:
+    """float64 where the model has finite outputs and gradients in it."""
+    cast(base, torch.float64)
     try:
         with torch.no_grad():
-            run(copy.deepcopy(base).double(), batch, torch.float64)
+            outputs = run(base, batch, torch.float64)
+        _backward(base, batch, torch.float64)
     except (RuntimeError, TypeError, ValueError):
         return torch.float32
-    return torch.float64
+    gradients = [parameter.grad for parameter in base.parameters() if parameter.grad is not None]
+    finite = all(bool(torch.isfinite(tensor).all()) for tensor in [*outputs, *gradients])
+    return torch.float64 if finite else torch.float32
 
 
-def _on_outputs(result: Result, base: nn.Module, model: nn.Module, batch, dtype: torch.dtype) -> None:
-    """Everything that compares outputs, in the widest type the model runs in."""
-    base = copy.deepcopy(base).to(dtype)
-    model.to(dtype)
+def _on_outputs(
+    result: Result, entry: Entry, base: nn.Module, model: nn.Module, batch: Batch, dtype: torch.dtype
+) -> set[str]:
+    """Everything that compares outputs, in the widest type the model runs in.
+
+    Returns the keys that the base itself changes in training mode.
+    """
+    reference = cast(entry.copy(base), dtype)
+    cast(model, dtype)
     with torch.no_grad():
-        clean, adapted = run(base, batch, dtype), run(model, batch, dtype)
+        clean, adapted = run(reference, batch, dtype), run(model, batch, dtype)
     effect = distance(clean, adapted)
     result.figures["effect"] = effect / max(distance(clean, [torch.zeros_like(t) for t in clean]), 1e-30)
-    if not effect > 0:
-        result.checks["gradients"] = "the adapter changes nothing"
-        return
-    tolerance = CLOSE * effect
-
-    with torch.no_grad(), training_without_noise(base):
-        base_in_training = run(base, batch, dtype)
-    if distance(base_in_training, clean) > tolerance:
-        result.checks["train = eval"] = "- the base itself differs"
-    else:
-        with torch.no_grad(), training_without_noise(model):
-            difference = distance(run(model, batch, dtype), adapted)
-        result.checks["train = eval"] = said(not difference <= tolerance, f"differs by {difference / effect:.1e}")
-
-    result.checks["gradients"] = _gradients(result, base, model, batch, dtype)
+    if not 0 < effect < float("inf"):
+        result.checks["gradients"] = f"the adapter's effect on the outputs is {effect}"
+        return set()
     before = state_of(model)
-    try:
-        rankwise.merge(model)
+    merged = _merge(result, model, batch, adapted, effect)
+    if merged:
+        # The same function without adapters: what reaches which expert, too, is the same.
+        reference.load_state_dict({key: merged.get(key, value) for key, value in reference.state_dict().items()})
         with torch.no_grad():
-            difference = distance(run(model, batch, dtype), adapted)
-        result.figures["merge"] = difference / effect
-        result.checks["merge"] = said(not difference <= tolerance, f"differs by {difference / effect:.1e}")
-        rankwise.unmerge(model)
-        with torch.no_grad():
+            rankwise.unmerge(model)
             again = run(model, batch, dtype)
         wrong = changed(before, state_of(model)) or not same_bits(again, adapted)
         result.checks["unmerge"] = said(bool(wrong), "not exact")
-    except RankwiseError as error:
-        result.checks["merge"] = f"refused: {error}"
-    with tempfile.TemporaryDirectory() as folder:
+    moving = _train(result, reference, model, batch, dtype, adapted, CLOSE[dtype] * effect)
+    model.load_state_dict(before)
+    result.checks["gradients"] = _gradients(result, reference, model, batch, dtype)
+    model.load_state_dict(before)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         rankwise.save_adapter(model, folder)
-        fresh = copy.deepcopy(base)
+        fresh = cast(entry.copy(base), dtype)
         rankwise.load_adapter(fresh, folder)
-        with torch.no_grad():
-            result.checks["file"] = said(not same_bits(run(fresh, batch, dtype), adapted), "differs after loading")
+        result.checks["file"] = said(not same_bits(run(fresh, batch, dtype), adapted), "differs after loading")
+    return moving
 
 
-def _gradients(result: Result, base: nn.Module, model: nn.Module, batch, dtype: torch.dtype) -> str:
-    """Every A and B has a gradient where the base's own weight has one, and one that isn't zero where that isn't."""
-    for parameter in base.parameters():
+def _merge(
+    result: Result, model: nn.Module, batch: Batch, adapted: list[Tensor], effect: float
+) -> dict[str, Tensor]:
+    """Merge and compare; return the merged weights, nothing where merging is refused."""
+    try:
+        rankwise.merge(model)
+    except RankwiseError as error:
+        result.checks["merge"] = f"- refused: {error}"
+        return {}
+    with torch.no_grad():
+        difference = distance(run(model, batch, adapted[0].dtype), adapted) / effect
+    result.figures["merge"] = difference
+    result.checks["merge"] = said(not difference <= CLOSE[adapted[0].dtype], f"differs by {difference:.1e}")
+    return state_of(model)
+
+
+def _train(
+    result: Result,
+    reference: nn.Module,
+    model: nn.Module,
+    batch: Batch,
+    dtype: torch.dtype,
+    adapted: list[Tensor],
+    tolerance: float,
+) -> set[str]:
+    """Compare training mode without noise with eval, where the base itself has the same output in both."""
+    before = state_of(reference)
+    with torch.no_grad():
+        in_eval = run(reference, batch, dtype)
+        with training_without_noise(reference):
+            in_training = run(reference, batch, dtype)
+        moving = set(changed(before, state_of(reference)))
+        if moving or distance(in_training, in_eval) > tolerance:
+            result.checks["train = eval"] = "- the base itself differs"
+            return moving
+        with training_without_noise(model):
+            difference = distance(run(model, batch, dtype), adapted)
+    result.checks["train = eval"] = said(not difference <= tolerance, f"differs by {difference:.1e}")
+    return moving
+
+
+def _gradients(result: Result, reference: nn.Module, model: nn.Module, batch: Batch, dtype: torch.dtype) -> str:
+    """Every A and B has a gradient that isn't zero where the weight of the merged model has one."""
+    for parameter in reference.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    _backward(base, batch, dtype)
+    _backward(reference, batch, dtype)
     reached: dict[str, bool] = {}
-    for name, module in base.named_modules(remove_duplicate=False):
+    for name, module in reference.named_modules(remove_duplicate=False):
         own = [parameter.grad for parameter in module.parameters(recurse=False) if parameter.ndim > 1]
         reached[name] = any(grad is not None and bool(grad.any()) for grad in own)
-    base.zero_grad(set_to_none=True)
-    base.requires_grad_(False)
+    reference.zero_grad(set_to_none=True)
     _backward(model, batch, dtype)
     missing: list[str] = []
     for name, pair in adapter_tensors(model).items():
@@ -250,20 +291,31 @@ def _gradients(result: Result, base: nn.Module, model: nn.Module, batch, dtype: 
     return said(bool(missing), f"none at {missing[0]} ({len(missing)} of {result.adapted})" if missing else "")
 
 
-def _backward(model: nn.Module, batch, dtype: torch.dtype) -> None:
+def _backward(model: nn.Module, batch: Batch, dtype: torch.dtype) -> None:
+    """Give every parameter that the outputs depend on a gradient.
+
+    A model that recomputes its blocks in the backward pass gives none where only weights inside the blocks ask for it
+    (torch's reentrant checkpoints, Reformer's reversible layers): as in training, its embeddings then ask too.
+    """
     with training_without_noise(model):
-        outputs = run(model, batch, dtype)
+        outputs = [tensor for tensor in run(model, batch, dtype) if tensor.requires_grad]
+        if not outputs and hasattr(model, "get_input_embeddings"):
+            hook = model.get_input_embeddings().register_forward_hook(lambda _, __, output: output.requires_grad_())
+            outputs = [tensor for tensor in run(model, batch, dtype) if tensor.requires_grad]
+            hook.remove()
         generator = torch.Generator().manual_seed(5)
-        total = sum((t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in outputs if t.requires_grad)
+        total = sum((t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in outputs)
         if isinstance(total, Tensor):
             total.backward()
 
 
-def _leave(result: Result, model: nn.Module, batch, clean: list[Tensor], base: nn.Module) -> None:
+def _leave(
+    result: Result, model: nn.Module, batch: Batch, clean: list[Tensor], base: nn.Module, moving: set[str]
+) -> None:
     """Eject: keys, weights, what was trainable, hooks and outputs are those of the base."""
     rankwise.eject(model)
-    model.to(torch.float32)
-    faults = [f"weight of {key}" for key in changed(state_of(base), state_of(model))]
+    cast(model, torch.float32)
+    faults = [f"weight of {key}" for key in changed(state_of(base), state_of(model)) if key not in moving]
     thawed = {name: p.requires_grad for name, p in model.named_parameters()}
     faults += [f"frozen {name}" for name, p in base.named_parameters() if thawed.get(name) != p.requires_grad]
     faults += [
@@ -272,7 +324,7 @@ def _leave(result: Result, model: nn.Module, batch, clean: list[Tensor], base: n
         if _hooks(module) != _hooks(original) or module.__dict__.keys() != original.__dict__.keys()
     ]
     with torch.no_grad():
-        faults += [] if same_bits(run(model, batch, torch.float32), clean) else ["output"]
+        faults += [] if moving or same_bits(run(model, batch, torch.float32), clean) else ["output"]
     result.checks["eject"] = f"{faults[0]} ({len(faults)})" if faults else "ok"
 
 

@@ -1,11 +1,16 @@
 """A model of the zoo: how it is made, what it reads, what comes out of it."""
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+Batch = tuple[Tensor, ...] | dict[str, Tensor]
+"""Arguments of a model, by position or by name."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Entry:
     name: str
     kind: str
     make: Callable[[], nn.Module]
-    inputs: Callable[[], tuple[Tensor, ...] | dict[str, Tensor]]
+    inputs: Callable[[], Batch]
 
     def build(self) -> nn.Module:
         """Make the model in eval mode, the same at every call, with no weight at a value that hides what it does.
@@ -45,13 +50,20 @@ class Entry:
             # Some keep what they compute from their weights from here on.
             return model.train().eval()
 
-    def batch(self) -> tuple[Tensor, ...] | dict[str, Tensor]:
+    def copy(self, model: nn.Module) -> nn.Module:
+        """Copy the unchanged model; one that keeps what it computed can't be copied, and is made anew."""
+        try:
+            return copy.deepcopy(model)
+        except RuntimeError:
+            return self.build()
+
+    def batch(self) -> Batch:
         """Make the batch, the same at every call."""
         torch.manual_seed(2)
         return self.inputs()
 
 
-def run(model: nn.Module, batch: tuple[Tensor, ...] | dict[str, Tensor], dtype: torch.dtype) -> list[Tensor]:
+def run(model: nn.Module, batch: Batch, dtype: torch.dtype) -> list[Tensor]:
     """Run a model on a batch, with the same draws at every call, and return its floating-point outputs."""
 
     def cast(tensor: Tensor) -> Tensor:

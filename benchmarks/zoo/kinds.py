@@ -2,6 +2,7 @@
 embeddings.
 """
 
+import re
 from collections import Counter
 
 from torch import nn
@@ -32,7 +33,8 @@ def select(model: nn.Module, kinds: str) -> tuple[list[str], dict[str, int]]:
         if why:
             reasons[f"{type(module).__name__}: {why}"] += 1
         elif named:
-            targets.append(name)
+            targets.append(re.escape(name))
         else:
             linear = True
-    return ["all-linear"] * linear + targets, dict(reasons)
+    # A regular expression, because a plain name means every path that ends in it.
+    return ["all-linear"] * linear + ["re:" + "|".join(targets)] * bool(targets), dict(reasons)

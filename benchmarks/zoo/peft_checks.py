@@ -1,6 +1,5 @@
 """Files both ways between peft and Rankwise: the same outputs, the same keys."""
 
-import copy
 import re
 import tempfile
 import warnings
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 import rankwise
 from rankwise.errors import RankwiseError
 from rankwise.lora import LoRAConfig, adapter_tensors
-from zoo.entry import run
+from zoo.entry import Batch, Entry, run
 
 if TYPE_CHECKING:
     from zoo.checks import Result
@@ -23,12 +22,18 @@ CLOSE = 1e-6
 """Largest difference of float32 outputs, as a share of the largest output; where rounding grows past it inside the
 model, outputs must be as close in float64."""
 
+_EXPERTS = "- peft adapts the experts' parameters in place of the modules that were named"
+"""What it does with models of transformers whose experts are fused: a dense layer of the same name gets no adapter."""
 
-def check_peft(result: "Result", base: nn.Module, model: nn.Module, batch, config: LoRAConfig) -> None:
+
+def check_peft(
+    result: "Result", entry: Entry, base: nn.Module, model: nn.Module, batch: Batch, config: LoRAConfig
+) -> None:
     """Fill the columns "reads peft" and "read by peft".
 
     Args:
         result: Takes what is seen.
+        entry: What the model was made from.
         base: The model without adapters.
         model: The same with a filled adapter, as Rankwise attached it.
         batch: Inputs.
@@ -37,9 +42,9 @@ def check_peft(result: "Result", base: nn.Module, model: nn.Module, batch, confi
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")
         names = list(adapter_tensors(model))
-        result.checks["reads peft"] = _reads_peft(result, base, batch, names, config, Path(folder, "theirs"))
+        result.checks["reads peft"] = _reads_peft(result, entry, base, batch, names, config, Path(folder, "theirs"))
         model.to(torch.float32)
-        result.checks["read by peft"] = _read_by_peft(result, base, model, batch, Path(folder, "ours"))
+        result.checks["read by peft"] = _read_by_peft(result, entry, base, model, batch, Path(folder, "ours"))
 
 
 def _keys(folder: Path) -> set[str]:
@@ -55,7 +60,7 @@ def _apart(one: list[Tensor], other: list[Tensor]) -> float:
     return max(differences) / max(float(tensor.abs().max()) for tensor in one)
 
 
-def _alike(result: "Result", figure: str, theirs: nn.Module, ours: nn.Module, batch) -> str:
+def _alike(result: "Result", figure: str, theirs: nn.Module, ours: nn.Module, batch: Batch) -> str:
     with torch.no_grad():
         apart = _apart(run(theirs, batch, torch.float32), run(ours, batch, torch.float32))
         result.figures[figure] = apart
@@ -70,13 +75,13 @@ def _alike(result: "Result", figure: str, theirs: nn.Module, ours: nn.Module, ba
 
 
 def _reads_peft(
-    result: "Result", base: nn.Module, batch, names: list[str], config: LoRAConfig, folder: Path
+    result: "Result", entry: Entry, base: nn.Module, batch: Batch, names: list[str], config: LoRAConfig, folder: Path
 ) -> str:
     import peft
 
     settings = peft.LoraConfig(r=config.r, lora_alpha=config.alpha, target_modules="|".join(map(re.escape, names)))
     try:
-        theirs = peft.get_peft_model(copy.deepcopy(base), settings).eval()
+        theirs = peft.get_peft_model(entry.copy(base), settings).eval()
         generator = torch.Generator().manual_seed(11)
         with torch.no_grad():
             for name, parameter in theirs.named_parameters():
@@ -85,7 +90,9 @@ def _reads_peft(
         theirs.save_pretrained(str(folder))
     except (ValueError, NotImplementedError, TypeError, RuntimeError, AttributeError, KeyError) as error:
         return f"- peft refuses: {str(error)[:80]}"
-    ours = copy.deepcopy(base)
+    if theirs.peft_config["default"].target_parameters:
+        return _EXPERTS
+    ours = entry.copy(base)
     try:
         rankwise.load_adapter(ours, folder)
     except RankwiseError as error:
@@ -96,15 +103,17 @@ def _reads_peft(
     return _alike(result, "reads peft", theirs, ours, batch)
 
 
-def _read_by_peft(result: "Result", base: nn.Module, model: nn.Module, batch, folder: Path) -> str:
+def _read_by_peft(result: "Result", entry: Entry, base: nn.Module, model: nn.Module, batch: Batch, folder: Path) -> str:
     import peft
 
     rankwise.save_adapter(model, folder)
     try:
-        theirs = peft.PeftModel.from_pretrained(copy.deepcopy(base), str(folder)).eval()
+        theirs = peft.PeftModel.from_pretrained(entry.copy(base), str(folder)).eval()
         theirs.save_pretrained(str(folder / "again"))
     except (ValueError, NotImplementedError, TypeError, RuntimeError, AttributeError, KeyError) as error:
         return f"- peft refuses: {str(error)[:80]}"
+    if theirs.peft_config["default"].target_parameters:
+        return _EXPERTS
     if _keys(folder / "again") != _keys(folder):
         return f"keys differ: {sorted(_keys(folder / 'again') ^ _keys(folder))[0]}"
     return _alike(result, "read by peft", theirs, model, batch)

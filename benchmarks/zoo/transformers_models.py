@@ -107,7 +107,10 @@ MODELS: dict[str, Row] = {
         falcon={}, mpt={}, stablelm={}, starcoder2={}, cohere={}, olmo={}, olmo2={}, granite={}, nemotron={"num_key_value_heads": 2, "head_dim": 8},
         glm={}, persimmon={}, biogpt={}, xglm={"attention_heads": 4}, ctrl={"dff": 48}, xlnet={}, smollm3={}, exaone4={},
         minicpm3={"num_key_value_heads": 4, "head_dim": 4, "kv_lora_rank": 8, "q_lora_rank": 12, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,
-            "v_head_dim": 8}, openai__gpt={}, cpmant={"dim_head": 8, "prompt_length": 4, "segment_types": 4}, reformer={
+            "v_head_dim": 8}, openai__gpt={}, cpmant={"dim_head": 8, "prompt_length": 4, "segment_types": 4},
+    ),
+    **_rows(
+        "decoder", "AutoModelForCausalLM", lambda: {"input_ids": _ids(length=16)}, reformer={
             "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [4, 4], "attn_layers": ["local", "lsh"],
             "is_decoder": True, "num_buckets": 2, "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4,
             "attention_head_size": 8, "feed_forward_size": 48, "hash_seed": 0,
