@@ -15,7 +15,7 @@ import torch
 from rankwise.errors import OutputError
 from rankwise.files import write_adapter
 from rankwise.sweep.run import Swept
-from rankwise.train.loop import Point
+from rankwise.train.outcome import Point
 from rankwise.writing import replacing
 
 MARK = "results.json"

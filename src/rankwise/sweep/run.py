@@ -14,8 +14,10 @@ from rankwise.pack.resolved import resolve
 from rankwise.sweep.configurations import RunScore
 from rankwise.sweep.watch import Watch
 from rankwise.train.data import Data, count_rows, pick
+from rankwise.train.evaluation import evaluate_rows
 from rankwise.train.live import Progress
-from rankwise.train.loop import Outcome, Point, evaluate_rows, train_pack
+from rankwise.train.loop import train_pack
+from rankwise.train.outcome import Outcome, Point
 from rankwise.train.settings import Training
 
 
