@@ -1,5 +1,6 @@
 """Write files whole or not at all."""
 
+import json
 import os
 import signal
 import threading
@@ -60,6 +61,22 @@ def write_durably(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order, in place.
+
+    safetensors writes several entries in an order that differs from process to process; sorted, equal content makes
+    equal files. The header keeps its length, as only the order of its parts changes.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def _flush(folder: Path) -> None:

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from rankwise.errors import TargetError
-from rankwise.sweep.run import measure_base, plan_packs, run_sweep
+from rankwise.sweep.measure import measure_base
+from rankwise.sweep.plan import plan_packs
+from rankwise.sweep.run import run_sweep
 from rankwise.sweep.watch import Watch
 from rankwise.train.live import progress
 from rankwise.train.outcome import Outcome, Point

@@ -14,26 +14,29 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signals() -> Generator[Stop]:
+def stop_on_signals(*, heard: bool = True) -> Generator[Stop]:
     """Note the first Ctrl-C or SIGTERM inside this block; a second one raises KeyboardInterrupt at once.
 
     Outside the main thread signals don't arrive, and one that the process ignores stays ignored.
+
+    Args:
+        heard: False to leave signals as they are.
 
     Yields:
         What tells whether one has come.
     """
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
+    if not heard or threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
-    def heard(number: int, frame: FrameType | None) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         if stop.asked:
             raise KeyboardInterrupt
         stop.asked = True
 
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, heard) for number in numbers}
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield stop
     finally:

@@ -41,6 +41,30 @@ class TrainingState:
     tensors: dict[str, Tensor]
     plain: dict[str, Any]
 
+    @property
+    def names(self) -> list[str]:
+        """The runs that are still in training."""
+        return self.plain["names"]
+
+    def states(self, kind: str) -> dict[str, State]:
+        """Tensors by run: "now", those with the lowest validation loss ("best"), or the optimiser's "moments"."""
+        found: dict[str, State] = {name: {} for name in self.names}
+        for path, value in self.tensors.items():
+            if path.startswith(f"{kind}/"):
+                _, k, key = path.split("/", 2)
+                found[self.names[int(k)]][key] = value
+        return found
+
+    def kept(self, weights: Mapping[str, str]) -> dict[str, State]:
+        """The tensors that each run would hand out if it ended now, given which of "best" and "last" it keeps."""
+        best, now = self.states("best"), self.states("now")
+        return {name: (best if weights[name] == "best" else now)[name] for name in self.names}
+
+    def vectors(self, of: str) -> dict[str, Tensor]:
+        """Vectors with an entry for each run, in the order of `names`."""
+        start = f"vector/{of}."
+        return {key.removeprefix(start): value for key, value in self.tensors.items() if key.startswith(start)}
+
 
 class PackTraining:
     """A pack in training.
@@ -168,7 +192,7 @@ class PackTraining:
         }
         vectors = {f"stopping.{key}": value for key, value in self._stopping.state().items()}
         vectors |= {f"schedule.{key}": value for key, value in self._schedules.state().items()}
-        vectors["total"] = self._total
+        vectors["loss.total"] = self._total
         tensors |= {f"vector/{key}": value.detach().cpu().clone() for key, value in vectors.items()}
         plain = {"names": list(names), "epoch": self.epoch, "steps": pack.steps, "seconds": self._seconds()}
         return TrainingState(tensors, plain)
@@ -181,28 +205,18 @@ class PackTraining:
         Raises:
             CheckpointError: The state has runs that this training has not.
         """
-        names: list[str] = state.plain["names"]
-        if strange := [name for name in names if name not in self._stopping.names]:
+        if strange := [name for name in state.names if name not in self._stopping.names]:
             raise CheckpointError(f"The state has {', '.join(strange)}, which this pack does not train.")
-        self._keep(names)
-        of = self._stopping
-        by_run: dict[str, dict[str, State]] = {
-            kind: {name: {} for name in names} for kind in ("now", "best", "moments")
+        self._keep(state.names)
+        self._pack.load(state.states("now"), state.states("moments"), state.plain["steps"])
+        self._best = self._pack.rows_of(state.states("best"))
+        order = [state.names.index(name) for name in self._stopping.names]
+        of = {
+            what: {key: v[order] for key, v in state.vectors(what).items()} for what in ("stopping", "schedule", "loss")
         }
-        vectors: dict[str, Tensor] = {}
-        order = [names.index(name) for name in of.names]
-        for path, value in state.tensors.items():
-            kind, _, rest = path.partition("/")
-            if kind == "vector":
-                vectors[rest] = value[order]
-            else:
-                k, _, key = rest.partition("/")
-                by_run[kind][names[int(k)]][key] = value
-        self._pack.load(by_run["now"], by_run["moments"], state.plain["steps"])
-        self._best = self._pack.rows_of(by_run["best"])
-        self._total = vectors.pop("total").to(self._total)
-        of.load_state(_below("stopping.", vectors))
-        self._schedules.load_state(_below("schedule.", vectors))
+        self._stopping.load_state(of["stopping"])
+        self._schedules.load_state(of["schedule"])
+        self._total = of["loss"]["total"].to(self._total)
         self.epoch = state.plain["epoch"]
         self._started = time.perf_counter() - state.plain["seconds"]
 
@@ -238,10 +252,6 @@ class PackTraining:
         self._total = self._total[mask]
         self._stopping.keep(mask)
         self._schedules.keep(mask.cpu())
-
-
-def _below(prefix: str, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in vectors.items() if key.startswith(prefix)}
 
 
 def train_pack(
