@@ -214,7 +214,9 @@ def test_ctrl_c_keeps_what_had_finished(tmp_path: Path) -> None:
     code, log = interrupted(tmp_path / "out", *flags, after="r1 (lr 0.0002) finished")
     assert code == 130, log
     assert "Traceback" not in log
-    assert log.splitlines()[-1] == f"Interrupted: what had finished is in {tmp_path / 'out'}."
+    out = tmp_path / "out"
+    go_on = f"go on with: rankwise digits --resume {out}"
+    assert log.splitlines()[-1] == f"Interrupted: what had finished is in {out}; {go_on}"
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["complete"] is False
     assert results["answer"] is None
@@ -224,13 +226,22 @@ def test_ctrl_c_keeps_what_had_finished(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "report.html").exists()
 
 
-@pytest.mark.parametrize("moment", ["Pretraining the base", "Training "])
-def test_ctrl_c_before_anything_had_finished(tmp_path: Path, moment: str) -> None:
-    code, log = interrupted(tmp_path / "out", "--epochs", "500", after=moment)
+def test_ctrl_c_before_the_training(tmp_path: Path) -> None:
+    code, log = interrupted(tmp_path / "out", "--epochs", "500", after="Pretraining the base")
     assert code == 130, log
     assert log.splitlines()[-1] == "Interrupted before any run had finished; nothing was written."
     assert "Traceback" not in log
     assert not any(tmp_path.iterdir())
+
+
+def test_ctrl_c_before_anything_had_finished(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, log = interrupted(out, "--epochs", "500", after="Training ")
+    assert code == 130, log
+    go_on = f"go on with: rankwise digits --resume {out}"
+    assert log.splitlines()[-1] == f"Interrupted before any run had finished; {go_on}"
+    assert "Traceback" not in log
+    assert [path.name for path in out.iterdir()] == ["checkpoints"]
 
 
 def test_help_tells_every_flag_and_needs_no_torch() -> None:

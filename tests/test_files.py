@@ -214,3 +214,10 @@ def test_tensors_that_make_no_adapter(tensors, message, tmp_path):
 def test_an_adapter_the_model_lacks(tmp_path):
     with pytest.raises(AdapterError, match='no adapter "other"'):
         save_adapter(ours(mlp()), tmp_path, "other")
+
+
+def test_equal_adapters_make_equal_files(tmp_path: Path) -> None:
+    # safetensors orders metadata by a hash that is another for every file.
+    for i in range(10):
+        write_adapter(tmp_path / str(i), LoRAConfig(r=1), {"a": (torch.ones(1, 3), torch.ones(2, 1))})
+    assert len({(tmp_path / str(i) / "adapter_model.safetensors").read_bytes() for i in range(10)}) == 1

@@ -4,6 +4,7 @@ Nothing heavy is loaded before a command runs, so `--help` is quick.
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Group, Parameter, Token
 from cyclopts.config import Dict
 
-from rankwise.errors import ConfigError, RankwiseError, suggest
+from rankwise.errors import CheckpointError, ConfigError, RankwiseError, suggest
 from rankwise.tasks.options import DigitsOptions, parse_numbers, parse_rates, parse_seeds
 
 COMMANDS = ("digits", "report")
@@ -54,10 +55,14 @@ def digits(
     lr: Annotated[tuple[float, ...] | None, _numbers(parse_rates)] = None,
     baseline_lr: Annotated[tuple[float, ...] | None, _numbers(parse_rates)] = None,
     alpha: float | None = None,
+    rungs: Annotated[tuple[int, ...] | None, _numbers(parse_numbers)] = None,
     tolerance: float | None = None,
     device: Annotated[str, Parameter(group=HOW)] = "cpu",
-    out: Annotated[Path, Parameter(group=HOW)] = Path("runs/digits"),
+    out: Annotated[Path | None, Parameter(group=HOW)] = None,
     overwrite: Annotated[bool, Parameter(group=HOW, negative="")] = False,
+    resume: Annotated[Path | None, Parameter(group=HOW)] = None,
+    checkpoint_epochs: Annotated[int | None, Parameter(group=HOW)] = None,
+    checkpoint_seconds: Annotated[float | None, Parameter(group=HOW)] = None,
     config: Annotated[Path | None, Parameter(group=HOW)] = None,
     print_config: Annotated[bool, Parameter(name=["--print-config", "--print_config"], group=HOW, negative="")] = False,
     quiet: Annotated[bool, Parameter(group=HOW, negative="")] = False,
@@ -88,14 +93,23 @@ def digits(
         Learning rates of full fine-tuning. [default: the protocol's]
     alpha:
         Numerator of the scale alpha / r. [default: 32; published: r, so that the scale is 1]
+    rungs:
+        Epochs after which the worse half of each configuration's learning rates leaves, and ranks that a smaller one
+        clearly beats: 4,12. [default: none; all train to their end]
     tolerance:
         How much worse than full fine-tuning is good enough, as a share of all images. [default: 1% of its accuracy]
     device:
         Where to compute: cpu, cuda, cuda:1.
     out:
-        Directory for the results; made if it is not there.
+        Directory for the results; made if it is not there. [default: runs/digits]
     overwrite:
-        Replace results that lie in --out.
+        Replace results, or an unfinished run, that lie in --out.
+    resume:
+        Go on with the unfinished run in this directory, with its own options, as if it had never been stopped.
+    checkpoint_epochs:
+        Write a checkpoint after every so many epochs.
+    checkpoint_seconds:
+        Write a checkpoint after every so many seconds. [default: 20, or more, so that writing takes 2% of the time]
     config:
         Read settings from a YAML file, such as a run's config.yaml; flags go before it.
     print_config:
@@ -105,7 +119,6 @@ def digits(
     json_:
         Print the answer as JSON on standard output; everything else goes to standard error.
     """
-    del config  # read before the flags, in `main`
     given = {"ranks": ranks, "seeds": seeds}
     options = DigitsOptions(
         protocol=protocol,
@@ -115,31 +128,48 @@ def digits(
         lr=lr,
         baseline_lr=baseline_lr,
         alpha=alpha,
+        rungs=rungs,
         tolerance=tolerance,
         device=device,
-        out=out,
+        out=resume or out or Path("runs/digits"),
         **{key: value for key, value in given.items() if value is not None},
     )
-    from rankwise.tasks.digits_config import config_yaml
+    from rankwise.tasks.digits_config import check_same, config_yaml
 
     text = config_yaml(options)
+    if resume is not None:
+        for flag, value in (("--out", out), ("--overwrite", overwrite or None), ("--config", config)):
+            if value is not None:
+                raise ConfigError(f"{flag} does not go with --resume, which takes all from {resume}; leave it out.")
+        check_same(options, _unfinished(resume).read_text(encoding="utf-8"))
     if print_config:
         print(text, end="")
         return EXIT_OK
+    from rankwise.sweep.directory import can_resume
     from rankwise.tasks.digits_run import run_digits
+    from rankwise.train.checkpoints import Every
     from rankwise.train.live import progress
 
+    every = Every(checkpoint_epochs, checkpoint_seconds)
+    go_on = f"go on with: rankwise digits --resume {shlex.quote(str(options.out))}"
     try:
         with progress("quiet" if quiet else "auto") as shown:
             results, files = run_digits(
-                options, config=text, command=_command_line(), progress=shown, overwrite=overwrite
+                options,
+                config=text,
+                command=_command_line(),
+                progress=shown,
+                overwrite=overwrite,
+                resume=resume is not None,
+                every=every,
             )
     except KeyboardInterrupt:
-        print("Interrupted before any run had finished; nothing was written.", file=sys.stderr)
+        what = go_on if can_resume(options.out) else "nothing was written."
+        print(f"Interrupted before any run had finished; {what}", file=sys.stderr)
         return EXIT_INTERRUPTED
     _show(results, files, as_json=json_)
     if not results["complete"]:
-        print(f"Interrupted: what had finished is in {out}.", file=sys.stderr)
+        print(f"Interrupted: what had finished is in {options.out}; {go_on}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return EXIT_DIVERGED if any(run["status"] == "diverged" for run in results["runs"]) else EXIT_OK
 
@@ -175,19 +205,30 @@ def _show(results: dict[str, Any], files: Sequence[Path], *, as_json: bool) -> N
 
 
 def _command_line() -> str:
-    import shlex
-
     return shlex.join(["rankwise", *sys.argv[1:]])
 
 
-def _config_file(arguments: Sequence[str]) -> Path | None:
-    """The file that --config names: it must be known before the flags are read."""
+def _path_of(flag: str, arguments: Sequence[str]) -> Path | None:
+    """The path that a flag names which must be known before the others are read."""
     for i, argument in enumerate(arguments):
-        if argument.startswith("--config="):
+        if argument.startswith(f"{flag}="):
             return Path(argument.partition("=")[2])
-        if argument == "--config" and i + 1 < len(arguments):
+        if argument == flag and i + 1 < len(arguments):
             return Path(arguments[i + 1])
     return None
+
+
+def _unfinished(directory: Path) -> Path:
+    """The configuration of the unfinished run in a directory.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    from rankwise.sweep.directory import UNFINISHED, can_resume
+
+    if not can_resume(directory):
+        raise CheckpointError(f"{directory} holds no unfinished run; --resume takes the directory of one.")
+    return directory / UNFINISHED / "config.yaml"
 
 
 def _settings(path: Path) -> Dict:
@@ -223,7 +264,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        path = _config_file(arguments)
+        resume = _path_of("--resume", arguments)
+        path = _path_of("--config", arguments) if resume is None else _unfinished(resume)
         app.config = () if path is None else (_settings(path),)
         result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return result if isinstance(result, int) else EXIT_OK

@@ -36,6 +36,10 @@ class OutputError(RankwiseError, ValueError):
     """The place for results can't be used."""
 
 
+class CheckpointError(RankwiseError, ValueError):
+    """A checkpoint, or the unfinished run it belongs to, can't be used."""
+
+
 class PackError(RankwiseError, ValueError):
     """These adapters, or this model, can't be trained in one pack."""
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from rankwise.errors import ConfigError, DataError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
-from rankwise.train.loop import Outcome, Point, train_pack
+from rankwise.train.loop import train_pack
+from rankwise.train.outcome import Outcome, Point
 from rankwise.train.settings import Training
 
 

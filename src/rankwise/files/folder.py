@@ -23,6 +23,7 @@ from rankwise.files.peft_config import CONFIG_FILE, SCALING_OF_RSLORA, fields_of
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import collector_paused
 from rankwise.lora.targets import pinned
+from rankwise.writing import sort_metadata
 
 TENSOR_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model"
@@ -152,6 +153,7 @@ def _replace_files(folder: Path, fields: Mapping[str, Any], flat: dict[str, Tens
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
             with collector_paused():  # safetensors makes several objects a tensor
                 save_file(flat, Path(scratch, TENSOR_FILE), metadata={"format": "pt", CHECKSUM: _checksum(flat)})
+            sort_metadata(Path(scratch, TENSOR_FILE))
             text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
             Path(scratch, CONFIG_FILE).write_text(text, encoding="utf-8")
             for name in (TENSOR_FILE, CONFIG_FILE):

@@ -36,6 +36,11 @@ class RunScore:
     status: str = "finished"
 
     @property
+    def configuration_name(self) -> str:
+        """The name of what it is a repeat of."""
+        return configuration_name(self.method, self.r, self.configuration)
+
+    @property
     def counts(self) -> bool:
         """Whether the run trained to its end and its metric is finite."""
         return self.status == "finished" and self.validation.size > 0 and bool(np.isfinite(self.validation).all())
@@ -110,12 +115,44 @@ def choose_learning_rates(runs: Iterable[RunScore], higher_is_better: bool) -> l
     groups: dict[tuple[str, int | None, str], list[RunScore]] = {}
     for run in runs:
         groups.setdefault((run.method, run.r, run.configuration), []).append(run)
-    found = [_choose(configuration_name(*key), group, higher_is_better) for key, group in groups.items()]
+    found = [_choose(group[0].configuration_name, group, higher_is_better) for group in groups.values()]
     names = [configuration.name for configuration in found]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f'{names.count(name)} configurations are named "{name}"; give each a name of its own.')
     return sorted(found, key=lambda configuration: (configuration.trainable_parameters, configuration.name))
+
+
+def by_configuration(runs: Iterable[RunScore]) -> dict[str, list[RunScore]]:
+    """Runs by the name of their configuration."""
+    groups: dict[str, list[RunScore]] = {}
+    for run in runs:
+        groups.setdefault(run.configuration_name, []).append(run)
+    return groups
+
+
+def by_rate(runs: Iterable[RunScore]) -> dict[float | None, list[RunScore]]:
+    """Runs of one configuration by their learning rate."""
+    rates: dict[float | None, list[RunScore]] = {}
+    for run in runs:
+        rates.setdefault(run.lr, []).append(run)
+    return rates
+
+
+def merit(lr: float | None, runs: Sequence[RunScore], higher_is_better: bool) -> tuple[bool, int, float, float]:
+    """How good a learning rate is; more is better.
+
+    A rate that lost seeds comes after every whole one, then the mean validation metric counts, and of equal ones the
+    smaller rate is the better.
+
+    Args:
+        lr: The rate.
+        runs: The configuration's runs at this rate, one for each seed.
+        higher_is_better: True for accuracies, False for losses.
+    """
+    counted = [run for run in runs if run.counts]
+    mean = turned(float(np.mean([run.validation.mean() for run in counted])), higher_is_better) if counted else 0.0
+    return len(counted) == len(runs), len(counted), mean, -(lr or 0.0)
 
 
 def pareto_front(points: Mapping[str, tuple[int, float]], higher_is_better: bool) -> list[str]:
@@ -157,19 +194,12 @@ def _choose(name: str, runs: Sequence[RunScore], higher_is_better: bool) -> Conf
             f"Runs of {name} train {' and '.join(map(str, parameters))} parameters; a configuration has one number. "
             "Tell them apart by `configuration`."
         )
-    by_lr: dict[float | None, list[RunScore]] = {}
-    for run in sorted(runs, key=lambda run: run.seed):
-        by_lr.setdefault(run.lr, []).append(run)
+    by_lr = by_rate(sorted(runs, key=lambda run: run.seed))
     for lr, group in by_lr.items():
         if len({run.seed for run in group}) < len(group):
             raise ConfigError(f"{name} has two runs with lr {lr} and the same seed; each may be there once.")
 
-    def merit(lr: float | None) -> tuple[bool, int, float, float]:
-        counted = [run for run in by_lr[lr] if run.counts]
-        mean = turned(float(np.mean([run.validation.mean() for run in counted])), higher_is_better) if counted else 0.0
-        return len(counted) == len(by_lr[lr]), len(counted), mean, -(lr or 0.0)
-
-    chosen = max(by_lr, key=merit)
+    chosen = max(by_lr, key=lambda lr: merit(lr, by_lr[lr], higher_is_better))
     grid = sorted(lr for lr in by_lr if lr is not None)
     return Configuration(
         name=name,

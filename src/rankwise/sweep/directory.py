@@ -12,16 +12,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from rankwise.errors import OutputError
+from rankwise.errors import CheckpointError, OutputError
 from rankwise.files import write_adapter
-from rankwise.sweep.run import Swept
-from rankwise.train.loop import Point
-from rankwise.writing import replacing
+from rankwise.sweep.plan import FILE as PLAN
+from rankwise.sweep.problem import Swept
+from rankwise.train.outcome import Point
+from rankwise.writing import replacing, write_durably
 
 MARK = "results.json"
 OWN_FILES = (MARK, "config.yaml", "curves.csv", "predictions.npz", "adapters", "base")
 STAGED = ".writing."
 """Beginning of the name of the folder in which results are written before they are put in place."""
+
+UNFINISHED = "checkpoints"
+"""The folder with all that is needed to go on with a run: configuration, base, plan, checkpoints. It is removed when
+the results are in place; until then earlier results beside it are as they were."""
+
+BASE_FILE = Path("base", "model.safetensors")
 
 
 def check_directory(directory: Path, overwrite: bool) -> None:
@@ -31,23 +38,93 @@ def check_directory(directory: Path, overwrite: bool) -> None:
         OutputError: It is a file or can't be written to, holds results and `overwrite` is false, or holds something
             that is no results.
     """
+    checked_place(directory)
+    if not directory.exists():
+        return
+    if (directory / MARK).exists() or can_resume(directory):
+        if not overwrite:
+            held = (
+                f"an unfinished run; go on with it by --resume {directory}, give another directory with --out, or "
+                "--overwrite to start anew"
+                if can_resume(directory)
+                else "results already; give another directory with --out, or --overwrite to replace them"
+            )
+            raise OutputError(f"{directory} holds {held}.")
+    elif any(not path.name.startswith(STAGED) and path.name != UNFINISHED for path in directory.iterdir()):
+        raise OutputError(
+            f"{directory} holds files that are no results of rankwise; give an empty or a new directory with --out."
+        )
+
+
+def checked_place(directory: Path) -> None:
+    """Refuse a place where nothing can be written.
+
+    Raises:
+        OutputError: It is a file, or can't be written to.
+    """
     # Known now, or else only after all the training.
     there = next(place for place in (directory, *directory.absolute().parents) if place.exists())
     if not there.is_dir():
         raise OutputError(f"{there} is a file; give a directory with --out.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise OutputError(f"{there} can't be written to; give another directory with --out.")
-    if there != directory:
-        return
-    if (directory / MARK).exists():
-        if not overwrite:
-            raise OutputError(
-                f"{directory} holds results already; give another directory with --out, or --overwrite to replace them."
-            )
-    elif any(not path.name.startswith(STAGED) for path in directory.iterdir()):
-        raise OutputError(
-            f"{directory} holds files that are no results of rankwise; give an empty or a new directory with --out."
-        )
+
+
+def can_resume(directory: Path) -> bool:
+    """Whether a run in this directory has begun and not finished."""
+    return (directory / UNFINISHED / PLAN).exists()
+
+
+def begin_run(directory: Path, config: str, about: Mapping[str, str], base: Mapping[str, torch.Tensor] | None) -> Path:
+    """Make the folder that a run goes on from; one of an earlier unfinished run is replaced.
+
+    Args:
+        directory: The run directory.
+        config: The complete configuration, YAML.
+        about: What the results tell of the run's beginning.
+        base: The base's weights, where the task has made the base itself.
+
+    Returns:
+        The folder, for plan and checkpoints.
+
+    Raises:
+        OutputError: It can't be written.
+    """
+    from safetensors.torch import save
+
+    folder = directory / UNFINISHED
+    try:
+        _remove(folder)
+    except OSError as error:
+        raise OutputError(f"{folder} can't be removed ({error.strerror or error}).") from error
+    write_durably(folder / "config.yaml", config.encode())
+    write_durably(folder / "about.json", json.dumps(about).encode())
+    if base is not None:
+        write_durably(folder / BASE_FILE, save({key: value.contiguous().cpu() for key, value in base.items()}))
+    return folder
+
+
+def read_begun(directory: Path) -> tuple[dict[str, str], dict[str, torch.Tensor] | None]:
+    """What `begin_run` was given: about the run, and the base.
+
+    Raises:
+        CheckpointError: A file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    folder = directory / UNFINISHED
+    try:
+        about = json.loads((folder / "about.json").read_bytes())
+        base = load((folder / BASE_FILE).read_bytes()) if (folder / BASE_FILE).exists() else None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"The unfinished run in {directory} is damaged ({error}); start it anew.") from error
+    return about, base
+
+
+def end_run(directory: Path) -> None:
+    """Remove what the run went on from, now that its results are in place."""
+    _remove(directory / UNFINISHED)
 
 
 def write_run(
@@ -105,7 +182,7 @@ def _write_files(
     if base is not None:
         from safetensors.torch import save_file
 
-        with replacing(directory / "base" / "model.safetensors") as temporary:
+        with replacing(directory / BASE_FILE) as temporary:
             save_file({key: value.contiguous().cpu() for key, value in base.items()}, temporary, {"format": "pt"})
     for run in swept.runs:
         outcome = swept.outcomes.get(run.name)

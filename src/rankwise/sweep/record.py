@@ -8,7 +8,7 @@ import numpy as np
 
 from rankwise.sweep.answer import Answer, decide, reference_of, tolerance_of
 from rankwise.sweep.configurations import Configuration, choose_learning_rates, pareto_front, turned
-from rankwise.sweep.run import Problem, Run, Swept
+from rankwise.sweep.problem import Problem, Run, Swept
 from rankwise.sweep.statistics import interval, ratio_interval
 
 Results = dict[str, Any]

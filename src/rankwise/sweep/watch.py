@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean as mean
 
 from rankwise.train.live import RUNNING, Progress, Row
-from rankwise.train.loop import Outcome, Point
+from rankwise.train.outcome import Outcome, Point
 
 
 class Watch:

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rankwise.errors import ConfigError, DataError
+from rankwise.errors import CheckpointError, ConfigError, DataError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.streams import stream_seed
-from rankwise.sweep.run import Problem, Run, Splits
+from rankwise.sweep.problem import Problem, Run, Splits
 from rankwise.tasks.mnist import RawDigits, Split
 from rankwise.tasks.options import DigitsOptions
 from rankwise.train.loop import train_pack
@@ -193,6 +193,20 @@ def pretrain(problem: Problem, options: DigitsOptions) -> nn.Sequential:
         raise ConfigError(f"Pretraining the base ended early: {outcome.reason}.")
     model.load_state_dict(outcome.state)
     return model.eval()
+
+
+def base_from(state: Mapping[str, Tensor], device: torch.device) -> nn.Sequential:
+    """The base with weights that were kept.
+
+    Raises:
+        CheckpointError: They are of another network.
+    """
+    model = make_model()
+    try:
+        model.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise CheckpointError(f"The base that was kept does not fit: {' '.join(str(error).split())}") from error
+    return model.to(device).eval()
 
 
 PUBLISHED = {1: (1_000, 0.875), 2: (2_100, 0.931), 4: (4_200, 0.964), 8: (8_400, 0.971)} | {

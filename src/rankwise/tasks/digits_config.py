@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from rankwise.errors import ConfigError
 from rankwise.tasks.options import DigitsOptions
 
 
@@ -21,3 +22,22 @@ def config_of(options: DigitsOptions) -> dict[str, Any]:
 def config_yaml(options: DigitsOptions) -> str:
     """The configuration as a file to be read with --config."""
     return yaml.safe_dump(config_of(options), sort_keys=False)
+
+
+def check_same(options: DigitsOptions, config: str) -> None:
+    """Refuse options that an unfinished run did not begin with.
+
+    Args:
+        options: Those of the run, changed by flags.
+        config: The configuration that the run was begun with, YAML.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    now, begun = config_of(options)["digits"], yaml.safe_load(config)["digits"]
+    for key in [*begun, *now]:
+        if now.get(key) != begun.get(key):
+            raise ConfigError(
+                f"--{key} is {now.get(key)}, and {begun.get(key)} in {options.out}; a run goes on with the options it "
+                "began with, so leave the flag out."
+            )

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -11,17 +12,26 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, OutputError
 from rankwise.report import write_report
-from rankwise.sweep.directory import check_directory, write_run
+from rankwise.sweep.directory import (
+    UNFINISHED,
+    begin_run,
+    check_directory,
+    checked_place,
+    end_run,
+    read_begun,
+    write_run,
+)
+from rankwise.sweep.measure import measure_base
+from rankwise.sweep.plan import fingerprint
 from rankwise.sweep.record import Results, make_results
-from rankwise.sweep.run import measure_base, run_sweep
+from rankwise.sweep.run import run_sweep
 from rankwise.tasks.digits import (
     PUBLISHED_BASELINE,
+    base_from,
     make_problem,
     plan_runs,
     pretrain,
@@ -30,6 +40,7 @@ from rankwise.tasks.digits import (
 from rankwise.tasks.digits_config import config_of
 from rankwise.tasks.mnist import load_digits_data
 from rankwise.tasks.options import DigitsOptions
+from rankwise.train.checkpoints import Every
 from rankwise.train.live import Progress
 from rankwise.writing import interrupts_ignored
 
@@ -53,7 +64,14 @@ def find_device(name: str) -> torch.device:
 
 
 def run_digits(
-    options: DigitsOptions, *, config: str, command: str, progress: Progress, overwrite: bool
+    options: DigitsOptions,
+    *,
+    config: str,
+    command: str,
+    progress: Progress,
+    overwrite: bool = False,
+    resume: bool = False,
+    every: Every | None = None,
 ) -> tuple[Results, list[Path]]:
     """Run the experiment and write its run directory.
 
@@ -63,27 +81,40 @@ def run_digits(
         command: The command line, likewise.
         progress: Where training is shown.
         overwrite: Whether earlier results may be replaced.
+        resume: Whether to go on with the unfinished run in the directory; the options are its own.
+        every: How often a checkpoint is written.
 
     Returns:
         The content of `results.json`, and the files of the report.
 
     Raises:
         RankwiseError: Something in the options, the data or the place for results can't be used.
-        KeyboardInterrupt: Interrupted before any run had finished; nothing has been written.
+        KeyboardInterrupt: Interrupted before any run had finished; there are no results yet.
     """
-    check_directory(options.out, overwrite)
+    if resume:
+        checked_place(options.out)
+    else:
+        check_directory(options.out, overwrite)
     device = find_device(options.device)
-    started = datetime.now(UTC)
+    about = {"command": command, "started": datetime.now(UTC).isoformat(timespec="seconds")}
     clock = time.perf_counter()
     raw = load_digits_data(options.data)
     problem = make_problem(raw, device)
     runs = plan_runs(options)
-    progress.message(f"Pretraining the base on the digits 0-4 ({len(problem.splits['old'].train[0]):,} images)")
-    model = pretrain(problem, options)
+    if resume:
+        about, state = read_begun(options.out)
+        model = base_from(state or {}, device)
+    else:
+        progress.message(f"Pretraining the base on the digits 0-4 ({len(problem.splits['old'].train[0]):,} images)")
+        model = pretrain(problem, options)
+        begin_run(options.out, config, about, model.state_dict())
     new, old = problem.splits["new"].test, problem.splits["old"].test
     base_metrics = {"accuracy": measure_base(model, problem, new), "accuracy_on_0_4": measure_base(model, problem, old)}
-    before = fingerprint(model)
-    swept = run_sweep(model, runs, problem, progress)
+    before = fingerprint(model.state_dict())
+    kept = options.out / UNFINISHED
+    swept = run_sweep(
+        model, runs, problem, progress, rungs=options.rungs or (), checkpoints=kept, every=every, resume=resume
+    )
     progress.close()
     if not (swept.complete or swept.scores):
         raise KeyboardInterrupt  # nothing worth writing; earlier results stay as they are
@@ -94,7 +125,7 @@ def run_digits(
         for run in runs
         if run.method == "lora" and run.name in swept.outcomes and swept.outcomes[run.name].status == "finished"
     }
-    after = fingerprint(model)
+    after = fingerprint(model.state_dict())
     off = measure_base(model, problem, old)
     swept.notes.append(_untouched(before == after and off == base_metrics["accuracy_on_0_4"], off))
     results = make_results(
@@ -109,9 +140,8 @@ def run_digits(
         },
         about={
             "task": "digits",
-            "command": command,
+            **about,
             "config_hash": hashlib.sha256(json.dumps(config_of(options), sort_keys=True).encode()).hexdigest(),
-            "started": started.isoformat(timespec="seconds"),
             "seconds": time.perf_counter() - clock,
             "versions": versions(),
             "device": str(device),
@@ -131,8 +161,15 @@ def run_digits(
         adapters=folders,
     )
     with interrupts_ignored():
-        write_run(options.out, results, config, swept, model.state_dict(), folders, BASE_NAME)
-        return results, write_report(results, options.out)
+        try:
+            write_run(options.out, results, config, swept, model.state_dict(), folders, BASE_NAME)
+            files = write_report(results, options.out)
+        except OutputError as error:
+            how = f"make room and go on with: rankwise digits --resume {shlex.quote(str(options.out))}"
+            raise OutputError(f"{error} What has been trained is kept in {kept}; {how}") from error
+        if results["complete"]:
+            end_run(options.out)
+        return results, files
 
 
 def _untouched(same: bool, off: float) -> str:
@@ -147,15 +184,6 @@ def _published_baseline(parameters: int) -> Mapping[str, Any]:
         "metric": PUBLISHED_BASELINE[1],
         "trainable_parameters": parameters,
     }
-
-
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names and bits of all weights and buffers."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(value.detach().cpu().numpy()).tobytes())
-    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:

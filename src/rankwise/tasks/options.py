@@ -78,6 +78,7 @@ class DigitsOptions:
     lr: tuple[float, ...] | None = None
     baseline_lr: tuple[float, ...] | None = None
     alpha: float | None = None
+    rungs: tuple[int, ...] | None = None
     tolerance: float | None = None
     device: str = "cpu"
     out: Path = Path("runs/digits")
@@ -95,6 +96,8 @@ class DigitsOptions:
         for what, value in (("epochs", self.epochs), ("batch-size", self.batch_size)):
             if value is not None and value < 1:
                 raise ConfigError(f"--{what} is {value}; it must be a whole number of at least 1.")
+        if self.rungs is not None and (not self.rungs or self.rungs[0] < 1 or [*self.rungs] != sorted({*self.rungs})):
+            raise ConfigError(f"--rungs is {list(self.rungs)}; give rising numbers of epochs, such as 4,12.")
         for what, rates in (("lr", self.lr), ("baseline-lr", self.baseline_lr)):
             if rates is not None and not (rates and all(0 < rate < float("inf") for rate in rates)):
                 raise ConfigError(f"--{what} is {list(rates)}; give positive numbers, such as 3e-4,1e-3.")

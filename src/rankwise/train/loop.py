@@ -1,85 +1,257 @@
-"""The training loop of a pack: epochs, validation, schedules, stopping, keeping the best weights.
+"""The training of a pack: epochs, validation, schedules, stopping, keeping the best weights.
 
 Everything that differs between adapters is a vector with an entry for each; adapters that are done leave the pack.
+`PackTraining` holds all of it, can stop after any step, give its state and go on from it; `train_pack` runs it to
+its end.
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rankwise.errors import ConfigError
+from rankwise.errors import CheckpointError, ConfigError
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import State
 from rankwise.train.data import Data, count_rows, epoch_order, pick, take
+from rankwise.train.evaluation import evaluate
+from rankwise.train.outcome import Outcome, Point
 from rankwise.train.schedules import Schedules
 from rankwise.train.settings import Training
-
-ROWS_AT_ONCE = 1 << 16
-"""Rows, over all adapters, that an evaluation passes through the model at once."""
+from rankwise.train.stopping import Stopping
 
 
 @dataclass(frozen=True)
-class Point:
-    """One adapter after one epoch: a line of curves.csv."""
+class Epoch:
+    """What an epoch gave: a point for each adapter that took part, and the runs that ended with it."""
 
-    run: str
-    step: int
-    train_loss: float
-    validation_loss: float
-    metric: float
-    lr: float
-    grad_norm: float
+    points: list[Point]
+    ended: list[Outcome]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one run.
+class TrainingState:
+    """A pack in training as tensors by name and a plain part that JSON can hold; nothing of the base is in it."""
+
+    tensors: dict[str, Tensor]
+    plain: dict[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """The runs that are still in training."""
+        return self.plain["names"]
+
+    def states(self, kind: str) -> dict[str, State]:
+        """Tensors by run: "now", those with the lowest validation loss ("best"), or the optimiser's "moments"."""
+        found: dict[str, State] = {name: {} for name in self.names}
+        for path, value in self.tensors.items():
+            if path.startswith(f"{kind}/"):
+                _, k, key = path.split("/", 2)
+                found[self.names[int(k)]][key] = value
+        return found
+
+    def kept(self, weights: Mapping[str, str]) -> dict[str, State]:
+        """The tensors that each run would hand out if it ended now, given which of "best" and "last" it keeps."""
+        best, now = self.states("best"), self.states("now")
+        return {name: (best if weights[name] == "best" else now)[name] for name in self.names}
+
+    def vectors(self, of: str) -> dict[str, Tensor]:
+        """Vectors with an entry for each run, in the order of `names`."""
+        start = f"vector/{of}."
+        return {key.removeprefix(start): value for key, value in self.tensors.items() if key.startswith(start)}
+
+
+class PackTraining:
+    """A pack in training.
 
     Args:
-        name: The member's name.
-        state: Its tensors, those that `Training.weights` asks for.
-        status: "finished" (all epochs, or stopped early by its own rule) or "diverged".
-        reason: Why it ended before its last epoch; None otherwise.
-        best_step: The step with the lowest validation loss.
-        steps: Steps taken.
-        epochs: Passes over the data taken.
-        seconds: From the start of its pack to its end.
+        model: The base; the same, bit for bit, whenever no method is running.
+        runs: What to train and how; all with one batch size.
+        train: Training data, tensors with the rows first, on the model's device.
+        validation: Data on which loss and metric are taken after every epoch.
+        loss: loss(outputs, batch) of one adapter.
+        metric: metric(outputs, batch) of one adapter.
+        states: Tensors to start from, by member name.
+
+    Raises:
+        ConfigError: The runs have different batch sizes.
+        DataError: A data set is empty or its tensors differ in length.
+        PackError: These runs can't share a pack.
     """
 
-    name: str
-    state: State
-    status: str
-    reason: str | None
-    best_step: int
-    steps: int
-    epochs: int
-    seconds: float
+    def __init__(
+        self,
+        model: nn.Module,
+        runs: Sequence[tuple[Member, Training]],
+        train: Data,
+        validation: Data,
+        loss: PerBatch,
+        metric: PerBatch,
+        *,
+        states: Mapping[str, State] | None = None,
+    ) -> None:
+        sizes = {training.batch_size for _, training in runs}
+        if len(sizes) != 1:
+            raise ConfigError(f"Runs with batch sizes {sorted(sizes)} can't share a pack; make one pack for each.")
+        self._batch_size = sizes.pop()
+        self._train, self._validation = train, validation
+        self._n = count_rows(train, "training")
+        count_rows(validation, "validation")
+        self.steps_an_epoch = -(-self._n // self._batch_size)
+        self._started = time.perf_counter()
+        self._pack = pack = Pack(model, [member for member, _ in runs], loss, states=states)
+        self._functions = [PerAdapter(loss, "loss"), PerAdapter(metric, "metric")]
+        by_name = {member.name: training for member, training in runs}
+        names = [member.member.name for member in pack.members]
+        trainings = [by_name[name] for name in names]
+        self._stopping = Stopping(names, trainings, pack.device, pack.dtype)
+        self._schedules = Schedules(
+            [t.schedule for t in trainings],
+            [t.warmup for t in trainings],
+            [t.epochs * self.steps_an_epoch for t in trainings],
+        )
+        self._best = pack.rows()
+        self._total = torch.zeros(len(pack), device=pack.device)
+        self._example = pick(train, lambda t: t[:2])
+        self.epoch = 0
+        """Epochs that are over."""
+        self.done = False
+        """Whether every run has ended."""
 
+    @property
+    def names(self) -> list[str]:
+        """The runs that are still in training."""
+        return [] if self.done else list(self._stopping.names)
 
-@dataclass
-class _Vectors:
-    """The state of stopping and of the optimiser's settings, in the order of the pack."""
+    @property
+    def steps(self) -> int:
+        """Steps taken so far."""
+        return self._pack.steps
 
-    trainings: list[Training]
-    lr: Tensor
-    weight_decay: Tensor
-    clip: Tensor
-    best: Tensor
-    best_step: Tensor
-    since_best: Tensor
-    names: list[str] = field(default_factory=list)
+    def advance(self, pause: Callable[[], bool] = lambda: False) -> Epoch | None:
+        """Train to the end of the epoch, evaluate, and let those leave that are done.
 
-    def keep(self, mask: Tensor) -> None:
-        stays = mask.tolist()
-        self.trainings = [t for t, s in zip(self.trainings, stays, strict=True) if s]
-        self.names = [n for n, s in zip(self.names, stays, strict=True) if s]
-        for key in ("lr", "weight_decay", "clip", "best", "best_step", "since_best"):
-            setattr(self, key, getattr(self, key)[mask])
+        Args:
+            pause: Asked after each step but the epoch's last; where it says True, training stops there, and the next
+                call goes on as if nothing had been.
+
+        Returns:
+            What the epoch gave; None where it was stopped within.
+        """
+        pack, of = self._pack, self._stopping
+        weight_decay = of.weight_decay if of.weight_decay.any() else None
+        clip = of.clip if of.clip.isfinite().any() else None
+        order = epoch_order(pack.seeds, self.epoch, self._n, pack.device)
+        rates = self._rates()
+        with pack.attached(self._example, training=True):
+            while (within := pack.steps - self.epoch * self.steps_an_epoch) < self.steps_an_epoch:
+                rows = order[:, within * self._batch_size : (within + 1) * self._batch_size]
+                if self._schedules.moves_each_step(pack.steps):
+                    rates = self._rates()
+                losses = pack.step(take(self._train, rows), rates, weight_decay, clip)
+                self._total += losses * rows.shape[1]
+                if within + 1 < self.steps_an_epoch and pause():
+                    return None
+        norms = pack.gradient_norms()
+        with pack.attached(self._example, training=False):
+            validation_loss, validation_metric = evaluate(pack, self._validation, self._functions)
+        train_loss = self._total / self._n
+        finite = train_loss.isfinite() & validation_loss.isfinite()
+        pack.copy_rows(self._best, of.observe(validation_loss.where(finite, torch.nan), pack.steps))
+        self._schedules.observe(validation_loss.double().cpu())
+        columns = [c.tolist() for c in (train_loss, validation_loss, validation_metric, rates, norms)]
+        points = [Point(name, pack.steps, *numbers) for name, *numbers in zip(of.names, *columns, strict=True)]
+        self.epoch += 1
+        self._total = torch.zeros_like(self._total)
+        return Epoch(points, self._leave(of.ended(finite.tolist(), self.epoch)))
+
+    def prune(self, reasons: Mapping[str, str]) -> list[Outcome]:
+        """Let runs leave between two epochs, each for a reason; their outcomes have the status "pruned"."""
+        return self._leave({name: ("pruned", reason) for name, reason in reasons.items()})
+
+    def kept(self) -> dict[str, State]:
+        """The tensors that each run still in training would hand out if it ended now: the best, or the last."""
+        best, last = self._pack.states(self._best), self._pack.states()
+        rows = zip(self._stopping.names, self._stopping.trainings, strict=True)
+        return {name: (best if training.weights == "best" else last)[name] for name, training in rows}
+
+    def state(self) -> TrainingState:
+        """All that is needed to go on from here, bit for bit, apart from the base, the data and the runs' settings."""
+        names, pack = self._stopping.names, self._pack
+        by_run = {"now": pack.states(), "best": pack.states(self._best), "moments": pack.optimiser_state()}
+        tensors = {
+            f"{kind}/{k}/{key}": value
+            for kind, states in by_run.items()
+            for k, name in enumerate(names)
+            for key, value in states[name].items()
+        }
+        vectors = {f"stopping.{key}": value for key, value in self._stopping.state().items()}
+        vectors |= {f"schedule.{key}": value for key, value in self._schedules.state().items()}
+        vectors["loss.total"] = self._total
+        tensors |= {f"vector/{key}": value.detach().cpu().clone() for key, value in vectors.items()}
+        plain = {"names": list(names), "epoch": self.epoch, "steps": pack.steps, "seconds": self._seconds()}
+        return TrainingState(tensors, plain)
+
+    def restore(self, state: TrainingState) -> None:
+        """Go on from what `state` gave, in a new object made with the same base, data and settings.
+
+        The runs may be more than those in the state: the others have ended, and leave.
+
+        Raises:
+            CheckpointError: The state has runs that this training has not.
+        """
+        if strange := [name for name in state.names if name not in self._stopping.names]:
+            raise CheckpointError(f"The state has {', '.join(strange)}, which this pack does not train.")
+        self._keep(state.names)
+        self._pack.load(state.states("now"), state.states("moments"), state.plain["steps"])
+        self._best = self._pack.rows_of(state.states("best"))
+        order = [state.names.index(name) for name in self._stopping.names]
+        of = {
+            what: {key: v[order] for key, v in state.vectors(what).items()} for what in ("stopping", "schedule", "loss")
+        }
+        self._stopping.load_state(of["stopping"])
+        self._schedules.load_state(of["schedule"])
+        self._total = of["loss"]["total"].to(self._total)
+        self.epoch = state.plain["epoch"]
+        self._started = time.perf_counter() - state.plain["seconds"]
+
+    def _rates(self) -> Tensor:
+        lr = self._stopping.lr
+        return self._schedules.factor(self._pack.steps).to(lr) * lr
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+    def _leave(self, ended: Mapping[str, tuple[str, str | None]]) -> list[Outcome]:
+        if not ended:
+            return []
+        seconds, of, states = self._seconds(), self._stopping, self.kept()
+        best_steps = dict(zip(of.names, of.best_step.tolist(), strict=True))
+        outcomes = [
+            Outcome(name, states[name], *how, best_steps[name], self._pack.steps, self.epoch, seconds)
+            for name, how in ended.items()
+        ]
+        self._keep([name for name in of.names if name not in ended])
+        return outcomes
+
+    def _keep(self, names: Sequence[str]) -> None:
+        """Cut out all other runs."""
+        if not names:
+            self.done = True
+            return
+        mask = torch.tensor([name in names for name in self._stopping.names], device=self._pack.device)
+        if mask.all():
+            return
+        cut = self._pack.keep(mask, self._best)
+        self._best = self._best if cut is None else cut
+        self._total = self._total[mask]
+        self._stopping.keep(mask)
+        self._schedules.keep(mask.cpu())
 
 
 def train_pack(
@@ -96,12 +268,12 @@ def train_pack(
     """Train runs together in one pack, and hand out each one as soon as it is done.
 
     Args:
-        model: The base; the same, bit for bit, whenever this hands something out.
-        runs: What to train and how; all with one batch size.
-        train: Training data, tensors with the rows first, on the model's device.
-        validation: Data on which loss and metric are taken after every epoch.
-        loss: loss(outputs, batch) of one adapter.
-        metric: metric(outputs, batch) of one adapter.
+        model: As `PackTraining` takes it, like all that is not named here.
+        runs: What to train and how.
+        train: Training data.
+        validation: Validation data.
+        loss: The loss.
+        metric: The metric.
         states: Tensors to start from, by member name.
         on_epoch: Called after every epoch with a point for each adapter that took part.
 
@@ -113,118 +285,9 @@ def train_pack(
         DataError: A data set is empty or its tensors differ in length.
         PackError: These runs can't share a pack.
     """
-    sizes = {training.batch_size for _, training in runs}
-    if len(sizes) != 1:
-        raise ConfigError(f"Runs with batch sizes {sorted(sizes)} can't share a pack; make one pack for each.")
-    batch_size = sizes.pop()
-    n = count_rows(train, "training")
-    count_rows(validation, "validation")
-    steps_an_epoch = -(-n // batch_size)
-    started = time.perf_counter()
-    pack = Pack(model, [member for member, _ in runs], loss, states=states)
-    per_metric, per_loss = PerAdapter(metric, "metric"), PerAdapter(loss, "loss")
-    v = _vectors(pack, {member.name: training for member, training in runs})
-    schedules = Schedules(
-        [t.schedule for t in v.trainings],
-        [t.warmup for t in v.trainings],
-        [t.epochs * steps_an_epoch for t in v.trainings],
-    )
-    best = pack.rows()
-    example = pick(train, lambda t: t[:2])
-    for epoch in range(max(t.epochs for t in v.trainings)):
-        total = torch.zeros(len(pack), device=pack.device)
-        rates = schedules.factor(pack.steps).to(pack.device, v.lr.dtype) * v.lr
-        weight_decay = v.weight_decay if v.weight_decay.any() else None
-        clip = v.clip if v.clip.isfinite().any() else None
-        order = epoch_order(pack.seeds, epoch, n, pack.device)
-        with pack.attached(example, training=True):
-            for start in range(0, n, batch_size):
-                rows = order[:, start : start + batch_size]
-                if schedules.moves_each_step(pack.steps):
-                    rates = schedules.factor(pack.steps).to(pack.device, v.lr.dtype) * v.lr
-                losses = pack.step(take(train, rows), rates, weight_decay, clip)
-                total += losses * rows.shape[1]
-        norms = pack.gradient_norms()
-        with pack.attached(example, training=False):
-            validation_loss, validation_metric = evaluate(pack, validation, [per_loss, per_metric])
-        ok = total.isfinite() & validation_loss.isfinite()
-        better = ok & (validation_loss < v.best)
-        pack.copy_rows(best, better)
-        v.best = torch.where(better, validation_loss, v.best)
-        v.best_step[better] = pack.steps
-        v.since_best = torch.where(better, 0, v.since_best + 1)
-        schedules.observe(validation_loss.double().cpu())
-        columns = (total / n, validation_loss, validation_metric, rates, norms)
-        on_epoch(
-            [
-                Point(name, pack.steps, *numbers)
-                for name, *numbers in zip(v.names, *(c.tolist() for c in columns), strict=True)
-            ]
-        )
-        ended = _ended(v, ok.tolist(), epoch + 1)
-        if ended:
-            seconds = time.perf_counter() - started
-            kept, last = pack.states(best), pack.states()
-            for k, (status, reason) in ended.items():
-                state = (kept if v.trainings[k].weights == "best" else last)[v.names[k]]
-                yield Outcome(v.names[k], state, status, reason, int(v.best_step[k]), pack.steps, epoch + 1, seconds)
-            mask = torch.tensor([k not in ended for k in range(len(pack))], device=pack.device)
-            if not mask.any():
-                return
-            cut = pack.keep(mask, best)
-            best = best if cut is None else cut
-            v.keep(mask)
-            schedules.keep(mask.cpu())
-
-
-def _ended(v: _Vectors, ok: Sequence[bool], epochs: int) -> dict[int, tuple[str, str | None]]:
-    """The adapters that are done after so many epochs: place -> (status, reason)."""
-    ended: dict[int, tuple[str, str | None]] = {}
-    for k, (training, since_best) in enumerate(zip(v.trainings, v.since_best.tolist(), strict=True)):
-        if not ok[k]:
-            ended[k] = ("diverged", f"the loss was not finite in epoch {epochs}")
-        elif epochs >= training.epochs:
-            ended[k] = ("finished", None)
-        elif training.patience is not None and since_best >= training.patience:
-            ended[k] = ("finished", f"no lower validation loss for {training.patience} epochs")
-    return ended
-
-
-def evaluate(pack: Pack, data: Data, functions: Sequence[PerAdapter]) -> list[Tensor]:
-    """Mean over a data set of each function for every adapter: (K,) each; inside `attached(training=False)`."""
-    return [values.mean(1) for values in evaluate_rows(pack, data, functions)]
-
-
-def evaluate_rows(pack: Pack, data: Data, functions: Sequence[PerAdapter]) -> list[Tensor]:
-    """Value of each function for every adapter and row: (K, n) each; inside `attached(training=False)`.
-
-    A function that returns a scalar for a batch counts for each of its rows.
-    """
-    n = count_rows(data, "evaluation")
-    chunk = max(1, ROWS_AT_ONCE // len(pack))
-    parts: list[list[Tensor]] = [[] for _ in functions]
-    for start in range(0, n, chunk):
-        batch = pick(data, lambda t, start=start: t[start : start + chunk])
-        rows = min(chunk, n - start)
-        for part, values in zip(parts, pack.evaluate(batch, functions), strict=True):
-            part.append(values if values.dim() == 2 else values.unsqueeze(1).expand(-1, rows))
-    return [torch.cat(part, dim=1) for part in parts]
-
-
-def _vectors(pack: Pack, trainings: Mapping[str, Training]) -> _Vectors:
-    names = [member.member.name for member in pack.members]
-    ordered = [trainings[name] for name in names]
-
-    def vector(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, device=pack.device, dtype=pack.dtype)
-
-    return _Vectors(
-        trainings=ordered,
-        names=names,
-        lr=vector([t.lr for t in ordered]),
-        weight_decay=vector([t.weight_decay for t in ordered]),
-        clip=vector([torch.inf if t.clip is None else t.clip for t in ordered]),
-        best=vector([torch.inf] * len(ordered)),
-        best_step=torch.zeros(len(ordered), dtype=torch.long, device=pack.device),
-        since_best=torch.zeros(len(ordered), dtype=torch.long, device=pack.device),
-    )
+    training = PackTraining(model, runs, train, validation, loss, metric, states=states)
+    while not training.done:
+        epoch = training.advance()
+        if epoch is not None:
+            on_epoch(epoch.points)
+            yield from epoch.ended

@@ -3,8 +3,7 @@
 A schedule holds vectors, an entry for each adapter: a pack asks it once a step, not once an adapter.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,29 +11,7 @@ from torch import Tensor
 from rankwise.train.schedules.constant import Constant
 from rankwise.train.schedules.cosine import Cosine
 from rankwise.train.schedules.plateau import Plateau
-
-
-class Schedule(Protocol):
-    """The factors on the learning rates of n adapters."""
-
-    moves_each_step: bool
-
-    def __init__(self, total_steps: Tensor) -> None:
-        """Args: total_steps: how many steps each adapter takes at the most, (n,)."""
-        ...
-
-    def factor(self, step: int) -> Tensor:
-        """The factors (n,) for a step, counted from 0."""
-        ...
-
-    def observe(self, validation_loss: Tensor) -> None:
-        """Take in the validation losses (n,) after an epoch."""
-        ...
-
-    def keep(self, mask: Tensor) -> None:
-        """Leave only the adapters where mask is true."""
-        ...
-
+from rankwise.train.schedules.schedule import Schedule
 
 SCHEDULES: dict[str, type[Schedule]] = {"constant": Constant, "cosine": Cosine, "plateau": Plateau}
 
@@ -73,6 +50,21 @@ class Schedules:
         """Take in the validation losses (K,) after an epoch."""
         for name, part in self._parts.items():
             part.observe(validation_loss[self._of(name)])
+
+    def state(self) -> dict[str, Tensor]:
+        """What the schedules have come to: vectors with an entry for each adapter, in float64."""
+        state: dict[str, Tensor] = {}
+        for name, part in self._parts.items():
+            for vector in part.VECTORS:
+                whole = state[f"{name}.{vector}"] = torch.zeros(len(self._names), dtype=torch.float64)
+                whole[self._of(name)] = getattr(part, vector)
+        return state
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave, entries in the present order of the adapters."""
+        for name, part in self._parts.items():
+            for vector in part.VECTORS:
+                setattr(part, vector, state[f"{name}.{vector}"][self._of(name)])
 
     def keep(self, mask: Tensor) -> None:
         """Leave only the adapters where mask is true."""

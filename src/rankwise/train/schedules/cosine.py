@@ -4,8 +4,10 @@ import math
 
 from torch import Tensor
 
+from rankwise.train.schedules.schedule import Schedule
 
-class Cosine:
+
+class Cosine(Schedule):
     r"""Factor $\frac{1}{2} (1 + \cos(\pi t / T))$ at step t of at most T.
 
     References:
@@ -13,15 +15,10 @@ class Cosine:
     """
 
     moves_each_step = True
+    VECTORS = ("total",)
 
     def __init__(self, total_steps: Tensor) -> None:
-        self._total = total_steps
+        self.total = total_steps
 
     def factor(self, step: int) -> Tensor:
-        return 0.5 * (1 + (math.pi * (step / self._total).clamp(max=1)).cos())
-
-    def observe(self, validation_loss: Tensor) -> None:
-        pass
-
-    def keep(self, mask: Tensor) -> None:
-        self._total = self._total[mask]
+        return 0.5 * (1 + (math.pi * (step / self.total).clamp(max=1)).cos())

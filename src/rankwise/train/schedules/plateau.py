@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from rankwise.train.schedules.schedule import Schedule
 
-class Plateau:
+
+class Plateau(Schedule):
     """Times 0.1 when the loss was not at least 1e-4 (relative) below the best for more than 10 epochs.
 
     These are the defaults of `torch.optim.lr_scheduler.ReduceLROnPlateau`, which the digits experiment uses.
@@ -14,22 +16,20 @@ class Plateau:
     PATIENCE = 10
     THRESHOLD = 1e-4
     moves_each_step = False
+    VECTORS = ("reached", "best", "bad")
 
     def __init__(self, total_steps: Tensor) -> None:
-        self._factor = torch.ones_like(total_steps)
-        self._best = torch.full_like(total_steps, torch.inf)
-        self._bad = torch.zeros_like(total_steps)
+        self.reached = torch.ones_like(total_steps)
+        self.best = torch.full_like(total_steps, torch.inf)
+        self.bad = torch.zeros_like(total_steps)
 
     def factor(self, step: int) -> Tensor:
-        return self._factor
+        return self.reached
 
     def observe(self, validation_loss: Tensor) -> None:
-        better = validation_loss < self._best * (1 - self.THRESHOLD)
-        self._best = torch.where(better, validation_loss, self._best)
-        self._bad = torch.where(better, 0.0, self._bad + 1)
-        reduced = self._bad > self.PATIENCE
-        self._factor = torch.where(reduced, self._factor * self.FACTOR, self._factor)
-        self._bad = torch.where(reduced, 0.0, self._bad)
-
-    def keep(self, mask: Tensor) -> None:
-        self._factor, self._best, self._bad = self._factor[mask], self._best[mask], self._bad[mask]
+        better = validation_loss < self.best * (1 - self.THRESHOLD)
+        self.best = torch.where(better, validation_loss, self.best)
+        self.bad = torch.where(better, 0.0, self.bad + 1)
+        reduced = self.bad > self.PATIENCE
+        self.reached = torch.where(reduced, self.reached * self.FACTOR, self.reached)
+        self.bad = torch.where(reduced, 0.0, self.bad)

@@ -1,0 +1,154 @@
+"""The course of a sweep: its packs train in turn, to the end or from rung to rung, and what is under way is kept."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import nn
+
+from rankwise.sweep.configurations import RunScore
+from rankwise.sweep.keeping import Keeper
+from rankwise.sweep.measure import validate
+from rankwise.sweep.problem import Problem, Run, Swept, score_of
+from rankwise.sweep.rungs import worst_runs
+from rankwise.sweep.watch import Watch
+from rankwise.train.checkpoints import Checkpoints
+from rankwise.train.interrupts import Stop
+from rankwise.train.loop import PackTraining, TrainingState
+from rankwise.train.outcome import Outcome
+
+
+class Course:
+    """A sweep under way.
+
+    Args:
+        model: The base.
+        packs: Runs by pack, in the order in which packs train.
+        problem: Data, loss and metric.
+        rungs: Epochs, rising, after which the worst configurations leave.
+        swept: What is found; filled here.
+        watch: Told how it goes.
+        checkpoints: Where the state is kept; None to keep none.
+        stop: Tells when to stop.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        packs: Sequence[Sequence[Run]],
+        problem: Problem,
+        rungs: Sequence[int],
+        swept: Swept,
+        watch: Watch,
+        checkpoints: Checkpoints | None,
+        stop: Stop,
+    ) -> None:
+        self._model, self._packs, self._problem, self._rungs = model, packs, problem, rungs
+        self._swept, self._watch, self._stop = swept, watch, stop
+        self._checkpoints = checkpoints
+        self._keeper = None if checkpoints is None else Keeper(checkpoints, swept)
+        self._waiting: dict[int, TrainingState] = {}
+        self._stage = 0
+
+    def go_on(self) -> None:
+        """Take up the last checkpoint, if there is a whole one."""
+        if self._keeper is not None:
+            self._waiting, self._stage = self._keeper.read()
+            self._watch.points(self._swept.curve)
+            for outcome in self._swept.outcomes.values():
+                self._watch.ended(outcome)
+
+    def run(self) -> None:
+        """Train everything that has not ended.
+
+        Raises:
+            KeyboardInterrupt: Asked to stop; the state has been kept.
+        """
+        for stage in range(self._stage, len(self._rungs) + 1):
+            until = self._rungs[stage] if stage < len(self._rungs) else None
+            for i in range(len(self._packs)):
+                if not self._over(i) and not self._reached(i, until):
+                    self._train(i, until)
+            if until is not None:
+                self._rung(until)
+            self._stage = stage + 1
+            self._keep()
+
+    def _over(self, i: int) -> bool:
+        return all(run.name in self._swept.outcomes for run in self._packs[i])
+
+    def _reached(self, i: int, until: int | None) -> bool:
+        return until is not None and i in self._waiting and self._waiting[i].plain["epoch"] >= until
+
+    def _begin(self, i: int) -> PackTraining:
+        """A pack as it stands, ready to train."""
+        problem, runs = self._problem, self._packs[i]
+        data = problem.splits[runs[0].data]
+        members = [(run.member, run.training) for run in runs]
+        training = PackTraining(self._model, members, data.train, data.validation, problem.loss, problem.metric)
+        if i in self._waiting:
+            training.restore(self._waiting.pop(i))
+        return training
+
+    def _train(self, i: int, until: int | None) -> None:
+        """Train a pack to a rung, or to its end."""
+        training = self._begin(i)
+        while not training.done and (until is None or training.epoch < until):
+            epoch = training.advance(self._pause)
+            if epoch is not None:
+                self._swept.curve.extend(epoch.points)
+                self._watch.points(epoch.points)
+                self._ended(epoch.ended)
+                if self._checkpoints is not None:
+                    self._checkpoints.epoch_over()
+            if self._pause():
+                self._wait(i, training)
+                self._keep()
+                self._waiting.pop(i, None)  # it goes on in `training`; a copy would only take memory
+            if self._stop.asked:
+                raise KeyboardInterrupt
+        self._wait(i, training)
+        if training.done:
+            self._keep()
+
+    def _pause(self) -> bool:
+        return self._stop.asked or (self._checkpoints is not None and self._checkpoints.due())
+
+    def _wait(self, i: int, training: PackTraining) -> None:
+        if training.done:
+            self._waiting.pop(i, None)
+        else:
+            self._waiting[i] = training.state()
+
+    def _keep(self) -> None:
+        if self._keeper is not None:
+            self._keeper.write(self._waiting, self._stage)
+
+    def _ended(self, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            self._swept.outcomes[outcome.name] = outcome
+            self._watch.ended(outcome)
+
+    def _rung(self, epochs: int) -> None:
+        """Let the worst leave, of the runs on each data set."""
+        scores: dict[str, list[RunScore]] = {}
+        for i, runs in enumerate(self._packs):
+            ended = {run.name: self._swept.outcomes[run.name] for run in runs if run.name in self._swept.outcomes}
+            states = {name: outcome.state for name, outcome in ended.items() if outcome.status == "finished"}
+            if i in self._waiting:
+                states |= self._waiting[i].kept({run.name: run.training.weights for run in runs})
+            measured = [run for run in runs if run.name in states]
+            values = validate(self._model, measured, states, self._problem) if measured else {}
+            for run in runs:
+                status = ended[run.name].status if run.name in ended else "finished"
+                validation = values.get(run.name, np.empty(0))
+                score = score_of(run, self._swept.parameters[run.name], validation, status)
+                scores.setdefault(run.data, []).append(score)
+        reasons: dict[str, str] = {}
+        for group in scores.values():
+            reasons |= worst_runs(group, self._problem.higher_is_better, epochs)
+        for i in list(self._waiting):
+            leaving = {name: reasons[name] for name in self._waiting[i].names if name in reasons}
+            if leaving:
+                training = self._begin(i)
+                self._ended(training.prune(leaving))
+                self._wait(i, training)

@@ -1,0 +1,160 @@
+"""The plan of a sweep: which run trains in which pack, in which order; written before training, followed on resume."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.errors import CheckpointError
+from rankwise.sweep.problem import Problem, Run
+from rankwise.train.data import tensors_of
+from rankwise.writing import write_durably
+
+FORMAT = "rankwise-plan-1"
+FILE = "plan.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep does, and to what; all of it plain.
+
+    Args:
+        packs: Names of the runs of each pack, in the order in which packs train.
+        rungs: Epochs after which the worst configurations leave.
+        sha256: Fingerprints of what the plan is for: "runs", "base", "data".
+        made_with: What the last bits of the results depend on.
+    """
+
+    packs: list[list[str]]
+    rungs: list[int]
+    sha256: dict[str, str]
+    made_with: dict[str, str]
+
+
+def plan_packs(runs: Sequence[Run]) -> list[list[Run]]:
+    """Cut runs into packs: runs share one when they read the same data in batches of one size, and all are low-rank
+    or all train whole layers (whose products have nothing in common)."""
+    packs: dict[tuple[object, ...], list[Run]] = {}
+    for run in runs:
+        packs.setdefault((run.data, run.training.batch_size, run.method), []).append(run)
+    return list(packs.values())
+
+
+def make_plan(model: nn.Module, runs: Sequence[Run], problem: Problem, rungs: Sequence[int]) -> Plan:
+    """Plan a sweep."""
+    return Plan(
+        packs=[[run.name for run in pack] for pack in plan_packs(runs)],
+        rungs=list(rungs),
+        sha256={
+            "runs": hashlib.sha256("\n".join(map(_settings, runs)).encode()).hexdigest(),
+            "base": fingerprint(model.state_dict()),
+            "data": fingerprint(_named(problem)),
+        },
+        made_with={
+            "torch": torch.__version__,
+            "threads": str(torch.get_num_threads()),
+            "device": str(next(model.parameters()).device),
+        },
+    )
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    """Write the plan into the folder of checkpoints.
+
+    Raises:
+        OutputError: It can't be written.
+    """
+    write_durably(folder / FILE, (json.dumps({"format": FORMAT, **asdict(plan)}, indent=1) + "\n").encode())
+
+
+def read_plan(folder: Path) -> Plan:
+    """Read what `write_plan` wrote.
+
+    Raises:
+        CheckpointError: There is none, or it is none of this version's.
+    """
+    path = folder / FILE
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        format_ = found.pop("format")
+        if format_ != FORMAT:
+            raise CheckpointError(f'{path} has the format "{format_}"; this version of rankwise reads "{FORMAT}".')
+        return Plan(**found)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} can't be read ({error.strerror}); there is no unfinished run to go on with."
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged; start the run anew.") from error
+
+
+WHAT_DIFFERS = {
+    "runs": "Its runs have other settings",
+    "base": "The base has other weights",
+    "data": "The data are others",
+}
+
+
+def check_plan(plan: Plan, now: Plan, folder: Path) -> list[str]:
+    """Hold a plan that was read against the one that would be made now.
+
+    Returns:
+        What may change the last bits of the results, in words.
+
+    Raises:
+        CheckpointError: It is for other runs, another base or other data.
+    """
+    for key, words in WHAT_DIFFERS.items():
+        if plan.sha256.get(key) != now.sha256[key]:
+            raise CheckpointError(
+                f"The run in {folder} can't be gone on with. {words} now: SHA-256 {now.sha256[key][:12]}, and "
+                f"{plan.sha256.get(key, 'none')[:12]} when it began."
+            )
+    changed = [key for key, value in now.made_with.items() if plan.made_with.get(key) != value]
+    if not changed:
+        return []
+    before, after = (
+        ", ".join(f"{key} {found.get(key)}" for key in changed) for found in (plan.made_with, now.made_with)
+    )
+    return [f"The run began with {before} and went on with {after}; the last bits of its results may depend on that."]
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names, types, shapes and bits of tensors."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(memoryview(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))  # pyright: ignore[reportArgumentType]
+    return digest.hexdigest()
+
+
+def _named(problem: Problem) -> dict[str, Tensor]:
+    sets = {
+        f"{key}/{part.name}": getattr(splits, part.name)
+        for key, splits in problem.splits.items()
+        for part in fields(splits)
+    }
+    sets |= {f"other/{name}": data for name, data in problem.other_tests.items()}
+    return {f"{name}/{i}": tensor for name, data in sets.items() for i, tensor in enumerate(tensors_of(data))}
+
+
+def _settings(run: Run) -> str:
+    """A run in words that are the same in every process."""
+    lora = run.member.lora
+    plain = {} if lora is None else {f.name: _plain(getattr(lora, f.name)) for f in fields(lora)}
+    parts = (run.name, run.configuration, run.method, run.data, run.member.seed, run.member.whole, run.training, plain)
+    return " ".join(map(str, parts))
+
+
+def _plain(value: Any) -> Any:
+    # A function's repr holds an address; its name is all that can be compared.
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__qualname__)
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return sorted(value, key=str) if isinstance(value, set | frozenset) else value

@@ -1,0 +1,127 @@
+"""What a sweep is asked and what it finds: runs, data, loss and metric; outcomes and scores."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rankwise.pack.losses import PerBatch
+from rankwise.pack.member import Member
+from rankwise.sweep.configurations import RunScore
+from rankwise.train.data import Data
+from rankwise.train.outcome import Outcome, Point
+from rankwise.train.settings import Training
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a sweep.
+
+    Args:
+        name: For example "r8-lr0.001-s0"; unique.
+        configuration: What it is a repeat of, whatever its learning rate and seed: "r8", "full".
+        label: The configuration in words.
+        method: "lora", "full" or "head".
+        member: What it trains.
+        training: How.
+        data: Which of the problem's splits it trains on and is tested on.
+    """
+
+    name: str
+    configuration: str
+    label: str
+    method: str
+    member: Member
+    training: Training
+    data: str = "new"
+
+    @property
+    def r(self) -> int | None:
+        """The rank; None unless the method is "lora"."""
+        return None if self.member.lora is None else self.member.lora.r
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training, validation and test data: tensors, or tuples or mappings of them, rows first."""
+
+    train: Data
+    validation: Data
+    test: Data
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be learned.
+
+    Args:
+        splits: Data by the names that runs give in `data`.
+        loss: loss(outputs, batch) of one adapter.
+        metric: metric(outputs, batch) of one adapter, one value a row.
+        other_tests: Further test sets on which the metric is taken, by the metric's name there.
+        metric_name: What the metric is called.
+        higher_is_better: False for losses.
+    """
+
+    splits: Mapping[str, Splits]
+    loss: PerBatch
+    metric: PerBatch
+    other_tests: Mapping[str, Data] = field(default_factory=dict)
+    metric_name: str = "accuracy"
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A finished run's metric, example by example, and its validation loss."""
+
+    validation: np.ndarray
+    validation_loss: float
+    test: np.ndarray
+    other: Mapping[str, np.ndarray]
+
+
+@dataclass
+class Swept:
+    """What a sweep has found.
+
+    Args:
+        runs: All planned runs.
+        parameters: Trainable parameters by run.
+        outcomes: How each run that ended did, by name.
+        scores: Of each finished run, by name.
+        curve: A point for each run and epoch.
+        packs: Number of the pack by run.
+        complete: Whether every planned run has ended.
+        notes: What the user should know of how it ran.
+    """
+
+    runs: Sequence[Run]
+    parameters: Mapping[str, int]
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    scores: dict[str, Scores] = field(default_factory=dict)
+    curve: list[Point] = field(default_factory=list)
+    packs: dict[str, int] = field(default_factory=dict)
+    complete: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def score(self, run: Run) -> RunScore:
+        """What the rule of the answer needs to know of a run."""
+        outcome, scores = self.outcomes.get(run.name), self.scores.get(run.name)
+        validation = np.empty(0) if scores is None else scores.validation
+        return score_of(run, self.parameters[run.name], validation, "stopped" if outcome is None else outcome.status)
+
+
+def score_of(run: Run, parameters: int, validation: np.ndarray, status: str) -> RunScore:
+    """A run with the metric of each validation example, as the rules of choosing take it."""
+    return RunScore(
+        name=run.name,
+        method=run.method,
+        r=run.r,
+        lr=run.training.lr,
+        seed=run.member.seed,
+        trainable_parameters=parameters,
+        validation=validation,
+        configuration=run.configuration,
+        status=status,
+    )

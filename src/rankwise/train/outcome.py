@@ -1,0 +1,43 @@
+"""What training tells: a point after every epoch, an outcome at the end of a run."""
+
+from dataclasses import dataclass
+
+from rankwise.pack.resolved import State
+
+
+@dataclass(frozen=True)
+class Point:
+    """One adapter after one epoch: a line of curves.csv."""
+
+    run: str
+    step: int
+    train_loss: float
+    validation_loss: float
+    metric: float
+    lr: float
+    grad_norm: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one run.
+
+    Args:
+        name: The member's name.
+        state: Its tensors, those that `Training.weights` asks for.
+        status: "finished" (all epochs, or stopped early by its own rule), "pruned" (left at a rung) or "diverged".
+        reason: Why it ended before its last epoch; None otherwise.
+        best_step: The step with the lowest validation loss.
+        steps: Steps taken.
+        epochs: Passes over the data taken.
+        seconds: Time in training from the start of its pack to its end.
+    """
+
+    name: str
+    state: State
+    status: str
+    reason: str | None
+    best_step: int
+    steps: int
+    epochs: int
+    seconds: float

@@ -1,0 +1,135 @@
+"""Runs `rankwise` and ends it, as `kill -9` does, at a moment that is given: a script for test_resume.py.
+
+    python killed_run.py KIND NTH FLAGS...
+
+The moment is the NTH call of what KIND names; "none" lets the command end by itself.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from rankwise.cli import main
+from rankwise.pack.pack import Pack
+from rankwise.sweep import course
+from rankwise.tasks import digits, digits_run
+from rankwise.train import checkpoints, loop
+from rankwise.train.checkpoints import Checkpoints
+
+torch.set_num_threads(1)
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killing(nth: int, real: Callable[..., Any], when: Callable[[], bool] = lambda: True) -> Callable[..., Any]:
+    """A function that kills instead of being called the nth time."""
+    calls = [0]
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += when()
+        if calls[0] >= nth and when():
+            kill()
+        return real(*args, **kwargs)
+
+    return call
+
+
+def in_a_checkpoint(call: str, nth: int) -> None:
+    """Within the writing of a checkpoint, at the nth call of a function of `os`."""
+    writing = [False]
+    write = Checkpoints.write
+
+    def noted(self: Checkpoints, *args: Any) -> bool:
+        writing[0] = True
+        try:
+            return write(self, *args)
+        finally:
+            writing[0] = False
+
+    checkpoints.Checkpoints.write = noted
+    setattr(os, call, killing(nth, getattr(os, call), lambda: writing[0]))
+
+
+def half_a_file(nth: int) -> None:
+    """When the nth file of the checkpoints has been written to its middle."""
+    write = checkpoints.write_durably
+    calls = [0]
+
+    def torn(path: Any, data: bytes) -> None:
+        calls[0] += 1
+        if calls[0] == nth:
+            path.with_name(f".{path.name}.{os.getpid()}.tmp").write_bytes(data[: len(data) // 2])
+            kill()
+        write(path, data)
+
+    checkpoints.write_durably = torn
+
+
+def begun() -> Callable[[], bool]:
+    """Whether the sweep has begun; before that the base trains and is measured, and there is nothing to go on from."""
+    found = [False]
+    begin = digits_run.begin_run
+
+    def noted(*args: Any) -> Any:
+        found[0] = True
+        return begin(*args)
+
+    digits_run.begin_run = noted
+    return lambda: found[0]
+
+
+def at_step(nth: int) -> None:
+    Pack.step = killing(nth, Pack.step, begun())
+
+
+def at_the_results(nth: int) -> None:
+    digits_run.write_report = killing(nth, digits_run.write_report)
+
+
+def at_the_placing(nth: int) -> None:
+    """While the results are put in place, one file after another."""
+    placing = [False]
+    write = digits_run.write_run
+
+    def noted(*args: Any) -> None:
+        placing[0] = True
+        write(*args)
+
+    digits_run.write_run = noted
+    os.replace = killing(nth, os.replace, lambda: placing[0])
+
+
+def in_evaluation(nth: int) -> None:
+    digits.accuracy = killing(nth, digits.accuracy, begun())
+
+
+def at_a_rung(nth: int) -> None:
+    course.worst_runs = killing(nth, course.worst_runs)
+
+
+def while_pruning(nth: int) -> None:
+    loop.PackTraining.prune = killing(nth, loop.PackTraining.prune)
+
+
+KINDS: dict[str, Callable[[int], None]] = {
+    "none": lambda nth: None,
+    "fsync": lambda nth: in_a_checkpoint("fsync", nth),
+    "replace": lambda nth: in_a_checkpoint("replace", nth),
+    "half": half_a_file,
+    "step": at_step,
+    "evaluation": in_evaluation,
+    "rung": at_a_rung,
+    "pruning": while_pruning,
+    "placing": at_the_placing,
+    "results": at_the_results,
+}
+
+if __name__ == "__main__":
+    KINDS[sys.argv[1]](int(sys.argv[2]))
+    sys.exit(main(sys.argv[3:]))

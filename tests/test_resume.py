@@ -1,0 +1,140 @@
+"""A sweep that is killed and gone on with gives what one gives that was left alone, bit for bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from test_cli import folder_of_digits
+
+TESTS = Path(__file__).parent
+FLAGS = [
+    "--ranks",
+    "1,2,5",
+    "--seeds",
+    "2",
+    "--lr",
+    "1e-3,3e-2,1e-2",
+    "--baseline-lr",
+    "1e-3,1e-2",
+    "--batch-size",
+    "4",
+]
+FLAGS += ["--epochs", "5", "--rungs", "1,3", "--quiet"]
+OFTEN = ["--checkpoint-epochs", "1"]
+
+SOME = [("half", 9), ("evaluation", 4), ("rung", 2)]
+"""Moments that every run of the tests tries; `ALL` has them and more."""
+
+IN_A_WRITE = [("fsync", 1), ("fsync", 8), ("replace", 2), ("replace", 5), ("replace", 11), ("half", 3), ("half", 9)]
+AT_A_RUNG = [("rung", 1), ("rung", 2), ("pruning", 2)]
+IN_EVALUATION = [("evaluation", 4), ("evaluation", 9), ("evaluation", 13)]
+AT_THE_END = [("placing", 2), ("results", 1)]
+ALL = [*IN_A_WRITE, *AT_A_RUNG, *IN_EVALUATION, *AT_THE_END, *(("random", i) for i in range(5))]
+
+
+def command(kind: str, nth: int, *flags: str) -> list[str]:
+    return [sys.executable, str(TESTS / "killed_run.py"), kind, str(nth), "digits", *flags]
+
+
+def environment() -> dict[str, str]:
+    paths = [str(TESTS.parent / "src"), str(TESTS)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+
+
+def ended(kind: str, nth: int, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(kind, nth, *flags), capture_output=True, text=True, check=False, env=environment())
+
+
+def ended_after(seconds: float, *flags: str) -> int:
+    """Run the command, and kill it so many seconds after its training has begun."""
+    out = Path(flags[flags.index("--out") + 1])
+    with subprocess.Popen(command("none", 0, *flags), env=environment(), stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (out / "checkpoints" / "plan.json").exists():
+            time.sleep(0.001)
+        time.sleep(seconds)
+        process.kill()
+    return process.returncode
+
+
+def contents(directory: Path) -> dict[str, Any]:
+    """What a run directory holds, less seconds, dates and the machine."""
+    files = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
+    results = json.loads(files.pop("results.json").read_text())
+    for key in ("seconds", "started", "command", "versions", "device"):
+        del results[key]
+    for run in results["runs"]:
+        del run["seconds"]
+    predictions = np.load(files.pop("predictions.npz"))
+    compared = {name: path.read_bytes() for name, path in files.items() if name.startswith(("adapters", "base", "c"))}
+    return {"results": results, "predictions": {key: predictions[key].tobytes() for key in predictions}, **compared}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_of_digits(tmp_path_factory.mktemp("digits") / "data")
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[dict[str, Any], float]:
+    """What the run gives when it is left alone, and the seconds that it takes."""
+    out = tmp_path_factory.mktemp("alone") / "out"
+    done = ended("none", 0, *FLAGS, "--data", str(data), "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert not (out / "checkpoints").exists()
+    found = contents(out)
+    statuses = {run["status"] for run in found["results"]["runs"]}
+    assert statuses == {"finished", "pruned"}
+    return found, json.loads((out / "results.json").read_text())["seconds"]
+
+
+def assert_goes_on(out: Path, left_alone: dict[str, Any]) -> None:
+    assert (out / "checkpoints" / "plan.json").exists()
+    done = ended("none", 0, "--resume", str(out), "--quiet")
+    assert done.returncode == 0, done.stderr
+    found = contents(out)
+    assert found.keys() == left_alone.keys()
+    for key, value in left_alone.items():
+        assert found[key] == value, key
+    assert not (out / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("kind", "nth"), SOME)
+def test_killed_at_some_moments(
+    tmp_path: Path, data: Path, left_alone: tuple[dict[str, Any], float], kind: str, nth: int
+) -> None:
+    killed_and_resumed(tmp_path, data, left_alone, kind, nth)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "nth"), ALL)
+def test_killed_at_20_moments(
+    tmp_path: Path, data: Path, left_alone: tuple[dict[str, Any], float], kind: str, nth: int
+) -> None:
+    killed_and_resumed(tmp_path, data, left_alone, kind, nth)
+
+
+def killed_and_resumed(
+    tmp_path: Path, data: Path, left_alone: tuple[dict[str, Any], float], kind: str, nth: int
+) -> None:
+    found, seconds = left_alone
+    flags = [*FLAGS, *OFTEN, "--data", str(data), "--out", str(tmp_path / "out")]
+    if kind == "random":
+        code = ended_after(random.Random(nth).uniform(0, 0.5 * seconds), *flags)
+    else:
+        code = ended(kind, nth, *flags).returncode
+    assert code == -signal.SIGKILL
+    assert_goes_on(tmp_path / "out", found)
+
+
+def test_there_are_20_moments() -> None:
+    assert len(ALL) == 20
+    assert {*SOME} <= {*ALL}
