@@ -43,4 +43,6 @@ clean:
 
 .venv/.installed-dev: .venv/.installed
 	$(PIP) -e '.[dev]'
+	# The model zoo's vision models; torchvision, which timm asks for, is not needed.
+	$(PIP) --no-deps timm
 	touch $@

@@ -137,7 +137,9 @@ def table(results: list[Result]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kinds", default=",".join(KINDS), help="linear, all (also convolutions and embeddings) or both")
+    parser.add_argument(
+        "--kinds", default=",".join(KINDS), help="linear, all (also convolutions and embeddings) or both"
+    )
     parser.add_argument("--only", default="*", help="names or globs of models, with commas between")
     parser.add_argument("--limit", type=int, help="the first N models only")
     parser.add_argument("--seconds", type=float, default=300, help="time for one model")

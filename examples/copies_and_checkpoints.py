@@ -1,6 +1,6 @@
 """Copies, pickles and gradient checkpointing: an adapted model stays an ordinary module.
 
-    python examples/copies_and_checkpoints.py
+python examples/copies_and_checkpoints.py
 """
 
 import copy

@@ -1,7 +1,7 @@
 """LoRA under DistributedDataParallel: inject before wrapping; only A and B are trained and exchanged.
 
-    python examples/distributed.py                            # one process
-    torchrun --nproc-per-node 2 examples/distributed.py       # several
+python examples/distributed.py                            # one process
+torchrun --nproc-per-node 2 examples/distributed.py       # several
 """
 
 import os

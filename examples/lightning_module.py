@@ -1,7 +1,7 @@
 """LoRA with Lightning: the LightningModule needs no line about LoRA; `inject` is called on its model.
 
-    pip install lightning
-    python examples/lightning_module.py
+pip install lightning
+python examples/lightning_module.py
 """
 
 import tempfile

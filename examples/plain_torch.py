@@ -1,6 +1,6 @@
 """LoRA in a plain training loop: a network that knows the digits 0-4 learns 5-9 with 2% of its parameters.
 
-    python examples/plain_torch.py
+python examples/plain_torch.py
 """
 
 import copy

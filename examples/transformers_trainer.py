@@ -1,7 +1,7 @@
 """LoRA with transformers' Trainer: `inject` on the model before it is handed over.
 
-    pip install transformers accelerate
-    python examples/transformers_trainer.py
+pip install transformers accelerate
+python examples/transformers_trainer.py
 """
 
 import copy

@@ -226,9 +226,7 @@ def _on_outputs(
     return moving
 
 
-def _merge(
-    result: Result, model: nn.Module, batch: Batch, adapted: list[Tensor], effect: float
-) -> dict[str, Tensor]:
+def _merge(result: Result, model: nn.Module, batch: Batch, adapted: list[Tensor], effect: float) -> dict[str, Tensor]:
     """Merge and compare; return the merged weights, nothing where merging is refused."""
     try:
         rankwise.merge(model)

@@ -25,7 +25,9 @@ class _Nothing(ModuleType):
         return made
 
 
-_Modes = enum.Enum("InterpolationMode", ["NEAREST", "NEAREST_EXACT", "BILINEAR", "BICUBIC", "BOX", "HAMMING", "LANCZOS"])
+_Modes = enum.Enum(
+    "InterpolationMode", ["NEAREST", "NEAREST_EXACT", "BILINEAR", "BICUBIC", "BOX", "HAMMING", "LANCZOS"]
+)
 
 
 def _modules() -> dict[str, ModuleType]:

@@ -85,9 +85,7 @@ class Row:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-def _rows(
-    kind: str, auto: str, inputs: Callable[[], dict[str, Tensor]], **models: dict[str, Any]
-) -> dict[str, Row]:
+def _rows(kind: str, auto: str, inputs: Callable[[], dict[str, Tensor]], **models: dict[str, Any]) -> dict[str, Row]:
     return {name.replace("__", "-"): Row(kind, auto, inputs, fields) for name, fields in models.items()}
 
 
