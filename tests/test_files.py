@@ -19,7 +19,7 @@ from adapted_models import MODELS, mlp, ours, outputs, theirs
 from rankwise.errors import AdapterError, AdapterFileError, OutputError
 from rankwise.files import load_adapter, read_adapter, save_adapter, write_adapter
 from rankwise.lora import LoRAConfig
-from rankwise.lora.targets import matching_values
+from rankwise.lora.patterns import matching_values
 
 # PEFT calls what transformers is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")

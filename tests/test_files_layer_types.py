@@ -12,6 +12,7 @@ from layers import any_layer
 from rankwise.files import load_adapter, read_adapter, save_adapter
 from rankwise.files.layer_tensors import form_of
 from rankwise.lora import LoRAConfig, adapter_tensors, inject, merge
+from rankwise.lora.layer_types import layer_type_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups > 1"),
@@ -100,12 +101,13 @@ def test_peft_a_with_a_block_for_each_group(tmp_path):
 @settings(max_examples=60)
 def test_forms_go_round(drawn, r):
     layer = drawn[0]
-    form = form_of(layer)
+    row = layer_type_of(layer)
+    form = form_of(row)
     inject(layer, LoRAConfig(r=r, target_modules=lambda *_: True))
     A, B = adapter_tensors(layer)[""]
     fill((A, B))
     written = form.write(layer, A, B)
-    assert tuple(tensor.shape for tensor in written) == form.shapes(layer, written[0].shape[0])
+    assert tuple(tensor.shape for tensor in written) == form.shapes(row, layer, written[0].shape[0])
     assert all(map(torch.equal, form.read(layer, *written), (A, B)))
 
 

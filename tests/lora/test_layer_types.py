@@ -297,7 +297,6 @@ def test_all_linear_takes_the_linear_rows_only():
     ("layer", "reason"),
     [
         (nn.ReLU(), "in no row of LAYER_TYPES; register_layer_type adds one"),
-        (nn.MultiheadAttention(4, 2).out_proj, "never calls it"),
         (nn.LazyLinear(3), "run one first"),
         (nn.LazyConv2d(3, 3), "run one first"),
         (nn.Conv1d(2, 2, 1, dtype=torch.complex64), "of type complex64; a floating-point"),

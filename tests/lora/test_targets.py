@@ -10,7 +10,8 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.errors import TargetError
 from rankwise.lora import LoRAConfig, find_targets
-from rankwise.lora.targets import matching_values, pinned, walk
+from rankwise.lora.modules import Adapter, walk
+from rankwise.lora.patterns import matching_values, pinned
 
 
 class Block(nn.Module):
@@ -136,16 +137,6 @@ def test_a_tied_head_of_a_transformers_model_is_no_obstacle_to_all_linear():
     ]
 
 
-def test_out_proj_of_attention_is_left_out_and_refused_by_name():
-    model = nn.TransformerEncoderLayer(4, 2, 8)
-    assert adapted(model) == ["linear1", "linear2"]
-    assert "never calls it" in left_out(model)["self_attn.out_proj"]
-    assert "self_attn" in left_out(model)
-    assert adapted(model, target_modules="*") == ["linear1", "linear2"]
-    with pytest.raises(TargetError, match=r'"self_attn\.out_proj" \(NonDynamicallyQuantizableLinear\)'):
-        adapted(model, target_modules="out_proj")
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -183,7 +174,7 @@ def test_a_model_without_layers():
 
 def test_walk_passes_over_adapters_and_keeps_every_name():
     layer = nn.Linear(2, 2)
-    layer.add_module("lora", nn.Linear(2, 2))
+    layer.add_module("lora", Adapter())
     model = nn.ModuleDict({"a": layer, "lora": nn.Sequential(layer)})
     assert [name for name, _ in walk(model)] == ["", "a", "lora", "lora.0"]
 

@@ -24,8 +24,8 @@ from rankwise.lora import (
     merge,
     unmerge,
 )
-from rankwise.pack.bucket import resolve
 from rankwise.pack.member import Member
+from rankwise.pack.resolved import resolve
 
 # PEFT warns of what is held here to be right.
 pytestmark = [

@@ -22,7 +22,7 @@ from rankwise.files.layer_tensors import KEY_ENDS
 from rankwise.files.peft_config import CONFIG_FILE, SCALING_OF_RSLORA, fields_of, peft_values, read_fields
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import collector_paused
-from rankwise.lora.targets import pinned
+from rankwise.lora.patterns import pinned
 from rankwise.writing import sort_metadata
 
 TENSOR_FILE = "adapter_model.safetensors"

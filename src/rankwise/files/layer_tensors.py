@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankwise.lora.layer_types import layer_type_of
+from rankwise.lora.layer_types import LayerType
 from rankwise.lora.layer_types.convolution import Convolution, crosses_groups
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
@@ -21,13 +21,13 @@ class FileForm:
 
     Args:
         keys: Ends of the keys of A and B.
-        shapes: (layer, rank in the file) -> shapes of A and B in the file.
+        shapes: (layer type, layer, rank in the file) -> shapes of A and B in the file.
         write: (layer, A, B) -> A and B as the file has them. Their rank may be larger: see `_write_conv`.
         read: The other way round.
     """
 
     keys: tuple[str, str]
-    shapes: Callable[[Any, int], Shapes]
+    shapes: Callable[[LayerType, Any, int], Shapes]
     write: Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
     read: Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -36,13 +36,12 @@ def _as_it_is(layer: nn.Module, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     return A, B
 
 
-def _matrix_shapes(layer: nn.Module, r: int) -> Shapes:
-    row = layer_type_of(layer)
-    d_in, d_out = row.dims(layer) if row else (0, 0)
+def _matrix_shapes(row: LayerType, layer: nn.Module, r: int) -> Shapes:
+    d_in, d_out = row.dims(layer)
     return (r, d_in), (d_out, r)
 
 
-def _conv_shapes(layer: Convolution, r: int) -> Shapes:
+def _conv_shapes(row: LayerType, layer: Convolution, r: int) -> Shapes:
     ones = (1,) * len(layer.kernel_size)
     return (r, layer.in_channels, *layer.kernel_size), (layer.out_channels, r // layer.groups, *ones)
 
@@ -95,12 +94,14 @@ KEY_ENDS = {end: letter for form in (_MATRICES, *_FORMS.values()) for end, lette
 """End of a key -> which of A and B it holds."""
 
 
-def form_of(layer: nn.Module) -> FileForm:
-    """Return how a layer's A and B lie in a file.
+def form_of(row: LayerType) -> FileForm:
+    """Return how A and B of a layer type lie in a file.
 
     Examples:
-        >>> form_of(nn.Conv2d(4, 6, 3, groups=2)).shapes(nn.Conv2d(4, 6, 3, groups=2), 8)
+        >>> from rankwise.lora.layer_types import layer_type_of
+        >>> conv = nn.Conv2d(4, 6, 3, groups=2)
+        >>> row = layer_type_of(conv)
+        >>> form_of(row).shapes(row, conv, 8)
         ((8, 4, 3, 3), (6, 4, 1, 1))
     """
-    row = layer_type_of(layer)
-    return _FORMS.get(row.name, _MATRICES) if row else _MATRICES
+    return _FORMS.get(row.name, _MATRICES)

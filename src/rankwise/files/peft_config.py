@@ -10,7 +10,7 @@ from typing import Any
 
 from rankwise.errors import AdapterFileError
 from rankwise.lora.config import LoRAConfig
-from rankwise.lora.targets import matching_values, pinned
+from rankwise.lora.patterns import matching_values, pinned
 
 CONFIG_FILE = "adapter_config.json"
 

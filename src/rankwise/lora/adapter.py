@@ -1,6 +1,6 @@
 """The module that holds A and B: submodule `lora` of an adapted layer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,15 +9,20 @@ from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError, suggest
 from rankwise.lora.config import LoRAConfig
-from rankwise.lora.layer_types import LayerType, weight_of
-from rankwise.lora.targets import ADAPTER_CHILD, named_once
+from rankwise.lora.layer_types import LayerType
+from rankwise.lora.modules import Adapter, child_name, named_once
+from rankwise.lora.readers import Reader
 from rankwise.lora.ties import flip
 
 
-class LoRA(nn.Module):
-    r"""The named adapters of one layer, and the forward hook that adds the active ones.
+class LoRA(Adapter):
+    r"""The named adapters of one weight, and the hooks through which the active ones act.
 
     $$h = W_0 x + \sum_{\text{active}} s\,B A x$$
+
+    On a layer that is called, a forward hook adds the update to the output. A weight that is read without a
+    call is replaced by W + delta for the length of the forward that reads it: as an attribute of the instance,
+    which hides the parameter and leaves it where it is.
 
     Flags switch, hooks stay: a hook added or removed after `torch.compile` is ignored silently, a flag is
     not. The hook is a method, never a closure: `deepcopy` and pickle then carry it to the copy's own A and B.
@@ -25,6 +30,7 @@ class LoRA(nn.Module):
     Args:
         layer: The layer to adapt. It is not kept.
         layer_type: Its row in `LAYER_TYPES`.
+        parameter: Name of the weight.
     """
 
     # Defaults of the class, not set by __init__: nn.Module makes every assignment dear, and models have many layers.
@@ -38,11 +44,17 @@ class LoRA(nn.Module):
     """Adapters that belong to a module which has this layer's weight transposed: `pair` turns them round."""
     tied_weight: tuple[nn.Parameter, ...] = ()
     """The weight that the layer shared before it was given a copy."""
-    handle: RemovableHandle | None = None
+    handles: tuple[RemovableHandle, ...] = ()
+    parameter: str = "weight"
+    """Name of the weight in the layer."""
+    below: str | None = None
+    """Path from the module that reads the weight to the layer; None where the layer is called itself."""
 
-    def __init__(self, layer: nn.Module, layer_type: LayerType) -> None:
+    def __init__(self, layer: nn.Module, layer_type: LayerType, parameter: str = "weight") -> None:
         super().__init__()
         self.layer_type = layer_type
+        if parameter != "weight":
+            self.parameter = parameter
         self.A = nn.ParameterDict()
         self.B = nn.ParameterDict()
         self.scale: dict[str, float] = {}
@@ -56,6 +68,31 @@ class LoRA(nn.Module):
         self.A[name] = nn.Parameter(A.detach().to(weight.device, dtype))
         self.B[name] = nn.Parameter(B.detach().to(weight.device, dtype))
         self.scale[name], self.configs[name] = scale, config
+
+    @property
+    def has_reader(self) -> bool:
+        """Whether the weight is read without a call, so that W + delta takes its place."""
+        return self.below is not None
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether the weight is a parameter of a module that is no layer of the table."""
+        return self.layer_type.name == "Parameter"
+
+    def weight(self, layer: nn.Module) -> Tensor:
+        """Return the layer's weight, whether it is a parameter or computed (parametrised)."""
+        return getattr(layer, self.parameter)
+
+    def hook_on(self, layer: nn.Module, reader: Reader | None) -> None:
+        """Register the hooks: on the layer, or on the module that reads its weight."""
+        if reader is None:
+            # With keyword arguments, because a layer may be called as layer(input=x).
+            self.handles = (layer.register_forward_hook(self.add_update, with_kwargs=True),)
+            return
+        self.below = reader.below
+        put = reader.module.register_forward_pre_hook(self.put_sum)
+        take = reader.module.register_forward_hook(self.take_sum, always_call=True)
+        self.handles = (put, take)
 
     def join(self, name: str, other: "LoRA", flipped: bool) -> None:
         """Use the adapter of another layer that has this one's weight: its very A and B."""
@@ -101,11 +138,31 @@ class LoRA(nn.Module):
             output = output - (update if update.dtype == output.dtype else update.to(output.dtype))
         return output
 
+    def put_sum(self, reader: nn.Module, args: tuple[Any, ...]) -> None:
+        """The pre-hook of a weight that is read without a call: let the reader find W + delta in its place."""
+        if self.disabled or self.merged or not self.active:
+            return
+        layer = reader.get_submodule(self.below or "")
+        weight = self.weight(layer)
+        total = weight.to(self.A[self.active[0]].dtype)
+        for name in self.active:
+            A, B = self.pair(name)
+            # As in `add_update`: minus the negative, without a negative zero of its own.
+            total = total - (self.layer_type.delta(layer, A, B * -self.scale[name]) + 0.0)
+        _show(layer, self.parameter, weight, total.to(weight.dtype))
+
+    def take_sum(self, reader: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        """The hook after it, called also where the forward failed: the parameter is to be seen again."""
+        layer = reader.get_submodule(self.below or "")
+        total = layer.__dict__.pop(self.parameter, None)
+        if total is not None:
+            _show(layer, self.parameter, total, None)
+
     def restore(self, layer: nn.Module) -> None:
         """Give the layer its weight from before merging, bit for bit."""
         if self.base_weight is not None:
             with torch.no_grad():
-                weight_of(layer).copy_(self.base_weight)
+                self.weight(layer).copy_(self.base_weight)
         self.merged, self.base_weight = (), None
 
     def tie_again(self, layer: nn.Module) -> None:
@@ -140,6 +197,19 @@ class LoRA(nn.Module):
         )
 
 
+def _show(layer: nn.Module, name: str, before: Tensor, after: Tensor | None) -> None:
+    """Let a layer show a tensor in the place of a parameter; None shows the parameter again.
+
+    RNNs keep a list of their weights beside the parameters and read that.
+    """
+    if after is not None:
+        layer.__dict__[name] = after
+    listed: list[Tensor] | None = layer.__dict__.get("_flat_weights")
+    if listed is not None:
+        now = getattr(layer, name)
+        layer.__dict__["_flat_weights"] = [now if weight is before else weight for weight in listed]
+
+
 def _input_and_rest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
     """Split a layer's call into its input and the other arguments, such as the output_size of a ConvTranspose."""
     if args:
@@ -148,15 +218,29 @@ def _input_and_rest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tens
     return kwargs[key], (), {name: value for name, value in kwargs.items() if name != key}
 
 
-def lora_of(layer: nn.Module) -> LoRA | None:
-    """Return the adapter module of a layer, or None where it has none."""
-    lora = layer._modules.get(ADAPTER_CHILD)  # pyright: ignore[reportPrivateUsage]  (hasattr raises and catches: slow)
+def lora_of(layer: nn.Module, parameter: str = "weight") -> LoRA | None:
+    """Return the adapters of a layer's weight, or None where it has none."""
+    lora = layer._modules.get(child_name(parameter))  # pyright: ignore[reportPrivateUsage]  (hasattr raises and catches: slow)
     return lora if isinstance(lora, LoRA) else None
 
 
+def loras_in(model: nn.Module) -> Iterator[tuple[list[str], nn.Module, LoRA]]:
+    """Yield the paths of each adapted weight's layer, the layer, and the weight's adapters, in the model's order."""
+    for layer, names in named_once(model):
+        for child in layer._modules.values():  # pyright: ignore[reportPrivateUsage]
+            if isinstance(child, LoRA):
+                yield names, layer, child
+
+
 def adapted_layers(model: nn.Module) -> dict[str, tuple[nn.Module, LoRA]]:
-    """Return the adapted layers by their first path, each once, in the model's order."""
-    return {names[0]: (layer, lora) for layer, names in named_once(model) if (lora := lora_of(layer)) is not None}
+    """Return the layers that have adapters, each once, by first path.
+
+    The path of an adapted parameter ends in its name, unless it is the `weight` of a layer in the table.
+    """
+    return {
+        ".".join(filter(None, (names[0], lora.parameter if lora.is_parameter else ""))): (layer, lora)
+        for names, layer, lora in loras_in(model)
+    }
 
 
 def layers_with(model: nn.Module, name: str) -> dict[str, tuple[nn.Module, LoRA]]:

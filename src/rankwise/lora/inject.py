@@ -8,27 +8,28 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rankwise.errors import AdapterError
-from rankwise.lora.adapter import LoRA, adapted_layers, layers_with, lora_of
+from rankwise.lora.adapter import LoRA, adapted_layers, layers_with, lora_of, loras_in
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inits import initial_adapter
-from rankwise.lora.layer_types import LayerType, weight_of
+from rankwise.lora.layer_types import LayerType
+from rankwise.lora.modules import child_name
+from rankwise.lora.patterns import pinned
+from rankwise.lora.reached import called_by, stop_watching, watch
+from rankwise.lora.readers import Reader
 from rankwise.lora.report import Report
-from rankwise.lora.targets import (
-    ADAPTER_CHILD,
-    Targets,
-    find_targets,
-    named_once,
-    pinned,
-)
+from rankwise.lora.targets import Target, Targets, find_targets
 
 _THAWED = "_rankwise_thawed"
 """Attribute of an injected model: names of the parameters that were trainable before."""
 
 
-def inject(model: nn.Module, config: LoRAConfig, name: str = "default", *, untie: bool = False) -> Report:
+def inject(
+    model: nn.Module, config: LoRAConfig, name: str = "default", *, example: Any = None, untie: bool = False
+) -> Report:
     r"""Freeze a model and attach an adapter to its target modules, in place.
 
     $$h = W_0 x + s\,B A x$$
@@ -41,6 +42,9 @@ def inject(model: nn.Module, config: LoRAConfig, name: str = "default", *, untie
         model: Any module; it may itself be the layer.
         config: Rank, alpha, targets, initialisation.
         name: The adapter's name in this model.
+        example: A batch (a tensor, a mapping of keywords, or a tuple of arguments) with which the model is run
+            once, to find layers that are never called: their weights are read by another module, which is then
+            given W + delta. Without it the first forward warns of adapters that it doesn't reach.
         untie: What to do with a target whose weight is another module's too (tied embeddings). False: one
             adapter on the weight, which acts in all of them. True: the target gets a copy of the weight, until
             `eject`; a model that is saved while untied must be told so (transformers: `tie_word_embeddings`).
@@ -65,20 +69,30 @@ def inject(model: nn.Module, config: LoRAConfig, name: str = "default", *, untie
     """
     with collector_paused():
         check_new_name(model, name)
-        targets = find_targets(model, config, untie=untie)
-        tensors = {
-            target.name: initial_adapter(
-                config.init,
-                seed=config.seed,
-                module=target.name,
-                r=target.r,
-                d_in=target.d_in,
-                d_out=target.d_out,
-                zero_A=target.layer_type.reads_indices,
-            )
-            for target in targets.adapted
-        }
-        return attach(model, targets, tensors, config, name)
+        called = None if example is None else called_by(model, example)
+        targets = find_targets(model, config, untie=untie, called=called)
+        tensors = {target.name: _initial(target, config) for target in targets.adapted}
+        report = attach(model, targets, tensors, config, name)
+        if example is not None:
+            stop_watching(model)
+        return report
+
+
+def _initial(target: Target, config: LoRAConfig) -> tuple[Tensor, Tensor]:
+    """Draw A and B; each matrix of a stack has its own, one after another."""
+    pairs = [
+        initial_adapter(
+            config.init,
+            seed=config.seed,
+            module=target.name if target.stack == 1 else f"{target.name}[{place}]",
+            r=target.r,
+            d_in=target.d_in,
+            d_out=target.d_out,
+            zero_A=target.layer_type.reads_indices,
+        )
+        for place in range(target.stack)
+    ]
+    return pairs[0] if len(pairs) == 1 else (torch.cat([A for A, _ in pairs]), torch.cat([B for _, B in pairs], 1))
 
 
 def attach(
@@ -100,11 +114,17 @@ def attach(
         AdapterError: A target has a submodule `lora` of another making.
     """
     for target in targets.adapted:
-        for path, module in ((target.name, target.module), *((tie.name, tie.module) for tie in target.ties)):
-            if hasattr(module, ADAPTER_CHILD) and lora_of(module) is None:
+        for path, module, parameter in _places(target):
+            child = child_name(parameter)
+            if hasattr(module, child) and lora_of(module, parameter) is None:
                 raise AdapterError(
-                    f'"{path}" has an attribute "{ADAPTER_CHILD}" already, of type '
-                    f"{type(getattr(module, ADAPTER_CHILD)).__name__}; it can't be adapted."
+                    f'"{path}" has an attribute "{child}" already, of type '
+                    f"{type(getattr(module, child)).__name__}; it can't be adapted."
+                )
+            if parameter not in module._parameters and target.reader is not None:  # pyright: ignore[reportPrivateUsage]
+                raise AdapterError(
+                    f'The weight of "{path}" is computed from other tensors (parametrised) and read without a call, so '
+                    "no adapter can act on it. Call torch.nn.utils.parametrize.remove_parametrizations first."
                 )
     # Names instead of patterns: predicates can't be pickled, and another model may match otherwise.
     config = replace(
@@ -119,16 +139,17 @@ def attach(
     for lora in others:
         lora.active = ()
     for target in targets.adapted:
-        lora = lora_of(target.module) or _new_lora(target.module, target.layer_type)
+        lora = _lora_at(target.module, target.layer_type, target.parameter, target.reader)
         if target.untie:
             lora.tied_weight = (_copy_weight(target.module),)
         A, B = tensors[target.name]
-        lora.add(name, A, B, target.scale, config, weight_of(target.module))
+        lora.add(name, A, B, target.scale, config, lora.weight(target.module))
         lora.active = (name,)
         for tie in target.ties:
-            other = lora_of(tie.module) or _new_lora(tie.module, tie.layer_type)
+            other = _lora_at(tie.module, tie.layer_type, "weight", tie.reader)
             other.join(name, lora, tie.flipped)
             other.active = (name,)
+    watch(model)
     return Report(name, targets.adapted, targets.left_out, base_parameters)
 
 
@@ -163,11 +184,20 @@ def check_new_name(model: nn.Module, name: str) -> None:
             raise AdapterError(f'"{path}" holds a merged adapter; call unmerge before adding another.')
 
 
-def _new_lora(layer: nn.Module, layer_type: LayerType) -> LoRA:
-    lora = LoRA(layer, layer_type)
-    layer.add_module(ADAPTER_CHILD, lora)
-    # With keyword arguments, because a layer may be called as layer(input=x).
-    lora.handle = layer.register_forward_hook(lora.add_update, with_kwargs=True)
+def _places(target: Target) -> Iterator[tuple[str, nn.Module, str]]:
+    """Yield path, layer and name of the weight, of a target and of the layers tied to it."""
+    yield target.name, target.module, target.parameter
+    for tie in target.ties:
+        yield tie.name, tie.module, "weight"
+
+
+def _lora_at(layer: nn.Module, layer_type: LayerType, parameter: str, reader: Reader | None) -> LoRA:
+    """Return the adapters of a weight, made where there are none."""
+    lora = lora_of(layer, parameter)
+    if lora is None:
+        lora = LoRA(layer, layer_type, parameter)
+        layer.add_module(child_name(parameter), lora)
+        lora.hook_on(layer, reader)
     return lora
 
 
@@ -210,6 +240,7 @@ def eject(model: nn.Module, name: str | None = None) -> None:
         >>> list(layer.state_dict()), layer.weight.requires_grad
         (['weight', 'bias'], True)
     """
+    stop_watching(model)
     layers = adapted_layers(model)
     if name is None and not layers and not hasattr(model, _THAWED):
         raise AdapterError(f"The {type(model).__name__} has no adapter to eject.")
@@ -225,9 +256,9 @@ def eject(model: nn.Module, name: str | None = None) -> None:
             lora.restore(layer)
             if not for_good:
                 lora.tie_again(layer)
-            if lora.handle is not None:
-                lora.handle.remove()
-            delattr(layer, ADAPTER_CHILD)
+            for handle in lora.handles:
+                handle.remove()
+            delattr(layer, child_name(lora.parameter))
     if not adapted_layers(model):
         _thaw(model)
 
@@ -319,7 +350,8 @@ def base_state_dict(model: nn.Module) -> dict[str, Any]:
     state = model.state_dict()
     metadata: dict[str, Any] = getattr(state, "_metadata", {})
     base = OrderedDict(state)
-    for names, layer, lora in _with_all_names(model):
+    for names, layer, lora in loras_in(model):
+        child = child_name(lora.parameter)
         if lora.merged and lora.base_weight is None:
             raise AdapterError(
                 f'The base weight of "{names[0]}" was freed by merge(keep_base=False). '
@@ -327,16 +359,9 @@ def base_state_dict(model: nn.Module) -> dict[str, Any]:
             )
         for prefix in (f"{name}." if name else "" for name in names):
             for key in [*lora.state_dict(), "A", "B", ""]:
-                base.pop(f"{prefix}{ADAPTER_CHILD}.{key}", None)
-                metadata.pop(f"{prefix}{ADAPTER_CHILD}.{key}".rstrip("."), None)
+                base.pop(f"{prefix}{child}.{key}", None)
+                metadata.pop(f"{prefix}{child}.{key}".rstrip("."), None)
             if lora.base_weight is not None:
-                base[f"{prefix}weight"] = lora.base_weight.to(weight_of(layer).device)
+                base[f"{prefix}{lora.parameter}"] = lora.base_weight.to(lora.weight(layer).device)
     setattr(base, "_metadata", metadata)  # noqa: B010  (load_state_dict reads it; OrderedDict declares no such attribute)
     return base
-
-
-def _with_all_names(model: nn.Module) -> Iterator[tuple[list[str], nn.Module, LoRA]]:
-    for layer, names in named_once(model):
-        lora = lora_of(layer)
-        if lora is not None:
-            yield names, layer, lora

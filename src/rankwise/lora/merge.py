@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, adapted_layers, lora_of
-from rankwise.lora.layer_types import weight_of
+from rankwise.lora.modules import named_once
 from rankwise.lora.tables import text_table
-from rankwise.lora.targets import named_once
 from rankwise.lora.ties import sharers
 
 
@@ -86,9 +85,9 @@ def merge(model: nn.Module, *, keep_base: bool = True) -> MergeReport:
         # all weights, and nothing is half merged.
         report = MergeReport([_check_layer(path, layer, lora) for path, (layer, lora) in layers.items()])
         for path, (layer, lora) in layers.items():
-            weight = weight_of(layer)
+            weight = lora.weight(layer)
             base = weight.detach().to("cpu", copy=True) if keep_base else None
-            weight.copy_(_wide_weight(layer) + _wide_delta(layer, lora))
+            weight.copy_(_wide_weight(layer, lora) + _wide_delta(layer, lora))
             for user in (lora, *tied[path]):
                 user.base_weight, user.merged = base, lora.active
     return report
@@ -130,7 +129,7 @@ def _check_mergeable(layers: Mapping[str, tuple[nn.Module, LoRA]], any_active: b
             raise AdapterError(f'"{path}" is merged already; call unmerge first.')
         if lora.disabled:
             raise AdapterError(f'The adapter of "{path}" is disabled; merge outside of `with disabled(...)`.')
-        if not isinstance(weight_of(layer), nn.Parameter):
+        if not isinstance(lora.weight(layer), nn.Parameter):
             raise AdapterError(
                 f'The weight of "{path}" is computed from other tensors (parametrised), so delta can\'t be added to '
                 "it. Call torch.nn.utils.parametrize.remove_parametrizations first."
@@ -149,13 +148,13 @@ def _with_ties(model: nn.Module, layers: Layers) -> tuple[Layers, dict[str, list
     firsts: dict[str, tuple[nn.Module, LoRA]] = {}
     tied: dict[str, list[LoRA]] = {}
     for path, (layer, lora) in layers.items():
-        weight = weight_of(layer)
+        weight = lora.weight(layer)
         if weight in done:
             continue
         done.add(weight)
         firsts[path], tied[path] = (layer, lora), []
         for other, names in shared.get(weight, ()) if isinstance(weight, nn.Parameter) else ():
-            other_lora = lora_of(other)
+            other_lora = lora_of(other, lora.parameter)
             if other is layer:
                 continue
             if other_lora is None or not _same_adapters(lora, other_lora):
@@ -171,8 +170,8 @@ def _same_adapters(one: LoRA, other: LoRA) -> bool:
     return one.active == other.active and all(one.A[name] is other.A[name] for name in one.active)
 
 
-def _wide_weight(layer: nn.Module) -> Tensor:
-    weight = weight_of(layer)
+def _wide_weight(layer: nn.Module, lora: LoRA) -> Tensor:
+    weight = lora.weight(layer)
     return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
 
 
@@ -180,13 +179,13 @@ def _wide_delta(layer: nn.Module, lora: LoRA) -> Tensor:
     """Sum the active adapters' deltas, shaped as the weight."""
     return sum(
         (lora.scale[name] * lora.layer_type.delta(layer, *lora.pair(name)) for name in lora.active),
-        start=torch.zeros((), device=weight_of(layer).device),
+        start=torch.zeros((), device=lora.weight(layer).device),
     )
 
 
 def _check_layer(path: str, layer: nn.Module, lora: LoRA) -> MergedLayer:
     """Compute the merged weight, see that it is finite, and measure how much of delta it holds."""
-    before, delta, dtype = _wide_weight(layer), _wide_delta(layer, lora), weight_of(layer).dtype
+    before, delta, dtype = _wide_weight(layer, lora), _wide_delta(layer, lora), lora.weight(layer).dtype
     after = (before + delta).to(dtype).to(before.dtype)
     if not bool(torch.isfinite(after).all()):
         parts = {"the base weight": before, "delta": delta, f"their sum in {dtype}": after}

@@ -33,9 +33,7 @@ class Report:
         groups: dict[tuple[str, str, str, int], list[Target]] = {}
         for target in self.adapted:
             shape = f"{target.d_out} x {target.d_in}"
-            groups.setdefault((_numberless(target.name), type(target.module).__name__, shape, target.r), []).append(
-                target
-            )
+            groups.setdefault((_numberless(target.name), target.type, shape, target.r), []).append(target)
         rows = [
             (
                 (group[0].name or "(the model)") if len(group) == 1 else pattern,
@@ -64,6 +62,12 @@ class Report:
             f'the adapter of "{target.name}" acts in "{tie.name}" too, which has the same weight'
             for target in self.adapted
             for tie in target.ties
+        ]
+        lines += [
+            f'"{target.name}" is read, not called: its adapter acts through the weight during the forward of '
+            f"{target.reader_name}"
+            for target in self.adapted
+            if target.reader is not None
         ]
         by_name = [out.name for out in self.left_out if out.reason == BY_NAME_ONLY]
         if by_name:

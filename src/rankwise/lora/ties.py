@@ -1,15 +1,14 @@
 """Weights that several modules have: one A and B on the weight, used through every name."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from rankwise.errors import TargetError
 from rankwise.lora.layer_types import LayerType, layer_type_of, obstacle
-
-Named = tuple[nn.Module, list[str]]
-"""A module and all its paths."""
+from rankwise.lora.modules import Named
+from rankwise.lora.readers import Reader, Weight, reader_of
 
 
 @dataclass(frozen=True)
@@ -17,17 +16,24 @@ class Tie:
     """Another module that has a target's weight.
 
     Args:
-        name: Its first path.
+        names: Its paths.
         module: The module.
         layer_type: Its row in `LAYER_TYPES`.
         flipped: Whether it reads the weight the other way round, as an Embedding and a Linear do: B^T is then
             its A, and A^T its B.
+        reader: As of a `Target`.
     """
 
-    name: str
+    names: tuple[str, ...]
     module: nn.Module
     layer_type: LayerType
     flipped: bool
+    reader: Reader | None
+
+    @property
+    def name(self) -> str:
+        """Its first path."""
+        return self.names[0]
 
 
 def sharers(modules: Iterable[Named]) -> dict[nn.Parameter, list[Named]]:
@@ -51,32 +57,63 @@ def flip(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     return B.mT, A.mT
 
 
-def tied_to(module: nn.Module, others: Sequence[Named], excluded: Iterable[nn.Module] = ()) -> tuple[Tie, ...]:
-    """Return the other modules with this one's weight, as users of its adapter.
+def find_ties(
+    model: nn.Module,
+    modules: Sequence[Named],
+    chosen: Sequence[Weight],
+    excluded: Collection[nn.Module] = (),
+    called: set[nn.Module] | None = None,
+) -> tuple[list[Weight], dict[str, tuple[Tie, ...]]]:
+    """Put the first of the layers with one weight in the place of all; the others use its adapter.
 
     Args:
-        module: The target.
-        others: All modules that have its weight.
+        model: The model.
+        modules: All its modules.
+        chosen: The weights to adapt.
         excluded: Modules that must get no adapter.
+        called: The modules that a forward calls, where that is known.
+
+    Returns:
+        The weights to adapt, each once and in the model's order, and the other layers that have them, by the
+        first path of the one that stands for all.
 
     Raises:
-        TargetError: One of them can't use the adapter.
+        TargetError: A layer that has one of the weights can't use the adapter.
     """
-    row, ties = layer_type_of(module), list[Tie]()
-    own_name = next((names[0] for other, names in others if other is module), "")
-    for other, names in others:
-        if other is module:
-            continue
-        other_row = layer_type_of(other)
-        blocked = "exclude_modules names it" if other in set(excluded) else obstacle(other)
-        if row is None or other_row is None or blocked or not _alike(row, module, other_row, other):
-            raise TargetError(
-                f'"{own_name}" shares its weight with "{names[0]}" ({type(other).__name__}), which can\'t use its '
-                f"adapter: {blocked or 'it reads the weight in another shape'}. Leave both out, or give the target a "
-                "weight of its own: untie=True."
-            )
-        ties.append(Tie(names[0], other, other_row, row.transposed != other_row.transposed))
-    return tuple(ties)
+    shared = sharers(modules)
+    firsts: dict[str, Weight] = {}
+    ties: dict[str, tuple[Tie, ...]] = {}
+    for weight in chosen:
+        users = shared.get(weight.tensor, []) if weight.tensor is not None else []
+        for user, names in users:
+            _require_usable(weight, user, names, excluded)
+        first = Weight(*users[0], "weight", layer_type_of(users[0][0])) if users else weight
+        firsts[first.names[0]] = first
+        ties[first.names[0]] = tuple(_tie(model, first, *user, called) for user in users[1:])
+    place = {module: i for i, (module, _) in enumerate(modules)}
+    return sorted(firsts.values(), key=lambda weight: place[weight.module]), ties
+
+
+def _tie(model: nn.Module, first: Weight, module: nn.Module, names: list[str], called: set[nn.Module] | None) -> Tie:
+    row = layer_type_of(module)
+    if row is None or first.layer_type is None:
+        raise TargetError(f'"{names[0]}" is no layer.')
+    reader = reader_of(model, Weight(module, names, "weight", row), called)
+    return Tie(tuple(names), module, row, first.layer_type.transposed != row.transposed, reader)
+
+
+def _require_usable(weight: Weight, user: nn.Module, names: list[str], excluded: Collection[nn.Module]) -> None:
+    """Raise unless a module that has this weight can use its adapter."""
+    if user is weight.module:
+        return
+    row, other = weight.layer_type, layer_type_of(user)
+    blocked = "exclude_modules names it" if user in excluded else obstacle(user)
+    if row is None or other is None or blocked or not _alike(row, weight.module, other, user):
+        raise TargetError(
+            f'"{weight.names[0]}" shares its weight with "{names[0]}" ({type(user).__name__}), which can\'t use its '
+            f"adapter: {blocked or 'it reads the weight in another shape'}. Leave both out, or give the target a "
+            "weight of its own: untie=True."
+        )
 
 
 def _alike(row: LayerType, module: nn.Module, other_row: LayerType, other: nn.Module) -> bool:

@@ -10,16 +10,23 @@ from torch.nn.parameter import is_lazy
 
 from rankwise.lora.layer_types.convolution import CONV, CONV_TRANSPOSE
 from rankwise.lora.layer_types.embedding import EMBEDDING
-from rankwise.lora.layer_types.linear import CONV1D, LINEAR, NEVER_CALLED
+from rankwise.lora.layer_types.linear import CONV1D, LINEAR
 from rankwise.lora.layer_types.row import LayerType, weight_of
 
-__all__ = ["LAYER_TYPES", "LayerType", "layer_type_of", "obstacle", "register_layer_type", "weight_of"]
+__all__ = [
+    "LAYER_TYPES",
+    "LayerType",
+    "called_as_listed",
+    "layer_type_of",
+    "obstacle",
+    "register_layer_type",
+    "weight_of",
+]
 
 LAYER_TYPES: dict[str, LayerType] = {
     "torch.nn.modules.linear.Linear": LINEAR,
     # By name, so that transformers need not be imported to know its layer.
     "transformers.pytorch_utils.Conv1D": CONV1D,
-    "torch.nn.modules.linear.NonDynamicallyQuantizableLinear": NEVER_CALLED,
     "torch.nn.modules.sparse.Embedding": EMBEDDING,
     **CONV,
     **CONV_TRANSPOSE,
@@ -48,13 +55,31 @@ def register_layer_type(cls: type[nn.Module], row: LayerType) -> None:
         'Scaled'
     """
     LAYER_TYPES[f"{cls.__module__}.{cls.__qualname__}"] = row
-    _row_of.cache_clear()
+    _listed.cache_clear()
 
 
 @functools.cache
-def _row_of(cls: type[nn.Module]) -> LayerType | None:
-    names = (f"{ancestor.__module__}.{ancestor.__qualname__}" for ancestor in cls.__mro__)
-    return next((LAYER_TYPES[name] for name in names if name in LAYER_TYPES), None)
+def _listed(cls: type[nn.Module]) -> tuple[type[nn.Module], LayerType] | None:
+    """Return the nearest ancestor of a class that is in the table, and its row."""
+    named = ((ancestor, f"{ancestor.__module__}.{ancestor.__qualname__}") for ancestor in cls.__mro__)
+    return next(((ancestor, LAYER_TYPES[name]) for ancestor, name in named if name in LAYER_TYPES), None)
+
+
+def called_as_listed(layer: nn.Module) -> bool:
+    """Tell whether a layer is called, and computes what its row says: no class below the listed one has a say.
+
+    Examples:
+        >>> class Doubled(nn.Linear):
+        ...     def forward(self, x):
+        ...         return 2 * super().forward(x)
+        >>> called_as_listed(nn.Linear(2, 2)), called_as_listed(Doubled(2, 2))
+        (True, False)
+    """
+    listed = _listed(type(layer))
+    if listed is None or isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return False  # the attention reads its out_proj's weight and never calls it
+    names = ("forward", "_conv_forward")
+    return all(getattr(type(layer), name, None) is getattr(listed[0], name, None) for name in names)
 
 
 def layer_type_of(layer: nn.Module) -> LayerType | None:
@@ -66,7 +91,8 @@ def layer_type_of(layer: nn.Module) -> LayerType | None:
         >>> layer_type_of(nn.ReLU()) is None
         True
     """
-    return _row_of(type(layer))
+    listed = _listed(type(layer))
+    return listed[1] if listed else None
 
 
 def obstacle(layer: nn.Module) -> str:

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rankwise.lora.layer_types.row import LayerType, always, weight_of
+from rankwise.lora.layer_types.row import LayerType, weight_of
 
 
 def _dims(layer: nn.Module) -> tuple[int, int]:
@@ -35,13 +35,4 @@ def delta_transposed(layer: nn.Module, A: Tensor, B: Tensor) -> Tensor:
 LINEAR = LayerType("Linear", _dims, linear_update, _delta, matrix=True, linear=True)
 CONV1D = LayerType(
     "Conv1D", _dims_transposed, linear_update, delta_transposed, matrix=True, linear=True, transposed=True
-)
-NEVER_CALLED = LayerType(
-    "NonDynamicallyQuantizableLinear",
-    _dims,
-    linear_update,
-    _delta,
-    obstacle=always("the attention that owns it reads its weight and never calls it, so an adapter would do nothing"),
-    matrix=True,
-    linear=True,
 )

@@ -18,9 +18,9 @@ def no_obstacle(layer: nn.Module) -> str:
     return ""
 
 
-def always(reason: str) -> Callable[[Any], str]:
-    """Return an obstacle that every layer of a class has."""
-    return lambda layer: reason
+def one(layer: nn.Module) -> int:
+    """Say that this layer's weight is one matrix."""
+    return 1
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class LayerType:
         matrix: Whether the weight is a matrix and the layer multiplies by it, or picks columns of it.
         linear: Whether "all-linear" takes it. Others are adapted by name.
         transposed: Whether the weight is stored as (d_in, d_out).
+        stack: Layer -> how many matrices its weight is a stack of; each has A and B of its own.
         reads_indices: Whether its inputs are indices: they are neither cast nor dropped, and A, not B, is
             zero at the start, so that an index that training never sees keeps the base's output.
     """
@@ -54,4 +55,5 @@ class LayerType:
     matrix: bool = False
     linear: bool = False
     transposed: bool = False
+    stack: Callable[[Any], int] = one
     reads_indices: bool = False

@@ -1,0 +1,198 @@
+"""Which weight of a model each pair of tensors in a file belongs to, both ways."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.errors import AdapterFileError, suggest
+from rankwise.files.layer_tensors import form_of
+from rankwise.lora.adapter import LoRA
+from rankwise.lora.config import LoRAConfig
+from rankwise.lora.layer_types import obstacle
+from rankwise.lora.modules import Named, named_once
+from rankwise.lora.patterns import matching_values, pinned
+from rankwise.lora.readers import Weight, layers_and_owned, other_parameters, reader_of
+from rankwise.lora.targets import Target
+from rankwise.lora.ties import find_ties, flip, sharers
+
+Pair = tuple[Tensor, Tensor]
+Layers = Mapping[str, tuple[nn.Module, LoRA]]
+
+_IN_PROJ, _OUT_PROJ = "in_proj_weight", "out_proj"
+"""What PEFT writes of an attention, as the attention's own and as `base_layer.out_proj`."""
+
+
+def _file_path(path: str, attentions: Mapping[str, nn.Module]) -> str:
+    """Return the path under which PEFT has a weight.
+
+    Examples:
+        >>> [_file_path(path, {"a": nn.MultiheadAttention(2, 1)}) for path in ("a.in_proj_weight", "a.out_proj", "b")]
+        ['a', 'a.base_layer.out_proj', 'b']
+    """
+    owner, _, leaf = path.rpartition(".")
+    if owner not in attentions or leaf not in (_IN_PROJ, _OUT_PROJ):
+        return path
+    return owner if leaf == _IN_PROJ else ".".join(filter(None, (owner, "base_layer", _OUT_PROJ)))
+
+
+def _attentions(modules: Iterable[Named]) -> dict[str, nn.Module]:
+    return {name: module for module, names in modules if isinstance(module, nn.MultiheadAttention) for name in names}
+
+
+# Writing
+
+
+def as_filed(
+    model: nn.Module, layers: Layers, name: str, config: LoRAConfig
+) -> tuple[LoRAConfig, dict[str, tuple[Tensor, Tensor]]]:
+    """Return A and B of every weight as PEFT shapes them, by PEFT's path.
+
+    Args:
+        model: The injected model.
+        layers: Its adapted layers.
+        name: The adapter.
+        config: Its configuration.
+
+    Returns:
+        The configuration, with alphas that keep the scales where PEFT's shape changes r, and the tensors.
+    """
+    attentions = _attentions(named_once(model))
+    tensors: dict[str, Pair] = {}
+    alphas: dict[str, float] = {}
+    patterned = matching_values(config.alpha_pattern, layers)
+    for path, (layer, lora) in layers.items():
+        row, filed = lora.layer_type, _file_path(path, attentions)
+        A, B = (tensor.detach() for tensor in lora.pair(name))
+        tensors[filed] = form_of(row).write(layer, A, B)
+        growth = tensors[filed][0].shape[0] * row.stack(layer) // A.shape[0]
+        alphas[filed] = patterned.get(path, config.alpha) * _alpha_factor(config, growth)
+    return replace(config, alpha_pattern=pinned(alphas, config.alpha)), tensors
+
+
+def key_ends(model: nn.Module, layers: Layers) -> dict[str, tuple[str, str]]:
+    """Return the ends of the keys of A and B, by PEFT's path."""
+    attentions = _attentions(named_once(model))
+    return {_file_path(path, attentions): form_of(lora.layer_type).keys for path, (_, lora) in layers.items()}
+
+
+def _alpha_factor(config: LoRAConfig, growth: int) -> float:
+    """By what alpha grows with r if the scale is to stay: growth, or its root for the rank-stabilised scale."""
+    return growth / config.scale(r=growth, alpha=growth)
+
+
+# Reading
+
+
+def targets_of_file(
+    model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Pair], untie: bool
+) -> tuple[list[Target], dict[str, Pair]]:
+    """Find the weight of every pair of tensors, which must fit it.
+
+    Args:
+        model: The base.
+        config: The file's configuration.
+        tensors: PEFT's path -> A and B as PEFT shapes them.
+        untie: Whether layers that share their weight each get a copy.
+
+    Returns:
+        The targets, and A and B as matrices by the targets' names.
+
+    Raises:
+        AdapterFileError: A pair has no place, or doesn't fit it.
+    """
+    modules = named_once(model)
+    attentions = _attentions(modules)
+    # Layers last: where a parameter and a layer have one path, the layer is meant.
+    weights = {
+        name: weight
+        for found in (other_parameters(modules), layers_and_owned(modules))
+        for weight in found
+        for name in weight.names
+    }
+    filed = {_file_path(name, attentions): name for name in weights}
+    alphas = matching_values(config.alpha_pattern, tensors)
+    targets: dict[int, Target] = {}
+    converted: dict[str, Pair] = {}
+    for path, (A, B) in tensors.items():
+        weight = weights.get(filed.get(path, path))
+        if weight is None:
+            raise AdapterFileError(
+                f'The adapter has tensors for "{path}", which the model lacks.{suggest(path, filed)} '
+                "Was it trained on another model?"
+            )
+        if id(weight) in targets:
+            raise AdapterFileError(
+                f'The adapter has tensors for "{targets[id(weight)].name}" and for "{path}", which are one module here.'
+            )
+        target = _target(model, weight, path, (A, B), config, alphas.get(path, config.alpha))
+        targets[id(weight)] = target
+        converted[target.name] = form_of(target.layer_type).read(target.module, A, B)
+    return _joined(model, modules, weights, list(targets.values()), converted, untie), converted
+
+
+def _target(
+    model: nn.Module, weight: Weight, path: str, tensors: Pair, config: LoRAConfig, filed_alpha: float
+) -> Target:
+    module, row, r = weight.module, weight.layer_type, tensors[0].shape[0]
+    blocked = "" if row is not None and row.name == "Parameter" else obstacle(module)
+    if row is None or blocked:
+        raise AdapterFileError(f'The adapter has tensors for "{path}", a {type(module).__name__} here: {blocked}.')
+    form = form_of(row)
+    for place, (letter, tensor, needed) in enumerate(zip("AB", tensors, form.shapes(row, module, r), strict=True)):
+        if tensor.shape != needed:
+            text = ", ".join("r" if n == place else str(size) for n, size in enumerate(needed))
+            raise AdapterFileError(
+                f'lora_{letter} of "{path}" has shape {tuple(tensor.shape)}; the base layer needs ({text}). '
+                "Was it trained on another model?"
+            )
+    own_r = form.read(module, *tensors)[0].shape[0] // row.stack(module)
+    growth = r // own_r
+    alpha = filed_alpha / _alpha_factor(config, growth)
+    d_in, d_out = row.dims(module)
+    return Target(
+        name=weight.names[0],
+        module=module,
+        layer_type=row,
+        d_in=d_in,
+        d_out=d_out,
+        r=own_r,
+        alpha=alpha,
+        scale=config.scale(own_r, alpha),
+        aliases=tuple(weight.names[1:]),
+        parameter=weight.parameter,
+        reader=reader_of(model, weight),
+    )
+
+
+def _joined(
+    model: nn.Module,
+    modules: Sequence[Named],
+    weights: Mapping[str, Weight],
+    targets: list[Target],
+    tensors: Mapping[str, Pair],
+    untie: bool,
+) -> list[Target]:
+    """Make one target of those that share a weight and have the same A and B for it; keep the model's order."""
+    by_name = {target.name: target for target in targets}
+    for users in sharers(modules).values():
+        found = [by_name[names[0]] for _, names in users if names[0] in by_name]
+        if untie:
+            by_name |= {target.name: replace(target, untie=True) for target in found}
+        elif len(found) == len(users):
+            first = found[0]
+            _, ties = find_ties(model, modules, [weights[first.name]])
+            if all(
+                by_name[tie.name].scale == first.scale and _same(tensors[first.name], tensors[tie.name], tie.flipped)
+                for tie in ties[first.name]
+            ):
+                by_name[first.name] = replace(first, ties=ties[first.name])
+                for tie in ties[first.name]:
+                    del by_name[tie.name]
+    place = {module: i for i, (module, _) in enumerate(modules)}
+    return sorted(by_name.values(), key=lambda target: place[target.module])
+
+
+def _same(one: Pair, other: Pair, flipped: bool) -> bool:
+    return all(map(torch.equal, one, flip(*other) if flipped else other))

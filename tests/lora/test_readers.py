@@ -1,0 +1,422 @@
+"""Weights that are read without calling their layer: attention, RNNs, experts, layers with a forward of their own."""
+
+import copy
+import pickle
+
+import jaxtyping
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.func import functional_call
+
+from rankwise.errors import PackError, TargetError
+from rankwise.files import load_adapter, save_adapter
+from rankwise.lora import (
+    LoRAConfig,
+    adapter_tensors,
+    base_state_dict,
+    count_parameters,
+    disabled,
+    eject,
+    inject,
+    merge,
+    unmerge,
+)
+from rankwise.pack.member import Member
+from rankwise.pack.resolved import resolve
+
+
+class Scaled(nn.Embedding):
+    """As transformers scales token embeddings: its forward is more than its row."""
+
+    def forward(self, ids):
+        return super().forward(ids) * 3.0
+
+
+class Standardised(nn.Conv1d):
+    """As timm standardises kernels: the weight that acts is a function of the parameter."""
+
+    def forward(self, x):
+        weight = (self.weight - self.weight.mean()) / self.weight.std()
+        return nn.functional.conv1d(x, weight, self.bias)
+
+
+class Reads(nn.Module):
+    """As timm's BEiT: a Linear whose weight the owner reads and never calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(4, 6)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.qkv.weight, self.qkv.bias)
+
+
+class Experts(nn.Module):
+    """As transformers keeps the experts of a mixture: stacks of matrices, (experts, out, in) or (experts, in, out)."""
+
+    def __init__(self, transposed=False):
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(3, 5, 4))
+        self.down = nn.Parameter(torch.randn(3, 4, 5))
+        self.is_transposed = transposed
+        if transposed:
+            self.up.data, self.down.data = self.up.data.mT.contiguous(), self.down.data.mT.contiguous()
+
+    def forward(self, x):
+        up, down = (self.up, self.down) if self.is_transposed else (self.up.mT, self.down.mT)
+        return ((x @ up).relu() @ down).sum(0)
+
+
+class Listed(nn.Module):
+    """Parameters in a container, which is never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrices = nn.ParameterList([torch.randn(4, 4), torch.randn(4, 4)])
+
+    def forward(self, x):
+        return x @ self.matrices[0] @ self.matrices[1]
+
+
+def attend(model, x):
+    return model(x, x[:, :2], x[:, :2], need_weights=True)[0]
+
+
+def attend_apart(model, x):
+    return model(x, x[..., :3], x[..., :2])[0]
+
+
+def first(model, x):
+    return model(x)[0]
+
+
+def plain(model, x):
+    return model(x)
+
+
+ATTENTIONS = {"attention", "attention, kdim and vdim", "in_proj", "out_proj", "encoder", "decoder"}
+WITHOUT_VMAP = {"lstm", "gru", "rnn, one matrix", "lstm cell"}
+"""torch has no batching rule for its RNNs."""
+
+X = torch.randn(2, 3, 4, dtype=torch.float64)
+IDS = torch.tensor([[1, 2, 0]])
+
+MODELS = {
+    "attention": (lambda: nn.MultiheadAttention(4, 2, batch_first=True), attend, X, "all-linear"),
+    "attention, kdim and vdim": (
+        lambda: nn.MultiheadAttention(4, 2, kdim=3, vdim=2, batch_first=True), attend_apart, X, "all-linear"
+    ),
+    "in_proj": (lambda: nn.MultiheadAttention(4, 2, batch_first=True), attend, X, "in_proj_weight"),
+    "out_proj": (lambda: nn.MultiheadAttention(4, 2, batch_first=True), attend, X, "out_proj"),
+    "encoder": (lambda: nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True), plain, X, "all-linear"),
+    "decoder": (
+        lambda: nn.TransformerDecoderLayer(4, 2, 8, dropout=0.0, batch_first=True),
+        lambda model, x: model(x, x[:, :2]), X, ["self_attn", "multihead_attn", "linear1"],
+    ),
+    "lstm": (
+        lambda: nn.LSTM(4, 3, 2, bidirectional=True, proj_size=2, batch_first=True), first, X,
+        lambda name, module: isinstance(module, nn.LSTM),
+    ),
+    "gru": (lambda: nn.Sequential(nn.GRU(4, 3)), lambda model, x: model(x)[0], X, "0"),
+    "rnn, one matrix": (lambda: nn.RNN(4, 3), first, X, "weight_hh_l0"),
+    "lstm cell": (
+        lambda: nn.LSTMCell(4, 3), lambda model, x: model(x[0], (x[0, :, :3], x[1, :, :3]))[0], X, "weight_*"
+    ),
+    "experts": (Experts, plain, X[:1], ["up", "down"]),
+    "experts, transposed": (lambda: Experts(True), plain, X[:1], "up"),
+    "a list": (Listed, plain, X, "re:matrices[.]."),
+    "scaled embedding": (lambda: Scaled(4, 3), plain, IDS, lambda *_: True),
+    "standardised convolution": (lambda: nn.Sequential(Standardised(3, 2, 2)), plain, X, "0"),
+}  # fmt: skip
+"""Name -> how it is made, how it is run, its input, its targets."""
+
+
+def made(name):
+    torch.manual_seed(0)
+    return MODELS[name][0]().double().requires_grad_(False)
+
+
+def assert_base(name, out, base):
+    """Bit for bit; but torch computes an attention without hooks by another route when nothing needs a gradient."""
+    torch.testing.assert_close(out, base, rtol=0, atol=1e-14 if name in ATTENTIONS else 0)
+
+
+def run(name, model):
+    return MODELS[name][1](model, MODELS[name][2])
+
+
+def adapted(name, **settings):
+    model = made(name)
+    report = inject(model, LoRAConfig(**{"r": 2, "target_modules": MODELS[name][3], **settings}))
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for pair in adapter_tensors(model).values():
+            for tensor in pair:
+                tensor.normal_(std=0.3, generator=generator)
+    return model, report
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_adapter_acts_as_its_merged_weight_would(name, training):
+    model = made(name).train(training)
+    state, modes = copy.deepcopy(model.state_dict()), {n: m.training for n, m in model.named_modules()}
+    with torch.no_grad():
+        base = run(name, model)
+    inject(model, LoRAConfig(r=2, target_modules=MODELS[name][3]))
+    with torch.no_grad():
+        assert_base(name, run(name, model), base)
+    eject(model)
+    assert list(model.state_dict()) == list(state)
+
+    model, _ = adapted(name)
+    model.train(training)
+    out = run(name, model)
+    assert not torch.allclose(out, base)
+    with disabled(model), torch.no_grad():
+        assert_base(name, run(name, model), base)
+    merge(model)
+    torch.testing.assert_close(run(name, model), out, rtol=0, atol=1e-10)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in base_state_dict(model).items())
+    assert list(base_state_dict(model)) == list(state)
+    unmerge(model)
+    assert torch.equal(run(name, model), out)
+    eject(model)
+    with torch.no_grad():
+        assert torch.equal(run(name, model), base)
+    assert {n: m.training for n, m in model.named_modules()} == modes
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_a_and_b_gets_a_gradient_and_the_base_none(name):
+    model, report = adapted(name)
+    assert report.trainable_parameters == count_parameters(model)
+    run(name, model).square().sum().backward()
+    for parameter in model.parameters():
+        assert (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)) == parameter.requires_grad
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented:UserWarning")
+@pytest.mark.parametrize("name", MODELS)
+def test_copies_pickles_and_vmap(name):
+    model, _ = adapted(name)
+    out = run(name, model)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(run(name, twin), out)
+        with torch.no_grad():
+            for pair in adapter_tensors(twin).values():
+                pair[1].zero_()
+        assert torch.equal(run(name, model), out)
+        eject(twin)
+    if name in WITHOUT_VMAP:
+        return
+    # With a gradient: without one an attention takes a route that has no batching rule.
+    stacks = {
+        key: p.detach().repeat(2, *[1] * p.ndim).requires_grad_()
+        for key, p in model.named_parameters()
+        if p.requires_grad
+    }
+    together = torch.vmap(lambda tensors: functional_call_of(name, model, tensors))(stacks)
+    torch.testing.assert_close(together, out.expand(2, *out.shape))
+
+
+def functional_call_of(name, model, tensors):
+    class Runs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x):
+            return MODELS[name][1](self.inner, x)
+
+    return functional_call(Runs(), {f"inner.{key}": tensor for key, tensor in tensors.items()}, (MODELS[name][2],))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_files_go_round(name, tmp_path):
+    model, _ = adapted(name)
+    save_adapter(model, tmp_path)
+    again = made(name)
+    load_adapter(again, tmp_path)
+    assert torch.equal(run(name, again), run(name, model))
+
+
+# Dynamo looks at the gradient of whatever it finds in a module.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("name", ["attention", "encoder", "lstm cell", "experts", "scaled embedding"])
+def test_compiled(name, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # Dynamo can't trace the checks of shapes
+    model, _ = adapted(name)
+    model.eval()
+    torch._dynamo.reset()
+    out = run(name, model)
+    compiled = torch.compile(model, backend="eager")
+    torch.testing.assert_close(MODELS[name][1](compiled, MODELS[name][2]), out)
+    with disabled(model):
+        base = run(name, model)
+        torch.testing.assert_close(MODELS[name][1](compiled, MODELS[name][2]), base)
+    assert not torch.equal(base, out)
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.booleans())
+def test_a_stack_has_an_a_and_b_for_each_matrix(r, experts, transposed):
+    layer = nn.Module()
+    layer.is_transposed = transposed
+    layer.w = nn.Parameter(torch.randn(experts, *((4, 5) if transposed else (5, 4)), dtype=torch.float64))
+    layer.forward = lambda: layer.w
+    holder = nn.ModuleDict({"layer": layer})
+    report = inject(holder, LoRAConfig(r=r, alpha=2.0, target_modules="w"))
+    assert report.trainable_parameters == experts * r * 9
+    A, B = adapter_tensors(holder)["layer.w"]
+    assert not torch.equal(A[:r], A[r : 2 * r]) or experts == 1
+    nn.init.normal_(B)
+    before = layer.w.detach().clone()
+    merge(holder)
+    for e in range(experts):
+        own = slice(e * r, (e + 1) * r)
+        delta = 2.0 / r * (B[:, own] @ A[own])
+        torch.testing.assert_close(layer.w[e] - before[e], delta.mT if transposed else delta)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
+def test_an_encoder_in_eval_with_padding():
+    """torch's fast path would turn this into nested tensors and read the weights in one native call."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2).eval()
+    mask = torch.tensor([[False, False, True], [False, False, False]])
+    inject(model, LoRAConfig(r=2, target_modules="self_attn"))
+    for _, B in adapter_tensors(model).values():
+        nn.init.normal_(B)
+    x = torch.randn(2, 3, 4)
+    with torch.no_grad():
+        out = model(x, src_key_padding_mask=mask)
+        merge(model)
+        torch.testing.assert_close(model(x, src_key_padding_mask=mask)[~mask], out[~mask])
+
+
+def test_a_forward_that_fails_leaves_the_parameter_to_be_seen():
+    model, _ = adapted("lstm")
+    before = model.weight_ih_l0
+    flat = list(model._flat_weights)
+    with pytest.raises(RuntimeError):
+        model(torch.ones(2, 3, 7, dtype=torch.float64))
+    assert model.weight_ih_l0 is before
+    assert isinstance(before, nn.Parameter)
+    assert all(a is b for a, b in zip(model._flat_weights, flat, strict=True))
+
+
+def test_several_adapters_add_up():
+    model, _ = adapted("attention")
+    inject(model, LoRAConfig(r=1, target_modules="out_proj"), "two")
+    with torch.no_grad():
+        next(iter(adapter_tensors(model, "two").values()))[1].fill_(0.5)
+    from rankwise.lora import activate
+
+    activate(model, "default", "two")
+    out = run("attention", model)
+    merge(model)
+    torch.testing.assert_close(run("attention", model), out, rtol=0, atol=1e-10)
+
+
+# Names
+
+
+def names(model, **settings):
+    return [target.name for target in inject(model, LoRAConfig(r=1, **settings)).adapted]
+
+
+def test_ways_to_name_an_attention():
+    def layer():
+        return nn.TransformerEncoderLayer(4, 2, 8)
+
+    both = ["self_attn.in_proj_weight", "self_attn.out_proj"]
+    assert names(layer()) == [*both, "linear1", "linear2"]
+    assert names(layer(), target_modules="self_attn") == both
+    assert names(layer(), target_modules="self_attn.out_proj") == both[1:]
+    assert names(layer(), target_modules="in_proj_weight") == both[:1]
+    assert names(layer(), exclude_modules="self_attn") == ["linear1", "linear2"]
+    model = layer()
+    report = inject(model, LoRAConfig(r=3, target_modules="self_attn", rank_pattern={"self_attn": 1}))
+    assert [(target.r, target.type) for target in report.adapted] == [
+        (1, "Parameter"),
+        (1, "NonDynamicallyQuantizableLinear"),
+    ]
+
+
+def test_parameters_are_found_by_patterns_that_match_no_module():
+    def model():
+        return nn.ModuleDict({"experts": Experts(), "head": nn.Linear(2, 2)})
+
+    assert names(model(), target_modules="*") == ["head"]
+    assert names(model(), target_modules="*.up") == ["experts.up"]
+    assert names(model(), target_modules=["head", "re:.*[.](up|down)"]) == ["experts.up", "experts.down", "head"]
+    assert names(model(), target_modules=lambda name, module: name.endswith("down")) == ["experts.down"]
+    with pytest.raises(TargetError, match=r'can\'t be adapted: .* Name its parameter, for example "experts.up"'):
+        inject(model(), LoRAConfig(target_modules="experts"))
+    with pytest.raises(TargetError, match='Did you mean "up"'):
+        inject(model(), LoRAConfig(target_modules="upp"))
+
+
+def test_the_report_says_what_is_by_name_only():
+    model = nn.ModuleDict({"lstm": nn.LSTM(4, 3), "experts": Experts(), "head": nn.Linear(2, 2)})
+    report = inject(model, LoRAConfig(r=1))
+    assert {(out.type, out.reason) for out in report.left_out} == {("Parameter", "by name only")}
+    owned = ["lstm.weight_ih_l0", "lstm.weight_hh_l0"]
+    assert [out.name for out in report.left_out] == [*owned, "experts.up", "experts.down"]
+
+
+def test_packs_say_that_they_cannot():
+    with pytest.raises(PackError, match=r'weight of "self_attn\.in_proj_weight" is read without calling'):
+        resolve(nn.TransformerEncoderLayer(4, 2, 8), Member(name="a", lora=LoRAConfig()))
+
+
+# What a forward reaches
+
+
+def test_an_example_finds_the_reader_of_a_layer_that_is_never_called():
+    model, x = nn.Sequential(Reads(), nn.Linear(6, 2), nn.Dropout()), torch.randn(3, 4)
+    before = torch.random.get_rng_state()
+    report = inject(model, LoRAConfig(r=2), example=x)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(module.training for module in model)
+    assert [target.reader_name for target in report.adapted] == ['"0"', ""]
+    assert '"0.qkv" is read, not called: its adapter acts through the weight during the forward of "0"' in str(report)
+    model.eval()
+    for _, B in adapter_tensors(model).values():
+        nn.init.normal_(B)
+    out = model(x)
+    with disabled(model):
+        assert not torch.allclose(model(x), out)
+    merge(model)
+    torch.testing.assert_close(model(x), out)
+
+
+@pytest.mark.parametrize("example", [{"x": torch.ones(1, 4)}, (torch.ones(1, 4),), [torch.ones(1, 4)]])
+def test_examples_by_keyword_and_position(example):
+    report = inject(Reads(), LoRAConfig(r=1), example=example)
+    assert [target.reader_name for target in report.adapted] == ["the model"]
+
+
+def test_without_an_example_the_first_forward_warns_of_what_it_missed():
+    model, x = nn.Sequential(Reads(), nn.Linear(6, 2)), torch.randn(3, 4)
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    inject(model, LoRAConfig(r=2))
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    for watched in (model, twin):
+        with pytest.warns(UserWarning, match=r'called 1 of the adapted layers not at all: "0\.qkv"'):
+            watched(x)
+        watched(x)
+        eject(watched)
+        assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in watched.modules()] == hooks
+
+
+def test_a_first_forward_that_reaches_all_says_nothing():
+    model = nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(4, 2))
+    model.forward = lambda x: model[1](*[model[0](x)] * 3)[0]
+    inject(model, LoRAConfig(r=1))
+    model(torch.ones(2, 1, 4))
