@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rankwise.lora.targets import Target
 from rankwise.pack.store import Gradient, Store
 
 
@@ -25,6 +24,7 @@ class Alone:
     def __init__(self, model: nn.Module, store: Store, call: Callable[[nn.Module, Any], Tensor]) -> None:
         self._caller = _Caller(model, call)
         self._store = store
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         self._places = [(i, k, m) for i, b in enumerate(store.buckets) for k, m in enumerate(b.members)]
         self._leaves: dict[tuple[int, str], tuple[Tensor, Gradient]] = {}
         for i, bucket in enumerate(store.buckets):
@@ -44,13 +44,11 @@ class Alone:
         i, k, member = self._places[place]
         own = {name: self._leaves[i, name][0][k] for name in member.whole}
         for t in member.targets:
-            own[f"{t.name}.weight" if t.name else "weight"] = self._weight(i, k, t)
+            weight: Tensor = getattr(t.module, t.parameter)
+            A, B = (self._leaves[i, f"{t.name}.{letter}"][0][k] for letter in "AB")
+            # A weight that several modules have is replaced in all of them.
+            own[self._names[weight]] = weight.detach() + t.layer_type.delta(t.module, A, B).to(weight.dtype)
         return own
-
-    def _weight(self, i: int, k: int, t: Target) -> Tensor:
-        A, B = (self._leaves[i, f"{t.name}.{letter}"][0][k] for letter in "AB")
-        weight: Tensor = t.module.weight  # type: ignore[assignment]
-        return weight.detach() + t.layer_type.delta(t.module, A, B).to(weight.dtype)
 
     def __call__(self, place: int, batch: Any) -> Tensor:
         """Outputs of the adapter at this place on its own batch."""

@@ -86,15 +86,10 @@ def resolve(model: nn.Module, member: Member) -> Resolved:
     """
     targets = () if member.lora is None else tuple(find_targets(model, member.lora).adapted)
     for target in targets:
-        if target.reader is not None:
+        if target.stack > 1:
             raise PackError(
-                f'The weight of "{target.name}" is read without calling the layer, or by a forward of its own class, '
-                f'which packs can\'t train yet. Leave it out: exclude_modules="{target.name}".'
-            )
-        if target.ties:
-            raise PackError(
-                f'"{target.name}" and "{target.ties[0].name}" share one weight, and so one adapter, which packs can\'t '
-                f'train yet. Leave them out: exclude_modules=["{target.name}", "{target.ties[0].name}"].'
+                f'"{target.name}" is a stack of {target.stack} matrices, which packs can\'t train yet. Leave it out: '
+                f'exclude_modules="{target.name}".'
             )
     parameters = dict(model.named_parameters(remove_duplicate=False))
     whole = tuple(

@@ -51,9 +51,11 @@ class Running:
     def prepare(self) -> None:
         """Set up everything that follows from which adapters are in the store."""
         members = self._members()
-        names = dict.fromkeys(t.name for m in members for t in m.targets)
-        whole = dict.fromkeys(name.rpartition(".")[0] for m in members for name in m.whole)
-        self._modules = {name: self._model.get_submodule(name) for name in {**names, **whole}}
+        targets = {t.name: t for m in members for t in m.targets}
+        self._uncallable = next((name for name, t in targets.items() if t.reader is not None or t.ties), None)
+        names = [name for name, t in targets.items() if t.reader is None]
+        whole = [name.rpartition(".")[0] for m in members for name in m.whole]
+        self._modules = {name: self._model.get_submodule(name) for name in (*names, *whole)}
         for name, module in self._modules.items():
             # Kept from the start: while the pack is attached, `module.forward` is the pack's own.
             self._forwards.setdefault(name, module.forward)
@@ -205,7 +207,9 @@ class Running:
     def _choose(self, example: Batch, seeds: Sequence[int], first: Trace, larger: Trace) -> Branch:
         """The latest branch point at which the pack equals its adapters alone; at none, they run one by one."""
         problem = "a module with weights of its own is never called, or has modules inside"
-        if all(name in first.order and not list(module.children()) for name, module in self._modules.items()):
+        if self._uncallable is not None:
+            problem = f'the weight of "{self._uncallable}" is read without calling the layer, or shared by several'
+        elif all(name in first.order and not list(module.children()) for name, module in self._modules.items()):
             found = find_branch(self._model, self._modules, first, larger)
             for branch in [found, DOOR] if found.name else [DOOR]:
                 self._branch = branch

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rankwise.pack.resolved import State
 from rankwise.pack.losses import PerAdapter
 from rankwise.pack.pack import Pack
+from rankwise.pack.resolved import State
 from rankwise.sweep.problem import Problem, Run, Scores, Swept
 from rankwise.train.data import Data, pick
 from rankwise.train.evaluation import evaluate_rows
@@ -58,4 +58,5 @@ def measure_base(model: nn.Module, problem: Problem, data: Data) -> float:
     was_training = model.training
     outputs = model.eval()(data[0])
     model.train(was_training)
-    return float(problem.metric(outputs, data).mean())
+    got = problem.metric(outputs, data)
+    return float(got.mean() if isinstance(got, Tensor) else got[0].sum() / got[1].sum())

@@ -33,7 +33,8 @@ def test_facts_are_there():
     for fact in ("# r8-s0", "rank 8, 1,234,567 trainable parameters, over `owner/model`", "for descriptions of rest",
                  "| rank, alpha | 8, 32 (alpha / r) |", "| adapted | q_proj, v_proj |", "| learning rate | 0.001 |",
                  r"| train | 4,672 | a\|b.csv |", "- 3 of 630 test examples", "| loss | 2.346 | 1.5 |",
-                 "| BLEU | - | not finite |", "written by the tokenizer's chat template", "Rankwise 0.1.0."):  # fmt: skip
+                 "| BLEU | - | not finite |", "written by the tokenizer's chat template",
+                 "Rankwise 0.1.0."):  # fmt: skip
         assert fact in card
 
 

@@ -16,9 +16,9 @@ from transformers import (
 
 from rankwise.errors import ConfigError
 from rankwise.lora.config import LoRAConfig
-from rankwise.pack.bucket import resolve
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
+from rankwise.pack.resolved import resolve
 from rankwise.tasks.text.batches import as_tensors
 from rankwise.tasks.text.classify import tokenize_classify
 from rankwise.tasks.text.examples import Labelled, Pair
