@@ -25,7 +25,7 @@ class Digits(lightning.LightningModule):
     def training_step(self, batch: list[Tensor], _: int) -> Tensor:
         return nn.functional.nll_loss(self.model(batch[0]), batch[1])
 
-    def test_step(self, batch: list[Tensor], _: int) -> None:
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
         self.log("accuracy", (self.model(batch[0]).argmax(-1) == batch[1]).float().mean())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

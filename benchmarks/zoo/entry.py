@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 Batch = tuple[Tensor, ...] | dict[str, Tensor]
 """Arguments of a model, by position or by name."""
 

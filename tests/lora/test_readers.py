@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from rankwise.errors import PackError, TargetError
+from rankwise.errors import TargetError
 from rankwise.files import load_adapter, save_adapter
 from rankwise.lora import (
     LoRAConfig,
@@ -24,8 +24,6 @@ from rankwise.lora import (
     merge,
     unmerge,
 )
-from rankwise.pack.member import Member
-from rankwise.pack.resolved import resolve
 
 
 class Scaled(nn.Embedding):
@@ -368,11 +366,6 @@ def test_the_report_says_what_is_by_name_only():
     assert {(out.type, out.reason) for out in report.left_out} == {("Parameter", "by name only")}
     owned = ["lstm.weight_ih_l0", "lstm.weight_hh_l0"]
     assert [out.name for out in report.left_out] == [*owned, "experts.up", "experts.down"]
-
-
-def test_packs_say_that_they_cannot():
-    with pytest.raises(PackError, match=r'weight of "self_attn\.in_proj_weight" is read without calling'):
-        resolve(nn.TransformerEncoderLayer(4, 2, 8), Member(name="a", lora=LoRAConfig()))
 
 
 # What a forward reaches

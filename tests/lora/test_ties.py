@@ -10,7 +10,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from adapted_models import fill
-from rankwise.errors import AdapterError, PackError, TargetError
+from rankwise.errors import AdapterError, TargetError
 from rankwise.files import load_adapter, save_adapter
 from rankwise.lora import (
     LoRAConfig,
@@ -24,8 +24,6 @@ from rankwise.lora import (
     merge,
     unmerge,
 )
-from rankwise.pack.member import Member
-from rankwise.pack.resolved import resolve
 
 # PEFT warns of what is held here to be right.
 pytestmark = [
@@ -186,11 +184,6 @@ def test_a_sharer_that_cannot_follow():
     inject(model, LoRAConfig(), untie=True)
     with pytest.raises(TargetError, match="exclude_modules names it"):
         inject(Tied(), LoRAConfig(target_modules="embed", exclude_modules="head"))
-
-
-def test_packs_say_that_they_cannot():
-    with pytest.raises(PackError, match='"up" and "again" share one weight'):
-        resolve(Tied(), Member(name="a", seed=0, lora=LoRAConfig(target_modules="up")))
 
 
 # Files

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from plain_loop import Plain, train_plainly
 from rankwise.errors import PackError
+from rankwise.lora.adapter import adapter_tensors, trainable_parameters
 from rankwise.lora.config import LoRAConfig
+from rankwise.lora.inject import inject
 from rankwise.lora.layer_types import layer_type_of
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
@@ -226,3 +228,49 @@ def test_layers_that_are_never_called_run_adapter_by_adapter_and_say_so() -> Non
         losses = [pack.step((x[:1], torch.zeros(1, 5, dtype=torch.long)), lr, None, None) for _ in range(5)]
     assert all(losses[-1] < losses[0])
     assert any("one after another" in note for note in pack.notes)
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.again = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.again.weight = self.up.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.again(self.up(x).relu())
+
+
+class Attends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x.unsqueeze(1).expand(-1, 3, -1) * torch.arange(1, 4, dtype=x.dtype).view(3, 1)).mean(1)
+
+
+@pytest.mark.parametrize(("make", "targets"), [(Tied, "up"), (Attends, "all-linear")])
+def test_shared_weights_and_those_read_without_a_call_train_as_injected(make: type[nn.Module], targets: str) -> None:
+    torch.manual_seed(0)
+    model = make().double()
+    members = [Member(name=f"r{r}", lora=LoRAConfig(r=r, target_modules=targets)) for r in (1, 3)]
+    x, y = torch.randn(1, 5, 4, dtype=torch.float64), torch.arange(5).remainder(4).view(1, 5)
+    pack = Pack(model, members, lambda out, batch: F.cross_entropy(out, batch[1], reduction="none"))
+    start = pack.states()
+    with pack.attached((x[0], y[0]), training=True):
+        for _ in range(5):
+            pack.step((x, y), torch.full((2,), 1e-2, dtype=torch.float64), None, None)
+    for member in members:
+        alone = copy.deepcopy(model)
+        assert member.lora is not None
+        inject(alone, member.lora)
+        optimiser = torch.optim.AdamW(trainable_parameters(alone), lr=1e-2, weight_decay=0.0)
+        for _ in range(5):
+            optimiser.zero_grad()
+            F.cross_entropy(alone(x[0]), y[0]).backward()
+            optimiser.step()
+        pairs = adapter_tensors(alone).items()
+        theirs = {f"{name}.{key}": t.detach() for name, pair in pairs for key, t in zip("AB", pair, strict=True)}
+        assert update_difference(pack.states()[member.name], theirs, start[member.name]) <= 1e-10
