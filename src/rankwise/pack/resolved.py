@@ -79,12 +79,13 @@ class Resolved:
 
 
 def resolve(model: nn.Module, member: Member) -> Resolved:
-    """Find what a member trains in this model.
+    """Find what a member trains in this model. A module that it trains whole gets no A and B.
 
     Raises:
         TargetError: A pattern matches nothing, or a module that can't be adapted.
     """
-    targets = () if member.lora is None else tuple(find_targets(model, member.lora).adapted)
+    found = [] if member.lora is None else find_targets(model, member.lora).adapted
+    targets = tuple(t for t in found if t.name not in member.whole)
     for target in targets:
         if target.stack > 1:
             raise PackError(
