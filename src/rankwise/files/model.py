@@ -67,20 +67,21 @@ def save_adapter(
         ...     sorted(path.name for path in save_adapter(layer, folder).iterdir())
         ['adapter_config.json', 'adapter_model.safetensors']
     """
-    layers = layers_with(model, name)
-    config = next(iter(layers.values()))[1].configs[name]
-    config, tensors = as_filed(model, layers, name, config)
-    return write_adapter(
-        directory,
-        config,
-        tensors,
-        whole=whole_tensors(model, name),
-        base_weights=_base_weights({path: (layer, lora.parameter) for path, (layer, lora) in layers.items()}),
-        base_name=base_name,
-        model_names=[paths[0] for _, paths in named_once(model)],
-        fan_in_fan_out=all(lora.layer_type.name == "Conv1D" for _, lora in layers.values()),
-        key_ends=key_ends(model, layers),
-    )
+    with collector_paused():  # names and patterns make many small objects too
+        layers = layers_with(model, name)
+        config = next(iter(layers.values()))[1].configs[name]
+        config, tensors = as_filed(model, layers, name, config)
+        return write_adapter(
+            directory,
+            config,
+            tensors,
+            whole=whole_tensors(model, name),
+            base_weights=_base_weights({path: (layer, lora.parameter) for path, (layer, lora) in layers.items()}),
+            base_name=base_name,
+            model_names=[paths[0] for _, paths in named_once(model)],
+            fan_in_fan_out=all(lora.layer_type.name == "Conv1D" for _, lora in layers.values()),
+            key_ends=key_ends(model, layers),
+        )
 
 
 def load_adapter(

@@ -87,8 +87,8 @@ def resolve(model: nn.Module, member: Member) -> Resolved:
     """
     if member.lora is not None and (member.lora.modules_to_save or member.lora.bias != "none"):
         raise PackError(
-            "modules_to_save and bias of a LoRAConfig aren't trained in a pack; name what an adapter trains whole in its "
-            "Member: Member(whole=...)."
+            "modules_to_save and bias of a LoRAConfig aren't trained in a pack; name what an adapter trains whole in "
+            "its Member: Member(whole=...)."
         )
     targets = () if member.lora is None else tuple(find_targets(model, member.lora).adapted)
     for target in targets:
