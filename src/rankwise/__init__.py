@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rankwise.files import load_adapter, save_adapter
     from rankwise.lora.config import LoRAConfig
-    from rankwise.lora.inject import activate, base_state_dict, disabled, eject, inject
+    from rankwise.lora.inject import base_state_dict, eject, inject
     from rankwise.lora.layer_types import LayerType, register_layer_type
     from rankwise.lora.merge import merge, unmerge
+    from rankwise.lora.named import activate, disabled
 
 __version__ = "0.1.0"
 
@@ -33,9 +34,9 @@ __all__ = [
 _HOMES = {
     "LayerType": "rankwise.lora.layer_types",
     "LoRAConfig": "rankwise.lora.config",
-    "activate": "rankwise.lora.inject",
+    "activate": "rankwise.lora.named",
     "base_state_dict": "rankwise.lora.inject",
-    "disabled": "rankwise.lora.inject",
+    "disabled": "rankwise.lora.named",
     "eject": "rankwise.lora.inject",
     "inject": "rankwise.lora.inject",
     "load_adapter": "rankwise.files",

@@ -5,12 +5,11 @@ error here.
 """
 
 import contextlib
-import hashlib
 import json
 import os
-import re
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,22 @@ import torch
 from torch import Tensor
 
 from rankwise.errors import AdapterFileError, ConfigError, OutputError
-from rankwise.files.layer_tensors import KEY_ENDS
-from rankwise.files.peft_config import CONFIG_FILE, SCALING_OF_RSLORA, fields_of, peft_values, read_fields
+from rankwise.files.checksums import check_config, check_file, metadata_of
+from rankwise.files.findings import Findings
+from rankwise.files.keys import LINEAR_KEYS, Parts, is_pair, key_of, sorted_parts, whole_key_of
+from rankwise.files.peft_config import (
+    CONFIG_FILE,
+    SCALING_OF_RSLORA,
+    check_unknown_fields,
+    fields_of,
+    foreign_fields,
+    peft_values,
+    read_fields,
+)
+from rankwise.files.tensor_file import TENSOR_FILE, read_either, write_tensors
 from rankwise.lora.config import LoRAConfig
-from rankwise.lora.inject import collector_paused
 from rankwise.lora.patterns import pinned
 from rankwise.writing import sort_metadata
-
-TENSOR_FILE = "adapter_model.safetensors"
-PREFIX = "base_model.model"
-LINEAR_KEYS = ("lora_A.weight", "lora_B.weight")
-CHECKSUM = "sha256"
-"""Entry of the tensor file's metadata: SHA-256 over names, types, shapes and bytes of the tensors."""
 
 
 def write_adapter(
@@ -37,9 +40,11 @@ def write_adapter(
     config: LoRAConfig,
     tensors: Mapping[str, tuple[Tensor, Tensor]],
     *,
+    whole: Mapping[str, Tensor] | None = None,
     base_name: str | None = None,
+    base_weights: Mapping[str, Tensor] | None = None,
     model_names: Iterable[str] = (),
-    fan_in_fan_out: bool = False,
+    fan_in_fan_out: bool | None = None,
     key_ends: Mapping[str, tuple[str, str]] | None = None,
 ) -> Path:
     """Write A and B of a set of modules; no model is needed.
@@ -49,10 +54,13 @@ def write_adapter(
         config: Gives alpha, scaling and dropout. Ranks are those of the tensors.
         tensors: Module path -> (A of shape (r, d_in), B of shape (d_out, r)), or as PEFT shapes them for other
             layers than Linear. Types are kept.
-        base_name: What the base is called.
+        whole: Path of a parameter or buffer -> what the adapter has in its place. `modules_to_save` and `bias` of the
+            configuration must announce it.
+        base_name: What the base is called; None leaves what the configuration brought along.
+        base_weights: Module path -> weight of the base, for the checksums that tell another base apart.
         model_names: Paths of all modules of the base, where they are known. PEFT takes a listed path for a
             suffix too; where that would reach other modules, the targets are written as one regular expression.
-        fan_in_fan_out: PEFT's word for transformers' Conv1D layers.
+        fan_in_fan_out: PEFT's word for transformers' Conv1D layers; None leaves what the configuration brought along.
         key_ends: Module path -> ends of the keys of A and B, where they aren't those of a Linear.
 
     Returns:
@@ -72,89 +80,82 @@ def write_adapter(
     if not tensors:
         raise AdapterFileError("There are no tensors to write; an adapter has at least one module.")
     for name, (A, B) in tensors.items():
-        if not _is_pair(A, B):
+        if not is_pair(A, B):
             raise AdapterFileError(
                 f'A of "{name}" has shape {tuple(A.shape)} and B {tuple(B.shape)}; (r, d_in) and (d_out, r) are needed.'
             )
-    # Copies: safetensors refuses tensors that share memory, as slices of a stack do.
-    flat = {
-        key_of(name, end): tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+    keyed = {
+        key_of(name, end): tensor
         for name, pair in tensors.items()
         for end, tensor in zip((key_ends or {}).get(name, LINEAR_KEYS), pair, strict=True)
     }
+    keyed |= {whole_key_of(name, tensors): tensor for name, tensor in (whole or {}).items()}
+    # Copies: safetensors refuses tensors that share memory, as slices of a stack do.
+    flat = {
+        key: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for key, tensor in keyed.items()
+    }
     fields = fields_of(config, {name: A.shape[0] for name, (A, _) in tensors.items()}, model_names)
-    fields |= {"base_model_name_or_path": base_name, "fan_in_fan_out": fan_in_fan_out}
+    if base_name is not None:
+        fields["base_model_name_or_path"] = base_name
+    if fan_in_fan_out is not None:
+        fields["fan_in_fan_out"] = fan_in_fan_out
+    text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
     folder = Path(directory)
     try:
-        _replace_files(folder, fields, flat)
+        _replace_files(folder, text, flat, metadata_of(flat, text, base_weights or {}))
     except OSError as error:
         raise OutputError(f"The adapter can't be written to {folder}: {error.strerror or error}.") from error
     return folder
 
 
 def read_adapter(
-    directory: str | os.PathLike[str],
+    directory: str | os.PathLike[str], *, strict: bool = True, allow_pickle: bool = False
 ) -> tuple[LoRAConfig, dict[str, tuple[Tensor, Tensor]]]:
     """Read an adapter's settings and tensors; no model is needed.
 
     Args:
         directory: A folder written by `write_adapter` or by PEFT.
+        strict: Whether what can't be used is an error; False leaves it out. A damaged file is one always.
+        allow_pickle: Whether `adapter_model.bin` may be read, by the unpickler that makes tensors only.
 
     Returns:
         The configuration, whose targets and patterns are paths of modules, and module path -> (A, B).
 
     Raises:
-        AdapterFileError: A file is missing, damaged or of an unsupported kind.
+        AdapterFileError: A file is missing, damaged or of an unsupported kind; or the adapter brings parameters of
+            the base that are trained whole, which only `load_adapter` can use.
 
     Examples:
         >>> read_adapter("nowhere")
         Traceback (most recent call last):
         rankwise.errors.AdapterFileError: nowhere has no adapter_config.json; an adapter is a folder with one.
     """
-    _, config, tensors = read_whole(Path(directory))
-    return config, tensors
+    findings = Findings(strict)
+    read = read_whole(Path(directory), findings, allow_pickle)
+    if read.parts.whole:
+        findings.add(
+            f'{read.path} brings parameters trained whole ("{next(iter(read.parts.whole))}"), beside A and B; '
+            "load_adapter puts them into a model."
+        )
+    return read.config, read.parts.pairs
 
 
 # Writing
 
 
-def key_of(name: str, end: str) -> str:
-    return ".".join(part for part in (PREFIX, name, end) if part)
-
-
-def _is_pair(A: Tensor, B: Tensor) -> bool:
-    """Tell whether A and B have one r; a grouped convolution's B has r / groups columns."""
-    same = A.shape[0] % B.shape[1] == 0 if A.ndim > 2 else A.shape[0] == B.shape[1]
-    return A.ndim == B.ndim and same
-
-
-def _checksum(flat: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for key in sorted(flat):
-        tensor = flat[key]
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))  # pyright: ignore[reportArgumentType]
-    return digest.hexdigest()
-
-
-def _replace_files(folder: Path, fields: Mapping[str, Any], flat: dict[str, Tensor]) -> None:
+def _replace_files(folder: Path, text: str, flat: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write both files beside their place, then move them in.
 
     The old configuration goes first and the new one comes last: without it there is no adapter, so an
     interruption between the moves leaves none, and one before them leaves the old one.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     made = not folder.exists()
     done = False
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
-            with collector_paused():  # safetensors makes several objects a tensor
-                save_file(flat, Path(scratch, TENSOR_FILE), metadata={"format": "pt", CHECKSUM: _checksum(flat)})
+            write_tensors(Path(scratch, TENSOR_FILE), flat, metadata)
             sort_metadata(Path(scratch, TENSOR_FILE))
-            text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
             Path(scratch, CONFIG_FILE).write_text(text, encoding="utf-8")
             for name in (TENSOR_FILE, CONFIG_FILE):
                 _flush(Path(scratch, name))
@@ -163,8 +164,6 @@ def _replace_files(folder: Path, fields: Mapping[str, Any], flat: dict[str, Tens
                 os.replace(Path(scratch, name), folder / name)
         _flush(folder)
         done = True
-    except SafetensorError as error:
-        raise OutputError(f"The adapter can't be written to {folder}: {error}.") from error
     finally:
         if made and not done:
             with contextlib.suppress(OSError):
@@ -183,92 +182,65 @@ def _flush(path: Path) -> None:
 # Reading
 
 
-def read_whole(folder: Path) -> tuple[dict[str, Any], LoRAConfig, dict[str, tuple[Tensor, Tensor]]]:
-    """Return the JSON's fields, the configuration they make, and the tensors by module."""
-    fields = read_fields(folder / CONFIG_FILE)
-    tensors = _read_tensors(folder)
+@dataclass(frozen=True)
+class AdapterFile:
+    """What a folder holds.
+
+    Args:
+        path: The file with the tensors.
+        fields: The settings, in PEFT's words.
+        config: The configuration they make.
+        parts: The tensors, sorted.
+        metadata: Of the tensor file, with its checksums if it is ours.
+    """
+
+    path: Path
+    fields: dict[str, Any]
+    config: LoRAConfig
+    parts: Parts
+    metadata: dict[str, str]
+
+
+def read_whole(folder: Path, findings: Findings, allow_pickle: bool) -> AdapterFile:
+    """Read a folder, with all checks that need no model.
+
+    Raises:
+        AdapterFileError: A file is missing, damaged or of an unsupported kind.
+    """
+    where = folder / CONFIG_FILE
+    fields, text = read_fields(where)
+    path, flat, metadata = read_either(folder, allow_pickle)
+    check_file(path, flat, metadata)
+    check_config(where, text, metadata, findings)
+    check_unknown_fields(where, fields, findings)
+    parts = sorted_parts(path, flat, fields, findings)
+    if not parts.pairs:
+        raise AdapterFileError(f"{path} holds no tensors of an adapter.")
+    return AdapterFile(path, fields, _config_of(where, fields, parts, findings), parts, metadata)
+
+
+def _config_of(where: Path, fields: Mapping[str, Any], parts: Parts, findings: Findings) -> LoRAConfig:
     r, alpha = fields.get("r", 8), float(fields.get("lora_alpha", 8))
-    ranks = {name: A.shape[0] for name, (A, _) in tensors.items()}
-    for name, said in peft_values(fields.get("rank_pattern"), r, tensors).items():
+    ranks = {name: A.shape[0] for name, (A, _) in parts.pairs.items()}
+    for name, said in peft_values(fields.get("rank_pattern"), r, parts.pairs).items():
         if ranks[name] != said:
-            raise AdapterFileError(
+            findings.add(
                 f'lora_A of "{name}" has rank {ranks[name]}; {CONFIG_FILE} says r = {said}. '
                 "The two files don't belong together."
             )
-    alphas = peft_values(fields.get("alpha_pattern"), alpha, tensors)
+    alphas = peft_values(fields.get("alpha_pattern"), alpha, parts.pairs)
     try:
-        config = LoRAConfig(
+        return LoRAConfig(
             r=r,
             alpha=alpha,
             dropout=float(fields.get("lora_dropout", 0)),
-            target_modules=tuple(tensors),
+            target_modules=tuple(parts.pairs),
             rank_pattern=pinned(ranks, r),
             alpha_pattern=pinned({name: float(value) for name, value in alphas.items()}, alpha),
             scaling=SCALING_OF_RSLORA[bool(fields.get("use_rslora"))],
+            modules_to_save=tuple(fields.get("modules_to_save") or ()),
+            bias=fields.get("bias") or "none",
+            extra=foreign_fields(fields),
         )
     except ConfigError as error:
-        raise AdapterFileError(f"{folder / CONFIG_FILE} can't be used: {error}") from error
-    return fields, config, tensors
-
-
-def _read_tensors(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return module path -> (A, B), after the checks that need no model."""
-    from safetensors import SafetensorError, safe_open
-
-    path = folder / TENSOR_FILE
-    if not path.is_file():
-        old = folder / "adapter_model.bin"
-        hint = (
-            f" {old.name} is a pickle, which can run code when it is read; let PEFT load it and save it again."
-            if old.exists()
-            else ""
-        )
-        raise AdapterFileError(f"{folder} has no {TENSOR_FILE}.{hint}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            flat: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no dict)
-            stored = (file.metadata() or {}).get(CHECKSUM)
-    except (SafetensorError, OSError) as error:
-        raise AdapterFileError(f"{path} is damaged or cut short: {error}.") from error
-    if stored is not None and stored != _checksum(flat):
-        raise AdapterFileError(f"The tensors of {path} don't fit its checksum; the file was changed after saving.")
-
-    pairs: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in flat.items():
-        found = re.fullmatch(rf"{re.escape(PREFIX)}\.(?:(.*)\.)?({'|'.join(map(re.escape, KEY_ENDS))})", key)
-        if found is None:
-            raise AdapterFileError(
-                f'{path} has a tensor "{key}" of no use here; keys are "{key_of("<module>", LINEAR_KEYS[0])}" and '
-                f'"...lora_B.weight". {_cause_of_strange_key(key)}'
-            )
-        if tensor.ndim < 2 or not tensor.is_floating_point() or 0 in tensor.shape:
-            raise AdapterFileError(
-                f'"{key}" in {path} has shape {tuple(tensor.shape)} and type {tensor.dtype}; a matrix of '
-                "floating-point numbers, or the kernel of a convolution, is needed."
-            )
-        pairs.setdefault(found[1] or "", {})[KEY_ENDS[found[2]]] = tensor
-    if not pairs:
-        raise AdapterFileError(f"{path} holds no tensors.")
-    for name, pair in pairs.items():
-        for letter in "AB":
-            if letter not in pair:
-                missing = key_of(name, f"lora_{letter}.weight")
-                raise AdapterFileError(f'{path} has no "{missing}", the other half of a pair it has.')
-        if not _is_pair(pair["A"], pair["B"]):
-            raise AdapterFileError(
-                f'lora_A of "{name}" has shape {tuple(pair["A"].shape)}, lora_B {tuple(pair["B"].shape)}; '
-                "(r, d_in) and (d_out, r) are needed, with one r."
-            )
-    return {name: (pair["A"], pair["B"]) for name, pair in pairs.items()}
-
-
-def _cause_of_strange_key(key: str) -> str:
-    causes = {
-        r".*lora_magnitude_vector.*": "It is of a DoRA adapter, which isn't supported.",
-        r".*lora_B\.bias": "It is a bias of an adapter (lora_bias), which isn't supported.",
-        r".*lora_[AB]\.[^.]+\.weight": "It names an adapter inside the key: was it saved with state_dict()?",
-        rf"(?!{re.escape(PREFIX)}\.).*lora_[AB]\.weight": f'It lacks the prefix "{PREFIX}.".',
-    }
-    return next(
-        (cause for form, cause in causes.items() if re.fullmatch(form, key)), "Is it an adapter of another tool?"
-    )
+        raise AdapterFileError(f"{where} can't be used: {error}") from error

@@ -2,22 +2,40 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from rankwise.errors import AdapterFileError, TargetError
-from rankwise.files.folder import LINEAR_KEYS, key_of, read_whole, write_adapter
-from rankwise.files.layer_tensors import form_of
+from rankwise.errors import AdapterFileError
+from rankwise.files.checksums import check_base
+from rankwise.files.findings import Findings
+from rankwise.files.fit import find_missing, saved_modules_of_file, whole_of_file
+from rankwise.files.folder import read_whole, write_adapter
 from rankwise.files.peft_config import CONFIG_FILE
 from rankwise.files.placing import as_filed, key_ends, targets_of_file
-from rankwise.lora.adapter import layers_with
+from rankwise.lora.adapter import layers_with, lora_of
 from rankwise.lora.inject import Report, attach, check_new_name, collector_paused
-from rankwise.lora.layer_types import layer_type_of, obstacle
 from rankwise.lora.modules import named_once
-from rankwise.lora.patterns import Patterns
-from rankwise.lora.targets import ALL_LINEAR, Targets
+from rankwise.lora.targets import Targets
+from rankwise.lora.whole import whole_tensors
+
+
+@dataclass(frozen=True)
+class LoadReport(Report):
+    """What `load_adapter` did: the report of `inject`, and what didn't fit.
+
+    Args:
+        findings: What `strict=True` would have refused.
+        notes: What couldn't be checked.
+    """
+
+    findings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """The table of `inject`, then a line for each finding and note."""
+        return "\n".join([super().__str__(), *(f"- {line}" for line in [*self.findings, *self.notes])])
 
 
 def save_adapter(
@@ -25,7 +43,8 @@ def save_adapter(
 ) -> Path:
     """Save one adapter of a model as a folder that Rankwise and PEFT read.
 
-    An interrupted save leaves the old adapter or none, never a mixture. Other files in the folder stay.
+    An interrupted save leaves the old adapter or none, never a mixture. Other files in the folder stay. The file
+    holds checksums of itself and of the base's adapted weights, which `load_adapter` compares.
 
     Args:
         model: An injected model.
@@ -48,34 +67,48 @@ def save_adapter(
         ...     sorted(path.name for path in save_adapter(layer, folder).iterdir())
         ['adapter_config.json', 'adapter_model.safetensors']
     """
-    layers = layers_with(model, name)
-    config = next(iter(layers.values()))[1].configs[name]
-    config, tensors = as_filed(model, layers, name, config)
-    return write_adapter(
-        directory,
-        config,
-        tensors,
-        base_name=base_name,
-        model_names=[paths[0] for _, paths in named_once(model)],
-        fan_in_fan_out=all(lora.layer_type.name == "Conv1D" for _, lora in layers.values()),
-        key_ends=key_ends(model, layers),
-    )
+    with collector_paused():  # names and patterns make many small objects too
+        layers = layers_with(model, name)
+        config = next(iter(layers.values()))[1].configs[name]
+        config, tensors = as_filed(model, layers, name, config)
+        return write_adapter(
+            directory,
+            config,
+            tensors,
+            whole=whole_tensors(model, name),
+            base_weights=_base_weights({path: (layer, lora.parameter) for path, (layer, lora) in layers.items()}),
+            base_name=base_name,
+            model_names=[paths[0] for _, paths in named_once(model)],
+            fan_in_fan_out=all(lora.layer_type.name == "Conv1D" for _, lora in layers.values()),
+            key_ends=key_ends(model, layers),
+        )
 
 
 def load_adapter(
-    model: nn.Module, directory: str | os.PathLike[str], name: str = "default", *, untie: bool = False
-) -> Report:
+    model: nn.Module,
+    directory: str | os.PathLike[str],
+    name: str = "default",
+    *,
+    strict: bool = True,
+    allow_pickle: bool = False,
+    untie: bool = False,
+) -> LoadReport:
     """Attach a saved adapter to a model, as `inject` attaches a fresh one.
 
     Args:
         model: The base the adapter was trained on.
-        directory: A folder written by `save_adapter` or by PEFT.
+        directory: A folder written by `save_adapter` or by PEFT, or one with such a folder called `name` inside.
         name: What the adapter is to be called in this model.
+        strict: Whether it is an error if tensors are missing, unexpected or of a wrong shape, if the base isn't the
+            one the adapter was saved over, or if a setting is unknown; False uses what fits and lists the rest in
+            the report. A damaged file is an error always.
+        allow_pickle: Whether an old `adapter_model.bin` may be read where there is no safetensors file. Only
+            tensors are taken from it.
         untie: Whether modules that share their weight each get a copy. Without it a file that has one adapter for
             the weight, under every name, loads as one; any other loads too, but can't be merged.
 
     Returns:
-        The report of `inject`.
+        The report of `inject`, with what didn't fit.
 
     Raises:
         AdapterFileError: The file is damaged, of an unsupported kind, or doesn't fit the model; the model is
@@ -84,40 +117,42 @@ def load_adapter(
 
     Examples:
         >>> import rankwise, tempfile
-        >>> model, again = nn.Sequential(nn.Linear(4, 2)), nn.Sequential(nn.Linear(4, 2))
+        >>> model = nn.Sequential(nn.Linear(4, 2))
         >>> _ = rankwise.inject(model, rankwise.LoRAConfig(r=1))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     load_adapter(again, save_adapter(model, folder)).trainable_parameters
+        ...     load_adapter(model, save_adapter(model, folder), "again").trainable_parameters
         6
     """
+    folder, findings = Path(directory), Findings(strict)
     with collector_paused():
         check_new_name(model, name)
-        fields, config, tensors = read_whole(Path(directory))
+        if not (folder / CONFIG_FILE).exists() and (folder / name / CONFIG_FILE).exists():
+            folder = folder / name
+        read = read_whole(folder, findings, allow_pickle)
         modules = named_once(model)
-        targets, converted = targets_of_file(model, config, tensors, untie)
-        _refuse_missing(modules, fields, tensors)
-        return attach(model, Targets(targets, []), converted, config, name)
+        targets, converted = targets_of_file(model, read.config, read.parts.pairs, untie, findings)
+        whole = whole_of_file(model, read, findings)
+        find_missing(modules, read, targets, whole, findings)
+        if not targets:
+            raise AdapterFileError(f"Nothing of {read.path} fits the model: {findings.listed[0]}")
+        base = _base_weights({target.name: (target.module, target.parameter) for target in targets})
+        notes = check_base(read.path, read.metadata, base, findings)
+        config = replace(read.config, modules_to_save=saved_modules_of_file(modules, read, whole))
+        report = attach(model, Targets(targets, []), converted, config, name, whole)
+    return LoadReport(**vars(report), findings=findings.listed, notes=notes)
 
 
-def _refuse_missing(
-    modules: list[tuple[nn.Module, list[str]]], fields: Mapping[str, Any], tensors: Mapping[str, object]
-) -> None:
-    """Raise where the configuration targets a layer of the model that the file has no tensors for."""
-    try:
-        wanted, excluded = (
-            Patterns([f"re:{patterns}"] if isinstance(patterns, str) else patterns or [])
-            for patterns in (fields.get("target_modules"), fields.get("exclude_modules"))
-        )
-    except TargetError as error:
-        raise AdapterFileError(f"A pattern of {CONFIG_FILE} can't be used: {error}") from error
-    if fields.get("target_modules") == ALL_LINEAR:
-        return
-    for module, names in modules:
-        missing = wanted.matching(names, module) and not excluded.matching(names, module) and not obstacle(module)
-        if missing and not any(name in tensors for name in names):
-            row = layer_type_of(module)
-            key = key_of(names[0], form_of(row).keys[0] if row else LINEAR_KEYS[0])
-            raise AdapterFileError(
-                f'The adapter has no tensor "{key}", but its target_modules take in "{names[0]}" of this model. Was it '
-                "trained on another model, or is the file incomplete?"
-            )
+def _base_weights(places: Mapping[str, tuple[nn.Module, str]]) -> dict[str, Tensor]:
+    """Return the base's weights, also of merged layers, where they are plain tensors that can be looked at.
+
+    Args:
+        places: Path -> the module and the name of its weight.
+    """
+    weights: dict[str, Tensor] = {}
+    for path, (layer, parameter) in places.items():
+        lora = lora_of(layer, parameter)
+        weight = lora.base_weight if lora is not None and lora.merged else getattr(layer, parameter)
+        # A quantised weight may be a tensor in name only.
+        if weight is not None and type(weight.data) is Tensor and not weight.is_meta:
+            weights[path] = weight
+    return weights

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import AdapterFileError
-from rankwise.lora.config import LoRAConfig
-from rankwise.lora.patterns import matching_values, pinned
+from rankwise.files.findings import Findings
+from rankwise.lora.config import BIASES, LoRAConfig
+from rankwise.lora.patterns import as_list, matching_values, pinned
 
 CONFIG_FILE = "adapter_config.json"
 
@@ -18,14 +19,11 @@ SCALING_OF_RSLORA = {False: "alpha/r", True: "alpha/sqrt(r)"}
 
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
-    "bias": ("none", None),
     # Other inits move the base's weights, so A and B alone don't give the model back.
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
     **dict.fromkeys(("use_dora", "lora_bias", "use_qalora", "use_bdlora"), (False, None)),
     **dict.fromkeys(
         (
-            "modules_to_save",
-            "layers_to_transform",
             "layer_replication",
             "target_parameters",
             "trainable_token_indices",
@@ -48,7 +46,6 @@ _WITHOUT_EFFECT = {
     "eva_config",
     "fan_in_fan_out",
     "inference_mode",
-    "layers_pattern",
     "loftq_config",
     "lora_ga_config",
     "megatron_config",
@@ -56,9 +53,16 @@ _WITHOUT_EFFECT = {
     "peft_version",
     "qalora_group_size",
     "revision",
+    "runtime_config",
     "task_type",
 }
 """Fields that change nothing in a trained adapter's function."""
+
+_LARGEST = 1 << 26
+"""Bytes: no settings are longer, and reading what is would only fill the memory."""
+
+_MOST_STARS = 5
+"""Unbounded repeats in one branch of a pattern: each multiplies the time of a failed match by the name's length."""
 
 
 def _is_number(value: object) -> bool:
@@ -70,12 +74,17 @@ def _is_rank(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def _is_list_of_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
 def _is_names(value: object) -> bool:
-    return (
-        value is None
-        or isinstance(value, str)
-        or (isinstance(value, list) and all(isinstance(item, str) for item in value))
-    )
+    return value is None or isinstance(value, str) or _is_list_of_names(value)
+
+
+def _are_indices(value: object) -> bool:
+    indices = value if isinstance(value, list) else [] if value is None else [value]
+    return all(isinstance(index, int) and not isinstance(index, bool) for index in indices)
 
 
 _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -85,6 +94,10 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "use_rslora": (lambda value: value is None or isinstance(value, bool), "true or false"),
     "target_modules": (_is_names, "a list of names or one regular expression"),
     "exclude_modules": (_is_names, "a list of names or one regular expression"),
+    "modules_to_save": (lambda value: value is None or _is_list_of_names(value), "a list of names"),
+    "layers_pattern": (_is_names, "a list of names or one name"),
+    "layers_to_transform": (_are_indices, "a whole number or a list of them"),
+    "bias": (lambda value: value is None or value in BIASES, " or ".join(f'"{bias}"' for bias in BIASES)),
     "rank_pattern": (
         lambda value: value is None or (isinstance(value, dict) and all(map(_is_rank, value.values()))),
         "an object of whole numbers",
@@ -106,28 +119,60 @@ def fields_of(config: LoRAConfig, ranks: Mapping[str, int], model_names: Iterabl
     alphas = {name: _whole(config.alpha) for name in names}
     alphas |= {name: _whole(alpha) for name, alpha in matching_values(config.alpha_pattern, names).items()}
     reached = matching_values(dict.fromkeys(names, True), model_names)
-    return {
-        "alpha_pattern": _as_peft(pinned(alphas, _whole(config.alpha))),
+    foreign = {
         "auto_mapping": None,
-        "bias": "none",
-        "exclude_modules": None,
-        "inference_mode": True,
+        "base_model_name_or_path": None,
+        "fan_in_fan_out": False,
         "init_lora_weights": True,
         "layers_pattern": None,
+        "revision": None,
+        "task_type": None,
+    }
+    return {
+        **foreign,
+        **config.extra,
+        "alpha_pattern": _as_peft(pinned(alphas, _whole(config.alpha))),
+        "bias": config.bias,
+        "exclude_modules": None,
+        "inference_mode": True,
         "layers_to_transform": None,
         "lora_alpha": _whole(config.alpha),
         "lora_bias": False,
         "lora_dropout": config.dropout,
-        "modules_to_save": None,
+        "modules_to_save": sorted(map(str, as_list(config.modules_to_save))) or None,
         "peft_type": "LORA",
         "r": config.r,
         "rank_pattern": _as_peft(pinned(ranks, config.r)),
-        "revision": None,
         "target_modules": names if reached.keys() <= ranks.keys() else "|".join(map(re.escape, names)),
-        "task_type": None,
         "use_dora": False,
         "use_rslora": config.scaling == SCALING_OF_RSLORA[True],
     }
+
+
+_WRITTEN = {
+    *(
+        "alpha_pattern",
+        "bias",
+        "exclude_modules",
+        "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
+        "lora_alpha",
+    ),
+    *("lora_bias", "lora_dropout", "modules_to_save", "peft_type", "r", "rank_pattern", "runtime_config"),
+    *("target_modules", "use_dora", "use_rslora"),
+}
+"""Fields that are ours to write, whatever a file said; all others are kept as they came."""
+
+
+def foreign_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that mean nothing here and are written back as they came.
+
+    Examples:
+        >>> foreign_fields({"r": 8, "task_type": "CAUSAL_LM", "brand_new": 1})
+        {'task_type': 'CAUSAL_LM', 'brand_new': 1}
+    """
+    return {field: value for field, value in fields.items() if field not in _WRITTEN}
 
 
 def _whole(number: int | float) -> int | float:
@@ -143,8 +188,8 @@ def _as_peft(pattern: Mapping[str, Any]) -> dict[str, Any]:
 # Reading
 
 
-def read_fields(path: Path) -> dict[str, Any]:
-    """Read the JSON of an adapter.
+def read_fields(path: Path) -> tuple[dict[str, Any], str]:
+    """Read the JSON of an adapter; return its fields and its text.
 
     Raises:
         AdapterFileError: The file is missing or damaged, a field has a wrong type, or one changes the maths in
@@ -152,45 +197,96 @@ def read_fields(path: Path) -> dict[str, Any]:
     """
     folder = path.parent
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > _LARGEST:
+            raise AdapterFileError(
+                f"{path} has {path.stat().st_size:,} bytes; no settings need more than {_LARGEST:,}."
+            )
+        text = path.read_text(encoding="utf-8")
+        fields = json.loads(text)
     except (FileNotFoundError, NotADirectoryError) as error:
         inside = sorted(str(found.parent) for found in folder.glob(f"*/{path.name}"))
         hint = f" There is one in {inside[0]}." if inside else ""
         raise AdapterFileError(f"{folder} has no {CONFIG_FILE}; an adapter is a folder with one.{hint}") from error
     except OSError as error:
         raise AdapterFileError(f"{path} can't be read: {error.strerror}.") from error
-    except ValueError as error:  # bytes that are no text, or text that is no JSON
+    except (ValueError, RecursionError) as error:  # bytes that are no text, text that is no JSON, lists in lists
         raise AdapterFileError(f"{path} is damaged: {error}.") from error
     if not isinstance(fields, dict):
         raise AdapterFileError(f"{path} holds a JSON {type(fields).__name__}; an object is needed.")
+    check_fields(path, fields)
+    return fields, text
+
+
+def check_fields(where: object, fields: Mapping[str, Any]) -> None:
+    """Raise where a field has a wrong type or changes the maths.
+
+    Raises:
+        AdapterFileError: As said.
+    """
     if "peft_type" not in fields:
-        raise AdapterFileError(f'{path} has no "peft_type"; it must be "LORA".')
+        raise AdapterFileError(f'{where} has no "peft_type"; it must be "LORA".')
     for field, neutral in _UNSUPPORTED.items():
         if field in fields and not any(fields[field] is value or fields[field] == value for value in neutral):
             raise AdapterFileError(
-                f"{path} sets {field} = {json.dumps(fields[field])}, which changes the adapter's function and isn't "
+                f"{where} sets {field} = {json.dumps(fields[field])}, which changes the adapter's function and isn't "
                 f"supported; {json.dumps(neutral[0])} is."
             )
     for field, (fits, needed) in _TYPES.items():
         if field in fields and not fits(fields[field]):
-            raise AdapterFileError(f"{path} sets {field} = {json.dumps(fields[field])}; {needed} is needed.")
+            raise AdapterFileError(f"{where} sets {field} = {json.dumps(fields[field])}; {needed} is needed.")
+    for field in ("target_modules", "exclude_modules"):
+        if isinstance(fields.get(field), str):
+            compiled(fields[field], fields[field])
+
+
+def check_unknown_fields(where: object, fields: Mapping[str, Any], findings: Findings) -> None:
+    """Warn of fields that a newer PEFT may have added; find those whose name says that they change the maths."""
     unknown = sorted(fields.keys() - _UNSUPPORTED.keys() - _WITHOUT_EFFECT - _TYPES.keys())
+    for field in unknown:
+        # By PEFT's habit a variant is switched on by `use_...`, or by settings of its own.
+        if fields[field] and (field.startswith("use_") or field.endswith("_config")):
+            findings.add(
+                f"{where} sets {field} = {json.dumps(fields[field])}. It isn't known here and its name says that it "
+                "changes the adapter's function. Pass strict=False only if you know that it doesn't."
+            )
     if unknown:
         warnings.warn(
-            f"{path} has fields that are not known here and pass unused: {', '.join(unknown)}. A newer PEFT may have "
+            f"{where} has fields that are not known here and pass unused: {', '.join(unknown)}. A newer PEFT may have "
             "written it; check the adapter's outputs.",
             stacklevel=4,
         )
-    return fields
+
+
+def compiled(expression: str, pattern: str) -> re.Pattern[str]:
+    """Compile a regular expression of a file, unless matching it could take for ever.
+
+    Args:
+        expression: What is to be compiled.
+        pattern: The part of it that the file holds, for messages.
+
+    Raises:
+        AdapterFileError: It is none, or it repeats repeats.
+
+    Examples:
+        >>> compiled(r"(a+)+x", "(a+)+x")
+        Traceback (most recent call last):
+        rankwise.errors.AdapterFileError: The pattern "(a+)+x" of adapter_config.json repeats what repeats itself;
+        matching it could take for ever.
+    """
+    flat = re.sub(r"\\.|\[[^\]]*\]", "_", pattern)
+    branches = re.split(r"[|]", flat)
+    if re.search(r"[*+}][^()]*\)+[*+{]", flat) or any(len(re.findall(r"[*+{]", it)) > _MOST_STARS for it in branches):
+        raise AdapterFileError(
+            f'The pattern "{pattern}" of {CONFIG_FILE} repeats what repeats itself; matching it could take for ever.'
+        )
+    try:
+        return re.compile(expression)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise AdapterFileError(f'A pattern of {CONFIG_FILE} is no regular expression: "{pattern}", {error}.') from error
 
 
 def peft_values(pattern: Mapping[str, Any] | None, default: Any, names: Iterable[str]) -> dict[str, Any]:
     """Return each module's value as PEFT finds it: the first key that matches the end of its path."""
-    try:
-        keys = [(re.compile(rf"(.*\.)?({key})$"), value) for key, value in (pattern or {}).items()]
-    except re.error as error:
-        raise AdapterFileError(
-            f'A pattern of {CONFIG_FILE} is no regular expression: "{error.pattern}", {error}.'
-        ) from error
+    keys = [(compiled(rf"(.*\.)?({key})$", key), value) for key, value in (pattern or {}).items()]
     # One after the other, as PEFT does it: a dot in a key is any character, so keys can't be looked up.
     return {name: next((value for key, value in keys if key.match(name)), default) for name in names}

@@ -6,7 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from rankwise.errors import AdapterFileError, suggest
+from rankwise.errors import suggest
+from rankwise.files.findings import Findings
 from rankwise.files.layer_tensors import form_of
 from rankwise.lora.adapter import LoRA
 from rankwise.lora.config import LoRAConfig
@@ -86,21 +87,19 @@ def _alpha_factor(config: LoRAConfig, growth: int) -> float:
 
 
 def targets_of_file(
-    model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Pair], untie: bool
+    model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Pair], untie: bool, findings: Findings
 ) -> tuple[list[Target], dict[str, Pair]]:
-    """Find the weight of every pair of tensors, which must fit it.
+    """Find the weight of every pair of tensors that fits one.
 
     Args:
         model: The base.
         config: The file's configuration.
         tensors: PEFT's path -> A and B as PEFT shapes them.
         untie: Whether layers that share their weight each get a copy.
+        findings: Takes a pair that has no place, or doesn't fit it.
 
     Returns:
         The targets, and A and B as matrices by the targets' names.
-
-    Raises:
-        AdapterFileError: A pair has no place, or doesn't fit it.
     """
     modules = named_once(model)
     attentions = _attentions(modules)
@@ -118,35 +117,47 @@ def targets_of_file(
     for path, (A, B) in tensors.items():
         weight = weights.get(filed.get(path, path))
         if weight is None:
-            raise AdapterFileError(
+            findings.add(
                 f'The adapter has tensors for "{path}", which the model lacks.{suggest(path, filed)} '
                 "Was it trained on another model?"
             )
+            continue
         if id(weight) in targets:
-            raise AdapterFileError(
+            findings.add(
                 f'The adapter has tensors for "{targets[id(weight)].name}" and for "{path}", which are one module here.'
             )
-        target = _target(model, weight, path, (A, B), config, alphas.get(path, config.alpha))
+            continue
+        target = _target(model, weight, path, (A, B), config, alphas.get(path, config.alpha), findings)
+        if target is None:
+            continue
         targets[id(weight)] = target
         converted[target.name] = form_of(target.layer_type).read(target.module, A, B)
     return _joined(model, modules, weights, list(targets.values()), converted, untie), converted
 
 
 def _target(
-    model: nn.Module, weight: Weight, path: str, tensors: Pair, config: LoRAConfig, filed_alpha: float
-) -> Target:
+    model: nn.Module,
+    weight: Weight,
+    path: str,
+    tensors: Pair,
+    config: LoRAConfig,
+    filed_alpha: float,
+    findings: Findings,
+) -> Target | None:
     module, row, r = weight.module, weight.layer_type, tensors[0].shape[0]
     blocked = "" if row is not None and row.name == "Parameter" else obstacle(module)
     if row is None or blocked:
-        raise AdapterFileError(f'The adapter has tensors for "{path}", a {type(module).__name__} here: {blocked}.')
+        findings.add(f'The adapter has tensors for "{path}", a {type(module).__name__} here: {blocked}.')
+        return None
     form = form_of(row)
     for place, (letter, tensor, needed) in enumerate(zip("AB", tensors, form.shapes(row, module, r), strict=True)):
         if tensor.shape != needed:
             text = ", ".join("r" if n == place else str(size) for n, size in enumerate(needed))
-            raise AdapterFileError(
+            findings.add(
                 f'lora_{letter} of "{path}" has shape {tuple(tensor.shape)}; the base layer needs ({text}). '
                 "Was it trained on another model?"
             )
+            return None
     own_r = form.read(module, *tensors)[0].shape[0] // row.stack(module)
     growth = r // own_r
     alpha = filed_alpha / _alpha_factor(config, growth)

@@ -2,9 +2,10 @@
 
 from rankwise.lora.adapter import adapter_tensors, count_parameters, trainable_parameters
 from rankwise.lora.config import LoRAConfig
-from rankwise.lora.inject import Report, activate, base_state_dict, disabled, eject, inject
+from rankwise.lora.inject import Report, base_state_dict, eject, inject
 from rankwise.lora.layer_types import LayerType, register_layer_type
 from rankwise.lora.merge import MergeReport, merge, unmerge
+from rankwise.lora.named import activate, disabled
 from rankwise.lora.targets import LeftOut, Target, Targets, find_targets
 
 __all__ = [

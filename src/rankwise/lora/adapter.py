@@ -13,6 +13,7 @@ from rankwise.lora.layer_types import LayerType
 from rankwise.lora.modules import Adapter, child_name, named_once
 from rankwise.lora.readers import Reader
 from rankwise.lora.ties import flip
+from rankwise.lora.whole import whole_parameters
 
 
 class LoRA(Adapter):
@@ -279,7 +280,7 @@ def adapter_tensors(model: nn.Module, name: str = "default") -> dict[str, tuple[
 
 
 def trainable_parameters(model: nn.Module, name: str = "default") -> list[nn.Parameter]:
-    """Return A and B of every module of an adapter, for the optimiser.
+    """Return A and B of every module of an adapter and what it trains whole, for the optimiser.
 
     Raises:
         AdapterError: The model has no such adapter.
@@ -291,11 +292,12 @@ def trainable_parameters(model: nn.Module, name: str = "default") -> list[nn.Par
         >>> len(trainable_parameters(layer))
         2
     """
-    return [parameter for pair in adapter_tensors(model, name).values() for parameter in pair]
+    pairs = [parameter for pair in adapter_tensors(model, name).values() for parameter in pair]
+    return pairs + whole_parameters(model, name)
 
 
 def count_parameters(model: nn.Module, name: str = "default") -> int:
-    """Return the trainable numbers of an adapter: the sum of r (d_in + d_out) over its modules.
+    """Return the trainable numbers of an adapter: r (d_in + d_out) of every module, and what is trained whole.
 
     Raises:
         AdapterError: The model has no such adapter.

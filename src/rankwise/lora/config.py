@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -12,6 +13,9 @@ from rankwise.lora.maths import SCALINGS
 
 TargetPattern = str | Callable[[str, nn.Module], bool]
 """A name, a suffix, a glob, "re:..." (a regular expression matched in full), or a predicate."""
+
+BIASES = ("none", "all", "lora_only")
+"""Which biases an adapter trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +34,12 @@ class LoRAConfig:
         alpha_pattern: Pattern -> alpha, where it differs from `alpha`.
         init: How A and B start: a name in `rankwise.lora.inits.INITS`.
         scaling: "alpha/r" (the paper) or "alpha/sqrt(r)" (rank-stabilised, rsLoRA).
+        modules_to_save: Patterns of modules that are trained whole beside A and B, such as a new head: the adapter
+            has a copy of all their parameters and buffers.
+        bias: Biases that are trained too: "none", "all", or "lora_only" (those of the target modules).
         seed: Fixes the initial A. A of rank r is the first r rows of one stream for (seed, module), so
             adapters of different rank start alike.
+        extra: Settings of the file the adapter came from that mean nothing here. They are written back.
 
     Raises:
         ConfigError: A value is out of its range, or a name is not known.
@@ -54,7 +62,10 @@ class LoRAConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     init: str = "kaiming"
     scaling: str = "alpha/r"
+    modules_to_save: TargetPattern | Sequence[TargetPattern] = ()
+    bias: str = "none"
     seed: int = 0
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for r in (self.r, *self.rank_pattern.values()):
@@ -65,7 +76,8 @@ class LoRAConfig:
                 raise ConfigError(f"alpha is {alpha!r}; it must be a finite number.")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout is {self.dropout!r}; a probability in [0, 1) is needed.")
-        for what, name, table in (("init", self.init, INITS), ("scaling", self.scaling, SCALINGS)):
+        named = (("init", self.init, INITS), ("scaling", self.scaling, SCALINGS), ("bias", self.bias, BIASES))
+        for what, name, table in named:
             if name not in table:
                 known = ", ".join(f'"{key}"' for key in sorted(table))
                 raise ConfigError(f'{what} "{name}" is not known; there are {known}.{suggest(name, table)}')

@@ -1,4 +1,4 @@
-"""Attach adapters to a model and take them off again; switch them."""
+"""Attach adapters to a model and take them off again."""
 
 import gc
 import re
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankwise.errors import AdapterError
+from rankwise.errors import AdapterError, TargetError
 from rankwise.lora.adapter import LoRA, adapted_layers, layers_with, lora_of, loras_in
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inits import initial_adapter
@@ -21,7 +21,20 @@ from rankwise.lora.patterns import pinned
 from rankwise.lora.reached import called_by, stop_watching, watch
 from rankwise.lora.readers import Reader
 from rankwise.lora.report import Report
-from rankwise.lora.targets import Target, Targets, find_targets
+from rankwise.lora.targets import LeftOut, Target, Targets, find_targets
+from rankwise.lora.whole import (
+    WHOLE_CHILD,
+    Whole,
+    activate_whole,
+    attach_whole,
+    check_whole,
+    initial_whole,
+    is_inside,
+    remove_whole,
+    saved_modules,
+    whole_tensors,
+    wholes,
+)
 
 _THAWED = "_rankwise_thawed"
 """Attribute of an injected model: names of the parameters that were trainable before."""
@@ -71,11 +84,27 @@ def inject(
         check_new_name(model, name)
         called = None if example is None else called_by(model, example)
         targets = find_targets(model, config, untie=untie, called=called)
+        targets, config, whole = _with_whole(model, targets, config)
         tensors = {target.name: _initial(target, config) for target in targets.adapted}
-        report = attach(model, targets, tensors, config, name)
+        report = attach(model, targets, tensors, config, name, whole)
         if example is not None:
             stop_watching(model)
         return report
+
+
+def _with_whole(
+    model: nn.Module, targets: Targets, config: LoRAConfig
+) -> tuple[Targets, LoRAConfig, dict[str, Tensor]]:
+    """Find what is trained whole; targets inside it get no adapter."""
+    saved = saved_modules(model, config) if config.modules_to_save else []
+    within = [target for target in targets.adapted if is_inside(target.name, saved)]
+    left_out = [LeftOut(target.name, type(target.module).__name__, "trained whole") for target in within]
+    targets = Targets([it for it in targets.adapted if it not in within], [*targets.left_out, *left_out])
+    if not targets.adapted:
+        raise TargetError("modules_to_save takes in every target, so there is nothing to adapt.")
+    config = replace(config, modules_to_save=tuple(saved))
+    whole = initial_whole(model, config, targets.adapted) if saved or config.bias != "none" else {}
+    return targets, config, whole
 
 
 def _initial(target: Target, config: LoRAConfig) -> tuple[Tensor, Tensor]:
@@ -96,7 +125,12 @@ def _initial(target: Target, config: LoRAConfig) -> tuple[Tensor, Tensor]:
 
 
 def attach(
-    model: nn.Module, targets: Targets, tensors: Mapping[str, tuple[Tensor, Tensor]], config: LoRAConfig, name: str
+    model: nn.Module,
+    targets: Targets,
+    tensors: Mapping[str, tuple[Tensor, Tensor]],
+    config: LoRAConfig,
+    name: str,
+    whole: Mapping[str, Tensor] | None = None,
 ) -> Report:
     """Attach given A and B, as `inject` does with fresh ones.
 
@@ -106,13 +140,15 @@ def attach(
         tensors: Module name -> (A, B).
         config: Kept with the adapter, its patterns written out as names of modules.
         name: The adapter's name, which `check_new_name` has let pass.
+        whole: Path of a parameter or buffer -> what the adapter has in its place.
 
     Returns:
         The report of `inject`.
 
     Raises:
-        AdapterError: A target has a submodule `lora` of another making.
+        AdapterError: A target has a submodule `lora` of another making; a parameter can't be trained whole.
     """
+    check_whole(model, whole or {})
     for target in targets.adapted:
         for path, module, parameter in _places(target):
             child = child_name(parameter)
@@ -135,7 +171,7 @@ def attach(
         alpha_pattern=pinned({target.name: target.alpha for target in targets.adapted}, config.alpha),
     )
     others = [lora for _, lora in adapted_layers(model).values()]
-    base_parameters = _freeze(model, others)
+    base_parameters = _freeze(model, [*others, *(whole for _, whole in wholes(model).values())])
     for lora in others:
         lora.active = ()
     for target in targets.adapted:
@@ -149,8 +185,11 @@ def attach(
             other = _lora_at(tie.module, tie.layer_type, "weight", tie.reader)
             other.join(name, lora, tie.flipped)
             other.active = (name,)
+    attach_whole(model, name, whole or {})
+    activate_whole(model, [name])
     watch(model)
-    return Report(name, targets.adapted, targets.left_out, base_parameters)
+    counts = {path: tensor.numel() for path, tensor in whole_tensors(model, name).items() if tensor.requires_grad}
+    return Report(name, targets.adapted, targets.left_out, base_parameters, counts)
 
 
 @contextmanager
@@ -208,7 +247,7 @@ def _copy_weight(layer: nn.Module) -> nn.Parameter:
     return shared
 
 
-def _freeze(model: nn.Module, others: list[LoRA]) -> int:
+def _freeze(model: nn.Module, others: list[LoRA | Whole]) -> int:
     """Freeze the base, remember on the model what was trainable, and return how many numbers it has."""
     own = {id(parameter) for lora in others for parameter in lora.parameters()}
     base = {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in own}
@@ -248,6 +287,7 @@ def eject(model: nn.Module, name: str | None = None) -> None:
         layers = layers_with(model, name)
         if any(lora.merged for _, lora in layers.values()):
             raise AdapterError(f'Adapter "{name}" can\'t leave while adapters are merged; call unmerge first.')
+    remove_whole(model, name)
     for layer, lora in layers.values():
         for gone in list(lora.scale) if name is None else [name]:
             lora.remove(gone)
@@ -267,66 +307,6 @@ def _thaw(model: nn.Module) -> None:
     for module in model.modules():
         for name in module.__dict__.pop(_THAWED, ()):
             module.get_parameter(name).requires_grad_(True)
-
-
-def activate(model: nn.Module, *names: str) -> None:
-    """Choose the adapters that act: their updates are added. Without names none acts.
-
-    Args:
-        model: An injected model.
-        names: Adapters of this model.
-
-    Raises:
-        AdapterError: A name is not an adapter's, or adapters are merged.
-
-    Examples:
-        >>> layer = nn.Linear(2, 2)
-        >>> _ = inject(layer, LoRAConfig(r=1), "first"), inject(layer, LoRAConfig(r=1), "second")
-        >>> activate(layer, "first", "second")
-        >>> layer.lora.active
-        ('first', 'second')
-    """
-    for name in names:
-        layers_with(model, name)
-    layers = adapted_layers(model)
-    _refuse_merged(layers, "activate")
-    for _, lora in layers.values():
-        lora.active = tuple(name for name in dict.fromkeys(names) if name in lora.scale)
-
-
-@contextmanager
-def disabled(model: nn.Module) -> Generator[None]:
-    """Let the model compute as its base does, for the length of a `with` block.
-
-    Args:
-        model: An injected model.
-
-    Raises:
-        AdapterError: Adapters are merged, so the base's weights are not there.
-
-    Examples:
-        >>> layer = nn.Linear(2, 2)
-        >>> _ = inject(layer, LoRAConfig(r=1))
-        >>> with disabled(layer):
-        ...     layer.lora.disabled
-        True
-    """
-    layers = adapted_layers(model)
-    _refuse_merged(layers, "disabled")
-    before = [(lora, lora.disabled) for _, lora in layers.values()]
-    for lora, _ in before:
-        lora.disabled = True
-    try:
-        yield
-    finally:
-        for lora, was in before:
-            lora.disabled = was
-
-
-def _refuse_merged(layers: Mapping[str, tuple[nn.Module, LoRA]], what: str) -> None:
-    for path, (_, lora) in layers.items():
-        if lora.merged:
-            raise AdapterError(f'"{path}" holds a merged adapter, which {what} can\'t reach; call unmerge first.')
 
 
 def base_state_dict(model: nn.Module) -> dict[str, Any]:
@@ -363,5 +343,12 @@ def base_state_dict(model: nn.Module) -> dict[str, Any]:
                 metadata.pop(f"{prefix}{child}.{key}".rstrip("."), None)
             if lora.base_weight is not None:
                 base[f"{prefix}{lora.parameter}"] = lora.base_weight.to(lora.weight(layer).device)
+    for path, (_, whole) in wholes(model).items():
+        if None in whole.before.values():
+            raise AdapterError(f'Parameters of "{path}" were overwritten by merge(keep_base=False).')
+        base.update({f"{path}.{leaf}".lstrip("."): tensor for leaf, tensor in whole.before.items()})
+    for kept in (base, metadata):
+        for key in [key for key in kept if WHOLE_CHILD in key]:
+            del kept[key]
     setattr(base, "_metadata", metadata)  # noqa: B010  (load_state_dict reads it; OrderedDict declares no such attribute)
     return base

@@ -11,6 +11,7 @@ from rankwise.lora.adapter import LoRA, adapted_layers, lora_of
 from rankwise.lora.modules import named_once
 from rankwise.lora.tables import text_table
 from rankwise.lora.ties import sharers
+from rankwise.lora.whole import merge_whole, unmerge_whole
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def merge(model: nn.Module, *, keep_base: bool = True) -> MergeReport:
             weight.copy_(_wide_weight(layer, lora) + _wide_delta(layer, lora))
             for user in (lora, *tied[path]):
                 user.base_weight, user.merged = base, lora.active
+        merge_whole(model, keep_base)
     return report
 
 
@@ -121,6 +123,7 @@ def unmerge(model: nn.Module) -> None:
             )
     for layer, lora in merged.values():
         lora.restore(layer)
+    unmerge_whole(model)
 
 
 def _check_mergeable(layers: Mapping[str, tuple[nn.Module, LoRA]], any_active: bool) -> None:

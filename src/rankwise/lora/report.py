@@ -1,7 +1,8 @@
 """What `inject` and `load_adapter` return: what was adapted, what was left out, and why."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from rankwise.lora.tables import text_table
 from rankwise.lora.targets import ALL_LINEAR, BY_NAME_ONLY, LeftOut, Target
@@ -16,17 +17,19 @@ class Report:
         adapted: The adapted modules.
         left_out: Modules with weights that got no adapter, and why.
         base_parameters: Numbers in the frozen base.
+        whole: Path -> numbers of each parameter that is trained whole.
     """
 
     adapter: str
     adapted: list[Target]
     left_out: list[LeftOut]
     base_parameters: int
+    whole: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def trainable_parameters(self) -> int:
-        """Numbers in A and B of this adapter."""
-        return sum(target.parameters for target in self.adapted)
+        """Numbers in A and B of this adapter, and in what it trains whole."""
+        return sum(target.parameters for target in self.adapted) + sum(self.whole.values())
 
     def __str__(self) -> str:
         """One row for each group of modules that differ only in numbers of their path."""
@@ -45,6 +48,7 @@ class Report:
             )
             for (pattern, kind, shape, r), group in groups.items()
         ]
+        rows += [(name, 1, "trained whole", "", "", numbers) for name, numbers in self.whole.items()]
         share = self.trainable_parameters / self.base_parameters if self.base_parameters else 0.0
         lines = [
             text_table(["module", "count", "type", "shape", "r", "parameters"], rows),

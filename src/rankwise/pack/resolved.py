@@ -83,7 +83,13 @@ def resolve(model: nn.Module, member: Member) -> Resolved:
 
     Raises:
         TargetError: A pattern matches nothing, or a module that can't be adapted.
+        PackError: An adapter is of a kind that a pack can't train.
     """
+    if member.lora is not None and (member.lora.modules_to_save or member.lora.bias != "none"):
+        raise PackError(
+            "modules_to_save and bias of a LoRAConfig aren't trained in a pack; name what an adapter trains whole in "
+            "its Member: Member(whole=...)."
+        )
     found = [] if member.lora is None else find_targets(model, member.lora).adapted
     targets = tuple(t for t in found if t.name not in member.whole)
     for target in targets:

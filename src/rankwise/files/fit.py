@@ -1,0 +1,91 @@
+"""What of a file fits a model beside A and B: parameters trained whole, and what is missing."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.errors import suggest
+from rankwise.files.findings import Findings
+from rankwise.files.folder import AdapterFile
+from rankwise.files.keys import LINEAR_KEYS, key_of, whole_key_of, with_ancestors
+from rankwise.files.layer_tensors import form_of
+from rankwise.files.peft_targets import PeftTargets
+from rankwise.lora.layer_types import layer_type_of, obstacle
+from rankwise.lora.targets import ALL_LINEAR, Target
+from rankwise.lora.whole import is_inside
+
+Modules = Sequence[tuple[nn.Module, list[str]]]
+"""Every module of a model once, with all its paths."""
+
+
+def whole_of_file(model: nn.Module, read: AdapterFile, findings: Findings) -> dict[str, Tensor]:
+    """Return what the file has in place of the base's parameters; each must be there and have the right shape."""
+    own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    fitting: dict[str, Tensor] = {}
+    for name, tensor in read.parts.whole.items():
+        key = whole_key_of(name, read.parts.pairs)
+        if name not in own:
+            findings.add(
+                f'The file has "{key}", which the model lacks.{suggest(name, own)} Was it trained on another model?'
+            )
+        elif tensor.shape != own[name].shape:
+            findings.add(
+                f'"{key}" has shape {tuple(tensor.shape)}; the model has {tuple(own[name].shape)} there. Has the model '
+                "another number of classes or tokens than the one it was trained on?"
+            )
+        elif tensor.dtype.is_floating_point != own[name].dtype.is_floating_point:
+            findings.add(f'"{key}" is of type {tensor.dtype}; the model has {own[name].dtype} there.')
+        # PEFT adds the base's own embedding to a file that adapts it.
+        elif name.rpartition(".")[0] not in read.parts.pairs or not torch.equal(
+            tensor, own[name].to("cpu", tensor.dtype)
+        ):
+            fitting[name] = tensor
+    return fitting
+
+
+def find_missing(
+    modules: Modules,
+    read: AdapterFile,
+    targets: Iterable[Target],
+    whole: Mapping[str, Tensor],
+    findings: Findings,
+) -> None:
+    """Find what the settings announce, the model has, and the file lacks."""
+    cause = "Was it trained on another model, or is the file incomplete?"
+    reached = {path for target in targets for path in (target.name, *target.aliases)}
+    there = {*read.parts.pairs, *reached}
+    is_target = PeftTargets(read.fields)
+    if read.fields.get("target_modules") != ALL_LINEAR:
+        for module, names in modules:
+            if not there.intersection(names) and any(map(is_target, names)) and not obstacle(module):
+                row = layer_type_of(module)
+                key = key_of(names[0], form_of(row).keys[0] if row else LINEAR_KEYS[0])
+                findings.add(
+                    f'The adapter has no tensor "{key}", but its target_modules take in "{names[0]}" '
+                    f"of this model. {cause}"
+                )
+    saved = tuple(read.fields.get("modules_to_save") or ())
+    for module, names in modules if saved or read.config.bias != "none" else []:
+        for leaf, tensor in module.named_parameters(recurse=False):
+            paths = [f"{name}.{leaf}" if name else leaf for name in names]
+            bias = leaf == "bias" and {"all": True, "lora_only": bool(reached.intersection(names))}.get(
+                read.config.bias
+            )
+            missing = bias or (saved and any(path.endswith(saved) for name in names for path in with_ancestors(name)))
+            if missing and tensor is not None and not any(path in read.parts.whole for path in paths):
+                findings.add(
+                    f'The adapter has no tensor "{whole_key_of(paths[0], reached)}", which modules_to_save or bias '
+                    f"announces. {cause}"
+                )
+
+
+def saved_modules_of_file(modules: Modules, read: AdapterFile, whole: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return the paths that `modules_to_save` of a file means in this model, where the file has something for them."""
+    saved = tuple(read.fields.get("modules_to_save") or ())
+    found: list[str] = []
+    for _, names in modules if saved else []:
+        name = next((name for name in names if name.endswith(saved)), None)
+        if name is not None and not is_inside(name, found) and any(is_inside(path, [name]) for path in whole):
+            found.append(name)
+    return tuple(found)

@@ -1,0 +1,183 @@
+"""Keys of PEFT's tensor files, both ways: which module, and which part of its adapter."""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from rankwise.files.findings import Findings
+from rankwise.files.layer_tensors import KEY_ENDS
+
+PREFIX = "base_model.model"
+BASE_LAYER = "base_layer"
+"""What PEFT puts between an adapted layer and its own parameters."""
+
+LINEAR_KEYS = ("lora_A.weight", "lora_B.weight")
+"""Ends of the keys of A and B, where a layer type has none of its own."""
+
+_RESIZED = {"embed_tokens", "lm_head"}
+"""Layers whose weight PEFT saves whole, without saying so in its settings, after the vocabulary was resized."""
+
+_CAUSES = {
+    r".*lora_magnitude_vector.*": "It is of a DoRA adapter, which isn't supported.",
+    r".*lora_B\.bias": "It is a bias of an adapter (lora_bias), which isn't supported.",
+    r".*\.lora_[AB]": "It is of loralib, whose files aren't read.",
+    r".*lora_[AB]\.[^.]+\.weight": "It names an adapter inside the key: was it saved with state_dict()?",
+    rf"(?!{re.escape(PREFIX)}\.).*lora_[AB]\.weight": f'It lacks the prefix "{PREFIX}.".',
+}
+"""Form of a key that can't be used -> why."""
+
+
+@dataclass
+class Parts:
+    """The tensors of a file, sorted.
+
+    Args:
+        pairs: Module path -> (A, B).
+        whole: Path of a parameter or buffer of the base -> what the adapter has in its place.
+    """
+
+    pairs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    whole: dict[str, Tensor] = field(default_factory=dict)
+
+
+def key_of(name: str, end: str) -> str:
+    """Return the key of a module's A or B.
+
+    Examples:
+        >>> key_of("h.0.up", "lora_A.weight")
+        'base_model.model.h.0.up.lora_A.weight'
+    """
+    return _joined(PREFIX, name, end)
+
+
+def is_pair(A: Tensor, B: Tensor) -> bool:
+    """Tell whether A and B have one r; a grouped convolution's B has r / groups columns."""
+    same = A.shape[0] % B.shape[1] == 0 if A.ndim > 2 else A.shape[0] == B.shape[1]
+    return A.ndim == B.ndim >= 2 and same
+
+
+def whole_key_of(name: str, adapted: Collection[str]) -> str:
+    """Return the key of a parameter that is saved whole; one of an adapted layer lies in its `base_layer`.
+
+    Examples:
+        >>> whole_key_of("up.bias", {"up"}), whole_key_of("head.weight", {"up"})
+        ('base_model.model.up.base_layer.bias', 'base_model.model.head.weight')
+    """
+    owner, _, leaf = name.rpartition(".")
+    return _joined(PREFIX, owner, BASE_LAYER if owner in adapted else "", leaf)
+
+
+def _joined(*parts: str) -> str:
+    return ".".join(part for part in parts if part)
+
+
+def sorted_parts(where: object, flat: Mapping[str, Tensor], fields: Mapping[str, Any], findings: Findings) -> Parts:
+    """Sort a file's tensors by what they are.
+
+    Args:
+        where: The file, for messages.
+        flat: Key -> tensor.
+        fields: The settings, which say what is saved whole.
+        findings: Takes what can't be used.
+    """
+    halves: dict[str, dict[str, Tensor]] = {}
+    others: dict[str, str] = {}
+    for key in flat:
+        inside = key.removeprefix(f"{PREFIX}.")
+        end = next((end for end in KEY_ENDS if inside == end or inside.endswith(f".{end}")), None)
+        if inside == key or (end is None and "lora_" in key):
+            findings.add(_of_no_use(where, key))
+        elif end is None:
+            others[key] = inside
+        elif _is_kernel(where, key, flat[key], findings):
+            halves.setdefault(inside[: -len(end) - 1], {})[KEY_ENDS[end]] = flat[key]
+    parts = Parts()
+    for name, half in halves.items():
+        if _is_pair(where, name, half, findings):
+            parts.pairs[name] = (half["A"], half["B"])
+    is_whole = _test_of_whole(fields, halves)
+    for key, inside in others.items():
+        name = _path_of_whole(inside)
+        if not is_whole(name, inside):
+            findings.add(_of_no_use(where, key))
+        elif name:
+            parts.whole[name] = flat[key]
+    return parts
+
+
+def _path_of_whole(inside: str) -> str:
+    """Return the parameter's path in the base; empty for PEFT's copy of what the adapter doesn't use.
+
+    With `bias` and `modules_to_save` together PEFT writes a bias three times: as used, as the wrapper's copy and
+    as the original.
+    """
+    if re.search(r"(^|\.)(original_module|modules_to_save)\.", inside):
+        return ""
+    return re.sub(rf"(^|\.){BASE_LAYER}\.([^.]+)$", r"\1\2", inside)
+
+
+def _test_of_whole(fields: Mapping[str, Any], adapted: Collection[str]) -> Callable[[str, str], bool]:
+    """Return (path in the base, path in the file) -> do the settings announce this parameter?"""
+    bias, modules = fields.get("bias"), tuple(fields.get("modules_to_save") or ())
+
+    def is_whole(name: str, inside: str) -> bool:
+        owner, _, leaf = name.rpartition(".")
+        if not name:
+            return True
+        if leaf == "bias" and (bias == "all" or (bias == "lora_only" and owner in adapted)):
+            return True
+        if owner.rpartition(".")[2] in _RESIZED or inside == _joined(owner, BASE_LAYER, "weight"):
+            return True
+        # As PEFT finds them: the path of a module ends in the name.
+        return bool(modules) and any(path.endswith(modules) for path in with_ancestors(owner))
+
+    return is_whole
+
+
+def with_ancestors(path: str) -> list[str]:
+    """Return a path and those of the modules around it.
+
+    Examples:
+        >>> with_ancestors("head.fc")
+        ['head', 'head.fc']
+    """
+    pieces = path.split(".")
+    return [".".join(pieces[: end + 1]) for end in range(len(pieces))]
+
+
+def _is_kernel(where: object, key: str, tensor: Tensor, findings: Findings) -> bool:
+    if tensor.ndim >= 2 and tensor.is_floating_point() and 0 not in tensor.shape:
+        return True
+    findings.add(
+        f'"{key}" in {where} has shape {tuple(tensor.shape)} and type {tensor.dtype}; a matrix of '
+        "floating-point numbers, or the kernel of a convolution, is needed."
+    )
+    return False
+
+
+def _is_pair(where: object, name: str, half: Mapping[str, Tensor], findings: Findings) -> bool:
+    missing = [end for end, letter in zip(LINEAR_KEYS, "AB", strict=True) if letter not in half]
+    if missing:
+        findings.add(f'{where} has no "{key_of(name, missing[0])}", the other half of a pair it has.')
+    elif not is_pair(half["A"], half["B"]):
+        findings.add(
+            f'lora_A of "{name}" has shape {tuple(half["A"].shape)}, lora_B {tuple(half["B"].shape)}; '
+            "(r, d_in) and (d_out, r) are needed, with one r."
+        )
+    else:
+        return True
+    return False
+
+
+def _of_no_use(where: object, key: str) -> str:
+    cause = next(
+        (cause for form, cause in _CAUSES.items() if re.fullmatch(form, key)), "Is it an adapter of another tool?"
+    )
+    usual = key_of("<module>", LINEAR_KEYS[0])
+    return (
+        f'{where} has a tensor "{key}" of no use here; keys are "{usual}", "...lora_B.weight" and what bias and '
+        f"modules_to_save announce. {cause}"
+    )

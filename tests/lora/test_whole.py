@@ -1,0 +1,216 @@
+"""Parameters that an adapter trains whole: its own while it is active, the base's otherwise."""
+
+import copy
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from rankwise.errors import AdapterError, ConfigError, TargetError
+from rankwise.lora import (
+    LoRAConfig,
+    activate,
+    base_state_dict,
+    disabled,
+    eject,
+    inject,
+    merge,
+    trainable_parameters,
+    unmerge,
+)
+from rankwise.lora.whole import whole_tensors
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 6)
+        self.norm = nn.LayerNorm(6)
+        self.head = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))
+
+    def forward(self, x):
+        return self.head(self.norm(self.fc(x)).relu())
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+X = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+
+
+def train(model, name="default"):
+    """One large step on what the adapter trains."""
+    parameters = trainable_parameters(model, name)
+    loss = model(X).square().mean()
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.data -= 0.5 * gradient
+
+
+def test_a_fresh_one_computes_as_the_base_and_trains_its_own_copy(net):
+    before, state = net(X), copy.deepcopy(net.state_dict())
+    report = inject(net, LoRAConfig(r=2, target_modules="fc", modules_to_save=["head"], bias="all"))
+    assert torch.equal(net(X), before)
+    assert set(whole_tensors(net, "default")) == {"fc.bias", "norm.bias", *(f"head.{key}" for key in net.head.state_dict() if "lora" not in key)}  # fmt: skip # noqa: E501
+    trained = {id(p) for p in net.parameters() if p.requires_grad}
+    assert trained == {id(p) for p in trainable_parameters(net)}
+    assert report.trainable_parameters == sum(p.numel() for p in trainable_parameters(net))
+    assert "trained whole" in str(report)
+    train(net)
+    assert not torch.equal(net(X), before)
+    with disabled(net):
+        assert torch.equal(net(X), before)
+    base = base_state_dict(net)
+    assert list(base) == list(state)
+    assert all(torch.equal(base[key], state[key]) for key in state)
+    eject(net)
+    assert torch.equal(net(X), before)
+    assert list(net.state_dict()) == list(state)
+    assert not net.head[0]._forward_pre_hooks
+
+
+def test_buffers_are_the_adapters_own(net):
+    inject(net, LoRAConfig(r=1, target_modules="fc", modules_to_save="head"))
+    mean = net.head[1].running_mean.clone()
+    net.train()
+    net(X)
+    assert torch.equal(net.head[1].running_mean, mean)
+    assert not torch.equal(whole_tensors(net, "default")["head.1.running_mean"], mean)
+
+
+def test_lora_only_is_the_biases_of_targets(net):
+    inject(net, LoRAConfig(r=1, target_modules=["fc", "head.0"], bias="lora_only"))
+    assert set(whole_tensors(net, "default")) == {"fc.bias", "head.0.bias"}
+
+
+def test_targets_inside_are_left_out(net):
+    report = inject(net, LoRAConfig(r=1, modules_to_save="head"))
+    assert [target.name for target in report.adapted] == ["fc"]
+    assert [(out.name, out.reason) for out in report.left_out] == [("head.0", "trained whole")]
+    eject(net)
+    with pytest.raises(TargetError, match="modules_to_save takes in every target"):
+        inject(net, LoRAConfig(target_modules="head.0", modules_to_save="head"))
+    with pytest.raises(TargetError, match='No module matches modules_to_save "hat"'):
+        inject(net, LoRAConfig(modules_to_save="hat"))
+    with pytest.raises(ConfigError, match='bias "some" is not known'):
+        LoRAConfig(bias="some")
+
+
+def test_two_adapters_have_each_their_own(net):
+    config = LoRAConfig(r=1, target_modules="fc", modules_to_save="head")
+    inject(net, config, "one")
+    train(net, "one")
+    one = net(X)
+    inject(net, config, "two")
+    train(net, "two")
+    train(net, "two")
+    assert all(not p.requires_grad or "lora" in n for n, p in net.named_parameters())
+    two = net(X)
+    activate(net, "one")
+    assert torch.equal(net(X), one)
+    with pytest.raises(AdapterError, match=r'"one" and "two" both have parameters of "head.0" whole'):
+        activate(net, "one", "two")
+    assert torch.equal(net(X), one)
+    activate(net, "two")
+    assert torch.equal(net(X), two)
+    eject(net, "two")
+    activate(net, "one")
+    assert torch.equal(net(X), one)
+
+
+@pytest.mark.parametrize("keep_base", [True, False])
+def test_merged(net, keep_base):
+    state = copy.deepcopy(net.state_dict())
+    inject(net, LoRAConfig(r=1, target_modules="fc", modules_to_save="head", bias="all"))
+    train(net)
+    expected = net(X)
+    merge(net, keep_base=keep_base)
+    torch.testing.assert_close(net(X), expected)
+    if keep_base:
+        assert all(torch.equal(base_state_dict(net)[key], state[key]) for key in state)
+        unmerge(net)
+        assert torch.equal(net(X), expected)
+        assert all(torch.equal(base_state_dict(net)[key], state[key]) for key in state)
+    else:
+        eject(net)
+        torch.testing.assert_close(net(X), expected)
+
+
+def test_copies_and_pickles_are_independent(net):
+    inject(net, LoRAConfig(r=1, target_modules="fc", modules_to_save="head"))
+    train(net)
+    expected = net(X)
+    for again in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert torch.equal(again(X), expected)
+        train(again)
+        assert not torch.equal(again(X), expected)
+        assert torch.equal(net(X), expected)
+
+
+def test_the_bases_checkpoint_loads_strictly(net):
+    state = copy.deepcopy(net.state_dict())
+    inject(net, LoRAConfig(r=1, target_modules="fc", modules_to_save="head"))
+    train(net)
+    expected = net(X)
+    net.load_state_dict(state)
+    assert torch.equal(net(X), expected)
+
+
+def test_the_output_layer_of_an_attention():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    x = torch.randn(2, 3, 8)
+    before = layer(x)
+    inject(layer, LoRAConfig(r=1, target_modules="linear1", bias="all", modules_to_save="self_attn"))
+    torch.testing.assert_close(layer(x), before)
+    for tensor in whole_tensors(layer, "default").values():
+        nn.init.normal_(tensor)
+    expected, plain = layer(x), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    merge(layer, keep_base=False)
+    eject(layer)
+    plain.load_state_dict(layer.state_dict())
+    assert not torch.allclose(expected, before)
+    torch.testing.assert_close(plain(x), expected)
+
+
+def test_what_cannot_be_redirected_is_refused():
+    model = nn.ModuleDict({"fc": nn.Linear(2, 2), "rnn": nn.LSTM(2, 2)})
+    before = list(model.state_dict())
+    with pytest.raises(AdapterError, match=r'"rnn.weight_ih_l0" can\'t be trained whole: a LSTM reads it'):
+        inject(model, LoRAConfig(target_modules="fc", modules_to_save="rnn"))
+    assert list(model.state_dict()) == before
+    assert model["fc"].weight.requires_grad
+
+
+def test_a_failing_forward_leaves_the_bases_parameters(net):
+    inject(net, LoRAConfig(r=1, target_modules="fc", modules_to_save="head"))
+    with pytest.raises(RuntimeError):
+        net.head(torch.ones(2, 2))
+    assert "weight" not in net.head[0].__dict__
+
+
+def test_compiled_it_follows_the_flags():
+    """In a process of its own: the checks of types in these tests are no code that can be compiled."""
+    code = """
+import torch
+from torch import nn
+from rankwise import LoRAConfig, activate, inject
+model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval(), torch.randn(5, 4)
+inject(model, LoRAConfig(r=1, target_modules="0", modules_to_save="2", bias="all"))
+for parameter in model.parameters():
+    nn.init.normal_(parameter)
+compiled = torch.compile(model, backend="eager", fullgraph=True)
+adapted = model(x)
+assert torch.equal(compiled(x), adapted)
+activate(model)
+assert torch.equal(compiled(x), model(x)) and not torch.allclose(adapted, model(x))
+activate(model, "default")
+assert torch.equal(compiled(x), adapted)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
