@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inits import initial_adapter
 from rankwise.pack.member import Member
-from rankwise.sweep.problem import Splits
+from rankwise.sweeps.problem import Splits
 from rankwise.tasks.digits import WHOLE, accuracy, loss, make_problem, pretrain
 from rankwise.tasks.mnist import load_digits_data
 from rankwise.tasks.options import DigitsOptions

@@ -4,7 +4,7 @@
 
 16 configurations on the digits, r 1, 4, 16, 64 with four learning rates each, one seed a repeat, without a baseline. In
 every repeat three things take turns: one run of peft (r = 8, evaluated after every epoch), the full sweep, and the sweep
-with rungs; all for the same number of epochs, without early stopping. The sweeps are `rankwise.sweep.run.run_sweep` with
+with rungs; all for the same number of epochs, without early stopping. The sweeps are `rankwise.sweeps.run.run_sweep` with
 checkpoints, the code that `rankwise digits` runs; their seconds hold planning, evaluation at the rungs and at the end.
 
 The winner is the configuration and learning rate with the best validation accuracy, the answer the smallest rank within
@@ -29,10 +29,10 @@ from torch import nn
 
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
-from rankwise.sweep.answer import decide, reference_of, tolerance_of
-from rankwise.sweep.configurations import choose_learning_rates
-from rankwise.sweep.problem import Problem, Run, Swept
-from rankwise.sweep.run import run_sweep
+from rankwise.sweeps.answer import decide, reference_of, tolerance_of
+from rankwise.sweeps.configurations import choose_learning_rates
+from rankwise.sweeps.problem import Problem, Run, Swept
+from rankwise.sweeps.run import run_sweep
 from rankwise.tasks.digits import make_problem, pretrain
 from rankwise.tasks.mnist import load_digits_data
 from rankwise.tasks.options import DigitsOptions, parse_numbers

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
-from rankwise.sweep.problem import Problem, Run, Splits, Swept
-from rankwise.sweep.record import Results, make_results
-from rankwise.sweep.run import run_sweep
+from rankwise.sweeps.problem import Problem, Run, Splits, Swept
+from rankwise.sweeps.record import Results, make_results
+from rankwise.sweeps.run import run_sweep
 from rankwise.train.live import progress
 from rankwise.train.settings import Training
 

@@ -33,7 +33,7 @@ ORDER = [
     "files",
     "pack",
     "train",
-    "sweep",
+    "sweeps",
     "report",
     "tasks",
     "cli",
@@ -105,17 +105,17 @@ def test_every_group_exists():
 def test_an_import_from_below_is_found(tmp_path, monkeypatch):
     (tmp_path / "train").mkdir()
     files = {
-        "errors.py": "import rankwise.sweep\n",
-        "train/loop.py": "def f():\n    from ..sweep import g\n    from rankwise.errors import RankwiseError\n",
-        "sweep.py": "from rankwise.train.loop import f\n",
+        "errors.py": "import rankwise.sweeps\n",
+        "train/loop.py": "def f():\n    from ..sweeps import g\n    from rankwise.errors import RankwiseError\n",
+        "sweeps.py": "from rankwise.train.loop import f\n",
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
-    monkeypatch.setitem(globals(), "MODULES", {"errors", "train", "train.loop", "sweep"})
-    assert breaks(tmp_path / "errors.py") == ["line 1: errors imports sweep"]
-    assert breaks(tmp_path / "train" / "loop.py") == ["line 2: train.loop imports sweep"]
-    assert breaks(tmp_path / "sweep.py") == []
+    monkeypatch.setitem(globals(), "MODULES", {"errors", "train", "train.loop", "sweeps"})
+    assert breaks(tmp_path / "errors.py") == ["line 1: errors imports sweeps"]
+    assert breaks(tmp_path / "train" / "loop.py") == ["line 2: train.loop imports sweeps"]
+    assert breaks(tmp_path / "sweeps.py") == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)

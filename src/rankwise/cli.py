@@ -145,7 +145,7 @@ def digits(
     if print_config:
         print(text, end="")
         return EXIT_OK
-    from rankwise.sweep.directory import can_resume
+    from rankwise.sweeps.directory import can_resume
     from rankwise.tasks.digits_run import run_digits
     from rankwise.train.checkpoints import Every
     from rankwise.train.live import progress
@@ -224,7 +224,7 @@ def _unfinished(directory: Path) -> Path:
     Raises:
         CheckpointError: There is none.
     """
-    from rankwise.sweep.directory import UNFINISHED, can_resume
+    from rankwise.sweeps.directory import UNFINISHED, can_resume
 
     if not can_resume(directory):
         raise CheckpointError(f"{directory} holds no unfinished run; --resume takes the directory of one.")

@@ -17,7 +17,7 @@ from rankwise.errors import CheckpointError, ConfigError, DataError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.streams import stream_seed
-from rankwise.sweep.problem import Problem, Run, Splits
+from rankwise.sweeps.problem import Problem, Run, Splits
 from rankwise.tasks.mnist import RawDigits, Split
 from rankwise.tasks.options import DigitsOptions
 from rankwise.train.loop import train_pack

@@ -16,7 +16,7 @@ import torch
 
 from rankwise.errors import ConfigError, OutputError
 from rankwise.report import write_report
-from rankwise.sweep.directory import (
+from rankwise.sweeps.directory import (
     UNFINISHED,
     begin_run,
     check_directory,
@@ -25,10 +25,10 @@ from rankwise.sweep.directory import (
     read_begun,
     write_run,
 )
-from rankwise.sweep.measure import measure_base
-from rankwise.sweep.plan import fingerprint
-from rankwise.sweep.record import Results, make_results
-from rankwise.sweep.run import run_sweep
+from rankwise.sweeps.measure import measure_base
+from rankwise.sweeps.plan import fingerprint
+from rankwise.sweeps.record import Results, make_results
+from rankwise.sweeps.run import run_sweep
 from rankwise.tasks.digits import (
     PUBLISHED_BASELINE,
     base_from,

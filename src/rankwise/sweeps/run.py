@@ -7,11 +7,11 @@ from torch import nn
 
 from rankwise.errors import ConfigError
 from rankwise.pack.resolved import resolve
-from rankwise.sweep.course import Course
-from rankwise.sweep.measure import measure
-from rankwise.sweep.plan import check_plan, make_plan, read_plan, write_plan
-from rankwise.sweep.problem import Problem, Run, Swept
-from rankwise.sweep.watch import Watch
+from rankwise.sweeps.course import Course
+from rankwise.sweeps.measure import measure
+from rankwise.sweeps.plan import check_plan, make_plan, read_plan, write_plan
+from rankwise.sweeps.problem import Problem, Run, Swept
+from rankwise.sweeps.watch import Watch
 from rankwise.train.checkpoints import Checkpoints, Every
 from rankwise.train.data import count_rows
 from rankwise.train.interrupts import stop_on_signals
@@ -39,7 +39,7 @@ def run_sweep(
         runs: What to train.
         problem: Data, loss and metric.
         progress: Where it is shown.
-        rungs: Epochs, rising, after which the worst configurations leave (`rankwise.sweep.rungs`); none by default.
+        rungs: Epochs, rising, after which the worst configurations leave (`rankwise.sweeps.rungs`); none by default.
         checkpoints: A folder for the plan and the checkpoints; the caller removes it when the results are safe. None
             to keep nothing.
         every: How often a checkpoint is written.

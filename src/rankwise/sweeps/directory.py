@@ -14,8 +14,8 @@ import torch
 
 from rankwise.errors import CheckpointError, OutputError
 from rankwise.files import write_adapter
-from rankwise.sweep.plan import FILE as PLAN
-from rankwise.sweep.problem import Swept
+from rankwise.sweeps.plan import FILE as PLAN
+from rankwise.sweeps.problem import Swept
 from rankwise.train.outcome import Point
 from rankwise.writing import replacing, write_durably
 

@@ -17,8 +17,8 @@ configuration is smaller and has a better mean, so it lies within the tolerance 
 
 from collections.abc import Iterable, Sequence
 
-from rankwise.sweep.answer import CANDIDATES, compare
-from rankwise.sweep.configurations import (
+from rankwise.sweeps.answer import CANDIDATES, compare
+from rankwise.sweeps.configurations import (
     Configuration,
     RunScore,
     by_configuration,

@@ -9,7 +9,7 @@ import pytest
 
 from rankwise.report import answer_words, terminal_table, validate
 from rankwise.report.schema import schema
-from rankwise.sweep.problem import Swept
+from rankwise.sweeps.problem import Swept
 from small_sweep import results_of, small_run, small_runs, swept
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rankwise.pack.losses import PerAdapter
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import State
-from rankwise.sweep.problem import Problem, Run, Scores, Swept
+from rankwise.sweeps.problem import Problem, Run, Scores, Swept
 from rankwise.train.data import Data, pick
 from rankwise.train.evaluation import evaluate_rows
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from rankwise.errors import TargetError
-from rankwise.sweep.measure import measure_base
-from rankwise.sweep.plan import plan_packs
-from rankwise.sweep.run import run_sweep
-from rankwise.sweep.watch import Watch
+from rankwise.sweeps.measure import measure_base
+from rankwise.sweeps.plan import plan_packs
+from rankwise.sweeps.run import run_sweep
+from rankwise.sweeps.watch import Watch
 from rankwise.train.live import progress
 from rankwise.train.outcome import Outcome, Point
 from small_sweep import accuracy, loss, results_of, small_model, small_problem, small_run, small_runs, swept

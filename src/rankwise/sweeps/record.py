@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from rankwise.sweep.answer import Answer, decide, reference_of, tolerance_of
-from rankwise.sweep.configurations import Configuration, choose_learning_rates, pareto_front, turned
-from rankwise.sweep.problem import Problem, Run, Swept
-from rankwise.sweep.statistics import interval, ratio_interval
+from rankwise.sweeps.answer import Answer, decide, reference_of, tolerance_of
+from rankwise.sweeps.configurations import Configuration, choose_learning_rates, pareto_front, turned
+from rankwise.sweeps.problem import Problem, Run, Swept
+from rankwise.sweeps.statistics import interval, ratio_interval
 
 Results = dict[str, Any]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rankwise.errors import DataError
-from rankwise.sweep.statistics import (
+from rankwise.sweeps.statistics import (
     interval,
     lower_bound,
     more_seeds_needed,

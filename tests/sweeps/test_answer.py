@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.errors import ConfigError, DataError
-from rankwise.sweep.answer import compare, decide, reference_of, tolerance_of
-from rankwise.sweep.configurations import RunScore, choose_learning_rates
-from rankwise.sweep.statistics import lower_bound
+from rankwise.sweeps.answer import compare, decide, reference_of, tolerance_of
+from rankwise.sweeps.configurations import RunScore, choose_learning_rates
+from rankwise.sweeps.statistics import lower_bound
 
 N = 400
 

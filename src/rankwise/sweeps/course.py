@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
-from rankwise.sweep.configurations import RunScore
-from rankwise.sweep.keeping import Keeper
-from rankwise.sweep.measure import validate
-from rankwise.sweep.problem import Problem, Run, Swept, score_of
-from rankwise.sweep.rungs import worst_runs
-from rankwise.sweep.watch import Watch
+from rankwise.sweeps.configurations import RunScore
+from rankwise.sweeps.keeping import Keeper
+from rankwise.sweeps.measure import validate
+from rankwise.sweeps.problem import Problem, Run, Swept, score_of
+from rankwise.sweeps.rungs import worst_runs
+from rankwise.sweeps.watch import Watch
 from rankwise.train.checkpoints import Checkpoints
 from rankwise.train.interrupts import Stop
 from rankwise.train.loop import PackTraining, TrainingState

@@ -10,8 +10,8 @@ import torch
 
 from rankwise.errors import OutputError
 from rankwise.files import read_adapter
-from rankwise.sweep.directory import check_directory, write_run
-from rankwise.sweep.problem import Swept
+from rankwise.sweeps.directory import check_directory, write_run
+from rankwise.sweeps.problem import Swept
 from small_sweep import results_of, small_model, small_run, swept
 
 

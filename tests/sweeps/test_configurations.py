@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.errors import ConfigError
-from rankwise.sweep.configurations import RunScore, choose_learning_rates, configuration_name, pareto_front
+from rankwise.sweeps.configurations import RunScore, choose_learning_rates, configuration_name, pareto_front
 
 
 def run(method="lora", r=4, lr=1e-3, seed=0, score=0.9, status="finished", parameters=None, configuration="", n=100):

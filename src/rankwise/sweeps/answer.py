@@ -1,7 +1,7 @@
 """Which configuration is the answer: the rule as pure functions.
 
 1. For each configuration the learning rate with the best mean validation metric:
-   `rankwise.sweep.configurations.choose_learning_rates`.
+   `rankwise.sweeps.configurations.choose_learning_rates`.
 2. The reference is the baseline, else the best configuration, on validation: `reference_of`.
 3. How much worse than it is still good enough: `tolerance_of`.
 4. The answer is the fewest trainable parameters that are good enough: `decide`.
@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rankwise.errors import ConfigError, DataError, suggest
-from rankwise.sweep.configurations import Configuration, turned
-from rankwise.sweep.statistics import lower_bound, more_seeds_needed
+from rankwise.sweeps.configurations import Configuration, turned
+from rankwise.sweeps.statistics import lower_bound, more_seeds_needed
 
 CANDIDATES = frozenset({"lora", "head"})
 """Methods that can be the answer; the reference can be it too, when nothing smaller is good enough."""

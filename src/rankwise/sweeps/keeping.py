@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankwise.sweep.problem import Swept
+from rankwise.sweeps.problem import Swept
 from rankwise.train.checkpoints import Checkpoints, Tensors
 from rankwise.train.loop import TrainingState
 from rankwise.train.outcome import Outcome, Point

@@ -7,7 +7,7 @@ import numpy as np
 
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.member import Member
-from rankwise.sweep.configurations import RunScore
+from rankwise.sweeps.configurations import RunScore
 from rankwise.train.data import Data
 from rankwise.train.outcome import Outcome, Point
 from rankwise.train.settings import Training

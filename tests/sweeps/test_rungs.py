@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.errors import ConfigError
-from rankwise.sweep.configurations import RunScore
-from rankwise.sweep.run import run_sweep
-from rankwise.sweep.rungs import worst_runs
+from rankwise.sweeps.configurations import RunScore
+from rankwise.sweeps.run import run_sweep
+from rankwise.sweeps.rungs import worst_runs
 from rankwise.train.live import progress
 from small_sweep import small_model, small_problem, small_run, small_runs
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from rankwise.errors import CheckpointError, ConfigError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
-from rankwise.sweep.plan import read_plan
-from rankwise.sweep.problem import Problem, Run, Swept
-from rankwise.sweep.run import run_sweep
+from rankwise.sweeps.plan import read_plan
+from rankwise.sweeps.problem import Problem, Run, Swept
+from rankwise.sweeps.run import run_sweep
 from rankwise.train.checkpoints import Every
 from rankwise.train.live import progress
 from rankwise.writing import write_durably

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import CheckpointError
-from rankwise.sweep.problem import Problem, Run
+from rankwise.sweeps.problem import Problem, Run
 from rankwise.train.data import tensors_of
 from rankwise.writing import write_durably
 
