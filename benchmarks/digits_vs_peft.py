@@ -29,7 +29,7 @@ from rankwise.sweeps.problem import Splits
 from rankwise.tasks.digits import WHOLE, accuracy, loss, make_problem, pretrain
 from rankwise.tasks.mnist import load_digits_data
 from rankwise.tasks.options import DigitsOptions
-from rankwise.train.data import epoch_order
+from rankwise.train.data import shuffled
 from rankwise.train.loop import train_pack
 from rankwise.train.settings import Training
 
@@ -55,7 +55,7 @@ def with_peft(base: nn.Module, data: Splits, r: int, seed: int, epochs: int) -> 
     for epoch in range(epochs):
         model.train()
         total = torch.zeros(())
-        order = epoch_order([seed], epoch, n, x.device)[0]
+        order = shuffled(n, seed, epoch).to(x.device)
         for start in range(0, n, BATCH):
             rows = order[start : start + BATCH]
             optimiser.zero_grad()

@@ -50,7 +50,7 @@ def runs_of(seed: int, epochs: int) -> list[Run]:
         for lr in LRS:
             name = f"r{r}-lr{lr:g}-s{seed}"
             member = Member(name=name, seed=seed, lora=LoRAConfig(r=r, seed=seed))
-            runs.append(Run(name, f"r{r}", f"r = {r}", "lora", member, Training(lr=lr, epochs=epochs)))
+            runs.append(Run(name, f"r{r}", f"r = {r}", "lora", member, Training(lr=lr, epochs=epochs), "new"))
     return runs
 
 

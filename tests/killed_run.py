@@ -15,7 +15,7 @@ import torch
 
 from rankwise.cli import main
 from rankwise.pack.pack import Pack
-from rankwise.sweep import course
+from rankwise.sweeps import course
 from rankwise.tasks import digits, digits_run
 from rankwise.train import checkpoints, loop
 from rankwise.train.checkpoints import Checkpoints

@@ -37,7 +37,7 @@ def accuracy(outputs: Tensor, batch: Sequence[Tensor]) -> Tensor:
 
 def small_problem() -> Problem:
     splits = Splits(some_data(40, 0), some_data(30, 1), some_data(20, 2))
-    return Problem({"new": splits}, loss, accuracy, other_tests={"accuracy_elsewhere": some_data(10, 3)})
+    return Problem({"data": splits}, loss, accuracy, other_tests={"accuracy_elsewhere": some_data(10, 3)})
 
 
 def small_run(configuration: str, seed: int = 0, lr: float = 0.03, **settings: Any) -> Run:

@@ -58,7 +58,7 @@ def test_parts_of_the_batch_that_are_not_read_are_not_repeated() -> None:
             return len(BATCH)
 
     watched = Watched()
-    PerAdapter(by_row, "loss").values(OUTPUTS, watched, GROUPS)
+    PerAdapter(by_row, "loss").rows(OUTPUTS, watched, GROUPS)
     assert set(watched.read) == {"y"}
 
 
@@ -67,7 +67,7 @@ def test_tuples_are_read_by_place() -> None:
         _, y = batch
         return F.cross_entropy(outputs, y, reduction="none")
 
-    values = PerAdapter(loss, "loss").values(OUTPUTS, (BATCH["x"], BATCH["y"]), GROUPS)
+    values, _ = PerAdapter(loss, "loss").rows(OUTPUTS, (BATCH["x"], BATCH["y"]), GROUPS)
     assert values.mean(1).tolist() == pytest.approx(expected())
 
 
@@ -77,4 +77,4 @@ def test_tuples_are_read_by_place() -> None:
 )
 def test_what_is_neither_a_scalar_nor_a_value_a_row_is_refused(function: Any, got: str) -> None:
     with pytest.raises(PackError, match=f"The metric returned {got} for a batch of 4 rows; it must return a scalar"):
-        PerAdapter(function, "metric").values(OUTPUTS, BATCH, GROUPS)
+        PerAdapter(function, "metric").rows(OUTPUTS, BATCH, GROUPS)

@@ -135,7 +135,7 @@ def test_a_full_disk_ends_no_training(
 
 
 def test_many_logs_become_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rankwise.sweep import keeping
+    from rankwise.sweeps import keeping
 
     monkeypatch.setattr(keeping, "MOST_LOGS", 3)
     runs = [small_run("r1", epochs=9, patience=99), small_run("r4", epochs=3)]
@@ -180,9 +180,9 @@ def other_base() -> torch.nn.Module:
 
 def other_data() -> Problem:
     problem = small_problem()
-    splits = problem.splits["new"]
+    splits = problem.splits["data"]
     x, y = splits.validation
-    return replace(problem, splits={"new": replace(splits, validation=(x, y.flip(0)))})
+    return replace(problem, splits={"data": replace(splits, validation=(x, y.flip(0)))})
 
 
 @pytest.mark.parametrize(

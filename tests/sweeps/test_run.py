@@ -31,10 +31,10 @@ def test_every_run_is_measured() -> None:
     for layer in ("0", "2"):
         model.get_submodule(layer).weight.data += 8.0 * state[f"{layer}.B"] @ state[f"{layer}.A"]
     for split in ("validation", "test"):
-        data = getattr(problem.splits["new"], split)
+        data = getattr(problem.splits["data"], split)
         expected = accuracy(model(data[0]), data).numpy()
         np.testing.assert_array_equal(getattr(found.scores["r4-lr0.03-s1"], split), expected)
-    data = problem.splits["new"].validation
+    data = problem.splits["data"].validation
     assert found.scores["r4-lr0.03-s1"].validation_loss == pytest.approx(loss(model(data[0]), data).mean().item(), 1e-4)
 
 
@@ -76,7 +76,7 @@ def test_a_wrong_target_is_told_before_anything_is_trained() -> None:
 
 def test_the_base_is_measured_as_it_is() -> None:
     model, problem = small_model().train(), small_problem()
-    data = problem.splits["new"].test
+    data = problem.splits["data"].test
     assert measure_base(model, problem, data) == accuracy(model(data[0]), data).mean().item()
     assert model.training
 

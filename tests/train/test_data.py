@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from rankwise.errors import DataError
-from rankwise.train.data import count_rows, epoch_order, pick, tensors_of
+from rankwise.train.data import count_rows, pick, tensors_of
+from rankwise.train.feed import random_order
 
 ROWS, MORE = torch.arange(6), torch.arange(12).view(6, 2)
 FORMS = [ROWS, (ROWS, MORE), [ROWS, MORE], {"x": MORE, "labels": ROWS}]
@@ -28,9 +29,9 @@ def test_unequal_and_empty_data_is_refused(data: Any) -> None:
 
 
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
-    cpu = torch.device("cpu")
-    order = epoch_order([0, 7], 3, 50, cpu)
-    assert torch.equal(order[1], epoch_order([7], 3, 50, cpu)[0])
+    data = torch.zeros(50, 1)
+    order = random_order(data, [0, 7], 3, 8)
+    assert torch.equal(order[1], random_order(data, [7], 3, 16)[0])
     assert torch.equal(order.sort(dim=1).values, torch.arange(50).expand(2, 50)), "every row once"
     assert not torch.equal(order[0], order[1])
-    assert not torch.equal(order, epoch_order([0, 7], 4, 50, cpu))
+    assert not torch.equal(order, random_order(data, [0, 7], 4, 8))

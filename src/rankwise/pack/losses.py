@@ -60,8 +60,10 @@ class PerAdapter:
         total, weight = (t.sum(1) if t.dim() == 2 else t for t in got)
         return total, weight
 
-    def values(self, outputs: Tensor, batch: Batch, groups: Groups) -> Tensor:
-        """One value a row (K, rows), or (K,) from a function that returns no rows.
+    def rows(self, outputs: Tensor, batch: Batch, groups: Groups) -> tuple[Tensor, Tensor | None]:
+        """A value for each row, and of a function that returns sums and counts, each row's count: (K, rows).
+
+        What a function returns for a batch as a whole is shared out: each row has the scalar, or its part of the sum.
 
         Args:
             outputs: (K, rows, ...).
@@ -72,7 +74,11 @@ class PerAdapter:
             PackError: The function returns neither a scalar nor one value a row.
         """
         got = self._apply(outputs, batch, groups)
-        return got if isinstance(got, Tensor) else got[0] / got[1].clamp(min=1)
+        n = outputs.shape[1]
+        if isinstance(got, Tensor):
+            return (got if got.dim() == 2 else got.unsqueeze(1).expand(-1, n)), None
+        sums, counts = (t if t.dim() == 2 else (t / n).unsqueeze(1).expand(-1, n) for t in got)
+        return sums, counts
 
     def _apply(self, outputs: Tensor, batch: Batch, groups: Groups) -> Result:
         if self._by_row is None:

@@ -155,7 +155,7 @@ class Pack:
         return total / weight
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch, functions: Sequence[PerAdapter]) -> list[Tensor]:
+    def evaluate(self, batch: Batch, functions: Sequence[PerAdapter]) -> list[tuple[Tensor, Tensor | None]]:
         """Values of each function for every adapter on one batch that all read, inside `attached(training=False)`.
 
         Args:
@@ -163,11 +163,11 @@ class Pack:
             functions: Losses or metrics.
 
         Returns:
-            For each function (K, rows), or (K,) where it returns a scalar.
+            For each function what `PerAdapter.rows` gives.
         """
         shared = lazily(batch, lambda t: t.unsqueeze(0))
         outputs = self._running.forward(shared, self._together, self.seeds[:1], self.steps)
-        return [function.values(outputs, shared, self._together) for function in functions]
+        return [function.rows(outputs, shared, self._together) for function in functions]
 
     def rows(self) -> Tensor:
         """A copy of all parameters, for `copy_rows`, `states` and `keep`."""

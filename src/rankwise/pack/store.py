@@ -55,7 +55,7 @@ class Store:
     Args:
         groups: The members of each bucket.
         model: The base, from which members without a state of their own start.
-        states: Tensors to start from, by member name.
+        states: Tensors to start from, by member name; those that are left out start as the member's settings say.
         device: Where to keep them.
         dtype: Their type; float32, or float64 in tests.
     """
@@ -71,8 +71,7 @@ class Store:
         self.buckets = [Bucket(members) for members in groups]
         theta = torch.zeros(self._lay_out(), device=device, dtype=dtype)
         members = [m for bucket in self.buckets for m in bucket.members]
-        given = {m.member.name: states[m.member.name] for m in members if m.member.name in states}
-        self.write(theta, {**{m.member.name: m.start(model) for m in members if m.member.name not in given}, **given})
+        self.write(theta, {m.member.name: {**m.start(model), **states.get(m.member.name, {})} for m in members})
         self._take(theta)
         self.anchor = theta.new_zeros(()).requires_grad_()
         """Makes autograd run the backward pass of layers whose gradients it is not given."""

@@ -84,7 +84,17 @@ class Course:
         problem, runs = self._problem, self._packs[i]
         data = problem.splits[runs[0].data]
         members = [(run.member, run.training) for run in runs]
-        training = PackTraining(self._model, members, data.train, data.validation, problem.loss, problem.metric)
+        states = {run.name: run.start for run in runs}
+        training = PackTraining(
+            self._model,
+            members,
+            data.train,
+            data.validation,
+            problem.loss,
+            problem.metric,
+            states=states,
+            feed=problem.feed,
+        )
         if i in self._waiting:
             training.restore(self._waiting.pop(i))
         return training

@@ -20,13 +20,13 @@ def measure(model: nn.Module, runs: Sequence[Run], problem: Problem, swept: Swep
     if not finished:
         return
     states = {run.name: swept.outcomes[run.name].state for run in finished}
-    pack = Pack(model, [run.member for run in finished], problem.loss, states=states)
+    pack = _pack(model, finished, states, problem)
     loss, metric = PerAdapter(problem.loss, "loss"), PerAdapter(problem.metric, "metric")
-    data = problem.splits[finished[0].data]
-    with pack.attached(pick(data.validation, lambda t: t[:2]), training=False):
-        losses, validation = evaluate_rows(pack, data.validation, [loss, metric])
-        (test,) = evaluate_rows(pack, data.test, [metric])
-        other = {name: evaluate_rows(pack, rows, [metric])[0] for name, rows in problem.other_tests.items()}
+    data, feed = problem.splits[finished[0].data], problem.feed
+    with pack.attached(_example(data.validation, problem), training=False):
+        losses, validation = evaluate_rows(pack, data.validation, [loss, metric], feed)
+        (test,) = evaluate_rows(pack, data.test, [metric], feed)
+        other = {name: evaluate_rows(pack, rows, [metric], feed)[0] for name, rows in problem.other_tests.items()}
     swept.notes.extend(note for note in [*loss.notes, *metric.notes] if note not in swept.notes)
     for k, member in enumerate(pack.members):
         swept.scores[member.member.name] = Scores(
@@ -41,11 +41,20 @@ def validate(
     model: nn.Module, runs: Sequence[Run], states: Mapping[str, State], problem: Problem
 ) -> dict[str, np.ndarray]:
     """The metric of each validation example by run; all runs of one pack."""
-    pack = Pack(model, [run.member for run in runs], problem.loss, states=states)
+    pack = _pack(model, runs, states, problem)
     data = problem.splits[runs[0].data].validation
-    with pack.attached(pick(data, lambda t: t[:2]), training=False):
-        (values,) = evaluate_rows(pack, data, [PerAdapter(problem.metric, "metric")])
+    with pack.attached(_example(data, problem), training=False):
+        (values,) = evaluate_rows(pack, data, [PerAdapter(problem.metric, "metric")], problem.feed)
     return {member.member.name: _numpy(values[k]) for k, member in enumerate(pack.members)}
+
+
+def _pack(model: nn.Module, runs: Sequence[Run], states: Mapping[str, State], problem: Problem) -> Pack:
+    members = [run.member for run in runs]
+    return Pack(model, members, problem.loss, states=states, call=problem.feed.call)
+
+
+def _example(data: Data, problem: Problem) -> Data:
+    return problem.feed.prepare(pick(data, lambda t: t[:2]))
 
 
 def _numpy(values: Tensor) -> np.ndarray:
@@ -55,8 +64,15 @@ def _numpy(values: Tensor) -> np.ndarray:
 @torch.no_grad()
 def measure_base(model: nn.Module, problem: Problem, data: Data) -> float:
     """The metric of the model as it is."""
-    was_training = model.training
-    outputs = model.eval()(data[0])
+    feed, was_training = problem.feed, model.training
+    model.eval()
+    total, weight = 0.0, 0.0
+    for rows in feed.evaluation_order(data).split(feed.rows_at_once):
+        batch = feed.prepare(pick(data, lambda t, rows=rows: t.index_select(0, rows.to(t.device))))
+        got = problem.metric(feed.call(model, batch), batch)
+        if isinstance(got, Tensor):
+            total, weight = total + float(got.mean()) * len(rows), weight + len(rows)
+        else:
+            total, weight = total + float(got[0].sum()), weight + float(got[1].sum())
     model.train(was_training)
-    got = problem.metric(outputs, data)
-    return float(got.mean() if isinstance(got, Tensor) else got[0].sum() / got[1].sum())
+    return total / weight

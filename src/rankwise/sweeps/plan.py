@@ -147,8 +147,9 @@ def _settings(run: Run) -> str:
     """A run in words that are the same in every process."""
     lora = run.member.lora
     plain = {} if lora is None else {f.name: _plain(getattr(lora, f.name)) for f in fields(lora)}
+    start = fingerprint(run.start)
     parts = (run.name, run.configuration, run.method, run.data, run.member.seed, run.member.whole, run.training, plain)
-    return " ".join(map(str, parts))
+    return " ".join(map(str, (*parts, start)))
 
 
 def _plain(value: Any) -> Any:

@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import Tensor
 
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.member import Member
+from rankwise.pack.resolved import State
 from rankwise.sweeps.configurations import RunScore
 from rankwise.train.data import Data
+from rankwise.train.feed import Feed
 from rankwise.train.outcome import Outcome, Point
 from rankwise.train.settings import Training
 
@@ -25,6 +28,7 @@ class Run:
         member: What it trains.
         training: How.
         data: Which of the problem's splits it trains on and is tested on.
+        start: Tensors to start from; those left out start as the member's settings say.
     """
 
     name: str
@@ -33,7 +37,8 @@ class Run:
     method: str
     member: Member
     training: Training
-    data: str = "new"
+    data: str = "data"
+    start: State = field(default_factory=dict[str, Tensor])
 
     @property
     def r(self) -> int | None:
@@ -61,6 +66,7 @@ class Problem:
         other_tests: Further test sets on which the metric is taken, by the metric's name there.
         metric_name: What the metric is called.
         higher_is_better: False for losses.
+        feed: How data reach the model.
     """
 
     splits: Mapping[str, Splits]
@@ -69,6 +75,7 @@ class Problem:
     other_tests: Mapping[str, Data] = field(default_factory=dict)
     metric_name: str = "accuracy"
     higher_is_better: bool = True
+    feed: Feed = field(default_factory=Feed)
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ def plan_runs(options: DigitsOptions) -> list[Run]:
                 config = replace(protocol.lora, r=r, alpha=alpha, seed=seed)
                 training = replace(protocol.training, lr=lr)
                 member = Member(name=name, seed=seed, lora=config, betas=training.betas, eps=training.eps)
-                runs.append(Run(name, f"r{r}", f"r = {r}", "lora", member, training))
+                runs.append(Run(name, f"r{r}", f"r = {r}", "lora", member, training, "new"))
     for configuration, label, data, training, lrs in protocol.baselines:
         for lr in lrs:
             for seed in options.seeds:

@@ -1,6 +1,6 @@
 """Data in memory: tensors with the rows first, and the order in which a seed goes through them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -50,6 +50,6 @@ def take(data: Data, rows: Tensor) -> Data:
     return pick(data, lambda t: t.index_select(0, flat).unflatten(0, rows.shape))
 
 
-def epoch_order(seeds: Sequence[int], epoch: int, n: int, device: torch.device) -> Tensor:
-    """For each seed the order of the rows in an epoch: (G, n). It depends on (seed, epoch) and nothing else."""
-    return torch.stack([torch.randperm(n, generator=stream("order", seed, epoch)) for seed in seeds]).to(device)
+def shuffled(n: int, seed: int, epoch: int) -> Tensor:
+    """An order of n rows that depends on (seed, epoch) and nothing else: (n,)."""
+    return torch.randperm(n, generator=stream("order", seed, epoch))

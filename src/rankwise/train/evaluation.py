@@ -7,28 +7,35 @@ from torch import Tensor
 
 from rankwise.pack.losses import PerAdapter
 from rankwise.pack.pack import Pack
-from rankwise.train.data import Data, count_rows, pick
-
-ROWS_AT_ONCE = 1 << 16
-"""Rows, over all adapters, that an evaluation passes through the model at once."""
+from rankwise.train.data import Data, pick
+from rankwise.train.feed import Feed
 
 
-def evaluate(pack: Pack, data: Data, functions: Sequence[PerAdapter]) -> list[Tensor]:
+def evaluate(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed: Feed) -> list[Tensor]:
     """Mean over a data set of each function for every adapter: (K,) each; inside `attached(training=False)`."""
-    return [values.mean(1) for values in evaluate_rows(pack, data, functions)]
+    return [values.mean(1) for values in evaluate_rows(pack, data, functions, feed)]
 
 
-def evaluate_rows(pack: Pack, data: Data, functions: Sequence[PerAdapter]) -> list[Tensor]:
-    """Value of each function for every adapter and row: (K, n) each; inside `attached(training=False)`.
+def evaluate_rows(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed: Feed) -> list[Tensor]:
+    """What each row of a data set adds to each function, for every adapter: (K, n) each; inside
+    `attached(training=False)`. The mean over the rows is the function's value for the data set.
 
-    A function that returns a scalar for a batch counts for each of its rows.
+    A function that returns a scalar for a batch counts for each of its rows. Of one that returns sums and what to
+    divide them by (a loss over tokens), a row adds its sum over the mean count of a row: the mean over rows is then
+    the mean over all tokens.
     """
-    n = count_rows(data, "evaluation")
-    chunk = max(1, ROWS_AT_ONCE // len(pack))
-    parts: list[list[Tensor]] = [[] for _ in functions]
-    for start in range(0, n, chunk):
-        batch = pick(data, lambda t, start=start: t[start : start + chunk])
-        rows = min(chunk, n - start)
+    order = feed.evaluation_order(data)
+    chunk = max(1, feed.rows_at_once // len(pack))
+    parts: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in functions]
+    for rows in order.to(pack.device).split(chunk):
+        batch = feed.prepare(pick(data, lambda t, rows=rows: t.index_select(0, rows)))
         for part, values in zip(parts, pack.evaluate(batch, functions), strict=True):
-            part.append(values if values.dim() == 2 else values.unsqueeze(1).expand(-1, rows))
-    return [torch.cat(part, dim=1) for part in parts]
+            part.append(values)
+    back = order.argsort().to(pack.device)
+    return [_joined(part)[:, back] for part in parts]
+
+
+def _joined(parts: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
+    values = torch.cat([values for values, _ in parts], dim=1)
+    counts = [count for _, count in parts if count is not None]
+    return values / torch.cat(counts, dim=1).mean(1, keepdim=True) if counts else values

@@ -18,8 +18,9 @@ from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import State
-from rankwise.train.data import Data, count_rows, epoch_order, pick, take
+from rankwise.train.data import Data, count_rows, pick, take
 from rankwise.train.evaluation import evaluate
+from rankwise.train.feed import Feed
 from rankwise.train.outcome import Outcome, Point
 from rankwise.train.schedules import Schedules
 from rankwise.train.settings import Training
@@ -76,7 +77,8 @@ class PackTraining:
         validation: Data on which loss and metric are taken after every epoch.
         loss: loss(outputs, batch) of one adapter.
         metric: metric(outputs, batch) of one adapter.
-        states: Tensors to start from, by member name.
+        states: Tensors to start from, by member name; others start from their initialisation.
+        feed: How data reach the model.
 
     Raises:
         ConfigError: The runs have different batch sizes.
@@ -94,7 +96,9 @@ class PackTraining:
         metric: PerBatch,
         *,
         states: Mapping[str, State] | None = None,
+        feed: Feed | None = None,
     ) -> None:
+        self._feed = feed or Feed()
         sizes = {training.batch_size for _, training in runs}
         if len(sizes) != 1:
             raise ConfigError(f"Runs with batch sizes {sorted(sizes)} can't share a pack; make one pack for each.")
@@ -104,7 +108,7 @@ class PackTraining:
         count_rows(validation, "validation")
         self.steps_an_epoch = -(-self._n // self._batch_size)
         self._started = time.perf_counter()
-        self._pack = pack = Pack(model, [member for member, _ in runs], loss, states=states)
+        self._pack = pack = Pack(model, [member for member, _ in runs], loss, states=states, call=self._feed.call)
         self._functions = [PerAdapter(loss, "loss"), PerAdapter(metric, "metric")]
         by_name = {member.name: training for member, training in runs}
         names = [member.member.name for member in pack.members]
@@ -117,7 +121,7 @@ class PackTraining:
         )
         self._best = pack.rows()
         self._total = torch.zeros(len(pack), device=pack.device)
-        self._example = pick(train, lambda t: t[:2])
+        self._example = self._feed.prepare(pick(train, lambda t: t[:2]))
         self.epoch = 0
         """Epochs that are over."""
         self.done = False
@@ -146,20 +150,21 @@ class PackTraining:
         pack, of = self._pack, self._stopping
         weight_decay = of.weight_decay if of.weight_decay.any() else None
         clip = of.clip if of.clip.isfinite().any() else None
-        order = epoch_order(pack.seeds, self.epoch, self._n, pack.device)
+        order = self._feed.order(self._train, pack.seeds, self.epoch, self._batch_size).to(pack.device)
         rates = self._rates()
         with pack.attached(self._example, training=True):
             while (within := pack.steps - self.epoch * self.steps_an_epoch) < self.steps_an_epoch:
                 rows = order[:, within * self._batch_size : (within + 1) * self._batch_size]
                 if self._schedules.moves_each_step(pack.steps):
                     rates = self._rates()
-                losses = pack.step(take(self._train, rows), rates, weight_decay, clip)
+                batch = self._feed.prepare(take(self._train, rows))
+                losses = pack.step(batch, rates, weight_decay, clip, self._feed.rows_a_pass)
                 self._total += losses * rows.shape[1]
                 if within + 1 < self.steps_an_epoch and pause():
                     return None
         norms = pack.gradient_norms()
         with pack.attached(self._example, training=False):
-            validation_loss, validation_metric = evaluate(pack, self._validation, self._functions)
+            validation_loss, validation_metric = evaluate(pack, self._validation, self._functions, self._feed)
         train_loss = self._total / self._n
         finite = train_loss.isfinite() & validation_loss.isfinite()
         pack.copy_rows(self._best, of.observe(validation_loss.where(finite, torch.nan), pack.steps))
@@ -263,6 +268,7 @@ def train_pack(
     metric: PerBatch,
     *,
     states: Mapping[str, State] | None = None,
+    feed: Feed | None = None,
     on_epoch: Callable[[list[Point]], None] = lambda points: None,
 ) -> Iterator[Outcome]:
     """Train runs together in one pack, and hand out each one as soon as it is done.
@@ -274,7 +280,8 @@ def train_pack(
         validation: Validation data.
         loss: The loss.
         metric: The metric.
-        states: Tensors to start from, by member name.
+        states: Tensors to start from, by member name; others start from their initialisation.
+        feed: How data reach the model.
         on_epoch: Called after every epoch with a point for each adapter that took part.
 
     Yields:
@@ -285,7 +292,7 @@ def train_pack(
         DataError: A data set is empty or its tensors differ in length.
         PackError: These runs can't share a pack.
     """
-    training = PackTraining(model, runs, train, validation, loss, metric, states=states)
+    training = PackTraining(model, runs, train, validation, loss, metric, states=states, feed=feed)
     while not training.done:
         epoch = training.advance()
         if epoch is not None:

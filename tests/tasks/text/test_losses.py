@@ -60,7 +60,7 @@ def test_a_pack_takes_the_token_loss_under_vmap(both):
     batches = {"labels": labels, **({"decoder_input_ids": labels} if both else {})}
     outputs = logits(3, 1, 4, 5).requires_grad_()
     loss = PerAdapter(token_loss, "loss")
-    found = loss.values(outputs, batches, Groups([0, 1, 1], 2, outputs.device))
+    found = loss.mean(outputs, batches, Groups([0, 1, 1], 2, outputs.device))
     assert loss.notes == []
     alone = [token_loss(outputs[k], {key: t[g] for key, t in batches.items()}) for k, g in enumerate((0, 1, 1))]
     torch.testing.assert_close(found, torch.stack(alone))
@@ -94,6 +94,6 @@ def test_classification_losses_are_those_of_transformers(kind):
 def test_a_pack_takes_classification_losses_by_row(kind):
     outputs = logits(2, 3, 1 if kind == "number" else 4)
     batch = {"labels": LABELS[kind].unsqueeze(0)}
-    found = PerAdapter(CLASSIFY_LOSSES[kind], "loss").values(outputs, batch, Groups([0, 0], 1, outputs.device))
+    found, _ = PerAdapter(CLASSIFY_LOSSES[kind], "loss").rows(outputs, batch, Groups([0, 0], 1, outputs.device))
     alone = [CLASSIFY_LOSSES[kind](outputs[k], {"labels": LABELS[kind]}) for k in range(2)]
     torch.testing.assert_close(found, torch.stack(alone))

@@ -1,0 +1,52 @@
+"""How data reach a model: in which order, cut how, and how many rows at once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.pack.batches import Batch
+from rankwise.pack.pack import call_model
+from rankwise.train.data import Data, count_rows, shuffled
+
+ROWS_AT_ONCE = 1 << 16
+"""Rows, over all adapters, that an evaluation passes through a small model at once."""
+
+
+def random_order(data: Data, seeds: Sequence[int], epoch: int, batch_size: int) -> Tensor:
+    """For each seed an order of the rows that depends on (seed, epoch) and nothing else: (G, n)."""
+    return torch.stack([shuffled(count_rows(data, "training"), seed, epoch) for seed in seeds])
+
+
+def as_given(data: Data) -> Tensor:
+    """The rows in their own order: (n,)."""
+    return torch.arange(count_rows(data, "evaluation"))
+
+
+def unchanged(batch: Batch) -> Batch:
+    """The batch itself."""
+    return batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """How data reach a model.
+
+    Args:
+        call: (model, batch) -> outputs.
+        prepare: batch -> batch, before it is passed: cutting off columns that no row fills, for example. Tensors are
+            (G, B, ...) in training and (B, ...) in evaluation.
+        order: (data, seeds, epoch, batch size) -> (G, n), the rows of an epoch for each seed.
+        evaluation_order: data -> (n,), in which evaluations pass the rows; results come in the data's own order.
+        rows_at_once: Rows, over all adapters, that an evaluation passes at once.
+        rows_a_pass: Rows of each batch that training passes at once, the gradients of the parts being added up; None
+            for the whole batch.
+    """
+
+    call: Callable[[nn.Module, Batch], Tensor] = call_model
+    prepare: Callable[[Batch], Batch] = unchanged
+    order: Callable[[Data, Sequence[int], int, int], Tensor] = random_order
+    evaluation_order: Callable[[Data], Tensor] = as_given
+    rows_at_once: int = ROWS_AT_ONCE
+    rows_a_pass: int | None = None
