@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
+from rankwise import experiment
 from rankwise.cli import main
 from rankwise.pack.pack import Pack
 from rankwise.sweeps import course
-from rankwise.tasks import digits, digits_run
+from rankwise.tasks import digits
 from rankwise.train import checkpoints, loop
 from rankwise.train.checkpoints import Checkpoints
 
@@ -74,13 +75,13 @@ def half_a_file(nth: int) -> None:
 def begun() -> Callable[[], bool]:
     """Whether the sweep has begun; before that the base trains and is measured, and there is nothing to go on from."""
     found = [False]
-    begin = digits_run.begin_run
+    begin = experiment.begin_run
 
     def noted(*args: Any) -> Any:
         found[0] = True
         return begin(*args)
 
-    digits_run.begin_run = noted
+    experiment.begin_run = noted
     return lambda: found[0]
 
 
@@ -89,19 +90,19 @@ def at_step(nth: int) -> None:
 
 
 def at_the_results(nth: int) -> None:
-    digits_run.write_report = killing(nth, digits_run.write_report)
+    experiment.write_report = killing(nth, experiment.write_report)
 
 
 def at_the_placing(nth: int) -> None:
     """While the results are put in place, one file after another."""
     placing = [False]
-    write = digits_run.write_run
+    write = experiment.write_run
 
     def noted(*args: Any) -> None:
         placing[0] = True
         write(*args)
 
-    digits_run.write_run = noted
+    experiment.write_run = noted
     os.replace = killing(nth, os.replace, lambda: placing[0])
 
 

@@ -7,18 +7,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rankwise.api import Sweep, sweep
     from rankwise.files import load_adapter, save_adapter
     from rankwise.lora.config import LoRAConfig
     from rankwise.lora.inject import base_state_dict, eject, inject
     from rankwise.lora.layer_types import LayerType, register_layer_type
     from rankwise.lora.merge import merge, unmerge
     from rankwise.lora.named import activate, disabled
+    from rankwise.train.settings import Training
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LayerType",
     "LoRAConfig",
+    "Sweep",
+    "Training",
     "activate",
     "base_state_dict",
     "disabled",
@@ -28,12 +32,15 @@ __all__ = [
     "merge",
     "register_layer_type",
     "save_adapter",
+    "sweep",
     "unmerge",
 ]
 
 _HOMES = {
     "LayerType": "rankwise.lora.layer_types",
     "LoRAConfig": "rankwise.lora.config",
+    "Sweep": "rankwise.api",
+    "Training": "rankwise.train.settings",
     "activate": "rankwise.lora.named",
     "base_state_dict": "rankwise.lora.inject",
     "disabled": "rankwise.lora.named",
@@ -43,6 +50,7 @@ _HOMES = {
     "merge": "rankwise.lora.merge",
     "register_layer_type": "rankwise.lora.layer_types",
     "save_adapter": "rankwise.files",
+    "sweep": "rankwise.api",
     "unmerge": "rankwise.lora.merge",
 }
 """Public name -> the module that holds it."""

@@ -22,8 +22,7 @@ def found() -> Swept:
 
 def write(directory: Path, found: Swept) -> None:
     folders = {"r2-lr0.03-s0": "adapters/r2-lr0.03-s0"}
-    base = small_model().state_dict()
-    write_run(directory, results_of(found), "digits: {}\n", found, base, folders, "../../base")
+    write_run(directory, results_of(found), "digits: {}\n", found, small_model(), folders, "../../base", keep_base=True)
 
 
 def test_new_and_empty_places_are_allowed_and_left_alone(tmp_path: Path) -> None:

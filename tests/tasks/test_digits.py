@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from rankwise import disabled, load_adapter, merge
 from rankwise.errors import ConfigError, DataError
+from rankwise.experiment import find_device
 from rankwise.report import validate
 from rankwise.tasks.digits import (
     BASELINE_LRS,
@@ -25,7 +26,7 @@ from rankwise.tasks.digits import (
     plan_runs,
     protocol_of,
 )
-from rankwise.tasks.digits_run import find_device, run_digits
+from rankwise.tasks.digits_run import run_digits
 from rankwise.tasks.mnist import Split, load_digits_data
 from rankwise.tasks.options import DigitsOptions
 from rankwise.train.live import progress

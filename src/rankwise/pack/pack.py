@@ -23,12 +23,25 @@ from rankwise.pack.store import Store
 
 
 def call_model(model: nn.Module, batch: Batch) -> Tensor:
-    """Run a model on a batch: a tensor as it is, a tuple's or list's first element, a mapping as keywords."""
+    """Run a model on a batch: a tensor as it is, a tuple's or list's first element, a mapping as keywords without
+    "labels". Of a model of transformers the logits are taken.
+
+    Raises:
+        PackError: It returns something else than a tensor.
+    """
     if isinstance(batch, Tensor):
-        return model(batch)
-    if isinstance(batch, Mapping):
-        return model(**{key: value for key, value in batch.items() if key != "labels"})
-    return model(batch[0])
+        outputs = model(batch)
+    elif isinstance(batch, Mapping):
+        outputs = model(**{key: batch[key] for key in batch if key != "labels"})
+    else:
+        outputs = model(batch[0])
+    outputs = getattr(outputs, "logits", outputs)
+    if not isinstance(outputs, Tensor):
+        raise PackError(
+            f"The model returns a {type(outputs).__name__}; give call=..., a function of (model, batch) that returns "
+            "one tensor with the rows first."
+        )
+    return outputs
 
 
 class Pack:

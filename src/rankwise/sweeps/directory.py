@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from rankwise.errors import CheckpointError, OutputError
-from rankwise.files import write_adapter
+from rankwise.sweeps.adapters import write_adapters
 from rankwise.sweeps.plan import FILE as PLAN
 from rankwise.sweeps.problem import Swept
 from rankwise.train.outcome import Point
@@ -132,9 +133,10 @@ def write_run(
     results: Mapping[str, Any],
     config: str,
     swept: Swept,
-    base: Mapping[str, torch.Tensor] | None,
+    model: nn.Module,
     folders: Mapping[str, str],
     base_name: str,
+    keep_base: bool,
 ) -> None:
     """Write everything but the report. All of it is written beside first, so that a full disk leaves earlier results as
     they were; `results.json` is put in place last.
@@ -144,16 +146,17 @@ def write_run(
         results: The content of `results.json`.
         config: The complete configuration, YAML.
         swept: Curves, predictions, adapters.
-        base: The base's weights, where the task has made the base itself.
+        model: The base.
         folders: Run -> folder of its adapter, relative to the directory.
         base_name: What the adapters call their base.
+        keep_base: Whether the base's weights are written too.
 
     Raises:
         OutputError: The directory can't be written.
     """
     staged = directory / f"{STAGED}{os.getpid()}"
     try:
-        _write_files(staged, results, config, swept, base, folders, base_name)
+        _write_files(staged, results, config, swept, model, folders, base_name, keep_base)
         # The old mark goes first and the new one comes last, so that it never stands beside files of another run.
         for name in OWN_FILES:
             _remove(directory / name)
@@ -175,21 +178,18 @@ def _write_files(
     results: Mapping[str, Any],
     config: str,
     swept: Swept,
-    base: Mapping[str, torch.Tensor] | None,
+    model: nn.Module,
     folders: Mapping[str, str],
     base_name: str,
+    keep_base: bool,
 ) -> None:
-    if base is not None:
+    if keep_base:
         from safetensors.torch import save_file
 
+        base = model.state_dict()
         with replacing(directory / BASE_FILE) as temporary:
             save_file({key: value.contiguous().cpu() for key, value in base.items()}, temporary, {"format": "pt"})
-    for run in swept.runs:
-        outcome = swept.outcomes.get(run.name)
-        if run.name in folders and outcome is not None and run.member.lora is not None:
-            modules = [key.removesuffix(".A") for key in outcome.state if key.endswith(".A")]
-            pairs = {name: (outcome.state[f"{name}.A"], outcome.state[f"{name}.B"]) for name in modules}
-            write_adapter(directory / folders[run.name], run.member.lora, pairs, base_name=base_name)
+    write_adapters(model, swept, folders, directory, base_name)
     _write_curves(directory / "curves.csv", swept.curve)
     with replacing(directory / "predictions.npz") as temporary:
         arrays = {f"validation/{name}": scores.validation for name, scores in swept.scores.items()}

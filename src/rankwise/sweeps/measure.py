@@ -13,9 +13,12 @@ from rankwise.sweeps.problem import Problem, Run, Scores, Swept
 from rankwise.train.data import Data, pick
 from rankwise.train.evaluation import evaluate_rows
 
+TEST = ""
+"""The name of the problem's own test data among others."""
 
-def measure(model: nn.Module, runs: Sequence[Run], problem: Problem, swept: Swept) -> None:
-    """Take the scores of those runs of a pack that finished, test data included."""
+
+def measure(model: nn.Module, runs: Sequence[Run], problem: Problem, swept: Swept, *, tests: bool = True) -> None:
+    """Take the scores of those runs of a pack that finished; `tests` tells whether test data are read."""
     finished = [run for run in runs if run.name in swept.outcomes and swept.outcomes[run.name].status == "finished"]
     if not finished:
         return
@@ -25,15 +28,15 @@ def measure(model: nn.Module, runs: Sequence[Run], problem: Problem, swept: Swep
     data, feed = problem.splits[finished[0].data], problem.feed
     with pack.attached(_example(data.validation, problem), training=False):
         losses, validation = evaluate_rows(pack, data.validation, [loss, metric], feed)
-        (test,) = evaluate_rows(pack, data.test, [metric], feed)
-        other = {name: evaluate_rows(pack, rows, [metric], feed)[0] for name, rows in problem.other_tests.items()}
+        read = {TEST: data.test, **problem.other_tests} if tests else {}
+        tested = {name: evaluate_rows(pack, rows, [metric], feed)[0] for name, rows in read.items()}
     swept.notes.extend(note for note in [*loss.notes, *metric.notes] if note not in swept.notes)
     for k, member in enumerate(pack.members):
         swept.scores[member.member.name] = Scores(
             _numpy(validation[k]),
             float(losses[k].mean()),
-            _numpy(test[k]),
-            {name: _numpy(values[k]) for name, values in other.items()},
+            _numpy(tested[TEST][k]) if tests else np.empty(0),
+            {name: _numpy(values[k]) for name, values in tested.items() if name != TEST},
         )
 
 

@@ -15,6 +15,9 @@ from rankwise.train.feed import Feed
 from rankwise.train.outcome import Outcome, Point
 from rankwise.train.settings import Training
 
+DATA = "data"
+"""What splits are called where there is one set of them."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -37,7 +40,7 @@ class Run:
     method: str
     member: Member
     training: Training
-    data: str = "data"
+    data: str = DATA
     start: State = field(default_factory=dict[str, Tensor])
 
     @property
@@ -80,7 +83,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Scores:
-    """A finished run's metric, example by example, and its validation loss."""
+    """A finished run's metric, example by example, and its validation loss; no tests where they were not read."""
 
     validation: np.ndarray
     validation_loss: float
@@ -111,6 +114,18 @@ class Swept:
     packs: dict[str, int] = field(default_factory=dict)
     complete: bool = False
     notes: list[str] = field(default_factory=list)
+
+    def add(self, more: "Swept") -> None:
+        """Take in what a further stage has found."""
+        first = max(self.packs.values(), default=-1) + 1
+        self.runs = [*self.runs, *more.runs]
+        self.parameters = {**self.parameters, **more.parameters}
+        self.outcomes |= more.outcomes
+        self.scores |= more.scores
+        self.curve += more.curve
+        self.packs |= {name: first + pack for name, pack in more.packs.items()}
+        self.complete = self.complete and more.complete
+        self.notes += [note for note in more.notes if note not in self.notes]
 
     def score(self, run: Run) -> RunScore:
         """What the rule of the answer needs to know of a run."""

@@ -35,7 +35,7 @@ def make_results(
     Args:
         swept: What the runs gave.
         problem: Its metric.
-        base: "name", "sha256", "parameters" and "metric" of the base.
+        base: Of the base: "name", "sha256", "parameters", "metric"; "validation_metric" where the tolerance needs it.
         about: The fields that say where the results come from: "task", "command", "versions", ...
         comparable: Configurations that solve the very problem, and so can be reference or answer; None for all.
         relative_to: What the relative columns are relative to; by default the reference.
@@ -50,7 +50,7 @@ def make_results(
     answer: Answer | None = None
     if reference is not None:
         kind = "accuracy" if up else "loss"
-        allowed = tolerance_of(reference.validation_mean or 0.0, base["metric"], kind, tolerance)
+        allowed = tolerance_of(reference.validation_mean or 0.0, base.get("validation_metric"), kind, tolerance)
         answer = decide(able, reference, allowed, up)
     tests = {c.name: np.stack([swept.scores[run.name].test for run in c.runs]) for c in chosen if c.runs}
     means = {name: float(values.mean()) for name, values in tests.items()}

@@ -28,6 +28,7 @@ def run_sweep(
     checkpoints: Path | None = None,
     every: Every | None = None,
     resume: bool = False,
+    tests: bool = True,
 ) -> Swept:
     """Train every run and measure those that finished.
 
@@ -44,6 +45,7 @@ def run_sweep(
             to keep nothing.
         every: How often a checkpoint is written.
         resume: Go on with the unfinished run in `checkpoints`, by its plan, from its last whole checkpoint.
+        tests: Whether finished runs are measured on test data too.
 
     Raises:
         CheckpointError: The unfinished run can't be gone on with: there is none, or it is of other runs, data or base.
@@ -85,7 +87,7 @@ def run_sweep(
         pass
     swept.complete = len(swept.outcomes) == len(runs)
     for pack in packs:
-        measure(model, pack, problem, swept)
+        measure(model, pack, problem, swept, tests=tests)
     return swept
 
 

@@ -17,6 +17,7 @@ from rankwise.errors import CheckpointError, ConfigError, DataError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.streams import stream_seed
+from rankwise.sweeps.grid import Candidate, runs_of
 from rankwise.sweeps.problem import Problem, Run, Splits
 from rankwise.tasks.mnist import RawDigits, Split
 from rankwise.tasks.options import DigitsOptions
@@ -148,26 +149,31 @@ LORA_LRS = (3e-4, 1e-3, 3e-3, 1e-2)
 BASELINE_LRS = (1e-4, 3e-4, 1e-3, 3e-3)
 
 
-def plan_runs(options: DigitsOptions) -> list[Run]:
-    """All runs of the experiment: every rank, learning rate and seed, and the baselines."""
+def candidates_of(options: DigitsOptions) -> list[Candidate]:
+    """What is tried: every rank, and the baselines."""
     protocol = protocol_of(options)
-    runs: list[Run] = []
-    for r in options.ranks:
-        alpha = float(r) if protocol.alpha_is_r else protocol.lora.alpha
-        for lr in protocol.lrs:
-            for seed in options.seeds:
-                name = f"r{r}-lr{lr:g}-s{seed}"
-                config = replace(protocol.lora, r=r, alpha=alpha, seed=seed)
-                training = replace(protocol.training, lr=lr)
-                member = Member(name=name, seed=seed, lora=config, betas=training.betas, eps=training.eps)
-                runs.append(Run(name, f"r{r}", f"r = {r}", "lora", member, training, "new"))
-    for configuration, label, data, training, lrs in protocol.baselines:
-        for lr in lrs:
-            for seed in options.seeds:
-                name = f"{configuration}-lr{lr:g}-s{seed}"
-                member = Member(name=name, seed=seed, whole=WHOLE, betas=training.betas, eps=training.eps)
-                runs.append(Run(name, configuration, label, "full", member, replace(training, lr=lr), data))
-    return runs
+    ranks = [
+        Candidate(
+            name=f"r{r}",
+            label=f"r = {r}",
+            method="lora",
+            training=protocol.training,
+            lrs=protocol.lrs,
+            lora=replace(protocol.lora, r=r, alpha=float(r) if protocol.alpha_is_r else protocol.lora.alpha),
+            data="new",
+        )
+        for r in options.ranks
+    ]
+    baselines = [
+        Candidate(name=name, label=label, method="full", training=training, lrs=lrs, whole=WHOLE, data=data)
+        for name, label, data, training, lrs in protocol.baselines
+    ]
+    return [*ranks, *baselines]
+
+
+def plan_runs(options: DigitsOptions) -> list[Run]:
+    """All runs of the experiment."""
+    return runs_of(candidates_of(options), options.seeds)
 
 
 def make_problem(raw: RawDigits, device: torch.device) -> Problem:

@@ -1,0 +1,357 @@
+"""`sweep`: the smallest adapter that does the job, for a model, data and loss of one's own."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from rankwise.errors import ConfigError
+from rankwise.experiment import Experiment, Place, begin, carry_out, now, take_up
+from rankwise.files import read_adapter
+from rankwise.lora.config import LoRAConfig
+from rankwise.lora.inject import Report
+from rankwise.pack.losses import PerBatch
+from rankwise.pack.pack import call_model
+from rankwise.pack.resolved import State
+from rankwise.report import answer_words
+from rankwise.report.schema import Results
+from rankwise.report.table import markdown_table
+from rankwise.sweeps.adapters import put_on
+from rankwise.sweeps.directory import can_resume
+from rankwise.sweeps.grid import BASELINE_SHARE, LORA_LRS, Candidate, modules_with_parameters
+from rankwise.sweeps.problem import DATA, Problem, Run, Splits, Swept
+from rankwise.train.checkpoints import Every
+from rankwise.train.data import Data
+from rankwise.train.feed import ROWS_AT_ONCE, Feed
+from rankwise.train.live import progress as shown_by
+from rankwise.train.loaders import cut_off, in_memory
+from rankwise.train.settings import Training
+
+Config = int | LoRAConfig | str | Path
+"""A rank, an adapter's settings, or the folder of a saved adapter to start from."""
+
+SHARE_CUT = 0.1
+"""Of the training data, for validation or test data that are not given."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep has found.
+
+    Args:
+        results: The content of `results.json`.
+        swept: Everything the runs gave.
+        files: What was written.
+    """
+
+    results: Results
+    swept: Swept = field(repr=False)
+    files: tuple[Path, ...] = ()
+
+    @property
+    def answer(self) -> dict[str, Any] | None:
+        """The answer, as in `results.json`; None where there is none."""
+        return self.results["answer"]
+
+    def table(self) -> str:
+        """The table, as Markdown."""
+        return markdown_table(self.results)
+
+    def __str__(self) -> str:
+        """The table, and the answer in words."""
+        return f"{self.table()}\n{answer_words(self.results)}"
+
+    def put_on(self, model: nn.Module, run: str | None = None, name: str = "default") -> Report:
+        """Attach an adapter of the sweep to its base.
+
+        Args:
+            model: The base.
+            run: Which, by its name in `results["runs"]`; None takes the recommended configuration's best seed.
+            name: What the adapter is to be called.
+
+        Raises:
+            ConfigError: There is no such finished run.
+        """
+        found = self._run(run)
+        return put_on(model, found, self.swept.outcomes[found.name].state, name)
+
+    def state(self, run: str | None = None) -> State:
+        """The trained tensors of a run: "<module>.A", "<module>.B", and parameters trained whole by their names."""
+        return self.swept.outcomes[self._run(run).name].state
+
+    def _run(self, name: str | None) -> Run:
+        if name is None:
+            if self.answer is None:
+                raise ConfigError("The sweep has no answer; name one of its runs.")
+            own = [c for c in self.results["configurations"] if c["name"] == self.answer["name"]]
+            sign = 1 if self.results["metric"]["higher_is_better"] else -1
+            scores = {run: self.swept.scores[run].validation.mean() for run in own[0]["runs"]}
+            name = max(scores, key=lambda run: sign * scores[run])
+        found = [run for run in self.swept.runs if run.name == name and run.name in self.swept.outcomes]
+        if not found:
+            raise ConfigError(f'The sweep has no run "{name}" that ended.')
+        return found[0]
+
+
+def sweep(
+    model: nn.Module,
+    configs: Iterable[Config] | Mapping[str, Config | tuple[LoRAConfig, Training]],
+    *,
+    train: Any,
+    validation: Any = None,
+    test: Any = None,
+    loss: PerBatch,
+    metric: PerBatch | None = None,
+    metric_name: str | None = None,
+    higher_is_better: bool | None = None,
+    training: Training | None = None,
+    lrs: Sequence[float] = LORA_LRS,
+    baseline: bool | Sequence[float] = True,
+    head: Sequence[str] = (),
+    seeds: int | Sequence[int] = 1,
+    rungs: Sequence[int] = (),
+    widen: bool = False,
+    tolerance: float | None = None,
+    call: Callable[[nn.Module, Any], Tensor] = call_model,
+    rows_a_pass: int | None = None,
+    rows_at_once: int = ROWS_AT_ONCE,
+    base_name: str = "base",
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    every: Every | None = None,
+    progress: str = "auto",
+) -> Sweep:
+    """Train many adapters together over one frozen model, hold them against full fine-tuning, and recommend one.
+
+    Args:
+        model: The base, of any class; its rows must not mix. It is the same, bit for bit, afterwards.
+        configs: Ranks (1, 2, 4), `LoRAConfig`s, or folders of saved adapters to go on from; or name -> one of
+            these, or -> (LoRAConfig, Training) where it is trained in a way of its own.
+        train: Training data: tensors with the rows first (or a tuple or mapping of them), a Dataset, or a DataLoader
+            that does not shuffle. They are kept in memory, on the model's device.
+        validation: Decides; None cuts a tenth of the training data off.
+        test: Read once, at the end; None cuts a tenth of the training data off.
+        loss: loss(outputs, batch) of ONE adapter: a scalar, or one value a row, or (sums, counts).
+        metric: metric(outputs, batch), alike; None takes the loss.
+        metric_name: What it is called.
+        higher_is_better: Whether it is; by default True where a metric is given.
+        training: Batch size, epochs, schedule and so on of all runs; its learning rate is not used.
+        lrs: Learning rates to try for each configuration.
+        baseline: Whether full fine-tuning is trained too (at a tenth of `lrs`), or at which learning rates.
+        head: Modules that each adapter trains whole, such as a new output layer. With one, training the head alone
+            is tried too.
+        seeds: How many, or which.
+        rungs: Epochs, rising, after which the worst configurations leave.
+        widen: Whether further learning rates are tried where the best one lies at the edge of those given.
+        tolerance: How much worse than the reference is good enough, in the metric's unit; by default 1% of the
+            reference's metric, or 2% of the gain from base to reference where lower is better.
+        call: (model, batch) -> outputs; by default a mapping is passed by name (without "labels"), of a tuple the
+            first element.
+        rows_a_pass: Rows of a batch that training passes at once; None for the whole batch.
+        rows_at_once: Rows, over all adapters, that an evaluation passes at once.
+        base_name: What the adapters' files call the base: its folder or hub name.
+        out: A directory for results, report and adapters; None keeps all in memory.
+        overwrite: Whether earlier results there may be replaced.
+        resume: Whether to go on with an unfinished run in `out`; where there is none, it begins.
+        every: How often a checkpoint is written to `out`.
+        progress: "auto" (a live table in a terminal, else lines), "quiet", ...
+
+    Returns:
+        Table, answer, and every adapter.
+
+    Raises:
+        RankwiseError: Something given can't be used, in a line.
+        KeyboardInterrupt: Interrupted before any run had finished.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+        >>> x = torch.randn(40, 4)
+        >>> found = sweep(
+        ...     model,
+        ...     [1, 2],
+        ...     train=(x, x.sum(1, keepdim=True)),
+        ...     loss=lambda outputs, batch: (outputs - batch[1]).square().mean(1),
+        ...     training=Training(lr=1e-3, epochs=2),
+        ...     progress="quiet",
+        ... )
+        >>> [c["name"] for c in found.results["configurations"]]
+        ['r1', 'r2', 'full']
+    """
+    check_model(model)
+    device = next(model.parameters()).device
+    splits, notes = _splits(train, validation, test, device)
+    own = training or Training(lr=1.0)
+    ups = metric is not None if higher_is_better is None else higher_is_better
+    problem = Problem(
+        splits={DATA: splits},
+        loss=loss,
+        metric=metric or loss,
+        metric_name=metric_name or ("loss" if metric is None else "metric"),
+        higher_is_better=ups,
+        feed=Feed(call=call, rows_at_once=rows_at_once, rows_a_pass=rows_a_pass),
+    )
+    candidates = [
+        *_candidates(configs, tuple(head), own, tuple(lrs)),
+        *baselines(model, tuple(head), own, tuple(lrs), baseline),
+    ]
+    chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    config = yaml.safe_dump({"sweep": {c.name: str(c) for c in candidates} | {"seeds": list(chosen)}}, sort_keys=False)
+    place = None
+    if out is not None:
+        again = resume and can_resume(Path(out))
+        place = Place(
+            directory=Path(out),
+            config=config,
+            command="rankwise.sweep(...)",
+            how_to_resume="rankwise.sweep(..., resume=True)",
+            overwrite=overwrite,
+            resume=again,
+            every=every,
+        )
+        place.check()
+    experiment = Experiment(
+        task="sweep",
+        model=model,
+        candidates=candidates,
+        seeds=chosen,
+        problem=problem,
+        base_name=base_name,
+        rungs=rungs,
+        widen=widen,
+        tolerance=tolerance,
+        notes=notes,
+    )
+    beginning = now("rankwise.sweep(...)") if place is None else take_up(place) if place.resume else begin(place)
+    with shown_by(progress) as display:
+        results, swept, files = carry_out(experiment, beginning, place, display)
+    return Sweep(results, swept, tuple(files))
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse a model that can't be trained as it is.
+
+    Raises:
+        ConfigError: It has no parameters, or is in half precision on a CPU.
+    """
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if parameter is None:
+        raise ConfigError(f"The {type(model).__name__} has no parameters to adapt.")
+    if parameter.device.type == "cpu" and parameter.dtype in (torch.float16, torch.bfloat16):
+        kind = str(parameter.dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"The model is in {kind} on the CPU, where training in half precision is slow and loses small updates; "
+            "convert it first: model.float()."
+        )
+
+
+def _splits(train: Any, validation: Any, test: Any, device: torch.device) -> tuple[Splits, list[str]]:
+    rest, notes = in_memory(train, "training", device), list[str]()
+    parts: dict[str, Data] = {}
+    for what, given in (("test", test), ("validation", validation)):
+        if given is not None:
+            parts[what] = in_memory(given, what, device)
+            continue
+        rest, parts[what] = cut_off(rest, SHARE_CUT, what)
+        notes.append(f"A tenth of the training data is cut off for {what}.")
+    return Splits(rest, parts["validation"], parts["test"]), notes
+
+
+def baselines(
+    model: nn.Module,
+    head: tuple[str, ...],
+    training: Training,
+    lrs: tuple[float, ...],
+    full: bool | Sequence[float],
+    start: Callable[[int], State] | None = None,
+) -> list[Candidate]:
+    """What adapters are held against: the head alone, and full fine-tuning.
+
+    Args:
+        model: The base.
+        head: Modules that are trained whole with every adapter.
+        training: As of the adapters.
+        lrs: Learning rates of the adapters.
+        full: Whether full fine-tuning is trained, or at which learning rates.
+        start: Seed -> tensors of the head to start from.
+    """
+    begun: dict[str, Any] = {} if start is None else {"start": start}
+    found: list[Candidate] = []
+    if head:
+        found.append(
+            Candidate(name="head", label="head alone", method="head", training=training, lrs=lrs, whole=head, **begun)
+        )
+    if full is not False:
+        rates = tuple(float(f"{BASELINE_SHARE * lr:.6g}") for lr in lrs) if full is True else tuple(full)
+        found.append(
+            Candidate(
+                name="full",
+                label="full fine-tuning",
+                method="full",
+                training=training,
+                lrs=rates,
+                whole=modules_with_parameters(model),
+                **begun,
+            )
+        )
+    return found
+
+
+def _candidates(
+    configs: Iterable[Config] | Mapping[str, Config | tuple[LoRAConfig, Training]],
+    head: tuple[str, ...],
+    training: Training,
+    lrs: tuple[float, ...],
+) -> list[Candidate]:
+    if isinstance(configs, Mapping):
+        named = [(str(name), config) for name, config in configs.items()]
+    else:
+        listed = list(configs)
+        names = [_name_of(config) for config in listed]
+        repeated = {name for name in names if names.count(name) > 1}
+        named = [
+            (f"{name}-{names[:i].count(name)}" if name in repeated else name, config)
+            for i, (name, config) in enumerate(zip(names, listed, strict=True))
+        ]
+    if not named:
+        raise ConfigError("The grid is empty; give at least one rank or LoRAConfig.")
+    return [_candidate(name, config, head, training, lrs) for name, config in named]
+
+
+def _name_of(config: Config) -> str:
+    if isinstance(config, str | Path):
+        return f"from-{Path(config).name}"
+    return f"r{config.r if isinstance(config, LoRAConfig) else config}"
+
+
+def _candidate(
+    name: str,
+    config: Config | tuple[LoRAConfig, Training],
+    head: tuple[str, ...],
+    training: Training,
+    lrs: tuple[float, ...],
+) -> Candidate:
+    if isinstance(config, tuple):
+        config, training = config
+    start: State = {}
+    if isinstance(config, str | Path):
+        config, pairs = read_adapter(config)
+        start = {
+            f"{module}.{k}": tensor for module, pair in pairs.items() for k, tensor in zip("AB", pair, strict=True)
+        }
+    lora = config if isinstance(config, LoRAConfig) else LoRAConfig(r=config)
+    label = f"r = {lora.r}" if name == f"r{lora.r}" else f"{name} (r = {lora.r})"
+    return Candidate(
+        name=name,
+        label=label,
+        method="lora",
+        training=training,
+        lrs=lrs,
+        lora=lora,
+        whole=head,
+        start=lambda seed: start,
+    )

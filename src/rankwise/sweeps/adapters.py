@@ -1,0 +1,63 @@
+"""Runs of a sweep as adapters on the model: to use, and to save in PEFT's format."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from rankwise.errors import AdapterError
+from rankwise.files import save_adapter
+from rankwise.lora.inject import Report, attach, check_new_name, collector_paused, eject
+from rankwise.lora.targets import Targets, find_targets
+from rankwise.pack.resolved import State
+from rankwise.sweeps.problem import Run, Swept
+
+
+def put_on(model: nn.Module, run: Run, state: State, name: str) -> Report:
+    """Attach what a run has trained to the base, as `inject` attaches a fresh adapter.
+
+    Args:
+        model: The base.
+        run: Of method "lora".
+        state: Its tensors.
+        name: What the adapter is to be called.
+
+    Raises:
+        AdapterError: The run has no A and B, or the name is taken.
+    """
+    lora, whole = run.member.lora, run.member.whole
+    if lora is None:
+        raise AdapterError(f"{run.name} trains no A and B; there is no adapter of it.")
+    check_new_name(model, name)
+    found = find_targets(model, lora)
+    adapted = [target for target in found.adapted if target.name not in whole]
+    pairs = {target.name: (state[f"{target.name}.A"], state[f"{target.name}.B"]) for target in adapted}
+    low_rank = {key for name in pairs for key in (f"{name}.A", f"{name}.B")}
+    own = {key: value for key, value in state.items() if key not in low_rank}
+    with collector_paused():
+        return attach(model, Targets(adapted, found.left_out), pairs, replace(lora, modules_to_save=whole), name, own)
+
+
+def write_adapters(
+    model: nn.Module, swept: Swept, folders: Mapping[str, str], directory: Path, base_name: str | None
+) -> None:
+    """Save the adapters of finished runs.
+
+    Args:
+        model: The base; it is as before afterwards.
+        swept: What the runs gave.
+        folders: Run -> folder of its adapter, relative to the directory.
+        directory: The run directory.
+        base_name: What the adapters call their base.
+
+    Raises:
+        OutputError: A folder can't be written.
+    """
+    for run in swept.runs:
+        if run.name in folders:
+            put_on(model, run, swept.outcomes[run.name].state, "saving")
+            try:
+                save_adapter(model, directory / folders[run.name], "saving", base_name=base_name)
+            finally:
+                eject(model, "saving")

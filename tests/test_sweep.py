@@ -1,0 +1,219 @@
+"""`rankwise.sweep` over models and data of one's own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import rankwise
+from rankwise import LoRAConfig, Training
+from rankwise.errors import ConfigError, DataError, PackError
+from rankwise.sweeps.grid import Candidate, modules_with_parameters
+from rankwise.sweeps.problem import DATA, Problem, Splits
+from rankwise.sweeps.run import run_sweep
+from rankwise.sweeps.stages import Search, Stages
+from rankwise.train.live import progress as shown_by
+from small_sweep import accuracy, loss, small_model, some_data
+
+QUICK = Training(lr=1.0, batch_size=8, epochs=3)
+TRAIN, VALIDATION, TEST = some_data(64, 0), some_data(40, 1), some_data(40, 2)
+GIVEN: dict[str, Any] = {
+    "train": TRAIN,
+    "validation": VALIDATION,
+    "test": TEST,
+    "loss": loss,
+    "metric": accuracy,
+    "metric_name": "accuracy",
+    "training": QUICK,
+    "lrs": (0.01, 0.03),
+    "progress": "quiet",
+}
+
+
+def run(configs: Any = (1, 4), model: nn.Module | None = None, **more: Any) -> rankwise.Sweep:
+    return rankwise.sweep(model or small_model(), configs, **{**GIVEN, **more})
+
+
+def test_ranks_seeds_and_baseline(tmp_path: Path) -> None:
+    model = small_model()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = run(model=model, seeds=2, out=tmp_path / "out")
+    names = [c["name"] for c in found.results["configurations"]]
+    assert names == ["r1", "r4", "full"]
+    assert {run["lr"] for run in found.results["runs"] if run["method"] == "full"} == {0.001, 0.003}
+    assert "r = 4" in str(found)
+    assert "accuracy" in found.table()
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert (tmp_path / "out" / "report.html").exists()
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["answer"] == found.answer
+
+    name = "r4-lr0.03-s1"
+    outputs = {}
+    for way in ("put on", "loaded"):
+        if way == "put on":
+            found.put_on(model, name)
+        else:
+            rankwise.load_adapter(model, tmp_path / "out" / "adapters" / name)
+        model.eval()
+        with torch.no_grad():
+            outputs[way] = model(TEST[0])
+        rankwise.eject(model)
+    assert torch.equal(outputs["put on"], outputs["loaded"])
+    measured = next(run["metric"] for run in found.results["runs"] if run["name"] == name)
+    assert accuracy(outputs["loaded"], TEST).mean().item() == pytest.approx(measured)
+
+
+def test_data_of_every_form_gives_the_same() -> None:
+    expected = run(baseline=False).results["configurations"]
+
+    def of_mapping(outputs: Tensor, batch: Any) -> Tensor:
+        return F.nll_loss(outputs, batch["labels"], reduction="none")
+
+    def as_mapping(data: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        return {"input": data[0], "labels": data[1]}
+
+    forms: list[dict[str, Any]] = [
+        {part: TensorDataset(*GIVEN[part]) for part in ("train", "validation", "test")},
+        {part: DataLoader(TensorDataset(*GIVEN[part]), batch_size=7) for part in ("train", "validation", "test")},
+        {part: [t.numpy() for t in GIVEN[part]] for part in ("train", "validation", "test")},
+        {
+            **{part: as_mapping(GIVEN[part]) for part in ("train", "validation", "test")},
+            "loss": of_mapping,
+            "metric": lambda outputs, batch: (outputs.argmax(-1) == batch["labels"]).float(),
+        },
+    ]
+    for form in forms:
+        assert run(baseline=False, **form).results["configurations"] == expected
+
+
+def test_a_head_of_its_own_each(tmp_path: Path) -> None:
+    found = run({"small": LoRAConfig(r=2, target_modules="0")}, head=["2"], baseline=[0.003], out=tmp_path / "out")
+    by_name = {c["name"]: c for c in found.results["configurations"]}
+    assert list(by_name) == ["small", "head", "full"]
+    assert by_name["head"]["trainable_parameters"] == 8 * 3 + 3
+    assert by_name["small"]["trainable_parameters"] == 2 * (6 + 8) + 8 * 3 + 3
+    model = small_model()
+    rankwise.load_adapter(model, tmp_path / "out" / "adapters" / "small-lr0.03-s0")
+    with torch.no_grad():
+        got = accuracy(model.eval()(TEST[0]), TEST).mean().item()
+    assert got == pytest.approx(next(r["metric"] for r in found.results["runs"] if r["name"] == "small-lr0.03-s0"))
+
+
+def test_a_saved_adapter_as_a_start(tmp_path: Path) -> None:
+    first = run([2], baseline=False, out=tmp_path / "first", lrs=[0.03])
+    folder = tmp_path / "first" / "adapters" / "r2-lr0.03-s0"
+    again = run([2, folder], baseline=False, lrs=[1e-8])
+    by_name = {run["configuration"]: run for run in again.results["runs"]}
+    name = f"from-{folder.name}"
+    assert by_name[name]["metric"] == pytest.approx(first.results["runs"][0]["metric"], abs=0.03)
+    for key, value in first.state("r2-lr0.03-s0").items():
+        torch.testing.assert_close(again.state(f"{name}-lr1e-08-s0")[key], value, atol=1e-5, rtol=0)
+
+
+def test_a_loss_is_the_metric_where_none_is_given() -> None:
+    found = run(metric=None, metric_name=None, baseline=False)
+    assert found.results["metric"] == {"name": "loss", "higher_is_better": False}
+    assert found.answer is not None
+
+
+def test_the_grid_goes_on_where_the_best_rate_lies_at_its_edge() -> None:
+    found = run([4], baseline=False, lrs=(1e-4, 1e-3), widen=True)
+    rates = [run["lr"] for run in found.results["runs"]]
+    assert rates[:3] == [1e-4, 1e-3, 1e-2]
+    assert len(rates) <= 5
+    assert found.results["complete"]
+
+
+def test_going_on_and_nothing_to_go_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = run(baseline=False).results["configurations"]
+    from rankwise.train import loop
+
+    advance, calls = loop.PackTraining.advance, []
+
+    def interrupted(self: Any, pause: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return advance(self, pause)
+
+    monkeypatch.setattr(loop.PackTraining, "advance", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(baseline=False, out=tmp_path / "out", every=rankwise.train.checkpoints.Every(1, None))
+    found = run(baseline=False, out=tmp_path / "out", resume=True)
+    assert found.results["configurations"] == expected
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+class Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"out": self.fc(x)}
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "words"),
+    [
+        ({"configs": []}, ConfigError, "The grid is empty"),
+        ({"configs": [2], "seeds": [], "baseline": False}, ConfigError, "The grid is empty"),
+        ({"loss": lambda o, b: o}, PackError, "The loss returned shape"),
+        ({"metric": lambda o, b: o.sum(-1) * torch.nan}, ConfigError, "The metric is not finite on the base"),
+        ({"train": (TRAIN[0], TRAIN[1][:9])}, DataError, r"training data have \[9, 64\] rows"),
+        (
+            {"train": DataLoader(TensorDataset(*TRAIN), shuffle=True, batch_size=8)},
+            DataError,
+            "gives other rows, or another order, when it is read again",
+        ),
+        ({"train": "data.csv"}, DataError, "A batch of the training data is a str"),
+        ({"train": 3}, DataError, "The training data is a int; give tensors"),
+        ({"model": small_model().half()}, ConfigError, "The model is in float16 on the CPU"),
+        ({"model": nn.ReLU()}, ConfigError, "The ReLU has no parameters"),
+        ({"model": Odd()}, PackError, "The model returns a dict; give call="),
+        ({"configs": {"a": LoRAConfig(target_modules="nope")}}, rankwise.errors.TargetError, "nope"),
+    ],
+    ids=lambda value: str(value)[:30] if isinstance(value, str) else "",
+)
+def test_refused_in_a_line(more: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words) as caught:
+        run(**{"configs": [1], **more})
+    assert "\n" not in str(caught.value)
+
+
+def test_modules_that_share_their_weights_are_trained_once() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "c": nn.LayerNorm(3)})
+    model["b"].weight, model["b"].bias = model["a"].weight, model["a"].bias
+    assert modules_with_parameters(model) == ("a", "c")
+
+
+def test_rates_are_looked_for_on_less_data() -> None:
+    """The runs that count are those of the rates that did best on the small data, at all seeds."""
+    splits = Splits(TRAIN, VALIDATION, TEST)
+    small = Splits(some_data(24, 0), VALIDATION, TEST)
+    problem = Problem({DATA: splits, "search": small}, loss, accuracy)
+    candidates = [
+        Candidate(name=f"r{r}", label="", method="lora", training=QUICK, lrs=(1e-4, 1e-2, 3e-2), lora=LoRAConfig(r=r))
+        for r in (1, 4)
+    ]
+    stages = Stages(
+        model=small_model(),
+        problem=problem,
+        candidates=candidates,
+        seeds=(0, 1),
+        progress=shown_by("quiet"),
+        search=Search(data="search", rungs=(1,)),
+    )
+    found = stages.run()
+    best = {c["configuration"]: c["lr"] for c in found.searched if c["status"] == "finished"}
+    assert {run.name for run in found.swept.runs} == {f"{c}-lr{lr:g}-s{s}" for c, lr in best.items() for s in (0, 1)}
+    assert {c["status"] for c in found.searched} == {"finished", "pruned"}
+    assert found.edges == {name: lr != 1e-2 for name, lr in best.items()}
+    alone = run_sweep(small_model(), found.swept.runs, problem, shown_by("quiet"))
+    for run in found.swept.runs:
+        assert (found.swept.scores[run.name].test == alone.scores[run.name].test).all()
