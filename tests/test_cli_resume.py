@@ -18,7 +18,7 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     """The directory of a run that SIGTERM has stopped before anything had finished."""
     out = tmp_path / "out"
     data = folder_of_digits(tmp_path / "data")
-    sweep = digits_run.run_sweep
+    sweep = stages.run_sweep
 
     def stopping(*args: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
@@ -28,7 +28,7 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         return sweep(model, runs, replace(problem, metric=stopping), *args, **given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(digits_run, "run_sweep", stopped_sweep)
+        patch.setattr(stages, "run_sweep", stopped_sweep)
         code = main(["digits", *QUICK, "--data", str(data), "--out", str(out), "--quiet"])
     assert code == 130
     said = capsys.readouterr().err.splitlines()[-1]

@@ -164,7 +164,7 @@ class Odd(nn.Module):
         ({"configs": []}, ConfigError, "The grid is empty"),
         ({"configs": [2], "seeds": [], "baseline": False}, ConfigError, "The grid is empty"),
         ({"loss": lambda o, b: o}, PackError, "The loss returned shape"),
-        ({"metric": lambda o, b: o.sum(-1) * torch.nan}, ConfigError, "The metric is not finite on the base"),
+        ({"metric": lambda o, b: o.sum(-1) * torch.nan}, ConfigError, "The accuracy is not finite on the base"),
         ({"train": (TRAIN[0], TRAIN[1][:9])}, DataError, r"training data have \[9, 64\] rows"),
         (
             {"train": DataLoader(TensorDataset(*TRAIN), shuffle=True, batch_size=8)},
@@ -210,7 +210,10 @@ def test_rates_are_looked_for_on_less_data() -> None:
         search=Search(data="search", rungs=(1,)),
     )
     found = stages.run()
-    best = {c["configuration"]: c["lr"] for c in found.searched if c["status"] == "finished"}
+    ended = [c for c in found.searched if c["status"] == "finished"]
+    best: dict[str, float] = {}
+    for c in sorted(ended, key=lambda c: (c["validation_metric"], -c["lr"])):
+        best[c["configuration"]] = c["lr"]
     assert {run.name for run in found.swept.runs} == {f"{c}-lr{lr:g}-s{s}" for c, lr in best.items() for s in (0, 1)}
     assert {c["status"] for c in found.searched} == {"finished", "pruned"}
     assert found.edges == {name: lr != 1e-2 for name, lr in best.items()}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from rankwise import disabled, load_adapter, merge
 from rankwise.errors import ConfigError, DataError
-from rankwise.experiment import find_device
+from rankwise.experiment import Place, find_device
 from rankwise.report import validate
 from rankwise.tasks.digits import (
     BASELINE_LRS,
@@ -37,8 +37,8 @@ CPU = torch.device("cpu")
 def run(out: Path, **changed: Any) -> dict[str, Any]:
     given = {"ranks": (1, 4), "seeds": (0, 3), "epochs": 2, "lr": (3e-3,), "baseline_lr": (1e-3,), **changed}
     with progress("quiet") as shown:
-        options = DigitsOptions(out=out, **given)
-        results, _ = run_digits(options, config="digits: {}\n", command="rankwise", progress=shown, overwrite=False)
+        place = Place(directory=out, config="digits: {}\n", command="rankwise", how_to_resume="rankwise digits")
+        results, _ = run_digits(DigitsOptions(**given), place, shown)
     return results
 
 

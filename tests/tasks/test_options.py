@@ -4,10 +4,8 @@ import math
 from typing import Any
 
 import pytest
-import yaml
 
 from rankwise.errors import ConfigError
-from rankwise.tasks.digits_config import config_of, config_yaml
 from rankwise.tasks.options import DigitsOptions, parse_numbers, parse_rates, parse_seeds
 
 
@@ -74,8 +72,8 @@ def test_refused(changed: dict[str, Any], message: str) -> None:
 
 
 def test_the_configuration_is_complete_but_for_the_place() -> None:
-    config = config_of(DigitsOptions(lr=(1e-3,), batch_size=32))["digits"]
+    config = DigitsOptions(lr=(1e-3,), batch_size=32).settings()
     assert config["lr"] == [0.001]
     assert config["batch-size"] == 32
     assert "out" not in config
-    assert yaml.safe_load(config_yaml(DigitsOptions(seeds=(7,))))["digits"]["seeds"] == "7:7", "not seven seeds"
+    assert DigitsOptions(seeds=(7,)).settings()["seeds"] == "7:7", "not seven seeds"

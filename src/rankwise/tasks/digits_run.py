@@ -1,6 +1,5 @@
 """`rankwise digits` from options to a run directory."""
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,33 +14,18 @@ from rankwise.tasks.digits import (
     pretrain,
     published_table,
 )
-from rankwise.tasks.digits_config import config_of
 from rankwise.tasks.mnist import load_digits_data
 from rankwise.tasks.options import DigitsOptions
-from rankwise.train.checkpoints import Every
 from rankwise.train.live import Progress
 
 
-def run_digits(
-    options: DigitsOptions,
-    *,
-    config: str,
-    command: str,
-    progress: Progress,
-    overwrite: bool = False,
-    resume: bool = False,
-    every: Every | None = None,
-) -> tuple[Results, list[Path]]:
+def run_digits(options: DigitsOptions, place: Place, progress: Progress) -> tuple[Results, list[Path]]:
     """Run the experiment and write its run directory.
 
     Args:
         options: The settings.
-        config: The complete configuration as YAML, to be kept beside the results.
-        command: The command line, likewise.
+        place: Where the results go.
         progress: Where training is shown.
-        overwrite: Whether earlier results may be replaced.
-        resume: Whether to go on with the unfinished run in the directory; the options are its own.
-        every: How often a checkpoint is written.
 
     Returns:
         The content of `results.json`, and the files of the report.
@@ -50,21 +34,12 @@ def run_digits(
         RankwiseError: Something in the options, the data or the place for results can't be used.
         KeyboardInterrupt: Interrupted before any run had finished; there are no results yet.
     """
-    place = Place(
-        directory=options.out,
-        config=config,
-        command=command,
-        how_to_resume=f"rankwise digits --resume {shlex.quote(str(options.out))}",
-        overwrite=overwrite,
-        resume=resume,
-        every=every,
-    )
     place.check()
     device = find_device(options.device)
     raw = load_digits_data(options.data)
     problem = make_problem(raw, device)
     candidates = candidates_of(options)
-    if resume:
+    if place.resume:
         beginning = take_up(place)
         model = base_from(beginning.base or {}, device)
     else:
@@ -82,7 +57,7 @@ def run_digits(
         keep_base=True,
         rungs=options.rungs or (),
         about={
-            "config_hash": config_hash(config_of(options)),
+            "config_hash": config_hash(options.settings()),
             "data": {"name": options.data, **raw.fingerprints()},
             "published": published_table() if published else None,
         },

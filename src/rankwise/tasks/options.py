@@ -1,7 +1,7 @@
 """What a user can set for the digits experiment. Light: the command line reads it without loading torch."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from rankwise.errors import ConfigError, suggest
 
@@ -81,7 +81,6 @@ class DigitsOptions:
     rungs: tuple[int, ...] | None = None
     tolerance: float | None = None
     device: str = "cpu"
-    out: Path = Path("runs/digits")
 
     def __post_init__(self) -> None:
         if not self.ranks or min(self.ranks) < 1:
@@ -105,3 +104,21 @@ class DigitsOptions:
             raise ConfigError(f"--alpha is {self.alpha}; it must be a positive number, such as 32.")
         if self.tolerance is not None and not 0 <= self.tolerance < 1:
             raise ConfigError(f"--tolerance is {self.tolerance}; it is an accuracy, such as 0.01 for 1 point.")
+
+    def settings(self) -> dict[str, Any]:
+        """The complete settings as a file for --config has them: flag -> plain value."""
+        return plain_settings(asdict(self))
+
+
+def plain_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as a file for --config has them: flag -> plain value, without those that are None.
+
+    Examples:
+        >>> plain_settings({"batch_size": 8, "seeds": (3,), "lr": None})
+        {'batch-size': 8, 'seeds': '3:3'}
+    """
+    plain = {key.replace("_", "-"): list(v) if isinstance(v, tuple) else v for key, v in options.items()}
+    if len(options["seeds"]) == 1:
+        # A bare number would be read as how many seeds.
+        plain["seeds"] = f"{options['seeds'][0]}:{options['seeds'][0]}"
+    return {key: str(v) if hasattr(v, "__fspath__") else v for key, v in plain.items() if v is not None}

@@ -1,0 +1,85 @@
+"""The command line: commands read flags, call the code that does the work, and print. No logic of their own.
+
+One file a command; nothing heavy is loaded before a command runs, so `--help` is quick.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cyclopts import CycloptsError
+from cyclopts.config import Dict
+
+from rankwise.cli.app import EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_OK, app
+from rankwise.cli.digits import digits
+from rankwise.cli.report import report
+from rankwise.cli.training import unfinished
+from rankwise.errors import ConfigError, RankwiseError, suggest
+
+__all__ = ["digits", "main", "report"]
+"""The commands (importing one registers it), and what runs them."""
+
+
+def _path_of(flag: str, arguments: Sequence[str]) -> Path | None:
+    """The path that a flag names which must be known before the others are read."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}="):
+            return Path(argument.partition("=")[2])
+        if argument == flag and i + 1 < len(arguments):
+            return Path(arguments[i + 1])
+    return None
+
+
+def _settings(path: Path) -> Dict:
+    """Read a --config file.
+
+    Raises:
+        ConfigError: It is missing, or not YAML with the settings of commands.
+    """
+    import yaml
+
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read ({error.strerror}); --config takes a YAML file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict) or not all(isinstance(value, dict) for value in settings.values()):
+        raise ConfigError(
+            f'{path} does not hold the settings of a command; write "digits:" and below it, indented, "ranks: [1, 2]".'
+        )
+    commands = [name for name in app if not name.startswith("-")]
+    for name in sorted(settings.keys() - set(commands), key=str):
+        raise ConfigError(
+            f'{path} has settings of "{name}"; there are commands {", ".join(commands)}.{suggest(str(name), commands)}'
+        )
+    return Dict(settings, source=str(path))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Returns:
+        The exit code: 0; 2 a user's mistake, said in one line; 3 finished, with runs that diverged; 130 interrupted.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        resume = _path_of("--resume", arguments)
+        path = _path_of("--config", arguments) if resume is None else unfinished(resume)
+        app.config = () if path is None else (_settings(path),)
+        result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        return result if isinstance(result, int) else EXIT_OK
+    except RankwiseError as error:
+        print(f"rankwise: {error}", file=sys.stderr)
+    except CycloptsError as error:
+        print(f"rankwise: {_one_line(error)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("rankwise: interrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return EXIT_MISTAKE
+
+
+def _one_line(error: Exception) -> str:
+    # A converter's own message is the clearest there is.
+    cause = error.__cause__
+    return " ".join(str(cause if isinstance(cause, RankwiseError) else error).split())

@@ -1,0 +1,87 @@
+"""`rankwise digits`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from rankwise.cli.app import HOW, app, listed
+from rankwise.cli.training import How, Outcome, train
+from rankwise.tasks.options import DigitsOptions, parse_numbers, parse_rates, parse_seeds
+
+if TYPE_CHECKING:
+    from rankwise.experiment import Place
+    from rankwise.train.live import Progress
+
+
+@app.command
+def digits(
+    *,
+    ranks: Annotated[tuple[int, ...] | None, listed(parse_numbers)] = None,
+    seeds: Annotated[tuple[int, ...] | None, listed(parse_seeds)] = None,
+    protocol: str = "right",
+    data: str = "embedded",
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: Annotated[tuple[float, ...] | None, listed(parse_rates)] = None,
+    baseline_lr: Annotated[tuple[float, ...] | None, listed(parse_rates)] = None,
+    alpha: float | None = None,
+    rungs: Annotated[tuple[int, ...] | None, listed(parse_numbers)] = None,
+    tolerance: float | None = None,
+    device: Annotated[str, Parameter(group=HOW)] = "cpu",
+    how: How | None = None,
+) -> int:
+    """Train LoRA at several ranks, and full fine-tuning beside them, on handwritten digits.
+
+    A small network that knows the digits 0-4 learns 5-9. The answer is the fewest trainable parameters that come
+    within the tolerance of full fine-tuning, with a table, two figures and a page.
+
+    Parameters
+    ----------
+    ranks:
+        LoRA ranks: 1,2,4 or a range, 1:64:x2 (1, 2, 4, ... 64). [default: 1:64:x2]
+    seeds:
+        How many seeds, or a list of them: 3, or 0,7. [default: 5]
+    protocol:
+        "right": equal budgets, learning rates chosen on validation data. "published": the notebook's own settings.
+    data:
+        "embedded" (10,000 images in the package), "mnist" (70,000, downloaded once: 12 MB), or a folder of IDX files.
+    epochs:
+        Passes over the training data, at the most. [default: 60; published: 100]
+    batch_size:
+        Images a step. [default: 64]
+    lr:
+        Learning rates of LoRA, the best of which is chosen for each rank: 3e-4,1e-3. [default: the protocol's]
+    baseline_lr:
+        Learning rates of full fine-tuning. [default: the protocol's]
+    alpha:
+        Numerator of the scale alpha / r. [default: 32; published: r, so that the scale is 1]
+    rungs:
+        Epochs after which the worse half of each configuration's learning rates leaves, and ranks that a smaller one
+        clearly beats: 4,12. [default: none; all train to their end]
+    tolerance:
+        How much worse than full fine-tuning is good enough, as a share of all images. [default: 1% of its accuracy]
+    device:
+        Where to compute: cpu, cuda, cuda:1.
+    """
+    how = how or How()
+    given = {"ranks": ranks, "seeds": seeds}
+    options = DigitsOptions(
+        protocol=protocol,
+        data=data,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        baseline_lr=baseline_lr,
+        alpha=alpha,
+        rungs=rungs,
+        tolerance=tolerance,
+        device=device,
+        **{key: value for key, value in given.items() if value is not None},
+    )
+
+    def run(place: "Place", progress: "Progress") -> Outcome:
+        from rankwise.tasks.digits_run import run_digits
+
+        return run_digits(options, place, progress)
+
+    return train("digits", options.settings(), how, run)

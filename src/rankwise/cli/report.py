@@ -1,0 +1,22 @@
+"""`rankwise report`."""
+
+from pathlib import Path
+
+from rankwise.cli.app import EXIT_OK, app
+from rankwise.cli.training import show
+
+
+@app.command
+def report(directory: Path, /) -> int:
+    """Draw table, figures and page again from a run's results.json.
+
+    Parameters
+    ----------
+    directory:
+        The run directory.
+    """
+    from rankwise.report import read_results, write_report
+
+    results = read_results(directory / "results.json")
+    show(results, write_report(results, directory), as_json=False)
+    return EXIT_OK

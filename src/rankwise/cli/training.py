@@ -1,0 +1,165 @@
+"""What all commands that train have in common: flags, resuming, the live table, exit codes."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK, HOW
+from rankwise.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from rankwise.experiment import Place
+    from rankwise.train.live import Progress
+
+
+@Parameter(name="*", group=HOW)
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How a command runs.
+
+    Attributes
+    ----------
+    out:
+        Directory for the results; made if it is not there. [default: runs/ and the command's name]
+    overwrite:
+        Replace results, or an unfinished run, that lie in --out.
+    resume:
+        Go on with the unfinished run in this directory, with its own options, as if it had never been stopped.
+    checkpoint_epochs:
+        Write a checkpoint after every so many epochs.
+    checkpoint_seconds:
+        Write a checkpoint after every so many seconds. [default: 20, or more, so that writing takes 2% of the time]
+    config:
+        Read settings from a YAML file, such as a run's config.yaml; flags go before it.
+    print_config:
+        Print the complete configuration as YAML and stop.
+    quiet:
+        Show nothing while training.
+    json:
+        Print the answer as JSON on standard output; everything else goes to standard error.
+    """
+
+    out: Path | None = None
+    overwrite: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    resume: Path | None = None
+    checkpoint_epochs: int | None = None
+    checkpoint_seconds: float | None = None
+    config: Path | None = None
+    print_config: Annotated[
+        bool, Parameter(name=["--print-config", "--print_config"], negative="", show_default=False)
+    ] = False
+    quiet: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    json: Annotated[bool, Parameter(negative="", show_default=False)] = False
+
+    def directory(self, command: str) -> Path:
+        """Where the results go."""
+        return self.resume or self.out or Path("runs", command)
+
+
+Outcome = tuple[dict[str, Any], Sequence[Path]]
+"""The content of results.json, and the files of the report."""
+
+
+def train(command: str, settings: dict[str, Any], how: How, run: "Callable[[Place, Progress], Outcome]") -> int:
+    """Run a command that trains.
+
+    Args:
+        command: Its name.
+        settings: Its complete configuration, flag -> value, plain.
+        how: How it runs.
+        run: Trains in a place and shows it.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: Flags that don't go together.
+    """
+    import yaml
+
+    directory = how.directory(command)
+    text = yaml.safe_dump({command: settings}, sort_keys=False)
+    if how.resume is not None:
+        for flag, value in (("--out", how.out), ("--overwrite", how.overwrite or None), ("--config", how.config)):
+            if value is not None:
+                raise ConfigError(f"{flag} does not go with --resume, which takes all from {how.resume}; leave it out.")
+        _check_same(command, settings, directory)
+    if how.print_config:
+        print(text, end="")
+        return EXIT_OK
+    from rankwise.experiment import Place
+    from rankwise.sweeps.directory import can_resume
+    from rankwise.train.checkpoints import Every
+    from rankwise.train.live import progress
+
+    place = Place(
+        directory=directory,
+        config=text,
+        command=shlex.join(["rankwise", *sys.argv[1:]]),
+        how_to_resume=f"rankwise {command} --resume {shlex.quote(str(directory))}",
+        overwrite=how.overwrite,
+        resume=how.resume is not None,
+        every=Every(how.checkpoint_epochs, how.checkpoint_seconds),
+    )
+    try:
+        with progress("quiet" if how.quiet else "auto") as shown:
+            results, files = run(place, shown)
+    except KeyboardInterrupt:
+        what = f"go on with: {place.how_to_resume}" if can_resume(directory) else "nothing was written."
+        print(f"Interrupted before any run had finished; {what}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    show(results, files, as_json=how.json)
+    if not results["complete"]:
+        print(f"Interrupted: what had finished is in {directory}; go on with: {place.how_to_resume}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return EXIT_DIVERGED if any(run["status"] == "diverged" for run in results["runs"]) else EXIT_OK
+
+
+def show(results: dict[str, Any], files: Sequence[Path], *, as_json: bool) -> None:
+    """Print table, answer and files."""
+    from rich.console import Console
+
+    from rankwise.report import answer_words, terminal_table
+
+    console = Console(stderr=as_json, soft_wrap=False)
+    console.print(terminal_table(results))
+    console.print(answer_words(results), highlight=False)
+    for path in files:
+        print(path, file=sys.stderr if as_json else sys.stdout)
+    if as_json:
+        print(json.dumps(results["answer"]))
+
+
+def unfinished(directory: Path) -> Path:
+    """The configuration of the unfinished run in a directory.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    from rankwise.sweeps.directory import UNFINISHED, can_resume
+
+    if not can_resume(directory):
+        raise CheckpointError(f"{directory} holds no unfinished run; --resume takes the directory of one.")
+    return directory / UNFINISHED / "config.yaml"
+
+
+def _check_same(command: str, settings: dict[str, Any], directory: Path) -> None:
+    """Refuse settings that an unfinished run did not begin with."""
+    import yaml
+
+    begun: dict[str, Any] = yaml.safe_load(unfinished(directory).read_text(encoding="utf-8"))
+    if command not in begun:
+        raise ConfigError(f"{directory} holds an unfinished run of rankwise {next(iter(begun))}, not {command}.")
+    for key in [*begun[command], *settings]:
+        before, now = begun[command].get(key), settings.get(key)
+        if before != now:
+            raise ConfigError(
+                f"--{key} is {now}, and {before} in {directory}; a run goes on with the options it began with, so "
+                "leave the flag out."
+            )
