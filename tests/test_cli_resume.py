@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from rankwise.cli import main
-from rankwise.tasks import digits, digits_run
+from rankwise.sweeps import stages
+from rankwise.tasks import digits
 from test_cli import QUICK, folder_of_digits, refused
 
 
