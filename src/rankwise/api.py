@@ -22,7 +22,7 @@ from rankwise.report.schema import Results
 from rankwise.report.table import markdown_table
 from rankwise.sweeps.adapters import put_on
 from rankwise.sweeps.directory import can_resume
-from rankwise.sweeps.grid import BASELINE_SHARE, LORA_LRS, Candidate, modules_with_parameters
+from rankwise.sweeps.grid import BASELINE_SHARE, HEAD_TIMES, LORA_LRS, Candidate, modules_with_parameters
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, Swept
 from rankwise.train.checkpoints import Every
 from rankwise.train.data import Data
@@ -267,6 +267,7 @@ def baselines(
     training: Training,
     lrs: tuple[float, ...],
     full: bool | Sequence[float],
+    head_lrs: Sequence[float] | None = None,
     start: Callable[[int], State] | None = None,
 ) -> list[Candidate]:
     """What adapters are held against: the head alone, and full fine-tuning.
@@ -277,28 +278,43 @@ def baselines(
         training: As of the adapters.
         lrs: Learning rates of the adapters.
         full: Whether full fine-tuning is trained, or at which learning rates.
+        head_lrs: Learning rates of the head alone; None takes ten times `lrs`.
         start: Seed -> tensors of the head to start from.
     """
     begun: dict[str, Any] = {} if start is None else {"start": start}
     found: list[Candidate] = []
     if head:
+        rates = head_lrs or [HEAD_TIMES * lr for lr in lrs]
         found.append(
-            Candidate(name="head", label="head alone", method="head", training=training, lrs=lrs, whole=head, **begun)
+            Candidate(
+                name="head",
+                label="head alone",
+                method="head",
+                training=training,
+                lrs=_plain(rates),
+                whole=head,
+                **begun,
+            )
         )
     if full is not False:
-        rates = tuple(float(f"{BASELINE_SHARE * lr:.6g}") for lr in lrs) if full is True else tuple(full)
+        rates = [BASELINE_SHARE * lr for lr in lrs] if full is True else full
         found.append(
             Candidate(
                 name="full",
                 label="full fine-tuning",
                 method="full",
                 training=training,
-                lrs=rates,
+                lrs=_plain(rates),
                 whole=modules_with_parameters(model),
                 **begun,
             )
         )
     return found
+
+
+def _plain(rates: Sequence[float]) -> tuple[float, ...]:
+    """Rates without the last bits of a multiplication: 0.003, not 0.0030000000000000005."""
+    return tuple(float(f"{rate:.6g}") for rate in rates)
 
 
 def _candidates(

@@ -11,7 +11,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import ConfigError, OutputError
 from rankwise.report import write_report
+from rankwise.sweeps.adapters import Adapters
 from rankwise.sweeps.directory import (
     UNFINISHED,
     begin_run,
@@ -147,6 +148,7 @@ class Experiment:
         relative_to: What the relative columns are relative to; None for the reference.
         tolerance: The user's own, in the metric's unit.
         notes: What the user should know.
+        beside: Writes what belongs beside an adapter into its folder.
     """
 
     task: str
@@ -166,6 +168,7 @@ class Experiment:
     relative_to: Mapping[str, Any] | None = None
     tolerance: float | None = None
     notes: Sequence[str] = ()
+    beside: Callable[[Path], object] | None = None
 
 
 BASE_IN_DIRECTORY = "../../base"
@@ -264,7 +267,8 @@ def carry_out(
     with interrupts_ignored():
         try:
             base_name = BASE_IN_DIRECTORY if experiment.keep_base else experiment.base_name
-            write_run(place.directory, results, place.config, swept, model, folders, base_name, experiment.keep_base)
+            adapters = Adapters(model, folders, base_name, experiment.beside)
+            write_run(place.directory, results, place.config, swept, adapters, keep_base=experiment.keep_base)
             files = write_report(results, place.directory)
         except OutputError as error:
             raise OutputError(

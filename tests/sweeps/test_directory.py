@@ -10,6 +10,7 @@ import torch
 
 from rankwise.errors import OutputError
 from rankwise.files import read_adapter
+from rankwise.sweeps.adapters import Adapters
 from rankwise.sweeps.directory import check_directory, write_run
 from rankwise.sweeps.problem import Swept
 from small_sweep import results_of, small_model, small_run, swept
@@ -22,7 +23,14 @@ def found() -> Swept:
 
 def write(directory: Path, found: Swept) -> None:
     folders = {"r2-lr0.03-s0": "adapters/r2-lr0.03-s0"}
-    write_run(directory, results_of(found), "digits: {}\n", found, small_model(), folders, "../../base", keep_base=True)
+    write_run(
+        directory,
+        results_of(found),
+        "digits: {}\n",
+        found,
+        Adapters(small_model(), folders, "../../base"),
+        keep_base=True,
+    )
 
 
 def test_new_and_empty_places_are_allowed_and_left_alone(tmp_path: Path) -> None:

@@ -1,9 +1,6 @@
-"""The application that commands register with, and what reads their flags."""
+"""The application that commands register with."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
-from cyclopts import App, Group, Parameter, Token
+from cyclopts import App, Group
 
 EXIT_OK, EXIT_MISTAKE, EXIT_DIVERGED, EXIT_INTERRUPTED = 0, 2, 3, 130
 
@@ -14,18 +11,4 @@ app = App(
     version_flags=["--version"],
 )
 
-HOW = Group("How it runs", sort_key=2)
-
-
-def reader(parse: Callable[[str], Any]) -> Any:
-    """Make a cyclopts converter of a parser for one text; a list in a YAML file comes as several tokens."""
-
-    def convert(kind: Any, tokens: Sequence[Token]) -> Any:
-        return parse(",".join(token.value for token in tokens))
-
-    return convert
-
-
-def listed(parse: Callable[[str], Any]) -> Parameter:
-    """A flag that takes a list in one text: 1,2,4 or 1:64:x2."""
-    return Parameter(converter=reader(parse), n_tokens=1, accepts_keys=False, negative="")
+HOW = Group("How it runs", sort_key=10)

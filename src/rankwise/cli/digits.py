@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from rankwise.cli.app import HOW, app, listed
+from rankwise.cli.app import HOW, app
 from rankwise.cli.training import How, Outcome, train
+from rankwise.tasks.flags import listed
 from rankwise.tasks.options import DigitsOptions, parse_numbers, parse_rates, parse_seeds
 
 if TYPE_CHECKING:

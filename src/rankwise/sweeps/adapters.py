@@ -1,7 +1,7 @@
 """Runs of a sweep as adapters on the model: to use, and to save in PEFT's format."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -39,25 +39,36 @@ def put_on(model: nn.Module, run: Run, state: State, name: str) -> Report:
         return attach(model, Targets(adapted, found.left_out), pairs, replace(lora, modules_to_save=whole), name, own)
 
 
-def write_adapters(
-    model: nn.Module, swept: Swept, folders: Mapping[str, str], directory: Path, base_name: str | None
-) -> None:
-    """Save the adapters of finished runs.
+@dataclass(frozen=True)
+class Adapters:
+    """How the adapters of a sweep are written.
 
     Args:
         model: The base; it is as before afterwards.
-        swept: What the runs gave.
-        folders: Run -> folder of its adapter, relative to the directory.
-        directory: The run directory.
+        folders: Run -> folder of its adapter, relative to the run directory.
         base_name: What the adapters call their base.
-
-    Raises:
-        OutputError: A folder can't be written.
+        beside: Writes what belongs beside an adapter into its folder.
     """
-    for run in swept.runs:
-        if run.name in folders:
-            put_on(model, run, swept.outcomes[run.name].state, "saving")
-            try:
-                save_adapter(model, directory / folders[run.name], "saving", base_name=base_name)
-            finally:
-                eject(model, "saving")
+
+    model: nn.Module
+    folders: Mapping[str, str]
+    base_name: str | None
+    beside: Callable[[Path], object] | None = None
+
+    def write(self, swept: Swept, directory: Path) -> None:
+        """Save the adapters of finished runs into a run directory.
+
+        Raises:
+            OutputError: A folder can't be written.
+        """
+        for run in swept.runs:
+            if run.name in self.folders:
+                put_on(self.model, run, swept.outcomes[run.name].state, "saving")
+                try:
+                    folder = save_adapter(
+                        self.model, directory / self.folders[run.name], "saving", base_name=self.base_name
+                    )
+                finally:
+                    eject(self.model, "saving")
+                if self.beside is not None:
+                    self.beside(folder)

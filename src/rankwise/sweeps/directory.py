@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from rankwise.errors import CheckpointError, OutputError
-from rankwise.sweeps.adapters import write_adapters
+from rankwise.sweeps.adapters import Adapters
 from rankwise.sweeps.plan import FILE as PLAN
 from rankwise.sweeps.problem import Swept
 from rankwise.train.outcome import Point
@@ -133,9 +132,7 @@ def write_run(
     results: Mapping[str, Any],
     config: str,
     swept: Swept,
-    model: nn.Module,
-    folders: Mapping[str, str],
-    base_name: str,
+    adapters: Adapters,
     keep_base: bool,
 ) -> None:
     """Write everything but the report. All of it is written beside first, so that a full disk leaves earlier results as
@@ -146,9 +143,7 @@ def write_run(
         results: The content of `results.json`.
         config: The complete configuration, YAML.
         swept: Curves, predictions, adapters.
-        model: The base.
-        folders: Run -> folder of its adapter, relative to the directory.
-        base_name: What the adapters call their base.
+        adapters: How those of the finished runs are written.
         keep_base: Whether the base's weights are written too.
 
     Raises:
@@ -156,7 +151,7 @@ def write_run(
     """
     staged = directory / f"{STAGED}{os.getpid()}"
     try:
-        _write_files(staged, results, config, swept, model, folders, base_name, keep_base)
+        _write_files(staged, results, config, swept, adapters, keep_base)
         # The old mark goes first and the new one comes last, so that it never stands beside files of another run.
         for name in OWN_FILES:
             _remove(directory / name)
@@ -178,18 +173,16 @@ def _write_files(
     results: Mapping[str, Any],
     config: str,
     swept: Swept,
-    model: nn.Module,
-    folders: Mapping[str, str],
-    base_name: str,
+    adapters: Adapters,
     keep_base: bool,
 ) -> None:
     if keep_base:
         from safetensors.torch import save_file
 
-        base = model.state_dict()
+        base = adapters.model.state_dict()
         with replacing(directory / BASE_FILE) as temporary:
             save_file({key: value.contiguous().cpu() for key, value in base.items()}, temporary, {"format": "pt"})
-    write_adapters(model, swept, folders, directory, base_name)
+    adapters.write(swept, directory)
     _write_curves(directory / "curves.csv", swept.curve)
     with replacing(directory / "predictions.npz") as temporary:
         arrays = {f"validation/{name}": scores.validation for name, scores in swept.scores.items()}

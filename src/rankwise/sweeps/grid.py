@@ -18,6 +18,9 @@ LORA_LRS = (1e-4, 3e-4, 1e-3)
 BASELINE_SHARE = 0.1
 """Full fine-tuning's learning rates, as a share of the adapters' (Schulman et al., LoRA Without Regret, 2025)."""
 
+HEAD_TIMES = 10.0
+"""Learning rates of a head that is trained alone, as a multiple of the adapters': it has to move much further."""
+
 
 def _from_the_model(seed: int) -> State:
     return {}

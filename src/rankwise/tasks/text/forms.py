@@ -145,6 +145,7 @@ def read_examples(
     columns = dict(columns or {})
     forms = {name: form for name, form in FORMS.items() if task in form.tasks}
     _check_columns(records, forms, columns)
+    columns, notes = _only_choice(records, forms, columns)
     form = _find_form(records, task, forms, columns)
     column_of = {role: columns.get(role, role) for role in (*form.roles, *form.optional)}
     examples: list[Example] = []
@@ -155,12 +156,12 @@ def read_examples(
         except _WrongValueError as error:
             bad.append(f"line {row.line} ({error})")
     if not bad:
-        return examples, []
+        return examples, notes
     more = f"; and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
     what = f"{len(bad):,} of {len(records.rows):,} examples can't be used: {'; '.join(bad[:NAMED])}{more}."
     if not skip_bad_lines or not examples:
         raise DataError(f"{records.source}: {what} Mend them, or give --skip-bad-lines to leave them out.")
-    return examples, [f"{records.source}: {what} They were left out."]
+    return examples, [*notes, f"{records.source}: {what} They were left out."]
 
 
 def _check_columns(records: Records, forms: Mapping[str, Form], columns: Mapping[str, str]) -> None:
@@ -175,6 +176,22 @@ def _check_columns(records: Records, forms: Mapping[str, Form], columns: Mapping
             )
 
 
+def _only_choice(
+    records: Records, forms: Mapping[str, Form], columns: dict[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """Where all but one role of a form have columns and one column is left, it is the last role's; that is said."""
+    filled = {role: columns.get(role, role) for form in forms.values() for role in form.roles}
+    if any(all(filled[role] in records.columns for role in form.roles) for form in forms.values()):
+        return columns, []
+    for form in forms.values():
+        lacking = [role for role in form.roles if filled[role] not in records.columns]
+        left = [column for column in records.columns if column not in [filled[role] for role in form.roles]]
+        if len(lacking) == len(left) == 1 and len(form.roles) > 1:
+            role, column = lacking[0], left[0]
+            return {**columns, role: column}, [f'{records.source}: the column "{column}" is taken for "{role}".']
+    return columns, []
+
+
 def _find_form(records: Records, task: str, forms: Mapping[str, Form], columns: Mapping[str, str]) -> Form:
     for form in forms.values():
         # Roles that the user named a column for decide: a form without them is not what was meant.
@@ -184,5 +201,12 @@ def _find_form(records: Records, task: str, forms: Mapping[str, Form], columns: 
     wanted = "; or ".join(", ".join(form.roles) for form in forms.values())
     raise DataError(
         f"{records.source} has the columns {', '.join(records.columns)}; {task} needs {wanted}. "
-        f"Name the columns, as in --columns {list(forms.values())[-1].roles[0]}={records.columns[0]}."
+        f"Name the columns, as in --columns {_shown(forms, records)}."
     )
+
+
+def _shown(forms: Mapping[str, Form], records: Records) -> str:
+    """An example of naming columns: the form with as many roles as there are columns, else the last."""
+    fitting = [form for form in forms.values() if len(form.roles) == len(records.columns)]
+    roles = (fitting or list(forms.values()))[-1].roles
+    return ",".join(f"{role}={column}" for role, column in zip(roles, records.columns, strict=False))

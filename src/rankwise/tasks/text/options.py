@@ -1,0 +1,204 @@
+"""What a user can set for a language model. Light: the command line reads it without loading torch."""
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter
+
+from rankwise.errors import ConfigError, suggest
+from rankwise.tasks.flags import listed
+from rankwise.tasks.options import parse_numbers, parse_rates, parse_seeds, plain_settings
+
+TASKS = ("classify", "sft")
+
+
+def parse_columns(text: str) -> tuple[tuple[str, str], ...]:
+    """Read "prompt=mr,completion=ref".
+
+    Raises:
+        ConfigError: A part has no "=".
+
+    Examples:
+        >>> parse_columns("prompt=mr, completion=ref")
+        (('prompt', 'mr'), ('completion', 'ref'))
+    """
+    parts = [part.strip().partition("=") for part in text.split(",")]
+    if not all(role and equals and column for role, equals, column in parts):
+        raise ConfigError(f'"{text}" names no columns; write them as role=column: prompt=mr,completion=ref.')
+    return tuple((role.strip(), column.strip()) for role, _, column in parts)
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Read "q_proj,v_proj"; a regular expression ("re:...") is one name, commas and all.
+
+    Examples:
+        >>> parse_names("q_proj, v_proj"), parse_names("re:.*(q|v)_proj{1,2}")
+        (('q_proj', 'v_proj'), ('re:.*(q|v)_proj{1,2}',))
+    """
+    return (text,) if text.startswith("re:") else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+DATA = Group("Data", sort_key=1)
+GRID = Group("What is tried", sort_key=2)
+ADAPTER = Group("Adapters", sort_key=3)
+TRAINING = Group("Training", sort_key=4)
+TEXTS = Group("Texts", sort_key=5)
+BASE = Group("Base", sort_key=6)
+
+Numbers = Annotated[tuple[int, ...], listed(parse_numbers)]
+Rates = Annotated[tuple[float, ...], listed(parse_rates)]
+Names = Annotated[tuple[str, ...], listed(parse_names)]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """Settings of `rankwise sweep`; None means that the value follows from the task, the model or the data.
+
+    Args:
+        model: The base: a folder, a .gguf file, or a name on the Hugging Face hub.
+        task: "classify" (texts with labels) or "sft" (texts to imitate).
+        data: Training examples: a .jsonl, .json, .csv, .tsv or .parquet file, or a hub name.
+        validation: Validation examples, which decide. [default: cut off the training examples]
+        test: Test examples, read once. [default: cut off the training examples]
+        columns: Which columns hold what, where they are not called so: prompt=mr,completion=ref.
+        validation_share: How much is cut off for validation.
+        test_share: How much is cut off for test.
+        split_seed: Seed of the cuts; the same for all seeds of the sweep.
+        skip_bad_lines: Leave out lines that can't be used, and say so.
+        ranks: LoRA ranks: 1,2,4 or a range, 1:64:x2.
+        seeds: How many seeds, or a list of them: 3, or 0,7.
+        lr: Learning rates of LoRA; the best is chosen for each rank.
+        baseline: Train all weights too, as the reference.
+        baseline_lr: Learning rates of full fine-tuning. [default: a tenth of --lr]
+        head_lr: Learning rates where a classifier's head is trained alone. [default: ten times --lr]
+        search: Look for learning rates on so many training examples with one seed, and train at the best ones only; 0
+            trains the whole grid, as do training data of less than twice as many.
+        search_rungs: Epochs of the search after which the worse half of the learning rates leaves.
+        widen: Try further learning rates where the best one lies at the edge of those given.
+        rungs: Epochs after which configurations that a smaller one clearly beats leave. [default: none]
+        tolerance: How much worse than the reference is good enough, in the metric's unit. [default: 1% of its
+            accuracy; of a loss, 2% of the gain from base to reference]
+        alpha: Numerator of the scale alpha / r.
+        dropout: Probability that an input of an adapter is dropped in training.
+        target_modules: Modules to adapt: "all-linear", names, or a pattern.
+        exclude_modules: Modules to leave out.
+        init: How A and B start.
+        scaling: "alpha/r" or "alpha/sqrt(r)".
+        epochs: Passes over the training data.
+        batch_size: Examples a step, of each run.
+        rows_a_pass: Examples of a step that pass through the model at once; less takes less memory. [default: all]
+        schedule: How the learning rate moves: constant, cosine, plateau.
+        warmup: Steps over which the learning rate rises.
+        weight_decay: AdamW's.
+        clip: Largest norm of each run's gradient; 0 for none.
+        patience: Stop a run after so many epochs without a better validation loss. [default: never]
+        base_dropout: Let the base's own dropout act in training.
+        gradient_checkpointing: Compute activations anew in the backward pass: less memory, a third more time.
+        max_length: The most tokens of an example. [default: the model's context]
+        labels: "one", "several" or "number" a text. [default: seen from the data]
+        pooling: A classifier's input: "mean" over an encoder's outputs, "model" for the architecture's own, or "auto".
+        loss_on: Learn the "answer" of each example, or "all" of it.
+        chat: Write prompts and completions as a conversation by the model's chat template. [default: instructions]
+        chat_template: A template for a tokenizer without one: a file, or Jinja text.
+        separator: What stands between prompt and completion.
+        join: Join short examples to full rows, without attention from one to another.
+        dtype: Numbers of the base: float32, bfloat16 or float16 (the last two on a GPU).
+        device: Where to compute: cpu, cuda, cuda:1.
+        attention: transformers' implementation: sdpa, eager, ... [default: its choice]
+        trust_remote_code: Run Python code that comes with the model.
+    """
+
+    model: Annotated[str, Parameter(group=DATA)]
+    task: Annotated[str, Parameter(group=DATA)]
+    data: Annotated[str, Parameter(group=DATA)]
+    validation: Annotated[str | None, Parameter(group=DATA)] = None
+    test: Annotated[str | None, Parameter(group=DATA)] = None
+    columns: Annotated[tuple[tuple[str, str], ...], listed(parse_columns), Parameter(group=DATA, show_default=False)] = ()
+    validation_share: Annotated[float, Parameter(group=DATA)] = 0.1
+    test_share: Annotated[float, Parameter(group=DATA)] = 0.1
+    split_seed: Annotated[int, Parameter(group=DATA)] = 0
+    skip_bad_lines: Annotated[bool, Parameter(group=DATA, negative="", show_default=False)] = False
+
+    ranks: Annotated[Numbers, Parameter(group=GRID)] = (1, 2, 4, 8, 16, 32)
+    seeds: Annotated[tuple[int, ...], listed(parse_seeds), Parameter(group=GRID)] = (0, 1, 2)
+    lr: Annotated[Rates, Parameter(group=GRID)] = (1e-4, 3e-4, 1e-3)
+    baseline: Annotated[bool, Parameter(group=GRID)] = True
+    baseline_lr: Annotated[Rates | None, Parameter(group=GRID)] = None
+    head_lr: Annotated[Rates | None, Parameter(group=GRID)] = None
+    search: Annotated[int, Parameter(group=GRID)] = 2000
+    search_rungs: Annotated[Numbers, Parameter(group=GRID)] = (1,)
+    widen: Annotated[bool, Parameter(group=GRID, negative="", show_default=False)] = False
+    rungs: Annotated[Numbers | None, Parameter(group=GRID)] = None
+    tolerance: Annotated[float | None, Parameter(group=GRID)] = None
+
+    alpha: Annotated[float, Parameter(group=ADAPTER)] = 32.0
+    dropout: Annotated[float, Parameter(group=ADAPTER)] = 0.0
+    target_modules: Annotated[Names, Parameter(group=ADAPTER)] = ("all-linear",)
+    exclude_modules: Annotated[Names, Parameter(group=ADAPTER, show_default=False)] = ()
+    init: Annotated[str, Parameter(group=ADAPTER)] = "kaiming"
+    scaling: Annotated[str, Parameter(group=ADAPTER)] = "alpha/r"
+
+    epochs: Annotated[int, Parameter(group=TRAINING)] = 3
+    batch_size: Annotated[int, Parameter(group=TRAINING)] = 32
+    rows_a_pass: Annotated[int | None, Parameter(group=TRAINING)] = None
+    schedule: Annotated[str, Parameter(group=TRAINING)] = "cosine"
+    warmup: Annotated[int, Parameter(group=TRAINING)] = 0
+    weight_decay: Annotated[float, Parameter(group=TRAINING)] = 0.0
+    clip: Annotated[float, Parameter(group=TRAINING)] = 1.0
+    patience: Annotated[int | None, Parameter(group=TRAINING)] = None
+    base_dropout: Annotated[bool, Parameter(group=TRAINING)] = True
+    gradient_checkpointing: Annotated[bool, Parameter(group=TRAINING, negative="", show_default=False)] = False
+
+    max_length: Annotated[int | None, Parameter(group=TEXTS)] = None
+    labels: Annotated[str | None, Parameter(group=TEXTS)] = None
+    pooling: Annotated[str, Parameter(group=TEXTS)] = "auto"
+    loss_on: Annotated[str, Parameter(group=TEXTS)] = "answer"
+    chat: Annotated[bool | None, Parameter(group=TEXTS)] = None
+    chat_template: Annotated[str | None, Parameter(group=TEXTS)] = None
+    separator: Annotated[str, Parameter(group=TEXTS, show_default=False)] = ""
+    join: Annotated[bool, Parameter(group=TEXTS, negative="", show_default=False)] = False
+
+    dtype: Annotated[str, Parameter(group=BASE)] = "float32"
+    device: Annotated[str, Parameter(group=BASE)] = "cpu"
+    attention: Annotated[str | None, Parameter(group=BASE)] = None
+    trust_remote_code: Annotated[bool, Parameter(group=BASE, negative="", show_default=False)] = False
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ConfigError(
+                f'--task is "{self.task}"; it is classify (texts with labels) or sft (texts to imitate).'
+                f"{suggest(self.task, TASKS)}"
+            )
+        if not self.ranks or min(self.ranks) < 1:
+            raise ConfigError(f"--ranks is {list(self.ranks)}; give one or more whole numbers of at least 1.")
+        if not self.seeds or min(self.seeds) < 0:
+            raise ConfigError(f"--seeds is {list(self.seeds)}; give at least one, none below 0.")
+        for what, value in (
+            ("epochs", self.epochs),
+            ("batch-size", self.batch_size),
+            ("rows-a-pass", self.rows_a_pass),
+        ):
+            if value is not None and value < 1:
+                raise ConfigError(f"--{what} is {value}; it must be a whole number of at least 1.")
+        if self.search < 0:
+            raise ConfigError(f"--search is {self.search}; it is a number of examples, 0 to train the whole grid.")
+        for what, given in (("rungs", self.rungs), ("search-rungs", self.search_rungs)):
+            if given is not None and ([*given] != sorted({*given}) or any(rung < 1 for rung in given)):
+                raise ConfigError(f"--{what} is {list(given)}; give rising numbers of epochs, such as 1,2.")
+        for what, rates in (("lr", self.lr), ("baseline-lr", self.baseline_lr), ("head-lr", self.head_lr)):
+            if rates is not None and not (rates and all(0 < rate < float("inf") for rate in rates)):
+                raise ConfigError(f"--{what} is {list(rates)}; give positive numbers, such as 1e-4,1e-3.")
+        if self.tolerance is not None and not 0 <= self.tolerance < float("inf"):
+            raise ConfigError(f"--tolerance is {self.tolerance}; it is in the metric's unit, such as 0.01.")
+        for what, share in (("validation-share", self.validation_share), ("test-share", self.test_share)):
+            if not 0 < share < 1:
+                raise ConfigError(f"--{what} is {share}; it is a share of the training data, such as 0.1.")
+        if self.join and self.task != "sft":
+            raise ConfigError("--join joins texts to imitate (--task sft); texts with labels stay apart.")
+
+    def settings(self) -> dict[str, Any]:
+        """The complete settings as a file for --config has them: flag -> plain value."""
+        plain = plain_settings(asdict(self))
+        plain["columns"] = ",".join(f"{role}={column}" for role, column in self.columns)
+        return {key: value for key, value in plain.items() if value not in ("", [])}

@@ -1,0 +1,89 @@
+"""A task made ready to train: model, tensors, loss and metric. Each task's file says how; here is what they share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.pack.losses import PerBatch
+from rankwise.sweeps.problem import Splits
+from rankwise.tasks.text.batches import bucketed_order, trim
+from rankwise.tasks.text.models import ModelOptions, TextModel
+from rankwise.tasks.text.options import TextOptions
+from rankwise.train.data import Data
+from rankwise.train.feed import Feed
+
+TOKENS_AT_ONCE = 1 << 14
+"""Tokens, over all adapters, that an evaluation passes at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A task made ready.
+
+    Args:
+        loaded: The model.
+        splits: Tensors of each split.
+        call: (model, batch) -> what loss and metric take.
+        loss: Of one adapter.
+        metric: Of one adapter.
+        metric_name: What it is called.
+        higher_is_better: Whether it is.
+        task_type: PEFT's word for the task, for adapter files; None where it has none.
+        notes: What the user should be told.
+        example: One prepared example, to be shown.
+        beside: Writes what belongs beside an adapter into its folder.
+    """
+
+    loaded: TextModel
+    splits: Splits
+    call: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+    loss: PerBatch
+    metric: PerBatch
+    metric_name: str
+    higher_is_better: bool
+    task_type: str | None
+    notes: Sequence[str]
+    example: str | None = None
+    beside: Callable[[Path], object] | None = None
+
+    def feed(self, rows_a_pass: int | None) -> Feed:
+        """How its batches reach the model: alike lengths together, cut to their width."""
+        width = self.splits.validation["input_ids"].shape[1]
+        return Feed(
+            call=self.call,
+            prepare=trim,
+            order=_by_length,
+            evaluation_order=_shortest_first,
+            rows_at_once=max(1, TOKENS_AT_ONCE // width),
+            rows_a_pass=rows_a_pass,
+        )
+
+
+def model_options(options: TextOptions) -> ModelOptions:
+    """How the model is loaded."""
+    return ModelOptions(
+        dtype=options.dtype,
+        device=options.device,
+        attention=options.attention,
+        trust_remote_code=options.trust_remote_code,
+        pooling=options.pooling,
+    )
+
+
+def lengths_of(data: Data) -> list[int]:
+    """Tokens of each row."""
+    if "attention_mask" not in data:
+        return [data["input_ids"].shape[1]] * len(data["input_ids"])
+    return data["attention_mask"].sum(-1).tolist()
+
+
+def _by_length(data: Data, seeds: Sequence[int], epoch: int, batch_size: int) -> Tensor:
+    lengths = lengths_of(data)
+    return torch.stack([bucketed_order(lengths, batch_size, seed, epoch) for seed in seeds])
+
+
+def _shortest_first(data: Data) -> Tensor:
+    return torch.tensor(lengths_of(data)).argsort(stable=True)

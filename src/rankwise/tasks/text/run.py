@@ -1,0 +1,151 @@
+"""`rankwise sweep` from options to a run directory."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rankwise.api import baselines, check_model
+from rankwise.experiment import Experiment, Place, begin, carry_out, find_device, take_up
+from rankwise.lora.config import LoRAConfig
+from rankwise.lora.targets import ALL_LINEAR
+from rankwise.streams import stream
+from rankwise.sweeps.grid import Candidate
+from rankwise.sweeps.problem import DATA, Problem, Splits
+from rankwise.sweeps.record import Results
+from rankwise.sweeps.stages import Search
+from rankwise.tasks.text.classify_ready import ready_classify
+from rankwise.tasks.text.loading import TextData, load_examples
+from rankwise.tasks.text.options import TextOptions
+from rankwise.tasks.text.ready import Ready
+from rankwise.tasks.text.sft_ready import ready_sft
+from rankwise.tasks.text.splits import Splits as Examples
+from rankwise.train.data import count_rows, pick
+from rankwise.train.live import Progress
+from rankwise.train.settings import Training
+
+TASKS: dict[str, Callable[[TextOptions, Examples, Mapping[str, tuple[str, ...]]], Ready]] = {
+    "classify": ready_classify,
+    "sft": ready_sft,
+}
+"""Name -> what makes the task ready to train."""
+
+SEARCH = "search"
+"""The splits on which learning rates are looked for."""
+
+
+def run_text(options: TextOptions, place: Place, progress: Progress) -> tuple[Results, list[Path]]:
+    """Sweep over ranks on a language model, and write the run directory.
+
+    Args:
+        options: The settings.
+        place: Where the results go.
+        progress: Where training is shown.
+
+    Returns:
+        The content of `results.json`, and the files of the report.
+
+    Raises:
+        RankwiseError: Something in the options, the data or the place for results can't be used.
+        KeyboardInterrupt: Interrupted before any run had finished; there are no results yet.
+    """
+    place.check()
+    find_device(options.device)
+    where = TextData(
+        data=options.data,
+        validation=options.validation,
+        test=options.test,
+        columns=dict(options.columns),
+        validation_share=options.validation_share,
+        test_share=options.test_share,
+        split_seed=options.split_seed,
+        skip_bad_lines=options.skip_bad_lines,
+    )
+    ready = TASKS[options.task](options, *load_examples(where, options.task))
+    check_model(ready.loaded.model)
+    if options.gradient_checkpointing:
+        model: Any = ready.loaded.model
+        getattr(model, "encoder", model).gradient_checkpointing_enable({"use_reentrant": False})
+    for line in [*ready.notes, *([ready.example] if ready.example else [])]:
+        progress.message(line)
+    problem = Problem(
+        splits={DATA: ready.splits, **_search_splits(options, ready.splits)},
+        loss=ready.loss,
+        metric=ready.metric,
+        metric_name=ready.metric_name,
+        higher_is_better=ready.higher_is_better,
+        feed=ready.feed(options.rows_a_pass),
+    )
+    experiment = Experiment(
+        task=options.task,
+        model=ready.loaded.model,
+        candidates=candidates_of(options, ready),
+        seeds=options.seeds,
+        problem=problem,
+        base_name=options.model,
+        base_has_metric=not ready.loaded.new_head,
+        rungs=options.rungs or (),
+        search=Search(data=SEARCH, rungs=options.search_rungs) if SEARCH in problem.splits else None,
+        widen=options.widen,
+        tolerance=options.tolerance,
+        notes=ready.notes,
+        beside=ready.beside,
+    )
+    beginning = take_up(place) if place.resume else begin(place)
+    results, _, files = carry_out(experiment, beginning, place, progress)
+    return results, files
+
+
+def candidates_of(options: TextOptions, ready: Ready) -> list[Candidate]:
+    """Every rank, the head alone where there is one, and full fine-tuning."""
+    loaded = ready.loaded
+    training = Training(
+        lr=options.lr[0],
+        weight_decay=options.weight_decay,
+        clip=options.clip or None,
+        batch_size=options.batch_size,
+        epochs=options.epochs,
+        schedule=options.schedule,
+        warmup=options.warmup,
+        patience=options.patience,
+    )
+    extra = {"task_type": ready.task_type} if ready.task_type else {}
+    ranks = [
+        Candidate(
+            name=f"r{r}",
+            label=f"r = {r}",
+            method="lora",
+            training=training,
+            lrs=options.lr,
+            lora=LoRAConfig(
+                r=r,
+                alpha=options.alpha,
+                dropout=options.dropout,
+                target_modules=ALL_LINEAR if options.target_modules == (ALL_LINEAR,) else options.target_modules,
+                exclude_modules=options.exclude_modules,
+                init=options.init,
+                scaling=options.scaling,
+                extra=extra,
+            ),
+            whole=loaded.head,
+            start=loaded.initial_head,
+        )
+        for r in options.ranks
+    ]
+    full = (options.baseline_lr or True) if options.baseline else False
+    return [
+        *ranks,
+        *baselines(loaded.model, loaded.head, training, options.lr, full, options.head_lr, loaded.initial_head),
+    ]
+
+
+def _search_splits(options: TextOptions, splits: Splits) -> dict[str, Splits]:
+    """A part of the training data to look for learning rates on; none where it would be half of it or more."""
+    n = count_rows(splits.train, "training")
+    rates = {len(rates) for rates in (options.lr, options.baseline_lr, options.head_lr) if rates is not None}
+    if not options.search or n < 2 * options.search or rates == {1}:
+        return {}
+    rows = torch.randperm(n, generator=stream("search", options.split_seed))[: options.search].sort().values
+    train = pick(splits.train, lambda t: t.index_select(0, rows.to(t.device)))
+    return {SEARCH: Splits(train, splits.validation, splits.test)}

@@ -1,0 +1,69 @@
+"""The task `sft`: texts to imitate, with the loss on the answers or on everything."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from rankwise.errors import DataError
+from rankwise.sweeps.problem import Splits
+from rankwise.tasks.text.batches import as_tensors
+from rankwise.tasks.text.joining import check_joining, join
+from rankwise.tasks.text.models import TextModel, load_text_model
+from rankwise.tasks.text.options import TextOptions
+from rankwise.tasks.text.ready import Ready, model_options
+from rankwise.tasks.text.rendering import show_plain
+from rankwise.tasks.text.sft import SftOptions, tokenize_sft
+from rankwise.tasks.text.splits import Splits as Examples
+from rankwise.tasks.text.tokens import Prepared
+from rankwise.tasks.text.vocabulary import TokenLoss, lean_head, row_loss
+
+METRIC = "loss a token"
+
+
+def ready_sft(options: TextOptions, examples: Examples, label_names: Mapping[str, tuple[str, ...]]) -> Ready:
+    """Load the model, and make tensors of the texts.
+
+    Raises:
+        ConfigError: There is no such model, or it writes no text, or a template is missing.
+        DataError: Nothing can be learnt from the texts.
+    """
+    loaded = load_text_model(options.model, "sft", options=model_options(options))
+    how = SftOptions(
+        loss_on=options.loss_on,
+        max_length=options.max_length,
+        chat=options.chat,
+        chat_template=options.chat_template,
+        separator=options.separator,
+    )
+    parts: dict[str, Prepared] = {}
+    for what in ("train", "validation", "test"):
+        rows: list[Any] = list(getattr(examples, what))
+        if not rows:
+            raise DataError(f"The {what} data is empty.")
+        parts[what] = tokenize_sft(rows, loaded.tokenizer, loaded.config, how)
+    notes = [*examples.notes, *loaded.notes, *dict.fromkeys(note for part in parts.values() for note in part.notes)]
+    tensors = {what: _tensors(part, loaded) for what, part in parts.items()}
+    if options.join:
+        check_joining(loaded.model, loaded.config.vocab_size)
+        joined = join(parts["train"], max(map(max, (part.lengths() for part in parts.values()))))
+        tensors["train"] = joined.data
+        notes.append(joined.note)
+    placed = {what: {key: t.to(options.device) for key, t in data.items()} for what, data in tensors.items()}
+    example = {key: t[:2] for key, t in placed["validation"].items()}
+    return Ready(
+        loaded=loaded,
+        splits=Splits(**placed),
+        call=TokenLoss(loaded.call, lean_head(loaded.model, loaded.call, example)),
+        loss=row_loss,
+        metric=row_loss,
+        metric_name=METRIC,
+        higher_is_better=False,
+        task_type="SEQ_2_SEQ_LM" if loaded.encoder_decoder else "CAUSAL_LM",
+        notes=notes,
+        example=show_plain(parts["train"].rows[0], loaded.tokenizer, loaded.encoder_decoder),
+    )
+
+
+def _tensors(prepared: Prepared, loaded: TextModel) -> dict[str, Tensor]:
+    return as_tensors(prepared, shift=loaded.shift)
