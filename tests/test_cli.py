@@ -112,10 +112,7 @@ def test_other_results_are_kept(finished: Path, capsys: pytest.CaptureFixture[st
     ("content", "message"),
     [
         ("digits:\n  rankz: [1]\n", "[rankz]"),
-        (
-            "digit:\n  ranks: [1]\n",
-            'has settings of "digit"; there are commands digits, report. Did you mean "digits"?',
-        ),
+        ("digit:\n  ranks: [1]\n", 'has settings of "digit"; there are commands digits, '),
         ("digits: [", "is no YAML file: "),
         ("", "does not hold the settings of a command"),
         ("[1, 2]", "does not hold the settings of a command"),

@@ -226,6 +226,7 @@ def sweep(
         tolerance=tolerance,
         notes=notes,
     )
+    experiment.check()
     beginning = now("rankwise.sweep(...)") if place is None else take_up(place) if place.resume else begin(place)
     with shown_by(progress) as display:
         results, swept, files = carry_out(experiment, beginning, place, display)

@@ -12,7 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import ConfigError, OutputError
+from rankwise.pack.resolved import resolve
 from rankwise.report import write_report
 from rankwise.sweeps.adapters import Adapters
 from rankwise.sweeps.directory import (
@@ -33,7 +34,7 @@ from rankwise.sweeps.directory import (
     read_begun,
     write_run,
 )
-from rankwise.sweeps.grid import Candidate
+from rankwise.sweeps.grid import Candidate, runs_of
 from rankwise.sweeps.measure import measure_base
 from rankwise.sweeps.plan import fingerprint
 from rankwise.sweeps.problem import DATA, Problem, Run, Swept
@@ -169,6 +170,17 @@ class Experiment:
     tolerance: float | None = None
     notes: Sequence[str] = ()
     beside: Callable[[Path], object] | None = None
+
+    def check(self) -> None:
+        """Find what each candidate trains in the model; to be called before anything is written.
+
+        Raises:
+            ConfigError: The grid is empty.
+            PackError: An adapter is of a kind that a pack can't train.
+            TargetError: A target pattern matches nothing.
+        """
+        for run in runs_of([replace(c, lrs=c.lrs[:1]) for c in self.candidates], self.seeds[:1]):
+            resolve(self.model, run.member)
 
 
 BASE_IN_DIRECTORY = "../../base"

@@ -54,7 +54,7 @@ class PackedAdamW:
         rate = lr.tolist()
         decay = [0.0] * len(rate) if weight_decay is None else weight_decay.tolist()
         self.steps += 1
-        if len(set(rate)) == len(set(decay)) == 1:
+        if len(set(rate)) == len(set(decay)) == 1 and not self._store.has_whole_rates:
             self._run_kernel(theta, rate[0], decay[0])
             return
         if self._update is None:
@@ -63,7 +63,7 @@ class PackedAdamW:
         if weight_decay is not None:
             self._store.multiply(theta, 1 - lr * weight_decay)
         if self._rates is None or not torch.equal(self._rates[0], lr):
-            self._rates = lr.clone(), self._store.expand(lr)
+            self._rates = lr.clone(), self._store.rates(lr)
         theta.addcmul_(self._update, self._rates[1])
 
     def _run_kernel(self, target: Tensor, lr: float, weight_decay: float) -> None:

@@ -15,6 +15,8 @@ class Member:
         lora: The adapter, or None when nothing is trained low-rank.
         whole: Names of modules whose own parameters are trained whole, each member having its own copy
             (a new head; for full fine-tuning every module that has parameters).
+        whole_rate: Learning rate of what is trained whole, as a multiple of the adapter's: a new head has to move
+            further than A and B.
         betas: AdamW's decay rates of the first and second moment.
         eps: AdamW's epsilon.
     """
@@ -23,5 +25,6 @@ class Member:
     seed: int = 0
     lora: LoRAConfig | None = None
     whole: tuple[str, ...] = ()
+    whole_rate: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8

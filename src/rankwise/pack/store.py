@@ -184,11 +184,21 @@ class Store:
             for key, shape in bucket.shapes.items():
                 bucket.view(vector, key).mul_(own.view(-1, *[1] * len(shape)))
 
-    def expand(self, values: Tensor) -> Tensor:
-        """A vector with each adapter's value (K,) at all its numbers."""
+    def rates(self, lr: Tensor) -> Tensor:
+        """A vector with each adapter's learning rate (K,) at all its numbers, times its `whole_rate` where due."""
         vector = torch.ones_like(self.theta)
-        self.multiply(vector, values)
+        self.multiply(vector, lr)
+        for bucket in self.buckets:
+            for name in bucket.members[0].whole:
+                bucket.view(vector, name)[:] *= vector.new_tensor([m.member.whole_rate for m in bucket.members]).view(
+                    -1, *[1] * len(bucket.shapes[name])
+                )
         return vector
+
+    @property
+    def has_whole_rates(self) -> bool:
+        """Whether an adapter trains some of its tensors at a rate of their own."""
+        return any(m.whole and m.member.whole_rate != 1 for bucket in self.buckets for m in bucket.members)
 
     def read(self, vector: Tensor) -> dict[str, State]:
         """Every adapter's tensors in a vector, by member name."""

@@ -38,6 +38,7 @@ class Candidate:
         lrs: Learning rates to try.
         lora: The adapter, its seed aside; None where nothing is trained low-rank.
         whole: Names of modules that are trained whole.
+        whole_rate: Their learning rate, as a multiple of the run's.
         data: Which of the problem's splits it learns.
         start: Seed -> tensors to start from; those left out start as the settings say.
     """
@@ -49,6 +50,7 @@ class Candidate:
     lrs: tuple[float, ...]
     lora: LoRAConfig | None = None
     whole: tuple[str, ...] = ()
+    whole_rate: float = 1.0
     data: str = DATA
     start: Callable[[int], State] = _from_the_model
 
@@ -56,7 +58,15 @@ class Candidate:
         """One run, on other data than the candidate's own where they are given."""
         name, training = f"{self.name}-lr{lr:g}-s{seed}", replace(self.training, lr=lr)
         lora = None if self.lora is None else replace(self.lora, seed=seed)
-        member = Member(name=name, seed=seed, lora=lora, whole=self.whole, betas=training.betas, eps=training.eps)
+        member = Member(
+            name=name,
+            seed=seed,
+            lora=lora,
+            whole=self.whole,
+            whole_rate=self.whole_rate,
+            betas=training.betas,
+            eps=training.eps,
+        )
         return Run(name, self.name, self.label, self.method, member, training, data or self.data, self.start(seed))
 
 

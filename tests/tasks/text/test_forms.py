@@ -45,7 +45,12 @@ def test_forms(row, task, columns, example):
     ("row", "task", "columns", "message"),
     [
         ({"question": "a"}, "sft", {}, "has the columns question; sft needs messages; or prompt, completion; or"),
-        ({"text": "a", "category": "b"}, "classify", {}, "has the columns text, category; classify needs text, label"),
+        (
+            {"text": "a", "category": "b", "source": "c"},
+            "classify",
+            {},
+            "columns text, category, source; classify needs text, label",
+        ),
         ({"text": "a"}, "classify", {"label": "txet"}, r'has no column "txet" for "label".*Did you mean "text"\?'),
         ({"text": "a"}, "sft", {"promt": "text"}, r'No form of example has a "promt".*Did you mean "prompt"\?'),
     ],
@@ -89,3 +94,10 @@ def test_a_file_without_one_usable_example_is_refused_even_when_bad_lines_are_sk
 def test_a_row_without_the_column_of_the_others():
     with pytest.raises(DataError, match=r'line 2 \(no "text"\)'):
         read_examples(records_of({"text": "a", "x": "b"}, {"x": "c"}), "sft")
+
+
+def test_the_only_column_left_is_taken_and_said():
+    records = records_of({"text": "a", "category": "b"})
+    (example,), notes = read_examples(records, "classify")
+    assert (example.text, example.label) == ("a", "b")
+    assert notes == [f'{records.source}: the column "category" is taken for "label".']

@@ -47,6 +47,7 @@ BASE = Group("Base", sort_key=6)
 
 Numbers = Annotated[tuple[int, ...], listed(parse_numbers)]
 Rates = Annotated[tuple[float, ...], listed(parse_rates)]
+Columns = Annotated[tuple[tuple[str, str], ...], listed(parse_columns)]
 Names = Annotated[tuple[str, ...], listed(parse_names)]
 
 
@@ -72,6 +73,7 @@ class TextOptions:
         baseline: Train all weights too, as the reference.
         baseline_lr: Learning rates of full fine-tuning. [default: a tenth of --lr]
         head_lr: Learning rates where a classifier's head is trained alone. [default: ten times --lr]
+        head_rate: Learning rate of a head that an adapter trains with it, as a multiple of the adapter's.
         search: Look for learning rates on so many training examples with one seed, and train at the best ones only; 0
             trains the whole grid, as do training data of less than twice as many.
         search_rungs: Epochs of the search after which the worse half of the learning rates leaves.
@@ -114,7 +116,9 @@ class TextOptions:
     data: Annotated[str, Parameter(group=DATA)]
     validation: Annotated[str | None, Parameter(group=DATA)] = None
     test: Annotated[str | None, Parameter(group=DATA)] = None
-    columns: Annotated[tuple[tuple[str, str], ...], listed(parse_columns), Parameter(group=DATA, show_default=False)] = ()
+    columns: Annotated[
+        tuple[tuple[str, str], ...], listed(parse_columns), Parameter(group=DATA, show_default=False)
+    ] = ()
     validation_share: Annotated[float, Parameter(group=DATA)] = 0.1
     test_share: Annotated[float, Parameter(group=DATA)] = 0.1
     split_seed: Annotated[int, Parameter(group=DATA)] = 0
@@ -126,6 +130,7 @@ class TextOptions:
     baseline: Annotated[bool, Parameter(group=GRID)] = True
     baseline_lr: Annotated[Rates | None, Parameter(group=GRID)] = None
     head_lr: Annotated[Rates | None, Parameter(group=GRID)] = None
+    head_rate: Annotated[float, Parameter(group=TRAINING)] = 3.0
     search: Annotated[int, Parameter(group=GRID)] = 2000
     search_rungs: Annotated[Numbers, Parameter(group=GRID)] = (1,)
     widen: Annotated[bool, Parameter(group=GRID, negative="", show_default=False)] = False
@@ -181,6 +186,8 @@ class TextOptions:
         ):
             if value is not None and value < 1:
                 raise ConfigError(f"--{what} is {value}; it must be a whole number of at least 1.")
+        if not 0 < self.head_rate < float("inf"):
+            raise ConfigError(f"--head-rate is {self.head_rate}; it must be a positive number, such as 3.")
         if self.search < 0:
             raise ConfigError(f"--search is {self.search}; it is a number of examples, 0 to train the whole grid.")
         for what, given in (("rungs", self.rungs), ("search-rungs", self.search_rungs)):
@@ -202,3 +209,32 @@ class TextOptions:
         plain = plain_settings(asdict(self))
         plain["columns"] = ",".join(f"{role}={column}" for role, column in self.columns)
         return {key: value for key, value in plain.items() if value not in ("", [])}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(TextOptions):
+    """Settings of `rankwise train`: those of a sweep with one run.
+
+    Args:
+        ranks: The adapter's rank.
+        seeds: The seed, as a list of one: 7:7.
+        lr: The learning rate.
+        baseline: Train all weights too, as the reference.
+        search: Not used: there is one learning rate.
+    """
+
+    ranks: Annotated[Numbers, Parameter(name=["--ranks", "--rank"], group=GRID)] = (8,)
+    seeds: Annotated[tuple[int, ...], listed(parse_seeds), Parameter(name=["--seeds", "--seed"], group=GRID)] = (0,)
+    lr: Annotated[Rates, Parameter(group=GRID)] = (3e-4,)
+    baseline: Annotated[bool, Parameter(group=GRID)] = False
+    search: Annotated[int, Parameter(group=GRID, show=False)] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for what, given in (("ranks", self.ranks), ("seeds", self.seeds), ("lr", self.lr)):
+            if len(given) != 1:
+                raise ConfigError(
+                    f"rankwise train trains one adapter, and --{what} names {len(given)}; give one, or run rankwise "
+                    "sweep."
+                )

@@ -16,6 +16,7 @@ from rankwise.sweeps.problem import DATA, Problem, Splits
 from rankwise.sweeps.record import Results
 from rankwise.sweeps.stages import Search
 from rankwise.tasks.text.classify_ready import ready_classify
+from rankwise.tasks.text.heads import MeanPooledClassifier
 from rankwise.tasks.text.loading import TextData, load_examples
 from rankwise.tasks.text.options import TextOptions
 from rankwise.tasks.text.ready import Ready
@@ -65,8 +66,7 @@ def run_text(options: TextOptions, place: Place, progress: Progress) -> tuple[Re
     ready = TASKS[options.task](options, *load_examples(where, options.task))
     check_model(ready.loaded.model)
     if options.gradient_checkpointing:
-        model: Any = ready.loaded.model
-        getattr(model, "encoder", model).gradient_checkpointing_enable({"use_reentrant": False})
+        _checkpoint(ready.loaded.model)
     for line in [*ready.notes, *([ready.example] if ready.example else [])]:
         progress.message(line)
     problem = Problem(
@@ -92,9 +92,18 @@ def run_text(options: TextOptions, place: Place, progress: Progress) -> tuple[Re
         notes=ready.notes,
         beside=ready.beside,
     )
+    experiment.check()
     beginning = take_up(place) if place.resume else begin(place)
     results, _, files = carry_out(experiment, beginning, place, progress)
     return results, files
+
+
+def _checkpoint(model: Any) -> None:
+    """Have a model of transformers compute activations anew in the backward pass."""
+    inner: Any = model.encoder if isinstance(model, MeanPooledClassifier) else model
+    # Its name in transformers 5.
+    enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def candidates_of(options: TextOptions, ready: Ready) -> list[Candidate]:
@@ -129,6 +138,7 @@ def candidates_of(options: TextOptions, ready: Ready) -> list[Candidate]:
                 extra=extra,
             ),
             whole=loaded.head,
+            whole_rate=options.head_rate,
             start=loaded.initial_head,
         )
         for r in options.ranks

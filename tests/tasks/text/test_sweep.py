@@ -1,0 +1,173 @@
+"""`rankwise sweep` on small random models: from a file to a recommended adapter that PEFT loads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+from rankwise.cli import main
+from rankwise.files import load_adapter
+from rankwise.report import read_results
+from rankwise.tasks.text.labels import read_labels
+from rankwise.tasks.text.models import ModelOptions, load_text_model
+from text_models import make_model, make_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning")
+"""peft asks transformers by old names."""
+
+WORDS = ("one", "two", "three", "cat", "sat", "The", "mat")
+QUICK = ["--seeds", "1", "--epochs", "2", "--batch-size", "8", "--lr", "1e-3,1e-2", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sweep")
+    for kind in ("bert", "llama"):
+        make_model(kind).save_pretrained(root / kind)
+        make_tokenizer().save_pretrained(root / kind)
+    g = torch.Generator().manual_seed(0)
+    texts = [" ".join(WORDS[i] for i in torch.randint(7, (4 + n % 9,), generator=g)) for n in range(90)]
+    labelled = [{"text": f"{text} {n}", "label": "abc"[n % 3]} for n, text in enumerate(texts)]
+    pairs = [{"prompt": f"{text} {n}", "completion": f" {WORDS[n % 7]} sat"} for n, text in enumerate(texts)]
+    for name, rows in (("labelled", labelled), ("pairs", pairs)):
+        (root / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return root
+
+
+def run(folders: Path, out: Path, kind: str, task: str, *more: str) -> int:
+    data = folders / {"classify": "labelled.jsonl", "sft": "pairs.jsonl"}[task]
+    flags = ["--model", str(folders / kind), "--task", task, "--data", str(data), "--out", str(out)]
+    return main(["sweep", *flags, "--ranks", "1,4", *QUICK, *more])
+
+
+def test_classifiers_with_a_head_of_their_own(folders: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    out = tmp_path / "out"
+    assert run(folders, out, "bert", "classify", "--search", "20") == 0
+    results = read_results(out)
+    assert [c["name"] for c in results["configurations"]] == ["r1", "r4", "head", "full"]
+    assert results["base"]["metric"] is None
+    assert {c["lr"] for c in results["grid"]["search"] if c["configuration"] == "head"} == {0.01, 0.1}
+    assert len(results["runs"]) == 4, "the runs that count are those at the rates found"
+    chosen = next(run for run in results["runs"] if run["configuration"] == "r4")
+    folder = out / chosen["adapter"]
+    assert (folder / "labels.json").exists()
+
+    labels = read_labels(folder)
+    loaded = load_text_model(folders / "bert", "classify", labels, ModelOptions())
+    ids = loaded.tokenizer(["The cat sat", "one two"], return_tensors="pt", padding=True)
+    batch = dict(ids)
+    load_adapter(loaded.model, folder)
+    with torch.no_grad():
+        ours = loaded.call(loaded.model, batch)
+        fresh = load_text_model(folders / "bert", "classify", labels, ModelOptions())
+        theirs = peft.PeftModel.from_pretrained(fresh.model, str(folder)).eval()
+        logits = fresh.call(theirs, batch)
+    torch.testing.assert_close(ours, logits, rtol=1e-5, atol=1e-5)
+
+
+def test_a_language_model(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    peft = pytest.importorskip("peft")
+    out = tmp_path / "out"
+    assert run(folders, out, "llama", "sft", "--search", "0", "--no-baseline") == 0
+    results = read_results(out)
+    assert results["metric"] == {"name": "loss a token", "higher_is_better": False}
+    assert results["base"]["metric"] > min(c["mean"] for c in results["configurations"])
+    folder = out / results["answer"]["adapter"]
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["task_type"], config["base_model_name_or_path"]) == ("CAUSAL_LM", str(folders / "llama"))
+    ids = torch.randint(50, (2, 9))
+    with torch.no_grad():
+        theirs = peft.PeftModel.from_pretrained(make_model("llama"), str(folder)).eval()(ids).logits
+        model = make_model("llama")
+        load_adapter(model, folder)
+        ours = model.eval()(ids).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert "«" not in capsys.readouterr().out, "--quiet shows nothing"
+
+
+def test_joined_rows_parts_and_checkpointing_learn_alike(folders: Path, tmp_path: Path) -> None:
+    losses: dict[str, list[float]] = {}
+    ways = {"plain": [], "parts": ["--rows-a-pass", "3"], "again": ["--gradient-checkpointing"]}
+    for way, flags in ways.items():
+        assert run(folders, tmp_path / way, "llama", "sft", "--search", "0", "--no-baseline", *flags) == 0
+        losses[way] = [run["validation_loss"] for run in read_results(tmp_path / way)["runs"]]
+    assert losses["parts"] == pytest.approx(losses["plain"], rel=1e-4)
+    assert losses["again"] == pytest.approx(losses["plain"], rel=1e-4)
+    assert run(folders, tmp_path / "joined", "llama", "sft", "--search", "0", "--no-baseline", "--join") == 0
+    joined = read_results(tmp_path / "joined")
+    assert joined["data"]["train"]["n"] < 90 * 0.8, "several examples a row"
+
+
+def test_going_on_after_an_interruption(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(folders, tmp_path / "alone", "bert", "classify", "--search", "20") == 0
+    from rankwise.train import loop
+
+    advance = loop.PackTraining.advance
+    for at in (2, 9):  # while rates are looked for, and after
+        calls: list[int] = []
+
+        def interrupted(self: Any, pause: Any, at: int = at, calls: list[int] = calls) -> Any:
+            calls.append(1)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+            return advance(self, pause)
+
+        monkeypatch.setattr(loop.PackTraining, "advance", interrupted)
+        out = tmp_path / f"at-{at}"
+        assert run(folders, out, "bert", "classify", "--search", "20", "--checkpoint-epochs", "1") == 130
+        assert f"go on with: rankwise sweep --resume {out}" in capsys.readouterr().err
+        monkeypatch.undo()
+        assert main(["sweep", "--resume", str(out), "--quiet"]) == 0
+        ours, theirs = read_results(out), read_results(tmp_path / "alone")
+        assert ours["configurations"] == theirs["configurations"]
+        assert ours["grid"] == theirs["grid"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--task", "classfy"], '--task is "classfy"; it is classify'),
+        (["--model", "no/such"], 'There is no folder "no/such"'),
+        (["--data", "none.jsonl"], "none.jsonl"),
+        (["--ranks", "0"], "--ranks is"),
+        (["--ranks", "a"], '"a" is no list of whole numbers'),
+        (["--lr", "-1"], "--lr is"),
+        (["--columns", "text"], '"text" names no columns'),
+        (["--target-modules", "nope"], "nope"),
+        (["--max-length", "100000"], "--max-length is 100,000"),
+        (["--dtype", "bfloat16"], "The model is in bfloat16 on the CPU"),
+        (["--device", "cuda:7"], 'There is no device "cuda:7"'),
+        (["--join"], "--join joins texts to imitate"),
+        (["--task", "sft"], "is not a causal model"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_in_a_line(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: str
+) -> None:
+    given = {"--model": str(folders / "bert"), "--task": "classify", "--data": str(folders / "labelled.jsonl")}
+    if flags == ["--task", "sft"]:
+        given["--data"] = str(folders / "pairs.jsonl")
+    arguments = [part for pair in given.items() if pair[0] != flags[0] for part in pair]
+    assert main(["sweep", *arguments, "--out", str(tmp_path / "out"), *flags]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert words in said[-1], said
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_one_adapter(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model", str(folders / "llama"), "--task", "sft", "--data", str(folders / "pairs.jsonl"), "--quiet"]
+    flags += ["--out", str(tmp_path / "out"), "--epochs", "1", "--batch-size", "8"]
+    assert main(["train", *flags, "--rank", "2"]) == 0
+    (run,) = read_results(tmp_path / "out")["runs"]
+    assert (run["r"], run["lr"], run["seed"]) == (2, 3e-4, 0)
+    assert (tmp_path / "out" / run["adapter"] / "adapter_model.safetensors").exists()
+    capsys.readouterr()
+    assert main(["train", *flags, "--overwrite", "--rank", "2,4"]) == 2
+    assert "rankwise train trains one adapter, and --ranks names 2" in capsys.readouterr().err
