@@ -30,6 +30,7 @@ ORDER = [
     "lora.inject",
     "lora.merge",
     "lora.named",
+    "quantising",
     "files",
     "pack",
     "train",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rankwise.lora.layer_types import LayerType, register_layer_type
     from rankwise.lora.merge import merge, unmerge
     from rankwise.lora.named import activate, disabled
+    from rankwise.quantising import quantize
     from rankwise.train.settings import Training
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "inject",
     "load_adapter",
     "merge",
+    "quantize",
     "register_layer_type",
     "save_adapter",
     "sweep",
@@ -48,6 +50,7 @@ _HOMES = {
     "inject": "rankwise.lora.inject",
     "load_adapter": "rankwise.files",
     "merge": "rankwise.lora.merge",
+    "quantize": "rankwise.quantising",
     "register_layer_type": "rankwise.lora.layer_types",
     "save_adapter": "rankwise.files",
     "sweep": "rankwise.api",

@@ -30,17 +30,18 @@ SAMPLED = 256
 """Most entries of a base weight that are hashed."""
 
 
-def metadata_of(flat: Mapping[str, Tensor], config: str, base: Mapping[str, Tensor]) -> dict[str, str]:
+def metadata_of(flat: Mapping[str, Tensor], config: str, base: Mapping[str, Tensor | None]) -> dict[str, str]:
     """Return the metadata of a tensor file.
 
     Args:
         flat: Key -> contiguous tensor on the CPU.
         config: Text of `adapter_config.json`.
-        base: Module path -> weight of the base; empty where it isn't known.
+        base: Module path -> weight of the base; empty where it isn't known, None for one that can't be looked at.
     """
     entries = {"format": "pt", CONFIG: _config_checksum(config)}
-    if base:
-        entries[BASE] = json.dumps({name: _describe(weight) for name, weight in base.items()})
+    seen = {name: _describe(weight) for name, weight in base.items() if weight is not None}
+    if seen:
+        entries[BASE] = json.dumps(seen)
     return {**entries, TENSORS: _tensors_checksum(flat, entries)}
 
 
@@ -70,7 +71,9 @@ def check_config(path: Path, text: str, metadata: Mapping[str, str], findings: F
         )
 
 
-def check_base(path: Path, metadata: Mapping[str, str], base: Mapping[str, Tensor], findings: Findings) -> list[str]:
+def check_base(
+    path: Path, metadata: Mapping[str, str], base: Mapping[str, Tensor | None], findings: Findings
+) -> list[str]:
     """Compare the base's adapted weights with those the adapter was saved over.
 
     A weight of a narrower type than at saving, and one whose type holds no plain numbers (a quantised one), can't be
@@ -79,7 +82,7 @@ def check_base(path: Path, metadata: Mapping[str, str], base: Mapping[str, Tenso
     Args:
         path: The tensor file, for messages.
         metadata: Its metadata.
-        base: Module path -> weight.
+        base: Module path -> weight; None where it can't be looked at.
         findings: Takes the first weight that differs.
 
     Returns:
@@ -100,8 +103,8 @@ def check_base(path: Path, metadata: Mapping[str, str], base: Mapping[str, Tenso
         if name not in wanted:
             continue
         dtype = getattr(torch, wanted[name][0], None)
-        if not isinstance(dtype, torch.dtype) or not _can_be_cast(weight.dtype, dtype):
-            pair = (wanted[name][0], _name_of(weight.dtype))
+        if weight is None or not isinstance(dtype, torch.dtype) or not _can_be_cast(weight.dtype, dtype):
+            pair = (wanted[name][0], "quantised" if weight is None else _name_of(weight.dtype))
             skipped[pair] = skipped.get(pair, 0) + 1
         elif _describe(weight, dtype) != " ".join(wanted[name]):
             findings.add(

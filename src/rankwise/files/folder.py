@@ -42,7 +42,7 @@ def write_adapter(
     *,
     whole: Mapping[str, Tensor] | None = None,
     base_name: str | None = None,
-    base_weights: Mapping[str, Tensor] | None = None,
+    base_weights: Mapping[str, Tensor | None] | None = None,
     model_names: Iterable[str] = (),
     fan_in_fan_out: bool | None = None,
     key_ends: Mapping[str, tuple[str, str]] | None = None,
@@ -57,7 +57,8 @@ def write_adapter(
         whole: Path of a parameter or buffer -> what the adapter has in its place. `modules_to_save` and `bias` of the
             configuration must announce it.
         base_name: What the base is called; None leaves what the configuration brought along.
-        base_weights: Module path -> weight of the base, for the checksums that tell another base apart.
+        base_weights: Module path -> weight of the base, for the checksums that tell another base apart;
+            None where it can't be looked at, such as a quantised one.
         model_names: Paths of all modules of the base, where they are known. PEFT takes a listed path for a
             suffix too; where that would reach other modules, the targets are written as one regular expression.
         fan_in_fan_out: PEFT's word for transformers' Conv1D layers; None leaves what the configuration brought along.

@@ -142,17 +142,17 @@ def load_adapter(
     return LoadReport(**vars(report), findings=findings.listed, notes=notes)
 
 
-def _base_weights(places: Mapping[str, tuple[nn.Module, str]]) -> dict[str, Tensor]:
-    """Return the base's weights, also of merged layers, where they are plain tensors that can be looked at.
+def _base_weights(places: Mapping[str, tuple[nn.Module, str]]) -> dict[str, Tensor | None]:
+    """Return the base's weights, also of merged layers; None where they are no plain tensors that can be looked at.
 
     Args:
         places: Path -> the module and the name of its weight.
     """
-    weights: dict[str, Tensor] = {}
+    weights: dict[str, Tensor | None] = {}
     for path, (layer, parameter) in places.items():
         lora = lora_of(layer, parameter)
         weight = lora.base_weight if lora is not None and lora.merged else getattr(layer, parameter)
         # A quantised weight may be a tensor in name only.
-        if weight is not None and type(weight.data) is Tensor and not weight.is_meta:
-            weights[path] = weight
+        plain = weight is not None and type(weight) in (Tensor, nn.Parameter) and not weight.is_meta
+        weights[path] = weight if plain else None
     return weights

@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from rankwise.errors import AdapterError, suggest
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer_types import LayerType
+from rankwise.lora.layer_types.quantised import Before, make_quantised
 from rankwise.lora.modules import Adapter, child_name, named_once
 from rankwise.lora.readers import Reader
 from rankwise.lora.ties import flip
@@ -43,6 +44,8 @@ class LoRA(Adapter):
     """The weight's bits from before merging."""
     flipped: tuple[str, ...] = ()
     """Adapters that belong to a module which has this layer's weight transposed: `pair` turns them round."""
+    before: Before | None = None
+    """What the layer was before merging gave it a plain weight in place of a quantised one."""
     tied_weight: tuple[nn.Parameter, ...] = ()
     """The weight that the layer shared before it was given a copy."""
     handles: tuple[RemovableHandle, ...] = ()
@@ -74,6 +77,11 @@ class LoRA(Adapter):
     def has_reader(self) -> bool:
         """Whether the weight is read without a call, so that W + delta takes its place."""
         return self.below is not None
+
+    @property
+    def freed(self) -> bool:
+        """Whether merging freed the base's weight."""
+        return bool(self.merged) and self.base_weight is None and self.before is None
 
     @property
     def is_parameter(self) -> bool:
@@ -164,7 +172,9 @@ class LoRA(Adapter):
         if self.base_weight is not None:
             with torch.no_grad():
                 self.weight(layer).copy_(self.base_weight)
-        self.merged, self.base_weight = (), None
+        if self.before is not None:
+            make_quantised(layer, self.before)
+        self.merged, self.base_weight, self.before = (), None, None
 
     def tie_again(self, layer: nn.Module) -> None:
         """Give the layer back the weight it shared."""

@@ -16,6 +16,7 @@ from rankwise.lora.adapter import LoRA, adapted_layers, layers_with, lora_of, lo
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inits import initial_adapter
 from rankwise.lora.layer_types import LayerType
+from rankwise.lora.layer_types.quantised import keep_unpacked, numbers_in
 from rankwise.lora.modules import child_name
 from rankwise.lora.patterns import pinned
 from rankwise.lora.reached import called_by, stop_watching, watch
@@ -162,6 +163,12 @@ def attach(
                     f'The weight of "{path}" is computed from other tensors (parametrised) and read without a call, so '
                     "no adapter can act on it. Call torch.nn.utils.parametrize.remove_parametrizations first."
                 )
+            if target.layer_type.quantised is not None and (target.reader is not None or len(target.ties) > 0):
+                raise AdapterError(
+                    f'The quantised weight of "{path}" is shared, or read otherwise than by the forward of its listed '
+                    f'class, so no adapter can act on it. Leave it out: exclude_modules="{path}".'
+                )
+    keep_unpacked(model)
     # Names instead of patterns: predicates can't be pickled, and another model may match otherwise.
     config = replace(
         config,
@@ -255,7 +262,7 @@ def _freeze(model: nn.Module, others: list[LoRA | Whole]) -> int:
     for name in thawed:
         base[name].requires_grad_(False)
     setattr(model, _THAWED, (*getattr(model, _THAWED, ()), *thawed))
-    return sum(parameter.numel() for parameter in base.values())
+    return sum(map(numbers_in, base.values()))
 
 
 def eject(model: nn.Module, name: str | None = None) -> None:
@@ -292,7 +299,7 @@ def eject(model: nn.Module, name: str | None = None) -> None:
         for gone in list(lora.scale) if name is None else [name]:
             lora.remove(gone)
         if not lora.scale:
-            for_good = bool(lora.merged) and lora.base_weight is None
+            for_good = lora.freed
             lora.restore(layer)
             if not for_good:
                 lora.tie_again(layer)
@@ -332,7 +339,9 @@ def base_state_dict(model: nn.Module) -> dict[str, Any]:
     base = OrderedDict(state)
     for names, layer, lora in loras_in(model):
         child = child_name(lora.parameter)
-        if lora.merged and lora.base_weight is None:
+        if lora.before is not None:
+            raise AdapterError(f'"{names[0]}" is dequantised while its adapter is merged; call unmerge first.')
+        if lora.freed:
             raise AdapterError(
                 f'The base weight of "{names[0]}" was freed by merge(keep_base=False). '
                 "For the merged weights call eject(model), then model.state_dict()."

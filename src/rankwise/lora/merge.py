@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, adapted_layers, lora_of
+from rankwise.lora.layer_types.quantised import make_plain, plain_weight
 from rankwise.lora.modules import named_once
 from rankwise.lora.tables import text_table
 from rankwise.lora.ties import sharers
@@ -20,7 +21,7 @@ class MergedLayer:
 
     Args:
         name: The layer's path.
-        dtype: Type of the weight.
+        dtype: Type of the weight; for a layer that was quantised also its class from before.
         held: Share of delta's non-zero entries that changed the weight at all; the rest was rounded away.
         error: Norm of what rounding did to delta, over the norm of delta.
     """
@@ -48,7 +49,7 @@ class MergeReport:
         return text_table(["merged", "type", "entries held", "rounding error"], rows)
 
 
-def merge(model: nn.Module, *, keep_base: bool = True) -> MergeReport:
+def merge(model: nn.Module, *, keep_base: bool = True, dequantize: bool = False) -> MergeReport:
     r"""Add the active adapters into the weights, in float32 or wider: inference then costs nothing more.
 
     $$W = W_0 + \sum_{\text{active}} s\,B A$$
@@ -60,13 +61,15 @@ def merge(model: nn.Module, *, keep_base: bool = True) -> MergeReport:
         model: An injected model.
         keep_base: Keep the adapted layers' old weights on the CPU, so that `unmerge` is exact; False frees
             them for good.
+        dequantize: What to do with layers whose weight is quantised, which can't take in delta. False: refuse. True:
+            give them a plain weight, in the type of the model's other weights; the report says which.
 
     Returns:
         How well each weight holds its delta.
 
     Raises:
         AdapterError: Nothing is active, something is merged or disabled already, a weight is no plain
-            parameter, or the sum is not finite. The model is then as before.
+            parameter or is quantised, or the sum is not finite. The model is then as before.
 
     Examples:
         >>> from rankwise.lora import LoRAConfig, inject
@@ -80,13 +83,21 @@ def merge(model: nn.Module, *, keep_base: bool = True) -> MergeReport:
     """
     layers = {path: (layer, lora) for path, (layer, lora) in adapted_layers(model).items() if lora.active}
     _check_mergeable(adapted_layers(model), bool(layers))
+    dtype = _plain_dtype(model)
+    if not dequantize:
+        _refuse_quantised(layers, dtype)
     layers, tied = _with_ties(model, layers)
     with torch.no_grad():
         # Everything is computed once to see that it can be stored, then again to store it: no second copy of
         # all weights, and nothing is half merged.
-        report = MergeReport([_check_layer(path, layer, lora) for path, (layer, lora) in layers.items()])
+        report = MergeReport([_check_layer(path, layer, lora, dtype) for path, (layer, lora) in layers.items()])
         for path, (layer, lora) in layers.items():
             weight = lora.weight(layer)
+            if lora.layer_type.quantised is not None:
+                total = (_wide_weight(layer, lora) + _wide_delta(layer, lora)).to(_target_dtype(layer, lora, dtype))
+                before = make_plain(path, layer, lora.layer_type.quantised, total)
+                lora.before, lora.merged = before if keep_base else None, lora.active
+                continue
             base = weight.detach().to("cpu", copy=True) if keep_base else None
             weight.copy_(_wide_weight(layer, lora) + _wide_delta(layer, lora))
             for user in (lora, *tied[path]):
@@ -116,7 +127,7 @@ def unmerge(model: nn.Module) -> None:
     if not merged:
         raise AdapterError("Nothing is merged; unmerge undoes a merge.")
     for path, (_, lora) in merged.items():
-        if lora.base_weight is None:
+        if lora.freed:
             raise AdapterError(
                 f'The base weight of "{path}" was freed by merge(keep_base=False) and can\'t be given back. '
                 "Load the base's checkpoint instead."
@@ -174,8 +185,8 @@ def _same_adapters(one: LoRA, other: LoRA) -> bool:
 
 
 def _wide_weight(layer: nn.Module, lora: LoRA) -> Tensor:
-    weight = lora.weight(layer)
-    return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    weight = plain_weight(layer, lora.layer_type, lora.parameter).detach()
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def _wide_delta(layer: nn.Module, lora: LoRA) -> Tensor:
@@ -186,9 +197,34 @@ def _wide_delta(layer: nn.Module, lora: LoRA) -> Tensor:
     )
 
 
-def _check_layer(path: str, layer: nn.Module, lora: LoRA) -> MergedLayer:
+def _plain_dtype(model: nn.Module) -> torch.dtype | None:
+    """Return the type of the model's first weight that isn't quantised; None where there is none."""
+    own = {parameter for _, lora in adapted_layers(model).values() for parameter in lora.parameters()}
+    plain = (p for p in model.parameters() if type(p) is nn.Parameter and p.is_floating_point() and p not in own)
+    return next((parameter.dtype for parameter in plain), None)
+
+
+def _target_dtype(layer: nn.Module, lora: LoRA, plain: torch.dtype | None) -> torch.dtype:
+    """Return the type of the merged weight."""
+    if lora.layer_type.quantised is None:
+        return lora.weight(layer).dtype
+    return plain or plain_weight(layer, lora.layer_type).dtype
+
+
+def _refuse_quantised(layers: Mapping[str, tuple[nn.Module, LoRA]], plain: torch.dtype | None) -> None:
+    found = {path: (layer, lora) for path, (layer, lora) in layers.items() if lora.layer_type.quantised is not None}
+    for path, (layer, lora) in found.items():
+        dtype = str(_target_dtype(layer, lora, plain)).removeprefix("torch.")
+        raise AdapterError(
+            f'The weight of "{path}" ({type(layer).__name__}) is quantised, and most of delta would be lost in it. Use '
+            f"the adapter unmerged, or call merge(model, dequantize=True), which gives {len(found)} quantised layers "
+            f"plain {dtype} weights."
+        )
+
+
+def _check_layer(path: str, layer: nn.Module, lora: LoRA, plain: torch.dtype | None) -> MergedLayer:
     """Compute the merged weight, see that it is finite, and measure how much of delta it holds."""
-    before, delta, dtype = _wide_weight(layer, lora), _wide_delta(layer, lora), lora.weight(layer).dtype
+    before, delta, dtype = _wide_weight(layer, lora), _wide_delta(layer, lora), _target_dtype(layer, lora, plain)
     after = (before + delta).to(dtype).to(before.dtype)
     if not bool(torch.isfinite(after).all()):
         parts = {"the base weight": before, "delta": delta, f"their sum in {dtype}": after}
@@ -199,7 +235,8 @@ def _check_layer(path: str, layer: nn.Module, lora: LoRA) -> MergedLayer:
     norm = float(delta.norm())
     return MergedLayer(
         name=path,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch.")
+        + (f", was {lora.layer_type.name}" if lora.layer_type.quantised else ""),
         held=float((stored[wanted] != 0).double().mean()) if norm else 1.0,
         error=float((stored - delta).norm()) / norm if norm else 0.0,
     )

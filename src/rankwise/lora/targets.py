@@ -162,7 +162,7 @@ class _Choice:
         self.all_linear = ALL_LINEAR in wanted
         self.targets = Patterns(pattern for pattern in wanted if pattern != ALL_LINEAR)
         self.excludes = Patterns(as_list(config.exclude_modules))
-        self.heads = _output_heads(modules) if self.all_linear else {}
+        self.heads = output_heads(modules) if self.all_linear else {}
         self.chosen: list[Weight] = []
         self.left_out: list[LeftOut] = []
         self.excluded: set[nn.Module] = set()
@@ -292,7 +292,7 @@ def _require_all_used(patterns: Patterns, what: str, shown_names: Sequence[str],
         raise TargetError(f'No {what} "{pattern}". {there}{suggest(pattern, near)}')
 
 
-def _output_heads(modules: Sequence[Named]) -> dict[nn.Module, str]:
+def output_heads(modules: Sequence[Named]) -> dict[nn.Module, str]:
     """Find the output heads of transformers models, which "all-linear" leaves out."""
     heads: dict[nn.Module, str] = {}
     for module, _ in modules:

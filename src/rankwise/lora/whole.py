@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError, TargetError
 from rankwise.lora.config import LoRAConfig
+from rankwise.lora.layer_types import layer_type_of
 from rankwise.lora.modules import Adapter, named_once
 from rankwise.lora.patterns import Patterns, as_list
 from rankwise.lora.targets import Target
@@ -178,6 +179,9 @@ def check_whole(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """
     for path in tensors:
         owner, host, _ = _places(model, path)
+        row = layer_type_of(owner)
+        if row is not None and row.quantised is not None and path.endswith("weight"):
+            raise AdapterError(f'"{path}" is quantised and can\'t be trained whole; leave it out of modules_to_save.')
         if isinstance(host, (*_CONTAINERS, nn.RNNBase)) or path.rpartition(".")[2] in owner.__dict__:
             raise AdapterError(
                 f'"{path}" can\'t be trained whole: a {type(host).__name__} reads it in a way of its own. '

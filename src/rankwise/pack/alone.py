@@ -1,5 +1,7 @@
 """One adapter of a pack run alone: its W + s B A and its own weights put into the model for one forward pass.
 
+A quantised weight can't take in s B A; there the update is added to the layer's output.
+
 Slow and simple. The probe holds the pack against it, and a model whose layers can't be batched trains through it.
 """
 
@@ -9,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from rankwise.pack.forwards import Forward, replaced_forwards
 from rankwise.pack.store import Gradient, Store
 
 
@@ -33,6 +36,8 @@ class Alone:
                 stacks[f"{t.name}.A"], stacks[f"{t.name}.B"] = store.low_rank(i, t.name)
             for key, stack in stacks.items():
                 self._leaves[i, key] = stack.detach().requires_grad_(), store.gradient(i, key)
+        targets = [target for _, _, member in self._places for target in member.targets]
+        self._quantised = {target.name: target.module for target in targets if target.layer_type.quantised is not None}
 
     @property
     def leaves(self) -> list[tuple[Tensor, Gradient]]:
@@ -44,6 +49,8 @@ class Alone:
         i, k, member = self._places[place]
         own = {name: self._leaves[i, name][0][k] for name in member.whole}
         for t in member.targets:
+            if t.name in self._quantised:
+                continue
             weight: Tensor = getattr(t.module, t.parameter)
             A, B = (self._leaves[i, f"{t.name}.{letter}"][0][k] for letter in "AB")
             # A weight that several modules have is replaced in all of them.
@@ -53,7 +60,23 @@ class Alone:
     def __call__(self, place: int, batch: Any) -> Tensor:
         """Outputs of the adapter at this place on its own batch."""
         weights = {f"model.{name}": value for name, value in self.weights(place).items()}
-        return functional_call(self._caller, weights, (batch,))
+        with replaced_forwards(self._quantised, lambda name, forward: self._adding(place, name, forward)):
+            return functional_call(self._caller, weights, (batch,))
+
+    def _adding(self, place: int, name: str, forward: Forward) -> Forward:
+        """A quantised layer's forward with the update of the adapter at this place added to its output."""
+        i, k, member = self._places[place]
+        target = next((target for target in member.targets if target.name == name), None)
+        if target is None:
+            return forward
+        A, B = (self._leaves[i, f"{name}.{letter}"][0][k] for letter in "AB")
+
+        def call(x: Tensor, *rest: Any, **named: Any) -> Tensor:
+            y: Tensor = forward(x, *rest, **named)
+            inputs = x if target.layer_type.reads_indices else x.to(A.dtype)
+            return y + target.layer_type.update(target.module, inputs, A, B, *rest, **named).to(y.dtype)
+
+        return call
 
 
 class _Caller(nn.Module):

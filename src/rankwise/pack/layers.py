@@ -24,7 +24,7 @@ def packed_layer(name: str, module: nn.Module, store: Store, forward: Forward) -
     """
     row = layer_type_of(module)
     calls: Any = type(module).forward
-    multiplies = row is not None and row.linear and (calls is nn.Linear.forward or row.transposed)
-    if row is not None and multiplies:
+    plain = row is not None and row.linear and row.quantised is None
+    if row is not None and plain and (calls is nn.Linear.forward or row.transposed):
         return LinearLayer(name, module, row, store)
     return GeneralLayer(name, module, row, store, forward)

@@ -72,8 +72,10 @@ class Pack:
         if not members or len(set(names)) != len(names):
             raise PackError(f"A pack needs members with names of their own; got {names}.")
         self._loss = PerAdapter(loss, "loss")
-        parameter = next(p for p in model.parameters() if p.is_floating_point())
-        self.device, self.dtype = parameter.device, parameter.dtype
+        parameters = list(model.parameters())
+        # A model of quantised weights only has no type of its own to train in.
+        dtypes = [p.dtype for p in parameters if p.is_floating_point()]
+        self.device, self.dtype = parameters[0].device, (dtypes or [torch.get_default_dtype()])[0]
         seeds = list(dict.fromkeys(member.seed for member in members))
         by_key: dict[object, list[Resolved]] = {}
         for member in members:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import PackError
 from rankwise.lora.inits import initial_adapter
+from rankwise.lora.layer_types import layer_type_of
 from rankwise.lora.targets import Target, find_targets
 from rankwise.pack.member import Member
 
@@ -104,4 +105,8 @@ def resolve(model: nn.Module, member: Member) -> Resolved:
         for module in member.whole
         for name, _ in model.get_submodule(module).named_parameters(recurse=False)
     )
+    for module in member.whole:
+        row = layer_type_of(model.get_submodule(module))
+        if row is not None and row.quantised is not None:
+            raise PackError(f'"{module}" is quantised, so "{member.name}" can\'t train it whole. Adapt it instead.')
     return Resolved(member, targets, whole, {name: tuple(parameters[name].shape) for name in whole})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from rankwise.errors import PackError
+from rankwise.lora.layer_types.quantised import keep_unpacked
 from rankwise.pack.alone import Alone
 from rankwise.pack.batches import Batch, lazily, rows_of, stacked, tensors_of
 from rankwise.pack.forwards import Forward, replaced_forwards
@@ -88,6 +89,7 @@ class Running:
         required = {p: p.requires_grad for p in self._model.parameters()}
         try:
             self._model.requires_grad_(False)
+            keep_unpacked(self._model)
             self._set_mode(training)
             if self._branch is None or (training and not self._looked_in_training):
                 self._look(example, seeds, training)

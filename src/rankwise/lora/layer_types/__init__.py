@@ -11,11 +11,13 @@ from torch.nn.parameter import is_lazy
 from rankwise.lora.layer_types.convolution import CONV, CONV_TRANSPOSE
 from rankwise.lora.layer_types.embedding import EMBEDDING
 from rankwise.lora.layer_types.linear import CONV1D, LINEAR
-from rankwise.lora.layer_types.row import LayerType, weight_of
+from rankwise.lora.layer_types.quantised import BITSANDBYTES, with_weight_of
+from rankwise.lora.layer_types.row import LayerType, Quantised, weight_of
 
 __all__ = [
     "LAYER_TYPES",
     "LayerType",
+    "Quantised",
     "called_as_listed",
     "layer_type_of",
     "obstacle",
@@ -28,6 +30,7 @@ LAYER_TYPES: dict[str, LayerType] = {
     # By name, so that transformers need not be imported to know its layer.
     "transformers.pytorch_utils.Conv1D": CONV1D,
     "torch.nn.modules.sparse.Embedding": EMBEDDING,
+    **BITSANDBYTES,
     **CONV,
     **CONV_TRANSPOSE,
 }
@@ -92,7 +95,10 @@ def layer_type_of(layer: nn.Module) -> LayerType | None:
         True
     """
     listed = _listed(type(layer))
-    return listed[1] if listed else None
+    if listed is None:
+        return None
+    weight = layer._parameters.get("weight")  # pyright: ignore[reportPrivateUsage]
+    return listed[1] if weight is None or type(weight) is nn.Parameter else with_weight_of(listed[1], type(weight))
 
 
 def obstacle(layer: nn.Module) -> str:
@@ -110,7 +116,7 @@ def obstacle(layer: nn.Module) -> str:
     weight = weight_of(layer)
     if is_lazy(weight):
         return "its shape is unknown until the first forward; run one first"
-    if not weight.is_floating_point():
+    if not weight.is_floating_point() and row.quantised is None:
         return f"its weight is of type {str(weight.dtype).removeprefix('torch.')}; a floating-point weight is needed"
     if 0 in weight.shape:
         return f"its weight has shape {tuple(weight.shape)}; inputs and outputs are needed"

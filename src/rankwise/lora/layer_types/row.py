@@ -24,6 +24,21 @@ def one(layer: nn.Module) -> int:
 
 
 @dataclass(frozen=True)
+class Quantised:
+    """How a weight that is stored in few bits is read, and what its layer is without it.
+
+    Args:
+        dequantise: Layer -> its weight as plain numbers, shaped as `LayerType.delta` shapes delta.
+        plain: The class of the same layer with a plain weight; None where the layer's class says nothing of the weight.
+        attributes: Attributes of the quantised layer that a plain one doesn't have.
+    """
+
+    dequantise: Callable[[Any], Tensor]
+    plain: type[nn.Module] | None = None
+    attributes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class LayerType:
     """How one class of layers is adapted: a row of `LAYER_TYPES`.
 
@@ -45,6 +60,7 @@ class LayerType:
         stack: Layer -> how many matrices its weight is a stack of; each has A and B of its own.
         reads_indices: Whether its inputs are indices: they are neither cast nor dropped, and A, not B, is
             zero at the start, so that an index that training never sees keeps the base's output.
+        quantised: How the weight is read, where it is no tensor of plain numbers.
     """
 
     name: str
@@ -57,3 +73,4 @@ class LayerType:
     transposed: bool = False
     stack: Callable[[Any], int] = one
     reads_indices: bool = False
+    quantised: Quantised | None = None
