@@ -1,6 +1,6 @@
 """Which rank, with rungs and without: what the answer costs in runs of peft, and how often it is the same.
 
-    python benchmarks/rungs.py [--repeats 10] [--epochs 30] [--rungs 3,8] [--threads 2] [--record]
+    python benchmarks/rungs.py [--repeats 10] [--epochs 30] [--rungs 3,8] [--threads 2] [--record] [--notes FILE]
 
 16 configurations on the digits, r 1, 4, 16, 64 with four learning rates each, one seed a repeat, without a baseline. In
 every repeat three things take turns: one run of peft (r = 8, evaluated after every epoch), the full sweep, and the sweep
@@ -9,16 +9,17 @@ checkpoints, the code that `rankwise digits` runs; their seconds hold planning, 
 
 The winner is the configuration and learning rate with the best validation accuracy, the answer the smallest rank within
 1% of it. Regret is the full sweep's winner's test accuracy minus the other's, in points; that of a random choice is its
-mean over all 16.
+mean over all 16. With --notes every repeat is written to a file as it ends, and a second call goes on from there.
 """
 
 import argparse
+import json
 import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -82,71 +83,120 @@ def choice_of(found: Swept) -> Choice:
     return Choice(named[reference.name], named[answer.name], test)
 
 
+@dataclass(frozen=True)
+class Repeat:
+    """What one seed gave: seconds of a run of peft, of the full sweep and of the one with rungs, and what they chose."""
+
+    peft: float
+    full: float
+    rungs: float
+    every: Choice
+    chosen: Choice
+
+    @property
+    def regret(self) -> float:
+        """Of the winner with rungs, in points of test accuracy."""
+        return 100 * (self.every.test[self.every.winner] - self.chosen.test[self.chosen.winner])
+
+    @property
+    def regret_of_answer(self) -> float:
+        return 100 * (self.every.test[self.every.answer] - self.chosen.test[self.chosen.answer])
+
+    @property
+    def regret_at_random(self) -> float:
+        return 100 * (self.every.test[self.every.winner] - statistics.mean(self.every.test.values()))
+
+    @property
+    def spread(self) -> float:
+        return 100 * (max(self.every.test.values()) - min(self.every.test.values()))
+
+
+def repeat_of(base: nn.Module, problem: Problem, seed: int, epochs: int, rungs: Sequence[int]) -> Repeat:
+    """One run of peft, the full sweep and the sweep with rungs, in turn."""
+    start = time.perf_counter()
+    with_peft(base, problem.splits["new"], 8, seed, epochs)
+    peft = time.perf_counter() - start
+    full, full_seconds = swept(base, problem, runs_of(seed, epochs), ())
+    short, short_seconds = swept(base, problem, runs_of(seed, epochs), rungs)
+    return Repeat(peft, full_seconds, short_seconds, choice_of(full), choice_of(short))
+
+
+def read_notes(path: Path | None, settings: str) -> dict[int, Repeat]:
+    """Repeats of an earlier call with these settings, by seed."""
+    found: dict[int, Repeat] = {}
+    if path is not None and path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            note = json.loads(line)
+            if note["settings"] == settings:
+                choices = {key: Choice(**note["repeat"].pop(key)) for key in ("every", "chosen")}
+                found[note["seed"]] = Repeat(**note["repeat"], **choices)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=10, help="seeds")
     parser.add_argument("--epochs", type=int, default=30, help="passes over the 3,406 training images")
     parser.add_argument("--rungs", type=parse_numbers, default=(3, 8), help="epochs after which the worst leave")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    parser.add_argument("--notes", type=Path, help="where repeats are noted, to go on from")
     parser.add_argument("--record", action="store_true", help="append the figures to benchmarks/RESULTS.md")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    rungs = ",".join(map(str, arguments.rungs))
+    settings = f"--epochs {arguments.epochs} --rungs {rungs} --threads {arguments.threads}"
+    repeats = read_notes(arguments.notes, settings)
     problem = make_problem(load_digits_data("embedded"), torch.device("cpu"))
-    base, data = pretrain(problem, DigitsOptions()), problem.splits["new"]
+    base = pretrain(problem, DigitsOptions())
     # All once, unmeasured: imports, thread pools, the allocator.
-    with_peft(base, data, 8, 0, 1)
-    swept(base, problem, runs_of(0, 1), ())
-    costs: list[tuple[float, float]] = []
-    same_winner = same_answer = 0
-    regrets: list[float] = []
-    of_answer: list[float] = []
-    random_regrets: list[float] = []
-    spreads: list[float] = []
+    repeat_of(base, problem, 0, 1, ())
     for seed in range(arguments.repeats):
-        start = time.perf_counter()
-        with_peft(base, data, 8, seed, arguments.epochs)
-        peft = time.perf_counter() - start
-        full, full_seconds = swept(base, problem, runs_of(seed, arguments.epochs), ())
-        short, short_seconds = swept(base, problem, runs_of(seed, arguments.epochs), arguments.rungs)
-        every, chosen = choice_of(full), choice_of(short)
-        costs.append((full_seconds / peft, short_seconds / peft))
-        same_winner += every.winner == chosen.winner
-        same_answer += every.answer.split("-")[0] == chosen.answer.split("-")[0]
-        best = every.test[every.winner]
-        regrets.append(100 * (best - chosen.test[chosen.winner]))
-        of_answer.append(100 * (every.test[every.answer] - chosen.test[chosen.answer]))
-        random_regrets.append(100 * (best - statistics.mean(every.test.values())))
-        spreads.append(100 * (max(every.test.values()) - min(every.test.values())))
+        if seed not in repeats:
+            repeats[seed] = one = repeat_of(base, problem, seed, arguments.epochs, arguments.rungs)
+            if arguments.notes is not None:
+                with arguments.notes.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"settings": settings, "seed": seed, "repeat": asdict(one)}) + "\n")
+        one = repeats[seed]
         print(
-            f"seed {seed}: full {costs[-1][0]:.2f}, rungs {costs[-1][1]:.2f} peft runs of {peft:.1f} s; winner "
-            f"{every.winner} and {chosen.winner}, answer {every.answer} and {chosen.answer}; regret {regrets[-1]:+.2f}",
+            f"seed {seed}: full {one.full / one.peft:.2f}, rungs {one.rungs / one.peft:.2f} peft runs of {one.peft:.1f} s; "
+            f"winner {one.every.winner} and {one.chosen.winner}, answer {one.every.answer} and {one.chosen.answer}; "
+            f"regret {one.regret:+.2f}",
             flush=True,
         )
-    n = arguments.repeats
+    text = summary([repeats[seed] for seed in range(arguments.repeats)], settings)
+    print(text)
+    if arguments.record:
+        with Path(__file__).with_name("RESULTS.md").open("a", encoding="utf-8") as file:
+            file.write(text)
 
-    def cost(i: int) -> str:
-        values = sorted(one[i] for one in costs)
-        return f"{statistics.median(values):.2f} ({values[0]:.2f} to {values[-1]:.2f})"
 
-    within = sum(regret <= 0.5 for regret in regrets)
-    rungs = ",".join(map(str, arguments.rungs))
-    text = (
-        f"\n## {datetime.now(UTC):%Y-%m-%d} rungs.py --repeats {n} --epochs {arguments.epochs} --rungs {rungs} "
-        f"--threads {arguments.threads}\n\n"
+def summary(repeats: Sequence[Repeat], settings: str) -> str:
+    """The section of RESULTS.md."""
+    n = len(repeats)
+
+    def cost(values: Sequence[float]) -> str:
+        return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+    def points(values: Sequence[float]) -> str:
+        return f"{statistics.mean(values):+.2f} ({max(values):+.2f})"
+
+    same_winner = sum(one.every.winner == one.chosen.winner for one in repeats)
+    same_answer = sum(one.every.answer.split("-")[0] == one.chosen.answer.split("-")[0] for one in repeats)
+    within = sum(one.regret <= 0.5 for one in repeats)
+    spreads = [one.spread for one in repeats]
+    return (
+        f"\n## {datetime.now(UTC):%Y-%m-%d} rungs.py --repeats {n} {settings}\n\n"
         f"torch {metadata.version('torch')}, peft {metadata.version('peft')}, Python {platform.python_version()}, "
         f"{platform.machine()} CPU. 16 configurations; test accuracy spreads over {min(spreads):.1f} to "
         f"{max(spreads):.1f} points.\n\n"
         "| | cost in runs of peft, median (range) | winner as in the full sweep | within 0.5 points of it | answer of the "
         "same rank | regret of the winner, mean (worst) | of the answer, mean (worst) |\n|---|---|---|---|---|---|---|\n"
-        f"| full sweep | {cost(0)} | | | | | |\n"
-        f"| with rungs | {cost(1)} | {same_winner} of {n} | {within} of {n} | {same_answer} of {n} | "
-        f"{statistics.mean(regrets):+.2f} ({max(regrets):+.2f}) | {statistics.mean(of_answer):+.2f} ({max(of_answer):+.2f}) |\n"
-        f"| random choice | | 1 in 16 | | 1 in 4 | {statistics.mean(random_regrets):+.2f} ({max(random_regrets):+.2f}) | |\n"
+        f"| full sweep | {cost([one.full / one.peft for one in repeats])} | | | | | |\n"
+        f"| with rungs | {cost([one.rungs / one.peft for one in repeats])} | {same_winner} of {n} | {within} of {n} "
+        f"| {same_answer} of {n} | {points([one.regret for one in repeats])} "
+        f"| {points([one.regret_of_answer for one in repeats])} |\n"
+        f"| random choice | | 1 in 16 | | 1 in 4 | {points([one.regret_at_random for one in repeats])} | |\n"
     )
-    print(text)
-    if arguments.record:
-        with Path(__file__).with_name("RESULTS.md").open("a", encoding="utf-8") as file:
-            file.write(text)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ class PackedAdamW:
             )
 
     def _views(self, vector: Tensor, keys: Sequence[tuple[int, str]]) -> list[Tensor]:
-        return [self._store.buckets[i].view(vector, key) for i, key in keys]
+        return [self._store.buckets[i].flat(vector, key) for i, key in keys]
 
     def state(self) -> dict[str, State]:
         """Each adapter's moments by its name: "first/<tensor>" and "second/<tensor>", cut to its rank.

@@ -7,14 +7,10 @@ from torch import Tensor, nn
 
 from rankwise.lora.layer_types import LayerType, weight_of
 from rankwise.pack.groups import Groups
-from rankwise.pack.linear import Layer, PackedDense, PackedLinear, Segment
+from rankwise.pack.linear import Layer, Segment, factored
 from rankwise.pack.noise import Noise
 from rankwise.pack.parts import Part, parts_of
 from rankwise.pack.store import Gradient, Store
-
-# torch leaves `Function.apply` untyped.
-_factored: Callable[..., Tensor] = PackedLinear.apply  # pyright: ignore[reportAssignmentType]
-_dense: Callable[..., Tensor] = PackedDense.apply  # pyright: ignore[reportAssignmentType]
 
 
 class LinearLayer:
@@ -40,7 +36,7 @@ class LinearLayer:
         self._drops = bool(self._dropout.any())
         self._any_whole = any(part.whole for part in self._parts)
         self._layers: dict[object, Layer] = {}
-        self._dense: dict[int, bool] = {}
+        self._cheapest: dict[int, Callable[..., Tensor] | None] = {}
         self._whole = {
             (part.i, key): self._leaf(part.i, key)
             for part in self._parts
@@ -94,12 +90,12 @@ class LinearLayer:
             layer = self._layers[groups] = Layer(self._weight, self._bias, self._size, segments, groups)
         if dropped is None and groups is None:
             rows = x.shape[1]
-            dense = self._dense.get(rows)
-            if dense is None:
-                dense = self._dense[rows] = layer.dense_is_cheaper(rows)
-            if dense:
-                return _dense(self._store.anchor, x, layer)
-        return _factored(self._store.anchor, x, dropped, layer)
+            if rows not in self._cheapest:
+                self._cheapest[rows] = layer.cheapest(rows)
+            way = self._cheapest[rows]
+            if way is not None:
+                return way(self._store.anchor, x, layer)
+        return factored(self._store.anchor, x, dropped, layer)
 
     def _run_part(self, part: Part, x: Tensor, dropped: Tensor | None) -> Tensor:
         """One bucket's adapters, where some bucket trains the layer whole."""
@@ -117,7 +113,7 @@ class LinearLayer:
         if layer is None:
             segments = [self._segment(part, None, part.start)]
             layer = self._layers[part] = Layer(self._weight, self._bias, part.stop - part.start, segments)
-        return _factored(self._store.anchor, own, None if dropped is None else dropped[part.start : part.stop], layer)
+        return factored(self._store.anchor, own, None if dropped is None else dropped[part.start : part.stop], layer)
 
     def _segment(self, part: Part, groups: Groups | None, first: int = 0) -> Segment:
         A, B = self._store.low_rank(part.i, self._name)

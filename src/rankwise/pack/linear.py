@@ -2,15 +2,19 @@ r"""One Linear layer of a pack: the shared frozen product, and every adapter's u
 
 $$y_k = W x_k + b + s_k B_k A_k x_k \qquad k = 1 \dots K$$
 
-Two ways, chosen by their cost:
+Three ways, chosen by their cost:
 
 - *factored*: W x is one product over all rows, each adapter's update is added through its r-wide z = A x. Where the
   adapters still read the same batch (the layer is the branch point), W x runs once for each batch.
-- *dense*: W + s B A is formed for each adapter. Cheaper where a layer is thin and there are many rows: half the calls.
+- *merged*: V = W + s B A is formed for each adapter, used, and formed again in the backward pass; gradients of A and B
+  go through r-wide products. Cheaper than factored where there are more rows than the layer is wide.
+- *dense*: V is formed for each adapter, and so is its gradient. Cheaper where a layer is thin and there are many rows:
+  half the calls.
 
-The backward pass is written out, for factored and dense:
+The backward pass is written out, for factored, merged and dense:
 
 $$dz = s\,B^T dy^T, \qquad dA = dz\,x, \qquad d(sB) = dy^T z^T, \qquad dx = dy\,W + dz^T A$$
+$$z = A x^T, \qquad dz, dA, d(sB) \text{ as factored}, \qquad dx = dy\,(W + s B A)$$
 $$dW = dy^T x, \qquad dA = s\,B^T dW, \qquad d(sB) = dW A^T, \qquad dx = dy\,(W + s B A)$$
 
 Gradients of A and B are not handed to autograd but written where the optimiser reads them. Why a function of its own:
@@ -18,7 +22,7 @@ plain autograd keeps more tensors, records a dozen nodes a bucket, can't add in 
 copies every gradient. `rankwise.lora.maths.lora_update` is the same in one line.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,17 +73,44 @@ class Layer:
     segments: Sequence[Segment]
     groups: Groups | None = None
 
-    def dense_is_cheaper(self, rows: int) -> bool:
-        """Whether to form W + s B A for every adapter, when each has so many rows."""
-        if self.groups is not None:
-            return False
+    def cheapest(self, rows: int) -> "Callable[[Tensor, Tensor, Layer], Tensor] | None":
+        """The way without a detour through the adapters' own inputs that is cheapest when each has so many rows.
+
+        Returns:
+            `merged` or `dense`; None for `factored`.
+        """
+        # Where W is of half precision, W + s B A would lose what A and B have learned.
+        if self.groups is not None or self.weight.dtype not in (torch.float32, torch.float64):
+            return None
         d_out, d_in = self.weight.shape
         R = sum(segment.A.shape[0] * segment.A.shape[1] for segment in self.segments)
-        dense = self.size * rows * d_in * d_out + 3 * R * d_in * d_out
-        factored = 3 * R * rows * (d_in + d_out)
-        # Multiplications beyond the frozen layer's own. 1.25: what half the calls are worth on small layers, where
-        # the choice matters; on large ones the two sides differ by far more.
-        return dense <= 1.25 * factored
+        # Multiplications beyond the frozen layer's own.
+        through = R * rows * (d_in + d_out)
+        factored = 3 * through
+        merged_ = 2 * through + 2 * R * d_in * d_out
+        dense_ = self.size * rows * d_in * d_out + 3 * R * d_in * d_out
+        # 1.25: what half the calls are worth on small layers, where the choice matters; on large ones the two sides
+        # differ by far more.
+        if dense_ <= 1.25 * min(factored, merged_):
+            return dense
+        return merged if merged_ < factored else None
+
+    def sums(self) -> Float[Tensor, "K d_out d_in"]:
+        """W + s B A of every adapter."""
+        if len(self.segments) == 1 and self.segments[0].stop - self.segments[0].start == self.size:
+            return torch.baddbmm(self.weight, self.segments[0].B, self.segments[0].A)
+        weights = self.weight.new_empty(self.size, *self.weight.shape)
+        end = 0
+        for segment in self.segments:
+            weights[end : segment.start] = self.weight
+            torch.baddbmm(self.weight, segment.B, segment.A, out=weights[segment.start : segment.stop])
+            end = segment.stop
+        weights[end:] = self.weight
+        return weights
+
+    def apply_to(self, x: Float[Tensor, "K rows d_in"], weights: Float[Tensor, "K d_out d_in"]) -> Tensor:
+        """x V^T + b for every adapter."""
+        return torch.bmm(x, weights.mT) if self.bias is None else torch.baddbmm(self.bias, x, weights.mT)
 
 
 class PackedLinear(torch.autograd.Function):
@@ -134,14 +165,14 @@ class PackedLinear(torch.autograd.Function):
                 segment.A_grad.add(dz, x_update[own])
             else:
                 segment.A_grad.add_by_batch(dz, x_update, segment.runs)
-            segment.B_grad.add(dy_own, z.mT)
+            segment.B_grad.add_transposed(z, dy[own])
             if dx_update is not None:
                 dx_update[own].baddbmm_(dz.mT, segment.A)
         return None, dx, dx_update if ctx.dropped else None, None
 
 
-class PackedDense(torch.autograd.Function):
-    """The same with W + s B A formed for every adapter; see the module's docstring.
+class PackedMerged(torch.autograd.Function):
+    """The same with W + s B A formed for every adapter, and gradients through z; see the module's docstring.
 
     Args of `apply`: as `PackedLinear`, without `x_update`; every adapter has rows of its own.
     """
@@ -150,18 +181,40 @@ class PackedDense(torch.autograd.Function):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, anchor: Tensor, x: Float[Tensor, "K rows d_in"], layer: Layer
     ) -> Float[Tensor, "K rows d_out"]:
-        weights = x.new_empty(layer.size, *layer.weight.shape)
-        end = 0
+        ctx.layer = layer
+        ctx.save_for_backward(x)
+        return layer.apply_to(x, layer.sums())
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        layer: Layer = ctx.layer
+        (x,) = ctx.saved_tensors
+        dy = dy.contiguous()
         for segment in layer.segments:
-            weights[end : segment.start] = layer.weight
-            torch.baddbmm(layer.weight, segment.B, segment.A, out=weights[segment.start : segment.stop])
-            end = segment.stop
-        weights[end:] = layer.weight
+            own = slice(segment.start, segment.stop)
+            dz = torch.bmm(segment.B.mT, dy[own].mT)
+            z = torch.bmm(segment.A, x[own].mT)
+            segment.A_grad.add(dz, x[own])
+            segment.B_grad.add_transposed(z, dy[own])
+        # Formed again, not kept: kept, K layers' weights would lie beside every activation.
+        dx = torch.bmm(dy, layer.sums()) if ctx.needs_input_grad[1] else None
+        return None, dx, None
+
+
+class PackedDense(torch.autograd.Function):
+    """The same with W + s B A and its gradient formed for every adapter; see the module's docstring.
+
+    Args of `apply`: as `PackedLinear`, without `x_update`; every adapter has rows of its own.
+    """
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, anchor: Tensor, x: Float[Tensor, "K rows d_in"], layer: Layer
+    ) -> Float[Tensor, "K rows d_out"]:
+        weights = layer.sums()
         ctx.layer = layer
         ctx.save_for_backward(x, weights)
-        if layer.bias is None:
-            return torch.bmm(x, weights.mT)
-        return torch.baddbmm(layer.bias, x, weights.mT)
+        return layer.apply_to(x, weights)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -173,7 +226,7 @@ class PackedDense(torch.autograd.Function):
         for segment in layer.segments:
             own = dW[segment.start : segment.stop]
             segment.A_grad.add(segment.B.mT, own)
-            segment.B_grad.add(own, segment.A.mT)
+            segment.B_grad.add_transposed(segment.A, own.mT)
         return None, dx, None
 
 
@@ -185,3 +238,9 @@ def _on_inputs(left: Tensor, x_T: Tensor, segment: Segment) -> Tensor:
     for run in segment.runs:
         torch.bmm(run.stacked(left), x_T[run.batches], out=run.stacked(product))
     return product
+
+
+# torch leaves `Function.apply` untyped.
+factored: Callable[..., Tensor] = PackedLinear.apply  # pyright: ignore[reportAssignmentType]
+merged: Callable[..., Tensor] = PackedMerged.apply  # pyright: ignore[reportAssignmentType]
+dense: Callable[..., Tensor] = PackedDense.apply  # pyright: ignore[reportAssignmentType]

@@ -139,6 +139,24 @@ class Pack:
         Returns:
             Each adapter's loss, before the step.
         """
+        losses = self.gradients(batch, rows)
+        if max_norm is not None:
+            clip_gradients(self.store, max_norm)
+        self._optimiser.step(lr, weight_decay)
+        self.store.refresh()
+        self.steps += 1
+        return losses
+
+    def gradients(self, batch: Batch, rows: int | None = None) -> Tensor:
+        """The first half of a step: every adapter's gradients into the store, inside `attached(training=True)`.
+
+        Args:
+            batch: As for `step`.
+            rows: As for `step`.
+
+        Returns:
+            Each adapter's loss.
+        """
         n = tensors_of(batch)[0].shape[1]
         self.store.begin()
         if rows is None or rows >= n:
@@ -149,11 +167,6 @@ class Pack:
             self.store.finish()
         else:
             losses = self._accumulate(batch, n, rows)
-        if max_norm is not None:
-            clip_gradients(self.store, max_norm)
-        self._optimiser.step(lr, weight_decay)
-        self.store.refresh()
-        self.steps += 1
         return losses.detach()
 
     def _accumulate(self, batch: Batch, n: int, rows: int) -> Tensor:

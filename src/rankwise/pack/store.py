@@ -33,6 +33,11 @@ class Gradient:
         self.stack.baddbmm_(left, right, beta=0.0 if self.fresh else 1.0)
         self.fresh = False
 
+    def add_transposed(self, left: Tensor, right: Tensor) -> None:
+        """Add the transpose of left @ right: fast for up-projections, which lie transposed in the vectors."""
+        self.stack.mT.baddbmm_(left, right, beta=0.0 if self.fresh else 1.0)
+        self.fresh = False
+
     def add_by_batch(self, left: Tensor, x: Tensor, runs: Sequence[Run]) -> None:
         """Add left_k @ x_k, for left (K, n, m) and batches x (G, m, p) that several adapters read."""
         for run in runs:
@@ -157,7 +162,7 @@ class Store:
         for bucket, mask, cut in pairs:
             for key in bucket.shapes:
                 for before, after in zip(all_vectors, result, strict=True):
-                    cut.view(after, key).copy_(bucket.view(before, key)[mask])
+                    cut.flat(after, key).copy_(bucket.flat(before, key)[mask])
         self._take(result[0])
         return result[1:]
 
@@ -165,15 +170,15 @@ class Store:
         """Overwrite in one vector, from another, the numbers of the adapters where mask (K,) is true."""
         for bucket, own in zip(self.buckets, mask.split([len(b) for b in self.buckets]), strict=True):
             for key in bucket.shapes:
-                bucket.view(target, key)[own] = bucket.view(source, key)[own]
+                bucket.flat(target, key)[own] = bucket.flat(source, key)[own]
 
     def norms(self, vector: Tensor) -> Tensor:
         """The norm of each adapter's part of a vector: (K,)."""
         return torch.cat(
             [
-                torch.stack(
-                    [torch.linalg.vector_norm(bucket.view(vector, key).flatten(1), dim=1) for key in bucket.shapes]
-                ).norm(dim=0)
+                torch.stack([torch.linalg.vector_norm(bucket.flat(vector, key), dim=1) for key in bucket.shapes]).norm(
+                    dim=0
+                )
                 for bucket in self.buckets
             ]
         )
@@ -181,8 +186,8 @@ class Store:
     def multiply(self, vector: Tensor, factor: Tensor) -> None:
         """Multiply each adapter's part of a vector with its own factor (K,), in place."""
         for bucket, own in zip(self.buckets, factor.split([len(b) for b in self.buckets]), strict=True):
-            for key, shape in bucket.shapes.items():
-                bucket.view(vector, key).mul_(own.view(-1, *[1] * len(shape)))
+            for key in bucket.shapes:
+                bucket.flat(vector, key).mul_(own.view(-1, 1))
 
     def rates(self, lr: Tensor) -> Tensor:
         """A vector with each adapter's learning rate (K,) at all its numbers, times its `whole_rate` where due."""
