@@ -171,3 +171,13 @@ def test_training_one_adapter(folders: Path, tmp_path: Path, capsys: pytest.Capt
     capsys.readouterr()
     assert main(["train", *flags, "--overwrite", "--rank", "2,4"]) == 2
     assert "rankwise train trains one adapter, and --ranks names 2" in capsys.readouterr().err
+
+
+def test_over_a_quantised_base(folders: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    out = tmp_path / "out"
+    assert run(folders, out, "llama", "sft", "--search", "0", "--quantize", "int8") == 0
+    results = read_results(out)
+    assert [c["method"] for c in results["configurations"]] == ["lora", "lora"]
+    assert any("linear layers of the base are kept in int8" in note for note in results["notes"])
+    assert min(c["mean"] for c in results["configurations"]) < results["base"]["metric"]

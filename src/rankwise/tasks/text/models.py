@@ -1,6 +1,7 @@
 """Language models by folder, hub name or GGUF file, ready for a task, with what the user should know about them."""
 
 import json
+import logging as standard_logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -299,11 +300,18 @@ def _quiet() -> Generator[None]:
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    # torchao, where it is installed, tells at length which of its GPU kernels a machine without a GPU lacks.
+    noisy = {name: standard_logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")}
+    levels = {name: logger.level for name, logger in noisy.items()}
+    for logger in noisy.values():
+        logger.setLevel(standard_logging.ERROR)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
+        for name, logger in noisy.items():
+            logger.setLevel(levels[name])
         if bars:
             logging.enable_progress_bar()

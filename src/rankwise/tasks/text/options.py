@@ -106,6 +106,8 @@ class TextOptions:
         separator: What stands between prompt and completion.
         join: Join short examples to full rows, without attention from one to another.
         dtype: Numbers of the base: float32, bfloat16 or float16 (the last two on a GPU).
+        quantize: Keep the linear layers of the base in 8 bits (int8) or 4 (nf4), without full fine-tuning. [default:
+            as they are]
         device: Where to compute: cpu, cuda, cuda:1.
         attention: transformers' implementation: sdpa, eager, ... [default: its choice]
         trust_remote_code: Run Python code that comes with the model.
@@ -165,6 +167,7 @@ class TextOptions:
     join: Annotated[bool, Parameter(group=TEXTS, negative="", show_default=False)] = False
 
     dtype: Annotated[str, Parameter(group=BASE)] = "float32"
+    quantize: Annotated[str | None, Parameter(group=BASE)] = None
     device: Annotated[str, Parameter(group=BASE)] = "cpu"
     attention: Annotated[str | None, Parameter(group=BASE)] = None
     trust_remote_code: Annotated[bool, Parameter(group=BASE, negative="", show_default=False)] = False

@@ -65,9 +65,10 @@ def run_text(options: TextOptions, place: Place, progress: Progress) -> tuple[Re
     )
     ready = TASKS[options.task](options, *load_examples(where, options.task))
     check_model(ready.loaded.model)
+    notes = [*ready.notes, *_quantised(options, ready)]
     if options.gradient_checkpointing:
         _checkpoint(ready.loaded.model)
-    for line in [*ready.notes, *([ready.example] if ready.example else [])]:
+    for line in [*notes, *([ready.example] if ready.example else [])]:
         progress.message(line)
     problem = Problem(
         splits={DATA: ready.splits, **_search_splits(options, ready.splits)},
@@ -89,13 +90,28 @@ def run_text(options: TextOptions, place: Place, progress: Progress) -> tuple[Re
         search=Search(data=SEARCH, rungs=options.search_rungs) if SEARCH in problem.splits else None,
         widen=options.widen,
         tolerance=options.tolerance,
-        notes=ready.notes,
+        notes=notes,
         beside=ready.beside,
     )
     experiment.check()
     beginning = take_up(place) if place.resume else begin(place)
     results, _, files = carry_out(experiment, beginning, place, progress)
     return results, files
+
+
+def _quantised(options: TextOptions, ready: Ready) -> list[str]:
+    """Quantise the base where that is asked for, and say what it saves."""
+    if options.quantize is None:
+        return []
+    from rankwise.quantising import quantize
+
+    report = quantize(ready.loaded.model, options.quantize, skip=ready.loaded.head)
+    before, after = (sum(sizes) / 2**20 for sizes in zip(*report.layers.values(), strict=True))
+    baseline = "; there is no full fine-tuning of it" if options.baseline else ""
+    return [
+        f"{len(report.layers)} linear layers of the base are kept in {options.quantize}: {after:.1f} MiB in place of "
+        f"{before:.1f}{baseline}."
+    ]
 
 
 def _checkpoint(model: Any) -> None:
@@ -143,7 +159,8 @@ def candidates_of(options: TextOptions, ready: Ready) -> list[Candidate]:
         )
         for r in options.ranks
     ]
-    full = (options.baseline_lr or True) if options.baseline else False
+    # A quantised weight can't be trained.
+    full = (options.baseline_lr or True) if options.baseline and options.quantize is None else False
     return [
         *ranks,
         *baselines(loaded.model, loaded.head, training, options.lr, full, options.head_lr, loaded.initial_head),
