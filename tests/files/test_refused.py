@@ -88,7 +88,7 @@ def test_tensors_that_do_not_fit(saved, change, message):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("use_dora", True),
+        ("use_qalora", True),
         ("lora_bias", True),
         ("peft_type", "IA3"),
         ("target_parameters", ["w"]),

@@ -120,8 +120,8 @@ def test_unknown_variants_that_are_off_pass(saved):
 
 
 def test_known_variants_are_refused_even_so(saved):
-    edit(saved, use_dora=True)
-    with pytest.raises(AdapterFileError, match="sets use_dora = true"):
+    edit(saved, use_qalora=True)
+    with pytest.raises(AdapterFileError, match="sets use_qalora = true"):
         load_adapter(mlp(), saved, strict=False)
 
 

@@ -274,3 +274,42 @@ def test_shared_weights_and_those_read_without_a_call_train_as_injected(make: ty
         pairs = adapter_tensors(alone).items()
         theirs = {f"{name}.{key}": t.detach() for name, pair in pairs for key, t in zip("AB", pair, strict=True)}
         assert update_difference(pack.states()[member.name], theirs, start[member.name]) <= 1e-10
+
+
+class Experts(nn.Module):
+    """A mixture of experts as transformers keeps it: stacks of matrices, read without a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(4, 3)
+        self.up = nn.Parameter(torch.randn(3, 5, 4))
+        self.down = nn.Parameter(torch.randn(3, 4, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.einsum("eoi,bi->beo", self.up, x).relu()
+        return torch.einsum("eoi,bei,be->bo", self.down, hidden, self.router(x).softmax(-1))
+
+
+def test_stacks_of_experts_train_as_injected_adapter_by_adapter() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), Experts()).double()
+    members = [Member(name=f"r{r}", lora=LoRAConfig(r=r, target_modules=["0", "up", "down"])) for r in (1, 3, 4)]
+    x, y = torch.randn(1, 5, 4, dtype=torch.float64), torch.arange(5).remainder(4).view(1, 5)
+    pack = Pack(model, members, lambda out, batch: F.cross_entropy(out, batch[1], reduction="none"))
+    start = pack.states()
+    with pack.attached((x[0], y[0]), training=True):
+        for _ in range(5):
+            pack.step((x, y), torch.full((3,), 1e-2, dtype=torch.float64), None, None)
+    assert any("one after another" in note for note in pack.notes)
+    for member in members:
+        alone = copy.deepcopy(model)
+        assert member.lora is not None
+        inject(alone, member.lora)
+        optimiser = torch.optim.AdamW(trainable_parameters(alone), lr=1e-2, weight_decay=0.0)
+        for _ in range(5):
+            optimiser.zero_grad()
+            F.cross_entropy(alone(x[0]), y[0]).backward()
+            optimiser.step()
+        pairs = adapter_tensors(alone).items()
+        theirs = {f"{name}.{key}": t.detach() for name, pair in pairs for key, t in zip("AB", pair, strict=True)}
+        assert update_difference(pack.states()[member.name], theirs, start[member.name]) <= 1e-10

@@ -19,10 +19,11 @@ from torch import Tensor
 from rankwise.errors import AdapterFileError, ConfigError, OutputError
 from rankwise.files.checksums import check_config, check_file, metadata_of
 from rankwise.files.findings import Findings
-from rankwise.files.keys import LINEAR_KEYS, Parts, is_pair, key_of, sorted_parts, whole_key_of
+from rankwise.files.keys import LINEAR_KEYS, MAGNITUDE_KEY, Parts, is_pair, key_of, sorted_parts, whole_key_of
 from rankwise.files.peft_config import (
     CONFIG_FILE,
     SCALING_OF_RSLORA,
+    VARIANT_OF_DORA,
     check_unknown_fields,
     fields_of,
     foreign_fields,
@@ -41,6 +42,7 @@ def write_adapter(
     tensors: Mapping[str, tuple[Tensor, Tensor]],
     *,
     whole: Mapping[str, Tensor] | None = None,
+    magnitudes: Mapping[str, Tensor] | None = None,
     base_name: str | None = None,
     base_weights: Mapping[str, Tensor | None] | None = None,
     model_names: Iterable[str] = (),
@@ -56,6 +58,7 @@ def write_adapter(
             layers than Linear. Types are kept.
         whole: Path of a parameter or buffer -> what the adapter has in its place. `modules_to_save` and `bias` of the
             configuration must announce it.
+        magnitudes: Module path -> DoRA's magnitudes, as PEFT shapes them; needed where the configuration is of DoRA.
         base_name: What the base is called; None leaves what the configuration brought along.
         base_weights: Module path -> weight of the base, for the checksums that tell another base apart;
             None where it can't be looked at, such as a quantised one.
@@ -90,6 +93,13 @@ def write_adapter(
         for name, pair in tensors.items()
         for end, tensor in zip((key_ends or {}).get(name, LINEAR_KEYS), pair, strict=True)
     }
+    named = magnitudes or {}
+    if named.keys() != (tensors.keys() if config.variant == VARIANT_OF_DORA[True] else set()):
+        raise AdapterFileError(
+            f'The variant is "{config.variant}" and {len(named)} of {len(tensors)} modules have magnitudes; '
+            'with "dora" all have, else none.'
+        )
+    keyed |= {key_of(name, MAGNITUDE_KEY): tensor for name, tensor in named.items()}
     keyed |= {whole_key_of(name, tensors): tensor for name, tensor in (whole or {}).items()}
     # Copies: safetensors refuses tensors that share memory, as slices of a stack do.
     flat = {
@@ -138,6 +148,8 @@ def read_adapter(
             f'{read.path} brings parameters trained whole ("{next(iter(read.parts.whole))}"), beside A and B; '
             "load_adapter puts them into a model."
         )
+    if read.parts.magnitudes:
+        findings.add(f"{read.path} is of a DoRA adapter, whose magnitudes only load_adapter can use.")
     return read.config, read.parts.pairs
 
 
@@ -241,6 +253,7 @@ def _config_of(where: Path, fields: Mapping[str, Any], parts: Parts, findings: F
             scaling=SCALING_OF_RSLORA[bool(fields.get("use_rslora"))],
             modules_to_save=tuple(fields.get("modules_to_save") or ()),
             bias=fields.get("bias") or "none",
+            variant=VARIANT_OF_DORA[bool(fields.get("use_dora"))],
             extra=foreign_fields(fields),
         )
     except ConfigError as error:

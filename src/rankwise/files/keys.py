@@ -14,6 +14,9 @@ PREFIX = "base_model.model"
 BASE_LAYER = "base_layer"
 """What PEFT puts between an adapted layer and its own parameters."""
 
+MAGNITUDE_KEY = "lora_magnitude_vector"
+"""End of the key of DoRA's magnitudes."""
+
 LINEAR_KEYS = ("lora_A.weight", "lora_B.weight")
 """Ends of the keys of A and B, where a layer type has none of its own."""
 
@@ -21,7 +24,7 @@ _RESIZED = {"embed_tokens", "lm_head"}
 """Layers whose weight PEFT saves whole, without saying so in its settings, after the vocabulary was resized."""
 
 _CAUSES = {
-    r".*lora_magnitude_vector.*": "It is of a DoRA adapter, which isn't supported.",
+    rf".*{MAGNITUDE_KEY}.*": "It is of a DoRA adapter, but the settings don't say use_dora.",
     r".*lora_B\.bias": "It is a bias of an adapter (lora_bias), which isn't supported.",
     r".*\.lora_[AB]": "It is of loralib, whose files aren't read.",
     r".*lora_[AB]\.[^.]+\.weight": "It names an adapter inside the key: was it saved with state_dict()?",
@@ -37,10 +40,12 @@ class Parts:
     Args:
         pairs: Module path -> (A, B).
         whole: Path of a parameter or buffer of the base -> what the adapter has in its place.
+        magnitudes: Module path -> DoRA's magnitudes, in PEFT's shape.
     """
 
     pairs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     whole: dict[str, Tensor] = field(default_factory=dict)
+    magnitudes: dict[str, Tensor] = field(default_factory=dict)
 
 
 def key_of(name: str, end: str) -> str:
@@ -85,8 +90,12 @@ def sorted_parts(where: object, flat: Mapping[str, Tensor], fields: Mapping[str,
     """
     halves: dict[str, dict[str, Tensor]] = {}
     others: dict[str, str] = {}
+    magnitudes: dict[str, Tensor] = {}
     for key in flat:
         inside = key.removeprefix(f"{PREFIX}.")
+        if fields.get("use_dora") and inside != key and inside.endswith(MAGNITUDE_KEY):
+            magnitudes[inside.removesuffix(MAGNITUDE_KEY).rstrip(".")] = flat[key]
+            continue
         end = next((end for end in KEY_ENDS if inside == end or inside.endswith(f".{end}")), None)
         if inside == key or (end is None and "lora_" in key):
             findings.add(_of_no_use(where, key))
@@ -98,6 +107,11 @@ def sorted_parts(where: object, flat: Mapping[str, Tensor], fields: Mapping[str,
     for name, half in halves.items():
         if _is_pair(where, name, half, findings):
             parts.pairs[name] = (half["A"], half["B"])
+    for name in sorted(magnitudes.keys() ^ parts.pairs.keys()) if fields.get("use_dora") else ():
+        missing = MAGNITUDE_KEY if name in parts.pairs else LINEAR_KEYS[0]
+        findings.add(f'{where} has no "{key_of(name, missing)}"; with use_dora every module has A, B and magnitudes.')
+        parts.pairs.pop(name, None)
+    parts.magnitudes = {name: tensor for name, tensor in magnitudes.items() if name in parts.pairs}
     is_whole = _test_of_whole(fields, halves)
     for key, inside in others.items():
         name = _path_of_whole(inside)

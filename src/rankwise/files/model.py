@@ -13,7 +13,13 @@ from rankwise.files.findings import Findings
 from rankwise.files.fit import find_missing, saved_modules_of_file, whole_of_file
 from rankwise.files.folder import read_whole, write_adapter
 from rankwise.files.peft_config import CONFIG_FILE
-from rankwise.files.placing import as_filed, key_ends, targets_of_file
+from rankwise.files.placing import (
+    as_filed,
+    key_ends,
+    magnitudes_as_filed,
+    magnitudes_of_file,
+    targets_of_file,
+)
 from rankwise.lora.adapter import layers_with, lora_of
 from rankwise.lora.inject import Report, attach, check_new_name, collector_paused
 from rankwise.lora.modules import named_once
@@ -76,6 +82,7 @@ def save_adapter(
             config,
             tensors,
             whole=whole_tensors(model, name),
+            magnitudes=magnitudes_as_filed(model, layers, name),
             base_weights=_base_weights({path: (layer, lora.parameter) for path, (layer, lora) in layers.items()}),
             base_name=base_name,
             model_names=[paths[0] for _, paths in named_once(model)],
@@ -138,7 +145,8 @@ def load_adapter(
         base = _base_weights({target.name: (target.module, target.parameter) for target in targets})
         notes = check_base(read.path, read.metadata, base, findings)
         config = replace(read.config, modules_to_save=saved_modules_of_file(modules, read, whole))
-        report = attach(model, Targets(targets, []), converted, config, name, whole)
+        own = magnitudes_of_file(model, targets, read.parts.magnitudes, findings) if read.parts.magnitudes else None
+        report = attach(model, Targets(targets, []), converted, config, name, whole, own)
     return LoadReport(**vars(report), findings=findings.listed, notes=notes)
 
 

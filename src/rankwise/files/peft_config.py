@@ -15,13 +15,15 @@ from rankwise.lora.patterns import as_list, matching_values, pinned
 
 CONFIG_FILE = "adapter_config.json"
 
+VARIANT_OF_DORA = {False: "lora", True: "dora"}
+
 SCALING_OF_RSLORA = {False: "alpha/r", True: "alpha/sqrt(r)"}
 
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     # Other inits move the base's weights, so A and B alone don't give the model back.
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
-    **dict.fromkeys(("use_dora", "lora_bias", "use_qalora", "use_bdlora"), (False, None)),
+    **dict.fromkeys(("lora_bias", "use_qalora", "use_bdlora"), (False, None)),
     **dict.fromkeys(
         (
             "layer_replication",
@@ -91,6 +93,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "r": (_is_rank, "a whole number of at least 1"),
     "lora_alpha": (_is_number, "a finite number"),
     "lora_dropout": (_is_number, "a finite number"),
+    "use_dora": (lambda value: value is None or isinstance(value, bool), "true or false"),
     "use_rslora": (lambda value: value is None or isinstance(value, bool), "true or false"),
     "target_modules": (_is_names, "a list of names or one regular expression"),
     "exclude_modules": (_is_names, "a list of names or one regular expression"),
@@ -144,7 +147,7 @@ def fields_of(config: LoRAConfig, ranks: Mapping[str, int], model_names: Iterabl
         "r": config.r,
         "rank_pattern": _as_peft(pinned(ranks, config.r)),
         "target_modules": names if reached.keys() <= ranks.keys() else "|".join(map(re.escape, names)),
-        "use_dora": False,
+        "use_dora": config.variant == VARIANT_OF_DORA[True],
         "use_rslora": config.scaling == SCALING_OF_RSLORA[True],
     }
 

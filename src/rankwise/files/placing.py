@@ -12,11 +12,14 @@ from rankwise.files.layer_tensors import form_of
 from rankwise.lora.adapter import LoRA
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer_types import obstacle
+from rankwise.lora.layer_types.convolution import Convolution
+from rankwise.lora.layer_types.sliced import block_form
 from rankwise.lora.modules import Named, named_once
 from rankwise.lora.patterns import matching_values, pinned
 from rankwise.lora.readers import Weight, layers_and_owned, other_parameters, reader_of
 from rankwise.lora.targets import Target
 from rankwise.lora.ties import find_ties, flip, sharers
+from rankwise.lora.variants import VARIANTS
 
 Pair = tuple[Tensor, Tensor]
 Layers = Mapping[str, tuple[nn.Module, LoRA]]
@@ -64,12 +67,48 @@ def as_filed(
     alphas: dict[str, float] = {}
     patterned = matching_values(config.alpha_pattern, layers)
     for path, (layer, lora) in layers.items():
-        row, filed = lora.layer_type, _file_path(path, attentions)
+        row, filed = lora.row_of(name), _file_path(path, attentions)
         A, B = (tensor.detach() for tensor in lora.pair(name))
-        tensors[filed] = form_of(row).write(layer, A, B)
+        # PEFT has no slices: an ordinary adapter of the summed rank is the same function.
+        whole = block_form(B, row.slices, lora.layer_type.dims(layer)[1]) if row.slices else B
+        tensors[filed] = form_of(row).write(layer, A, whole)
         growth = tensors[filed][0].shape[0] * row.stack(layer) // A.shape[0]
         alphas[filed] = patterned.get(path, config.alpha) * _alpha_factor(config, growth)
     return replace(config, alpha_pattern=pinned(alphas, config.alpha)), tensors
+
+
+def magnitudes_as_filed(model: nn.Module, layers: Layers, name: str) -> dict[str, Tensor]:
+    """Return DoRA's magnitudes as PEFT shapes them, by PEFT's path."""
+    attentions = _attentions(named_once(model))
+    return {
+        _file_path(path, attentions): tensor.detach().view(_magnitude_shape(layer, tensor.numel()))
+        for path, (layer, lora) in layers.items()
+        for tensor in lora.own(name).values()
+    }
+
+
+def magnitudes_of_file(
+    model: nn.Module, targets: Iterable[Target], magnitudes: Mapping[str, Tensor], findings: Findings
+) -> dict[str, dict[str, Tensor]]:
+    """Return DoRA's magnitudes of a file by the targets' names; in place of one that doesn't fit, ones."""
+    attentions = _attentions(named_once(model))
+    own: dict[str, dict[str, Tensor]] = {}
+    for target in targets:
+        paths = [_file_path(name, attentions) for name in (target.name, *target.aliases)]
+        path = next(path for path in paths if path in magnitudes)
+        tensor, needed = magnitudes[path], _magnitude_shape(target.module, target.d_out)
+        if tuple(tensor.shape) != needed or not tensor.is_floating_point():
+            findings.add(
+                f'The magnitudes of "{path}" have shape {tuple(tensor.shape)} and type {tensor.dtype}; the base layer '
+                f"needs {needed} floating-point numbers. Was it trained on another model?"
+            )
+            tensor = torch.ones(target.d_out)
+        own[target.name] = {"magnitude": tensor.flatten()}
+    return own
+
+
+def _magnitude_shape(layer: nn.Module, d_out: int) -> tuple[int, ...]:
+    return (1, d_out, *(1,) * len(layer.kernel_size)) if isinstance(layer, Convolution) else (d_out,)
 
 
 def key_ends(model: nn.Module, layers: Layers) -> dict[str, tuple[str, str]]:
@@ -132,7 +171,10 @@ def targets_of_file(
             continue
         targets[id(weight)] = target
         converted[target.name] = form_of(target.layer_type).read(target.module, A, B)
-    return _joined(model, modules, weights, list(targets.values()), converted, untie), converted
+    found = list(targets.values())
+    if VARIANTS[config.variant].transposes or untie:
+        found = _joined(model, modules, weights, found, converted, untie)
+    return found, converted
 
 
 def _target(

@@ -1,6 +1,7 @@
 """The module that holds A and B: submodule `lora` of an adapted layer."""
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,9 +13,12 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer_types import LayerType
 from rankwise.lora.layer_types.quantised import Before, make_quantised
 from rankwise.lora.modules import Adapter, child_name, named_once
-from rankwise.lora.readers import Reader
+from rankwise.lora.readers import Reader, show
 from rankwise.lora.ties import flip
+from rankwise.lora.variants import VARIANTS
 from rankwise.lora.whole import whole_parameters
+
+NO_ROWS: Mapping[str, LayerType] = MappingProxyType({})
 
 
 class LoRA(Adapter):
@@ -38,6 +42,10 @@ class LoRA(Adapter):
     # Defaults of the class, not set by __init__: nn.Module makes every assignment dear, and models have many layers.
     active: tuple[str, ...] = ()
     disabled: bool = False
+    varied: bool = False
+    """Whether an adapter is of another variant than LoRA itself, or on slices."""
+    rows: Mapping[str, LayerType] = NO_ROWS
+    """Rows of adapters that see the layer in a way of their own."""
     merged: tuple[str, ...] = ()
     """Adapters that stand in the layer's weight now; the hook then adds nothing."""
     base_weight: Tensor | None = None
@@ -66,12 +74,61 @@ class LoRA(Adapter):
         if not layer.training:
             self.eval()
 
-    def add(self, name: str, A: Tensor, B: Tensor, scale: float, config: LoRAConfig, weight: Tensor) -> None:
-        """Take in an adapter: in float32, or float64 over a float64 weight, and on the weight's device."""
+    def add(
+        self,
+        name: str,
+        A: Tensor,
+        B: Tensor,
+        scale: float,
+        config: LoRAConfig,
+        layer: nn.Module,
+        own: Mapping[str, Tensor] | None = None,
+        row: LayerType | None = None,
+    ) -> None:
+        """Take in an adapter: in float32, or float64 over a float64 weight, and on the weight's device.
+
+        Args:
+            name: Its name.
+            A, B: As matrices.
+            scale: s.
+            config: Kept with it.
+            layer: The layer.
+            own: What its variant trains beside A and B; None lets the variant make it.
+            row: How it sees the layer, where that differs from the other adapters' way (slices).
+        """
+        weight, variant = self.weight(layer), VARIANTS[config.variant]
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self.A[name] = nn.Parameter(A.detach().to(weight.device, dtype))
         self.B[name] = nn.Parameter(B.detach().to(weight.device, dtype))
         self.scale[name], self.configs[name] = scale, config
+        if row is not None and row.slices:
+            self.varied, self.rows = True, {**self.rows, name: row}
+        if variant.tensors:
+            if own is None:
+                with torch.no_grad():
+                    own = variant.init(self.layer_type, layer, self.A[name], self.B[name], scale)
+            for key in variant.tensors:
+                self._keep(key, name, nn.Parameter(own[key].detach().to(weight.device, dtype)))
+
+    def _keep(self, key: str, name: str, tensor: nn.Parameter) -> None:
+        """Take in what an adapter trains beside A and B."""
+        self.varied = True
+        if key not in self._modules:
+            self.add_module(key, nn.ParameterDict())
+        self.get_submodule(key).register_parameter(name, tensor)
+
+    def own(self, name: str) -> dict[str, Any]:
+        """Return what an adapter trains beside A and B."""
+        return {key: self.get_submodule(key)._parameters[name] for key in VARIANTS[self.configs[name].variant].tensors}
+
+    def row_of(self, name: str) -> LayerType:
+        """Return how an adapter sees the layer."""
+        return self.rows.get(name, self.layer_type)
+
+    def delta(self, layer: nn.Module, name: str) -> Tensor:
+        """Return what an adapter adds to the weight."""
+        variant = VARIANTS[self.configs[name].variant]
+        return variant.delta(self.row_of(name), layer, *self.pair(name), self.scale[name], self.own(name))
 
     @property
     def has_reader(self) -> bool:
@@ -108,6 +165,8 @@ class LoRA(Adapter):
         self.A[name], self.B[name] = other.A[name], other.B[name]
         self.scale[name], self.configs[name] = other.scale[name], other.configs[name]
         self.flipped += (name,) if flipped else ()
+        for key, tensor in other.own(name).items():
+            self._keep(key, name, tensor)
 
     def pair(self, name: str) -> tuple[Tensor, Tensor]:
         """Return A and B as this layer uses them."""
@@ -116,8 +175,12 @@ class LoRA(Adapter):
 
     def remove(self, name: str) -> None:
         """Forget an adapter."""
+        for key in self.own(name):
+            del self.get_submodule(key)._parameters[name]
         for kept in (self.A, self.B, self.scale, self.configs):
             del kept[name]
+        if name in self.rows:
+            self.rows = {other: row for other, row in self.rows.items() if other != name}
         self.active = tuple(active for active in self.active if active != name)
         self.flipped = tuple(flipped for flipped in self.flipped if flipped != name)
 
@@ -132,6 +195,7 @@ class LoRA(Adapter):
         kept: dict[str, Any] = self._modules
         A_of: dict[str, Tensor] = kept["A"]._parameters
         B_of: dict[str, Tensor] = kept["B"]._parameters
+        base = output
         for name in self.active:
             A, B = flip(A_of[name], B_of[name]) if name in self.flipped else (A_of[name], B_of[name])
             x = inputs
@@ -139,6 +203,10 @@ class LoRA(Adapter):
                 x = x if x.dtype == A.dtype else x.to(A.dtype)
                 if self.training and self.configs[name].dropout:
                     x = nn.functional.dropout(x, self.configs[name].dropout)
+            if self.varied and (name in self.rows or self.configs[name].variant != "lora"):
+                update = self._varied(layer, name, x, base, A, B, rest, named)
+                output = output - update.to(output.dtype)
+                continue
             # Minus the negative: the same numbers, but subtracting the +0 of B = 0 leaves every bit of the
             # output, while adding it would turn -0 into +0.
             update = layer_type.update(layer, x, A, B * -self.scale[name], *rest, **named)
@@ -146,6 +214,22 @@ class LoRA(Adapter):
                 update = update + 0.0  # it can be -0 itself: one product, no sum; or a convolution's own sum
             output = output - (update if update.dtype == output.dtype else update.to(output.dtype))
         return output
+
+    def _varied(
+        self,
+        layer: nn.Module,
+        name: str,
+        x: Tensor,
+        base: Tensor,
+        A: Tensor,
+        B: Tensor,
+        rest: tuple[Any, ...],
+        named: dict[str, Any],
+    ) -> Tensor:
+        """The negative of what an adapter of another variant adds to the layer's output, without a negative zero."""
+        forward = VARIANTS[self.configs[name].variant].forward
+        added = forward(self.row_of(name), layer, x, base, A, B, self.scale[name], self.own(name), rest, named)
+        return 0.0 - added
 
     def put_sum(self, reader: nn.Module, args: tuple[Any, ...]) -> None:
         """The pre-hook of a weight that is read without a call: let the reader find W + delta in its place."""
@@ -155,17 +239,16 @@ class LoRA(Adapter):
         weight = self.weight(layer)
         total = weight.to(self.A[self.active[0]].dtype)
         for name in self.active:
-            A, B = self.pair(name)
             # As in `add_update`: minus the negative, without a negative zero of its own.
-            total = total - (self.layer_type.delta(layer, A, B * -self.scale[name]) + 0.0)
-        _show(layer, self.parameter, weight, total.to(weight.dtype))
+            total = total - (0.0 - self.delta(layer, name))
+        show(layer, self.parameter, weight, total.to(weight.dtype))
 
     def take_sum(self, reader: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """The hook after it, called also where the forward failed: the parameter is to be seen again."""
         layer = reader.get_submodule(self.below or "")
         total = layer.__dict__.pop(self.parameter, None)
         if total is not None:
-            _show(layer, self.parameter, total, None)
+            show(layer, self.parameter, total, None)
 
     def restore(self, layer: nn.Module) -> None:
         """Give the layer its weight from before merging, bit for bit."""
@@ -201,24 +284,12 @@ class LoRA(Adapter):
             error_msgs.append(f"{prefix[:-1]} is merged into its layer; call unmerge before load_state_dict.")
         for name in self.scale:
             keys = {f"{prefix}A.{name}": self.A[name], f"{prefix}B.{name}": self.B[name]}
+            keys |= {f"{prefix}{key}.{name}": tensor for key, tensor in self.own(name).items()}
             if not any(key in state_dict for key in keys):
                 state_dict.update(keys)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-
-
-def _show(layer: nn.Module, name: str, before: Tensor, after: Tensor | None) -> None:
-    """Let a layer show a tensor in the place of a parameter; None shows the parameter again.
-
-    RNNs keep a list of their weights beside the parameters and read that.
-    """
-    if after is not None:
-        layer.__dict__[name] = after
-    listed: list[Tensor] | None = layer.__dict__.get("_flat_weights")
-    if listed is not None:
-        now = getattr(layer, name)
-        layer.__dict__["_flat_weights"] = [now if weight is before else weight for weight in listed]
 
 
 def _input_and_rest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
@@ -290,7 +361,7 @@ def adapter_tensors(model: nn.Module, name: str = "default") -> dict[str, tuple[
 
 
 def trainable_parameters(model: nn.Module, name: str = "default") -> list[nn.Parameter]:
-    """Return A and B of every module of an adapter and what it trains whole, for the optimiser.
+    """Return A and B of every module of an adapter, what its variant and what it trains whole, for the optimiser.
 
     Raises:
         AdapterError: The model has no such adapter.
@@ -303,7 +374,8 @@ def trainable_parameters(model: nn.Module, name: str = "default") -> list[nn.Par
         2
     """
     pairs = [parameter for pair in adapter_tensors(model, name).values() for parameter in pair]
-    return pairs + whole_parameters(model, name)
+    own = dict.fromkeys(tensor for _, lora in layers_with(model, name).values() for tensor in lora.own(name).values())
+    return [*pairs, *own, *whole_parameters(model, name)]
 
 
 def count_parameters(model: nn.Module, name: str = "default") -> int:

@@ -1,6 +1,7 @@
 """`LoRAConfig`: what an adapter is, and the only place with its defaults."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,9 @@ from torch import nn
 
 from rankwise.errors import ConfigError, suggest
 from rankwise.lora.inits import INITS
+from rankwise.lora.layer_types.sliced import Slice
 from rankwise.lora.maths import SCALINGS
+from rankwise.lora.variants import VARIANTS
 
 TargetPattern = str | Callable[[str, nn.Module], bool]
 """A name, a suffix, a glob, "re:..." (a regular expression matched in full), or a predicate."""
@@ -32,11 +35,16 @@ class LoRAConfig:
         exclude_modules: Patterns of modules to leave out; each must match something too.
         rank_pattern: Pattern -> r, where it differs from `r`.
         alpha_pattern: Pattern -> alpha, where it differs from `alpha`.
+        slices: Pattern -> slices of the outputs of a fused layer that are adapted, each with A and B of rank r of its
+            own; the other outputs stay the base's. "0/3" is the first of three equal parts (q of q, k, v), (0, 64) the
+            outputs 0 to 63. They have one length. `slices={"c_attn": ["0/3", "2/3"]}` adapts q and v of GPT-2.
         init: How A and B start: a name in `rankwise.lora.inits.INITS`.
         scaling: "alpha/r" (the paper) or "alpha/sqrt(r)" (rank-stabilised, rsLoRA).
         modules_to_save: Patterns of modules that are trained whole beside A and B, such as a new head: the adapter
             has a copy of all their parameters and buffers.
         bias: Biases that are trained too: "none", "all", or "lora_only" (those of the target modules).
+        variant: What is made of A and B: "lora", or "dora", which trains a magnitude for each output beside them. With
+            "dora" dropout acts on the input of A alone.
         seed: Fixes the initial A. A of rank r is the first r rows of one stream for (seed, module), so
             adapters of different rank start alike.
         extra: Settings of the file the adapter came from that mean nothing here. They are written back.
@@ -60,10 +68,12 @@ class LoRAConfig:
     exclude_modules: TargetPattern | Sequence[TargetPattern] = ()
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    slices: Mapping[str, Sequence[Slice]] = field(default_factory=dict[str, Sequence[Slice]])
     init: str = "kaiming"
     scaling: str = "alpha/r"
     modules_to_save: TargetPattern | Sequence[TargetPattern] = ()
     bias: str = "none"
+    variant: str = "lora"
     seed: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -76,11 +86,25 @@ class LoRAConfig:
                 raise ConfigError(f"alpha is {alpha!r}; it must be a finite number.")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout is {self.dropout!r}; a probability in [0, 1) is needed.")
-        named = (("init", self.init, INITS), ("scaling", self.scaling, SCALINGS), ("bias", self.bias, BIASES))
+        named = (
+            ("init", self.init, INITS),
+            ("scaling", self.scaling, SCALINGS),
+            ("bias", self.bias, BIASES),
+            ("variant", self.variant, VARIANTS),
+        )
         for what, name, table in named:
             if name not in table:
                 known = ", ".join(f'"{key}"' for key in sorted(table))
                 raise ConfigError(f'{what} "{name}" is not known; there are {known}.{suggest(name, table)}')
+        for pattern, slices in self.slices.items():
+            for one in slices if not isinstance(slices, str) else [slices]:
+                is_part = isinstance(one, str) and re.fullmatch(r"\d+/[1-9]\d*", one)
+                is_range = isinstance(one, tuple) and len(one) == 2 and all(isinstance(n, int) for n in one)
+                if isinstance(slices, str) or not (is_part or is_range):
+                    raise ConfigError(
+                        f'slices of "{pattern}" are {slices!r}; a list of parts like "0/3" or pairs like (0, 64) is '
+                        "needed."
+                    )
         if not self.target_modules:
             raise ConfigError('target_modules is empty; name modules, or give "all-linear".')
 

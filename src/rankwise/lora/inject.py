@@ -15,7 +15,7 @@ from rankwise.errors import AdapterError, TargetError
 from rankwise.lora.adapter import LoRA, adapted_layers, layers_with, lora_of, loras_in
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inits import initial_adapter
-from rankwise.lora.layer_types import LayerType
+from rankwise.lora.layer_types import LayerType, layer_type_of
 from rankwise.lora.layer_types.quantised import keep_unpacked, numbers_in
 from rankwise.lora.modules import child_name
 from rankwise.lora.patterns import pinned
@@ -23,6 +23,7 @@ from rankwise.lora.reached import called_by, stop_watching, watch
 from rankwise.lora.readers import Reader
 from rankwise.lora.report import Report
 from rankwise.lora.targets import LeftOut, Target, Targets, find_targets
+from rankwise.lora.variants import VARIANTS
 from rankwise.lora.whole import (
     WHOLE_CHILD,
     Whole,
@@ -86,7 +87,7 @@ def inject(
         called = None if example is None else called_by(model, example)
         targets = find_targets(model, config, untie=untie, called=called)
         targets, config, whole = _with_whole(model, targets, config)
-        tensors = {target.name: _initial(target, config) for target in targets.adapted}
+        tensors = {target.name: initial_pair(target, config) for target in targets.adapted}
         report = attach(model, targets, tensors, config, name, whole)
         if example is not None:
             stop_watching(model)
@@ -108,7 +109,7 @@ def _with_whole(
     return targets, config, whole
 
 
-def _initial(target: Target, config: LoRAConfig) -> tuple[Tensor, Tensor]:
+def initial_pair(target: Target, config: LoRAConfig) -> tuple[Tensor, Tensor]:
     """Draw A and B; each matrix of a stack has its own, one after another."""
     pairs = [
         initial_adapter(
@@ -132,6 +133,7 @@ def attach(
     config: LoRAConfig,
     name: str,
     whole: Mapping[str, Tensor] | None = None,
+    own: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Report:
     """Attach given A and B, as `inject` does with fresh ones.
 
@@ -142,6 +144,7 @@ def attach(
         config: Kept with the adapter, its patterns written out as names of modules.
         name: The adapter's name, which `check_new_name` has let pass.
         whole: Path of a parameter or buffer -> what the adapter has in its place.
+        own: Module name -> what the variant trains beside A and B; None lets it start afresh.
 
     Returns:
         The report of `inject`.
@@ -150,7 +153,13 @@ def attach(
         AdapterError: A target has a submodule `lora` of another making; a parameter can't be trained whole.
     """
     check_whole(model, whole or {})
+    variant = VARIANTS[config.variant]
     for target in targets.adapted:
+        reason = variant.obstacle(target.layer_type, target.module)
+        if not variant.transposes and any(tie.flipped for tie in target.ties):
+            reason = "it shares its weight with a layer that reads it transposed; pass untie=True"
+        if reason:
+            raise TargetError(f'"{target.name}" can\'t be adapted with variant="{config.variant}": {reason}.')
         for path, module, parameter in _places(target):
             child = child_name(parameter)
             if hasattr(module, child) and lora_of(module, parameter) is None:
@@ -176,6 +185,7 @@ def attach(
         exclude_modules=(),
         rank_pattern=pinned({target.name: target.r for target in targets.adapted}, config.r),
         alpha_pattern=pinned({target.name: target.alpha for target in targets.adapted}, config.alpha),
+        slices={target.name: target.layer_type.slices for target in targets.adapted if target.layer_type.slices},
     )
     others = [lora for _, lora in adapted_layers(model).values()]
     base_parameters = _freeze(model, [*others, *(whole for _, whole in wholes(model).values())])
@@ -186,7 +196,16 @@ def attach(
         if target.untie:
             lora.tied_weight = (_copy_weight(target.module),)
         A, B = tensors[target.name]
-        lora.add(name, A, B, target.scale, config, lora.weight(target.module))
+        lora.add(
+            name,
+            A,
+            B,
+            target.scale,
+            config,
+            target.module,
+            None if own is None else own[target.name],
+            target.layer_type,
+        )
         lora.active = (name,)
         for tie in target.ties:
             other = _lora_at(tie.module, tie.layer_type, "weight", tie.reader)
@@ -196,7 +215,12 @@ def attach(
     activate_whole(model, [name])
     watch(model)
     counts = {path: tensor.numel() for path, tensor in whole_tensors(model, name).items() if tensor.requires_grad}
-    return Report(name, targets.adapted, targets.left_out, base_parameters, counts)
+    adapted = [
+        replace(target, extra=sum(t.numel() for t in lora.own(name).values()))
+        for target in targets.adapted
+        if (lora := lora_of(target.module, target.parameter)) is not None
+    ]
+    return Report(name, adapted, targets.left_out, base_parameters, counts)
 
 
 @contextmanager
@@ -241,7 +265,8 @@ def _lora_at(layer: nn.Module, layer_type: LayerType, parameter: str, reader: Re
     """Return the adapters of a weight, made where there are none."""
     lora = lora_of(layer, parameter)
     if lora is None:
-        lora = LoRA(layer, layer_type, parameter)
+        own = layer_type_of(layer) if layer_type.slices and layer_type.name != "Parameter" else layer_type
+        lora = LoRA(layer, own or layer_type, parameter)
         layer.add_module(child_name(parameter), lora)
         lora.hook_on(layer, reader)
     return lora
@@ -347,7 +372,7 @@ def base_state_dict(model: nn.Module) -> dict[str, Any]:
                 "For the merged weights call eject(model), then model.state_dict()."
             )
         for prefix in (f"{name}." if name else "" for name in names):
-            for key in [*lora.state_dict(), "A", "B", ""]:
+            for key in [*lora.state_dict(), *lora._modules, ""]:  # pyright: ignore[reportPrivateUsage]
                 base.pop(f"{prefix}{child}.{key}", None)
                 metadata.pop(f"{prefix}{child}.{key}".rstrip("."), None)
             if lora.base_weight is not None:

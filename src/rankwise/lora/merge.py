@@ -192,7 +192,7 @@ def _wide_weight(layer: nn.Module, lora: LoRA) -> Tensor:
 def _wide_delta(layer: nn.Module, lora: LoRA) -> Tensor:
     """Sum the active adapters' deltas, shaped as the weight."""
     return sum(
-        (lora.scale[name] * lora.layer_type.delta(layer, *lora.pair(name)) for name in lora.active),
+        (lora.delta(layer, name) for name in lora.active),
         start=torch.zeros((), device=lora.weight(layer).device),
     )
 

@@ -129,3 +129,16 @@ def _is_reader(module: nn.Module, by_row: bool, called: set[nn.Module] | None, o
     if own and by_row and isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return False
     return type(module).forward is not nn.Module.forward  # containers are never called
+
+
+def show(layer: nn.Module, name: str, before: Tensor, after: Tensor | None) -> None:
+    """Let a layer show a tensor in the place of a parameter; None shows the parameter again.
+
+    RNNs keep a list of their weights beside the parameters and read that.
+    """
+    if after is not None:
+        layer.__dict__[name] = after
+    listed: list[Tensor] | None = layer.__dict__.get("_flat_weights")
+    if listed is not None:
+        now = getattr(layer, name)
+        layer.__dict__["_flat_weights"] = [now if weight is before else weight for weight in listed]

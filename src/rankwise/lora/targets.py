@@ -8,6 +8,7 @@ from torch import nn
 from rankwise.errors import TargetError, suggest
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer_types import LayerType, obstacle
+from rankwise.lora.layer_types.sliced import Slice, ranges_of, sliced_type
 from rankwise.lora.maths import parameter_count
 from rankwise.lora.modules import Named, named_once
 from rankwise.lora.patterns import Patterns, as_list, is_plain
@@ -40,6 +41,7 @@ class Target:
         parameter: Name of the weight in the module.
         reader: The module whose forward reads the weight; None where the layer is called, so that the update of
             its output can be added.
+        extra: Numbers that the adapter's variant trains here beside A and B; known once it is attached.
     """
 
     name: str
@@ -55,11 +57,12 @@ class Target:
     untie: bool = False
     parameter: str = "weight"
     reader: Reader | None = None
+    extra: int = 0
 
     @property
     def parameters(self) -> int:
-        """Trainable numbers: r (d_in + d_out), for each matrix of a stack."""
-        return self.stack * parameter_count(self.r, self.d_in, self.d_out)
+        """Trainable numbers: r (d_in + d_out), for each matrix of a stack, and what a variant has beside."""
+        return self.stack * parameter_count(self.r, self.d_in, self.d_out) + self.extra
 
     @property
     def stack(self) -> int:
@@ -239,7 +242,7 @@ def _targets_of(
     untied: Collection[nn.Parameter],
     called: set[nn.Module] | None,
 ) -> list[Target]:
-    ranks, alphas = Patterns(config.rank_pattern), Patterns(config.alpha_pattern)
+    ranks, alphas, slices = Patterns(config.rank_pattern), Patterns(config.alpha_pattern), Patterns(config.slices)
     result: list[Target] = []
     known: list[str] = []
     for weight in chosen:
@@ -255,6 +258,9 @@ def _targets_of(
         alphas.mark(alpha_keys)
         r = config.rank_pattern[str(rank_keys[0])] if rank_keys else config.r
         alpha = config.alpha_pattern[str(alpha_keys[0])] if alpha_keys else config.alpha
+        if slice_keys := slices.matching(names, module):
+            slices.mark(slice_keys)
+            row = _sliced(own[0], module, row, config.slices[str(slice_keys[0])], bool(tied))
         d_in, d_out = row.dims(module)
         result.append(
             Target(
@@ -275,7 +281,16 @@ def _targets_of(
         )
     _require_all_used(ranks, "adapted module matches rank_pattern", known, known)
     _require_all_used(alphas, "adapted module matches alpha_pattern", known, known)
+    _require_all_used(slices, "adapted module matches slices", known, known)
     return result
+
+
+def _sliced(name: str, module: nn.Module, row: LayerType, slices: Sequence[Slice], is_tied: bool) -> LayerType:
+    if is_tied or row.outputs is None or row.reads_indices or row.stack(module) > 1:
+        raise TargetError(
+            f"\"{name}\" can't be adapted on slices: its weight is shared, or isn't one matrix of outputs."
+        )
+    return sliced_type(row, ranges_of(name, slices, row.dims(module)[1]))
 
 
 def _require_all_used(patterns: Patterns, what: str, shown_names: Sequence[str], names: Sequence[str]) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from rankwise.lora.targets import Target
+from rankwise.lora.variants import Own, Variant
 from rankwise.pack.forwards import Forward, replaced_forwards
 from rankwise.pack.store import Gradient, Store
 
@@ -31,7 +33,7 @@ class Alone:
         self._places = [(i, k, m) for i, b in enumerate(store.buckets) for k, m in enumerate(b.members)]
         self._leaves: dict[tuple[int, str], tuple[Tensor, Gradient]] = {}
         for i, bucket in enumerate(store.buckets):
-            stacks = {name: store.stack(i, name) for name in bucket.members[0].whole}
+            stacks = {name: store.stack(i, name) for name in bucket.members[0].shapes}
             for t in bucket.members[0].targets:
                 stacks[f"{t.name}.A"], stacks[f"{t.name}.B"] = store.low_rank(i, t.name)
             for key, stack in stacks.items():
@@ -52,9 +54,10 @@ class Alone:
             if t.name in self._quantised:
                 continue
             weight: Tensor = getattr(t.module, t.parameter)
-            A, B = (self._leaves[i, f"{t.name}.{letter}"][0][k] for letter in "AB")
+            A, B, variant, tensors = self._tensors(place, t)
+            delta = variant.delta(t.layer_type, t.module, A, B, 1.0, tensors)
             # A weight that several modules have is replaced in all of them.
-            own[self._names[weight]] = weight.detach() + t.layer_type.delta(t.module, A, B).to(weight.dtype)
+            own[self._names[weight]] = weight.detach() + delta.to(weight.dtype)
         return own
 
     def __call__(self, place: int, batch: Any) -> Tensor:
@@ -63,18 +66,26 @@ class Alone:
         with replaced_forwards(self._quantised, lambda name, forward: self._adding(place, name, forward)):
             return functional_call(self._caller, weights, (batch,))
 
+    def _tensors(self, place: int, target: Target) -> tuple[Tensor, Tensor, Variant, Own]:
+        """A, s B, the variant and what it trains beside them, of one target of the adapter at this place."""
+        i, k, _ = self._places[place]
+        variant = self._store.buckets[i].variant
+        A, B, *own = (self._leaves[i, f"{target.name}.{key}"][0][k] for key in ("A", "B", *variant.tensors))
+        return A, B, variant, dict(zip(variant.tensors, own, strict=True))
+
     def _adding(self, place: int, name: str, forward: Forward) -> Forward:
         """A quantised layer's forward with the update of the adapter at this place added to its output."""
-        i, k, member = self._places[place]
+        member = self._places[place][2]
         target = next((target for target in member.targets if target.name == name), None)
         if target is None:
             return forward
-        A, B = (self._leaves[i, f"{name}.{letter}"][0][k] for letter in "AB")
+        A, B, variant, tensors = self._tensors(place, target)
 
         def call(x: Tensor, *rest: Any, **named: Any) -> Tensor:
             y: Tensor = forward(x, *rest, **named)
             inputs = x if target.layer_type.reads_indices else x.to(A.dtype)
-            return y + target.layer_type.update(target.module, inputs, A, B, *rest, **named).to(y.dtype)
+            added = variant.forward(target.layer_type, target.module, inputs, y, A, B, 1.0, tensors, rest, named)
+            return y + added.to(y.dtype)
 
         return call
 

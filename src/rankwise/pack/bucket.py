@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rankwise.lora.layer_types import LayerType
+from rankwise.lora.variants import VARIANTS, Variant
 from rankwise.pack.resolved import Resolved, State
 
 
@@ -31,8 +33,8 @@ class Bucket:
         """Of one adapter's tensor, padded, by its key in `State`."""
         for i, t in enumerate(first.targets):
             r = max(m.targets[i].r for m in self.members)
-            self.shapes[f"{t.name}.A"], self.shapes[f"{t.name}.B"] = (r, t.d_in), (t.d_out, r)
-        self.shapes |= {name: first.shapes[name] for name in first.whole}
+            self.shapes[f"{t.name}.A"], self.shapes[f"{t.name}.B"] = (t.stack * r, t.d_in), (t.d_out, t.stack * r)
+        self.shapes |= first.shapes
         self.ups = {f"{t.name}.B" for t in first.targets}
         """The keys of the up-projections."""
         self._starts: dict[str, int] = {}
@@ -66,6 +68,16 @@ class Bucket:
         i = [t.name for t in self.members[0].targets].index(module)
         return like.new_tensor([m.targets[i].scale for m in self.members]).view(-1, 1, 1)
 
+    @property
+    def variant(self) -> Variant:
+        """What its adapters make of A and B."""
+        config = self.members[0].member.lora
+        return VARIANTS["lora" if config is None else config.variant]
+
+    def row(self, module: str) -> LayerType:
+        """How its adapters see a module that they adapt."""
+        return next(t.layer_type for t in self.members[0].targets if t.name == module)
+
     def dropout(self, module: str, like: Tensor) -> Tensor:
         """Each adapter's dropout (K,) on its inputs in a module; 0 where it has no A and B there."""
         configs = [m.member.lora for m in self.members]
@@ -83,14 +95,21 @@ class Bucket:
 
     def write(self, vector: Tensor, k: int, state: State) -> None:
         """Put adapter k's own tensors into a vector; the padding is left alone."""
+        stacks = {
+            f"{t.name}.{letter}": (dim, t.stack) for t in self.members[k].targets for dim, letter in enumerate("AB")
+        }
         for key, value in state.items():
-            self.view(vector, key)[k][tuple(slice(n) for n in value.shape)] = value.to(vector)
+            place, own = self.view(vector, key)[k], value.to(vector)
+            if key in stacks:  # the padding is inside each matrix of a stack
+                place, own = (tensor.unflatten(stacks[key][0], (stacks[key][1], -1)) for tensor in (place, own))
+            place[tuple(slice(n) for n in own.shape)] = own
 
     def read(self, vector: Tensor, k: int) -> State:
         """Adapter k's own tensors in a vector, cut to its rank, copied to the CPU."""
         member, state = self.members[k], {}
         for t in member.targets:
-            state[f"{t.name}.A"] = self.view(vector, f"{t.name}.A")[k, : t.r]
-            state[f"{t.name}.B"] = self.view(vector, f"{t.name}.B")[k, :, : t.r]
-        state |= {name: self.view(vector, name)[k] for name in member.whole}
+            A, B = (self.view(vector, f"{t.name}.{letter}")[k] for letter in "AB")
+            state[f"{t.name}.A"] = A.unflatten(0, (t.stack, -1))[:, : t.r].flatten(0, 1)
+            state[f"{t.name}.B"] = B.unflatten(1, (t.stack, -1))[:, :, : t.r].flatten(1, 2)
+        state |= {name: self.view(vector, name)[k] for name in member.shapes}
         return {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}

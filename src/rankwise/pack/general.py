@@ -44,6 +44,9 @@ class GeneralLayer:
             if part.adapts:
                 for key, stack in zip("AB", store.low_rank(part.i, name), strict=True):
                     self._leaves[part.i, key] = _leaf(stack), store.gradient(part.i, f"{name}.{key}")
+                for key in store.buckets[part.i].variant.tensors:
+                    full = f"{name}.{key}"
+                    self._leaves[part.i, full] = _leaf(store.stack(part.i, full)), store.gradient(part.i, full)
             if part.whole:
                 for key, full in self._keys.items():
                     self._leaves[part.i, key] = _leaf(store.stack(part.i, full)), store.gradient(part.i, full)
@@ -81,9 +84,11 @@ class GeneralLayer:
         inputs = x
         if noise is not None and self._drops:
             inputs = noise.dropout(f"{self._name}.lora", flat, self._dropout).view(x.shape)
-        updates = [self._update(part, inputs, rest, named) for part in self._parts]
         if pieces is None:
             pieces = list(y.unflatten(0, (self._size, -1)).split([part.stop - part.start for part in self._parts]))
+        updates = [
+            self._update(part, inputs, y_part, rest, named) for part, y_part in zip(self._parts, pieces, strict=True)
+        ]
         outputs = [
             y_part if update is None else y_part + update.to(y_part.dtype)
             for y_part, update in zip(pieces, updates, strict=True)
@@ -101,26 +106,29 @@ class GeneralLayer:
 
         return self._mapped(one, {key: self._leaves[part.i, key][0] for key in self._keys}, own)
 
-    def _update(self, part: Part, x: Tensor, rest: tuple[Any, ...], named: dict[str, Any]) -> Tensor | None:
+    def _update(self, part: Part, x: Tensor, y: Tensor, rest: tuple[Any, ...], named: dict[str, Any]) -> Tensor | None:
         row = self._row
         if not part.adapts or row is None:
             return None
-        A, B = self._leaves[part.i, "A"][0], self._leaves[part.i, "B"][0]
-        x = x if row.reads_indices else x.to(A.dtype)
+        bucket = self._store.buckets[part.i]
+        variant, row = bucket.variant, bucket.row(self._name)
+        keys = {"A": "A", "B": "B", **{key: f"{self._name}.{key}" for key in variant.tensors}}
+        tensors = {key: self._leaves[part.i, leaf][0] for key, leaf in keys.items()}
+        x = x if row.reads_indices else x.to(tensors["A"].dtype)
 
-        def one(AB: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
-            return row.update(self._module, x, *AB, *rest, **named)
+        def one(t: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            return variant.forward(row, self._module, x, y, t["A"], t["B"], 1.0, t, rest, named)
 
-        return self._mapped(one, (A, B), x[part.start : part.stop])
+        return self._mapped(one, tensors, x[part.start : part.stop], y)
 
-    def _mapped(self, function: Callable[..., Tensor], tensors: Any, x: Tensor) -> Tensor:
+    def _mapped(self, function: Callable[..., Tensor], tensors: Any, *rows: Tensor) -> Tensor:
         if not self.loops:
             try:
-                return torch.vmap(function)(tensors, x)
+                return torch.vmap(function)(tensors, *rows)
             except RuntimeError:
                 self.loops = True
-        k = range(x.shape[0])
-        return torch.stack([function(tree_map(lambda t, k=k: t[k], tensors), x[k]) for k in k])
+        k = range(rows[0].shape[0])
+        return torch.stack([function(tree_map(lambda t, k=k: t[k], tensors), *(row[k] for row in rows)) for k in k])
 
 
 def _leaf(stack: Tensor) -> Tensor:

@@ -24,7 +24,9 @@ def packed_layer(name: str, module: nn.Module, store: Store, forward: Forward) -
     """
     row = layer_type_of(module)
     calls: Any = type(module).forward
-    plain = row is not None and row.linear and row.quantised is None
+    adapting = [bucket for bucket in store.buckets if bucket.adapts(name)]
+    varied = any(bucket.variant.tensors or bucket.row(name).slices for bucket in adapting)
+    plain = row is not None and row.linear and row.quantised is None and not varied
     if row is not None and plain and (calls is nn.Linear.forward or row.transposed):
         return LinearLayer(name, module, row, store)
     return GeneralLayer(name, module, row, store, forward)

@@ -1,19 +1,21 @@
 """A member of a pack with its patterns resolved on a model: which modules, of what shape, at what scale."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from rankwise.errors import PackError
-from rankwise.lora.inits import initial_adapter
+from rankwise.lora.inject import initial_pair
 from rankwise.lora.layer_types import layer_type_of
 from rankwise.lora.targets import Target, find_targets
+from rankwise.lora.variants import VARIANTS
 from rankwise.pack.member import Member
 
 State = dict[str, Tensor]
-"""One adapter's tensors: "<module>.A" and "<module>.B", and a tensor trained whole under its own name."""
+"""One adapter's tensors: "<module>.A", "<module>.B" and what its variant trains beside them ("<module>.magnitude"), and
+a tensor trained whole under its own name."""
 
 
 def bucket_rank(r: int) -> int:
@@ -37,7 +39,7 @@ class Resolved:
         member: The member.
         targets: The modules with A and B.
         whole: Names of the parameters trained whole.
-        shapes: Their shapes.
+        shapes: Their shapes, and those of what the variant trains beside A and B.
     """
 
     member: Member
@@ -47,8 +49,9 @@ class Resolved:
 
     def bucket_key(self) -> tuple[object, ...]:
         """Members with equal keys share a bucket."""
-        low_rank = tuple((t.name, bucket_rank(t.r)) for t in self.targets)
-        return low_rank, self.whole, self.member.betas, self.member.eps
+        low_rank = tuple((t.name, bucket_rank(t.r), t.layer_type.slices) for t in self.targets)
+        variant = "" if self.member.lora is None else self.member.lora.variant
+        return variant, low_rank, self.whole, self.member.betas, self.member.eps
 
     def start(self, model: nn.Module) -> State:
         """The adapter before training: initial A and B, and a copy of what is trained whole."""
@@ -57,16 +60,13 @@ class Resolved:
             config = self.member.lora
             if config is None:
                 continue
-            A, B = initial_adapter(
-                config.init,
-                seed=config.seed,
-                module=t.name,
-                r=t.r,
-                d_in=t.d_in,
-                d_out=t.d_out,
-                zero_A=t.layer_type.reads_indices,
-            )
+            A, B = initial_pair(t, config)
             state[f"{t.name}.A"], state[f"{t.name}.B"] = A, B
+            variant = VARIANTS[config.variant]
+            if variant.tensors:
+                like = A.to(next(model.parameters()).device)
+                own = variant.init(t.layer_type, t.module, like, B.to(like.device), t.scale)
+                state |= {f"{t.name}.{key}": tensor for key, tensor in own.items()}
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for name in self.whole:
             state[name] = parameters[name].detach().clone()
@@ -74,8 +74,8 @@ class Resolved:
 
     def parameter_count(self) -> int:
         """How many numbers this member trains."""
-        return sum(t.r * (t.d_in + t.d_out) for t in self.targets) + sum(
-            torch.Size(self.shapes[name]).numel() for name in self.whole
+        return sum(t.stack * t.r * (t.d_in + t.d_out) for t in self.targets) + sum(
+            torch.Size(shape).numel() for shape in self.shapes.values()
         )
 
 
@@ -93,12 +93,6 @@ def resolve(model: nn.Module, member: Member) -> Resolved:
         )
     found = [] if member.lora is None else find_targets(model, member.lora).adapted
     targets = tuple(t for t in found if t.name not in member.whole)
-    for target in targets:
-        if target.stack > 1:
-            raise PackError(
-                f'"{target.name}" is a stack of {target.stack} matrices, which packs can\'t train yet. Leave it out: '
-                f'exclude_modules="{target.name}".'
-            )
     parameters = dict(model.named_parameters(remove_duplicate=False))
     whole = tuple(
         f"{module}.{name}" if module else name
@@ -109,4 +103,25 @@ def resolve(model: nn.Module, member: Member) -> Resolved:
         row = layer_type_of(model.get_submodule(module))
         if row is not None and row.quantised is not None:
             raise PackError(f'"{module}" is quantised, so "{member.name}" can\'t train it whole. Adapt it instead.')
-    return Resolved(member, targets, whole, {name: tuple(parameters[name].shape) for name in whole})
+    shapes = {name: tuple(parameters[name].shape) for name in whole}
+    return Resolved(member, targets, whole, shapes | _shapes_of_variant(member, targets))
+
+
+def _shapes_of_variant(member: Member, targets: Iterable[Target]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what a variant trains beside A and B.
+
+    Raises:
+        PackError: The variant can't adapt a target.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    variant = VARIANTS[member.lora.variant] if member.lora is not None else None
+    if variant is None or not variant.tensors:
+        return shapes
+    for t in targets:
+        if reason := variant.obstacle(t.layer_type, t.module) or ("its weight is shared" if t.ties else ""):
+            raise PackError(f'"{t.name}" can\'t be adapted by "{member.name}" in a pack: {reason}.')
+        with torch.no_grad():
+            A, B = torch.zeros(1, t.d_in), torch.zeros(t.d_out, 1)
+            own = variant.init(t.layer_type, t.module, A, B, 1.0)
+        shapes |= {f"{t.name}.{key}": tuple(tensor.shape) for key, tensor in own.items()}
+    return shapes

@@ -10,6 +10,7 @@ from rankwise.errors import AdapterError
 from rankwise.files import save_adapter
 from rankwise.lora.inject import Report, attach, check_new_name, collector_paused, eject
 from rankwise.lora.targets import Targets, find_targets
+from rankwise.lora.variants import VARIANTS
 from rankwise.pack.resolved import State
 from rankwise.sweeps.problem import Run, Swept
 
@@ -33,10 +34,13 @@ def put_on(model: nn.Module, run: Run, state: State, name: str) -> Report:
     found = find_targets(model, lora)
     adapted = [target for target in found.adapted if target.name not in whole]
     pairs = {target.name: (state[f"{target.name}.A"], state[f"{target.name}.B"]) for target in adapted}
-    low_rank = {key for name in pairs for key in (f"{name}.A", f"{name}.B")}
-    own = {key: value for key, value in state.items() if key not in low_rank}
+    beside = VARIANTS[lora.variant].tensors
+    own = {target.name: {key: state[f"{target.name}.{key}"] for key in beside} for target in adapted}
+    of_adapter = {f"{name}.{key}" for name in pairs for key in ("A", "B", *beside)}
+    trained_whole = {key: value for key, value in state.items() if key not in of_adapter}
+    config = replace(lora, modules_to_save=whole)
     with collector_paused():
-        return attach(model, Targets(adapted, found.left_out), pairs, replace(lora, modules_to_save=whole), name, own)
+        return attach(model, Targets(adapted, found.left_out), pairs, config, name, trained_whole, own)
 
 
 @dataclass(frozen=True)

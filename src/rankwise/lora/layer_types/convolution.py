@@ -118,7 +118,8 @@ def _delta_transposed(layer: TransposedConvolution, A: Tensor, B: Tensor) -> Ten
 
 
 CONV: dict[str, LayerType] = {
-    f"torch.nn.modules.conv.{name}": LayerType(name, _dims, _update, _delta) for name in ("Conv1d", "Conv2d", "Conv3d")
+    f"torch.nn.modules.conv.{name}": LayerType(name, _dims, _update, _delta, outputs=0)
+    for name in ("Conv1d", "Conv2d", "Conv3d")
 }
 CONV_TRANSPOSE: dict[str, LayerType] = {
     f"torch.nn.modules.conv.{name}": LayerType(name, _dims, _update_transposed, _delta_transposed)

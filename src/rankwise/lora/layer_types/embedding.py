@@ -40,5 +40,13 @@ def _obstacle(layer: nn.Module) -> str:
 
 
 EMBEDDING = LayerType(
-    "Embedding", _dims, _update, delta_transposed, obstacle=_obstacle, matrix=True, transposed=True, reads_indices=True
+    "Embedding",
+    _dims,
+    _update,
+    delta_transposed,
+    obstacle=_obstacle,
+    matrix=True,
+    transposed=True,
+    reads_indices=True,
+    outputs=1,
 )

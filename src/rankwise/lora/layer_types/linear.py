@@ -32,7 +32,7 @@ def delta_transposed(layer: nn.Module, A: Tensor, B: Tensor) -> Tensor:
     return (B @ A).mT
 
 
-LINEAR = LayerType("Linear", _dims, linear_update, _delta, matrix=True, linear=True)
+LINEAR = LayerType("Linear", _dims, linear_update, _delta, matrix=True, linear=True, outputs=0)
 CONV1D = LayerType(
-    "Conv1D", _dims_transposed, linear_update, delta_transposed, matrix=True, linear=True, transposed=True
+    "Conv1D", _dims_transposed, linear_update, delta_transposed, matrix=True, linear=True, transposed=True, outputs=1
 )

@@ -55,5 +55,7 @@ def parameter_type(name: str, linear: bool = False) -> LayerType:
         _never_called,
         functools.partial(_delta, **given),
         linear=linear,
+        outputs=0,
+        parameter=name,
         stack=functools.partial(_stack, **given),
     )

@@ -60,6 +60,9 @@ class LayerType:
         stack: Layer -> how many matrices its weight is a stack of; each has A and B of its own.
         reads_indices: Whether its inputs are indices: they are neither cast nor dropped, and A, not B, is
             zero at the start, so that an index that training never sees keeps the base's output.
+        outputs: Which dimension of the weight runs over the outputs; None where none does.
+        parameter: Name of the weight.
+        slices: The outputs that are adapted, where it is not all: first and last (not included) of each slice.
         quantised: How the weight is read, where it is no tensor of plain numbers.
     """
 
@@ -73,4 +76,7 @@ class LayerType:
     transposed: bool = False
     stack: Callable[[Any], int] = one
     reads_indices: bool = False
+    outputs: int | None = None
+    parameter: str = "weight"
+    slices: tuple[tuple[int, int], ...] = ()
     quantised: Quantised | None = None
