@@ -53,17 +53,19 @@ class PackedAdamW:
         theta = self._store.theta
         rate = lr.tolist()
         decay = [0.0] * len(rate) if weight_decay is None else weight_decay.tolist()
-        self.steps += 1
         if len(set(rate)) == len(set(decay)) == 1 and not self._store.has_whole_rates:
+            self.steps += 1
             self._run_kernel(theta, rate[0], decay[0])
             return
+        # All memory first: where it runs out, nothing has changed yet.
         if self._update is None:
             self._update = torch.zeros_like(theta)
+        if self._rates is None or not torch.equal(self._rates[0], lr):
+            self._rates = lr.clone(), self._store.rates(lr)
+        self.steps += 1
         self._run_kernel(self._update, 1.0, 1.0)
         if weight_decay is not None:
             self._store.multiply(theta, 1 - lr * weight_decay)
-        if self._rates is None or not torch.equal(self._rates[0], lr):
-            self._rates = lr.clone(), self._store.rates(lr)
         theta.addcmul_(self._update, self._rates[1])
 
     def _run_kernel(self, target: Tensor, lr: float, weight_decay: float) -> None:

@@ -125,6 +125,8 @@ class GeneralLayer:
         if not self.loops:
             try:
                 return torch.vmap(function)(tensors, *rows)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError:
                 self.loops = True
         k = range(rows[0].shape[0])

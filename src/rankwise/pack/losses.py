@@ -94,6 +94,8 @@ class PerAdapter:
                 return torch.vmap(
                     lambda out, g: self._function(out, lazily(batch, lambda t: t.index_select(0, g.view(1)).squeeze(0)))
                 )(outputs, index)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 self._vmap = False
                 self.notes.append(f"The {self._what} runs adapter by adapter: vmap can't take it ({str(error)[:80]}).")

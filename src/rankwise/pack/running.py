@@ -243,6 +243,8 @@ class Running:
             with self._replaced(training=False):
                 try:
                     ours = self.forward(stacked(batches), groups, seeds, 0)
+                except torch.OutOfMemoryError:
+                    raise  # no fault of the model's
                 except (RuntimeError, ValueError, IndexError, TypeError) as error:
                     return f"the model can't pass the rows of all at once: {' '.join(str(error).split())[:120]}"
             for k, g in enumerate(groups.batch_of):

@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import nn
 
+from rankwise.errors import PackError
 from rankwise.sweeps.configurations import RunScore
+from rankwise.sweeps.fitting import training_of
 from rankwise.sweeps.keeping import Keeper
 from rankwise.sweeps.measure import validate
 from rankwise.sweeps.problem import Problem, Run, Swept, score_of
@@ -42,7 +45,9 @@ class Course:
         checkpoints: Checkpoints | None,
         stop: Stop,
     ) -> None:
-        self._model, self._packs, self._problem, self._rungs = model, packs, problem, rungs
+        self._model, self._problem, self._rungs = model, problem, rungs
+        self.packs = [list(pack) for pack in packs]
+        """The runs by pack, as they train now."""
         self._swept, self._watch, self._stop = swept, watch, stop
         self._checkpoints = checkpoints
         self._keeper = None if checkpoints is None else Keeper(checkpoints, swept)
@@ -53,6 +58,9 @@ class Course:
         """Take up the last checkpoint, if there is a whole one."""
         if self._keeper is not None:
             self._waiting, self._stage = self._keeper.read()
+            if self._keeper.cut is not None:
+                by_name = {run.name: run for pack in self.packs for run in pack}
+                self.packs = [[by_name[name] for name in pack] for pack in self._keeper.cut]
             self._watch.points(self._swept.curve)
             for outcome in self._swept.outcomes.values():
                 self._watch.ended(outcome)
@@ -65,45 +73,46 @@ class Course:
         """
         for stage in range(self._stage, len(self._rungs) + 1):
             until = self._rungs[stage] if stage < len(self._rungs) else None
-            for i in range(len(self._packs)):
+            # Not a fixed range: packs that turn out too large are split, and the new ones come last.
+            i = 0
+            while i < len(self.packs):
                 if not self._over(i) and not self._reached(i, until):
                     self._train(i, until)
+                i += 1
             if until is not None:
                 self._rung(until)
             self._stage = stage + 1
             self._keep()
 
     def _over(self, i: int) -> bool:
-        return all(run.name in self._swept.outcomes for run in self._packs[i])
+        return all(run.name in self._swept.outcomes for run in self.packs[i])
 
     def _reached(self, i: int, until: int | None) -> bool:
         return until is not None and i in self._waiting and self._waiting[i].plain["epoch"] >= until
 
     def _begin(self, i: int) -> PackTraining:
         """A pack as it stands, ready to train."""
-        problem, runs = self._problem, self._packs[i]
-        data = problem.splits[runs[0].data]
-        members = [(run.member, run.training) for run in runs]
-        states = {run.name: run.start for run in runs}
-        training = PackTraining(
-            self._model,
-            members,
-            data.train,
-            data.validation,
-            problem.loss,
-            problem.metric,
-            states=states,
-            feed=problem.feed,
-        )
+        training = training_of(self._model, self.packs[i], self._problem)
         if i in self._waiting:
             training.restore(self._waiting.pop(i))
         return training
 
     def _train(self, i: int, until: int | None) -> None:
-        """Train a pack to a rung, or to its end."""
+        """Train a pack to a rung, or to its end; where memory runs out, in halves."""
         training = self._begin(i)
         while not training.done and (until is None or training.epoch < until):
-            epoch = training.advance(self._pause)
+            epoch, short = None, None
+            try:
+                epoch = training.advance(self._pause)
+            except torch.OutOfMemoryError:
+                # The step that failed has changed nothing.
+                short = training.state()
+            if short is not None:
+                # Outside the handler, where the error's frames hold that step's tensors no longer.
+                del training
+                self._split(i, short)
+                training = self._begin(i)
+                continue
             if epoch is not None:
                 self._swept.curve.extend(epoch.points)
                 self._watch.points(epoch.points)
@@ -119,6 +128,31 @@ class Course:
         self._wait(i, training)
         if training.done:
             self._keep()
+
+    def _split(self, i: int, state: TrainingState) -> None:
+        """Cut a pack that doesn't fit into two, of half the runs each; what had ended stays with the first.
+
+        Raises:
+            PackError: It has one run.
+        """
+        names = state.names
+        if len(names) == 1:
+            raise PackError(
+                f'A step of "{names[0]}" alone does not fit into the memory of the device '
+                f"({next(self._model.parameters()).device}). Make its batches smaller."
+            )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        leaving = names[len(names) // 2 :]
+        self._waiting[i], self._waiting[len(self.packs)] = state.only(names[: len(names) // 2]), state.only(leaving)
+        self.packs.append([run for run in self.packs[i] if run.name in leaving])
+        self.packs[i] = [run for run in self.packs[i] if run.name not in leaving]
+        if self._keeper is not None:
+            self._keeper.cut = [[run.name for run in pack] for pack in self.packs]
+        self._swept.notes.append(
+            f"Memory ran out for {len(names)} runs at a time; they went on in packs of {len(names) - len(leaving)} and "
+            f"{len(leaving)}."
+        )
 
     def _pause(self) -> bool:
         return self._stop.asked or (self._checkpoints is not None and self._checkpoints.due())
@@ -141,7 +175,7 @@ class Course:
     def _rung(self, epochs: int) -> None:
         """Let the worst leave, of the runs on each data set."""
         scores: dict[str, list[RunScore]] = {}
-        for i, runs in enumerate(self._packs):
+        for i, runs in enumerate(self.packs):
             ended = {run.name: self._swept.outcomes[run.name] for run in runs if run.name in self._swept.outcomes}
             states = {name: outcome.state for name, outcome in ended.items() if outcome.status == "finished"}
             if i in self._waiting:

@@ -32,6 +32,8 @@ class Keeper:
 
     def __init__(self, checkpoints: Checkpoints, swept: Swept) -> None:
         self._checkpoints, self._swept = checkpoints, swept
+        self.cut: list[list[str]] | None = None
+        """The runs of each pack, where that is no longer as planned."""
         self._packs: dict[str, tuple[int, list[str]]] = {}
         """Steps and runs of the packs as they were written: these tell one state of a pack from another."""
         self._logs: list[str] = []
@@ -61,6 +63,7 @@ class Keeper:
         outcomes = [{key: getattr(outcome, key) for key in OUTCOME} for outcome in swept.outcomes.values()]
         plain = {
             "stage": stage,
+            "cut": self.cut,
             "packs": {str(i): state.plain for i, state in waiting.items()},
             "outcomes": outcomes,
             "runs": [run.name for run in swept.runs],
@@ -82,6 +85,7 @@ class Keeper:
         if found is None:
             return {}, 0
         plain, swept = found.plain, self._swept
+        self.cut = plain.get("cut")
         states: dict[int, dict[str, Tensor]] = {}
         for log in plain["logs"]:
             self._read_log(found.parts[log], plain["runs"], states)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import CheckpointError
+from rankwise.sweeps.fitting import bytes_of_runs, cut_to_fit, limit_of
 from rankwise.sweeps.problem import Problem, Run
 from rankwise.train.data import tensors_of
 from rankwise.writing import write_durably
 
-FORMAT = "rankwise-plan-1"
+FORMAT = "rankwise-plan-2"
 FILE = "plan.json"
 
 
@@ -25,12 +26,18 @@ class Plan:
 
     Args:
         packs: Names of the runs of each pack, in the order in which packs train.
+        memory: Bytes that each run needs beside the base, by name (`rankwise.sweeps.fitting`).
+        limit: Bytes that a pack may need; None where there is no limit.
+        base_bytes: Those of the base.
         rungs: Epochs after which the worst configurations leave.
         sha256: Fingerprints of what the plan is for: "runs", "base", "data".
         made_with: What the last bits of the results depend on.
     """
 
     packs: list[list[str]]
+    memory: dict[str, int]
+    limit: int | None
+    base_bytes: int
     rungs: list[int]
     sha256: dict[str, str]
     made_with: dict[str, str]
@@ -45,22 +52,47 @@ def plan_packs(runs: Sequence[Run]) -> list[list[Run]]:
     return list(packs.values())
 
 
-def make_plan(model: nn.Module, runs: Sequence[Run], problem: Problem, rungs: Sequence[int]) -> Plan:
-    """Plan a sweep."""
+def make_plan(
+    model: nn.Module, runs: Sequence[Run], problem: Problem, rungs: Sequence[int], memory: int | None = None
+) -> Plan:
+    """Plan a sweep.
+
+    Args:
+        model: The base.
+        runs: What to train.
+        problem: Data, loss and metric.
+        rungs: Epochs after which the worst configurations leave.
+        memory: Bytes that a pack may need beside the base; by default nine tenths of what the device has free.
+    """
+    needed, limit = bytes_of_runs(model, runs, problem), limit_of(model, memory)
+    packs = [cut for pack in plan_packs(runs) for cut in cut_to_fit(pack, lambda run: needed[run.name], limit)]
     return Plan(
-        packs=[[run.name for run in pack] for pack in plan_packs(runs)],
+        packs=[[run.name for run in pack] for pack in packs],
+        memory=needed,
+        limit=limit,
+        base_bytes=sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())),
         rungs=list(rungs),
-        sha256={
-            "runs": hashlib.sha256("\n".join(map(_settings, runs)).encode()).hexdigest(),
-            "base": fingerprint(model.state_dict()),
-            "data": fingerprint(_named(problem)),
-        },
-        made_with={
-            "torch": torch.__version__,
-            "threads": str(torch.get_num_threads()),
-            "device": str(next(model.parameters()).device),
-        },
+        sha256=fingerprints(model, runs, problem),
+        made_with=surroundings(model),
     )
+
+
+def fingerprints(model: nn.Module, runs: Sequence[Run], problem: Problem) -> dict[str, str]:
+    """What a plan is for."""
+    return {
+        "runs": hashlib.sha256("\n".join(map(_settings, runs)).encode()).hexdigest(),
+        "base": fingerprint(model.state_dict()),
+        "data": fingerprint(_named(problem)),
+    }
+
+
+def surroundings(model: nn.Module) -> dict[str, str]:
+    """What the last bits of the results depend on."""
+    return {
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+        "device": str(next(model.parameters()).device),
+    }
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
@@ -100,8 +132,14 @@ WHAT_DIFFERS = {
 }
 
 
-def check_plan(plan: Plan, now: Plan, folder: Path) -> list[str]:
-    """Hold a plan that was read against the one that would be made now.
+def check_plan(plan: Plan, sha256: Mapping[str, str], made_with: Mapping[str, str], folder: Path) -> list[str]:
+    """Hold a plan that was read against what is there now.
+
+    Args:
+        plan: The plan.
+        sha256: From `fingerprints`.
+        made_with: From `surroundings`.
+        folder: Where the plan was read.
 
     Returns:
         What may change the last bits of the results, in words.
@@ -110,17 +148,15 @@ def check_plan(plan: Plan, now: Plan, folder: Path) -> list[str]:
         CheckpointError: It is for other runs, another base or other data.
     """
     for key, words in WHAT_DIFFERS.items():
-        if plan.sha256.get(key) != now.sha256[key]:
+        if plan.sha256.get(key) != sha256[key]:
             raise CheckpointError(
-                f"The run in {folder} can't be gone on with. {words} now: SHA-256 {now.sha256[key][:12]}, and "
+                f"The run in {folder} can't be gone on with. {words} now: SHA-256 {sha256[key][:12]}, and "
                 f"{plan.sha256.get(key, 'none')[:12]} when it began."
             )
-    changed = [key for key, value in now.made_with.items() if plan.made_with.get(key) != value]
+    changed = [key for key, value in made_with.items() if plan.made_with.get(key) != value]
     if not changed:
         return []
-    before, after = (
-        ", ".join(f"{key} {found.get(key)}" for key in changed) for found in (plan.made_with, now.made_with)
-    )
+    before, after = (", ".join(f"{key} {found.get(key)}" for key in changed) for found in (plan.made_with, made_with))
     return [f"The run began with {before} and went on with {after}; the last bits of its results may depend on that."]
 
 

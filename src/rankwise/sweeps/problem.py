@@ -102,6 +102,7 @@ class Swept:
         scores: Of each finished run, by name.
         curve: A point for each run and epoch.
         packs: Number of the pack by run.
+        memory: Bytes that the pack needs, base included, by run: as measured on single steps before training.
         complete: Whether every planned run has ended.
         notes: What the user should know of how it ran.
     """
@@ -112,6 +113,7 @@ class Swept:
     scores: dict[str, Scores] = field(default_factory=dict)
     curve: list[Point] = field(default_factory=list)
     packs: dict[str, int] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
     complete: bool = False
     notes: list[str] = field(default_factory=list)
 
@@ -123,6 +125,7 @@ class Swept:
         self.outcomes |= more.outcomes
         self.scores |= more.scores
         self.curve += more.curve
+        self.memory |= more.memory
         self.packs |= {name: first + pack for name, pack in more.packs.items()}
         self.complete = self.complete and more.complete
         self.notes += [note for note in more.notes if note not in self.notes]

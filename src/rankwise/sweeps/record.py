@@ -174,7 +174,7 @@ def _run(run: Run, swept: Swept, adapters: Mapping[str, str]) -> dict[str, Any]:
         "steps": None if outcome is None else outcome.steps,
         "epochs": None if outcome is None else outcome.epochs,
         "seconds": None if outcome is None else outcome.seconds,
-        "peak_memory_bytes": None,
+        "peak_memory_bytes": swept.memory.get(run.name),
         "pack": swept.packs[run.name],
         "status": "stopped" if outcome is None else outcome.status,
         "reason": "interrupted" if outcome is None else outcome.reason,

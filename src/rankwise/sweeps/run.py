@@ -9,7 +9,7 @@ from rankwise.errors import ConfigError
 from rankwise.pack.resolved import resolve
 from rankwise.sweeps.course import Course
 from rankwise.sweeps.measure import measure
-from rankwise.sweeps.plan import check_plan, make_plan, read_plan, write_plan
+from rankwise.sweeps.plan import check_plan, fingerprints, make_plan, read_plan, surroundings, write_plan
 from rankwise.sweeps.problem import Problem, Run, Swept
 from rankwise.sweeps.watch import Watch
 from rankwise.train.checkpoints import Checkpoints, Every
@@ -29,6 +29,7 @@ def run_sweep(
     every: Every | None = None,
     resume: bool = False,
     tests: bool = True,
+    memory: int | None = None,
 ) -> Swept:
     """Train every run and measure those that finished.
 
@@ -46,6 +47,8 @@ def run_sweep(
         every: How often a checkpoint is written.
         resume: Go on with the unfinished run in `checkpoints`, by its plan, from its last whole checkpoint.
         tests: Whether finished runs are measured on test data too.
+        memory: Bytes that a pack may need beside the base; what doesn't fit trains in packs one after another. By
+            default nine tenths of what the device has free. An unfinished run keeps the packs of its plan.
 
     Raises:
         CheckpointError: The unfinished run can't be gone on with: there is none, or it is of other runs, data or base.
@@ -58,24 +61,24 @@ def run_sweep(
         raise ConfigError(f"The rungs are {list(rungs)}; give rising numbers of epochs, such as 4, 12.")
     parameters = {run.name: resolve(model, run.member).parameter_count() for run in runs}
     swept = Swept(runs, parameters)
-    plan = make_plan(model, runs, problem, rungs)
     if resume:
         if checkpoints is None:
             raise ConfigError("resume needs the folder of the checkpoints.")
-        written = read_plan(checkpoints)
-        swept.notes += check_plan(written, plan, checkpoints)
-        plan = written
-    elif checkpoints is not None:
-        write_plan(checkpoints, plan)
+        plan = read_plan(checkpoints)
+        swept.notes += check_plan(plan, fingerprints(model, runs, problem), surroundings(model), checkpoints)
+    else:
+        plan = make_plan(model, runs, problem, rungs, memory)
+        if checkpoints is not None:
+            write_plan(checkpoints, plan)
     by_name = {run.name: run for run in runs}
     packs = [[by_name[name] for name in pack] for pack in plan.packs]
-    swept.packs = {run.name: i for i, pack in enumerate(packs) for run in pack}
     watch = Watch(
         progress,
         {run.name: (run.configuration, run.r, run.training.lr) for run in runs},
         {run.name: run.training.epochs * -(-_rows(problem, run) // run.training.batch_size) for run in runs},
         problem.metric_name,
     )
+    course: Course | None = None
     kept = None if checkpoints is None else Checkpoints(checkpoints, progress.message, every)
     try:
         with stop_on_signals(heard=kept is not None) as stop:
@@ -86,7 +89,12 @@ def run_sweep(
     except KeyboardInterrupt:
         pass
     swept.complete = len(swept.outcomes) == len(runs)
-    for pack in packs:
+    # Packs that turned out too large have been split meanwhile.
+    packs = packs if course is None else course.packs
+    for i, pack in enumerate(packs):
+        peak = plan.base_bytes + sum(plan.memory[run.name] for run in pack)
+        swept.packs |= {run.name: i for run in pack}
+        swept.memory |= {run.name: peak for run in pack}
         measure(model, pack, problem, swept, tests=tests)
     return swept
 

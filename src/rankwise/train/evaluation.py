@@ -25,11 +25,21 @@ def evaluate_rows(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed:
     the mean over all tokens.
     """
     order = feed.evaluation_order(data)
-    chunk = max(1, feed.rows_at_once // len(pack))
+    chunk = max(1, min(len(order), feed.rows_at_once // len(pack)))
     parts: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in functions]
-    for rows in order.to(pack.device).split(chunk):
+    waiting = list(order.to(pack.device).split(chunk))
+    while waiting:
+        rows = waiting.pop(0)
         batch = feed.prepare(pick(data, lambda t, rows=rows: t.index_select(0, rows)))
-        for part, values in zip(parts, pack.evaluate(batch, functions), strict=True):
+        try:
+            found = pack.evaluate(batch, functions)
+        except torch.OutOfMemoryError:
+            if len(rows) == 1:
+                raise
+            # Fewer rows at once from here on: each row is evaluated on its own anyway.
+            waiting = list(torch.cat([rows, *waiting]).split(len(rows) // 2))
+            continue
+        for part, values in zip(parts, found, strict=True):
             part.append(values)
     back = order.argsort().to(pack.device)
     return [_joined(part)[:, back] for part in parts]

@@ -21,6 +21,7 @@ from rankwise.pack.resolved import State
 from rankwise.train.data import Data, count_rows, pick, take
 from rankwise.train.evaluation import evaluate
 from rankwise.train.feed import Feed
+from rankwise.train.memory import peak_bytes
 from rankwise.train.outcome import Outcome, Point
 from rankwise.train.schedules import Schedules
 from rankwise.train.settings import Training
@@ -60,6 +61,20 @@ class TrainingState:
         """The tensors that each run would hand out if it ended now, given which of "best" and "last" it keeps."""
         best, now = self.states("best"), self.states("now")
         return {name: (best if weights[name] == "best" else now)[name] for name in self.names}
+
+    def only(self, names: Sequence[str]) -> "TrainingState":
+        """The same of some of the runs."""
+        places = [self.names.index(name) for name in names]
+        tensors: dict[str, Tensor] = {}
+        for path, value in self.tensors.items():
+            kind, _, rest = path.partition("/")
+            if kind == "vector":
+                tensors[path] = value[places]
+                continue
+            k, _, key = rest.partition("/")
+            if int(k) in places:
+                tensors[f"{kind}/{places.index(int(k))}/{key}"] = value
+        return TrainingState(tensors, {**self.plain, "names": list(names)})
 
     def vectors(self, of: str) -> dict[str, Tensor]:
         """Vectors with an entry for each run, in the order of `names`."""
@@ -174,6 +189,15 @@ class PackTraining:
         self.epoch += 1
         self._total = torch.zeros_like(self._total)
         return Epoch(points, self._leave(of.ended(finite.tolist(), self.epoch)))
+
+    def peak_bytes(self) -> int:
+        """The memory that the gradients of one step take beyond the base's and the pack's own, measured by computing
+        them; nothing is trained."""
+        pack = self._pack
+        rows = self._feed.order(self._train, pack.seeds, self.epoch, self._batch_size)[:, : self._batch_size]
+        with pack.attached(self._example, training=True):
+            batch = self._feed.prepare(take(self._train, rows.to(pack.device)))
+            return peak_bytes(lambda: pack.gradients(batch, self._feed.rows_a_pass), pack.device)
 
     def prune(self, reasons: Mapping[str, str]) -> list[Outcome]:
         """Let runs leave between two epochs, each for a reason; their outcomes have the status "pruned"."""

@@ -1,0 +1,91 @@
+"""Packs that fit: what each run takes in memory, measured on one step of its kind alone, and packs cut to a limit."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from torch import nn
+
+from rankwise.pack.resolved import resolve
+from rankwise.sweeps.problem import Problem, Run
+from rankwise.train.loop import PackTraining
+from rankwise.train.memory import free_bytes
+
+One = TypeVar("One")
+
+COPIES = 9
+"""Numbers that are kept for each trained one, at the most: itself, the best so far, gradient, two moments, s, s B,
+the optimiser's update and its rate."""
+
+SHARE = 0.9
+"""Of what a device has free, what packs take by default: other programs and the allocator's gaps need some too."""
+
+
+def training_of(model: nn.Module, runs: Sequence[Run], problem: Problem) -> PackTraining:
+    """The runs of a pack, ready to train."""
+    data = problem.splits[runs[0].data]
+    return PackTraining(
+        model,
+        [(run.member, run.training) for run in runs],
+        data.train,
+        data.validation,
+        problem.loss,
+        problem.metric,
+        states={run.name: run.start for run in runs},
+        feed=problem.feed,
+    )
+
+
+def bytes_of_runs(model: nn.Module, runs: Sequence[Run], problem: Problem) -> dict[str, int]:
+    """Bytes that each run needs beside the base, by name.
+
+    Of the runs that adapt the same modules and read batches of one size, the one with the most parameters takes a step
+    alone; the others take as much, but for their own parameters. A pack takes less than the sum of its runs: they
+    share what runs before the branch point, and not all are at their peak at once.
+    """
+    kinds: dict[tuple[object, ...], list[tuple[int, Run]]] = {}
+    for run in runs:
+        resolved = resolve(model, run.member)
+        targets = tuple(t.name for t in resolved.targets)
+        dropout = run.member.lora is not None and run.member.lora.dropout > 0
+        kind = (run.data, run.training.batch_size, targets, resolved.whole, dropout)
+        kinds.setdefault(kind, []).append((resolved.parameter_count(), run))
+    size = next(p.element_size() for p in model.parameters() if p.is_floating_point())
+    needed: dict[str, int] = {}
+    for kind in kinds.values():
+        _, largest = max(kind, key=lambda one: one[0])
+        step = training_of(model, [largest], problem).peak_bytes()
+        needed |= {run.name: step + COPIES * size * parameters for parameters, run in kind}
+    return {run.name: needed[run.name] for run in runs}
+
+
+def limit_of(model: nn.Module, memory: int | None) -> int | None:
+    """The bytes that a pack may take beside the base: as given, or a share of what the device has free."""
+    if memory is not None:
+        return memory
+    free = free_bytes(next(model.parameters()).device)
+    return None if free is None else int(SHARE * free)
+
+
+def cut_to_fit(pack: Sequence[One], needed: Callable[[One], int], limit: int | None) -> list[list[One]]:
+    """Cut a pack, in its order, into packs that fit; a run that doesn't fit alone is a pack of its own.
+
+    Args:
+        pack: The runs.
+        needed: Bytes of each.
+        limit: Bytes of a pack; None for no limit.
+
+    Examples:
+        >>> cut_to_fit([3, 3, 2, 9, 1], lambda run: run, 6)
+        [[3, 3], [2], [9], [1]]
+    """
+    if limit is None:
+        return [list(pack)]
+    packs: list[list[One]] = []
+    left = 0
+    for run in pack:
+        if not packs or needed(run) > left:
+            packs.append([])
+            left = limit
+        packs[-1].append(run)
+        left -= needed(run)
+    return packs

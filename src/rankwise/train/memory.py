@@ -1,0 +1,83 @@
+"""What a step takes in memory, measured, and what a device has free."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that a device has free now; None where that can't be known."""
+    if device.type == "cuda":
+        # What torch keeps for itself without using it is free too.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    if device.type != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        pages = os.sysconf_names.keys() & {"SC_PAGE_SIZE", "SC_PHYS_PAGES"}
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if len(pages) == 2 else None
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """The most memory, beyond what was in use before, that a function has in use at a time.
+
+    On CUDA the allocator tells. Elsewhere every tensor that an operation makes is counted as long as it lives;
+    what an operation takes for itself within is not seen.
+
+    Examples:
+        >>> peak_bytes(lambda: torch.zeros(1000).exp(), torch.device("cpu"))
+        8000
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    counted = _Living()
+    with counted:
+        run()
+    return counted.peak
+
+
+class _Living(TorchDispatchMode):
+    """Counts the bytes of tensors made while it is on, as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._now = 0
+        self._living: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        known = {id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        made = [t for t in tree_leaves(result) if isinstance(t, Tensor) and id(t) not in known]
+        own = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for t in made:
+            storage = t.untyped_storage()
+            place = storage.data_ptr()
+            # A view, or a result written into an argument, is no new memory.
+            if place and place not in own:
+                self._add(place, StorageWeakRef(storage), storage.nbytes())
+        return result
+
+    def _add(self, place: int, storage: StorageWeakRef, n: int) -> None:
+        before = self._living.get(place)
+        if before is not None and not before[0].expired():
+            return
+        for ended in [key for key, (held, _) in self._living.items() if held.expired()]:
+            self._now -= self._living.pop(ended)[1]
+        self._living[place] = storage, n
+        self._now += n
+        self.peak = max(self.peak, self._now)
