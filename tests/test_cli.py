@@ -249,3 +249,22 @@ def test_help_tells_every_flag_and_needs_no_torch() -> None:
     assert done.returncode == 0, done.stderr
     for flag in ("--ranks", "--seeds", "--protocol", "--data", "--epochs", "--lr", "--out", "--device", "--config"):
         assert flag in done.stdout
+
+
+def test_a_dry_run_tells_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = folder_of_digits(tmp_path / "data")
+    flags = ["digits", "--ranks", "1,2", "--seeds", "1", "--lr", "1e-3,1e-2", "--baseline-lr", "1e-3", "--epochs", "40"]
+    flags += ["--data", str(data), "--out", str(tmp_path / "out"), "--quiet", "--dry-run"]
+    assert main(flags) == 0
+    said = capsys.readouterr().out
+    assert "2 x r1, 2 x r2" in said
+    assert "5 runs in 2 packs" in said
+    assert "Nothing was written." in said
+    assert main([*flags, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["total_runs"], [len(pack["runs"]) for pack in told["packs"]]) == (5, [4, 1])
+    assert [pack["epochs"] for pack in told["packs"]] == [40, 40]
+    assert told["peak_bytes"] == told["base_bytes"] + max(pack["bytes"] for pack in told["packs"])
+    assert told["seconds"] == pytest.approx(sum(pack["seconds"] for pack in told["packs"]))
+    assert min(pack["seconds"] for pack in told["packs"]) > 0
+    assert {path.name for path in tmp_path.iterdir()} == {"data"}

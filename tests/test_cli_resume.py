@@ -131,3 +131,7 @@ def test_rungs_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
     for run in results["runs"]:
         assert (run["metric"] is None) == (run["status"] == "pruned")
         assert (run["adapter"] is not None) == (run["status"] == "finished" and run["method"] == "lora")
+
+
+def test_a_plan_that_is_made_is_not_foretold(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--dry-run does not go with --resume" in refused(capsys, "digits", "--resume", str(stopped), "--dry-run")

@@ -182,6 +182,46 @@ class Experiment:
         for run in runs_of([replace(c, lrs=c.lrs[:1]) for c in self.candidates], self.seeds[:1]):
             resolve(self.model, run.member)
 
+    def stages(self, progress: Progress, place: Place | None = None) -> Stages:
+        """How it is trained: in a place, or in memory alone."""
+        return Stages(
+            model=self.model,
+            problem=self.problem,
+            candidates=self.candidates,
+            seeds=self.seeds,
+            progress=progress,
+            rungs=self.rungs,
+            search=self.search,
+            widen=self.widen,
+            checkpoints=None if place is None else place.kept,
+            every=None if place is None else place.every,
+            resume=place is not None and place.resume,
+        )
+
+
+Maker = Callable[[Progress, Mapping[str, Tensor] | None], Experiment]
+"""Makes an experiment: told where to show what is done meanwhile, and, where a run is gone on with, the base's weights
+as they were kept (none where the task doesn't make the base)."""
+
+
+def run_in(place: Place, make: Maker, progress: Progress) -> tuple[Results, list[Path]]:
+    """Make an experiment, run it in its place from the beginning or from where it was, and write the run directory.
+
+    Returns:
+        The content of `results.json`, and the files of the report.
+
+    Raises:
+        RankwiseError: Something in the settings, the data or the place can't be used.
+        KeyboardInterrupt: Interrupted before any run had finished; there are no results yet.
+    """
+    place.check()
+    begun = take_up(place) if place.resume else None
+    experiment = make(progress, None if begun is None else begun.base or {})
+    experiment.check()
+    begun = begun or begin(place, experiment.model.state_dict() if experiment.keep_base else None)
+    results, _, files = carry_out(experiment, begun, place, progress)
+    return results, files
+
 
 BASE_IN_DIRECTORY = "../../base"
 """What an adapter calls a base that lies beside `adapters/` in the run directory."""
@@ -218,19 +258,7 @@ def carry_out(
             "be a number on every row of the validation and test data."
         )
     before = fingerprint(model.state_dict())
-    found = Stages(
-        model=model,
-        problem=problem,
-        candidates=experiment.candidates,
-        seeds=experiment.seeds,
-        progress=progress,
-        rungs=experiment.rungs,
-        search=experiment.search,
-        widen=experiment.widen,
-        checkpoints=None if place is None else place.kept,
-        every=None if place is None else place.every,
-        resume=place is not None and place.resume,
-    ).run()
+    found = experiment.stages(progress, place).run()
     swept, runs = found.swept, found.swept.runs
     progress.close()
     if not (swept.complete or swept.scores):

@@ -1,6 +1,7 @@
 """The digits experiment on its embedded data, with few epochs."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 
 from rankwise import disabled, load_adapter, merge
 from rankwise.errors import ConfigError, DataError
-from rankwise.experiment import Place, find_device
+from rankwise.experiment import Place, find_device, run_in
 from rankwise.report import validate
 from rankwise.tasks.digits import (
     BASELINE_LRS,
@@ -26,7 +27,7 @@ from rankwise.tasks.digits import (
     plan_runs,
     protocol_of,
 )
-from rankwise.tasks.digits_run import run_digits
+from rankwise.tasks.digits_run import make_digits
 from rankwise.tasks.mnist import Split, load_digits_data
 from rankwise.tasks.options import DigitsOptions
 from rankwise.train.live import progress
@@ -38,7 +39,7 @@ def run(out: Path, **changed: Any) -> dict[str, Any]:
     given = {"ranks": (1, 4), "seeds": (0, 3), "epochs": 2, "lr": (3e-3,), "baseline_lr": (1e-3,), **changed}
     with progress("quiet") as shown:
         place = Place(directory=out, config="digits: {}\n", command="rankwise", how_to_resume="rankwise digits")
-        results, _ = run_digits(DigitsOptions(**given), place, shown)
+        results, _ = run_in(place, partial(make_digits, DigitsOptions(**given)), shown)
     return results
 
 

@@ -5,12 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from rankwise.cli.app import HOW, app
-from rankwise.cli.training import How, Outcome, train
+from rankwise.cli.training import How, train
 from rankwise.tasks.flags import listed
 from rankwise.tasks.options import DigitsOptions, parse_numbers, parse_rates, parse_seeds
 
 if TYPE_CHECKING:
-    from rankwise.experiment import Place
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from rankwise.experiment import Experiment
     from rankwise.train.live import Progress
 
 
@@ -80,9 +84,9 @@ def digits(
         **{key: value for key, value in given.items() if value is not None},
     )
 
-    def run(place: "Place", progress: "Progress") -> Outcome:
-        from rankwise.tasks.digits_run import run_digits
+    def make(progress: "Progress", base: "Mapping[str, Tensor] | None") -> "Experiment":
+        from rankwise.tasks.digits_run import make_digits
 
-        return run_digits(options, place, progress)
+        return make_digits(options, progress, base)
 
-    return train("digits", options.settings(), how, run)
+    return train("digits", options.settings(), how, make)

@@ -3,11 +3,15 @@
 from typing import TYPE_CHECKING
 
 from rankwise.cli.app import app
-from rankwise.cli.training import How, Outcome, train
+from rankwise.cli.training import How, train
 from rankwise.tasks.text.options import TextOptions
 
 if TYPE_CHECKING:
-    from rankwise.experiment import Place
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from rankwise.experiment import Experiment
     from rankwise.train.live import Progress
 
 
@@ -20,9 +24,9 @@ def sweep(options: TextOptions, *, how: How | None = None) -> int:
     two figures, a page, and every adapter in PEFT's format.
     """
 
-    def run(place: "Place", progress: "Progress") -> Outcome:
-        from rankwise.tasks.text.run import run_text
+    def make(progress: "Progress", base: "Mapping[str, Tensor] | None") -> "Experiment":
+        from rankwise.tasks.text.run import make_text
 
-        return run_text(options, place, progress)
+        return make_text(options, progress, base)
 
-    return train("sweep", options.settings(), how or How(), run)
+    return train("sweep", options.settings(), how or How(), make)

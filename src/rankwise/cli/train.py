@@ -4,11 +4,15 @@ from typing import TYPE_CHECKING
 
 from rankwise.cli import training
 from rankwise.cli.app import app
-from rankwise.cli.training import How, Outcome
+from rankwise.cli.training import How
 from rankwise.tasks.text.options import TrainOptions
 
 if TYPE_CHECKING:
-    from rankwise.experiment import Place
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from rankwise.experiment import Experiment
     from rankwise.train.live import Progress
 
 
@@ -19,9 +23,9 @@ def train(options: TrainOptions, *, how: How | None = None) -> int:
     What it gives is what a sweep gives, with one run: test figures, curve, page, and the adapter in PEFT's format.
     """
 
-    def run(place: "Place", progress: "Progress") -> Outcome:
-        from rankwise.tasks.text.run import run_text
+    def make(progress: "Progress", base: "Mapping[str, Tensor] | None") -> "Experiment":
+        from rankwise.tasks.text.run import make_text
 
-        return run_text(options, place, progress)
+        return make_text(options, progress, base)
 
-    return training.train("train", options.settings(), how or How(), run)
+    return training.train("train", options.settings(), how or How(), make)

@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +14,8 @@ from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK, HOW
 from rankwise.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from rankwise.experiment import Place
-    from rankwise.train.live import Progress
+    from rankwise.experiment import Maker
+    from rankwise.sweeps.forecast import Forecast
 
 
 @Parameter(name="*", group=HOW)
@@ -39,6 +39,9 @@ class How:
         Read settings from a YAML file, such as a run's config.yaml; flags go before it.
     print_config:
         Print the complete configuration as YAML and stop.
+    dry_run:
+        Print what would be trained, in which packs, in how much memory and time (from a few probing steps), and stop;
+        nothing is written.
     quiet:
         Show nothing while training.
     json:
@@ -54,6 +57,7 @@ class How:
     print_config: Annotated[
         bool, Parameter(name=["--print-config", "--print_config"], negative="", show_default=False)
     ] = False
+    dry_run: Annotated[bool, Parameter(negative="", show_default=False)] = False
     quiet: Annotated[bool, Parameter(negative="", show_default=False)] = False
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False
 
@@ -62,18 +66,14 @@ class How:
         return self.resume or self.out or Path("runs", command)
 
 
-Outcome = tuple[dict[str, Any], Sequence[Path]]
-"""The content of results.json, and the files of the report."""
-
-
-def train(command: str, settings: dict[str, Any], how: How, run: "Callable[[Place, Progress], Outcome]") -> int:
+def train(command: str, settings: dict[str, Any], how: How, make: "Maker") -> int:
     """Run a command that trains.
 
     Args:
         command: Its name.
         settings: Its complete configuration, flag -> value, plain.
         how: How it runs.
-        run: Trains in a place and shows it.
+        make: Makes the experiment.
 
     Returns:
         The exit code.
@@ -90,10 +90,14 @@ def train(command: str, settings: dict[str, Any], how: How, run: "Callable[[Plac
             if value is not None:
                 raise ConfigError(f"{flag} does not go with --resume, which takes all from {how.resume}; leave it out.")
         _check_same(command, settings, directory)
+        if how.dry_run:
+            raise ConfigError("--dry-run does not go with --resume: the run's plan is made; leave one of them out.")
     if how.print_config:
         print(text, end="")
         return EXIT_OK
-    from rankwise.experiment import Place
+    if how.dry_run:
+        return _foretell(how, make)
+    from rankwise.experiment import Place, run_in
     from rankwise.sweeps.directory import can_resume
     from rankwise.train.checkpoints import Every
     from rankwise.train.live import progress
@@ -109,7 +113,7 @@ def train(command: str, settings: dict[str, Any], how: How, run: "Callable[[Plac
     )
     try:
         with progress("quiet" if how.quiet else "auto") as shown:
-            results, files = run(place, shown)
+            results, files = run_in(place, make, shown)
     except KeyboardInterrupt:
         what = f"go on with: {place.how_to_resume}" if can_resume(directory) else "nothing was written."
         print(f"Interrupted before any run had finished; {what}", file=sys.stderr)
@@ -119,6 +123,48 @@ def train(command: str, settings: dict[str, Any], how: How, run: "Callable[[Plac
         print(f"Interrupted: what had finished is in {directory}; go on with: {place.how_to_resume}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return EXIT_DIVERGED if any(run["status"] == "diverged" for run in results["runs"]) else EXIT_OK
+
+
+def _foretell(how: How, make: "Maker") -> int:
+    """Print what would be done."""
+    from rankwise.sweeps.forecast import foresee
+    from rankwise.train.live import progress
+
+    with progress("quiet" if how.quiet else "auto") as shown:
+        experiment = make(shown, None)
+        experiment.check()
+        found = foresee(experiment.stages(shown))
+    _show_forecast(found, as_json=how.json)
+    return EXIT_OK
+
+
+def _show_forecast(found: "Forecast", *, as_json: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from rankwise.report.numbers import duration, mebibytes
+
+    if as_json:
+        print(json.dumps(found.plain()))
+        return
+    console = Console(soft_wrap=False)
+    table = Table(box=None, header_style="")
+    for column in ("pack", "for", "runs", "configurations", "epochs", "MiB", "time"):
+        table.add_column(column, justify="left" if column in ("for", "configurations") else "right")
+    for i, pack in enumerate(found.packs):
+        names = [name if n == 1 else f"{n} x {name}" for name, n in pack.configurations.items()]
+        numbers = (str(pack.epochs), mebibytes(pack.bytes), duration(pack.seconds))
+        table.add_row(str(i), pack.stage, str(len(pack.runs)), ", ".join(names), *numbers)
+    console.print(table)
+    limit = "" if found.limit is None else f" (a pack may take {mebibytes(found.limit)} MiB)"
+    packs = "1 pack" if len(found.packs) == 1 else f"{len(found.packs)} packs, one after another"
+    console.print(
+        f"{found.runs} runs in {packs}; at the most {mebibytes(found.peak_bytes)} MiB, the base's "
+        f"{mebibytes(found.base_bytes)} included{limit}, and about {duration(found.seconds)}.",
+        *found.open,
+        "Nothing was written.",
+        highlight=False,
+    )
 
 
 def show(results: dict[str, Any], files: Sequence[Path], *, as_json: bool) -> None:

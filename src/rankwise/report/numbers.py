@@ -76,6 +76,16 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def mebibytes(n: int) -> str:
+    """Write an amount of memory in MiB.
+
+    Examples:
+        >>> mebibytes(3_500_000), mebibytes(5_000)
+        ('3.3', '0.0')
+    """
+    return f"{n / 2**20:,.1f}"
+
+
 def words(name: str) -> str:
     """Write a key as words.
 

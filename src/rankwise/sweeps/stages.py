@@ -38,6 +38,21 @@ class Search:
     rungs: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Expected:
+    """A stage as it is known beforehand.
+
+    Args:
+        title: What it is for.
+        runs: What it trains.
+        rungs: Epochs after which the worst configurations leave.
+    """
+
+    title: str
+    runs: Sequence[Run]
+    rungs: Sequence[int]
+
+
 @dataclass
 class Found:
     """What the stages gave.
@@ -92,12 +107,8 @@ class Stages:
         """
         if self.search is None:
             return Found(self._grid(runs_of(self.candidates, self.seeds), self.rungs, self.seeds, None))
-        searched = self._grid(
-            runs_of(self.candidates, self.search.seeds, self.search.data),
-            self.search.rungs,
-            self.search.seeds,
-            self.search.data,
-        )
+        tried = self._searching(self.search)
+        searched = self._grid(tried, self.search.rungs, self.search.seeds, self.search.data)
         if not searched.complete:
             raise KeyboardInterrupt
         higher = self.problem.higher_is_better
@@ -106,6 +117,23 @@ class Stages:
         runs = [c.run(rates[c.name] or c.lrs[0], seed) for c in self.candidates for seed in self.seeds]
         edges = {name: c.lr_at_edge_of_grid for name, c in chosen.items()}
         return Found(self._train(runs, self.rungs, tests=True), edges, _told(searched))
+
+    def expected(self) -> list[Expected]:
+        """The stages, as far as they are known before any has run: at rates yet to be found the first stands for it.
+
+        Raises:
+            ConfigError: The grid is empty.
+        """
+        if self.search is None:
+            return [Expected("training", runs_of(self.candidates, self.seeds), self.rungs)]
+        runs = [c.run(c.lrs[0], seed) for c in self.candidates for seed in self.seeds]
+        return [
+            Expected("search", self._searching(self.search), self.search.rungs),
+            Expected("training", runs, self.rungs),
+        ]
+
+    def _searching(self, search: Search) -> list[Run]:
+        return runs_of(self.candidates, search.seeds, search.data)
 
     def _grid(self, runs: Sequence[Run], rungs: Sequence[int], seeds: Sequence[int], data: str | None) -> Swept:
         """Train a grid, and what widens it."""

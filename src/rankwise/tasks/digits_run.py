@@ -1,11 +1,11 @@
-"""`rankwise digits` from options to a run directory."""
+"""`rankwise digits` from options to an experiment."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from rankwise.experiment import Experiment, Place, begin, carry_out, config_hash, find_device, take_up
-from rankwise.sweeps.record import Results
+from torch import Tensor
+
+from rankwise.experiment import Experiment, config_hash, find_device
 from rankwise.tasks.digits import (
     PUBLISHED_BASELINE,
     base_from,
@@ -19,35 +19,28 @@ from rankwise.tasks.options import DigitsOptions
 from rankwise.train.live import Progress
 
 
-def run_digits(options: DigitsOptions, place: Place, progress: Progress) -> tuple[Results, list[Path]]:
-    """Run the experiment and write its run directory.
+def make_digits(options: DigitsOptions, progress: Progress, base: Mapping[str, Tensor] | None) -> Experiment:
+    """Read the data and train the base.
 
     Args:
         options: The settings.
-        place: Where the results go.
-        progress: Where training is shown.
-
-    Returns:
-        The content of `results.json`, and the files of the report.
+        progress: Where it is said that the base trains.
+        base: The base's weights, where it was trained before.
 
     Raises:
-        RankwiseError: Something in the options, the data or the place for results can't be used.
-        KeyboardInterrupt: Interrupted before any run had finished; there are no results yet.
+        RankwiseError: Something in the options or the data can't be used.
     """
-    place.check()
     device = find_device(options.device)
     raw = load_digits_data(options.data)
     problem = make_problem(raw, device)
     candidates = candidates_of(options)
-    if place.resume:
-        beginning = take_up(place)
-        model = base_from(beginning.base or {}, device)
+    if base is not None:
+        model = base_from(base, device)
     else:
         progress.message(f"Pretraining the base on the digits 0-4 ({len(problem.splits['old'].train[0]):,} images)")
         model = pretrain(problem, options)
-        beginning = begin(place, model.state_dict())
     published = options.protocol == "published"
-    experiment = Experiment(
+    return Experiment(
         task="digits",
         model=model,
         candidates=candidates,
@@ -66,8 +59,6 @@ def run_digits(options: DigitsOptions, place: Place, progress: Progress) -> tupl
         relative_to=_published_baseline(sum(p.numel() for p in model.parameters())) if published else None,
         tolerance=options.tolerance,
     )
-    results, _, files = carry_out(experiment, beginning, place, progress)
-    return results, files
 
 
 def _published_baseline(parameters: int) -> Mapping[str, Any]:

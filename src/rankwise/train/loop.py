@@ -5,6 +5,7 @@ Everything that differs between adapters is a vector with an entry for each; ada
 its end.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from rankwise.train.outcome import Outcome, Point
 from rankwise.train.schedules import Schedules
 from rankwise.train.settings import Training
 from rankwise.train.stopping import Stopping
+
+PROBING_STEPS = 5
+"""Steps that tell how long one takes, beside a first one that warms up."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +202,32 @@ class PackTraining:
         with pack.attached(self._example, training=True):
             batch = self._feed.prepare(take(self._train, rows.to(pack.device)))
             return peak_bytes(lambda: pack.gradients(batch, self._feed.rows_a_pass), pack.device)
+
+    def seconds_an_epoch(self) -> float:
+        """How long an epoch takes, validation included, measured on a few of its steps and rows.
+
+        The steps are taken: what is in training has moved afterwards.
+        """
+        pack, rates, size = self._pack, self._rates(), self._batch_size
+        order = self._feed.order(self._train, pack.seeds, self.epoch, size).to(pack.device)
+        steps: list[float] = []
+        with pack.attached(self._example, training=True):
+            # The first one warms up.
+            for i in range(min(PROBING_STEPS, self.steps_an_epoch) + 1):
+                start = (i % self.steps_an_epoch) * size
+                clock = time.perf_counter()
+                batch = self._feed.prepare(take(self._train, order[:, start : start + size]))
+                # Reading the losses waits for the device.
+                pack.step(batch, rates, None, None, self._feed.rows_a_pass).tolist()
+                steps.append(time.perf_counter() - clock)
+        n = count_rows(self._validation, "validation")
+        some = min(n, max(1, self._feed.rows_at_once // len(pack)))
+        part = pick(self._validation, lambda t: t[:some])
+        with pack.attached(self._example, training=False):
+            clock = time.perf_counter()
+            evaluate(pack, part, self._functions, self._feed)[0].tolist()
+            validation = (time.perf_counter() - clock) * n / some
+        return statistics.median(steps[1:]) * self.steps_an_epoch + validation
 
     def prune(self, reasons: Mapping[str, str]) -> list[Outcome]:
         """Let runs leave between two epochs, each for a reason; their outcomes have the status "pruned"."""

@@ -181,3 +181,16 @@ def test_over_a_quantised_base(folders: Path, tmp_path: Path) -> None:
     assert [c["method"] for c in results["configurations"]] == ["lora", "lora"]
     assert any("linear layers of the base are kept in int8" in note for note in results["notes"])
     assert min(c["mean"] for c in results["configurations"]) < results["base"]["metric"]
+
+
+@pytest.mark.parametrize("command", ["sweep", "train"])
+def test_a_dry_run(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    flags = ["--model", str(folders / "bert"), "--task", "classify", "--data", str(folders / "labelled.jsonl")]
+    search = ["--search", "20", "--lr", "1e-3,1e-2", "--seeds", "2"] if command == "sweep" else []
+    assert main([command, *flags, *search, "--out", str(tmp_path / "out"), "--dry-run", "--json", "--quiet"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    stages = {"sweep": ["search"] * 3 + ["training"] * 3, "train": ["training"] * 2}[command]
+    assert [pack["stage"] for pack in told["packs"]] == stages
+    # Of the search: one seed at two rates; then two seeds at the rate that it finds.
+    assert [len(pack["runs"]) for pack in told["packs"]] == {"sweep": [12, 2, 2] * 2, "train": [1, 1]}[command]
+    assert not any(tmp_path.iterdir())

@@ -1,19 +1,18 @@
-"""`rankwise sweep` from options to a run directory."""
+"""`rankwise sweep` and `rankwise train` from options to an experiment."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rankwise.api import baselines, check_model
-from rankwise.experiment import Experiment, Place, begin, carry_out, find_device, take_up
+from rankwise.experiment import Experiment, find_device
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.targets import ALL_LINEAR
 from rankwise.streams import stream
 from rankwise.sweeps.grid import Candidate
 from rankwise.sweeps.problem import DATA, Problem, Splits
-from rankwise.sweeps.record import Results
 from rankwise.sweeps.stages import Search
 from rankwise.tasks.text.classify_ready import ready_classify
 from rankwise.tasks.text.heads import MeanPooledClassifier
@@ -36,22 +35,17 @@ SEARCH = "search"
 """The splits on which learning rates are looked for."""
 
 
-def run_text(options: TextOptions, place: Place, progress: Progress) -> tuple[Results, list[Path]]:
-    """Sweep over ranks on a language model, and write the run directory.
+def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tensor] | None = None) -> Experiment:
+    """Read data and model, and say what ranks are tried.
 
     Args:
         options: The settings.
-        place: Where the results go.
-        progress: Where training is shown.
-
-    Returns:
-        The content of `results.json`, and the files of the report.
+        progress: Where notes and an example are shown.
+        base: Not used: the base is read again from where it was.
 
     Raises:
-        RankwiseError: Something in the options, the data or the place for results can't be used.
-        KeyboardInterrupt: Interrupted before any run had finished; there are no results yet.
+        RankwiseError: Something in the options or the data can't be used.
     """
-    place.check()
     find_device(options.device)
     where = TextData(
         data=options.data,
@@ -78,7 +72,7 @@ def run_text(options: TextOptions, place: Place, progress: Progress) -> tuple[Re
         higher_is_better=ready.higher_is_better,
         feed=ready.feed(options.rows_a_pass),
     )
-    experiment = Experiment(
+    return Experiment(
         task=options.task,
         model=ready.loaded.model,
         candidates=candidates_of(options, ready),
@@ -93,10 +87,6 @@ def run_text(options: TextOptions, place: Place, progress: Progress) -> tuple[Re
         notes=notes,
         beside=ready.beside,
     )
-    experiment.check()
-    beginning = take_up(place) if place.resume else begin(place)
-    results, _, files = carry_out(experiment, beginning, place, progress)
-    return results, files
 
 
 def _quantised(options: TextOptions, ready: Ready) -> list[str]:
