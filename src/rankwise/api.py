@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from rankwise.errors import ConfigError
 from rankwise.experiment import Experiment, Place, begin, carry_out, now, take_up
-from rankwise.files import read_adapter
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import Report
 from rankwise.pack.losses import PerBatch
@@ -24,6 +23,7 @@ from rankwise.sweeps.adapters import put_on
 from rankwise.sweeps.directory import can_resume
 from rankwise.sweeps.grid import BASELINE_SHARE, HEAD_TIMES, LORA_LRS, Candidate, modules_with_parameters
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, Swept
+from rankwise.sweeps.starting import candidate_from
 from rankwise.train.checkpoints import Every
 from rankwise.train.data import Data
 from rankwise.train.feed import ROWS_AT_ONCE, Feed
@@ -196,7 +196,7 @@ def sweep(
         feed=Feed(call=call, rows_at_once=rows_at_once, rows_a_pass=rows_a_pass),
     )
     candidates = [
-        *_candidates(configs, tuple(head), own, tuple(lrs)),
+        *_candidates(model, configs, tuple(head), own, tuple(lrs)),
         *baselines(model, tuple(head), own, tuple(lrs), baseline),
     ]
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
@@ -319,6 +319,7 @@ def _plain(rates: Sequence[float]) -> tuple[float, ...]:
 
 
 def _candidates(
+    model: nn.Module,
     configs: Iterable[Config] | Mapping[str, Config | tuple[LoRAConfig, Training]],
     head: tuple[str, ...],
     training: Training,
@@ -336,7 +337,7 @@ def _candidates(
         ]
     if not named:
         raise ConfigError("The grid is empty; give at least one rank or LoRAConfig.")
-    return [_candidate(name, config, head, training, lrs) for name, config in named]
+    return [_candidate(model, name, config, head, training, lrs) for name, config in named]
 
 
 def _name_of(config: Config) -> str:
@@ -346,6 +347,7 @@ def _name_of(config: Config) -> str:
 
 
 def _candidate(
+    model: nn.Module,
     name: str,
     config: Config | tuple[LoRAConfig, Training],
     head: tuple[str, ...],
@@ -354,12 +356,8 @@ def _candidate(
 ) -> Candidate:
     if isinstance(config, tuple):
         config, training = config
-    start: State = {}
     if isinstance(config, str | Path):
-        config, pairs = read_adapter(config)
-        start = {
-            f"{module}.{k}": tensor for module, pair in pairs.items() for k, tensor in zip("AB", pair, strict=True)
-        }
+        return candidate_from(model, Path(config), training, lrs, name=name, head=head)
     lora = config if isinstance(config, LoRAConfig) else LoRAConfig(r=config)
     label = f"r = {lora.r}" if name == f"r{lora.r}" else f"{name} (r = {lora.r})"
     return Candidate(
@@ -370,5 +368,4 @@ def _candidate(
         lrs=lrs,
         lora=lora,
         whole=head,
-        start=lambda seed: start,
     )

@@ -194,3 +194,33 @@ def test_a_dry_run(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     # Of the search: one seed at two rates; then two seeds at the rate that it finds.
     assert [len(pack["runs"]) for pack in told["packs"]] == {"sweep": [12, 2, 2] * 2, "train": [1, 1]}[command]
     assert not any(tmp_path.iterdir())
+
+
+def test_an_adapter_is_trained_on(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At a learning rate of nothing it is what it was, its head included; beside it a fresh adapter is not."""
+    assert run(folders, tmp_path / "first", "bert", "classify", "--search", "0", "--no-baseline") == 0
+    first = read_results(tmp_path / "first")
+    chosen = max((r for r in first["runs"] if r["method"] == "lora"), key=lambda r: (r["validation_metric"], r["r"]))
+    folder = tmp_path / "first" / chosen["adapter"]
+    flags = ["--model", str(folders / "bert"), "--task", "classify", "--data", str(folders / "labelled.jsonl")]
+    flags += ["--lr", "1e-9", "--epochs", "1", "--quiet", "--init-from", str(folder)]
+    assert main(["train", *flags, "--out", str(tmp_path / "train")]) == 0
+    (again,) = [r for r in read_results(tmp_path / "train")["runs"] if r["method"] == "lora"]
+    assert again["validation_loss"] == pytest.approx(chosen["validation_loss"], rel=1e-4)
+    assert (again["metric"], again["r"]) == (chosen["metric"], chosen["r"])
+
+    more = ["--ranks", "1", "--seeds", "2", "--search", "0", "--no-baseline", "--out", str(tmp_path / "sweep")]
+    assert main(["sweep", *flags, *more]) == 0
+    losses = {r["configuration"]: r["validation_loss"] for r in read_results(tmp_path / "sweep")["runs"]}
+    assert set(losses) == {"r1", f"from-{folder.name}", "head"}
+    assert losses[f"from-{folder.name}"] == pytest.approx(chosen["validation_loss"], rel=1e-4)
+    assert losses["r1"] != pytest.approx(chosen["validation_loss"], rel=1e-2)
+
+    capsys.readouterr()
+    assert main(["train", *flags, "--rank", "4", "--out", str(tmp_path / "no")]) == 2
+    assert "--init-from brings its own rank" in capsys.readouterr().err
+    labels = folder / "labels.json"
+    labels.write_text(labels.read_text().replace('"a"', '"z"'))
+    assert main(["train", *flags, "--out", str(tmp_path / "no")]) == 2
+    assert "an adapter is trained on with its own labels" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()

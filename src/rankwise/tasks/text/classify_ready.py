@@ -53,4 +53,5 @@ def ready_classify(options: TextOptions, examples: Examples, label_names: Mappin
         task_type=None if pooled else "SEQ_CLS",
         notes=[*examples.notes, *loaded.notes, *dict.fromkeys(note for part in parts.values() for note in part.notes)],
         beside=labels.save,
+        check_start=labels.check_same,
     )

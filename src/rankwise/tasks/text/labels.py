@@ -35,6 +35,22 @@ class Labels:
         """What transformers calls this kind in a model's configuration."""
         return _PROBLEM_TYPES[self.kind]
 
+    def check_same(self, folder: Path) -> None:
+        """Refuse an adapter whose outputs stand for other labels; one without `labels.json` is taken as it is.
+
+        Raises:
+            DataError: Its labels are others, or in another order.
+        """
+        if not (folder / FILE).exists():
+            return
+        theirs = read_labels(folder)
+        if theirs != self:
+            shown = [", ".join(labels.names[:5]) for labels in (theirs, self)]
+            raise DataError(
+                f"The adapter in {folder} was trained for {len(theirs.names)} labels ({shown[0]}), and the training "
+                f"data has {len(self.names)} ({shown[1]}); an adapter is trained on with its own labels, in order."
+            )
+
     def encode(self, examples: Sequence[Labelled], what: str) -> Tensor:
         """The labels as a tensor: (N,) whole numbers, (N, names) of 0 and 1, or (N, 1) numbers.
 

@@ -11,6 +11,9 @@ from rankwise.tasks.options import parse_numbers, parse_rates, parse_seeds, plai
 
 TASKS = ("classify", "sft")
 
+DEFAULT_RANK = 8
+"""Of a single adapter."""
+
 
 def parse_columns(text: str) -> tuple[tuple[str, str], ...]:
     """Read "prompt=mr,completion=ref".
@@ -68,6 +71,8 @@ class TextOptions:
         split_seed: Seed of the cuts; the same for all seeds of the sweep.
         skip_bad_lines: Leave out lines that can't be used, and say so.
         ranks: LoRA ranks: 1,2,4 or a range, 1:64:x2.
+        init_from: Folders of adapters to train on, each a configuration beside the ranks, with its own rank, alpha and
+            targets.
         seeds: How many seeds, or a list of them: 3, or 0,7.
         lr: Learning rates of LoRA; the best is chosen for each rank.
         baseline: Train all weights too, as the reference.
@@ -127,6 +132,7 @@ class TextOptions:
     skip_bad_lines: Annotated[bool, Parameter(group=DATA, negative="", show_default=False)] = False
 
     ranks: Annotated[Numbers, Parameter(group=GRID)] = (1, 2, 4, 8, 16, 32)
+    init_from: Annotated[Names, Parameter(group=GRID, show_default=False)] = ()
     seeds: Annotated[tuple[int, ...], listed(parse_seeds), Parameter(group=GRID)] = (0, 1, 2)
     lr: Annotated[Rates, Parameter(group=GRID)] = (1e-4, 3e-4, 1e-3)
     baseline: Annotated[bool, Parameter(group=GRID)] = True
@@ -207,6 +213,11 @@ class TextOptions:
         if self.join and self.task != "sft":
             raise ConfigError("--join joins texts to imitate (--task sft); texts with labels stay apart.")
 
+    @property
+    def fresh_ranks(self) -> tuple[int, ...]:
+        """The ranks at which adapters are trained from the beginning."""
+        return self.ranks
+
     def settings(self) -> dict[str, Any]:
         """The complete settings as a file for --config has them: flag -> plain value."""
         plain = plain_settings(asdict(self))
@@ -221,13 +232,14 @@ class TrainOptions(TextOptions):
 
     Args:
         ranks: The adapter's rank.
+        init_from: Folder of an adapter to train on, with its own rank, alpha and targets.
         seeds: The seed, as a list of one: 7:7.
         lr: The learning rate.
         baseline: Train all weights too, as the reference.
         search: Not used: there is one learning rate.
     """
 
-    ranks: Annotated[Numbers, Parameter(name=["--ranks", "--rank"], group=GRID)] = (8,)
+    ranks: Annotated[Numbers, Parameter(name=["--ranks", "--rank"], group=GRID)] = (DEFAULT_RANK,)
     seeds: Annotated[tuple[int, ...], listed(parse_seeds), Parameter(name=["--seeds", "--seed"], group=GRID)] = (0,)
     lr: Annotated[Rates, Parameter(group=GRID)] = (3e-4,)
     baseline: Annotated[bool, Parameter(group=GRID)] = False
@@ -241,3 +253,12 @@ class TrainOptions(TextOptions):
                     f"rankwise train trains one adapter, and --{what} names {len(given)}; give one, or run rankwise "
                     "sweep."
                 )
+        if len(self.init_from) > 1:
+            raise ConfigError(f"--init-from names {len(self.init_from)} adapters; rankwise train trains one.")
+        if self.init_from and self.ranks != (DEFAULT_RANK,):
+            raise ConfigError(f"--rank is {self.ranks[0]}, and --init-from brings its own rank; leave out one of them.")
+
+    @property
+    def fresh_ranks(self) -> tuple[int, ...]:
+        """The rank, where no adapter is trained on."""
+        return () if self.init_from else self.ranks

@@ -35,6 +35,7 @@ class Ready:
         notes: What the user should be told.
         example: One prepared example, to be shown.
         beside: Writes what belongs beside an adapter into its folder.
+        check_start: Refuses the folder of an adapter that was trained for something else.
     """
 
     loaded: TextModel
@@ -48,6 +49,16 @@ class Ready:
     notes: Sequence[str]
     example: str | None = None
     beside: Callable[[Path], object] | None = None
+    check_start: Callable[[Path], object] = lambda folder: None
+
+    def checked_start(self, folder: Path) -> Path:
+        """The folder of an adapter to train on, unless it was trained for something else.
+
+        Raises:
+            DataError: It was.
+        """
+        self.check_start(folder)
+        return folder
 
     def feed(self, rows_a_pass: int | None) -> Feed:
         """How its batches reach the model: alike lengths together, cut to their width."""

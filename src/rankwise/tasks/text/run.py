@@ -1,6 +1,7 @@
 """`rankwise sweep` and `rankwise train` from options to an experiment."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from rankwise.streams import stream
 from rankwise.sweeps.grid import Candidate
 from rankwise.sweeps.problem import DATA, Problem, Splits
 from rankwise.sweeps.stages import Search
+from rankwise.sweeps.starting import candidate_from
 from rankwise.tasks.text.classify_ready import ready_classify
 from rankwise.tasks.text.heads import MeanPooledClassifier
 from rankwise.tasks.text.loading import TextData, load_examples
@@ -113,7 +115,7 @@ def _checkpoint(model: Any) -> None:
 
 
 def candidates_of(options: TextOptions, ready: Ready) -> list[Candidate]:
-    """Every rank, the head alone where there is one, and full fine-tuning."""
+    """Every rank, adapters that are trained on, the head alone where there is one, and full fine-tuning."""
     loaded = ready.loaded
     training = Training(
         lr=options.lr[0],
@@ -147,12 +149,25 @@ def candidates_of(options: TextOptions, ready: Ready) -> list[Candidate]:
             whole_rate=options.head_rate,
             start=loaded.initial_head,
         )
-        for r in options.ranks
+        for r in options.fresh_ranks
+    ]
+    started = [
+        candidate_from(
+            loaded.model,
+            ready.checked_start(Path(folder)),
+            training,
+            options.lr,
+            head=loaded.head,
+            head_start=loaded.initial_head,
+            whole_rate=options.head_rate,
+        )
+        for folder in options.init_from
     ]
     # A quantised weight can't be trained.
     full = (options.baseline_lr or True) if options.baseline and options.quantize is None else False
     return [
         *ranks,
+        *started,
         *baselines(loaded.model, loaded.head, training, options.lr, full, options.head_lr, loaded.initial_head),
     ]
 
