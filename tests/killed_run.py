@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import torch
 from rankwise import experiment
 from rankwise.cli import main
 from rankwise.pack.pack import Pack
-from rankwise.sweeps import course
+from rankwise.sweeps import course, directory
 from rankwise.tasks import digits
 from rankwise.train import checkpoints, loop
 from rankwise.train.checkpoints import Checkpoints
@@ -94,16 +95,17 @@ def at_the_results(nth: int) -> None:
 
 
 def at_the_placing(nth: int) -> None:
-    """While the results are put in place, one file after another."""
-    placing = [False]
-    write = experiment.write_run
+    """While the results, all written by then, are put in place: before the nth file or folder."""
+    real, placed = os.replace, [0]
 
-    def noted(*args: Any) -> None:
-        placing[0] = True
-        write(*args)
+    def replace(source: Any, target: Any) -> None:
+        staged, at = (Path(path).parent.name.startswith(directory.STAGED) for path in (source, target))
+        placed[0] += staged and not at
+        if staged and not at and placed[0] == nth:
+            kill()
+        real(source, target)
 
-    experiment.write_run = noted
-    os.replace = killing(nth, os.replace, lambda: placing[0])
+    os.replace = replace
 
 
 def in_evaluation(nth: int) -> None:
