@@ -1,4 +1,4 @@
-"""The plain training loop over one adapter on any model: hooks, `torch.optim.AdamW`, masks from the documented key.
+"""The plain training loop over one adapter on any model: hooks, torch's optimisers, masks from the documented key.
 
 It uses nothing of `rankwise.pack`: what a pack must equal.
 """
@@ -30,6 +30,16 @@ class Plain:
     weight_decay: float = 0.0
     clip: float | None = None
     whole: Sequence[str] = field(default=())
+    sgd: tuple[float, bool] | None = None
+    """Momentum, and whether it is Nesterov's; None for AdamW."""
+
+    def optimiser(self, tensors: list[Tensor]) -> torch.optim.Optimizer:
+        if self.sgd is None:
+            return torch.optim.AdamW(tensors, lr=self.lr, weight_decay=self.weight_decay)
+        momentum, nesterov = self.sgd
+        return torch.optim.SGD(
+            tensors, lr=self.lr, momentum=momentum, nesterov=nesterov, weight_decay=self.weight_decay
+        )
 
 
 class KeyedDropout(TorchFunctionMode):
@@ -88,7 +98,7 @@ def train_plainly(
     for key in start:
         if key.endswith(".A") and key[:-2] + ".B" in start:
             model.get_submodule(key[:-2]).register_forward_hook(hook(key[:-2]))
-    optimiser = torch.optim.AdamW(list(tensors.values()), lr=plain.lr, weight_decay=plain.weight_decay)
+    optimiser = plain.optimiser(list(tensors.values()))
     for step, batch in enumerate(batches):
         mode.step = step
         mode.calls.clear()

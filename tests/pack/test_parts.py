@@ -8,7 +8,8 @@ from torch import nn
 
 import reference as ref
 from rankwise.lora.config import LoRAConfig
-from rankwise.pack.adamw import PackedAdamW, clip_gradients
+from rankwise.pack.adamw import PackedAdamW
+from rankwise.pack.clipping import clip_gradients
 from rankwise.pack.forwards import replaced_forwards
 from rankwise.pack.groups import Groups
 from rankwise.pack.member import Member

@@ -17,8 +17,11 @@ class Member:
             (a new head; for full fine-tuning every module that has parameters).
         whole_rate: Learning rate of what is trained whole, as a multiple of the adapter's: a new head has to move
             further than A and B.
+        optimiser: A name in `rankwise.pack.optimisers.OPTIMISERS`; all members of a pack have one.
         betas: AdamW's decay rates of the first and second moment.
         eps: AdamW's epsilon.
+        momentum: SGD's.
+        nesterov: Whether SGD's step is Nesterov's.
     """
 
     name: str
@@ -26,5 +29,8 @@ class Member:
     lora: LoRAConfig | None = None
     whole: tuple[str, ...] = ()
     whole_rate: float = 1.0
+    optimiser: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    momentum: float = 0.0
+    nesterov: bool = False

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import PackError
-from rankwise.pack.adamw import PackedAdamW, clip_gradients
 from rankwise.pack.batches import Batch, lazily, tensors_of
+from rankwise.pack.clipping import clip_gradients
 from rankwise.pack.groups import Groups
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
+from rankwise.pack.optimisers import OPTIMISERS
 from rankwise.pack.resolved import Resolved, State, resolve
 from rankwise.pack.running import Running
 from rankwise.pack.store import Store
@@ -55,7 +56,7 @@ class Pack:
         call: How the model is run on a batch.
 
     Raises:
-        PackError: Two members have one name, or a layer can't be packed.
+        PackError: Two members have one name, members have different optimisers, or a layer can't be packed.
         TargetError: A pattern matches nothing.
     """
 
@@ -71,6 +72,11 @@ class Pack:
         names = [member.name for member in members]
         if not members or len(set(names)) != len(names):
             raise PackError(f"A pack needs members with names of their own; got {names}.")
+        optimisers = {member.optimiser for member in members}
+        if len(optimisers) > 1:
+            raise PackError(
+                f"The members have optimisers {sorted(optimisers)}; those of a pack have one. Make two packs."
+            )
         self._loss = PerAdapter(loss, "loss")
         parameters = list(model.parameters())
         # A model of quantised weights only has no type of its own to train in.
@@ -84,7 +90,7 @@ class Pack:
         # Sorted by seed, so that adapters which read one batch lie side by side.
         groups = [sorted(group, key=lambda m: seeds.index(m.member.seed)) for group in by_key.values()]
         self.store = Store(groups, model, states or {}, self.device, self.dtype)
-        self._optimiser = PackedAdamW(self.store)
+        self._optimiser = OPTIMISERS[optimisers.pop()](self.store)
         self._running = Running(model, self.store, call)
         self._prepare()
         self.steps = 0
@@ -233,6 +239,8 @@ class Pack:
     def keep(self, mask: Tensor, rows: Tensor | None = None) -> Tensor | None:
         """Cut out the adapters where mask is false; the others go on as if nothing had happened.
 
+        Inside `attached` no layer may lose its last adapter; outside any may leave.
+
         Args:
             mask: (K,), true for those that stay; at least one must.
             rows: A copy from `rows` to be cut alike.
@@ -241,9 +249,10 @@ class Pack:
             The cut copy.
         """
         masks = list(mask.split([len(bucket) for bucket in self.store.buckets]))
-        kept = [self._optimiser.first, self._optimiser.second] + ([] if rows is None else [rows])
-        first, second, *cut = self.store.keep(masks, kept)
-        self._optimiser.moved(first, second)
+        kept = self._optimiser.vectors + ([] if rows is None else [rows])
+        cut = self.store.keep(masks, kept)
+        n = len(self._optimiser.vectors)
+        self._optimiser.moved(cut[:n])
         self._running.prepare()
         self._prepare()
-        return cut[0] if cut else None
+        return None if rows is None else cut[n]

@@ -189,10 +189,15 @@ class Store:
             for key in bucket.shapes:
                 bucket.flat(vector, key).mul_(own.view(-1, 1))
 
+    def spread(self, values: Tensor) -> Tensor:
+        """A vector with each adapter's value (K,) at all its numbers."""
+        vector = torch.ones_like(self.theta)
+        self.multiply(vector, values)
+        return vector
+
     def rates(self, lr: Tensor) -> Tensor:
         """A vector with each adapter's learning rate (K,) at all its numbers, times its `whole_rate` where due."""
-        vector = torch.ones_like(self.theta)
-        self.multiply(vector, lr)
+        vector = self.spread(lr)
         for bucket in self.buckets:
             for name in bucket.members[0].whole:
                 bucket.view(vector, name)[:] *= vector.new_tensor([m.member.whole_rate for m in bucket.members]).view(

@@ -64,8 +64,11 @@ class Candidate:
             lora=lora,
             whole=self.whole,
             whole_rate=self.whole_rate,
+            optimiser=training.optimiser,
             betas=training.betas,
             eps=training.eps,
+            momentum=training.momentum,
+            nesterov=training.nesterov,
         )
         return Run(name, self.name, self.label, self.method, member, training, data or self.data, self.start(seed))
 

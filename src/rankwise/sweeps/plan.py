@@ -44,11 +44,11 @@ class Plan:
 
 
 def plan_packs(runs: Sequence[Run]) -> list[list[Run]]:
-    """Cut runs into packs: runs share one when they read the same data in batches of one size, and all are low-rank
-    or all train whole layers (whose products have nothing in common)."""
+    """Cut runs into packs: runs share one when they read the same data in batches of one size, have one optimiser, and
+    are all low-rank or all train whole layers (whose products have nothing in common)."""
     packs: dict[tuple[object, ...], list[Run]] = {}
     for run in runs:
-        packs.setdefault((run.data, run.training.batch_size, run.method), []).append(run)
+        packs.setdefault((run.data, run.training.batch_size, run.training.optimiser, run.method), []).append(run)
     return list(packs.values())
 
 

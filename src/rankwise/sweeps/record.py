@@ -143,8 +143,11 @@ def _run(run: Run, swept: Swept, adapters: Mapping[str, str]) -> dict[str, Any]:
     lora, training = run.member.lora, run.training
     config: dict[str, Any] = {
         "weight_decay": training.weight_decay,
+        "optimiser": training.optimiser,
         "betas": list(training.betas),
         "eps": training.eps,
+        "momentum": training.momentum,
+        "nesterov": training.nesterov,
         "clip": training.clip,
         "batch_size": training.batch_size,
         "epochs": training.epochs,

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from rankwise.errors import ConfigError, suggest
+from rankwise.pack.optimisers import OPTIMISERS
 from rankwise.train.schedules import SCHEDULES
 
 WEIGHTS = ("best", "last")
@@ -14,10 +15,13 @@ class Training:
     """The settings of one run's optimiser, schedule and stopping.
 
     Args:
-        lr: Learning rate of AdamW.
-        weight_decay: AdamW's decoupled weight decay.
+        lr: Learning rate.
+        weight_decay: Decoupled with AdamW, a part of the gradient with SGD.
+        optimiser: "adamw" or "sgd".
         betas: AdamW's decay rates of the first and second moment.
         eps: AdamW's epsilon.
+        momentum: SGD's.
+        nesterov: Whether SGD's step is Nesterov's.
         clip: Largest norm of the gradient over all of the adapter's tensors; None for no clipping.
         batch_size: Rows of a step.
         epochs: Passes over the training data, at the most.
@@ -32,8 +36,11 @@ class Training:
 
     lr: float
     weight_decay: float = 0.0
+    optimiser: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    momentum: float = 0.0
+    nesterov: bool = False
     clip: float | None = None
     batch_size: int = 64
     epochs: int = 60
@@ -56,8 +63,19 @@ class Training:
             raise ConfigError(f"betas are {self.betas}; both must be at least 0 and below 1, such as (0.9, 0.999).")
         if not (math.isfinite(self.eps) and self.eps > 0):
             raise ConfigError(f"eps is {self.eps!r}; it must be a positive number, such as 1e-8.")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum is {self.momentum!r}; it must be at least 0 and below 1, such as 0.9.")
+        if self.nesterov and not self.momentum:
+            raise ConfigError("nesterov is True and momentum 0; Nesterov's step needs a momentum, such as 0.9.")
+        if self.momentum and self.optimiser == "adamw":
+            raise ConfigError(f"momentum is {self.momentum}, which is SGD's; give optimiser=\"sgd\", or AdamW's betas.")
         if self.clip is not None and not self.clip > 0:
             raise ConfigError(f"clip is {self.clip!r}; it must be a positive norm, or left out.")
-        for what, name, known in (("schedule", self.schedule, SCHEDULES), ("weights", self.weights, WEIGHTS)):
+        named = (
+            ("schedule", self.schedule, SCHEDULES),
+            ("weights", self.weights, WEIGHTS),
+            ("optimiser", self.optimiser, OPTIMISERS),
+        )
+        for what, name, known in named:
             if name not in known:
                 raise ConfigError(f'{what} "{name}" is not known; there are {", ".join(known)}.{suggest(name, known)}')

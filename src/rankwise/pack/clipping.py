@@ -1,0 +1,18 @@
+"""Each adapter's gradient clipped by its own norm."""
+
+import torch
+from torch import Tensor
+
+from rankwise.pack.store import Store
+
+
+@torch.no_grad()
+def clip_gradients(store: Store, max_norm: Tensor) -> None:
+    """Scale down each adapter's gradient that is longer than its own limit, as `clip_grad_norm_` does alone.
+
+    Args:
+        store: The pack's numbers.
+        max_norm: Each adapter's limit; infinity for none.
+    """
+    # 1e-6 as in torch.nn.utils.clip_grad_norm_.
+    store.multiply(store.grads, (max_norm / (store.norms(store.grads) + 1e-6)).clamp(max=1.0))
