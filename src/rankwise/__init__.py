@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rankwise.api import Sweep, sweep
-    from rankwise.files import load_adapter, save_adapter
+    from rankwise.files import load_adapter, load_loralib, save_adapter
     from rankwise.lora.config import LoRAConfig
     from rankwise.lora.inject import base_state_dict, eject, inject
     from rankwise.lora.layer_types import LayerType, register_layer_type
@@ -30,6 +30,7 @@ __all__ = [
     "eject",
     "inject",
     "load_adapter",
+    "load_loralib",
     "merge",
     "quantize",
     "register_layer_type",
@@ -49,6 +50,7 @@ _HOMES = {
     "eject": "rankwise.lora.inject",
     "inject": "rankwise.lora.inject",
     "load_adapter": "rankwise.files",
+    "load_loralib": "rankwise.files",
     "merge": "rankwise.lora.merge",
     "quantize": "rankwise.quantising",
     "register_layer_type": "rankwise.lora.layer_types",
