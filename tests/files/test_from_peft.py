@@ -55,7 +55,8 @@ def test_all_linear_of_other_models(make):
 
 def test_every_source_gives_the_same(tmp_path):
     config = LoraConfig(r=3, target_modules=["up", "down"], use_dora=True, bias="lora_only", task_type="CAUSAL_LM")
-    theirs(mlp(), r=3, target_modules=["up", "down"], use_dora=True, bias="lora_only", lora_alpha=8).save_pretrained(str(tmp_path))  # fmt: skip
+    settings = {"r": 3, "lora_alpha": 8, "use_dora": True, "bias": "lora_only"}
+    theirs(mlp(), target_modules=["up", "down"], **settings).save_pretrained(str(tmp_path))
     fields = json.loads((tmp_path / "adapter_config.json").read_text())
     found = [
         LoRAConfig.from_peft(source)
