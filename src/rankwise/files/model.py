@@ -176,6 +176,9 @@ def read_for(
     read = read_whole(folder, findings, allow_pickle)
     modules = named_once(model)
     targets, converted = targets_of_file(model, read.config, read.parts.pairs, untie, findings)
+    own = magnitudes_of_file(model, targets, read.parts.magnitudes, findings) if read.parts.magnitudes else None
+    # Any stand-in for magnitudes would change the layer, so its A and B are of no use without them.
+    targets = [target for target in targets if own is None or target.name in own]
     whole = whole_of_file(model, read, findings)
     find_missing(modules, read, targets, whole, findings)
     if not targets:
@@ -183,7 +186,6 @@ def read_for(
     base = _base_weights({target.name: (target.module, target.parameter) for target in targets})
     notes = check_base(read.path, read.metadata, base, findings)
     config = replace(read.config, modules_to_save=saved_modules_of_file(modules, read, whole))
-    own = magnitudes_of_file(model, targets, read.parts.magnitudes, findings) if read.parts.magnitudes else None
     return Fitting(config, targets, converted, whole, own, notes)
 
 
