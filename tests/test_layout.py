@@ -26,6 +26,7 @@ ORDER = [
     "lora.targets",
     "lora.report",
     "lora.whole",
+    "lora.grouped",
     "lora.adapter",
     "lora.reached",
     "lora.inject",

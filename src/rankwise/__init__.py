@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rankwise.api import Sweep, sweep
-    from rankwise.files import load_adapter, save_adapter
+    from rankwise.files import load_adapter, load_loralib, save_adapter, swap_adapter
     from rankwise.lora.config import LoRAConfig
     from rankwise.lora.inject import base_state_dict, eject, inject
     from rankwise.lora.layer_types import LayerType, register_layer_type
     from rankwise.lora.merge import merge, unmerge
-    from rankwise.lora.named import activate, disabled
+    from rankwise.lora.named import activate, by_row, disabled, rename
     from rankwise.quantising import quantize
     from rankwise.train.settings import Training
 
@@ -26,14 +26,18 @@ __all__ = [
     "Training",
     "activate",
     "base_state_dict",
+    "by_row",
     "disabled",
     "eject",
     "inject",
     "load_adapter",
+    "load_loralib",
     "merge",
     "quantize",
     "register_layer_type",
+    "rename",
     "save_adapter",
+    "swap_adapter",
     "sweep",
     "unmerge",
 ]
@@ -45,14 +49,18 @@ _HOMES = {
     "Training": "rankwise.train.settings",
     "activate": "rankwise.lora.named",
     "base_state_dict": "rankwise.lora.inject",
+    "by_row": "rankwise.lora.named",
     "disabled": "rankwise.lora.named",
     "eject": "rankwise.lora.inject",
     "inject": "rankwise.lora.inject",
     "load_adapter": "rankwise.files",
+    "load_loralib": "rankwise.files",
     "merge": "rankwise.lora.merge",
     "quantize": "rankwise.quantising",
     "register_layer_type": "rankwise.lora.layer_types",
+    "rename": "rankwise.lora.named",
     "save_adapter": "rankwise.files",
+    "swap_adapter": "rankwise.files",
     "sweep": "rankwise.api",
     "unmerge": "rankwise.lora.merge",
 }

@@ -190,3 +190,15 @@ def test_pefts_sub_folders(tmp_path):
     load_adapter(model, tmp_path / "french", "again")
     with pytest.raises(AdapterFileError, match=r"no adapter_config.json.* There is one in .*french"):
         load_adapter(model, tmp_path, "german")
+
+
+def test_a_layer_whose_magnitudes_do_not_fit_stays_the_bases(tmp_path):
+    theirs(mlp(), target_modules=["up", "down"], use_dora=True).save_pretrained(str(tmp_path))
+    key = UP_A.replace("lora_A.weight", "lora_magnitude_vector")
+    retensor(tmp_path, lambda t: t.update({key: torch.ones(7)}))
+    model = mlp()
+    report = load_adapter(model, tmp_path, strict=False)
+    assert {target.name for target in report.adapted} == {"block.up", "block.down", "down"}
+    assert 'The magnitudes of "up" have shape (7,)' in report.findings[0]
+    x = torch.randn(2, 6)
+    assert torch.equal(model.up(x), mlp().up(x))

@@ -26,7 +26,7 @@ _RESIZED = {"embed_tokens", "lm_head"}
 _CAUSES = {
     rf".*{MAGNITUDE_KEY}.*": "It is of a DoRA adapter, but the settings don't say use_dora.",
     r".*lora_B\.bias": "It is a bias of an adapter (lora_bias), which isn't supported.",
-    r".*\.lora_[AB]": "It is of loralib, whose files aren't read.",
+    r".*\.lora_[AB]": "It is of loralib; load_loralib reads its files.",
     r".*lora_[AB]\.[^.]+\.weight": "It names an adapter inside the key: was it saved with state_dict()?",
     rf"(?!{re.escape(PREFIX)}\.).*lora_[AB]\.weight": f'It lacks the prefix "{PREFIX}.".',
 }

@@ -21,9 +21,10 @@ from rankwise.files.placing import (
     targets_of_file,
 )
 from rankwise.lora.adapter import layers_with, lora_of
+from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import Report, attach, check_new_name, collector_paused
 from rankwise.lora.modules import named_once
-from rankwise.lora.targets import Targets
+from rankwise.lora.targets import Target, Targets
 from rankwise.lora.whole import whole_tensors
 
 
@@ -130,24 +131,62 @@ def load_adapter(
         ...     load_adapter(model, save_adapter(model, folder), "again").trainable_parameters
         6
     """
-    folder, findings = Path(directory), Findings(strict)
+    findings = Findings(strict)
     with collector_paused():
         check_new_name(model, name)
-        if not (folder / CONFIG_FILE).exists() and (folder / name / CONFIG_FILE).exists():
-            folder = folder / name
-        read = read_whole(folder, findings, allow_pickle)
-        modules = named_once(model)
-        targets, converted = targets_of_file(model, read.config, read.parts.pairs, untie, findings)
-        whole = whole_of_file(model, read, findings)
-        find_missing(modules, read, targets, whole, findings)
-        if not targets:
-            raise AdapterFileError(f"Nothing of {read.path} fits the model: {findings.listed[0]}")
-        base = _base_weights({target.name: (target.module, target.parameter) for target in targets})
-        notes = check_base(read.path, read.metadata, base, findings)
-        config = replace(read.config, modules_to_save=saved_modules_of_file(modules, read, whole))
-        own = magnitudes_of_file(model, targets, read.parts.magnitudes, findings) if read.parts.magnitudes else None
-        report = attach(model, Targets(targets, []), converted, config, name, whole, own)
-    return LoadReport(**vars(report), findings=findings.listed, notes=notes)
+        fitting = read_for(model, directory, name, findings, allow_pickle, untie)
+        targets = Targets(fitting.targets, [])
+        report = attach(model, targets, fitting.pairs, fitting.config, name, fitting.whole, fitting.own)
+    return LoadReport(**vars(report), findings=findings.listed, notes=fitting.notes)
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What of a file fits a model.
+
+    Args:
+        config: The file's settings.
+        targets: The weights it adapts.
+        pairs: Their names -> A and B as matrices.
+        whole: Path of a parameter -> what the file has in its place.
+        own: Names of the targets -> what the variant has beside A and B; None where it has nothing.
+        notes: What couldn't be checked.
+    """
+
+    config: LoRAConfig
+    targets: list[Target]
+    pairs: dict[str, tuple[Tensor, Tensor]]
+    whole: dict[str, Tensor]
+    own: dict[str, dict[str, Tensor]] | None
+    notes: list[str]
+
+
+def read_for(
+    model: nn.Module,
+    directory: str | os.PathLike[str],
+    name: str,
+    findings: Findings,
+    allow_pickle: bool,
+    untie: bool = False,
+) -> Fitting:
+    """Read an adapter's folder, and find in a model what it is for; the model is left as it is."""
+    folder = Path(directory)
+    if not (folder / CONFIG_FILE).exists() and (folder / name / CONFIG_FILE).exists():
+        folder = folder / name
+    read = read_whole(folder, findings, allow_pickle)
+    modules = named_once(model)
+    targets, converted = targets_of_file(model, read.config, read.parts.pairs, untie, findings)
+    own = magnitudes_of_file(model, targets, read.parts.magnitudes, findings) if read.parts.magnitudes else None
+    # Any stand-in for magnitudes would change the layer, so its A and B are of no use without them.
+    targets = [target for target in targets if own is None or target.name in own]
+    whole = whole_of_file(model, read, findings)
+    find_missing(modules, read, targets, whole, findings)
+    if not targets:
+        raise AdapterFileError(f"Nothing of {read.path} fits the model: {findings.listed[0]}")
+    base = _base_weights({target.name: (target.module, target.parameter) for target in targets})
+    notes = check_base(read.path, read.metadata, base, findings)
+    config = replace(read.config, modules_to_save=saved_modules_of_file(modules, read, whole))
+    return Fitting(config, targets, converted, whole, own, notes)
 
 
 def _base_weights(places: Mapping[str, tuple[nn.Module, str]]) -> dict[str, Tensor | None]:

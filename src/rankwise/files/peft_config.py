@@ -192,11 +192,22 @@ def _as_peft(pattern: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_fields(path: Path) -> tuple[dict[str, Any], str]:
-    """Read the JSON of an adapter; return its fields and its text.
+    """Read the settings of an adapter; return its fields and its text.
 
     Raises:
         AdapterFileError: The file is missing or damaged, a field has a wrong type, or one changes the maths in
             a way that isn't supported.
+    """
+    fields, text = read_json(path)
+    check_fields(path, fields)
+    return fields, text
+
+
+def read_json(path: Path) -> tuple[dict[str, Any], str]:
+    """Read a JSON object; return its fields, as they are, and its text.
+
+    Raises:
+        AdapterFileError: The file is missing or damaged.
     """
     folder = path.parent
     try:
@@ -216,7 +227,6 @@ def read_fields(path: Path) -> tuple[dict[str, Any], str]:
         raise AdapterFileError(f"{path} is damaged: {error}.") from error
     if not isinstance(fields, dict):
         raise AdapterFileError(f"{path} holds a JSON {type(fields).__name__}; an object is needed.")
-    check_fields(path, fields)
     return fields, text
 
 

@@ -90,7 +90,7 @@ def magnitudes_as_filed(model: nn.Module, layers: Layers, name: str) -> dict[str
 def magnitudes_of_file(
     model: nn.Module, targets: Iterable[Target], magnitudes: Mapping[str, Tensor], findings: Findings
 ) -> dict[str, dict[str, Tensor]]:
-    """Return DoRA's magnitudes of a file by the targets' names; in place of one that doesn't fit, ones."""
+    """Return DoRA's magnitudes of a file by the targets' names, without those that don't fit."""
     attentions = _attentions(named_once(model))
     own: dict[str, dict[str, Tensor]] = {}
     for target in targets:
@@ -102,8 +102,8 @@ def magnitudes_of_file(
                 f'The magnitudes of "{path}" have shape {tuple(tensor.shape)} and type {tensor.dtype}; the base layer '
                 f"needs {needed} floating-point numbers. Was it trained on another model?"
             )
-            tensor = torch.ones(target.d_out)
-        own[target.name] = {"magnitude": tensor.flatten()}
+        else:
+            own[target.name] = {"magnitude": tensor.flatten()}
     return own
 
 

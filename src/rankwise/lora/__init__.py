@@ -5,7 +5,7 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import Report, base_state_dict, eject, inject
 from rankwise.lora.layer_types import LayerType, register_layer_type
 from rankwise.lora.merge import MergeReport, merge, unmerge
-from rankwise.lora.named import activate, disabled
+from rankwise.lora.named import activate, by_row, disabled, rename
 from rankwise.lora.targets import LeftOut, Target, Targets, find_targets
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "activate",
     "adapter_tensors",
     "base_state_dict",
+    "by_row",
     "count_parameters",
     "disabled",
     "eject",
@@ -26,6 +27,7 @@ __all__ = [
     "inject",
     "merge",
     "register_layer_type",
+    "rename",
     "trainable_parameters",
     "unmerge",
 ]

@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError, suggest
 from rankwise.lora.config import LoRAConfig
+from rankwise.lora.grouped import Group, add_by_row
 from rankwise.lora.layer_types import LayerType
 from rankwise.lora.layer_types.quantised import Before, make_quantised
 from rankwise.lora.modules import Adapter, child_name, named_once
@@ -54,6 +55,8 @@ class LoRA(Adapter):
     """Adapters that belong to a module which has this layer's weight transposed: `pair` turns them round."""
     before: Before | None = None
     """What the layer was before merging gave it a plain weight in place of a quantised one."""
+    by_row: tuple[Group, ...] = ()
+    """Adapters of which each row of the batch has its own; they act instead of the active ones."""
     tied_weight: tuple[nn.Parameter, ...] = ()
     """The weight that the layer shared before it was given a copy."""
     handles: tuple[RemovableHandle, ...] = ()
@@ -189,6 +192,8 @@ class LoRA(Adapter):
         if self.disabled or self.merged or not self.active:
             return output
         inputs, rest, named = _input_and_rest(args, kwargs)
+        if self.by_row:
+            return add_by_row(self.by_row, layer, inputs, output, rest, named)
         layer_type = self.layer_type
         # Straight to the parameters: `self.A[name]` twice would cost a third of a small layer's hook. Looked up
         # at every call, because functional_call, FSDP and load_state_dict(assign=True) put others in their place.

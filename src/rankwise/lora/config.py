@@ -1,6 +1,8 @@
 """`LoRAConfig`: what an adapter is, and the only place with its defaults."""
 
+import importlib
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -113,3 +115,29 @@ class LoRAConfig:
         r = self.r if r is None else r
         alpha = self.alpha if alpha is None else alpha
         return SCALINGS[self.scaling](alpha, r)
+
+    @classmethod
+    def from_peft(
+        cls, source: str | os.PathLike[str] | Mapping[str, Any] | object, *, strict: bool = True
+    ) -> "LoRAConfig":
+        """Take over PEFT's settings, for `inject`.
+
+        Args:
+            source: A `LoraConfig` of peft, a dictionary of its fields, the folder of an adapter, or its
+                `adapter_config.json`. Nothing of peft is needed for the last three.
+            strict: Whether a field that isn't known here, and whose name says that it changes the adapter's
+                function, is an error. Other unknown fields are warned of, kept in `extra` and written back.
+
+        Returns:
+            The configuration. Fields that PEFT leaves out have PEFT's defaults (r 8, alpha 8), not ours.
+
+        Raises:
+            ConfigError: It is none of these, or has a value that can't be used.
+            AdapterFileError: A field has a wrong type, or changes the maths in a way that isn't supported.
+
+        Examples:
+            >>> LoRAConfig.from_peft({"r": 4, "lora_alpha": 16, "target_modules": ["q_proj"]}).scale()
+            4.0
+        """
+        # A door: what PEFT's fields mean is known in `files`, which stands below and is loaded when it is asked.
+        return importlib.import_module("rankwise.files.from_peft").config_from_peft(source, strict=strict)

@@ -32,13 +32,20 @@ def called_by(model: nn.Module, example: Any) -> set[nn.Module]:
     """
     called: set[nn.Module] = set()
     with _in_eval(model), torch.random.fork_rng(), torch.no_grad(), _noting(dict(named_once(model)), called):
-        if isinstance(example, Tensor):
-            model(example)
-        elif isinstance(example, Mapping):
-            model(**example)
-        else:
-            model(*example)
+        call(model, example)
     return called
+
+
+def call(model: nn.Module, example: Any) -> Any:
+    """Call a model with a tensor, a mapping of keyword arguments, or a tuple or list of arguments.
+
+    Examples:
+        >>> call(nn.Identity(), {"input": torch.ones(1)})
+        tensor([1.])
+    """
+    if isinstance(example, Tensor):
+        return model(example)
+    return model(**example) if isinstance(example, Mapping) else model(*example)
 
 
 @contextmanager
