@@ -270,6 +270,7 @@ def baselines(
     full: bool | Sequence[float],
     head_lrs: Sequence[float] | None = None,
     start: Callable[[int], State] | None = None,
+    head_rate: float = 1.0,
 ) -> list[Candidate]:
     """What adapters are held against: the head alone, and full fine-tuning.
 
@@ -281,6 +282,8 @@ def baselines(
         full: Whether full fine-tuning is trained, or at which learning rates.
         head_lrs: Learning rates of the head alone; None takes ten times `lrs`.
         start: Seed -> tensors of the head to start from.
+        head_rate: Learning rate of the head beside an adapter, as a multiple of the adapter's. In full fine-tuning, at
+            a tenth of the rates, the head learns as fast as beside an adapter.
     """
     begun: dict[str, Any] = {} if start is None else {"start": start}
     found: list[Candidate] = []
@@ -307,6 +310,8 @@ def baselines(
                 training=training,
                 lrs=_plain(rates),
                 whole=modules_with_parameters(model),
+                whole_rate=head_rate / BASELINE_SHARE if head else 1.0,
+                whole_rate_for=head,
                 **begun,
             )
         )

@@ -253,3 +253,18 @@ def test_noise_that_cannot_be_keyed_is_refused() -> None:
     pack = Pack(model, [Member(name="a", lora=LoRAConfig())], row_loss)
     with pytest.raises(PackError, match="alpha_dropout"), pack.attached(torch.ones(2, 4), training=True):
         pass
+
+
+def test_whole_rate_can_be_meant_for_some_modules_only():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    member = Member(name="full", whole=("0", "1"), whole_rate=30.0, whole_rate_for=("1",))
+    assert [member.rate_of(name) for name in ("0.weight", "0.bias", "1.weight", "1.bias")] == [1.0, 1.0, 30.0, 30.0]
+    pack = Pack(model, [member], lambda outputs, batch: F.cross_entropy(outputs, batch[1], reduction="none"))
+    rates = pack.store.rates(torch.tensor([1e-4]))
+    read = pack.store.read(rates)["full"]
+    assert {name: value.unique().tolist() for name, value in read.items()} == {
+        "0.weight": pytest.approx([1e-4]),
+        "0.bias": pytest.approx([1e-4]),
+        "1.weight": pytest.approx([3e-3]),
+        "1.bias": pytest.approx([3e-3]),
+    }

@@ -17,6 +17,8 @@ class Member:
             (a new head; for full fine-tuning every module that has parameters).
         whole_rate: Learning rate of what is trained whole, as a multiple of the adapter's: a new head has to move
             further than A and B.
+        whole_rate_for: Those of `whole` that `whole_rate` is meant for, the others taking the rate itself; None for
+            all. A new head needs it in full fine-tuning too, and the layers below do not.
         optimiser: A name in `rankwise.pack.optimisers.OPTIMISERS`; all members of a pack have one.
         betas: AdamW's decay rates of the first and second moment.
         eps: AdamW's epsilon.
@@ -29,8 +31,15 @@ class Member:
     lora: LoRAConfig | None = None
     whole: tuple[str, ...] = ()
     whole_rate: float = 1.0
+    whole_rate_for: tuple[str, ...] | None = None
     optimiser: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     momentum: float = 0.0
     nesterov: bool = False
+
+    def rate_of(self, parameter: str) -> float:
+        """The learning rate of a parameter trained whole, as a multiple of the adapter's."""
+        if self.whole_rate_for is None or parameter.rpartition(".")[0] in self.whole_rate_for:
+            return self.whole_rate
+        return 1.0

@@ -200,9 +200,9 @@ class Store:
         vector = self.spread(lr)
         for bucket in self.buckets:
             for name in bucket.members[0].whole:
-                bucket.view(vector, name)[:] *= vector.new_tensor([m.member.whole_rate for m in bucket.members]).view(
-                    -1, *[1] * len(bucket.shapes[name])
-                )
+                bucket.view(vector, name)[:] *= vector.new_tensor(
+                    [m.member.rate_of(name) for m in bucket.members]
+                ).view(-1, *[1] * len(bucket.shapes[name]))
         return vector
 
     @property

@@ -39,6 +39,7 @@ class Candidate:
         lora: The adapter, its seed aside; None where nothing is trained low-rank.
         whole: Names of modules that are trained whole.
         whole_rate: Their learning rate, as a multiple of the run's.
+        whole_rate_for: Those of them that it is meant for, the others taking the run's; None for all.
         data: Which of the problem's splits it learns.
         start: Seed -> tensors to start from; those left out start as the settings say.
     """
@@ -51,6 +52,7 @@ class Candidate:
     lora: LoRAConfig | None = None
     whole: tuple[str, ...] = ()
     whole_rate: float = 1.0
+    whole_rate_for: tuple[str, ...] | None = None
     data: str = DATA
     start: Callable[[int], State] = _from_the_model
 
@@ -64,6 +66,7 @@ class Candidate:
             lora=lora,
             whole=self.whole,
             whole_rate=self.whole_rate,
+            whole_rate_for=self.whole_rate_for,
             optimiser=training.optimiser,
             betas=training.betas,
             eps=training.eps,

@@ -184,7 +184,7 @@ def _settings(run: Run) -> str:
     lora = run.member.lora
     plain = {} if lora is None else {f.name: _plain(getattr(lora, f.name)) for f in fields(lora)}
     start = fingerprint(run.start)
-    member = (run.member.seed, run.member.whole, run.member.whole_rate)
+    member = (run.member.seed, run.member.whole, run.member.whole_rate, run.member.whole_rate_for)
     parts = (run.name, run.configuration, run.method, run.data, *member, run.training, plain)
     return " ".join(map(str, (*parts, start)))
 

@@ -78,7 +78,8 @@ class TextOptions:
         baseline: Train all weights too, as the reference.
         baseline_lr: Learning rates of full fine-tuning. [default: a tenth of --lr]
         head_lr: Learning rates where a classifier's head is trained alone. [default: ten times --lr]
-        head_rate: Learning rate of a head that an adapter trains with it, as a multiple of the adapter's.
+        head_rate: Learning rate of a head that an adapter trains with it, as a multiple of the adapter's; in full
+            fine-tuning ten times that multiple, so that the head learns as fast at a tenth of the rate.
         search: Look for learning rates on so many training examples with one seed, and train at the best ones only; 0
             trains the whole grid, as do training data of less than twice as many.
         search_rungs: Epochs of the search after which the worse half of the learning rates leaves.
@@ -141,7 +142,7 @@ class TextOptions:
     head_rate: Annotated[float, Parameter(group=TRAINING)] = 3.0
     search: Annotated[int, Parameter(group=GRID)] = 2000
     search_rungs: Annotated[Numbers, Parameter(group=GRID)] = (1,)
-    widen: Annotated[bool, Parameter(group=GRID, negative="", show_default=False)] = False
+    widen: Annotated[bool, Parameter(group=GRID)] = True
     rungs: Annotated[Numbers | None, Parameter(group=GRID)] = None
     tolerance: Annotated[float | None, Parameter(group=GRID)] = None
 

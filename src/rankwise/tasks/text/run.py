@@ -168,7 +168,16 @@ def candidates_of(options: TextOptions, ready: Ready) -> list[Candidate]:
     return [
         *ranks,
         *started,
-        *baselines(loaded.model, loaded.head, training, options.lr, full, options.head_lr, loaded.initial_head),
+        *baselines(
+            loaded.model,
+            loaded.head,
+            training,
+            options.lr,
+            full,
+            options.head_lr,
+            loaded.initial_head,
+            options.head_rate,
+        ),
     ]
 
 
