@@ -1,6 +1,6 @@
 """`inject` on the models people have: every family of timm, and small random configurations of transformers.
 
-    python benchmarks/model_zoo.py [--kinds linear,all] [--only PATTERN] [--limit N] [--markdown FILE] [--record]
+    python benchmarks/model_zoo.py [--kinds linear,all] [--only PATTERN] [--limit N] [--results FILE] [--record]
 
 Each model is made with random weights and checked in a process of its own, one at a time: output unchanged bit for bit at
 B = 0; with random A and B, eval equal to training mode without randomness; a gradient for every A and B that the output
@@ -16,11 +16,10 @@ import fnmatch
 import multiprocessing
 import os
 import platform
+import resource
 import sys
 import time
 import warnings
-from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from multiprocessing.connection import Connection
@@ -32,9 +31,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 from zoo import timm_models, transformers_models
-from zoo.checks import COLUMNS, Result, check
+from zoo.checks import Result, check
 from zoo.entry import Entry
 from zoo.kinds import KINDS
+from zoo.tables import append, line, read, summary, table
+
+MOST_MEMORY = 12 * 2**30
+"""Bytes that the process of one model may take."""
 
 
 def chosen(only: str, limit: int | None) -> list[Entry]:
@@ -74,6 +77,7 @@ def in_process(entry: Entry, kinds: str, with_peft: bool, seconds: float) -> Res
     if worker.is_alive() and result.status == "time":
         worker.kill()
     worker.join()
+    result.group = entry.kind
     result.figures["seconds"] = time.perf_counter() - start
     return result
 
@@ -81,6 +85,7 @@ def in_process(entry: Entry, kinds: str, with_peft: bool, seconds: float) -> Res
 def _work(sender: Connection, entry: Entry, kinds: str, with_peft: bool) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
     try:
         result = check(entry, kinds, with_peft)
     except Exception as error:
@@ -93,46 +98,16 @@ def _work(sender: Connection, entry: Entry, kinds: str, with_peft: bool) -> None
     sender.send(result)
 
 
-def line(result: Result) -> str:
-    """One row of the table; what is "-" with a reason is explained below it."""
-    marks = [result.checks.get(column, "") for column in COLUMNS]
-    cells = [mark if mark in ("ok", "") else "-" if mark[0] == "-" else "WRONG" for mark in marks]
-    figures = [f"{result.figures[name]:.0e}" if name in result.figures else "" for name in ("effect", "merge")]
-    numbers = [str(result.adapted), str(result.unreached), str(sum(result.left_out.values()))]
-    return "| " + " | ".join([result.name, result.kinds, result.status, *numbers, *figures, *cells]) + " |"
-
-
-def table(results: list[Result]) -> Iterator[str]:
-    """Lay the results out: figures of the whole, the table, and what is behind every mark that isn't "ok"."""
-    for kinds in dict.fromkeys(result.kinds for result in results):
-        part = [result for result in results if result.kinds == kinds]
-        count = Counter(result.status for result in part)
-        compared = [r for r in part if r.checks.get("reads peft") == "ok" and r.checks.get("read by peft") == "ok"]
-        usable = len(part) - count["unusable"] - count["no such layer"]
-        share = count["refused"] / usable if usable else 0.0
-        yield (
-            f"- `{kinds}`: {len(part)} models; {count['right']} right, {count['refused']} refused ({share:.1%} of those "
-            f"with such a layer), {count['wrong']} wrong, {count['no such layer']} without such a layer, "
-            f"{count['time']} out of time, {count['unusable']} that don't run; peft agrees both ways on {len(compared)}."
-        )
-        left = Counter[str]()
-        for result in part:
-            left.update(result.left_out)
-        yield from (f"  - left out: {number} layers, {why}" for why, number in left.most_common())
-    yield ""
-    header = ["model", "kinds", "status", "adapted", "not reached", "left out", "effect", "merge error", *COLUMNS]
-    yield "| " + " | ".join(header) + " |"
-    yield "|" + "---|" * len(header)
-    yield from map(line, results)
-    yield ""
-    for result in results:
-        if result.note:
-            yield f"- {result.name} ({result.kinds}), {result.status}: {result.note}"
-        yield from (
-            f"- {result.name} ({result.kinds}), {column}: {text[2:]}"
-            for column, text in result.checks.items()
-            if text.startswith("- ")
-        )
+def heading(arguments: argparse.Namespace) -> list[str]:
+    """What was run, and with which versions."""
+    names = ("torch", "transformers", "peft", *(["timm"] if timm_models.available() else []))
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in names)
+    given = f" --only {arguments.only}" * (arguments.only != "*") + " --no-peft" * arguments.no_peft
+    return [
+        f"\n## {datetime.now(UTC):%Y-%m-%d} model_zoo.py{given}",
+        "",
+        f"{versions}, Python {platform.python_version()}, {platform.machine()} CPU, 1 thread.",
+    ]
 
 
 def main() -> None:
@@ -144,33 +119,26 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="the first N models only")
     parser.add_argument("--seconds", type=float, default=300, help="time for one model")
     parser.add_argument("--no-peft", action="store_true", help="leave out the comparison with peft")
-    parser.add_argument("--markdown", type=Path, help="write the table to this file")
-    parser.add_argument("--record", action="store_true", help="append the table to benchmarks/RESULTS.md")
+    parser.add_argument("--results", type=Path, help="write results to this file, and go on from those it has")
+    parser.add_argument("--record", action="store_true", help="append the summary to benchmarks/RESULTS.md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     warm_up()
     results: list[Result] = []
+    known = {(result.name, result.kinds): result for result in (read(arguments.results) if arguments.results else [])}
     for entry in chosen(arguments.only, arguments.limit):
         for kinds in arguments.kinds.split(","):
-            results.append(in_process(entry, kinds, not arguments.no_peft, arguments.seconds))
-            print(line(results[-1]), results[-1].note[:200], flush=True)
-    names = ("torch", "transformers", "peft", *(["timm"] if timm_models.available() else []))
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in names)
-    given = " ".join(word for word in sys.argv[1:] if word != "--record")
-    text = "\n".join(
-        [
-            f"\n## {datetime.now(UTC):%Y-%m-%d} model_zoo.py {given}".rstrip(),
-            "",
-            f"{versions}, Python {platform.python_version()}, {platform.machine()} CPU, 1 thread.",
-            "",
-            *table(results),
-            "",
-        ]
-    )
+            result = known.get((entry.name, kinds))
+            if result is None:
+                result = in_process(entry, kinds, not arguments.no_peft, arguments.seconds)
+                print(line(result), result.note[:200], flush=True)
+                if arguments.results:
+                    append(arguments.results, result)
+            results.append(result)
+    print("\n".join(["", *table(results)]))
+    text = "\n".join([*heading(arguments), "", *summary(results)])
     print(text)
-    if arguments.markdown:
-        arguments.markdown.write_text(text.lstrip(), encoding="utf-8")
     if arguments.record:
         with Path(__file__).with_name("RESULTS.md").open("a", encoding="utf-8") as file:
             file.write(text)

@@ -5,7 +5,9 @@ the adapter changes; a model that computes in float32 inside can't be told apart
 is used where float64 fails.
 """
 
+import re
 import tempfile
+import warnings
 from dataclasses import dataclass, field
 
 import torch
@@ -22,7 +24,7 @@ CLOSE = {torch.float64: 1e-5, torch.float32: 1e-3}
 """Largest difference of outputs, as a share of what the adapter changes in them."""
 
 COLUMNS = (
-    "same at B = 0", "train = eval", "gradients", "merge", "unmerge", "file", "untouched", "eject",
+    "same at B = 0", "warning", "train = eval", "gradients", "merge", "unmerge", "file", "untouched", "eject",
     "reads peft", "read by peft",
 )  # fmt: skip
 
@@ -41,6 +43,7 @@ class Result:
         unreached: Of these, those that the base's own output does not depend on.
         left_out: Reason -> number of layers of the wanted kinds without an adapter.
         figures: Name -> number.
+        group: The model's kind: decoder, vision, ...
     """
 
     name: str
@@ -52,6 +55,7 @@ class Result:
     unreached: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
+    group: str = ""
 
     def judge(self) -> "Result":
         """Set the status from the checks."""
@@ -170,8 +174,11 @@ def _attach(result: Result, model: nn.Module, config: LoRAConfig, batch: Batch, 
     ]
     result.checks["untouched"] = ", ".join(faults) or "ok"
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         result.checks["same at B = 0"] = said(not same_bits(run(model, batch, torch.float32), frozen), "differs")
+    found = [re.match(r"The first forward reached (\d+) of", str(warning.message)) for warning in warned]
+    result.figures["warned"] = sum(int(match[1]) for match in found if match)
 
 
 def _widest(base: nn.Module, batch: Batch) -> torch.dtype:
@@ -286,6 +293,9 @@ def _gradients(result: Result, reference: nn.Module, model: nn.Module, batch: Ba
         elif not all(p.grad is not None and bool(p.grad.any()) and bool(torch.isfinite(p.grad).all()) for p in pair):
             missing.append(name)
     model.zero_grad(set_to_none=True)
+    # What is not called has no gradient; the other way round, an output may not depend on what was called.
+    warned = int(result.figures["warned"])
+    result.checks["warning"] = said(warned > result.unreached, f"{warned} said to be missed, {result.unreached} were")
     return said(bool(missing), f"none at {missing[0]} ({len(missing)} of {result.adapted})" if missing else "")
 
 

@@ -22,6 +22,9 @@ CLOSE = 1e-6
 """Largest difference of float32 outputs, as a share of the largest output; where rounding grows past it inside the
 model, outputs must be as close in float64."""
 
+_REFUSED = (ValueError, NotImplementedError, TypeError, RuntimeError, AttributeError, KeyError)
+"""What peft raises on what it can't do."""
+
 _EXPERTS = "- peft adapts the experts' parameters in place of the modules that were named"
 """What it does with models of transformers whose experts are fused: a dense layer of the same name gets no adapter."""
 
@@ -62,7 +65,11 @@ def _apart(one: list[Tensor], other: list[Tensor]) -> float:
 
 def _alike(result: "Result", figure: str, theirs: nn.Module, ours: nn.Module, batch: Batch) -> str:
     with torch.no_grad():
-        apart = _apart(run(theirs, batch, torch.float32), run(ours, batch, torch.float32))
+        try:
+            outputs = run(theirs, batch, torch.float32)
+        except _REFUSED as error:
+            return f"- peft's model does not run: {str(error)[:80]}"
+        apart = _apart(outputs, run(ours, batch, torch.float32))
         result.figures[figure] = apart
         if apart <= CLOSE:
             return "ok"
@@ -88,7 +95,7 @@ def _reads_peft(
                 if "lora_" in name:
                     parameter.normal_(std=0.1, generator=generator)
         theirs.save_pretrained(str(folder))
-    except (ValueError, NotImplementedError, TypeError, RuntimeError, AttributeError, KeyError) as error:
+    except _REFUSED as error:
         return f"- peft refuses: {str(error)[:80]}"
     if theirs.peft_config["default"].target_parameters:
         return _EXPERTS
@@ -110,7 +117,7 @@ def _read_by_peft(result: "Result", entry: Entry, base: nn.Module, model: nn.Mod
     try:
         theirs = peft.PeftModel.from_pretrained(entry.copy(base), str(folder)).eval()
         theirs.save_pretrained(str(folder / "again"))
-    except (ValueError, NotImplementedError, TypeError, RuntimeError, AttributeError, KeyError) as error:
+    except _REFUSED as error:
         return f"- peft refuses: {str(error)[:80]}"
     if theirs.peft_config["default"].target_parameters:
         return _EXPERTS

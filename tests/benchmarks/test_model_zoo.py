@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from model_zoo import chosen, in_process, line, table
+from model_zoo import chosen, in_process
 from torch import nn
 from zoo import timm_models
 from zoo.checks import COLUMNS, check
 from zoo.entry import Entry
 from zoo.kinds import KINDS
+from zoo.tables import append, line, read, summary, table
 
 # Models and peft warn of what is about to change in torch and transformers.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -40,7 +41,7 @@ def test_every_model_is_right_or_refused(entry, kinds):
 
 
 class Mean(nn.Module):
-    """Reads the weight of its layer without calling it, every second time."""
+    """Reads the weight of its layer without calling it, every second time, and past every adapter."""
 
     def __init__(self, forgets):
         super().__init__()
@@ -48,7 +49,7 @@ class Mean(nn.Module):
 
     def forward(self, x):
         called = self.layer(x)
-        return nn.functional.linear(x, self.layer.weight) + called if self.forgets else called
+        return nn.functional.linear(x, self.layer._parameters["weight"].data) + called if self.forgets else called
 
 
 @pytest.mark.parametrize(("forgets", "status"), [(False, "right"), (True, "wrong")])
@@ -59,7 +60,7 @@ def test_an_adapter_that_misses_a_use_of_its_weight_is_found(forgets, status):
     assert result.checks["merge"].startswith("differs" if forgets else "ok")
 
 
-def test_the_table_says_what_was_seen():
+def test_the_table_says_what_was_seen(tmp_path):
     entries = {
         "convolution": lambda: nn.Sequential(nn.Conv1d(2, 2, 1)),
         "linear": lambda: nn.Sequential(nn.Linear(4, 4)),
@@ -70,7 +71,11 @@ def test_the_table_says_what_was_seen():
         check(Entry(name, "test", make, lambda name=name: (torch.randn(batches.get(name, (2, 4))),)), "linear", False)
         for name, make in entries.items()
     ]
-    text = "\n".join(table(results))
-    assert "3 models; 1 right, 0 refused (0.0% of those with such a layer), 1 wrong, 1 without" in text
+    text = "\n".join(summary(results))
+    assert "|  | 3 | 1 | 0 | 1 | 0 | 1 | 0 | 2 | 0.0% |" in text
     assert line(results[1]).startswith("| linear | linear | right | 1 | 0 | 0 |")
-    assert "- wrong (linear), wrong: merge: differs by" in text
+    assert "- wrong (linear), wrong: merge: differs by" in "\n".join(table(results))
+    file = tmp_path / "results.jsonl"
+    for result in results:
+        append(file, result)
+    assert list(table(read(file))) == list(table(results))

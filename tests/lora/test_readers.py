@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from rankwise.errors import TargetError
+from rankwise.errors import AdapterError, TargetError
 from rankwise.files import load_adapter, save_adapter
 from rankwise.lora import (
     LoRAConfig,
@@ -24,6 +24,7 @@ from rankwise.lora import (
     merge,
     unmerge,
 )
+from rankwise.lora.adapter import loras_in
 
 
 class Scaled(nn.Embedding):
@@ -395,17 +396,130 @@ def test_examples_by_keyword_and_position(example):
     assert [target.reader_name for target in report.adapted] == ["the model"]
 
 
-def test_without_an_example_the_first_forward_warns_of_what_it_missed():
-    model, x = nn.Sequential(Reads(), nn.Linear(6, 2)), torch.randn(3, 4)
+class CallsAndReads(nn.Module):
+    """As a language model with tied weights: the embedding is looked up, and its weight read for the output."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4)
+
+    def forward(self, ids):
+        return nn.functional.linear(self.embedding(ids), self.embedding.weight)
+
+
+class Cache:
+    """What a forward may change."""
+
+
+class WithCache(Reads):
+    def forward(self, x, cache):
+        return super().forward(x)
+
+
+def fill(model):
+    with torch.no_grad():
+        for pair in adapter_tensors(model).values():
+            for tensor in pair:
+                tensor.normal_(std=0.3)
+
+
+READING = {
+    "reads": (lambda: nn.Sequential(Reads(), nn.Linear(6, 2), nn.Dropout(0.0)), torch.randn(3, 4), "all-linear"),
+    "reads, itself": (Reads, torch.randn(3, 4), "all-linear"),
+    "calls and reads": (lambda: nn.Sequential(CallsAndReads(), nn.Linear(7, 7)), IDS, ["*embedding", "1"]),
+}
+
+
+@pytest.mark.parametrize("name", READING)
+def test_without_an_example_the_first_forward_finds_the_readers(name):
+    make, x, targets = READING[name]
+    model = make()
     hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
-    inject(model, LoRAConfig(r=2))
+    inject(model, LoRAConfig(r=2, target_modules=targets))
+    fill(model)
     twin = pickle.loads(pickle.dumps(copy.deepcopy(model)))
     for watched in (model, twin):
-        with pytest.warns(UserWarning, match=r'called 1 of the adapted layers not at all: "0\.qkv"'):
-            watched(x)
-        watched(x)
+        out = watched(x)
+        out.sum().backward()
+        assert all(bool(p.grad.any()) for pair in adapter_tensors(watched).values() for p in pair)
+        assert torch.equal(watched(x), out)
+        merge(watched)
+        torch.testing.assert_close(watched(x), out)
         eject(watched)
         assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in watched.modules()] == hooks
+
+
+def test_a_loaded_adapter_acts_where_its_weight_is_read_from_the_first_forward_on(tmp_path):
+    model, x = nn.Sequential(Reads()), torch.randn(3, 4)
+    inject(model, LoRAConfig(r=2), example=x)
+    fill(model)
+    save_adapter(model, tmp_path)
+    again = nn.Sequential(Reads())
+    again.load_state_dict(base_state_dict(model))
+    load_adapter(again, tmp_path)
+    assert torch.equal(again(x), model(x))
+
+
+def test_a_forward_with_arguments_that_it_may_change_is_not_run_again():
+    model, x = nn.Sequential(), torch.randn(3, 4)
+    model.inner = WithCache()
+    model.forward = lambda x, cache: model.inner(x, cache)
+    inject(model, LoRAConfig(r=2))
+    fill(model)
+    with pytest.raises(AdapterError, match=r'reads the weight of "inner\.qkv" without .* Call the model again'):
+        model(x, Cache())
+    out = model(x, Cache())
+    merge(model)
+    torch.testing.assert_close(model(x, Cache()), out)
+
+
+def test_a_forward_that_fails_is_no_first_forward():
+    model = nn.Sequential(Reads(), nn.Linear(6, 2))
+    inject(model, LoRAConfig(r=2))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        model(torch.randn(3, 5))
+    fill(model)
+    out = model(torch.ones(3, 4))
+    merge(model)
+    torch.testing.assert_close(model(torch.ones(3, 4)), out)
+
+
+@pytest.mark.parametrize("use", ["type_as", "zeros_like", "shape"])
+def test_asking_a_weight_for_its_type_is_no_reading(use):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    uses = {
+        "type_as": lambda x: x.type_as(model[0].weight),
+        "zeros_like": lambda x: x + torch.zeros_like(model[0].weight)[0],
+        "shape": lambda x: x * model[0].weight.shape[0],
+    }
+    model.forward = lambda x: model[1](model[0](uses[use](x)))
+    inject(model, LoRAConfig(r=1))
+    model(torch.ones(2, 4))
+    assert not any(lora.has_reader for _, _, lora in loras_in(model))
+
+
+class Chooses(nn.Module):
+    """As a mixture of experts: an input goes one of two ways."""
+
+    def __init__(self):
+        super().__init__()
+        self.ways = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    def forward(self, x, way):
+        return self.ways[way](x)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_what_a_forward_does_not_reach_is_said(given):
+    model, batch = Chooses(), {"x": torch.ones(1, 4), "way": 0}
+
+    def first_forward():
+        inject(model, LoRAConfig(r=1), example=batch if given else None)
+        model(**batch)
+
+    with pytest.warns(UserWarning, match=r'reached 1 of the adapted layers not at all: "ways\.1"'):
+        first_forward()
+    model(**batch)
 
 
 def test_a_first_forward_that_reaches_all_says_nothing():

@@ -61,6 +61,21 @@ def _write_conv(layer: Convolution, A: Tensor, B: Tensor) -> tuple[Tensor, Tenso
     return blocks.reshape(groups * r, layer.in_channels, *kernel), pointwise
 
 
+def _compact_shapes(row: LayerType, layer: Convolution, r: int) -> Shapes:
+    ones = (1,) * len(layer.kernel_size)
+    return (r, layer.in_channels // layer.groups, *layer.kernel_size), (layer.out_channels, r, *ones)
+
+
+def _write_compact(layer: Convolution, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """Write the A of a grouped convolution once for all groups, as it is trained."""
+    kernel = layer.kernel_size
+    return A.view(A.shape[0], -1, *kernel), B.view(*B.shape, *[1] * len(kernel))
+
+
+def _read_compact(layer: Convolution, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    return A.flatten(1), B.flatten(1)
+
+
 def _read_conv(layer: Convolution, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """Find ours in PEFT's A: one block for all groups, a block for each, or none (then it crosses the groups)."""
     groups, r = layer.groups, A.shape[0]
@@ -84,6 +99,8 @@ def _read_conv(layer: Convolution, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor
 _MATRICES = FileForm(("lora_A.weight", "lora_B.weight"), _matrix_shapes, _as_it_is, _as_it_is)
 _CONV = FileForm(("lora_A.weight", "lora_B.weight"), _conv_shapes, _write_conv, _read_conv)
 
+_COMPACT_CONV = FileForm(_CONV.keys, _compact_shapes, _write_compact, _read_compact)
+
 _FORMS = {
     "Embedding": FileForm(("lora_embedding_A", "lora_embedding_B"), _matrix_shapes, _as_it_is, _as_it_is),
     **dict.fromkeys(("Conv1d", "Conv2d", "Conv3d"), _CONV),
@@ -94,8 +111,12 @@ KEY_ENDS = {end: letter for form in (_MATRICES, *_FORMS.values()) for end, lette
 """End of a key -> which of A and B it holds."""
 
 
-def form_of(row: LayerType) -> FileForm:
+def form_of(row: LayerType, compact: bool = False) -> FileForm:
     """Return how A and B of a layer type lie in a file.
+
+    Args:
+        row: The layer type.
+        compact: For a grouped convolution: as Rankwise alone reads it.
 
     Examples:
         >>> from rankwise.lora.layer_types import layer_type_of
@@ -104,4 +125,25 @@ def form_of(row: LayerType) -> FileForm:
         >>> form_of(row).shapes(row, conv, 8)
         ((8, 4, 3, 3), (6, 4, 1, 1))
     """
-    return _FORMS.get(row.name, _MATRICES)
+    form = _FORMS.get(row.name, _MATRICES)
+    return _COMPACT_CONV if compact and form is _CONV else form
+
+
+def growth_of(layer: nn.Module, A: Tensor) -> int:
+    """Return how many times as many numbers PEFT's A has: every group's rows have zeros for the other groups.
+
+    Examples:
+        >>> growth_of(nn.Conv2d(4, 6, 3, groups=2), torch.ones(8, 18)), growth_of(nn.Linear(4, 6), torch.ones(8, 4))
+        (4, 1)
+    """
+    return layer.groups**2 if isinstance(layer, Convolution) and not crosses_groups(layer, A) else 1
+
+
+def is_compact(layer: nn.Module, A: Tensor) -> bool:
+    """Tell whether an A of a file is that of a grouped convolution in its compact form."""
+    return (
+        isinstance(layer, Convolution)
+        and layer.groups > 1
+        and A.ndim == 2 + len(layer.kernel_size)
+        and A.shape[1] == layer.in_channels // layer.groups
+    )

@@ -1,5 +1,6 @@
 """Which weight of a model each pair of tensors in a file belongs to, both ways."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import suggest
 from rankwise.files.findings import Findings
-from rankwise.files.layer_tensors import form_of
+from rankwise.files.layer_tensors import form_of, growth_of, is_compact
 from rankwise.lora.adapter import LoRA
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer_types import obstacle
@@ -47,6 +48,9 @@ def _attentions(modules: Iterable[Named]) -> dict[str, nn.Module]:
 
 # Writing
 
+_MOST_GROWTH = 2**28
+"""How many numbers (1 GiB in float32) may be written where PEFT's form of grouped convolutions adds zeros."""
+
 
 def as_filed(
     model: nn.Module, layers: Layers, name: str, config: LoRAConfig
@@ -66,12 +70,13 @@ def as_filed(
     tensors: dict[str, Pair] = {}
     alphas: dict[str, float] = {}
     patterned = matching_values(config.alpha_pattern, layers)
+    compact = _is_too_large(layers, name)
     for path, (layer, lora) in layers.items():
         row, filed = lora.row_of(name), _file_path(path, attentions)
         A, B = (tensor.detach() for tensor in lora.pair(name))
         # PEFT has no slices: an ordinary adapter of the summed rank is the same function.
         whole = block_form(B, row.slices, lora.layer_type.dims(layer)[1]) if row.slices else B
-        tensors[filed] = form_of(row).write(layer, A, whole)
+        tensors[filed] = form_of(row, compact and growth_of(layer, A) > 1).write(layer, A, whole)
         growth = tensors[filed][0].shape[0] * row.stack(layer) // A.shape[0]
         alphas[filed] = patterned.get(path, config.alpha) * _alpha_factor(config, growth)
     return replace(config, alpha_pattern=pinned(alphas, config.alpha)), tensors
@@ -109,6 +114,21 @@ def magnitudes_of_file(
 
 def _magnitude_shape(layer: nn.Module, d_out: int) -> tuple[int, ...]:
     return (1, d_out, *(1,) * len(layer.kernel_size)) if isinstance(layer, Convolution) else (d_out,)
+
+
+def _is_too_large(layers: Layers, name: str) -> bool:
+    """Tell whether PEFT's form would be too large a file, and warn that PEFT can't read this one then."""
+    grown = [(lora.A[name].numel(), growth_of(layer, lora.A[name])) for layer, lora in layers.values()]
+    numbers = sum(own * growth for own, growth in grown if growth > 1)
+    if numbers <= _MOST_GROWTH:
+        return False
+    convolutions, ours = sum(growth > 1 for _, growth in grown), sum(own for own, growth in grown if growth > 1)
+    warnings.warn(
+        f"The A of {convolutions} grouped convolutions is written in a form of Rankwise's own ({ours:,} numbers), "
+        f"because PEFT's would have {numbers:,}, nearly all zeros. PEFT can't read the file.",
+        stacklevel=4,
+    )
+    return True
 
 
 def key_ends(model: nn.Module, layers: Layers) -> dict[str, tuple[str, str]]:
@@ -170,7 +190,8 @@ def targets_of_file(
         if target is None:
             continue
         targets[id(weight)] = target
-        converted[target.name] = form_of(target.layer_type).read(target.module, A, B)
+        form = form_of(target.layer_type, is_compact(target.module, A))
+        converted[target.name] = form.read(target.module, A, B)
     found = list(targets.values())
     if VARIANTS[config.variant].transposes or untie:
         found = _joined(model, modules, weights, found, converted, untie)
@@ -191,7 +212,7 @@ def _target(
     if row is None or blocked:
         findings.add(f'The adapter has tensors for "{path}", a {type(module).__name__} here: {blocked}.')
         return None
-    form = form_of(row)
+    form = form_of(row, is_compact(module, tensors[0]))
     for place, (letter, tensor, needed) in enumerate(zip("AB", tensors, form.shapes(row, module, r), strict=True)):
         if tensor.shape != needed:
             text = ", ".join("r" if n == place else str(size) for n, size in enumerate(needed))

@@ -46,7 +46,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            flat: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no dict)
+            # Copies: the file's tensors lie in it at odd addresses, where products differ in last bits.
+            flat = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118  (no dict)
             return flat, file.metadata() or {}
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise AdapterFileError(f"{path} is damaged or cut short: {error}.") from error

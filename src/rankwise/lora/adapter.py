@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError, suggest
+from rankwise.lora.calls import input_and_rest, laid_out_as
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.grouped import Group, add_by_row
 from rankwise.lora.layer_types import LayerType
@@ -153,7 +154,8 @@ class LoRA(Adapter):
         return getattr(layer, self.parameter)
 
     def hook_on(self, layer: nn.Module, reader: Reader | None) -> None:
-        """Register the hooks: on the layer, or on the module that reads its weight."""
+        """Register the hooks: on the layer, or on the module that reads its weight. Earlier ones go."""
+        self.unhook()
         if reader is None:
             # With keyword arguments, because a layer may be called as layer(input=x).
             self.handles = (layer.register_forward_hook(self.add_update, with_kwargs=True),)
@@ -162,6 +164,11 @@ class LoRA(Adapter):
         put = reader.module.register_forward_pre_hook(self.put_sum)
         take = reader.module.register_forward_hook(self.take_sum, always_call=True)
         self.handles = (put, take)
+
+    def unhook(self) -> None:
+        """Take the hooks away."""
+        for handle in self.handles:
+            handle.remove()
 
     def join(self, name: str, other: "LoRA", flipped: bool) -> None:
         """Use the adapter of another layer that has this one's weight: its very A and B."""
@@ -191,7 +198,7 @@ class LoRA(Adapter):
         """The forward hook: the layer's output plus the updates of the active adapters."""
         if self.disabled or self.merged or not self.active:
             return output
-        inputs, rest, named = _input_and_rest(args, kwargs)
+        inputs, rest, named = input_and_rest(args, kwargs)
         if self.by_row:
             return add_by_row(self.by_row, layer, inputs, output, rest, named)
         layer_type = self.layer_type
@@ -217,7 +224,8 @@ class LoRA(Adapter):
             update = layer_type.update(layer, x, A, B * -self.scale[name], *rest, **named)
             if A.shape[0] == 1 or not layer_type.linear:
                 update = update + 0.0  # it can be -0 itself: one product, no sum; or a convolution's own sum
-            output = output - (update if update.dtype == output.dtype else update.to(output.dtype))
+            total = output - (update if update.dtype == output.dtype else update.to(output.dtype))
+            output = total if layer_type.linear else laid_out_as(total, output)
         return output
 
     def _varied(
@@ -295,14 +303,6 @@ class LoRA(Adapter):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-
-
-def _input_and_rest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
-    """Split a layer's call into its input and the other arguments, such as the output_size of a ConvTranspose."""
-    if args:
-        return args[0], args[1:], kwargs
-    key = "input" if "input" in kwargs else next(iter(kwargs))
-    return kwargs[key], (), {name: value for name, value in kwargs.items() if name != key}
 
 
 def lora_of(layer: nn.Module, parameter: str = "weight") -> LoRA | None:

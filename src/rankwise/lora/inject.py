@@ -18,11 +18,13 @@ from rankwise.lora.inits import initial_adapter
 from rankwise.lora.layer_types import LayerType, layer_type_of
 from rankwise.lora.layer_types.quantised import keep_unpacked, numbers_in
 from rankwise.lora.modules import child_name
+from rankwise.lora.moved import count_steps, stop_counting
 from rankwise.lora.patterns import pinned
-from rankwise.lora.reached import called_by, stop_watching, watch
+from rankwise.lora.reached import stop_watching, warn_of_missed, watch
 from rankwise.lora.readers import Reader
 from rankwise.lora.report import Report
 from rankwise.lora.targets import LeftOut, Target, Targets, find_targets
+from rankwise.lora.uses import layers_of, uses_of, with_readers
 from rankwise.lora.variants import VARIANTS
 from rankwise.lora.whole import (
     WHOLE_CHILD,
@@ -58,8 +60,8 @@ def inject(
         config: Rank, alpha, targets, initialisation.
         name: The adapter's name in this model.
         example: A batch (a tensor, a mapping of keywords, or a tuple of arguments) with which the model is run
-            once, to find layers that are never called: their weights are read by another module, which is then
-            given W + delta. Without it the first forward warns of adapters that it doesn't reach.
+            once, to find weights that are read without calling their layer: the reader is then given W + delta.
+            Without it the first forward shows that, and is run again where it has missed an adapter.
         untie: What to do with a target whose weight is another module's too (tied embeddings). False: one
             adapter on the weight, which acts in all of them. True: the target gets a copy of the weight, until
             `eject`; a model that is saved while untied must be told so (transformers: `tie_word_embeddings`).
@@ -84,13 +86,14 @@ def inject(
     """
     with collector_paused():
         check_new_name(model, name)
-        called = None if example is None else called_by(model, example)
-        targets = find_targets(model, config, untie=untie, called=called)
-        targets, config, whole = _with_whole(model, targets, config)
+        targets, config, whole = _with_whole(model, find_targets(model, config, untie=untie), config)
+        uses = None if example is None else uses_of(model, layers_of(targets), example)
+        targets = with_readers(targets, uses) if uses else targets
         tensors = {target.name: initial_pair(target, config) for target in targets.adapted}
         report = attach(model, targets, tensors, config, name, whole)
-        if example is not None:
+        if uses:
             stop_watching(model)
+            warn_of_missed(model, uses.called)
         return report
 
 
@@ -214,6 +217,7 @@ def attach(
     attach_whole(model, name, whole or {})
     activate_whole(model, [name])
     watch(model)
+    count_steps(model, name)
     counts = {path: tensor.numel() for path, tensor in whole_tensors(model, name).items() if tensor.requires_grad}
     adapted = [
         replace(target, extra=sum(t.numel() for t in lora.own(name).values()))
@@ -312,6 +316,7 @@ def eject(model: nn.Module, name: str | None = None) -> None:
         (['weight', 'bias'], True)
     """
     stop_watching(model)
+    stop_counting(model)
     layers = adapted_layers(model)
     if name is None and not layers and not hasattr(model, _THAWED):
         raise AdapterError(f"The {type(model).__name__} has no adapter to eject.")
@@ -328,8 +333,7 @@ def eject(model: nn.Module, name: str | None = None) -> None:
             lora.restore(layer)
             if not for_good:
                 lora.tie_again(layer)
-            for handle in lora.handles:
-                handle.remove()
+            lora.unhook()
             delattr(layer, child_name(lora.parameter))
     if not adapted_layers(model):
         _thaw(model)

@@ -12,7 +12,7 @@ from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, adapted_layers, layers_with
 from rankwise.lora.grouped import Member, grouped
 from rankwise.lora.inject import check_new_name
-from rankwise.lora.reached import call
+from rankwise.lora.uses import call
 from rankwise.lora.whole import activate_whole, check_one_whole, whole_tensors, wholes
 
 

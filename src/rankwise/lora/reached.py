@@ -1,130 +1,108 @@
-"""Which modules a forward calls: asked of an example, or seen at the first forward."""
+"""The first forward of an injected model: does it call every adapted layer, or read weights without a call?"""
 
 import warnings
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from rankwise.lora.adapter import adapted_layers
-from rankwise.lora.modules import named_once
+from rankwise.errors import AdapterError
+from rankwise.lora.adapter import LoRA, adapted_layers
+from rankwise.lora.uses import Uses
 
 _WATCH = "_rankwise_watch"
 """Attribute of an injected model until its first forward: the `Watch`."""
 
 
-def called_by(model: nn.Module, example: Any) -> set[nn.Module]:
-    """Run a model once, in eval mode and without gradients, and return the modules that were called.
-
-    Modes, buffers and random numbers are afterwards as before.
-
-    Args:
-        model: The model.
-        example: Its input: a tensor, a mapping of keyword arguments, or a tuple or list of arguments.
-
-    Examples:
-        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-        >>> called_by(model, torch.ones(1, 2)) == set(model.modules())
-        True
-    """
-    called: set[nn.Module] = set()
-    with _in_eval(model), torch.random.fork_rng(), torch.no_grad(), _noting(dict(named_once(model)), called):
-        call(model, example)
-    return called
-
-
-def call(model: nn.Module, example: Any) -> Any:
-    """Call a model with a tensor, a mapping of keyword arguments, or a tuple or list of arguments.
-
-    Examples:
-        >>> call(nn.Identity(), {"input": torch.ones(1)})
-        tensor([1.])
-    """
-    if isinstance(example, Tensor):
-        return model(example)
-    return model(**example) if isinstance(example, Mapping) else model(*example)
-
-
-@contextmanager
-def _in_eval(model: nn.Module) -> Generator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextmanager
-def _noting(modules: Iterable[nn.Module], called: set[nn.Module]) -> Generator[None]:
-    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
-        called.add(module)
-
-    handles = [module.register_forward_pre_hook(note) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 class Watch:
-    """Looks at the first forward of an injected model, and warns of adapters that it doesn't reach.
+    """Looks at the first forward of an injected model.
 
-    An adapter on a layer that is never called does nothing, and nothing fails.
+    An adapter on a layer that is never called does nothing, and nothing fails; one on a layer that is called and
+    whose weight is read besides misses the reading. Where a weight is read from outside, its adapter is moved to the
+    module that reads it, and the forward is run again with it. What is neither called nor read is warned of.
 
     Args:
         model: The injected model.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.called: list[str] = []
-        self.inner: list[RemovableHandle] = []
-        begin = model.register_forward_pre_hook(self.begin)
-        end = model.register_forward_hook(self.end, always_call=True)
-        self.outer = [begin, end]
+        self.uses: Uses | None = None
+        self.noting = ExitStack()
+        self.hooks: list[RemovableHandle] = [
+            model.register_forward_pre_hook(self.begin),
+            model.register_forward_hook(self.end, with_kwargs=True, always_call=True),
+        ]
 
     def begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        """Have every adapted layer note that it is called."""
-        if torch.compiler.is_compiling():
+        """Note what happens from here on."""
+        if torch.compiler.is_compiling() or self.uses is not None:
             return
-        self.called, self.inner = [], []
-        for path, layer in _to_be_called(model).items():
-            self.inner.append(layer.register_forward_pre_hook(_Note(path, self.called)))
+        self.uses = Uses(model, ((layer, lora.parameter) for layer, lora in _to_be_called(model).values()))
+        self.noting.enter_context(self.uses.noting())
 
-    def end(self, model: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        """Warn, and watch no longer."""
-        if torch.compiler.is_compiling() or not self.inner:
-            return
-        missed = [path for path in _to_be_called(model) if path not in self.called]
+    def end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> object:
+        """Move adapters to where weights are read, warn, and watch no longer."""
+        uses = self.uses
+        if torch.compiler.is_compiling() or uses is None:
+            return None
+        self.noting.close()
+        self.uses = None
+        if output is None:  # it failed, or said nothing
+            return None
         stop_watching(model)
-        if missed and output is not None:
-            shown = ", ".join(f'"{path}"' for path in missed[:5]) + (", ..." if len(missed) > 5 else "")
-            warnings.warn(
-                f"The first forward called {len(missed)} of the adapted layers not at all: {shown}. There the adapter "
-                "does nothing. If their weights are read directly, inject with example=batch, which finds the reader; "
-                "if this input only took another way, all is well.",
-                stacklevel=2,
+        moved = move_to_readers(model, uses)
+        warn_of_missed(model, uses.called)
+        if not moved:
+            return None
+        if not _is_plain((args, kwargs)):
+            raise AdapterError(
+                f'The model reads the weight of "{moved[0]}" without calling the layer, which its first forward has '
+                "shown; the adapter acts there from now on. Call the model again, with new arguments where the first "
+                "forward may have changed them (a cache)."
             )
+        return model(*args, **kwargs)
 
     def remove(self) -> None:
         """Take all hooks away."""
-        for handle in (*self.inner, *self.outer):
+        for handle in self.hooks:
             handle.remove()
 
 
-class _Note:
-    """A hook that notes a path; an object, because a closure can't be pickled."""
+def _is_plain(value: object) -> bool:
+    """Tell whether a forward leaves its arguments as they were: tensors, numbers, words, nothing, and lists of them."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, Mapping):
+        return type(value) is dict and all(map(_is_plain, value.values()))
+    return value is None or isinstance(value, Tensor | bool | int | float | str | torch.dtype)
 
-    def __init__(self, path: str, called: list[str]) -> None:
-        self.path, self.called = path, called
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self.called.append(self.path)
+def move_to_readers(model: nn.Module, uses: Uses) -> list[str]:
+    """Let adapters act on the weight itself where it is read from outside its layer's call; return their paths."""
+    readers = uses.readers()
+    moved = [(path, layer, lora) for path, (layer, lora) in _to_be_called(model).items() if layer in readers]
+    for _, layer, lora in moved:
+        lora.hook_on(layer, readers[layer])
+    return [path for path, _, _ in moved]
+
+
+def warn_of_missed(model: nn.Module, called: Iterable[nn.Module]) -> None:
+    """Warn of the adapted layers that a forward neither called nor read."""
+    called = {*called}
+    missed = [path for path, (layer, _) in _to_be_called(model).items() if layer not in called]
+    if missed:
+        warnings.warn(
+            f"The first forward reached {len(missed)} of the adapted layers not at all: {_listed(missed)}. There the "
+            "adapter does nothing. If this input only took another way, all is well.",
+            stacklevel=2,
+        )
+
+
+def _listed(paths: list[str]) -> str:
+    return ", ".join(f'"{path}"' for path in paths[:5]) + (", ..." if len(paths) > 5 else "")
 
 
 def watch(model: nn.Module) -> None:
@@ -134,10 +112,10 @@ def watch(model: nn.Module) -> None:
         setattr(model, _WATCH, Watch(model))
 
 
-def _to_be_called(model: nn.Module) -> dict[str, nn.Module]:
+def _to_be_called(model: nn.Module) -> dict[str, tuple[nn.Module, LoRA]]:
     """Return the adapted layers inside a model whose adapters act only when they are called."""
     return {
-        path: layer
+        path: (layer, lora)
         for path, (layer, lora) in adapted_layers(model).items()
         if layer is not model and not lora.has_reader
     }

@@ -98,7 +98,7 @@ def _joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def reader_of(model: nn.Module, weight: Weight, called: set[nn.Module] | None = None) -> Reader | None:
+def reader_of(model: nn.Module, weight: Weight) -> Reader | None:
     """Return the module that reads a weight, or None for a layer that is called and whose update can be added.
 
     A layer whose class has a forward of its own may do more with the weight than the row says (standardise it,
@@ -107,25 +107,22 @@ def reader_of(model: nn.Module, weight: Weight, called: set[nn.Module] | None = 
     Args:
         model: The model.
         weight: The weight.
-        called: The modules that a forward of the model called, where that is known.
     """
     name = weight.names[0]
     own = weight.layer_type is not None and weight.layer_type.name == "Parameter"
     layer = name.rpartition(".")[0] if own else name
     by_row = not own and weight.layer_type is not None
-    if by_row and called_as_listed(weight.module) and (called is None or weight.module in called):
+    if by_row and called_as_listed(weight.module):
         return None
     path = layer
     module = weight.module
-    while path and not _is_reader(module, by_row, called, module is weight.module):
+    while path and not _is_reader(module, by_row, module is weight.module):
         path = path.rpartition(".")[0]
         module = model.get_submodule(path)
     return Reader(module, layer.removeprefix(path).removeprefix("."))
 
 
-def _is_reader(module: nn.Module, by_row: bool, called: set[nn.Module] | None, own: bool) -> bool:
-    if called is not None and module not in called:
-        return False
+def _is_reader(module: nn.Module, by_row: bool, own: bool) -> bool:
     if own and by_row and isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return False
     return type(module).forward is not nn.Module.forward  # containers are never called

@@ -102,9 +102,7 @@ class Targets:
     left_out: list[LeftOut]
 
 
-def find_targets(
-    model: nn.Module, config: LoRAConfig, *, untie: bool = False, called: set[nn.Module] | None = None
-) -> Targets:
+def find_targets(model: nn.Module, config: LoRAConfig, *, untie: bool = False) -> Targets:
     """Find the weights that a configuration adapts. The model is not changed.
 
     Patterns match modules. One that matches no module is tried on the parameters of modules.
@@ -114,7 +112,6 @@ def find_targets(
         config: Whose `target_modules`, `exclude_modules`, `rank_pattern` and `alpha_pattern` are read.
         untie: Whether a target that shares its weight is to get a copy of its own. Else its adapter acts in
             every module that has the weight.
-        called: The modules that a forward calls, where that is known.
 
     Returns:
         The targets in the model's order, and the modules with weights that are left out.
@@ -146,10 +143,10 @@ def find_targets(
     shared = sharers(modules)
     ties: dict[str, tuple[Tie, ...]] = {}
     if shared and not untie:
-        chosen, ties = find_ties(model, modules, chosen, choice.excluded, called)
+        chosen, ties = find_ties(model, modules, chosen, choice.excluded)
         acting = {weight.names[0] for weight in chosen} | {tie.name for found in ties.values() for tie in found}
         left_out = [entry for entry in left_out if entry.name not in acting]
-    return Targets(_targets_of(model, chosen, config, ties, shared.keys() if untie else (), called), left_out)
+    return Targets(_targets_of(model, chosen, config, ties, shared.keys() if untie else ()), left_out)
 
 
 class _Choice:
@@ -240,7 +237,6 @@ def _targets_of(
     config: LoRAConfig,
     ties: Mapping[str, tuple[Tie, ...]],
     untied: Collection[nn.Parameter],
-    called: set[nn.Module] | None,
 ) -> list[Target]:
     ranks, alphas, slices = Patterns(config.rank_pattern), Patterns(config.alpha_pattern), Patterns(config.slices)
     result: list[Target] = []
@@ -276,7 +272,7 @@ def _targets_of(
                 ties=tied,
                 untie=weight.tensor in untied,
                 parameter=weight.parameter,
-                reader=reader_of(model, weight, called),
+                reader=reader_of(model, weight),
             )
         )
     _require_all_used(ranks, "adapted module matches rank_pattern", known, known)

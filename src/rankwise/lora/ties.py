@@ -62,7 +62,6 @@ def find_ties(
     modules: Sequence[Named],
     chosen: Sequence[Weight],
     excluded: Collection[nn.Module] = (),
-    called: set[nn.Module] | None = None,
 ) -> tuple[list[Weight], dict[str, tuple[Tie, ...]]]:
     """Put the first of the layers with one weight in the place of all; the others use its adapter.
 
@@ -71,7 +70,6 @@ def find_ties(
         modules: All its modules.
         chosen: The weights to adapt.
         excluded: Modules that must get no adapter.
-        called: The modules that a forward calls, where that is known.
 
     Returns:
         The weights to adapt, each once and in the model's order, and the other layers that have them, by the
@@ -89,16 +87,16 @@ def find_ties(
             _require_usable(weight, user, names, excluded)
         first = Weight(*users[0], "weight", layer_type_of(users[0][0])) if users else weight
         firsts[first.names[0]] = first
-        ties[first.names[0]] = tuple(_tie(model, first, *user, called) for user in users[1:])
+        ties[first.names[0]] = tuple(_tie(model, first, *user) for user in users[1:])
     place = {module: i for i, (module, _) in enumerate(modules)}
     return sorted(firsts.values(), key=lambda weight: place[weight.module]), ties
 
 
-def _tie(model: nn.Module, first: Weight, module: nn.Module, names: list[str], called: set[nn.Module] | None) -> Tie:
+def _tie(model: nn.Module, first: Weight, module: nn.Module, names: list[str]) -> Tie:
     row = layer_type_of(module)
     if row is None or first.layer_type is None:
         raise TargetError(f'"{names[0]}" is no layer.')
-    reader = reader_of(model, Weight(module, names, "weight", row), called)
+    reader = reader_of(model, Weight(module, names, "weight", row))
     return Tie(tuple(names), module, row, first.layer_type.transposed != row.transposed, reader)
 
 

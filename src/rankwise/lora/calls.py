@@ -1,0 +1,23 @@
+"""What a layer was called with, and how what it gave lies in memory."""
+
+from typing import Any
+
+from torch import Tensor
+
+
+def input_and_rest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """Split a layer's call into its input and the other arguments, such as the output_size of a ConvTranspose."""
+    if args:
+        return args[0], args[1:], kwargs
+    key = "input" if "input" in kwargs else next(iter(kwargs))
+    return kwargs[key], (), {name: value for name, value in kwargs.items() if name != key}
+
+
+def laid_out_as(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor in the layout of another, by which torch chooses the order of later sums.
+
+    A difference has its operands' layout but for the strides of dimensions of size 1, which it is free to choose.
+    """
+    if tensor.stride() == like.stride():
+        return tensor
+    return tensor.new_empty_strided(like.shape, like.stride()).copy_(tensor)

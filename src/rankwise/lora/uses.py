@@ -1,0 +1,176 @@
+"""What a forward pass does with some layers: which it calls, and whose weights it reads from outside their call."""
+
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rankwise.lora.modules import named_once
+from rankwise.lora.readers import Reader
+from rankwise.lora.targets import Targets
+
+_SHAPE_ONLY = {
+    f"aten::{name}"
+    for like in ("zeros", "ones", "empty", "full")
+    for name in (f"{like}_like", f"new_{like}", f"new_{like}_strided")
+} | {"aten::rand_like", "aten::randn_like"}
+"""Operations that ask a tensor for its shape and type only."""
+
+
+class Uses(TorchDispatchMode):
+    """Notes the uses of layers while a model runs.
+
+    Operations are seen below autograd, where a mode changes neither results nor the way torch takes.
+
+    Args:
+        model: The model.
+        layers: Layers in it, each with the name of its weight.
+    """
+
+    def __init__(self, model: nn.Module, layers: Iterable[tuple[nn.Module, str]]) -> None:
+        super().__init__()
+        self.called: set[nn.Module] = set()
+        self._model = model
+        self._running = [model]
+        self._enclosing: dict[nn.Module, list[nn.Module]] = {}
+        self._owners: dict[int, list[nn.Module]] = {}
+        for layer, parameter in layers:
+            weight = layer._parameters.get(parameter)  # pyright: ignore[reportPrivateUsage]  (None where it is computed)
+            if weight is not None:
+                self._owners.setdefault(id(weight), []).append(layer)
+        self._layers = dict.fromkeys(layer for layers in self._owners.values() for layer in layers)
+
+    @contextmanager
+    def noting(self) -> Generator[None]:
+        """Note what happens in a `with` block."""
+        handles = [
+            register_module_forward_pre_hook(self._begin),
+            register_module_forward_hook(self._end, always_call=True),
+            # Last of the layer's hooks: what an adapter there already reads of the weight is no reading from outside.
+            *(layer.register_forward_hook(self._leave, always_call=True) for layer in self._layers),
+        ]
+        try:
+            with self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.called.add(module)
+        self._running.append(module)
+
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        if module not in self._layers:
+            self._leave(module, args, output)
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        if self._running[-1] is module:
+            self._running.pop()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run an operation, and note whose weights are among its arguments while none of their layers runs."""
+        kwargs = kwargs or {}
+        for tensor in _tensors((*args, *kwargs.values())):
+            owners = self._owners.get(id(tensor), ())
+            if owners and func.name().split(".")[0] not in _SHAPE_ONLY and not any(o in self._running for o in owners):
+                for layer in owners:
+                    before = self._enclosing.get(layer, self._running)
+                    self._enclosing[layer] = [module for module in self._running if module in before]
+        return func(*args, **kwargs)
+
+    def readers(self) -> dict[nn.Module, Reader]:
+        """Return the layers whose weights were read from outside, each with the innermost module that all reads
+        happened in and that has the layer inside it."""
+        paths = dict(named_once(self._model)) if self._enclosing else {}
+        return {layer: self._reader(modules, paths[layer]) for layer, modules in self._enclosing.items()}
+
+    def _reader(self, running: list[nn.Module], paths: list[str]) -> Reader:
+        below: dict[nn.Module, str] = {}
+        for path in paths:
+            names = path.split(".")
+            for n in range(len(names)):
+                below.setdefault(self._model.get_submodule(".".join(names[:n])), ".".join(names[n:]))
+        module = next(module for module in reversed(running) if module in below)
+        return Reader(module, below[module])
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def uses_of(model: nn.Module, layers: Iterable[tuple[nn.Module, str]], example: Any) -> Uses:
+    """Run a model once, in eval mode and without gradients, and return what it did with some layers.
+
+    Modes and random numbers are afterwards as before.
+
+    Args:
+        model: The model.
+        layers: Layers in it, each with the name of its weight.
+        example: Its input: a tensor, a mapping of keyword arguments, or a tuple or list of arguments.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        >>> uses_of(model, [(model[0], "weight")], torch.ones(1, 2)).called >= {*model}
+        True
+    """
+    uses = Uses(model, layers)
+    with _in_eval(model), torch.random.fork_rng(), torch.no_grad(), uses.noting():
+        call(model, example)
+    return uses
+
+
+def call(model: nn.Module, example: Any) -> Any:
+    """Call a model with a tensor, a mapping of keyword arguments, or a tuple or list of arguments.
+
+    Examples:
+        >>> call(nn.Identity(), {"input": torch.ones(1)})
+        tensor([1.])
+    """
+    if isinstance(example, Tensor):
+        return model(example)
+    return model(**example) if isinstance(example, Mapping) else model(*example)
+
+
+@contextmanager
+def _in_eval(model: nn.Module) -> Generator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def layers_of(targets: Targets) -> Iterator[tuple[nn.Module, str]]:
+    """Yield the layers that are to be called, ties among them, with the names of their weights."""
+    for target in targets.adapted:
+        for use in (target, *target.ties):
+            if use.reader is None:
+                yield use.module, "weight"
+
+
+def with_readers(targets: Targets, uses: Uses) -> Targets:
+    """Give the targets whose weights are read from outside the modules that read them."""
+    readers = uses.readers()
+    adapted = [
+        replace(
+            target,
+            reader=target.reader or readers.get(target.module),
+            ties=tuple(replace(tie, reader=tie.reader or readers.get(tie.module)) for tie in target.ties),
+        )
+        for target in targets.adapted
+    ]
+    return Targets(adapted, targets.left_out)
