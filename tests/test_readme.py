@@ -16,7 +16,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_python_runs_as_it_stands(code: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "my-adapter" / "adapter_config.json").read_text())["r"] == 4
+    if "my-adapter" in code:
+        assert json.loads((tmp_path / "my-adapter" / "adapter_config.json").read_text())["r"] == 4
 
 
 def test_make_has_the_commands() -> None:

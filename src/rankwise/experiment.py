@@ -149,7 +149,7 @@ class Experiment:
         relative_to: What the relative columns are relative to; None for the reference.
         tolerance: The user's own, in the metric's unit.
         notes: What the user should know.
-        beside: Writes what belongs beside an adapter into its folder.
+        beside: Writes what belongs beside an adapter: (its folder, its run, the results, what the runs gave).
     """
 
     task: str
@@ -169,7 +169,7 @@ class Experiment:
     relative_to: Mapping[str, Any] | None = None
     tolerance: float | None = None
     notes: Sequence[str] = ()
-    beside: Callable[[Path], object] | None = None
+    beside: Callable[[Path, Run, Results, Swept], object] | None = None
 
     def check(self) -> None:
         """Find what each candidate trains in the model; to be called before anything is written.
@@ -307,7 +307,8 @@ def carry_out(
     with interrupts_ignored():
         try:
             base_name = BASE_IN_DIRECTORY if experiment.keep_base else experiment.base_name
-            adapters = Adapters(model, folders, base_name, experiment.beside)
+            beside = experiment.beside or (lambda folder, run, results, swept: None)
+            adapters = Adapters(model, folders, base_name, lambda folder, run: beside(folder, run, results, swept))
             write_run(place.directory, results, place.config, swept, adapters, keep_base=experiment.keep_base)
             files = write_report(results, place.directory)
         except OutputError as error:

@@ -9,6 +9,8 @@ app = App(
     help="Find the smallest LoRA that does the job: many ranks trained together over one frozen base.",
     help_flags=["--help", "-h"],
     version_flags=["--version"],
+    # Ctrl-C has an exit code and a message of ours.
+    suppress_keyboard_interrupt=False,
 )
 
 HOW = Group("How it runs", sort_key=10)

@@ -51,13 +51,13 @@ class Adapters:
         model: The base; it is as before afterwards.
         folders: Run -> folder of its adapter, relative to the run directory.
         base_name: What the adapters call their base.
-        beside: Writes what belongs beside an adapter into its folder.
+        beside: Writes what belongs beside the adapter of a run into its folder.
     """
 
     model: nn.Module
     folders: Mapping[str, str]
     base_name: str | None
-    beside: Callable[[Path], object] | None = None
+    beside: Callable[[Path, Run], object] | None = None
 
     def write(self, swept: Swept, directory: Path) -> None:
         """Save the adapters of finished runs into a run directory.
@@ -75,4 +75,4 @@ class Adapters:
                 finally:
                     eject(self.model, "saving")
                 if self.beside is not None:
-                    self.beside(folder)
+                    self.beside(folder, run)

@@ -39,8 +39,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folders: Path, out: Path, kind: str, task: str, *more: str) -> int:
     data = folders / {"classify": "labelled.jsonl", "sft": "pairs.jsonl"}[task]
-    flags = ["--model", str(folders / kind), "--task", task, "--data", str(data), "--out", str(out)]
-    return main(["sweep", *flags, "--ranks", "1,4", *QUICK, *more])
+    model = [] if "--model" in more else ["--model", str(folders / kind)]
+    flags = [*model, "--task", task, "--data", str(data), "--out", str(out)]
+    grid = [] if "--widen" in more else ["--no-widen"]
+    return main(["sweep", *flags, "--ranks", "1,4", *QUICK, *grid, *more])
 
 
 def test_classifiers_with_a_head_of_their_own(folders: Path, tmp_path: Path) -> None:
@@ -224,3 +226,19 @@ def test_an_adapter_is_trained_on(folders: Path, tmp_path: Path, capsys: pytest.
     assert main(["train", *flags, "--out", str(tmp_path / "no")]) == 2
     assert "an adapter is trained on with its own labels" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+def test_the_bases_own_dropout_can_be_off(folders: Path, tmp_path: Path) -> None:
+    """Without it a base with dropout trains as one that has none; with it, not."""
+    losses: dict[str, list[float]] = {}
+    for name, rate in (("wet", 0.4), ("dry", 0.0)):
+        model = make_model("bert")
+        model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = rate
+        model.save_pretrained(tmp_path / name)
+        make_tokenizer().save_pretrained(tmp_path / name)
+    for name, base, flag in (("off", "wet", "--no-base-dropout"), ("on", "wet", "--base-dropout"), ("none", "dry", "")):
+        flags = ["--model", str(tmp_path / base), *([flag] if flag else []), "--search", "0", "--no-baseline"]
+        assert run(folders, tmp_path / f"out-{name}", "bert", "classify", *flags) == 0
+        losses[name] = [r["validation_loss"] for r in read_results(tmp_path / f"out-{name}")["runs"]]
+    assert losses["off"] == pytest.approx(losses["none"], rel=1e-5)
+    assert losses["on"] != pytest.approx(losses["none"], rel=1e-4)

@@ -1,6 +1,7 @@
 """`rankwise sweep` and `rankwise train` from options to an experiment."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,16 @@ from rankwise.api import baselines, check_model
 from rankwise.experiment import Experiment, find_device
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.targets import ALL_LINEAR
+from rankwise.report.schema import Results
 from rankwise.streams import stream
 from rankwise.sweeps.grid import Candidate
-from rankwise.sweeps.problem import DATA, Problem, Splits
+from rankwise.sweeps.problem import DATA, Problem, Run, Splits, Swept
 from rankwise.sweeps.stages import Search
 from rankwise.sweeps.starting import candidate_from
+from rankwise.tasks.text.card import write_card
+from rankwise.tasks.text.card_facts import facts_of
 from rankwise.tasks.text.classify_ready import ready_classify
+from rankwise.tasks.text.dropout import silence_dropout
 from rankwise.tasks.text.heads import MeanPooledClassifier
 from rankwise.tasks.text.loading import TextData, load_examples
 from rankwise.tasks.text.options import TextOptions
@@ -62,6 +67,8 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
     ready = TASKS[options.task](options, *load_examples(where, options.task))
     check_model(ready.loaded.model)
     notes = [*ready.notes, *_quantised(options, ready)]
+    if not options.base_dropout:
+        silence_dropout(ready.loaded.model)
     if options.gradient_checkpointing:
         _checkpoint(ready.loaded.model)
     for line in [*notes, *([ready.example] if ready.example else [])]:
@@ -87,8 +94,15 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         widen=options.widen,
         tolerance=options.tolerance,
         notes=notes,
-        beside=ready.beside,
+        beside=partial(_beside, options, ready),
     )
+
+
+def _beside(options: TextOptions, ready: Ready, folder: Path, run: Run, results: Results, swept: Swept) -> None:
+    """Write labels or the way prompts are written, and the model card."""
+    if ready.beside is not None:
+        ready.beside(folder)
+    write_card(facts_of(folder, run, results, swept, options, ready), folder)
 
 
 def _quantised(options: TextOptions, ready: Ready) -> list[str]:

@@ -69,14 +69,14 @@ def tokenize_sft(
 
 def prompt_text(example: SftExample, tokenizer: Tokenizer, options: SftOptions) -> tuple[str, bool]:
     """What the model is given before the last answer, for generating, and whether special tokens are to be added."""
-    if messages := _as_chat(example, tokenizer, options):
+    if messages := as_chat(example, tokenizer, options):
         return render(tokenizer, messages[:-1], example.line, answer_next=True), False
     if isinstance(example, Plain):
         raise DataError(f"Line {example.line} is a plain text; it has no prompt to answer.")
-    return example.source + _gap(example, options), True
+    return example.source + gap(example, options), True
 
 
-def _as_chat(example: SftExample, tokenizer: Tokenizer, options: SftOptions) -> Sequence[Message] | None:
+def as_chat(example: SftExample, tokenizer: Tokenizer, options: SftOptions) -> Sequence[Message] | None:
     """The example as a conversation, where it is to be written as one."""
     if isinstance(example, Chat):
         require_template(tokenizer)
@@ -92,19 +92,20 @@ def _as_chat(example: SftExample, tokenizer: Tokenizer, options: SftOptions) -> 
 
 def _one_for_causal(example: SftExample, tokenizer: Tokenizer, options: SftOptions) -> Tokens:
     loss_on_all = options.loss_on == "all"
-    if messages := _as_chat(example, tokenizer, options):
+    if messages := as_chat(example, tokenizer, options):
         return tokenize_chat(tokenizer, messages, example.line, loss_on_all=loss_on_all)
     eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     if isinstance(example, Plain):
         ids = _without(eos, tokenizer(example.answer)["input_ids"]) + eos
         return Tokens(example.line, ids, list(ids))
     # The prompt is tokenised by itself, as it will be when the model generates.
-    given = _without(eos, tokenizer(example.source + _gap(example, options))["input_ids"])
+    given = _without(eos, tokenizer(example.source + gap(example, options))["input_ids"])
     answer = tokenizer(example.answer, add_special_tokens=False)["input_ids"] + eos
     return Tokens(example.line, given + answer, (given if loss_on_all else [IGNORED] * len(given)) + answer)
 
 
-def _gap(example: SftExample, options: SftOptions) -> str:
+def gap(example: SftExample, options: SftOptions) -> str:
+    """What stands between prompt and answer where they are not written as a conversation."""
     # An instruction ends with no sign that its output begins.
     return options.separator or ("\n\n" if isinstance(example, Pair) and example.chat else "")
 
@@ -129,8 +130,8 @@ def _notes(
     examples: Sequence[SftExample], rows: Sequence[Tokens], tokenizer: Tokenizer, options: SftOptions
 ) -> list[str]:
     notes: list[str] = []
-    bare = [e for e in examples if isinstance(e, Pair) and not _as_chat(e, tokenizer, options)]
-    touching = [e for e in bare if not ((e.source + _gap(e, options))[-1:].isspace() or e.answer[:1].isspace())]
+    bare = [e for e in examples if isinstance(e, Pair) and not as_chat(e, tokenizer, options)]
+    touching = [e for e in bare if not ((e.source + gap(e, options))[-1:].isspace() or e.answer[:1].isspace())]
     if touching:
         notes.append(
             f"In {len(touching):,} of {len(bare):,} examples the completion follows the prompt without a space; "

@@ -8,14 +8,16 @@ from torch import Tensor
 from rankwise.errors import DataError
 from rankwise.sweeps.problem import Splits
 from rankwise.tasks.text.batches import as_tensors
+from rankwise.tasks.text.examples import SftExample
 from rankwise.tasks.text.joining import check_joining, join
 from rankwise.tasks.text.models import TextModel, load_text_model
 from rankwise.tasks.text.options import TextOptions
+from rankwise.tasks.text.prompting import Prompting
 from rankwise.tasks.text.ready import Ready, model_options
 from rankwise.tasks.text.rendering import show_plain
-from rankwise.tasks.text.sft import SftOptions, tokenize_sft
+from rankwise.tasks.text.sft import SftOptions, as_chat, gap, tokenize_sft
 from rankwise.tasks.text.splits import Splits as Examples
-from rankwise.tasks.text.tokens import Prepared
+from rankwise.tasks.text.tokens import Prepared, Tokenizer
 from rankwise.tasks.text.vocabulary import TokenLoss, lean_head, row_loss
 
 METRIC = "loss a token"
@@ -37,6 +39,7 @@ def ready_sft(options: TextOptions, examples: Examples, label_names: Mapping[str
         separator=options.separator,
     )
     parts: dict[str, Prepared] = {}
+    first: list[Any] = list(examples.train[:1])
     for what in ("train", "validation", "test"):
         rows: list[Any] = list(getattr(examples, what))
         if not rows:
@@ -61,8 +64,17 @@ def ready_sft(options: TextOptions, examples: Examples, label_names: Mapping[str
         higher_is_better=False,
         task_type="SEQ_2_SEQ_LM" if loaded.encoder_decoder else "CAUSAL_LM",
         notes=notes,
+        beside=_prompting(first[0], loaded.tokenizer, how).save,
         example=show_plain(parts["train"].rows[0], loaded.tokenizer, loaded.encoder_decoder),
     )
+
+
+def _prompting(example: SftExample, tokenizer: Tokenizer, how: SftOptions) -> Prompting:
+    """How the examples were written, the first standing for all."""
+    if as_chat(example, tokenizer, how):
+        # The template itself, where it is not the tokenizer's own: its file may be gone tomorrow.
+        return Prompting(chat=True, chat_template=tokenizer.chat_template if how.chat_template is not None else None)
+    return Prompting(separator=gap(example, how))
 
 
 def _tensors(prepared: Prepared, loaded: TextModel) -> dict[str, Tensor]:

@@ -1,0 +1,91 @@
+"""`rankwise evaluate`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from rankwise.cli.app import EXIT_OK, app
+from rankwise.tasks.flags import listed
+from rankwise.tasks.text.options import parse_columns
+from rankwise.tasks.text.use_options import UseOptions
+
+
+@app.command
+def evaluate(
+    *adapters: Path,
+    data: str,
+    columns: Annotated[tuple[tuple[str, str], ...], listed(parse_columns), Parameter(show_default=False)] = (),
+    split: str = "test",
+    skip_bad_lines: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    generate: int = 0,
+    max_new_tokens: int = 64,
+    out: Path | None = None,
+    json_: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
+    options: UseOptions | None = None,
+) -> int:
+    """Hold adapters and their base against a file of examples.
+
+    Parameters
+    ----------
+    adapters:
+        Folders of adapters.
+    data:
+        Examples: a .jsonl, .json, .csv, .tsv or .parquet file, or a hub name.
+    columns:
+        Which columns hold what, where they are not called so: prompt=mr,completion=ref.
+    split:
+        Of a hub data set.
+    skip_bad_lines:
+        Leave out lines that can't be used, and say so.
+    generate:
+        For sft: write answers to so many inputs, and hold them against the references (exact match, BLEU, ROUGE).
+    max_new_tokens:
+        The most tokens of an answer.
+    out:
+        Write the figures to this JSON file.
+    json_:
+        Print the figures as JSON.
+    """
+    from rankwise.tasks.text.adapted import load_adapted
+    from rankwise.tasks.text.evaluating import evaluate_texts
+    from rankwise.tasks.text.generating import Writing
+    from rankwise.writing import replacing
+
+    adapted = load_adapted(adapters, options or UseOptions())
+    figures, notes = evaluate_texts(
+        adapted,
+        data,
+        columns=dict(columns),
+        split=split,
+        skip_bad_lines=skip_bad_lines,
+        generate=generate,
+        writing=Writing(max_new_tokens=max_new_tokens),
+    )
+    content = json.dumps({"data": data, "figures": figures, "notes": notes}, indent=2, ensure_ascii=False)
+    if out is not None:
+        with replacing(out) as temporary:
+            temporary.write_text(content + "\n", encoding="utf-8")
+    if json_:
+        print(content)
+    else:
+        _show(figures, notes)
+    return EXIT_OK
+
+
+def _show(figures: dict[str, dict[str, float]], notes: list[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="")
+    table.add_column("adapter")
+    names = next(iter(figures.values())).keys()
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for adapter, values in figures.items():
+        table.add_row(adapter, *(f"{values[name]:.4g}" for name in names))
+    console = Console(soft_wrap=False)
+    for note in dict.fromkeys(notes):
+        console.print(note, highlight=False, markup=False)
+    console.print(table)

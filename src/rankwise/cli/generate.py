@@ -1,0 +1,119 @@
+"""`rankwise generate`."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from rankwise.cli.app import EXIT_OK, app
+from rankwise.errors import ConfigError, DataError
+from rankwise.tasks.text.use_options import UseOptions
+
+if TYPE_CHECKING:
+    from rankwise.tasks.text.adapted import Adapted
+    from rankwise.tasks.text.generating import Writing
+
+
+@app.command
+def generate(
+    *adapters: Path,
+    prompt: str | None = None,
+    file: Path | None = None,
+    base: bool = True,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 8,
+    json_: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
+    options: UseOptions | None = None,
+) -> int:
+    """Let adapters and their base answer prompts, side by side.
+
+    Without --prompt and --file prompts are read from the terminal, one a line, until the end of input (Ctrl-D).
+
+    Parameters
+    ----------
+    adapters:
+        Folders of adapters; none asks the base alone (--model).
+    prompt:
+        One prompt.
+    file:
+        A text file with a prompt on each line.
+    base:
+        Let the base without an adapter answer too.
+    max_new_tokens:
+        The most tokens of an answer.
+    temperature:
+        0 takes the likeliest token always; above, tokens are drawn.
+    seed:
+        Of the draws.
+    batch_size:
+        Prompts at once.
+    json_:
+        Print a line of JSON for each prompt.
+    """
+    from rankwise.tasks.text.adapted import load_adapted
+    from rankwise.tasks.text.generating import Writing
+
+    if prompt is not None and file is not None:
+        raise ConfigError("--prompt and --file are both given; leave one of them out.")
+    how = Writing(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size)
+    given = [prompt] if prompt is not None else None if file is None else _lines(file)
+    adapted = load_adapted(adapters, options or UseOptions())
+    for note in adapted.notes:
+        print(note, file=sys.stderr)
+    if given is not None:
+        _answer(adapted, given, how, base=base, as_json=json_)
+        return EXIT_OK
+    for line in _typed():
+        try:
+            _answer(adapted, [line], how, base=base, as_json=json_)
+        except (ConfigError, DataError) as error:  # the next prompt may fit
+            print(f"rankwise: {error}", file=sys.stderr)
+    return EXIT_OK
+
+
+def _answer(adapted: "Adapted", prompts: Sequence[str], how: "Writing", *, base: bool, as_json: bool) -> None:
+    from rankwise.tasks.text.adapted import BASE
+    from rankwise.tasks.text.generating import as_prompt, write_texts
+
+    names = [*([BASE] if base or not adapted.names else []), *adapted.names]
+    examples = [as_prompt(text, i) for i, text in enumerate(prompts, 1)]
+    answers = {name: write_texts(adapted, name, examples, how) for name in names}
+    width = max(map(len, names))
+    for i, text in enumerate(prompts):
+        own = {name: answers[name][i] for name in names}
+        if as_json:
+            print(json.dumps({"prompt": text, "answers": own}, ensure_ascii=False), flush=True)
+            continue
+        print(f"{'prompt':>{width}}  {text}")
+        for name, answer in own.items():
+            print(f"{name:>{width}}  {answer.strip()}", flush=True)
+        print()
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise DataError(
+            f"{file} can't be read ({why}); --file takes a text file with a prompt on each line."
+        ) from error
+    if not lines:
+        raise DataError(f"{file} is empty; --file takes a text with a prompt on each line.")
+    return lines
+
+
+def _typed() -> Iterator[str]:
+    """Prompts as they are typed."""
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if line.strip():
+            yield line

@@ -1,0 +1,29 @@
+"""`rankwise merge`."""
+
+from pathlib import Path
+
+from rankwise.cli.app import EXIT_OK, app
+from rankwise.tasks.text.use_options import UseOptions
+
+
+@app.command
+def merge(adapter: Path, *, out: Path, options: UseOptions | None = None) -> int:
+    """Merge an adapter into its base, and write a folder that transformers loads.
+
+    Parameters
+    ----------
+    adapter:
+        The adapter's folder.
+    out:
+        The new folder: weights, configuration, tokenizer.
+    """
+    from rankwise.tasks.text.adapted import load_adapted
+    from rankwise.tasks.text.merging import check_out, merge_into_folder
+
+    check_out(out)
+    merged = merge_into_folder(load_adapted([adapter], options or UseOptions()), out)
+    for note in merged.notes:
+        print(note)
+    print(merged.report)
+    print(merged.folder)
+    return EXIT_OK

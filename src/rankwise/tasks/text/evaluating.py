@@ -1,0 +1,135 @@
+"""Figures of a base and its adapters on a file of examples."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankwise.errors import DataError
+from rankwise.tasks.text.adapted import BASE, Adapted
+from rankwise.tasks.text.batches import as_tensors, trim
+from rankwise.tasks.text.classify import tokenize_classify
+from rankwise.tasks.text.examples import Plain
+from rankwise.tasks.text.forms import read_examples
+from rankwise.tasks.text.generated import group_references, score_texts
+from rankwise.tasks.text.generating import Writing, write_texts
+from rankwise.tasks.text.losses import CLASSIFY_LOSSES, token_sums
+from rankwise.tasks.text.metrics import classify_figures
+from rankwise.tasks.text.sft import tokenize_sft
+from rankwise.tasks.text.sources import read_records
+
+Figures = dict[str, float]
+
+NUMBERS_AT_ONCE = 1 << 26
+"""Logits that a pass may give: 256 MiB in float32."""
+
+TOKENS_AT_ONCE = 1 << 13
+
+
+def evaluate_texts(
+    adapted: Adapted,
+    data: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    split: str = "test",
+    skip_bad_lines: bool = False,
+    generate: int = 0,
+    writing: Writing | None = None,
+) -> tuple[dict[str, Figures], list[str]]:
+    """Figures of the base and of each adapter on examples.
+
+    Args:
+        adapted: Model and adapters.
+        data: A file, or a hub name.
+        columns: Role -> column, where a column is not called as its role.
+        split: Of a hub data set.
+        skip_bad_lines: Leave out what can't be read, and say so.
+        generate: For so many inputs answers are written and held against the references; 0 for none.
+        writing: How they are written.
+
+    Returns:
+        Name -> figure -> value, the base first, unless its head is not trained; and what the user should be told.
+
+    Raises:
+        DataError: The file can't be read, or its labels are unknown.
+    """
+    records = read_records(data, split=split, skip_bad_lines=skip_bad_lines)
+    examples, notes = read_examples(records, adapted.task, columns, skip_bad_lines=skip_bad_lines)
+    if not examples:
+        raise DataError(f"{data} has no examples.")
+    notes = [*adapted.notes, *records.notes, *notes]
+    names = [*([] if adapted.loaded.new_head else [BASE]), *adapted.names]
+    rows: list[Any] = list(examples)
+    if adapted.task == "classify":
+        found, said = _classify(adapted, names, rows)
+        return found, [*notes, *said]
+    found, said = _sft(adapted, names, rows)
+    if generate:
+        if any(isinstance(row, Plain) for row in rows):
+            raise DataError("Plain texts have no prompts to answer; leave out --generate.")
+        prompts, references = group_references(rows)
+        prompts, references = prompts[:generate], references[:generate]
+        for name in names:
+            texts = write_texts(adapted, name, prompts, writing or Writing())
+            found[name] |= score_texts([text.strip() for text in texts], references)
+        said = [*said, f"Answers were written for {len(prompts):,} of {len(rows):,} inputs."]
+    return found, [*notes, *said]
+
+
+def _classify(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tuple[dict[str, Figures], Sequence[str]]:
+    loaded, labels = adapted.loaded, adapted.labels
+    if labels is None:
+        raise DataError("There are no labels to compare with.")
+    prepared = tokenize_classify(rows, labels, loaded.tokenizer, loaded.config, "test", adapted.how.max_length)
+    found: dict[str, Figures] = {}
+    for name in names:
+        parts = [(own, outputs.float()) for own, _, outputs in _passes(adapted, name, prepared.data, 1)]
+        order = torch.cat([own for own, _ in parts]).argsort()
+        outputs = torch.cat([part for _, part in parts])[order]
+        loss = CLASSIFY_LOSSES[labels.kind](outputs, prepared.data)
+        mean = loss if isinstance(loss, Tensor) else loss[0] / loss[1]
+        figures = classify_figures(outputs, prepared.data["labels"], labels.kind)
+        found[name] = {"loss": float(mean.mean()), **{key: float(value) for key, value in figures.items()}}
+    return found, prepared.notes
+
+
+def _sft(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tuple[dict[str, Figures], Sequence[str]]:
+    loaded = adapted.loaded
+    prepared = tokenize_sft(rows, loaded.tokenizer, loaded.config, adapted.how)
+    data = as_tensors(prepared, shift=loaded.shift)
+    found: dict[str, Figures] = {}
+    for name in names:
+        total = count = 0.0
+        for _, batch, outputs in _passes(adapted, name, data, loaded.config.vocab_size):
+            sums, counts = token_sums(outputs, batch)
+            total, count = total + float(sums.double().sum()), count + float(counts.sum())
+        found[name] = {"loss": total / count, "perplexity": math.exp(min(total / count, 700.0))}
+    return found, prepared.notes
+
+
+def _passes(
+    adapted: Adapted, name: str, data: Mapping[str, Tensor], numbers: int
+) -> Iterator[tuple[Tensor, dict[str, Tensor], Tensor]]:
+    """Run the model over a data set, alike lengths together: places of the rows, the batch, outputs, on the CPU.
+
+    Args:
+        adapted: The model.
+        name: Which adapter acts.
+        data: The data set.
+        numbers: Of outputs for each token.
+    """
+    model = adapted.loaded.model
+    device = next(model.parameters()).device
+    lengths = data["attention_mask"].sum(-1)
+    order = lengths.argsort(stable=True)
+    width = data["input_ids"].shape[1]
+    at_once = max(1, min(TOKENS_AT_ONCE, NUMBERS_AT_ONCE // numbers) // width)
+    with adapted.acting(name):
+        for own in order.split(at_once):
+            batch = trim({key: value[own].to(device) for key, value in data.items()})
+            # Not around the whole: a generator would leave gradients off between its values.
+            with torch.no_grad():
+                outputs = adapted.loaded.call(model, batch)
+            yield own, {key: value.cpu() for key, value in batch.items()}, outputs.cpu()

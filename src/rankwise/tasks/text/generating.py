@@ -1,0 +1,110 @@
+"""Texts that a language model writes, with an adapter or without."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rankwise.errors import ConfigError
+from rankwise.tasks.text.adapted import Adapted
+from rankwise.tasks.text.examples import Pair, SftExample
+from rankwise.tasks.text.sft import prompt_text
+from rankwise.tasks.text.tokens import find_context
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """How texts are written.
+
+    Args:
+        max_new_tokens: The most tokens of an answer.
+        temperature: 0 takes the likeliest token always; above, tokens are drawn.
+        seed: Of the draws.
+        batch_size: Prompts at once.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    seed: int = 0
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        for what, value in (("max-new-tokens", self.max_new_tokens), ("batch-size", self.batch_size)):
+            if value < 1:
+                raise ConfigError(f"--{what} is {value}; it must be a whole number of at least 1.")
+        if not 0 <= self.temperature < float("inf"):
+            raise ConfigError(f"--temperature is {self.temperature}; it is 0 or a positive number, such as 0.7.")
+
+
+def as_prompt(text: str, line: int = 1) -> Pair:
+    """A prompt without its answer."""
+    return Pair(line, text, "")
+
+
+@torch.no_grad()
+def write_texts(adapted: Adapted, name: str, prompts: Sequence[SftExample], how: Writing) -> list[str]:
+    """What the model answers to each prompt.
+
+    Args:
+        adapted: The model.
+        name: Which adapter acts, or `BASE`.
+        prompts: Examples, whose answers are not read.
+        how: How.
+
+    Returns:
+        The answers, in the order of the prompts.
+
+    Raises:
+        ConfigError: It is a classifier; or a prompt and its answer don't fit into the context.
+        DataError: A prompt can't be written.
+    """
+    loaded = adapted.loaded
+    model: Any = loaded.model
+    if adapted.task != "sft":
+        raise ConfigError("A classifier writes no text; rankwise evaluate tells what it says.")
+    texts = [prompt_text(prompt, loaded.tokenizer, adapted.how) for prompt in prompts]
+    _check_lengths(adapted, texts, how)
+    tokenizer: Any = loaded.tokenizer
+    side, answers = tokenizer.padding_side, [""] * len(texts)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]))
+    drawn: dict[str, Any] = {"do_sample": True, "temperature": how.temperature} if how.temperature else {}
+    try:
+        # What comes next stands at the end of each row.
+        tokenizer.padding_side = "right" if loaded.encoder_decoder else "left"
+        with adapted.acting(name), torch.random.fork_rng():
+            torch.manual_seed(how.seed)
+            for start in range(0, len(order), how.batch_size):
+                rows = order[start : start + how.batch_size]
+                special = texts[rows[0]][1]
+                batch = tokenizer(
+                    [texts[i][0] for i in rows], return_tensors="pt", padding=True, add_special_tokens=special
+                ).to(next(model.parameters()).device)
+                batch.pop("token_type_ids", None)
+                written = model.generate(
+                    **batch,
+                    **({"do_sample": False, "temperature": None, "top_p": None, "top_k": None} | drawn),
+                    max_new_tokens=how.max_new_tokens,
+                    pad_token_id=tokenizer.pad_token_id,
+                )
+                given = 0 if loaded.encoder_decoder else batch["input_ids"].shape[1]
+                for i, text in zip(
+                    rows, tokenizer.batch_decode(written[:, given:], skip_special_tokens=True), strict=True
+                ):
+                    answers[i] = text
+    finally:
+        tokenizer.padding_side = side
+    return answers
+
+
+def _check_lengths(adapted: Adapted, texts: Sequence[tuple[str, bool]], how: Writing) -> None:
+    loaded = adapted.loaded
+    context = find_context(loaded.config, loaded.tokenizer, adapted.how.max_length)
+    room = context if loaded.encoder_decoder else context - how.max_new_tokens
+    for i, (text, special) in enumerate(texts):
+        n = len(loaded.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+        if n > room:
+            raise ConfigError(
+                f"Prompt {i + 1} has {n:,} tokens; with {how.max_new_tokens} for the answer the context of {context:,} "
+                "has no room for it. Make it shorter, or --max-new-tokens smaller."
+            )

@@ -1,0 +1,53 @@
+"""What a user can set where saved adapters are used. Light: the command line reads it without loading torch."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from cyclopts import Group, Parameter
+
+from rankwise.errors import ConfigError, suggest
+from rankwise.tasks.text.options import TASKS
+
+BASE = Group("Base", sort_key=6)
+TEXTS = Group("Texts", sort_key=5)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class UseOptions:
+    """How a base and its adapters are loaded and asked.
+
+    Args:
+        model: The base: a folder, a .gguf file, or a name on the Hugging Face hub. [default: what the adapter names]
+        task: "classify" or "sft". [default: classify where labels.json lies beside the adapter, else sft]
+        max_length: The most tokens of an example. [default: the model's context]
+        pooling: A classifier's input: "mean" over an encoder's outputs, "model" for the architecture's own, or "auto".
+        chat: Write prompts as a conversation by the model's chat template. [default: as in training]
+        chat_template: A template for a tokenizer without one: a file, or Jinja text. [default: as in training]
+        separator: What stands between prompt and answer. [default: as in training]
+        dtype: Numbers of the base: float32, bfloat16 or float16 (the last two on a GPU).
+        quantize: Keep the linear layers of the base in 8 bits (int8) or 4 (nf4). [default: as they are]
+        device: Where to compute: cpu, cuda, cuda:1.
+        attention: transformers' implementation: sdpa, eager, ... [default: its choice]
+        trust_remote_code: Run Python code that comes with the model.
+    """
+
+    model: Annotated[str | None, Parameter(group=BASE)] = None
+    task: Annotated[str | None, Parameter(group=TEXTS)] = None
+    max_length: Annotated[int | None, Parameter(group=TEXTS)] = None
+    pooling: Annotated[str, Parameter(group=TEXTS)] = "auto"
+    chat: Annotated[bool | None, Parameter(group=TEXTS)] = None
+    chat_template: Annotated[str | None, Parameter(group=TEXTS)] = None
+    separator: Annotated[str | None, Parameter(group=TEXTS)] = None
+    dtype: Annotated[str, Parameter(group=BASE)] = "float32"
+    quantize: Annotated[str | None, Parameter(group=BASE)] = None
+    device: Annotated[str, Parameter(group=BASE)] = "cpu"
+    attention: Annotated[str | None, Parameter(group=BASE)] = None
+    trust_remote_code: Annotated[bool, Parameter(group=BASE, negative="", show_default=False)] = False
+
+    def __post_init__(self) -> None:
+        if self.task is not None and self.task not in TASKS:
+            raise ConfigError(
+                f'--task is "{self.task}"; it is classify (texts with labels) or sft (texts to imitate).'
+                f"{suggest(self.task, TASKS)}"
+            )

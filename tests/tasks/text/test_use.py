@@ -1,0 +1,220 @@
+"""`rankwise train`, then `evaluate`, `generate` and `merge` with what it gave; model cards beside the adapters."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+import transformers
+
+from rankwise.cli import main
+from rankwise.errors import ConfigError
+from rankwise.files import load_adapter
+from rankwise.report import read_results
+from rankwise.tasks.text.adapted import BASE, load_adapted
+from rankwise.tasks.text.generating import Writing, as_prompt, write_texts
+from rankwise.tasks.text.labels import read_labels
+from rankwise.tasks.text.models import ModelOptions, load_text_model
+from rankwise.tasks.text.prompting import Prompting, read_prompting
+from rankwise.tasks.text.use_options import UseOptions
+from text_models import make_model, make_tokenizer
+
+WORDS = ("one", "two", "three", "cat", "sat", "The", "mat")
+QUICK = ["--epochs", "2", "--batch-size", "8", "--lr", "1e-2", "--rank", "2", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models, data, and a trained adapter for each task."""
+    root = tmp_path_factory.mktemp("use")
+    g = torch.Generator().manual_seed(0)
+    texts = [" ".join(WORDS[i] for i in torch.randint(7, (4 + n % 9,), generator=g)) for n in range(60)]
+    labelled = [{"text": f"{text} {n}", "label": "abc"[n % 3]} for n, text in enumerate(texts)]
+    pairs = [{"prompt": f"{text} {n}", "completion": f" {WORDS[n % 7]} sat"} for n, text in enumerate(texts)]
+    for name, rows in (("labelled", labelled), ("pairs", pairs)):
+        (root / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for kind, task, data in (("bert", "classify", "labelled"), ("llama", "sft", "pairs")):
+        make_model(kind).save_pretrained(root / kind)
+        make_tokenizer().save_pretrained(root / kind)
+        flags = ["--model", str(root / kind), "--task", task, "--data", str(root / f"{data}.jsonl")]
+        assert main(["train", *flags, *QUICK, "--out", str(root / f"{task}-run")]) == 0
+    return root
+
+
+def adapter(place: Path, task: str) -> Path:
+    (folder,) = (place / f"{task}-run" / "adapters").iterdir()
+    return folder
+
+
+def loaded_for(place: Path, task: str) -> Any:
+    folder = adapter(place, task)
+    labels = read_labels(folder) if task == "classify" else None
+    model = load_text_model(place / {"classify": "bert", "sft": "llama"}[task], task, labels, ModelOptions())
+    load_adapter(model.model, folder)
+    return model
+
+
+@pytest.mark.parametrize("task", ["classify", "sft"])
+def test_a_card_lies_beside_each_adapter(place: Path, task: str) -> None:
+    folder, results = adapter(place, task), read_results(place / f"{task}-run")
+    card = (folder / "README.md").read_text()
+    run = next(run for run in results["runs"] if run["adapter"])
+    assert f"rank 2, {run['trainable_parameters']:,} trainable parameters" in card
+    assert f"{run['metric']:.4g}" in card
+    assert "cut off" in card
+    assert ("| vLLM | yes |" in card) == (task == "sft"), "vLLM takes no heads of adapters' own"
+    steps = [line for line in card.splitlines() if line.startswith(f"| {run['steps']} |")]
+    assert len(steps) == 1, "the curve's last point"
+
+
+def test_the_metric_is_the_sweeps(place: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """On the whole file both are computed here; the run's own test split is not kept, so the model is the measure."""
+    folder, out = adapter(place, "classify"), tmp_path / "figures.json"
+    assert main(["evaluate", str(folder), "--data", str(place / "labelled.jsonl"), "--out", str(out)]) == 0
+    figures = json.loads(out.read_text())["figures"]
+    assert list(figures) == [folder.name], "the head of the base is not trained"
+    model = loaded_for(place, "classify")
+    rows = [json.loads(line) for line in (place / "labelled.jsonl").read_text().splitlines()]
+    right = 0
+    for row in rows:
+        with torch.no_grad():
+            logits = model.call(model.model, dict(model.tokenizer([row["text"]], return_tensors="pt")))
+        right += read_labels(folder).names[int(logits.argmax())] == row["label"]
+    assert figures[folder.name]["accuracy"] == pytest.approx(right / len(rows))
+    assert folder.name in capsys.readouterr().out
+
+
+def test_evaluating_a_language_model(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = adapter(place, "sft")
+    flags = ["--data", str(place / "pairs.jsonl"), "--generate", "4", "--max-new-tokens", "4", "--json"]
+    assert main(["evaluate", str(folder), *flags]) == 0
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    assert list(figures) == [BASE, folder.name]
+    assert {"loss", "perplexity", "exact_match", "bleu", "rougeL"} <= figures[BASE].keys()
+    assert figures[folder.name]["loss"] < figures[BASE]["loss"]
+    model = loaded_for(place, "sft")
+    total = count = 0.0
+    for line in (place / "pairs.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        given = model.tokenizer(row["prompt"])["input_ids"]
+        given = given[:-1] if given[-1] == model.tokenizer.eos_token_id else given
+        answer = model.tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+        answer += [model.tokenizer.eos_token_id] if model.tokenizer.eos_token_id is not None else []
+        with torch.no_grad():
+            logits = model.model(torch.tensor([given + answer])).logits[0, len(given) - 1 : -1]
+        total += float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="sum"))
+        count += len(answer)
+    assert figures[folder.name]["loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_answers_are_those_of_each_prompt_alone(place: Path) -> None:
+    adapted = load_adapted([adapter(place, "sft")], UseOptions())
+    prompts = [as_prompt(text) for text in ("The cat", "one two three cat sat", "mat")]
+    how = Writing(max_new_tokens=5)
+    for name in (BASE, *adapted.names):
+        together = write_texts(adapted, name, prompts, how)
+        assert together == [write_texts(adapted, name, [prompt], how)[0] for prompt in prompts]
+    drawn = [write_texts(adapted, BASE, prompts, Writing(temperature=5.0, seed=seed)) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_generating_side_by_side(
+    place: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(adapter(place, "sft"))
+    (tmp_path / "prompts.txt").write_text("The cat\n\none two\n")
+    assert main(["generate", folder, "--file", str(tmp_path / "prompts.txt"), "--max-new-tokens", "3", "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["prompt"] for line in lines] == ["The cat", "one two"]
+    assert all(list(line["answers"]) == [BASE, Path(folder).name] for line in lines)
+    monkeypatch.setattr("sys.stdin", io.StringIO("The cat\n" + "cat " * 500 + "\none two\n"))
+    assert main(["generate", folder, "--no-base", "--max-new-tokens", "3"]) == 0
+    said = capsys.readouterr()
+    assert said.out.count("prompt") == 2
+    assert "has no room for it" in said.err, "the next prompt is answered all the same"
+    with pytest.raises(ConfigError, match="writes no text"):
+        write_texts(load_adapted([adapter(place, "classify")], UseOptions()), BASE, [as_prompt("a")], Writing())
+
+
+def test_a_merged_language_model_loads_in_transformers(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    assert main(["merge", str(adapter(place, "sft")), "--out", str(out)]) == 0
+    merged = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
+    batch = transformers.AutoTokenizer.from_pretrained(out)("The cat sat", return_tensors="pt")
+    ours = loaded_for(place, "sft")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            merged(batch["input_ids"]).logits, ours.model(batch["input_ids"]).logits, rtol=1e-5, atol=1e-5
+        )
+    assert main(["merge", str(adapter(place, "sft")), "--out", str(out)]) == 2, "it is there"
+
+
+@pytest.mark.parametrize("pooling", ["model", "mean"])
+def test_a_merged_classifier(place: Path, tmp_path: Path, pooling: str) -> None:
+    data, run, out = place / "labelled.jsonl", tmp_path / "run", tmp_path / "merged"
+    flags = ["--model", str(place / "bert"), "--task", "classify", "--data", str(data), "--pooling", pooling]
+    assert main(["train", *flags, *QUICK, "--out", str(run)]) == 0
+    (folder,) = (run / "adapters").iterdir()
+    assert main(["merge", str(folder), "--pooling", pooling, "--out", str(out)]) == 0
+    labels = read_labels(out)
+    ours = load_text_model(place / "bert", "classify", labels, ModelOptions(pooling=pooling))
+    load_adapter(ours.model, folder)
+    batch = dict(ours.tokenizer(["The cat sat"], return_tensors="pt"))
+    with torch.no_grad():
+        expected = ours.call(ours.model, batch)
+        if pooling == "model":
+            merged = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
+            logits = merged(**batch).logits
+            assert [merged.config.id2label[i] for i in range(3)] == list(labels.names)
+        else:
+            from safetensors.torch import load_file
+
+            states = transformers.AutoModel.from_pretrained(out).eval()(**batch).last_hidden_state
+            head = load_file(out / "head.safetensors")
+            logits = states.mean(1) @ head["weight"].T + head["bias"]
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_prompts_are_written_as_in_training(place: Path, tmp_path: Path) -> None:
+    assert read_prompting(adapter(place, "sft")) == Prompting()
+    rows = [{"instruction": f"{WORDS[n % 7]} {n}", "output": WORDS[n % 5]} for n in range(30)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = ["--model", str(place / "llama"), "--task", "sft", "--data", str(tmp_path / "data.jsonl")]
+    template = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
+    taught = (
+        (["--no-chat"], Prompting(separator="\n\n")),
+        ([], Prompting(chat=True)),
+        (["--chat-template", template, "--chat"], Prompting(chat=True, chat_template=template)),
+    )
+    for more, expected in taught:
+        out = tmp_path / str(len(more))
+        assert main(["train", *flags, *QUICK, *more, "--out", str(out)]) == 0
+        (folder,) = (out / "adapters").iterdir()
+        assert read_prompting(folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["evaluate", "{root}/nothing", "--data", "{root}/pairs.jsonl"], "adapter_config.json can't be read"),
+        (["evaluate", "--data", "{root}/pairs.jsonl"], "give it with --model"),
+        (["evaluate", "{sft}", "--data", "{root}/nothing.jsonl"], "nothing.jsonl"),
+        (["evaluate", "{sft}", "--data", "{root}/pairs.jsonl", "--model", "{root}/no"], 'no folder "{root}/no"'),
+        (["evaluate", "{classify}", "--data", "{root}/strange.jsonl"], '"z" (line 1)'),
+        (["generate", "{sft}", "--prompt", "a", "--file", "b"], "leave one of them out"),
+        (["generate", "{sft}", "--prompt", "a", "--temperature", "-1"], "--temperature is -1.0"),
+        (["merge", "{sft}", "--out", "{root}"], "not empty"),
+    ],
+)
+def test_mistakes_are_one_line(place: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
+    (place / "strange.jsonl").write_text(json.dumps({"text": "one", "label": "z"}))
+    names = {"root": place, "sft": adapter(place, "sft"), "classify": adapter(place, "classify")}
+    capsys.readouterr()
+    assert main([flag.format(**names) for flag in flags]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert message.format(**names) in said[0]
