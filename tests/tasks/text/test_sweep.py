@@ -107,7 +107,7 @@ def test_joined_rows_parts_and_checkpointing_learn_alike(folders: Path, tmp_path
 def test_going_on_after_an_interruption(
     folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(folders, tmp_path / "alone", "bert", "classify", "--search", "20", "--widen") == 0
+    assert run(folders, tmp_path / "alone", "bert", "classify", "--search", "20") == 0
     from rankwise.train import loop
 
     advance = loop.PackTraining.advance
