@@ -89,6 +89,10 @@ def _work(sender: Connection, entry: Entry, kinds: str, with_peft: bool) -> None
     try:
         result = check(entry, kinds, with_peft)
     except Exception as error:
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            note = f"The checks of it take more than {MOST_MEMORY >> 30} GiB"
+            sender.send(Result(entry.name, kinds, status="unusable", note=note))
+            return
         # Whatever it is goes into the table: an exception that is not Rankwise's own is a fault.
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:

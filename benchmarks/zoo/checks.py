@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import rankwise
 from rankwise.errors import RankwiseError
 from rankwise.lora import LoRAConfig, adapter_tensors
+from rankwise.lora.adapter import adapted_layers
 from zoo.entry import Batch, Entry, run
 from zoo.kinds import select
 from zoo.quiet import training_without_noise
@@ -166,7 +167,7 @@ def _attach(result: Result, model: nn.Module, config: LoRAConfig, batch: Batch, 
     flipped = [name for name, module in model.named_modules() if name in modes and module.training != modes[name]]
     differing = changed(before, {k: v for k, v in rankwise.base_state_dict(model).items() if isinstance(v, Tensor)})
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
-    extra = [name for name in trainable if ".lora." not in f".{name}"]
+    extra = [name for name in trainable if not re.search(r"(^|\.)lora(_\w+)?\.", name)]
     faults = [
         f"{what} of {names[0]} ({len(names)})"
         for what, names in (("mode", flipped), ("weight", differing), ("not frozen", extra))
@@ -229,7 +230,12 @@ def _on_outputs(
         rankwise.save_adapter(model, folder)
         fresh = cast(entry.copy(base), dtype)
         rankwise.load_adapter(fresh, folder)
-        result.checks["file"] = said(not same_bits(run(fresh, batch, dtype), adapted), "differs after loading")
+        # The first forward is watched, operation by operation: torch may take another way to the same numbers.
+        first, second = run(fresh, batch, dtype), run(fresh, batch, dtype)
+        far = distance(first, adapted) > CLOSE[dtype] * effect
+        # A model that casts its own layers has other weights read from outside in another type.
+        alike = _readers(fresh) == _readers(model)
+        result.checks["file"] = said(far or (alike and not same_bits(second, adapted)), "differs after loading")
     return moving
 
 
@@ -270,6 +276,11 @@ def _train(
             difference = distance(run(model, batch, dtype), adapted)
     result.checks["train = eval"] = said(not difference <= tolerance, f"differs by {difference:.1e}")
     return moving
+
+
+def _readers(model: nn.Module) -> set[str]:
+    """The layers whose adapters act where the weight is read."""
+    return {path for path, (_, lora) in adapted_layers(model).items() if lora.has_reader}
 
 
 def _gradients(result: Result, reference: nn.Module, model: nn.Module, batch: Batch, dtype: torch.dtype) -> str:

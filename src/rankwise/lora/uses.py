@@ -78,7 +78,9 @@ class Uses(TorchDispatchMode):
     ) -> Any:
         """Run an operation, and note whose weights are among its arguments while none of their layers runs."""
         kwargs = kwargs or {}
-        for tensor in _tensors((*args, *kwargs.values())):
+        # What an operation writes to is not read: RWKV divides weights of its layers in place before its first run.
+        given = args[1:] if func._schema.is_mutable else args
+        for tensor in _tensors((*given, *kwargs.values())):
             owners = self._owners.get(id(tensor), ())
             if owners and func.name().split(".")[0] not in _SHAPE_ONLY and not any(o in self._running for o in owners):
                 for layer in owners:
