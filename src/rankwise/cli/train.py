@@ -28,4 +28,4 @@ def train(options: TrainOptions, *, how: How | None = None) -> int:
 
         return make_text(options, progress, base)
 
-    return training.train("train", options.settings(), how or How(), make)
+    return training.train("train", options.settings(), how or How(), make, foretell=True)

@@ -14,8 +14,13 @@ from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK, HOW
 from rankwise.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from rankwise.experiment import Maker
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from rankwise.experiment import Experiment, Maker
     from rankwise.sweeps.forecast import Forecast
+    from rankwise.train.live import Progress
 
 
 @Parameter(name="*", group=HOW)
@@ -66,7 +71,7 @@ class How:
         return self.resume or self.out or Path("runs", command)
 
 
-def train(command: str, settings: dict[str, Any], how: How, make: "Maker") -> int:
+def train(command: str, settings: dict[str, Any], how: How, make: "Maker", *, foretell: bool = False) -> int:
     """Run a command that trains.
 
     Args:
@@ -74,6 +79,7 @@ def train(command: str, settings: dict[str, Any], how: How, make: "Maker") -> in
         settings: Its complete configuration, flag -> value, plain.
         how: How it runs.
         make: Makes the experiment.
+        foretell: Whether to say, before training, what memory and time it will take.
 
     Returns:
         The exit code.
@@ -113,7 +119,7 @@ def train(command: str, settings: dict[str, Any], how: How, make: "Maker") -> in
     )
     try:
         with progress("quiet" if how.quiet else "auto") as shown:
-            results, files = run_in(place, make, shown)
+            results, files = run_in(place, _foretelling(make) if foretell and not how.quiet else make, shown)
     except KeyboardInterrupt:
         what = f"go on with: {place.how_to_resume}" if can_resume(directory) else "nothing was written."
         print(f"Interrupted before any run had finished; {what}", file=sys.stderr)
@@ -123,6 +129,29 @@ def train(command: str, settings: dict[str, Any], how: How, make: "Maker") -> in
         print(f"Interrupted: what had finished is in {directory}; go on with: {place.how_to_resume}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return EXIT_DIVERGED if any(run["status"] == "diverged" for run in results["runs"]) else EXIT_OK
+
+
+def _foretelling(make: "Maker") -> "Maker":
+    """Have what makes an experiment say what it will take, too."""
+
+    def make_and_tell(progress: "Progress", base: "Mapping[str, Tensor] | None") -> "Experiment":
+        from rankwise.sweeps.forecast import foresee
+
+        experiment = make(progress, base)
+        if base is None:  # a run that is gone on with has said so
+            found = foresee(experiment.stages(progress))
+            progress.message(f"It will take {_need(found)}. {' '.join(found.open)}")
+        return experiment
+
+    return make_and_tell
+
+
+def _need(found: "Forecast") -> str:
+    """Memory and time in words."""
+    from rankwise.report.numbers import duration, mebibytes
+
+    peak, base = mebibytes(found.peak_bytes), mebibytes(found.base_bytes)
+    return f"at the most {peak} MiB, the base's {base} included, and about {duration(found.seconds)}"
 
 
 def _foretell(how: How, make: "Maker") -> int:
@@ -156,11 +185,10 @@ def _show_forecast(found: "Forecast", *, as_json: bool) -> None:
         numbers = (str(pack.epochs), mebibytes(pack.bytes), duration(pack.seconds))
         table.add_row(str(i), pack.stage, str(len(pack.runs)), ", ".join(names), *numbers)
     console.print(table)
-    limit = "" if found.limit is None else f" (a pack may take {mebibytes(found.limit)} MiB)"
+    limit = "" if found.limit is None else f" A pack may take {mebibytes(found.limit)} MiB."
     packs = "1 pack" if len(found.packs) == 1 else f"{len(found.packs)} packs, one after another"
     console.print(
-        f"{found.runs} runs in {packs}; at the most {mebibytes(found.peak_bytes)} MiB, the base's "
-        f"{mebibytes(found.base_bytes)} included{limit}, and about {duration(found.seconds)}.",
+        f"{found.runs} runs in {packs}: {_need(found)}.{limit}",
         *found.open,
         "Nothing was written.",
         highlight=False,

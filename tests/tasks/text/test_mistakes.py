@@ -1,0 +1,111 @@
+"""What can be wrong with a model or its examples, met as a user meets it: one clear line, or handled and said."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers")
+from rankwise.cli import main
+from rankwise.report import read_results
+from text_models import make_model, make_tokenizer
+
+WORDS = ("one", "two", "three", "cat", "sat", "The", "mat")
+PAIRS = [{"prompt": f"{WORDS[n % 7]} {WORDS[n % 5]} {n}", "completion": f" {WORDS[n % 3]} sat"} for n in range(40)]
+LABELLED = [{"text": f"{WORDS[n % 7]} {WORDS[n % 5]} {n}", "label": "abc"[n % 3]} for n in range(40)]
+CHATS = [
+    {
+        "messages": [
+            {"role": "user", "content": pair["prompt"]},
+            {"role": "assistant", "content": pair["completion"]},
+        ]
+    }
+    for pair in PAIRS
+]
+TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}assistant: "
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("mistakes")
+    for kind in ("bert", "llama"):
+        make_model(kind).save_pretrained(root / kind)
+        make_tokenizer().save_pretrained(root / kind)
+    make_model("llama").save_pretrained(root / "bare")
+    make_tokenizer(template=None, pad=False).save_pretrained(root / "bare")
+    make_model("llama").save_pretrained(root / "own-code")
+    config = json.loads((root / "own-code" / "config.json").read_text())
+    config |= {
+        "model_type": "unheard-of",
+        "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"},
+    }
+    (root / "own-code" / "config.json").write_text(json.dumps(config))
+    (root / "own-code" / "own.py").write_text("raise SystemExit('this code was run')\n")
+    rows: dict[str, list[dict[str, Any]]] = {
+        "pairs": PAIRS,
+        "labelled": LABELLED,
+        "chats": CHATS,
+        "empty": [],
+        "new-label": [*LABELLED[:6], {"text": "The cat", "label": "zebra"}],
+        "long": [*PAIRS, {"prompt": "cat " * 400, "completion": " sat"}],
+    }
+    for name, examples in rows.items():
+        (root / f"{name}.jsonl").write_text("\n".join(map(json.dumps, examples)))
+    return root
+
+
+def train(place: Path, out: Path, model: str, task: str, data: str, *more: str) -> int:
+    flags = ["--model", str(place / model), "--task", task, "--data", str(place / f"{data}.jsonl")]
+    return main(["train", *flags, "--out", str(out), "--epochs", "1", "--batch-size", "8", "--quiet", *more])
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "data", "flags", "words"),
+    [
+        ("nowhere", "sft", "pairs", [], "There is no folder"),
+        ("bert", "sft", "pairs", [], "is not a causal model nor an encoder-decoder"),
+        ("bare", "sft", "chats", [], "--chat-template"),
+        ("llama", "sft", "empty", [], "empty.jsonl holds no examples"),
+        ("bert", "classify", "labelled", ["--test", "new-label.jsonl"], 'training data does not: "zebra" (line 7)'),
+        ("own-code", "sft", "pairs", [], "--trust-remote-code"),
+        ("llama", "sft", "pairs", ["--max-length", "1000"], "--max-length is 1,000"),
+    ],
+    ids=["no model", "no causal model", "no template", "no examples", "a label only in test", "own code", "no room"],
+)  # fmt: skip
+def test_one_line_and_nothing_written(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    model: str, task: str, data: str, flags: list[str], words: str,
+) -> None:  # fmt: skip
+    flags = [str(place / flag) if flag.endswith(".jsonl") else flag for flag in flags]
+    assert train(place, tmp_path / "out", model, task, data, *flags) == 2
+    *_, said = capsys.readouterr().err.strip().splitlines()
+    assert words in said
+    assert said.startswith("rankwise: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_long_examples_are_cut_and_said(place: Path, tmp_path: Path) -> None:
+    assert train(place, tmp_path / "out", "llama", "sft", "long", "--max-length", "16") == 0
+    notes = " ".join(read_results(tmp_path / "out")["notes"])
+    assert "longer than 16 tokens (the longest has 403) and were cut" in notes
+    assert "have no token with loss and were left out: line 41" in notes
+
+
+def test_a_template_given_and_padding_found(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert train(place, out, "bare", "sft", "chats", "--chat-template", TEMPLATE) == 0
+    results = read_results(out)
+    assert any("padding" in note for note in results["notes"]), results["notes"]
+    kept = json.loads((out / results["runs"][0]["adapter"] / "prompting.json").read_text())
+    assert kept["chat_template"] == TEMPLATE
+
+
+def test_memory_and_time_are_said_beforehand(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model", str(place / "bert"), "--task", "classify", "--data", str(place / "labelled.jsonl")]
+    assert main(["train", *flags, "--out", str(tmp_path / "out"), "--epochs", "1", "--batch-size", "8"]) == 0
+    said = " ".join("".join(capsys.readouterr()).split())
+    before, _, after = said.partition("It will take at the most ")
+    assert "Training" not in before
+    assert " MiB, the base's 0.1 included, and about " in after
+    assert "learning rates, tried where" not in after, "there is one rate"
