@@ -11,12 +11,15 @@ of the one thread, which other programs on the machine disturb less than the clo
   gradient of the inputs through the frozen base, nothing below the lowest adapted layer. peft, Rankwise's adapter in a
   user's own loop (`inject`), and Rankwise's pack of one (what `sweep` runs).
 - layer: the same for one 768 x 768 layer and 1,024 rows.
-- eight: whole steps with AdamW of 8 configurations, r 1 to 32, 32 rows and 2; peft one after another.
+- eight: whole steps with AdamW of 8 configurations, r 1 to 32, 32 rows and 2; peft one after another. Beside it what no
+  way of training them can go below: the floor of their 8 x 32 rows, all at once or 32 at a time, whichever is less.
 - top: the same with only the top third of the blocks adapted.
 - grow: seconds an adapter of packs of 1 to 64 adapters (8 rows); seconds a step of 8 adapters as their r grows.
 - calls: ATen calls a step, 8 and 64 adapters.
 - memory: resident peak of a step of 16 adapters less base and program, over 16 x (16 bytes a parameter + what autograd
-  keeps of one adapter's forward), and over 16 x the peak of one adapter.
+  keeps of one adapter's forward), and over 16 x the peak of one adapter; with glibc as it is, whose heap is left with
+  holes, and with every tensor of 1 MiB or more in a mapping of its own, which shows what the step itself needs; and
+  its tensors alone, counted while they live (`rankwise.train.memory`, by which packs are sized).
 
 glibc gives memory back to the system and gets it again, zeroed, at every step: a cost of the machine's that hits
 whoever keeps more activations (an adapter must keep the inputs of its layers, the floor needn't). So the script starts
@@ -43,6 +46,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rankwise import LoRAConfig, inject
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
+from rankwise.train.memory import peak_bytes
 
 KEEPS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "64000000000"}
 LAYERS = ["query", "key", "value", "dense"]
@@ -241,16 +245,27 @@ def part_top(repeats: int) -> list[str]:
 
 
 def eight(batch: Batch, repeats: int, peft_targets: str | list[str], ours: str, goal: str) -> list[str]:
+    whole = ours == "all-linear"
+    k = len(EIGHT)
     sides = {f"peft {i}": peft(MiniLM(), batch, r, peft_targets, optimise=True) for i, r in enumerate(EIGHT)}
     sides["pack"] = packed(MiniLM(), batch, EIGHT, ours, optimise=True)
+    if whole:
+        sides |= {f"floor {n}": floor(MiniLM(), tuple(torch.cat([t] * n) for t in batch)) for n in (1, k)}
     s = turns(sides, max(3, repeats // 2))
-    theirs = [sum(each) for each in zip(*(s[f"peft {i}"] for i in range(len(EIGHT))), strict=True)]
-    where = "all linear layers" if ours == "all-linear" else "top third of the blocks"
+    theirs = [sum(each) for each in zip(*(s[f"peft {i}"] for i in range(k)), strict=True)]
+    least = [min(k * one, all_) for one, all_ in zip(s["floor 1"], s[f"floor {k}"], strict=True)] if whole else []
+    where = "all linear layers" if whole else "top third of the blocks"
     return [
-        "| 8 configurations, whole steps | peft one after another, ms | pack, ms | peft / pack | goal |\n|---|---|---|---|---|",
+        "| 8 configurations, whole steps | peft one after another, ms | pack, ms | peft / pack | goal "
+        "| floor of all their rows, ms | peft / floor | pack / floor |\n|---|---|---|---|---|---|---|---|",
         f"| {where}, r {', '.join(map(str, EIGHT))}, {len(batch[0])} rows "
         f"| {statistics.median(theirs) * 1e3:.0f} | {statistics.median(s['pack']) * 1e3:.0f} | {ratios(theirs, s['pack'])} "
-        f"| {goal} |",
+        f"| {goal} | "
+        + (
+            f"{statistics.median(least) * 1e3:.0f} | {ratios(theirs, least)} | {ratios(s['pack'], least)} |"
+            if whole
+            else "| | |"
+        ),
     ]
 
 
@@ -328,22 +343,47 @@ def part_memory(repeats: int) -> list[str]:
     trained = [p for p in model.parameters() if p.requires_grad]
     activations = saved_bytes(lambda: loss(model(batch[0]), batch))
     state = 16 * sum(p.numel() for p in trained)
-    before, peak = peak_of(k)
-    before_one, peak_one = peak_of(1)
-    of_one = peak_one - before_one
-    allowed, used = k * (state + activations), peak - before
-    return [
-        "| 16 adapters, r = 8, 32 rows | base and program, MB | state of one | activations of one | peak of a step, without "
-        "base | over 16 x (state + activations) | over 16 x peak of one | goal |\n|---|---|---|---|---|---|---|---|",
-        f"| MiniLM, all linear layers | {before / 1e6:.0f} | {state / 1e6:.1f} | {activations / 1e6:.1f} | {used / 1e6:.0f} "
-        f"| {used / allowed:.2f} | {used / k / of_one:.2f} | 1.10 |",
+    lines = [
+        "| 16 adapters, r = 8, 32 rows, MiniLM, all linear layers | base and program, MB | state of one | activations of one "
+        "| peak of a step, without base | over 16 x (state + activations) | over 16 x peak of one | goal |\n"
+        "|---|---|---|---|---|---|---|---|",
     ]
+    allowed = k * (state + activations)
+    for allocator, settings in ALLOCATORS.items():
+        before, peak = peak_of(k, settings)
+        before_one, peak_one = peak_of(1, settings)
+        used, of_one = peak - before, peak_one - before_one
+        lines.append(
+            f"| {allocator} | {before / 1e6:.0f} | {state / 1e6:.1f} | {activations / 1e6:.1f} | {used / 1e6:.0f} "
+            f"| {used / allowed:.2f} | {used / k / of_one:.2f} | 1.10 |"
+        )
+    used, of_one = counted_peak(k), counted_peak(1)
+    lines.append(
+        f"| tensors alone, counted | | {state / 1e6:.1f} | {activations / 1e6:.1f} | {used / 1e6:.0f} | {used / allowed:.2f} "
+        f"| {used / k / of_one:.2f} | 1.10 |"
+    )
+    return lines
 
 
-def peak_of(k: int) -> tuple[int, int]:
+def counted_peak(k: int) -> int:
+    """Bytes of the tensors that live at the peak of making a pack of k adapters and of two whole steps."""
+    model = MiniLM()
+
+    def two_steps() -> None:
+        step = packed(model, tokens(32), (8,) * k, optimise=True)
+        step()
+        step()
+
+    return peak_bytes(two_steps, torch.device("cpu"))
+
+
+ALLOCATORS = {"glibc as it is": {}, "large tensors in mappings of their own": {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}}
+
+
+def peak_of(k: int, settings: dict[str, str]) -> tuple[int, int]:
     """Resident bytes before and at the peak of a step of k adapters, in a process of its own."""
-    # With glibc's own settings: what is kept for later would count as used.
-    env = {key: value for key, value in os.environ.items() if key not in KEEPS_MEMORY}
+    # What this process keeps for later would count as used.
+    env = {key: value for key, value in os.environ.items() if key not in KEEPS_MEMORY} | settings
     command = [sys.executable, "-c", f"import minilm; minilm.resident_peak({k})"]
     child = subprocess.run(command, cwd=Path(__file__).parent, env=env, capture_output=True, check=True)
     before, peak = map(int, child.stdout.split()[-2:])

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plain_loop import Plain, train_plainly
+from plain_loop import KeyedDropout, Plain, train_plainly
 from rankwise.errors import PackError
 from rankwise.lora.adapter import adapter_tensors, trainable_parameters
 from rankwise.lora.config import LoRAConfig
@@ -270,6 +270,42 @@ def test_shared_weights_and_those_read_without_a_call_train_as_injected(make: ty
         for _ in range(5):
             optimiser.zero_grad()
             F.cross_entropy(alone(x[0]), y[0]).backward()
+            optimiser.step()
+        pairs = adapter_tensors(alone).items()
+        theirs = {f"{name}.{key}": t.detach() for name, pair in pairs for key, t in zip("AB", pair, strict=True)}
+        assert update_difference(pack.states()[member.name], theirs, start[member.name]) <= 1e-10
+
+
+class DropoutOfAdapters(KeyedDropout):
+    """The masks of injected adapters, in a model without noise of its own."""
+
+    def dropped(self, module: str, x: Tensor, p: float) -> Tensor:
+        return super().dropped(f"{module}.lora", x, p)
+
+
+def test_dropout_of_adapters_that_run_one_after_another_is_that_of_injected_ones() -> None:
+    torch.manual_seed(0)
+    model = Attends().double()
+    members = [Member(name=f"r{r}", lora=LoRAConfig(r=r, dropout=p)) for r, p in ((1, 0.3), (3, 0.0), (2, 0.1))]
+    x, y = torch.randn(1, 5, 4, dtype=torch.float64), torch.arange(5).remainder(4).view(1, 5)
+    pack = Pack(model, members, lambda out, batch: F.cross_entropy(out, batch[1], reduction="none"))
+    start = pack.states()
+    with pack.attached((x[0], y[0]), training=True):
+        for _ in range(5):
+            pack.step((x, y), torch.full((3,), 1e-2, dtype=torch.float64), None, None)
+    assert any("doesn't act on block.self_attn.in_proj_weight" in note for note in pack.notes)
+    for member in members:
+        alone = copy.deepcopy(model).train()
+        assert member.lora is not None
+        inject(alone, member.lora)
+        masks = DropoutOfAdapters(alone, 0)
+        optimiser = torch.optim.AdamW(trainable_parameters(alone), lr=1e-2, weight_decay=0.0)
+        for step in range(5):
+            optimiser.zero_grad()
+            masks.step = step
+            masks.calls.clear()
+            with masks:
+                F.cross_entropy(alone(x[0]), y[0]).backward()
             optimiser.step()
         pairs = adapter_tensors(alone).items()
         theirs = {f"{name}.{key}": t.detach() for name, pair in pairs for key, t in zip("AB", pair, strict=True)}

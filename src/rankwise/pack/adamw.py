@@ -18,6 +18,10 @@ from torch import Tensor
 
 from rankwise.pack.optimiser import PackedOptimiser, Spread
 
+KEPT = 1 << 20
+"""Numbers of a pack up to which what a step needs besides is kept for the next one. A small pack would spend much of
+its step on making it anew; a large one spends nothing, and kept it would lie beside the activations."""
+
 
 @final
 class PackedAdamW(PackedOptimiser):
@@ -26,7 +30,7 @@ class PackedAdamW(PackedOptimiser):
     names = ("first", "second")
 
     def prepare(self) -> None:
-        # U is in no checkpoint: decay empties it in the next step.
+        # U is in no checkpoint: decay empties it in the next step, so a new one of zeros gives the same.
         self._update: Tensor | None = None
         self._rates = Spread(self.store, rates=True)
         # Adapters of a bucket share betas and eps. Where all buckets do, the kernel runs on the whole vectors.
@@ -53,6 +57,9 @@ class PackedAdamW(PackedOptimiser):
         if weight_decay is not None:
             self.store.multiply(theta, 1 - lr * weight_decay)
         theta.addcmul_(self._update, rates)
+        if theta.numel() > KEPT:
+            self._update = None
+            self._rates.forget()
 
     def _run_kernel(self, target: Tensor, lr: float, weight_decay: float) -> None:
         vectors = target, self.store.grads, *self.vectors

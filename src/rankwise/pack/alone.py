@@ -1,11 +1,12 @@
 """One adapter of a pack run alone: its W + s B A and its own weights put into the model for one forward pass.
 
-A quantised weight can't take in s B A; there the update is added to the layer's output.
+Where that can't be, the update is added to the layer's output: a quantised weight can't take in s B A, and with dropout
+the update reads another input than the layer.
 
 Slow and simple. The probe holds the pack against it, and a model whose layers can't be batched trains through it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.func import functional_call
 from rankwise.lora.targets import Target
 from rankwise.lora.variants import Own, Variant
 from rankwise.pack.forwards import Forward, replaced_forwards
+from rankwise.pack.noise import Noise
 from rankwise.pack.store import Gradient, Store
 
 
@@ -38,20 +40,29 @@ class Alone:
                 stacks[f"{t.name}.A"], stacks[f"{t.name}.B"] = store.low_rank(i, t.name)
             for key, stack in stacks.items():
                 self._leaves[i, key] = stack.detach().requires_grad_(), store.gradient(i, key)
-        targets = [target for _, _, member in self._places for target in member.targets]
-        self._quantised = {target.name: target.module for target in targets if target.layer_type.quantised is not None}
 
     @property
     def leaves(self) -> list[tuple[Tensor, Gradient]]:
         """Tensors whose gradients autograd computes, and where they go."""
         return list(self._leaves.values())
 
-    def weights(self, place: int) -> dict[str, Tensor]:
+    def _added(self, place: int, noise: Noise | None) -> dict[str, Target]:
+        """The targets of the adapter at this place whose update is added to the layer's output."""
+        i, k, member = self._places[place]
+        bucket = self._store.buckets[i]
+        return {
+            t.name: t
+            for t in member.targets
+            if t.layer_type.quantised is not None
+            or (noise is not None and drops(t) and bool(bucket.dropout(t.name, self._store.theta)[k]))
+        }
+
+    def _weights(self, place: int, added: Collection[str]) -> dict[str, Tensor]:
         """The parameters that the adapter at this place of the pack has in place of the base's, by their names."""
         i, k, member = self._places[place]
         own = {name: self._leaves[i, name][0][k] for name in member.whole}
         for t in member.targets:
-            if t.name in self._quantised:
+            if t.name in added:
                 continue
             weight: Tensor = getattr(t.module, t.parameter)
             A, B, variant, tensors = self._tensors(place, t)
@@ -60,10 +71,19 @@ class Alone:
             own[self._names[weight]] = weight.detach() + delta.to(weight.dtype)
         return own
 
-    def __call__(self, place: int, batch: Any) -> Tensor:
-        """Outputs of the adapter at this place on its own batch."""
-        weights = {f"model.{name}": value for name, value in self.weights(place).items()}
-        with replaced_forwards(self._quantised, lambda name, forward: self._adding(place, name, forward)):
+    def __call__(self, place: int, batch: Any, noise: Noise | None = None) -> Tensor:
+        """Outputs of the adapter at this place on its own batch.
+
+        Args:
+            place: The adapter's.
+            batch: Its rows.
+            noise: Where its dropout takes its masks from; None in eval mode. A weight that is read without calling
+                its layer has no input that could be dropped, as in `inject`.
+        """
+        added = self._added(place, noise)
+        weights = {f"model.{name}": value for name, value in self._weights(place, added).items()}
+        modules = {name: target.module for name, target in added.items()}
+        with replaced_forwards(modules, lambda name, forward: self._adding(place, added[name], forward, noise)):
             return functional_call(self._caller, weights, (batch,))
 
     def _tensors(self, place: int, target: Target) -> tuple[Tensor, Tensor, Variant, Own]:
@@ -73,21 +93,26 @@ class Alone:
         A, B, *own = (self._leaves[i, f"{target.name}.{key}"][0][k] for key in ("A", "B", *variant.tensors))
         return A, B, variant, dict(zip(variant.tensors, own, strict=True))
 
-    def _adding(self, place: int, name: str, forward: Forward) -> Forward:
-        """A quantised layer's forward with the update of the adapter at this place added to its output."""
-        member = self._places[place][2]
-        target = next((target for target in member.targets if target.name == name), None)
-        if target is None:
-            return forward
+    def _adding(self, place: int, target: Target, forward: Forward, noise: Noise | None) -> Forward:
+        """A layer's forward with the update of the adapter at this place added to its output."""
+        i, k, _ = self._places[place]
         A, B, variant, tensors = self._tensors(place, target)
+        dropout = self._store.buckets[i].dropout(target.name, self._store.theta)[k : k + 1]
 
         def call(x: Tensor, *rest: Any, **named: Any) -> Tensor:
             y: Tensor = forward(x, *rest, **named)
             inputs = x if target.layer_type.reads_indices else x.to(A.dtype)
+            if noise is not None and drops(target) and bool(dropout):
+                inputs = noise.dropout(f"{target.name}.lora", inputs, dropout)
             added = variant.forward(target.layer_type, target.module, inputs, y, A, B, 1.0, tensors, rest, named)
             return y + added.to(y.dtype)
 
         return call
+
+
+def drops(target: Target) -> bool:
+    """Whether dropout can act on a target: it is called on numbers."""
+    return target.reader is None and not target.layer_type.reads_indices
 
 
 class _Caller(nn.Module):

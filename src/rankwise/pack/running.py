@@ -176,7 +176,7 @@ class Running:
         self._noise.before = ()
         self._noise.begin(Groups([0], 1, self._store.theta.device), seeds[g : g + 1], step, first)
         alone = self._alone or Alone(self._model, self._store, self._call)
-        return alone(k, lazily(batch, lambda t: t[g]))
+        return alone(k, lazily(batch, lambda t: t[g]), self._noise if self._training else None)
 
     def backward(self, losses: Tensor) -> None:
         """Add the gradients of each adapter's loss to the store."""
@@ -218,13 +218,18 @@ class Running:
                 problem = self._differs(example, seeds)
                 if not problem:
                     return branch
-        members = self._members()
-        if any(m.member.lora is not None and m.member.lora.dropout for m in members):
+        dropping = [m for m in self._members() if m.member.lora is not None and m.member.lora.dropout]
+        tied = next((t.name for m in dropping for t in m.targets if t.ties), None)
+        if tied is not None:
             raise PackError(
-                f"The model can't run as a pack ({problem}); its adapters then run one after another, and can't have "
-                "dropout of their own. Set dropout to 0."
+                f'The weight of "{tied}" is shared by several modules; in a pack its adapter can\'t have dropout of its '
+                "own. Set dropout to 0, or copy the weight first."
             )
-        if len(members) > 1:
+        if unread := {t.name for m in dropping for t in m.targets if t.reader is not None}:
+            self.notes.append(
+                f"Dropout doesn't act on {', '.join(sorted(unread))}: these weights are read without calling the layer."
+            )
+        if len(self) > 1:
             self.notes.append(f"The adapters run one after another, since {problem}.")
         self._alone = Alone(self._model, self._store, self._call)
         return DOOR
