@@ -222,8 +222,8 @@ class Running:
         tied = next((t.name for m in dropping for t in m.targets if t.ties), None)
         if tied is not None:
             raise PackError(
-                f'The weight of "{tied}" is shared by several modules; in a pack its adapter can\'t have dropout of its '
-                "own. Set dropout to 0, or copy the weight first."
+                f'The weight of "{tied}" is shared by several modules; in a pack its adapter can\'t have dropout of '
+                "its own. Set dropout to 0, or copy the weight first."
             )
         if unread := {t.name for m in dropping for t in m.targets if t.reader is not None}:
             self.notes.append(
