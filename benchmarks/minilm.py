@@ -13,7 +13,7 @@ of the one thread, which other programs on the machine disturb less than the clo
 - layer: the same for one 768 x 768 layer and 1,024 rows.
 - eight: whole steps with AdamW of 8 configurations, r 1 to 32, 32 rows and 2; peft one after another. Beside it what no
   way of training them can go below: the floor of their 8 x 32 rows, all at once or 32 at a time, whichever is less.
-- top: the same with only the top third of the blocks adapted.
+- top: the same with only the top third of the blocks adapted; and with what lies below cached.
 - grow: seconds an adapter of packs of 1 to 64 adapters (8 rows); seconds a step of 8 adapters as their r grows.
 - calls: ATen calls a step, 8 and 64 adapters.
 - memory: resident peak of a step of 16 adapters less base and program, over 16 x (16 bytes a parameter + what autograd
@@ -45,8 +45,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rankwise import LoRAConfig, inject
 from rankwise.pack.member import Member
-from rankwise.pack.pack import Pack
+from rankwise.pack.pack import Pack, call_model
+from rankwise.pack.resolved import resolve
+from rankwise.train.data import pick
 from rankwise.train.memory import peak_bytes
+from rankwise.train.prefix import find_prefix
 
 KEEPS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "64000000000"}
 LAYERS = ["query", "key", "value", "dense"]
@@ -146,16 +149,26 @@ def injected(model: nn.Module, batch: Batch, r: int) -> Turn:
 
 
 def packed(
-    model: nn.Module, batch: Batch, ranks: Sequence[int], targets: str = "all-linear", optimise: bool = False
+    model: nn.Module,
+    batch: Batch,
+    ranks: Sequence[int],
+    targets: str = "all-linear",
+    optimise: bool = False,
+    cache: bool = False,
 ) -> Turn:
-    """A step of a pack, with the optimiser or without."""
+    """A step of a pack, with the optimiser or without, what lies before its first adapted layer cached or not."""
     members = [Member(name=f"{i}", lora=LoRAConfig(r=r, target_modules=targets)) for i, r in enumerate(ranks)]
-    pack = Pack(model, members, loss)
+    data, call, own_loss = batch, call_model, loss
+    if cache:
+        adapted = {target.name for target in resolve(model, members[0]).targets}
+        prefix = find_prefix(model, adapted, batch, call_model)
+        data, call, own_loss = prefix.beside(batch, None, "batch"), prefix.run, prefix.reading(loss)
+    pack = Pack(model, members, own_loss, call=call)
     pack.store.randomise()
-    shared = tuple(t.unsqueeze(0) for t in batch)
+    shared = pick(data, lambda t: t.unsqueeze(0))
     # Learning rates that differ: the dearer way of the optimiser.
     lr = LR * torch.linspace(1, 2, len(pack))
-    attached = pack.attached(tuple(t[:4] for t in batch), training=True)
+    attached = pack.attached(pick(data, lambda t: t[:4]), training=True)
     attached.__enter__()
 
     def step() -> None:
@@ -241,7 +254,23 @@ def part_eight(repeats: int) -> list[str]:
 
 
 def part_top(repeats: int) -> list[str]:
-    return eight(tokens(32), repeats, TOP, f"re:{TOP}", "1.6")
+    targets = f"re:{TOP}"
+    sides = {
+        f"{k} {cache}": packed(MiniLM(), tokens(32), EIGHT[:k], targets, optimise=True, cache=cache)
+        for k in (1, 8)
+        for cache in (False, True)
+    }
+    s = turns(sides, repeats)
+    return [
+        *eight(tokens(32), repeats, TOP, targets, "1.6"),
+        "",
+        "| top third of the blocks, 32 rows | without cache, ms | what lies below cached, ms | ratio |\n|---|---|---|---|",
+        *(
+            f"| {k} adapters | {statistics.median(s[f'{k} False']) * 1e3:.0f} | {statistics.median(s[f'{k} True']) * 1e3:.0f} "
+            f"| {ratios(s[f'{k} False'], s[f'{k} True'])} |"
+            for k in (1, 8)
+        ),
+    ]
 
 
 def eight(batch: Batch, repeats: int, peft_targets: str | list[str], ours: str, goal: str) -> list[str]:

@@ -20,6 +20,7 @@ from rankwise.report import answer_words
 from rankwise.report.schema import Results
 from rankwise.report.table import markdown_table
 from rankwise.sweeps.adapters import put_on
+from rankwise.sweeps.caching import cached
 from rankwise.sweeps.directory import can_resume
 from rankwise.sweeps.grid import BASELINE_SHARE, HEAD_TIMES, LORA_LRS, Candidate, modules_with_parameters
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, Swept
@@ -119,6 +120,7 @@ def sweep(
     call: Callable[[nn.Module, Any], Tensor] = call_model,
     rows_a_pass: int | None = None,
     rows_at_once: int = ROWS_AT_ONCE,
+    cache: bool | str | Path = False,
     base_name: str = "base",
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -154,6 +156,8 @@ def sweep(
             first element.
         rows_a_pass: Rows of a batch that training passes at once; None for the whole batch.
         rows_at_once: Rows, over all adapters, that an evaluation passes at once.
+        cache: Whether what lies before the first adapted layer runs once for each row, not in every step, its outputs
+            being kept in memory (True), or in files in this folder until the sweep ends. For adapters of upper blocks.
         base_name: What the adapters' files call the base: its folder or hub name.
         out: A directory for results, report and adapters; None keeps all in memory.
         overwrite: Whether earlier results there may be replaced.
@@ -214,21 +218,22 @@ def sweep(
             every=every,
         )
         place.check()
-    experiment = Experiment(
-        task="sweep",
-        model=model,
-        candidates=candidates,
-        seeds=chosen,
-        problem=problem,
-        base_name=base_name,
-        rungs=rungs,
-        widen=widen,
-        tolerance=tolerance,
-        notes=notes,
-    )
-    experiment.check()
-    beginning = now("rankwise.sweep(...)") if place is None else take_up(place) if place.resume else begin(place)
-    with shown_by(progress) as display:
+    where = Path(cache) if isinstance(cache, str) else cache
+    with shown_by(progress) as display, cached(model, candidates, problem, where, display.message) as (tried, feeding):
+        experiment = Experiment(
+            task="sweep",
+            model=model,
+            candidates=tried,
+            seeds=chosen,
+            problem=feeding,
+            base_name=base_name,
+            rungs=rungs,
+            widen=widen,
+            tolerance=tolerance,
+            notes=notes,
+        )
+        experiment.check()
+        beginning = now("rankwise.sweep(...)") if place is None else take_up(place) if place.resume else begin(place)
         results, swept, files = carry_out(experiment, beginning, place, display)
     return Sweep(results, swept, tuple(files))
 

@@ -247,7 +247,7 @@ def carry_out(
     """
     model, problem = experiment.model, experiment.problem
     clock = time.perf_counter()
-    which = next((c.data for c in experiment.candidates), DATA)
+    which = DATA if DATA in problem.splits else experiment.candidates[0].data
     splits = problem.splits[which]
     tests = {problem.metric_name: splits.test, **problem.other_tests}
     base_metrics = {name: measure_base(model, problem, data) for name, data in tests.items()}

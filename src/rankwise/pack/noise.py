@@ -160,12 +160,20 @@ class _Answer(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if not _drops(func, args, kwargs):
+            return func(*args, **kwargs)
         if func is F.dropout:
-            x, p, training = _dropout_arguments(*args, **kwargs)
-            return self._noise.dropout(self._module, x, p) if training and p > 0 else x
-        if func is F.scaled_dot_product_attention and _attention_arguments(*args, **kwargs)["dropout_p"] > 0:
-            return self._noise.attention(self._module, *args, **kwargs)
-        return func(*args, **kwargs)
+            x, p, _ = _dropout_arguments(*args, **kwargs)
+            return self._noise.dropout(self._module, x, p)
+        return self._noise.attention(self._module, *args, **kwargs)
+
+
+def _drops(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether this is a call of dropout that drops anything."""
+    if func is F.dropout:
+        _, p, training = _dropout_arguments(*args, **kwargs)
+        return training and p > 0
+    return func is F.scaled_dot_product_attention and _attention_arguments(*args, **kwargs)["dropout_p"] > 0
 
 
 def _dropout_arguments(
@@ -191,9 +199,7 @@ class NoiseSeen(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         where = self._running[-1] if self._running else ""
-        if func is F.dropout or (
-            func is F.scaled_dot_product_attention and _attention_arguments(*args, **kwargs)["dropout_p"] > 0
-        ):
+        if _drops(func, args, kwargs):
             self.noisy[where] = None
         elif _draws(func, kwargs):
             raise PackError(

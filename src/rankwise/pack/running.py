@@ -28,6 +28,14 @@ Call = Callable[[nn.Module, Batch], Tensor]
 """How a model is run on a batch."""
 
 
+def set_mode(model: nn.Module, training: bool) -> None:
+    """The mode in which a pack runs its base: train or eval, but BatchNorm in eval mode always."""
+    model.train(training)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+            module.eval()
+
+
 class Running:
     """One model under the adapters of a store.
 
@@ -90,7 +98,7 @@ class Running:
         try:
             self._model.requires_grad_(False)
             keep_unpacked(self._model)
-            self._set_mode(training)
+            set_mode(self._model, training)
             if self._branch is None or (training and not self._looked_in_training):
                 self._look(example, seeds, training)
             with self._replaced(training):
@@ -100,12 +108,6 @@ class Running:
                 module.training = mode
             for parameter, requires_grad in required.items():
                 parameter.requires_grad_(requires_grad)
-
-    def _set_mode(self, training: bool) -> None:
-        self._model.train(training)
-        for module in self._model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
-                module.eval()
 
     @contextmanager
     def _replaced(self, training: bool) -> Generator[None]:
@@ -197,11 +199,11 @@ class Running:
         self._looked_in_training = training
         self._alone = None
         larger = self._trace(example, 3)
-        self._set_mode(False)
+        set_mode(self._model, False)
         with torch.no_grad():
             refuse_mixed_rows(self._model, lambda rows: self._call(self._model, rows_of(example, rows)))
         self._branch = self._choose(example, seeds, first, larger)
-        self._set_mode(training)
+        set_mode(self._model, training)
 
     def _trace(self, example: Batch, rows: int) -> Trace:
         return trace(self._model, lambda: self._call(self._model, rows_of(example, rows)))

@@ -50,12 +50,14 @@ class Trace:
 
     Args:
         order: The modules in the order in which they were entered first.
+        entered: All of their calls, in order.
         calls: How often each ran.
         noisy: Those whose own forward draws noise.
         shapes: For each, the shapes of the tensors among its first call's arguments, by their place.
     """
 
     order: list[str]
+    entered: list[str]
     calls: Counter[str]
     noisy: list[str]
     shapes: dict[str, dict[int, torch.Size]]
@@ -69,6 +71,7 @@ def trace(model: nn.Module, run: Callable[[], object]) -> Trace:
     """
     running: list[str] = []
     order: list[str] = []
+    entered: list[str] = []
     calls: Counter[str] = Counter()
     shapes: dict[str, dict[int, torch.Size]] = {}
 
@@ -79,6 +82,7 @@ def trace(model: nn.Module, run: Callable[[], object]) -> Trace:
                 flat, _ = tree_flatten((args, kwargs))
                 shapes[name] = {i: t.shape for i, t in enumerate(flat) if isinstance(t, Tensor)}
             calls[name] += 1
+            entered.append(name)
             running.append(name)
             try:
                 return forward(*args, **kwargs)
@@ -94,7 +98,7 @@ def trace(model: nn.Module, run: Callable[[], object]) -> Trace:
         warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
         with replaced_forwards(modules, noting), seen:
             run()
-    return Trace(order, calls, list(seen.noisy), shapes)
+    return Trace(order, entered, calls, list(seen.noisy), shapes)
 
 
 def find_branch(model: nn.Module, adapted: Collection[str], first: Trace, larger: Trace) -> Branch:
@@ -148,8 +152,11 @@ def _before(seen: Trace, branch: str) -> frozenset[str]:
 def _sure(branch: Branch, seen: Trace) -> Branch:
     """The branch, or the door where it can't be told which modules run before it."""
     above = set(_ancestors(branch.name))
-    twice = any(seen.calls[name] > 1 for name in (branch.name, *branch.blocks, *branch.before))
-    return DOOR if twice or any(name in above for name in seen.noisy) else branch
+    twice = any(seen.calls[name] > 1 for name in (branch.name, *branch.blocks))
+    # Noise is drawn for one copy of the rows before the branch point and for one an adapter after it.
+    after = {*seen.entered[seen.entered.index(branch.name) :]}
+    unsure = any(name in above or (name in branch.before and name in after) for name in seen.noisy)
+    return DOOR if twice or unsure else branch
 
 
 def _with_rows(two: Mapping[int, torch.Size], three: Mapping[int, torch.Size]) -> dict[int, int] | None:

@@ -1,0 +1,308 @@
+"""What runs before the first adapted layer, once for each row instead of once in every step.
+
+Where only the top blocks of a model are adapted, the blocks below give a row the same numbers in every epoch. Their
+outputs are kept beside the data, in memory or in files; in training a stub stands in for each of these modules and
+hands out what was kept. Modules whose outputs nothing reads any more (all blocks below but the last) are skipped; which
+these are is found by putting NaN in their place.
+
+The outputs are those of other batches than the training's, so they agree with an uncached run to rounding.
+"""
+
+from collections.abc import Callable, Collection, Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from rankwise.errors import ConfigError
+from rankwise.pack.batches import Batch, lazily, rows_of
+from rankwise.pack.forwards import Forward, replaced_forwards
+from rankwise.pack.running import set_mode
+from rankwise.pack.trace import find_branch, trace
+from rankwise.train.data import Data, count_rows, pick
+from rankwise.train.memory import free_bytes
+
+Call = Callable[[nn.Module, Batch], Tensor]
+
+ROWS = 64
+"""Rows that pass at once while the outputs are computed."""
+
+OWN, KEPT = "row/", "prefix/"
+"""Where a batch has its own tensors, and where the outputs that were kept."""
+
+
+class _Reached(Exception):  # noqa: N818  (no error: it ends a forward pass)
+    """Raised where the rest of the model begins: it is not needed to compute what comes before."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a module gives.
+
+    Args:
+        leaves: Its tensors and other values, in order, for two rows.
+        spec: How they are nested.
+        lengths: For each tensor with rows, its leading length for one row, by place.
+    """
+
+    leaves: list[Any]
+    spec: Any
+    lengths: Mapping[int, int]
+
+    def with_rows(self, rows: Mapping[int, Tensor]) -> Any:
+        """The output with these tensors in place of those with rows."""
+        return tree_unflatten([rows.get(i, leaf) for i, leaf in enumerate(self.leaves)], self.spec)
+
+    def unread(self, n: int) -> Any:
+        """The output for n rows of something that nothing may read: NaN, without memory of its own."""
+        fill = {i: self.leaves[i].new_full((), _nothing(self.leaves[i])) for i in self.lengths}
+        return self.with_rows({i: t.expand(n * self.lengths[i], *self.leaves[i].shape[1:]) for i, t in fill.items()})
+
+
+def _nothing(t: Tensor) -> float:
+    return float("nan") if t.is_floating_point() else 0
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The part of a model that runs once for each row.
+
+    Args:
+        model: The base.
+        call: How it is run on a batch.
+        branch: The module at which the rest begins.
+        kept: Modules whose outputs the rest reads.
+        skipped: Those whose outputs it doesn't.
+        example: Two rows, for the form of a batch.
+    """
+
+    model: nn.Module
+    call: Call
+    branch: str
+    kept: Mapping[str, Output]
+    skipped: Mapping[str, Output]
+    example: Batch
+
+    @property
+    def bytes_a_row(self) -> int:
+        """What is kept for a row."""
+        tensors = [output.leaves[i] for output in self.kept.values() for i in output.lengths]
+        return sum(t.numel() * t.element_size() // 2 for t in tensors)
+
+    def run(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Run the model on a batch, from what was kept where it has that."""
+        if not has_kept(batch):
+            return self.call(model, batch)
+        n = batch[f"{KEPT}0"].shape[0]
+
+        def answer(name: str, forward: Forward) -> Forward:
+            if name in self.skipped:
+                return lambda *args, **kwargs: self.skipped[name].unread(n)
+            rows = {i: batch[key].flatten(0, 1) for i, key in self._keys(name).items()}
+            return lambda *args, **kwargs: self.kept[name].with_rows(rows)
+
+        modules = {name: model.get_submodule(name) for name in (*self.kept, *self.skipped)}
+        with replaced_forwards(modules, answer):
+            return self.call(model, self.own(batch))
+
+    def own(self, batch: Batch) -> Batch:
+        """A batch in the user's form, without what was kept."""
+        if not has_kept(batch):
+            return batch
+
+        def of(key: Any) -> Tensor:
+            return batch[key]
+
+        if isinstance(self.example, Tensor):
+            return of(OWN)
+        if isinstance(self.example, Mapping):
+            return lazily({key: f"{OWN}{key}" for key in self.example}, of)
+        return lazily([f"{OWN}{i}" for i in range(len(self.example))], of)
+
+    def reading(self, function: Callable[[Any, Batch], Any]) -> Callable[[Any, Batch], Any]:
+        """A loss or metric that is given the user's form of a batch."""
+        return lambda outputs, batch: function(outputs, self.own(batch))
+
+    def beside(self, data: Data, folder: Path | None, name: str) -> Data:
+        """The data with what the prefix gives for each row.
+
+        Args:
+            data: Tensors with the rows first.
+            folder: Where the outputs are kept; None for memory.
+            name: What their files are called.
+        """
+        n = count_rows(data, name)
+        found: dict[str, Tensor] = {}
+        for rows in torch.arange(n).split(ROWS):
+            batch = pick(data, lambda t, rows=rows: t.index_select(0, rows.to(t.device)))
+            outputs = _outputs(self.model, self.call, self.kept, batch, self.branch)
+            for module, output in self.kept.items():
+                for i, key in self._keys(module).items():
+                    t = outputs[module][0][i].unflatten(0, (len(rows), output.lengths[i]))
+                    if key not in found:
+                        path = None if folder is None else folder / f"{name}-{key.removeprefix(KEPT)}.bin"
+                        found[key] = _room((n, *t.shape[1:]), t, path)
+                    found[key][rows[0] : rows[-1] + 1] = t
+        own: dict[str, Tensor] = {}
+        if isinstance(data, Tensor):
+            own[OWN] = data
+        else:
+            own |= {f"{OWN}{k}": t for k, t in (data.items() if isinstance(data, Mapping) else enumerate(data))}
+        return own | found
+
+    def _keys(self, name: str) -> dict[int, str]:
+        """Where a batch has what was kept of a module, by the place in its output."""
+        places = [(module, i) for module, output in self.kept.items() for i in output.lengths]
+        return {i: f"{KEPT}{k}" for k, (module, i) in enumerate(places) if module == name}
+
+
+def has_kept(batch: Batch) -> bool:
+    """Whether a batch has outputs that were kept beside its own tensors."""
+    return isinstance(batch, Mapping) and f"{KEPT}0" in batch
+
+
+def find_prefix(model: nn.Module, adapted: Collection[str], example: Data, call: Call) -> Prefix:
+    """Find what may run once for each row.
+
+    Args:
+        model: The base.
+        adapted: The modules that any run changes.
+        example: Two rows or more.
+        call: How the model is run on a batch.
+
+    Raises:
+        ConfigError: Nothing runs before them for sure, or what runs there draws noise.
+    """
+    two, three = rows_of(example, 2), rows_of(example, 3)
+    with _mode(model, training=True):
+        noisy = trace(model, lambda: call(model, two)).noisy
+    with _mode(model, training=False):
+        first, larger = (trace(model, lambda batch=batch: call(model, batch)) for batch in (two, three))
+        branch = find_branch(model, adapted, first, larger)
+        outer = [name for name in first.order if name in branch.before and not _inside(name, branch.before)]
+        modules = [name for name in outer if first.calls[name] == 1 and _has_weights(model.get_submodule(name))]
+        if not modules:
+            raise ConfigError(
+                "Nothing can be cached: no module with weights runs before the first adapted layer for sure. Adapt the "
+                'upper blocks only (target_modules, such as "re:.*layer\\\\.[45]\\\\..*"), or switch the cache off.'
+            )
+        if loud := [name for name in noisy if name in branch.before]:
+            raise ConfigError(
+                f'"{loud[0]}" draws noise before the first adapted layer, another in each epoch, so its outputs can\'t '
+                "be cached. Set the base's dropout to 0 there, or switch the cache off."
+            )
+        kept = _recorded(model, call, modules, two, three, branch.name)
+        found = Prefix(model, call, branch.name, kept, {}, two)
+        expected = call(model, two)
+        for name in modules:
+            fewer = {k: v for k, v in found.kept.items() if k != name}
+            tried = Prefix(model, call, branch.name, fewer, {**found.skipped, name: kept[name]}, two)
+            # `beside` needs at least one output.
+            if fewer and torch.equal(tried.run(model, tried.beside(two, None, "example")), expected):
+                found = tried
+        if not torch.equal(found.run(model, found.beside(two, None, "example")), expected):
+            raise ConfigError(
+                "Nothing can be cached: the model gives something else when the modules before the first adapted layer "
+                "are not run. Switch the cache off."
+            )
+    return found
+
+
+def check_room(needed: int, device: torch.device, folder: Path | None) -> None:
+    """Refuse what doesn't fit.
+
+    Raises:
+        ConfigError: The cache is larger than the memory that is free, or is to be on disk beside another device.
+    """
+    if folder is not None:
+        if device.type != "cpu":
+            raise ConfigError(f"The model is on {device}; a cache in a folder is for the CPU. Keep it in memory.")
+        return
+    free = free_bytes(device)
+    if free is not None and needed > free:
+        raise ConfigError(
+            f"The cache needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB of memory are free; give a folder for it."
+        )
+
+
+@contextmanager
+def _mode(model: nn.Module, *, training: bool) -> Generator[None]:
+    modes = {module: module.training for module in model.modules()}
+    try:
+        set_mode(model, training)
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _inside(name: str, others: Collection[str]) -> bool:
+    parts = name.split(".")
+    return any(".".join(parts[:i]) in others for i in range(1, len(parts)))
+
+
+def _outputs(
+    model: nn.Module, call: Call, modules: Collection[str], batch: Batch, until: str
+) -> dict[str, tuple[list[Any], Any]]:
+    """What these modules give for a batch, flattened; the model runs no further than to `until`."""
+    found: dict[str, tuple[list[Any], Any]] = {}
+
+    def noting(name: str, forward: Forward) -> Forward:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            found[name] = tree_flatten(output)
+            return output
+
+        return run
+
+    def ending(name: str, forward: Forward) -> Forward:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            raise _Reached
+
+        return run
+
+    noted = {name: model.get_submodule(name) for name in modules}
+    with (
+        _mode(model, training=False),
+        replaced_forwards(noted, noting),
+        replaced_forwards({until: model.get_submodule(until)}, ending),
+        suppress(_Reached),
+    ):
+        call(model, batch)
+    return found
+
+
+def _recorded(
+    model: nn.Module, call: Call, modules: Collection[str], two: Batch, three: Batch, until: str
+) -> dict[str, Output]:
+    """The outputs of these modules, and which of their tensors have the batch's rows."""
+    small, large = (_outputs(model, call, modules, batch, until) for batch in (two, three))
+    found: dict[str, Output] = {}
+    for name in modules:
+        (leaves, spec), (others, _) = small[name], large[name]
+        lengths: dict[int, int] = {}
+        for i, (t, other) in enumerate(zip(leaves, others, strict=True)):
+            if not isinstance(t, Tensor) or t.shape == other.shape:
+                continue
+            if t.shape[0] % 2 or t.shape[0] // 2 * 3 != other.shape[0] or t.shape[1:] != other.shape[1:]:
+                raise ConfigError(f'"{name}" gives a tensor of shape {tuple(t.shape)}, which has no rows to cache.')
+            lengths[i] = t.shape[0] // 2
+        found[name] = Output(leaves, spec, lengths)
+    return found
+
+
+def _room(shape: tuple[int, ...], like: Tensor, path: Path | None) -> Tensor:
+    """Memory, or a file, for a tensor."""
+    if path is None:
+        return like.new_empty(shape)
+    size = torch.Size(shape).numel()
+    return torch.from_file(str(path), shared=True, size=size, dtype=like.dtype).view(shape)

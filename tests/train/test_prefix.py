@@ -1,0 +1,122 @@
+"""What lies before the first adapted layer, run once for each row: the same results, and no step runs it again."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rankwise
+from rankwise import LoRAConfig, Training
+from rankwise.errors import ConfigError, OutputError
+from small_models import KINDS, Batch, Kind, call
+
+UPPER = {
+    "gpt2": "re:transformer.h.1.*",
+    "llama": "re:model.layers.1.*",
+    "bert": "re:bert.encoder.layer.1.*",
+    "vit": "re:vit.*layers?.1.*",
+    "t5": "re:decoder.block.1.*",
+}
+"""The upper of two blocks; of T5 the decoder's, so that the whole encoder lies before it."""
+
+
+def quiet(kind: Kind) -> nn.Module:
+    """A model without dropout."""
+    torch.manual_seed(0)
+    model = kind.make().double()
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def rows(kind: Kind, first: int, batches: int) -> Batch:
+    parts = [kind.batch(first + i) for i in range(batches)]
+    joined = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    return {key: t.double() if t.is_floating_point() else t for key, t in joined.items()}
+
+
+def swept(kind: Kind, model: nn.Module, target: Any, **more: Any) -> rankwise.Sweep:
+    config = {name: LoRAConfig(r=r, target_modules=target) for name, r in (("r1", 1), ("r3", 3))}
+    data = {"train": rows(kind, 0, 4), "validation": rows(kind, 50, 2), "test": rows(kind, 90, 2)}
+    training = Training(lr=1.0, batch_size=6, epochs=2, weights="last")
+    settings: dict[str, Any] = {"loss": kind.loss, "call": call, "lrs": (1e-3,), "seeds": 2, "progress": "quiet"}
+    return rankwise.sweep(model, config, training=training, **{**data, **settings, "baseline": False, **more})
+
+
+@pytest.mark.parametrize("name", UPPER)
+def test_cached_runs_have_the_updates_and_the_figures_of_others(name: str, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    plain = swept(kind, quiet(kind), UPPER[name])
+    runs = [run["name"] for run in plain.results["runs"] if run["method"] == "lora"]
+    for where in (True, tmp_path / "cache") if name == "bert" else (True,):
+        ours = swept(kind, quiet(kind), UPPER[name], cache=where)
+        for run in runs:
+            # All B start at zero, so they are updates themselves.
+            for key, value in plain.state(run).items():
+                assert torch.allclose(ours.state(run)[key], value, rtol=1e-9, atol=1e-12), (run, key)
+        figures = [[c["mean"] for c in found.results["configurations"]] for found in (ours, plain)]
+        assert figures[0] == pytest.approx(figures[1], rel=1e-9)
+    assert name != "bert" or list((tmp_path / "cache").iterdir()) == []
+
+
+def test_no_step_runs_the_lower_blocks() -> None:
+    kind = KINDS["bert"]
+    ran: dict[str, int] = {}
+    for cache in (False, True):
+        model = quiet(kind)
+        lower = model.get_submodule("bert.encoder.layer.0.attention")
+        seen: list[int] = []
+        lower.register_forward_hook(lambda module, args, output, seen=seen: seen.append(len(args[0])))
+        swept(kind, model, UPPER["bert"], cache=cache)
+        ran[str(cache)] = sum(seen)
+    # Two epochs of two seeds and their validations run it again, against each row once.
+    assert ran["True"] < 0.6 * ran["False"]
+
+
+def test_with_a_head_and_full_fine_tuning_and_a_place_to_go_on_from(tmp_path: Path) -> None:
+    kind = KINDS["bert"]
+    settings: dict[str, Any] = {"head": ("classifier",), "baseline": (1e-4, 3e-4), "out": tmp_path / "out"}
+    ours = swept(kind, quiet(kind), UPPER["bert"], cache=True, **settings)
+    plain = swept(kind, quiet(kind), UPPER["bert"], **{**settings, "out": None})
+    for one, other in zip(ours.results["runs"], plain.results["runs"], strict=True):
+        assert one["validation_metric"] == pytest.approx(other["validation_metric"], rel=1e-7), one["name"]
+    assert ours.results["data"] == plain.results["data"]
+
+
+def test_tensors_and_pairs_as_data() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    x = torch.randn(40, 4, dtype=torch.float64)
+    pairs = (x, (x.sum(1) > 0).long())
+
+    def classes(outputs: Tensor, batch: Any) -> Tensor:
+        return nn.functional.cross_entropy(outputs, batch[1], reduction="none")
+
+    def size(outputs: Tensor, batch: Tensor) -> Tensor:
+        return (outputs - batch[:, :2]).square().mean(1)
+
+    for data, loss in ((pairs, classes), (x, size)):
+        settings: dict[str, Any] = {"train": data, "loss": loss, "lrs": (1e-2,), "progress": "quiet"}
+        settings |= {"training": Training(lr=1.0, batch_size=8, epochs=2), "baseline": False}
+        config = {"top": LoRAConfig(r=2, target_modules="4")}
+        ours, plain = (rankwise.sweep(model, config, cache=cache, **settings) for cache in (True, False))
+        for key, value in plain.state("top-lr0.01-s0").items():
+            assert torch.allclose(ours.state("top-lr0.01-s0")[key], value, rtol=0, atol=1e-12)
+
+
+def test_what_can_not_be_cached_is_refused(tmp_path: Path) -> None:
+    kind = KINDS["bert"]
+    with pytest.raises(ConfigError, match="Nothing can be cached: no module with weights runs before"):
+        swept(KINDS["mlp"], quiet(KINDS["mlp"]), "all-linear", cache=True)
+    torch.manual_seed(0)
+    with pytest.raises(ConfigError, match="draws noise before the first adapted layer"):
+        swept(kind, kind.make().double(), UPPER["bert"], cache=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="can't be written"):
+        swept(kind, quiet(kind), UPPER["bert"], cache=tmp_path / "file")
