@@ -209,6 +209,28 @@ def test_rows_that_are_mixed_are_refused_by_name() -> None:
         pass
 
 
+class Alike(nn.Module):
+    """The scores of an in-batch contrastive loss."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ x.T
+
+
+def test_an_in_batch_contrastive_loss_in_the_forward_is_refused_by_name() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.alike = nn.Linear(6, 4), Alike()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.cross_entropy(self.alike(self.encoder(x)), torch.arange(len(x)), reduction="none")
+
+    pack = Pack(Model(), [Member(name=f"r{r}", lora=LoRAConfig(r=r)) for r in (1, 2)], lambda y, batch: y)
+    example = (torch.randn(4, 6, generator=torch.Generator().manual_seed(0)),)
+    with pytest.raises(PackError, match='mixed in "alike"'), pack.attached(example, training=True):
+        pass
+
+
 def test_layers_that_are_never_called_run_adapter_by_adapter_and_say_so() -> None:
     class Reads(nn.Module):
         def __init__(self) -> None:

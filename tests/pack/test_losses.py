@@ -78,3 +78,28 @@ def test_tuples_are_read_by_place() -> None:
 def test_what_is_neither_a_scalar_nor_a_value_a_row_is_refused(function: Any, got: str) -> None:
     with pytest.raises(PackError, match=f"The metric returned {got} for a batch of 4 rows; it must return a scalar"):
         PerAdapter(function, "metric").rows(OUTPUTS, BATCH, GROUPS)
+
+
+def alike(outputs: Tensor, batch: Any) -> Tensor:
+    """In-batch contrastive: each row against all others."""
+    return F.cross_entropy(outputs @ outputs.T, torch.arange(len(outputs)), reduction="none")
+
+
+def over_tokens(outputs: Tensor, batch: Any) -> Tensor:
+    """A mean over the tokens of the whole batch, shared out among its rows."""
+    return outputs.sum(1) / batch[1].sum()
+
+
+@pytest.mark.parametrize("function", [alike, over_tokens])
+def test_values_of_rows_that_depend_on_other_rows_are_refused_and_scalars_of_them_are_each_adapters_own(
+    function: Any,
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    outputs = torch.randn(3, 4, 5, generator=g)
+    batch = (torch.zeros(1, 4), torch.tensor([[1, 2, 3, 4]]))
+    groups = Groups([0, 0, 0], 1, torch.device("cpu"))
+    with pytest.raises(PackError, match="the first row has another value when it is alone"):
+        PerAdapter(function, "loss").mean(outputs, batch, groups)
+    scalar = PerAdapter(lambda outputs, batch: function(outputs, batch).mean(), "loss")
+    alone = torch.stack([function(each, (batch[0][0], batch[1][0])).mean() for each in outputs])
+    assert torch.allclose(scalar.mean(outputs, batch, groups), alone)

@@ -20,6 +20,7 @@ from torch import Tensor
 from rankwise.errors import PackError
 from rankwise.pack.batches import Batch, lazily
 from rankwise.pack.groups import Groups
+from rankwise.pack.probe import same
 
 Result = Tensor | tuple[Tensor, Tensor]
 
@@ -119,7 +120,21 @@ class PerAdapter:
                 f"The {self._what} returned {' and '.join(shapes)} for a batch of {rows} rows; it must return a scalar "
                 "tensor or one value a row, or a pair of these: sums and what to divide them by."
             )
+        if values[0].dim() == 1 and rows > 1:
+            self._refuse_mixed(values, outputs[0], _of_one(batch, groups.batch_of[0]))
         return values[0].dim() == 1
+
+    @torch.no_grad()
+    def _refuse_mixed(self, values: tuple[Tensor, ...], outputs: Tensor, batch: Batch) -> None:
+        """Raise where a row's value isn't what it is alone: the rows of all adapters are to be passed at once."""
+        alone = self._function(outputs[:1], lazily(batch, lambda t: t[:1]))
+        alone = alone if isinstance(alone, tuple) else (alone,)
+        if not all(same(v[:1], a) for v, a in zip(values, alone, strict=True)):
+            raise PackError(
+                f"The {self._what} returned one value a row, but the first row has another value when it is alone. "
+                "Values of rows must not depend on other rows: return one scalar for the batch (a contrastive loss), or "
+                "sums and what to divide them by (a mean over tokens)."
+            )
 
 
 def _of_one(batch: Batch, g: int) -> Batch:
