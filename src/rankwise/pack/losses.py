@@ -132,8 +132,8 @@ class PerAdapter:
         if not all(same(v[:1], a) for v, a in zip(values, alone, strict=True)):
             raise PackError(
                 f"The {self._what} returned one value a row, but the first row has another value when it is alone. "
-                "Values of rows must not depend on other rows: return one scalar for the batch (a contrastive loss), or "
-                "sums and what to divide them by (a mean over tokens)."
+                "Values of rows must not depend on other rows: return one scalar for the batch (a contrastive loss), "
+                "or sums and what to divide them by (a mean over tokens)."
             )
 
 
