@@ -89,7 +89,8 @@ class PerAdapter:
             got = self._function(outputs.flatten(0, 1), flat)
             shape = outputs.shape[:2]
             return got.view(shape) if isinstance(got, Tensor) else (got[0].view(shape), got[1].view(shape))
-        if self._vmap:
+        # Of one adapter vmap would only make more, smaller operations.
+        if self._vmap and len(outputs) > 1:
             index = torch.tensor(groups.batch_of, device=outputs.device)
             try:
                 return torch.vmap(
