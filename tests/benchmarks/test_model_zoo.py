@@ -65,6 +65,7 @@ def test_the_table_says_what_was_seen(tmp_path):
         "convolution": lambda: nn.Sequential(nn.Conv1d(2, 2, 1)),
         "linear": lambda: nn.Sequential(nn.Linear(4, 4)),
         "wrong": lambda: nn.Sequential(Mean(True)),
+        "not merged": lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))),
     }
     batches = {"convolution": (2, 2, 4)}
     results = [
@@ -72,7 +73,7 @@ def test_the_table_says_what_was_seen(tmp_path):
         for name, make in entries.items()
     ]
     text = "\n".join(summary(results))
-    assert "|  | 3 | 1 | 0 | 1 | 0 | 1 | 0 | 2 | 0.0% |" in text
+    assert "|  | 4 | 2 | 0 | 1 | 0 | 1 | 0 | 3 | 1 | 33.3% |" in text
     assert line(results[1]).startswith("| linear | linear | right | 1 | 0 | 0 |")
     assert "- wrong (linear), wrong: merge: differs by" in "\n".join(table(results))
     file = tmp_path / "results.jsonl"
