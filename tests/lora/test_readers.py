@@ -563,6 +563,27 @@ def test_asking_a_weight_for_its_type_is_no_reading(use):
     assert not any(lora.has_reader for _, _, lora in loras_in(model))
 
 
+def test_laying_out_the_weights_of_an_rnn_is_no_reading():
+    """As many models do before they call one; on a CPU it does nothing, so the operation is given a kernel there."""
+
+    class Flattens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(4, 3)
+
+        def forward(self, x):
+            weights = [p for name, p in self.lstm.named_parameters(recurse=False) if name.startswith("weight")]
+            torch._cudnn_rnn_flatten_weight(weights, 4, 4, 2, 3, 0, 1, False, False)
+            return self.lstm(x)[0]
+
+    model = nn.Sequential(Flattens())
+    inject(model, LoRAConfig(r=1, target_modules="*lstm"))
+    with torch.library._scoped_library("aten", "IMPL", "CPU") as library:
+        library.impl("_cudnn_rnn_flatten_weight", lambda *_: torch.zeros(1))
+        model(torch.ones(2, 1, 4))
+    assert [lora.below for _, _, lora in loras_in(model)] == ["", ""]
+
+
 class Chooses(nn.Module):
     """As a mixture of experts: an input goes one of two ways."""
 

@@ -14,12 +14,12 @@ from rankwise.lora.modules import named_once
 from rankwise.lora.readers import Reader
 from rankwise.lora.targets import Targets
 
-_SHAPE_ONLY = {
+_NO_READING = {
     f"aten::{name}"
     for like in ("zeros", "ones", "empty", "full")
     for name in (f"{like}_like", f"new_{like}", f"new_{like}_strided")
-} | {"aten::rand_like", "aten::randn_like"}
-"""Operations that ask a tensor for its shape and type only."""
+} | {"aten::rand_like", "aten::randn_like", "aten::_cudnn_rnn_flatten_weight"}
+"""Operations that ask a tensor for its shape and type only, or lay it out anew (RNN.flatten_parameters)."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Uses(TorchDispatchMode):
         given = args[1:] if func._schema.is_mutable else args
         for tensor in _tensors((*given, *kwargs.values())):
             owners = self._owners.get(id(tensor), ())
-            if not owners or func.name().split(".")[0] in _SHAPE_ONLY:
+            if not owners or func.name().split(".")[0] in _NO_READING:
                 continue
             if not any(place.reader in self._running for place in owners):
                 for place in owners:
