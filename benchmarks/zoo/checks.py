@@ -8,6 +8,7 @@ is used where float64 fails.
 import re
 import tempfile
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -139,7 +140,7 @@ def check(entry: Entry, kinds: str, with_peft: bool = True, r: int = 4) -> Resul
         return result
     config = LoRAConfig(r=r, alpha=2.0 * r, target_modules=targets)
     try:
-        _attach(result, model, config, batch, frozen)
+        _attach(result, model, config, batch, frozen, _reached(entry.copy(base), batch, torch.float32))
         fill(model)
         dtype = _widest(entry.copy(base), batch)
         result.figures["float"] = 64.0 if dtype == torch.float64 else 32.0
@@ -155,8 +156,14 @@ def check(entry: Entry, kinds: str, with_peft: bool = True, r: int = 4) -> Resul
     return result.judge()
 
 
-def _attach(result: Result, model: nn.Module, config: LoRAConfig, batch: Batch, frozen: list[Tensor]) -> None:
-    """Inject, and see that nothing else changed: modes, keys, values, the output to the last bit."""
+def _attach(
+    result: Result, model: nn.Module, config: LoRAConfig, batch: Batch, frozen: list[Tensor], reached: dict[str, bool]
+) -> None:
+    """Inject, and see that nothing else changed: modes, keys, values, the output to the last bit.
+
+    What the first forward warns of is held against what the base's own output depends on: with the adapter filled, a
+    router may choose other experts.
+    """
     modules = dict(model.named_modules())
     for number, module in enumerate(modules.values()):
         module.training = number % 3 == 0
@@ -179,7 +186,10 @@ def _attach(result: Result, model: nn.Module, config: LoRAConfig, batch: Batch, 
         warnings.simplefilter("always")
         result.checks["same at B = 0"] = said(not same_bits(run(model, batch, torch.float32), frozen), "differs")
     found = [re.match(r"The first forward reached (\d+) of", str(warning.message)) for warning in warned]
-    result.figures["warned"] = sum(int(match[1]) for match in found if match)
+    warned = sum(int(match[1]) for match in found if match)
+    # What is not called has no gradient; the other way round, an output may not depend on what was called.
+    unreached = len(_unreached(adapter_tensors(model), reached))
+    result.checks["warning"] = said(warned > unreached, f"{warned} said to be missed, {unreached} were")
 
 
 def _widest(base: nn.Module, batch: Batch) -> torch.dtype:
@@ -285,29 +295,39 @@ def _readers(model: nn.Module) -> set[str]:
 
 def _gradients(result: Result, reference: nn.Module, model: nn.Module, batch: Batch, dtype: torch.dtype) -> str:
     """Every A and B has a gradient that isn't zero where the weight of the merged model has one."""
-    for parameter in reference.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    _backward(reference, batch, dtype)
-    reached: dict[str, bool] = {}
-    for name, module in reference.named_modules(remove_duplicate=False):
-        own = [parameter.grad for parameter in module.parameters(recurse=False) if parameter.ndim > 1]
-        reached[name] = any(grad is not None and bool(grad.any()) for grad in own)
-    reference.zero_grad(set_to_none=True)
+    reached = _reached(reference, batch, dtype)
     _backward(model, batch, dtype)
-    missing: list[str] = []
-    for name, pair in adapter_tensors(model).items():
-        owner = name
-        while owner not in reached and "." in owner:
-            owner = owner.rpartition(".")[0]
-        if not reached.get(owner, False):
-            result.unreached += 1
-        elif not all(p.grad is not None and bool(p.grad.any()) and bool(torch.isfinite(p.grad).all()) for p in pair):
-            missing.append(name)
+    tensors = adapter_tensors(model)
+    unreached = _unreached(tensors, reached)
+    result.unreached = len(unreached)
+    missing = [
+        name
+        for name, pair in tensors.items()
+        if name not in unreached
+        and not all(p.grad is not None and bool(p.grad.any()) and bool(torch.isfinite(p.grad).all()) for p in pair)
+    ]
     model.zero_grad(set_to_none=True)
-    # What is not called has no gradient; the other way round, an output may not depend on what was called.
-    warned = int(result.figures["warned"])
-    result.checks["warning"] = said(warned > result.unreached, f"{warned} said to be missed, {result.unreached} were")
     return said(bool(missing), f"none at {missing[0]} ({len(missing)} of {result.adapted})" if missing else "")
+
+
+def _reached(base: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str, bool]:
+    """Return for every module whether the base's output depends on a matrix of its own, also one that is computed."""
+    for parameter in base.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    _backward(base, batch, dtype)
+    reached: dict[str, bool] = {}
+    for name, module in base.named_modules(remove_duplicate=False):
+        computed = getattr(module, "parametrizations", None)
+        own = [*module.parameters(recurse=False), *(computed.parameters() if computed is not None else ())]
+        grads = [parameter.grad for parameter in own if parameter.ndim > 1]
+        reached[name] = any(grad is not None and bool(grad.any()) for grad in grads)
+    base.zero_grad(set_to_none=True)
+    return reached
+
+
+def _unreached(names: Iterable[str], reached: dict[str, bool]) -> set[str]:
+    """Return the adapted weights that the output doesn't depend on; a parameter's name ends in its own."""
+    return {name for name in names if not reached.get(name, reached.get(name.rpartition(".")[0], False))}
 
 
 def _backward(model: nn.Module, batch: Batch, dtype: torch.dtype) -> None:

@@ -29,7 +29,8 @@ def select(model: nn.Module, kinds: str) -> tuple[list[str], dict[str, int]]:
         named = kinds == "all" and isinstance(module, _NAMED)
         if not (named or _is_linear(module)):
             continue
-        why = obstacle(module)
+        # An attention is no layer of the table: it is adapted through its matrices.
+        why = "" if isinstance(module, nn.MultiheadAttention) else obstacle(module)
         if why:
             reasons[f"{type(module).__name__}: {why}"] += 1
         elif named:

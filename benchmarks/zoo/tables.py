@@ -73,19 +73,20 @@ def _models(kinds: str, part: Sequence[Result]) -> Iterator[str]:
     yield (
         f"| models, `{kinds}` | all | "
         + " | ".join(statuses)
-        + " | layers adapted | refused, of those with such a layer |"
+        + " | layers adapted | merging refused | refused or merging refused, of those with such a layer |"
     )
-    yield "|" + "---|" * (len(statuses) + 4)
+    yield "|" + "---|" * (len(statuses) + 5)
     groups = sorted({result.group for result in part})
     for name, group in [*((name, [r for r in part if r.group == name]) for name in groups), ("all", part)]:
         count = Counter(result.status for result in group)
         usable = len(group) - count["unusable"] - count["no such layer"]
-        share = f"{count['refused'] / usable:.1%}" if usable else ""
+        unmerged = sum(result.checks.get("merge", "").startswith("- refused") for result in group)
+        share = f"{(count['refused'] + unmerged) / usable:.1%}" if usable else ""
         layers = sum(result.adapted for result in group)
         yield (
             f"| {name} | {len(group)} | "
             + " | ".join(str(count[status]) for status in statuses)
-            + f" | {layers:,} | {share} |"
+            + f" | {layers:,} | {unmerged} | {share} |"
         )
 
 

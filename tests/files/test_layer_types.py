@@ -1,5 +1,7 @@
 """Adapter files of every layer type, held against the real PEFT on outputs and keys."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from torch import nn
 
 from adapted_models import fill
 from layers import any_layer
+from rankwise.errors import AdapterFileError
 from rankwise.files import load_adapter, read_adapter, save_adapter
 from rankwise.files.layer_tensors import form_of
 from rankwise.lora import LoRAConfig, adapter_tensors, inject, merge
@@ -117,3 +120,30 @@ def test_a_file_without_its_model_has_pefts_shapes(tmp_path):
     config, tensors = read_adapter(save_adapter(adapted, tmp_path))
     assert (config.r, config.rank_pattern, config.scale(6, config.alpha_pattern["0"])) == (3, {"0": 6}, 32.0 / 3)
     assert [tuple(tensor.shape) for tensor in tensors["0"]] == [(6, 4, 3, 3), (6, 3, 1, 1)]
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_pefts_inits_that_change_the_base_are_one_ordinary_adapter(init, rslora, tmp_path):
+    """PEFT starts from B A = a part of W that leaves the base; on request it saves the change since, with 2 r."""
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(6, 5))
+    base = copy.deepcopy(layer)
+    settings = LoraConfig(r=2, lora_alpha=3, target_modules=["0"], init_lora_weights=init, use_rslora=rslora)
+    theirs = get_peft_model(layer, settings)
+    theirs.save_pretrained(str(tmp_path / "start"))
+    # As it is, the file is of no use over the base alone, and is refused.
+    with pytest.raises(AdapterFileError, match=f'init_lora_weights = "{init}"'):
+        load_adapter(base, tmp_path / "start")
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    theirs.peft_config["default"].init_lora_weights = True
+    theirs.save_pretrained(str(tmp_path), path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    x = torch.randn(4, 6)
+    model = copy.deepcopy(base)
+    load_adapter(model, tmp_path)
+    assert adapter_tensors(model)["0"][0].shape == (4, 6)
+    torch.testing.assert_close(model(x), theirs(x), rtol=0, atol=1e-6)
+    assert torch.equal(model[0].weight, base[0].weight)

@@ -407,6 +407,47 @@ class CallsAndReads(nn.Module):
         return nn.functional.linear(self.embedding(ids), self.embedding.weight)
 
 
+class Positions(nn.Embedding):
+    """As ProphetNet's: a forward of its own, and a second method that looks up without a call."""
+
+    def forward(self, ids):
+        return super().forward(ids) * 2.0
+
+    def shifted(self, ids):
+        return super().forward(ids + 1)
+
+
+class TwoStreams(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.positions = Positions(7, 4)
+
+    def forward(self, ids):
+        return self.positions(ids) * self.positions.shifted(ids)
+
+
+class Wraps(nn.Module):
+    """Reads the weights of an attention in a function of its own, without calling the attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.attention.in_proj_weight) @ self.attention.out_proj.weight.repeat(3, 1)
+
+
+class ElseWhere(nn.Module):
+    """The layer is called before its owner runs, which reads the weight once more."""
+
+    def __init__(self):
+        super().__init__()
+        self.reads = Reads()
+
+    def forward(self, x):
+        return self.reads(x) + self.reads.qkv(x)
+
+
 class Cache:
     """What a forward may change."""
 
@@ -427,7 +468,31 @@ READING = {
     "reads": (lambda: nn.Sequential(Reads(), nn.Linear(6, 2), nn.Dropout(0.0)), torch.randn(3, 4), "all-linear"),
     "reads, itself": (Reads, torch.randn(3, 4), "all-linear"),
     "calls and reads": (lambda: nn.Sequential(CallsAndReads(), nn.Linear(7, 7)), IDS, ["*embedding", "1"]),
+    "reads outside of its reader": (lambda: nn.Sequential(TwoStreams(), nn.Linear(4, 4)), IDS, ["*positions", "1"]),
+    "an attention that is not called": (
+        lambda: nn.Sequential(Wraps(), nn.Linear(4, 4)),
+        torch.randn(3, 4),
+        "all-linear",
+    ),
+    "called outside of what reads": (
+        lambda: nn.Sequential(ElseWhere(), nn.Linear(6, 6)),
+        torch.randn(3, 4),
+        "all-linear",
+    ),
 }
+
+
+@pytest.mark.parametrize("name", READING)
+def test_an_example_finds_the_same_readers(name):
+    make, x, targets = READING[name]
+    model = make()
+    twin = copy.deepcopy(model)
+    inject(model, LoRAConfig(r=2, target_modules=targets))
+    inject(twin, LoRAConfig(r=2, target_modules=targets), example=x)
+    fill(model)
+    twin.load_state_dict(model.state_dict())
+    assert torch.equal(model(x), twin(x))
+    assert [lora.below for _, _, lora in loras_in(model)] == [lora.below for _, _, lora in loras_in(twin)]
 
 
 @pytest.mark.parametrize("name", READING)
@@ -498,6 +563,27 @@ def test_asking_a_weight_for_its_type_is_no_reading(use):
     assert not any(lora.has_reader for _, _, lora in loras_in(model))
 
 
+def test_laying_out_the_weights_of_an_rnn_is_no_reading():
+    """As many models do before they call one; on a CPU it does nothing, so the operation is given a kernel there."""
+
+    class Flattens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(4, 3)
+
+        def forward(self, x):
+            weights = [p for name, p in self.lstm.named_parameters(recurse=False) if name.startswith("weight")]
+            torch._cudnn_rnn_flatten_weight(weights, 4, 4, 2, 3, 0, 1, False, False)
+            return self.lstm(x)[0]
+
+    model = nn.Sequential(Flattens())
+    inject(model, LoRAConfig(r=1, target_modules="*lstm"))
+    with torch.library._scoped_library("aten", "IMPL", "CPU") as library:
+        library.impl("_cudnn_rnn_flatten_weight", lambda *_: torch.zeros(1))
+        model(torch.ones(2, 1, 4))
+    assert [lora.below for _, _, lora in loras_in(model)] == ["", ""]
+
+
 class Chooses(nn.Module):
     """As a mixture of experts: an input goes one of two ways."""
 
@@ -520,6 +606,35 @@ def test_what_a_forward_does_not_reach_is_said(given):
     with pytest.warns(UserWarning, match=r'reached 1 of the adapted layers not at all: "ways\.1"'):
         first_forward()
     model(**batch)
+
+
+class Shares(nn.Module):
+    """As T5: the embedding that the model calls shared is called under other names only."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared, self.encoder, self.decoder = nn.Embedding(7, 4), nn.Embedding(7, 4), nn.Embedding(7, 4)
+        self.encoder.weight = self.decoder.weight = self.shared.weight
+
+    def forward(self, ids, both):
+        return self.encoder(ids) + self.decoder(ids) if both else ids
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_a_weight_is_reached_under_any_of_its_names(both, recwarn):
+    model = Shares()
+    inject(model, LoRAConfig(r=1, target_modules="*"))
+    model(IDS, both)
+    said = [str(warning.message) for warning in recwarn]
+    assert said == [] if both else 'reached 3 of the adapted layers not at all: "shared"' in said[0]
+
+
+def test_an_attention_that_is_never_called_is_said():
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2), "linear": nn.Linear(4, 4)})
+    model.forward = lambda x: model["linear"](x)
+    inject(model, LoRAConfig(r=1))
+    with pytest.warns(UserWarning, match=r'reached 2 of .*"attention\.in_proj_weight", "attention\.out_proj"'):
+        model(torch.ones(2, 4))
 
 
 def test_a_first_forward_that_reaches_all_says_nothing():

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -203,6 +204,10 @@ def logits(model):
         return model(torch.arange(6)[None]).logits
 
 
+def keys(folder):
+    return set(load_file(folder / "adapter_model.safetensors"))
+
+
 def test_a_saved_adapter_of_a_tied_weight_is_read_here_and_by_peft(tmp_path):
     model = llama()
     inject(model, LoRAConfig(r=2, target_modules=["embed_tokens", "q_proj"]))
@@ -216,7 +221,30 @@ def test_a_saved_adapter_of_a_tied_weight_is_read_here_and_by_peft(tmp_path):
     merge(again)
     torch.testing.assert_close(logits(again), expected)
     theirs = PeftModel.from_pretrained(llama(), str(tmp_path))
-    torch.testing.assert_close(logits(theirs), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(theirs), expected, rtol=0, atol=1e-6)
+    theirs.save_pretrained(str(tmp_path / "again"), save_embedding_layers=False)
+    assert keys(tmp_path / "again") == keys(tmp_path)
+    assert {"base_model.model.lm_head.lora_A.weight", "base_model.model.model.embed_tokens.lora_embedding_A"} <= keys(
+        tmp_path
+    )
+
+
+def test_pefts_two_adapters_on_one_weight_run_and_merge_after_untying(tmp_path):
+    theirs = get_peft_model(llama(), LoraConfig(r=2, target_modules=["lm_head", "embed_tokens", "q_proj"]))
+    fill(parameter for name, parameter in theirs.named_parameters() if "lora_" in name)
+    expected = logits(theirs.eval())
+    theirs.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    model = llama()
+    load_adapter(model, tmp_path)
+    torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-6)
+    save_adapter(model, tmp_path / "again")
+    assert keys(tmp_path / "again") == keys(tmp_path)
+    with pytest.raises(AdapterError, match="has the same weight, but not the same adapters"):
+        merge(model)
+    model = llama()
+    load_adapter(model, tmp_path, untie=True)
+    merge(model)
+    torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-6)
 
 
 def test_pefts_adapter_on_one_of_the_names_runs_and_merges_after_untying(tmp_path):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import suggest
+from rankwise.files.checksums import BASE
 from rankwise.files.findings import Findings
 from rankwise.files.folder import AdapterFile
 from rankwise.files.keys import LINEAR_KEYS, key_of, whole_key_of, with_ancestors
@@ -89,3 +90,32 @@ def saved_modules_of_file(modules: Modules, read: AdapterFile, whole: Mapping[st
         if name is not None and not is_inside(name, found) and any(is_inside(path, [name]) for path in whole):
             found.append(name)
     return tuple(found)
+
+
+def differences_in_peft(read: AdapterFile, targets: Iterable[Target]) -> list[str]:
+    """Say where PEFT 0.21.2 may have trained another function than the adapter is here; nothing of our own files.
+
+    Scaled embeddings (`embed_scale`, of transformers) are the same function there.
+    """
+    if BASE in read.metadata:
+        return []
+    layers = [target for target in targets if target.type != "Parameter" and target.reader is not None]
+    outputs = [it for it in layers if isinstance(it.module, nn.modules.linear.NonDynamicallyQuantizableLinear)]
+    others = [it for it in layers if it not in outputs and not hasattr(it.module, "embed_scale")]
+    said: list[str] = []
+    if outputs:
+        said.append(
+            f"{_some(outputs)}: PEFT 0.21.2 adds delta of an attention's output projection twice, in training too; "
+            "here it counts once. Double its B if PEFT trained it."
+        )
+    if others:
+        said.append(
+            f"{_some(others)}: the class has a forward of its own. Here the adapter acts on the weight; PEFT adds to "
+            "the output, which may be another function. Compare outputs if PEFT trained it."
+        )
+    return said
+
+
+def _some(targets: Sequence[Target]) -> str:
+    more = f" and {len(targets) - 1} more" if len(targets) > 1 else ""
+    return f'"{targets[0].name}" ({targets[0].type}){more}'

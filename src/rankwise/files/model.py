@@ -1,6 +1,7 @@
 """From a model to an adapter's folder, and from a folder onto a model."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from rankwise.errors import AdapterFileError
 from rankwise.files.checksums import check_base
 from rankwise.files.findings import Findings
-from rankwise.files.fit import find_missing, saved_modules_of_file, whole_of_file
+from rankwise.files.fit import differences_in_peft, find_missing, saved_modules_of_file, whole_of_file
 from rankwise.files.folder import read_whole, write_adapter
 from rankwise.files.peft_config import CONFIG_FILE
 from rankwise.files.placing import (
@@ -34,7 +35,7 @@ class LoadReport(Report):
 
     Args:
         findings: What `strict=True` would have refused.
-        notes: What couldn't be checked.
+        notes: What couldn't be checked, and where PEFT may have trained another function.
     """
 
     findings: list[str] = field(default_factory=list)
@@ -150,7 +151,7 @@ class Fitting:
         pairs: Their names -> A and B as matrices.
         whole: Path of a parameter -> what the file has in its place.
         own: Names of the targets -> what the variant has beside A and B; None where it has nothing.
-        notes: What couldn't be checked.
+        notes: What couldn't be checked, and where PEFT may have trained another function.
     """
 
     config: LoRAConfig
@@ -185,6 +186,9 @@ def read_for(
         raise AdapterFileError(f"Nothing of {read.path} fits the model: {findings.listed[0]}")
     base = _base_weights({target.name: (target.module, target.parameter) for target in targets})
     notes = check_base(read.path, read.metadata, base, findings)
+    for difference in differences_in_peft(read, targets):
+        warnings.warn(difference, stacklevel=3)
+        notes.append(difference)
     config = replace(read.config, modules_to_save=saved_modules_of_file(modules, read, whole))
     return Fitting(config, targets, converted, whole, own, notes)
 

@@ -1,7 +1,7 @@
 """The first forward of an injected model: does it call every adapted layer, or read weights without a call?"""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError
-from rankwise.lora.adapter import LoRA, adapted_layers
-from rankwise.lora.uses import Uses
+from rankwise.lora.adapter import LoRA, loras_in
+from rankwise.lora.uses import Place, Uses
 
 _WATCH = "_rankwise_watch"
 """Attribute of an injected model until its first forward: the `Watch`."""
@@ -21,8 +21,9 @@ class Watch:
     """Looks at the first forward of an injected model.
 
     An adapter on a layer that is never called does nothing, and nothing fails; one on a layer that is called and
-    whose weight is read besides misses the reading. Where a weight is read from outside, its adapter is moved to the
-    module that reads it, and the forward is run again with it. What is neither called nor read is warned of.
+    whose weight is read besides misses the reading. Where a weight is read while its adapter doesn't act, the adapter
+    is moved to a module around both, and the forward is run again with it. What is neither called nor read is warned
+    of.
 
     Args:
         model: The injected model.
@@ -40,7 +41,7 @@ class Watch:
         """Note what happens from here on."""
         if torch.compiler.is_compiling() or self.uses is not None:
             return
-        self.uses = Uses(model, ((layer, lora.parameter) for layer, lora in _to_be_called(model).values()))
+        self.uses = Uses(model, _to_watch(model))
         self.noting.enter_context(self.uses.noting())
 
     def end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> object:
@@ -81,18 +82,20 @@ def _is_plain(value: object) -> bool:
 
 
 def move_to_readers(model: nn.Module, uses: Uses) -> list[str]:
-    """Let adapters act on the weight itself where it is read from outside its layer's call; return their paths."""
+    """Let adapters act on the weight itself where it was read while they didn't act; return their paths."""
     readers = uses.readers()
-    moved = [(path, layer, lora) for path, (layer, lora) in _to_be_called(model).items() if layer in readers]
-    for _, layer, lora in moved:
-        lora.hook_on(layer, readers[layer])
+    moved = [(path, lora, place) for path, lora, place in _places(model) if place.key in readers]
+    for _, lora, place in moved:
+        lora.hook_on(place.layer, readers[place.key])
     return [path for path, _, _ in moved]
 
 
 def warn_of_missed(model: nn.Module, called: Iterable[nn.Module]) -> None:
-    """Warn of the adapted layers that a forward neither called nor read."""
-    called = {*called}
-    missed = [path for path, (layer, _) in _to_be_called(model).items() if layer not in called]
+    """Warn of the adapted layers that a forward neither called nor read, under none of the names of their weight."""
+    called = {*called, model}
+    places = list(_places(model))
+    reached = {id(A) for _, lora, place in places if place.reader in called for A in lora.A.values()}
+    missed = [path for path, lora, _ in places if not any(id(A) in reached for A in lora.A.values())]
     if missed:
         warnings.warn(
             f"The first forward reached {len(missed)} of the adapted layers not at all: {_listed(missed)}. There the "
@@ -108,17 +111,28 @@ def _listed(paths: list[str]) -> str:
 def watch(model: nn.Module) -> None:
     """Watch the next forward of a model for adapters that it doesn't reach."""
     stop_watching(model)
-    if _to_be_called(model):
+    if _to_watch(model):
         setattr(model, _WATCH, Watch(model))
 
 
-def _to_be_called(model: nn.Module) -> dict[str, tuple[nn.Module, LoRA]]:
-    """Return the adapted layers inside a model whose adapters act only when they are called."""
-    return {
-        path: (layer, lora)
-        for path, (layer, lora) in adapted_layers(model).items()
-        if layer is not model and not lora.has_reader
-    }
+def _to_watch(model: nn.Module) -> list[Place]:
+    """Return the adapted weights whose adapters don't act all the while the model runs."""
+    return [place for _, _, place in _places(model) if place.reader is not model]
+
+
+def _places(model: nn.Module) -> Iterator[tuple[str, LoRA, Place]]:
+    """Yield the adapted weights, with their paths."""
+    for names, layer, lora in loras_in(model):
+        path = ".".join(filter(None, (names[0], lora.parameter if lora.is_parameter else "")))
+        yield path, lora, Place(layer, lora.parameter, _reader(model, names, layer, lora))
+
+
+def _reader(model: nn.Module, names: list[str], layer: nn.Module, lora: LoRA) -> nn.Module:
+    """Return the module for whose run an adapter acts; the model, where it is one around it."""
+    if not lora.below:
+        return layer
+    inner = [name for name in names if name == lora.below or name.endswith(f".{lora.below}")]
+    return model.get_submodule(inner[0].removesuffix(lora.below).removesuffix(".")) if inner else model
 
 
 def stop_watching(model: nn.Module) -> None:

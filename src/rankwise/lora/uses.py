@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,36 +14,57 @@ from rankwise.lora.modules import named_once
 from rankwise.lora.readers import Reader
 from rankwise.lora.targets import Targets
 
-_SHAPE_ONLY = {
+_NO_READING = {
     f"aten::{name}"
     for like in ("zeros", "ones", "empty", "full")
     for name in (f"{like}_like", f"new_{like}", f"new_{like}_strided")
-} | {"aten::rand_like", "aten::randn_like"}
-"""Operations that ask a tensor for its shape and type only."""
+} | {"aten::rand_like", "aten::randn_like", "aten::_cudnn_rnn_flatten_weight"}
+"""Operations that ask a tensor for its shape and type only, or lay it out anew (RNN.flatten_parameters)."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A weight, and where its adapter acts.
+
+    Args:
+        layer: The module that has it.
+        parameter: Its name there.
+        reader: The module for whose run the adapter acts: the layer itself where that is called.
+    """
+
+    layer: nn.Module
+    parameter: str
+    reader: nn.Module
+
+    @property
+    def key(self) -> tuple[nn.Module, str]:
+        """The layer and its weight's name."""
+        return self.layer, self.parameter
 
 
 class Uses(TorchDispatchMode):
-    """Notes the uses of layers while a model runs.
+    """Notes the uses of weights while a model runs.
 
     Operations are seen below autograd, where a mode changes neither results nor the way torch takes.
 
     Args:
         model: The model.
-        layers: Layers in it, each with the name of its weight.
+        places: Weights in it.
     """
 
-    def __init__(self, model: nn.Module, layers: Iterable[tuple[nn.Module, str]]) -> None:
+    def __init__(self, model: nn.Module, places: Iterable[Place]) -> None:
         super().__init__()
         self.called: set[nn.Module] = set()
         self._model = model
         self._running = [model]
-        self._enclosing: dict[nn.Module, list[nn.Module]] = {}
-        self._owners: dict[int, list[nn.Module]] = {}
-        for layer, parameter in layers:
-            weight = layer._parameters.get(parameter)  # pyright: ignore[reportPrivateUsage]  (None where it is computed)
+        self._outside: dict[Place, list[nn.Module]] = {}
+        self._around: dict[nn.Module, list[nn.Module]] = {}
+        self._owners: dict[int, list[Place]] = {}
+        for place in places:
+            weight = place.layer._parameters.get(place.parameter)  # pyright: ignore[reportPrivateUsage]  (None where it is computed)
             if weight is not None:
-                self._owners.setdefault(id(weight), []).append(layer)
-        self._layers = dict.fromkeys(layer for layers in self._owners.values() for layer in layers)
+                self._owners.setdefault(id(weight), []).append(place)
+        self._readers = dict.fromkeys(place.reader for owners in self._owners.values() for place in owners)
 
     @contextmanager
     def noting(self) -> Generator[None]:
@@ -51,8 +72,8 @@ class Uses(TorchDispatchMode):
         handles = [
             register_module_forward_pre_hook(self._begin),
             register_module_forward_hook(self._end, always_call=True),
-            # Last of the layer's hooks: what an adapter there already reads of the weight is no reading from outside.
-            *(layer.register_forward_hook(self._leave, always_call=True) for layer in self._layers),
+            # Last of a module's hooks: what an adapter there already reads of the weight is no reading from outside.
+            *(reader.register_forward_hook(self._leave, always_call=True) for reader in self._readers),
         ]
         try:
             with self:
@@ -63,36 +84,47 @@ class Uses(TorchDispatchMode):
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.called.add(module)
+        if module in self._readers:
+            self._around[module] = self._all_running(self._around.get(module))
         self._running.append(module)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        if module not in self._layers:
+        if module not in self._readers:
             self._leave(module, args, output)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         if self._running[-1] is module:
             self._running.pop()
 
+    def _all_running(self, before: list[nn.Module] | None) -> list[nn.Module]:
+        """Return the modules that run now and ran at the other times too, outermost first."""
+        return [module for module in self._running if before is None or module in before]
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run an operation, and note whose weights are among its arguments while none of their layers runs."""
+        """Run an operation, and note which weights are among its arguments while none of their adapters acts."""
         kwargs = kwargs or {}
         # What an operation writes to is not read: RWKV divides weights of its layers in place before its first run.
         given = args[1:] if func._schema.is_mutable else args
         for tensor in _tensors((*given, *kwargs.values())):
             owners = self._owners.get(id(tensor), ())
-            if owners and func.name().split(".")[0] not in _SHAPE_ONLY and not any(o in self._running for o in owners):
-                for layer in owners:
-                    before = self._enclosing.get(layer, self._running)
-                    self._enclosing[layer] = [module for module in self._running if module in before]
+            if not owners or func.name().split(".")[0] in _NO_READING:
+                continue
+            if not any(place.reader in self._running for place in owners):
+                for place in owners:
+                    self._outside[place] = self._all_running(self._outside.get(place))
         return func(*args, **kwargs)
 
-    def readers(self) -> dict[nn.Module, Reader]:
-        """Return the layers whose weights were read from outside, each with the innermost module that all reads
-        happened in and that has the layer inside it."""
-        paths = dict(named_once(self._model)) if self._enclosing else {}
-        return {layer: self._reader(modules, paths[layer]) for layer, modules in self._enclosing.items()}
+    def readers(self) -> dict[tuple[nn.Module, str], Reader]:
+        """Return the weights that were read where their adapters didn't act, each with the innermost module that has
+        the layer inside it and in whose run all happened: these readings, and those where the adapter acts now."""
+        paths = dict(named_once(self._model)) if self._outside else {}
+        found: dict[tuple[nn.Module, str], Reader] = {}
+        for place, outside in self._outside.items():
+            around = self._around.get(place.reader, outside)
+            found[place.key] = self._reader([module for module in outside if module in around], paths[place.layer])
+        return found
 
     def _reader(self, running: list[nn.Module], paths: list[str]) -> Reader:
         below: dict[nn.Module, str] = {}
@@ -112,22 +144,22 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def uses_of(model: nn.Module, layers: Iterable[tuple[nn.Module, str]], example: Any) -> Uses:
-    """Run a model once, in eval mode and without gradients, and return what it did with some layers.
+def uses_of(model: nn.Module, places: Iterable[Place], example: Any) -> Uses:
+    """Run a model once, in eval mode and without gradients, and return what it did with some weights.
 
     Modes and random numbers are afterwards as before.
 
     Args:
         model: The model.
-        layers: Layers in it, each with the name of its weight.
+        places: The weights.
         example: Its input: a tensor, a mapping of keyword arguments, or a tuple or list of arguments.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-        >>> uses_of(model, [(model[0], "weight")], torch.ones(1, 2)).called >= {*model}
+        >>> uses_of(model, [Place(model[0], "weight", model[0])], torch.ones(1, 2)).called >= {*model}
         True
     """
-    uses = Uses(model, layers)
+    uses = Uses(model, places)
     with _in_eval(model), torch.random.fork_rng(), torch.no_grad(), uses.noting():
         call(model, example)
     return uses
@@ -156,22 +188,22 @@ def _in_eval(model: nn.Module) -> Generator[None]:
             module.training = mode
 
 
-def layers_of(targets: Targets) -> Iterator[tuple[nn.Module, str]]:
-    """Yield the layers that are to be called, ties among them, with the names of their weights."""
+def places_of(targets: Targets) -> Iterator[Place]:
+    """Yield the weights of targets, ties among them."""
     for target in targets.adapted:
-        for use in (target, *target.ties):
-            if use.reader is None:
-                yield use.module, "weight"
+        yield Place(target.module, target.parameter, target.reader.module if target.reader else target.module)
+        for tie in target.ties:
+            yield Place(tie.module, "weight", tie.reader.module if tie.reader else tie.module)
 
 
 def with_readers(targets: Targets, uses: Uses) -> Targets:
-    """Give the targets whose weights are read from outside the modules that read them."""
+    """Give the targets whose weights are read where their adapters wouldn't act the modules that read them."""
     readers = uses.readers()
     adapted = [
         replace(
             target,
-            reader=target.reader or readers.get(target.module),
-            ties=tuple(replace(tie, reader=tie.reader or readers.get(tie.module)) for tie in target.ties),
+            reader=readers.get((target.module, target.parameter), target.reader),
+            ties=tuple(replace(tie, reader=readers.get((tie.module, "weight"), tie.reader)) for tie in target.ties),
         )
         for target in targets.adapted
     ]
