@@ -338,11 +338,8 @@ def base_state_dict(model: nn.Module) -> dict[str, Any]:
         >>> list(base_state_dict(layer))
         ['weight', 'bias']
     """
-    state = model.state_dict()
-    metadata: dict[str, Any] = getattr(state, "_metadata", {})
-    base = OrderedDict(state)
+    base = without_adapters(model)
     for names, layer, lora in loras_in(model):
-        child = child_name(lora.parameter)
         if lora.before is not None:
             raise AdapterError(f'"{names[0]}" is dequantised while its adapter is merged; call unmerge first.')
         if lora.freed:
@@ -350,16 +347,27 @@ def base_state_dict(model: nn.Module) -> dict[str, Any]:
                 f'The base weight of "{names[0]}" was freed by merge(keep_base=False). '
                 "For the merged weights call eject(model), then model.state_dict()."
             )
-        for prefix in (f"{name}." if name else "" for name in names):
-            for key in [*lora.state_dict(), *lora._modules, ""]:  # pyright: ignore[reportPrivateUsage]
-                base.pop(f"{prefix}{child}.{key}", None)
-                metadata.pop(f"{prefix}{child}.{key}".rstrip("."), None)
-            if lora.base_weight is not None:
-                base[f"{prefix}{lora.parameter}"] = lora.base_weight.to(lora.weight(layer).device)
+        if lora.base_weight is not None:
+            weight = lora.base_weight.to(lora.weight(layer).device)
+            base.update({f"{name}.{lora.parameter}".lstrip("."): weight for name in names})
     for path, (_, whole) in wholes(model).items():
         if None in whole.before.values():
             raise AdapterError(f'Parameters of "{path}" were overwritten by merge(keep_base=False).')
         base.update({f"{path}.{leaf}".lstrip("."): tensor for leaf, tensor in whole.before.items()})
+    return base
+
+
+def without_adapters(model: nn.Module) -> OrderedDict[str, Any]:
+    """Return `model.state_dict()` without the adapters' own keys; the weights are the merged ones where any are."""
+    state = model.state_dict()
+    metadata: dict[str, Any] = getattr(state, "_metadata", {})
+    base = OrderedDict(state)
+    for names, _, lora in loras_in(model):
+        child = child_name(lora.parameter)
+        for prefix in (f"{name}." if name else "" for name in names):
+            for key in [*lora.state_dict(), *lora._modules, ""]:  # pyright: ignore[reportPrivateUsage]
+                base.pop(f"{prefix}{child}.{key}", None)
+                metadata.pop(f"{prefix}{child}.{key}".rstrip("."), None)
     for kept in (base, metadata):
         for key in [key for key in kept if WHOLE_CHILD in key]:
             del kept[key]
