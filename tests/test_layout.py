@@ -32,6 +32,7 @@ ORDER = [
     "lora.uses",
     "lora.reached",
     "lora.moved",
+    "lora.attachable",
     "lora.inject",
     "lora.merge",
     "lora.named",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rankwise.api import Sweep, sweep
-    from rankwise.files import load_adapter, load_loralib, save_adapter, swap_adapter
+    from rankwise.files import load_adapter, load_loralib, save_adapter, save_merged, swap_adapter
     from rankwise.lora.config import LoRAConfig
     from rankwise.lora.inject import base_state_dict, eject, inject
     from rankwise.lora.layer_types import LayerType, register_layer_type
@@ -37,6 +37,7 @@ __all__ = [
     "register_layer_type",
     "rename",
     "save_adapter",
+    "save_merged",
     "swap_adapter",
     "sweep",
     "unmerge",
@@ -60,6 +61,7 @@ _HOMES = {
     "register_layer_type": "rankwise.lora.layer_types",
     "rename": "rankwise.lora.named",
     "save_adapter": "rankwise.files",
+    "save_merged": "rankwise.files",
     "swap_adapter": "rankwise.files",
     "sweep": "rankwise.api",
     "unmerge": "rankwise.lora.merge",

@@ -109,9 +109,9 @@ def test_forms_go_round(drawn, r):
     inject(layer, LoRAConfig(r=r, target_modules=lambda *_: True))
     A, B = adapter_tensors(layer)[""]
     fill((A, B))
-    written = form.write(layer, A, B)
+    written = form.write(row, layer, A, B)
     assert tuple(tensor.shape for tensor in written) == form.shapes(row, layer, written[0].shape[0])
-    assert all(map(torch.equal, form.read(layer, *written), (A, B)))
+    assert all(map(torch.equal, form.read(row, layer, *written), (A, B)))
 
 
 def test_a_file_without_its_model_has_pefts_shapes(tmp_path):

@@ -95,7 +95,8 @@ def test_the_files_by_their_letters(tmp_path):
         "exclude_modules": None, "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
         "layers_pattern": None, "layers_to_transform": None, "lora_alpha": 2, "lora_bias": False, "lora_dropout": 0.0,
         "modules_to_save": None, "peft_type": "LORA", "r": 1, "rank_pattern": {}, "revision": None,
-        "target_modules": ["fc.0"], "task_type": None, "use_dora": False, "use_rslora": False,
+        "target_modules": ["fc.0"], "target_parameters": None, "task_type": None,
+        "use_dora": False, "use_rslora": False,
     }  # fmt: skip
     assert text == json.dumps(json.loads(text), indent=2, sort_keys=True) + "\n"
     with safe_open(tmp_path / "adapter_model.safetensors", framework="pt") as file:

@@ -16,6 +16,7 @@ from rankwise.lora import (
     activate,
     adapter_tensors,
     base_state_dict,
+    count_parameters,
     disabled,
     eject,
     inject,
@@ -305,3 +306,34 @@ def test_the_stored_config_can_be_pickled_whatever_the_targets_were():
     model = mlp()
     inject(model, LoRAConfig(target_modules=lambda name, module: name == "0"))
     assert copy.deepcopy(model)[0].lora.configs["default"].target_modules == ("0",)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"r": 3},
+        {"r": 2, "variant": "dora", "target_modules": "0"},
+        {"r": 2, "target_modules": "0", "modules_to_save": "2", "bias": "all"},
+    ],
+)
+def test_a_dry_run_reports_what_would_be_done_and_does_nothing(settings):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    before, modules = copy.deepcopy(model.state_dict()), dict(model.named_modules())
+    dry = inject(model, LoRAConfig(**settings), dry_run=True)
+    assert list(model.state_dict()) == list(before)
+    assert dict(model.named_modules()) == modules
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    done = inject(model, LoRAConfig(**settings))
+    assert str(dry) == str(done)
+    assert dry.trainable_parameters == done.trainable_parameters == count_parameters(model)
+    again = inject(model, LoRAConfig(**{**settings, "modules_to_save": ()}), "two", dry_run=True)
+    assert again.base_parameters == done.base_parameters
+    assert "two" not in model[0].lora.scale
+
+
+def test_a_dry_run_meets_what_attaching_would():
+    model = nn.Sequential(nn.Linear(4, 8))
+    model[0].lora = nn.Linear(1, 1)
+    with pytest.raises(AdapterError, match='has an attribute "lora" already'):
+        inject(model, LoRAConfig(), dry_run=True)

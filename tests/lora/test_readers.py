@@ -96,7 +96,15 @@ def plain(model, x):
     return model(x)
 
 
-ATTENTIONS = {"attention", "attention, kdim and vdim", "in_proj", "out_proj", "encoder", "decoder"}
+ATTENTIONS = {
+    "attention",
+    "attention, add_bias_kv",
+    "attention, kdim and vdim",
+    "in_proj",
+    "out_proj",
+    "encoder",
+    "decoder",
+}
 WITHOUT_VMAP = {"lstm", "gru", "rnn, one matrix", "lstm cell"}
 """torch has no batching rule for its RNNs."""
 
@@ -110,6 +118,10 @@ MODELS = {
     ),
     "in_proj": (lambda: nn.MultiheadAttention(4, 2, batch_first=True), attend, X, "in_proj_weight"),
     "out_proj": (lambda: nn.MultiheadAttention(4, 2, batch_first=True), attend, X, "out_proj"),
+    "attention, add_bias_kv": (
+        lambda: nn.MultiheadAttention(4, 2, add_bias_kv=True, add_zero_attn=True, batch_first=True), attend, X,
+        "all-linear",
+    ),
     "encoder": (lambda: nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True), plain, X, "all-linear"),
     "decoder": (
         lambda: nn.TransformerDecoderLayer(4, 2, 8, dropout=0.0, batch_first=True),
@@ -345,6 +357,13 @@ def test_ways_to_name_an_attention():
         (1, "Parameter"),
         (1, "NonDynamicallyQuantizableLinear"),
     ]
+
+
+def test_the_further_key_and_value_of_an_attention_are_no_matrices():
+    model = nn.MultiheadAttention(4, 2, add_bias_kv=True)
+    assert names(model) == ["in_proj_weight", "out_proj"]
+    with pytest.raises(TargetError, match='No module matches target "bias_k"'):
+        names(nn.MultiheadAttention(4, 2, add_bias_kv=True), target_modules="bias_k")
 
 
 def test_parameters_are_found_by_patterns_that_match_no_module():

@@ -54,6 +54,10 @@ LINEAR = [f"h.{i}.{name}" for i in (0, 1) for name in ("q_proj", "k_proj", "mlp.
         ("h.0.*", LINEAR[:4]),
         ("*_proj", [name for name in LINEAR if name.endswith("_proj")]),
         ("h.[01].mlp.2", ["h.0.mlp.2", "h.1.mlp.2"]),
+        ("h.{1..7}.q_proj", ["h.1.q_proj"]),
+        ("{0..0}.k_proj", ["h.0.k_proj"]),
+        ("h.{1..}.*", LINEAR[4:8]),
+        ("*.{0..1}.mlp.{2..}", ["h.0.mlp.2", "h.1.mlp.2"]),
         (r"re:h\.\d\.[qk]_proj", [name for name in LINEAR if name.endswith("_proj")]),
         (
             lambda name, module: isinstance(module, nn.Linear) and module.out_features == 4,
@@ -106,6 +110,14 @@ def test_rank_and_alpha_patterns_speak_the_same_language():
     assert found["head"] == (8, 16.0, 2.0)
 
 
+def test_ranges_of_layers_in_rank_and_exclude_patterns():
+    config = LoRAConfig(r=2, rank_pattern={"h.{1..9}.q_proj": 4}, exclude_modules="*.{0..0}.mlp.*")
+    found = {target.name: target.r for target in find_targets(Model(), config).adapted}
+    assert (found["h.0.q_proj"], found["h.1.q_proj"]) == (2, 4)
+    assert "h.0.mlp.0" not in found
+    assert "h.1.mlp.0" in found
+
+
 def test_a_shared_module_is_one_target_under_all_its_names():
     shared = nn.Linear(4, 4)
     model = nn.ModuleDict({"a": shared, "b": nn.Sequential(shared, nn.Linear(4, 4))})
@@ -140,6 +152,8 @@ def test_a_tied_head_of_a_transformers_model_is_no_obstacle_to_all_linear():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"target_modules": "h.{5..1}.q_proj"}, '"h.{5..1}.q_proj" has a range that ends before it begins'),
+        ({"target_modules": "h.{2..9}.q_proj"}, 'No module matches target "h.{2..9}.q_proj"'),
         (
             {"target_modules": "q_prj"},
             'No module matches target "q_prj". Those that can be adapted end in: 0, 2, embed, head, k_proj, q_proj. '

@@ -2,7 +2,16 @@
 
 from rankwise.files.folder import read_adapter, write_adapter
 from rankwise.files.loralib import load_loralib
+from rankwise.files.merged import save_merged
 from rankwise.files.model import load_adapter, save_adapter
 from rankwise.files.swap import swap_adapter
 
-__all__ = ["load_adapter", "load_loralib", "read_adapter", "save_adapter", "swap_adapter", "write_adapter"]
+__all__ = [
+    "load_adapter",
+    "load_loralib",
+    "read_adapter",
+    "save_adapter",
+    "save_merged",
+    "swap_adapter",
+    "write_adapter",
+]

@@ -1,6 +1,6 @@
 """What of a file fits a model beside A and B: parameters trained whole, and what is missing."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,9 @@ from rankwise.errors import suggest
 from rankwise.files.checksums import BASE
 from rankwise.files.findings import Findings
 from rankwise.files.folder import AdapterFile
-from rankwise.files.keys import LINEAR_KEYS, key_of, whole_key_of, with_ancestors
+from rankwise.files.keys import BASE_LAYER, LINEAR_KEYS, key_of, whole_key_of, with_ancestors
 from rankwise.files.layer_tensors import form_of
+from rankwise.files.peft_paths import paths_of_file
 from rankwise.files.peft_targets import PeftTargets
 from rankwise.lora.layer_types import layer_type_of, obstacle
 from rankwise.lora.targets import ALL_LINEAR, Target
@@ -66,19 +67,47 @@ def find_missing(
                     f'The adapter has no tensor "{key}", but its target_modules take in "{names[0]}" '
                     f"of this model. {cause}"
                 )
-    saved = tuple(read.fields.get("modules_to_save") or ())
-    for module, names in modules if saved or read.config.bias != "none" else []:
+    for name in _missing_parameters(modules, read):
+        findings.add(f'The adapter has no tensors for "{name}", but its target_parameters take it in. {cause}')
+    saved, bias = tuple(read.fields.get("modules_to_save") or ()), read.fields.get("bias") or "none"
+    for module, names in modules if saved or bias != "none" else []:
         for leaf, tensor in module.named_parameters(recurse=False):
             paths = [f"{name}.{leaf}" if name else leaf for name in names]
-            bias = leaf == "bias" and {"all": True, "lora_only": bool(reached.intersection(names))}.get(
-                read.config.bias
+            is_bias = leaf == "bias" and {"all": True, "lora_only": bool(reached.intersection(names))}.get(bias)
+            missing = is_bias or (
+                saved and any(path.endswith(saved) for name in names for path in with_ancestors(name))
             )
-            missing = bias or (saved and any(path.endswith(saved) for name in names for path in with_ancestors(name)))
             if missing and tensor is not None and not any(path in read.parts.whole for path in paths):
                 findings.add(
                     f'The adapter has no tensor "{whole_key_of(paths[0], reached)}", which modules_to_save or bias '
                     f"announces. {cause}"
                 )
+
+
+def _missing_parameters(modules: Modules, read: AdapterFile) -> Iterator[str]:
+    """Yield the parameters that `target_parameters` mean and the file lacks.
+
+    A path that is all of a parameter's means that one, also where other paths end in it.
+    """
+    wanted: Sequence[str] = read.fields.get("target_parameters") or ()
+    paths = paths_of_file(modules, wanted)
+    places = [
+        paths.place(module, names[0], name)
+        for module, names in (modules if wanted else ())
+        for name, _ in module.named_parameters(recurse=False)
+    ]
+    ends = {*wanted} - {place.name for place in places}
+    for place in places:
+        meant = place.name in wanted or any(place.name.endswith(f".{end}") for end in ends)
+        if place.bare and meant and place.path not in read.parts.pairs:
+            yield place.name
+
+
+def as_here(model: nn.Module, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a file has in place of the base's parameters by the paths that these have in the model."""
+    own = {*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers(remove_duplicate=False))}
+    inside = {path: path.replace(f"{BASE_LAYER}.", "") for path in whole}
+    return {path if path in own or inside[path] not in own else inside[path]: whole[path] for path in whole}
 
 
 def saved_modules_of_file(modules: Modules, read: AdapterFile, whole: Mapping[str, Tensor]) -> tuple[str, ...]:

@@ -19,11 +19,12 @@ from torch import Tensor
 from rankwise.errors import AdapterFileError, ConfigError, OutputError
 from rankwise.files.checksums import check_config, check_file, metadata_of
 from rankwise.files.findings import Findings
-from rankwise.files.keys import LINEAR_KEYS, MAGNITUDE_KEY, Parts, is_pair, key_of, sorted_parts, whole_key_of
+from rankwise.files.keys import BASE_LAYER, LINEAR_KEYS, MAGNITUDE_KEY, Parts, is_pair, key_of, sorted_parts
 from rankwise.files.peft_config import (
     CONFIG_FILE,
     SCALING_OF_RSLORA,
     VARIANT_OF_DORA,
+    PeftName,
     check_unknown_fields,
     fields_of,
     foreign_fields,
@@ -48,6 +49,7 @@ def write_adapter(
     model_names: Iterable[str] = (),
     fan_in_fan_out: bool | None = None,
     key_ends: Mapping[str, tuple[str, str]] | None = None,
+    named: Mapping[str, PeftName] | None = None,
 ) -> Path:
     """Write A and B of a set of modules; no model is needed.
 
@@ -56,8 +58,8 @@ def write_adapter(
         config: Gives alpha, scaling and dropout. Ranks are those of the tensors.
         tensors: Module path -> (A of shape (r, d_in), B of shape (d_out, r)), or as PEFT shapes them for other
             layers than Linear. Types are kept.
-        whole: Path of a parameter or buffer -> what the adapter has in its place. `modules_to_save` and `bias` of the
-            configuration must announce it.
+        whole: Path of a parameter or buffer, as PEFT has it -> what the adapter has in its place. `modules_to_save` and
+            `bias` of the configuration must announce it.
         magnitudes: Module path -> DoRA's magnitudes, as PEFT shapes them; needed where the configuration is of DoRA.
         base_name: What the base is called; None leaves what the configuration brought along.
         base_weights: Module path -> weight of the base, for the checksums that tell another base apart;
@@ -66,6 +68,7 @@ def write_adapter(
             suffix too; where that would reach other modules, the targets are written as one regular expression.
         fan_in_fan_out: PEFT's word for transformers' Conv1D layers; None leaves what the configuration brought along.
         key_ends: Module path -> ends of the keys of A and B, where they aren't those of a Linear.
+        named: Module path -> what targets and patterns call it, where that isn't its path.
 
     Returns:
         The folder.
@@ -93,19 +96,20 @@ def write_adapter(
         for name, pair in tensors.items()
         for end, tensor in zip((key_ends or {}).get(name, LINEAR_KEYS), pair, strict=True)
     }
-    named = magnitudes or {}
-    if named.keys() != (tensors.keys() if config.variant == VARIANT_OF_DORA[True] else set()):
+    beside = magnitudes or {}
+    if beside.keys() != (tensors.keys() if config.variant == VARIANT_OF_DORA[True] else set()):
         raise AdapterFileError(
-            f'The variant is "{config.variant}" and {len(named)} of {len(tensors)} modules have magnitudes; '
+            f'The variant is "{config.variant}" and {len(beside)} of {len(tensors)} modules have magnitudes; '
             'with "dora" all have, else none.'
         )
-    keyed |= {key_of(name, MAGNITUDE_KEY): tensor for name, tensor in named.items()}
-    keyed |= {whole_key_of(name, tensors): tensor for name, tensor in (whole or {}).items()}
+    keyed |= {key_of(name, MAGNITUDE_KEY): tensor for name, tensor in beside.items()}
+    keyed |= {key_of("", name): tensor for name, tensor in (whole or {}).items()}
     # Copies: safetensors refuses tensors that share memory, as slices of a stack do.
     flat = {
         key: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for key, tensor in keyed.items()
     }
-    fields = fields_of(config, {name: A.shape[0] for name, (A, _) in tensors.items()}, model_names)
+    called = {name: PeftName(name, False, A.shape[0]) for name, (A, _) in tensors.items()} | dict(named or {})
+    fields = fields_of(config, [called[name] for name in tensors], model_names)
     if base_name is not None:
         fields["base_model_name_or_path"] = base_name
     if fan_in_fan_out is not None:
@@ -148,9 +152,11 @@ def read_adapter(
             f'{read.path} brings parameters trained whole ("{next(iter(read.parts.whole))}"), beside A and B; '
             "load_adapter puts them into a model."
         )
+    if read.fields.get("target_parameters"):
+        findings.add(f"{read.path} adapts parameters (target_parameters), whose form only load_adapter knows.")
     if read.parts.magnitudes:
         findings.add(f"{read.path} is of a DoRA adapter, whose magnitudes only load_adapter can use.")
-    return read.config, read.parts.pairs
+    return config_of(read, {name: (name, 1) for name in read.parts.pairs}, findings), read.parts.pairs
 
 
 # Writing
@@ -201,15 +207,15 @@ class AdapterFile:
 
     Args:
         path: The file with the tensors.
+        settings: The file with the settings.
         fields: The settings, in PEFT's words.
-        config: The configuration they make.
         parts: The tensors, sorted.
         metadata: Of the tensor file, with its checksums if it is ours.
     """
 
     path: Path
+    settings: Path
     fields: dict[str, Any]
-    config: LoRAConfig
     parts: Parts
     metadata: dict[str, str]
 
@@ -229,19 +235,31 @@ def read_whole(folder: Path, findings: Findings, allow_pickle: bool) -> AdapterF
     parts = sorted_parts(path, flat, fields, findings)
     if not parts.pairs:
         raise AdapterFileError(f"{path} holds no tensors of an adapter.")
-    return AdapterFile(path, fields, _config_of(where, fields, parts, findings), parts, metadata)
+    return AdapterFile(path, where, fields, parts, metadata)
 
 
-def _config_of(where: Path, fields: Mapping[str, Any], parts: Parts, findings: Findings) -> LoRAConfig:
+def config_of(read: AdapterFile, named: Mapping[str, tuple[str, int]], findings: Findings) -> LoRAConfig:
+    """Return the configuration that a file's settings make.
+
+    Args:
+        read: The file.
+        named: PEFT's path of a pair -> what patterns call it, and of how many matrices it is a stack; a pair that is
+            not among them is not looked at.
+        findings: Takes a rank that isn't the one announced.
+
+    Raises:
+        AdapterFileError: A setting is out of its range.
+    """
+    fields, parts = read.fields, read.parts
     r, alpha = fields.get("r", 8), float(fields.get("lora_alpha", 8))
-    ranks = {name: A.shape[0] for name, (A, _) in parts.pairs.items()}
-    for name, said in peft_values(fields.get("rank_pattern"), r, parts.pairs).items():
+    ranks = {path: parts.pairs[path][0].shape[0] // stack for path, (_, stack) in named.items()}
+    for name, said in _values("rank_pattern", fields, r, named).items():
         if ranks[name] != said:
             findings.add(
                 f'lora_A of "{name}" has rank {ranks[name]}; {CONFIG_FILE} says r = {said}. '
                 "The two files don't belong together."
             )
-    alphas = peft_values(fields.get("alpha_pattern"), alpha, parts.pairs)
+    alphas = _values("alpha_pattern", fields, alpha, named)
     try:
         return LoRAConfig(
             r=r,
@@ -257,4 +275,17 @@ def _config_of(where: Path, fields: Mapping[str, Any], parts: Parts, findings: F
             extra=foreign_fields(fields),
         )
     except ConfigError as error:
-        raise AdapterFileError(f"{where} can't be used: {error}") from error
+        raise AdapterFileError(f"{read.settings} can't be used: {error}") from error
+
+
+def _values(
+    field: str, fields: Mapping[str, Any], default: Any, named: Mapping[str, tuple[str, int]]
+) -> dict[str, Any]:
+    """Return the value that a pattern of the settings gives each pair, by its name.
+
+    Keys of paths in a `base_layer` are Rankwise's: for an attention's out_proj that differs from its in_proj.
+    """
+    pattern: Mapping[str, Any] = fields.get(field) or {}
+    by_path = peft_values({key: value for key, value in pattern.items() if BASE_LAYER in key}, None, named)
+    by_name = peft_values(pattern, default, {name for name, _ in named.values()})
+    return {path: by_name[named[path][0]] if value is None else value for path, value in by_path.items()}

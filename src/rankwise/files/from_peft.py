@@ -5,8 +5,11 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from rankwise.errors import ConfigError
 from rankwise.files.findings import Findings
@@ -30,9 +33,8 @@ _INITS = {"true": "kaiming", "null": "kaiming", '"gaussian"': "gaussian"}
 def config_from_peft(source: Any, *, strict: bool = True) -> LoRAConfig:
     """Return PEFT's settings as ours; see `LoRAConfig.from_peft`."""
     where, fields = _fields_of(source)
-    # A fresh adapter may take parameters as targets; only a file's tensors for them have a shape of PEFT's own.
-    parameters = fields.pop("target_parameters", None) or []
     check_fields(where, fields)
+    parameters = fields.get("target_parameters") or []
     check_unknown_fields(where, fields, Findings(strict))
     init = json.dumps(fields.get("init_lora_weights", True))
     if init not in _INITS:
@@ -97,9 +99,23 @@ def _targets_of(where: object, fields: Mapping[str, Any], parameters: list[str])
             f"{where} has no target_modules; peft then chooses by the name of the model's architecture. Name the "
             'modules, or set "all-linear".'
         )
+    # PEFT may call a layer by its weight.
+    own = [_Weights(name) if name.rpartition(".")[2] == "weight" else name for name in parameters]
     if isinstance(wanted, list) and layers not in (None, []):
-        return (PeftTargets(fields), *parameters)
-    return (*as_list(_as_patterns(wanted)), *parameters)
+        return (PeftTargets(fields), *own)
+    return (*as_list(_as_patterns(wanted)), *own)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The layers, and parameters called `weight`, that an entry of `target_parameters` means: a target pattern."""
+
+    name: str
+
+    def __call__(self, name: str, module: nn.Module) -> bool:
+        """Tell whether this path is meant."""
+        path = f".{name}" if name.rpartition(".")[2] == "weight" else f".{name}.weight"
+        return path.endswith(f".{self.name}")
 
 
 def _as_patterns(names: str | list[str] | None) -> TargetPattern | tuple[str, ...]:

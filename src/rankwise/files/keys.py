@@ -55,7 +55,7 @@ def key_of(name: str, end: str) -> str:
         >>> key_of("h.0.up", "lora_A.weight")
         'base_model.model.h.0.up.lora_A.weight'
     """
-    return _joined(PREFIX, name, end)
+    return joined(PREFIX, name, end)
 
 
 def is_pair(A: Tensor, B: Tensor) -> bool:
@@ -72,10 +72,11 @@ def whole_key_of(name: str, adapted: Collection[str]) -> str:
         ('base_model.model.up.base_layer.bias', 'base_model.model.head.weight')
     """
     owner, _, leaf = name.rpartition(".")
-    return _joined(PREFIX, owner, BASE_LAYER if owner in adapted else "", leaf)
+    return joined(PREFIX, owner, BASE_LAYER if owner in adapted else "", leaf)
 
 
-def _joined(*parts: str) -> str:
+def joined(*parts: str) -> str:
+    """Return a path of its parts; empty ones are left out."""
     return ".".join(part for part in parts if part)
 
 
@@ -143,7 +144,7 @@ def _test_of_whole(fields: Mapping[str, Any], adapted: Collection[str]) -> Calla
             return True
         if leaf == "bias" and (bias == "all" or (bias == "lora_only" and owner in adapted)):
             return True
-        if owner.rpartition(".")[2] in _RESIZED or inside == _joined(owner, BASE_LAYER, "weight"):
+        if owner.rpartition(".")[2] in _RESIZED or inside == joined(owner, BASE_LAYER, "weight"):
             return True
         # As PEFT finds them: the path of a module ends in the name.
         return bool(modules) and any(path.endswith(modules) for path in with_ancestors(owner))

@@ -11,16 +11,10 @@ from torch import Tensor, nn
 from rankwise.errors import AdapterFileError
 from rankwise.files.checksums import check_base
 from rankwise.files.findings import Findings
-from rankwise.files.fit import differences_in_peft, find_missing, saved_modules_of_file, whole_of_file
-from rankwise.files.folder import read_whole, write_adapter
+from rankwise.files.fit import as_here, differences_in_peft, find_missing, saved_modules_of_file, whole_of_file
+from rankwise.files.folder import config_of, read_whole, write_adapter
 from rankwise.files.peft_config import CONFIG_FILE
-from rankwise.files.placing import (
-    as_filed,
-    key_ends,
-    magnitudes_as_filed,
-    magnitudes_of_file,
-    targets_of_file,
-)
+from rankwise.files.placing import Filed, as_filed, magnitudes_of_file, settings_names, targets_of_file, weights_of_file
 from rankwise.lora.adapter import layers_with, lora_of
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import Report, attach, check_new_name, collector_paused
@@ -77,19 +71,33 @@ def save_adapter(
     """
     with collector_paused():  # names and patterns make many small objects too
         layers = layers_with(model, name)
+        modules = named_once(model)
         config = next(iter(layers.values()))[1].configs[name]
-        config, tensors = as_filed(model, layers, name, config)
+        filed = as_filed(modules, layers, name, config)
+        _warn_of_dropout(config, filed)
         return write_adapter(
             directory,
-            config,
-            tensors,
-            whole=whole_tensors(model, name),
-            magnitudes=magnitudes_as_filed(model, layers, name),
+            filed.config,
+            filed.tensors,
+            whole={filed.paths.whole(path, filed.tensors): t for path, t in whole_tensors(model, name).items()},
+            magnitudes=filed.magnitudes,
             base_weights=_base_weights({path: (layer, lora.parameter) for path, (layer, lora) in layers.items()}),
             base_name=base_name,
-            model_names=[paths[0] for _, paths in named_once(model)],
+            model_names=[paths[0] for _, paths in modules],
             fan_in_fan_out=all(lora.layer_type.name == "Conv1D" for _, lora in layers.values()),
-            key_ends=key_ends(model, layers),
+            key_ends=filed.key_ends,
+            named=filed.named,
+        )
+
+
+def _warn_of_dropout(config: LoRAConfig, filed: Filed) -> None:
+    """Say that a file with adapted parameters has no dropout; there it would have no input to act on."""
+    bare = {named.bare for named in filed.named.values()}
+    if config.dropout and bare == {True, False}:
+        warnings.warn(
+            f"The file says lora_dropout = 0, not {config.dropout:g}: PEFT refuses dropout in an adapter that has "
+            "parameters among its targets. It matters only where the adapter is trained on.",
+            stacklevel=4,
         )
 
 
@@ -176,8 +184,12 @@ def read_for(
         folder = folder / name
     read = read_whole(folder, findings, allow_pickle)
     modules = named_once(model)
-    targets, converted = targets_of_file(model, read.config, read.parts.pairs, untie, findings)
-    own = magnitudes_of_file(model, targets, read.parts.magnitudes, findings) if read.parts.magnitudes else None
+    read = replace(read, parts=replace(read.parts, whole=as_here(model, read.parts.whole)))
+    weights = weights_of_file(modules, read.fields, read.parts.pairs)
+    config = config_of(read, settings_names(weights, read.parts.pairs), findings)
+    pairs = read.parts.pairs
+    targets, converted, paths = targets_of_file(model, modules, weights, config, pairs, untie, findings)
+    own = magnitudes_of_file(targets, paths, read.parts.magnitudes, findings) if read.parts.magnitudes else None
     # Any stand-in for magnitudes would change the layer, so its A and B are of no use without them.
     targets = [target for target in targets if own is None or target.name in own]
     whole = whole_of_file(model, read, findings)
@@ -189,7 +201,7 @@ def read_for(
     for difference in differences_in_peft(read, targets):
         warnings.warn(difference, stacklevel=3)
         notes.append(difference)
-    config = replace(read.config, modules_to_save=saved_modules_of_file(modules, read, whole))
+    config = replace(config, modules_to_save=saved_modules_of_file(modules, read, whole))
     return Fitting(config, targets, converted, whole, own, notes)
 
 

@@ -5,6 +5,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(
         (
             "layer_replication",
-            "target_parameters",
             "trainable_token_indices",
             "alora_invocation_tokens",
             "arrow_config",
@@ -98,6 +98,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "target_modules": (_is_names, "a list of names or one regular expression"),
     "exclude_modules": (_is_names, "a list of names or one regular expression"),
     "modules_to_save": (lambda value: value is None or _is_list_of_names(value), "a list of names"),
+    "target_parameters": (lambda value: value is None or _is_list_of_names(value), "a list of names"),
     "layers_pattern": (_is_names, "a list of names or one name"),
     "layers_to_transform": (_are_indices, "a whole number or a list of them"),
     "bias": (lambda value: value is None or value in BIASES, " or ".join(f'"{bias}"' for bias in BIASES)),
@@ -116,12 +117,29 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
 # Writing
 
 
-def fields_of(config: LoRAConfig, ranks: Mapping[str, int], model_names: Iterable[str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class PeftName:
+    """What the settings say of a weight.
+
+    Args:
+        name: What targets and patterns call it.
+        bare: Whether it is one of `target_parameters`; else it is one of `target_modules`.
+        r: Its rank.
+    """
+
+    name: str
+    bare: bool
+    r: int
+
+
+def fields_of(config: LoRAConfig, named: Iterable[PeftName], model_names: Iterable[str]) -> dict[str, Any]:
     """Return the JSON of an adapter, without what only the caller knows."""
-    names = sorted(ranks)
+    ranks = {it.name: it.r for it in named}
+    names, modules = sorted(ranks), sorted({it.name for it in named if not it.bare})
+    parameters = sorted(it.name for it in named if it.bare)
     alphas = {name: _whole(config.alpha) for name in names}
     alphas |= {name: _whole(alpha) for name, alpha in matching_values(config.alpha_pattern, names).items()}
-    reached = matching_values(dict.fromkeys(names, True), model_names)
+    reached = matching_values(dict.fromkeys(modules, True), model_names)
     foreign = {
         "auto_mapping": None,
         "base_model_name_or_path": None,
@@ -141,12 +159,13 @@ def fields_of(config: LoRAConfig, ranks: Mapping[str, int], model_names: Iterabl
         "layers_to_transform": None,
         "lora_alpha": _whole(config.alpha),
         "lora_bias": False,
-        "lora_dropout": config.dropout,
+        "lora_dropout": 0.0 if parameters else config.dropout,
         "modules_to_save": sorted(map(str, as_list(config.modules_to_save))) or None,
         "peft_type": "LORA",
         "r": config.r,
         "rank_pattern": _as_peft(pinned(ranks, config.r)),
-        "target_modules": names if reached.keys() <= ranks.keys() else "|".join(map(re.escape, names)),
+        "target_modules": modules if reached.keys() <= {*modules} else "|".join(map(re.escape, modules)),
+        "target_parameters": parameters or None,
         "use_dora": config.variant == VARIANT_OF_DORA[True],
         "use_rslora": config.scaling == SCALING_OF_RSLORA[True],
     }
@@ -163,7 +182,7 @@ _WRITTEN = {
         "lora_alpha",
     ),
     *("lora_bias", "lora_dropout", "modules_to_save", "peft_type", "r", "rank_pattern", "runtime_config"),
-    *("target_modules", "use_dora", "use_rslora"),
+    *("target_modules", "target_parameters", "use_dora", "use_rslora"),
 }
 """Fields that are ours to write, whatever a file said; all others are kept as they came."""
 

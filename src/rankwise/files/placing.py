@@ -2,20 +2,24 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rankwise.errors import suggest
+from rankwise.errors import AdapterError, suggest
 from rankwise.files.findings import Findings
 from rankwise.files.layer_tensors import form_of, growth_of, is_compact
+from rankwise.files.peft_config import VARIANT_OF_DORA, PeftName
+from rankwise.files.peft_paths import IN_PROJ, PeftPaths, Place, paths_of_file, paths_of_layers
 from rankwise.lora.adapter import LoRA
 from rankwise.lora.config import LoRAConfig
-from rankwise.lora.layer_types import obstacle
+from rankwise.lora.layer_types import LayerType, obstacle
 from rankwise.lora.layer_types.convolution import Convolution
+from rankwise.lora.layer_types.parameter import parameter_type
 from rankwise.lora.layer_types.sliced import block_form
-from rankwise.lora.modules import Named, named_once
+from rankwise.lora.modules import Named
 from rankwise.lora.patterns import matching_values, pinned
 from rankwise.lora.readers import Weight, layers_and_owned, other_parameters, reader_of
 from rankwise.lora.targets import Target
@@ -25,91 +29,81 @@ from rankwise.lora.variants import VARIANTS
 Pair = tuple[Tensor, Tensor]
 Layers = Mapping[str, tuple[nn.Module, LoRA]]
 
-_IN_PROJ, _OUT_PROJ = "in_proj_weight", "out_proj"
-"""What PEFT writes of an attention, as the attention's own and as `base_layer.out_proj`."""
-
-
-def _file_path(path: str, attentions: Mapping[str, nn.Module]) -> str:
-    """Return the path under which PEFT has a weight.
-
-    Examples:
-        >>> [_file_path(path, {"a": nn.MultiheadAttention(2, 1)}) for path in ("a.in_proj_weight", "a.out_proj", "b")]
-        ['a', 'a.base_layer.out_proj', 'b']
-    """
-    owner, _, leaf = path.rpartition(".")
-    if owner not in attentions or leaf not in (_IN_PROJ, _OUT_PROJ):
-        return path
-    return owner if leaf == _IN_PROJ else ".".join(filter(None, (owner, "base_layer", _OUT_PROJ)))
-
-
-def _attentions(modules: Iterable[Named]) -> dict[str, nn.Module]:
-    return {name: module for module, names in modules if isinstance(module, nn.MultiheadAttention) for name in names}
-
-
 # Writing
 
 _MOST_GROWTH = 2**28
 """How many numbers (1 GiB in float32) may be written where PEFT's form of grouped convolutions adds zeros."""
 
 
-def as_filed(
-    model: nn.Module, layers: Layers, name: str, config: LoRAConfig
-) -> tuple[LoRAConfig, dict[str, tuple[Tensor, Tensor]]]:
-    """Return A and B of every weight as PEFT shapes them, by PEFT's path.
+@dataclass(frozen=True)
+class Filed:
+    """An adapter as it lies in a file.
 
     Args:
-        model: The injected model.
+        config: Its configuration, whose alphas are those of the settings' names and keep the scales where PEFT's shape
+            changes r.
+        tensors: PEFT's path -> A and B as PEFT shapes them.
+        named: PEFT's path -> what the settings call it.
+        key_ends: PEFT's path -> ends of the keys of A and B.
+        magnitudes: PEFT's path -> DoRA's magnitudes, as PEFT shapes them.
+        paths: Where PEFT has the weights.
+    """
+
+    config: LoRAConfig
+    tensors: dict[str, Pair]
+    named: dict[str, PeftName]
+    key_ends: dict[str, tuple[str, str]]
+    magnitudes: dict[str, Tensor]
+    paths: PeftPaths
+
+
+def as_filed(modules: Sequence[Named], layers: Layers, name: str, config: LoRAConfig) -> Filed:
+    """Return an adapter as PEFT has it.
+
+    Args:
+        modules: All modules of the injected model.
         layers: Its adapted layers.
         name: The adapter.
         config: Its configuration.
 
-    Returns:
-        The configuration, with alphas that keep the scales where PEFT's shape changes r, and the tensors.
+    Raises:
+        AdapterError: Two weights would lie in one place of the file.
     """
-    attentions = _attentions(named_once(model))
-    tensors: dict[str, Pair] = {}
-    alphas: dict[str, float] = {}
+    paths = paths_of_layers(modules, layers, config.variant == VARIANT_OF_DORA[False])
+    firsts = {module: names[0] for module, names in modules}
+    filed = Filed(config, {}, {}, {}, {}, paths)
+    settings: dict[str, tuple[int, float]] = {}
     patterned = matching_values(config.alpha_pattern, layers)
     compact = _is_too_large(layers, name)
     for path, (layer, lora) in layers.items():
-        row, filed = lora.row_of(name), _file_path(path, attentions)
+        place, row, own = paths.place(layer, firsts[layer], lora.parameter), lora.row_of(name), _row_of_all(lora)
+        if place.path in filed.tensors:
+            raise AdapterError(
+                f'"{path}" and another weight of its module would lie in one place of a file in PEFT\'s format. Save '
+                "adapters of them one by one."
+            )
         A, B = (tensor.detach() for tensor in lora.pair(name))
         # PEFT has no slices: an ordinary adapter of the summed rank is the same function.
-        whole = block_form(B, row.slices, lora.layer_type.dims(layer)[1]) if row.slices else B
-        tensors[filed] = form_of(row, compact and growth_of(layer, A) > 1).write(layer, A, whole)
-        growth = tensors[filed][0].shape[0] * row.stack(layer) // A.shape[0]
-        alphas[filed] = patterned.get(path, config.alpha) * _alpha_factor(config, growth)
-    return replace(config, alpha_pattern=pinned(alphas, config.alpha)), tensors
+        whole = block_form(B, row.slices, own.dims(layer)[1]) if row.slices else B
+        form = form_of(own, compact and growth_of(layer, A) > 1, place.bare)
+        filed.tensors[place.path] = pair = form.write(own, layer, A, whole)
+        filed.key_ends[place.path] = form.keys
+        r = pair[0].shape[0] // own.stack(layer)
+        growth = r * row.stack(layer) // A.shape[0]
+        values = r, patterned.get(path, config.alpha) * _alpha_factor(config, growth)
+        # PEFT has one r and one alpha for all of an attention; where they differ only Rankwise reads the file.
+        called = place.name if settings.setdefault(place.name, values) == values else place.path
+        settings[called] = values
+        filed.named[place.path] = PeftName(called, place.bare, r)
+        for tensor in lora.own(name).values():
+            filed.magnitudes[place.path] = tensor.detach().view(_magnitude_shape(layer, tensor.numel()))
+    alphas = {called: alpha for called, (_, alpha) in settings.items()}
+    return replace(filed, config=replace(config, alpha_pattern=pinned(alphas, config.alpha)))
 
 
-def magnitudes_as_filed(model: nn.Module, layers: Layers, name: str) -> dict[str, Tensor]:
-    """Return DoRA's magnitudes as PEFT shapes them, by PEFT's path."""
-    attentions = _attentions(named_once(model))
-    return {
-        _file_path(path, attentions): tensor.detach().view(_magnitude_shape(layer, tensor.numel()))
-        for path, (layer, lora) in layers.items()
-        for tensor in lora.own(name).values()
-    }
-
-
-def magnitudes_of_file(
-    model: nn.Module, targets: Iterable[Target], magnitudes: Mapping[str, Tensor], findings: Findings
-) -> dict[str, dict[str, Tensor]]:
-    """Return DoRA's magnitudes of a file by the targets' names, without those that don't fit."""
-    attentions = _attentions(named_once(model))
-    own: dict[str, dict[str, Tensor]] = {}
-    for target in targets:
-        paths = [_file_path(name, attentions) for name in (target.name, *target.aliases)]
-        path = next(path for path in paths if path in magnitudes)
-        tensor, needed = magnitudes[path], _magnitude_shape(target.module, target.d_out)
-        if tuple(tensor.shape) != needed or not tensor.is_floating_point():
-            findings.add(
-                f'The magnitudes of "{path}" have shape {tuple(tensor.shape)} and type {tensor.dtype}; the base layer '
-                f"needs {needed} floating-point numbers. Was it trained on another model?"
-            )
-        else:
-            own[target.name] = {"magnitude": tensor.flatten()}
-    return own
+def _row_of_all(lora: LoRA) -> LayerType:
+    """Return how the weight is seen by an adapter that isn't on slices of it."""
+    return parameter_type(lora.parameter) if lora.is_parameter else lora.layer_type
 
 
 def _magnitude_shape(layer: nn.Module, d_out: int) -> tuple[int, ...]:
@@ -131,12 +125,6 @@ def _is_too_large(layers: Layers, name: str) -> bool:
     return True
 
 
-def key_ends(model: nn.Module, layers: Layers) -> dict[str, tuple[str, str]]:
-    """Return the ends of the keys of A and B, by PEFT's path."""
-    attentions = _attentions(named_once(model))
-    return {_file_path(path, attentions): form_of(lora.layer_type).keys for path, (_, lora) in layers.items()}
-
-
 def _alpha_factor(config: LoRAConfig, growth: int) -> float:
     """By what alpha grows with r if the scale is to stay: growth, or its root for the rank-stabilised scale."""
     return growth / config.scale(r=growth, alpha=growth)
@@ -145,84 +133,149 @@ def _alpha_factor(config: LoRAConfig, growth: int) -> float:
 # Reading
 
 
+@dataclass(frozen=True)
+class Found:
+    """The weight of a model that a pair of tensors in a file belongs to.
+
+    Args:
+        weight: The weight.
+        place: Where PEFT has it.
+    """
+
+    weight: Weight
+    place: Place
+
+    @property
+    def blocked(self) -> str:
+        """Why no adapter can act here, or an empty string."""
+        row, module = self.weight.layer_type, self.weight.module
+        if row is not None and row.name == "Parameter":
+            return ""
+        if self.place.bare and row is not None and not row.matrix:
+            return "its weight is no matrix, and named in target_parameters, so PEFT has it as a stack of matrices"
+        return obstacle(module)
+
+
+def settings_names(weights: Mapping[str, Found], pairs: Mapping[str, Pair]) -> dict[str, tuple[str, int]]:
+    """Return what the settings call each pair whose A a weight can have, and how many matrices the weight is."""
+    rows = {path: found.weight.layer_type for path, found in weights.items() if not found.blocked}
+    stacks = {path: row.stack(weights[path].weight.module) for path, row in rows.items() if row is not None}
+    return {path: (weights[path].place.name, n) for path, n in stacks.items() if pairs[path][0].shape[0] % n == 0}
+
+
+def weights_of_file(modules: Sequence[Named], fields: Mapping[str, Any], pairs: Iterable[str]) -> dict[str, Found]:
+    """Find the weights that a file's pairs of tensors belong to.
+
+    Args:
+        modules: All modules of the base.
+        fields: The file's settings.
+        pairs: PEFT's paths of the pairs.
+
+    Returns:
+        PEFT's path -> weight; paths that the model lacks are left out.
+    """
+    paths = paths_of_file(modules, fields.get("target_parameters") or [])
+    filed: dict[str, Found] = {}
+    plain: dict[str, Found] = {}
+    # Layers last: where a parameter and a layer have one path, the layer is meant.
+    for found in (other_parameters(modules), layers_and_owned(modules)):
+        for weight in found:
+            is_own = weight.layer_type is not None and weight.layer_type.name == "Parameter"
+            for name in weight.names:
+                place = paths.place(weight.module, name.rpartition(".")[0] if is_own else name, weight.parameter)
+                reachable = place.bare or not is_own or weight.parameter == IN_PROJ
+                if weight.layer_type is not None and reachable:
+                    filed[place.path] = Found(weight, place)
+                if not is_own:
+                    plain[name] = Found(weight, Place(name, name, False))
+    return {path: found for path in pairs if (found := filed.get(path) or plain.get(path)) is not None}
+
+
 def targets_of_file(
-    model: nn.Module, config: LoRAConfig, tensors: Mapping[str, Pair], untie: bool, findings: Findings
-) -> tuple[list[Target], dict[str, Pair]]:
+    model: nn.Module,
+    modules: Sequence[Named],
+    weights: Mapping[str, Found],
+    config: LoRAConfig,
+    tensors: Mapping[str, Pair],
+    untie: bool,
+    findings: Findings,
+) -> tuple[list[Target], dict[str, Pair], dict[str, str]]:
     """Find the weight of every pair of tensors that fits one.
 
     Args:
         model: The base.
+        modules: All its modules.
+        weights: PEFT's path -> weight.
         config: The file's configuration.
         tensors: PEFT's path -> A and B as PEFT shapes them.
         untie: Whether layers that share their weight each get a copy.
         findings: Takes a pair that has no place, or doesn't fit it.
 
     Returns:
-        The targets, and A and B as matrices by the targets' names.
+        The targets, A and B as matrices by the targets' names, and PEFT's paths by these.
     """
-    modules = named_once(model)
-    attentions = _attentions(modules)
-    # Layers last: where a parameter and a layer have one path, the layer is meant.
-    weights = {
-        name: weight
-        for found in (other_parameters(modules), layers_and_owned(modules))
-        for weight in found
-        for name in weight.names
-    }
-    filed = {_file_path(name, attentions): name for name in weights}
     alphas = matching_values(config.alpha_pattern, tensors)
-    targets: dict[int, Target] = {}
+    targets: dict[nn.Module, dict[str, Target]] = {}
     converted: dict[str, Pair] = {}
+    paths: dict[str, str] = {}
+    known = [name for _, names in modules for name in names]
     for path, (A, B) in tensors.items():
-        weight = weights.get(filed.get(path, path))
-        if weight is None:
+        found = weights.get(path)
+        if found is None:
             findings.add(
-                f'The adapter has tensors for "{path}", which the model lacks.{suggest(path, filed)} '
+                f'The adapter has tensors for "{path}", which the model lacks.{suggest(path, known)} '
                 "Was it trained on another model?"
             )
             continue
-        if id(weight) in targets:
+        weight = found.weight
+        others = targets.setdefault(weight.module, {})
+        if weight.parameter in others:
             findings.add(
-                f'The adapter has tensors for "{targets[id(weight)].name}" and for "{path}", which are one module here.'
+                f'The adapter has tensors for "{others[weight.parameter].name}" and for "{path}", which are one module '
+                "here."
             )
             continue
-        target = _target(model, weight, path, (A, B), config, alphas.get(path, config.alpha), findings)
+        target = _target(model, found, path, (A, B), config, alphas.get(path, config.alpha), findings)
         if target is None:
             continue
-        targets[id(weight)] = target
-        form = form_of(target.layer_type, is_compact(target.module, A))
-        converted[target.name] = form.read(target.module, A, B)
-    found = list(targets.values())
+        others[weight.parameter] = target
+        row, module = target.layer_type, target.module
+        form = form_of(row, is_compact(module, A), found.place.bare)
+        converted[target.name], paths[target.name] = form.read(row, module, A, B), path
+    joined = [target for others in targets.values() for target in others.values()]
     if VARIANTS[config.variant].transposes or untie:
-        found = _joined(model, modules, weights, found, converted, untie)
-    return found, converted
+        joined = _joined(
+            model, modules, {w.weight.names[0]: w.weight for w in weights.values()}, joined, converted, untie
+        )
+    return joined, converted, paths
 
 
 def _target(
     model: nn.Module,
-    weight: Weight,
+    found: Found,
     path: str,
     tensors: Pair,
     config: LoRAConfig,
     filed_alpha: float,
     findings: Findings,
 ) -> Target | None:
+    weight, bare = found.weight, found.place.bare
     module, row, r = weight.module, weight.layer_type, tensors[0].shape[0]
-    blocked = "" if row is not None and row.name == "Parameter" else obstacle(module)
-    if row is None or blocked:
-        findings.add(f'The adapter has tensors for "{path}", a {type(module).__name__} here: {blocked}.')
+    if row is None or found.blocked:
+        findings.add(f'The adapter has tensors for "{path}", a {type(module).__name__} here: {found.blocked}.')
         return None
-    form = form_of(row, is_compact(module, tensors[0]))
+    form = form_of(row, is_compact(module, tensors[0]), bare)
     for place, (letter, tensor, needed) in enumerate(zip("AB", tensors, form.shapes(row, module, r), strict=True)):
-        if tensor.shape != needed:
-            text = ", ".join("r" if n == place else str(size) for n, size in enumerate(needed))
+        if tensor.shape != needed or r % row.stack(module):
+            rank = "r" if row.stack(module) == 1 else f"{row.stack(module)} r"
+            text = ", ".join(rank if n == place else str(size) for n, size in enumerate(needed))
             findings.add(
                 f'lora_{letter} of "{path}" has shape {tuple(tensor.shape)}; the base layer needs ({text}). '
                 "Was it trained on another model?"
             )
             return None
-    own_r = form.read(module, *tensors)[0].shape[0] // row.stack(module)
-    growth = r // own_r
+    own_r = form.read(row, module, *tensors)[0].shape[0] // row.stack(module)
+    growth = r // row.stack(module) // own_r
     alpha = filed_alpha / _alpha_factor(config, growth)
     d_in, d_out = row.dims(module)
     return Target(
@@ -238,6 +291,31 @@ def _target(
         parameter=weight.parameter,
         reader=reader_of(model, weight),
     )
+
+
+def magnitudes_of_file(
+    targets: Iterable[Target], paths: Mapping[str, str], magnitudes: Mapping[str, Tensor], findings: Findings
+) -> dict[str, dict[str, Tensor]]:
+    """Return DoRA's magnitudes of a file by the targets' names, without those that don't fit.
+
+    Args:
+        targets: The targets.
+        paths: Their names -> PEFT's paths.
+        magnitudes: PEFT's path -> magnitudes.
+        findings: Takes what doesn't fit.
+    """
+    own: dict[str, dict[str, Tensor]] = {}
+    for target in targets:
+        path = paths[target.name]
+        tensor, needed = magnitudes[path], _magnitude_shape(target.module, target.d_out)
+        if tuple(tensor.shape) != needed or not tensor.is_floating_point():
+            findings.add(
+                f'The magnitudes of "{path}" have shape {tuple(tensor.shape)} and type {tensor.dtype}; the base layer '
+                f"needs {needed} floating-point numbers. Was it trained on another model?"
+            )
+        else:
+            own[target.name] = {"magnitude": tensor.flatten()}
+    return own
 
 
 def _joined(

@@ -17,7 +17,7 @@ from rankwise.lora.maths import SCALINGS
 from rankwise.lora.variants import VARIANTS
 
 TargetPattern = str | Callable[[str, nn.Module], bool]
-"""A name, a suffix, a glob, "re:..." (a regular expression matched in full), or a predicate."""
+"""A name, a suffix, a glob, a range of layers in these, "re:..." (matched in full), or a predicate."""
 
 BIASES = ("none", "all", "lora_only")
 """Which biases an adapter trains."""
@@ -32,8 +32,9 @@ class LoRAConfig:
         alpha: Numerator of the scale. With alpha / r and alpha fixed the best learning rate hardly moves with r.
         dropout: Probability that an input of the adapter (not of the base) is dropped in training.
         target_modules: Which modules: "all-linear", or one or several patterns: a name or dotted suffix
-            ("q_proj", "layers.0.mlp.up"), a glob ("*.mlp.*"), "re:" and a regular expression, or a
-            predicate on (name, module). Every pattern must match something.
+            ("q_proj", "layers.0.mlp.up"), a glob ("*.mlp.*"), either with a range of layers in it
+            ("layers.{8..15}.q_proj", "*.{8..}.mlp.*"), "re:" and a regular expression, or a predicate on
+            (name, module). Every pattern must match something.
         exclude_modules: Patterns of modules to leave out; each must match something too.
         rank_pattern: Pattern -> r, where it differs from `r`.
         alpha_pattern: Pattern -> alpha, where it differs from `alpha`.

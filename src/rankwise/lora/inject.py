@@ -3,7 +3,7 @@
 import gc
 import re
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import AdapterError, TargetError
 from rankwise.lora.adapter import LoRA, adapted_layers, layers_with, lora_of, loras_in
+from rankwise.lora.attachable import base_parameters, check_targets, forecast
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inits import initial_adapter
 from rankwise.lora.layer_types import LayerType, layer_type_of
@@ -25,13 +26,10 @@ from rankwise.lora.readers import Reader
 from rankwise.lora.report import Report
 from rankwise.lora.targets import LeftOut, Target, Targets, find_targets
 from rankwise.lora.uses import places_of, uses_of, with_readers
-from rankwise.lora.variants import VARIANTS
 from rankwise.lora.whole import (
     WHOLE_CHILD,
-    Whole,
     activate_whole,
     attach_whole,
-    check_whole,
     initial_whole,
     is_inside,
     remove_whole,
@@ -45,7 +43,13 @@ _THAWED = "_rankwise_thawed"
 
 
 def inject(
-    model: nn.Module, config: LoRAConfig, name: str = "default", *, example: Any = None, untie: bool = False
+    model: nn.Module,
+    config: LoRAConfig,
+    name: str = "default",
+    *,
+    example: Any = None,
+    untie: bool = False,
+    dry_run: bool = False,
 ) -> Report:
     r"""Freeze a model and attach an adapter to its target modules, in place.
 
@@ -65,6 +69,7 @@ def inject(
         untie: What to do with a target whose weight is another module's too (tied embeddings). False: one
             adapter on the weight, which acts in all of them. True: the target gets a copy of the weight, until
             `eject`; a model that is saved while untied must be told so (transformers: `tie_word_embeddings`).
+        dry_run: Only report what would be done; the model is left as it is.
 
     Returns:
         The adapted modules and those left out; `print` it.
@@ -89,6 +94,8 @@ def inject(
         targets, config, whole = _with_whole(model, find_targets(model, config, untie=untie), config)
         uses = None if example is None else uses_of(model, places_of(targets), example)
         targets = with_readers(targets, uses) if uses else targets
+        if dry_run:
+            return forecast(model, targets, config, name, whole)
         tensors = {target.name: initial_pair(target, config) for target in targets.adapted}
         report = attach(model, targets, tensors, config, name, whole)
         if uses:
@@ -155,31 +162,7 @@ def attach(
     Raises:
         AdapterError: A target has a submodule `lora` of another making; a parameter can't be trained whole.
     """
-    check_whole(model, whole or {})
-    variant = VARIANTS[config.variant]
-    for target in targets.adapted:
-        reason = variant.obstacle(target.layer_type, target.module)
-        if not variant.transposes and any(tie.flipped for tie in target.ties):
-            reason = "it shares its weight with a layer that reads it transposed; pass untie=True"
-        if reason:
-            raise TargetError(f'"{target.name}" can\'t be adapted with variant="{config.variant}": {reason}.')
-        for path, module, parameter in _places(target):
-            child = child_name(parameter)
-            if hasattr(module, child) and lora_of(module, parameter) is None:
-                raise AdapterError(
-                    f'"{path}" has an attribute "{child}" already, of type '
-                    f"{type(getattr(module, child)).__name__}; it can't be adapted."
-                )
-            if parameter not in module._parameters and target.reader is not None:  # pyright: ignore[reportPrivateUsage]
-                raise AdapterError(
-                    f'The weight of "{path}" is computed from other tensors (parametrised) and read without a call, so '
-                    "no adapter can act on it. Call torch.nn.utils.parametrize.remove_parametrizations first."
-                )
-            if target.layer_type.quantised is not None and (target.reader is not None or len(target.ties) > 0):
-                raise AdapterError(
-                    f'The quantised weight of "{path}" is shared, or read otherwise than by the forward of its listed '
-                    f'class, so no adapter can act on it. Leave it out: exclude_modules="{path}".'
-                )
+    check_targets(model, targets, config, whole or {})
     keep_unpacked(model)
     # Names instead of patterns: predicates can't be pickled, and another model may match otherwise.
     config = replace(
@@ -191,7 +174,7 @@ def attach(
         slices={target.name: target.layer_type.slices for target in targets.adapted if target.layer_type.slices},
     )
     others = [lora for _, lora in adapted_layers(model).values()]
-    base_parameters = _freeze(model, [*others, *(whole for _, whole in wholes(model).values())])
+    frozen = _freeze(model)
     for lora in others:
         lora.active = ()
     for target in targets.adapted:
@@ -224,7 +207,7 @@ def attach(
         for target in targets.adapted
         if (lora := lora_of(target.module, target.parameter)) is not None
     ]
-    return Report(name, adapted, targets.left_out, base_parameters, counts)
+    return Report(name, adapted, targets.left_out, frozen, counts)
 
 
 @contextmanager
@@ -258,13 +241,6 @@ def check_new_name(model: nn.Module, name: str) -> None:
             raise AdapterError(f'"{path}" holds a merged adapter; call unmerge before adding another.')
 
 
-def _places(target: Target) -> Iterator[tuple[str, nn.Module, str]]:
-    """Yield path, layer and name of the weight, of a target and of the layers tied to it."""
-    yield target.name, target.module, target.parameter
-    for tie in target.ties:
-        yield tie.name, tie.module, "weight"
-
-
 def _lora_at(layer: nn.Module, layer_type: LayerType, parameter: str, reader: Reader | None) -> LoRA:
     """Return the adapters of a weight, made where there are none."""
     lora = lora_of(layer, parameter)
@@ -283,10 +259,9 @@ def _copy_weight(layer: nn.Module) -> nn.Parameter:
     return shared
 
 
-def _freeze(model: nn.Module, others: list[LoRA | Whole]) -> int:
+def _freeze(model: nn.Module) -> int:
     """Freeze the base, remember on the model what was trainable, and return how many numbers it has."""
-    own = {id(parameter) for lora in others for parameter in lora.parameters()}
-    base = {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in own}
+    base = base_parameters(model)
     thawed = [name for name, parameter in base.items() if parameter.requires_grad]
     for name in thawed:
         base[name].requires_grad_(False)
@@ -363,11 +338,8 @@ def base_state_dict(model: nn.Module) -> dict[str, Any]:
         >>> list(base_state_dict(layer))
         ['weight', 'bias']
     """
-    state = model.state_dict()
-    metadata: dict[str, Any] = getattr(state, "_metadata", {})
-    base = OrderedDict(state)
+    base = without_adapters(model)
     for names, layer, lora in loras_in(model):
-        child = child_name(lora.parameter)
         if lora.before is not None:
             raise AdapterError(f'"{names[0]}" is dequantised while its adapter is merged; call unmerge first.')
         if lora.freed:
@@ -375,16 +347,27 @@ def base_state_dict(model: nn.Module) -> dict[str, Any]:
                 f'The base weight of "{names[0]}" was freed by merge(keep_base=False). '
                 "For the merged weights call eject(model), then model.state_dict()."
             )
-        for prefix in (f"{name}." if name else "" for name in names):
-            for key in [*lora.state_dict(), *lora._modules, ""]:  # pyright: ignore[reportPrivateUsage]
-                base.pop(f"{prefix}{child}.{key}", None)
-                metadata.pop(f"{prefix}{child}.{key}".rstrip("."), None)
-            if lora.base_weight is not None:
-                base[f"{prefix}{lora.parameter}"] = lora.base_weight.to(lora.weight(layer).device)
+        if lora.base_weight is not None:
+            weight = lora.base_weight.to(lora.weight(layer).device)
+            base.update({f"{name}.{lora.parameter}".lstrip("."): weight for name in names})
     for path, (_, whole) in wholes(model).items():
         if None in whole.before.values():
             raise AdapterError(f'Parameters of "{path}" were overwritten by merge(keep_base=False).')
         base.update({f"{path}.{leaf}".lstrip("."): tensor for leaf, tensor in whole.before.items()})
+    return base
+
+
+def without_adapters(model: nn.Module) -> OrderedDict[str, Any]:
+    """Return `model.state_dict()` without the adapters' own keys; the weights are the merged ones where any are."""
+    state = model.state_dict()
+    metadata: dict[str, Any] = getattr(state, "_metadata", {})
+    base = OrderedDict(state)
+    for names, _, lora in loras_in(model):
+        child = child_name(lora.parameter)
+        for prefix in (f"{name}." if name else "" for name in names):
+            for key in [*lora.state_dict(), *lora._modules, ""]:  # pyright: ignore[reportPrivateUsage]
+                base.pop(f"{prefix}{child}.{key}", None)
+                metadata.pop(f"{prefix}{child}.{key}".rstrip("."), None)
     for kept in (base, metadata):
         for key in [key for key in kept if WHOLE_CHILD in key]:
             del kept[key]

@@ -2,6 +2,7 @@
 
 import fnmatch
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,12 +11,16 @@ from torch import nn
 from rankwise.errors import TargetError
 from rankwise.lora.config import TargetPattern
 
+_RANGE = re.compile(r"\{(\d+)\.\.(\d*)\}")
+"""Numbers from one to another, the last included: "{8..15}"."""
+
 
 class Patterns:
     """Patterns that find what they match, and remember which of them matched anything.
 
     A name matches a module of that path and one whose path ends in it after a dot. A glob or a regular
-    expression ("re:...") must match the whole path. A predicate is called with (name, module).
+    expression ("re:...") must match the whole path. A predicate is called with (name, module). In names and globs
+    "{8..15}" stands for a number from 8 to 15, "{8..}" for one from 8 on: ranges of layers.
 
     Args:
         patterns: As `LoRAConfig` takes them.
@@ -26,6 +31,9 @@ class Patterns:
     Examples:
         >>> Patterns(["q_proj", "*.up", "re:h[.]0"]).matching(["h.0.q_proj"], nn.ReLU())
         ['q_proj']
+        >>> ranges = Patterns(["layers.{1..2}.up"])
+        >>> [name for name in ("h.layers.0.up", "h.layers.1.up") if ranges.matching([name], nn.ReLU())]
+        ['h.layers.1.up']
     """
 
     def __init__(self, patterns: Iterable[TargetPattern]) -> None:
@@ -58,8 +66,12 @@ class Patterns:
 
 
 def is_plain(pattern: str) -> bool:
-    """Tell a name from a glob and a regular expression."""
-    return not pattern.startswith("re:") and not any(sign in pattern for sign in "*?[")
+    """Tell a name from a glob, a regular expression, and a name with a range in it."""
+    return not pattern.startswith("re:") and not _is_glob(pattern) and not _RANGE.search(pattern)
+
+
+def _is_glob(pattern: str) -> bool:
+    return any(sign in pattern for sign in "*?[")
 
 
 def _tails(name: str) -> Iterator[str]:
@@ -72,12 +84,32 @@ def _tails(name: str) -> Iterator[str]:
 def _test_of(pattern: TargetPattern) -> Callable[[str, nn.Module], Any]:
     if not isinstance(pattern, str):
         return pattern
+    if not pattern.startswith("re:") and _RANGE.search(pattern):
+        return _test_of_ranges(pattern)
     expression = pattern.removeprefix("re:") if pattern.startswith("re:") else fnmatch.translate(pattern)
     try:
         compiled = re.compile(expression)
     except re.error as error:
         raise TargetError(f'"{pattern}" is no regular expression: {error}.') from error
     return lambda name, module: compiled.fullmatch(name)
+
+
+def _test_of_ranges(pattern: str) -> Callable[[str, nn.Module], Any]:
+    """Return the test of a name or glob with ranges of numbers in it."""
+    bounds = [(int(low), int(high or sys.maxsize)) for low, high in _RANGE.findall(pattern)]
+    if any(low > high for low, high in bounds):
+        raise TargetError(f'"{pattern}" has a range that ends before it begins; write "{{8..15}}", or "{{8..}}".')
+    translate = (lambda part: fnmatch.translate(part)[4:-3]) if _is_glob(pattern) else re.escape
+    parts = re.split(_RANGE.pattern.replace("(", "(?:"), pattern)
+    start = "" if _is_glob(pattern) else r"(?:.*\.)?"
+    compiled = re.compile(start + r"(\d+)".join(translate(part) if part else "" for part in parts), re.DOTALL)
+
+    def test(name: str, module: nn.Module) -> bool:
+        found = compiled.fullmatch(name)
+        numbers = map(int, found.groups()) if found else ()
+        return found is not None and all(low <= n <= high for n, (low, high) in zip(numbers, bounds, strict=True))
+
+    return test
 
 
 def as_list(patterns: TargetPattern | Sequence[TargetPattern]) -> list[TargetPattern]:

@@ -81,6 +81,10 @@ def other_parameters(modules: Sequence[tuple[nn.Module, list[str]]]) -> Iterator
                 yield Weight(module, own, parameter, parameter_type(parameter))
 
 
+_ROWS = {"bias_k", "bias_v"}
+"""An attention's vectors, stored as (1, 1, n): one more key and value, no matrices."""
+
+
 def _matrices(module: nn.Module) -> list[str]:
     parameters: Mapping[str, Tensor | None] = module._parameters  # pyright: ignore[reportPrivateUsage]
     return [
@@ -91,6 +95,7 @@ def _matrices(module: nn.Module) -> list[str]:
         and tensor.ndim in (2, 3)
         and tensor.is_floating_point()
         and 0 not in tensor.shape
+        and not (name in _ROWS and isinstance(module, nn.MultiheadAttention))
     ]
 
 

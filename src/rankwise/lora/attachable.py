@@ -1,0 +1,97 @@
+"""What attaching an adapter would meet and add, before anything is changed."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.errors import AdapterError, TargetError
+from rankwise.lora.adapter import adapted_layers, lora_of
+from rankwise.lora.config import LoRAConfig
+from rankwise.lora.layer_types.quantised import numbers_in
+from rankwise.lora.modules import child_name
+from rankwise.lora.report import Report
+from rankwise.lora.targets import Target, Targets
+from rankwise.lora.variants import VARIANTS
+from rankwise.lora.whole import check_whole, wholes
+
+
+def check_targets(model: nn.Module, targets: Targets, config: LoRAConfig, whole: Mapping[str, Tensor]) -> None:
+    """Raise unless an adapter can be attached to these targets.
+
+    Args:
+        model: The model the targets were found in.
+        targets: The modules to adapt.
+        config: The adapter's configuration.
+        whole: Path of a parameter or buffer -> what the adapter has in its place.
+
+    Raises:
+        AdapterError: A target has a submodule `lora` of another making; a parameter can't be trained whole.
+        TargetError: The variant can't adapt a target.
+    """
+    check_whole(model, whole)
+    variant = VARIANTS[config.variant]
+    for target in targets.adapted:
+        reason = variant.obstacle(target.layer_type, target.module)
+        if not variant.transposes and any(tie.flipped for tie in target.ties):
+            reason = "it shares its weight with a layer that reads it transposed; pass untie=True"
+        if reason:
+            raise TargetError(f'"{target.name}" can\'t be adapted with variant="{config.variant}": {reason}.')
+        for path, module, parameter in _places(target):
+            child = child_name(parameter)
+            if hasattr(module, child) and lora_of(module, parameter) is None:
+                raise AdapterError(
+                    f'"{path}" has an attribute "{child}" already, of type '
+                    f"{type(getattr(module, child)).__name__}; it can't be adapted."
+                )
+            if parameter not in module._parameters and target.reader is not None:  # pyright: ignore[reportPrivateUsage]
+                raise AdapterError(
+                    f'The weight of "{path}" is computed from other tensors (parametrised) and read without a call, so '
+                    "no adapter can act on it. Call torch.nn.utils.parametrize.remove_parametrizations first."
+                )
+            if target.layer_type.quantised is not None and (target.reader is not None or len(target.ties) > 0):
+                raise AdapterError(
+                    f'The quantised weight of "{path}" is shared, or read otherwise than by the forward of its listed '
+                    f'class, so no adapter can act on it. Leave it out: exclude_modules="{path}".'
+                )
+
+
+def _places(target: Target) -> Iterator[tuple[str, nn.Module, str]]:
+    """Yield path, layer and name of the weight, of a target and of the layers tied to it."""
+    yield target.name, target.module, target.parameter
+    for tie in target.ties:
+        yield tie.name, tie.module, "weight"
+
+
+def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of a model that are no adapter's, by name."""
+    others = [lora for _, lora in adapted_layers(model).values()]
+    others += [whole for _, whole in wholes(model).values()]
+    own = {id(parameter) for part in others for parameter in part.parameters()}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in own}
+
+
+def forecast(model: nn.Module, targets: Targets, config: LoRAConfig, name: str, whole: Mapping[str, Tensor]) -> Report:
+    """Return the report that attaching would give; the model is left as it is.
+
+    Raises:
+        AdapterError, TargetError: As `check_targets` says.
+    """
+    check_targets(model, targets, config, whole)
+    adapted = [replace(target, extra=_beside(target, config)) for target in targets.adapted]
+    numbers = sum(map(numbers_in, base_parameters(model).values()))
+    trained = {path for path, _ in model.named_parameters(remove_duplicate=False)}
+    counts = {path: tensor.numel() for path, tensor in whole.items() if path in trained and tensor.is_floating_point()}
+    return Report(name, adapted, targets.left_out, numbers, counts)
+
+
+def _beside(target: Target, config: LoRAConfig) -> int:
+    """Return how many numbers the variant trains in a target beside A and B."""
+    variant = VARIANTS[config.variant]
+    if not variant.tensors:
+        return 0
+    with torch.no_grad():
+        A, B = torch.zeros(1, target.d_in), torch.zeros(target.d_out, 1)
+        own = variant.init(target.layer_type, target.module, A, B, 1.0)
+    return sum(tensor.numel() for tensor in own.values())
