@@ -92,7 +92,6 @@ def test_tensors_that_do_not_fit(saved, change, message):
         ("lora_bias", True),
         ("peft_type", "IA3"),
         ("target_parameters", ["w"]),
-        ("trainable_token_indices", [1]),
         ("init_lora_weights", "pissa"),
         ("layer_replication", [[0, 1]]),
     ],

@@ -19,7 +19,16 @@ from torch import Tensor
 from rankwise.errors import AdapterFileError, ConfigError, OutputError
 from rankwise.files.checksums import check_config, check_file, metadata_of
 from rankwise.files.findings import Findings
-from rankwise.files.keys import LINEAR_KEYS, MAGNITUDE_KEY, Parts, is_pair, key_of, sorted_parts, whole_key_of
+from rankwise.files.keys import (
+    LINEAR_KEYS,
+    MAGNITUDE_KEY,
+    TOKENS_KEY,
+    Parts,
+    is_pair,
+    key_of,
+    sorted_parts,
+    whole_key_of,
+)
 from rankwise.files.peft_config import (
     CONFIG_FILE,
     SCALING_OF_RSLORA,
@@ -31,6 +40,7 @@ from rankwise.files.peft_config import (
     read_fields,
 )
 from rankwise.files.tensor_file import TENSOR_FILE, read_either, write_tensors
+from rankwise.files.tokens import tokens_of_fields
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.patterns import pinned
 from rankwise.writing import sort_metadata
@@ -43,6 +53,7 @@ def write_adapter(
     *,
     whole: Mapping[str, Tensor] | None = None,
     magnitudes: Mapping[str, Tensor] | None = None,
+    tokens: Mapping[str, tuple[tuple[int, ...], Tensor]] | None = None,
     base_name: str | None = None,
     base_weights: Mapping[str, Tensor | None] | None = None,
     model_names: Iterable[str] = (),
@@ -59,6 +70,7 @@ def write_adapter(
         whole: Path of a parameter or buffer -> what the adapter has in its place. `modules_to_save` and `bias` of the
             configuration must announce it.
         magnitudes: Module path -> DoRA's magnitudes, as PEFT shapes them; needed where the configuration is of DoRA.
+        tokens: Module path -> tokens whose rows were trained, and these rows.
         base_name: What the base is called; None leaves what the configuration brought along.
         base_weights: Module path -> weight of the base, for the checksums that tell another base apart;
             None where it can't be looked at, such as a quantised one.
@@ -100,12 +112,14 @@ def write_adapter(
             'with "dora" all have, else none.'
         )
     keyed |= {key_of(name, MAGNITUDE_KEY): tensor for name, tensor in named.items()}
+    keyed |= {key_of(name, TOKENS_KEY): rows for name, (_, rows) in (tokens or {}).items()}
     keyed |= {whole_key_of(name, tensors): tensor for name, tensor in (whole or {}).items()}
     # Copies: safetensors refuses tensors that share memory, as slices of a stack do.
     flat = {
         key: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for key, tensor in keyed.items()
     }
-    fields = fields_of(config, {name: A.shape[0] for name, (A, _) in tensors.items()}, model_names)
+    ranks = {name: A.shape[0] for name, (A, _) in tensors.items()}
+    fields = fields_of(config, ranks, {name: chosen for name, (chosen, _) in (tokens or {}).items()}, model_names)
     if base_name is not None:
         fields["base_model_name_or_path"] = base_name
     if fan_in_fan_out is not None:
@@ -150,6 +164,8 @@ def read_adapter(
         )
     if read.parts.magnitudes:
         findings.add(f"{read.path} is of a DoRA adapter, whose magnitudes only load_adapter can use.")
+    if read.parts.tokens:
+        findings.add(f"{read.path} brings rows of single tokens, which only load_adapter can use.")
     return read.config, read.parts.pairs
 
 
@@ -254,6 +270,7 @@ def _config_of(where: Path, fields: Mapping[str, Any], parts: Parts, findings: F
             modules_to_save=tuple(fields.get("modules_to_save") or ()),
             bias=fields.get("bias") or "none",
             variant=VARIANT_OF_DORA[bool(fields.get("use_dora"))],
+            trainable_tokens=tokens_of_fields(fields, list(parts.tokens)),
             extra=foreign_fields(fields),
         )
     except ConfigError as error:

@@ -17,6 +17,9 @@ BASE_LAYER = "base_layer"
 MAGNITUDE_KEY = "lora_magnitude_vector"
 """End of the key of DoRA's magnitudes."""
 
+TOKENS_KEY = "token_adapter.trainable_tokens_delta"
+"""End of the key of single rows, which are what they have become, whatever the name says."""
+
 LINEAR_KEYS = ("lora_A.weight", "lora_B.weight")
 """Ends of the keys of A and B, where a layer type has none of its own."""
 
@@ -41,11 +44,13 @@ class Parts:
         pairs: Module path -> (A, B).
         whole: Path of a parameter or buffer of the base -> what the adapter has in its place.
         magnitudes: Module path -> DoRA's magnitudes, in PEFT's shape.
+        tokens: Module path -> rows of single tokens.
     """
 
     pairs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     whole: dict[str, Tensor] = field(default_factory=dict)
     magnitudes: dict[str, Tensor] = field(default_factory=dict)
+    tokens: dict[str, Tensor] = field(default_factory=dict)
 
 
 def key_of(name: str, end: str) -> str:
@@ -91,8 +96,12 @@ def sorted_parts(where: object, flat: Mapping[str, Tensor], fields: Mapping[str,
     halves: dict[str, dict[str, Tensor]] = {}
     others: dict[str, str] = {}
     magnitudes: dict[str, Tensor] = {}
+    parts = Parts()
     for key in flat:
         inside = key.removeprefix(f"{PREFIX}.")
+        if inside != key and f".{inside}".endswith(f".{TOKENS_KEY}"):
+            parts.tokens[inside.removesuffix(TOKENS_KEY).rstrip(".")] = flat[key]
+            continue
         if fields.get("use_dora") and inside != key and inside.endswith(MAGNITUDE_KEY):
             magnitudes[inside.removesuffix(MAGNITUDE_KEY).rstrip(".")] = flat[key]
             continue
@@ -103,7 +112,6 @@ def sorted_parts(where: object, flat: Mapping[str, Tensor], fields: Mapping[str,
             others[key] = inside
         elif _is_kernel(where, key, flat[key], findings):
             halves.setdefault(inside[: -len(end) - 1], {})[KEY_ENDS[end]] = flat[key]
-    parts = Parts()
     for name, half in halves.items():
         if _is_pair(where, name, half, findings):
             parts.pairs[name] = (half["A"], half["B"])
@@ -130,7 +138,7 @@ def _path_of_whole(inside: str) -> str:
     """
     if re.search(r"(^|\.)(original_module|modules_to_save)\.", inside):
         return ""
-    return re.sub(rf"(^|\.){BASE_LAYER}\.([^.]+)$", r"\1\2", inside)
+    return re.sub(rf"(^|\.)(?:token_adapter\.)?{BASE_LAYER}\.([^.]+)$", r"\1\2", inside)
 
 
 def _test_of_whole(fields: Mapping[str, Any], adapted: Collection[str]) -> Callable[[str, str], bool]:
@@ -143,7 +151,7 @@ def _test_of_whole(fields: Mapping[str, Any], adapted: Collection[str]) -> Calla
             return True
         if leaf == "bias" and (bias == "all" or (bias == "lora_only" and owner in adapted)):
             return True
-        if owner.rpartition(".")[2] in _RESIZED or inside == _joined(owner, BASE_LAYER, "weight"):
+        if owner.rpartition(".")[2] in _RESIZED or inside.endswith(_joined(BASE_LAYER, "weight")):
             return True
         # As PEFT finds them: the path of a module ends in the name.
         return bool(modules) and any(path.endswith(modules) for path in with_ancestors(owner))

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from rankwise.errors import AdapterFileError, suggest
 from rankwise.files.tensor_file import read_pickle, read_tensors
+from rankwise.lora.collector import collector_paused
 from rankwise.lora.config import LoRAConfig
-from rankwise.lora.inject import Report, attach, check_new_name, collector_paused
+from rankwise.lora.inject import Report, attach, check_new_name
 from rankwise.lora.layer_types.convolution import Convolution
 from rankwise.lora.layer_types.sliced import Slice
 from rankwise.lora.modules import named_once

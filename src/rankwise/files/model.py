@@ -20,9 +20,11 @@ from rankwise.files.placing import (
     magnitudes_of_file,
     targets_of_file,
 )
+from rankwise.files.tokens import find_unfiled, tokens_as_filed, tokens_of_fields, tokens_of_file
 from rankwise.lora.adapter import layers_with, lora_of
+from rankwise.lora.collector import collector_paused
 from rankwise.lora.config import LoRAConfig
-from rankwise.lora.inject import Report, attach, check_new_name, collector_paused
+from rankwise.lora.inject import Report, attach, check_new_name
 from rankwise.lora.modules import named_once
 from rankwise.lora.targets import Target, Targets
 from rankwise.lora.whole import whole_tensors
@@ -75,8 +77,9 @@ def save_adapter(
         ['adapter_config.json', 'adapter_model.safetensors']
     """
     with collector_paused():  # names and patterns make many small objects too
-        layers = layers_with(model, name)
-        config = next(iter(layers.values()))[1].configs[name]
+        with_tokens = layers_with(model, name)
+        config = next(iter(with_tokens.values()))[1].configs[name]
+        layers = {path: (layer, lora) for path, (layer, lora) in with_tokens.items() if not lora.row_of(name).tokens}
         config, tensors = as_filed(model, layers, name, config)
         return write_adapter(
             directory,
@@ -84,6 +87,7 @@ def save_adapter(
             tensors,
             whole=whole_tensors(model, name),
             magnitudes=magnitudes_as_filed(model, layers, name),
+            tokens=tokens_as_filed(with_tokens, name),
             base_weights=_base_weights({path: (layer, lora.parameter) for path, (layer, lora) in layers.items()}),
             base_name=base_name,
             model_names=[paths[0] for _, paths in named_once(model)],
@@ -181,12 +185,19 @@ def read_for(
     targets = [target for target in targets if own is None or target.name in own]
     whole = whole_of_file(model, read, findings)
     find_missing(modules, read, targets, whole, findings)
+    chosen = tokens_of_fields(read.fields, list(read.parts.tokens))
+    rows = {path: (tuple(chosen[path]), rows) for path, rows in read.parts.tokens.items()}
+    find_unfiled(model, modules, read.path, read.fields, read.parts.tokens, findings)
+    tokens, of_tokens = tokens_of_file(model, modules, rows, targets, whole, findings, untie)
     if not targets:
         raise AdapterFileError(f"Nothing of {read.path} fits the model: {findings.listed[0]}")
     base = _base_weights({target.name: (target.module, target.parameter) for target in targets})
     notes = check_base(read.path, read.metadata, base, findings)
     config = replace(read.config, modules_to_save=saved_modules_of_file(modules, read, whole))
-    return Fitting(config, targets, converted, whole, own, notes)
+    place = {module: i for i, (module, _) in enumerate(modules)}
+    targets = sorted([*targets, *tokens], key=lambda target: place[target.module])
+    own = None if own is None else {**own, **{target.name: {} for target in tokens}}
+    return Fitting(config, targets, {**converted, **of_tokens}, whole, own, notes)
 
 
 def _base_weights(places: Mapping[str, tuple[nn.Module, str]]) -> dict[str, Tensor | None]:

@@ -4,7 +4,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
         (
             "layer_replication",
             "target_parameters",
-            "trainable_token_indices",
             "alora_invocation_tokens",
             "arrow_config",
             "kasa_config",
@@ -89,6 +88,11 @@ def _are_indices(value: object) -> bool:
     return all(isinstance(index, int) and not isinstance(index, bool) for index in indices)
 
 
+def _are_tokens(value: object) -> bool:
+    lists = list(value.values()) if isinstance(value, dict) else [[] if value is None else value]
+    return all(isinstance(tokens, list) and _are_indices(tokens) for tokens in lists)
+
+
 _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "r": (_is_rank, "a whole number of at least 1"),
     "lora_alpha": (_is_number, "a finite number"),
@@ -100,6 +104,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "modules_to_save": (lambda value: value is None or _is_list_of_names(value), "a list of names"),
     "layers_pattern": (_is_names, "a list of names or one name"),
     "layers_to_transform": (_are_indices, "a whole number or a list of them"),
+    "trainable_token_indices": (_are_tokens, "a list of whole numbers, or an object of such lists"),
     "bias": (lambda value: value is None or value in BIASES, " or ".join(f'"{bias}"' for bias in BIASES)),
     "rank_pattern": (
         lambda value: value is None or (isinstance(value, dict) and all(map(_is_rank, value.values()))),
@@ -116,7 +121,9 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
 # Writing
 
 
-def fields_of(config: LoRAConfig, ranks: Mapping[str, int], model_names: Iterable[str]) -> dict[str, Any]:
+def fields_of(
+    config: LoRAConfig, ranks: Mapping[str, int], tokens: Mapping[str, Sequence[int]], model_names: Iterable[str]
+) -> dict[str, Any]:
     """Return the JSON of an adapter, without what only the caller knows."""
     names = sorted(ranks)
     alphas = {name: _whole(config.alpha) for name in names}
@@ -131,9 +138,12 @@ def fields_of(config: LoRAConfig, ranks: Mapping[str, int], model_names: Iterabl
         "revision": None,
         "task_type": None,
     }
+    # Readers from before they were thought of don't know the field.
+    rows = {"trainable_token_indices": {path: list(chosen) for path, chosen in tokens.items()}} if tokens else {}
     return {
         **foreign,
         **config.extra,
+        **rows,
         "alpha_pattern": _as_peft(pinned(alphas, _whole(config.alpha))),
         "bias": config.bias,
         "exclude_modules": None,
@@ -163,7 +173,7 @@ _WRITTEN = {
         "lora_alpha",
     ),
     *("lora_bias", "lora_dropout", "modules_to_save", "peft_type", "r", "rank_pattern", "runtime_config"),
-    *("target_modules", "use_dora", "use_rslora"),
+    *("target_modules", "trainable_token_indices", "use_dora", "use_rslora"),
 }
 """Fields that are ours to write, whatever a file said; all others are kept as they came."""
 

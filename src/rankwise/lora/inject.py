@@ -1,10 +1,8 @@
 """Attach adapters to a model and take them off again."""
 
-import gc
 import re
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import AdapterError, TargetError
 from rankwise.lora.adapter import LoRA, adapted_layers, layers_with, lora_of, loras_in
+from rankwise.lora.collector import collector_paused
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inits import initial_adapter
 from rankwise.lora.layer_types import LayerType, layer_type_of
@@ -25,7 +24,7 @@ from rankwise.lora.readers import Reader
 from rankwise.lora.report import Report
 from rankwise.lora.targets import LeftOut, Target, Targets, find_targets
 from rankwise.lora.uses import layers_of, uses_of, with_readers
-from rankwise.lora.variants import VARIANTS
+from rankwise.lora.variants import VARIANTS, variant_name
 from rankwise.lora.whole import (
     WHOLE_CHILD,
     Whole,
@@ -103,6 +102,10 @@ def _with_whole(
     """Find what is trained whole; targets inside it get no adapter."""
     saved = saved_modules(model, config) if config.modules_to_save else []
     within = [target for target in targets.adapted if is_inside(target.name, saved)]
+    if both := next((target.name for target in within if target.layer_type.tokens), None):
+        raise TargetError(
+            f'"{both}" is trained whole (modules_to_save), and rows of it by trainable_tokens: leave out one.'
+        )
     left_out = [LeftOut(target.name, type(target.module).__name__, "trained whole") for target in within]
     targets = Targets([it for it in targets.adapted if it not in within], [*targets.left_out, *left_out])
     if not targets.adapted:
@@ -113,7 +116,9 @@ def _with_whole(
 
 
 def initial_pair(target: Target, config: LoRAConfig) -> tuple[Tensor, Tensor]:
-    """Draw A and B; each matrix of a stack has its own, one after another."""
+    """Draw A and B; each matrix of a stack has its own, one after another. Single rows start as the base's."""
+    if target.layer_type.tokens:
+        return torch.zeros(target.r, 0), torch.zeros(target.d_out, target.r)
     pairs = [
         initial_adapter(
             config.init,
@@ -156,8 +161,8 @@ def attach(
         AdapterError: A target has a submodule `lora` of another making; a parameter can't be trained whole.
     """
     check_whole(model, whole or {})
-    variant = VARIANTS[config.variant]
     for target in targets.adapted:
+        variant = VARIANTS[variant_name(config.variant, target.layer_type)]
         reason = variant.obstacle(target.layer_type, target.module)
         if not variant.transposes and any(tie.flipped for tie in target.ties):
             reason = "it shares its weight with a layer that reads it transposed; pass untie=True"
@@ -181,15 +186,7 @@ def attach(
                     f'class, so no adapter can act on it. Leave it out: exclude_modules="{path}".'
                 )
     keep_unpacked(model)
-    # Names instead of patterns: predicates can't be pickled, and another model may match otherwise.
-    config = replace(
-        config,
-        target_modules=tuple(target.name for target in targets.adapted),
-        exclude_modules=(),
-        rank_pattern=pinned({target.name: target.r for target in targets.adapted}, config.r),
-        alpha_pattern=pinned({target.name: target.alpha for target in targets.adapted}, config.alpha),
-        slices={target.name: target.layer_type.slices for target in targets.adapted if target.layer_type.slices},
-    )
+    config = _by_name(config, targets.adapted)
     others = [lora for _, lora in adapted_layers(model).values()]
     base_parameters = _freeze(model, [*others, *(whole for _, whole in wholes(model).values())])
     for lora in others:
@@ -212,7 +209,7 @@ def attach(
         lora.active = (name,)
         for tie in target.ties:
             other = _lora_at(tie.module, tie.layer_type, "weight", tie.reader)
-            other.join(name, lora, tie.flipped)
+            other.join(name, lora, tie.flipped, tie.layer_type)
             other.active = (name,)
     attach_whole(model, name, whole or {})
     activate_whole(model, [name])
@@ -227,20 +224,18 @@ def attach(
     return Report(name, adapted, targets.left_out, base_parameters, counts)
 
 
-@contextmanager
-def collector_paused() -> Generator[None]:
-    """Keep Python's garbage collector from running, for the length of a `with` block.
-
-    Attaching makes some forty small objects a layer and no garbage. The collector would scan everything
-    again and again as they grow: more than half the time at 2,000 layers.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
+def _by_name(config: LoRAConfig, adapted: Sequence[Target]) -> LoRAConfig:
+    """Write a configuration's patterns out as names: predicates can't be pickled, another model may match otherwise."""
+    low_rank = [target for target in adapted if not target.layer_type.tokens]
+    return replace(
+        config,
+        target_modules=tuple(target.name for target in low_rank),
+        exclude_modules=(),
+        rank_pattern=pinned({target.name: target.r for target in low_rank}, config.r),
+        alpha_pattern=pinned({target.name: target.alpha for target in low_rank}, config.alpha),
+        slices={target.name: target.layer_type.slices for target in low_rank if target.layer_type.slices},
+        trainable_tokens={t.name: t.layer_type.tokens for t in adapted if t.layer_type.tokens},
+    )
 
 
 def check_new_name(model: nn.Module, name: str) -> None:
@@ -269,7 +264,7 @@ def _lora_at(layer: nn.Module, layer_type: LayerType, parameter: str, reader: Re
     """Return the adapters of a weight, made where there are none."""
     lora = lora_of(layer, parameter)
     if lora is None:
-        own = layer_type_of(layer) if layer_type.slices and layer_type.name != "Parameter" else layer_type
+        own = layer_type_of(layer) if layer_type.partial and layer_type.name != "Parameter" else layer_type
         lora = LoRA(layer, own or layer_type, parameter)
         layer.add_module(child_name(parameter), lora)
         lora.hook_on(layer, reader)
