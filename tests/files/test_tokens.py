@@ -7,12 +7,13 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from adapted_models import fill
 from rankwise.errors import AdapterError, AdapterFileError
 from rankwise.files import load_adapter, read_adapter, save_adapter, swap_adapter
 from rankwise.lora import LoRAConfig, eject, inject, trainable_parameters
+from rankwise.sweeps.starting import read_start
 
 # PEFT calls what transformers is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -195,3 +196,124 @@ def test_a_file_takes_the_place_of_an_adapter_with_the_same_tokens(tmp_path):
     other = ours(llama(True), [1, 2])
     with pytest.raises(AdapterError, match="other tokens"):
         swap_adapter(other, tmp_path)
+
+
+# An enlarged vocabulary
+
+
+def gpt2(tied):
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=20, n_positions=16, n_embd=16, n_layer=1, n_head=2, tie_word_embeddings=tied)
+    ).eval()
+
+
+FAMILIES = {"llama": (llama, "q_proj", "embed_tokens"), "gpt2": (gpt2, "c_attn", "wte")}
+WAYS = {
+    "nothing else": {},
+    "all new tokens": {"trainable_token_indices": [20, 21, 22]},
+    "some of them": {"trainable_token_indices": [21, 3]},
+    "the embedding": {"embedding": True},
+}
+
+
+@pytest.fixture
+def enlarged(tmp_path):
+    """Make a base on disk, and return a function for the model with three more tokens, drawn from a seed."""
+
+    def make(family, tied, seed, size=23):
+        folder = tmp_path / "base"
+        if not folder.exists():
+            FAMILIES[family][0](tied).save_pretrained(folder)
+        model = type(FAMILIES[family][0](tied)).from_pretrained(folder).eval()
+        torch.manual_seed(seed)
+        model.resize_token_embeddings(size, mean_resizing=False)
+        return model
+
+    return make
+
+
+def of_all_tokens(model):
+    with torch.no_grad():
+        return model(torch.arange(23).view(1, 23)[:, -16:])[0]
+
+
+def peft_settings(family, way):
+    _, target, embedding = FAMILIES[family]
+    settings = dict(WAYS[way])
+    more = [embedding] if settings.pop("embedding", False) else []
+    return LoraConfig(r=2, target_modules=[target, *more], **settings)
+
+
+@pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers.:UserWarning")
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning")
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to:UserWarning")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+class TestEnlarged:
+    def test_ours_runs_pefts_file(self, family, tied, way, enlarged, tmp_path):
+        wrapped = get_peft_model(enlarged(family, tied, 1), peft_settings(family, way)).eval()
+        fill(p for name, p in wrapped.named_parameters() if p.requires_grad)
+        wrapped.save_pretrained(str(tmp_path / "theirs"))
+        model = enlarged(family, tied, 2)
+        load_adapter(model, tmp_path / "theirs")
+        rows = slice(0, 20) if way == "the embedding" and family == "llama" else slice(None)
+        torch.testing.assert_close(
+            of_all_tokens(model)[..., rows], of_all_tokens(wrapped)[..., rows], rtol=0, atol=1e-5
+        )
+        trained = sum(p.numel() for p in trainable_parameters(model))
+        assert trained == sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+        with pytest.raises(AdapterFileError, match=r"resize_token_embeddings\(23\)"):
+            load_adapter(enlarged(family, tied, 2, size=20), tmp_path / "theirs")
+
+    def test_ours_comes_back_over_other_new_rows_here_and_in_peft(self, family, tied, way, enlarged, tmp_path):
+        model = enlarged(family, tied, 1)
+        inject(model, LoRAConfig.from_peft(peft_settings(family, way)))
+        fill(trainable_parameters(model))
+        save_adapter(model, tmp_path / "ours")
+        again = enlarged(family, tied, 2)
+        load_adapter(again, tmp_path / "ours")
+        torch.testing.assert_close(of_all_tokens(again), of_all_tokens(model), rtol=0, atol=1e-5)
+        theirs = PeftModel.from_pretrained(enlarged(family, tied, 3), str(tmp_path / "ours")).eval()
+        torch.testing.assert_close(of_all_tokens(theirs), of_all_tokens(model), rtol=0, atol=1e-5)
+        save_adapter(again, tmp_path / "again")
+        assert tensors(tmp_path / "again").keys() == tensors(tmp_path / "ours").keys()
+
+
+def test_embeddings_are_saved_where_they_are_needed(enlarged, tmp_path):
+    def saved(model, **settings):
+        inject(model, LoRAConfig(r=2, target_modules="q_proj", **settings))
+        save_adapter(model, tmp_path / "adapter")
+        return {key.removeprefix("base_model.model.") for key in tensors(tmp_path / "adapter") if ".lora_" not in key}
+
+    delta, both = KEY.removeprefix("base_model.model."), {"model.embed_tokens.weight", "lm_head.weight"}
+    assert saved(enlarged("llama", True, 1)) == both
+    assert saved(enlarged("llama", True, 1, size=20)) == set()
+    assert saved(enlarged("llama", True, 1), trainable_tokens=[20, 21, 22]) == {delta}
+    assert saved(enlarged("llama", True, 1), modules_to_save=["embed_tokens", "lm_head"]) == both
+    # Without the base's own configuration nothing says that the vocabulary was enlarged.
+    assert saved(llama(True, 23)) == set()
+
+
+def test_embeddings_are_saved_on_request(tmp_path):
+    model = llama(False)
+    inject(model, LoRAConfig(r=2, target_modules="q_proj"))
+    save_adapter(model, tmp_path, save_embeddings=True)
+    assert {"base_model.model.lm_head.weight", "base_model.model.model.embed_tokens.weight"} <= tensors(tmp_path).keys()
+    # The same as the base's: nothing is kept twice.
+    again = llama(False)
+    load_adapter(again, tmp_path)
+    assert not any("lora_whole" in name for name, _ in again.named_modules())
+    plain = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    inject(plain, LoRAConfig(r=1))
+    with pytest.raises(AdapterError, match="save_embeddings is for models of transformers"):
+        save_adapter(plain, tmp_path, save_embeddings=True)
+
+
+def test_a_pack_refuses_embeddings_that_it_would_train(enlarged, tmp_path):
+    model = enlarged("llama", False, 1)
+    inject(model, LoRAConfig(r=2, target_modules="q_proj"))
+    save_adapter(model, tmp_path / "adapter")
+    with pytest.raises(AdapterFileError, match="of an enlarged vocabulary"):
+        read_start(enlarged("llama", False, 2), tmp_path / "adapter")

@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def write_adapter(
         tensors: Module path -> (A of shape (r, d_in), B of shape (d_out, r)), or as PEFT shapes them for other
             layers than Linear. Types are kept.
         whole: Path of a parameter or buffer -> what the adapter has in its place. `modules_to_save` and `bias` of the
-            configuration must announce it.
+            configuration must announce it, unless it is an embedding of an enlarged vocabulary.
         magnitudes: Module path -> DoRA's magnitudes, as PEFT shapes them; needed where the configuration is of DoRA.
         tokens: Module path -> tokens whose rows were trained, and these rows.
         base_name: What the base is called; None leaves what the configuration brought along.
@@ -113,7 +113,7 @@ def write_adapter(
         )
     keyed |= {key_of(name, MAGNITUDE_KEY): tensor for name, tensor in named.items()}
     keyed |= {key_of(name, TOKENS_KEY): rows for name, (_, rows) in (tokens or {}).items()}
-    keyed |= {whole_key_of(name, tensors): tensor for name, tensor in (whole or {}).items()}
+    keyed |= {whole_key_of(name, tensors, tokens or ()): tensor for name, tensor in (whole or {}).items()}
     # Copies: safetensors refuses tensors that share memory, as slices of a stack do.
     flat = {
         key: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for key, tensor in keyed.items()
@@ -230,8 +230,14 @@ class AdapterFile:
     metadata: dict[str, str]
 
 
-def read_whole(folder: Path, findings: Findings, allow_pickle: bool) -> AdapterFile:
+def read_whole(folder: Path, findings: Findings, allow_pickle: bool, embeddings: Collection[str] = ()) -> AdapterFile:
     """Read a folder, with all checks that need no model.
+
+    Args:
+        folder: The folder.
+        findings: Takes what can't be used.
+        allow_pickle: Whether `adapter_model.bin` may be read.
+        embeddings: Paths of the model's embeddings, where the model is known: PEFT saves them without saying so.
 
     Raises:
         AdapterFileError: A file is missing, damaged or of an unsupported kind.
@@ -242,7 +248,7 @@ def read_whole(folder: Path, findings: Findings, allow_pickle: bool) -> AdapterF
     check_file(path, flat, metadata)
     check_config(where, text, metadata, findings)
     check_unknown_fields(where, fields, findings)
-    parts = sorted_parts(path, flat, fields, findings)
+    parts = sorted_parts(path, flat, fields, findings, embeddings)
     if not parts.pairs:
         raise AdapterFileError(f"{path} holds no tensors of an adapter.")
     return AdapterFile(path, fields, _config_of(where, fields, parts, findings), parts, metadata)

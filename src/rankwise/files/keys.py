@@ -17,7 +17,10 @@ BASE_LAYER = "base_layer"
 MAGNITUDE_KEY = "lora_magnitude_vector"
 """End of the key of DoRA's magnitudes."""
 
-TOKENS_KEY = "token_adapter.trainable_tokens_delta"
+TOKENS_OWNER = "token_adapter"
+"""What PEFT puts around a layer of which it trains single rows."""
+
+TOKENS_KEY = f"{TOKENS_OWNER}.trainable_tokens_delta"
 """End of the key of single rows, which are what they have become, whatever the name says."""
 
 LINEAR_KEYS = ("lora_A.weight", "lora_B.weight")
@@ -69,7 +72,7 @@ def is_pair(A: Tensor, B: Tensor) -> bool:
     return A.ndim == B.ndim >= 2 and same
 
 
-def whole_key_of(name: str, adapted: Collection[str]) -> str:
+def whole_key_of(name: str, adapted: Collection[str], with_tokens: Collection[str] = ()) -> str:
     """Return the key of a parameter that is saved whole; one of an adapted layer lies in its `base_layer`.
 
     Examples:
@@ -77,14 +80,21 @@ def whole_key_of(name: str, adapted: Collection[str]) -> str:
         ('base_model.model.up.base_layer.bias', 'base_model.model.head.weight')
     """
     owner, _, leaf = name.rpartition(".")
-    return _joined(PREFIX, owner, BASE_LAYER if owner in adapted else "", leaf)
+    inside = f"{TOKENS_OWNER}.{BASE_LAYER}" if owner in with_tokens else BASE_LAYER if owner in adapted else ""
+    return _joined(PREFIX, owner, inside, leaf)
 
 
 def _joined(*parts: str) -> str:
     return ".".join(part for part in parts if part)
 
 
-def sorted_parts(where: object, flat: Mapping[str, Tensor], fields: Mapping[str, Any], findings: Findings) -> Parts:
+def sorted_parts(
+    where: object,
+    flat: Mapping[str, Tensor],
+    fields: Mapping[str, Any],
+    findings: Findings,
+    embeddings: Collection[str] = (),
+) -> Parts:
     """Sort a file's tensors by what they are.
 
     Args:
@@ -92,6 +102,7 @@ def sorted_parts(where: object, flat: Mapping[str, Tensor], fields: Mapping[str,
         flat: Key -> tensor.
         fields: The settings, which say what is saved whole.
         findings: Takes what can't be used.
+        embeddings: Paths of the model's embeddings, where the model is known.
     """
     halves: dict[str, dict[str, Tensor]] = {}
     others: dict[str, str] = {}
@@ -120,7 +131,7 @@ def sorted_parts(where: object, flat: Mapping[str, Tensor], fields: Mapping[str,
         findings.add(f'{where} has no "{key_of(name, missing)}"; with use_dora every module has A, B and magnitudes.')
         parts.pairs.pop(name, None)
     parts.magnitudes = {name: tensor for name, tensor in magnitudes.items() if name in parts.pairs}
-    is_whole = _test_of_whole(fields, halves)
+    is_whole = _test_of_whole(fields, halves, embeddings)
     for key, inside in others.items():
         name = _path_of_whole(inside)
         if not is_whole(name, inside):
@@ -138,12 +149,14 @@ def _path_of_whole(inside: str) -> str:
     """
     if re.search(r"(^|\.)(original_module|modules_to_save)\.", inside):
         return ""
-    return re.sub(rf"(^|\.)(?:token_adapter\.)?{BASE_LAYER}\.([^.]+)$", r"\1\2", inside)
+    return re.sub(rf"(^|\.)(?:{TOKENS_OWNER}\.)?{BASE_LAYER}\.([^.]+)$", r"\1\2", inside)
 
 
-def _test_of_whole(fields: Mapping[str, Any], adapted: Collection[str]) -> Callable[[str, str], bool]:
-    """Return (path in the base, path in the file) -> do the settings announce this parameter?"""
-    bias, modules = fields.get("bias"), tuple(fields.get("modules_to_save") or ())
+def _test_of_whole(
+    fields: Mapping[str, Any], adapted: Collection[str], embeddings: Collection[str]
+) -> Callable[[str, str], bool]:
+    """Return (path in the base, path in the file) -> can this parameter be in the file?"""
+    bias = fields.get("bias")
 
     def is_whole(name: str, inside: str) -> bool:
         owner, _, leaf = name.rpartition(".")
@@ -151,12 +164,23 @@ def _test_of_whole(fields: Mapping[str, Any], adapted: Collection[str]) -> Calla
             return True
         if leaf == "bias" and (bias == "all" or (bias == "lora_only" and owner in adapted)):
             return True
-        if owner.rpartition(".")[2] in _RESIZED or inside.endswith(_joined(BASE_LAYER, "weight")):
+        if (
+            owner in embeddings
+            or owner.rpartition(".")[2] in _RESIZED
+            or inside.endswith(_joined(BASE_LAYER, "weight"))
+        ):
             return True
-        # As PEFT finds them: the path of a module ends in the name.
-        return bool(modules) and any(path.endswith(modules) for path in with_ancestors(owner))
+        return is_saved(owner, fields)
 
     return is_whole
+
+
+def is_saved(path: str, fields: Mapping[str, Any]) -> bool:
+    """Tell whether `modules_to_save` announces a module, as PEFT finds them: its path ends in the name, or one around
+    it does.
+    """
+    modules = tuple(fields.get("modules_to_save") or ())
+    return bool(modules) and any(outer.endswith(modules) for outer in with_ancestors(path))
 
 
 def with_ancestors(path: str) -> list[str]:

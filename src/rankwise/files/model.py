@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import AdapterFileError
 from rankwise.files.checksums import check_base
+from rankwise.files.embeddings import embeddings_of, embeddings_to_save
 from rankwise.files.findings import Findings
 from rankwise.files.fit import find_missing, saved_modules_of_file, whole_of_file
 from rankwise.files.folder import read_whole, write_adapter
@@ -48,7 +49,12 @@ class LoadReport(Report):
 
 
 def save_adapter(
-    model: nn.Module, directory: str | os.PathLike[str], name: str = "default", base_name: str | None = None
+    model: nn.Module,
+    directory: str | os.PathLike[str],
+    name: str = "default",
+    base_name: str | None = None,
+    *,
+    save_embeddings: bool | None = None,
 ) -> Path:
     """Save one adapter of a model as a folder that Rankwise and PEFT read.
 
@@ -60,6 +66,9 @@ def save_adapter(
         directory: The folder; made if need be.
         name: Which adapter.
         base_name: What the base is called (a path or hub name), for whoever loads the adapter.
+        save_embeddings: Whether the file holds the input and output embeddings too (models of transformers). None:
+            where the vocabulary was enlarged and the adapter doesn't train all new rows, whose values nobody could
+            know otherwise. That is seen where the base's config.json lies in a folder or in the hub's cache.
 
     Returns:
         The folder.
@@ -81,14 +90,19 @@ def save_adapter(
         config = next(iter(with_tokens.values()))[1].configs[name]
         layers = {path: (layer, lora) for path, (layer, lora) in with_tokens.items() if not lora.row_of(name).tokens}
         config, tensors = as_filed(model, layers, name, config)
+        whole = whole_tensors(model, name)
+        tokens = {path: {*lora.row_of(name).tokens} for path, (_, lora) in with_tokens.items()}
+        enlarged = embeddings_to_save(model, base_name, save_embeddings, tokens, whole)
+        # What the file itself brings need not be the base's.
+        compared = {path: it for path, it in layers.items() if f"{path}.weight" not in enlarged}
         return write_adapter(
             directory,
             config,
             tensors,
-            whole=whole_tensors(model, name),
+            whole={**whole, **enlarged},
             magnitudes=magnitudes_as_filed(model, layers, name),
             tokens=tokens_as_filed(with_tokens, name),
-            base_weights=_base_weights({path: (layer, lora.parameter) for path, (layer, lora) in layers.items()}),
+            base_weights=_base_weights({path: (layer, lora.parameter) for path, (layer, lora) in compared.items()}),
             base_name=base_name,
             model_names=[paths[0] for _, paths in named_once(model)],
             fan_in_fan_out=all(lora.layer_type.name == "Conv1D" for _, lora in layers.values()),
@@ -177,7 +191,7 @@ def read_for(
     folder = Path(directory)
     if not (folder / CONFIG_FILE).exists() and (folder / name / CONFIG_FILE).exists():
         folder = folder / name
-    read = read_whole(folder, findings, allow_pickle)
+    read = read_whole(folder, findings, allow_pickle, embeddings_of(model))
     modules = named_once(model)
     targets, converted = targets_of_file(model, read.config, read.parts.pairs, untie, findings)
     own = magnitudes_of_file(model, targets, read.parts.magnitudes, findings) if read.parts.magnitudes else None
@@ -186,9 +200,8 @@ def read_for(
     whole = whole_of_file(model, read, findings)
     find_missing(modules, read, targets, whole, findings)
     chosen = tokens_of_fields(read.fields, list(read.parts.tokens))
-    rows = {path: (tuple(chosen[path]), rows) for path, rows in read.parts.tokens.items()}
     find_unfiled(model, modules, read.path, read.fields, read.parts.tokens, findings)
-    tokens, of_tokens = tokens_of_file(model, modules, rows, targets, whole, findings, untie)
+    tokens, of_tokens = tokens_of_file(model, modules, read.parts.tokens, chosen, targets, whole, findings, untie)
     if not targets:
         raise AdapterFileError(f"Nothing of {read.path} fits the model: {findings.listed[0]}")
     base = _base_weights({target.name: (target.module, target.parameter) for target in targets})

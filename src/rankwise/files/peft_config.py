@@ -138,12 +138,12 @@ def fields_of(
         "revision": None,
         "task_type": None,
     }
-    # Readers from before they were thought of don't know the field.
-    rows = {"trainable_token_indices": {path: list(chosen) for path, chosen in tokens.items()}} if tokens else {}
+    rows = {path: list(chosen) for path, chosen in tokens.items()} or None
     return {
         **foreign,
         **config.extra,
-        **rows,
+        # Readers from before it was thought of don't know the field.
+        **({"trainable_token_indices": rows} if rows or "trainable_token_indices" in config.extra else {}),
         "alpha_pattern": _as_peft(pinned(alphas, _whole(config.alpha))),
         "bias": config.bias,
         "exclude_modules": None,
@@ -173,7 +173,7 @@ _WRITTEN = {
         "lora_alpha",
     ),
     *("lora_bias", "lora_dropout", "modules_to_save", "peft_type", "r", "rank_pattern", "runtime_config"),
-    *("target_modules", "trainable_token_indices", "use_dora", "use_rslora"),
+    *("target_modules", "use_dora", "use_rslora"),
 }
 """Fields that are ours to write, whatever a file said; all others are kept as they came."""
 

@@ -12,7 +12,7 @@ from rankwise.files.findings import Findings
 from rankwise.files.layer_tensors import form_of, growth_of, is_compact
 from rankwise.lora.adapter import LoRA
 from rankwise.lora.config import LoRAConfig
-from rankwise.lora.layer_types import obstacle
+from rankwise.lora.layer_types import LayerType, obstacle
 from rankwise.lora.layer_types.convolution import Convolution
 from rankwise.lora.layer_types.sliced import block_form
 from rankwise.lora.modules import Named, named_once
@@ -218,7 +218,7 @@ def _target(
             text = ", ".join("r" if n == place else str(size) for n, size in enumerate(needed))
             findings.add(
                 f'lora_{letter} of "{path}" has shape {tuple(tensor.shape)}; the base layer needs ({text}). '
-                "Was it trained on another model?"
+                + _cause(row, tensor, needed)
             )
             return None
     own_r = form.read(module, *tensors)[0].shape[0] // row.stack(module)
@@ -238,6 +238,16 @@ def _target(
         parameter=weight.parameter,
         reader=reader_of(model, weight),
     )
+
+
+def _cause(row: LayerType, tensor: Tensor, needed: tuple[int, ...]) -> str:
+    """Guess why shapes differ."""
+    if row.reads_indices and tensor.ndim == 2 and tensor.shape[0] == needed[0] and tensor.shape[1] > needed[1]:
+        return (
+            "Was it trained on another model, or with a larger vocabulary? For that call "
+            f"model.resize_token_embeddings({tensor.shape[1]}) first."
+        )
+    return "Was it trained on another model?"
 
 
 def _joined(

@@ -47,12 +47,11 @@ def _base_rows(weight: Tensor, tokens: Sequence[int], like: Tensor) -> Tensor:
 
 
 def tokens_of_fields(fields: Mapping[str, Any], paths: Sequence[str]) -> dict[str, list[int]]:
-    """Return the tokens of each path, as PEFT finds them: all of a list's, or those of the first key it ends in."""
+    """Return the tokens of each path that has some, as PEFT finds them: a list's, or of the first key it ends in."""
     given: Any = fields.get(FIELD) or []
-    if not isinstance(given, dict):
-        return {path: list(given) for path in paths}
-    found = {path: next((tokens for key, tokens in given.items() if path.endswith(key)), []) for path in paths}
-    return {path: list(tokens) for path, tokens in found.items()}
+    by_key: dict[str, list[int]] = given if isinstance(given, dict) else {"": given}
+    found = {path: next((tokens for key, tokens in by_key.items() if path.endswith(key)), []) for path in paths}
+    return {path: list(tokens) for path, tokens in found.items() if tokens}
 
 
 def find_unfiled(
@@ -84,7 +83,8 @@ def _weight_at(modules: Sequence[Named], end: str) -> Tensor | None:
 def tokens_of_file(
     model: nn.Module,
     modules: Sequence[Named],
-    rows: Mapping[str, Rows],
+    rows: Mapping[str, Tensor],
+    tokens: Mapping[str, Sequence[int]],
     others: Sequence[Target],
     whole: Mapping[str, Tensor],
     findings: Findings,
@@ -95,7 +95,8 @@ def tokens_of_file(
     Args:
         model: The base.
         modules: All its modules.
-        rows: Path of a layer -> its tokens and their rows.
+        rows: Path of a layer -> rows of tokens.
+        tokens: Path of a layer -> the tokens.
         others: The file's other targets.
         whole: Path of a parameter -> what the file has in its place.
         findings: Takes what has no place.
@@ -108,16 +109,23 @@ def tokens_of_file(
     taken = {name: other.name for other in others for name in (other.name, *other.aliases)}
     targets: list[Target] = []
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
-    for path, (tokens, values) in rows.items():
+    place = {name: i for i, (_, names) in enumerate(modules) for name in names}
+    for path, values in sorted(rows.items(), key=lambda entry: place.get(entry[0], 0)):
+        # PEFT writes the rows of a shared weight a second time where it writes the embeddings too.
+        if any(path in other.aliases and torch.equal(values, rows[other.name]) for other in targets):
+            continue
         if path not in by_path:
             findings.add(
                 f'The file has rows of tokens for "{path}", which the model lacks.{suggest(path, by_path)} '
                 "Was it trained on another model?"
             )
             continue
+        if path not in tokens:
+            findings.add(f'The file has rows of tokens for "{path}", and {FIELD} doesn\'t say which they are.')
+            continue
         module, names = by_path[path]
         try:
-            target = token_target(model, modules, module, names, tokens, untie)
+            target = token_target(model, modules, module, names, tokens[path], untie)
         except TargetError as error:
             findings.add(f"The file doesn't fit: {error}")
             continue
@@ -132,7 +140,7 @@ def tokens_of_file(
             continue
         weight = whole.get(f"{target.name}.weight", getattr(module, "weight"))  # noqa: B009  (any module may be here)
         wide = torch.promote_types(values.dtype, torch.float32)
-        B = (values.to(weight.device, wide) - _base_rows(weight, tokens, values.to(weight.device, wide))).mT
+        B = (values.to(weight.device, wide) - _base_rows(weight, tokens[path], values.to(weight.device, wide))).mT
         targets.append(target)
         pairs[target.name] = B.new_zeros(target.r, 0), B
         taken |= dict.fromkeys((target.name, *target.aliases), target.name)

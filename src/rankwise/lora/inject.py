@@ -211,7 +211,7 @@ def attach(
             other = _lora_at(tie.module, tie.layer_type, "weight", tie.reader)
             other.join(name, lora, tie.flipped, tie.layer_type)
             other.active = (name,)
-    attach_whole(model, name, whole or {})
+    attach_whole(model, name, whole or {}, config)
     activate_whole(model, [name])
     watch(model)
     count_steps(model, name)
