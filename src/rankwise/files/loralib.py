@@ -187,8 +187,8 @@ def _of_convolution(where: str, path: str, layer: Convolution, A: Tensor, B: Ten
     if {*layer.kernel_size} != {k} or not fits or A.shape[0] % k or A.shape[1] * B.shape[0] != numel:
         raise AdapterFileError(
             f'lora_A and lora_B of "{path}" in {where} have shapes {tuple(A.shape)} and {tuple(B.shape)}; loralib\'s '
-            f"for the {type(layer).__name__} here would be {needed[0]} and {needed[1]}, k being one number for all sides "
-            f"of its kernel {layer.kernel_size}, with {numel} numbers in B A. Was it trained on another model?"
+            f"for the {type(layer).__name__} here would be {needed[0]} and {needed[1]}, k being one number for all "
+            f"sides of its kernel {layer.kernel_size}, with {numel} numbers in B A. Was it trained on another model?"
         )
     rank, d_in = A.shape[0] * k, numel // d_out
     if layer.groups == 1 and rank < min(d_out, d_in):
