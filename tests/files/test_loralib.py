@@ -1,5 +1,6 @@
 """Files that loralib wrote give the same outputs on the plain model."""
 
+import copy
 import re
 
 import loralib
@@ -78,10 +79,61 @@ def test_a_merged_linear_needs_its_parts():
     assert not any("lora" in key for key in plain.state_dict())
 
 
-def test_convolutions_are_refused():
-    theirs = nn.Sequential(loralib.Conv2d(3, 4, 3, r=2, lora_alpha=2))
-    with pytest.raises(AdapterFileError, match="runs over channels and kernel alike"):
-        load_loralib(nn.Sequential(nn.Conv2d(3, 4, 3)), loralib.lora_state_dict(theirs), 2)
+CONVOLUTIONS = [
+    (2, (3, 40, 3), {}, 18),  # r k^2 < 27, 40
+    (2, (16, 40, 3), {"stride": 2, "padding": 1, "bias": False}, 18),
+    (2, (3, 4, 3), {"padding": 2, "dilation": 2}, 4),  # as many as outputs
+    (2, (1, 40, 3), {}, 9),  # as many as inputs
+    (2, (4, 6, 3), {"groups": 2}, 6),
+    (2, (6, 6, 3), {"groups": 6}, 6),
+    (2, (4, 12, 2), {"groups": 2, "padding": "same", "padding_mode": "circular"}, 8),
+    (1, (5, 7, 1), {}, 2),
+    (3, (5, 7, 1), {"stride": 2}, 2),
+]
+
+
+@pytest.mark.parametrize("bias", ["none", "all"])
+@pytest.mark.parametrize(("n_dims", "sizes", "settings", "r"), CONVOLUTIONS)
+def test_convolutions_give_the_same_outputs(n_dims, sizes, settings, r, bias, tmp_path):
+    torch.manual_seed(0)
+    name = f"Conv{n_dims}d"
+    theirs = nn.Sequential(getattr(loralib, name)(*sizes, r=2, lora_alpha=6, **settings))
+    plain = nn.Sequential(getattr(nn, name)(*sizes, **settings))
+    plain[0].load_state_dict({key: value.clone() for key, value in theirs[0].conv.state_dict().items()})
+    again = copy.deepcopy(plain)
+    loralib.mark_only_lora_as_trainable(theirs, bias=bias)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+    x = torch.randn(2, sizes[0], *[7] * n_dims)
+    wanted = theirs(x).detach()
+    assert not torch.allclose(plain(x), wanted, atol=1e-2)
+    report = load_loralib(plain, loralib.lora_state_dict(theirs, bias=bias), 6)
+    assert [target.r for target in report.adapted] == [r]
+    torch.testing.assert_close(plain(x), wanted, rtol=1e-5, atol=1e-5)
+    save_adapter(plain, tmp_path / "saved")
+    merge(plain)
+    torch.testing.assert_close(plain(x), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(plain[0].weight, theirs.eval()[0].conv.weight, rtol=1e-6, atol=1e-6)
+    load_adapter(again, tmp_path / "saved")
+    torch.testing.assert_close(again(x), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "plain"),
+    [
+        (lambda: loralib.Conv2d(3, 4, 3, r=2), lambda: nn.Conv2d(3, 4, 5)),
+        (lambda: loralib.Conv2d(3, 4, 3, r=2), lambda: nn.Conv2d(3, 4, (3, 5))),
+        (lambda: loralib.Conv2d(3, 4, 3, r=2), lambda: nn.Conv2d(4, 4, 3)),
+        # With a kernel above 1 it can't run in loralib itself.
+        (lambda: loralib.Conv1d(3, 4, 3, r=2), lambda: nn.Conv1d(3, 4, 3)),
+    ],
+)
+def test_a_convolution_that_does_not_fit(theirs, plain):
+    state = loralib.lora_state_dict(nn.Sequential(theirs()))
+    with pytest.raises(AdapterFileError, match=r"loralib's for the Conv\dd here would be \('r \* k', \d+\)"):
+        load_loralib(nn.Sequential(plain()), state, 2)
 
 
 A, B = torch.ones(2, 3), torch.ones(4, 2)

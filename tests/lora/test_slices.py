@@ -14,7 +14,7 @@ from quantised_layers import KINDS
 from rankwise.errors import ConfigError, TargetError
 from rankwise.files import load_adapter, save_adapter
 from rankwise.lora import LoRAConfig, activate, adapter_tensors, count_parameters, eject, inject, merge, unmerge
-from rankwise.lora.adapter import trainable_parameters
+from rankwise.lora.parameters import trainable_parameters
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
 from reference import update_difference

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from plain_loop import KeyedDropout, Plain, train_plainly
 from rankwise.errors import PackError
-from rankwise.lora.adapter import adapter_tensors, trainable_parameters
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import inject
 from rankwise.lora.layer_types import layer_type_of
+from rankwise.lora.parameters import adapter_tensors, trainable_parameters
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import State

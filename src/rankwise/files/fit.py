@@ -1,15 +1,16 @@
 """What of a file fits a model beside A and B: parameters trained whole, and what is missing."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from rankwise.errors import suggest
 from rankwise.files.checksums import BASE
+from rankwise.files.embeddings import embeddings_of
 from rankwise.files.findings import Findings
 from rankwise.files.folder import AdapterFile
-from rankwise.files.keys import BASE_LAYER, LINEAR_KEYS, key_of, whole_key_of, with_ancestors
+from rankwise.files.keys import BASE_LAYER, LINEAR_KEYS, is_saved, key_of, whole_key_of, with_ancestors
 from rankwise.files.layer_tensors import form_of
 from rankwise.files.peft_paths import paths_of_file
 from rankwise.files.peft_targets import PeftTargets
@@ -24,6 +25,7 @@ Modules = Sequence[tuple[nn.Module, list[str]]]
 def whole_of_file(model: nn.Module, read: AdapterFile, findings: Findings) -> dict[str, Tensor]:
     """Return what the file has in place of the base's parameters; each must be there and have the right shape."""
     own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    embeddings = embeddings_of(model)
     fitting: dict[str, Tensor] = {}
     for name, tensor in read.parts.whole.items():
         key = whole_key_of(name, read.parts.pairs)
@@ -33,17 +35,35 @@ def whole_of_file(model: nn.Module, read: AdapterFile, findings: Findings) -> di
             )
         elif tensor.shape != own[name].shape:
             findings.add(
-                f'"{key}" has shape {tuple(tensor.shape)}; the model has {tuple(own[name].shape)} there. Has the model '
-                "another number of classes or tokens than the one it was trained on?"
+                f'"{key}" has shape {tuple(tensor.shape)}; the model has {tuple(own[name].shape)} there. '
+                + _cause(embeddings, name, tensor)
             )
         elif tensor.dtype.is_floating_point != own[name].dtype.is_floating_point:
             findings.add(f'"{key}" is of type {tensor.dtype}; the model has {own[name].dtype} there.')
-        # PEFT adds the base's own embedding to a file that adapts it.
-        elif name.rpartition(".")[0] not in read.parts.pairs or not torch.equal(
-            tensor, own[name].to("cpu", tensor.dtype)
-        ):
+        # PEFT adds the base's own embedding to a file that adapts it, or any of an enlarged vocabulary.
+        elif _is_announced(name, read) or not torch.equal(tensor, own[name].to("cpu", tensor.dtype)):
             fitting[name] = tensor
-    return fitting
+    # What isn't announced is the base's, so layers that share it have it too; what is trained is one layer's.
+    names: dict[int, list[str]] = {}
+    for name, tensor in own.items():
+        names.setdefault(id(tensor), []).append(name)
+    shared = [(name, other) for name in fitting if not _is_announced(name, read) for other in names[id(own[name])]]
+    return {**{other: fitting[name] for name, other in shared}, **fitting}
+
+
+def _is_announced(name: str, read: AdapterFile) -> bool:
+    owner, _, leaf = name.rpartition(".")
+    return is_saved(owner, read.fields) or (leaf == "bias" and read.fields.get("bias", "none") != "none")
+
+
+def _cause(embeddings: Collection[str], name: str, tensor: Tensor) -> str:
+    """Guess why shapes differ."""
+    if name.removesuffix(".weight") in embeddings:
+        return (
+            f"The adapter was trained with a vocabulary of {tensor.shape[0]}: "
+            f"call model.resize_token_embeddings({tensor.shape[0]}) first."
+        )
+    return "Has the model another number of classes than the one it was trained on?"
 
 
 def find_missing(

@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,16 @@ from torch import Tensor
 from rankwise.errors import AdapterFileError, ConfigError, OutputError
 from rankwise.files.checksums import check_config, check_file, metadata_of
 from rankwise.files.findings import Findings
-from rankwise.files.keys import BASE_LAYER, LINEAR_KEYS, MAGNITUDE_KEY, Parts, is_pair, key_of, sorted_parts
+from rankwise.files.keys import (
+    BASE_LAYER,
+    LINEAR_KEYS,
+    MAGNITUDE_KEY,
+    TOKENS_KEY,
+    Parts,
+    is_pair,
+    key_of,
+    sorted_parts,
+)
 from rankwise.files.peft_config import (
     CONFIG_FILE,
     SCALING_OF_RSLORA,
@@ -32,6 +41,7 @@ from rankwise.files.peft_config import (
     read_fields,
 )
 from rankwise.files.tensor_file import TENSOR_FILE, read_either, write_tensors
+from rankwise.files.tokens import tokens_of_fields
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.patterns import pinned
 from rankwise.writing import sort_metadata
@@ -44,6 +54,7 @@ def write_adapter(
     *,
     whole: Mapping[str, Tensor] | None = None,
     magnitudes: Mapping[str, Tensor] | None = None,
+    tokens: Mapping[str, tuple[tuple[int, ...], Tensor]] | None = None,
     base_name: str | None = None,
     base_weights: Mapping[str, Tensor | None] | None = None,
     model_names: Iterable[str] = (),
@@ -59,8 +70,9 @@ def write_adapter(
         tensors: Module path -> (A of shape (r, d_in), B of shape (d_out, r)), or as PEFT shapes them for other
             layers than Linear. Types are kept.
         whole: Path of a parameter or buffer, as PEFT has it -> what the adapter has in its place. `modules_to_save` and
-            `bias` of the configuration must announce it.
+            `bias` of the configuration must announce it, unless it is an embedding of an enlarged vocabulary.
         magnitudes: Module path -> DoRA's magnitudes, as PEFT shapes them; needed where the configuration is of DoRA.
+        tokens: Module path -> tokens whose rows were trained, and these rows.
         base_name: What the base is called; None leaves what the configuration brought along.
         base_weights: Module path -> weight of the base, for the checksums that tell another base apart;
             None where it can't be looked at, such as a quantised one.
@@ -103,13 +115,15 @@ def write_adapter(
             'with "dora" all have, else none.'
         )
     keyed |= {key_of(name, MAGNITUDE_KEY): tensor for name, tensor in beside.items()}
+    keyed |= {key_of(name, TOKENS_KEY): rows for name, (_, rows) in (tokens or {}).items()}
     keyed |= {key_of("", name): tensor for name, tensor in (whole or {}).items()}
     # Copies: safetensors refuses tensors that share memory, as slices of a stack do.
     flat = {
         key: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for key, tensor in keyed.items()
     }
     called = {name: PeftName(name, False, A.shape[0]) for name, (A, _) in tensors.items()} | dict(named or {})
-    fields = fields_of(config, [called[name] for name in tensors], model_names)
+    chosen = {name: rows for name, (rows, _) in (tokens or {}).items()}
+    fields = fields_of(config, [called[name] for name in tensors], chosen, model_names)
     if base_name is not None:
         fields["base_model_name_or_path"] = base_name
     if fan_in_fan_out is not None:
@@ -156,6 +170,8 @@ def read_adapter(
         findings.add(f"{read.path} adapts parameters (target_parameters), whose form only load_adapter knows.")
     if read.parts.magnitudes:
         findings.add(f"{read.path} is of a DoRA adapter, whose magnitudes only load_adapter can use.")
+    if read.parts.tokens:
+        findings.add(f"{read.path} brings rows of single tokens, which only load_adapter can use.")
     return config_of(read, {name: (name, 1) for name in read.parts.pairs}, findings), read.parts.pairs
 
 
@@ -220,8 +236,14 @@ class AdapterFile:
     metadata: dict[str, str]
 
 
-def read_whole(folder: Path, findings: Findings, allow_pickle: bool) -> AdapterFile:
+def read_whole(folder: Path, findings: Findings, allow_pickle: bool, embeddings: Collection[str] = ()) -> AdapterFile:
     """Read a folder, with all checks that need no model.
+
+    Args:
+        folder: The folder.
+        findings: Takes what can't be used.
+        allow_pickle: Whether `adapter_model.bin` may be read.
+        embeddings: Paths of the model's embeddings, where the model is known: PEFT saves them without saying so.
 
     Raises:
         AdapterFileError: A file is missing, damaged or of an unsupported kind.
@@ -232,7 +254,7 @@ def read_whole(folder: Path, findings: Findings, allow_pickle: bool) -> AdapterF
     check_file(path, flat, metadata)
     check_config(where, text, metadata, findings)
     check_unknown_fields(where, fields, findings)
-    parts = sorted_parts(path, flat, fields, findings)
+    parts = sorted_parts(path, flat, fields, findings, embeddings)
     if not parts.pairs:
         raise AdapterFileError(f"{path} holds no tensors of an adapter.")
     return AdapterFile(path, where, fields, parts, metadata)
@@ -272,6 +294,7 @@ def config_of(read: AdapterFile, named: Mapping[str, tuple[str, int]], findings:
             modules_to_save=tuple(fields.get("modules_to_save") or ()),
             bias=fields.get("bias") or "none",
             variant=VARIANT_OF_DORA[bool(fields.get("use_dora"))],
+            trainable_tokens=tokens_of_fields(fields, list(parts.tokens)),
             extra=foreign_fields(fields),
         )
     except ConfigError as error:

@@ -56,6 +56,7 @@ def config_from_peft(source: Any, *, strict: bool = True) -> LoRAConfig:
             modules_to_save=tuple(fields.get("modules_to_save") or ()),
             bias=fields.get("bias") or "none",
             variant=VARIANT_OF_DORA[bool(fields.get("use_dora"))],
+            trainable_tokens=fields.get("trainable_token_indices") or (),
             extra=foreign_fields(fields),
         )
     except ConfigError as error:

@@ -17,6 +17,12 @@ BASE_LAYER = "base_layer"
 MAGNITUDE_KEY = "lora_magnitude_vector"
 """End of the key of DoRA's magnitudes."""
 
+TOKENS_OWNER = "token_adapter"
+"""What PEFT puts around a layer of which it trains single rows."""
+
+TOKENS_KEY = f"{TOKENS_OWNER}.trainable_tokens_delta"
+"""End of the key of single rows, which are what they have become, whatever the name says."""
+
 LINEAR_KEYS = ("lora_A.weight", "lora_B.weight")
 """Ends of the keys of A and B, where a layer type has none of its own."""
 
@@ -41,11 +47,13 @@ class Parts:
         pairs: Module path -> (A, B).
         whole: Path of a parameter or buffer of the base -> what the adapter has in its place.
         magnitudes: Module path -> DoRA's magnitudes, in PEFT's shape.
+        tokens: Module path -> rows of single tokens.
     """
 
     pairs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     whole: dict[str, Tensor] = field(default_factory=dict)
     magnitudes: dict[str, Tensor] = field(default_factory=dict)
+    tokens: dict[str, Tensor] = field(default_factory=dict)
 
 
 def key_of(name: str, end: str) -> str:
@@ -80,7 +88,13 @@ def joined(*parts: str) -> str:
     return ".".join(part for part in parts if part)
 
 
-def sorted_parts(where: object, flat: Mapping[str, Tensor], fields: Mapping[str, Any], findings: Findings) -> Parts:
+def sorted_parts(
+    where: object,
+    flat: Mapping[str, Tensor],
+    fields: Mapping[str, Any],
+    findings: Findings,
+    embeddings: Collection[str] = (),
+) -> Parts:
     """Sort a file's tensors by what they are.
 
     Args:
@@ -88,12 +102,17 @@ def sorted_parts(where: object, flat: Mapping[str, Tensor], fields: Mapping[str,
         flat: Key -> tensor.
         fields: The settings, which say what is saved whole.
         findings: Takes what can't be used.
+        embeddings: Paths of the model's embeddings, where the model is known.
     """
     halves: dict[str, dict[str, Tensor]] = {}
     others: dict[str, str] = {}
     magnitudes: dict[str, Tensor] = {}
+    parts = Parts()
     for key in flat:
         inside = key.removeprefix(f"{PREFIX}.")
+        if inside != key and f".{inside}".endswith(f".{TOKENS_KEY}"):
+            parts.tokens[inside.removesuffix(TOKENS_KEY).rstrip(".")] = flat[key]
+            continue
         if fields.get("use_dora") and inside != key and inside.endswith(MAGNITUDE_KEY):
             magnitudes[inside.removesuffix(MAGNITUDE_KEY).rstrip(".")] = flat[key]
             continue
@@ -104,7 +123,6 @@ def sorted_parts(where: object, flat: Mapping[str, Tensor], fields: Mapping[str,
             others[key] = inside
         elif _is_kernel(where, key, flat[key], findings):
             halves.setdefault(inside[: -len(end) - 1], {})[KEY_ENDS[end]] = flat[key]
-    parts = Parts()
     for name, half in halves.items():
         if _is_pair(where, name, half, findings):
             parts.pairs[name] = (half["A"], half["B"])
@@ -113,7 +131,7 @@ def sorted_parts(where: object, flat: Mapping[str, Tensor], fields: Mapping[str,
         findings.add(f'{where} has no "{key_of(name, missing)}"; with use_dora every module has A, B and magnitudes.')
         parts.pairs.pop(name, None)
     parts.magnitudes = {name: tensor for name, tensor in magnitudes.items() if name in parts.pairs}
-    is_whole = _test_of_whole(fields, halves)
+    is_whole = _test_of_whole(fields, halves, embeddings)
     for key, inside in others.items():
         name = _path_of_whole(inside)
         if not is_whole(name, inside):
@@ -131,12 +149,14 @@ def _path_of_whole(inside: str) -> str:
     """
     if re.search(r"(^|\.)(original_module|modules_to_save)\.", inside):
         return ""
-    return re.sub(rf"(^|\.){BASE_LAYER}\.([^.]+)$", r"\1\2", inside)
+    return re.sub(rf"(^|\.)(?:{TOKENS_OWNER}\.)?{BASE_LAYER}\.([^.]+)$", r"\1\2", inside)
 
 
-def _test_of_whole(fields: Mapping[str, Any], adapted: Collection[str]) -> Callable[[str, str], bool]:
-    """Return (path in the base, path in the file) -> do the settings announce this parameter?"""
-    bias, modules = fields.get("bias"), tuple(fields.get("modules_to_save") or ())
+def _test_of_whole(
+    fields: Mapping[str, Any], adapted: Collection[str], embeddings: Collection[str]
+) -> Callable[[str, str], bool]:
+    """Return (path in the base, path in the file) -> can this parameter be in the file?"""
+    bias = fields.get("bias")
 
     def is_whole(name: str, inside: str) -> bool:
         owner, _, leaf = name.rpartition(".")
@@ -144,12 +164,20 @@ def _test_of_whole(fields: Mapping[str, Any], adapted: Collection[str]) -> Calla
             return True
         if leaf == "bias" and (bias == "all" or (bias == "lora_only" and owner in adapted)):
             return True
-        if owner.rpartition(".")[2] in _RESIZED or inside == joined(owner, BASE_LAYER, "weight"):
+        resized = owner in embeddings or owner.rpartition(".")[2] in _RESIZED
+        if resized or inside.endswith(joined(BASE_LAYER, "weight")):
             return True
-        # As PEFT finds them: the path of a module ends in the name.
-        return bool(modules) and any(path.endswith(modules) for path in with_ancestors(owner))
+        return is_saved(owner, fields)
 
     return is_whole
+
+
+def is_saved(path: str, fields: Mapping[str, Any]) -> bool:
+    """Tell whether `modules_to_save` announces a module, as PEFT finds them: its path ends in the name, or one around
+    it does.
+    """
+    modules = tuple(fields.get("modules_to_save") or ())
+    return bool(modules) and any(outer.endswith(modules) for outer in with_ancestors(path))
 
 
 def with_ancestors(path: str) -> list[str]:

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from rankwise.errors import AdapterFileError, suggest
 from rankwise.files.tensor_file import read_pickle, read_tensors
+from rankwise.lora.collector import collector_paused
 from rankwise.lora.config import LoRAConfig
-from rankwise.lora.inject import Report, attach, check_new_name, collector_paused
+from rankwise.lora.inject import Report, attach, check_new_name
 from rankwise.lora.layer_types.convolution import Convolution
 from rankwise.lora.layer_types.sliced import Slice
 from rankwise.lora.modules import named_once
@@ -33,7 +35,8 @@ def load_loralib(
     """Attach what `loralib.lora_state_dict` returned to the model as it was before loralib's layers came in.
 
     loralib stores neither alpha nor which parts of a `MergedLinear` are adapted, so both are said here. Biases in
-    the file are the adapter's own, as with `LoRAConfig(bias=...)`.
+    the file are the adapter's own, as with `LoRAConfig(bias=...)`. Convolutions get a rank of about r kernel^2, since
+    loralib's delta runs over channels and kernel alike.
 
     Args:
         model: The base, of plain layers.
@@ -65,17 +68,30 @@ def load_loralib(
         check_new_name(model, name)
         where, state = _state_of(source, allow_pickle)
         pairs, biases = _sorted(where, state)
-        ranks = {path: B.shape[1] for path, (_, B) in pairs.items()}
-        known = {path for _, paths in named_once(model) for path in paths}
+        known = {path: module for module, paths in named_once(model) for path in paths}
         for path in pairs:
             if path not in known:
                 raise AdapterFileError(
                     f'{where} has tensors for "{path}", which the model lacks.{suggest(path, known)} Was it trained on '
                     "another model?"
                 )
+        alphas = dict.fromkeys(pairs, float(alpha))
+        for path, (A, B) in pairs.items():
+            if isinstance(layer := known[path], Convolution):
+                pairs[path] = _of_convolution(where, path, layer, A, B)
+                # The scale is alpha over loralib's r, of which each place along the kernel has a row.
+                alphas[path] *= pairs[path][1].shape[1] * layer.kernel_size[0] / A.shape[0]
+        ranks = {path: B.shape[1] for path, (_, B) in pairs.items()}
         r = max(ranks.values(), key=[*ranks.values()].count)
         exact = [f"re:{re.escape(path)}" for path in pairs]
-        config = LoRAConfig(r=r, alpha=alpha, target_modules=exact, rank_pattern=pinned(ranks, r), slices=slices or {})
+        config = LoRAConfig(
+            r=r,
+            alpha=alpha,
+            target_modules=exact,
+            rank_pattern=pinned(ranks, r),
+            alpha_pattern=pinned(alphas, float(alpha)),
+            slices=slices or {},
+        )
         targets = find_targets(model, config)
         matrices = {target.name: _fitting(where, target, pairs) for target in targets.adapted}
         whole = _biases_that_fit(where, model, biases)
@@ -143,19 +159,50 @@ def _fitting(where: str, target: Target, pairs: Mapping[str, Pair]) -> Pair:
 
 def _cause(target: Target, A: Tensor, B: Tensor) -> str:
     """Guess why shapes differ."""
-    if isinstance(target.module, Convolution):
-        return (
-            "loralib's delta of a convolution runs over channels and kernel alike, which no A and B of a convolution "
-            "give. Merge it in loralib and load the merged weights."
-        )
     parts = A.shape[0] // B.shape[1]
     if parts > 1 and not target.layer_type.slices:
         return f'It is of a MergedLinear with {parts} adapted parts: pass slices={{"{target.name}": [...]}}.'
     return "Was it trained on another model?"
 
 
+def _of_convolution(where: str, path: str, layer: Convolution, A: Tensor, B: Tensor) -> Pair:
+    r"""Return loralib's A and B of a convolution as ours, which is exact and has another rank.
+
+    loralib takes B A, of shape (out / groups * k, in * k), and reads its numbers in their order as the weight's.
+    Without groups each output's weights are k rows of it one after another, so with $B_q$ every k-th row of B from the
+    q-th on
+
+    $$\Delta W = s \begin{pmatrix} B_0 & \dots & B_{k-1} \end{pmatrix}
+      \begin{pmatrix} A & & \\ & \ddots & \\ & & A \end{pmatrix}$$
+
+    which has rank $r k^2$, if the weight's own isn't smaller: then, and with groups, where rows of it don't end with an
+    output, one of the two is the identity.
+
+    Raises:
+        AdapterFileError: They don't fit the layer.
+    """
+    k, numel, d_out = layer.kernel_size[0], layer.weight.numel(), layer.out_channels
+    needed = ("r * k", layer.in_channels * k), (d_out // layer.groups * k, "r * k")
+    fits = A.shape[1] == needed[0][1] and B.shape[0] == needed[1][0] and A.shape[0] == B.shape[1]
+    if {*layer.kernel_size} != {k} or not fits or A.shape[0] % k or A.shape[1] * B.shape[0] != numel:
+        raise AdapterFileError(
+            f'lora_A and lora_B of "{path}" in {where} have shapes {tuple(A.shape)} and {tuple(B.shape)}; loralib\'s '
+            f"for the {type(layer).__name__} here would be {needed[0]} and {needed[1]}, k being one number for all "
+            f"sides of its kernel {layer.kernel_size}, with {numel} numbers in B A. Was it trained on another model?"
+        )
+    rank, d_in = A.shape[0] * k, numel // d_out
+    if layer.groups == 1 and rank < min(d_out, d_in):
+        return torch.block_diag(*[A] * k), B.reshape(d_out, rank)
+    delta = (B @ A).view(d_out, d_in)
+    identity = torch.eye(min(d_out, d_in), dtype=A.dtype)
+    return (delta, identity) if d_out <= d_in else (identity, delta)
+
+
 def _biases_that_fit(where: str, model: nn.Module, biases: Mapping[str, Tensor]) -> dict[str, Tensor]:
     own = dict(model.named_parameters(remove_duplicate=False))
+    # loralib has a convolution inside its layer, as `conv`.
+    plain = {key: re.sub(r"(^|\.)conv\.bias$", r"\1bias", key) for key in biases}
+    biases = {plain[key] if key not in own and plain[key] in own else key: it for key, it in biases.items()}
     for key, tensor in biases.items():
         if key not in own or own[key].shape != tensor.shape:
             there = f"has {tuple(own[key].shape)} there" if key in own else "lacks it"

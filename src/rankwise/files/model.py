@@ -10,14 +10,17 @@ from torch import Tensor, nn
 
 from rankwise.errors import AdapterFileError
 from rankwise.files.checksums import check_base
+from rankwise.files.embeddings import embeddings_of, embeddings_to_save
 from rankwise.files.findings import Findings
 from rankwise.files.fit import as_here, differences_in_peft, find_missing, saved_modules_of_file, whole_of_file
 from rankwise.files.folder import config_of, read_whole, write_adapter
 from rankwise.files.peft_config import CONFIG_FILE
 from rankwise.files.placing import Filed, as_filed, magnitudes_of_file, settings_names, targets_of_file, weights_of_file
+from rankwise.files.tokens import find_unfiled, tokens_as_filed, tokens_of_fields, tokens_of_file
 from rankwise.lora.adapter import layers_with, lora_of
+from rankwise.lora.collector import collector_paused
 from rankwise.lora.config import LoRAConfig
-from rankwise.lora.inject import Report, attach, check_new_name, collector_paused
+from rankwise.lora.inject import Report, attach, check_new_name
 from rankwise.lora.modules import named_once
 from rankwise.lora.targets import Target, Targets
 from rankwise.lora.whole import whole_tensors
@@ -41,7 +44,12 @@ class LoadReport(Report):
 
 
 def save_adapter(
-    model: nn.Module, directory: str | os.PathLike[str], name: str = "default", base_name: str | None = None
+    model: nn.Module,
+    directory: str | os.PathLike[str],
+    name: str = "default",
+    base_name: str | None = None,
+    *,
+    save_embeddings: bool | None = None,
 ) -> Path:
     """Save one adapter of a model as a folder that Rankwise and PEFT read.
 
@@ -53,6 +61,9 @@ def save_adapter(
         directory: The folder; made if need be.
         name: Which adapter.
         base_name: What the base is called (a path or hub name), for whoever loads the adapter.
+        save_embeddings: Whether the file holds the input and output embeddings too (models of transformers). None:
+            where the vocabulary was enlarged and the adapter doesn't train all new rows, whose values nobody could
+            know otherwise. That is seen where the base's config.json lies in a folder or in the hub's cache.
 
     Returns:
         The folder.
@@ -70,18 +81,26 @@ def save_adapter(
         ['adapter_config.json', 'adapter_model.safetensors']
     """
     with collector_paused():  # names and patterns make many small objects too
-        layers = layers_with(model, name)
+        with_tokens = layers_with(model, name)
         modules = named_once(model)
-        config = next(iter(layers.values()))[1].configs[name]
+        config = next(iter(with_tokens.values()))[1].configs[name]
+        layers = {path: (layer, lora) for path, (layer, lora) in with_tokens.items() if not lora.row_of(name).tokens}
         filed = as_filed(modules, layers, name, config)
         _warn_of_dropout(config, filed)
+        whole = whole_tensors(model, name)
+        tokens = {path: {*lora.row_of(name).tokens} for path, (_, lora) in with_tokens.items()}
+        enlarged = embeddings_to_save(model, base_name, save_embeddings, tokens, whole)
+        rows = tokens_as_filed(with_tokens, name)
+        # What the file itself brings need not be the base's.
+        compared = {path: it for path, it in layers.items() if f"{path}.weight" not in enlarged}
         return write_adapter(
             directory,
             filed.config,
             filed.tensors,
-            whole={filed.paths.whole(path, filed.tensors): t for path, t in whole_tensors(model, name).items()},
+            whole={filed.paths.whole(path, filed.tensors, rows): t for path, t in {**whole, **enlarged}.items()},
             magnitudes=filed.magnitudes,
-            base_weights=_base_weights({path: (layer, lora.parameter) for path, (layer, lora) in layers.items()}),
+            tokens=rows,
+            base_weights=_base_weights({path: (layer, lora.parameter) for path, (layer, lora) in compared.items()}),
             base_name=base_name,
             model_names=[paths[0] for _, paths in modules],
             fan_in_fan_out=all(lora.layer_type.name == "Conv1D" for _, lora in layers.values()),
@@ -182,7 +201,7 @@ def read_for(
     folder = Path(directory)
     if not (folder / CONFIG_FILE).exists() and (folder / name / CONFIG_FILE).exists():
         folder = folder / name
-    read = read_whole(folder, findings, allow_pickle)
+    read = read_whole(folder, findings, allow_pickle, embeddings_of(model))
     modules = named_once(model)
     read = replace(read, parts=replace(read.parts, whole=as_here(model, read.parts.whole)))
     weights = weights_of_file(modules, read.fields, read.parts.pairs)
@@ -194,6 +213,9 @@ def read_for(
     targets = [target for target in targets if own is None or target.name in own]
     whole = whole_of_file(model, read, findings)
     find_missing(modules, read, targets, whole, findings)
+    chosen = tokens_of_fields(read.fields, list(read.parts.tokens))
+    find_unfiled(model, modules, read.path, read.fields, read.parts.tokens, findings)
+    tokens, of_tokens = tokens_of_file(model, modules, read.parts.tokens, chosen, targets, whole, findings, untie)
     if not targets:
         raise AdapterFileError(f"Nothing of {read.path} fits the model: {findings.listed[0]}")
     base = _base_weights({target.name: (target.module, target.parameter) for target in targets})
@@ -202,7 +224,10 @@ def read_for(
         warnings.warn(difference, stacklevel=3)
         notes.append(difference)
     config = replace(config, modules_to_save=saved_modules_of_file(modules, read, whole))
-    return Fitting(config, targets, converted, whole, own, notes)
+    place = {module: i for i, (module, _) in enumerate(modules)}
+    targets = sorted([*targets, *tokens], key=lambda target: place[target.module])
+    own = None if own is None else {**own, **{target.name: {} for target in tokens}}
+    return Fitting(config, targets, {**converted, **of_tokens}, whole, own, notes)
 
 
 def _base_weights(places: Mapping[str, tuple[nn.Module, str]]) -> dict[str, Tensor | None]:

@@ -4,7 +4,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(
         (
             "layer_replication",
-            "trainable_token_indices",
             "alora_invocation_tokens",
             "arrow_config",
             "kasa_config",
@@ -89,6 +88,11 @@ def _are_indices(value: object) -> bool:
     return all(isinstance(index, int) and not isinstance(index, bool) for index in indices)
 
 
+def _are_tokens(value: object) -> bool:
+    lists = list(value.values()) if isinstance(value, dict) else [[] if value is None else value]
+    return all(isinstance(tokens, list) and _are_indices(tokens) for tokens in lists)
+
+
 _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "r": (_is_rank, "a whole number of at least 1"),
     "lora_alpha": (_is_number, "a finite number"),
@@ -101,6 +105,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "target_parameters": (lambda value: value is None or _is_list_of_names(value), "a list of names"),
     "layers_pattern": (_is_names, "a list of names or one name"),
     "layers_to_transform": (_are_indices, "a whole number or a list of them"),
+    "trainable_token_indices": (_are_tokens, "a list of whole numbers, or an object of such lists"),
     "bias": (lambda value: value is None or value in BIASES, " or ".join(f'"{bias}"' for bias in BIASES)),
     "rank_pattern": (
         lambda value: value is None or (isinstance(value, dict) and all(map(_is_rank, value.values()))),
@@ -132,7 +137,9 @@ class PeftName:
     r: int
 
 
-def fields_of(config: LoRAConfig, named: Iterable[PeftName], model_names: Iterable[str]) -> dict[str, Any]:
+def fields_of(
+    config: LoRAConfig, named: Iterable[PeftName], tokens: Mapping[str, Sequence[int]], model_names: Iterable[str]
+) -> dict[str, Any]:
     """Return the JSON of an adapter, without what only the caller knows."""
     ranks = {it.name: it.r for it in named}
     names, modules = sorted(ranks), sorted({it.name for it in named if not it.bare})
@@ -149,9 +156,12 @@ def fields_of(config: LoRAConfig, named: Iterable[PeftName], model_names: Iterab
         "revision": None,
         "task_type": None,
     }
+    rows = {path: list(chosen) for path, chosen in tokens.items()} or None
     return {
         **foreign,
         **config.extra,
+        # Readers from before it was thought of don't know the field.
+        **({"trainable_token_indices": rows} if rows or "trainable_token_indices" in config.extra else {}),
         "alpha_pattern": _as_peft(pinned(alphas, _whole(config.alpha))),
         "bias": config.bias,
         "exclude_modules": None,

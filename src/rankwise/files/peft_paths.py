@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rankwise.files.keys import BASE_LAYER, joined
+from rankwise.files.keys import BASE_LAYER, TOKENS_OWNER, joined
 from rankwise.lora.adapter import LoRA
 from rankwise.lora.modules import Named
 
@@ -91,12 +91,13 @@ class PeftPaths:
         is_out_proj = leaf == OUT_PROJ and owner in self._attentions
         return Place(path, owner if is_out_proj else name, False)
 
-    def whole(self, name: str, adapted: Collection[str]) -> str:
+    def whole(self, name: str, adapted: Collection[str], with_tokens: Collection[str] = ()) -> str:
         """Return where PEFT has a parameter that is trained whole.
 
         Args:
             name: Its path in the model.
             adapted: Paths of the adapted modules in the file.
+            with_tokens: Paths of the modules of which single rows are trained.
 
         Examples:
             >>> PeftPaths({}, (), ()).whole("up.bias", {"up"})
@@ -104,6 +105,8 @@ class PeftPaths:
         """
         owner, _, leaf = name.rpartition(".")
         path = self._inside(owner)
+        if owner in with_tokens:
+            return joined(path, TOKENS_OWNER, BASE_LAYER, leaf)
         wraps = self._wraps.get(owner, int(path in adapted))
         return joined(path, *[BASE_LAYER] * wraps, leaf)
 

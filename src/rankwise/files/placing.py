@@ -271,7 +271,7 @@ def _target(
             text = ", ".join(rank if n == place else str(size) for n, size in enumerate(needed))
             findings.add(
                 f'lora_{letter} of "{path}" has shape {tuple(tensor.shape)}; the base layer needs ({text}). '
-                "Was it trained on another model?"
+                + _cause(row, tensor, needed)
             )
             return None
     own_r = form.read(row, module, *tensors)[0].shape[0] // row.stack(module)
@@ -316,6 +316,16 @@ def magnitudes_of_file(
         else:
             own[target.name] = {"magnitude": tensor.flatten()}
     return own
+
+
+def _cause(row: LayerType, tensor: Tensor, needed: tuple[int, ...]) -> str:
+    """Guess why shapes differ."""
+    if row.reads_indices and tensor.ndim == 2 and tensor.shape[0] == needed[0] and tensor.shape[1] > needed[1]:
+        return (
+            "Was it trained on another model, or with a larger vocabulary? For that call "
+            f"model.resize_token_embeddings({tensor.shape[1]}) first."
+        )
+    return "Was it trained on another model?"
 
 
 def _joined(

@@ -86,6 +86,8 @@ def _check_alike(what: str, own: Collection[str], read: Collection[str], name: s
 
 def _check_layer(path: str, lora: LoRA, name: str, target: Target, variant: str) -> None:
     own = lora.configs[name]
+    if lora.row_of(name).tokens != target.layer_type.tokens:
+        raise AdapterError(f'"{name}" and the file train other tokens of "{path}"; load it under another name.')
     if own.variant != variant or lora.row_of(name).slices:
         of = "on slices" if lora.row_of(name).slices else f'of variant "{own.variant}"'
         raise AdapterError(f'"{name}" is {of} and the file of variant "{variant}"; load it under another name.')

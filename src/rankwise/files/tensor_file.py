@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rankwise.errors import AdapterFileError, OutputError
-from rankwise.lora.inject import collector_paused
+from rankwise.lora.collector import collector_paused
 
 TENSOR_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"

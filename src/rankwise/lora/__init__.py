@@ -1,12 +1,13 @@
 """Low-rank adaptation: the method. Start with `maths.py`, which holds the paper's equations."""
 
-from rankwise.lora.adapter import adapter_tensors, count_parameters, trainable_parameters
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import Report, base_state_dict, eject, inject
 from rankwise.lora.layer_types import LayerType, register_layer_type
 from rankwise.lora.merge import MergeReport, merge, unmerge
 from rankwise.lora.named import activate, by_row, disabled, rename
-from rankwise.lora.targets import LeftOut, Target, Targets, find_targets
+from rankwise.lora.parameters import adapter_tensors, count_parameters, trainable_parameters
+from rankwise.lora.target import LeftOut, Target, Targets
+from rankwise.lora.targets import find_targets
 
 __all__ = [
     "LayerType",

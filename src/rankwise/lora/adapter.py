@@ -17,8 +17,7 @@ from rankwise.lora.layer_types.quantised import Before, make_quantised
 from rankwise.lora.modules import Adapter, child_name, named_once
 from rankwise.lora.readers import Reader, show
 from rankwise.lora.ties import flip
-from rankwise.lora.variants import VARIANTS
-from rankwise.lora.whole import whole_parameters
+from rankwise.lora.variants import VARIANTS, Variant, variant_name
 
 NO_ROWS: Mapping[str, LayerType] = MappingProxyType({})
 
@@ -100,19 +99,25 @@ class LoRA(Adapter):
             own: What its variant trains beside A and B; None lets the variant make it.
             row: How it sees the layer, where that differs from the other adapters' way (slices).
         """
-        weight, variant = self.weight(layer), VARIANTS[config.variant]
+        row = row or self.layer_type
+        weight, variant = self.weight(layer), VARIANTS[variant_name(config.variant, row)]
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        self.A[name] = nn.Parameter(A.detach().to(weight.device, dtype))
+        # Without numbers there is nothing to train, and DistributedDataParallel would wait for a gradient.
+        self.A[name] = nn.Parameter(A.detach().to(weight.device, dtype), requires_grad=A.numel() > 0)
         self.B[name] = nn.Parameter(B.detach().to(weight.device, dtype))
         self.scale[name], self.configs[name] = scale, config
-        if row is not None and row.slices:
-            self.varied, self.rows = True, {**self.rows, name: row}
+        if row.partial:
+            self._see_as(name, row)
         if variant.tensors:
             if own is None:
                 with torch.no_grad():
                     own = variant.init(self.layer_type, layer, self.A[name], self.B[name], scale)
             for key in variant.tensors:
                 self._keep(key, name, nn.Parameter(own[key].detach().to(weight.device, dtype)))
+
+    def _see_as(self, name: str, row: LayerType) -> None:
+        """Let an adapter see the layer in a way of its own."""
+        self.varied, self.rows = True, {**self.rows, name: row}
 
     def _keep(self, key: str, name: str, tensor: nn.Parameter) -> None:
         """Take in what an adapter trains beside A and B."""
@@ -123,16 +128,19 @@ class LoRA(Adapter):
 
     def own(self, name: str) -> dict[str, Any]:
         """Return what an adapter trains beside A and B."""
-        return {key: self.get_submodule(key)._parameters[name] for key in VARIANTS[self.configs[name].variant].tensors}
+        return {key: self.get_submodule(key)._parameters[name] for key in self.variant_of(name).tensors}
 
     def row_of(self, name: str) -> LayerType:
         """Return how an adapter sees the layer."""
         return self.rows.get(name, self.layer_type)
 
+    def variant_of(self, name: str) -> Variant:
+        """Return what an adapter makes of A and B here."""
+        return VARIANTS[variant_name(self.configs[name].variant, self.row_of(name))]
+
     def delta(self, layer: nn.Module, name: str) -> Tensor:
         """Return what an adapter adds to the weight."""
-        variant = VARIANTS[self.configs[name].variant]
-        return variant.delta(self.row_of(name), layer, *self.pair(name), self.scale[name], self.own(name))
+        return self.variant_of(name).delta(self.row_of(name), layer, *self.pair(name), self.scale[name], self.own(name))
 
     @property
     def has_reader(self) -> bool:
@@ -170,8 +178,10 @@ class LoRA(Adapter):
         for handle in self.handles:
             handle.remove()
 
-    def join(self, name: str, other: "LoRA", flipped: bool) -> None:
+    def join(self, name: str, other: "LoRA", flipped: bool, row: LayerType) -> None:
         """Use the adapter of another layer that has this one's weight: its very A and B."""
+        if row.partial:
+            self._see_as(name, row)
         self.A[name], self.B[name] = other.A[name], other.B[name]
         self.scale[name], self.configs[name] = other.scale[name], other.configs[name]
         self.flipped += (name,) if flipped else ()
@@ -213,7 +223,7 @@ class LoRA(Adapter):
             x = inputs
             if not layer_type.reads_indices:
                 x = x if x.dtype == A.dtype else x.to(A.dtype)
-                if self.training and self.configs[name].dropout:
+                if self.training and self.configs[name].dropout and not self.row_of(name).tokens:
                     x = nn.functional.dropout(x, self.configs[name].dropout)
             if self.varied and (name in self.rows or self.configs[name].variant != "lora"):
                 update = self._varied(layer, name, x, base, A, B, rest, named)
@@ -240,8 +250,9 @@ class LoRA(Adapter):
         named: dict[str, Any],
     ) -> Tensor:
         """The negative of what an adapter of another variant adds to the layer's output, without a negative zero."""
-        forward = VARIANTS[self.configs[name].variant].forward
-        added = forward(self.row_of(name), layer, x, base, A, B, self.scale[name], self.own(name), rest, named)
+        added = self.variant_of(name).forward(
+            self.row_of(name), layer, x, base, A, B, self.scale[name], self.own(name), rest, named
+        )
         return 0.0 - added
 
     def put_sum(self, reader: nn.Module, args: tuple[Any, ...]) -> None:
@@ -343,57 +354,3 @@ def layers_with(model: nn.Module, name: str) -> dict[str, tuple[nn.Module, LoRA]
         there = "it has " + ", ".join(f'"{known}"' for known in known) if known else "it has none; call inject first"
         raise AdapterError(f'The model has no adapter "{name}"; {there}.{suggest(name, known)}')
     return found
-
-
-def adapter_tensors(model: nn.Module, name: str = "default") -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-    """Return A and B of an adapter by module name: the parameters themselves.
-
-    Modules that share a weight share its adapter, which is returned once, under the first.
-
-    Raises:
-        AdapterError: The model has no such adapter.
-
-    Examples:
-        >>> from rankwise.lora import inject
-        >>> layer = nn.Linear(3, 2)
-        >>> _ = inject(layer, LoRAConfig(r=1))
-        >>> {name: (A.shape, B.shape) for name, (A, B) in adapter_tensors(layer).items()}
-        {'': (torch.Size([1, 3]), torch.Size([2, 1]))}
-    """
-    pairs = {path: (lora.A[name], lora.B[name]) for path, (_, lora) in layers_with(model, name).items()}
-    first = {id(A): path for path, (A, _) in reversed(pairs.items())}
-    return {path: pair for path, pair in pairs.items() if first[id(pair[0])] == path}
-
-
-def trainable_parameters(model: nn.Module, name: str = "default") -> list[nn.Parameter]:
-    """Return A and B of every module of an adapter, what its variant and what it trains whole, for the optimiser.
-
-    Raises:
-        AdapterError: The model has no such adapter.
-
-    Examples:
-        >>> from rankwise.lora import inject
-        >>> layer = nn.Linear(3, 2)
-        >>> _ = inject(layer, LoRAConfig(r=1))
-        >>> len(trainable_parameters(layer))
-        2
-    """
-    pairs = [parameter for pair in adapter_tensors(model, name).values() for parameter in pair]
-    own = dict.fromkeys(tensor for _, lora in layers_with(model, name).values() for tensor in lora.own(name).values())
-    return [*pairs, *own, *whole_parameters(model, name)]
-
-
-def count_parameters(model: nn.Module, name: str = "default") -> int:
-    """Return the trainable numbers of an adapter: r (d_in + d_out) of every module, and what is trained whole.
-
-    Raises:
-        AdapterError: The model has no such adapter.
-
-    Examples:
-        >>> from rankwise.lora import inject
-        >>> layer = nn.Linear(3, 2)
-        >>> _ = inject(layer, LoRAConfig(r=4))
-        >>> count_parameters(layer)
-        20
-    """
-    return sum(parameter.numel() for parameter in trainable_parameters(model, name))

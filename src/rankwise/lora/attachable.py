@@ -13,7 +13,7 @@ from rankwise.lora.layer_types.quantised import numbers_in
 from rankwise.lora.modules import child_name
 from rankwise.lora.report import Report
 from rankwise.lora.targets import Target, Targets
-from rankwise.lora.variants import VARIANTS
+from rankwise.lora.variants import VARIANTS, variant_name
 from rankwise.lora.whole import check_whole, wholes
 
 
@@ -31,8 +31,8 @@ def check_targets(model: nn.Module, targets: Targets, config: LoRAConfig, whole:
         TargetError: The variant can't adapt a target.
     """
     check_whole(model, whole)
-    variant = VARIANTS[config.variant]
     for target in targets.adapted:
+        variant = VARIANTS[variant_name(config.variant, target.layer_type)]
         reason = variant.obstacle(target.layer_type, target.module)
         if not variant.transposes and any(tie.flipped for tie in target.ties):
             reason = "it shares its weight with a layer that reads it transposed; pass untie=True"
@@ -88,7 +88,7 @@ def forecast(model: nn.Module, targets: Targets, config: LoRAConfig, name: str, 
 
 def _beside(target: Target, config: LoRAConfig) -> int:
     """Return how many numbers the variant trains in a target beside A and B."""
-    variant = VARIANTS[config.variant]
+    variant = VARIANTS[variant_name(config.variant, target.layer_type)]
     if not variant.tensors:
         return 0
     with torch.no_grad():

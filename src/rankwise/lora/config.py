@@ -48,6 +48,9 @@ class LoRAConfig:
         bias: Biases that are trained too: "none", "all", or "lora_only" (those of the target modules).
         variant: What is made of A and B: "lora", or "dora", which trains a magnitude for each output beside them. With
             "dora" dropout acts on the input of A alone.
+        trainable_tokens: Tokens whose rows of the embedding are trained, each adapter having its own: numbers, for the
+            input embedding, or pattern -> numbers. Layers that share the weight (a tied output head) see the rows too.
+            New tokens need `model.resize_token_embeddings` first.
         seed: Fixes the initial A. A of rank r is the first r rows of one stream for (seed, module), so
             adapters of different rank start alike.
         extra: Settings of the file the adapter came from that mean nothing here. They are written back.
@@ -77,6 +80,7 @@ class LoRAConfig:
     modules_to_save: TargetPattern | Sequence[TargetPattern] = ()
     bias: str = "none"
     variant: str = "lora"
+    trainable_tokens: Sequence[int] | Mapping[str, Sequence[int]] = ()
     seed: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -108,6 +112,11 @@ class LoRAConfig:
                         f'slices of "{pattern}" are {slices!r}; a list of parts like "0/3" or pairs like (0, 64) is '
                         "needed."
                     )
+        given = self.trainable_tokens
+        for tokens in given.values() if isinstance(given, Mapping) else [given]:
+            usable = all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in tokens)
+            if not usable or len({*tokens}) < len(tokens) or (isinstance(given, Mapping) and not tokens):
+                raise ConfigError(f"trainable_tokens are {tokens!r}; numbers of tokens are needed, each once.")
         if not self.target_modules:
             raise ConfigError('target_modules is empty; name modules, or give "all-linear".')
 

@@ -48,8 +48,8 @@ def grouped(members: Mapping[str, Member], rows: Sequence[str | None]) -> tuple[
     """
     kinds: dict[tuple[Any, ...], list[str]] = {}
     for name, (variant, row, A, *_) in members.items():
-        # A and B of slices lie slice after slice, so they can't be filled up at the end.
-        kinds.setdefault((variant, row.slices, A.shape[0] if row.slices else 0), []).append(name)
+        # A and B of slices lie slice after slice, so they can't be filled up at the end, and rows are certain tokens'.
+        kinds.setdefault((variant, row.slices, row.tokens, A.shape[0] if row.partial else 0), []).append(name)
     return tuple(_group({name: members[name] for name in names}, rows) for names in kinds.values())
 
 

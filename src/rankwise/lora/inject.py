@@ -1,10 +1,8 @@
 """Attach adapters to a model and take them off again."""
 
-import gc
 import re
 from collections import OrderedDict
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 from rankwise.errors import AdapterError, TargetError
 from rankwise.lora.adapter import LoRA, adapted_layers, layers_with, lora_of, loras_in
 from rankwise.lora.attachable import base_parameters, check_targets, forecast
+from rankwise.lora.collector import collector_paused
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inits import initial_adapter
 from rankwise.lora.layer_types import LayerType, layer_type_of
@@ -110,6 +109,10 @@ def _with_whole(
     """Find what is trained whole; targets inside it get no adapter."""
     saved = saved_modules(model, config) if config.modules_to_save else []
     within = [target for target in targets.adapted if is_inside(target.name, saved)]
+    if both := next((target.name for target in within if target.layer_type.tokens), None):
+        raise TargetError(
+            f'"{both}" is trained whole (modules_to_save), and rows of it by trainable_tokens: leave out one.'
+        )
     left_out = [LeftOut(target.name, type(target.module).__name__, "trained whole") for target in within]
     targets = Targets([it for it in targets.adapted if it not in within], [*targets.left_out, *left_out])
     if not targets.adapted:
@@ -120,7 +123,9 @@ def _with_whole(
 
 
 def initial_pair(target: Target, config: LoRAConfig) -> tuple[Tensor, Tensor]:
-    """Draw A and B; each matrix of a stack has its own, one after another."""
+    """Draw A and B; each matrix of a stack has its own, one after another. Single rows start as the base's."""
+    if target.layer_type.tokens:
+        return torch.zeros(target.r, 0), torch.zeros(target.d_out, target.r)
     pairs = [
         initial_adapter(
             config.init,
@@ -164,15 +169,7 @@ def attach(
     """
     check_targets(model, targets, config, whole or {})
     keep_unpacked(model)
-    # Names instead of patterns: predicates can't be pickled, and another model may match otherwise.
-    config = replace(
-        config,
-        target_modules=tuple(target.name for target in targets.adapted),
-        exclude_modules=(),
-        rank_pattern=pinned({target.name: target.r for target in targets.adapted}, config.r),
-        alpha_pattern=pinned({target.name: target.alpha for target in targets.adapted}, config.alpha),
-        slices={target.name: target.layer_type.slices for target in targets.adapted if target.layer_type.slices},
-    )
+    config = _by_name(config, targets.adapted)
     others = [lora for _, lora in adapted_layers(model).values()]
     frozen = _freeze(model)
     for lora in others:
@@ -195,9 +192,9 @@ def attach(
         lora.active = (name,)
         for tie in target.ties:
             other = _lora_at(tie.module, tie.layer_type, "weight", tie.reader)
-            other.join(name, lora, tie.flipped)
+            other.join(name, lora, tie.flipped, tie.layer_type)
             other.active = (name,)
-    attach_whole(model, name, whole or {})
+    attach_whole(model, name, whole or {}, config)
     activate_whole(model, [name])
     watch(model)
     count_steps(model, name)
@@ -210,20 +207,18 @@ def attach(
     return Report(name, adapted, targets.left_out, frozen, counts)
 
 
-@contextmanager
-def collector_paused() -> Generator[None]:
-    """Keep Python's garbage collector from running, for the length of a `with` block.
-
-    Attaching makes some forty small objects a layer and no garbage. The collector would scan everything
-    again and again as they grow: more than half the time at 2,000 layers.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
+def _by_name(config: LoRAConfig, adapted: Sequence[Target]) -> LoRAConfig:
+    """Write a configuration's patterns out as names: predicates can't be pickled, another model may match otherwise."""
+    low_rank = [target for target in adapted if not target.layer_type.tokens]
+    return replace(
+        config,
+        target_modules=tuple(target.name for target in low_rank),
+        exclude_modules=(),
+        rank_pattern=pinned({target.name: target.r for target in low_rank}, config.r),
+        alpha_pattern=pinned({target.name: target.alpha for target in low_rank}, config.alpha),
+        slices={target.name: target.layer_type.slices for target in low_rank if target.layer_type.slices},
+        trainable_tokens={t.name: t.layer_type.tokens for t in adapted if t.layer_type.tokens},
+    )
 
 
 def check_new_name(model: nn.Module, name: str) -> None:
@@ -245,7 +240,7 @@ def _lora_at(layer: nn.Module, layer_type: LayerType, parameter: str, reader: Re
     """Return the adapters of a weight, made where there are none."""
     lora = lora_of(layer, parameter)
     if lora is None:
-        own = layer_type_of(layer) if layer_type.slices and layer_type.name != "Parameter" else layer_type
+        own = layer_type_of(layer) if layer_type.partial and layer_type.name != "Parameter" else layer_type
         lora = LoRA(layer, own or layer_type, parameter)
         layer.add_module(child_name(parameter), lora)
         lora.hook_on(layer, reader)

@@ -34,7 +34,7 @@ class _Start:
     def matrix(self) -> Tensor:
         lora = self.lora
         reads_columns = lora.layer_type.reads_indices != (self.name in lora.flipped)
-        return (lora.A if reads_columns else lora.B)[self.name]
+        return (lora.A if reads_columns and not lora.row_of(self.name).tokens else lora.B)[self.name]
 
 
 class Steps:

@@ -13,6 +13,7 @@ from rankwise.lora.adapter import LoRA, adapted_layers, layers_with
 from rankwise.lora.grouped import Member, grouped
 from rankwise.lora.inject import check_new_name
 from rankwise.lora.uses import call
+from rankwise.lora.variants import variant_name
 from rankwise.lora.whole import activate_whole, check_one_whole, whole_tensors, wholes
 
 
@@ -172,7 +173,8 @@ def by_row(model: nn.Module, names: Sequence[str | None], *, example: Any = None
 
 
 def _member(lora: LoRA, name: str) -> Member:
-    return lora.configs[name].variant, lora.row_of(name), *lora.pair(name), lora.scale[name], lora.own(name)
+    variant = variant_name(lora.configs[name].variant, lora.row_of(name))
+    return variant, lora.row_of(name), *lora.pair(name), lora.scale[name], lora.own(name)
 
 
 def _check_by_row(model: nn.Module, chosen: Iterable[str], n_rows: int) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rankwise.lora.tables import text_table
-from rankwise.lora.targets import ALL_LINEAR, BY_NAME_ONLY, LeftOut, Target
+from rankwise.lora.target import LeftOut, Target
+from rankwise.lora.targets import ALL_LINEAR, BY_NAME_ONLY
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,7 @@ class Report:
         """One row for each group of modules that differ only in numbers of their path."""
         groups: dict[tuple[str, str, str, int], list[Target]] = {}
         for target in self.adapted:
-            shape = f"{target.d_out} x {target.d_in}"
-            groups.setdefault((_numberless(target.name), target.type, shape, target.r), []).append(target)
+            groups.setdefault((_numberless(target.name), target.type, target.shape, target.r), []).append(target)
         rows = [
             (
                 (group[0].name or "(the model)") if len(group) == 1 else pattern,

@@ -1,7 +1,6 @@
 """From patterns to the modules they match, each with its rank and scale; and what was left out, and why."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 from torch import nn
 
@@ -9,97 +8,17 @@ from rankwise.errors import TargetError, suggest
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer_types import LayerType, obstacle
 from rankwise.lora.layer_types.sliced import Slice, ranges_of, sliced_type
-from rankwise.lora.maths import parameter_count
 from rankwise.lora.modules import Named, named_once
 from rankwise.lora.patterns import Patterns, as_list, is_plain
-from rankwise.lora.readers import Reader, Weight, layers_and_owned, other_parameters, reader_of
+from rankwise.lora.readers import Weight, layers_and_owned, other_parameters, reader_of
+from rankwise.lora.target import LeftOut, Target, Targets
 from rankwise.lora.ties import Tie, find_ties, sharers
+from rankwise.lora.tokens import token_targets
 
 ALL_LINEAR = "all-linear"
 UNNAMED = "no target names it"
 BY_NAME_ONLY = "by name only"
 """Why "all-linear" leaves out what could be adapted but is no matrix."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A weight to adapt, with the numbers of its adapter.
-
-    Args:
-        name: First path of the module in the model, "" where the model is the layer itself; for a parameter of an
-            attention, an RNN or any other module the path of the parameter.
-        module: The layer, or the module that has the parameter.
-        layer_type: Its row in `LAYER_TYPES`.
-        d_in: Inputs.
-        d_out: Outputs.
-        r: Rank here.
-        alpha: Alpha here.
-        scale: s in h = W x + s B A x.
-        aliases: Other paths of the same module, and those of its ties.
-        ties: Other modules with the same weight, in which the adapter acts too.
-        untie: Whether the module is to get a copy of a weight that it shares.
-        parameter: Name of the weight in the module.
-        reader: The module whose forward reads the weight; None where the layer is called, so that the update of
-            its output can be added.
-        extra: Numbers that the adapter's variant trains here beside A and B; known once it is attached.
-    """
-
-    name: str
-    module: nn.Module
-    layer_type: LayerType
-    d_in: int
-    d_out: int
-    r: int
-    alpha: float
-    scale: float
-    aliases: tuple[str, ...] = ()
-    ties: tuple[Tie, ...] = ()
-    untie: bool = False
-    parameter: str = "weight"
-    reader: Reader | None = None
-    extra: int = 0
-
-    @property
-    def parameters(self) -> int:
-        """Trainable numbers: r (d_in + d_out), for each matrix of a stack, and what a variant has beside."""
-        return self.stack * parameter_count(self.r, self.d_in, self.d_out) + self.extra
-
-    @property
-    def stack(self) -> int:
-        """How many matrices the weight is a stack of."""
-        return self.layer_type.stack(self.module)
-
-    @property
-    def reader_name(self) -> str:
-        """Path of the module whose forward reads the weight, in quotes, or what it is where it has no path."""
-        if self.reader is None:
-            return ""
-        inside = [part for part in (self.reader.below, self.parameter if self.type == "Parameter" else "") if part]
-        path = self.name.removesuffix(".".join(inside)).removesuffix(".")
-        return f'"{path}"' if path else "the model"
-
-    @property
-    def type(self) -> str:
-        """What a report calls it."""
-        own = self.layer_type.name
-        return own if own == "Parameter" else type(self.module).__name__
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A module with weights that gets no adapter, and why."""
-
-    name: str
-    type: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What `find_targets` found, in the model's order."""
-
-    adapted: list[Target]
-    left_out: list[LeftOut]
 
 
 def find_targets(model: nn.Module, config: LoRAConfig, *, untie: bool = False) -> Targets:
@@ -109,7 +28,8 @@ def find_targets(model: nn.Module, config: LoRAConfig, *, untie: bool = False) -
 
     Args:
         model: Any module; it may itself be the layer.
-        config: Whose `target_modules`, `exclude_modules`, `rank_pattern` and `alpha_pattern` are read.
+        config: Whose `target_modules`, `exclude_modules`, `rank_pattern`, `alpha_pattern`, `slices` and
+            `trainable_tokens` are read.
         untie: Whether a target that shares its weight is to get a copy of its own. Else its adapter acts in
             every module that has the weight.
 
@@ -146,7 +66,28 @@ def find_targets(model: nn.Module, config: LoRAConfig, *, untie: bool = False) -
         chosen, ties = find_ties(model, modules, chosen, choice.excluded)
         acting = {weight.names[0] for weight in chosen} | {tie.name for found in ties.values() for tie in found}
         left_out = [entry for entry in left_out if entry.name not in acting]
-    return Targets(_targets_of(model, chosen, config, ties, shared.keys() if untie else ()), left_out)
+    targets = _targets_of(model, chosen, config, ties, shared.keys() if untie else ())
+    if config.trainable_tokens:
+        targets = _with_tokens(targets, token_targets(model, modules, config, untie), place)
+        acting = {name for target in targets for name in (target.name, *target.aliases)}
+        left_out = [entry for entry in left_out if entry.name not in acting]
+    return Targets(targets, left_out)
+
+
+def _with_tokens(targets: list[Target], tokens: list[Target], place: Mapping[nn.Module, int]) -> list[Target]:
+    """Put single rows among the other targets, in the model's order.
+
+    Raises:
+        TargetError: A layer has both.
+    """
+    known = {name: target.name for target in targets for name in (target.name, *target.aliases)}
+    for target in tokens:
+        if both := next((name for name in (target.name, *target.aliases) if name in known), None):
+            raise TargetError(
+                f'"{known[both]}" is a target of A and B, and trainable_tokens trains rows of the same weight. '
+                f'Leave out one of them: exclude_modules="{known[both]}", or trainable_tokens.'
+            )
+    return sorted([*targets, *tokens], key=lambda target: place[target.module])
 
 
 class _Choice:

@@ -63,7 +63,8 @@ class Whole(Adapter):
         self.before: dict[str, Tensor | None] = {}
         """What the base had before merging; None where it was freed."""
         self.handles: list[RemovableHandle] = [
-            layer.register_forward_pre_hook(self.put),
+            # First, so that A and B that act through the weight find it in its place.
+            layer.register_forward_pre_hook(self.put, prepend=True),
             layer.register_forward_hook(self.take, always_call=True),
         ]
         if not layer.training:
@@ -115,7 +116,8 @@ def whole_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
 
 def whole_parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
     """Return what of it is trained."""
-    return [tensor for tensor in whole_tensors(model, name).values() if isinstance(tensor, nn.Parameter)]
+    tensors = whole_tensors(model, name).values()
+    return [tensor for tensor in tensors if isinstance(tensor, nn.Parameter) and tensor.requires_grad]
 
 
 # Which
@@ -189,14 +191,17 @@ def check_whole(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-def attach_whole(model: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None:
+def attach_whole(model: nn.Module, name: str, tensors: Mapping[str, Tensor], config: LoRAConfig) -> None:
     """Give an adapter parameters of its own, in the type and on the device of the base's.
 
     Args:
         model: The base.
         name: The adapter.
         tensors: Path of a parameter or buffer -> values, which `check_whole` has let pass.
+        config: Whose `modules_to_save` are paths. What it doesn't announce is not trained: embeddings of an enlarged
+            vocabulary.
     """
+    saved = [str(path) for path in as_list(config.modules_to_save)]
     for path, tensor in tensors.items():
         owner, host, inside = _places(model, path)
         whole = host._modules.get(_child_name(inside))  # pyright: ignore[reportPrivateUsage]
@@ -206,12 +211,13 @@ def attach_whole(model: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> 
         if name not in whole.own:
             whole.own[name] = Own()
         leaf = path.rpartition(".")[2]
+        trained = is_inside(path, saved) or (leaf == "bias" and config.bias != "none")
         base: Tensor = getattr(owner, leaf)
         values = tensor.detach().to(base.device, base.dtype, copy=True)
         if leaf in owner._buffers:  # pyright: ignore[reportPrivateUsage]
             whole.own[name].register_buffer(leaf, values)
         else:
-            whole.own[name].register_parameter(leaf, nn.Parameter(values, base.is_floating_point()))
+            whole.own[name].register_parameter(leaf, nn.Parameter(values, base.is_floating_point() and trained))
 
 
 def _child_name(inside: str) -> str:

@@ -89,7 +89,7 @@ class Alone:
     def _tensors(self, place: int, target: Target) -> tuple[Tensor, Tensor, Variant, Own]:
         """A, s B, the variant and what it trains beside them, of one target of the adapter at this place."""
         i, k, _ = self._places[place]
-        variant = self._store.buckets[i].variant
+        variant = self._store.buckets[i].variant(target.name)
         A, B, *own = (self._leaves[i, f"{target.name}.{key}"][0][k] for key in ("A", "B", *variant.tensors))
         return A, B, variant, dict(zip(variant.tensors, own, strict=True))
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rankwise.lora.layer_types import LayerType
-from rankwise.lora.variants import VARIANTS, Variant
+from rankwise.lora.variants import VARIANTS, Variant, variant_name
 from rankwise.pack.resolved import Resolved, State
 
 
@@ -68,11 +68,10 @@ class Bucket:
         i = [t.name for t in self.members[0].targets].index(module)
         return like.new_tensor([m.targets[i].scale for m in self.members]).view(-1, 1, 1)
 
-    @property
-    def variant(self) -> Variant:
-        """What its adapters make of A and B."""
+    def variant(self, module: str) -> Variant:
+        """What its adapters make of A and B in a module that they adapt."""
         config = self.members[0].member.lora
-        return VARIANTS["lora" if config is None else config.variant]
+        return VARIANTS["lora" if config is None else variant_name(config.variant, self.row(module))]
 
     def row(self, module: str) -> LayerType:
         """How its adapters see a module that they adapt."""
@@ -81,7 +80,8 @@ class Bucket:
     def dropout(self, module: str, like: Tensor) -> Tensor:
         """Each adapter's dropout (K,) on its inputs in a module; 0 where it has no A and B there."""
         configs = [m.member.lora for m in self.members]
-        p = [config.dropout if config is not None and self.adapts(module) else 0.0 for config in configs]
+        drops = self.adapts(module) and not self.row(module).tokens
+        p = [config.dropout if config is not None and drops else 0.0 for config in configs]
         return like.new_tensor(p)
 
     def without(self, mask: Tensor) -> "Bucket | None":

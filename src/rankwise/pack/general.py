@@ -44,7 +44,7 @@ class GeneralLayer:
             if part.adapts:
                 for key, stack in zip("AB", store.low_rank(part.i, name), strict=True):
                     self._leaves[part.i, key] = _leaf(stack), store.gradient(part.i, f"{name}.{key}")
-                for key in store.buckets[part.i].variant.tensors:
+                for key in store.buckets[part.i].variant(name).tensors:
                     full = f"{name}.{key}"
                     self._leaves[part.i, full] = _leaf(store.stack(part.i, full)), store.gradient(part.i, full)
             if part.whole:
@@ -111,7 +111,7 @@ class GeneralLayer:
         if not part.adapts or row is None:
             return None
         bucket = self._store.buckets[part.i]
-        variant, row = bucket.variant, bucket.row(self._name)
+        variant, row = bucket.variant(self._name), bucket.row(self._name)
         keys = {"A": "A", "B": "B", **{key: f"{self._name}.{key}" for key in variant.tensors}}
         tensors = {key: self._leaves[part.i, leaf][0] for key, leaf in keys.items()}
         x = x if row.reads_indices else x.to(tensors["A"].dtype)

@@ -25,7 +25,7 @@ def packed_layer(name: str, module: nn.Module, store: Store, forward: Forward) -
     row = layer_type_of(module)
     calls: Any = type(module).forward
     adapting = [bucket for bucket in store.buckets if bucket.adapts(name)]
-    varied = any(bucket.variant.tensors or bucket.row(name).slices for bucket in adapting)
+    varied = any(bucket.variant(name).tensors or bucket.row(name).partial for bucket in adapting)
     plain = row is not None and row.linear and row.quantised is None and not varied
     if row is not None and plain and (calls is nn.Linear.forward or row.transposed):
         return LinearLayer(name, module, row, store)

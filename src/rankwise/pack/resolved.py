@@ -10,7 +10,7 @@ from rankwise.errors import PackError
 from rankwise.lora.inject import initial_pair
 from rankwise.lora.layer_types import layer_type_of
 from rankwise.lora.targets import Target, find_targets
-from rankwise.lora.variants import VARIANTS
+from rankwise.lora.variants import VARIANTS, variant_name
 from rankwise.pack.member import Member
 
 State = dict[str, Tensor]
@@ -49,7 +49,7 @@ class Resolved:
 
     def bucket_key(self) -> tuple[object, ...]:
         """Members with equal keys share a bucket."""
-        low_rank = tuple((t.name, bucket_rank(t.r), t.layer_type.slices) for t in self.targets)
+        low_rank = tuple((t.name, bucket_rank(t.r), t.layer_type.slices, t.layer_type.tokens) for t in self.targets)
         variant = "" if self.member.lora is None else self.member.lora.variant
         return variant, low_rank, self.whole, self.member.betas, self.member.eps
 
@@ -62,7 +62,7 @@ class Resolved:
                 continue
             A, B = initial_pair(t, config)
             state[f"{t.name}.A"], state[f"{t.name}.B"] = A, B
-            variant = VARIANTS[config.variant]
+            variant = VARIANTS[variant_name(config.variant, t.layer_type)]
             if variant.tensors:
                 like = A.to(next(model.parameters()).device)
                 own = variant.init(t.layer_type, t.module, like, B.to(like.device), t.scale)
@@ -114,10 +114,12 @@ def _shapes_of_variant(member: Member, targets: Iterable[Target]) -> dict[str, t
         PackError: The variant can't adapt a target.
     """
     shapes: dict[str, tuple[int, ...]] = {}
-    variant = VARIANTS[member.lora.variant] if member.lora is not None else None
-    if variant is None or not variant.tensors:
+    if member.lora is None:
         return shapes
     for t in targets:
+        variant = VARIANTS[variant_name(member.lora.variant, t.layer_type)]
+        if not variant.tensors:
+            continue
         if reason := variant.obstacle(t.layer_type, t.module) or ("its weight is shared" if t.ties else ""):
             raise PackError(f'"{t.name}" can\'t be adapted by "{member.name}" in a pack: {reason}.')
         with torch.no_grad():

@@ -8,9 +8,10 @@ from torch import nn
 
 from rankwise.errors import AdapterError
 from rankwise.files import save_adapter
-from rankwise.lora.inject import Report, attach, check_new_name, collector_paused, eject
+from rankwise.lora.collector import collector_paused
+from rankwise.lora.inject import Report, attach, check_new_name, eject
 from rankwise.lora.targets import Targets, find_targets
-from rankwise.lora.variants import VARIANTS
+from rankwise.lora.variants import VARIANTS, variant_name
 from rankwise.pack.resolved import State
 from rankwise.sweeps.problem import Run, Swept
 
@@ -34,9 +35,9 @@ def put_on(model: nn.Module, run: Run, state: State, name: str) -> Report:
     found = find_targets(model, lora)
     adapted = [target for target in found.adapted if target.name not in whole]
     pairs = {target.name: (state[f"{target.name}.A"], state[f"{target.name}.B"]) for target in adapted}
-    beside = VARIANTS[lora.variant].tensors
-    own = {target.name: {key: state[f"{target.name}.{key}"] for key in beside} for target in adapted}
-    of_adapter = {f"{name}.{key}" for name in pairs for key in ("A", "B", *beside)}
+    beside = {target.name: VARIANTS[variant_name(lora.variant, target.layer_type)].tensors for target in adapted}
+    own = {name: {key: state[f"{name}.{key}"] for key in keys} for name, keys in beside.items()}
+    of_adapter = {f"{name}.{key}" for name in pairs for key in ("A", "B", *beside[name])}
     trained_whole = {key: value for key, value in state.items() if key not in of_adapter}
     config = replace(lora, modules_to_save=whole)
     with collector_paused():

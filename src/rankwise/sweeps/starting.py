@@ -55,9 +55,16 @@ def read_start(model: nn.Module, folder: Path) -> Start:
             A, B = lora.pair(PASSING)
             tensors = {"A": A, "B": B, **lora.own(PASSING)}
             state |= {f"{path}.{key}": tensor.detach().clone() for key, tensor in tensors.items()}
-        whole = {key: tensor.detach().clone() for key, tensor in whole_tensors(model, PASSING).items()}
+        kept = whole_tensors(model, PASSING)
+        frozen = [key for key, tensor in kept.items() if isinstance(tensor, nn.Parameter) and not tensor.requires_grad]
+        whole = {key: tensor.detach().clone() for key, tensor in kept.items()}
     finally:
         eject(model, PASSING)
+    if frozen:
+        raise AdapterFileError(
+            f"{folder} has \"{frozen[0]}\" of an enlarged vocabulary in place of the base's, which it doesn't train; a "
+            "pack can't do that. Put it into the base instead."
+        )
     modules = tuple(dict.fromkeys(key.rpartition(".")[0] for key in whole))
     trained = {f"{name}.{key}" for name in modules for key, _ in model.get_submodule(name).named_parameters("", False)}
     if config.bias != "none" or trained != whole.keys():

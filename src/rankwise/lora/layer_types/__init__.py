@@ -15,6 +15,7 @@ from rankwise.lora.layer_types.quantised import BITSANDBYTES, with_weight_of
 from rankwise.lora.layer_types.row import LayerType, Quantised, weight_of
 
 __all__ = [
+    "EMBEDDING",
     "LAYER_TYPES",
     "LayerType",
     "Quantised",

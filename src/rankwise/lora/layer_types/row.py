@@ -63,6 +63,7 @@ class LayerType:
         outputs: Which dimension of the weight runs over the outputs; None where none does.
         parameter: Name of the weight.
         slices: The outputs that are adapted, where it is not all: first and last (not included) of each slice.
+        tokens: The rows of the weight that are trained, where it is single ones.
         quantised: How the weight is read, where it is no tensor of plain numbers.
     """
 
@@ -79,4 +80,10 @@ class LayerType:
     outputs: int | None = None
     parameter: str = "weight"
     slices: tuple[tuple[int, int], ...] = ()
+    tokens: tuple[int, ...] = ()
     quantised: Quantised | None = None
+
+    @property
+    def partial(self) -> bool:
+        """Whether it is how one adapter sees a part of the layer, and not the layer's own row."""
+        return bool(self.slices or self.tokens)

@@ -74,6 +74,7 @@ VLLM_RULES = (
     Rule(_has("use_dora"), lambda config: "it does not support DoRA"),
     Rule(lambda config: config.get("bias", "none") != "none", _names("bias")),
     Rule(_has("lora_bias"), lambda config: "it does not support biases of adapters"),
+    Rule(_has("trainable_token_indices"), lambda config: "it knows no rows of single tokens (trainable_token_indices)"),
     # It reads r and lora_alpha alone, so layers with others would run, wrongly scaled.
     Rule(_has("rank_pattern"), lambda config: "it scales all layers by one alpha / r, and rank_pattern has others"),
     Rule(_has("alpha_pattern"), lambda config: "it scales all layers by one alpha / r, and alpha_pattern has others"),
@@ -96,6 +97,7 @@ LLAMA_CPP_RULES = (
     Rule(_has("use_dora"), lambda config: "it does not support DoRA"),
     Rule(lambda config: config.get("bias", "none") != "none", _names("bias")),
     Rule(_has("lora_bias"), lambda config: "it does not support biases of adapters"),
+    Rule(_has("trainable_token_indices"), lambda config: "it knows no rows of single tokens (trainable_token_indices)"),
     # It scales by alpha / rank of the tensor, whatever the configuration says.
     Rule(_has("use_rslora"), lambda config: "it scales by alpha / r, not by alpha / sqrt(r)"),
     Rule(_has("alpha_pattern"), lambda config: "it scales all layers by one alpha, and alpha_pattern has others"),
