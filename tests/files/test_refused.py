@@ -89,7 +89,6 @@ def test_tensors_that_do_not_fit(saved, change, message):
     ("field", "value"),
     [
         ("use_qalora", True),
-        ("lora_bias", True),
         ("peft_type", "IA3"),
         ("trainable_token_indices", [1]),
         ("init_lora_weights", "pissa"),

@@ -17,6 +17,9 @@ BASE_LAYER = "base_layer"
 MAGNITUDE_KEY = "lora_magnitude_vector"
 """End of the key of DoRA's magnitudes."""
 
+BIAS_KEY = "lora_B.bias"
+"""End of the key of the bias that B has with `lora_bias`."""
+
 LINEAR_KEYS = ("lora_A.weight", "lora_B.weight")
 """Ends of the keys of A and B, where a layer type has none of its own."""
 
@@ -25,7 +28,7 @@ _RESIZED = {"embed_tokens", "lm_head"}
 
 _CAUSES = {
     rf".*{MAGNITUDE_KEY}.*": "It is of a DoRA adapter, but the settings don't say use_dora.",
-    r".*lora_B\.bias": "It is a bias of an adapter (lora_bias), which isn't supported.",
+    r".*lora_B\.bias": "It is a bias of an adapter, but the settings don't say lora_bias.",
     r".*\.lora_[AB]": "It is of loralib; load_loralib reads its files.",
     r".*lora_[AB]\.[^.]+\.weight": "It names an adapter inside the key: was it saved with state_dict()?",
     rf"(?!{re.escape(PREFIX)}\.).*lora_[AB]\.weight": f'It lacks the prefix "{PREFIX}.".',
@@ -41,11 +44,13 @@ class Parts:
         pairs: Module path -> (A, B).
         whole: Path of a parameter or buffer of the base -> what the adapter has in its place.
         magnitudes: Module path -> DoRA's magnitudes, in PEFT's shape.
+        biases: Module path -> the bias of its B.
     """
 
     pairs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     whole: dict[str, Tensor] = field(default_factory=dict)
     magnitudes: dict[str, Tensor] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
 
 
 def key_of(name: str, end: str) -> str:
@@ -92,8 +97,12 @@ def sorted_parts(where: object, flat: Mapping[str, Tensor], fields: Mapping[str,
     halves: dict[str, dict[str, Tensor]] = {}
     others: dict[str, str] = {}
     magnitudes: dict[str, Tensor] = {}
+    biases: dict[str, Tensor] = {}
     for key in flat:
         inside = key.removeprefix(f"{PREFIX}.")
+        if fields.get("lora_bias") and inside != key and f".{inside}".endswith(f".{BIAS_KEY}"):
+            biases[inside.removesuffix(BIAS_KEY).rstrip(".")] = flat[key]
+            continue
         if fields.get("use_dora") and inside != key and inside.endswith(MAGNITUDE_KEY):
             magnitudes[inside.removesuffix(MAGNITUDE_KEY).rstrip(".")] = flat[key]
             continue
@@ -113,6 +122,11 @@ def sorted_parts(where: object, flat: Mapping[str, Tensor], fields: Mapping[str,
         findings.add(f'{where} has no "{key_of(name, missing)}"; with use_dora every module has A, B and magnitudes.')
         parts.pairs.pop(name, None)
     parts.magnitudes = {name: tensor for name, tensor in magnitudes.items() if name in parts.pairs}
+    for name in sorted(biases.keys() ^ parts.pairs.keys()) if fields.get("lora_bias") else ():
+        missing = BIAS_KEY if name in parts.pairs else LINEAR_KEYS[0]
+        findings.add(f'{where} has no "{key_of(name, missing)}"; with lora_bias every module has A, B and a bias.')
+        parts.pairs.pop(name, None)
+    parts.biases = {name: tensor for name, tensor in biases.items() if name in parts.pairs}
     is_whole = _test_of_whole(fields, halves)
     for key, inside in others.items():
         name = _path_of_whole(inside)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rankwise.errors import AdapterFileError
 from rankwise.files.checksums import check_base
 from rankwise.files.findings import Findings
-from rankwise.files.fit import as_here, find_missing, saved_modules_of_file, whole_of_file
+from rankwise.files.fit import as_here, find_missing, saved_modules_of_file, whole_of_biases, whole_of_file
 from rankwise.files.folder import config_of, read_whole, write_adapter
 from rankwise.files.peft_config import CONFIG_FILE
 from rankwise.files.placing import Filed, as_filed, magnitudes_of_file, settings_names, targets_of_file, weights_of_file
@@ -194,6 +194,9 @@ def read_for(
     targets = [target for target in targets if own is None or target.name in own]
     whole = whole_of_file(model, read, findings)
     find_missing(modules, read, targets, whole, findings)
+    if read.parts.biases:
+        config = replace(config, bias="lora_only" if config.bias == "none" else config.bias)
+        whole |= whole_of_biases(targets, paths, read.parts.biases, whole, findings)
     if not targets:
         raise AdapterFileError(f"Nothing of {read.path} fits the model: {findings.listed[0]}")
     base = _base_weights({target.name: (target.module, target.parameter) for target in targets})
