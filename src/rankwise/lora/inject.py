@@ -25,7 +25,7 @@ from rankwise.lora.reached import stop_watching, warn_of_missed, watch
 from rankwise.lora.readers import Reader
 from rankwise.lora.report import Report
 from rankwise.lora.targets import LeftOut, Target, Targets, find_targets
-from rankwise.lora.uses import layers_of, uses_of, with_readers
+from rankwise.lora.uses import known_uses, uses_of, with_readers
 from rankwise.lora.whole import (
     WHOLE_CHILD,
     activate_whole,
@@ -92,7 +92,7 @@ def inject(
     with collector_paused():
         check_new_name(model, name)
         targets, config, whole = _with_whole(model, find_targets(model, config, untie=untie), config)
-        uses = None if example is None else uses_of(model, layers_of(targets), example)
+        uses = None if example is None else uses_of(model, known_uses(targets), example)
         targets = with_readers(targets, uses) if uses else targets
         if dry_run:
             return forecast(model, targets, config, name, whole)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError
-from rankwise.lora.adapter import LoRA, adapted_layers
+from rankwise.lora.adapter import LoRA, adapted_layers, loras_in
 from rankwise.lora.uses import Uses
 
 _WATCH = "_rankwise_watch"
@@ -40,7 +40,7 @@ class Watch:
         """Note what happens from here on."""
         if torch.compiler.is_compiling() or self.uses is not None:
             return
-        self.uses = Uses(model, ((layer, lora.parameter) for layer, lora in _to_be_called(model).values()))
+        self.uses = Uses(model, {(layer, lora.parameter): acts for layer, lora, acts in _watched(model).values()})
         self.noting.enter_context(self.uses.noting())
 
     def end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> object:
@@ -81,18 +81,21 @@ def _is_plain(value: object) -> bool:
 
 
 def move_to_readers(model: nn.Module, uses: Uses) -> list[str]:
-    """Let adapters act on the weight itself where it is read from outside its layer's call; return their paths."""
+    """Let adapters act on the weight where it is read, if that is from outside; return their paths."""
     readers = uses.readers()
-    moved = [(path, layer, lora) for path, (layer, lora) in _to_be_called(model).items() if layer in readers]
-    for _, layer, lora in moved:
-        lora.hook_on(layer, readers[layer])
-    return [path for path, _, _ in moved]
+    moved: list[str] = []
+    for path, (layer, lora, _) in _watched(model).items():
+        reader = readers.get((layer, lora.parameter))
+        if reader is not None:
+            lora.hook_on(layer, reader)
+            moved.append(path)
+    return moved
 
 
 def warn_of_missed(model: nn.Module, called: Iterable[nn.Module]) -> None:
     """Warn of the adapted layers that a forward neither called nor read."""
     called = {*called}
-    missed = [path for path, (layer, _) in _to_be_called(model).items() if layer not in called]
+    missed = [path for path, (_, _, acts) in _watched(model).items() if acts not in called]
     if missed:
         warnings.warn(
             f"The first forward reached {len(missed)} of the adapted layers not at all: {_listed(missed)}. There the "
@@ -108,17 +111,22 @@ def _listed(paths: list[str]) -> str:
 def watch(model: nn.Module) -> None:
     """Watch the next forward of a model for adapters that it doesn't reach."""
     stop_watching(model)
-    if _to_be_called(model):
+    if _watched(model):
         setattr(model, _WATCH, Watch(model))
 
 
-def _to_be_called(model: nn.Module) -> dict[str, tuple[nn.Module, LoRA]]:
-    """Return the adapted layers inside a model whose adapters act only when they are called."""
-    return {
-        path: (layer, lora)
-        for path, (layer, lora) in adapted_layers(model).items()
-        if layer is not model and not lora.has_reader
-    }
+def _watched(model: nn.Module) -> dict[str, tuple[nn.Module, LoRA, nn.Module]]:
+    """Return the adapted weights inside a model, each with the module during whose call the adapter acts: the layer, or
+    the module that reads the weight. The model itself is called in any case."""
+    paths = {lora: path for path, (_, lora) in adapted_layers(model).items()}
+    found = {paths[lora]: (layer, lora, _acts_in(model, names, layer, lora)) for names, layer, lora in loras_in(model)}
+    return {path: (layer, lora, acts) for path, (layer, lora, acts) in found.items() if acts is not model}
+
+
+def _acts_in(model: nn.Module, names: list[str], layer: nn.Module, lora: LoRA) -> nn.Module:
+    end = f".{lora.below}" if lora.below else ""
+    path = next((path for name in names if end and (path := f".{name}").endswith(end)), "")
+    return model.get_submodule(path.removesuffix(end).removeprefix(".")) if path else layer
 
 
 def stop_watching(model: nn.Module) -> None:

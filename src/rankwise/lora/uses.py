@@ -1,4 +1,4 @@
-"""What a forward pass does with some layers: which it calls, and whose weights it reads from outside their call."""
+"""What a forward pass does with some weights: which layers it calls, and which weights it reads from outside."""
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,28 +22,34 @@ _SHAPE_ONLY = {
 """Operations that ask a tensor for its shape and type only."""
 
 
+Key = tuple[nn.Module, str]
+"""A module and the name of a weight in it."""
+
+
 class Uses(TorchDispatchMode):
-    """Notes the uses of layers while a model runs.
+    """Notes the uses of weights while a model runs.
 
     Operations are seen below autograd, where a mode changes neither results nor the way torch takes.
 
     Args:
         model: The model.
-        layers: Layers in it, each with the name of its weight.
+        inside: Weights in it, each with the module during whose call it is read as its adapter knows: the layer that is
+            called, or the module that reads it. Reading it at any other time is reading from outside.
     """
 
-    def __init__(self, model: nn.Module, layers: Iterable[tuple[nn.Module, str]]) -> None:
+    def __init__(self, model: nn.Module, inside: Mapping[Key, nn.Module]) -> None:
         super().__init__()
         self.called: set[nn.Module] = set()
         self._model = model
         self._running = [model]
-        self._enclosing: dict[nn.Module, list[nn.Module]] = {}
-        self._owners: dict[int, list[nn.Module]] = {}
-        for layer, parameter in layers:
+        self._inside = inside
+        self._enclosing: dict[Key, list[nn.Module]] = {}
+        self._keys: dict[int, list[Key]] = {}
+        for layer, parameter in inside:
             weight = layer._parameters.get(parameter)  # pyright: ignore[reportPrivateUsage]  (None where it is computed)
             if weight is not None:
-                self._owners.setdefault(id(weight), []).append(layer)
-        self._layers = dict.fromkeys(layer for layers in self._owners.values() for layer in layers)
+                self._keys.setdefault(id(weight), []).append((layer, parameter))
+        self._layers = dict.fromkeys(inside.values())
 
     @contextmanager
     def noting(self) -> Generator[None]:
@@ -81,24 +87,27 @@ class Uses(TorchDispatchMode):
         # What an operation writes to is not read: RWKV divides weights of its layers in place before its first run.
         given = args[1:] if func._schema.is_mutable else args
         for tensor in _tensors((*given, *kwargs.values())):
-            owners = self._owners.get(id(tensor), ())
-            if owners and func.name().split(".")[0] not in _SHAPE_ONLY and not any(o in self._running for o in owners):
-                for layer in owners:
-                    before = self._enclosing.get(layer, self._running)
-                    self._enclosing[layer] = [module for module in self._running if module in before]
+            keys = self._keys.get(id(tensor), ())
+            if keys and func.name().split(".")[0] not in _SHAPE_ONLY and not any(map(self._is_inside, keys)):
+                for key in keys:
+                    before = self._enclosing.get(key, self._running)
+                    self._enclosing[key] = [module for module in self._running if module in before]
         return func(*args, **kwargs)
 
-    def readers(self) -> dict[nn.Module, Reader]:
-        """Return the layers whose weights were read from outside, each with the innermost module that all reads
-        happened in and that has the layer inside it."""
+    def _is_inside(self, key: Key) -> bool:
+        return self._inside[key] in self._running
+
+    def readers(self) -> dict[Key, Reader]:
+        """Return the weights that were read from outside, each with the innermost module that all these reads happened
+        in and that has the weight's module inside it."""
         paths = dict(named_once(self._model)) if self._enclosing else {}
-        return {layer: self._reader(modules, paths[layer]) for layer, modules in self._enclosing.items()}
+        return {key: self._reader(modules, paths[key[0]]) for key, modules in self._enclosing.items()}
 
     def _reader(self, running: list[nn.Module], paths: list[str]) -> Reader:
         below: dict[nn.Module, str] = {}
         for path in paths:
             names = path.split(".")
-            for n in range(len(names)):
+            for n in range(len(names) + 1):
                 below.setdefault(self._model.get_submodule(".".join(names[:n])), ".".join(names[n:]))
         module = next(module for module in reversed(running) if module in below)
         return Reader(module, below[module])
@@ -112,22 +121,22 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def uses_of(model: nn.Module, layers: Iterable[tuple[nn.Module, str]], example: Any) -> Uses:
-    """Run a model once, in eval mode and without gradients, and return what it did with some layers.
+def uses_of(model: nn.Module, inside: Mapping[Key, nn.Module], example: Any) -> Uses:
+    """Run a model once, in eval mode and without gradients, and return what it did with some weights.
 
     Modes and random numbers are afterwards as before.
 
     Args:
         model: The model.
-        layers: Layers in it, each with the name of its weight.
+        inside: As of `Uses`.
         example: Its input: a tensor, a mapping of keyword arguments, or a tuple or list of arguments.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-        >>> uses_of(model, [(model[0], "weight")], torch.ones(1, 2)).called >= {*model}
+        >>> uses_of(model, {(model[0], "weight"): model[0]}, torch.ones(1, 2)).called >= {*model}
         True
     """
-    uses = Uses(model, layers)
+    uses = Uses(model, inside)
     with _in_eval(model), torch.random.fork_rng(), torch.no_grad(), uses.noting():
         call(model, example)
     return uses
@@ -156,12 +165,14 @@ def _in_eval(model: nn.Module) -> Generator[None]:
             module.training = mode
 
 
-def layers_of(targets: Targets) -> Iterator[tuple[nn.Module, str]]:
-    """Yield the layers that are to be called, ties among them, with the names of their weights."""
+def known_uses(targets: Targets) -> dict[Key, nn.Module]:
+    """Return the weights of targets, ties among them, each with the module during whose call its adapter acts."""
+    found: dict[Key, nn.Module] = {}
     for target in targets.adapted:
-        for use in (target, *target.ties):
-            if use.reader is None:
-                yield use.module, "weight"
+        found[target.module, target.parameter] = target.reader.module if target.reader else target.module
+        for tie in target.ties:
+            found[tie.module, "weight"] = tie.reader.module if tie.reader else tie.module
+    return found
 
 
 def with_readers(targets: Targets, uses: Uses) -> Targets:
@@ -170,8 +181,8 @@ def with_readers(targets: Targets, uses: Uses) -> Targets:
     adapted = [
         replace(
             target,
-            reader=target.reader or readers.get(target.module),
-            ties=tuple(replace(tie, reader=tie.reader or readers.get(tie.module)) for tie in target.ties),
+            reader=readers.get((target.module, target.parameter), target.reader),
+            ties=tuple(replace(tie, reader=readers.get((tie.module, "weight"), tie.reader)) for tie in target.ties),
         )
         for target in targets.adapted
     ]
