@@ -100,7 +100,7 @@ def test_unknown_fields_are_kept_and_those_that_change_the_maths_refused():
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"lora_bias": True}, AdapterFileError, "sets lora_bias = true, which changes"),
+        ({"lora_bias": True}, ConfigError, "sets lora_bias = true, a bias of B, which adds what a bias of the layer"),
         ({"init_lora_weights": "pissa"}, AdapterFileError, "sets init_lora_weights"),
         ({"init_lora_weights": "eva"}, ConfigError, 'init_lora_weights = "eva", which isn\'t known'),
         ({"init_lora_weights": False}, ConfigError, "init_lora_weights = false"),

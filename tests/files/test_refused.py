@@ -89,7 +89,6 @@ def test_tensors_that_do_not_fit(saved, change, message):
     ("field", "value"),
     [
         ("use_qalora", True),
-        ("lora_bias", True),
         ("peft_type", "IA3"),
         ("init_lora_weights", "pissa"),
         ("layer_replication", [[0, 1]]),

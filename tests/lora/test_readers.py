@@ -534,6 +534,56 @@ def test_without_an_example_the_first_forward_finds_the_readers(name):
         assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in watched.modules()] == hooks
 
 
+class Box(nn.Module):
+    """Has a parameter that its own forward reads, were it called."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x):
+        return x @ self.matrix
+
+
+class ReadsItsParts(nn.Module):
+    """Reads what a parameter's owner and an attention would read themselves, and calls neither."""
+
+    def __init__(self):
+        super().__init__()
+        self.box, self.attention = Box(), nn.MultiheadAttention(4, 2)
+
+    def forward(self, x):
+        x, of = x @ self.box.matrix, self.attention
+        weights = of.in_proj_weight, of.in_proj_bias, None, None, False, 0.0, of.out_proj.weight, of.out_proj.bias
+        return nn.functional.multi_head_attention_forward(x, x, x, 4, 2, *weights)[0]
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("inside", [True, False])
+def test_parameters_and_attentions_that_another_module_reads(inside, given):
+    model, x = ReadsItsParts(), torch.randn(3, 2, 4)
+    model = nn.Sequential(model, nn.Linear(4, 4)) if inside else model
+    report = inject(model, LoRAConfig(r=2, target_modules=["matrix", "attention"]), example=x if given else None)
+    fill(model)
+    out = model(x)
+    if given:
+        assert {target.reader_name for target in report.adapted} == {'"0"' if inside else "the model"}
+    out.sum().backward()
+    assert all(bool(p.grad.any()) for pair in adapter_tensors(model).values() for p in pair)
+    with disabled(model):
+        assert not torch.allclose(model(x), out)
+    merge(model)
+    torch.testing.assert_close(model(x), out)
+
+
+def test_a_parameter_whose_owner_is_never_called_nor_read_is_said():
+    model = nn.ModuleDict({"box": Box(), "used": nn.Linear(4, 4)})
+    model.forward = lambda x: model["used"](x)
+    inject(model, LoRAConfig(r=1, target_modules=["matrix", "used"]))
+    with pytest.warns(UserWarning, match=r'reached 1 of the adapted layers not at all: "box\.matrix"'):
+        model(torch.ones(1, 4))
+
+
 def test_a_loaded_adapter_acts_where_its_weight_is_read_from_the_first_forward_on(tmp_path):
     model, x = nn.Sequential(Reads()), torch.randn(3, 4)
     inject(model, LoRAConfig(r=2), example=x)

@@ -10,7 +10,7 @@ from rankwise.files.checksums import BASE
 from rankwise.files.embeddings import embeddings_of
 from rankwise.files.findings import Findings
 from rankwise.files.folder import AdapterFile
-from rankwise.files.keys import BASE_LAYER, LINEAR_KEYS, is_saved, key_of, whole_key_of, with_ancestors
+from rankwise.files.keys import BASE_LAYER, BIAS_KEY, LINEAR_KEYS, is_saved, key_of, whole_key_of, with_ancestors
 from rankwise.files.layer_tensors import form_of
 from rankwise.files.peft_paths import paths_of_file
 from rankwise.files.peft_targets import PeftTargets
@@ -64,6 +64,38 @@ def _cause(embeddings: Collection[str], name: str, tensor: Tensor) -> str:
             f"call model.resize_token_embeddings({tensor.shape[0]}) first."
         )
     return "Has the model another number of classes than the one it was trained on?"
+
+
+def whole_of_biases(
+    targets: Iterable[Target],
+    paths: Mapping[str, str],
+    biases: Mapping[str, Tensor],
+    whole: Mapping[str, Tensor],
+    findings: Findings,
+) -> dict[str, Tensor]:
+    r"""Return the layers' biases with those of B in them: B (A x) + b, times s, is a change s b of the layer's own.
+
+    Args:
+        targets: The adapted modules.
+        paths: Their names -> PEFT's paths.
+        biases: PEFT's path -> b.
+        whole: What the file has in place of the base's parameters, biases among them.
+        findings: Takes a bias that no layer can take in.
+    """
+    sums: dict[str, Tensor] = {}
+    for target in targets:
+        bias, added = getattr(target.module, "bias", None), biases[paths[target.name]]
+        if target.type == "Parameter" or bias is None or bias.shape != added.shape:
+            findings.add(
+                f'"{key_of(paths[target.name], BIAS_KEY)}" has shape {tuple(added.shape)}, and "{target.name}" no bias '
+                "of that shape that could take it in. Give the layer a bias of zeros, or leave this one out: "
+                "strict=False."
+            )
+        else:
+            name = ".".join(filter(None, (target.name, "bias")))
+            own = whole.get(name, bias.detach())
+            sums[name] = own + target.scale * added.to(own.device, own.dtype)
+    return sums
 
 
 def find_missing(

@@ -168,6 +168,8 @@ def read_adapter(
         )
     if read.fields.get("target_parameters"):
         findings.add(f"{read.path} adapts parameters (target_parameters), whose form only load_adapter knows.")
+    if read.parts.biases:
+        findings.add(f"{read.path} has biases of B (lora_bias), which only load_adapter can use.")
     if read.parts.magnitudes:
         findings.add(f"{read.path} is of a DoRA adapter, whose magnitudes only load_adapter can use.")
     if read.parts.tokens:

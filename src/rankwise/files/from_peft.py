@@ -34,6 +34,11 @@ def config_from_peft(source: Any, *, strict: bool = True) -> LoRAConfig:
     """Return PEFT's settings as ours; see `LoRAConfig.from_peft`."""
     where, fields = _fields_of(source)
     check_fields(where, fields)
+    if fields.get("lora_bias"):
+        raise ConfigError(
+            f"{where} sets lora_bias = true, a bias of B, which adds what a bias of the layer would. Set bias = "
+            '"lora_only" instead. A file with it can be loaded.'
+        )
     parameters = fields.get("target_parameters") or []
     check_unknown_fields(where, fields, Findings(strict))
     init = json.dumps(fields.get("init_lora_weights", True))

@@ -23,6 +23,9 @@ TOKENS_OWNER = "token_adapter"
 TOKENS_KEY = f"{TOKENS_OWNER}.trainable_tokens_delta"
 """End of the key of single rows, which are what they have become, whatever the name says."""
 
+BIAS_KEY = "lora_B.bias"
+"""End of the key of the bias that B has with `lora_bias`."""
+
 LINEAR_KEYS = ("lora_A.weight", "lora_B.weight")
 """Ends of the keys of A and B, where a layer type has none of its own."""
 
@@ -31,7 +34,7 @@ _RESIZED = {"embed_tokens", "lm_head"}
 
 _CAUSES = {
     rf".*{MAGNITUDE_KEY}.*": "It is of a DoRA adapter, but the settings don't say use_dora.",
-    r".*lora_B\.bias": "It is a bias of an adapter (lora_bias), which isn't supported.",
+    r".*lora_B\.bias": "It is a bias of an adapter, but the settings don't say lora_bias.",
     r".*\.lora_[AB]": "It is of loralib; load_loralib reads its files.",
     r".*lora_[AB]\.[^.]+\.weight": "It names an adapter inside the key: was it saved with state_dict()?",
     rf"(?!{re.escape(PREFIX)}\.).*lora_[AB]\.weight": f'It lacks the prefix "{PREFIX}.".',
@@ -48,12 +51,14 @@ class Parts:
         whole: Path of a parameter or buffer of the base -> what the adapter has in its place.
         magnitudes: Module path -> DoRA's magnitudes, in PEFT's shape.
         tokens: Module path -> rows of single tokens.
+        biases: Module path -> the bias of its B.
     """
 
     pairs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     whole: dict[str, Tensor] = field(default_factory=dict)
     magnitudes: dict[str, Tensor] = field(default_factory=dict)
     tokens: dict[str, Tensor] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
 
 
 def key_of(name: str, end: str) -> str:
@@ -107,11 +112,15 @@ def sorted_parts(
     halves: dict[str, dict[str, Tensor]] = {}
     others: dict[str, str] = {}
     magnitudes: dict[str, Tensor] = {}
+    biases: dict[str, Tensor] = {}
     parts = Parts()
     for key in flat:
         inside = key.removeprefix(f"{PREFIX}.")
         if inside != key and f".{inside}".endswith(f".{TOKENS_KEY}"):
             parts.tokens[inside.removesuffix(TOKENS_KEY).rstrip(".")] = flat[key]
+            continue
+        if fields.get("lora_bias") and inside != key and f".{inside}".endswith(f".{BIAS_KEY}"):
+            biases[inside.removesuffix(BIAS_KEY).rstrip(".")] = flat[key]
             continue
         if fields.get("use_dora") and inside != key and inside.endswith(MAGNITUDE_KEY):
             magnitudes[inside.removesuffix(MAGNITUDE_KEY).rstrip(".")] = flat[key]
@@ -131,6 +140,11 @@ def sorted_parts(
         findings.add(f'{where} has no "{key_of(name, missing)}"; with use_dora every module has A, B and magnitudes.')
         parts.pairs.pop(name, None)
     parts.magnitudes = {name: tensor for name, tensor in magnitudes.items() if name in parts.pairs}
+    for name in sorted(biases.keys() ^ parts.pairs.keys()) if fields.get("lora_bias") else ():
+        missing = BIAS_KEY if name in parts.pairs else LINEAR_KEYS[0]
+        findings.add(f'{where} has no "{key_of(name, missing)}"; with lora_bias every module has A, B and a bias.')
+        parts.pairs.pop(name, None)
+    parts.biases = {name: tensor for name, tensor in biases.items() if name in parts.pairs}
     is_whole = _test_of_whole(fields, halves, embeddings)
     for key, inside in others.items():
         name = _path_of_whole(inside)

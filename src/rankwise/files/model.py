@@ -12,7 +12,14 @@ from rankwise.errors import AdapterFileError
 from rankwise.files.checksums import check_base
 from rankwise.files.embeddings import embeddings_of, embeddings_to_save
 from rankwise.files.findings import Findings
-from rankwise.files.fit import as_here, differences_in_peft, find_missing, saved_modules_of_file, whole_of_file
+from rankwise.files.fit import (
+    as_here,
+    differences_in_peft,
+    find_missing,
+    saved_modules_of_file,
+    whole_of_biases,
+    whole_of_file,
+)
 from rankwise.files.folder import config_of, read_whole, write_adapter
 from rankwise.files.peft_config import CONFIG_FILE
 from rankwise.files.placing import Filed, as_filed, magnitudes_of_file, settings_names, targets_of_file, weights_of_file
@@ -216,6 +223,9 @@ def read_for(
     chosen = tokens_of_fields(read.fields, list(read.parts.tokens))
     find_unfiled(model, modules, read.path, read.fields, read.parts.tokens, findings)
     tokens, of_tokens = tokens_of_file(model, modules, read.parts.tokens, chosen, targets, whole, findings, untie)
+    if read.parts.biases:
+        config = replace(config, bias="lora_only" if config.bias == "none" else config.bias)
+        whole |= whole_of_biases(targets, paths, read.parts.biases, whole, findings)
     if not targets:
         raise AdapterFileError(f"Nothing of {read.path} fits the model: {findings.listed[0]}")
     base = _base_weights({target.name: (target.module, target.parameter) for target in targets})

@@ -24,7 +24,7 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     # Other inits move the base's weights, so A and B alone don't give the model back.
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
-    **dict.fromkeys(("lora_bias", "use_qalora", "use_bdlora"), (False, None)),
+    **dict.fromkeys(("use_qalora", "use_bdlora"), (False, None)),
     **dict.fromkeys(
         (
             "layer_replication",
@@ -98,6 +98,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lora_alpha": (_is_number, "a finite number"),
     "lora_dropout": (_is_number, "a finite number"),
     "use_dora": (lambda value: value is None or isinstance(value, bool), "true or false"),
+    "lora_bias": (lambda value: value is None or isinstance(value, bool), "true or false"),
     "use_rslora": (lambda value: value is None or isinstance(value, bool), "true or false"),
     "target_modules": (_is_names, "a list of names or one regular expression"),
     "exclude_modules": (_is_names, "a list of names or one regular expression"),
