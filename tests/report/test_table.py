@@ -9,7 +9,7 @@ from rich.console import Console
 from sample_results import sample_results
 
 from rankwise.errors import OutputError
-from rankwise.report.table import RUN_COLUMNS, markdown_table, table_rows, terminal_table, write_csv
+from rankwise.report.table import RUN_COLUMNS, legend, markdown_table, table_rows, terminal_table, write_csv
 
 BASELINES = [("the notebook's baseline", 0.984), ("its budget on 5-9", 0.931), ("LoRA's budget on 5-9", 0.984)]
 
@@ -71,6 +71,19 @@ def test_legend() -> None:
     assert "† is the best learning rate tried, at the edge" in text
     assert "- 2 runs diverged." in text
     assert "†" not in markdown_table(sample_results())
+
+
+def test_one_that_stands_alone_is_relative_to_nothing() -> None:
+    alone, published = sample_results(ranks=[4], baselines=[]), sample_results(ranks=[4], baselines=[], published=True)
+    assert list(table_rows(alone)[-1].cells) == [
+        "trainable parameters",
+        "test accuracy",
+        "95% interval",
+        "seeds",
+        "learning rate",
+    ]
+    assert not any(line.startswith("100% is") for line in legend(alone))
+    assert "% of parameters" in table_rows(published)[-1].cells, "it is relative to the published baseline"
 
 
 def test_a_configuration_without_test_metric() -> None:

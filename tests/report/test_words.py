@@ -30,8 +30,9 @@ def test_headline_holds_the_numbers_of_the_answer() -> None:
         ({"baselines": [("LoRA's budget", 0.98)]}, "(7.6% of full fine-tuning, LoRA's budget) reach"),
         (
             {"ranks": [4], "baselines": []},
-            "4,180 parameters, test accuracy 0.960 (95% interval 0.957 to 0.963); there is",
+            "4,180 parameters, test accuracy 0.960 (95% interval 0.957 to 0.963); the base has 0.330.",
         ),
+        ({"ranks": [4], "baselines": [], "base_metric": None}, "there is nothing to hold it against."),
         ({"baselines": [], "answer_r": 64}, "nothing smaller comes close enough to it."),
         (
             {"metric": "loss", "higher_is_better": False},

@@ -19,6 +19,7 @@ def evaluate(
     columns: Annotated[tuple[tuple[str, str], ...], listed(parse_columns), Parameter(show_default=False)] = (),
     split: str = "test",
     skip_bad_lines: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    limit: int | None = None,
     generate: int = 0,
     max_new_tokens: int = 64,
     out: Path | None = None,
@@ -39,8 +40,11 @@ def evaluate(
         Of a hub data set.
     skip_bad_lines:
         Leave out lines that can't be used, and say so.
+    limit:
+        Use so many examples at the most, drawn as --limit-test of a sweep draws them. [default: all]
     generate:
-        For sft: write answers to so many inputs, and hold them against the references (exact match, BLEU, ROUGE).
+        For sft: write answers to so many inputs, drawn from the whole file, and hold each against all references of
+        its input (exact match, BLEU, ROUGE).
     max_new_tokens:
         The most tokens of an answer.
     out:
@@ -60,6 +64,7 @@ def evaluate(
         columns=dict(columns),
         split=split,
         skip_bad_lines=skip_bad_lines,
+        limit=limit,
         generate=generate,
         writing=Writing(max_new_tokens=max_new_tokens),
     )

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def train(options: TrainOptions, *, how: How | None = None) -> int:
     """Train one adapter of a language model on a file of examples.
 
-    What it gives is what a sweep gives, with one run: test figures, curve, page, and the adapter in PEFT's format.
+    What it gives is what a sweep gives, with one run: test figures, curve, page, and the adapter in PEFT's format. To
+    hold it against full fine-tuning or other settings, run rankwise sweep.
     """
 
     def make(progress: "Progress", base: "Mapping[str, Tensor] | None") -> "Experiment":

@@ -124,7 +124,8 @@ def train(command: str, settings: dict[str, Any], how: How, make: "Maker", *, fo
         what = f"go on with: {place.how_to_resume}" if can_resume(directory) else "nothing was written."
         print(f"Interrupted before any run had finished; {what}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    show(results, files, as_json=how.json)
+    adapter = (results["answer"] or {}).get("adapter")
+    show(results, [*files, *([directory / adapter] if adapter else [])], as_json=how.json)
     if not results["complete"]:
         print(f"Interrupted: what had finished is in {directory}; go on with: {place.how_to_resume}", file=sys.stderr)
         return EXIT_INTERRUPTED

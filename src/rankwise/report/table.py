@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rankwise.report import numbers
 from rankwise.report.schema import Results
-from rankwise.report.words import answer_name, sentence
+from rankwise.report.words import answer_name, sentence, stands_alone
 from rankwise.writing import replacing
 
 if TYPE_CHECKING:
@@ -69,6 +69,9 @@ def table_rows(results: Results) -> list[Row]:
         used = [published_for(results, c) for c in results["configurations"]]
         alone = [row for row in results["published"]["rows"] if row not in used]
         rows += [_row(results, {"label": row["label"]}, row) for row in alone]
+    if stands_alone(results):
+        none = dict.fromkeys(("% of parameters", f"% of {numbers.words(results['metric']['name'])}", "front"), "")
+        rows = [Row(row.label, row.cells | none, row.is_answer) for row in rows]
     empty = {name for name in (rows[0].cells if rows else ()) if all(not row.cells[name] for row in rows)}
     return [Row(row.label, {k: v for k, v in row.cells.items() if k not in empty}, row.is_answer) for row in rows]
 
@@ -116,7 +119,7 @@ def legend(results: Results) -> list[str]:
     sentences: list[str] = []
     cells = [cell for row in table_rows(results) for cell in row.cells.values()]
     relative = results["relative_to"]
-    if relative is not None:
+    if relative is not None and not stands_alone(results):
         sentences.append(
             f"100% is {relative['label']}: {numbers.count(relative['trainable_parameters'])} trainable parameters, "
             f"test {numbers.words(results['metric']['name'])} {numbers.metric(relative['metric'])}."

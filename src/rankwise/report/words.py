@@ -19,11 +19,12 @@ def headline(results: Results) -> str:
     reference = configuration(results, answer["reference"])
     name, parameters = numbers.words(results["metric"]["name"]), numbers.count(answer["trainable_parameters"])
     if reference is None or reference["name"] == chosen["name"]:
-        alone = len(results["configurations"]) == 1
+        alone, base = stands_alone(results), results["base"]["metric"]
+        against = "there is nothing to hold it against" if base is None else f"the base has {numbers.metric(base)}"
         return (
             f"{chosen['label']}: {parameters} parameters, test {name} {numbers.metric(chosen['mean'])}"
             f"{_brackets(numbers.interval, chosen['interval'])}; "
-            + ("there is nothing to hold it against." if alone else "nothing smaller comes close enough to it.")
+            + (f"{against}." if alone else "nothing smaller comes close enough to it.")
         )
     start, other = f"{chosen['label']}: {parameters} parameters", _reference_words(reference)
     if answer["relative_parameters"] is not None:
@@ -49,7 +50,9 @@ def explanation(results: Results) -> list[str]:
     sentences: list[str] = []
     answer, chosen = results["answer"], configuration(results, answer_name(results))
     if answer is not None and chosen is not None:
-        if answer["reason"]:
+        if stands_alone(results):
+            pass  # it was not chosen among others
+        elif answer["reason"]:
             sentences.append(sentence(answer["reason"]))
         else:
             sentences += _separable(results)
@@ -73,7 +76,7 @@ def explanation(results: Results) -> list[str]:
 def trade_off(results: Results) -> list[str]:
     """What each adapter on the Pareto front buys, in one sentence, for those who would settle for less; none without
     a reference to be relative to."""
-    relative = results["relative_to"]
+    relative = None if stands_alone(results) else results["relative_to"]
     front = [c for c in results["configurations"] if c["method"] == "lora" and c["on_pareto_front"]]
     if relative is None or not front or not results["metric"]["higher_is_better"]:
         return []
@@ -103,6 +106,12 @@ def answer_name(results: Results) -> str | None:
 def configuration(results: Results, name: str | None) -> Results | None:
     """The configuration of this name."""
     return next((c for c in results["configurations"] if c["name"] == name), None)
+
+
+def stands_alone(results: Results) -> bool:
+    """Whether there is one configuration and nothing that it is relative to but itself."""
+    only, relative = results["configurations"], results["relative_to"]
+    return len(only) == 1 and (relative is None or relative["label"] == only[0]["label"])
 
 
 def sentence(text: str) -> str:

@@ -32,7 +32,7 @@ class Watch:
         members = {key: [run for run, k in self._key.items() if k == key] for key in self._last}
         self._size = {key: len(names) for key, names in members.items()}
         rows = [Row(key, runs[names[0]][0], *runs[names[0]][1:], len(names)) for key, names in members.items()]
-        progress.start(f"Training {len(runs)} runs of {len(rows)} configurations", rows, metric)
+        progress.start(f"Training {_counted(len(runs), len(rows))}", rows, metric)
 
     def points(self, points: Sequence[Point]) -> None:
         """Take in a pack's epoch."""
@@ -60,3 +60,14 @@ class Watch:
             mean([point.metric for point in last]) if last else None,
             status,
         )
+
+
+def _counted(runs: int, rows: int) -> str:
+    """How many runs, and of how many configurations where these are fewer.
+
+    Examples:
+        >>> _counted(1, 1), _counted(4, 4), _counted(3, 1), _counted(6, 2)
+        ('1 run', '4 runs', '3 runs of 1 configuration', '6 runs of 2 configurations')
+    """
+    counted = f"{runs} run{'' if runs == 1 else 's'}"
+    return counted if runs == rows else f"{counted} of {rows} configuration{'' if rows == 1 else 's'}"

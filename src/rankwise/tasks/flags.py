@@ -13,4 +13,7 @@ def listed(parse: Callable[[str], Any]) -> Parameter:
         # A list in a YAML file comes as several tokens.
         return parse(",".join(token.value for token in tokens))
 
-    return Parameter(converter=convert, n_tokens=1, accepts_keys=False, negative="")
+    def shown(default: Any) -> Any:
+        return None if default is None else ",".join(map(str, default))
+
+    return Parameter(converter=convert, n_tokens=1, accepts_keys=False, negative="", show_default=shown)

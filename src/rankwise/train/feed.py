@@ -37,6 +37,8 @@ class Feed:
         call: (model, batch) -> outputs.
         prepare: batch -> batch, before it is passed: cutting off columns that no row fills, for example. Tensors are
             (G, B, ...) in training and (B, ...) in evaluation.
+        example: batch -> batch, after `prepare`, for the two rows on which it is looked at what the model does: they
+            must take the way that other batches take.
         order: (data, seeds, epoch, batch size) -> (G, n), the rows of an epoch for each seed.
         evaluation_order: data -> (n,), in which evaluations pass the rows; results come in the data's own order.
         rows_at_once: Rows, over all adapters, that an evaluation passes at once.
@@ -46,6 +48,7 @@ class Feed:
 
     call: Callable[[nn.Module, Batch], Tensor] = call_model
     prepare: Callable[[Batch], Batch] = unchanged
+    example: Callable[[Batch], Batch] = unchanged
     order: Callable[[Data, Sequence[int], int, int], Tensor] = random_order
     evaluation_order: Callable[[Data], Tensor] = as_given
     rows_at_once: int = ROWS_AT_ONCE

@@ -140,7 +140,7 @@ class PackTraining:
         )
         self._best = pack.rows()
         self._total = torch.zeros(len(pack), device=pack.device)
-        self._example = self._feed.prepare(pick(train, lambda t: t[:2]))
+        self._example = self._feed.example(self._feed.prepare(pick(train, lambda t: t[:2])))
         self.epoch = 0
         """Epochs that are over."""
         self.done = False

@@ -1,6 +1,7 @@
 """Cuts by a seed keep equal inputs together; what two splits share is counted."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -78,6 +79,22 @@ def test_files_given_or_cut(tmp_path):
     assert splits.notes == ("5 of the training examples are cut off for validation (seed 0).",)
     splits, _ = load_examples(TextData(data=tmp_path / "train.jsonl", test_share=0.2), "sft")
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (36, 4, 10)
+
+
+def test_a_part_of_each_split(tmp_path):
+    for name, n in (("train", 50), ("test", 5)):
+        rows = [json.dumps({"prompt": f"{name} {i}", "completion": "x"}) for i in range(n)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    where = TextData(data=tmp_path / "train.jsonl", test=tmp_path / "test.jsonl")
+    whole, _ = load_examples(where, "sft")
+    splits, _ = load_examples(replace(where, limit_train=12, limit_validation=3, limit_test=9), "sft")
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (12, 3, 5)
+    assert set(splits.train) < set(whole.train), "the cut for validation is the same"
+    assert set(splits.validation) < set(whole.validation)
+    assert splits.notes[1:] == (
+        "12 of 45 training examples are used, drawn with seed 0.",
+        "3 of 5 validation examples are used, drawn with seed 0.",
+    )
 
 
 def test_banking77(data_root):

@@ -170,9 +170,33 @@ def test_training_one_adapter(folders: Path, tmp_path: Path, capsys: pytest.Capt
     (run,) = read_results(tmp_path / "out")["runs"]
     assert (run["r"], run["lr"], run["seed"]) == (2, 3e-4, 0)
     assert (tmp_path / "out" / run["adapter"] / "adapter_model.safetensors").exists()
-    capsys.readouterr()
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == str(tmp_path / "out" / run["adapter"])
+    assert not any("% of" in line or "Of r = 2" in line for line in said), "there is nothing to compare"
     assert main(["train", *flags, "--overwrite", "--rank", "2,4"]) == 2
     assert "rankwise train trains one adapter, and --ranks names 2" in capsys.readouterr().err
+    assert main(["train", *flags, "--overwrite", "--baseline"]) == 2
+    assert "--baseline" in capsys.readouterr().err
+
+
+def test_the_one_adapter_is_the_answer(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a classifier, whose head alone would be smaller; and the run repeats from its own configuration."""
+    flags = ["--model", str(folders / "bert"), "--task", "classify", "--data", str(folders / "labelled.jsonl")]
+    flags += ["--epochs", "1", "--batch-size", "8", "--seed", "7"]
+    monkeypatch.setenv("TERM", "dumb")
+    assert main(["train", *flags, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert "Training 1 run\n" in said.out + said.err
+    results = read_results(tmp_path / "out")
+    (run,) = results["runs"]
+    assert (run["method"], run["seed"]) == ("lora", 7)
+    assert results["answer"]["adapter"] == run["adapter"]
+    assert "No LoRA or head-only" not in said.out
+    config = str(tmp_path / "out" / "config.yaml")
+    assert main(["train", "--quiet", "--config", config, "--out", str(tmp_path / "again")]) == 0
+    assert read_results(tmp_path / "again")["configurations"] == results["configurations"]
 
 
 def test_over_a_quantised_base(folders: Path, tmp_path: Path) -> None:
@@ -191,10 +215,10 @@ def test_a_dry_run(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     search = ["--search", "20", "--lr", "1e-3,1e-2", "--seeds", "2"] if command == "sweep" else []
     assert main([command, *flags, *search, "--out", str(tmp_path / "out"), "--dry-run", "--json", "--quiet"]) == 0
     told = json.loads(capsys.readouterr().out)
-    stages = {"sweep": ["search"] * 3 + ["training"] * 3, "train": ["training"] * 2}[command]
+    stages = {"sweep": ["search"] * 3 + ["training"] * 3, "train": ["training"]}[command]
     assert [pack["stage"] for pack in told["packs"]] == stages
     # Of the search: one seed at two rates; then two seeds at the rate that it finds.
-    assert [len(pack["runs"]) for pack in told["packs"]] == {"sweep": [12, 2, 2] * 2, "train": [1, 1]}[command]
+    assert [len(pack["runs"]) for pack in told["packs"]] == {"sweep": [12, 2, 2] * 2, "train": [1]}[command]
     assert not any(tmp_path.iterdir())
 
 

@@ -111,6 +111,42 @@ def test_evaluating_a_language_model(place: Path, capsys: pytest.CaptureFixture[
     assert figures[folder.name]["loss"] == pytest.approx(total / count, rel=1e-5)
 
 
+def test_a_part_of_the_test_examples_is_the_sweeps(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(place / "pairs.jsonl")
+    flags = ["--model", str(place / "llama"), "--task", "sft", "--data", data, "--test", data, "--limit-test", "13"]
+    flags += [*QUICK, "--limit-train", "20", "--separator", r" ->\n", "--out", str(tmp_path / "run")]
+    assert main(["train", *flags]) == 0
+    results = read_results(tmp_path / "run")
+    assert [results["data"][what]["n"] for what in ("train", "test")] == [20, 13]
+    (folder,) = (tmp_path / "run" / "adapters").iterdir()
+    assert read_prompting(folder) == Prompting(separator=" ->\n")
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), "--data", data, "--limit", "13", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert "13 of 60 examples are used, drawn with seed 0." in said["notes"]
+    (run,) = results["runs"]
+    assert said["figures"][folder.name]["loss"] == pytest.approx(run["metric"], rel=1e-5)
+    assert said["figures"][BASE]["loss"] == pytest.approx(results["base"]["metric"], rel=1e-5)
+
+
+def test_each_answer_is_held_against_all_references_of_its_input(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model's own answer, put among others, is found whichever examples the loss is taken of."""
+    prompts = ["The cat", "one two", "mat"]
+    answers = write_texts(load_adapted([], UseOptions(model=str(place / "llama"))), BASE, list(map(as_prompt, prompts)),
+                          Writing(max_new_tokens=3))  # fmt: skip
+    rows = [{"prompt": p, "completion": c} for p, a in zip(prompts, answers, strict=True) for c in ("never", a, "no")]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = ["--model", str(place / "llama"), "--data", str(tmp_path / "data.jsonl"), "--limit", "1", "--json"]
+    assert main(["evaluate", *flags, "--generate", "2", "--max-new-tokens", "3"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["figures"][BASE]["exact_match"] == 1.0
+    assert "Answers were written for 2 of 3 inputs, with 6 references." in said["notes"]
+
+
 def test_answers_are_those_of_each_prompt_alone(place: Path) -> None:
     adapted = load_adapted([adapter(place, "sft")], UseOptions())
     prompts = [as_prompt(text) for text in ("The cat", "one two three cat sat", "mat")]

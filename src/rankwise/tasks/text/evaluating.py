@@ -19,6 +19,7 @@ from rankwise.tasks.text.losses import CLASSIFY_LOSSES, token_sums
 from rankwise.tasks.text.metrics import classify_figures
 from rankwise.tasks.text.sft import tokenize_sft
 from rankwise.tasks.text.sources import read_records
+from rankwise.tasks.text.subset import drawn
 
 Figures = dict[str, float]
 
@@ -26,6 +27,9 @@ NUMBERS_AT_ONCE = 1 << 26
 """Logits that a pass may give: 256 MiB in float32."""
 
 TOKENS_AT_ONCE = 1 << 13
+
+SEED = 0
+"""Of draws: a sweep's own, so that both use the same test examples."""
 
 
 def evaluate_texts(
@@ -35,6 +39,7 @@ def evaluate_texts(
     columns: Mapping[str, str] | None = None,
     split: str = "test",
     skip_bad_lines: bool = False,
+    limit: int | None = None,
     generate: int = 0,
     writing: Writing | None = None,
 ) -> tuple[dict[str, Figures], list[str]]:
@@ -46,7 +51,9 @@ def evaluate_texts(
         columns: Role -> column, where a column is not called as its role.
         split: Of a hub data set.
         skip_bad_lines: Leave out what can't be read, and say so.
-        generate: For so many inputs answers are written and held against the references; 0 for none.
+        limit: How many examples are used at the most, drawn as a sweep draws its test examples; None for all.
+        generate: For so many inputs, drawn from the whole file, answers are written and held against all references
+            of the input; 0 for none.
         writing: How they are written.
 
     Returns:
@@ -62,19 +69,25 @@ def evaluate_texts(
     notes = [*adapted.notes, *records.notes, *notes]
     names = [*([] if adapted.loaded.new_head else [BASE]), *adapted.names]
     rows: list[Any] = list(examples)
+    if limit is not None and limit < len(rows):
+        rows = [rows[i] for i in drawn(rows, limit, SEED, "test")]
+        notes.append(f"{limit:,} of {len(examples):,} examples are used, drawn with seed {SEED}.")
     if adapted.task == "classify":
         found, said = _classify(adapted, names, rows)
         return found, [*notes, *said]
     found, said = _sft(adapted, names, rows)
     if generate:
-        if any(isinstance(row, Plain) for row in rows):
+        texts: list[Any] = list(examples)
+        if any(isinstance(text, Plain) for text in texts):
             raise DataError("Plain texts have no prompts to answer; leave out --generate.")
-        prompts, references = group_references(rows)
-        prompts, references = prompts[:generate], references[:generate]
+        inputs, answers = group_references(texts)
+        places = drawn(inputs, generate, SEED, "generate")
+        prompts, references = [inputs[i] for i in places], [answers[i] for i in places]
         for name in names:
-            texts = write_texts(adapted, name, prompts, writing or Writing())
-            found[name] |= score_texts([text.strip() for text in texts], references)
-        said = [*said, f"Answers were written for {len(prompts):,} of {len(rows):,} inputs."]
+            written = write_texts(adapted, name, prompts, writing or Writing())
+            found[name] |= score_texts([text.strip() for text in written], references)
+        n = sum(map(len, references))
+        said = [*said, f"Answers were written for {len(prompts):,} of {len(inputs):,} inputs, with {n:,} references."]
     return found, [*notes, *said]
 
 

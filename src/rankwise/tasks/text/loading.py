@@ -22,8 +22,11 @@ class TextData:
         columns: Role -> column, where a column is not called as its role (prompt, completion, text, label, ...).
         validation_share: How much is cut off for validation.
         test_share: How much is cut off for test.
-        split_seed: Of the cuts; the same for all seeds of a sweep.
+        split_seed: Of the cuts and draws; the same for all seeds of a sweep.
         skip_bad_lines: Leave out what can't be read, and say so.
+        limit_train: How many training examples are used at the most, drawn after the cuts; None for all.
+        limit_validation: How many validation examples.
+        limit_test: How many test examples.
     """
 
     data: str | Path
@@ -34,6 +37,9 @@ class TextData:
     test_share: float = 0.1
     split_seed: int = 0
     skip_bad_lines: bool = False
+    limit_train: int | None = None
+    limit_validation: int | None = None
+    limit_test: int | None = None
 
 
 def load_examples(where: TextData, task: str) -> tuple[Splits, dict[str, tuple[str, ...]]]:
@@ -70,5 +76,6 @@ def load_examples(where: TextData, task: str) -> tuple[Splits, dict[str, tuple[s
         validation_share=where.validation_share,
         test_share=where.test_share,
         seed=where.split_seed,
+        limits={"train": where.limit_train, "validation": where.limit_validation, "test": where.limit_test},
     )
     return replace(splits, notes=(*notes, *splits.notes)), label_names

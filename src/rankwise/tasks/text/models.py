@@ -109,7 +109,7 @@ def load_text_model(
     source = _Source(str(name), options)
     with needed_for("language models"):
         import_module("transformers")
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with _quiet(gguf=source.gguf is not None), torch.random.fork_rng(devices=[]):
         # What transformers draws for a new head is replaced by streams of its own; the user's random state stays.
         config = source.load("AutoConfig")
         tokenizer = source.load("AutoTokenizer")
@@ -295,10 +295,15 @@ def _forget_gguf(model: Any) -> None:
 
 
 @contextmanager
-def _quiet() -> Generator[None]:
+def _quiet(*, gguf: bool) -> Generator[None]:
     """Without transformers' progress bars and load reports: what matters in them is said by errors and notes."""
     from transformers.utils import logging
 
+    unpacking: Any = import_module("transformers.modeling_gguf_pytorch_utils") if gguf else None
+    # transformers' switch for its bars does not reach this one.
+    bar = getattr(unpacking, "tqdm", None)
+    if bar is not None:
+        unpacking.tqdm = lambda tensors, **_: tensors
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     # torchao, where it is installed, tells at length which of its GPU kernels a machine without a GPU lacks.
     noisy = {name: standard_logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")}
@@ -310,6 +315,8 @@ def _quiet() -> Generator[None]:
     try:
         yield
     finally:
+        if bar is not None:
+            unpacking.tqdm = bar
         logging.set_verbosity(level)
         for name, logger in noisy.items():
             logger.setLevel(levels[name])

@@ -41,6 +41,16 @@ def parse_names(text: str) -> tuple[str, ...]:
     return (text,) if text.startswith("re:") else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def parse_separator(text: str) -> str:
+    r"""Read a separator as a shell hands it on, where "\n" and "\t" are two characters each.
+
+    Examples:
+        >>> parse_separator(r" ->\n")
+        ' ->\n'
+    """
+    return text.replace(r"\n", "\n").replace(r"\t", "\t")
+
+
 DATA = Group("Data", sort_key=1)
 GRID = Group("What is tried", sort_key=2)
 ADAPTER = Group("Adapters", sort_key=3)
@@ -68,7 +78,10 @@ class TextOptions:
         columns: Which columns hold what, where they are not called so: prompt=mr,completion=ref.
         validation_share: How much is cut off for validation.
         test_share: How much is cut off for test.
-        split_seed: Seed of the cuts; the same for all seeds of the sweep.
+        split_seed: Seed of the cuts and of the draws below; the same for all seeds of the sweep.
+        limit_train: Use so many training examples at the most, drawn at random. [default: all]
+        limit_validation: Use so many validation examples at the most.
+        limit_test: Use so many test examples at the most.
         skip_bad_lines: Leave out lines that can't be used, and say so.
         ranks: LoRA ranks: 1,2,4 or a range, 1:64:x2.
         init_from: Folders of adapters to train on, each a configuration beside the ranks, with its own rank, alpha and
@@ -109,7 +122,7 @@ class TextOptions:
         loss_on: Learn the "answer" of each example, or "all" of it.
         chat: Write prompts and completions as a conversation by the model's chat template. [default: instructions]
         chat_template: A template for a tokenizer without one: a file, or Jinja text.
-        separator: What stands between prompt and completion.
+        separator: What stands between prompt and completion; \\n is a new line, \\t a tab.
         join: Join short examples to full rows, without attention from one to another.
         dtype: Numbers of the base: float32, bfloat16 or float16 (the last two on a GPU).
         quantize: Keep the linear layers of the base in 8 bits (int8) or 4 (nf4), without full fine-tuning. [default:
@@ -130,6 +143,9 @@ class TextOptions:
     validation_share: Annotated[float, Parameter(group=DATA)] = 0.1
     test_share: Annotated[float, Parameter(group=DATA)] = 0.1
     split_seed: Annotated[int, Parameter(group=DATA)] = 0
+    limit_train: Annotated[int | None, Parameter(group=DATA)] = None
+    limit_validation: Annotated[int | None, Parameter(group=DATA)] = None
+    limit_test: Annotated[int | None, Parameter(group=DATA)] = None
     skip_bad_lines: Annotated[bool, Parameter(group=DATA, negative="", show_default=False)] = False
 
     ranks: Annotated[Numbers, Parameter(group=GRID)] = (1, 2, 4, 8, 16, 32)
@@ -170,7 +186,7 @@ class TextOptions:
     loss_on: Annotated[str, Parameter(group=TEXTS)] = "answer"
     chat: Annotated[bool | None, Parameter(group=TEXTS)] = None
     chat_template: Annotated[str | None, Parameter(group=TEXTS)] = None
-    separator: Annotated[str, Parameter(group=TEXTS, show_default=False)] = ""
+    separator: Annotated[str, listed(parse_separator), Parameter(group=TEXTS, show_default=False)] = ""
     join: Annotated[bool, Parameter(group=TEXTS, negative="", show_default=False)] = False
 
     dtype: Annotated[str, Parameter(group=BASE)] = "float32"
@@ -193,6 +209,9 @@ class TextOptions:
             ("epochs", self.epochs),
             ("batch-size", self.batch_size),
             ("rows-a-pass", self.rows_a_pass),
+            ("limit-train", self.limit_train),
+            ("limit-validation", self.limit_validation),
+            ("limit-test", self.limit_test),
         ):
             if value is not None and value < 1:
                 raise ConfigError(f"--{what} is {value}; it must be a whole number of at least 1.")
@@ -219,6 +238,11 @@ class TextOptions:
         """The ranks at which adapters are trained from the beginning."""
         return self.ranks
 
+    @property
+    def compared(self) -> bool:
+        """Whether the head alone and full fine-tuning are trained beside the adapters."""
+        return True
+
     def settings(self) -> dict[str, Any]:
         """The complete settings as a file for --config has them: flag -> plain value."""
         plain = plain_settings(asdict(self))
@@ -229,22 +253,27 @@ class TextOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(TextOptions):
-    """Settings of `rankwise train`: those of a sweep with one run.
+    """Settings of `rankwise train`: those of a sweep with one run, without what compares several.
 
     Args:
         ranks: The adapter's rank.
         init_from: Folder of an adapter to train on, with its own rank, alpha and targets.
-        seeds: The seed, as a list of one: 7:7.
+        seeds: The seed.
         lr: The learning rate.
-        baseline: Train all weights too, as the reference.
-        search: Not used: there is one learning rate.
     """
 
     ranks: Annotated[Numbers, Parameter(name=["--ranks", "--rank"], group=GRID)] = (DEFAULT_RANK,)
-    seeds: Annotated[tuple[int, ...], listed(parse_seeds), Parameter(name=["--seeds", "--seed"], group=GRID)] = (0,)
+    # Not a number of seeds: --seed 7 is the seed 7.
+    seeds: Annotated[tuple[int, ...], listed(parse_numbers), Parameter(name=["--seeds", "--seed"], group=GRID)] = (0,)
     lr: Annotated[Rates, Parameter(group=GRID)] = (3e-4,)
-    baseline: Annotated[bool, Parameter(group=GRID)] = False
-    search: Annotated[int, Parameter(group=GRID, show=False)] = 0
+    baseline: Annotated[bool, Parameter(parse=False)] = False
+    baseline_lr: Annotated[Rates | None, Parameter(parse=False)] = None
+    head_lr: Annotated[Rates | None, Parameter(parse=False)] = None
+    search: Annotated[int, Parameter(parse=False)] = 0
+    search_rungs: Annotated[Numbers, Parameter(parse=False)] = ()
+    widen: Annotated[bool, Parameter(parse=False)] = False
+    rungs: Annotated[Numbers | None, Parameter(parse=False)] = None
+    tolerance: Annotated[float | None, Parameter(parse=False)] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -263,3 +292,13 @@ class TrainOptions(TextOptions):
     def fresh_ranks(self) -> tuple[int, ...]:
         """The rank, where no adapter is trained on."""
         return () if self.init_from else self.ranks
+
+    @property
+    def compared(self) -> bool:
+        """There is nothing to compare."""
+        return False
+
+    def settings(self) -> dict[str, Any]:
+        """As of a sweep, without the flags that `rankwise train` does not have."""
+        comparing = ["baseline", "baseline-lr", "head-lr", "search", "search-rungs", "widen", "rungs", "tolerance"]
+        return {key: value for key, value in super().settings().items() if key not in comparing}

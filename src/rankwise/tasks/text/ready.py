@@ -66,6 +66,7 @@ class Ready:
         return Feed(
             call=self.call,
             prepare=trim,
+            example=with_gap,
             order=_by_length,
             evaluation_order=_shortest_first,
             rows_at_once=max(1, TOKENS_AT_ONCE // width),
@@ -89,6 +90,26 @@ def lengths_of(data: Data) -> list[int]:
     if "attention_mask" not in data:
         return [data["input_ids"].shape[1]] * len(data["input_ids"])
     return data["attention_mask"].sum(-1).tolist()
+
+
+def with_gap(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The batch without the last token of each row.
+
+    Where rows have no gap transformers makes no mask, and a model that has been looked at without one is not known to
+    have one.
+
+    Examples:
+        >>> with_gap({"attention_mask": torch.tensor([[1, 1, 1], [0, 1, 1], [1, 0, 0]])})["attention_mask"]
+        tensor([[1, 1, 0],
+                [0, 1, 0],
+                [1, 0, 0]])
+    """
+    if "attention_mask" not in batch:
+        return dict(batch)
+    mask = batch["attention_mask"]
+    places = torch.arange(mask.shape[-1], device=mask.device)
+    last = (mask * places).amax(-1, keepdim=True)
+    return {**batch, "attention_mask": mask * ((places != last) | (mask.sum(-1, keepdim=True) < 2))}
 
 
 def _by_length(data: Data, seeds: Sequence[int], epoch: int, batch_size: int) -> Tensor:

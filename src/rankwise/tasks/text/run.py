@@ -63,6 +63,9 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         test_share=options.test_share,
         split_seed=options.split_seed,
         skip_bad_lines=options.skip_bad_lines,
+        limit_train=options.limit_train,
+        limit_validation=options.limit_validation,
+        limit_test=options.limit_test,
     )
     ready = TASKS[options.task](options, *load_examples(where, options.task))
     check_model(ready.loaded.model)
@@ -179,20 +182,10 @@ def candidates_of(options: TextOptions, ready: Ready) -> list[Candidate]:
     ]
     # A quantised weight can't be trained.
     full = (options.baseline_lr or True) if options.baseline and options.quantize is None else False
-    return [
-        *ranks,
-        *started,
-        *baselines(
-            loaded.model,
-            loaded.head,
-            training,
-            options.lr,
-            full,
-            options.head_lr,
-            loaded.initial_head,
-            options.head_rate,
-        ),
-    ]
+    others = baselines(
+        loaded.model, loaded.head, training, options.lr, full, options.head_lr, loaded.initial_head, options.head_rate
+    )
+    return [*ranks, *started, *(others if options.compared else [])]
 
 
 def _search_splits(options: TextOptions, splits: Splits) -> dict[str, Splits]:

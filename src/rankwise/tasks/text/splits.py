@@ -1,7 +1,7 @@
 """Training, validation and test examples: given, or cut off by a seed; what they share is counted."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ import torch
 from rankwise.errors import DataError
 from rankwise.streams import stream
 from rankwise.tasks.text.examples import Example, classes_of
+from rankwise.tasks.text.subset import drawn
 
 
 def cut(examples: Sequence[Example], share: float, seed: int, what: str) -> tuple[list[Example], list[Example]]:
@@ -122,8 +123,18 @@ def split_examples(
     validation_share: float = 0.1,
     test_share: float = 0.1,
     seed: int = 0,
+    limits: Mapping[str, int | None] | None = None,
 ) -> Splits:
     """Complete the splits: what is not given is cut off the training examples, the test first.
+
+    Args:
+        train: Training examples.
+        validation: Validation examples, where they are given.
+        test: Test examples, where they are given.
+        validation_share: How much is cut off for validation.
+        test_share: How much is cut off for test.
+        seed: Of the cuts and draws.
+        limits: "train", "validation", "test" -> how many examples are used at the most, drawn after the cuts.
 
     Raises:
         DataError: There are too few examples to cut.
@@ -138,6 +149,14 @@ def split_examples(
             continue
         rest, parts[what] = cut(rest, shares[what], seed, what)
         notes.append(f"{len(parts[what]):,} of the training examples are cut off for {what} (seed {seed}).")
+    parts["train"] = rest
+    for what, limit in (limits or {}).items():
+        examples = parts[what]
+        if limit is not None and limit < len(examples):
+            parts[what] = [examples[i] for i in drawn(examples, limit, seed, what)]
+            name = "training" if what == "train" else what
+            notes.append(f"{limit:,} of {len(examples):,} {name} examples are used, drawn with seed {seed}.")
+    rest = parts.pop("train")
     for what, examples in parts.items():
         if note := overlap(rest, examples).note(what):
             notes.append(note)

@@ -6,7 +6,8 @@ from typing import Annotated
 from cyclopts import Group, Parameter
 
 from rankwise.errors import ConfigError, suggest
-from rankwise.tasks.text.options import TASKS
+from rankwise.tasks.flags import listed
+from rankwise.tasks.text.options import TASKS, parse_separator
 
 BASE = Group("Base", sort_key=6)
 TEXTS = Group("Texts", sort_key=5)
@@ -24,7 +25,7 @@ class UseOptions:
         pooling: A classifier's input: "mean" over an encoder's outputs, "model" for the architecture's own, or "auto".
         chat: Write prompts as a conversation by the model's chat template. [default: as in training]
         chat_template: A template for a tokenizer without one: a file, or Jinja text. [default: as in training]
-        separator: What stands between prompt and answer. [default: as in training]
+        separator: What stands between prompt and answer; \\n is a new line, \\t a tab. [default: as in training]
         dtype: Numbers of the base: float32, bfloat16 or float16 (the last two on a GPU).
         quantize: Keep the linear layers of the base in 8 bits (int8) or 4 (nf4). [default: as they are]
         device: Where to compute: cpu, cuda, cuda:1.
@@ -38,7 +39,7 @@ class UseOptions:
     pooling: Annotated[str, Parameter(group=TEXTS)] = "auto"
     chat: Annotated[bool | None, Parameter(group=TEXTS)] = None
     chat_template: Annotated[str | None, Parameter(group=TEXTS)] = None
-    separator: Annotated[str | None, Parameter(group=TEXTS)] = None
+    separator: Annotated[str | None, listed(parse_separator), Parameter(group=TEXTS)] = None
     dtype: Annotated[str, Parameter(group=BASE)] = "float32"
     quantize: Annotated[str | None, Parameter(group=BASE)] = None
     device: Annotated[str, Parameter(group=BASE)] = "cpu"
