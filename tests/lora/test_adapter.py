@@ -54,8 +54,11 @@ def test_the_output_is_the_equation(r, d_in, d_out):
     torch.testing.assert_close(layer(x), lora_linear(x, layer.weight, A, B, alpha=5.0))
 
 
-@given(sizes, sizes, sizes, st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]))
-def test_with_b_zero_every_bit_is_the_bases(r, d_in, d_out, dtype):
+alphas = st.sampled_from([32.0, 0.7, 0.0, -3.0])
+
+
+@given(sizes, sizes, sizes, st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]), alphas)
+def test_with_b_zero_every_bit_is_the_bases(r, d_in, d_out, dtype, alpha):
     """Negative zero included: -0 + 0 is 0, so a careless sum would change it."""
     layer = nn.Linear(d_in, d_out).to(dtype)
     x = torch.randn(7, d_in, dtype=dtype)
@@ -66,18 +69,19 @@ def test_with_b_zero_every_bit_is_the_bases(r, d_in, d_out, dtype):
         if d_in == 1:
             layer.bias = None
         before = layer(x)
-        inject(layer, LoRAConfig(r=r))
+        inject(layer, LoRAConfig(r=r, alpha=alpha))
         after = layer(x)
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
     assert torch.equal(before.view(integer), after.view(integer))
 
 
+@pytest.mark.parametrize("alpha", [32.0, -3.0])
 @pytest.mark.parametrize("r", [1, 2])
-def test_a_negative_zero_of_the_base_survives(r):
+def test_a_negative_zero_of_the_base_survives(r, alpha):
     layer = nn.Linear(1, 3, bias=False)
     with torch.no_grad():
         layer.weight.fill_(-0.0)
-        inject(layer, LoRAConfig(r=r, init="kaiming"))
+        inject(layer, LoRAConfig(r=r, alpha=alpha, init="kaiming"))
         for sign in (1.0, -1.0):
             layer.lora.A["default"].fill_(sign)
             assert torch.signbit(layer(torch.ones(2, 1))).all()

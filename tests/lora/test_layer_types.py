@@ -65,14 +65,14 @@ def test_merged_equals_unmerged(drawn, r):
     assert list(layer.state_dict()) == list(before)
 
 
-@given(any_layer, ranks)
-def test_before_training_every_bit_is_the_bases(drawn, r):
+@given(any_layer, ranks, st.sampled_from([32.0, 0.7, -3.0]))
+def test_before_training_every_bit_is_the_bases(drawn, r, alpha):
     layer, x = drawn
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter[0] = -0.0
         before = layer(x)
-        inject(layer, LoRAConfig(r=r, target_modules=lambda *_: True))
+        inject(layer, LoRAConfig(r=r, alpha=alpha, target_modules=lambda *_: True))
         after = layer(x)
     assert torch.equal(before.view(torch.int32), after.view(torch.int32))
 

@@ -23,7 +23,7 @@ def embeddings_of(model: nn.Module) -> dict[str, nn.Module]:
     """Return the input and output embeddings of a model of transformers by their paths; none of another's."""
     getters = (getattr(model, f"get_{which}_embeddings", None) for which in ("input", "output"))
     found = [layer for get in getters if callable(get) and isinstance(layer := get(), nn.Module)]
-    paths = dict(named_once(model))
+    paths = dict(named_once(model)) if found else {}
     return {paths[layer][0]: layer for layer in found if layer in paths and isinstance(layer.weight, Tensor)}
 
 

@@ -208,7 +208,7 @@ class LoRA(Adapter):
         """The forward hook: the layer's output plus the updates of the active adapters."""
         if self.disabled or self.merged or not self.active:
             return output
-        inputs, rest, named = input_and_rest(args, kwargs)
+        inputs, rest, named = (args[0], args[1:], kwargs) if args else input_and_rest(kwargs)
         if self.by_row:
             return add_by_row(self.by_row, layer, inputs, output, rest, named)
         layer_type = self.layer_type
@@ -220,7 +220,7 @@ class LoRA(Adapter):
         base = output
         for name in self.active:
             A, B = flip(A_of[name], B_of[name]) if name in self.flipped else (A_of[name], B_of[name])
-            x = inputs
+            x, scale = inputs, self.scale[name]
             if not layer_type.reads_indices:
                 x = x if x.dtype == A.dtype else x.to(A.dtype)
                 if self.training and self.configs[name].dropout and not self.row_of(name).tokens:
@@ -230,11 +230,13 @@ class LoRA(Adapter):
                 output = output - update.to(output.dtype)
                 continue
             # Minus the negative: the same numbers, but subtracting the +0 of B = 0 leaves every bit of the
-            # output, while adding it would turn -0 into +0.
-            update = layer_type.update(layer, x, A, B * -self.scale[name], *rest, **named)
+            # output, while adding it would turn -0 into +0. The scale takes no call of its own.
+            update = layer_type.update(layer, x, A, B if scale < 0 else -B, *rest, **named)
             if A.shape[0] == 1 or not layer_type.linear:
                 update = update + 0.0  # it can be -0 itself: one product, no sum; or a convolution's own sum
-            total = output - (update if update.dtype == output.dtype else update.to(output.dtype))
+            if update.dtype != output.dtype:
+                update = update.to(output.dtype)
+            total = torch.sub(output, update, alpha=abs(scale))
             output = total if layer_type.linear else laid_out_as(total, output)
         return output
 

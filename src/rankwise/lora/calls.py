@@ -5,10 +5,8 @@ from typing import Any
 from torch import Tensor
 
 
-def input_and_rest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
-    """Split a layer's call into its input and the other arguments, such as the output_size of a ConvTranspose."""
-    if args:
-        return args[0], args[1:], kwargs
+def input_and_rest(kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """Split a layer's call by keywords alone into its input and the other arguments."""
     key = "input" if "input" in kwargs else next(iter(kwargs))
     return kwargs[key], (), {name: value for name, value in kwargs.items() if name != key}
 
