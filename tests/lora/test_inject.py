@@ -293,6 +293,14 @@ def test_a_parametrised_layer_is_adapted():
     assert not torch.allclose(layer(x), before)
 
 
+def test_a_parametrised_layer_is_named_by_its_number():
+    """What computes its weight is called `parametrizations.weight.0`, which ends in the same number."""
+    model = nn.Sequential(parametrizations.weight_norm(nn.Conv1d(4, 2, 3)))
+    report = inject(model, LoRAConfig(r=1, target_modules="0"))
+    assert [target.name for target in report.adapted] == ["0"]
+    assert report.left_out == []
+
+
 @given(st.integers(1, 6), st.lists(st.integers(1, 6), min_size=2, max_size=5))
 def test_count_is_r_times_the_sum_of_sides(r, widths):
     model = nn.Sequential(*[nn.Linear(a, b) for a, b in itertools.pairwise(widths)])

@@ -62,7 +62,9 @@ def layers_and_owned(modules: Sequence[tuple[nn.Module, list[str]]]) -> Iterator
         if owner is None:
             parents = [name.rpartition(".")[0] for name in names]
             also = tuple(parent for parent in parents if parent in attentions)
-            yield Weight(module, names, "weight", layer_type_of(module), also)
+            # What computes a parametrised weight has no weight of its own, and a number for a name.
+            if not any(".parametrizations." in f".{name}" for name in names):
+                yield Weight(module, names, "weight", layer_type_of(module), also)
             continue
         for parameter in _matrices(module):
             own = [_joined(name, parameter) for name in names]
