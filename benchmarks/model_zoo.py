@@ -36,7 +36,7 @@ from zoo.entry import Entry
 from zoo.kinds import KINDS
 from zoo.tables import append, line, read, summary, table
 
-MOST_MEMORY = 18 * 2**30
+MOST_MEMORY = 12 * 2**30
 """Bytes that the process of one model may take."""
 
 

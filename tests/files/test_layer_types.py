@@ -11,7 +11,7 @@ from torch import nn
 
 from adapted_models import fill
 from layers import any_layer
-from rankwise.errors import AdapterFileError
+from rankwise.errors import AdapterError, AdapterFileError
 from rankwise.files import load_adapter, read_adapter, save_adapter
 from rankwise.files.layer_tensors import form_of
 from rankwise.lora import LoRAConfig, adapter_tensors, inject, merge
@@ -98,6 +98,29 @@ def test_peft_a_with_a_block_for_each_group(tmp_path):
     torch.testing.assert_close(run(loaded, "grouped"), run(theirs, "grouped"), rtol=0, atol=1e-6)
     merge(loaded)
     torch.testing.assert_close(run(loaded, "grouped"), run(theirs, "grouped"), rtol=0, atol=1e-6)
+
+
+class Reads(nn.Module):
+    """As Mamba's: the kernel of a grouped convolution is read without a call."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(4, 4, 3, groups=4)
+
+    def forward(self, x):
+        return nn.functional.conv1d(x, self.conv.weight, self.conv.bias, groups=4)
+
+
+def test_peft_a_that_crosses_the_groups_cannot_act_on_a_weight(tmp_path):
+    theirs = get_peft_model(nn.Sequential(Reads()), LoraConfig(r=4, target_modules=["0.conv"]))
+    fill(parameter for name, parameter in theirs.named_parameters() if "lora_" in name)
+    theirs.save_pretrained(str(tmp_path))
+    loaded, x = nn.Sequential(Reads()), torch.randn(2, 4, 7)
+    load_adapter(loaded, tmp_path)
+    with pytest.raises(AdapterError, match="where its weight is read without a call, leave the layer out"):
+        loaded(x)
+    # PEFT's says nothing and does nothing.
+    torch.testing.assert_close(theirs(x), theirs.unload()(x))
 
 
 @given(any_layer, st.integers(1, 3))

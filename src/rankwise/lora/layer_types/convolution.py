@@ -82,7 +82,8 @@ def _delta(layer: Convolution, A: Tensor, B: Tensor) -> Tensor:
     if crosses_groups(layer, A):
         raise AdapterError(
             f"An adapter of this {type(layer).__name__} reads all {layer.in_channels} channels, a row of the weight "
-            f"only those of one of {layer.groups} groups, so delta can't be added to it. Use the adapter unmerged."
+            f"only those of one of {layer.groups} groups, so delta can't be added to it. Such an adapter (PEFT's) acts "
+            "unmerged, where the layer is called; where its weight is read without a call, leave the layer out."
         )
     return (B @ A).view(weight_of(layer).shape)
 
