@@ -91,17 +91,18 @@ def save_adapter(
         layers = {path: (layer, lora) for path, (layer, lora) in with_tokens.items() if not lora.row_of(name).tokens}
         config, tensors = as_filed(model, layers, name, config)
         whole = whole_tensors(model, name)
-        tokens = {path: {*lora.row_of(name).tokens} for path, (_, lora) in with_tokens.items()}
-        enlarged = embeddings_to_save(model, base_name, save_embeddings, tokens, whole)
+        rows = tokens_as_filed(with_tokens, name, whole)
+        chosen = {path: {*lora.row_of(name).tokens} for path, (_, lora) in with_tokens.items()}
+        whole |= embeddings_to_save(model, base_name, save_embeddings, chosen, whole)
         # What the file itself brings need not be the base's.
-        compared = {path: it for path, it in layers.items() if f"{path}.weight" not in enlarged}
+        compared = {path: it for path, it in layers.items() if f"{path}.weight" not in whole}
         return write_adapter(
             directory,
             config,
             tensors,
-            whole={**whole, **enlarged},
+            whole=whole,
             magnitudes=magnitudes_as_filed(model, layers, name),
-            tokens=tokens_as_filed(with_tokens, name),
+            tokens=rows,
             base_weights=_base_weights({path: (layer, lora.parameter) for path, (layer, lora) in compared.items()}),
             base_name=base_name,
             model_names=[paths[0] for _, paths in named_once(model)],
