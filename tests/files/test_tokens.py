@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from adapted_models import fill
 from rankwise.errors import AdapterError, AdapterFileError
 from rankwise.files import load_adapter, read_adapter, save_adapter, swap_adapter
-from rankwise.lora import LoRAConfig, eject, inject, trainable_parameters
+from rankwise.lora import LoRAConfig, base_state_dict, eject, inject, merge, trainable_parameters, unmerge
 from rankwise.sweeps.starting import read_start
 
 # PEFT calls what transformers is about to drop.
@@ -279,6 +279,18 @@ class TestEnlarged:
         torch.testing.assert_close(of_all_tokens(theirs), of_all_tokens(model), rtol=0, atol=1e-5)
         save_adapter(again, tmp_path / "again")
         assert tensors(tmp_path / "again").keys() == tensors(tmp_path / "ours").keys()
+        last = enlarged(family, tied, 4)
+        state = copy.deepcopy(last.state_dict())
+        load_adapter(last, tmp_path / "again")
+        wanted = of_all_tokens(last)
+        torch.testing.assert_close(wanted, of_all_tokens(model), rtol=0, atol=1e-5)
+        merge(last)
+        torch.testing.assert_close(of_all_tokens(last), wanted, rtol=0, atol=1e-5)
+        assert all(torch.equal(tensor, state[key]) for key, tensor in base_state_dict(last).items())
+        unmerge(last)
+        assert torch.equal(of_all_tokens(last), wanted)
+        eject(last)
+        assert all(torch.equal(tensor, state[key]) for key, tensor in last.state_dict().items())
 
 
 def test_embeddings_are_saved_where_they_are_needed(enlarged, tmp_path):

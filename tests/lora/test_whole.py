@@ -214,3 +214,29 @@ assert torch.equal(compiled(x), adapted)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("saved", [["2"], ["0"], ["0", "2"]])
+def test_a_shared_parameter_is_merged_only_where_all_layers_get_the_same(saved):
+    model = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 3), nn.Linear(3, 4, bias=False))
+    model[2].weight = model[0].weight
+    before, x = model[0].weight.detach().clone(), torch.arange(4)
+    inject(model, LoRAConfig(r=1, target_modules="1", modules_to_save=saved))
+    if len(saved) == 2:
+        merge(model)
+        unmerge(model)
+    with torch.no_grad():
+        model.get_parameter(f"{saved[-1]}.lora_whole.own.default.weight").add_(1.0)
+        adapted = model(x)
+        with pytest.raises(AdapterError, match=r'"0\.weight" and "2\.weight" are one parameter'):
+            merge(model)
+        assert torch.equal(model(x), adapted)
+        assert torch.equal(model[0].weight, before)
+        for name in saved:
+            model.get_parameter(f"{name}.lora_whole.own.default.weight").copy_(before + 2.0)
+        if len(saved) == 2:
+            adapted = model(x)
+            merge(model)
+            torch.testing.assert_close(model(x), adapted)
+            unmerge(model)
+    assert torch.equal(model[0].weight, before)

@@ -95,16 +95,16 @@ def save_adapter(
         filed = as_filed(modules, layers, name, config)
         _warn_of_dropout(config, filed)
         whole = whole_tensors(model, name)
-        tokens = {path: {*lora.row_of(name).tokens} for path, (_, lora) in with_tokens.items()}
-        enlarged = embeddings_to_save(model, base_name, save_embeddings, tokens, whole)
-        rows = tokens_as_filed(with_tokens, name)
+        rows = tokens_as_filed(with_tokens, name, whole)
+        chosen = {path: {*lora.row_of(name).tokens} for path, (_, lora) in with_tokens.items()}
+        whole |= embeddings_to_save(model, base_name, save_embeddings, chosen, whole)
         # What the file itself brings need not be the base's.
-        compared = {path: it for path, it in layers.items() if f"{path}.weight" not in enlarged}
+        compared = {path: it for path, it in layers.items() if f"{path}.weight" not in whole}
         return write_adapter(
             directory,
             filed.config,
             filed.tensors,
-            whole={filed.paths.whole(path, filed.tensors, rows): t for path, t in {**whole, **enlarged}.items()},
+            whole={filed.paths.whole(path, filed.tensors, rows): tensor for path, tensor in whole.items()},
             magnitudes=filed.magnitudes,
             tokens=rows,
             base_weights=_base_weights({path: (layer, lora.parameter) for path, (layer, lora) in compared.items()}),

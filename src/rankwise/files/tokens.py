@@ -27,14 +27,21 @@ Rows = tuple[tuple[int, ...], Tensor]
 """Tokens, and the row of each."""
 
 
-def tokens_as_filed(layers: Layers, name: str) -> dict[str, Rows]:
-    """Return the rows of an adapter's tokens by path of their layer, each weight's once."""
+def tokens_as_filed(layers: Layers, name: str, whole: Mapping[str, Tensor]) -> dict[str, Rows]:
+    """Return the rows of an adapter's tokens by path of their layer, each weight's once.
+
+    Args:
+        layers: The adapted layers.
+        name: The adapter.
+        whole: Path of a parameter -> what the adapter has in its place.
+    """
     filed: dict[str, Rows] = {}
     for path, (layer, lora) in layers.items():
         tokens = lora.row_of(name).tokens
         if tokens and path in lora.configs[name].trainable_tokens:
             B = lora.B[name].detach()
-            filed[path] = tokens, _base_rows(_weight_before(layer, lora), tokens, B) + B.mT
+            weight = whole.get(f"{path}.weight", _weight_before(layer, lora))
+            filed[path] = tokens, _base_rows(weight, tokens, B) + B.mT
     return filed
 
 

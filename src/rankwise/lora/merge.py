@@ -12,7 +12,7 @@ from rankwise.lora.layer_types.quantised import make_plain, plain_weight
 from rankwise.lora.modules import named_once
 from rankwise.lora.tables import text_table
 from rankwise.lora.ties import sharers
-from rankwise.lora.whole import merge_whole, unmerge_whole
+from rankwise.lora.whole import check_mergeable_whole, merge_whole, unmerge_whole
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,13 @@ def merge(model: nn.Module, *, keep_base: bool = True, dequantize: bool = False)
     if not dequantize:
         _refuse_quantised(layers, dtype)
     layers, tied = _with_ties(model, layers)
+    check_mergeable_whole(model)
     with torch.no_grad():
         # Everything is computed once to see that it can be stored, then again to store it: no second copy of
         # all weights, and nothing is half merged.
         report = MergeReport([_check_layer(path, layer, lora, dtype) for path, (layer, lora) in layers.items()])
+        # First, for A and B may stand over a weight that the adapter has in the base's place.
+        merge_whole(model, keep_base)
         for path, (layer, lora) in layers.items():
             weight = lora.weight(layer)
             if lora.layer_type.quantised is not None:
@@ -102,7 +105,6 @@ def merge(model: nn.Module, *, keep_base: bool = True, dequantize: bool = False)
             weight.copy_(_wide_weight(layer, lora) + _wide_delta(layer, lora))
             for user in (lora, *tied[path]):
                 user.base_weight, user.merged = base, lora.active
-        merge_whole(model, keep_base)
     return report
 
 
