@@ -58,6 +58,32 @@ def test_a_compiled_model_takes_up_new_values(own, new, tmp_path):
     torch.testing.assert_close(outputs(again), outputs(other))
 
 
+class Stack(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.matrices = nn.Parameter(torch.arange(24.0).view(2, 3, 4).sin())
+
+    def forward(self, x):
+        return (x @ self.matrices.mT).sum(0)
+
+
+def test_a_smaller_r_fills_up_each_matrix_of_a_stack(tmp_path):
+    def stack(**settings):
+        model = nn.Sequential(Stack())
+        inject(model, LoRAConfig(target_modules="matrices", **settings))
+        fill(trainable_parameters(model))
+        return model
+
+    other, model, x = stack(r=1, alpha=3.0), stack(r=3), torch.randn(5, 4)
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter)
+    compiled(x)
+    frames = counter.frame_count
+    assert swap_adapter(model, save_adapter(other, tmp_path)) == []
+    torch.testing.assert_close(compiled(x), other(x))
+    assert counter.frame_count == frames
+
+
 def test_a_file_of_pefts_without_recompiling_by_another_backend(tmp_path):
     wrapped = theirs(mlp(), r=3, target_modules="all-linear")
     wrapped.save_pretrained(str(tmp_path))

@@ -63,10 +63,11 @@ def swap_adapter(
     for target in read.targets:
         lora = layers[target.name][1]
         _check_layer(target.name, lora, name, target, read.config.variant)
-        A, B = read.pairs[target.name]
-        more = lora.A[name].shape[0] - A.shape[0]
-        new.append((lora.A[name], nn.functional.pad(A, (0, 0, 0, more))))
-        new.append((lora.B[name], nn.functional.pad(B * (target.scale / lora.scale[name]), (0, more))))
+        # Each matrix of a stack is filled up by itself.
+        A, B = (tensor.unflatten(dim, (target.stack, -1)) for dim, tensor in enumerate(read.pairs[target.name]))
+        more = lora.A[name].shape[0] // target.stack - target.r
+        new.append((lora.A[name], nn.functional.pad(A, (0, 0, 0, more)).flatten(0, 1)))
+        new.append((lora.B[name], nn.functional.pad(B * (target.scale / lora.scale[name]), (0, more)).flatten(1)))
         beside: Mapping[str, Tensor] = (read.own or {}).get(target.name, {})
         new += [(lora.own(name)[key], tensor) for key, tensor in beside.items()]
     with torch.no_grad():
@@ -92,10 +93,10 @@ def _check_layer(path: str, lora: LoRA, name: str, target: Target, variant: str)
         of = "on slices" if lora.row_of(name).slices else f'of variant "{own.variant}"'
         raise AdapterError(f'"{name}" is {of} and the file of variant "{variant}"; load it under another name.')
     r = lora.A[name].shape[0] // target.stack
-    if target.r > r or (target.r < r and target.stack > 1):
+    if target.r > r:
         raise AdapterError(
-            f'The file has r = {target.r} at "{path}", and "{name}" r = {r}. Only a smaller r can be filled up (of a '
-            "weight that is one matrix): inject with the largest, or load the file under another name."
+            f'The file has r = {target.r} at "{path}", and "{name}" r = {r}. Only a smaller r can be filled up: inject '
+            "with the largest, or load the file under another name."
         )
     if lora.scale[name] == 0:
         raise AdapterError(
