@@ -111,21 +111,23 @@ def _listed(paths: list[str]) -> str:
 def watch(model: nn.Module) -> None:
     """Watch the next forward of a model for adapters that it doesn't reach."""
     stop_watching(model)
-    if _watched(model):
+    if any(_acts_in(model, *place) is not model for place in loras_in(model)):
         setattr(model, _WATCH, Watch(model))
 
 
 def _watched(model: nn.Module) -> dict[str, tuple[nn.Module, LoRA, nn.Module]]:
     """Return the adapted weights inside a model, each with the module during whose call the adapter acts: the layer, or
     the module that reads the weight. The model itself is called in any case."""
-    paths = {lora: path for path, (_, lora) in adapted_layers(model).items()}
-    found = {paths[lora]: (layer, lora, _acts_in(model, names, layer, lora)) for names, layer, lora in loras_in(model)}
-    return {path: (layer, lora, acts) for path, (layer, lora, acts) in found.items() if acts is not model}
+    acting = (_acts_in(model, names, layer, lora) for names, layer, lora in loras_in(model))
+    found = zip(adapted_layers(model).items(), acting, strict=True)
+    return {path: (layer, lora, acts) for (path, (layer, lora)), acts in found if acts is not model}
 
 
 def _acts_in(model: nn.Module, names: list[str], layer: nn.Module, lora: LoRA) -> nn.Module:
-    end = f".{lora.below}" if lora.below else ""
-    path = next((path for name in names if end and (path := f".{name}").endswith(end)), "")
+    if not lora.below:
+        return layer
+    end = f".{lora.below}"
+    path = next((path for name in names if (path := f".{name}").endswith(end)), "")
     return model.get_submodule(path.removesuffix(end).removeprefix(".")) if path else layer
 
 
