@@ -84,6 +84,8 @@ class PeftPaths:
             parameter: Its name in the module.
         """
         path, own = self._inside(name), self._bare.get(module, ())
+        if not self._wraps:
+            return Place(path, name, False)
         if parameter in own:
             wrapped = len(own) - 1 - own.index(parameter)
             return Place(joined(path, *[BASE_LAYER] * wrapped), joined(name, parameter), True)
@@ -112,6 +114,8 @@ class PeftPaths:
 
     def _inside(self, name: str) -> str:
         """Return a module's path, with what wraps the modules around it."""
+        if not self._wraps:
+            return name
         found: list[str] = []
         if name and "" in self._wraps:
             found += [BASE_LAYER] * self._wraps[""]

@@ -1,5 +1,6 @@
 """Which weight of a model each pair of tensors in a file belongs to, both ways."""
 
+import functools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -145,7 +146,7 @@ class Found:
     weight: Weight
     place: Place
 
-    @property
+    @functools.cached_property
     def blocked(self) -> str:
         """Why no adapter can act here, or an empty string."""
         row, module = self.weight.layer_type, self.weight.module
@@ -186,7 +187,7 @@ def weights_of_file(modules: Sequence[Named], fields: Mapping[str, Any], pairs: 
                 reachable = place.bare or not is_own or weight.parameter == IN_PROJ
                 if weight.layer_type is not None and reachable:
                     filed[place.path] = Found(weight, place)
-                if not is_own:
+                if not is_own and (weight.layer_type is None or place.path != name):
                     plain[name] = Found(weight, Place(name, name, False))
     return {path: found for path in pairs if (found := filed.get(path) or plain.get(path)) is not None}
 

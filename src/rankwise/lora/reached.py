@@ -111,7 +111,7 @@ def _listed(paths: list[str]) -> str:
 def watch(model: nn.Module) -> None:
     """Watch the next forward of a model for adapters that it doesn't reach."""
     stop_watching(model)
-    if _to_watch(model):
+    if any(place.reader is not model for _, _, place in _places(model)):
         setattr(model, _WATCH, Watch(model))
 
 
