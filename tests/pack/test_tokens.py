@@ -114,3 +114,27 @@ def test_a_run_is_put_on_its_model_saved_and_gone_on_from(tmp_path):
     assert start.state.keys() == state.keys()
     for key, tensor in state.items():
         torch.testing.assert_close(start.state[key], tensor, rtol=0, atol=1e-7)
+
+
+def test_others_leaving_and_going_on_from_a_state_change_nothing():
+    def trained(cut_at, restored_at):
+        model, rows = llama(False), members()[:3]
+        pack, steps = Pack(model, rows, next_tokens, call=call), 6
+        for step in range(steps):
+            if step == restored_at:
+                states, moments = pack.states(), pack.optimiser_state()
+                pack = Pack(llama(False), rows, next_tokens, call=call)
+                pack.load(states, moments, step)
+            if step == cut_at:
+                pack.keep(torch.tensor([m.member.name != "others" for m in pack.members]))
+            batch = {key: torch.stack([causal(100 * seed + step)[key] for seed in pack.seeds]) for key in causal(0)}
+            with pack.attached(causal(0), training=True):
+                pack.step(batch, torch.full((len(pack),), LR, dtype=torch.float64), None, torch.ones(len(pack)))
+        return pack.states()
+
+    wanted = trained(None, None)
+    for found in (trained(3, None), trained(None, 3)):
+        for name in ("one", "same"):
+            assert wanted[name][f"{EMBEDDING}.B"].any()
+            for key, tensor in wanted[name].items():
+                torch.testing.assert_close(found[name][key], tensor, rtol=1e-10, atol=1e-12)
