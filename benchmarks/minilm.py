@@ -328,8 +328,8 @@ def part_memory(repeats: int) -> list[str]:
     trained = [p for p in model.parameters() if p.requires_grad]
     activations = saved_bytes(lambda: loss(model(batch[0]), batch))
     state = 16 * sum(p.numel() for p in trained)
-    before, peak = peak_of(k)
-    before_one, peak_one = peak_of(1)
+    before, peak = run_alone(f"minilm.resident_peak({k})")
+    before_one, peak_one = run_alone("minilm.resident_peak(1)")
     of_one = peak_one - before_one
     allowed, used = k * (state + activations), peak - before
     return [
@@ -340,11 +340,12 @@ def part_memory(repeats: int) -> list[str]:
     ]
 
 
-def peak_of(k: int) -> tuple[int, int]:
-    """Resident bytes before and at the peak of a step of k adapters, in a process of its own."""
+def run_alone(call: str) -> tuple[int, int]:
+    """The two numbers that a call of a script of this folder ("minilm.resident_peak(16)") prints last, in a process of
+    its own."""
     # With glibc's own settings: what is kept for later would count as used.
     env = {key: value for key, value in os.environ.items() if key not in KEEPS_MEMORY}
-    command = [sys.executable, "-c", f"import minilm; minilm.resident_peak({k})"]
+    command = [sys.executable, "-c", f"import {call.partition('.')[0]}; {call}"]
     child = subprocess.run(command, cwd=Path(__file__).parent, env=env, capture_output=True, check=True)
     before, peak = map(int, child.stdout.split()[-2:])
     return before, peak
