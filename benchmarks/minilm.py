@@ -33,7 +33,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -379,8 +379,8 @@ def part_memory(repeats: int) -> list[str]:
     ]
     allowed = k * (state + activations)
     for allocator, settings in ALLOCATORS.items():
-        before, peak = peak_of(k, settings)
-        before_one, peak_one = peak_of(1, settings)
+        before, peak = run_alone(f"minilm.resident_peak({k})", settings)
+        before_one, peak_one = run_alone("minilm.resident_peak(1)", settings)
         used, of_one = peak - before, peak_one - before_one
         lines.append(
             f"| {allocator} | {before / 1e6:.0f} | {state / 1e6:.1f} | {activations / 1e6:.1f} | {used / 1e6:.0f} "
@@ -409,11 +409,12 @@ def counted_peak(k: int) -> int:
 ALLOCATORS = {"glibc as it is": {}, "large tensors in mappings of their own": {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}}
 
 
-def peak_of(k: int, settings: dict[str, str]) -> tuple[int, int]:
-    """Resident bytes before and at the peak of a step of k adapters, in a process of its own."""
+def run_alone(call: str, allocator: Mapping[str, str] = ALLOCATORS["glibc as it is"]) -> tuple[int, int]:
+    """The two numbers that a call of a script of this folder ("minilm.resident_peak(16)") prints last, in a process of
+    its own."""
     # What this process keeps for later would count as used.
-    env = {key: value for key, value in os.environ.items() if key not in KEEPS_MEMORY} | settings
-    command = [sys.executable, "-c", f"import minilm; minilm.resident_peak({k})"]
+    env = {key: value for key, value in os.environ.items() if key not in KEEPS_MEMORY} | {**allocator}
+    command = [sys.executable, "-c", f"import {call.partition('.')[0]}; {call}"]
     child = subprocess.run(command, cwd=Path(__file__).parent, env=env, capture_output=True, check=True)
     before, peak = map(int, child.stdout.split()[-2:])
     return before, peak

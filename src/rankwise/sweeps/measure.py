@@ -57,7 +57,7 @@ def _pack(model: nn.Module, runs: Sequence[Run], states: Mapping[str, State], pr
 
 
 def _example(data: Data, problem: Problem) -> Data:
-    return problem.feed.prepare(pick(data, lambda t: t[:2]))
+    return problem.feed.example(problem.feed.prepare(pick(data, lambda t: t[:2])))
 
 
 def _numpy(values: Tensor) -> np.ndarray:
