@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from adapted_models import fill
-from rankwise.errors import AdapterError, AdapterFileError
+from rankwise.errors import AdapterError, AdapterFileError, TargetError
 from rankwise.files import load_adapter, read_adapter, save_adapter, swap_adapter
 from rankwise.lora import LoRAConfig, base_state_dict, eject, inject, merge, trainable_parameters, unmerge
 from rankwise.sweeps.starting import read_start
@@ -329,3 +329,24 @@ def test_a_pack_refuses_embeddings_that_it_would_train(enlarged, tmp_path):
     save_adapter(model, tmp_path / "adapter")
     with pytest.raises(AdapterFileError, match="of an enlarged vocabulary"):
         read_start(enlarged("llama", False, 2), tmp_path / "adapter")
+
+
+def test_a_model_without_embeddings_is_saved_as_any_other(tmp_path):
+    class Waves(torch.nn.Module):
+        """As wav2vec2 answers, and a ViT."""
+
+        def __init__(self):
+            super().__init__()
+            self.up = torch.nn.Linear(2, 2)
+
+        def get_input_embeddings(self):
+            raise NotImplementedError
+
+        def get_output_embeddings(self):
+            return torch.nn.Identity()
+
+    model = Waves()
+    inject(model, LoRAConfig(r=1))
+    load_adapter(model, save_adapter(model, tmp_path), "again")
+    with pytest.raises(TargetError, match="it has none"):
+        inject(model, LoRAConfig(r=1, trainable_tokens=[1]), "third")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import AdapterError
 from rankwise.lora.modules import named_once
+from rankwise.lora.tokens import own_embedding
 
 _LARGEST = 1 << 26
 """Bytes of a config.json that is read at most."""
@@ -21,10 +22,11 @@ _LARGEST = 1 << 26
 
 def embeddings_of(model: nn.Module) -> dict[str, nn.Module]:
     """Return the input and output embeddings of a model of transformers by their paths; none of another's."""
-    getters = (getattr(model, f"get_{which}_embeddings", None) for which in ("input", "output"))
-    found = [layer for get in getters if callable(get) and isinstance(layer := get(), nn.Module)]
+    found = [layer for which in ("input", "output") if (layer := own_embedding(model, which)) is not None]
     paths = dict(named_once(model)) if found else {}
-    return {paths[layer][0]: layer for layer in found if layer in paths and isinstance(layer.weight, Tensor)}
+    # Vision models call the module that makes patches their input embedding.
+    rows = [layer for layer in found if layer in paths and isinstance(getattr(layer, "weight", None), Tensor)]
+    return {paths[layer][0]: layer for layer in rows}
 
 
 def embeddings_to_save(

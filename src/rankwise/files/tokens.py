@@ -119,7 +119,8 @@ def tokens_of_file(
     place = {name: i for i, (_, names) in enumerate(modules) for name in names}
     for path, values in sorted(rows.items(), key=lambda entry: place.get(entry[0], 0)):
         # PEFT writes the rows of a shared weight a second time where it writes the embeddings too.
-        if any(path in other.aliases and torch.equal(values, rows[other.name]) for other in targets):
+        named = [rows[other.name] for other in targets if path in other.aliases and other.name in rows]
+        if any(first.dtype == values.dtype and torch.equal(first, values) for first in named):
             continue
         if path not in by_path:
             findings.add(

@@ -68,9 +68,8 @@ def input_embedding(model: nn.Module, modules: Sequence[Named]) -> Named:
         TargetError: There is none, or several.
     """
     by_module = dict(modules)
-    get = getattr(model, "get_input_embeddings", None)
-    own = get() if callable(get) else None
-    if isinstance(own, nn.Module) and own in by_module:
+    own = own_embedding(model, "input")
+    if own is not None and own in by_module:
         return own, by_module[own]
     found = [(module, names) for module, names in modules if isinstance(module, nn.Embedding)]
     if len(found) != 1:
@@ -80,6 +79,16 @@ def input_embedding(model: nn.Module, modules: Sequence[Named]) -> Named:
             "Name the layer: trainable_tokens={name: tokens}."
         )
     return found[0]
+
+
+def own_embedding(model: nn.Module, which: str) -> nn.Module | None:
+    """Return what a model of transformers calls its "input" or "output" embeddings; None where it has none."""
+    get = getattr(model, f"get_{which}_embeddings", None)
+    try:
+        found = get() if callable(get) else None
+    except NotImplementedError:  # wav2vec2's
+        return None
+    return found if isinstance(found, nn.Module) else None
 
 
 def token_target(
