@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from zoo.transformers_models import make
 
-from rankwise.errors import PackError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
@@ -116,10 +115,12 @@ def test_updates_are_those_of_the_plain_loop(name: str, transposed: bool) -> Non
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_dropout_beside_stacks_is_refused() -> None:
+def test_dropout_beside_stacks_is_said_to_act_on_the_layers_only() -> None:
     torch.manual_seed(0)
-    pack = Pack(
-        make("mixtral"), [Member(name="a", lora=LoRAConfig(dropout=0.1, target_modules=STACKS))], loss, call=call
-    )
-    with pytest.raises(PackError, match="Set dropout to 0"), pack.attached(batches(0)[0], training=True):
+    lora = LoRAConfig(dropout=0.1, target_modules=["q_proj", *STACKS])
+    pack = Pack(make("mixtral"), [Member(name="a", lora=lora)], loss, call=call)
+    with pack.attached(batches(0)[0], training=True):
         pass
+    note = next(note for note in pack.notes if "Dropout doesn't act on" in note)
+    assert FIRST in note
+    assert "q_proj" not in note
