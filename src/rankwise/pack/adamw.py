@@ -19,8 +19,8 @@ from torch import Tensor
 from rankwise.pack.optimiser import PackedOptimiser, Spread
 
 KEPT = 1 << 20
-"""Numbers of a pack up to which what a step needs besides is kept for the next one. A small pack would spend much of
-its step on making it anew; a large one spends nothing, and kept it would lie beside the activations."""
+"""Numbers of a pack up to which U is kept for the next step. A small pack would spend much of its step on making it
+anew; a large one spends nothing, and kept it would lie beside the activations."""
 
 
 @final
@@ -59,7 +59,6 @@ class PackedAdamW(PackedOptimiser):
         theta.addcmul_(self._update, rates)
         if theta.numel() > KEPT:
             self._update = None
-            self._rates.forget()
 
     def _run_kernel(self, target: Tensor, lr: float, weight_decay: float) -> None:
         vectors = target, self.store.grads, *self.vectors

@@ -92,7 +92,3 @@ class Spread:
             vector = self._store.rates(values) if self._rates else self._store.spread(values)
             self._made = values.clone(), vector
         return self._made[1]
-
-    def forget(self) -> None:
-        """Give the memory back until the values are asked for again."""
-        self._made = None
