@@ -158,6 +158,7 @@ def sweep(
         rows_at_once: Rows, over all adapters, that an evaluation passes at once.
         cache: Whether what lies before the first adapted layer runs once for each row, not in every step, its outputs
             being kept in memory (True), or in files in this folder until the sweep ends. For adapters of upper blocks.
+            A run that began with it goes on with it, and one without without.
         base_name: What the adapters' files call the base: its folder or hub name.
         out: A directory for results, report and adapters; None keeps all in memory.
         overwrite: Whether earlier results there may be replaced.

@@ -122,3 +122,36 @@ def test_what_is_refused_leaves_nothing(tmp_path):
     quantised.config.quantization_config = {"quant_method": "bitsandbytes"}
     with pytest.raises(AdapterError, match="says that its weights are quantised"):
         save_merged(adapted(quantised), tmp_path / "new")
+
+
+class OfTheHub(Net):
+    """As the hub's mixin and diffusers have it: a `save_pretrained` that takes no weights, and writes the model's."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = {}
+
+    def save_pretrained(self, directory, **more):
+        raise AssertionError("the adapters would be written too")
+
+
+def test_only_a_save_pretrained_that_takes_weights_is_used(tmp_path):
+    torch.manual_seed(0)
+    model = adapted(OfTheHub().eval())
+    out = merged_output(model, IDS)
+    save_merged(model, tmp_path / "m")
+    fresh = Net().eval()
+    fresh.load_state_dict(load_file(tmp_path / "m" / "model.safetensors"))
+    assert torch.equal(fresh(IDS), out)
+
+
+def test_the_folder_one_is_in_and_what_a_killed_run_left(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = adapted(Net().eval())
+    (tmp_path / "here").mkdir()
+    (tmp_path / ".here.unfinished").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    save_merged(model, ".")
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["model.safetensors"]
+    merge(model)
+    unmerge(model)

@@ -229,3 +229,18 @@ def test_dropout_is_left_out_where_peft_refuses_it(tmp_path):
     with pytest.warns(UserWarning, match=r"lora_dropout = 0, not 0\.5: PEFT refuses dropout"):
         save_adapter(ours, tmp_path)
     assert run(PeftModel.from_pretrained(made("a layer inside"), str(tmp_path)).eval()).shape == (5, 4)
+
+
+@pytest.mark.parametrize("name", ["inside", "experts.inside"])
+def test_a_module_trained_whole_inside_one_that_peft_wraps_comes_back(name, tmp_path):
+    torch.manual_seed(0)
+    fresh = Model().state_dict()
+    model = Model()
+    model.load_state_dict(fresh)
+    inject(model, LoRAConfig(r=2, target_modules=["plain", "experts.up", "experts.down"], modules_to_save=name))
+    fill(parameter for parameter in model.parameters() if parameter.requires_grad)
+    save_adapter(model, tmp_path)
+    again = Model()
+    again.load_state_dict(fresh)
+    load_adapter(again, tmp_path)
+    assert torch.equal(again(X), model(X))

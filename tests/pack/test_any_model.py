@@ -309,12 +309,15 @@ def test_dropout_of_adapters_that_run_one_after_another_is_that_of_injected_ones
     torch.manual_seed(0)
     model = Attends().double()
     members = [Member(name=f"r{r}", lora=LoRAConfig(r=r, dropout=p)) for r, p in ((1, 0.3), (3, 0.0), (2, 0.1))]
+    # It doesn't act on single rows of a Linear.
+    rows = {"target_modules": "block.self_attn.in_proj_weight", "trainable_tokens": {"block.linear2": [0, 3]}}
+    members.append(Member(name="rows", lora=LoRAConfig(r=2, dropout=0.5, **rows)))
     x, y = torch.randn(1, 5, 4, dtype=torch.float64), torch.arange(5).remainder(4).view(1, 5)
     pack = Pack(model, members, lambda out, batch: F.cross_entropy(out, batch[1], reduction="none"))
     start = pack.states()
     with pack.attached((x[0], y[0]), training=True):
         for _ in range(5):
-            pack.step((x, y), torch.full((3,), 1e-2, dtype=torch.float64), None, None)
+            pack.step((x, y), torch.full((4,), 1e-2, dtype=torch.float64), None, None)
     assert any("doesn't act on block.self_attn.in_proj_weight" in note for note in pack.notes)
     for member in members:
         alone = copy.deepcopy(model).train()

@@ -90,7 +90,18 @@ def over_tokens(outputs: Tensor, batch: Any) -> Tensor:
     return outputs.sum(1) / batch[1].sum()
 
 
-@pytest.mark.parametrize("function", [alike, over_tokens])
+def after_the_first(outputs: Tensor, batch: Any) -> Tensor:
+    """A row's distance to the one before; the first has none."""
+    return (outputs - outputs.roll(1, 0)).square().sum(1) * (torch.arange(len(outputs)) > 0)
+
+
+def over_tokens_of_all_but_the_first(outputs: Tensor, batch: Any) -> Tensor:
+    """As `over_tokens`, the first row having no token."""
+    tokens = batch[1] - 1
+    return outputs.sum(1) * tokens / tokens.sum().clamp(min=1)
+
+
+@pytest.mark.parametrize("function", [alike, over_tokens, after_the_first, over_tokens_of_all_but_the_first])
 def test_values_of_rows_that_depend_on_other_rows_are_refused_and_scalars_of_them_are_each_adapters_own(
     function: Any,
 ) -> None:
@@ -98,7 +109,7 @@ def test_values_of_rows_that_depend_on_other_rows_are_refused_and_scalars_of_the
     outputs = torch.randn(3, 4, 5, generator=g)
     batch = (torch.zeros(1, 4), torch.tensor([[1, 2, 3, 4]]))
     groups = Groups([0, 0, 0], 1, torch.device("cpu"))
-    with pytest.raises(PackError, match="the first row has another value when it is alone"):
+    with pytest.raises(PackError, match="rows have other values when they are alone"):
         PerAdapter(function, "loss").mean(outputs, batch, groups)
     scalar = PerAdapter(lambda outputs, batch: function(outputs, batch).mean(), "loss")
     alone = torch.stack([function(each, (batch[0][0], batch[1][0])).mean() for each in outputs])

@@ -1,6 +1,7 @@
 """What lies before the first adapted layer, run once for each row: the same results, and no step runs it again."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,6 +109,130 @@ def test_tensors_and_pairs_as_data() -> None:
         ours, plain = (rankwise.sweep(model, config, cache=cache, **settings) for cache in (True, False))
         for key, value in plain.state("top-lr0.01-s0").items():
             assert torch.allclose(ours.state("top-lr0.01-s0")[key], value, rtol=0, atol=1e-12)
+
+
+class Blocks(nn.Module):
+    """A layer, blocks and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(4, 4, bias=False)
+        self.blocks = nn.ModuleList([nn.Linear(4, 4) for _ in range(2)])
+        self.head = nn.Linear(4, 4, bias=False)
+
+    def lifted(self, x: Tensor) -> Tensor:
+        return self.up(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lifted(x)
+        for block in self.blocks:
+            x = block(x).tanh()
+        return self.head(x)
+
+
+class Tied(Blocks):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head.weight = self.up.weight
+
+
+class Drops(Blocks):
+    """Noise that no module before the adapted layer draws itself, but that reaches a block there."""
+
+    def lifted(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.up(x), 0.5, self.training)
+
+
+class Attends(Blocks):
+    """A weight below the adapted layer that is read without calling its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def lifted(self, x: Tensor) -> Tensor:
+        x = self.up(x).unsqueeze(1)
+        return self.attention(x, x, x)[0].squeeze(1)
+
+
+class Remembers(Blocks):
+    """What a module inside leaves behind is read later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(4, 4))
+        self.first[0].register_forward_hook(lambda module, args, output: setattr(self, "seen", output))
+
+    def lifted(self, x: Tensor) -> Tensor:
+        return self.up(self.first(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.seen
+
+
+class Wraps(Blocks):
+    """Outputs in an object of which nothing is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wrapping = Wrapping()
+
+    def lifted(self, x: Tensor) -> Tensor:
+        return self.wrapping(x)[1].value
+
+
+class Wrapping(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+
+    def forward(self, input: Tensor) -> Any:
+        x = super().forward(input)
+        return x, SimpleNamespace(value=x.tanh())
+
+
+def top(model: nn.Module, target: str, cache: bool, **more: Any) -> rankwise.Sweep:
+    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def loss(outputs: Tensor, batch: Any) -> Tensor:
+        return (outputs - batch[1]).square().mean(1)
+
+    settings: dict[str, Any] = {"train": (x, x.sin()), "loss": loss, "lrs": (1e-2,), "baseline": False, **more}
+    training = Training(lr=1.0, batch_size=8, epochs=2)
+    config = {"top": LoRAConfig(r=2, target_modules=target)}
+    return rankwise.sweep(model, config, training=training, cache=cache, progress="quiet", **settings)
+
+
+@pytest.mark.parametrize(
+    ("make", "more", "why"),
+    [
+        (Tied, {"head": ("head",)}, "Nothing can be cached: no module with weights runs before"),
+        (Drops, {}, '"blocks.0" draws noise before the first adapted layer, or gives something else'),
+        (
+            Attends,
+            {"head": ("attention.out_proj",)},
+            '"attention.out_proj" is adapted or trained whole and never calle',
+        ),
+        (Remembers, {}, "Nothing can be cached: the model gives something else"),
+        (Wraps, {}, "Nothing can be cached: the model gives something else"),
+    ],
+)
+def test_what_would_be_another_result_is_refused(make: type[nn.Module], more: dict[str, Any], why: str) -> None:
+    torch.manual_seed(0)
+    model = make().double()
+    target = "blocks.0" if make is Wraps else "blocks.1"
+    top(model, target, cache=False, **more)
+    with pytest.raises(ConfigError, match=why):
+        top(model, target, cache=True, **more)
+
+
+def test_what_a_model_writes_to_is_a_copy() -> None:
+    torch.manual_seed(0)
+    activation = nn.SiLU(inplace=True)
+    layers = [nn.Linear(4, 4), activation, nn.Linear(4, 4), activation, nn.Linear(4, 4)]
+    model = nn.Sequential(*layers).double()
+    ours, plain = (top(model, "4", cache) for cache in (True, False))
+    for key, value in plain.state("top-lr0.01-s0").items():
+        assert torch.allclose(ours.state("top-lr0.01-s0")[key], value, rtol=0, atol=1e-12)
 
 
 def test_what_can_not_be_cached_is_refused(tmp_path: Path) -> None:

@@ -183,7 +183,14 @@ def differences_in_peft(read: AdapterFile, targets: Iterable[Target]) -> list[st
     layers = [target for target in targets if target.type != "Parameter" and target.reader is not None]
     outputs = [it for it in layers if isinstance(it.module, nn.modules.linear.NonDynamicallyQuantizableLinear)]
     others = [it for it in layers if it not in outputs and not hasattr(it.module, "embed_scale")]
+    users = [user for it in targets if it.layer_type.tokens for user in (it, *it.ties)]
+    biased = [user.name for user in users if getattr(user.module, "bias", None) is not None]
     said: list[str] = []
+    if biased:
+        said.append(
+            f'"{biased[0]}": PEFT 0.21.2 leaves out the bias of a Linear of which it trains single rows; here it is '
+            "added. Set it to zeros if PEFT trained the rows."
+        )
     if outputs:
         said.append(
             f"{_some(outputs)}: PEFT 0.21.2 adds delta of an attention's output projection twice, in training too; "

@@ -145,7 +145,7 @@ def sorted_parts(
         findings.add(f'{where} has no "{key_of(name, missing)}"; with lora_bias every module has A, B and a bias.')
         parts.pairs.pop(name, None)
     parts.biases = {name: tensor for name, tensor in biases.items() if name in parts.pairs}
-    is_whole = _test_of_whole(fields, halves, embeddings)
+    is_whole = _test_of_whole(fields, {*halves, *parts.tokens}, embeddings)
     for key, inside in others.items():
         name = _path_of_whole(inside)
         if not is_whole(name, inside):
@@ -191,7 +191,9 @@ def is_saved(path: str, fields: Mapping[str, Any]) -> bool:
     it does.
     """
     modules = tuple(fields.get("modules_to_save") or ())
-    return bool(modules) and any(outer.endswith(modules) for outer in with_ancestors(path))
+    # Settings name modules as the model does, also those inside one that PEFT wraps.
+    outers = {*with_ancestors(path), *with_ancestors(path.replace(f"{BASE_LAYER}.", ""))} if modules else ()
+    return any(outer.endswith(modules) for outer in outers)
 
 
 def with_ancestors(path: str) -> list[str]:

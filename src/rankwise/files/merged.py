@@ -1,5 +1,6 @@
 """A model with its adapters merged, in the model's own format: what loads without Rankwise."""
 
+import inspect
 import json
 import os
 import shutil
@@ -26,8 +27,9 @@ def save_merged(
 ) -> MergeReport:
     """Save a model with its active adapters merged into its weights; the model itself is afterwards as before.
 
-    A model of transformers is saved by its own `save_pretrained`. Any other is saved as safetensors under the keys of
-    its `state_dict()`: one file, or several with an index that says which tensor lies where.
+    A model of transformers is saved by its own `save_pretrained` (one that takes a `state_dict`). Any other is saved as
+    safetensors under the keys of its `state_dict()`: one file, or several with an index that says which tensor lies
+    where.
 
     Args:
         model: An injected model.
@@ -53,7 +55,7 @@ def save_merged(
         ...     [path.name for path in Path(folder).iterdir()]
         ['model.safetensors']
     """
-    folder = Path(directory)
+    folder = Path(os.path.abspath(directory))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} is there and not empty; give a new folder.")
     if getattr(getattr(model, "config", None), "quantization_config", None) is not None:
@@ -64,6 +66,7 @@ def save_merged(
     report = merge(model, dequantize=dequantize)
     beside = folder.with_name(f".{folder.name}.unfinished")
     try:
+        shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
         _write(model, beside, max_shard_size)
         if folder.exists():
             folder.rmdir()
@@ -79,7 +82,8 @@ def save_merged(
 def _write(model: nn.Module, folder: Path, max_shard_size: int) -> None:
     state = without_adapters(model)
     save: Any = getattr(model, "save_pretrained", None)
-    if callable(save) and hasattr(model, "config"):
+    # Others of that name (diffusers', the hub's mixin) would write the adapters beside the merged weights.
+    if callable(save) and "state_dict" in inspect.signature(save).parameters:
         save(folder, state_dict=state, max_shard_size=max_shard_size)
         return
     folder.mkdir(parents=True)

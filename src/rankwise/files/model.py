@@ -230,7 +230,7 @@ def read_for(
         raise AdapterFileError(f"Nothing of {read.path} fits the model: {findings.listed[0]}")
     base = _base_weights({target.name: (target.module, target.parameter) for target in targets})
     notes = check_base(read.path, read.metadata, base, findings)
-    for difference in differences_in_peft(read, targets):
+    for difference in differences_in_peft(read, [*targets, *tokens]):
         warnings.warn(difference, stacklevel=3)
         notes.append(difference)
     config = replace(config, modules_to_save=saved_modules_of_file(modules, read, whole))

@@ -138,7 +138,8 @@ def tokens_of_file(
             findings.add(f"The file doesn't fit: {error}")
             continue
         if both := next((name for name in (target.name, *target.aliases) if name in taken), None):
-            findings.add(f'The file has A and B for "{taken[both]}" and rows of tokens for "{path}": one weight here.')
+            what = "rows of tokens" if any(taken[both] == it.name for it in targets) else "A and B"
+            findings.add(f'The file has {what} for "{taken[both]}" and rows of tokens for "{path}": one weight here.')
             continue
         if tuple(values.shape) != (target.r, target.d_out) or not values.is_floating_point():
             findings.add(

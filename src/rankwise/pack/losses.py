@@ -127,15 +127,20 @@ class PerAdapter:
 
     @torch.no_grad()
     def _refuse_mixed(self, values: tuple[Tensor, ...], outputs: Tensor, batch: Batch) -> None:
-        """Raise where a row's value isn't what it is alone: the rows of all adapters are to be passed at once."""
-        alone = self._function(outputs[:1], lazily(batch, lambda t: t[:1]))
-        alone = alone if isinstance(alone, tuple) else (alone,)
-        if not all(same(v[:1], a) for v, a in zip(values, alone, strict=True)):
-            raise PackError(
-                f"The {self._what} returned one value a row, but the first row has another value when it is alone. "
-                "Values of rows must not depend on other rows: return one scalar for the batch (a contrastive loss), "
-                "or sums and what to divide them by (a mean over tokens)."
-            )
+        """Raise where a row's value isn't what it is among other rows: those of all adapters are to be passed at once.
+
+        The first row alone finds what all rows enter; every other row, what only some do (the row before, a row with
+        tokens where the first has none).
+        """
+        for rows in (slice(0, 1), slice(0, None, 2), slice(1, None, 2)):
+            part = self._function(outputs[rows], lazily(batch, lambda t, rows=rows: t[rows]))
+            part = part if isinstance(part, tuple) else (part,)
+            if not all(same(v[rows], p) for v, p in zip(values, part, strict=True)):
+                raise PackError(
+                    f"The {self._what} returned one value a row, but rows have other values when they are alone. "
+                    "Values of rows must not depend on other rows: return one scalar for the batch (a contrastive "
+                    "loss), or sums and what to divide them by (a mean over tokens)."
+                )
 
 
 def _of_one(batch: Batch, g: int) -> Batch:

@@ -43,6 +43,9 @@ def cached(
         yield list(candidates), problem
         return
     folder = where if isinstance(where, Path) else None
+    paths: dict[nn.Parameter, list[str]] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        paths.setdefault(parameter, []).append(path)
     adapted: set[str] = set()
     for one in (c for c in candidates if c.method != "full"):
         resolved = resolve(model, one.run(1.0, 0).member)
@@ -51,7 +54,9 @@ def cached(
                 f'The weight of "{bare}" is shared, or read without calling its layer, so it can\'t be told what runs '
                 "before it. Switch the cache off."
             )
-        adapted |= {t.name for t in resolved.targets} | {name.rpartition(".")[0] for name in resolved.whole}
+        adapted |= {t.name for t in resolved.targets}
+        # A weight trained whole acts in every module that has it.
+        adapted |= {path.rpartition(".")[0] for name in resolved.whole for path in paths[model.get_parameter(name)]}
     splits = problem.splits[DATA]
     example = problem.feed.prepare(pick(splits.train, lambda t: t[:3]))
     prefix = find_prefix(model, adapted, example, problem.feed.call)

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from rankwise.errors import ConfigError
+from rankwise.lora.layer_types.quantised import keep_unpacked
 from rankwise.pack.batches import Batch, lazily, rows_of
 from rankwise.pack.forwards import Forward, replaced_forwards
+from rankwise.pack.probe import same
 from rankwise.pack.running import set_mode
 from rankwise.pack.trace import find_branch, trace
 from rankwise.train.data import Data, count_rows, pick
@@ -54,13 +56,17 @@ class Output:
     lengths: Mapping[int, int]
 
     def with_rows(self, rows: Mapping[int, Tensor]) -> Any:
-        """The output with these tensors in place of those with rows."""
-        return tree_unflatten([rows.get(i, leaf) for i, leaf in enumerate(self.leaves)], self.spec)
+        """The output with these tensors in place of those with rows, and copies of the others: a model may write to
+        what it is given."""
+        others = [
+            leaf.clone() if isinstance(leaf, Tensor) and i not in rows else leaf for i, leaf in enumerate(self.leaves)
+        ]
+        return tree_unflatten([rows.get(i, leaf) for i, leaf in enumerate(others)], self.spec)
 
     def unread(self, n: int) -> Any:
-        """The output for n rows of something that nothing may read: NaN, without memory of its own."""
-        fill = {i: self.leaves[i].new_full((), _nothing(self.leaves[i])) for i in self.lengths}
-        return self.with_rows({i: t.expand(n * self.lengths[i], *self.leaves[i].shape[1:]) for i, t in fill.items()})
+        """The output for n rows of something that nothing may read: NaN. Where it is written to, it stays NaN."""
+        shapes = {i: (n * length, *self.leaves[i].shape[1:]) for i, length in self.lengths.items()}
+        return self.with_rows({i: self.leaves[i].new_full(s, _nothing(self.leaves[i])) for i, s in shapes.items()})
 
 
 def _nothing(t: Tensor) -> float:
@@ -102,8 +108,11 @@ class Prefix:
         def answer(name: str, forward: Forward) -> Forward:
             if name in self.skipped:
                 return lambda *args, **kwargs: self.skipped[name].unread(n)
-            rows = {i: batch[key].flatten(0, 1) for i, key in self._keys(name).items()}
-            return lambda *args, **kwargs: self.kept[name].with_rows(rows)
+            keys = self._keys(name)
+            # Copies: a model may write to them, and a batch may be a view of what was kept.
+            return lambda *args, **kwargs: self.kept[name].with_rows(
+                {i: batch[key].flatten(0, 1).clone() for i, key in keys.items()}
+            )
 
         modules = {name: model.get_submodule(name) for name in (*self.kept, *self.skipped)}
         with replaced_forwards(modules, answer):
@@ -177,34 +186,55 @@ def find_prefix(model: nn.Module, adapted: Collection[str], example: Data, call:
     Raises:
         ConfigError: Nothing runs before them for sure, or what runs there draws noise.
     """
-    two, three = rows_of(example, 2), rows_of(example, 3)
+    two, three, others = rows_of(example, 2), rows_of(example, 3), rows_of(example, 2, start=1)
     with _mode(model, training=True):
         noisy = trace(model, lambda: call(model, two)).noisy
     with _mode(model, training=False):
         first, larger = (trace(model, lambda batch=batch: call(model, batch)) for batch in (two, three))
+        if bare := next((name for name in adapted if name not in first.order), None):
+            raise ConfigError(
+                f'"{bare}" is adapted or trained whole and never called, so it can\'t be told what runs before it. '
+                "Leave it out, or switch the cache off."
+            )
         branch = find_branch(model, adapted, first, larger)
         outer = [name for name in first.order if name in branch.before and not _inside(name, branch.before)]
         modules = [name for name in outer if first.calls[name] == 1 and _has_weights(model.get_submodule(name))]
-        if not modules:
+        # The form of outputs is taken from other rows than those of the check below: what hangs on the rows and can't
+        # be kept (a mask of one row, an object) is then found out there.
+        recorded = _recorded(model, call, modules, others, three, branch.name) if modules else {}
+        kept = {name: output for name, output in recorded.items() if output.lengths}
+        if not kept:
             raise ConfigError(
                 "Nothing can be cached: no module with weights runs before the first adapted layer for sure. Adapt the "
                 'upper blocks only (target_modules, such as "re:.*layer\\\\.[45]\\\\..*"), or switch the cache off.'
             )
-        if loud := [name for name in noisy if name in branch.before]:
+        loud = next((name for name in noisy if name in branch.before), None)
+        if loud := loud or _other_in_training(model, call, kept, two, branch.name):
             raise ConfigError(
-                f'"{loud[0]}" draws noise before the first adapted layer, another in each epoch, so its outputs can\'t '
-                "be cached. Set the base's dropout to 0 there, or switch the cache off."
+                f'"{loud}" draws noise before the first adapted layer, or gives something else in train mode than in '
+                "eval mode, as after noise, so its outputs can't be cached. Set the base's dropout to 0 there, or "
+                "switch the cache off."
             )
-        kept = _recorded(model, call, modules, two, three, branch.name)
         found = Prefix(model, call, branch.name, kept, {}, two)
         expected = call(model, two)
-        for name in modules:
+
+        def is_equal(tried: Prefix) -> bool:
+            data = tried.beside(two, None, "example")
+            call(model, others)  # What a module remembers of its last pass isn't of these rows.
+            try:
+                return torch.equal(tried.run(model, data), expected)
+            except torch.OutOfMemoryError:
+                raise  # no fault of the model's
+            except (RuntimeError, ValueError, IndexError, TypeError, AttributeError):
+                return False
+
+        for name in kept:
             fewer = {k: v for k, v in found.kept.items() if k != name}
             tried = Prefix(model, call, branch.name, fewer, {**found.skipped, name: kept[name]}, two)
             # `beside` needs at least one output.
-            if fewer and torch.equal(tried.run(model, tried.beside(two, None, "example")), expected):
+            if fewer and is_equal(tried):
                 found = tried
-        if not torch.equal(found.run(model, found.beside(two, None, "example")), expected):
+        if not is_equal(found):
             raise ConfigError(
                 "Nothing can be cached: the model gives something else when the modules before the first adapted layer "
                 "are not run. Switch the cache off."
@@ -233,6 +263,7 @@ def check_room(needed: int, device: torch.device, folder: Path | None) -> None:
 def _mode(model: nn.Module, *, training: bool) -> Generator[None]:
     modes = {module: module.training for module in model.modules()}
     try:
+        keep_unpacked(model)
         set_mode(model, training)
         with torch.no_grad():
             yield
@@ -250,8 +281,17 @@ def _inside(name: str, others: Collection[str]) -> bool:
     return any(".".join(parts[:i]) in others for i in range(1, len(parts)))
 
 
+def _other_in_training(model: nn.Module, call: Call, kept: Mapping[str, Output], batch: Batch, until: str) -> str:
+    """The first module whose output isn't the same in train mode: noise that others draw reaches it too."""
+    evaluated = _outputs(model, call, kept, batch, until)
+    with torch.random.fork_rng(devices=[]):
+        trained = _outputs(model, call, kept, batch, until, training=True)
+    alike = {name: [same(trained[name][0][i], evaluated[name][0][i]) for i in kept[name].lengths] for name in kept}
+    return next((name for name in kept if not all(alike[name])), "")
+
+
 def _outputs(
-    model: nn.Module, call: Call, modules: Collection[str], batch: Batch, until: str
+    model: nn.Module, call: Call, modules: Collection[str], batch: Batch, until: str, *, training: bool = False
 ) -> dict[str, tuple[list[Any], Any]]:
     """What these modules give for a batch, flattened; the model runs no further than to `until`."""
     found: dict[str, tuple[list[Any], Any]] = {}
@@ -259,7 +299,9 @@ def _outputs(
     def noting(name: str, forward: Forward) -> Forward:
         def run(*args: Any, **kwargs: Any) -> Any:
             output = forward(*args, **kwargs)
-            found[name] = tree_flatten(output)
+            leaves, spec = tree_flatten(output)
+            # Copies: what comes next may write to them.
+            found[name] = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
             return output
 
         return run
@@ -272,7 +314,7 @@ def _outputs(
 
     noted = {name: model.get_submodule(name) for name in modules}
     with (
-        _mode(model, training=False),
+        _mode(model, training=training),
         replaced_forwards(noted, noting),
         replaced_forwards({until: model.get_submodule(until)}, ending),
         suppress(_Reached),
