@@ -142,7 +142,8 @@ class Running:
             if n != len(self):
                 flat, spec = tree_flatten((args, kwargs))
                 for i, length in places.items():
-                    if flat[i].shape[0] == length * n * self._rows:
+                    # transformers makes no mask for a batch without gaps.
+                    if flat[i] is not None and flat[i].shape[0] == length * n * self._rows:
                         flat[i] = self._groups.fan_out(flat[i].unflatten(0, (n, -1))).flatten(0, 1)
                 args, kwargs = tree_unflatten(flat, spec)
             return forward(*args, **kwargs)

@@ -44,9 +44,9 @@ def losses(ranks: list[int], data: dict[str, Tensor], validation: dict[str, Tens
 
 
 @pytest.mark.parametrize(
-    "lengths", [[5, 5, 3, 6, 4, 6, 6, 5], [3, 5, 4, 6, 6, 4, 5, 3]], ids=["first two alike", "not"]
+    "lengths", [[5, 5, 3, 6, 4, 6, 6, 5], [3, 5, 4, 6, 6, 6, 6, 6]], ids=["first two alike", "a batch without gaps"]
 )
 def test_a_pack_is_as_each_alone_whatever_the_first_rows(lengths):
-    data, validation = data_of(lengths), data_of([4, 6])
+    data, validation = data_of(lengths), data_of([6, 6])
     together = losses([2, 4], data, validation)
     assert together == pytest.approx(losses([2], data, validation) + losses([4], data, validation), rel=1e-5)
