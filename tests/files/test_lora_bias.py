@@ -76,3 +76,36 @@ def test_a_bias_that_is_missing_or_not_announced(tmp_path):
     (tmp_path / "adapter_config.json").write_text(text.replace('"lora_bias": true', '"lora_bias": false'))
     with pytest.raises(AdapterFileError, match="the settings don't say lora_bias"):
         load_adapter(made("linear"), tmp_path)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.second(self.first(x).tanh())
+
+
+def test_layers_with_one_weight_and_one_adapter_have_biases_of_their_own(tmp_path):
+    def model():
+        torch.manual_seed(0)
+        return Tied().eval()
+
+    theirs = get_peft_model(model(), LoraConfig(r=2, target_modules=["first", "second"], lora_bias=True)).eval()
+    first, second = theirs.base_model.model.first, theirs.base_model.model.second
+    fill([first.lora_A["default"].weight, first.lora_B["default"].weight])
+    with torch.no_grad():
+        for own, bias in ((first, 1.0), (second, 2.0)):
+            own.lora_A["default"].weight.copy_(first.lora_A["default"].weight)
+            own.lora_B["default"].weight.copy_(first.lora_B["default"].weight)
+            own.lora_B["default"].bias.fill_(bias)
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    ours, again, x = model(), model(), torch.randn(5, 4)
+    load_adapter(ours, tmp_path / "theirs")
+    torch.testing.assert_close(ours(x), theirs(x))
+    load_adapter(again, save_adapter(ours, tmp_path / "ours"))
+    torch.testing.assert_close(again(x), theirs(x))
+    merge(ours)
+    torch.testing.assert_close(ours(x), theirs(x))

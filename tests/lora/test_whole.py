@@ -240,3 +240,57 @@ def test_a_shared_parameter_is_merged_only_where_all_layers_get_the_same(saved):
             torch.testing.assert_close(model(x), adapted)
             unmerge(model)
     assert torch.equal(model[0].weight, before)
+
+
+class Apart(nn.Module):
+    """Reads what a layer has without calling it; the layer of the second kind is called as well."""
+
+    def __init__(self, called):
+        super().__init__()
+        self.inner = nn.Module()
+        self.inner.fc = nn.Linear(4, 4)
+        self.out = nn.Linear(4, 4)
+        self.is_called = called
+
+    def forward(self, x):
+        y = nn.functional.linear(x, self.inner.fc.weight, self.inner.fc.bias)
+        return self.out(y + self.inner.fc(x) if self.is_called else y)
+
+
+@pytest.mark.parametrize("called", [False, True])
+@pytest.mark.parametrize("how", ["first forward", "example"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"modules_to_save": "inner.fc", "target_modules": "out"}, {"bias": "lora_only", "target_modules": ["fc", "out"]}],
+)
+def test_what_is_read_without_a_call_is_the_adapters(called, how, settings):
+    torch.manual_seed(0)
+    model, x = Apart(called).double(), torch.randn(3, 4).double()
+    base = model(x)
+    inject(model, LoRAConfig(r=2, **settings), example=x if how == "example" else None)
+    torch.testing.assert_close(model(x), base)
+    with torch.no_grad():
+        for parameter in trainable_parameters(model):
+            parameter.add_(torch.randn_like(parameter))
+    model(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in trainable_parameters(model))
+    again, out = copy.deepcopy(model), model(x)
+    assert not torch.allclose(out, base)
+    merge(model)
+    torch.testing.assert_close(model(x), out)
+    torch.testing.assert_close(again(x), out)
+    eject(again)
+    assert torch.equal(again(x), base)
+
+
+def test_a_head_that_shares_its_weight_is_its_own_in_its_own_place_only():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    x, base = torch.randn(3, 4), copy.deepcopy(model)
+    inject(model, LoRAConfig(r=2, target_modules="1", modules_to_save="2"))
+    model(x)
+    with torch.no_grad():
+        model[2].lora_whole.own["default"].weight.zero_()
+    torch.testing.assert_close(model(x), base[2].bias.expand(3, 4))
+    torch.testing.assert_close(model[0](x), base[0](x))

@@ -83,16 +83,17 @@ def whole_of_biases(
         findings: Takes a bias that no layer can take in.
     """
     sums: dict[str, Tensor] = {}
-    for target in targets:
-        bias, added = getattr(target.module, "bias", None), biases[paths[target.name]]
+    # Layers that share their weight have one A and B, and each a bias of its own.
+    for target, user in ((it, user) for it in targets for user in (it, *it.ties)):
+        bias, added = getattr(user.module, "bias", None), biases[paths[user.name]]
         if target.type == "Parameter" or bias is None or bias.shape != added.shape:
             findings.add(
-                f'"{key_of(paths[target.name], BIAS_KEY)}" has shape {tuple(added.shape)}, and "{target.name}" no bias '
+                f'"{key_of(paths[user.name], BIAS_KEY)}" has shape {tuple(added.shape)}, and "{user.name}" no bias '
                 "of that shape that could take it in. Give the layer a bias of zeros, or leave this one out: "
                 "strict=False."
             )
         else:
-            name = ".".join(filter(None, (target.name, "bias")))
+            name = ".".join(filter(None, (user.name, "bias")))
             own = whole.get(name, bias.detach())
             sums[name] = own + target.scale * added.to(own.device, own.dtype)
     return sums

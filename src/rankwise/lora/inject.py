@@ -20,11 +20,11 @@ from rankwise.lora.layer_types.quantised import keep_unpacked, numbers_in
 from rankwise.lora.modules import child_name
 from rankwise.lora.moved import count_steps, stop_counting
 from rankwise.lora.patterns import pinned
-from rankwise.lora.reached import stop_watching, warn_of_missed, watch
+from rankwise.lora.reached import move_to_readers, stop_watching, warn_of_missed, watch
 from rankwise.lora.readers import Reader
 from rankwise.lora.report import Report
 from rankwise.lora.targets import LeftOut, Target, Targets, find_targets
-from rankwise.lora.uses import places_of, uses_of, with_readers
+from rankwise.lora.uses import Place, places_of, uses_of, with_readers
 from rankwise.lora.whole import (
     WHOLE_CHILD,
     activate_whole,
@@ -33,6 +33,7 @@ from rankwise.lora.whole import (
     is_inside,
     remove_whole,
     saved_modules,
+    whole_readers,
     whole_tensors,
     wholes,
 )
@@ -64,7 +65,8 @@ def inject(
         name: The adapter's name in this model.
         example: A batch (a tensor, a mapping of keywords, or a tuple of arguments) with which the model is run
             once, to find weights that are read without calling their layer: the reader is then given W + delta.
-            Without it the first forward shows that, and is run again where it has missed an adapter.
+            Without it the first forward shows that, and is run again where it has missed an adapter (no compiled
+            one: before `torch.compile` run the model once, or give this).
         untie: What to do with a target whose weight is another module's too (tied embeddings). False: one
             adapter on the weight, which acts in all of them. True: the target gets a copy of the weight, until
             `eject`; a model that is saved while untied must be told so (transformers: `tie_word_embeddings`).
@@ -91,7 +93,9 @@ def inject(
     with collector_paused():
         check_new_name(model, name)
         targets, config, whole = _with_whole(model, find_targets(model, config, untie=untie), config)
-        uses = None if example is None else uses_of(model, places_of(targets), example)
+        readers = {} if example is None else whole_readers(model, whole)
+        wholly = [Place(owner, path.rpartition(".")[2], host) for path, (owner, host) in readers.items()]
+        uses = None if example is None else uses_of(model, [*places_of(targets), *wholly], example)
         targets = with_readers(targets, uses) if uses else targets
         if dry_run:
             return forecast(model, targets, config, name, whole)
@@ -99,6 +103,7 @@ def inject(
         report = attach(model, targets, tensors, config, name, whole)
         if uses:
             stop_watching(model)
+            move_to_readers(model, uses)
             warn_of_missed(model, uses.called)
         return report
 

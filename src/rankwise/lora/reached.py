@@ -11,7 +11,10 @@ from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, loras_in
+from rankwise.lora.modules import named_once
+from rankwise.lora.readers import Reader
 from rankwise.lora.uses import Place, Uses
+from rankwise.lora.whole import Whole, whole_readers, wholes
 
 _WATCH = "_rankwise_watch"
 """Attribute of an injected model until its first forward: the `Watch`."""
@@ -87,7 +90,17 @@ def move_to_readers(model: nn.Module, uses: Uses) -> list[str]:
     moved = [(path, lora, place) for path, lora, place in _places(model) if place.key in readers]
     for _, lora, place in moved:
         lora.hook_on(place.layer, readers[place.key])
-    return [path for path, _, _ in moved]
+    # Of the readers of a layer's parameters the outermost: it runs around the others.
+    around: dict[Whole, Reader] = {}
+    paths = [path for path, _, _ in moved]
+    for path, whole, place in _whole_places(model):
+        if place.key in readers:
+            found, other = readers[place.key], around.get(whole)
+            around[whole] = found if other is None or len(found.below) > len(other.below) else other
+            paths.append(path)
+    for whole, reader in around.items():
+        whole.hook_on(reader)
+    return paths
 
 
 def warn_of_missed(model: nn.Module, called: Iterable[nn.Module]) -> None:
@@ -117,22 +130,36 @@ def watch(model: nn.Module) -> None:
 
 def _to_watch(model: nn.Module) -> list[Place]:
     """Return the adapted weights whose adapters don't act all the while the model runs."""
-    return [place for _, _, place in _places(model) if place.reader is not model]
+    places = [place for found in (_places(model), _whole_places(model)) for _, _, place in found]
+    return [place for place in places if place.reader is not model]
 
 
 def _places(model: nn.Module) -> Iterator[tuple[str, LoRA, Place]]:
     """Yield the adapted weights, with their paths."""
     for names, layer, lora in loras_in(model):
         path = ".".join(filter(None, (names[0], lora.parameter if lora.is_parameter else "")))
-        yield path, lora, Place(layer, lora.parameter, _reader(model, names, layer, lora))
+        yield path, lora, Place(layer, lora.parameter, _reader(model, names, layer, lora.below))
 
 
-def _reader(model: nn.Module, names: list[str], layer: nn.Module, lora: LoRA) -> nn.Module:
+def _whole_places(model: nn.Module) -> Iterator[tuple[str, Whole, Place]]:
+    """Yield the parameters that active adapters have whole, with their paths."""
+    kept = {
+        ".".join(filter(None, (path, leaf))): (leaf, whole)
+        for path, (_, whole) in wholes(model).items()
+        for leaf in whole.tensors(whole.active)
+    }
+    names = dict(named_once(model)) if kept else {}
+    for path, (owner, _) in (whole_readers(model, kept) if kept else {}).items():
+        leaf, whole = kept[path]
+        yield path, whole, Place(owner, leaf, _reader(model, names[owner], owner, whole.below))
+
+
+def _reader(model: nn.Module, names: list[str], layer: nn.Module, below: str | None) -> nn.Module:
     """Return the module for whose run an adapter acts; the model, where it is one around it."""
-    if not lora.below:
+    if not below:
         return layer
-    inner = [name for name in names if name == lora.below or name.endswith(f".{lora.below}")]
-    return model.get_submodule(inner[0].removesuffix(lora.below).removesuffix(".")) if inner else model
+    inner = [name for name in names if name == below or name.endswith(f".{below}")]
+    return model.get_submodule(inner[0].removesuffix(below).removesuffix(".")) if inner else model
 
 
 def stop_watching(model: nn.Module) -> None:

@@ -4,6 +4,7 @@ For the length of a layer's forward its parameters are shadowed by the active ad
 found before a registered parameter. So class, keys and the base's numbers stay as they are, and switching sets a flag.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer_types import layer_type_of
 from rankwise.lora.modules import Adapter, named_once
 from rankwise.lora.patterns import Patterns, as_list
+from rankwise.lora.readers import Reader
 from rankwise.lora.targets import Target
 
 WHOLE_CHILD = "lora_whole"
@@ -58,17 +60,26 @@ class Whole(Adapter):
 
     def __init__(self, layer: nn.Module, inside: str = "") -> None:
         super().__init__()
-        self.inside = inside
+        self.inside = self.below = inside
+        """Where the owner lies in the module that keeps this, and in the one whose forward reads the parameters."""
         self.own = nn.ModuleDict()
         self.before: dict[str, Tensor | None] = {}
         """What the base had before merging; None where it was freed."""
-        self.handles: list[RemovableHandle] = [
-            # First, so that A and B that act through the weight find it in its place.
-            layer.register_forward_pre_hook(self.put, prepend=True),
-            layer.register_forward_hook(self.take, always_call=True),
-        ]
+        self.handles: list[RemovableHandle] = []
+        self.hook_on(Reader(layer, inside))
         if not layer.training:
             self.eval()
+
+    def hook_on(self, reader: Reader) -> None:
+        """Put the parameters in place for the forwards of this module. Earlier hooks go."""
+        for handle in self.handles:
+            handle.remove()
+        self.below = reader.below
+        self.handles = [
+            # First, so that A and B that act through the weight find it in its place.
+            reader.module.register_forward_pre_hook(self.put, prepend=True),
+            reader.module.register_forward_hook(self.take, always_call=True),
+        ]
 
     def owner(self, layer: nn.Module) -> nn.Module:
         """Return the module whose parameters these are."""
@@ -79,14 +90,14 @@ class Whole(Adapter):
         own = self.own._modules.get(name)  # pyright: ignore[reportPrivateUsage]  (looked up twice otherwise)
         return own.tensors() if isinstance(own, Own) else {}
 
-    def put(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
+    def put(self, reader: nn.Module, args: tuple[Any, ...]) -> None:
         """Before the forward: let the active adapter's parameters be found first."""
         if self.active and not self.disabled and not self.merged:
-            self.owner(layer).__dict__.update(self.tensors(self.active))
+            reader.get_submodule(self.below).__dict__.update(self.tensors(self.active))
 
-    def take(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def take(self, reader: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After the forward, also after one that failed: let the base's be found again."""
-        shadowed = self.owner(layer).__dict__
+        shadowed = reader.get_submodule(self.below).__dict__
         for name in self.tensors(self.active):
             shadowed.pop(name, None)
 
@@ -233,6 +244,20 @@ def _places(model: nn.Module, path: str) -> tuple[nn.Module, nn.Module, str]:
     # An attention reads the weights of its output layer and never calls it.
     above, _, inside = owner_path.rpartition(".")
     return owner, model.get_submodule(above), inside
+
+
+def whole_readers(model: nn.Module, paths: Iterable[str]) -> dict[str, tuple[nn.Module, nn.Module]]:
+    """Return the owners of parameters that are trained whole, and the modules whose forwards are to read them.
+
+    Those that several modules share are left out: each has its own in the place of its own.
+    """
+    times = Counter(id(p) for module in model.modules() for p in module._parameters.values())  # pyright: ignore[reportPrivateUsage]
+    found: dict[str, tuple[nn.Module, nn.Module]] = {}
+    for path in paths:
+        owner, host, _ = _places(model, path)
+        if times[id(owner._parameters.get(path.rpartition(".")[2]))] == 1:  # pyright: ignore[reportPrivateUsage]
+            found[path] = owner, host
+    return found
 
 
 def check_one_whole(model: nn.Module, names: Iterable[str]) -> None:
