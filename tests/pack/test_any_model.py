@@ -273,6 +273,26 @@ class Attends(nn.Module):
         return self.block(x.unsqueeze(1).expand(-1, 3, -1) * torch.arange(1, 4, dtype=x.dtype).view(3, 1)).mean(1)
 
 
+def injected_and_trained(
+    model: nn.Module, member: Member, x: Tensor, y: Tensor, masks: type[KeyedDropout] = KeyedDropout
+) -> State:
+    """An adapter alone: `inject` and torch's AdamW, 5 steps on one batch."""
+    alone = copy.deepcopy(model).train()
+    assert member.lora is not None
+    inject(alone, member.lora)
+    mode = masks(alone, member.seed)
+    optimiser = torch.optim.AdamW(trainable_parameters(alone), lr=1e-2, weight_decay=0.0)
+    for step in range(5):
+        optimiser.zero_grad()
+        mode.step = step
+        mode.calls.clear()
+        with mode:
+            F.cross_entropy(alone(x), y).backward()
+        optimiser.step()
+    pairs = adapter_tensors(alone).items()
+    return {f"{name}.{key}": t.detach() for name, pair in pairs for key, t in zip("AB", pair, strict=True)}
+
+
 @pytest.mark.parametrize(("make", "targets"), [(Tied, "up"), (Attends, "all-linear")])
 def test_shared_weights_and_those_read_without_a_call_train_as_injected(make: type[nn.Module], targets: str) -> None:
     torch.manual_seed(0)
@@ -285,16 +305,7 @@ def test_shared_weights_and_those_read_without_a_call_train_as_injected(make: ty
         for _ in range(5):
             pack.step((x, y), torch.full((2,), 1e-2, dtype=torch.float64), None, None)
     for member in members:
-        alone = copy.deepcopy(model)
-        assert member.lora is not None
-        inject(alone, member.lora)
-        optimiser = torch.optim.AdamW(trainable_parameters(alone), lr=1e-2, weight_decay=0.0)
-        for _ in range(5):
-            optimiser.zero_grad()
-            F.cross_entropy(alone(x[0]), y[0]).backward()
-            optimiser.step()
-        pairs = adapter_tensors(alone).items()
-        theirs = {f"{name}.{key}": t.detach() for name, pair in pairs for key, t in zip("AB", pair, strict=True)}
+        theirs = injected_and_trained(model, member, x[0], y[0])
         assert update_difference(pack.states()[member.name], theirs, start[member.name]) <= 1e-10
 
 
@@ -320,20 +331,7 @@ def test_dropout_of_adapters_that_run_one_after_another_is_that_of_injected_ones
             pack.step((x, y), torch.full((4,), 1e-2, dtype=torch.float64), None, None)
     assert any("doesn't act on block.self_attn.in_proj_weight" in note for note in pack.notes)
     for member in members:
-        alone = copy.deepcopy(model).train()
-        assert member.lora is not None
-        inject(alone, member.lora)
-        masks = DropoutOfAdapters(alone, 0)
-        optimiser = torch.optim.AdamW(trainable_parameters(alone), lr=1e-2, weight_decay=0.0)
-        for step in range(5):
-            optimiser.zero_grad()
-            masks.step = step
-            masks.calls.clear()
-            with masks:
-                F.cross_entropy(alone(x[0]), y[0]).backward()
-            optimiser.step()
-        pairs = adapter_tensors(alone).items()
-        theirs = {f"{name}.{key}": t.detach() for name, pair in pairs for key, t in zip("AB", pair, strict=True)}
+        theirs = injected_and_trained(model, member, x[0], y[0], DropoutOfAdapters)
         assert update_difference(pack.states()[member.name], theirs, start[member.name]) <= 1e-10
 
 
@@ -363,14 +361,5 @@ def test_stacks_of_experts_train_as_injected_adapter_by_adapter() -> None:
             pack.step((x, y), torch.full((3,), 1e-2, dtype=torch.float64), None, None)
     assert any("one after another" in note for note in pack.notes)
     for member in members:
-        alone = copy.deepcopy(model)
-        assert member.lora is not None
-        inject(alone, member.lora)
-        optimiser = torch.optim.AdamW(trainable_parameters(alone), lr=1e-2, weight_decay=0.0)
-        for _ in range(5):
-            optimiser.zero_grad()
-            F.cross_entropy(alone(x[0]), y[0]).backward()
-            optimiser.step()
-        pairs = adapter_tensors(alone).items()
-        theirs = {f"{name}.{key}": t.detach() for name, pair in pairs for key, t in zip("AB", pair, strict=True)}
+        theirs = injected_and_trained(model, member, x[0], y[0])
         assert update_difference(pack.states()[member.name], theirs, start[member.name]) <= 1e-10
