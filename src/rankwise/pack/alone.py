@@ -35,9 +35,11 @@ class Alone:
         self._places = [(i, k, m) for i, b in enumerate(store.buckets) for k, m in enumerate(b.members)]
         self._leaves: dict[tuple[int, str], tuple[Tensor, Gradient]] = {}
         for i, bucket in enumerate(store.buckets):
-            stacks = {name: store.stack(i, name) for name in bucket.members[0].shapes}
-            for t in bucket.members[0].targets:
-                stacks[f"{t.name}.A"], stacks[f"{t.name}.B"] = store.low_rank(i, t.name)
+            first = bucket.members[0]
+            # What takes a weight's place has its type; all that is added to one is summed first.
+            stacks = {name: store.stack(i, name, exact=name not in first.whole) for name in first.shapes}
+            for t in first.targets:
+                stacks[f"{t.name}.A"], stacks[f"{t.name}.B"] = store.low_rank(i, t.name, exact=True)
             for key, stack in stacks.items():
                 self._leaves[i, key] = stack.detach().requires_grad_(), store.gradient(i, key)
 
@@ -68,7 +70,7 @@ class Alone:
             A, B, variant, tensors = self._tensors(place, t)
             delta = variant.delta(t.layer_type, t.module, A, B, 1.0, tensors)
             # A weight that several modules have is replaced in all of them.
-            own[self._names[weight]] = weight.detach() + delta.to(weight.dtype)
+            own[self._names[weight]] = (weight.detach() + delta).to(weight.dtype)
         return own
 
     def __call__(self, place: int, batch: Any, noise: Noise | None = None) -> Tensor:

@@ -42,11 +42,15 @@ class GeneralLayer:
         self._leaves: dict[tuple[int, str], tuple[Tensor, Gradient]] = {}
         for part in self._parts:
             if part.adapts:
-                for key, stack in zip("AB", store.low_rank(part.i, name), strict=True):
+                further = store.buckets[part.i].variant(name).tensors
+                # What a variant computes from all of W, A and B (norms of rows) needs more than half precision.
+                exact = bool(further)
+                for key, stack in zip("AB", store.low_rank(part.i, name, exact=exact), strict=True):
                     self._leaves[part.i, key] = _leaf(stack), store.gradient(part.i, f"{name}.{key}")
-                for key in store.buckets[part.i].variant(name).tensors:
+                for key in further:
                     full = f"{name}.{key}"
-                    self._leaves[part.i, full] = _leaf(store.stack(part.i, full)), store.gradient(part.i, full)
+                    stack = store.stack(part.i, full, exact=exact)
+                    self._leaves[part.i, full] = _leaf(stack), store.gradient(part.i, full)
             if part.whole:
                 for key, full in self._keys.items():
                     self._leaves[part.i, key] = _leaf(store.stack(part.i, full)), store.gradient(part.i, full)

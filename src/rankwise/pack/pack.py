@@ -15,6 +15,7 @@ from rankwise.errors import PackError
 from rankwise.pack.batches import Batch, lazily, tensors_of
 from rankwise.pack.clipping import clip_gradients
 from rankwise.pack.groups import Groups
+from rankwise.pack.loss_scale import LossScale
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.optimisers import OPTIMISERS
@@ -81,7 +82,7 @@ class Pack:
         parameters = list(model.parameters())
         # A model of quantised weights only has no type of its own to train in.
         dtypes = [p.dtype for p in parameters if p.is_floating_point()]
-        self.device, self.dtype = parameters[0].device, (dtypes or [torch.get_default_dtype()])[0]
+        self.device, computes_in = parameters[0].device, (dtypes or [torch.get_default_dtype()])[0]
         seeds = list(dict.fromkeys(member.seed for member in members))
         by_key: dict[object, list[Resolved]] = {}
         for member in members:
@@ -89,7 +90,10 @@ class Pack:
             by_key.setdefault(resolved.bucket_key(), []).append(resolved)
         # Sorted by seed, so that adapters which read one batch lie side by side.
         groups = [sorted(group, key=lambda m: seeds.index(m.member.seed)) for group in by_key.values()]
-        self.store = Store(groups, model, states or {}, self.device, self.dtype)
+        self.store = Store(groups, model, states or {}, self.device, computes_in)
+        self.dtype = self.store.theta.dtype
+        """The type of what is trained."""
+        self._loss_scale = LossScale(len(self), self.device) if computes_in == torch.float16 else None
         self._optimiser = OPTIMISERS[optimisers.pop()](self.store)
         self._running = Running(model, self.store, call)
         self._prepare()
@@ -146,15 +150,22 @@ class Pack:
             Each adapter's loss, before the step.
         """
         losses = self.gradients(batch, rows)
+        vectors = [self.store.theta, *self._optimiser.vectors]
+        left_out = None if self._loss_scale is None else self._loss_scale.settle(self.store)
+        before = [v.clone() for v in vectors] if left_out is not None and left_out.any() else None
         if max_norm is not None:
             clip_gradients(self.store, max_norm)
         self._optimiser.step(lr, weight_decay)
+        if left_out is not None and before is not None:
+            for old, new in zip(before, vectors, strict=True):
+                self.store.copy_where(old, new, left_out)
         self.store.refresh()
         self.steps += 1
         return losses
 
     def gradients(self, batch: Batch, rows: int | None = None) -> Tensor:
-        """The first half of a step: every adapter's gradients into the store, inside `attached(training=True)`.
+        """The first half of a step: every adapter's gradients into the store, inside `attached(training=True)`; of a
+        base in float16 times the factors of `LossScale`.
 
         Args:
             batch: As for `step`.
@@ -169,11 +180,14 @@ class Pack:
             losses = self._loss.mean(
                 self._running.forward(batch, self._by_seed, self.seeds, self.steps), batch, self._by_seed
             )
-            self._running.backward(losses)
+            self._backward(losses)
             self.store.finish()
         else:
             losses = self._accumulate(batch, n, rows)
         return losses.detach()
+
+    def _backward(self, losses: Tensor) -> None:
+        self._running.backward(losses if self._loss_scale is None else self._loss_scale.enlarge(losses))
 
     def _accumulate(self, batch: Batch, n: int, rows: int) -> Tensor:
         """Gradients and losses of a batch that passes in parts."""
@@ -182,7 +196,7 @@ class Pack:
             part = lazily(batch, lambda t, start=start: t[:, start : start + rows])
             outputs = self._running.forward(part, self._by_seed, self.seeds, self.steps, start)
             sums, counts = self._loss.totals(outputs, part, self._by_seed)
-            self._running.backward(sums)
+            self._backward(sums)
             total, weight = total + sums.detach(), weight + counts.detach()
         self.store.finish()
         self.store.multiply(self.store.grads, 1 / weight)
@@ -229,6 +243,15 @@ class Pack:
         """Every adapter's moments by its name, on the CPU."""
         return self._optimiser.state()
 
+    def scaling_state(self) -> dict[str, Tensor]:
+        """The state of loss scaling, vectors with an entry for each adapter; empty where losses aren't scaled."""
+        return {} if self._loss_scale is None else self._loss_scale.state()
+
+    def load_scaling(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `scaling_state` gave."""
+        if self._loss_scale is not None:
+            self._loss_scale.load_state(state)
+
     def load(self, states: Mapping[str, State], optimiser: Mapping[str, State], steps: int) -> None:
         """Go on from elsewhere: parameters as `states`, moments as `optimiser_state` gave them, after so many steps."""
         self.store.write(self.store.theta, states)
@@ -253,6 +276,8 @@ class Pack:
         cut = self.store.keep(masks, kept)
         n = len(self._optimiser.vectors)
         self._optimiser.moved(cut[:n])
+        if self._loss_scale is not None:
+            self._loss_scale.keep(mask)
         self._running.prepare()
         self._prepare()
         return None if rows is None else cut[n]

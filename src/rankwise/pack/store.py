@@ -2,6 +2,10 @@
 
 One vector for all adapters, modules and buckets, so that what is done to every number (the optimiser, the scales)
 is one operation, whatever the model; and the products of a layer write their gradients where the optimiser reads them.
+
+Over a base of half precision the parameters, their gradients and moments are float32 all the same, or small updates
+would be rounded away. The model then computes with copies in its own type, made anew after each step, so that no
+activation is copied to float32.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,21 +33,28 @@ class Gradient:
 
     def add(self, left: Tensor, right: Tensor) -> None:
         """Add the batched product left @ right of (K, n, m) and (K, m, p)."""
-        # With beta = 0 the earlier content is not read, even where it is NaN.
-        self.stack.baddbmm_(left, right, beta=0.0 if self.fresh else 1.0)
+        self._add(self.stack, left, right)
         self.fresh = False
 
     def add_transposed(self, left: Tensor, right: Tensor) -> None:
         """Add the transpose of left @ right: fast for up-projections, which lie transposed in the vectors."""
-        self.stack.mT.baddbmm_(left, right, beta=0.0 if self.fresh else 1.0)
+        self._add(self.stack.mT, left, right)
         self.fresh = False
 
     def add_by_batch(self, left: Tensor, x: Tensor, runs: Sequence[Run]) -> None:
         """Add left_k @ x_k, for left (K, n, m) and batches x (G, m, p) that several adapters read."""
         for run in runs:
-            product = run.stacked(self.stack)
-            product.baddbmm_(run.stacked(left), x[run.batches], beta=0.0 if self.fresh else 1.0)
+            self._add(run.stacked(self.stack), run.stacked(left), x[run.batches])
         self.fresh = False
+
+    def _add(self, stack: Tensor, left: Tensor, right: Tensor) -> None:
+        if left.dtype == stack.dtype:
+            # With beta = 0 the earlier content is not read, even where it is NaN.
+            stack.baddbmm_(left, right, beta=0.0 if self.fresh else 1.0)
+        elif self.fresh:
+            stack.copy_(left @ right)
+        else:
+            stack.add_(left @ right)
 
     def copy(self, value: Tensor) -> None:
         """Add a gradient that autograd has computed."""
@@ -62,7 +73,7 @@ class Store:
         model: The base, from which members without a state of their own start.
         states: Tensors to start from, by member name; those that are left out start as the member's settings say.
         device: Where to keep them.
-        dtype: Their type; float32, or float64 in tests.
+        dtype: The type in which the model computes. The vectors are float64 where it is, else float32.
     """
 
     def __init__(
@@ -74,7 +85,9 @@ class Store:
         dtype: torch.dtype,
     ) -> None:
         self.buckets = [Bucket(members) for members in groups]
-        theta = torch.zeros(self._lay_out(), device=device, dtype=dtype)
+        self._computes_in = dtype
+        exact = torch.promote_types(dtype, torch.float32)
+        theta = torch.zeros(self._lay_out(), device=device, dtype=exact)
         members = [m for bucket in self.buckets for m in bucket.members]
         self.write(theta, {m.member.name: {**m.start(model), **states.get(m.member.name, {})} for m in members})
         self._take(theta)
@@ -104,6 +117,8 @@ class Store:
         ]
         self._scale = torch.cat(scales) if scales else theta.new_zeros(0)
         self._scaled = torch.zeros_like(self._scale)
+        half = theta.dtype != self._computes_in
+        self._copy = torch.zeros_like(theta, dtype=self._computes_in) if half else None
         self._gradients = {
             (i, key): Gradient(bucket.view(self.grads, key))
             for i, bucket in enumerate(self.buckets)
@@ -116,17 +131,27 @@ class Store:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Compute the scaled up-projections anew, after the parameters have changed."""
-        torch.mul(self.theta[: self._n_up], self._scale, out=self._scaled)
+        """Compute the scaled up-projections anew, and the copies of half precision, after parameters have changed."""
+        n = self._n_up
+        torch.mul(self.theta[:n], self._scale, out=self._scaled)
+        if self._copy is not None:
+            self._copy[:n] = self._scaled
+            self._copy[n:] = self.theta[n:]
 
-    def low_rank(self, i: int, module: str) -> tuple[Tensor, Tensor]:
-        """A (K, r, d_in) and s B (K, d_out, r) of a module in bucket i. They stay the same memory in training."""
-        bucket = self.buckets[i]
-        return bucket.view(self.theta, f"{module}.A"), bucket.view(self._scaled, f"{module}.B")
+    def low_rank(self, i: int, module: str, *, exact: bool = False) -> tuple[Tensor, Tensor]:
+        """A (K, r, d_in) and s B (K, d_out, r) of a module in bucket i. They stay the same memory in training.
 
-    def stack(self, i: int, key: str) -> Tensor:
-        """The parameters under one key in bucket i: (K, ...)."""
-        return self.buckets[i].view(self.theta, key)
+        Args:
+            i: The bucket.
+            module: The module.
+            exact: Not in half precision, whatever the base is in.
+        """
+        bucket, B = self.buckets[i], self._scaled if exact or self._copy is None else self._copy
+        return self.stack(i, f"{module}.A", exact=exact), bucket.view(B, f"{module}.B")
+
+    def stack(self, i: int, key: str, *, exact: bool = False) -> Tensor:
+        """The parameters under one key in bucket i: (K, ...). None of up-projections. Arguments as for `low_rank`."""
+        return self.buckets[i].view(self.theta if exact or self._copy is None else self._copy, key)
 
     def gradient(self, i: int, key: str) -> Gradient:
         """Where to write their gradient. Of an up-projection: with respect to s B."""

@@ -251,6 +251,7 @@ class PackTraining:
         }
         vectors = {f"stopping.{key}": value for key, value in self._stopping.state().items()}
         vectors |= {f"schedule.{key}": value for key, value in self._schedules.state().items()}
+        vectors |= {f"scaling.{key}": value for key, value in pack.scaling_state().items()}
         vectors["loss.total"] = self._total
         tensors |= {f"vector/{key}": value.detach().cpu().clone() for key, value in vectors.items()}
         plain = {"names": list(names), "epoch": self.epoch, "steps": pack.steps, "seconds": self._seconds()}
@@ -271,10 +272,12 @@ class PackTraining:
         self._best = self._pack.rows_of(state.states("best"))
         order = [state.names.index(name) for name in self._stopping.names]
         of = {
-            what: {key: v[order] for key, v in state.vectors(what).items()} for what in ("stopping", "schedule", "loss")
+            what: {key: v[order] for key, v in state.vectors(what).items()}
+            for what in ("stopping", "schedule", "scaling", "loss")
         }
         self._stopping.load_state(of["stopping"])
         self._schedules.load_state(of["schedule"])
+        self._pack.load_scaling(of["scaling"])
         self._total = of["loss"]["total"].to(self._total)
         self.epoch = state.plain["epoch"]
         self._started = time.perf_counter() - state.plain["seconds"]
