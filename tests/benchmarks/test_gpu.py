@@ -1,0 +1,24 @@
+"""The GPU benchmark runs on a CPU too, small and without a graph."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+
+
+@pytest.mark.slow
+def test_it_runs_on_a_cpu() -> None:
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--tiny", "--repeats", "1"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "0.12B" in output
+    assert "1B, 16 adapters" in output
+    assert "pack of one" in output
+
+
+def test_a_cpu_alone_is_refused() -> None:
+    answer = subprocess.run([sys.executable, str(SCRIPT), "--device", "cpu"], capture_output=True, text=True)
+    assert answer.returncode == 1
+    assert "add --tiny" in answer.stderr
