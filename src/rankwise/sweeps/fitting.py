@@ -50,11 +50,13 @@ def bytes_of_runs(model: nn.Module, runs: Sequence[Run], problem: Problem) -> di
         kind = (run.data, run.training.batch_size, targets, resolved.whole, dropout)
         kinds.setdefault(kind, []).append((resolved.parameter_count(), run))
     size = next(p.element_size() for p in model.parameters() if p.is_floating_point())
+    # Over half precision what is trained is in float32, with a copy in the base's type.
+    of_one = COPIES * size if size >= 4 else COPIES * 4 + size
     needed: dict[str, int] = {}
     for kind in kinds.values():
         _, largest = max(kind, key=lambda one: one[0])
         step = training_of(model, [largest], problem).peak_bytes()
-        needed |= {run.name: step + COPIES * size * parameters for parameters, run in kind}
+        needed |= {run.name: step + of_one * parameters for parameters, run in kind}
     return {run.name: needed[run.name] for run in runs}
 
 

@@ -40,7 +40,8 @@ class Feed:
         example: batch -> batch, after `prepare`, for the two rows on which it is looked at what the model does: they
             must take the way that other batches take.
         order: (data, seeds, epoch, batch size) -> (G, n), the rows of an epoch for each seed.
-        evaluation_order: data -> (n,), in which evaluations pass the rows; results come in the data's own order.
+        evaluation_order: data -> (n,), in which evaluations pass the rows, the smallest first where sizes differ;
+            results come in the data's own order.
         rows_at_once: Rows, over all adapters, that an evaluation passes at once.
         rows_a_pass: Rows of each batch that training passes at once, the gradients of the parts being added up; None
             for the whole batch.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import CheckpointError, ConfigError
+from rankwise.pack.batches import Batch
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
@@ -28,8 +29,8 @@ from rankwise.train.schedules import Schedules
 from rankwise.train.settings import Training
 from rankwise.train.stopping import Stopping
 
-PROBING_STEPS = 5
-"""Steps that tell how long one takes, beside a first one that warms up."""
+PROBED = (1 / 6, 1 / 2, 5 / 6)
+"""Steps that tell how long one takes: where they lie among all, from the smallest rows to the largest."""
 
 
 @dataclass(frozen=True)
@@ -195,31 +196,29 @@ class PackTraining:
         return Epoch(points, self._leave(of.ended(finite.tolist(), self.epoch)))
 
     def peak_bytes(self) -> int:
-        """The memory that the gradients of one step take beyond the base's and the pack's own, measured by computing
-        them; nothing is trained."""
-        pack = self._pack
-        rows = self._feed.order(self._train, pack.seeds, self.epoch, self._batch_size)[:, : self._batch_size]
-        with pack.attached(self._example, training=True):
-            batch = self._feed.prepare(take(self._train, rows.to(pack.device)))
-            return peak_bytes(lambda: pack.gradients(batch, self._feed.rows_a_pass), pack.device)
+        """The memory that the gradients of the largest step take beyond the base's and the pack's own, measured by
+        computing them; nothing is trained."""
+        with self._pack.attached(self._example, training=True):
+            batch = self._batch_at(1.0)
+            return peak_bytes(lambda: self._pack.gradients(batch, self._feed.rows_a_pass), self._pack.device)
 
     def seconds_an_epoch(self) -> float:
-        """How long an epoch takes, validation included, measured on a few of its steps and rows.
+        """How long an epoch takes, validation included, measured on a few of its steps and rows, of all sizes.
 
         The steps are taken: what is in training has moved afterwards.
         """
-        pack, rates, size = self._pack, self._rates(), self._batch_size
-        order = self._feed.order(self._train, pack.seeds, self.epoch, size).to(pack.device)
-        steps: list[float] = []
+        pack, rates = self._pack, self._rates()
+
+        def seconds(place: float) -> float:
+            clock = time.perf_counter()
+            # Reading the losses waits for the device.
+            pack.step(self._batch_at(place), rates, None, None, self._feed.rows_a_pass).tolist()
+            return time.perf_counter() - clock
+
         with pack.attached(self._example, training=True):
-            # The first one warms up.
-            for i in range(min(PROBING_STEPS, self.steps_an_epoch) + 1):
-                start = (i % self.steps_an_epoch) * size
-                clock = time.perf_counter()
-                batch = self._feed.prepare(take(self._train, order[:, start : start + size]))
-                # Reading the losses waits for the device.
-                pack.step(batch, rates, None, None, self._feed.rows_a_pass).tolist()
-                steps.append(time.perf_counter() - clock)
+            seconds(PROBED[0])  # warms up
+            first = [seconds(place) for place in PROBED]
+            turns = [first] + [[seconds(place) for place in PROBED] for _ in range(4 if sum(first) < 1 else 0)]
         n = count_rows(self._validation, "validation")
         some = min(n, max(1, self._feed.rows_at_once // len(pack)))
         part = pick(self._validation, lambda t: t[:some])
@@ -227,7 +226,16 @@ class PackTraining:
             clock = time.perf_counter()
             evaluate(pack, part, self._functions, self._feed)[0].tolist()
             validation = (time.perf_counter() - clock) * n / some
-        return statistics.median(steps[1:]) * self.steps_an_epoch + validation
+        a_step = statistics.mean(statistics.median(times) for times in zip(*turns, strict=True))
+        return a_step * self.steps_an_epoch + validation
+
+    def _batch_at(self, place: float) -> Batch:
+        """A step's batch of rows that lie side by side in the order of their size: 0 for the smallest, 1 for the
+        largest."""
+        order = self._feed.evaluation_order(self._train)
+        start = round(place * max(0, len(order) - self._batch_size))
+        rows = order[start : start + self._batch_size].to(self._pack.device)
+        return self._feed.prepare(take(self._train, rows.expand(len(self._pack.seeds), -1)))
 
     def prune(self, reasons: Mapping[str, str]) -> list[Outcome]:
         """Let runs leave between two epochs, each for a reason; their outcomes have the status "pruned"."""
