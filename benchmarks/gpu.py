@@ -159,8 +159,8 @@ def packed(model: nn.Module, batch: Batch, ranks: Sequence[int]) -> Turn:
     pack = Pack(model, members, loss, call=call)
     pack.store.randomise()
     shared = {key: t.unsqueeze(0) for key, t in batch.items()}
-    # Rates that differ are the dearer way of the optimiser. One rate, on the CPU, can be recorded in a graph.
-    lr = LR * torch.linspace(1, 2, len(pack), device=pack.device if len(pack) > 1 else "cpu")
+    # Rates that differ are the dearer way of the optimiser. On the CPU, as training has them.
+    lr = LR * torch.linspace(1, 2, len(pack))
     attached = pack.attached({key: t[:2] for key, t in batch.items()}, training=True)
     attached.__enter__()
 

@@ -15,4 +15,5 @@ def clip_gradients(store: Store, max_norm: Tensor) -> None:
         max_norm: Each adapter's limit; infinity for none.
     """
     # 1e-6 as in torch.nn.utils.clip_grad_norm_.
-    store.multiply(store.grads, (max_norm / (store.norms(store.grads) + 1e-6)).clamp(max=1.0))
+    norms = store.norms(store.grads)
+    store.multiply(store.grads, (max_norm.to(norms.device, non_blocking=True) / (norms + 1e-6)).clamp(max=1.0))

@@ -140,7 +140,8 @@ class Pack:
 
         Args:
             batch: A batch for each of `seeds`: every tensor (G, rows, ...).
-            lr: Learning rate of each adapter.
+            lr: Learning rate of each adapter. These vectors may lie on the CPU, whatever the device: reading them then
+                waits for nothing.
             weight_decay: Each adapter's, or None when all are zero.
             max_norm: Each adapter's limit on the norm of its gradient, or None when none has one.
             rows: How many rows of each batch to pass through the model at once; None for all. The gradients of

@@ -209,7 +209,8 @@ class Store:
         )
 
     def multiply(self, vector: Tensor, factor: Tensor) -> None:
-        """Multiply each adapter's part of a vector with its own factor (K,), in place."""
+        """Multiply each adapter's part of a vector with its own factor (K,), in place; factors may lie on the CPU."""
+        factor = factor.to(vector.device, non_blocking=True)
         for bucket, own in zip(self.buckets, factor.split([len(b) for b in self.buckets]), strict=True):
             for key in bucket.shapes:
                 bucket.flat(vector, key).mul_(own.view(-1, 1))

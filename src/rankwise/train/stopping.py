@@ -14,7 +14,8 @@ class Stopping:
     Args:
         names: The adapters, in the order of the pack.
         trainings: Their settings.
-        device: Where the vectors lie.
+        device: Where the vectors of the progress lie. Those of the settings are on the CPU, where every step can read
+            them without waiting for a device.
         dtype: Their type.
     """
 
@@ -25,13 +26,13 @@ class Stopping:
         self, names: Sequence[str], trainings: Sequence[Training], device: torch.device, dtype: torch.dtype
     ) -> None:
         def vector(values: Sequence[float]) -> Tensor:
-            return torch.tensor(values, device=device, dtype=dtype)
+            return torch.tensor(values, dtype=dtype)
 
         self.names, self.trainings = list(names), list(trainings)
         self.lr = vector([t.lr for t in trainings])
         self.weight_decay = vector([t.weight_decay for t in trainings])
         self.clip = vector([torch.inf if t.clip is None else t.clip for t in trainings])
-        self.best = vector([torch.inf] * len(names))
+        self.best = torch.full((len(names),), torch.inf, device=device, dtype=dtype)
         self.best_step = torch.zeros(len(names), dtype=torch.long, device=device)
         self.since_best = torch.zeros(len(names), dtype=torch.long, device=device)
 
@@ -68,7 +69,8 @@ class Stopping:
         self.trainings = [t for t, s in zip(self.trainings, stays, strict=True) if s]
         self.names = [n for n, s in zip(self.names, stays, strict=True) if s]
         for key in (*self.SETTINGS, *self.PROGRESS):
-            setattr(self, key, getattr(self, key)[mask])
+            vector = getattr(self, key)
+            setattr(self, key, vector[mask.to(vector.device)])
 
     def state(self) -> dict[str, Tensor]:
         """The progress, not the settings: vectors with an entry for each adapter."""

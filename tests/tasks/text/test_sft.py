@@ -150,7 +150,7 @@ def test_a_tokenizer_without_padding_is_given_a_token_and_it_is_said():
 
 def test_words_that_touch_are_said():
     prepared, _, _ = tokenized(Pair(1, "Hello", "you"))
-    assert "In 1 of 1 examples the completion follows the prompt without a space" in prepared.notes[0]
+    assert "All completions follow the prompt without a space" in prepared.notes[0]
     assert tokenized(Pair(1, "Hello", " you"))[0].notes == ()
 
 

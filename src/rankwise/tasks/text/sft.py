@@ -134,12 +134,17 @@ def _notes(
     touching = [e for e in bare if not ((e.source + gap(e, options))[-1:].isspace() or e.answer[:1].isspace())]
     if touching:
         notes.append(
-            f"In {len(touching):,} of {len(bare):,} examples the completion follows the prompt without a space; "
-            'a separator such as --separator "\\n" shows the model where it begins.'
+            f"{_some(len(touching), len(bare))} completions follow the prompt without a space; "
+            'a separator such as --separator "\\n" shows the model where they begin.'
         )
     ends = {tokenizer.eos_token_id, *tokenizer.all_special_ids}
     if endless := sum(row.labels[-1:] != [IGNORED] and row.ids[-1] not in ends for row in rows):
         notes.append(
-            f"{endless:,} of {len(rows):,} examples do not end with a special token: the model does not learn to stop."
+            f"{_some(endless, len(rows))} examples do not end with a special token: the model does not learn to stop."
         )
     return notes
+
+
+def _some(n: int, of: int) -> str:
+    """In words: training, validation and test data then say the same but once."""
+    return "All" if n == of else "Some"

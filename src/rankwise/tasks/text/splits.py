@@ -137,7 +137,7 @@ def split_examples(
         limits: "train", "validation", "test" -> how many examples are used at the most, drawn after the cuts.
 
     Raises:
-        DataError: There are too few examples to cut.
+        DataError: There are too few examples to cut, or a limit leaves a label without one.
     """
     rest, notes = list(train), list[str]()
     given = {"test": test, "validation": validation}
@@ -153,6 +153,12 @@ def split_examples(
     for what, limit in (limits or {}).items():
         examples = parts[what]
         if limit is not None and limit < len(examples):
+            labels = {label for example in examples for label in classes_of(example)}
+            if what == "train" and limit < len(labels):
+                raise DataError(
+                    f"{limit:,} training examples are too few for {len(labels):,} labels: each must be learnt from at "
+                    f"least one. Raise --limit-train to {len(labels):,} or more."
+                )
             parts[what] = [examples[i] for i in drawn(examples, limit, seed, what)]
             name = "training" if what == "train" else what
             notes.append(f"{limit:,} of {len(examples):,} {name} examples are used, drawn with seed {seed}.")
