@@ -10,21 +10,22 @@ import hashlib
 import torch
 
 
-def stream(*key: object) -> torch.Generator:
-    """Return a CPU generator whose numbers depend on `key` and nothing else.
+def stream(*key: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a generator whose numbers depend on `key` and the kind of device, and nothing else.
 
-    `torch.rand` from it is prefix-stable: the first n of m draws are the n draws one would get alone
-    (`torch.randn` is not, so normal numbers are made from uniform ones).
+    `torch.rand` from a CPU's is prefix-stable: the first n of m draws are the n draws one would get alone
+    (`torch.randn` is not, so normal numbers are made from uniform ones). A GPU's depend on m.
 
     Args:
         key: Parts that have a stable `str` (names, whole numbers).
+        device: Where the numbers are drawn.
 
     Examples:
         >>> a = torch.rand(5, generator=stream(0, "layer1"))
         >>> bool((torch.rand(3, generator=stream(0, "layer1")) == a[:3]).all())
         True
     """
-    return torch.Generator().manual_seed(stream_seed(*key))
+    return torch.Generator(device).manual_seed(stream_seed(*key))
 
 
 def stream_seed(*key: object) -> int:

@@ -147,7 +147,8 @@ def test_forwards_are_put_back_after_an_error() -> None:
 
 
 def test_noise_of_a_part_of_a_batch_is_that_of_the_whole() -> None:
-    whole, start, end = (uniform(0, "fc", 0, 3, slice(*rows), (5,)) for rows in ((0, 9), (0, 4), (4, 9)))
+    cpu = torch.device("cpu")
+    whole, start, end = (uniform(0, "fc", 0, 3, slice(*rows), 9, (5,), cpu) for rows in ((0, 9), (0, 4), (4, 9)))
     assert torch.equal(whole, torch.cat([start, end]))
-    others = [uniform(*key, slice(0, 4), (5,)) for key in ((1, "fc", 0, 3), (0, "fc", 1, 3), (0, "fc", 0, 4))]
+    others = [uniform(*key, slice(0, 4), 9, (5,), cpu) for key in ((1, "fc", 0, 3), (0, "fc", 1, 3), (0, "fc", 0, 4))]
     assert not any(torch.equal(start, other) for other in others)

@@ -10,6 +10,7 @@ forward calls it, and while such a module runs, a torch-function mode answers th
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,36 +38,58 @@ OTHER_NOISE = (
 """Draws that are not keyed yet; a model that makes one in training is refused."""
 
 
-def uniform(seed: int, module: str, call: int, step: int, rows: slice, shape: Sequence[int]) -> Tensor:
-    """The numbers u in [0, 1) of some rows in one dropout call for one seed: (rows, ...), on the CPU in float32.
+def uniform(
+    seed: int, module: str, call: int, step: int, rows: slice, total: int, shape: Sequence[int], device: torch.device
+) -> Tensor:
+    """The numbers u in [0, 1) of some rows in one dropout call for one seed: (rows, ...), in float32.
 
-    Rows come first, so those of a shorter batch, or of a part of a batch, are those of the whole.
+    Args:
+        seed, module, call, step: What they are keyed on, beside the kind of device.
+        rows: Which of the batch's rows.
+        total: How many rows the batch has: all are drawn, so that those of a part are those of the whole.
+        shape: Of one row.
+        device: Where they are drawn.
     """
-    return torch.rand((rows.stop, *shape), generator=stream("noise", seed, module, call, step))[rows]
+    key = ("noise", seed, module, call, step)
+    return torch.rand((total, *shape), generator=stream(*key, device=device), device=device)[rows]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What the noise of a forward pass is keyed on, beside the modules.
+
+    Args:
+        seeds: The seed of each batch.
+        step: The optimiser's step.
+        first: Place in the whole batch of the first row that passes.
+        total: Rows of the whole batch; None where all pass.
+    """
+
+    seeds: Sequence[int]
+    step: int
+    first: int = 0
+    total: int | None = None
 
 
 class Noise:
     """The draws of one pack. `begin` says for which batches and rows."""
 
     def __init__(self) -> None:
-        self._seeds: Sequence[int] = ()
-        self._step = self._first = 0
+        self._draws = Draws((), 0)
         self._calls: Counter[str] = Counter()
         self._again: Counter[str] | None = None
         self._groups: Groups | None = None
         self.before: Collection[str] = ()
         """Modules that run before the branch point, where the rows are one copy a batch; the pack sets it."""
 
-    def begin(self, groups: Groups, seeds: Sequence[int], step: int, first: int = 0) -> None:
+    def begin(self, groups: Groups, draws: Draws) -> None:
         """Start a forward pass: from here on calls are numbered anew.
 
         Args:
             groups: Which adapter reads which batch.
-            seeds: The seed of each batch.
-            step: The optimiser's step.
-            first: Place in the whole batch of the first row that passes.
+            draws: What the numbers are keyed on.
         """
-        self._groups, self._seeds, self._step, self._first = groups, seeds, step, first
+        self._groups, self._draws = groups, draws
         self._calls.clear()
         self._again = None
 
@@ -86,11 +109,13 @@ class Noise:
             )
         return 0
 
-    def draw(self, module: str, shape: Sequence[int], rows: int) -> Tensor:
+    def draw(self, module: str, shape: Sequence[int], rows: int, device: torch.device) -> Tensor:
         """u for each batch of the step: (G, rows, ...)."""
         call = self._number(module)
-        own = slice(self._first, self._first + rows)
-        draws = [uniform(seed, module, call, self._step, own, shape) for seed in self._seeds]
+        of = self._draws
+        own = slice(of.first, of.first + rows)
+        total = rows if of.total is None else of.total
+        draws = [uniform(seed, module, call, of.step, own, total, shape, device) for seed in of.seeds]
         return draws[0].unsqueeze(0) if len(draws) == 1 else torch.stack(draws)
 
     def dropout(self, module: str, x: Tensor, p: float | Tensor) -> Tensor:
@@ -110,7 +135,7 @@ class Noise:
                 f'Dropout in "{module}" has inputs of shape {tuple(x.shape)}, without the rows of the batch.'
             )
         stacked = x.view(n, -1, *x.shape[1:])
-        u = self.draw(module, x.shape[1:], stacked.shape[1]).to(x.device)
+        u = self.draw(module, x.shape[1:], stacked.shape[1], x.device)
         if isinstance(p, Tensor):
             u, p = groups.fan_out(u), p.view(-1, *[1] * (u.dim() - 1))
         keep = (u >= p).to(x.dtype).div_(1 - p)

@@ -18,6 +18,7 @@ from rankwise.pack.groups import Groups
 from rankwise.pack.loss_scale import LossScale
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
+from rankwise.pack.noise import Draws
 from rankwise.pack.optimisers import OPTIMISERS
 from rankwise.pack.resolved import Resolved, State, resolve
 from rankwise.pack.running import Running
@@ -179,7 +180,7 @@ class Pack:
         self.store.begin()
         if rows is None or rows >= n:
             losses = self._loss.mean(
-                self._running.forward(batch, self._by_seed, self.seeds, self.steps), batch, self._by_seed
+                self._running.forward(batch, self._by_seed, Draws(self.seeds, self.steps)), batch, self._by_seed
             )
             self._backward(losses)
             self.store.finish()
@@ -195,7 +196,7 @@ class Pack:
         total, weight = torch.zeros((2, len(self)), device=self.device, dtype=self.dtype)
         for start in range(0, n, rows):
             part = lazily(batch, lambda t, start=start: t[:, start : start + rows])
-            outputs = self._running.forward(part, self._by_seed, self.seeds, self.steps, start)
+            outputs = self._running.forward(part, self._by_seed, Draws(self.seeds, self.steps, start, n))
             sums, counts = self._loss.totals(outputs, part, self._by_seed)
             self._backward(sums)
             total, weight = total + sums.detach(), weight + counts.detach()
@@ -215,7 +216,7 @@ class Pack:
             For each function what `PerAdapter.rows` gives.
         """
         shared = lazily(batch, lambda t: t.unsqueeze(0))
-        outputs = self._running.forward(shared, self._together, self.seeds[:1], self.steps)
+        outputs = self._running.forward(shared, self._together, Draws(self.seeds[:1], self.steps))
         return [function.rows(outputs, shared, self._together) for function in functions]
 
     def rows(self) -> Tensor:

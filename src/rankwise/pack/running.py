@@ -5,6 +5,7 @@ What lies before the branch point runs once for each batch, what lies after it o
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from rankwise.pack.batches import Batch, lazily, rows_of, stacked, tensors_of
 from rankwise.pack.forwards import Forward, replaced_forwards
 from rankwise.pack.groups import Groups
 from rankwise.pack.layers import PackedLayer, packed_layer
-from rankwise.pack.noise import Noise, answered
+from rankwise.pack.noise import Draws, Noise, answered
 from rankwise.pack.probe import refuse_mixed_rows, same
 from rankwise.pack.resolved import Resolved
 from rankwise.pack.store import Store
@@ -150,34 +151,31 @@ class Running:
 
         return call
 
-    def forward(self, batch: Batch, groups: Groups, seeds: Sequence[int], step: int, first: int = 0) -> Tensor:
+    def forward(self, batch: Batch, groups: Groups, draws: Draws) -> Tensor:
         """Outputs (K, rows, ...) of all adapters, inside `attached`.
 
         Args:
             batch: Every tensor (G, rows, ...).
             groups: Which adapter reads which batch.
-            seeds: The seed of each batch.
-            step: The optimiser's step.
-            first: Place of the first of these rows in the whole batch of the step.
+            draws: What the noise is keyed on.
         """
         if self._alone is not None:
-            return torch.stack([self._forward_alone(k, batch, groups, seeds, step, first) for k in range(len(self))])
+            return torch.stack([self._forward_alone(k, batch, groups, draws) for k in range(len(self))])
         branch = self._branch or DOOR
         self._groups, self._rows = groups, tensors_of(batch)[0].shape[1]
         self._noise.before = branch.before
-        self._noise.begin(groups, seeds, step, first)
+        self._noise.begin(groups, draws)
         flat = lazily(batch, lambda t: (t if branch.name else groups.fan_out(t)).flatten(0, 1))
         outputs = self._call(self._model, flat)
         if outputs.shape[0] != len(self) * self._rows:
             raise ValueError(f"outputs of shape {tuple(outputs.shape)} for {len(self)} adapters of {self._rows} rows")
         return outputs.unflatten(0, (len(self), -1))
 
-    def _forward_alone(
-        self, k: int, batch: Batch, groups: Groups, seeds: Sequence[int], step: int, first: int
-    ) -> Tensor:
+    def _forward_alone(self, k: int, batch: Batch, groups: Groups, draws: Draws) -> Tensor:
         g = groups.batch_of[k]
         self._noise.before = ()
-        self._noise.begin(Groups([0], 1, self._store.theta.device), seeds[g : g + 1], step, first)
+        own = replace(draws, seeds=draws.seeds[g : g + 1])
+        self._noise.begin(Groups([0], 1, self._store.theta.device), own)
         alone = self._alone or Alone(self._model, self._store, self._call)
         return alone(k, lazily(batch, lambda t: t[g]), self._noise if self._training else None)
 
@@ -250,7 +248,7 @@ class Running:
         try:
             with self._replaced(training=False):
                 try:
-                    ours = self.forward(stacked(batches), groups, seeds, 0)
+                    ours = self.forward(stacked(batches), groups, Draws(seeds, 0))
                 except torch.OutOfMemoryError:
                     raise  # no fault of the model's
                 except (RuntimeError, ValueError, IndexError, TypeError) as error:
