@@ -21,7 +21,9 @@ from rankwise.sweeps.grid import Candidate, runs_of
 from rankwise.sweeps.problem import Problem, Run, Splits
 from rankwise.tasks.mnist import RawDigits, Split
 from rankwise.tasks.options import DigitsOptions
-from rankwise.train.loop import train_pack
+from rankwise.train.interrupts import stop_on_signals
+from rankwise.train.loop import PackTraining
+from rankwise.train.outcome import Outcome
 from rankwise.train.settings import Training
 
 OLD, NEW = range(5), range(5, 10)
@@ -186,7 +188,11 @@ def make_problem(raw: RawDigits, device: torch.device) -> Problem:
 
 
 def pretrain(problem: Problem, options: DigitsOptions) -> nn.Sequential:
-    """Train the base on the digits 0-4. It is the same for all seeds."""
+    """Train the base on the digits 0-4. It is the same for all seeds.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed, or SIGTERM came; the step under way ended first.
+    """
     device = problem.splits["old"].train[0].device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed("digits", "base"))
@@ -194,7 +200,15 @@ def pretrain(problem: Problem, options: DigitsOptions) -> nn.Sequential:
     training = protocol_of(options).pretraining
     old = problem.splits["old"]
     member = Member(name="base", seed=0, whole=WHOLE, betas=training.betas, eps=training.eps)
-    (outcome,) = train_pack(model, [(member, training)], old.train, old.validation, loss, accuracy)
+    pack = PackTraining(model, [(member, training)], old.train, old.validation, loss, accuracy)
+    ended: list[Outcome] = []
+    with stop_on_signals() as stop:
+        while not pack.done:
+            epoch = pack.advance(lambda: stop.asked)
+            if stop.asked:
+                raise KeyboardInterrupt
+            ended += epoch.ended if epoch is not None else []
+    (outcome,) = ended
     if outcome.status != "finished":
         raise ConfigError(f"Pretraining the base ended early: {outcome.reason}.")
     model.load_state_dict(outcome.state)
