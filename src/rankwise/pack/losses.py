@@ -82,6 +82,11 @@ class PerAdapter:
         return sums, counts
 
     def _apply(self, outputs: Tensor, batch: Batch, groups: Groups) -> Result:
+        got = self._called(outputs, batch, groups)
+        # A mean over many values of half precision would have three digits.
+        return exact(got) if isinstance(got, Tensor) else (exact(got[0]), exact(got[1]))
+
+    def _called(self, outputs: Tensor, batch: Batch, groups: Groups) -> Result:
         if self._by_row is None:
             self._by_row = self._returns_rows(outputs, batch, groups)
         if self._by_row:
@@ -141,6 +146,16 @@ class PerAdapter:
                     "Values of rows must not depend on other rows: return one scalar for the batch (a contrastive "
                     "loss), or sums and what to divide them by (a mean over tokens)."
                 )
+
+
+def exact(values: Tensor) -> Tensor:
+    """Values of half precision in float32, all others as they are.
+
+    Examples:
+        >>> exact(torch.ones(2, dtype=torch.bfloat16)).dtype, exact(torch.ones(2, dtype=torch.float64)).dtype
+        (torch.float32, torch.float64)
+    """
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def _of_one(batch: Batch, g: int) -> Batch:
