@@ -1,5 +1,7 @@
 """A sweep: packs by what can share one, every run measured, an interrupt keeps what had finished."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from rankwise.sweeps.measure import measure_base
 from rankwise.sweeps.plan import plan_packs
 from rankwise.sweeps.run import run_sweep
 from rankwise.sweeps.watch import Watch
-from rankwise.train.live import progress
+from rankwise.train.live import PlainDisplay, Progress, progress
 from rankwise.train.outcome import Outcome, Point
 from small_sweep import accuracy, loss, results_of, small_model, small_problem, small_run, small_runs, swept
 
@@ -92,6 +94,25 @@ def test_watch_shows_a_row_for_each_configuration_and_rate(capsys: pytest.Captur
     assert "a (lr 0.1) diverged at step 3, loss 0.5000, accuracy 0.6000" in capsys.readouterr().err
     watch.ended(Outcome("b-s0", {}, "diverged", "", 0, 0, 0, 0.1))
     assert "b (lr 0.2) diverged at step 0\n" in capsys.readouterr().err, "ended before its first point"
+
+
+def test_watch_counts_what_moves_at_once_and_looks_into_epochs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("rankwise.sweeps.watch.time.monotonic", lambda: now[0])
+    runs = {f"r{r}-s0": (f"r{r}", r, 0.1) for r in (1, 2, 4, 8)}
+    watch = Watch(Progress(PlainDisplay(sys.stderr), lambda: now[0]), runs, dict.fromkeys(runs, 100), "accuracy")
+    now[0] = 60.0
+    watch.within(lambda: list(runs)[:3], 10)
+    now[0] = 60.5
+    watch.within(lambda: list(runs)[:3], 11)
+    now[0] = 120.0
+    watch.points([Point(run, 20, 1.0, 0.5, 0.5, 0.1, 1.0) for run in list(runs)[:3]])
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "[1:00] 8% done, about 12:20 left; 3 running, 1 waiting",
+        "[2:00] 15% done, about 11:20 left; 3 running, 1 waiting",
+    ]
 
 
 def test_the_same_sweep_gives_the_same_results() -> None:

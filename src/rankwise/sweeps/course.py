@@ -1,6 +1,6 @@
 """The course of a sweep: its packs train in turn, to the end or from rung to rung, and what is under way is kept."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ class Course:
         while not training.done and (until is None or training.epoch < until):
             epoch, short = None, None
             try:
-                epoch = training.advance(self._pause)
+                epoch = training.advance(self._after_step(training))
             except torch.OutOfMemoryError:
                 # The step that failed has changed nothing.
                 short = training.state()
@@ -153,6 +153,13 @@ class Course:
             f"Memory ran out for {len(names)} runs at a time; they went on in packs of {len(names) - len(leaving)} and "
             f"{len(leaving)}."
         )
+
+    def _after_step(self, training: PackTraining) -> Callable[[], bool]:
+        def pause() -> bool:
+            self._watch.within(lambda: training.names, training.steps)
+            return self._pause()
+
+        return pause
 
     def _pause(self) -> bool:
         return self._stop.asked or (self._checkpoints is not None and self._checkpoints.due())

@@ -1,10 +1,14 @@
 """Puts runs together for the display: one row a configuration and learning rate, whatever the number of seeds."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean as mean
 
 from rankwise.train.live import RUNNING, Progress, Row
 from rankwise.train.outcome import Outcome, Point
+
+BETWEEN = 1.0
+"""Seconds between two looks at how far a pack is within an epoch."""
 
 
 class Watch:
@@ -27,19 +31,28 @@ class Watch:
         self._progress = progress
         self._key = {run: f"{configuration} {lr:g}" for run, (configuration, _, lr) in runs.items()}
         self._total = totals
+        self._steps: dict[str, int] = {}
+        self._looked = time.monotonic()
         self._last: dict[str, dict[str, Point]] = {key: {} for key in self._key.values()}
         self._statuses: dict[str, list[str]] = {key: [] for key in self._key.values()}
-        members = {key: [run for run, k in self._key.items() if k == key] for key in self._last}
-        self._size = {key: len(names) for key, names in members.items()}
-        rows = [Row(key, runs[names[0]][0], *runs[names[0]][1:], len(names)) for key, names in members.items()]
+        self._members = {key: [run for run, k in self._key.items() if k == key] for key in self._last}
+        rows = [Row(key, runs[names[0]][0], *runs[names[0]][1:], len(names)) for key, names in self._members.items()]
         progress.start(f"Training {_counted(len(runs), len(rows))}", rows, metric)
 
     def points(self, points: Sequence[Point]) -> None:
         """Take in a pack's epoch."""
         for point in points:
             self._last[self._key[point.run]][point.run] = point
-        for key in dict.fromkeys(self._key[point.run] for point in points):
-            self._tell(key)
+            self._steps[point.run] = point.step
+        self._tell_all([point.run for point in points])
+
+    def within(self, runs: Callable[[], Sequence[str]], step: int) -> None:
+        """Take in that a pack has come to a step; called after every one, heeded once a second."""
+        now = time.monotonic()
+        if now - self._looked >= BETWEEN:
+            self._looked = now
+            self._steps |= dict.fromkeys(runs(), step)
+            self._tell_all(runs())
 
     def ended(self, outcome: Outcome) -> None:
         """Take in the end of a run."""
@@ -47,15 +60,21 @@ class Watch:
         self._statuses[key].append(outcome.status)
         self._tell(key)
 
+    def _tell_all(self, runs: Sequence[str]) -> None:
+        with self._progress.together():
+            for key in dict.fromkeys(self._key[run] for run in runs):
+                self._tell(key)
+
     def _tell(self, key: str) -> None:
         last, statuses = list(self._last[key].values()), self._statuses[key]
         # The worst of the ends is the row's: a diverged seed is what the user must see.
-        status = min(statuses) if len(statuses) == self._size[key] else RUNNING
+        status = min(statuses) if len(statuses) == len(self._members[key]) else RUNNING
         # A run may end before its first point.
+        steps = {run: self._steps[run] for run in self._members[key] if run in self._steps}
         self._progress.update(
             key,
-            max((point.step for point in last), default=0),
-            max((self._total[point.run] for point in last), default=None),
+            max(steps.values(), default=0),
+            max((self._total[run] for run in steps), default=None),
             mean([point.validation_loss for point in last]) if last else None,
             mean([point.metric for point in last]) if last else None,
             status,

@@ -9,7 +9,8 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Protocol, final, runtime_checkable
@@ -137,6 +138,7 @@ class Progress:
     def __init__(self, display: Display, clock: Callable[[], float] = time.monotonic) -> None:
         self._display, self._clock = display, clock
         self._board: Board | None = None
+        self._held: list[tuple[State, State]] | None = None
 
     def start(self, title: str, rows: Sequence[Row], metric: str = "metric") -> None:
         """Begin to show these rows, instead of any earlier ones.
@@ -175,7 +177,22 @@ class Progress:
         before = board.states[key]
         # One assignment, so that a thread that draws never sees half an update.
         now = board.states[key] = replace(before, step=step, total=total, loss=loss, metric=metric, status=status)
-        self._display.changed(board, before, now)
+        if self._held is None:
+            self._display.changed(board, before, now)
+        else:
+            self._held.append((before, now))
+
+    @contextmanager
+    def together(self) -> Generator[None]:
+        """Show what is told in this block when it ends: rows that move at once are counted at once."""
+        self._held = []
+        try:
+            yield
+        finally:
+            held, self._held = self._held, None
+            if self._board is not None:
+                for before, now in held:
+                    self._display.changed(self._board, before, now)
 
     def message(self, text: str) -> None:
         """Say something that stays."""
