@@ -1,6 +1,7 @@
 """The content of `results.json`: it follows the shipped schema, and the answer is that of the runs."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
@@ -113,3 +114,14 @@ def test_nothing_but_diverged_runs() -> None:
     check(results)
     assert results["answer"] is None
     assert results["relative_to"] is None
+
+
+@pytest.mark.parametrize("which", [["r1"], ["r1", "r4", "full"]])
+def test_nothing_right_on_test_data(which: list[str]) -> None:
+    found = swept([small_run(name, seed) for name in which for seed in (0, 1)])
+    for name, scores in found.scores.items():
+        found.scores[name] = replace(scores, test=np.zeros_like(scores.test))
+    results = results_of(found)
+    check(results)
+    assert results["answer"]["relative_metric"] is None
+    assert results["answer"]["relative_metric_interval"] is None

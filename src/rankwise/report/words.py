@@ -29,15 +29,17 @@ def headline(results: Results) -> str:
     start, other = f"{chosen['label']}: {parameters} parameters", _reference_words(reference)
     if answer["relative_parameters"] is not None:
         start += f" ({numbers.percent(answer['relative_parameters'])} of {other})"
-    if chosen["mean"] is None or answer["relative_metric"] is None:
+    # There are no shares of a reference that got nothing right.
+    if chosen["mean"] is None or (answer["relative_metric"] is None and reference["mean"] != 0):
         return f"{start} do as well on validation data; the test data has not been read."
-    if results["metric"]["higher_is_better"]:
+    higher = results["metric"]["higher_is_better"]
+    if higher and answer["relative_metric"] is not None:
         ends = _brackets(_percent_ends, answer["relative_metric_interval"])
         return f"{start} reach {numbers.percent(answer['relative_metric'])} of its test {name}{ends}."
     ends = _brackets(numbers.interval, chosen["interval"])
     return (
         f"{start} give a test {name} of {numbers.metric(chosen['mean'])}{ends}, against "
-        f"{numbers.metric(reference['mean'])}; lower is better."
+        f"{numbers.metric(reference['mean'])}{'' if higher else '; lower is better'}."
     )
 
 

@@ -201,7 +201,9 @@ def _answer(
     by_name = {c.name: c for c in chosen}
     c, reference = by_name[answer.name], by_name[answer.reference]
     best = max(c.runs, key=lambda run: (turned(float(run.validation.mean()), higher_is_better), -run.seed))
-    pair = _paired(c, reference, swept)
+    # Of nothing there are no shares.
+    of = float(tests[reference.name].mean())
+    pair = _paired(c, reference, swept) if of else None
     return {
         "name": answer.name,
         "r": answer.r,
@@ -210,7 +212,7 @@ def _answer(
         "tolerance": answer.tolerance,
         "trainable_parameters": answer.trainable_parameters,
         "relative_parameters": answer.relative_parameters,
-        "relative_metric": float(tests[c.name].mean()) / float(tests[reference.name].mean()),
+        "relative_metric": float(tests[c.name].mean()) / of if of else None,
         "relative_metric_interval": list(ratio_interval(*pair)) if pair is not None else None,
         "separable": answer.separable,
         "more_seeds_needed": answer.more_seeds_needed,
