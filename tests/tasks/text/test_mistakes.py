@@ -92,6 +92,20 @@ def test_too_long_examples_are_cut_and_said(place: Path, tmp_path: Path) -> None
     assert "have no token with loss and were left out: line 41" in notes
 
 
+def test_positions_that_begin_after_the_padding_token(tmp_path: Path) -> None:
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = RobertaConfig(vocab_size=320, max_position_embeddings=40, pad_token_id=2, **small)
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path / "roberta")
+    make_tokenizer().save_pretrained(tmp_path / "roberta")
+    rows = [*LABELLED, {"text": "cat " * 99, "label": "a"}]
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert train(tmp_path, tmp_path / "out", "roberta", "classify", "long", "--pooling", "model") == 0
+    notes = " ".join(read_results(tmp_path / "out")["notes"])
+    assert "longer than 37 tokens" in notes, "40 positions, of which 0 to 2 are not for texts"
+
+
 def test_a_template_given_and_padding_found(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert train(place, out, "bare", "sft", "chats", "--chat-template", TEMPLATE) == 0

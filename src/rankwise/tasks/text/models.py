@@ -4,6 +4,7 @@ import json
 import logging as standard_logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -129,6 +130,7 @@ def load_text_model(
         )
     config = getattr(model, "config", config)
     config.pad_token_id = tokenizer.pad_token_id  # classifiers over causal models find a text's end by it
+    config = _with_usable_positions(model, config)
     model.eval().to(torch.device(options.device))
     loaded = TextModel(
         name=str(name),
@@ -144,6 +146,24 @@ def load_text_model(
     if new:
         model.load_state_dict(loaded.initial_head(seed=0), strict=False)
     return loaded
+
+
+def _with_usable_positions(model: nn.Module, config: Any) -> Any:
+    """The configuration with the positions that texts can have, where the model counts others too.
+
+    RoBERTa and its kin number positions from the padding token's on.
+    """
+    tables = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings") and module.padding_idx is not None
+    ]
+    if not tables:
+        return config
+    # A copy: the model's own is saved with what is merged.
+    usable = copy(config)
+    usable.max_position_embeddings = min(t.num_embeddings - (t.padding_idx or 0) - 1 for t in tables)
+    return usable
 
 
 class _Source:
