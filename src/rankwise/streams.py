@@ -11,7 +11,7 @@ import torch
 
 
 def stream(*key: object, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a generator whose numbers depend on `key` and the kind of device, and nothing else.
+    """Return a generator whose numbers depend on `key` and nothing else; on a GPU, on its model too.
 
     `torch.rand` from a CPU's is prefix-stable: the first n of m draws are the n draws one would get alone
     (`torch.randn` is not, so normal numbers are made from uniform ones). A GPU's depend on m.

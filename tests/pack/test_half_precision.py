@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -82,9 +81,6 @@ def test_updates_are_close_to_those_over_the_same_weights_in_float64(name: str, 
     pack = Pack(model, [case.member for case in cases], loss, call=call)
     assert pack.store.theta.dtype == pack.store.grads.dtype == torch.float32
     start = pack.states()
-    # Noise off: a mask drawn the same way could still round a kept number another way.
-    cases = [replace(case, plain=replace(case.plain, dropout=0.0)) for case in cases if case.plain.dropout == 0.0]
-    pack.keep(torch.tensor([m.member.name in {case.member.name for case in cases} for m in pack.members]))
     plain = {case.member.name: case.plain for case in cases}
     with pack.attached(to(batches[0][0], dtype), training=True):
         for step in range(10):
@@ -94,12 +90,13 @@ def test_updates_are_close_to_those_over_the_same_weights_in_float64(name: str, 
             numbers = ([p.lr for p in own], [p.weight_decay for p in own], [p.clip or torch.inf for p in own])
             lr, weight_decay, clip = (torch.tensor(column) for column in numbers)
             pack.step(batch, lr, weight_decay, clip)
+    limit = {torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
     for case in cases:
         key = case.member.name
         rounded = [to(to(batch, dtype), torch.float64) for batch in batches[case.plain.seed]]
         theirs = alone(wide, kind, case, {k: v.double() for k, v in start[key].items()}, rounded)
         ours = {k: v.double() for k, v in pack.states()[key].items()}
-        assert update_difference(ours, theirs, {k: v.double() for k, v in start[key].items()}) <= 0.05, key
+        assert update_difference(ours, theirs, {k: v.double() for k, v in start[key].items()}) <= limit, key
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -166,8 +163,9 @@ def test_the_factor_doubles_after_enough_good_steps(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("dtype", HALF)
 def test_it_goes_on_from_its_state_bit_for_bit(dtype: torch.dtype) -> None:
     runs = [
-        (Member(name=f"r{r}", lora=LoRAConfig(r=r)), Training(lr=0.05, batch_size=8, epochs=epochs, clip=1.0))
-        for r, epochs in ((1, 2), (4, 4), (8, 3))
+        # A large alpha: its gradients overflow for longer, so that factors differ.
+        (Member(name=f"r{r}", lora=LoRAConfig(r=r, alpha=alpha)), Training(lr=1e-4, batch_size=8, epochs=n, clip=1.0))
+        for r, n, alpha in ((1, 2, 32.0), (4, 4, 32.0), (8, 3, 2e5))
     ]
 
     def data(n: int, seed: int) -> tuple[Tensor, ...]:
@@ -180,7 +178,9 @@ def test_it_goes_on_from_its_state_bit_for_bit(dtype: torch.dtype) -> None:
     model = small_model().to(dtype)
     whole, first, again = training(), training(), training()
     first.advance()
-    again.restore(first.state())
+    state = first.state()
+    assert dtype != torch.float16 or len(set(state.vectors("scaling")["factor"].tolist())) == 2
+    again.restore(state)
     for each in (whole, again):
         while each.epoch < 3:
             each.advance()
@@ -191,15 +191,17 @@ def test_it_goes_on_from_its_state_bit_for_bit(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", HALF)
-def test_rows_that_mix_are_refused(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("size", [1.0, 0.05])
+def test_rows_that_mix_are_refused(dtype: torch.dtype, size: float) -> None:
     class Mixing(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.layer = nn.Linear(6, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x - x.mean(0))
+            return size * (3 * self.layer(x - x.mean(0))).softmax(-1)
 
+    torch.manual_seed(0)
     pack = Pack(Mixing().to(dtype), [Member(name="a", lora=LoRAConfig(r=2))], row_loss)
     with pytest.raises(PackError, match="depends on the other rows"), pack.attached(batch_of(0, dtype), training=True):
         pass
@@ -212,3 +214,97 @@ def test_dora_takes_its_norms_in_float32() -> None:
     exact, _ = trained(in_half(model, torch.float32), members, torch.float32)
     for name, state in pack.states().items():
         assert update_difference(state, exact.states()[name], start[name]) <= 0.05
+
+
+@pytest.mark.parametrize("half", HALF)
+def test_layers_of_other_types_are_computed_in_their_own(half: torch.dtype) -> None:
+    class Mixed(nn.Module):
+        """Norm and head in float32, as transformers keeps some layers."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.body, self.head = nn.LayerNorm(6), nn.Linear(6, 8).to(half), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(self.norm(x.float()).to(half)).relu().float())
+
+    class Exact(Mixed):
+        """The same weights in float32."""
+
+        def __init__(self, mixed: nn.Module) -> None:
+            super().__init__()
+            self.float().load_state_dict(mixed.state_dict())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(self.norm(x)).relu())
+
+    torch.manual_seed(0)
+    model = Mixed()
+    members = [
+        Member(name="all", lora=LoRAConfig(r=2), optimiser="sgd"),
+        Member(name="head", lora=LoRAConfig(r=2, exclude_modules=["head"]), whole=("head",), optimiser="sgd"),
+        Member(name="norm", whole=("norm", "body"), optimiser="sgd"),
+    ]
+    pack, start = trained(model, members, torch.float32)
+    assert not pack.notes, "all in one pass"
+    assert bool(pack.scaling_state()) == (half == torch.float16)
+    exact, _ = trained(Exact(model), members, torch.float32)
+    for name, state in pack.states().items():
+        assert update_difference(state, exact.states()[name], start[name]) <= 0.05
+
+
+def test_running_out_of_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    def wild(outputs: Tensor, batch: Any) -> Tensor:
+        return row_loss(outputs, batch) * 1000
+
+    pack, _ = trained(small(torch.float16), [Member(name="a", lora=LoRAConfig(r=2))], torch.float16, wild, steps=1)
+    before = (pack.states(), pack.scaling_state())
+    assert before[1]["factor"].item() == 2.0**15
+    monkeypatch.setattr(pack._optimiser, "step", full)
+    with pack.attached(batch_of(0, torch.float16), training=True), pytest.raises(torch.OutOfMemoryError):
+        pack.step(tuple(t.unsqueeze(0) for t in batch_of(1, torch.float16)), torch.tensor([1e-2]), None, None)
+    assert torch.equal(before[0]["a"]["0.B"], pack.states()["a"]["0.B"])
+    assert all(torch.equal(value, pack.scaling_state()[key]) for key, value in before[1].items())
+
+
+def test_parts_of_a_batch_overflow_no_sooner_than_the_whole() -> None:
+    ends: list[tuple[float, State]] = []
+    start: State = {}
+    for rows in (None, 8):
+        pack = Pack(small(torch.float16), [Member(name="a", lora=LoRAConfig(r=2))], row_loss)
+        start = pack.states()["a"]
+        with pack.attached(batch_of(0, torch.float16), training=True):
+            for step in range(10):
+                batch = tuple(t.unsqueeze(0) for t in batch_of(step, torch.float16, rows=64))
+                pack.step(batch, torch.tensor([1e-2]), None, None, rows=rows)
+        ends.append((pack.scaling_state()["factor"].item(), pack.states()["a"]))
+    (whole, one), (parts, other) = ends
+    assert whole == parts
+    assert update_difference(other, one, start) <= 0.05
+
+
+def test_gradients_that_are_never_finite_end_a_run() -> None:
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, dy: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return dy * torch.nan
+
+    def loss(outputs: Tensor, batch: Any) -> Tensor:
+        return row_loss(Wrong.apply(outputs), batch)
+
+    runs = [(Member(name="a", lora=LoRAConfig(r=1)), Training(lr=0.05, batch_size=8, epochs=9))]
+    x, y = some_data(80, 0)
+    data = (x.half(), y)
+    training = PackTraining(small_model().half(), runs, data, data, loss, accuracy)
+    ended = []
+    while not training.done:
+        epoch = training.advance()
+        ended += epoch.ended if epoch is not None else []
+    assert [(outcome.status, outcome.epochs) for outcome in ended] == [("diverged", 3)], "after 25 steps, of 10 each"

@@ -42,7 +42,7 @@ def test_seeds_with_the_same_configurations_are_one_run() -> None:
 
 
 def store(dtype: torch.dtype = torch.float64) -> Store:
-    model = nn.Sequential(nn.Linear(3, 2))
+    model = nn.Sequential(nn.Linear(3, 2)).to(dtype)
     members = [resolve(model, Member(name=f"r{r}", lora=LoRAConfig(r=r))) for r in (1, 2)]
     return Store([members], model, {}, CPU, dtype)
 

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from rankwise.errors import ConfigError, DataError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
-from rankwise.train.loop import train_pack
+from rankwise.train.data import Data
+from rankwise.train.feed import Feed
+from rankwise.train.loop import PackTraining, train_pack
 from rankwise.train.outcome import Outcome, Point
 from rankwise.train.settings import Training
 
@@ -181,3 +183,40 @@ def test_refused() -> None:
         trained(run("a"), train=(TRAIN[0], TRAIN[1][:21]))
     with pytest.raises(DataError, match=r"validation data have \[0\] rows"):
         trained(run("a"), validation=tuple(t[:0] for t in VALIDATION))
+
+
+def test_forecasts_look_at_rows_of_all_sizes() -> None:
+    """Rows are as long as their first number says; the largest come first in the data."""
+    sizes = torch.arange(64, 0, -1)
+    x = torch.arange(64).expand(64, 64).lt(sizes.unsqueeze(1)).double()
+    seen: list[int] = []
+
+    def trimmed(batch: Data) -> Data:
+        width = int(batch[0].flatten(0, -2).sum(-1).max())
+        seen.append(width)
+        return batch[0][..., :width].unsqueeze(-1).expand(*batch[0].shape[:-1], width, 6), batch[1]
+
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 3).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.log_softmax(self.layer(x).mean(1), -1)
+
+    data = (x, torch.zeros(64, dtype=torch.long))
+    runs = [run("a", 2)]
+
+    def bytes_in(order: Tensor) -> int:
+        feed = Feed(prepare=trimmed, evaluation_order=lambda data: order)
+        return PackTraining(Reads(), runs, data, data, loss, accuracy, feed=feed).peak_bytes()
+
+    shortest_first = torch.arange(63, -1, -1)
+    assert bytes_in(shortest_first) > 2 * bytes_in(shortest_first.flip(0))
+    feed = Feed(prepare=trimmed, evaluation_order=lambda data: shortest_first)
+    training = PackTraining(Reads(), runs, data, data, loss, accuracy, feed=feed)
+    seen.clear()
+    assert training.seconds_an_epoch() > 0
+    steps, validation = {*seen[:-1]}, seen[-1]
+    assert max(steps) > 3 * min(steps), "a step of small rows, one of middle ones, one of large ones"
+    assert validation == 64

@@ -1,7 +1,8 @@
 """Loss scaling for a base in float16: small gradients would become zero in it, so each loss is made larger first.
 
 The factor is found while training, for each adapter by itself: halved when a gradient overflows, whose step is then
-left out, doubled after 2,000 steps without one. So an adapter has the same factors alone and in any pack.
+left out, doubled after 2,000 steps without one. So an adapter has the same factors alone and in any pack. A step that
+is left out counts like any other in schedules and in AdamW's correction of its moments, which all adapters share.
 
 References:
     Micikevicius et al., Mixed Precision Training, 2018, section 3.2. https://arxiv.org/abs/1710.03740
@@ -9,13 +10,26 @@ References:
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rankwise.pack.store import Store
 
-START, STEPS_UNTIL_DOUBLED = 2.0**16, 2000
+START, LEAST, STEPS_UNTIL_DOUBLED = 2.0**16, 1.0, 2000
+
+
+class Settled(NamedTuple):
+    """What one step found.
+
+    Args:
+        overflowed: (K,): whose gradient has overflowed; None where none has.
+        next: The state for the next step.
+    """
+
+    overflowed: Tensor | None
+    next: dict[str, Tensor]
 
 
 class LossScale:
@@ -27,37 +41,47 @@ class LossScale:
     """
 
     def __init__(self, k: int, device: torch.device) -> None:
-        self.factor = torch.full((k,), START, device=device)
-        self.good_steps = torch.zeros(k, device=device)
+        self._state = {"factor": torch.full((k,), START, device=device)}
+        self._state |= {key: torch.zeros(k, device=device) for key in ("good_steps", "left_out")}
+
+    @property
+    def left_out(self) -> Tensor:
+        """How many steps in a row, up to the last one, were left out for each adapter: (K,)."""
+        return self._state["left_out"]
 
     def enlarge(self, losses: Tensor) -> Tensor:
         """The losses (K,) to run the backward pass of."""
-        return losses.float() * self.factor
+        return losses.float() * self._state["factor"]
 
-    def settle(self, store: Store) -> Tensor:
-        """Take the factors out of the gradients again, and find the next ones.
+    def settle(self, store: Store) -> Settled:
+        """Take the factors out of the gradients again; those that have overflowed are zero afterwards.
 
-        Returns:
-            (K,): whose gradient has overflowed. It is zero now.
+        The factors themselves stay: a step that fails later on changes nothing. `load_state` takes the next ones.
         """
-        store.multiply(store.grads, 1 / self.factor)
+        factor, good_steps, left_out = self._state.values()
+        store.multiply(store.grads, 1 / factor)
         overflowed = ~store.norms(store.grads).isfinite()
-        if overflowed.any():
-            store.copy_where(torch.zeros_like(store.grads), store.grads, overflowed)
-        self.good_steps = torch.where(overflowed, 0.0, self.good_steps + 1)
-        doubled = self.good_steps >= STEPS_UNTIL_DOUBLED
-        self.good_steps[doubled] = 0.0
-        self.factor = torch.where(overflowed, self.factor / 2, torch.where(doubled, self.factor * 2, self.factor))
-        return overflowed
+        good_steps = torch.where(overflowed, 0.0, good_steps + 1)
+        doubled = good_steps >= STEPS_UNTIL_DOUBLED
+        halved = (factor / 2).clamp(min=LEAST)
+        after = {
+            "factor": torch.where(overflowed, halved, torch.where(doubled, factor * 2, factor)),
+            "good_steps": torch.where(doubled, 0.0, good_steps),
+            "left_out": torch.where(overflowed, left_out + 1, 0.0),
+        }
+        if not overflowed.any():
+            return Settled(None, after)
+        store.copy_where(torch.zeros_like(store.grads), store.grads, overflowed)
+        return Settled(overflowed, after)
 
     def keep(self, mask: Tensor) -> None:
         """Leave only the adapters where mask is true."""
-        self.factor, self.good_steps = self.factor[mask], self.good_steps[mask]
+        self._state = {key: vector[mask] for key, vector in self._state.items()}
 
     def state(self) -> dict[str, Tensor]:
         """Vectors with an entry for each adapter."""
-        return {"factor": self.factor, "good_steps": self.good_steps}
+        return dict(self._state)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave, entries in the present order of the adapters."""
-        self.factor, self.good_steps = (state[key].to(self.factor) for key in ("factor", "good_steps"))
+        """Go on from what `state` or `settle` gave, entries in the present order of the adapters."""
+        self._state = {key: state[key].to(vector) for key, vector in self._state.items()}

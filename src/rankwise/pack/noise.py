@@ -44,14 +44,18 @@ def uniform(
     """The numbers u in [0, 1) of some rows in one dropout call for one seed: (rows, ...), in float32.
 
     Args:
-        seed, module, call, step: What they are keyed on, beside the kind of device.
+        seed, module, call, step: What they are keyed on, beside the device.
         rows: Which of the batch's rows.
-        total: How many rows the batch has: all are drawn, so that those of a part are those of the whole.
+        total: How many rows the batch has.
         shape: Of one row.
         device: Where they are drawn.
     """
-    key = ("noise", seed, module, call, step)
-    return torch.rand((total, *shape), generator=stream(*key, device=device), device=device)[rows]
+    # The numbers of a part are those of the whole: a CPU's first ones are the same however many follow, a GPU's aren't.
+    drawn = rows.stop if device.type == "cpu" else total
+    generator = stream("noise", seed, module, call, step, device=device)
+    u = torch.rand((drawn, *shape), generator=generator, device=device)
+    # Of a part a copy, or all that was drawn would stay.
+    return u if rows == slice(0, drawn) else u[rows].clone()
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,8 @@ class Pack:
         self.store = Store(groups, model, states or {}, self.device, computes_in)
         self.dtype = self.store.theta.dtype
         """The type of what is trained."""
-        self._loss_scale = LossScale(len(self), self.device) if computes_in == torch.float16 else None
+        scaled = any(p.dtype == torch.float16 for p in parameters)
+        self._loss_scale = LossScale(len(self), self.device) if scaled else None
         self._optimiser = OPTIMISERS[optimisers.pop()](self.store)
         self._running = Running(model, self.store, call)
         self._prepare()
@@ -152,15 +153,19 @@ class Pack:
             Each adapter's loss, before the step.
         """
         losses = self.gradients(batch, rows)
+        settled = None if self._loss_scale is None else self._loss_scale.settle(self.store)
+        left_out = None if settled is None else settled.overflowed
         vectors = [self.store.theta, *self._optimiser.vectors]
-        left_out = None if self._loss_scale is None else self._loss_scale.settle(self.store)
-        before = [v.clone() for v in vectors] if left_out is not None and left_out.any() else None
+        before = None if left_out is None else [vector.clone() for vector in vectors]
         if max_norm is not None:
             clip_gradients(self.store, max_norm)
         self._optimiser.step(lr, weight_decay)
+        # From here on no memory is taken that could run out.
         if left_out is not None and before is not None:
             for old, new in zip(before, vectors, strict=True):
                 self.store.copy_where(old, new, left_out)
+        if self._loss_scale is not None and settled is not None:
+            self._loss_scale.load_state(settled.next)
         self.store.refresh()
         self.steps += 1
         return losses
@@ -194,14 +199,18 @@ class Pack:
     def _accumulate(self, batch: Batch, n: int, rows: int) -> Tensor:
         """Gradients and losses of a batch that passes in parts."""
         total, weight = torch.zeros((2, len(self)), device=self.device, dtype=self.dtype)
+        expected: Tensor | float = 1.0
         for start in range(0, n, rows):
             part = lazily(batch, lambda t, start=start: t[:, start : start + rows])
             outputs = self._running.forward(part, self._by_seed, Draws(self.seeds, self.steps, start, n))
             sums, counts = self._loss.totals(outputs, part, self._by_seed)
-            self._backward(sums)
+            if start == 0 and self._loss_scale is not None:
+                # About the weight of the whole: sums in its place would overflow where the mean of the batch does not.
+                expected = counts.detach() * n / rows
+            self._backward(sums / expected)
             total, weight = total + sums.detach(), weight + counts.detach()
         self.store.finish()
-        self.store.multiply(self.store.grads, 1 / weight)
+        self.store.multiply(self.store.grads, expected / weight)
         return total / weight
 
     @torch.no_grad()
@@ -244,6 +253,12 @@ class Pack:
     def optimiser_state(self) -> dict[str, State]:
         """Every adapter's moments by its name, on the CPU."""
         return self._optimiser.state()
+
+    def stuck(self, steps: int) -> Tensor:
+        """The adapters whose gradients were not finite in so many steps in a row, and so did not move: (K,)."""
+        if self._loss_scale is None:
+            return torch.zeros(len(self), dtype=torch.bool, device=self.device)
+        return self._loss_scale.left_out >= steps
 
     def scaling_state(self) -> dict[str, Tensor]:
         """The state of loss scaling, vectors with an entry for each adapter; empty where losses aren't scaled."""

@@ -30,7 +30,7 @@ def refuse_mixed_rows(model: nn.Module, run: Callable[[int], Tensor]) -> None:
             f"The model gave outputs of shape {tuple(together.shape)} for 2 rows and {tuple(alone.shape)} for 1; "
             "packs need outputs with the rows of the batch first."
         )
-    if same(together[: len(alone)], alone):
+    if same(together[: len(alone)], alone, coarsest(model)):
         return
     two, one = _watched(model, lambda: run(2)), _watched(model, lambda: run(1))
     mixing = next(
@@ -44,20 +44,33 @@ def refuse_mixed_rows(model: nn.Module, run: Callable[[int], Tensor]) -> None:
     )
 
 
-def same(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether two outputs are equal but for rounding."""
+def coarsest(model: nn.Module) -> torch.dtype:
+    """The type of a model's parameters that rounds most."""
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return max(types, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+
+
+def same(ours: Tensor, theirs: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether two outputs are equal but for rounding.
+
+    Args:
+        ours, theirs: The outputs.
+        dtype: What they were computed in, where that rounds more than their own type: a head in float32 over layers in
+            bfloat16 makes nothing exact.
+    """
     if ours.shape != theirs.shape:
         return False
     if not theirs.is_floating_point():
         return torch.equal(ours, theirs)
     # Rounding grows through layers: 1,000 times that of one operation. Half precision has not so many to lose: there
-    # a tenth of the largest number tells rounding from another row's values.
-    bound = min(1000 * torch.finfo(theirs.dtype).eps, 0.1)
+    # a fiftieth (float16) or a twentieth of the largest number tells rounding from another row's values.
+    eps = max(torch.finfo(kind).eps for kind in (theirs.dtype, dtype or theirs.dtype))
+    bound, least = (1000 * eps, 1.0) if 1000 * eps < 0.1 else (max(0.02, 6 * eps), 1e-3)
     finite = theirs.isfinite()
     if not torch.equal(finite, ours.isfinite()):
         return False
     difference = (ours - theirs)[finite].abs()
-    return difference.numel() == 0 or bool(difference.max() <= bound * theirs[finite].abs().max().clamp(min=1.0))
+    return difference.numel() == 0 or bool(difference.max() <= bound * theirs[finite].abs().max().clamp(min=least))
 
 
 def _watched(model: nn.Module, run: Callable[[], object]) -> Seen:

@@ -123,7 +123,8 @@ def _shapes_of_variant(member: Member, targets: Iterable[Target]) -> dict[str, t
         if reason := variant.obstacle(t.layer_type, t.module) or ("its weight is shared" if t.ties else ""):
             raise PackError(f'"{t.name}" can\'t be adapted by "{member.name}" in a pack: {reason}.')
         with torch.no_grad():
-            A, B = torch.zeros(1, t.d_in), torch.zeros(t.d_out, 1)
+            device = getattr(t.module, t.parameter).device
+            A, B = torch.zeros(1, t.d_in, device=device), torch.zeros(t.d_out, 1, device=device)
             own = variant.init(t.layer_type, t.module, A, B, 1.0)
         shapes |= {f"{t.name}.{key}": tuple(tensor.shape) for key, tensor in own.items()}
     return shapes

@@ -20,7 +20,7 @@ from rankwise.pack.forwards import Forward, replaced_forwards
 from rankwise.pack.groups import Groups
 from rankwise.pack.layers import PackedLayer, packed_layer
 from rankwise.pack.noise import Draws, Noise, answered
-from rankwise.pack.probe import refuse_mixed_rows, same
+from rankwise.pack.probe import coarsest, refuse_mixed_rows, same
 from rankwise.pack.resolved import Resolved
 from rankwise.pack.store import Store
 from rankwise.pack.trace import DOOR, Branch, Trace, find_branch, trace
@@ -254,7 +254,7 @@ class Running:
                 except (RuntimeError, ValueError, IndexError, TypeError) as error:
                     return f"the model can't pass the rows of all at once: {' '.join(str(error).split())[:120]}"
             for k, g in enumerate(groups.batch_of):
-                if not same(ours[k], alone(k, batches[g])):
+                if not same(ours[k], alone(k, batches[g]), coarsest(self._model)):
                     return f'the outputs of "{members[k].member.name}" in the pack differ from its own'
             return ""
         finally:

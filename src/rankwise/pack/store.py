@@ -4,8 +4,8 @@ One vector for all adapters, modules and buckets, so that what is done to every 
 is one operation, whatever the model; and the products of a layer write their gradients where the optimiser reads them.
 
 Over a base of half precision the parameters, their gradients and moments are float32 all the same, or small updates
-would be rounded away. The model then computes with copies in its own type, made anew after each step, so that no
-activation is copied to float32.
+would be rounded away. The model then computes with copies in the type of each weight, made anew after each step, so
+that no activation is copied to float32.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,7 +73,8 @@ class Store:
         model: The base, from which members without a state of their own start.
         states: Tensors to start from, by member name; those that are left out start as the member's settings say.
         device: Where to keep them.
-        dtype: The type in which the model computes. The vectors are float64 where it is, else float32.
+        dtype: The model's type, for weights that have none to compute in (quantised ones). The vectors are float64
+            where it is, else float32.
     """
 
     def __init__(
@@ -85,8 +86,10 @@ class Store:
         dtype: torch.dtype,
     ) -> None:
         self.buckets = [Bucket(members) for members in groups]
-        self._computes_in = dtype
-        exact = torch.promote_types(dtype, torch.float32)
+        self._types = _types_of(self.buckets, model, dtype)
+        exact = torch.float32
+        for other in (dtype, *self._types.values()):
+            exact = torch.promote_types(exact, other)
         theta = torch.zeros(self._lay_out(), device=device, dtype=exact)
         members = [m for bucket in self.buckets for m in bucket.members]
         self.write(theta, {m.member.name: {**m.start(model), **states.get(m.member.name, {})} for m in members})
@@ -117,8 +120,8 @@ class Store:
         ]
         self._scale = torch.cat(scales) if scales else theta.new_zeros(0)
         self._scaled = torch.zeros_like(self._scale)
-        half = theta.dtype != self._computes_in
-        self._copy = torch.zeros_like(theta, dtype=self._computes_in) if half else None
+        others = {*self._types.values()} - {theta.dtype}
+        self._copies = {dtype: torch.zeros_like(theta, dtype=dtype) for dtype in others}
         self._gradients = {
             (i, key): Gradient(bucket.view(self.grads, key))
             for i, bucket in enumerate(self.buckets)
@@ -131,12 +134,12 @@ class Store:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Compute the scaled up-projections anew, and the copies of half precision, after parameters have changed."""
+        """Compute the scaled up-projections anew, and the copies in other types, after parameters have changed."""
         n = self._n_up
         torch.mul(self.theta[:n], self._scale, out=self._scaled)
-        if self._copy is not None:
-            self._copy[:n] = self._scaled
-            self._copy[n:] = self.theta[n:]
+        for copy in self._copies.values():
+            copy[:n] = self._scaled
+            copy[n:] = self.theta[n:]
 
     def low_rank(self, i: int, module: str, *, exact: bool = False) -> tuple[Tensor, Tensor]:
         """A (K, r, d_in) and s B (K, d_out, r) of a module in bucket i. They stay the same memory in training.
@@ -146,12 +149,14 @@ class Store:
             module: The module.
             exact: Not in half precision, whatever the base is in.
         """
-        bucket, B = self.buckets[i], self._scaled if exact or self._copy is None else self._copy
-        return self.stack(i, f"{module}.A", exact=exact), bucket.view(B, f"{module}.B")
+        bucket, key = self.buckets[i], f"{module}.B"
+        B = self._scaled if exact else self._copies.get(self._types[key], self._scaled)
+        return self.stack(i, f"{module}.A", exact=exact), bucket.view(B, key)
 
     def stack(self, i: int, key: str, *, exact: bool = False) -> Tensor:
         """The parameters under one key in bucket i: (K, ...). None of up-projections. Arguments as for `low_rank`."""
-        return self.buckets[i].view(self.theta if exact or self._copy is None else self._copy, key)
+        copy = None if exact or key not in self._types else self._copies.get(self._types[key])
+        return self.buckets[i].view(self.theta if copy is None else copy, key)
 
     def gradient(self, i: int, key: str) -> Gradient:
         """Where to write their gradient. Of an up-projection: with respect to s B."""
@@ -195,7 +200,9 @@ class Store:
         """Overwrite in one vector, from another, the numbers of the adapters where mask (K,) is true."""
         for bucket, own in zip(self.buckets, mask.split([len(b) for b in self.buckets]), strict=True):
             for key in bucket.shapes:
-                bucket.flat(target, key)[own] = bucket.flat(source, key)[own]
+                old = bucket.flat(target, key)
+                # Into place: no memory is taken that could run out half-way.
+                torch.where(own.unsqueeze(1), bucket.flat(source, key), old, out=old)
 
     def norms(self, vector: Tensor) -> Tensor:
         """The norm of each adapter's part of a vector: (K,)."""
@@ -257,3 +264,19 @@ class Store:
                     state[key] = draws / value.shape[-1] ** 0.5 if key in low_rank else value * (1 + 0.1 * draws)
                 bucket.write(self.theta, k, state)
         self.refresh()
+
+
+def _types_of(buckets: Iterable[Bucket], model: nn.Module, default: torch.dtype) -> dict[str, torch.dtype]:
+    """The type in which each stack is computed with, by its key: that of the weight it stands for or beside.
+
+    What a variant has of its own is not among them: it is never rounded.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    weights: dict[str, Tensor] = {}
+    for bucket in buckets:
+        first = bucket.members[0]
+        for t in first.targets:
+            weights[f"{t.name}.A"] = weights[f"{t.name}.B"] = getattr(t.module, t.parameter)
+        for name in first.whole:
+            weights[name] = parameters[name]
+    return {key: weight.dtype if weight.is_floating_point() else default for key, weight in weights.items()}

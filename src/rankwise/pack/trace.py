@@ -92,8 +92,9 @@ def trace(model: nn.Module, run: Callable[[], object]) -> Trace:
         return call
 
     seen = NoiseSeen(running)
+    devices = list({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     modules = dict(model.named_modules())
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.no_grad():
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=devices), torch.no_grad():
         # Reentrant checkpointing warns that there is nothing to differentiate; here nothing is meant to be.
         warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
         with replaced_forwards(modules, noting), seen:

@@ -51,7 +51,8 @@ def bytes_of_runs(model: nn.Module, runs: Sequence[Run], problem: Problem) -> di
         kinds.setdefault(kind, []).append((resolved.parameter_count(), run))
     size = next(p.element_size() for p in model.parameters() if p.is_floating_point())
     # Over half precision what is trained is in float32, with a copy in the base's type.
-    of_one = COPIES * size if size >= 4 else COPIES * 4 + size
+    # float16 also takes a copy of parameters and moments where a step is left out.
+    of_one = COPIES * size if size >= 4 else (COPIES + 3) * 4 + size
     needed: dict[str, int] = {}
     for kind in kinds.values():
         _, largest = max(kind, key=lambda one: one[0])

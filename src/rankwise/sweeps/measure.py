@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rankwise.pack.losses import PerAdapter
+from rankwise.pack.losses import PerAdapter, exact
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import State
 from rankwise.sweeps.problem import Problem, Run, Scores, Swept
@@ -72,7 +72,8 @@ def measure_base(model: nn.Module, problem: Problem, data: Data) -> float:
     total, weight = 0.0, 0.0
     for rows in feed.evaluation_order(data).split(feed.rows_at_once):
         batch = feed.prepare(pick(data, lambda t, rows=rows: t.index_select(0, rows.to(t.device))))
-        got = problem.metric(feed.call(model, batch), batch)
+        values = problem.metric(feed.call(model, batch), batch)
+        got = exact(values) if isinstance(values, Tensor) else (exact(values[0]), exact(values[1]))
         if isinstance(got, Tensor):
             total, weight = total + float(got.mean()) * len(rows), weight + len(rows)
         else:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import CheckpointError, ConfigError
-from rankwise.pack.batches import Batch
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
@@ -28,6 +27,9 @@ from rankwise.train.outcome import Outcome, Point
 from rankwise.train.schedules import Schedules
 from rankwise.train.settings import Training
 from rankwise.train.stopping import Stopping
+
+FIRST_STEPS = 25
+"""Steps in a row whose gradients may overflow in float16 until loss scaling has found its factor."""
 
 PROBED = (1 / 6, 1 / 2, 5 / 6)
 """Steps that tell how long one takes: where they lie among all, from the smallest rows to the largest."""
@@ -186,7 +188,7 @@ class PackTraining:
         with pack.attached(self._example, training=False):
             validation_loss, validation_metric = evaluate(pack, self._validation, self._functions, self._feed)
         train_loss = self._total / self._n
-        finite = train_loss.isfinite() & validation_loss.isfinite()
+        finite = train_loss.isfinite() & validation_loss.isfinite() & ~pack.stuck(max(self.steps_an_epoch, FIRST_STEPS))
         pack.copy_rows(self._best, of.observe(validation_loss.where(finite, torch.nan), pack.steps))
         self._schedules.observe(validation_loss.double().cpu())
         columns = [c.tolist() for c in (train_loss, validation_loss, validation_metric, rates, norms)]
@@ -199,7 +201,7 @@ class PackTraining:
         """The memory that the gradients of the largest step take beyond the base's and the pack's own, measured by
         computing them; nothing is trained."""
         with self._pack.attached(self._example, training=True):
-            batch = self._batch_at(1.0)
+            batch = self._feed.prepare(take(self._train, self._rows_at(1.0)))
             return peak_bytes(lambda: self._pack.gradients(batch, self._feed.rows_a_pass), self._pack.device)
 
     def seconds_an_epoch(self) -> float:
@@ -208,20 +210,25 @@ class PackTraining:
         The steps are taken: what is in training has moved afterwards.
         """
         pack, rates = self._pack, self._rates()
+        places = [self._rows_at(place) for place in PROBED]
 
-        def seconds(place: float) -> float:
+        def seconds(rows: Tensor) -> float:
             clock = time.perf_counter()
+            batch = self._feed.prepare(take(self._train, rows))
             # Reading the losses waits for the device.
-            pack.step(self._batch_at(place), rates, None, None, self._feed.rows_a_pass).tolist()
+            pack.step(batch, rates, None, None, self._feed.rows_a_pass).tolist()
             return time.perf_counter() - clock
 
         with pack.attached(self._example, training=True):
-            seconds(PROBED[0])  # warms up
-            first = [seconds(place) for place in PROBED]
-            turns = [first] + [[seconds(place) for place in PROBED] for _ in range(4 if sum(first) < 1 else 0)]
+            seconds(places[0])  # warms up
+            turns = [[seconds(rows) for rows in places]]
+            if sum(turns[0]) < 1:
+                # Each size once more before it counts, and several times.
+                turns = [[seconds(rows) for rows in places] for _ in range(4)]
         n = count_rows(self._validation, "validation")
         some = min(n, max(1, self._feed.rows_at_once // len(pack)))
-        part = pick(self._validation, lambda t: t[:some])
+        spread = self._feed.evaluation_order(self._validation)[torch.linspace(0, n - 1, some).long()].to(pack.device)
+        part = pick(self._validation, lambda t: t.index_select(0, spread))
         with pack.attached(self._example, training=False):
             clock = time.perf_counter()
             evaluate(pack, part, self._functions, self._feed)[0].tolist()
@@ -229,13 +236,13 @@ class PackTraining:
         a_step = statistics.mean(statistics.median(times) for times in zip(*turns, strict=True))
         return a_step * self.steps_an_epoch + validation
 
-    def _batch_at(self, place: float) -> Batch:
-        """A step's batch of rows that lie side by side in the order of their size: 0 for the smallest, 1 for the
+    def _rows_at(self, place: float) -> Tensor:
+        """The rows (G, B) of a step that lie side by side in the order of their size: 0 for the smallest, 1 for the
         largest."""
         order = self._feed.evaluation_order(self._train)
         start = round(place * max(0, len(order) - self._batch_size))
         rows = order[start : start + self._batch_size].to(self._pack.device)
-        return self._feed.prepare(take(self._train, rows.expand(len(self._pack.seeds), -1)))
+        return rows.expand(len(self._pack.seeds), -1)
 
     def prune(self, reasons: Mapping[str, str]) -> list[Outcome]:
         """Let runs leave between two epochs, each for a reason; their outcomes have the status "pruned"."""

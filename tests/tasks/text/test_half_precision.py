@@ -47,7 +47,9 @@ def test_it_learns_about_what_it_learns_in_float32(kind: str, task: str, dtype: 
     for kept in (dtype, "float32"):
         out = tmp_path / kept
         assert main(["sweep", *flags, "--dtype", kept, "--out", str(out)]) == 0
-        runs = read_results(out)["runs"]
+        results = read_results(out)
+        assert not any("one after another" in note for note in results["notes"])
+        runs = results["runs"]
         losses[kept] = {run["configuration"]: run["validation_loss"] for run in runs}
         for run in runs:
             assert (run["status"], run["adapter"] is not None) == ("finished", run["method"] == "lora")

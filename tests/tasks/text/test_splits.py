@@ -123,7 +123,7 @@ def test_a_limit_below_the_number_of_labels_is_refused(tmp_path):
     rows = [json.dumps({"text": f"text {i}", "label": "abcdef"[i % 6]}) for i in range(60)]
     (tmp_path / "train.jsonl").write_text("\n".join(rows))
     where = TextData(data=tmp_path / "train.jsonl", limit_train=5)
-    with pytest.raises(DataError, match=r"5 training examples are too few for 6 labels.*Raise --limit-train to 6"):
+    with pytest.raises(DataError, match=r"5 training examples are too few for 6 labels.*Raise --limit-train; 6 are"):
         load_examples(where, "classify")
     splits, _ = load_examples(replace(where, limit_train=6, limit_test=1), "classify")
     assert len({example.label for example in splits.train}) == 6

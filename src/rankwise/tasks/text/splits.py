@@ -153,13 +153,15 @@ def split_examples(
     for what, limit in (limits or {}).items():
         examples = parts[what]
         if limit is not None and limit < len(examples):
-            labels = {label for example in examples for label in classes_of(example)}
-            if what == "train" and limit < len(labels):
+            parts[what] = [examples[i] for i in drawn(examples, limit, seed, what)]
+            labels, left = (
+                {label for example in some for label in classes_of(example)} for some in (examples, parts[what])
+            )
+            if what == "train" and left != labels:
                 raise DataError(
                     f"{limit:,} training examples are too few for {len(labels):,} labels: each must be learnt from at "
-                    f"least one. Raise --limit-train to {len(labels):,} or more."
+                    f"least one. Raise --limit-train; {len(labels):,} are enough."
                 )
-            parts[what] = [examples[i] for i in drawn(examples, limit, seed, what)]
             name = "training" if what == "train" else what
             notes.append(f"{limit:,} of {len(examples):,} {name} examples are used, drawn with seed {seed}.")
     rest = parts.pop("train")
