@@ -108,6 +108,17 @@ def test_types(base, kept):
     assert all(parameter.grad is not None for parameter in trainable_parameters(layer))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_no_activation_is_kept_in_float32(dtype):
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 48)).to(dtype)
+    inject(model, LoRAConfig(r=2))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        model(torch.randn(100, 32, dtype=dtype))
+    assert kept
+    assert not [t.shape for t in kept if t.dtype == torch.float32]
+
+
 def test_under_autocast():
     torch.manual_seed(0)
     model = adapted()

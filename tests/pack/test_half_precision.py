@@ -308,3 +308,20 @@ def test_gradients_that_are_never_finite_end_a_run() -> None:
         epoch = training.advance()
         ended += epoch.ended if epoch is not None else []
     assert [(outcome.status, outcome.epochs) for outcome in ended] == [("diverged", 3)], "after 25 steps, of 10 each"
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_no_activation_is_kept_in_float32(dtype: torch.dtype) -> None:
+    layers = [nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 3)]
+    model = nn.Sequential(*layers).to(dtype)
+    pack = Pack(model, [Member(name=f"r{r}", lora=LoRAConfig(r=r)) for r in (1, 4)], row_loss)
+    batch = tuple(t.unsqueeze(0) for t in batch_of(1, dtype, rows=50))
+    kept: list[Tensor] = []
+    with (
+        pack.attached(batch_of(0, dtype), training=True),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+    ):
+        pack.gradients(batch)
+    outputs = 2 * 50 * 3
+    assert any(t.dtype == dtype and t.numel() == 2 * 50 * 64 for t in kept)
+    assert not [t.shape for t in kept if t.dtype == torch.float32 and t.numel() > outputs]

@@ -221,11 +221,17 @@ class LoRA(Adapter):
         for name in self.active:
             A, B = flip(A_of[name], B_of[name]) if name in self.flipped else (A_of[name], B_of[name])
             x, scale = inputs, self.scale[name]
+            varied = self.varied and (name in self.rows or self.configs[name].variant != "lora")
             if not layer_type.reads_indices:
-                x = x if x.dtype == A.dtype else x.to(A.dtype)
+                if x.dtype != A.dtype:
+                    if varied:
+                        x = x.to(A.dtype)  # norms of rows need more than half precision
+                    else:
+                        # Not x, which would be kept in float32 for the backward pass.
+                        A, B = A.to(x.dtype), B.to(x.dtype)
                 if self.training and self.configs[name].dropout and not self.row_of(name).tokens:
                     x = nn.functional.dropout(x, self.configs[name].dropout)
-            if self.varied and (name in self.rows or self.configs[name].variant != "lora"):
+            if varied:
                 update = self._varied(layer, name, x, base, A, B, rest, named)
                 output = output - update.to(output.dtype)
                 continue
