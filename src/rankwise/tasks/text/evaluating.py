@@ -60,6 +60,7 @@ def evaluate_texts(
         Name -> figure -> value, the base first, unless its head is not trained; and what the user should be told.
 
     Raises:
+        ConfigError: The adapters were trained in ways whose figures can't be compared.
         DataError: The file can't be read, or its labels are unknown.
     """
     records = read_records(data, split=split, skip_bad_lines=skip_bad_lines)
@@ -95,7 +96,7 @@ def _classify(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tu
     loaded, labels = adapted.loaded, adapted.labels
     if labels is None:
         raise DataError("There are no labels to compare with.")
-    prepared = tokenize_classify(rows, labels, loaded.tokenizer, loaded.config, "test", adapted.how.max_length)
+    prepared = tokenize_classify(rows, labels, loaded.tokenizer, loaded.config, "test", adapted.one_way().max_length)
     found: dict[str, Figures] = {}
     for name in names:
         parts = [(own, outputs.float()) for own, _, outputs in _passes(adapted, name, prepared.data, 1)]
@@ -110,7 +111,7 @@ def _classify(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tu
 
 def _sft(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tuple[dict[str, Figures], Sequence[str]]:
     loaded = adapted.loaded
-    prepared = tokenize_sft(rows, loaded.tokenizer, loaded.config, adapted.how)
+    prepared = tokenize_sft(rows, loaded.tokenizer, loaded.config, adapted.one_way())
     data = as_tensors(prepared, shift=loaded.shift)
     found: dict[str, Figures] = {}
     for name in names:
