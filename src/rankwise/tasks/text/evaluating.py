@@ -1,6 +1,5 @@
 """Figures of a base and its adapters on a file of examples."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from rankwise.tasks.text.forms import read_examples
 from rankwise.tasks.text.generated import group_references, score_texts
 from rankwise.tasks.text.generating import Writing, write_texts
 from rankwise.tasks.text.losses import CLASSIFY_LOSSES, token_sums
-from rankwise.tasks.text.metrics import classify_figures
+from rankwise.tasks.text.metrics import classify_figures, perplexity_of
 from rankwise.tasks.text.sft import tokenize_sft
 from rankwise.tasks.text.sources import read_records
 from rankwise.tasks.text.subset import drawn
@@ -119,7 +118,7 @@ def _sft(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tuple[d
         for _, batch, outputs in _passes(adapted, name, data, loaded.config.vocab_size):
             sums, counts = token_sums(outputs, batch)
             total, count = total + float(sums.double().sum()), count + float(counts.sum())
-        found[name] = {"loss": total / count, "perplexity": math.exp(min(total / count, 700.0))}
+        found[name] = {"loss": total / count, "perplexity": perplexity_of(total / count)}
     return found, prepared.notes
 
 
