@@ -17,11 +17,10 @@ def merge(adapter: Path, *, out: Path, options: UseOptions | None = None) -> int
     out:
         The new folder: weights, configuration, tokenizer.
     """
-    from rankwise.tasks.text.adapted import load_adapted
-    from rankwise.tasks.text.merging import check_out, merge_into_folder
+    from rankwise.tasks.text.merging import check_out, load_to_merge, merge_into_folder
 
     check_out(out)
-    merged = merge_into_folder(load_adapted([adapter], options or UseOptions()), out)
+    merged = merge_into_folder(load_to_merge(adapter, options or UseOptions()), out)
     for note in merged.notes:
         print(note)
     print(merged.report)

@@ -89,6 +89,26 @@ def test_what_is_taken_by_servers():
     assert 'ModelOptions(pooling="mean")' in card
 
 
+OWN = "{% for m in messages %}\n\n\n```{{ m['content'] }}|{% endfor %}\n"
+
+
+def test_a_template_of_the_users_own():
+    """It is there to the letter, blank lines and all, and every way to load the adapter takes it."""
+    card = model_card(replace(FACTS, own_template=OWN))
+    assert "by the tokenizer's chat template" not in card
+    assert f"in place of the tokenizer's own:\n````jinja\n{OWN}\n````\n" in card
+    assert 'tokenizer.chat_template = json.loads(Path("ADAPTER/prompting.json")' in card
+    assert "r8-s0=ADAPTER --chat-template TEMPLATE\n```" in card
+    assert "--chat-template" not in model_card(FACTS)
+
+
+def test_what_stands_between_prompt_and_answer():
+    card = model_card(replace(FACTS, chat_template=False, separator=" `->`  |\n"))
+    assert r'Between prompt and answer stands, as a JSON string, ``" `->`  |\n"``.' in card
+    assert "Between prompt" not in model_card(FACTS)
+    assert "Between prompt" not in model_card(replace(FACTS, chat_template=False))
+
+
 def test_ranks_that_differ():
     card = model_card(replace(FACTS, config={**FACTS.config, "rank_pattern": {"q_proj": 2}}))
     assert "| rank, alpha | 2 to 8, 32" in card
@@ -107,6 +127,7 @@ def test_its_code_loads_a_real_adapter(kind, tmp_path):
     pytest.importorskip("transformers")
     from rankwise.tasks.text.labels import Labels
     from rankwise.tasks.text.models import ModelOptions, load_text_model
+    from rankwise.tasks.text.prompting import Prompting
     from text_models import make_model, make_tokenizer
 
     base, adapter = tmp_path / "base", tmp_path / "adapter"
@@ -126,6 +147,8 @@ def test_its_code_loads_a_real_adapter(kind, tmp_path):
     trained.save_pretrained(adapter)
     labels.save(adapter)
     facts = replace(FACTS, base=str(base), config=config.to_dict(), pooled=kind == "pooled")
+    Prompting(chat=True, chat_template=OWN).save(adapter)
+    facts = replace(facts, own_template=OWN if kind == "llama" else None)
     card = model_card(replace(facts, n_labels=3 if kind == "bert" else None))
     code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0].replace("ADAPTER", str(adapter))
     scope: dict = {}
@@ -135,3 +158,5 @@ def test_its_code_loads_a_real_adapter(kind, tmp_path):
     outputs = [model(**given) for model in (trained, scope["model"])]
     logits = [out if isinstance(out, torch.Tensor) else out.logits for out in outputs]
     torch.testing.assert_close(*logits)
+    if kind == "llama":
+        assert scope["tokenizer"].chat_template == OWN

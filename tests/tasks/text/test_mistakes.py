@@ -106,6 +106,21 @@ def test_positions_that_begin_after_the_padding_token(tmp_path: Path) -> None:
     assert "longer than 37 tokens" in notes, "40 positions, of which 0 to 2 are not for texts"
 
 
+def test_what_was_cut_is_counted_for_each_split(place: Path, tmp_path: Path) -> None:
+    """The same counts in two splits are two notes; what holds no count is said once."""
+    rows = [*PAIRS[:3], {"prompt": "one", "completion": "cat " * 30}, {"prompt": "cat " * 30, "completion": "sat"}]
+    for name in ("validation", "test"):
+        (place / f"{name}-long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = [part for name in ("validation", "test") for part in (f"--{name}", str(place / f"{name}-long.jsonl"))]
+    assert train(place, tmp_path / "out", "llama", "sft", "long", "--max-length", "16", *given) == 0
+    notes = read_results(tmp_path / "out")["notes"]
+    for name in ("validation", "test"):
+        assert sum(note.startswith(f"2 of 5 {name} examples are longer than 16 tokens") for note in notes) == 1
+        assert f"1 of 5 {name} examples have no token with loss and were left out: line 5." in notes
+    assert sum(note.startswith("1 of 41 training examples are longer than 16 tokens") for note in notes) == 1
+    assert sum("completions follow the prompt without a space" in note for note in notes) == 1
+
+
 def test_a_template_given_and_padding_found(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert train(place, out, "bare", "sft", "chats", "--chat-template", TEMPLATE) == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rankwise.errors import DataError
+from rankwise.tasks.text.loading import TextData, load_examples
 from rankwise.tasks.text.sources import read_records
 
 ROWS = [{"text": "one, two", "label": "007"}, {"text": 'said "NA"\nand left', "label": "NA"}]
@@ -128,3 +129,58 @@ def test_a_name_that_is_neither_file_nor_data_set():
     with pytest.raises(DataError, match="nobody/nothing") as caught:
         read_records("nobody/nothing")
     assert "\n" not in str(caught.value)
+
+
+class Hub:
+    """In place of `datasets.load_dataset`: it remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked = []
+
+    def __call__(self, name, configuration, *, split):
+        from datasets import ClassLabel, Dataset, Features, Value
+
+        self.asked.append((name, configuration, split))
+        features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+        rows = {"text": [f"{split} {n}" for n in range(8)], "label": [n % 2 for n in range(8)]}
+        return Dataset.from_dict(rows, features=features)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    hub = Hub()
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    return hub
+
+
+def test_a_data_set_of_the_hub_by_name_configuration_and_split(hub):
+    records = read_records("owner/name:en", split="test")
+    assert records.rows[0].values == {"text": "test 0", "label": "no"}
+    assert records.label_names == {"label": ("no", "yes")}
+    read_records("owner/name", split="train")
+    assert hub.asked == [("owner/name", "en", "test"), ("owner/name", None, "train")]
+
+
+def test_splits_of_the_hub(hub):
+    """A split's own word takes it from the training data's place."""
+    where = TextData(data="owner/name:en", validation="validation", test="owner/other")
+    splits, names = load_examples(where, "classify")
+    assert hub.asked == [
+        ("owner/name", "en", "train"),
+        ("owner/name", "en", "validation"),
+        ("owner/other", None, "test"),
+    ]
+    assert splits.validation[0].text.startswith("validation ")
+    assert names == {"label": ("no", "yes")}
+
+
+def test_a_data_set_that_is_not_there_is_one_line(hub, monkeypatch):
+    import datasets
+
+    def missing(*given, **more):
+        raise datasets.exceptions.DatasetNotFoundError("404")
+
+    monkeypatch.setattr(datasets, "load_dataset", missing)
+    with pytest.raises(DataError, match='There is no file "owner/none" and no data set of that name on the hub'):
+        read_records("owner/none", split="train")

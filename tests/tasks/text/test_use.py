@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,9 @@ def test_a_card_lies_beside_each_adapter(place: Path, task: str) -> None:
     assert f"rank 2, {run['trainable_parameters']:,} trainable parameters" in card
     assert f"{run['metric']:.4g}" in card
     assert "cut off" in card
+    if task == "sft":
+        base, adapted = (math.exp(loss) for loss in (results["base"]["metric"], run["metric"]))
+        assert f"| perplexity | {base:.4g} | {adapted:.4g} |" in card
     assert ("| vLLM | yes |" in card) == (task == "sft"), "vLLM takes no heads of adapters' own"
     steps = [line for line in card.splitlines() if line.startswith(f"| {run['steps']} |")]
     assert len(steps) == 1, "the curve's last point"
@@ -222,15 +226,20 @@ def test_prompts_are_written_as_in_training(place: Path, tmp_path: Path) -> None
     flags = ["--model", str(place / "llama"), "--task", "sft", "--data", str(tmp_path / "data.jsonl")]
     template = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
     taught = (
-        (["--no-chat"], Prompting(separator="\n\n")),
-        ([], Prompting(chat=True)),
-        (["--chat-template", template, "--chat"], Prompting(chat=True, chat_template=template)),
+        (["--no-chat"], Prompting(separator="\n\n"), r'as a JSON string, `"\n\n"`.'),
+        ([], Prompting(chat=True), "by the tokenizer's chat template."),
+        (
+            ["--chat-template", template, "--chat"],
+            Prompting(chat=True, chat_template=template),
+            f"```jinja\n{template}",
+        ),
     )
-    for more, expected in taught:
+    for more, expected, said in taught:
         out = tmp_path / str(len(more))
         assert main(["train", *flags, *QUICK, *more, "--out", str(out)]) == 0
         (folder,) = (out / "adapters").iterdir()
         assert read_prompting(folder) == expected
+        assert said in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

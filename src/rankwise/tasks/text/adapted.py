@@ -1,23 +1,26 @@
 """A language model with saved adapters on it: to be evaluated, asked, or merged."""
 
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rankwise.errors import AdapterFileError, ConfigError
 from rankwise.experiment import find_device
 from rankwise.files import load_adapter
 from rankwise.lora.named import activate, disabled
-from rankwise.tasks.text.chat import set_chat_template
+from rankwise.tasks.text.chat import read_template
 from rankwise.tasks.text.labels import FILE as LABELS
 from rankwise.tasks.text.labels import Labels, read_labels
 from rankwise.tasks.text.models import ModelOptions, TextModel, load_text_model
-from rankwise.tasks.text.prompting import read_prompting
+from rankwise.tasks.text.prompting import Prompting, read_prompting
 from rankwise.tasks.text.sft import SftOptions
-from rankwise.tasks.text.use_options import UseOptions
+from rankwise.tasks.text.trained import Trained, read_trained
+from rankwise.tasks.text.use_options import NOT_QUANTIZED, UseOptions
+
+Kept = TypeVar("Kept")
 
 BASE = "base"
 """What the base without an adapter is called."""
@@ -31,17 +34,39 @@ class Adapted:
         loaded: The model, in eval mode.
         task: "classify" or "sft".
         labels: A classifier's.
-        how: How prompts are written.
         names: What the adapters are called, as the user sees them, in order.
+        ways: How each of them makes tokens of examples; of the base alone, its one way.
+        max_length: The most tokens of a prompt with its answer, where they are written; None takes the model's context.
         notes: What the user should be told.
     """
 
     loaded: TextModel
     task: str
     labels: Labels | None
-    how: SftOptions
     names: tuple[str, ...]
+    ways: tuple[SftOptions, ...]
+    max_length: int | None
     notes: tuple[str, ...]
+
+    def way(self, name: str) -> SftOptions:
+        """How one adapter makes tokens of examples; the base does as the first adapter."""
+        return self.ways[0 if name == BASE else self.names.index(name)]
+
+    def one_way(self) -> SftOptions:
+        """How all of them do, for figures that can be compared.
+
+        Raises:
+            ConfigError: They differ.
+        """
+        first = asdict(self.ways[0])
+        for way in self.ways[1:]:
+            if differing := [key for key, value in asdict(way).items() if value != first[key]]:
+                flag = differing[0].replace("_", "-")
+                raise ConfigError(
+                    f"The adapters were trained with different --{flag}, so their figures can't be compared; give "
+                    f"--{flag}, or evaluate them one at a time."
+                )
+        return self.ways[0]
 
     @contextmanager
     def acting(self, name: str) -> Generator[None]:
@@ -64,7 +89,7 @@ def load_adapted(folders: Sequence[Path], options: UseOptions) -> Adapted:
         options: How.
 
     Raises:
-        ConfigError: The base is not known, or can't be loaded.
+        ConfigError: The base is not known, or can't be loaded, or the adapters were trained over it in different forms.
         AdapterFileError: An adapter is missing, damaged or doesn't fit the base.
         DataError: Adapters have different labels, or a file beside one is damaged.
     """
@@ -78,6 +103,9 @@ def load_adapted(folders: Sequence[Path], options: UseOptions) -> Adapted:
     labelled = [folder for folder in folders if (folder / LABELS).exists()]
     task = options.task or ("classify" if labelled else "sft")
     labels = _labels(folders, labelled) if task == "classify" else None
+    trained = [kept or Trained() for kept in _kept(folders, read_trained)]
+    pooling = options.pooling or _same("pooling", (kept.pooling or "auto" for kept in trained))
+    quantized = options.quantize or _same("quantize", (kept.quantize or NOT_QUANTIZED for kept in trained))
     loaded = load_text_model(
         model,
         task,
@@ -87,20 +115,24 @@ def load_adapted(folders: Sequence[Path], options: UseOptions) -> Adapted:
             device=options.device,
             attention=options.attention,
             trust_remote_code=options.trust_remote_code,
-            pooling=options.pooling,
+            pooling=pooling,
         ),
     )
-    if options.quantize is not None:
+    if quantized != NOT_QUANTIZED:
         from rankwise.quantising import quantize
 
-        quantize(loaded.model, options.quantize, skip=loaded.head)
-    how = _prompting(folders, options)
-    if how.chat_template is not None:
-        set_chat_template(loaded.tokenizer, how.chat_template)
+        quantize(loaded.model, quantized, skip=loaded.head)
+    taught = _kept(folders, read_prompting)
+    ways = tuple(_way(*kept, options) for kept in zip(trained, taught, strict=True))
     for i, folder in enumerate(folders):
         load_adapter(loaded.model, folder, _inside(i))
     loaded.model.eval()
-    return Adapted(loaded, task, labels, how, _names(folders), loaded.notes)
+    names, notes = _names(folders), loaded.notes
+    if len({(way.chat, way.chat_template, way.separator) for way in ways}) > 1:
+        notes += (
+            f"The adapters were taught prompts in different ways; each is asked in its own, the base as {names[0]}.",
+        )
+    return Adapted(loaded, task, labels, names, ways, options.max_length, notes)
 
 
 def _inside(i: int) -> str:
@@ -156,12 +188,35 @@ def _labels(folders: Sequence[Path], labelled: Sequence[Path]) -> Labels:
     return labels
 
 
-def _prompting(folders: Sequence[Path], options: UseOptions) -> SftOptions:
-    """As the first adapter was taught, unless the user says otherwise."""
-    kept = next((found for folder in folders if (found := read_prompting(folder))), None)
+def _kept(folders: Sequence[Path], read: Callable[[Path], Kept | None]) -> list[Kept | None]:
+    """What lies beside each adapter; where nothing does, the same as beside the first that has it."""
+    found = [read(folder) for folder in folders] or [None]
+    first = next((own for own in found if own is not None), None)
+    return [first if own is None else own for own in found]
+
+
+def _same(what: str, values: Iterable[str]) -> str:
+    """A setting of the one base that all adapters share.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    found = list(dict.fromkeys(values))
+    if len(found) > 1:
+        raise ConfigError(
+            f"The adapters were trained with different --{what} ({', '.join(found)}); "
+            f"give --{what}, or use them one at a time."
+        )
+    return found[0]
+
+
+def _way(trained: Trained, taught: Prompting | None, options: UseOptions) -> SftOptions:
+    """As an adapter was taught, unless the user says otherwise."""
+    template = None if options.chat_template is None else read_template(options.chat_template)
     return SftOptions(
-        max_length=options.max_length,
-        chat=options.chat if options.chat is not None or kept is None else kept.chat,
-        chat_template=options.chat_template or (kept.chat_template if kept else None),
-        separator=options.separator if options.separator is not None else (kept.separator if kept else ""),
+        loss_on=options.loss_on or trained.loss_on or "answer",
+        max_length=trained.max_length if options.max_length is None else options.max_length,
+        chat=options.chat if options.chat is not None or taught is None else taught.chat,
+        chat_template=template or (taught.chat_template if taught else None),
+        separator=options.separator if options.separator is not None else (taught.separator if taught else ""),
     )

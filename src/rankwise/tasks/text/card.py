@@ -2,11 +2,13 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rankwise.tasks.text.prompting import FILE as PROMPTING
 from rankwise.tasks.text.serving import (
     LLAMA_CPP_RULES,
     LLAMA_CPP_SOURCE,
@@ -66,6 +68,8 @@ class CardFacts:
         pooled: Whether it is a classifier over the mean of an encoder's outputs.
         n_labels: A classifier's outputs.
         chat_template: Whether prompts are written by a chat template.
+        own_template: The template, where it is not the tokenizer's own; kept beside the adapter too.
+        separator: What stands between prompt and answer where no template writes them.
         version: Rankwise's.
     """
 
@@ -83,6 +87,8 @@ class CardFacts:
     pooled: bool = False
     n_labels: int | None = None
     chat_template: bool = False
+    own_template: str | None = None
+    separator: str = ""
     version: str = ""
 
 
@@ -136,13 +142,13 @@ def model_card(facts: CardFacts) -> str:
         vllm=objections(config, VLLM_RULES),
         llama_cpp=objections(config, LLAMA_CPP_RULES),
         max_lora_rank=vllm_max_lora_rank(config),
+        fence=_fence(facts.own_template or ""),
+        separator=_code(json.dumps(facts.separator, ensure_ascii=False)),
+        prompting=PROMPTING,
         vllm_source=VLLM_SOURCE,
         llama_cpp_source=LLAMA_CPP_SOURCE,
     )
-    # Parts that are left out leave their blank lines.
-    lines = text.splitlines()
-    kept = [line for i, line in enumerate(lines) if line or i == 0 or lines[i - 1]]
-    return "\n".join(kept) + "\n"
+    return _without_gaps(text)
 
 
 def write_card(facts: CardFacts, folder: Path) -> Path:
@@ -162,6 +168,36 @@ def _thinned(facts: CardFacts) -> CardFacts:
         return facts
     chosen = sorted({round(i * (n - 1) / (MOST_POINTS - 1)) for i in range(MOST_POINTS)})
     return replace(facts, curve=tuple(facts.curve[i] for i in chosen))
+
+
+def _without_gaps(text: str) -> str:
+    """One blank line for several, which parts that are left out leave; code stays as it is."""
+    kept: list[str] = []
+    fence = ""
+    for line in text.rstrip("\n").split("\n"):
+        if line or fence or not kept or kept[-1]:
+            kept.append(line)
+        if fence:
+            fence = "" if line == fence else fence
+        elif line.startswith("```"):
+            fence = line[: len(line) - len(line.lstrip("`"))]
+    return "\n".join(kept) + "\n"
+
+
+def _fence(text: str) -> str:
+    """More backticks than the text has in a row, three at least."""
+    return "`" * max(3, _longest_run(text) + 1)
+
+
+def _code(text: str) -> str:
+    """Text as code within a line."""
+    ticks = "`" * (_longest_run(text) + 1)
+    return f"{ticks}{text}{ticks}"
+
+
+def _longest_run(text: str) -> int:
+    """Of backticks."""
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def _base_arguments(base: str) -> str:

@@ -8,6 +8,7 @@ from rankwise.report.schema import Results
 from rankwise.sweeps.problem import Run, Swept
 from rankwise.tasks.text.card import CardFacts, CurvePoint, Figure, SplitFacts
 from rankwise.tasks.text.heads import MeanPooledClassifier
+from rankwise.tasks.text.metrics import perplexity_of
 from rankwise.tasks.text.options import TextOptions
 from rankwise.tasks.text.prompting import read_prompting
 from rankwise.tasks.text.ready import Ready
@@ -45,7 +46,7 @@ def facts_of(folder: Path, run: Run, results: Results, swept: Swept, options: Te
             SplitFacts(name, facts["n"], sources[name] or f"cut off {options.data}")
             for name, facts in results["data"].items()
         ),
-        figures=(Figure(results["metric"]["name"], results["base"]["metric"], row["metric"]),),
+        figures=_figures(Figure(results["metric"]["name"], results["base"]["metric"], row["metric"]), options.task),
         curve=tuple(
             CurvePoint(point.step, point.train_loss, point.validation_loss)
             for point in swept.curve
@@ -57,5 +58,15 @@ def facts_of(folder: Path, run: Run, results: Results, swept: Swept, options: Te
         pooled=pooled,
         n_labels=head.num_labels if options.task == "classify" and not pooled else None,
         chat_template=prompting is not None and prompting.chat,
+        own_template=prompting.chat_template if prompting else None,
+        separator=prompting.separator if prompting else "",
         version=metadata.version("rankwise"),
     )
+
+
+def _figures(metric: Figure, task: str) -> tuple[Figure, ...]:
+    """What the runs were judged by, and of a loss a token its perplexity."""
+    if task != "sft":
+        return (metric,)
+    base, adapter = (None if loss is None else perplexity_of(loss) for loss in (metric.base, metric.adapter))
+    return metric, Figure("perplexity", base, adapter)

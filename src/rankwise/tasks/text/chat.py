@@ -1,6 +1,7 @@
 """Conversations as a tokenizer's chat template writes them, and where in the text the answers stand."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ from rankwise.tasks.text.examples import Message
 from rankwise.tasks.text.tokens import IGNORED, Tokenizer, Tokens
 
 
-def set_chat_template(tokenizer: Tokenizer, given: str | Path) -> None:
-    """Give a tokenizer a chat template: Jinja text, or a file that holds it.
+def read_template(given: str | Path) -> str:
+    """The text of a chat template that is given as Jinja text, or as a file that holds it.
 
     Raises:
         ConfigError: The file can't be read.
@@ -21,7 +22,32 @@ def set_chat_template(tokenizer: Tokenizer, given: str | Path) -> None:
             text = Path(given).read_text(encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"The chat template {given} can't be read ({error.strerror}).") from error
-    tokenizer.chat_template = text
+    return text
+
+
+def set_chat_template(tokenizer: Tokenizer, given: str | Path) -> None:
+    """Give a tokenizer a chat template: Jinja text, or a file that holds it.
+
+    Raises:
+        ConfigError: The file can't be read.
+    """
+    tokenizer.chat_template = read_template(given)
+
+
+@contextmanager
+def chat_template(tokenizer: Tokenizer, given: str | Path | None) -> Generator[None]:
+    """Give a tokenizer a chat template for the length of a `with` block; None leaves it its own.
+
+    Raises:
+        ConfigError: The file can't be read.
+    """
+    own = tokenizer.chat_template
+    if given is not None:
+        set_chat_template(tokenizer, given)
+    try:
+        yield
+    finally:
+        tokenizer.chat_template = own
 
 
 def has_template(tokenizer: Tokenizer) -> bool:

@@ -12,7 +12,7 @@ from rankwise.tasks.text.losses import CLASSIFY_LOSSES
 from rankwise.tasks.text.metrics import CLASSIFY_METRICS
 from rankwise.tasks.text.models import load_text_model
 from rankwise.tasks.text.options import TextOptions
-from rankwise.tasks.text.ready import Ready, model_options
+from rankwise.tasks.text.ready import SPLITS, Ready, model_options
 from rankwise.tasks.text.splits import Splits as Examples
 
 
@@ -33,11 +33,10 @@ def ready_classify(options: TextOptions, examples: Examples, label_names: Mappin
     labels = find_labels(train, options.labels, label_names.get(column, ()))
     loaded = load_text_model(options.model, "classify", labels, model_options(options))
     parts: dict[str, ClassifyData] = {}
-    for what in ("train", "validation", "test"):
+    for what, name in SPLITS.items():
         rows: list[Any] = list(getattr(examples, what))
         if not rows:
-            raise DataError(f"The {what} data is empty.")
-        name = "training" if what == "train" else what
+            raise DataError(f"The {name} data is empty.")
         parts[what] = tokenize_classify(rows, labels, loaded.tokenizer, loaded.config, name, options.max_length)
     tensors = {what: {key: t.to(options.device) for key, t in part.data.items()} for what, part in parts.items()}
     metric = CLASSIFY_METRICS[labels.kind]

@@ -1,6 +1,5 @@
 """Figures of a base and its adapters on a file of examples."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from rankwise.tasks.text.forms import read_examples
 from rankwise.tasks.text.generated import group_references, score_texts
 from rankwise.tasks.text.generating import Writing, write_texts
 from rankwise.tasks.text.losses import CLASSIFY_LOSSES, token_sums
-from rankwise.tasks.text.metrics import classify_figures
+from rankwise.tasks.text.metrics import classify_figures, perplexity_of
 from rankwise.tasks.text.sft import tokenize_sft
 from rankwise.tasks.text.sources import read_records
 from rankwise.tasks.text.subset import drawn
@@ -60,6 +59,7 @@ def evaluate_texts(
         Name -> figure -> value, the base first, unless its head is not trained; and what the user should be told.
 
     Raises:
+        ConfigError: The adapters were trained in ways whose figures can't be compared.
         DataError: The file can't be read, or its labels are unknown.
     """
     records = read_records(data, split=split, skip_bad_lines=skip_bad_lines)
@@ -95,7 +95,7 @@ def _classify(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tu
     loaded, labels = adapted.loaded, adapted.labels
     if labels is None:
         raise DataError("There are no labels to compare with.")
-    prepared = tokenize_classify(rows, labels, loaded.tokenizer, loaded.config, "test", adapted.how.max_length)
+    prepared = tokenize_classify(rows, labels, loaded.tokenizer, loaded.config, "test", adapted.one_way().max_length)
     found: dict[str, Figures] = {}
     for name in names:
         parts = [(own, outputs.float()) for own, _, outputs in _passes(adapted, name, prepared.data, 1)]
@@ -110,7 +110,7 @@ def _classify(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tu
 
 def _sft(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tuple[dict[str, Figures], Sequence[str]]:
     loaded = adapted.loaded
-    prepared = tokenize_sft(rows, loaded.tokenizer, loaded.config, adapted.how)
+    prepared = tokenize_sft(rows, loaded.tokenizer, loaded.config, adapted.one_way())
     data = as_tensors(prepared, shift=loaded.shift)
     found: dict[str, Figures] = {}
     for name in names:
@@ -118,7 +118,7 @@ def _sft(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tuple[d
         for _, batch, outputs in _passes(adapted, name, data, loaded.config.vocab_size):
             sums, counts = token_sums(outputs, batch)
             total, count = total + float(sums.double().sum()), count + float(counts.sum())
-        found[name] = {"loss": total / count, "perplexity": math.exp(min(total / count, 700.0))}
+        found[name] = {"loss": total / count, "perplexity": perplexity_of(total / count)}
     return found, prepared.notes
 
 

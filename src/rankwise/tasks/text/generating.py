@@ -8,6 +8,7 @@ import torch
 
 from rankwise.errors import ConfigError
 from rankwise.tasks.text.adapted import Adapted
+from rankwise.tasks.text.chat import chat_template
 from rankwise.tasks.text.examples import Pair, SftExample
 from rankwise.tasks.text.sft import prompt_text
 from rankwise.tasks.text.tokens import find_context
@@ -63,7 +64,9 @@ def write_texts(adapted: Adapted, name: str, prompts: Sequence[SftExample], how:
     model: Any = loaded.model
     if adapted.task != "sft":
         raise ConfigError("A classifier writes no text; rankwise evaluate tells what it says.")
-    texts = [prompt_text(prompt, loaded.tokenizer, adapted.how) for prompt in prompts]
+    way = adapted.way(name)
+    with chat_template(loaded.tokenizer, way.chat_template):
+        texts = [prompt_text(prompt, loaded.tokenizer, way) for prompt in prompts]
     _check_lengths(adapted, texts, how)
     tokenizer: Any = loaded.tokenizer
     side, answers = tokenizer.padding_side, [""] * len(texts)
@@ -99,7 +102,7 @@ def write_texts(adapted: Adapted, name: str, prompts: Sequence[SftExample], how:
 
 def _check_lengths(adapted: Adapted, texts: Sequence[tuple[str, bool]], how: Writing) -> None:
     loaded = adapted.loaded
-    context = find_context(loaded.config, loaded.tokenizer, adapted.how.max_length)
+    context = find_context(loaded.config, loaded.tokenizer, adapted.max_length)
     room = context if loaded.encoder_decoder else context - how.max_new_tokens
     for i, (text, special) in enumerate(texts):
         n = len(loaded.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])

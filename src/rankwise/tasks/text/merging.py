@@ -1,14 +1,17 @@
 """An adapter merged into its base, as a folder that transformers loads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rankwise.errors import ConfigError, OutputError
 from rankwise.lora.inject import eject
 from rankwise.lora.merge import MergeReport, merge
-from rankwise.tasks.text.adapted import Adapted
+from rankwise.tasks.text.adapted import BASE, Adapted, load_adapted
+from rankwise.tasks.text.chat import chat_template
 from rankwise.tasks.text.heads import MeanPooledClassifier
+from rankwise.tasks.text.trained import read_trained
+from rankwise.tasks.text.use_options import NOT_QUANTIZED, UseOptions
 
 HEAD = "head.safetensors"
 
@@ -38,6 +41,24 @@ def check_out(folder: Path) -> None:
         raise OutputError(f"{folder} is there and not empty; give --out a new folder.")
 
 
+def load_to_merge(folder: Path, options: UseOptions) -> Adapted:
+    """A base with one adapter on it, to be merged: the base as it is, also where it was quantised in training.
+
+    Raises:
+        RankwiseError: As `load_adapted`.
+    """
+    trained = read_trained(folder)
+    kept = trained.quantize if trained else None
+    if kept is None or options.quantize is not None:
+        return load_adapted([folder], options)
+    adapted = load_adapted([folder], replace(options, quantize=NOT_QUANTIZED))
+    note = (
+        f"The adapter was trained over the base in {kept}, and is merged into the base as it is, so that "
+        f"outputs differ a little from those in training; --quantize {kept} merges it into the rounded weights."
+    )
+    return replace(adapted, notes=(*adapted.notes, note))
+
+
 def merge_into_folder(adapted: Adapted, folder: Path) -> Merged:
     """Merge the one adapter, and write model, tokenizer and labels. The model is merged for good.
 
@@ -61,7 +82,8 @@ def merge_into_folder(adapted: Adapted, folder: Path) -> Merged:
     temporary = folder.with_name(f".{folder.name}.unfinished")
     try:
         body.save_pretrained(temporary)
-        adapted.loaded.tokenizer.save_pretrained(temporary)
+        with chat_template(adapted.loaded.tokenizer, adapted.way(BASE).chat_template):
+            adapted.loaded.tokenizer.save_pretrained(temporary)
         if pooled:
             from safetensors.torch import save_file
 

@@ -4,6 +4,7 @@ Functions of rows have the shape f(outputs, batch) and are averaged over rows. F
 rows: they are functions of all predictions and labels, with any leading dimensions (adapters, bootstrap samples).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -38,6 +39,16 @@ def perplexity(outputs: Float[Tensor, "rows T V"], batch: Batch) -> Float[Tensor
     """
     sums, counts = token_sums(outputs, batch)
     return (sums.sum() / counts.sum().clamp_min(1)).exp()
+
+
+def perplexity_of(loss: float) -> float:
+    """exp of a loss a token, at the most exp(700): JSON knows no infinity.
+
+    Examples:
+        >>> perplexity_of(0.0)
+        1.0
+    """
+    return math.exp(min(loss, 700.0))
 
 
 def predict(outputs: Tensor, kind: str) -> Tensor:

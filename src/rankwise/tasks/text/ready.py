@@ -15,6 +15,9 @@ from rankwise.tasks.text.options import TextOptions
 from rankwise.train.data import Data
 from rankwise.train.feed import Feed
 
+SPLITS = {"train": "training", "validation": "validation", "test": "test"}
+"""Split -> what it is called in messages."""
+
 TOKENS_AT_ONCE = 1 << 14
 """Tokens, over all adapters, that an evaluation passes at once."""
 

@@ -28,6 +28,7 @@ from rankwise.tasks.text.options import TextOptions
 from rankwise.tasks.text.ready import Ready
 from rankwise.tasks.text.sft_ready import ready_sft
 from rankwise.tasks.text.splits import Splits as Examples
+from rankwise.tasks.text.trained import Trained
 from rankwise.train.data import count_rows, pick
 from rankwise.train.live import Progress
 from rankwise.train.settings import Training
@@ -102,9 +103,17 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
 
 
 def _beside(options: TextOptions, ready: Ready, folder: Path, run: Run, results: Results, swept: Swept) -> None:
-    """Write labels or the way prompts are written, and the model card."""
+    """Write labels or the way prompts are written, what else it was trained with, and the model card."""
     if ready.beside is not None:
         ready.beside(folder)
+    classifier = options.task == "classify"
+    pooling = "mean" if isinstance(ready.loaded.model, MeanPooledClassifier) else "model"
+    Trained(
+        max_length=options.max_length,
+        loss_on=None if classifier else options.loss_on,
+        pooling=pooling if classifier else None,
+        quantize=options.quantize,
+    ).save(folder)
     write_card(facts_of(folder, run, results, swept, options, ready), folder)
 
 

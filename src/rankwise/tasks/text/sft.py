@@ -39,7 +39,11 @@ class SftOptions:
 
 
 def tokenize_sft(
-    examples: Sequence[SftExample], tokenizer: Tokenizer, config: Any, options: SftOptions | None = None
+    examples: Sequence[SftExample],
+    tokenizer: Tokenizer,
+    config: Any,
+    options: SftOptions | None = None,
+    what: str = "",
 ) -> Prepared:
     """Make tokens of examples to imitate.
 
@@ -48,6 +52,7 @@ def tokenize_sft(
         tokenizer: The model's.
         config: The model's configuration: its context, and whether it is an encoder-decoder.
         options: How; the defaults of `SftOptions` if None.
+        what: "training", "validation" or "test", for messages; "" for examples of no split.
 
     Returns:
         The examples as tokens. Those in which no token with loss is left within the context are left out, and said.
@@ -64,7 +69,7 @@ def tokenize_sft(
     one = _one_for_encoder_decoder if encoder_decoder else _one_for_causal
     rows = [one(example, tokenizer, options) for example in examples]
     notes = [] if encoder_decoder else _notes(examples, rows, tokenizer, options)
-    return prepared(rows, tokenizer, Truncation(context), encoder_decoder, notes)
+    return prepared(rows, tokenizer, Truncation(context, what), encoder_decoder, notes)
 
 
 def prompt_text(example: SftExample, tokenizer: Tokenizer, options: SftOptions) -> tuple[str, bool]:

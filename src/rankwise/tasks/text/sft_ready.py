@@ -13,7 +13,7 @@ from rankwise.tasks.text.joining import check_joining, join
 from rankwise.tasks.text.models import TextModel, load_text_model
 from rankwise.tasks.text.options import TextOptions
 from rankwise.tasks.text.prompting import Prompting
-from rankwise.tasks.text.ready import Ready, model_options
+from rankwise.tasks.text.ready import SPLITS, Ready, model_options
 from rankwise.tasks.text.rendering import show_plain
 from rankwise.tasks.text.sft import SftOptions, as_chat, gap, tokenize_sft
 from rankwise.tasks.text.splits import Splits as Examples
@@ -40,11 +40,11 @@ def ready_sft(options: TextOptions, examples: Examples, label_names: Mapping[str
     )
     parts: dict[str, Prepared] = {}
     first: list[Any] = list(examples.train[:1])
-    for what in ("train", "validation", "test"):
+    for what, name in SPLITS.items():
         rows: list[Any] = list(getattr(examples, what))
         if not rows:
-            raise DataError(f"The {what} data is empty.")
-        parts[what] = tokenize_sft(rows, loaded.tokenizer, loaded.config, how)
+            raise DataError(f"The {name} data is empty.")
+        parts[what] = tokenize_sft(rows, loaded.tokenizer, loaded.config, how, name)
     notes = [*examples.notes, *loaded.notes, *dict.fromkeys(note for part in parts.values() for note in part.notes)]
     tensors = {what: _tensors(part, loaded) for what, part in parts.items()}
     if options.join:

@@ -90,9 +90,18 @@ def find_context(config: Any, tokenizer: Tokenizer, asked: int | None = None) ->
 
 @dataclass
 class Truncation:
-    """Cuts examples to the context and counts what that cost."""
+    """Cuts examples to the context and counts what that cost.
+
+    Args:
+        context: The most tokens of an example.
+        what: "training", "validation" or "test", for messages; "" for examples of no split.
+        longer: How many were longer.
+        longest: Tokens of the longest of them.
+        lost: Lines of those in which no token with loss is left.
+    """
 
     context: int
+    what: str = ""
     longer: int = 0
     longest: int = 0
     lost: list[int] = field(default_factory=list[int])
@@ -118,21 +127,22 @@ class Truncation:
         Raises:
             DataError: Nothing is left.
         """
+        examples = f"{self.what} examples".lstrip()
         if len(self.lost) == n:
             raise DataError(
-                f"None of the {n:,} examples has a token with loss within {self.context:,} tokens; "
+                f"None of the {n:,} {examples} has a token with loss within {self.context:,} tokens; "
                 "raise --max-length, or shorten what stands before the answers."
             )
         notes: list[str] = []
         if self.longer:
             notes.append(
-                f"{self.longer:,} of {n:,} examples are longer than {self.context:,} tokens (the longest has "
+                f"{self.longer:,} of {n:,} {examples} are longer than {self.context:,} tokens (the longest has "
                 f"{self.longest:,}) and were cut at their end."
             )
         if self.lost:
             where = ", ".join(map(str, self.lost[:5])) + (", ..." if len(self.lost) > 5 else "")
             notes.append(
-                f"{len(self.lost):,} of {n:,} examples have no token with loss and were left out: line {where}."
+                f"{len(self.lost):,} of {n:,} {examples} have no token with loss and were left out: line {where}."
             )
         return notes
 

@@ -12,6 +12,9 @@ from rankwise.tasks.text.options import TASKS, parse_separator
 BASE = Group("Base", sort_key=6)
 TEXTS = Group("Texts", sort_key=5)
 
+NOT_QUANTIZED = "none"
+"""--quantize that leaves the base as it is, whatever the adapter was trained over."""
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +24,16 @@ class UseOptions:
     Args:
         model: The base: a folder, a .gguf file, or a name on the Hugging Face hub. [default: what the adapter names]
         task: "classify" or "sft". [default: classify where labels.json lies beside the adapter, else sft]
-        max_length: The most tokens of an example. [default: the model's context]
+        max_length: The most tokens of an example. [default: as in training; of generate, the model's context]
         pooling: A classifier's input: "mean" over an encoder's outputs, "model" for the architecture's own, or "auto".
+            [default: as in training]
+        loss_on: Take the loss on the "answer" of each example, or on "all" of it. [default: as in training]
         chat: Write prompts as a conversation by the model's chat template. [default: as in training]
         chat_template: A template for a tokenizer without one: a file, or Jinja text. [default: as in training]
         separator: What stands between prompt and answer; \\n is a new line, \\t a tab. [default: as in training]
         dtype: Numbers of the base: float32, bfloat16 or float16 (the last two on a GPU).
-        quantize: Keep the linear layers of the base in 8 bits (int8) or 4 (nf4). [default: as they are]
+        quantize: Keep the linear layers of the base in 8 bits (int8) or 4 (nf4), or as they are (none). [default: as in
+            training; of merge, as they are]
         device: Where to compute: cpu, cuda, cuda:1.
         attention: transformers' implementation: sdpa, eager, ... [default: its choice]
         trust_remote_code: Run Python code that comes with the model.
@@ -36,7 +42,8 @@ class UseOptions:
     model: Annotated[str | None, Parameter(group=BASE)] = None
     task: Annotated[str | None, Parameter(group=TEXTS)] = None
     max_length: Annotated[int | None, Parameter(group=TEXTS)] = None
-    pooling: Annotated[str, Parameter(group=TEXTS)] = "auto"
+    pooling: Annotated[str | None, Parameter(group=TEXTS)] = None
+    loss_on: Annotated[str | None, Parameter(group=TEXTS)] = None
     chat: Annotated[bool | None, Parameter(group=TEXTS)] = None
     chat_template: Annotated[str | None, Parameter(group=TEXTS)] = None
     separator: Annotated[str | None, listed(parse_separator), Parameter(group=TEXTS)] = None

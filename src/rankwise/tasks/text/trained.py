@@ -1,0 +1,68 @@
+"""What else an adapter was trained with, kept beside it, so that it is used as it was trained."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rankwise.errors import DataError
+from rankwise.writing import replacing
+
+FILE = "training.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What the examples and the base were made into; None where it was the default, or there is no such thing.
+
+    Args:
+        max_length: The most tokens of an example.
+        loss_on: Of sft: "answer" or "all".
+        pooling: Of a classifier: "mean" or "model".
+        quantize: In what the base's linear layers were kept: "int8" or "nf4".
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Trained(max_length=64, pooling="mean").save(Path(folder))
+        ...     read_trained(Path(folder))
+        Trained(max_length=64, loss_on=None, pooling='mean', quantize=None)
+    """
+
+    max_length: int | None = None
+    loss_on: str | None = None
+    pooling: str | None = None
+    quantize: str | None = None
+
+    def save(self, folder: Path) -> Path:
+        """Write `training.json` into a folder.
+
+        Raises:
+            OutputError: The folder can't be written.
+        """
+        with replacing(folder / FILE) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        return folder / FILE
+
+
+def read_trained(folder: Path) -> Trained | None:
+    """Read `training.json` from a folder; None where there is none.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    path = folder / FILE
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        words = {key: content[key] for key in ("loss_on", "pooling", "quantize")}
+        if not all(isinstance(word, str | None) for word in words.values()):
+            raise TypeError("a setting is no text")
+        if not isinstance(content["max_length"], int | None):
+            raise TypeError("the length is no whole number")
+        return Trained(max_length=content["max_length"], **words)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f'{path} is damaged; it holds {{"max_length": ..., "loss_on": ..., "pooling": ..., "quantize": ...}}.'
+        ) from error

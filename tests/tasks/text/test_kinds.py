@@ -1,0 +1,79 @@
+"""Numbers and several labels a text, through the commands: trained, evaluated and merged."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+import transformers
+
+from rankwise.cli import main
+from rankwise.report import read_results
+from rankwise.tasks.text.adapted import load_adapted
+from rankwise.tasks.text.labels import read_labels
+from rankwise.tasks.text.use_options import UseOptions
+from text_models import make_model, make_tokenizer
+
+WORDS = ("one", "two", "three", "cat", "sat", "The", "mat")
+TEXTS = [f"{WORDS[n % 7]} {WORDS[n % 5]} {WORDS[n % 3]} {n}" for n in range(48)]
+
+LABELS: dict[str, list[Any]] = {
+    "number": [n % 7 + 0.5 for n in range(48)],
+    "several": [[name for i, name in enumerate("abc") if n % 7 >> i & 1] for n in range(48)],
+}
+
+FIGURES = {
+    "number": ("mean absolute error", "mean_absolute_error", {"loss", "root_mean_squared_error", "pearson"}),
+    "several": ("exact match of labels", "accuracy", {"loss", "f1", "mcc"}),
+}
+
+PROBLEMS = {"number": "regression", "several": "multi_label_classification"}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_from_a_file_to_a_merged_model(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, data, run, out = (tmp_path / name for name in ("bert", "data.jsonl", "run", "merged"))
+    make_model("bert").save_pretrained(base)
+    make_tokenizer().save_pretrained(base)
+    rows = [{"text": text, "label": label} for text, label in zip(TEXTS, LABELS[kind], strict=True)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    flags = ["--model", str(base), "--task", "classify", "--data", str(data), "--test", str(data), "--rank", "4"]
+    flags += ["--epochs", "20", "--batch-size", "8", "--lr", "1e-2", "--quiet", "--out", str(run)]
+    assert main(["train", *flags]) == 0
+    results = read_results(run)
+    (trained,) = results["runs"]
+    folder = run / str(trained["adapter"])
+    metric, figure, others = FIGURES[kind]
+    assert results["metric"]["name"] == metric
+    assert read_labels(folder).kind == kind
+
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), "--data", str(data), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["figures"][folder.name]
+    assert figures[figure] == pytest.approx(trained["metric"], rel=1e-5)
+    assert figures.keys() == {figure, *others}
+
+    texts = [row["text"] for row in rows]
+    adapted = load_adapted([folder], UseOptions())
+    batch = dict(adapted.loaded.tokenizer(texts, return_tensors="pt", padding=True))
+    with torch.no_grad():
+        outputs = adapted.loaded.call(adapted.loaded.model, batch)
+    if kind == "number":
+        right = torch.tensor(LABELS[kind])
+        assert float((outputs.squeeze(-1) - right).abs().mean()) == pytest.approx(trained["metric"], rel=1e-4)
+        assert trained["metric"] < float((right - right.mean()).abs().mean()), "better than the mean of all"
+    else:
+        said = [[name for name, one in zip("abc", row, strict=True) if one > 0] for row in outputs.tolist()]
+        hits = sum(own == label for own, label in zip(said, LABELS[kind], strict=True))
+        assert hits / len(rows) == pytest.approx(trained["metric"])
+        assert hits > len(rows) / 2, "the first word tells"
+
+    assert main(["merge", str(folder), "--out", str(out)]) == 0
+    merged = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
+    assert merged.config.problem_type == PROBLEMS[kind]
+    assert read_labels(out) == read_labels(folder)
+    with torch.no_grad():
+        torch.testing.assert_close(merged(**batch).logits, outputs, rtol=1e-4, atol=1e-5)
