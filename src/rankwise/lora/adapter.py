@@ -219,16 +219,17 @@ class LoRA(Adapter):
         B_of: dict[str, Tensor] = kept["B"]._parameters
         base = output
         for name in self.active:
-            A, B = flip(A_of[name], B_of[name]) if name in self.flipped else (A_of[name], B_of[name])
-            x, scale = inputs, self.scale[name]
+            pair = flip(A_of[name], B_of[name]) if name in self.flipped else (A_of[name], B_of[name])
             varied = self.varied and (name in self.rows or self.configs[name].variant != "lora")
+            x, scale = inputs, self.scale[name]
+            if not layer_type.reads_indices and x.dtype != pair[0].dtype:
+                if varied:
+                    x = x.to(pair[0].dtype)  # norms of rows need more than half precision
+                else:
+                    # Not x, which would be kept in float32 for the backward pass.
+                    pair = pair[0].to(x.dtype), pair[1].to(x.dtype)
+            A, B = pair
             if not layer_type.reads_indices:
-                if x.dtype != A.dtype:
-                    if varied:
-                        x = x.to(A.dtype)  # norms of rows need more than half precision
-                    else:
-                        # Not x, which would be kept in float32 for the backward pass.
-                        A, B = A.to(x.dtype), B.to(x.dtype)
                 if self.training and self.configs[name].dropout and not self.row_of(name).tokens:
                     x = nn.functional.dropout(x, self.configs[name].dropout)
             if varied:
