@@ -229,9 +229,9 @@ class LoRA(Adapter):
                     # Not x, which would be kept in float32 for the backward pass.
                     pair = pair[0].to(x.dtype), pair[1].to(x.dtype)
             A, B = pair
-            if not layer_type.reads_indices:
-                if self.training and self.configs[name].dropout and not self.row_of(name).tokens:
-                    x = nn.functional.dropout(x, self.configs[name].dropout)
+            p = self.configs[name].dropout if self.training and not layer_type.reads_indices else 0.0
+            if p and not self.row_of(name).tokens:
+                x = nn.functional.dropout(x, p)
             if varied:
                 update = self._varied(layer, name, x, base, A, B, rest, named)
                 output = output - update.to(output.dtype)
