@@ -215,6 +215,21 @@ def test_a_merged_classifier(place: Path, tmp_path: Path, pooling: str) -> None:
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("pooling", ["model", "mean"])
+def test_a_classifier_over_an_encoder_decoder(place: Path, tmp_path: Path, pooling: str) -> None:
+    """The tokenizer adds no token by which the architecture's own classifier finds the end of a text."""
+    make_model("t5").save_pretrained(tmp_path / "t5")
+    make_tokenizer().save_pretrained(tmp_path / "t5")
+    data, run, out = str(place / "labelled.jsonl"), tmp_path / "run", tmp_path / "merged"
+    flags = ["--model", str(tmp_path / "t5"), "--task", "classify", "--data", data, "--pooling", pooling]
+    assert main(["train", *flags, *QUICK, "--out", str(run)]) == 0
+    (folder,) = (run / "adapters").iterdir()
+    assert main(["evaluate", str(folder), "--data", data, "--pooling", pooling]) == 0
+    assert main(["merge", str(folder), "--pooling", pooling, "--out", str(out)]) == 0
+    body = {"model": "T5ForSequenceClassification", "mean": "T5EncoderModel"}[pooling]
+    assert json.loads((out / "config.json").read_text())["architectures"] == [body]
+
+
 def test_prompts_are_written_as_in_training(place: Path, tmp_path: Path) -> None:
     assert read_prompting(adapter(place, "sft")) == Prompting()
     rows = [{"instruction": f"{WORDS[n % 7]} {n}", "output": WORDS[n % 5]} for n in range(30)]

@@ -78,6 +78,6 @@ def merge_into_folder(adapted: Adapted, folder: Path) -> Merged:
     if pooled:
         notes.append(
             "transformers has no class for a head on the mean of an encoder's outputs: the folder holds the encoder "
-            f"(AutoModel), and the head, weight and bias, in {HEAD}."
+            f"({type(body).__name__}), and the head, weight and bias, in {HEAD}."
         )
     return Merged(folder, report, tuple(notes))

@@ -113,7 +113,7 @@ def load_text_model(
         # What transformers draws for a new head is replaced by streams of its own; the user's random state stays.
         config = source.load("AutoConfig")
         tokenizer = source.load("AutoTokenizer")
-        _, note = pad_token_of(tokenizer)
+        _, note = pad_token_of(tokenizer, config.vocab_size)
         if task == "sft":
             model, head, new = _load_sft(source, config), (), ()
         else:
@@ -174,17 +174,35 @@ class _Source:
             # A name whose owner says "run my code" must be asked for; None would ask on the terminal.
             trust = self.options.trust_remote_code
             return getattr(transformers, auto_class).from_pretrained(self.place, trust_remote_code=trust, **more)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             raise ConfigError(self._explain(auto_class, error)) from error
 
-    def load_model(self, auto_class: str, **more: Any) -> tuple[Any, list[str]]:
-        """The model, and the parameters that its checkpoint does not have (or has in another shape)."""
+    def load_model(self, auto_class: str, *, new_head: bool = False, **more: Any) -> tuple[Any, list[str]]:
+        """The model, and the parameters that its checkpoint does not have (or has in another shape).
+
+        Args:
+            auto_class: Of transformers.
+            new_head: Whether what stands beside the base may have another shape than in the checkpoint.
+            more: Handed on.
+
+        Raises:
+            ConfigError: It can't be loaded, or a weight has another shape than its configuration says.
+        """
         options = self.options
         more |= {"attn_implementation": options.attention, "quantization_config": options.quantization}
         given = {key: value for key, value in more.items() if value is not None}
-        model, info = self.load(auto_class, dtype=DTYPES[options.dtype], output_loading_info=True, **given)
-        mismatched = [entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]]
-        return model, [*info["missing_keys"], *mismatched]
+        # Weights of another shape are refused here: transformers' own error does not say which they are.
+        given |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = self.load(auto_class, dtype=DTYPES[options.dtype], **given)
+        mismatched = sorted((name, tuple(own), tuple(wanted)) for name, own, wanted in info["mismatched_keys"])
+        inside = f"{model.base_model_prefix}." if new_head else ""
+        if wrong := [entry for entry in mismatched if entry[0].startswith(inside)]:
+            name, own, wanted = wrong[0]
+            raise ConfigError(
+                f'{len(wrong)} weights of "{self.name}" have another shape than its config.json says ("{name}" is '
+                f"{own}, and would be {wanted}); take the config.json that belongs to these weights."
+            )
+        return model, [*info["missing_keys"], *(name for name, _, _ in mismatched)]
 
     def _explain(self, auto_class: str, error: Exception) -> str:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -202,7 +220,9 @@ class _Source:
                 f"it ({first})"
             )
         what = {"AutoConfig": "configuration", "AutoTokenizer": "tokenizer"}.get(auto_class, "model")
-        return f'The {what} of "{self.name}" can\'t be loaded: {first}'
+        other = what == "model" and isinstance(error, ImportError) and self.options.attention is not None
+        advice = " Install it, or leave --attention out." if other else ""
+        return f'The {what} of "{self.name}" can\'t be loaded: {first}{advice}'
 
 
 def _load_sft(source: _Source, config: Any) -> nn.Module:
@@ -234,7 +254,7 @@ def _load_classifier(
     if pooling == "model" and not own:
         raise ConfigError(f'"{source.name}" ({config.model_type}) has no classifier of its own; give --pooling mean.')
     if pooling == "mean" or (pooling == "auto" and (not own or _is_sentence_encoder(source))):
-        encoder, missing = source.load_model("AutoModel")
+        encoder, missing = source.load_model(_encoder_class(source, config))
         model = MeanPooledClassifier(encoder, len(labels.names))
         # Zero, like every new bias in transformers; the weight comes from the seed.
         nn.init.zeros_(model.head.bias)
@@ -247,10 +267,22 @@ def _load_classifier(
         id2label=names,
         label2id={name: i for i, name in names.items()},
         problem_type=labels.problem_type,
-        ignore_mismatched_sizes=True,
+        new_head=True,
     )
     head, new = find_head(model, model.base_model_prefix, missing)
     return model, head, new
+
+
+def _encoder_class(source: _Source, config: Any) -> str:
+    """What loads the encoder whose outputs are averaged; of an encoder-decoder, its encoder alone."""
+    if not getattr(config, "is_encoder_decoder", False):
+        return "AutoModel"
+    if not _has_class(config, "MODEL_FOR_TEXT_ENCODING_MAPPING"):
+        raise ConfigError(
+            f'"{source.name}" ({config.model_type}) is an encoder-decoder, and transformers has no class for its '
+            "encoder alone, whose outputs would be averaged; give --pooling model, or take another model."
+        )
+    return "AutoModelForTextEncoding"
 
 
 def _has_class(config: Any, mapping: str) -> bool:
