@@ -93,6 +93,7 @@ def train(place: Path, out: Path, model: str, task: str, data: str, *more: str) 
         ("bert-wide", "classify", "zebra-labelled", [], 'Line 41 has the token "zebra" of number 320, and the model'),
         ("llama-wide", "sft", "zebra-pairs", [], 'Line 41 has the token "zebra" of number 320, and the model knows'),
         ("t5-wide", "sft", "zebra-pairs", [], 'Line 41 has the token "zebra" of number 320, and the model knows 320'),
+        ("llama", "sft", "pairs", ["--dtype", "bfloat16"], "updates; leave --dtype out, or give --device cuda."),
         ("llama", "sft", "pairs", ["--attention", "flash_attention_2"], "Install it, or leave --attention out."),
         ("bert-other-width", "classify", "labelled", [], "another shape than its config.json says"),
         ("bert-other-width", "classify", "labelled", ["--pooling", "mean"], "is (32,), and would be (64,)"),
@@ -103,8 +104,8 @@ def train(place: Path, out: Path, model: str, task: str, data: str, *more: str) 
     ],
     ids=[
         "no model", "no causal model", "no template", "no examples", "a label only in test", "own code", "no room",
-        "a token beyond", "a token of a prompt beyond", "a token of an answer beyond", "no such attention",
-        "another width", "another width of an encoder", "another width of a writer",
+        "a token beyond", "a token of a prompt beyond", "a token of an answer beyond", "half precision",
+        "no such attention", "another width", "another width of an encoder", "another width of a writer",
         "a template's types", "types inside its mark", "a template's numbers",
     ],
 )  # fmt: skip

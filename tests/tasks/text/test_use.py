@@ -176,9 +176,13 @@ def test_generating_side_by_side(
         write_texts(load_adapted([adapter(place, "classify")], UseOptions()), BASE, [as_prompt("a")], Writing())
 
 
-def test_a_merged_language_model_loads_in_transformers(place: Path, tmp_path: Path) -> None:
+def test_a_merged_language_model_loads_in_transformers(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "merged"
+    capsys.readouterr()
     assert main(["merge", str(adapter(place, "sft")), "--out", str(out)]) == 0
+    assert capsys.readouterr().err == "", "no bar of transformers"
     merged = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
     batch = transformers.AutoTokenizer.from_pretrained(out)("The cat sat", return_tensors="pt")
     ours = loaded_for(place, "sft")

@@ -9,6 +9,7 @@ from rankwise.lora.inject import eject
 from rankwise.lora.merge import MergeReport, merge
 from rankwise.tasks.text.adapted import Adapted
 from rankwise.tasks.text.heads import MeanPooledClassifier
+from rankwise.tasks.text.quiet import quiet
 
 HEAD = "head.safetensors"
 
@@ -60,7 +61,8 @@ def merge_into_folder(adapted: Adapted, folder: Path) -> Merged:
     eject(model)
     temporary = folder.with_name(f".{folder.name}.unfinished")
     try:
-        body.save_pretrained(temporary)
+        with quiet():
+            body.save_pretrained(temporary)
         adapted.loaded.tokenizer.save_pretrained(temporary)
         if pooled:
             from safetensors.torch import save_file

@@ -1,9 +1,7 @@
 """Language models by folder, hub name or GGUF file, ready for a task, with what the user should know about them."""
 
 import json
-import logging as standard_logging
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +15,7 @@ from rankwise.tasks.text.calls import ModelCall, find_inputs
 from rankwise.tasks.text.extra import needed_for
 from rankwise.tasks.text.heads import MeanPooledClassifier, find_head, initial_head
 from rankwise.tasks.text.labels import Labels
+from rankwise.tasks.text.quiet import quiet
 from rankwise.tasks.text.tokens import Tokenizer, pad_token_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -109,7 +108,7 @@ def load_text_model(
     source = _Source(str(name), options)
     with needed_for("language models"):
         import_module("transformers")
-    with _quiet(gguf=source.gguf is not None), torch.random.fork_rng(devices=[]):
+    with quiet(gguf=source.gguf is not None), torch.random.fork_rng(devices=[]):
         # What transformers draws for a new head is replaced by streams of its own; the user's random state stays.
         config = source.load("AutoConfig")
         tokenizer = source.load("AutoTokenizer")
@@ -324,33 +323,3 @@ def _forget_gguf(model: Any) -> None:
     model.hf_quantizer, model.is_quantized = None, False
     for key in ("quantization_config", "_pre_quantization_dtype"):
         model.config.__dict__.pop(key, None)
-
-
-@contextmanager
-def _quiet(*, gguf: bool) -> Generator[None]:
-    """Without transformers' progress bars and load reports: what matters in them is said by errors and notes."""
-    from transformers.utils import logging
-
-    unpacking: Any = import_module("transformers.modeling_gguf_pytorch_utils") if gguf else None
-    # transformers' switch for its bars does not reach this one.
-    bar = getattr(unpacking, "tqdm", None)
-    if bar is not None:
-        unpacking.tqdm = lambda tensors, **_: tensors
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    # torchao, where it is installed, tells at length which of its GPU kernels a machine without a GPU lacks.
-    noisy = {name: standard_logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")}
-    levels = {name: logger.level for name, logger in noisy.items()}
-    for logger in noisy.values():
-        logger.setLevel(standard_logging.ERROR)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bar is not None:
-            unpacking.tqdm = bar
-        logging.set_verbosity(level)
-        for name, logger in noisy.items():
-            logger.setLevel(levels[name])
-        if bars:
-            logging.enable_progress_bar()

@@ -68,7 +68,7 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         limit_test=options.limit_test,
     )
     ready = TASKS[options.task](options, *load_examples(where, options.task))
-    check_model(ready.loaded.model)
+    check_model(ready.loaded.model, mend="leave --dtype out, or give --device cuda")
     notes = [*ready.notes, *_quantised(options, ready)]
     if not options.base_dropout:
         silence_dropout(ready.loaded.model)
