@@ -147,6 +147,30 @@ def test_each_answer_is_held_against_all_references_of_its_input(
     assert "Answers were written for 2 of 3 inputs, with 6 references." in said["notes"]
 
 
+def test_inputs_without_room_for_an_answer_are_left_out_and_named(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", str(place / "llama"), "--data", str(tmp_path / "data.jsonl"), "--max-new-tokens", "9", "--json"]
+    long_text = "?" * 120  # and as many tokens, of 128
+    rows = [{"prompt": text, "completion": " sat"} for text in ("The cat", long_text, "two", "mat")]
+    shown = []
+    for kept in (rows, [rows[0], *rows[2:]], rows[1:2]):
+        # Blank lines: what is named is the line of the file.
+        (tmp_path / "data.jsonl").write_text("\n\n".join(map(json.dumps, kept)))
+        assert main(["evaluate", *flags, "--generate", "4"]) == 0
+        shown.append(json.loads(capsys.readouterr().out))
+    (whole, short, long) = shown
+    left_out = "inputs have no room for an answer of 9 tokens in the context (the longest has 120) and none was written"
+    assert f"1 of 4 {left_out}: line 3." in whole["notes"]
+    assert "Answers were written for 3 of 4 inputs, with 3 references." in whole["notes"]
+    assert whole["figures"][BASE]["rougeL"] == short["figures"][BASE]["rougeL"]
+    assert f"1 of 1 {left_out}: line 1." in long["notes"]
+    assert long["figures"][BASE].keys() == {"loss", "perplexity"}
+    adapted = load_adapted([], UseOptions(model=str(place / "llama")))
+    with pytest.raises(ConfigError, match=r"The prompt of line 8 has 120 tokens; with 64 for the answer"):
+        write_texts(adapted, BASE, [as_prompt("one", 7), as_prompt(long_text, 8)], Writing())
+
+
 def test_answers_are_those_of_each_prompt_alone(place: Path) -> None:
     adapted = load_adapted([adapter(place, "sft")], UseOptions())
     prompts = [as_prompt(text) for text in ("The cat", "one two three cat sat", "mat")]
