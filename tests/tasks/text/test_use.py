@@ -1,5 +1,6 @@
 """`rankwise train`, then `evaluate`, `generate` and `merge` with what it gave; model cards beside the adapters."""
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -200,6 +201,31 @@ def test_generating_side_by_side(
         write_texts(load_adapted([adapter(place, "classify")], UseOptions()), BASE, [as_prompt("a")], Writing())
 
 
+def test_prompts_of_a_file_of_examples(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "The cat", "completion": "x"}\n\n{"prompt": "one two"}\n')
+    (tmp_path / "pairs.csv").write_text("mr,ref\nThe cat,x\none two,y\n")
+    (tmp_path / "prompts.txt").write_text("The cat\n\none two\n")
+    shown = []
+    for name, more in (("pairs.jsonl", []), ("pairs.csv", ["--columns", "prompt=mr"]), ("prompts.txt", [])):
+        flags = ["--model", str(place / "llama"), "--file", str(tmp_path / name), *more, "--max-new-tokens", "3"]
+        assert main(["generate", *flags, "--json"]) == 0
+        shown.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    assert [line["prompt"] for line in shown[0]] == ["The cat", "one two"]
+    assert shown[0] == shown[1] == shown[2]
+
+
+def test_several_labels_of_a_csv_file(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = ('["a", "b"]', "[]", '["b"]', '["a"]')
+    data = tmp_path / "several.csv"
+    with data.open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *((f"{WORDS[n % 7]} {n}", cells[n % 4]) for n in range(40))])
+    flags = ["--model", str(place / "bert"), "--task", "classify", "--data", str(data), "--labels", "several"]
+    assert main(["train", *flags, *QUICK, "--out", str(tmp_path / "run")]) == 0
+    (folder,) = (tmp_path / "run" / "adapters").iterdir()
+    assert read_labels(folder).names == ("a", "b")
+    assert main(["evaluate", str(folder), "--data", str(data)]) == 0
+
+
 def test_a_merged_language_model_loads_in_transformers(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -285,6 +311,12 @@ def test_prompts_are_written_as_in_training(place: Path, tmp_path: Path) -> None
         (["evaluate", "{sft}", "--data", "{root}/pairs.jsonl", "--model", "{root}/no"], 'no folder "{root}/no"'),
         (["evaluate", "{classify}", "--data", "{root}/strange.jsonl"], '"z" (line 1)'),
         (["generate", "{sft}", "--prompt", "a", "--file", "b"], "leave one of them out"),
+        (["generate", "{sft}", "--prompt", "a", "--columns", "prompt=b"], "--columns names columns of --file"),
+        (
+            ["generate", "{sft}", "--file", "{root}/labelled.jsonl"],
+            "generate needs messages; or prompt; or instruction",
+        ),
+        (["generate", "{sft}", "--file", "{root}/no.txt"], "no.txt can't be read"),
         (["generate", "{sft}", "--prompt", "a", "--temperature", "-1"], "--temperature is -1.0"),
         (["merge", "{sft}", "--out", "{root}"], "not empty"),
     ],

@@ -63,7 +63,8 @@ def evaluate_texts(
         DataError: The file can't be read, or its labels are unknown.
     """
     records = read_records(data, split=split, skip_bad_lines=skip_bad_lines)
-    examples, notes = read_examples(records, adapted.task, columns, skip_bad_lines=skip_bad_lines)
+    several = adapted.labels is not None and adapted.labels.kind == "several"
+    examples, notes = read_examples(records, adapted.task, columns, several=several, skip_bad_lines=skip_bad_lines)
     if not examples:
         raise DataError(f"{data} has no examples.")
     notes = [*adapted.notes, *records.notes, *notes]
