@@ -1,5 +1,6 @@
 """A model's linear layers in few bits: which, how large, how near."""
 
+import logging
 import os
 
 import pytest
@@ -120,6 +121,14 @@ def test_a_model_in_bfloat16_computes_in_it():
     quantize(second := llama().to(torch.bfloat16), "int8")
     ids = torch.arange(1, 8).view(1, 7)
     assert model(ids).logits.dtype == second(ids).logits.dtype == torch.bfloat16
+
+
+def test_a_pass_in_8_bits_does_not_say_that_inputs_are_rounded(caplog):
+    quantize(model := llama(), "int8")
+    model(torch.arange(1, 8).view(1, 7))
+    assert caplog.messages == []
+    logging.getLogger("bitsandbytes.autograd._functions").warning("another line")
+    assert caplog.messages == ["another line"]
 
 
 def test_shared_modules_and_weights():

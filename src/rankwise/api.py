@@ -239,8 +239,12 @@ def sweep(
     return Sweep(results, swept, tuple(files))
 
 
-def check_model(model: nn.Module) -> None:
+def check_model(model: nn.Module, *, mend: str = "convert it first: model.float()") -> None:
     """Refuse a model that can't be trained as it is.
+
+    Args:
+        model: The model.
+        mend: What its user does about half precision on a CPU.
 
     Raises:
         ConfigError: It has no parameters, or is in half precision on a CPU.
@@ -252,7 +256,7 @@ def check_model(model: nn.Module) -> None:
         kind = str(parameter.dtype).removeprefix("torch.")
         raise ConfigError(
             f"The model is in {kind} on the CPU, where training in half precision is slow and loses small updates; "
-            "convert it first: model.float()."
+            f"{mend}."
         )
 
 

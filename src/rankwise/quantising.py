@@ -12,6 +12,7 @@ References:
     Dettmers et al., QLoRA, 2023, section 3. https://arxiv.org/abs/2305.14314
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,7 +135,17 @@ def _choose(
     return chosen, left_out
 
 
+_RUNS_LAYERS = "bitsandbytes.autograd._functions"
+"""The logger of what computes in 8 bits."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of bitsandbytes is more than that inputs are rounded, which it says again in every pass."""
+    return not str(record.msg).startswith("MatMul8bitLt: inputs will be cast")
+
+
 def _int8(bitsandbytes: Any, layer: nn.Module, weight: Tensor) -> nn.Module:
+    logging.getLogger(_RUNS_LAYERS).addFilter(_is_news)  # once: the same filter is not added again
     # Threshold 0: with outlier columns a row's result would depend on the other rows of its batch.
     new = bitsandbytes.nn.Linear8bitLt(*weight.mT.shape, bias=False, has_fp16_weights=False, device="meta")
     new.weight = bitsandbytes.nn.Int8Params(weight, requires_grad=False)

@@ -44,7 +44,7 @@ def evaluate(
         Use so many examples at the most, drawn as --limit-test of a sweep draws them. [default: all]
     generate:
         For sft: write answers to so many inputs, drawn from the whole file, and hold each against all references of
-        its input (exact match, BLEU, ROUGE).
+        its input (exact match, BLEU, ROUGE). Inputs that leave no room for an answer are left out.
     max_new_tokens:
         The most tokens of an answer.
     out:

@@ -10,10 +10,13 @@ from cyclopts import Parameter
 
 from rankwise.cli.app import EXIT_OK, app
 from rankwise.errors import ConfigError, DataError
+from rankwise.tasks.flags import listed
+from rankwise.tasks.text.options import parse_columns
 from rankwise.tasks.text.use_options import UseOptions
 
 if TYPE_CHECKING:
     from rankwise.tasks.text.adapted import Adapted
+    from rankwise.tasks.text.examples import SftExample
     from rankwise.tasks.text.generating import Writing
 
 
@@ -22,6 +25,8 @@ def generate(
     *adapters: Path,
     prompt: str | None = None,
     file: Path | None = None,
+    columns: Annotated[tuple[tuple[str, str], ...], listed(parse_columns), Parameter(show_default=False)] = (),
+    skip_bad_lines: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     base: bool = True,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
@@ -41,7 +46,12 @@ def generate(
     prompt:
         One prompt.
     file:
-        A text file with a prompt on each line.
+        A text file with a prompt on each line; or examples (.jsonl, .json, .csv, .tsv, .parquet), whose prompts are
+        answered.
+    columns:
+        Which columns of --file hold what, where they are not called so: prompt=mr.
+    skip_bad_lines:
+        Leave out lines of --file that can't be used, and say so.
     base:
         Let the base without an adapter answer too.
     max_new_tokens:
@@ -56,35 +66,39 @@ def generate(
         Print a line of JSON for each prompt.
     """
     from rankwise.tasks.text.adapted import load_adapted
-    from rankwise.tasks.text.generating import Writing
+    from rankwise.tasks.text.generating import Writing, as_prompt
+    from rankwise.tasks.text.prompts import read_prompts
 
     if prompt is not None and file is not None:
         raise ConfigError("--prompt and --file are both given; leave one of them out.")
+    if columns and file is None:
+        raise ConfigError("--columns names columns of --file, which is not given; leave it out.")
     how = Writing(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size)
-    given = [prompt] if prompt is not None else None if file is None else _lines(file)
+    given, notes = (None if prompt is None else [as_prompt(prompt)]), []
+    if file is not None:
+        given, notes = read_prompts(file, dict(columns), skip_bad_lines=skip_bad_lines)
     adapted = load_adapted(adapters, options or UseOptions())
-    for note in adapted.notes:
+    for note in (*adapted.notes, *notes):
         print(note, file=sys.stderr)
     if given is not None:
         _answer(adapted, given, how, base=base, as_json=json_)
         return EXIT_OK
     for line in _typed():
         try:
-            _answer(adapted, [line], how, base=base, as_json=json_)
+            _answer(adapted, [as_prompt(line)], how, base=base, as_json=json_)
         except (ConfigError, DataError) as error:  # the next prompt may fit
             print(f"rankwise: {error}", file=sys.stderr)
     return EXIT_OK
 
 
-def _answer(adapted: "Adapted", prompts: Sequence[str], how: "Writing", *, base: bool, as_json: bool) -> None:
+def _answer(adapted: "Adapted", prompts: "Sequence[SftExample]", how: "Writing", *, base: bool, as_json: bool) -> None:
     from rankwise.tasks.text.adapted import BASE
-    from rankwise.tasks.text.generating import as_prompt, write_texts
+    from rankwise.tasks.text.generating import write_texts
 
     names = [*([BASE] if base or not adapted.names else []), *adapted.names]
-    examples = [as_prompt(text, i) for i, text in enumerate(prompts, 1)]
-    answers = {name: write_texts(adapted, name, examples, how) for name in names}
+    answers = {name: write_texts(adapted, name, prompts, how) for name in names}
     width = max(map(len, names))
-    for i, text in enumerate(prompts):
+    for i, text in enumerate(prompt.source for prompt in prompts):
         own = {name: answers[name][i] for name in names}
         if as_json:
             print(json.dumps({"prompt": text, "answers": own}, ensure_ascii=False), flush=True)
@@ -93,19 +107,6 @@ def _answer(adapted: "Adapted", prompts: Sequence[str], how: "Writing", *, base:
         for name, answer in own.items():
             print(f"{name:>{width}}  {answer.strip()}", flush=True)
         print()
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise DataError(
-            f"{file} can't be read ({why}); --file takes a text file with a prompt on each line."
-        ) from error
-    if not lines:
-        raise DataError(f"{file} is empty; --file takes a text with a prompt on each line.")
-    return lines
 
 
 def _typed() -> Iterator[str]:

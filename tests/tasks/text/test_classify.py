@@ -12,6 +12,7 @@ from rankwise.tasks.text.labels import Labels, find_labels
 from rankwise.tasks.text.loading import TextData, load_examples
 from text_models import make_tokenizer
 
+BOTH = SimpleNamespace(max_position_embeddings=32, is_encoder_decoder=True, eos_token_id=1)
 CONFIG = SimpleNamespace(max_position_embeddings=32)
 LABELS = Labels("one", ("a", "b"))
 
@@ -65,3 +66,19 @@ def test_banking77(data_root):
     found = tokenize_classify(splits.test, labels, make_tokenizer(), SimpleNamespace(n_positions=1024), "test")
     assert found.data["labels"].shape == (3080,)
     assert found.data["labels"].bincount().tolist() == [40] * 77
+
+
+def test_a_text_for_an_encoder_decoder_ends_with_its_eos():
+    """Its classifier reads the outputs there; this tokenizer adds none of itself."""
+    examples = [Labelled(1, "one two", "a"), Labelled(2, "cat", "b"), Labelled(3, "one " * 60, "a")]
+    found = tokenize_classify(examples, LABELS, make_tokenizer(), BOTH, "test")
+    assert [row[n - 1] for row, n in zip(found.data["input_ids"].tolist(), found.lengths, strict=True)] == [1, 1, 1]
+    assert max(found.lengths) == 32
+    with pytest.raises(DataError, match=r'Line 2 holds "<\|im_end\|>", by which the model finds the end of a text'):
+        tokenize_classify(
+            [Labelled(1, "cat", "a"), Labelled(2, "a<|im_end|>b<|im_end|>", "b")],
+            LABELS,
+            make_tokenizer(),
+            BOTH,
+            "test",
+        )

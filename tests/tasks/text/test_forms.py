@@ -41,6 +41,38 @@ def test_forms(row, task, columns, example):
     assert read_examples(records_of(row), task, columns) == ([example], [])
 
 
+ASKED = Chat(1, (HELLO[0], {"role": "assistant", "content": ""}))
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "example"),
+    [
+        ({"prompt": "a"}, {}, Pair(1, "a", "")),
+        ({"prompt": "a", "completion": "b"}, {}, Pair(1, "a", "")),
+        ({"mr": "a", "ref": "b"}, {"prompt": "mr", "completion": "ref"}, Pair(1, "a", "")),
+        ({"instruction": "a", "input": "c", "output": "b"}, {}, Pair(1, "a\n\nc", "", chat=True)),
+        ({"messages": HELLO}, {}, ASKED),
+        ({"messages": HELLO[:1]}, {}, ASKED),
+    ],
+)
+def test_prompts_need_no_answers(row, columns, example):
+    assert read_examples(records_of(row), "generate", columns) == ([example], [])
+
+
+@pytest.mark.parametrize(
+    ("label", "found"), [('["a", "b"]', ("a", "b")), (" [] ", ()), ("a", "a"), (["a"], ("a",)), ("[2, 1]", ("2", "1"))]
+)
+def test_several_labels_in_one_text(label, found):
+    assert read_examples(records_of({"text": "x", "label": label}), "classify", several=True)[0][0].label == found
+    alone = read_examples(records_of({"text": "x", "label": label}), "classify")[0][0].label
+    assert alone == (label.strip() if isinstance(label, str) else found), "unasked, a text stays one label"
+
+
+def test_a_list_of_labels_that_is_none_is_named():
+    with pytest.raises(DataError, match=r'line 1 \("label" is a text that is no JSON list\)'):
+        read_examples(records_of({"text": "x", "label": "[a, b]"}), "classify", several=True)
+
+
 @pytest.mark.parametrize(
     ("row", "task", "columns", "message"),
     [
@@ -52,6 +84,7 @@ def test_forms(row, task, columns, example):
             "columns text, category, source; classify needs text, label",
         ),
         ({"text": "a"}, "classify", {"label": "txet"}, r'has no column "txet" for "label".*Did you mean "text"\?'),
+        ({"text": "a"}, "generate", {}, "has the columns text; generate needs messages; or prompt; or instruction"),
         ({"text": "a"}, "sft", {"promt": "text"}, r'No form of example has a "promt".*Did you mean "prompt"\?'),
     ],
 )

@@ -18,7 +18,7 @@ WORDS = ("one", "two", "three", "cat", "sat", "The", "mat")
 
 @pytest.fixture(autouse=True)
 def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rankwise.tasks.text.run.check_model", lambda model: None)
+    monkeypatch.setattr("rankwise.tasks.text.run.check_model", lambda model, mend: None)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("transformers")
 
+from transformers import MambaConfig, MambaForCausalLM
+
 from rankwise.errors import ConfigError
 from rankwise.tasks.text.joining import check_joining, fit, join
 from rankwise.tasks.text.tokens import IGNORED, Prepared, Tokens
@@ -71,6 +73,30 @@ class Forgetful(torch.nn.Module):
         return type("Output", (), {"logits": self.embedding(input_ids).cumsum(1)})()
 
 
-def test_a_model_that_mixes_joined_examples_is_refused():
-    with pytest.raises(ConfigError, match="Forgetful does not keep joined examples apart"):
-        check_joining(Forgetful(), VOCABULARY)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def mamba():
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return MambaForCausalLM(config).eval()
+
+
+def forgetful():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Forgetful()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("make", [forgetful, mamba])
+def test_a_model_that_mixes_joined_examples_is_refused(make, dtype):
+    with pytest.raises(ConfigError, match=r"(Forgetful|Mamba\w+) does not keep joined examples apart"):
+        check_joining(make().to(dtype), VOCABULARY)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_rounding_is_not_taken_for_mixing(kind, dtype):
+    check_joining(make_model(kind).to(dtype), VOCABULARY)

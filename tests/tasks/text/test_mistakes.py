@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("transformers")
 from rankwise.cli import main
 from rankwise.report import read_results
-from text_models import make_model, make_tokenizer
+from text_models import VOCABULARY, make_model, make_tokenizer
 
 WORDS = ("one", "two", "three", "cat", "sat", "The", "mat")
 PAIRS = [{"prompt": f"{WORDS[n % 7]} {WORDS[n % 5]} {n}", "completion": f" {WORDS[n % 3]} sat"} for n in range(40)]
@@ -23,6 +23,7 @@ CHATS = [
     }
     for pair in PAIRS
 ]
+MARKED = "{% generation %}{{ messages[0]['content'] + 1 }}{% endgeneration %}"
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}assistant: "
 
 
@@ -42,17 +43,36 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (root / "own-code" / "config.json").write_text(json.dumps(config))
     (root / "own-code" / "own.py").write_text("raise SystemExit('this code was run')\n")
+    for kind in ("bert", "llama", "t5"):
+        make_model(kind).save_pretrained(root / f"{kind}-wide")
+        wide_tokenizer().save_pretrained(root / f"{kind}-wide")
+    for kind in ("bert", "llama"):
+        make_model(kind).save_pretrained(root / f"{kind}-other-width")
+        make_tokenizer().save_pretrained(root / f"{kind}-other-width")
+        path = root / f"{kind}-other-width" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_size": 64}))
     rows: dict[str, list[dict[str, Any]]] = {
         "pairs": PAIRS,
         "labelled": LABELLED,
         "chats": CHATS,
         "empty": [],
         "new-label": [*LABELLED[:6], {"text": "The cat", "label": "zebra"}],
+        "zebra-pairs": [*PAIRS, {"prompt": "one", "completion": " zebra"}],
+        "zebra-labelled": [*LABELLED, {"text": "one zebra", "label": "a"}],
         "long": [*PAIRS, {"prompt": "cat " * 400, "completion": " sat"}],
     }
     for name, examples in rows.items():
         (root / f"{name}.jsonl").write_text("\n".join(map(json.dumps, examples)))
     return root
+
+
+def wide_tokenizer() -> Any:
+    """One with the token "zebra" beyond the models' vocabulary, and a token for padding too."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([f"<{i}>" for i in range(VOCABULARY - len(tokenizer))])
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.add_special_tokens({"pad_token": "<filler>"})
+    return tokenizer
 
 
 def train(place: Path, out: Path, model: str, task: str, data: str, *more: str) -> int:
@@ -70,8 +90,24 @@ def train(place: Path, out: Path, model: str, task: str, data: str, *more: str) 
         ("bert", "classify", "labelled", ["--test", "new-label.jsonl"], 'training data does not: "zebra" (line 7)'),
         ("own-code", "sft", "pairs", [], "--trust-remote-code"),
         ("llama", "sft", "pairs", ["--max-length", "1000"], "--max-length is 1,000"),
+        ("bert-wide", "classify", "zebra-labelled", [], 'Line 41 has the token "zebra" of number 320, and the model'),
+        ("llama-wide", "sft", "zebra-pairs", [], 'Line 41 has the token "zebra" of number 320, and the model knows'),
+        ("t5-wide", "sft", "zebra-pairs", [], 'Line 41 has the token "zebra" of number 320, and the model knows 320'),
+        ("llama", "sft", "pairs", ["--dtype", "bfloat16"], "updates; leave --dtype out, or give --device cuda."),
+        ("llama", "sft", "pairs", ["--attention", "flash_attention_2"], "Install it, or leave --attention out."),
+        ("bert-other-width", "classify", "labelled", [], "another shape than its config.json says"),
+        ("bert-other-width", "classify", "labelled", ["--pooling", "mean"], "is (32,), and would be (64,)"),
+        ("llama-other-width", "sft", "pairs", [], '("lm_head.weight" is (320, 32), and would be (320, 64)); take'),
+        ("llama", "sft", "chats", ["--chat-template", "{{ messages[0]['content'] + 1 }}"], "Line 1: the chat template"),
+        ("llama", "sft", "chats", ["--chat-template", MARKED], "fails on the conversation: can only concatenate"),
+        ("llama", "sft", "chats", ["--chat-template", "{{ 1 // 0 }}"], "(ZeroDivisionError). Mend the template"),
     ],
-    ids=["no model", "no causal model", "no template", "no examples", "a label only in test", "own code", "no room"],
+    ids=[
+        "no model", "no causal model", "no template", "no examples", "a label only in test", "own code", "no room",
+        "a token beyond", "a token of a prompt beyond", "a token of an answer beyond", "half precision",
+        "no such attention", "another width", "another width of an encoder", "another width of a writer",
+        "a template's types", "types inside its mark", "a template's numbers",
+    ],
 )  # fmt: skip
 def test_one_line_and_nothing_written(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
@@ -83,6 +119,13 @@ def test_one_line_and_nothing_written(
     assert words in said
     assert said.startswith("rankwise: ")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_token_for_padding_that_the_model_lacks_is_replaced(place: Path, tmp_path: Path) -> None:
+    assert train(place, tmp_path / "out", "bert-wide", "classify", "labelled") == 0
+    notes = read_results(tmp_path / "out")["notes"]
+    said = 'The tokenizer has no token for padding that the model knows; rows are filled up with "<|im_end|>", masked.'
+    assert said in notes
 
 
 def test_too_long_examples_are_cut_and_said(place: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip("transformers")
 from transformers import (
+    BartConfig,
     BertForSequenceClassification,
     BertGenerationConfig,
     BertGenerationEncoder,
@@ -92,6 +93,20 @@ def test_pooling_is_the_mean_over_the_texts_tokens(folders):
         ids = torch.tensor([loaded.tokenizer(example.text)["input_ids"]])
         mean = loaded.model.encoder(input_ids=ids).last_hidden_state.mean(1)
         torch.testing.assert_close(together[i], loaded.model.head(mean)[0])
+
+
+def test_of_an_encoder_decoder_the_encoder_alone_is_averaged(folders, tmp_path):
+    loaded = load_text_model(folders / "t5", "classify", THREE, ModelOptions(pooling="mean"))
+    assert not [name for name, _ in loaded.model.named_modules() if "decoder" in name]
+    batch = tokenize_classify([Labelled(1, "one two", "a")], THREE, loaded.tokenizer, loaded.config, "test").data
+    with torch.no_grad():
+        logits = loaded.call(loaded.model, batch)
+        states = make_model("t5").get_encoder()(batch["input_ids"]).last_hidden_state
+        torch.testing.assert_close(logits, loaded.model.get_submodule("head")(states.mean(1)))
+    BartConfig(vocab_size=VOCABULARY).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"\(bart\) is an encoder-decoder, .* give --pooling model, or"):
+        load_text_model(tmp_path, "classify", THREE, ModelOptions(pooling="mean"))
 
 
 @pytest.mark.parametrize(("kind", "head"), [("bert", ("classifier",)), ("llama", ("score",)), ("gpt2", ("score",))])

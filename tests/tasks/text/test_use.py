@@ -1,5 +1,6 @@
 """`rankwise train`, then `evaluate`, `generate` and `merge` with what it gave; model cards beside the adapters."""
 
+import csv
 import io
 import json
 import math
@@ -151,6 +152,30 @@ def test_each_answer_is_held_against_all_references_of_its_input(
     assert "Answers were written for 2 of 3 inputs, with 6 references." in said["notes"]
 
 
+def test_inputs_without_room_for_an_answer_are_left_out_and_named(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", str(place / "llama"), "--data", str(tmp_path / "data.jsonl"), "--max-new-tokens", "9", "--json"]
+    long_text = "?" * 120  # and as many tokens, of 128
+    rows = [{"prompt": text, "completion": " sat"} for text in ("The cat", long_text, "two", "mat")]
+    shown = []
+    for kept in (rows, [rows[0], *rows[2:]], rows[1:2]):
+        # Blank lines: what is named is the line of the file.
+        (tmp_path / "data.jsonl").write_text("\n\n".join(map(json.dumps, kept)))
+        assert main(["evaluate", *flags, "--generate", "4"]) == 0
+        shown.append(json.loads(capsys.readouterr().out))
+    (whole, short, long) = shown
+    left_out = "inputs have no room for an answer of 9 tokens in the context (the longest has 120) and none was written"
+    assert f"1 of 4 {left_out}: line 3." in whole["notes"]
+    assert "Answers were written for 3 of 4 inputs, with 3 references." in whole["notes"]
+    assert whole["figures"][BASE]["rougeL"] == short["figures"][BASE]["rougeL"]
+    assert f"1 of 1 {left_out}: line 1." in long["notes"]
+    assert long["figures"][BASE].keys() == {"loss", "perplexity"}
+    adapted = load_adapted([], UseOptions(model=str(place / "llama")))
+    with pytest.raises(ConfigError, match=r"The prompt of line 8 has 120 tokens; with 64 for the answer"):
+        write_texts(adapted, BASE, [as_prompt("one", 7), as_prompt(long_text, 8)], Writing())
+
+
 def test_answers_are_those_of_each_prompt_alone(place: Path) -> None:
     adapted = load_adapted([adapter(place, "sft")], UseOptions())
     prompts = [as_prompt(text) for text in ("The cat", "one two three cat sat", "mat")]
@@ -180,9 +205,38 @@ def test_generating_side_by_side(
         write_texts(load_adapted([adapter(place, "classify")], UseOptions()), BASE, [as_prompt("a")], Writing())
 
 
-def test_a_merged_language_model_loads_in_transformers(place: Path, tmp_path: Path) -> None:
+def test_prompts_of_a_file_of_examples(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "The cat", "completion": "x"}\n\n{"prompt": "one two"}\n')
+    (tmp_path / "pairs.csv").write_text("mr,ref\nThe cat,x\none two,y\n")
+    (tmp_path / "prompts.txt").write_text("The cat\n\none two\n")
+    shown = []
+    for name, more in (("pairs.jsonl", []), ("pairs.csv", ["--columns", "prompt=mr"]), ("prompts.txt", [])):
+        flags = ["--model", str(place / "llama"), "--file", str(tmp_path / name), *more, "--max-new-tokens", "3"]
+        assert main(["generate", *flags, "--json"]) == 0
+        shown.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    assert [line["prompt"] for line in shown[0]] == ["The cat", "one two"]
+    assert shown[0] == shown[1] == shown[2]
+
+
+def test_several_labels_of_a_csv_file(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = ('["a", "b"]', "[]", '["b"]', '["a"]')
+    data = tmp_path / "several.csv"
+    with data.open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *((f"{WORDS[n % 7]} {n}", cells[n % 4]) for n in range(40))])
+    flags = ["--model", str(place / "bert"), "--task", "classify", "--data", str(data), "--labels", "several"]
+    assert main(["train", *flags, *QUICK, "--out", str(tmp_path / "run")]) == 0
+    (folder,) = (tmp_path / "run" / "adapters").iterdir()
+    assert read_labels(folder).names == ("a", "b")
+    assert main(["evaluate", str(folder), "--data", str(data)]) == 0
+
+
+def test_a_merged_language_model_loads_in_transformers(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "merged"
+    capsys.readouterr()
     assert main(["merge", str(adapter(place, "sft")), "--out", str(out)]) == 0
+    assert capsys.readouterr().err == "", "no bar of transformers"
     merged = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
     batch = transformers.AutoTokenizer.from_pretrained(out)("The cat sat", return_tensors="pt")
     ours = loaded_for(place, "sft")
@@ -219,6 +273,21 @@ def test_a_merged_classifier(place: Path, tmp_path: Path, pooling: str) -> None:
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("pooling", ["model", "mean"])
+def test_a_classifier_over_an_encoder_decoder(place: Path, tmp_path: Path, pooling: str) -> None:
+    """The tokenizer adds no token by which the architecture's own classifier finds the end of a text."""
+    make_model("t5").save_pretrained(tmp_path / "t5")
+    make_tokenizer().save_pretrained(tmp_path / "t5")
+    data, run, out = str(place / "labelled.jsonl"), tmp_path / "run", tmp_path / "merged"
+    flags = ["--model", str(tmp_path / "t5"), "--task", "classify", "--data", data, "--pooling", pooling]
+    assert main(["train", *flags, *QUICK, "--out", str(run)]) == 0
+    (folder,) = (run / "adapters").iterdir()
+    assert main(["evaluate", str(folder), "--data", data, "--pooling", pooling]) == 0
+    assert main(["merge", str(folder), "--pooling", pooling, "--out", str(out)]) == 0
+    body = {"model": "T5ForSequenceClassification", "mean": "T5EncoderModel"}[pooling]
+    assert json.loads((out / "config.json").read_text())["architectures"] == [body]
+
+
 def test_prompts_are_written_as_in_training(place: Path, tmp_path: Path) -> None:
     assert read_prompting(adapter(place, "sft")) == Prompting()
     rows = [{"instruction": f"{WORDS[n % 7]} {n}", "output": WORDS[n % 5]} for n in range(30)]
@@ -251,6 +320,12 @@ def test_prompts_are_written_as_in_training(place: Path, tmp_path: Path) -> None
         (["evaluate", "{sft}", "--data", "{root}/pairs.jsonl", "--model", "{root}/no"], 'no folder "{root}/no"'),
         (["evaluate", "{classify}", "--data", "{root}/strange.jsonl"], '"z" (line 1)'),
         (["generate", "{sft}", "--prompt", "a", "--file", "b"], "leave one of them out"),
+        (["generate", "{sft}", "--prompt", "a", "--columns", "prompt=b"], "--columns names columns of --file"),
+        (
+            ["generate", "{sft}", "--file", "{root}/labelled.jsonl"],
+            "generate needs messages; or prompt; or instruction",
+        ),
+        (["generate", "{sft}", "--file", "{root}/no.txt"], "no.txt can't be read"),
         (["generate", "{sft}", "--prompt", "a", "--temperature", "-1"], "--temperature is -1.0"),
         (["merge", "{sft}", "--out", "{root}"], "not empty"),
     ],

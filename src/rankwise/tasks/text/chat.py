@@ -20,8 +20,9 @@ def read_template(given: str | Path) -> str:
     if isinstance(given, Path) or "{" not in text:
         try:
             text = Path(given).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"The chat template {given} can't be read ({error.strerror}).") from error
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+            raise ConfigError(f"The chat template {given} can't be read ({why}).") from error
     return text
 
 
@@ -79,16 +80,30 @@ def render(tokenizer: Tokenizer, messages: Sequence[Message], line: int, *, answ
 
     Raises:
         ConfigError: The template is no Jinja.
-        DataError: It refuses this conversation.
+        DataError: It refuses this conversation, or fails on it.
     """
+    return _applied(tokenizer, messages, line, tokenize=False, add_generation_prompt=answer_next)
+
+
+_FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a template's expressions may raise."""
+
+
+def _applied(tokenizer: Tokenizer, messages: Sequence[Message], line: int, **how: Any) -> Any:
+    """`apply_chat_template`, with the template's mistakes in one line each."""
     from jinja2 import TemplateError, TemplateSyntaxError
 
     try:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer_next)
+        return tokenizer.apply_chat_template(list(messages), **how)
     except TemplateSyntaxError as error:
         raise ConfigError(f"The chat template is no Jinja: {error.message} (line {error.lineno} of it).") from error
     except TemplateError as error:
         raise DataError(f"Line {line}: the chat template refuses the conversation: {error}") from error
+    except _FAILURES as error:
+        raise DataError(
+            f"Line {line}: the chat template fails on the conversation: {' '.join(str(error).split())} "
+            f"({type(error).__name__}). Mend the template, or the conversation."
+        ) from error
 
 
 def tokenize_chat(tokenizer: Tokenizer, messages: Sequence[Message], line: int, *, loss_on_all: bool) -> Tokens:
@@ -101,19 +116,18 @@ def tokenize_chat(tokenizer: Tokenizer, messages: Sequence[Message], line: int, 
         ConfigError: The tokenizer is too simple to find the answers.
         DataError: The template refuses the conversation, or does not write earlier messages alike as it goes on.
     """
-    if not loss_on_all and "{% generation" in tokenizer.chat_template.replace("{%-", "{%"):
-        found: Any = tokenizer.apply_chat_template(
-            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            "This tokenizer can't say where in the text its tokens stand, so answers can't be found; "
+            "use a fast tokenizer (tokenizer.json)."
         )
+    if not loss_on_all and "{% generation" in tokenizer.chat_template.replace("{%-", "{%"):
+        how = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        found = _applied(tokenizer, messages, line, **how)
         ids, learnt = list(found["input_ids"]), [bool(m) for m in found["assistant_masks"]]
     else:
         text = render(tokenizer, messages, line)
         spans = [(0, len(text))] if loss_on_all else answer_spans(tokenizer, messages, text, line)
-        if not tokenizer.is_fast:
-            raise ConfigError(
-                "This tokenizer can't say where in the text its tokens stand, so answers can't be found; "
-                "use a fast tokenizer (tokenizer.json)."
-            )
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = list(encoded["input_ids"])
         learnt = [any(a < stop and b > start for start, stop in spans) for a, b in encoded["offset_mapping"]]

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
+from rankwise.errors import DataError
 from rankwise.tasks.text.batches import fill_up
 from rankwise.tasks.text.examples import Labelled
 from rankwise.tasks.text.labels import Labels
-from rankwise.tasks.text.tokens import Tokenizer, find_context, pad_token_of
+from rankwise.tasks.text.tokens import Tokenizer, check_known, find_context, pad_token_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def tokenize_classify(
 
     Raises:
         ConfigError: `max_length` is larger than the context.
-        DataError: A label is unknown.
+        DataError: A label is unknown, a token is not in the model's vocabulary, or a text holds the token by which an
+            encoder-decoder finds its end.
     """
     context = find_context(config, tokenizer, max_length)
     encoded_labels = labels.encode(examples, what)
@@ -66,7 +68,27 @@ def tokenize_classify(
             f"{max(whole):,}) and were cut."
         )
     rows = encoded["input_ids"]
+    for example, row in zip(examples, rows, strict=True):
+        check_known(example.line, row, tokenizer, config)
+    encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
+    if encoder_decoder and isinstance(config.eos_token_id, int):
+        rows = _ended(examples, rows, tokenizer, config.eos_token_id, context)
     data = {"input_ids": fill_up(rows, pad_id), "attention_mask": fill_up([[1] * len(row) for row in rows], 0)}
-    if "token_type_ids" in encoded:
+    if "token_type_ids" in encoded and not encoder_decoder:
         data["token_type_ids"] = fill_up(encoded["token_type_ids"], 0)
     return ClassifyData({**data, "labels": encoded_labels}, list(map(len, rows)), tuple(notes))
+
+
+def _ended(
+    examples: Sequence[Labelled], rows: Sequence[list[int]], tokenizer: Tokenizer, eos: int, context: int
+) -> list[list[int]]:
+    """Texts that end with the token whose outputs a classifier over an encoder-decoder reads."""
+    ended = [row if eos in row else [*row[: context - 1], eos] for row in rows]
+    # transformers takes the outputs at all of them together, so every text must have as many.
+    counts = [row.count(eos) for row in ended]
+    if wrong := next((e.line for e, n in zip(examples, counts, strict=True) if n > min(counts)), None):
+        raise DataError(
+            f'Line {wrong} holds "{tokenizer.convert_ids_to_tokens(eos)}", by which the model finds the end of a text; '
+            "leave it out of the text."
+        )
+    return ended

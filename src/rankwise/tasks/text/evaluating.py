@@ -13,11 +13,11 @@ from rankwise.tasks.text.classify import tokenize_classify
 from rankwise.tasks.text.examples import Plain
 from rankwise.tasks.text.forms import read_examples
 from rankwise.tasks.text.generated import group_references, score_texts
-from rankwise.tasks.text.generating import Writing, write_texts
+from rankwise.tasks.text.generating import Writing, without_room, write_texts
 from rankwise.tasks.text.losses import CLASSIFY_LOSSES, token_sums
 from rankwise.tasks.text.metrics import classify_figures, perplexity_of
 from rankwise.tasks.text.sft import tokenize_sft
-from rankwise.tasks.text.sources import read_records
+from rankwise.tasks.text.sources import NAMED, read_records
 from rankwise.tasks.text.subset import drawn
 
 Figures = dict[str, float]
@@ -63,7 +63,8 @@ def evaluate_texts(
         DataError: The file can't be read, or its labels are unknown.
     """
     records = read_records(data, split=split, skip_bad_lines=skip_bad_lines)
-    examples, notes = read_examples(records, adapted.task, columns, skip_bad_lines=skip_bad_lines)
+    several = adapted.labels is not None and adapted.labels.kind == "several"
+    examples, notes = read_examples(records, adapted.task, columns, several=several, skip_bad_lines=skip_bad_lines)
     if not examples:
         raise DataError(f"{data} has no examples.")
     notes = [*adapted.notes, *records.notes, *notes]
@@ -77,17 +78,9 @@ def evaluate_texts(
         return found, [*notes, *said]
     found, said = _sft(adapted, names, rows)
     if generate:
-        texts: list[Any] = list(examples)
-        if any(isinstance(text, Plain) for text in texts):
-            raise DataError("Plain texts have no prompts to answer; leave out --generate.")
-        inputs, answers = group_references(texts)
-        places = drawn(inputs, generate, SEED, "generate")
-        prompts, references = [inputs[i] for i in places], [answers[i] for i in places]
-        for name in names:
-            written = write_texts(adapted, name, prompts, writing or Writing())
-            found[name] |= score_texts([text.strip() for text in written], references)
-        n = sum(map(len, references))
-        said = [*said, f"Answers were written for {len(prompts):,} of {len(inputs):,} inputs, with {n:,} references."]
+        more, also = _written(adapted, names, examples, generate, writing or Writing())
+        found = {name: own | more.get(name, {}) for name, own in found.items()}
+        said = [*said, *also]
     return found, [*notes, *said]
 
 
@@ -120,6 +113,34 @@ def _sft(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tuple[d
             total, count = total + float(sums.double().sum()), count + float(counts.sum())
         found[name] = {"loss": total / count, "perplexity": perplexity_of(total / count)}
     return found, prepared.notes
+
+
+def _written(
+    adapted: Adapted, names: Sequence[str], examples: Sequence[Any], n: int, writing: Writing
+) -> tuple[dict[str, Figures], list[str]]:
+    """Figures of answers to n inputs, those left out that have no room for one."""
+    if any(isinstance(example, Plain) for example in examples):
+        raise DataError("Plain texts have no prompts to answer; leave out --generate.")
+    inputs, answers = group_references(examples)
+    places = drawn(inputs, n, SEED, "generate")
+    long = without_room(adapted, BASE, [inputs[i] for i in places], writing)
+    said: list[str] = []
+    if long:
+        lines = [inputs[places[i]].line for i in long]
+        shown = ", ".join(map(str, lines[:NAMED])) + (", ..." if len(lines) > NAMED else "")
+        said = [
+            f"{len(long):,} of {len(places):,} inputs have no room for an answer of {writing.max_new_tokens:,} tokens "
+            f"in the context (the longest has {max(long.values()):,}) and none was written: line {shown}."
+        ]
+    places = [place for i, place in enumerate(places) if i not in long]
+    prompts, references = [inputs[i] for i in places], [answers[i] for i in places]
+    counted = f"with {sum(map(len, references)):,} references"
+    said.append(f"Answers were written for {len(prompts):,} of {len(inputs):,} inputs, {counted}.")
+    found: dict[str, Figures] = {}
+    for name in names if prompts else ():
+        written = write_texts(adapted, name, prompts, writing)
+        found[name] = score_texts([text.strip() for text in written], references)
+    return found, said
 
 
 def _passes(

@@ -27,7 +27,7 @@ class Form:
         roles: What a record must have.
         make: (line, role -> value) -> the example.
         optional: What it may have.
-        tasks: For which tasks.
+        tasks: For which tasks; "generate" reads what is asked, and no answers.
     """
 
     roles: tuple[str, ...]
@@ -47,16 +47,25 @@ def _text(values: Mapping[str, Any], role: str) -> str:
     return value
 
 
-def _chat(line: int, values: Mapping[str, Any]) -> Chat:
+def _json_list(text: str, role: str) -> Any:
+    """A list as a column of a CSV file holds it."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise _WrongValueError(f'"{role}" is a text that is no JSON list') from None
+
+
+def _messages(values: Mapping[str, Any]) -> tuple[Message, ...]:
     given = values["messages"]
-    if isinstance(given, str):  # a column of a CSV file
-        try:
-            given = json.loads(given)
-        except json.JSONDecodeError:
-            raise _WrongValueError('"messages" is a text that is no JSON list') from None
+    if isinstance(given, str):
+        given = _json_list(given, "messages")
     if not isinstance(given, Sequence) or not given:
         raise _WrongValueError('"messages" is no list of messages')
-    messages = tuple(_message(i, message) for i, message in enumerate(given, start=1))
+    return tuple(_message(i, message) for i, message in enumerate(given, start=1))
+
+
+def _chat(line: int, values: Mapping[str, Any]) -> Chat:
+    messages = _messages(values)
     if messages[-1]["role"] != "assistant":
         raise _WrongValueError(
             f'the last message is of role "{messages[-1]["role"]}", not "assistant": there is no answer'
@@ -77,12 +86,29 @@ def _pair(line: int, values: Mapping[str, Any]) -> Pair:
     return Pair(line, _text(values, "prompt"), _text(values, "completion"))
 
 
-def _instruction(line: int, values: Mapping[str, Any]) -> Pair:
+def _instructed(values: Mapping[str, Any]) -> str:
     instruction, more = _text(values, "instruction"), values.get("input") or ""
     if not isinstance(more, str):
         raise _WrongValueError(f'"input" is a {type(more).__name__}, not a text')
-    source = f"{instruction}\n\n{more}" if more.strip() else instruction
-    return Pair(line, source, _text(values, "output"), chat=True)
+    return f"{instruction}\n\n{more}" if more.strip() else instruction
+
+
+def _instruction(line: int, values: Mapping[str, Any]) -> Pair:
+    return Pair(line, _instructed(values), _text(values, "output"), chat=True)
+
+
+def _chat_to_answer(line: int, values: Mapping[str, Any]) -> Chat:
+    messages = _messages(values)
+    asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    return Chat(line, (*asked, {"role": "assistant", "content": ""}))
+
+
+def _prompt(line: int, values: Mapping[str, Any]) -> Pair:
+    return Pair(line, _text(values, "prompt"), "")
+
+
+def _instruction_to_follow(line: int, values: Mapping[str, Any]) -> Pair:
+    return Pair(line, _instructed(values), "", chat=True)
 
 
 def _plain(line: int, values: Mapping[str, Any]) -> Plain:
@@ -92,6 +118,13 @@ def _plain(line: int, values: Mapping[str, Any]) -> Plain:
 def _labelled(line: int, values: Mapping[str, Any]) -> Labelled:
     pair = None if values.get("text_pair") is None else _text(values, "text_pair")
     return Labelled(line, _text(values, "text"), _label(values.get("label")), pair)
+
+
+def _several(value: Any) -> Any:
+    """Several labels, where a CSV file holds them as a JSON list; a text is one label."""
+    if not (isinstance(value, str) and value.strip().startswith("[")):
+        return value
+    return _json_list(value, "label")
 
 
 def _label(value: Any) -> Label:
@@ -114,19 +147,28 @@ FORMS: dict[str, Form] = {
     "instruction and output": Form(("instruction", "output"), _instruction, optional=("input",)),
     "text": Form(("text",), _plain),
     "text and label": Form(("text", "label"), _labelled, optional=("text_pair",), tasks=("classify",)),
+    "messages to answer": Form(("messages",), _chat_to_answer, tasks=("generate",)),
+    "prompt": Form(("prompt",), _prompt, optional=("completion",), tasks=("generate",)),
+    "instruction": Form(("instruction",), _instruction_to_follow, optional=("input", "output"), tasks=("generate",)),
 }
 """In the order in which they are tried."""
 
 
 def read_examples(
-    records: Records, task: str, columns: Mapping[str, str] | None = None, *, skip_bad_lines: bool = False
+    records: Records,
+    task: str,
+    columns: Mapping[str, str] | None = None,
+    *,
+    several: bool = False,
+    skip_bad_lines: bool = False,
 ) -> tuple[list[Example], list[str]]:
     """Make examples of records.
 
     Args:
         records: From `read_records`.
-        task: "sft" or "classify".
+        task: "sft" or "classify"; "generate" for prompts without their answers.
         columns: Role -> column, where a column is not called as its role; {"prompt": "mr", "completion": "ref"}.
+        several: Whether a label may be several, so that a text such as '["a", "b"]' is a list of them.
         skip_bad_lines: Leave out records that can't be used, and say so, instead of refusing them.
 
     Returns:
@@ -152,7 +194,10 @@ def read_examples(
     bad: list[str] = []
     for row in records.rows:
         try:
-            examples.append(form.make(row.line, {role: row.values.get(c) for role, c in column_of.items()}))
+            values = {role: row.values.get(c) for role, c in column_of.items()}
+            if several:
+                values["label"] = _several(values["label"])
+            examples.append(form.make(row.line, values))
         except _WrongValueError as error:
             bad.append(f"line {row.line} ({error})")
     if not bad:

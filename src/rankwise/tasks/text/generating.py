@@ -11,7 +11,7 @@ from rankwise.tasks.text.adapted import Adapted
 from rankwise.tasks.text.chat import chat_template
 from rankwise.tasks.text.examples import Pair, SftExample
 from rankwise.tasks.text.sft import prompt_text
-from rankwise.tasks.text.tokens import find_context
+from rankwise.tasks.text.tokens import check_known, find_context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def write_texts(adapted: Adapted, name: str, prompts: Sequence[SftExample], how:
 
     Raises:
         ConfigError: It is a classifier; or a prompt and its answer don't fit into the context.
-        DataError: A prompt can't be written.
+        DataError: A prompt can't be written, or has a token beyond the model's vocabulary.
     """
     loaded = adapted.loaded
     model: Any = loaded.model
@@ -67,7 +67,7 @@ def write_texts(adapted: Adapted, name: str, prompts: Sequence[SftExample], how:
     way = adapted.way(name)
     with chat_template(loaded.tokenizer, way.chat_template):
         texts = [prompt_text(prompt, loaded.tokenizer, way) for prompt in prompts]
-    _check_lengths(adapted, texts, how)
+    _check_room(adapted, name, prompts, how)
     tokenizer: Any = loaded.tokenizer
     side, answers = tokenizer.padding_side, [""] * len(texts)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]))
@@ -100,14 +100,43 @@ def write_texts(adapted: Adapted, name: str, prompts: Sequence[SftExample], how:
     return answers
 
 
-def _check_lengths(adapted: Adapted, texts: Sequence[tuple[str, bool]], how: Writing) -> None:
+def without_room(adapted: Adapted, name: str, prompts: Sequence[SftExample], how: Writing) -> dict[int, int]:
+    """The prompts that don't fit into the context together with their answer.
+
+    Args:
+        adapted: The model.
+        name: The adapter that is asked, in its own way.
+        prompts: Examples, whose answers are not read.
+        how: How answers are written.
+
+    Returns:
+        Place among the prompts -> how many tokens it has.
+
+    Raises:
+        DataError: A prompt can't be written, or has a token beyond the model's vocabulary.
+    """
     loaded = adapted.loaded
-    context = find_context(loaded.config, loaded.tokenizer, adapted.max_length)
-    room = context if loaded.encoder_decoder else context - how.max_new_tokens
-    for i, (text, special) in enumerate(texts):
-        n = len(loaded.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
-        if n > room:
-            raise ConfigError(
-                f"Prompt {i + 1} has {n:,} tokens; with {how.max_new_tokens} for the answer the context of {context:,} "
-                "has no room for it. Make it shorter, or --max-new-tokens smaller."
-            )
+    room = _context(adapted) - (0 if loaded.encoder_decoder else how.max_new_tokens)
+    way = adapted.way(name)
+    with chat_template(loaded.tokenizer, way.chat_template):
+        texts = [prompt_text(prompt, loaded.tokenizer, way) for prompt in prompts]
+    found: dict[int, int] = {}
+    for i, (prompt, (text, special)) in enumerate(zip(prompts, texts, strict=True)):
+        ids = loaded.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+        check_known(prompt.line, ids, loaded.tokenizer, loaded.config)
+        if len(ids) > room:
+            found[i] = len(ids)
+    return found
+
+
+def _context(adapted: Adapted) -> int:
+    return find_context(adapted.loaded.config, adapted.loaded.tokenizer, adapted.max_length)
+
+
+def _check_room(adapted: Adapted, name: str, prompts: Sequence[SftExample], how: Writing) -> None:
+    for i, n in without_room(adapted, name, prompts, how).items():
+        which = "The prompt" if len(prompts) == 1 else f"The prompt of line {prompts[i].line}"
+        raise ConfigError(
+            f"{which} has {n:,} tokens; with {how.max_new_tokens} for the answer the context of "
+            f"{_context(adapted):,} has no room for it. Make it shorter, or --max-new-tokens smaller."
+        )

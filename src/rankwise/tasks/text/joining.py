@@ -92,6 +92,11 @@ def fit(lengths: Sequence[int], width: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(row) for row in rows)
 
 
+MOST_ROUNDING = 0.1
+"""Of the largest logit: the most that rounding may change. SmolLM2-135M changes by 0.002 in float16 and by 0 in
+bfloat16 where examples are kept apart, and by 0.73 and more where they are not; 100 eps of bfloat16 is 0.78."""
+
+
 @torch.no_grad()
 def check_joining(model: nn.Module, vocabulary: int) -> None:
     """See on one row that the model keeps joined examples apart: not every architecture makes its mask from positions.
@@ -110,12 +115,12 @@ def check_joining(model: nn.Module, vocabulary: int) -> None:
     training = model.training
     model.eval()
     try:
-        joined = model(input_ids=ids, position_ids=positions, use_cache=False).logits
-        alone = torch.cat([model(input_ids=part, use_cache=False).logits for part in parts], dim=1)
+        joined = model(input_ids=ids, position_ids=positions, use_cache=False).logits.float()
+        alone = torch.cat([model(input_ids=part, use_cache=False).logits for part in parts], dim=1).float()
     finally:
         model.train(training)
     # Seeing the other example changes outputs by far more than rounding does.
-    tolerance = 100 * torch.finfo(first.dtype).eps * alone.abs().max()
+    tolerance = min(100 * torch.finfo(first.dtype).eps, MOST_ROUNDING) * alone.abs().max()
     if (difference := (joined - alone).abs().max()) > tolerance:
         raise ConfigError(
             f"{type(model).__name__} does not keep joined examples apart (outputs differ by {difference:.1e}); "

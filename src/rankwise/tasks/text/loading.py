@@ -23,6 +23,7 @@ class TextData:
         validation_share: How much is cut off for validation.
         test_share: How much is cut off for test.
         split_seed: Of the cuts and draws; the same for all seeds of a sweep.
+        several: Whether a label may be several, so that a text such as '["a", "b"]' is a list of them.
         skip_bad_lines: Leave out what can't be read, and say so.
         limit_train: How many training examples are used at the most, drawn after the cuts; None for all.
         limit_validation: How many validation examples.
@@ -36,6 +37,7 @@ class TextData:
     validation_share: float = 0.1
     test_share: float = 0.1
     split_seed: int = 0
+    several: bool = False
     skip_bad_lines: bool = False
     limit_train: int | None = None
     limit_validation: int | None = None
@@ -60,7 +62,9 @@ def load_examples(where: TextData, task: str) -> tuple[Splits, dict[str, tuple[s
 
     def load(place: str | Path, split: str) -> list[Example]:
         records = read_records(place, split=split, skip_bad_lines=where.skip_bad_lines)
-        examples, said = read_examples(records, task, where.columns, skip_bad_lines=where.skip_bad_lines)
+        examples, said = read_examples(
+            records, task, where.columns, several=where.several, skip_bad_lines=where.skip_bad_lines
+        )
         notes.extend([*records.notes, *said])
         label_names.update({key: value for key, value in records.label_names.items() if key not in label_names})
         return examples

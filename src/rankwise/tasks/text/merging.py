@@ -10,6 +10,7 @@ from rankwise.lora.merge import MergeReport, merge
 from rankwise.tasks.text.adapted import BASE, Adapted, load_adapted
 from rankwise.tasks.text.chat import chat_template
 from rankwise.tasks.text.heads import MeanPooledClassifier
+from rankwise.tasks.text.quiet import quiet
 from rankwise.tasks.text.trained import read_trained
 from rankwise.tasks.text.use_options import NOT_QUANTIZED, UseOptions
 
@@ -81,7 +82,8 @@ def merge_into_folder(adapted: Adapted, folder: Path) -> Merged:
     eject(model)
     temporary = folder.with_name(f".{folder.name}.unfinished")
     try:
-        body.save_pretrained(temporary)
+        with quiet():
+            body.save_pretrained(temporary)
         with chat_template(adapted.loaded.tokenizer, adapted.way(BASE).chat_template):
             adapted.loaded.tokenizer.save_pretrained(temporary)
         if pooled:
@@ -100,6 +102,6 @@ def merge_into_folder(adapted: Adapted, folder: Path) -> Merged:
     if pooled:
         notes.append(
             "transformers has no class for a head on the mean of an encoder's outputs: the folder holds the encoder "
-            f"(AutoModel), and the head, weight and bias, in {HEAD}."
+            f"({type(body).__name__}), and the head, weight and bias, in {HEAD}."
         )
     return Merged(folder, report, tuple(notes))

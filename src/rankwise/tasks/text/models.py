@@ -1,9 +1,7 @@
 """Language models by folder, hub name or GGUF file, ready for a task, with what the user should know about them."""
 
 import json
-import logging as standard_logging
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,6 +16,7 @@ from rankwise.tasks.text.calls import ModelCall, find_inputs
 from rankwise.tasks.text.extra import needed_for
 from rankwise.tasks.text.heads import MeanPooledClassifier, find_head, initial_head
 from rankwise.tasks.text.labels import Labels
+from rankwise.tasks.text.quiet import quiet
 from rankwise.tasks.text.tokens import Tokenizer, pad_token_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -110,11 +109,11 @@ def load_text_model(
     source = _Source(str(name), options)
     with needed_for("language models"):
         import_module("transformers")
-    with _quiet(gguf=source.gguf is not None), torch.random.fork_rng(devices=[]):
+    with quiet(gguf=source.gguf is not None), torch.random.fork_rng(devices=[]):
         # What transformers draws for a new head is replaced by streams of its own; the user's random state stays.
         config = source.load("AutoConfig")
         tokenizer = source.load("AutoTokenizer")
-        _, note = pad_token_of(tokenizer)
+        _, note = pad_token_of(tokenizer, config.vocab_size)
         if task == "sft":
             model, head, new = _load_sft(source, config), (), ()
         else:
@@ -194,17 +193,35 @@ class _Source:
             # A name whose owner says "run my code" must be asked for; None would ask on the terminal.
             trust = self.options.trust_remote_code
             return getattr(transformers, auto_class).from_pretrained(self.place, trust_remote_code=trust, **more)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             raise ConfigError(self._explain(auto_class, error)) from error
 
-    def load_model(self, auto_class: str, **more: Any) -> tuple[Any, list[str]]:
-        """The model, and the parameters that its checkpoint does not have (or has in another shape)."""
+    def load_model(self, auto_class: str, *, new_head: bool = False, **more: Any) -> tuple[Any, list[str]]:
+        """The model, and the parameters that its checkpoint does not have (or has in another shape).
+
+        Args:
+            auto_class: Of transformers.
+            new_head: Whether what stands beside the base may have another shape than in the checkpoint.
+            more: Handed on.
+
+        Raises:
+            ConfigError: It can't be loaded, or a weight has another shape than its configuration says.
+        """
         options = self.options
         more |= {"attn_implementation": options.attention, "quantization_config": options.quantization}
         given = {key: value for key, value in more.items() if value is not None}
-        model, info = self.load(auto_class, dtype=DTYPES[options.dtype], output_loading_info=True, **given)
-        mismatched = [entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]]
-        return model, [*info["missing_keys"], *mismatched]
+        # Weights of another shape are refused here: transformers' own error does not say which they are.
+        given |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = self.load(auto_class, dtype=DTYPES[options.dtype], **given)
+        mismatched = sorted((name, tuple(own), tuple(wanted)) for name, own, wanted in info["mismatched_keys"])
+        inside = f"{model.base_model_prefix}." if new_head else ""
+        if wrong := [entry for entry in mismatched if entry[0].startswith(inside)]:
+            name, own, wanted = wrong[0]
+            raise ConfigError(
+                f'{len(wrong)} weights of "{self.name}" have another shape than its config.json says ("{name}" is '
+                f"{own}, and would be {wanted}); take the config.json that belongs to these weights."
+            )
+        return model, [*info["missing_keys"], *(name for name, _, _ in mismatched)]
 
     def _explain(self, auto_class: str, error: Exception) -> str:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -222,7 +239,9 @@ class _Source:
                 f"it ({first})"
             )
         what = {"AutoConfig": "configuration", "AutoTokenizer": "tokenizer"}.get(auto_class, "model")
-        return f'The {what} of "{self.name}" can\'t be loaded: {first}'
+        other = what == "model" and isinstance(error, ImportError) and self.options.attention is not None
+        advice = " Install it, or leave --attention out." if other else ""
+        return f'The {what} of "{self.name}" can\'t be loaded: {first}{advice}'
 
 
 def _load_sft(source: _Source, config: Any) -> nn.Module:
@@ -254,7 +273,7 @@ def _load_classifier(
     if pooling == "model" and not own:
         raise ConfigError(f'"{source.name}" ({config.model_type}) has no classifier of its own; give --pooling mean.')
     if pooling == "mean" or (pooling == "auto" and (not own or _is_sentence_encoder(source))):
-        encoder, missing = source.load_model("AutoModel")
+        encoder, missing = source.load_model(_encoder_class(source, config))
         model = MeanPooledClassifier(encoder, len(labels.names))
         # Zero, like every new bias in transformers; the weight comes from the seed.
         nn.init.zeros_(model.head.bias)
@@ -267,10 +286,22 @@ def _load_classifier(
         id2label=names,
         label2id={name: i for i, name in names.items()},
         problem_type=labels.problem_type,
-        ignore_mismatched_sizes=True,
+        new_head=True,
     )
     head, new = find_head(model, model.base_model_prefix, missing)
     return model, head, new
+
+
+def _encoder_class(source: _Source, config: Any) -> str:
+    """What loads the encoder whose outputs are averaged; of an encoder-decoder, its encoder alone."""
+    if not getattr(config, "is_encoder_decoder", False):
+        return "AutoModel"
+    if not _has_class(config, "MODEL_FOR_TEXT_ENCODING_MAPPING"):
+        raise ConfigError(
+            f'"{source.name}" ({config.model_type}) is an encoder-decoder, and transformers has no class for its '
+            "encoder alone, whose outputs would be averaged; give --pooling model, or take another model."
+        )
+    return "AutoModelForTextEncoding"
 
 
 def _has_class(config: Any, mapping: str) -> bool:
@@ -312,33 +343,3 @@ def _forget_gguf(model: Any) -> None:
     model.hf_quantizer, model.is_quantized = None, False
     for key in ("quantization_config", "_pre_quantization_dtype"):
         model.config.__dict__.pop(key, None)
-
-
-@contextmanager
-def _quiet(*, gguf: bool) -> Generator[None]:
-    """Without transformers' progress bars and load reports: what matters in them is said by errors and notes."""
-    from transformers.utils import logging
-
-    unpacking: Any = import_module("transformers.modeling_gguf_pytorch_utils") if gguf else None
-    # transformers' switch for its bars does not reach this one.
-    bar = getattr(unpacking, "tqdm", None)
-    if bar is not None:
-        unpacking.tqdm = lambda tensors, **_: tensors
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    # torchao, where it is installed, tells at length which of its GPU kernels a machine without a GPU lacks.
-    noisy = {name: standard_logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")}
-    levels = {name: logger.level for name, logger in noisy.items()}
-    for logger in noisy.values():
-        logger.setLevel(standard_logging.ERROR)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bar is not None:
-            unpacking.tqdm = bar
-        logging.set_verbosity(level)
-        for name, logger in noisy.items():
-            logger.setLevel(levels[name])
-        if bars:
-            logging.enable_progress_bar()

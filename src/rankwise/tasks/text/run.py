@@ -63,13 +63,14 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         validation_share=options.validation_share,
         test_share=options.test_share,
         split_seed=options.split_seed,
+        several=options.task == "classify" and options.labels == "several",
         skip_bad_lines=options.skip_bad_lines,
         limit_train=options.limit_train,
         limit_validation=options.limit_validation,
         limit_test=options.limit_test,
     )
     ready = TASKS[options.task](options, *load_examples(where, options.task))
-    check_model(ready.loaded.model)
+    check_model(ready.loaded.model, mend="leave --dtype out, or give --device cuda")
     notes = [*ready.notes, *_quantised(options, ready)]
     if not options.base_dropout:
         silence_dropout(ready.loaded.model)

@@ -8,7 +8,16 @@ from typing import Any
 from rankwise.errors import ConfigError, DataError, suggest
 from rankwise.tasks.text.chat import has_template, render, require_template, set_chat_template, tokenize_chat
 from rankwise.tasks.text.examples import Chat, Message, Pair, Plain, SftExample
-from rankwise.tasks.text.tokens import IGNORED, Prepared, Tokenizer, Tokens, Truncation, find_context, prepared
+from rankwise.tasks.text.tokens import (
+    IGNORED,
+    Prepared,
+    Tokenizer,
+    Tokens,
+    Truncation,
+    check_known,
+    find_context,
+    prepared,
+)
 
 LOSS_ON = ("answer", "all")
 
@@ -68,6 +77,9 @@ def tokenize_sft(
     encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
     one = _one_for_encoder_decoder if encoder_decoder else _one_for_causal
     rows = [one(example, tokenizer, options) for example in examples]
+    for row in rows:
+        check_known(row.line, row.ids, tokenizer, config)
+        check_known(row.line, row.labels, tokenizer, config)
     notes = [] if encoder_decoder else _notes(examples, rows, tokenizer, options)
     return prepared(rows, tokenizer, Truncation(context, what), encoder_decoder, notes)
 

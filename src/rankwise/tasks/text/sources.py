@@ -111,6 +111,16 @@ def read_records(where: str | Path, *, split: str = "train", skip_bad_lines: boo
     return _records(str(path), rows, {}, notes)
 
 
+def has_reader(path: Path) -> bool:
+    """Whether a file ends as one that `read_records` reads.
+
+    Examples:
+        >>> has_reader(Path("a.csv.gz")), has_reader(Path("a.txt"))
+        (True, False)
+    """
+    return _suffix(path) in (*_TEXT_READERS, ".parquet")
+
+
 def _records(
     source: str, rows: list[Record], label_names: dict[str, tuple[str, ...]], notes: tuple[str, ...] = ()
 ) -> Records:

@@ -51,19 +51,49 @@ class Prepared:
         return [max(len(row.ids), len(row.labels)) for row in self.rows]
 
 
-def pad_token_of(tokenizer: Tokenizer) -> tuple[int, str | None]:
+def pad_token_of(tokenizer: Tokenizer, size: int | None = None) -> tuple[int, str | None]:
     """The number of the token to fill rows up with, and a note where the tokenizer had none of its own.
+
+    Args:
+        tokenizer: The tokenizer.
+        size: How many tokens the model knows: one beyond has no embedding to be masked. None where that is seen to.
 
     Any token does, because the mask hides it; the tokenizer is given it too, so that what is generated in batches is
     filled up alike.
     """
     note = None
-    if tokenizer.pad_token_id is None:
-        token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+    own = tokenizer.pad_token_id
+    if own is None or (size is not None and own >= size):
+        others = (tokenizer.eos_token_id, tokenizer.unk_token_id)
+        token = tokenizer.convert_ids_to_tokens(
+            next((i for i in others if i is not None and (not size or i < size)), 0)
+        )
         tokenizer.pad_token = token
-        note = f'The tokenizer has no token for padding; rows are filled up with "{token}", masked.'
+        lacking = "" if own is None else " that the model knows"
+        note = f'The tokenizer has no token for padding{lacking}; rows are filled up with "{token}", masked.'
     pad_id: int = tokenizer.convert_tokens_to_ids(tokenizer.pad_token)
     return pad_id, note
+
+
+def check_known(line: int, ids: Sequence[int], tokenizer: Tokenizer, config: Any) -> None:
+    """Refuse an example with a token that the model has no embedding for.
+
+    Args:
+        line: Where the example stands.
+        ids: Its tokens.
+        tokenizer: What made them.
+        config: The model's configuration.
+
+    Raises:
+        DataError: A token's number is as large as the model's vocabulary, or larger.
+    """
+    size = getattr(config, "vocab_size", None)
+    if size is not None and ids and max(ids) >= size:
+        token = tokenizer.convert_ids_to_tokens(max(ids))
+        raise DataError(
+            f'Line {line} has the token "{token}" of number {max(ids):,}, and the model knows {size:,} tokens; '
+            "leave that text out, or take the tokenizer that belongs to the model."
+        )
 
 
 def find_context(config: Any, tokenizer: Tokenizer, asked: int | None = None) -> int:
