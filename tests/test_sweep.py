@@ -1,6 +1,9 @@
 """`rankwise.sweep` over models and data of one's own."""
 
 import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,14 @@ from torch.utils.data import DataLoader, TensorDataset
 import rankwise
 from rankwise import LoRAConfig, Training
 from rankwise.errors import ConfigError, DataError, PackError
+from rankwise.pack.member import Member
 from rankwise.sweeps.grid import Candidate, modules_with_parameters
-from rankwise.sweeps.problem import DATA, Problem, Splits
+from rankwise.sweeps.problem import DATA, Problem, Run, Splits
 from rankwise.sweeps.run import run_sweep
 from rankwise.sweeps.stages import Search, Stages
 from rankwise.train.live import progress as shown_by
+from rankwise.train.loop import train_pack
+from rankwise.train.outcome import Point
 from small_sweep import accuracy, loss, small_model, some_data
 
 QUICK = Training(lr=1.0, batch_size=8, epochs=3)
@@ -220,3 +226,57 @@ def test_rates_are_looked_for_on_less_data() -> None:
     alone = run_sweep(small_model(), found.swept.runs, problem, shown_by("quiet"))
     for run in found.swept.runs:
         assert (found.swept.scores[run.name].test == alone.scores[run.name].test).all()
+
+
+def test_the_search_has_the_schedule_of_the_runs_that_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as it comes: 3 epochs of 24 rows are 9 of the 24 steps that 64 rows take."""
+    problem = Problem(
+        {DATA: Splits(TRAIN, VALIDATION, TEST), "search": Splits(some_data(24, 0), VALIDATION, TEST)}, loss, accuracy
+    )
+    training = replace(QUICK, schedule="cosine")
+    candidate = Candidate(name="r1", label="", method="lora", training=training, lrs=(1e-3, 1e-2), lora=LoRAConfig(r=1))
+    trained: list[Run] = []
+
+    def noted(model: nn.Module, runs: Sequence[Run], *rest: Any, **named: Any) -> Any:
+        trained.extend(runs)
+        return run_sweep(model, runs, *rest, **named)
+
+    monkeypatch.setattr("rankwise.sweeps.stages.run_sweep", noted)
+    search = Search(data="search")
+    Stages(
+        model=small_model(),
+        problem=problem,
+        candidates=[candidate],
+        seeds=(0,),
+        progress=shown_by("quiet"),
+        search=search,
+        widen=True,
+    ).run()
+    searching = [run for run in trained if run.data == "search"]
+    assert len(searching) > 2, "widened too"
+    assert {run.training.horizon for run in searching} == {24}
+    (counts,) = [run for run in trained if run.data == DATA]
+    assert counts.training.horizon is None
+
+
+def test_a_schedule_may_be_longer_than_the_run() -> None:
+    rates: dict[int | None, list[float]] = {}
+    for horizon in (None, 24):
+        points: list[Point] = []
+        member = Member(name="a", lora=LoRAConfig(r=1))
+        training = Training(lr=1.0, batch_size=8, epochs=3, schedule="cosine", horizon=horizon)
+        list(
+            train_pack(
+                small_model(),
+                [(member, training)],
+                some_data(24, 0),
+                VALIDATION,
+                loss,
+                accuracy,
+                on_epoch=points.extend,
+            )
+        )
+        rates[horizon] = [point.lr for point in points]
+    # The rate of an epoch's last step: the 3rd, 6th and 9th.
+    assert rates[None] == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 9)) for step in (2, 5, 8)])
+    assert rates[24] == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 24)) for step in (2, 5, 8)])

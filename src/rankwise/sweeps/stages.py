@@ -5,7 +5,7 @@ run that is gone on with comes to the same stages.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rankwise.sweeps.plan import FILE as PLAN
 from rankwise.sweeps.problem import Problem, Run, Swept
 from rankwise.sweeps.run import run_sweep
 from rankwise.train.checkpoints import Every
+from rankwise.train.data import count_rows
 from rankwise.train.live import Progress
 
 MOST_WIDENINGS = 3
@@ -26,6 +27,9 @@ MOST_WIDENINGS = 3
 @dataclass(frozen=True, kw_only=True)
 class Search:
     """Learning rates are looked for on less data and fewer seeds before the runs that count.
+
+    The schedule is that of the runs that count, as far as the search comes: a short schedule of its own would find
+    rates that are too high for them.
 
     Args:
         data: The problem's splits that are used for it.
@@ -133,7 +137,15 @@ class Stages:
         ]
 
     def _searching(self, search: Search) -> list[Run]:
-        return runs_of(self.candidates, search.seeds, search.data)
+        return [self._standing_in(run) for run in runs_of(self.candidates, search.seeds, search.data)]
+
+    def _standing_in(self, run: Run) -> Run:
+        """A run of the search, with the schedule of the run that counts."""
+        candidate = next(c for c in self.candidates if c.name == run.configuration)
+        counting = candidate.run(run.training.lr, run.member.seed)
+        rows = count_rows(self.problem.splits[counting.data].train, "training")
+        steps = run.training.epochs * -(-rows // run.training.batch_size)
+        return replace(run, training=replace(run.training, horizon=steps))
 
     def _grid(self, runs: Sequence[Run], rungs: Sequence[int], seeds: Sequence[int], data: str | None) -> Swept:
         """Train a grid, and what widens it."""
@@ -154,7 +166,7 @@ class Stages:
             lr = wider(by_name[c.name], c.lr, tried[c.name]) if c.runs and c.lr is not None else None
             if lr is not None:
                 runs += [by_name[c.name].run(lr, seed, data) for seed in seeds]
-        return runs
+        return runs if data is None else [self._standing_in(run) for run in runs]
 
     def _train(self, runs: Sequence[Run], rungs: Sequence[int], *, tests: bool) -> Swept:
         folder = self.checkpoints

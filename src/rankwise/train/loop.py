@@ -139,7 +139,7 @@ class PackTraining:
         self._schedules = Schedules(
             [t.schedule for t in trainings],
             [t.warmup for t in trainings],
-            [t.epochs * self.steps_an_epoch for t in trainings],
+            [t.horizon or t.epochs * self.steps_an_epoch for t in trainings],
         )
         self._best = pack.rows()
         self._total = torch.zeros(len(pack), device=pack.device)

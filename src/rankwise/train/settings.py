@@ -26,6 +26,8 @@ class Training:
         batch_size: Rows of a step.
         epochs: Passes over the training data, at the most.
         schedule: How the learning rate moves: a name in `rankwise.train.schedules.SCHEDULES`.
+        horizon: Steps over which the schedule runs its course; None for those of the run. A run that stands in for a
+            longer one has the longer one's: rates that suit a short course are too high for a long one.
         warmup: Steps over which the learning rate rises linearly from 0; the first takes 1/warmup of it.
         patience: Stop after so many epochs without a lower validation loss; None to train all epochs.
         weights: "best": those with the lowest validation loss are kept; "last": those of the last step.
@@ -45,6 +47,7 @@ class Training:
     batch_size: int = 64
     epochs: int = 60
     schedule: str = "constant"
+    horizon: int | None = None
     warmup: int = 0
     patience: int | None = None
     weights: str = "best"
@@ -54,7 +57,8 @@ class Training:
             raise ConfigError(f"The learning rate is {self.lr!r}; it must be a positive number, such as 3e-4.")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ConfigError(f"weight_decay is {self.weight_decay!r}; it must be 0 or a positive number.")
-        for what, value in (("batch_size", self.batch_size), ("epochs", self.epochs), ("patience", self.patience)):
+        counts = {name: getattr(self, name) for name in ("batch_size", "epochs", "patience", "horizon")}
+        for what, value in counts.items():
             if value is not None and value < 1:
                 raise ConfigError(f"{what} is {value}; it must be a whole number of at least 1.")
         if self.warmup < 0:
