@@ -14,8 +14,6 @@ from rankwise.files import load_adapter
 from rankwise.report import read_results
 from small_sweep import small_model, some_data
 
-HALF = [torch.bfloat16, torch.float16]
-
 
 @pytest.fixture(autouse=True)
 def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +33,7 @@ def accuracy(outputs: Tensor, batch: Sequence[Tensor]) -> Tensor:
     return (outputs.argmax(-1) == batch[1]).to(outputs.dtype)
 
 
-@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_a_sweep_learns_what_it_learns_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
     found = {}
     for kind in (dtype, torch.float32):

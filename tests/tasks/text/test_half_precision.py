@@ -24,7 +24,7 @@ def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("kind", "task", "dtype"),
     [
-        ("bert", "classify", "float16"),
+        pytest.param("bert", "classify", "float16", marks=pytest.mark.slow),
         ("llama", "sft", "bfloat16"),
         pytest.param("bert", "classify", "bfloat16", marks=pytest.mark.slow),
         pytest.param("llama", "sft", "float16", marks=pytest.mark.slow),
