@@ -35,7 +35,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from minilm import random_numbers, ratios
+from minilm import random_numbers, ratios, turns
 from torch import Tensor, nn
 
 from rankwise import LoRAConfig, inject
@@ -198,23 +198,7 @@ def graphed(step: Turn) -> Turn:
     return replay
 
 
-def seconds_of(sides: dict[str, Turn], repeats: int, wait: Callable[[], None]) -> dict[str, list[float]]:
-    """Seconds of every side's turns by the clock."""
-    for side in sides.values():
-        side()
-        side()
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(repeats):
-        for name, side in sides.items():
-            wait()
-            start = time.perf_counter()
-            side()
-            wait()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def part_model(shape: Shape, device: str, repeats: int, tiny: bool, wait: Callable[[], None]) -> list[str]:
+def part_model(shape: Shape, device: str, repeats: int, tiny: bool, clock: Callable[[], float]) -> list[str]:
     on_gpu = device.startswith("cuda")
     lines = [
         f"| {shape.title}, {shape.k} adapters | peft, one step, ms | solo{', graph' if on_gpu else ''}, ms | pack, ms "
@@ -233,7 +217,7 @@ def part_model(shape: Shape, device: str, repeats: int, tiny: bool, wait: Callab
             "solo": graphed(solo) if on_gpu else solo,
             "pack": packed(model, batch, ranks),
         }
-        s = seconds_of(sides, repeats, wait)
+        s = turns(sides, repeats, clock)
         name = min(("float32", "bfloat16"), key=lambda side: statistics.median(s[side]))
         one, alone, pack = s[name], s["solo"], s["pack"]
         ms = [f"{statistics.median(side) * 1e3:.2f}" for side in (one, alone, pack)]
@@ -246,7 +230,7 @@ def part_model(shape: Shape, device: str, repeats: int, tiny: bool, wait: Callab
     return lines
 
 
-def part_layer(device: str, repeats: int, tiny: bool, wait: Callable[[], None]) -> list[str]:
+def part_layer(device: str, repeats: int, tiny: bool, clock: Callable[[], float]) -> list[str]:
     from peft import LoraConfig, get_peft_model
 
     n, rows = (64, 32) if tiny else (4096, 8192)
@@ -294,7 +278,7 @@ def part_layer(device: str, repeats: int, tiny: bool, wait: Callable[[], None]) 
         "inject": passing(own),
         "pack": passing(in_pack),
     }
-    s = seconds_of(sides, repeats * 10, wait)
+    s = turns(sides, repeats * 10, clock)
     name = min(("float32", "bfloat16"), key=lambda side: statistics.median(s[side]))
     return [
         f"| one layer, {n} x {n}, {rows:,} rows, r = {SOLO} | ms | over the frozen layer | peft / this |\n|---|---|---|---|",
@@ -334,9 +318,11 @@ def main() -> None:
         torch.cuda.set_device(device)  # streams and graphs are the current device's
     _one_text_a_row()
 
-    def wait() -> None:
+    def clock() -> float:
+        """The time at which all that was asked of the device is done."""
         if on_gpu:
             torch.cuda.synchronize(device)
+        return time.perf_counter()
 
     where = torch.cuda.get_device_name(device) if on_gpu else f"{platform.machine()} CPU, tiny shapes"
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "peft"))
@@ -347,9 +333,9 @@ def main() -> None:
     ]
     for part in arguments.parts.split(","):
         if part == "layer":
-            lines = part_layer(device, arguments.repeats, tiny, wait)
+            lines = part_layer(device, arguments.repeats, tiny, clock)
         else:
-            lines = part_model(SHAPES[part], device, arguments.repeats, tiny, wait)
+            lines = part_model(SHAPES[part], device, arguments.repeats, tiny, clock)
         blocks.append("\n".join(lines) + "\n")
         print(blocks[-1], flush=True)
     if arguments.record:
