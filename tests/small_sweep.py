@@ -1,6 +1,6 @@
 """A sweep that takes a moment: a tiny network, two ranks and full fine-tuning, two seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from rankwise.sweeps.problem import Problem, Run, Splits, Swept
 from rankwise.sweeps.record import Results, make_results
 from rankwise.sweeps.run import run_sweep
 from rankwise.train.live import progress
+from rankwise.train.loop import PackTraining, TrainingState
 from rankwise.train.settings import Training
 
 
@@ -78,3 +79,17 @@ def results_of(found: Swept, **given: Any) -> Results:
     about |= {"published": None, "grid": {}}
     base = {"name": "base", "sha256": "0" * 64, "parameters": 83, "metric": 0.3}
     return make_results(found, small_problem(), base=base, about=about, adapters={}, **given)
+
+
+def same_when_gone_on_with(training: Callable[[], PackTraining], state: TrainingState) -> dict[str, Tensor]:
+    """Go on from a state after one epoch, to the third, hold it bit for bit against never having stopped, and return
+    what both came to."""
+    whole, again = training(), training()
+    again.restore(state)
+    for each in (whole, again):
+        while each.epoch < 3:
+            each.advance()
+    mine, theirs = again.state().tensors, whole.state().tensors
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
+    return mine

@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
 from pack.test_any_model import Case, alone, batches_of, made, together
 from plain_loop import Plain
@@ -17,7 +16,7 @@ from rankwise.train.loop import PackTraining
 from rankwise.train.settings import Training
 from reference import update_difference
 from small_models import KINDS, Kind, call
-from small_sweep import accuracy, loss, small_model, small_run, some_data
+from small_sweep import accuracy, loss, same_when_gone_on_with, small_model, small_run, some_data
 
 
 def cases_of(kind: Kind) -> list[Case]:
@@ -89,17 +88,11 @@ def test_it_goes_on_from_its_state_bit_for_bit() -> None:
     def training() -> PackTraining:
         return PackTraining(small_model(), runs, some_data(40, 0), some_data(30, 1), loss, accuracy)
 
-    whole, first, again = training(), training(), training()
+    first = training()
     first.advance()
     state = first.state()
     assert {key.split("/")[2] for key in state.tensors if key.startswith("moments/")} == {"velocity"}
-    again.restore(state)
-    for each in (whole, again):
-        while each.epoch < 3:
-            each.advance()
-    mine, theirs = again.state().tensors, whole.state().tensors
-    assert mine.keys() == theirs.keys()
-    assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
+    same_when_gone_on_with(training, state)
 
 
 def test_optimisers_share_no_pack() -> None:

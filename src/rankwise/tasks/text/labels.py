@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rankwise.errors import ConfigError, DataError, suggest
+from rankwise.tasks.text.beside import write_beside
 from rankwise.tasks.text.examples import Label, Labelled
-from rankwise.writing import replacing
 
 KINDS = ("one", "several", "number")
 """One label a text, several (or none), or a number to predict."""
@@ -88,10 +88,7 @@ class Labels:
         Raises:
             OutputError: The folder can't be written.
         """
-        with replacing(folder / FILE) as temporary:
-            content = {"kind": self.kind, "names": list(self.names)}
-            temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        return folder / FILE
+        return write_beside(folder / FILE, {"kind": self.kind, "names": list(self.names)})
 
 
 _PROBLEM_TYPES = {"one": "single_label_classification", "several": "multi_label_classification", "number": "regression"}

@@ -1,11 +1,10 @@
 """How prompts were written in training, kept beside an adapter, so that it is asked as it was taught."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from rankwise.errors import DataError
-from rankwise.writing import replacing
+from rankwise.tasks.text.beside import read_beside, write_beside
 
 FILE = "prompting.json"
 
@@ -37,9 +36,7 @@ class Prompting:
         Raises:
             OutputError: The folder can't be written.
         """
-        with replacing(folder / FILE) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        return folder / FILE
+        return write_beside(folder / FILE, asdict(self))
 
 
 def read_prompting(folder: Path) -> Prompting | None:
@@ -48,13 +45,9 @@ def read_prompting(folder: Path) -> Prompting | None:
     Raises:
         DataError: It is damaged.
     """
-    path = folder / FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return Prompting(bool(content["chat"]), str(content["separator"]), content["chat_template"])
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f'{path} is damaged; it holds {{"chat": ..., "separator": ..., "chat_template": ...}}.'
-        ) from error
+    holds = '{"chat": ..., "separator": ..., "chat_template": ...}'
+    return read_beside(folder / FILE, _prompting, holds)
+
+
+def _prompting(content: Any) -> Prompting:
+    return Prompting(bool(content["chat"]), str(content["separator"]), content["chat_template"])

@@ -1,12 +1,10 @@
 """What else an adapter was trained with, kept beside it, so that it is used as it was trained."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rankwise.errors import DataError
-from rankwise.writing import replacing
+from rankwise.tasks.text.beside import read_beside, write_beside
 
 FILE = "training.json"
 
@@ -40,9 +38,7 @@ class Trained:
         Raises:
             OutputError: The folder can't be written.
         """
-        with replacing(folder / FILE) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        return folder / FILE
+        return write_beside(folder / FILE, asdict(self))
 
 
 def read_trained(folder: Path) -> Trained | None:
@@ -51,18 +47,14 @@ def read_trained(folder: Path) -> Trained | None:
     Raises:
         DataError: It is damaged.
     """
-    path = folder / FILE
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-        words = {key: content[key] for key in ("loss_on", "pooling", "quantize")}
-        if not all(isinstance(word, str | None) for word in words.values()):
-            raise TypeError("a setting is no text")
-        if not isinstance(content["max_length"], int | None):
-            raise TypeError("the length is no whole number")
-        return Trained(max_length=content["max_length"], **words)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f'{path} is damaged; it holds {{"max_length": ..., "loss_on": ..., "pooling": ..., "quantize": ...}}.'
-        ) from error
+    holds = '{"max_length": ..., "loss_on": ..., "pooling": ..., "quantize": ...}'
+    return read_beside(folder / FILE, _trained, holds)
+
+
+def _trained(content: Any) -> Trained:
+    words = {key: content[key] for key in ("loss_on", "pooling", "quantize")}
+    if not all(isinstance(word, str | None) for word in words.values()):
+        raise TypeError("a setting is no text")
+    if not isinstance(content["max_length"], int | None):
+        raise TypeError("the length is no whole number")
+    return Trained(max_length=content["max_length"], **words)
