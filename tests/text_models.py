@@ -13,7 +13,10 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     BertConfig,
+    CohereConfig,
+    Gemma2Config,
     GPT2Config,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedTokenizerFast,
@@ -70,6 +73,16 @@ CONFIGS = {
         vocab_size=VOCABULARY, num_key_value_heads=2, max_position_embeddings=128, sliding_window=4, **_SHAPE, **_ENDS
     ),
     "bert": lambda: BertConfig(vocab_size=VOCABULARY, max_position_embeddings=64, pad_token_id=2, **_SHAPE),
+    "gemma2": lambda: Gemma2Config(
+        vocab_size=VOCABULARY, num_key_value_heads=2, head_dim=8, max_position_embeddings=128,
+        final_logit_softcapping=3.0, **_SHAPE, **_ENDS,
+    ),
+    "granite": lambda: GraniteConfig(
+        vocab_size=VOCABULARY, num_key_value_heads=2, max_position_embeddings=128, logits_scaling=2.0, **_SHAPE, **_ENDS
+    ),
+    "cohere": lambda: CohereConfig(
+        vocab_size=VOCABULARY, num_key_value_heads=2, max_position_embeddings=128, logit_scale=0.25, **_SHAPE, **_ENDS
+    ),
     "t5": lambda: T5Config(
         vocab_size=VOCABULARY, d_model=32, d_ff=48, d_kv=8, num_layers=2, num_heads=4,
         pad_token_id=2, eos_token_id=1, decoder_start_token_id=2,
@@ -81,6 +94,7 @@ _CLASSES = {"bert": AutoModel, "t5": AutoModelForSeq2SeqLM}
 
 def make_model(kind: str, attention: str = "sdpa") -> nn.Module:
     """A random model in eval mode, without dropout that would act; the same for each kind every time."""
+    attention = "eager" if kind == "gemma2" else attention  # it has no other
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = _CLASSES.get(kind, AutoModelForCausalLM).from_config(CONFIGS[kind](), attn_implementation=attention)

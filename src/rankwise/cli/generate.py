@@ -47,7 +47,7 @@ def generate(
         One prompt.
     file:
         A text file with a prompt on each line; or examples (.jsonl, .json, .csv, .tsv, .parquet), whose prompts are
-        answered.
+        answered. Prompts that leave no room for an answer are left out, and said.
     columns:
         Which columns of --file hold what, where they are not called so: prompt=mr.
     skip_bad_lines:
@@ -65,8 +65,8 @@ def generate(
     json_:
         Print a line of JSON for each prompt.
     """
-    from rankwise.tasks.text.adapted import load_adapted
-    from rankwise.tasks.text.generating import Writing, as_prompt
+    from rankwise.tasks.text.adapted import BASE, load_adapted
+    from rankwise.tasks.text.generating import Writing, as_prompt, check_writes, with_room
     from rankwise.tasks.text.prompts import read_prompts
 
     if prompt is not None and file is not None:
@@ -78,24 +78,33 @@ def generate(
     if file is not None:
         given, notes = read_prompts(file, dict(columns), skip_bad_lines=skip_bad_lines)
     adapted = load_adapted(adapters, options or UseOptions())
+    check_writes(adapted)
     for note in (*adapted.notes, *notes):
         print(note, file=sys.stderr)
+    names = [*([BASE] if base or not adapted.names else []), *adapted.names]
     if given is not None:
-        _answer(adapted, given, how, base=base, as_json=json_)
+        if len(given) > 1:
+            places, said = with_room(adapted, names, given, how)
+            given = [given[i] for i in places]
+            if not places:
+                raise DataError(said[0])
+            for note in said:
+                print(note, file=sys.stderr)
+        _answer(adapted, names, given, how, as_json=json_)
         return EXIT_OK
     for line in _typed():
         try:
-            _answer(adapted, [as_prompt(line)], how, base=base, as_json=json_)
+            _answer(adapted, names, [as_prompt(line)], how, as_json=json_)
         except (ConfigError, DataError) as error:  # the next prompt may fit
             print(f"rankwise: {error}", file=sys.stderr)
     return EXIT_OK
 
 
-def _answer(adapted: "Adapted", prompts: "Sequence[SftExample]", how: "Writing", *, base: bool, as_json: bool) -> None:
-    from rankwise.tasks.text.adapted import BASE
+def _answer(
+    adapted: "Adapted", names: Sequence[str], prompts: "Sequence[SftExample]", how: "Writing", *, as_json: bool
+) -> None:
     from rankwise.tasks.text.generating import write_texts
 
-    names = [*([BASE] if base or not adapted.names else []), *adapted.names]
     answers = {name: write_texts(adapted, name, prompts, how) for name in names}
     width = max(map(len, names))
     for i, text in enumerate(prompt.source for prompt in prompts):

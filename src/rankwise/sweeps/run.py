@@ -91,6 +91,9 @@ def run_sweep(
     swept.complete = len(swept.outcomes) == len(runs)
     # Packs that turned out too large have been split meanwhile.
     packs = packs if course is None else course.packs
+    finished = sum(outcome.status == "finished" for outcome in swept.outcomes.values())
+    if tests and finished:
+        progress.message(f"Measuring {finished:,} finished run{'' if finished == 1 else 's'} on test data")
     for i, pack in enumerate(packs):
         peak = plan.base_bytes + sum(plan.memory[run.name] for run in pack)
         swept.packs |= {run.name: i for run in pack}

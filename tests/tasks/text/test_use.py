@@ -201,6 +201,12 @@ def test_generating_side_by_side(
     said = capsys.readouterr()
     assert said.out.count("prompt") == 2
     assert "has no room for it" in said.err, "the next prompt is answered all the same"
+    (tmp_path / "prompts.txt").write_text("The cat\n" + "cat " * 500 + "\none two\n")
+    assert main(["generate", folder, "--file", str(tmp_path / "prompts.txt"), "--max-new-tokens", "3", "--json"]) == 0
+    said = capsys.readouterr()
+    assert [json.loads(line)["prompt"] for line in said.out.splitlines()] == ["The cat", "one two"]
+    assert "1 of 3 inputs have no room for an answer of 3 tokens" in said.err
+    assert said.err.rstrip().endswith("line 2.")
     with pytest.raises(ConfigError, match="writes no text"):
         write_texts(load_adapted([adapter(place, "classify")], UseOptions()), BASE, [as_prompt("a")], Writing())
 

@@ -20,19 +20,42 @@ from text_reference import random_examples
 def setting(kind: str):
     model = make_model(kind).double().eval()
     shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    both = kind == "t5"
-    batch = as_tensors(Prepared(random_examples(), 0, both), side="left" if not both else "right", shift=shift)
+    side = "right" if kind in ("t5", "gemma2") else "left"
+    batch = as_tensors(Prepared(random_examples(), 0, kind == "t5"), side=side, shift=shift)
     call = find_inputs(model)
     return model, call, batch
 
 
-@pytest.mark.parametrize(("kind", "head"), [("gpt2", "lm_head"), ("llama", "lm_head"), ("t5", "")])
-def test_the_head_is_found_where_its_outputs_are_the_logits(kind, head):
+KINDS = ["gpt2", "llama", "t5", "gemma2", "granite", "cohere"]
+"""The last three cap their logits, divide or multiply them."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_head_is_found(kind):
     model, call, batch = setting(kind)
-    assert lean_head(model, call, batch) == head
+    head = lean_head(model, call, batch)
+    assert head is not None
+    assert head.name == "lm_head"
+    outputs, logits = (
+        torch.tensor([-2.0, 30.0]),
+        {"gemma2": [-1.75, 3.0], "granite": [-1.0, 15.0], "cohere": [-0.5, 7.5]},
+    )
+    torch.testing.assert_close(head.finish(outputs), torch.tensor(logits.get(kind, [-2.0, 30.0])), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+def test_where_all_logits_have_to_be_made():
+    model, call, batch = setting("llama")
+    model.lm_head.register_forward_hook(lambda module, args, outputs: outputs.sin())
+    assert lean_head(model, call, batch) is None, "something is added to the head"
+    model, call, batch = setting("llama")
+    whole = model.forward
+    model.forward = lambda **given: whole(**given).logits.sin()
+    assert lean_head(model, call, batch) is None, "logits are made in a way of their own"
+    model.forward = lambda **given: whole(**given).logits[:, 1:]
+    assert lean_head(model, call, batch) is None, "what follows needs the head's outputs"
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_sums_and_gradients(kind, monkeypatch):
     monkeypatch.setattr(vocabulary, "LOGITS_AT_ONCE", 1000)  # several parts
     model, call, batch = setting(kind)

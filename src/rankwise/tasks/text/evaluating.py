@@ -1,10 +1,10 @@
 """Figures of a base and its adapters on a file of examples."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankwise.errors import DataError
 from rankwise.tasks.text.adapted import BASE, Adapted
@@ -13,19 +13,20 @@ from rankwise.tasks.text.classify import tokenize_classify
 from rankwise.tasks.text.examples import Plain
 from rankwise.tasks.text.forms import read_examples
 from rankwise.tasks.text.generated import group_references, score_texts
-from rankwise.tasks.text.generating import Writing, without_room, write_texts
-from rankwise.tasks.text.losses import CLASSIFY_LOSSES, token_sums
+from rankwise.tasks.text.generating import Writing, with_room, write_texts
+from rankwise.tasks.text.losses import CLASSIFY_LOSSES
 from rankwise.tasks.text.metrics import classify_figures, perplexity_of
 from rankwise.tasks.text.sft import tokenize_sft
-from rankwise.tasks.text.sources import NAMED, read_records
+from rankwise.tasks.text.sources import read_records
 from rankwise.tasks.text.subset import drawn
+from rankwise.tasks.text.vocabulary import TokenLoss, lean_head, row_loss
 
 Figures = dict[str, float]
 
-NUMBERS_AT_ONCE = 1 << 26
-"""Logits that a pass may give: 256 MiB in float32."""
-
 TOKENS_AT_ONCE = 1 << 13
+
+NUMBERS_AT_ONCE = 1 << 26
+"""Logits that a pass may give where all are made: 256 MiB in float32."""
 
 SEED = 0
 """Of draws: a sweep's own, so that both use the same test examples."""
@@ -91,7 +92,7 @@ def _classify(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tu
     prepared = tokenize_classify(rows, labels, loaded.tokenizer, loaded.config, "test", adapted.one_way().max_length)
     found: dict[str, Figures] = {}
     for name in names:
-        parts = [(own, outputs.float()) for own, _, outputs in _passes(adapted, name, prepared.data, 1)]
+        parts = [(own, outputs.float()) for own, outputs in _passes(adapted, name, prepared.data, loaded.call, 1)]
         order = torch.cat([own for own, _ in parts]).argsort()
         outputs = torch.cat([part for _, part in parts])[order]
         loss = CLASSIFY_LOSSES[labels.kind](outputs, prepared.data)
@@ -105,11 +106,15 @@ def _sft(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tuple[d
     loaded = adapted.loaded
     prepared = tokenize_sft(rows, loaded.tokenizer, loaded.config, adapted.one_way())
     data = as_tensors(prepared, shift=loaded.shift)
+    device = next(loaded.model.parameters()).device
     found: dict[str, Figures] = {}
     for name in names:
         total = count = 0.0
-        for _, batch, outputs in _passes(adapted, name, data, loaded.config.vocab_size):
-            sums, counts = token_sums(outputs, batch)
+        with adapted.acting(name):
+            head = lean_head(loaded.model, loaded.call, {key: value[:2].to(device) for key, value in data.items()})
+        numbers = 1 if head is not None else loaded.config.vocab_size
+        for _, outputs in _passes(adapted, name, data, TokenLoss(loaded.call, head), numbers):
+            sums, counts = row_loss(outputs, {})
             total, count = total + float(sums.double().sum()), count + float(counts.sum())
         found[name] = {"loss": total / count, "perplexity": perplexity_of(total / count)}
     return found, prepared.notes
@@ -123,16 +128,8 @@ def _written(
         raise DataError("Plain texts have no prompts to answer; leave out --generate.")
     inputs, answers = group_references(examples)
     places = drawn(inputs, n, SEED, "generate")
-    long = without_room(adapted, BASE, [inputs[i] for i in places], writing)
-    said: list[str] = []
-    if long:
-        lines = [inputs[places[i]].line for i in long]
-        shown = ", ".join(map(str, lines[:NAMED])) + (", ..." if len(lines) > NAMED else "")
-        said = [
-            f"{len(long):,} of {len(places):,} inputs have no room for an answer of {writing.max_new_tokens:,} tokens "
-            f"in the context (the longest has {max(long.values()):,}) and none was written: line {shown}."
-        ]
-    places = [place for i, place in enumerate(places) if i not in long]
+    fitting, said = with_room(adapted, [BASE], [inputs[i] for i in places], writing)
+    places = [places[i] for i in fitting]
     prompts, references = [inputs[i] for i in places], [answers[i] for i in places]
     counted = f"with {sum(map(len, references)):,} references"
     said.append(f"Answers were written for {len(prompts):,} of {len(inputs):,} inputs, {counted}.")
@@ -144,15 +141,20 @@ def _written(
 
 
 def _passes(
-    adapted: Adapted, name: str, data: Mapping[str, Tensor], numbers: int
-) -> Iterator[tuple[Tensor, dict[str, Tensor], Tensor]]:
-    """Run the model over a data set, alike lengths together: places of the rows, the batch, outputs, on the CPU.
+    adapted: Adapted,
+    name: str,
+    data: Mapping[str, Tensor],
+    call: Callable[[nn.Module, dict[str, Tensor]], Tensor],
+    numbers: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Run the model over a data set, alike lengths together: places of the rows, and their outputs, on the CPU.
 
     Args:
         adapted: The model.
         name: Which adapter acts.
         data: The data set.
-        numbers: Of outputs for each token.
+        call: (model, batch) -> outputs.
+        numbers: That it makes for each token.
     """
     model = adapted.loaded.model
     device = next(model.parameters()).device
@@ -165,5 +167,5 @@ def _passes(
             batch = trim({key: value[own].to(device) for key, value in data.items()})
             # Not around the whole: a generator would leave gradients off between its values.
             with torch.no_grad():
-                outputs = adapted.loaded.call(model, batch)
-            yield own, {key: value.cpu() for key, value in batch.items()}, outputs.cpu()
+                outputs = call(model, batch)
+            yield own, outputs.cpu()

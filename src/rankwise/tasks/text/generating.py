@@ -11,6 +11,7 @@ from rankwise.tasks.text.adapted import Adapted
 from rankwise.tasks.text.chat import chat_template
 from rankwise.tasks.text.examples import Pair, SftExample
 from rankwise.tasks.text.sft import prompt_text
+from rankwise.tasks.text.sources import NAMED
 from rankwise.tasks.text.tokens import check_known, find_context
 
 
@@ -43,6 +44,16 @@ def as_prompt(text: str, line: int = 1) -> Pair:
     return Pair(line, text, "")
 
 
+def check_writes(adapted: Adapted) -> None:
+    """Refuse a model that writes nothing.
+
+    Raises:
+        ConfigError: It is a classifier.
+    """
+    if adapted.task != "sft":
+        raise ConfigError("A classifier writes no text; rankwise evaluate tells what it says.")
+
+
 @torch.no_grad()
 def write_texts(adapted: Adapted, name: str, prompts: Sequence[SftExample], how: Writing) -> list[str]:
     """What the model answers to each prompt.
@@ -62,8 +73,7 @@ def write_texts(adapted: Adapted, name: str, prompts: Sequence[SftExample], how:
     """
     loaded = adapted.loaded
     model: Any = loaded.model
-    if adapted.task != "sft":
-        raise ConfigError("A classifier writes no text; rankwise evaluate tells what it says.")
+    check_writes(adapted)
     way = adapted.way(name)
     with chat_template(loaded.tokenizer, way.chat_template):
         texts = [prompt_text(prompt, loaded.tokenizer, way) for prompt in prompts]
@@ -127,6 +137,29 @@ def without_room(adapted: Adapted, name: str, prompts: Sequence[SftExample], how
         if len(ids) > room:
             found[i] = len(ids)
     return found
+
+
+def with_room(
+    adapted: Adapted, names: Sequence[str], prompts: Sequence[SftExample], how: Writing
+) -> tuple[list[int], list[str]]:
+    """The prompts that fit into the context together with their answer, whoever of `names` is asked.
+
+    Returns:
+        Their places, and what the user should be told of the others.
+
+    Raises:
+        DataError: A prompt can't be written, or has a token beyond the model's vocabulary.
+    """
+    long = {i: n for name in names for i, n in without_room(adapted, name, prompts, how).items()}
+    places = [i for i in range(len(prompts)) if i not in long]
+    if not long:
+        return places, []
+    lines = [prompts[i].line for i in sorted(long)]
+    shown = ", ".join(map(str, lines[:NAMED])) + (", ..." if len(lines) > NAMED else "")
+    return places, [
+        f"{len(long):,} of {len(prompts):,} inputs have no room for an answer of {how.max_new_tokens:,} tokens in the "
+        f"context (the longest has {max(long.values()):,}) and none was written: line {shown}."
+    ]
 
 
 def _context(adapted: Adapted) -> int:

@@ -5,9 +5,11 @@ vocabulary of 50,000 that is more than all the rest. Of each part of the tokens 
 kept, the gradient of its loss by the hidden state:
 
 $$\frac{\partial L_i}{\partial h_i} = W^T (p_i - e_{y_i})$$
+
+(times the derivative of what a model makes of its head's outputs: a scale, a cap).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from rankwise.pack.forwards import replaced_forwards
 from rankwise.tasks.text.calls import ModelCall
 from rankwise.tasks.text.losses import targets_of, token_sums
 from rankwise.tasks.text.tokens import IGNORED
@@ -24,36 +27,61 @@ LOGITS_AT_ONCE = 1 << 24
 """Numbers: 64 MiB in float32."""
 
 
+Finish = Callable[[Tensor], Tensor]
+"""What a model makes of its head's outputs before they are its logits: nothing, a scale, a cap."""
+
+
 class _HeadLoss(torch.autograd.Function):
     """Cross-entropy of tokens under a frozen head."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Float[Tensor, "n d"], weight: Float[Tensor, "V d"], bias: Tensor | None, targets: Tensor
+        ctx: Any,
+        hidden: Float[Tensor, "n d"],
+        weight: Float[Tensor, "V d"],
+        bias: Tensor | None,
+        targets: Tensor,
+        finish: Finish,
     ) -> Float[Tensor, " n"]:
         losses = torch.empty(len(hidden), device=hidden.device, dtype=torch.promote_types(hidden.dtype, torch.float32))
-        keep = hidden.requires_grad
-        by_hidden = torch.empty_like(hidden) if keep else None
+        by_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
         chunk = max(1, LOGITS_AT_ONCE // len(weight))
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
+            z = F.linear(hidden[rows], weight, bias)
+            with torch.enable_grad():
+                logits = finish(z.requires_grad_())
             # In float32 or wider, whatever the model computes in: a sum over a large vocabulary needs it.
-            logits = F.linear(hidden[rows], weight, bias).to(losses.dtype)
-            log_p = logits.log_softmax(-1)
+            log_p = logits.detach().to(losses.dtype).log_softmax(-1)
             at = targets[rows].unsqueeze(-1)
             losses[rows] = -log_p.gather(-1, at).squeeze(-1)
             if by_hidden is not None:
                 p = log_p.exp_()
                 p.scatter_add_(-1, at, p.new_full(at.shape, -1.0))
-                by_hidden[rows] = p.to(weight.dtype) @ weight
+                by_logits = p.to(logits.dtype)
+                by_z = by_logits if logits is z else torch.autograd.grad(logits, z, by_logits)[0]
+                by_hidden[rows] = by_z @ weight
         if by_hidden is not None:
             ctx.save_for_backward(by_hidden)
         return losses
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         (by_hidden,) = ctx.saved_tensors
-        return grads[0].unsqueeze(-1).to(by_hidden.dtype) * by_hidden, None, None, None
+        return grads[0].unsqueeze(-1).to(by_hidden.dtype) * by_hidden, None, None, None, None
+
+
+@dataclass(frozen=True)
+class LeanHead:
+    """A head whose outputs, finished, are a model's logits.
+
+    Args:
+        name: Its name in the model.
+        finish: From its outputs to logits.
+    """
+
+    name: str
+    finish: Finish
 
 
 @dataclass(frozen=True)
@@ -62,35 +90,46 @@ class TokenLoss:
 
     Args:
         call: How the model is run.
-        head: The head's name where the model's logits are its outputs and nothing else, as `lean_head` tells; else "".
+        head: From `lean_head`; None where all logits have to be made.
     """
 
     call: ModelCall
-    head: str
+    head: LeanHead | None
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "rows 2"]:
         """Run the model and its head on what they take of the batch."""
-        head: Any = model.get_submodule(self.head) if self.head else None
+        head: Any = None if self.head is None else model.get_submodule(self.head.name)
         # A head that is trained, by an adapter or whole, is run as the layer it is.
-        if head is None or "forward" in vars(head) or (torch.is_grad_enabled() and head.weight.requires_grad):
+        if self.head is None or _acted_on(head) or (torch.is_grad_enabled() and head.weight.requires_grad):
             return torch.stack(token_sums(self.call(model, batch), batch), -1)
-        hidden = _hidden(model, self.call, batch)
+        hidden, _ = _run_to(head, self.call, model, batch)
         targets = targets_of(batch)
         counted = (targets != IGNORED).flatten().nonzero().squeeze(-1)
-        losses = _HeadLoss.apply(
-            hidden.flatten(0, -2).index_select(0, counted), head.weight, head.bias, targets.flatten()[counted]
-        )
+        given = hidden.flatten(0, -2).index_select(0, counted)
+        losses = _HeadLoss.apply(given, head.weight, head.bias, targets.flatten()[counted], self.head.finish)
         rows = counted // targets.shape[-1]
         sums = losses.new_zeros(len(targets)).index_add(0, rows, losses)
         return torch.stack([sums, (targets != IGNORED).sum(-1).to(sums.dtype)], -1)
 
 
-def _hidden(model: nn.Module, call: ModelCall, batch: Mapping[str, Tensor]) -> Float[Tensor, "rows T d"]:
-    base: Any = getattr(model, str(model.base_model_prefix))
-    given: dict[str, Any] = {key: batch[key] for key in batch if key != "labels" and key in call.inputs}
-    if call.keeps_cache:
-        given["use_cache"] = False
-    return base(**given).last_hidden_state
+def _acted_on(head: Any) -> bool:
+    """Whether something stands in place of the head's own forward, or adds to it."""
+    return "forward" in vars(head) or bool(head._forward_hooks or head._forward_pre_hooks)
+
+
+def _run_to(
+    head: nn.Module, call: ModelCall, model: nn.Module, batch: Mapping[str, Tensor]
+) -> tuple[Float[Tensor, "rows T d"], int]:
+    """What the head is given in a run of the model, and how often; the head itself does not run."""
+    given: list[Tensor] = []
+
+    def keep(hidden: Tensor) -> Tensor:
+        given.append(hidden)
+        return hidden.new_zeros(1, 1, 1)  # whatever comes after the head costs nothing
+
+    with replaced_forwards({"head": head}, lambda name, forward: keep):
+        call(model, batch)
+    return given[0], len(given)
 
 
 def row_loss(outputs: Float[Tensor, "rows 2"], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -99,8 +138,8 @@ def row_loss(outputs: Float[Tensor, "rows 2"], batch: Mapping[str, Tensor]) -> t
 
 
 @torch.no_grad()
-def lean_head(model: Any, call: ModelCall, example: Mapping[str, Int[Tensor, "rows T"]]) -> str:
-    """The name of the head whose outputs are the model's logits; "" where it scales or caps them.
+def lean_head(model: Any, call: ModelCall, example: Mapping[str, Int[Tensor, "rows T"]]) -> LeanHead | None:
+    """The head whose outputs, finished in a way known here, are the model's logits; None where there is none.
 
     Args:
         model: A language model of transformers, in eval mode.
@@ -108,11 +147,32 @@ def lean_head(model: Any, call: ModelCall, example: Mapping[str, Int[Tensor, "ro
         example: A batch of a row or more.
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    base = getattr(model, str(getattr(model, "base_model_prefix", "")), None)
-    if not isinstance(base, nn.Module) or base is model or type(head) is not nn.Linear:
-        return ""
-    if "decoder_input_ids" in example:  # the base of an encoder-decoder gives more than one state
-        return ""
-    if not torch.equal(head(_hidden(model, call, example)), call(model, example)):
-        return ""
-    return next(name for name, module in model.named_modules() if module is head)
+    if type(head) is not nn.Linear or _acted_on(head):
+        return None
+    try:
+        hidden, times = _run_to(head, call, model, example)
+    except (RuntimeError, ValueError, IndexError):  # what comes after the head needs all logits
+        return None
+    if times != 1:
+        return None
+    outputs, logits = head(hidden), call(model, example)
+    name = next(name for name, module in model.named_modules() if module is head)
+    return next((LeanHead(name, finish) for finish in _finishes(model.config) if _equal(finish(outputs), logits)), None)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether they are the same to the last bit; some attentions give NaN at tokens that are there to fill up."""
+    alike = (one.shape, one.dtype) == (other.shape, other.dtype)
+    return alike and one.allclose(other, rtol=0, atol=0, equal_nan=True)
+
+
+def _finishes(config: Any) -> Iterator[Finish]:
+    """What transformers' models make of their head's outputs, by what their configurations name."""
+    yield lambda z: z
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
+        yield lambda z: torch.tanh(z / cap) * cap
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
+        yield lambda z: z / divisor
+    for name in ("logit_scale", "lm_head_multiplier"):  # Cohere, Falcon-H1
+        if (factor := getattr(config, name, None)) is not None:
+            yield lambda z, factor=factor: z * factor
