@@ -17,13 +17,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rankwise.errors import ConfigError, TargetError, suggest
 from rankwise.lora.adapter import adapted_layers
 from rankwise.lora.config import TargetPattern
 from rankwise.lora.layer_types import called_as_listed, layer_type_of
-from rankwise.lora.layer_types.quantised import keep_unpacked
+from rankwise.lora.layer_types.linear import LINEAR
+from rankwise.lora.layer_types.quantised import keep_unpacked, plain_weight
 from rankwise.lora.modules import named_once
 from rankwise.lora.patterns import Patterns, as_list
 from rankwise.lora.tables import text_table
@@ -81,12 +83,7 @@ def quantize(model: nn.Module, kind: str, skip: TargetPattern | Sequence[TargetP
         >>> report.layers, report.left_out
         ({'0': (16384, 4352)}, {'2': 'skipped'})
     """
-    if kind not in KINDS:
-        known = ", ".join(f'"{name}"' for name in KINDS)
-        raise ConfigError(f'A model can\'t be quantised to "{kind}"; there are {known}.{suggest(kind, KINDS)}')
-    if adapted_layers(model):
-        raise TargetError("The model has adapters; quantise it before inject, or eject them first.")
-    chosen, left_out = _choose(model, kind, Patterns(as_list(skip)))
+    chosen, left_out = _checked(model, kind, skip)
     sizes: dict[str, tuple[int, int]] = {}
     for path, (layer, paths) in chosen.items():
         quantised = _quantised(layer, kind)
@@ -96,6 +93,39 @@ def quantize(model: nn.Module, kind: str, skip: TargetPattern | Sequence[TargetP
         sizes[path] = layer.get_parameter("weight").nbytes, _bytes_of_weight(quantised)
     keep_unpacked(model)
     return QuantizeReport(sizes, left_out)
+
+
+def round_weights(model: nn.Module, kind: str, skip: TargetPattern | Sequence[TargetPattern] = ()) -> None:
+    """Give a model's linear layers the values that their weights have in few bits, in the type and the place they have:
+    what a quantised base computes with, as a model that can be saved.
+
+    Args:
+        model: As for `quantize`.
+        kind: As for `quantize`.
+        skip: As for `quantize`.
+
+    Raises:
+        ConfigError: As `quantize`.
+        TargetError: As `quantize`.
+    """
+    chosen = _checked(model, kind, skip)[0]
+    with torch.no_grad():
+        for layer, _ in chosen.values():
+            row, quantised = layer_type_of(layer), _quantised(layer, kind)
+            rounded = plain_weight(quantised, layer_type_of(quantised) or LINEAR)
+            weight = layer.get_parameter("weight")
+            weight.copy_(rounded.mT if row is not None and row.transposed else rounded)
+
+
+def _checked(
+    model: nn.Module, kind: str, skip: TargetPattern | Sequence[TargetPattern]
+) -> tuple[dict[str, tuple[nn.Module, list[str]]], dict[str, str]]:
+    if kind not in KINDS:
+        known = ", ".join(f'"{name}"' for name in KINDS)
+        raise ConfigError(f'A model can\'t be quantised to "{kind}"; there are {known}.{suggest(kind, KINDS)}')
+    if adapted_layers(model):
+        raise TargetError("The model has adapters; quantise it before inject, or eject them first.")
+    return _choose(model, kind, Patterns(as_list(skip)))
 
 
 def _choose(

@@ -51,6 +51,18 @@ def test_an_edge_that_does_not_touch_the_answer_is_not_said_here() -> None:
     assert "edge" not in answer_words(sample_results(edge=["r1"]))
 
 
+@pytest.mark.parametrize(("searched", "direction"), [((1e-4, 1e-3), "higher"), ((1e-3, 1e-2), "lower"), ((), "lower")])
+def test_after_a_search_the_rates_to_add_lie_beyond_those_searched(searched: tuple[float, ...], direction: str) -> None:
+    """Only the rate that was found is among the runs then."""
+    results = sample_results(edge=["r4"])
+    results["runs"] = [run for run in results["runs"] if run["configuration"] != "r4" or run["lr"] == 1e-3]
+    results["grid"]["search"] = [{"configuration": "r4", "lr": lr} for lr in searched]
+    assert f"give {direction} rates with --lr" in answer_words(results)
+    (r4,) = [c for c in results["configurations"] if c["name"] == "r4"]
+    r4["method"] = "head"
+    assert f"give {direction} rates with --head-lr" in answer_words(results)
+
+
 def test_one_more_seed() -> None:
     results = sample_results(separable=False, reason=None)
     results["answer"]["more_seeds_needed"] = 1

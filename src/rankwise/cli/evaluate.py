@@ -69,13 +69,14 @@ def evaluate(
         writing=Writing(max_new_tokens=max_new_tokens),
     )
     content = json.dumps({"data": data, "figures": figures, "notes": notes}, indent=2, ensure_ascii=False)
-    if out is not None:
-        with replacing(out) as temporary:
-            temporary.write_text(content + "\n", encoding="utf-8")
     if json_:
         print(content)
     else:
         _show(figures, notes)
+    # Last: a place that can't be written costs no figures.
+    if out is not None:
+        with replacing(out) as temporary:
+            temporary.write_text(content + "\n", encoding="utf-8")
     return EXIT_OK
 
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,6 +74,8 @@ def generate(
         raise ConfigError("--prompt and --file are both given; leave one of them out.")
     if columns and file is None:
         raise ConfigError("--columns names columns of --file, which is not given; leave it out.")
+    if skip_bad_lines and file is None:
+        raise ConfigError("--skip-bad-lines is about --file, which is not given; leave it out.")
     how = Writing(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size)
     given, notes = (None if prompt is None else [as_prompt(prompt)]), []
     if file is not None:
@@ -90,7 +93,9 @@ def generate(
                 raise DataError(said[0])
             for note in said:
                 print(note, file=sys.stderr)
-        _answer(adapted, names, given, how, as_json=json_)
+        for start in range(0, len(given), batch_size):
+            # Each batch as soon as it is answered; equal prompts in two of them are drawn anew.
+            _answer(adapted, names, given[start : start + batch_size], replace(how, seed=seed + start), as_json=json_)
         return EXIT_OK
     for line in _typed():
         try:

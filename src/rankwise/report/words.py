@@ -135,8 +135,9 @@ def _reference_words(reference: Results) -> str:
 
 def _rates_to_add(results: Results, c: Results) -> str:
     """Which learning rates to try where the best one of those tried is the lowest or the highest."""
-    tried = [run["lr"] for run in results["runs"] if run["configuration"] == c["name"] and run["lr"] is not None]
-    flag = "--baseline-lr" if c["method"] == "full" else "--lr"
+    all_tried = [*results["runs"], *results["grid"].get("search", [])]
+    tried = [run["lr"] for run in all_tried if run["configuration"] == c["name"] and run["lr"] is not None]
+    flag = {"full": "--baseline-lr", "head": "--head-lr"}.get(c["method"], "--lr")
     return f"{'lower' if c['lr'] <= min(tried, default=c['lr']) else 'higher'} rates with {flag}"
 
 

@@ -28,6 +28,7 @@ from rankwise.tasks.text.labels import Labels
 from rankwise.tasks.text.losses import class_loss, token_loss
 from rankwise.tasks.text.models import ModelOptions, load_text_model
 from rankwise.tasks.text.sft import tokenize_sft
+from rankwise.tasks.text.vocabulary import lean_head
 from text_models import CONFIGS, VOCABULARY, make_model, make_tokenizer
 
 THREE = Labels("one", ("a", "b", "c"))
@@ -62,6 +63,26 @@ def test_a_model_that_writes_is_run_on_prepared_examples(folders, kind):
     assert logits.shape == (*batch["labels"].shape, VOCABULARY)
     inputs = {key: value for key, value in batch.items() if key not in ("position_ids", "decoder_input_ids")}
     torch.testing.assert_close(token_loss(logits, batch), loaded.model(**inputs).loss)
+
+
+def test_a_model_that_knows_images_too(tmp_path):
+    """Vocabulary and context stand in a part of its configuration."""
+    from transformers import AutoModelForCausalLM, Gemma3Config
+
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": VOCABULARY, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 40}
+    config = Gemma3Config(
+        text_config=small | text, vision_config=small | {"image_size": 28, "patch_size": 14}, mm_tokens_per_image=4
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    loaded = load_text_model(tmp_path, "sft")
+    long = Pair(1, "one", " two" * 90)
+    prepared = tokenize_sft([long], loaded.tokenizer, loaded.config)
+    assert prepared.lengths() == [40]
+    batch = as_tensors(prepared, shift=loaded.shift)
+    assert loaded.call(loaded.model, batch).shape == (1, 40, VOCABULARY)
+    assert lean_head(loaded.model, loaded.call, batch) is not None
 
 
 def test_joined_examples_go_through_the_call(folders):

@@ -101,7 +101,10 @@ def test_joined_rows_parts_and_checkpointing_learn_alike(folders: Path, tmp_path
     assert losses["again"] == pytest.approx(losses["plain"], rel=1e-4)
     assert run(folders, tmp_path / "joined", "llama", "sft", "--search", "0", "--no-baseline", "--join") == 0
     joined = read_results(tmp_path / "joined")
-    assert joined["data"]["train"]["n"] < 90 * 0.8, "several examples a row"
+    n = {name: facts["n"] for name, facts in joined["data"].items()}
+    assert n["train"] < 90 * 0.8, "several examples a row"
+    card = (tmp_path / "joined" / joined["runs"][0]["adapter"] / "README.md").read_text()
+    assert f"| train | {90 - n['validation'] - n['test']} |" in card, "examples, not rows"
 
 
 def test_going_on_after_an_interruption(

@@ -19,7 +19,7 @@ from rankwise.tasks.text.use_options import UseOptions
 from text_models import make_model, make_tokenizer
 
 WORDS = ("one", "two", "three", "cat", "sat", "The", "mat")
-TASKS = {"bert": ("classify", "labelled"), "llama": ("sft", "pairs")}
+TASKS = {"bert": ("classify", "labelled"), "llama": ("sft", "pairs"), "gpt2": ("sft", "pairs")}
 QUICK = ["--epochs", "1", "--batch-size", "8", "--lr", "1e-2", "--rank", "2", "--quiet"]
 CLOSE = 1e-6
 """Losses over a small base in 8 bits differ by little more from those over the base as it is."""
@@ -128,6 +128,28 @@ def test_an_adapter_of_a_quantised_base_is_merged_into_the_base_as_it_is(
             logits[way] = AutoModelForCausalLM.from_pretrained(tmp_path / way).eval()(ids).logits
     assert torch.equal(logits["plain"], logits["none"])
     assert not torch.equal(logits["plain"], logits["int8"])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_merged_into_rounded_weights_it_says_what_it_said_in_training(place: Path, tmp_path: Path, kind: str) -> None:
+    """Layers without an adapter too; GPT-2's have their weights transposed."""
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM
+
+    targets = {"llama": ["--target-modules", "q_proj,v_proj"], "gpt2": []}[kind]
+    folder = train(place, tmp_path / "run", kind, "--quantize", "int8", *targets)
+    assert main(["merge", str(folder), "--quantize", "int8", "--out", str(tmp_path / "merged")]) == 0
+    merged, told = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert not any(told.values()), told
+    adapted = load_adapted([folder], UseOptions())
+    ids = torch.tensor([[5, 9, 30, 7]])
+    with torch.no_grad(), adapted.acting(folder.name):
+        expected = adapted.loaded.model(ids).logits
+        logits = merged.eval()(ids).logits
+    # bitsandbytes also rounds what goes into a layer of 8 bits.
+    assert (logits - expected).abs().max() < 0.02 * expected.abs().max()
+    plain = merged.get_parameter("lm_head.weight")
+    assert torch.equal(plain, adapted.loaded.model.get_parameter("lm_head.weight"))
 
 
 def test_each_adapter_is_asked_in_its_own_way(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,12 @@ from rankwise.errors import ConfigError
 from rankwise.files import load_adapter
 from rankwise.report import read_results
 from rankwise.tasks.text.adapted import BASE, load_adapted
+from rankwise.tasks.text.examples import Pair
 from rankwise.tasks.text.generating import Writing, as_prompt, write_texts
 from rankwise.tasks.text.labels import read_labels
 from rankwise.tasks.text.models import ModelOptions, load_text_model
 from rankwise.tasks.text.prompting import Prompting, read_prompting
+from rankwise.tasks.text.sft import SftOptions, prompt_ids, tokenize_sft
 from rankwise.tasks.text.use_options import UseOptions
 from text_models import make_model, make_tokenizer
 
@@ -211,6 +213,68 @@ def test_generating_side_by_side(
         write_texts(load_adapted([adapter(place, "classify")], UseOptions()), BASE, [as_prompt("a")], Writing())
 
 
+def test_answers_are_the_likeliest_tokens_up_to_the_end_that_training_taught(place: Path) -> None:
+    """Whatever the model's own configuration would rather do."""
+    adapted = load_adapted([adapter(place, "sft")], UseOptions(chat=True))
+    model: Any = adapted.loaded.model
+    prompts, how = [as_prompt("The cat"), as_prompt("one two three cat sat")], Writing(max_new_tokens=12)
+    plain = write_texts(adapted, BASE, prompts, how)
+    model.generation_config.repetition_penalty, model.generation_config.num_beams = 5.0, 3
+    model.generation_config.min_length, model.generation_config.no_repeat_ngram_size = 90, 1
+    assert write_texts(adapted, BASE, prompts, how) == plain
+    given: list[dict[str, Any]] = []
+    generate = model.generate
+    model.generate = lambda **named: given.append(named) or generate(**named)
+    tokenizer: Any = adapted.loaded.tokenizer
+    tokenizer.eos_token = "<pad>"
+    write_texts(adapted, BASE, prompts, how)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end in given[0]["eos_token_id"], "what the template writes after an answer"
+    # Filled up before the prompt, where a causal model doesn't look.
+    ids, mask = given[0]["input_ids"], given[0]["attention_mask"]
+    assert mask[0].tolist() == sorted(mask[0].tolist())
+    assert (ids[mask == 0] == tokenizer.pad_token_id).all()
+
+
+def test_a_prompt_has_the_tokens_that_training_puts_before_the_answer(place: Path) -> None:
+    """Also where the tokenizer ends every text with a token of its own."""
+    from tokenizers.processors import TemplateProcessing
+
+    loaded = load_text_model(place / "llama", "sft")
+    tokenizer: Any = loaded.tokenizer
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)]
+    )
+    assert tokenizer("The cat")["input_ids"][-1] == tokenizer.eos_token_id
+    options = SftOptions()
+    ids = prompt_ids(as_prompt("The cat"), tokenizer, options, encoder_decoder=False)
+    (row,) = tokenize_sft([Pair(1, "The cat", " sat")], tokenizer, loaded.config, options).rows
+    assert row.ids[: len(ids)] == ids
+    assert row.labels[len(ids) :] == row.ids[len(ids) :]
+    assert prompt_ids(as_prompt("The cat"), tokenizer, options, encoder_decoder=True)[-1] == tokenizer.eos_token_id
+
+
+def test_answers_come_batch_by_batch(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rankwise.tasks.text import generating
+
+    (tmp_path / "prompts.txt").write_text("The cat\none two\nThe cat\n")
+    write, asked = generating.write_texts, []
+
+    def stopped(adapted: Any, name: str, prompts: Any, how: Writing) -> list[str]:
+        asked.append((len(prompts), how.seed))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return write(adapted, name, prompts, how)
+
+    flags = ["--model", str(place / "llama"), "--file", str(tmp_path / "prompts.txt"), "--max-new-tokens", "2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generating, "write_texts", stopped)
+        assert main(["generate", *flags, "--batch-size", "2", "--json"]) == 130
+    assert asked == [(2, 0), (1, 2)]
+    assert len(capsys.readouterr().out.splitlines()) == 2, "what was answered is there"
+
+
 def test_prompts_of_a_file_of_examples(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "The cat", "completion": "x"}\n\n{"prompt": "one two"}\n')
     (tmp_path / "pairs.csv").write_text("mr,ref\nThe cat,x\none two,y\n")
@@ -333,11 +397,26 @@ def test_prompts_are_written_as_in_training(place: Path, tmp_path: Path) -> None
         ),
         (["generate", "{sft}", "--file", "{root}/no.txt"], "no.txt can't be read"),
         (["generate", "{sft}", "--prompt", "a", "--temperature", "-1"], "--temperature is -1.0"),
+        (["generate", "{sft}", "--prompt", "a", "--skip-bad-lines"], "--skip-bad-lines is about --file"),
+        (["generate", "{sft}", "--model", "{root}/llama", "--prompt", ""], "The prompt of line 1 is empty"),
+        (
+            ["evaluate", "{classify}", "--data", "{root}/labelled.jsonl", "--generate", "4"],
+            "A classifier writes no text",
+        ),
+        (["evaluate", "{sft}", "--data", "{root}/plain.jsonl", "--generate", "4"], "Plain texts have no prompts"),
+        (
+            ["evaluate", "{classify}", "--data", "{root}/quoted.csv"],
+            "its first line, the columns' names, can't be read",
+        ),
         (["merge", "{sft}", "--out", "{root}"], "not empty"),
+        (["merge", "{sft}", "--out", "."], ". is a folder of yours; give --out a new one."),
+        (["merge", "{sft}", "--out", "{root}/new", "--no-chat"], "--chat does nothing in rankwise merge"),
     ],
 )
 def test_mistakes_are_one_line(place: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
     (place / "strange.jsonl").write_text(json.dumps({"text": "one", "label": "z"}))
+    (place / "plain.jsonl").write_text(json.dumps({"text": "one two"}))
+    (place / "quoted.csv").write_text('"text"x,label\none,a\n')
     names = {"root": place, "sft": adapter(place, "sft"), "classify": adapter(place, "classify")}
     capsys.readouterr()
     assert main([flag.format(**names) for flag in flags]) == 2

@@ -43,6 +43,20 @@ def test_the_head_is_found(kind):
     torch.testing.assert_close(head.finish(outputs), torch.tensor(logits.get(kind, [-2.0, 30.0])), atol=0.02, rtol=0)
 
 
+def test_a_head_is_looked_at_on_few_tokens():
+    model, call, batch = setting("llama")
+    seen = []
+    model.lm_head.forward = lambda hidden, own=model.lm_head.forward: seen.append(hidden.shape) or own(hidden)
+    call(model, batch)
+    del model.lm_head.forward
+    wide = {key: torch.cat([value] * 9, 1) for key, value in batch.items()}
+    whole = model.forward
+    model.forward = lambda **given: seen.append(given["input_ids"].shape) or whole(**given)
+    assert lean_head(model, call, wide) is not None
+    assert seen[0][1] < wide["input_ids"].shape[1]
+    assert set(seen[1:]) == {(2, vocabulary.SEEN)}
+
+
 def test_where_all_logits_have_to_be_made():
     model, call, batch = setting("llama")
     model.lm_head.register_forward_hook(lambda module, args, outputs: outputs.sin())

@@ -81,12 +81,13 @@ class Adapted:
             yield
 
 
-def load_adapted(folders: Sequence[Path], options: UseOptions) -> Adapted:
+def load_adapted(folders: Sequence[Path], options: UseOptions, *, rounded: bool = False) -> Adapted:
     """Load a base and put saved adapters on it.
 
     Args:
         folders: The adapters'; none for the base alone.
         options: How.
+        rounded: Whether a base in few bits only has the values that these stand for, and its layers stay what they are.
 
     Raises:
         ConfigError: The base is not known, or can't be loaded, or the adapters were trained over it in different forms.
@@ -119,9 +120,9 @@ def load_adapted(folders: Sequence[Path], options: UseOptions) -> Adapted:
         ),
     )
     if quantized != NOT_QUANTIZED:
-        from rankwise.quantising import quantize
+        from rankwise.quantising import quantize, round_weights
 
-        quantize(loaded.model, quantized, skip=loaded.head)
+        (round_weights if rounded else quantize)(loaded.model, quantized, skip=loaded.head)
     taught = _kept(folders, read_prompting)
     ways = tuple(_way(*kept, options) for kept in zip(trained, taught, strict=True))
     for i, folder in enumerate(folders):
@@ -184,7 +185,7 @@ def _labels(folders: Sequence[Path], labelled: Sequence[Path]) -> Labels:
         )
     labels = read_labels(labelled[0])
     for folder in labelled[1:]:
-        labels.check_same(folder)
+        labels.check_same(folder, f"that in {labelled[0]}", "use adapters of other labels one at a time")
     return labels
 
 

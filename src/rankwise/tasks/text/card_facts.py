@@ -43,7 +43,7 @@ def facts_of(folder: Path, run: Run, results: Results, swept: Swept, options: Te
         config=json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")),
         trainable_parameters=row["trainable_parameters"],
         data=tuple(
-            SplitFacts(name, facts["n"], sources[name] or f"cut off {options.data}")
+            SplitFacts(name, ready.examples.get(name, facts["n"]), sources[name] or f"cut off {options.data}")
             for name, facts in results["data"].items()
         ),
         figures=_figures(Figure(results["metric"]["name"], results["base"]["metric"], row["metric"]), options.task),

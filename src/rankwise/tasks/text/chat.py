@@ -135,6 +135,17 @@ def tokenize_chat(tokenizer: Tokenizer, messages: Sequence[Message], line: int, 
     return Tokens(line, ids, labels)
 
 
+def answer_end(tokenizer: Tokenizer) -> int | None:
+    """The special token that ends an answer as the chat template writes it; None where none does, or none is found."""
+    try:
+        asked: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        labels = tokenize_chat(tokenizer, asked, 1, loss_on_all=False).labels
+    except (ConfigError, DataError):  # a template that refuses so short a conversation
+        return None
+    last = next((label for label in reversed(labels) if label != IGNORED), None)
+    return last if last in tokenizer.all_special_ids else None
+
+
 def answer_spans(tokenizer: Tokenizer, messages: Sequence[Message], text: str, line: int) -> list[tuple[int, int]]:
     """Where the answers stand in the text: (start, stop) of each, with what ends it.
 

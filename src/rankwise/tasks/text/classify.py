@@ -10,7 +10,7 @@ from rankwise.errors import DataError
 from rankwise.tasks.text.batches import fill_up
 from rankwise.tasks.text.examples import Labelled
 from rankwise.tasks.text.labels import Labels
-from rankwise.tasks.text.tokens import Tokenizer, check_known, find_context, pad_token_of
+from rankwise.tasks.text.tokens import Tokenizer, check_known, find_context, pad_token_of, text_config
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ def tokenize_classify(
         DataError: A label is unknown, a token is not in the model's vocabulary, or a text holds the token by which an
             encoder-decoder finds its end.
     """
-    context = find_context(config, tokenizer, max_length)
+    of_texts = text_config(config)
+    context = find_context(of_texts, tokenizer, max_length)
     encoded_labels = labels.encode(examples, what)
     pad_id, note = pad_token_of(tokenizer)
     texts = [e.text for e in examples]
@@ -69,7 +70,7 @@ def tokenize_classify(
         )
     rows = encoded["input_ids"]
     for example, row in zip(examples, rows, strict=True):
-        check_known(example.line, row, tokenizer, config)
+        check_known(example.line, row, tokenizer, of_texts)
     encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
     if encoder_decoder and isinstance(config.eos_token_id, int):
         rows = _ended(examples, rows, tokenizer, config.eos_token_id, context)

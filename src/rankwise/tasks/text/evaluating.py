@@ -12,13 +12,14 @@ from rankwise.tasks.text.batches import as_tensors, trim
 from rankwise.tasks.text.classify import tokenize_classify
 from rankwise.tasks.text.examples import Plain
 from rankwise.tasks.text.forms import read_examples
-from rankwise.tasks.text.generated import group_references, score_texts
-from rankwise.tasks.text.generating import Writing, with_room, write_texts
+from rankwise.tasks.text.generated import check_scorers, group_references, score_texts
+from rankwise.tasks.text.generating import Writing, check_writes, with_room, write_texts
 from rankwise.tasks.text.losses import CLASSIFY_LOSSES
 from rankwise.tasks.text.metrics import classify_figures, perplexity_of
 from rankwise.tasks.text.sft import tokenize_sft
 from rankwise.tasks.text.sources import read_records
 from rankwise.tasks.text.subset import drawn
+from rankwise.tasks.text.tokens import text_config
 from rankwise.tasks.text.vocabulary import TokenLoss, lean_head, row_loss
 
 Figures = dict[str, float]
@@ -60,7 +61,8 @@ def evaluate_texts(
         Name -> figure -> value, the base first, unless its head is not trained; and what the user should be told.
 
     Raises:
-        ConfigError: The adapters were trained in ways whose figures can't be compared.
+        ConfigError: The adapters were trained in ways whose figures can't be compared; answers are asked of a
+            classifier, or what scores them is not installed.
         DataError: The file can't be read, or its labels are unknown.
     """
     records = read_records(data, split=split, skip_bad_lines=skip_bad_lines)
@@ -69,6 +71,8 @@ def evaluate_texts(
     if not examples:
         raise DataError(f"{data} has no examples.")
     notes = [*adapted.notes, *records.notes, *notes]
+    if generate:
+        _check_written(adapted, examples)
     names = [*([] if adapted.loaded.new_head else [BASE]), *adapted.names]
     rows: list[Any] = list(examples)
     if limit is not None and limit < len(rows):
@@ -112,7 +116,7 @@ def _sft(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tuple[d
         total = count = 0.0
         with adapted.acting(name):
             head = lean_head(loaded.model, loaded.call, {key: value[:2].to(device) for key, value in data.items()})
-        numbers = 1 if head is not None else loaded.config.vocab_size
+        numbers = 1 if head is not None else text_config(loaded.config).vocab_size
         for _, outputs in _passes(adapted, name, data, TokenLoss(loaded.call, head), numbers):
             sums, counts = row_loss(outputs, {})
             total, count = total + float(sums.double().sum()), count + float(counts.sum())
@@ -120,12 +124,18 @@ def _sft(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tuple[d
     return found, prepared.notes
 
 
+def _check_written(adapted: Adapted, examples: Sequence[Any]) -> None:
+    """Find what stands against writing answers, before anything is computed."""
+    check_writes(adapted)
+    check_scorers()
+    if any(isinstance(example, Plain) for example in examples):
+        raise DataError("Plain texts have no prompts to answer; leave out --generate.")
+
+
 def _written(
     adapted: Adapted, names: Sequence[str], examples: Sequence[Any], n: int, writing: Writing
 ) -> tuple[dict[str, Figures], list[str]]:
     """Figures of answers to n inputs, those left out that have no room for one."""
-    if any(isinstance(example, Plain) for example in examples):
-        raise DataError("Plain texts have no prompts to answer; leave out --generate.")
     inputs, answers = group_references(examples)
     places = drawn(inputs, n, SEED, "generate")
     fitting, said = with_room(adapted, [BASE], [inputs[i] for i in places], writing)

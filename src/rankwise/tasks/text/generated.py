@@ -1,6 +1,7 @@
 """Figures of generated texts against references: exact match, BLEU, ROUGE. Several references a text are allowed."""
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 from rankwise.errors import DataError
 from rankwise.tasks.text.examples import SftExample
@@ -70,6 +71,17 @@ def rouge(texts: Sequence[str], references: References) -> dict[str, float]:
     scorer = RougeScorer(kinds, use_stemmer=True)
     scores = [scorer.score_multi(list(own), text) for text, own in zip(texts, references, strict=True)]
     return {kind: sum(score[kind].fmeasure for score in scores) / len(scores) for kind in kinds}
+
+
+def check_scorers() -> None:
+    """Refuse to begin where a package that `score_texts` needs is not installed.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    with needed_for("scores of generated texts"):
+        import_module("sacrebleu")
+        import_module("rouge_score")
 
 
 SCORES: dict[str, Callable[[Sequence[str], References], dict[str, float]]] = {

@@ -5,14 +5,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rankwise.errors import ConfigError
 from rankwise.tasks.text.adapted import Adapted
-from rankwise.tasks.text.chat import chat_template
+from rankwise.tasks.text.chat import answer_end, chat_template, has_template
 from rankwise.tasks.text.examples import Pair, SftExample
-from rankwise.tasks.text.sft import prompt_text
+from rankwise.tasks.text.sft import prompt_ids
 from rankwise.tasks.text.sources import NAMED
-from rankwise.tasks.text.tokens import check_known, find_context
+from rankwise.tasks.text.tokens import check_known, find_context, text_config
+
+LIKELIEST: dict[str, Any] = {
+    "do_sample": False,
+    "temperature": None,
+    "top_p": None,
+    "top_k": None,
+    "num_beams": 1,
+    "early_stopping": False,
+    "length_penalty": 1.0,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "no_repeat_ngram_size": 0,
+    "repetition_penalty": 1.0,
+}
+"""The likeliest token always, whatever a model's own configuration would rather do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,40 +90,59 @@ def write_texts(adapted: Adapted, name: str, prompts: Sequence[SftExample], how:
     loaded = adapted.loaded
     model: Any = loaded.model
     check_writes(adapted)
-    way = adapted.way(name)
-    with chat_template(loaded.tokenizer, way.chat_template):
-        texts = [prompt_text(prompt, loaded.tokenizer, way) for prompt in prompts]
-    _check_room(adapted, name, prompts, how)
-    tokenizer: Any = loaded.tokenizer
-    side, answers = tokenizer.padding_side, [""] * len(texts)
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]))
+    prompted = _tokens(adapted, name, prompts)
+    _check_room(adapted, prompts, prompted, how)
+    tokenizer, device = loaded.tokenizer, next(model.parameters()).device
+    answers = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompted[i]))
     drawn: dict[str, Any] = {"do_sample": True, "temperature": how.temperature} if how.temperature else {}
-    try:
-        # What comes next stands at the end of each row.
-        tokenizer.padding_side = "right" if loaded.encoder_decoder else "left"
-        with adapted.acting(name), torch.random.fork_rng():
-            torch.manual_seed(how.seed)
-            for start in range(0, len(order), how.batch_size):
-                rows = order[start : start + how.batch_size]
-                special = texts[rows[0]][1]
-                batch = tokenizer(
-                    [texts[i][0] for i in rows], return_tensors="pt", padding=True, add_special_tokens=special
-                ).to(next(model.parameters()).device)
-                batch.pop("token_type_ids", None)
-                written = model.generate(
-                    **batch,
-                    **({"do_sample": False, "temperature": None, "top_p": None, "top_k": None} | drawn),
-                    max_new_tokens=how.max_new_tokens,
-                    pad_token_id=tokenizer.pad_token_id,
-                )
-                given = 0 if loaded.encoder_decoder else batch["input_ids"].shape[1]
-                for i, text in zip(
-                    rows, tokenizer.batch_decode(written[:, given:], skip_special_tokens=True), strict=True
-                ):
-                    answers[i] = text
-    finally:
-        tokenizer.padding_side = side
+    ends = _ends(adapted, name)
+    with adapted.acting(name), torch.random.fork_rng():
+        torch.manual_seed(how.seed)
+        for start in range(0, len(order), how.batch_size):
+            rows = order[start : start + how.batch_size]
+            batch = _filled([prompted[i] for i in rows], tokenizer.pad_token_id, left=not loaded.encoder_decoder)
+            written = model.generate(
+                **{key: value.to(device) for key, value in batch.items()},
+                **(LIKELIEST | drawn),
+                **({"eos_token_id": ends} if ends else {}),
+                max_new_tokens=how.max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            given = 0 if loaded.encoder_decoder else batch["input_ids"].shape[1]
+            texts = tokenizer.batch_decode(written[:, given:], skip_special_tokens=True)
+            for i, text in zip(rows, texts, strict=True):
+                answers[i] = text
     return answers
+
+
+def _tokens(adapted: Adapted, name: str, prompts: Sequence[SftExample]) -> list[list[int]]:
+    loaded, way = adapted.loaded, adapted.way(name)
+    with chat_template(loaded.tokenizer, way.chat_template):
+        return [prompt_ids(p, loaded.tokenizer, way, encoder_decoder=loaded.encoder_decoder) for p in prompts]
+
+
+def _ends(adapted: Adapted, name: str) -> list[int]:
+    """The tokens after which an answer is over: the model's own, the tokenizer's, and what a conversation's answers end
+    with, which training has taught."""
+    loaded, way = adapted.loaded, adapted.way(name)
+    model: Any = loaded.model
+    own = model.generation_config.eos_token_id
+    found = [*(own if isinstance(own, list) else [own]), loaded.tokenizer.eos_token_id]
+    with chat_template(loaded.tokenizer, way.chat_template):
+        if way.chat is not False and has_template(loaded.tokenizer):
+            found.append(answer_end(loaded.tokenizer))
+    return sorted({token for token in found if token is not None})
+
+
+def _filled(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> dict[str, Tensor]:
+    """Rows of tokens side by side; what comes next stands at the end of each."""
+    width = max(map(len, rows))
+    ids, mask = torch.full((len(rows), width), pad), torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        place = slice(width - len(row), None) if left else slice(len(row))
+        ids[i, place], mask[i, place] = torch.tensor(row), 1
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def without_room(adapted: Adapted, name: str, prompts: Sequence[SftExample], how: Writing) -> dict[int, int]:
@@ -125,18 +160,17 @@ def without_room(adapted: Adapted, name: str, prompts: Sequence[SftExample], how
     Raises:
         DataError: A prompt can't be written, or has a token beyond the model's vocabulary.
     """
+    return _too_long(adapted, prompts, _tokens(adapted, name, prompts), how)
+
+
+def _too_long(
+    adapted: Adapted, prompts: Sequence[SftExample], prompted: Sequence[Sequence[int]], how: Writing
+) -> dict[int, int]:
     loaded = adapted.loaded
     room = _context(adapted) - (0 if loaded.encoder_decoder else how.max_new_tokens)
-    way = adapted.way(name)
-    with chat_template(loaded.tokenizer, way.chat_template):
-        texts = [prompt_text(prompt, loaded.tokenizer, way) for prompt in prompts]
-    found: dict[int, int] = {}
-    for i, (prompt, (text, special)) in enumerate(zip(prompts, texts, strict=True)):
-        ids = loaded.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
-        check_known(prompt.line, ids, loaded.tokenizer, loaded.config)
-        if len(ids) > room:
-            found[i] = len(ids)
-    return found
+    for prompt, ids in zip(prompts, prompted, strict=True):
+        check_known(prompt.line, ids, loaded.tokenizer, text_config(loaded.config))
+    return {i: len(ids) for i, ids in enumerate(prompted) if len(ids) > room}
 
 
 def with_room(
@@ -163,11 +197,13 @@ def with_room(
 
 
 def _context(adapted: Adapted) -> int:
-    return find_context(adapted.loaded.config, adapted.loaded.tokenizer, adapted.max_length)
+    return find_context(text_config(adapted.loaded.config), adapted.loaded.tokenizer, adapted.max_length)
 
 
-def _check_room(adapted: Adapted, name: str, prompts: Sequence[SftExample], how: Writing) -> None:
-    for i, n in without_room(adapted, name, prompts, how).items():
+def _check_room(
+    adapted: Adapted, prompts: Sequence[SftExample], prompted: Sequence[Sequence[int]], how: Writing
+) -> None:
+    for i, n in _too_long(adapted, prompts, prompted, how).items():
         which = "The prompt" if len(prompts) == 1 else f"The prompt of line {prompts[i].line}"
         raise ConfigError(
             f"{which} has {n:,} tokens; with {how.max_new_tokens} for the answer the context of "

@@ -1,6 +1,7 @@
 """Labels as numbers: names in a fixed order, several at once, or numbers to predict."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,18 @@ class Labels:
         """What transformers calls this kind in a model's configuration."""
         return _PROBLEM_TYPES[self.kind]
 
-    def check_same(self, folder: Path) -> None:
+    def check_same(
+        self,
+        folder: Path,
+        whose: str = "the training data",
+        rule: str = "an adapter is trained on with its own labels, in order",
+    ) -> None:
         """Refuse an adapter whose outputs stand for other labels; one without `labels.json` is taken as it is.
+
+        Args:
+            folder: The adapter's.
+            whose: Whose labels these here are, for the message.
+            rule: Why they must be the same, likewise.
 
         Raises:
             DataError: Its labels are others, or in another order.
@@ -47,8 +58,8 @@ class Labels:
         if theirs != self:
             shown = [", ".join(labels.names[:5]) for labels in (theirs, self)]
             raise DataError(
-                f"The adapter in {folder} was trained for {len(theirs.names)} labels ({shown[0]}), and the training "
-                f"data has {len(self.names)} ({shown[1]}); an adapter is trained on with its own labels, in order."
+                f"The adapter in {folder} was trained for {len(theirs.names)} labels ({shown[0]}), and {whose} has "
+                f"{len(self.names)} ({shown[1]}); {rule}."
             )
 
     def encode(self, examples: Sequence[Labelled], what: str) -> Tensor:
@@ -136,6 +147,8 @@ def find_labels(train: Sequence[Labelled], kind: str | None = None, names: Seque
         'several'
         >>> find_labels([Labelled(1, "a", 0.5), Labelled(2, "b", 1.5)]).kind
         'number'
+        >>> find_labels([Labelled(1, "a", "3.8"), Labelled(2, "b", "5")]).kind
+        'number'
     """
     if kind is not None and kind not in KINDS:
         raise ConfigError(
@@ -160,9 +173,21 @@ def find_labels(train: Sequence[Labelled], kind: str | None = None, names: Seque
 def _kind_of(train: Sequence[Labelled]) -> str:
     if any(isinstance(e.label, tuple) for e in train):
         return "several"
-    if any(isinstance(e.label, float) and not e.label.is_integer() for e in train):
+    numbers = [_as_number(e.label) for e in train]
+    if any(n is not None and not n.is_integer() for n in numbers) and (
+        None not in numbers or any(isinstance(e.label, float) for e in train)
+    ):
         return "number"
     return "one"
+
+
+def _as_number(label: Label) -> float | None:
+    """A label as a finite number, also where it stands in a CSV file as text; None where it is none."""
+    try:
+        value = float(label)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _several(label: Label) -> tuple[str, ...]:

@@ -38,6 +38,8 @@ def check_out(folder: Path) -> None:
     Raises:
         OutputError: It does.
     """
+    if folder.name in ("", ".."):
+        raise OutputError(f"{folder} is a folder of yours; give --out a new one.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} is there and not empty; give --out a new folder.")
 
@@ -51,7 +53,7 @@ def load_to_merge(folder: Path, options: UseOptions) -> Adapted:
     trained = read_trained(folder)
     kept = trained.quantize if trained else None
     if kept is None or options.quantize is not None:
-        return load_adapted([folder], options)
+        return load_adapted([folder], options, rounded=True)
     adapted = load_adapted([folder], replace(options, quantize=NOT_QUANTIZED))
     note = (
         f"The adapter was trained over the base in {kept}, and is merged into the base as it is, so that "

@@ -17,7 +17,7 @@ from rankwise.tasks.text.extra import needed_for
 from rankwise.tasks.text.heads import MeanPooledClassifier, find_head, initial_head
 from rankwise.tasks.text.labels import Labels
 from rankwise.tasks.text.quiet import quiet
-from rankwise.tasks.text.tokens import Tokenizer, pad_token_of
+from rankwise.tasks.text.tokens import Tokenizer, pad_token_of, text_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -113,7 +113,8 @@ def load_text_model(
         # What transformers draws for a new head is replaced by streams of its own; the user's random state stays.
         config = source.load("AutoConfig")
         tokenizer = source.load("AutoTokenizer")
-        _, note = pad_token_of(tokenizer, config.vocab_size)
+        size: int = text_config(config).vocab_size
+        _, note = pad_token_of(tokenizer, size)
         if task == "sft":
             model, head, new = _load_sft(source, config), (), ()
         else:
@@ -122,9 +123,9 @@ def load_text_model(
     if source.gguf:
         _forget_gguf(model)
         notes.append(f"The weights of {source.gguf} are unpacked to {options.dtype}.")
-    if len(tokenizer) > config.vocab_size:
+    if len(tokenizer) > size:
         notes.append(
-            f"The tokenizer knows {len(tokenizer):,} tokens and the model {config.vocab_size:,}: texts with one of the "
+            f"The tokenizer knows {len(tokenizer):,} tokens and the model {size:,}: texts with one of the "
             "others can't be read."
         )
     config = getattr(model, "config", config)

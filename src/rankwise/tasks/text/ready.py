@@ -1,7 +1,7 @@
 """A task made ready to train: model, tensors, loss and metric. Each task's file says how; here is what they share."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -36,6 +36,7 @@ class Ready:
         higher_is_better: Whether it is.
         task_type: PEFT's word for the task, for adapter files; None where it has none.
         notes: What the user should be told.
+        examples: Split -> how many there are, where they are not the rows of its tensors.
         example: One prepared example, to be shown.
         beside: Writes what belongs beside an adapter into its folder.
         check_start: Refuses the folder of an adapter that was trained for something else.
@@ -50,6 +51,7 @@ class Ready:
     higher_is_better: bool
     task_type: str | None
     notes: Sequence[str]
+    examples: Mapping[str, int] = field(default_factory=dict[str, int])
     example: str | None = None
     beside: Callable[[Path], object] | None = None
     check_start: Callable[[Path], object] = lambda folder: None

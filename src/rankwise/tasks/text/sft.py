@@ -17,6 +17,7 @@ from rankwise.tasks.text.tokens import (
     check_known,
     find_context,
     prepared,
+    text_config,
 )
 
 LOSS_ON = ("answer", "all")
@@ -73,8 +74,9 @@ def tokenize_sft(
     options = options or SftOptions()
     if options.chat_template is not None:
         set_chat_template(tokenizer, options.chat_template)
-    context = find_context(config, tokenizer, options.max_length)
     encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
+    config = text_config(config)
+    context = find_context(config, tokenizer, options.max_length)
     one = _one_for_encoder_decoder if encoder_decoder else _one_for_causal
     rows = [one(example, tokenizer, options) for example in examples]
     for row in rows:
@@ -91,6 +93,26 @@ def prompt_text(example: SftExample, tokenizer: Tokenizer, options: SftOptions) 
     if isinstance(example, Plain):
         raise DataError(f"Line {example.line} is a plain text; it has no prompt to answer.")
     return example.source + gap(example, options), True
+
+
+def prompt_ids(example: SftExample, tokenizer: Tokenizer, options: SftOptions, *, encoder_decoder: bool) -> list[int]:
+    """The tokens of `prompt_text`, as training has them before an answer.
+
+    Raises:
+        DataError: There are none.
+    """
+    text, special = prompt_text(example, tokenizer, options)
+    ids: list[int] = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+    if special and not encoder_decoder:
+        ids = _without(ends_of(tokenizer), ids)
+    if not ids:
+        raise DataError(f"The prompt of line {example.line} is empty; there is nothing to go on from.")
+    return ids
+
+
+def ends_of(tokenizer: Tokenizer) -> list[int]:
+    """The token that ends a text, where the tokenizer has one."""
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
 def as_chat(example: SftExample, tokenizer: Tokenizer, options: SftOptions) -> Sequence[Message] | None:
@@ -111,7 +133,7 @@ def _one_for_causal(example: SftExample, tokenizer: Tokenizer, options: SftOptio
     loss_on_all = options.loss_on == "all"
     if messages := as_chat(example, tokenizer, options):
         return tokenize_chat(tokenizer, messages, example.line, loss_on_all=loss_on_all)
-    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    eos = ends_of(tokenizer)
     if isinstance(example, Plain):
         ids = _without(eos, tokenizer(example.answer)["input_ids"]) + eos
         return Tokens(example.line, ids, list(ids))

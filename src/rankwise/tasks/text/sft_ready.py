@@ -17,7 +17,7 @@ from rankwise.tasks.text.ready import SPLITS, Ready, model_options
 from rankwise.tasks.text.rendering import show_plain
 from rankwise.tasks.text.sft import SftOptions, as_chat, gap, tokenize_sft
 from rankwise.tasks.text.splits import Splits as Examples
-from rankwise.tasks.text.tokens import Prepared, Tokenizer
+from rankwise.tasks.text.tokens import Prepared, Tokenizer, text_config
 from rankwise.tasks.text.vocabulary import TokenLoss, lean_head, row_loss
 
 METRIC = "loss a token"
@@ -48,7 +48,7 @@ def ready_sft(options: TextOptions, examples: Examples, label_names: Mapping[str
     notes = [*examples.notes, *loaded.notes, *dict.fromkeys(note for part in parts.values() for note in part.notes)]
     tensors = {what: _tensors(part, loaded) for what, part in parts.items()}
     if options.join:
-        check_joining(loaded.model, loaded.config.vocab_size)
+        check_joining(loaded.model, text_config(loaded.config).vocab_size)
         joined = join(parts["train"], max(map(max, (part.lengths() for part in parts.values()))))
         tensors["train"] = joined.data
         notes.append(joined.note)
@@ -64,6 +64,7 @@ def ready_sft(options: TextOptions, examples: Examples, label_names: Mapping[str
         higher_is_better=False,
         task_type="SEQ_2_SEQ_LM" if loaded.encoder_decoder else "CAUSAL_LM",
         notes=notes,
+        examples={what: len(part.rows) for what, part in parts.items()},
         beside=_prompting(first[0], loaded.tokenizer, how).save,
         example=show_plain(parts["train"].rows[0], loaded.tokenizer, loaded.encoder_decoder),
     )

@@ -198,7 +198,10 @@ def _read_csv(path: Path, delimiter: str = ",") -> Iterator[Record | _Bad]:
     try:
         with _open(path) as file:
             reader = csv.reader(file, delimiter=delimiter, strict=True)
-            header = next(reader, None)
+            try:
+                header = next(reader, None)
+            except csv.Error as error:
+                raise DataError(f"{path}: its first line, the columns' names, can't be read ({error}).") from error
             if header is None:
                 return
             if len(set(header)) != len(header):

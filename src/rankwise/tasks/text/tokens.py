@@ -75,6 +75,11 @@ def pad_token_of(tokenizer: Tokenizer, size: int | None = None) -> tuple[int, st
     return pad_id, note
 
 
+def text_config(config: Any) -> Any:
+    """What a model's configuration says of texts: a part of it where the model knows images too, else all of it."""
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 def check_known(line: int, ids: Sequence[int], tokenizer: Tokenizer, config: Any) -> None:
     """Refuse an example with a token that the model has no embedding for.
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rankwise.pack.forwards import replaced_forwards
 from rankwise.tasks.text.calls import ModelCall
 from rankwise.tasks.text.losses import targets_of, token_sums
-from rankwise.tasks.text.tokens import IGNORED
+from rankwise.tasks.text.tokens import IGNORED, text_config
 
 LOGITS_AT_ONCE = 1 << 24
 """Numbers: 64 MiB in float32."""
@@ -69,6 +69,10 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         (by_hidden,) = ctx.saved_tensors
         return grads[0].unsqueeze(-1).to(by_hidden.dtype) * by_hidden, None, None, None, None
+
+
+SEEN = 16
+"""Tokens of a row on which a head is looked at."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +148,10 @@ def lean_head(model: Any, call: ModelCall, example: Mapping[str, Int[Tensor, "ro
     Args:
         model: A language model of transformers, in eval mode.
         call: How it is run.
-        example: A batch of a row or more.
+        example: A batch of a row or more; its first tokens are enough.
     """
+    # All logits are what is to be avoided.
+    example = {key: value[:2, :SEEN] for key, value in example.items()}
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if type(head) is not nn.Linear or _acted_on(head):
         return None
@@ -157,12 +163,15 @@ def lean_head(model: Any, call: ModelCall, example: Mapping[str, Int[Tensor, "ro
         return None
     outputs, logits = head(hidden), call(model, example)
     name = next(name for name, module in model.named_modules() if module is head)
-    return next((LeanHead(name, finish) for finish in _finishes(model.config) if _equal(finish(outputs), logits)), None)
+    return next(
+        (LeanHead(name, finish) for finish in _finishes(text_config(model.config)) if _equal(finish(outputs), logits)),
+        None,
+    )
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     """Whether they are the same to the last bit; some attentions give NaN at tokens that are there to fill up."""
-    alike = (one.shape, one.dtype) == (other.shape, other.dtype)
+    alike = (one.shape, one.dtype) == (other.shape, other.dtype) and bool(one.isfinite().any())
     return alike and one.allclose(other, rtol=0, atol=0, equal_nan=True)
 
 
