@@ -280,3 +280,80 @@ def test_a_schedule_may_be_longer_than_the_run() -> None:
     # The rate of an epoch's last step: the 3rd, 6th and 9th.
     assert rates[None] == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 9)) for step in (2, 5, 8)])
     assert rates[24] == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 24)) for step in (2, 5, 8)])
+
+
+def test_a_metric_that_is_no_number_costs_its_own_figures_only(tmp_path: Path) -> None:
+    def exponential(outputs: Tensor, batch: Sequence[Tensor]) -> Tensor:
+        return loss(outputs, batch).mul(20).exp()
+
+    lrs, out = (0.003, 3.0), tmp_path / "out"
+    found = run(lrs=lrs, baseline=False, metric=exponential, higher_is_better=False, out=out)
+    values = {run["name"]: run["validation_metric"] for run in found.results["runs"]}
+    assert values["r1-lr0.003-s0"] is not None
+    assert values["r1-lr3-s0"] is None
+    assert {c["lr"] for c in found.results["configurations"]} == {0.003}
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["answer"] == found.answer
+
+
+def test_test_data_on_which_the_metric_is_no_number(tmp_path: Path) -> None:
+    """Read last: all that was trained is there all the same."""
+    far = (TEST[0] * torch.where(torch.arange(40) == 7, 1e3, 1.0).unsqueeze(1), TEST[1])
+
+    def infinite(outputs: Tensor, batch: Sequence[Tensor]) -> Tensor:
+        far_and_trained = (batch[0].abs().amax(-1) > 50) & (outputs.abs().amax(-1) != before)
+        return torch.where(far_and_trained, torch.inf, accuracy(outputs, batch))
+
+    model = small_model()
+    with torch.no_grad():
+        before = float(model(far[0])[7].abs().max())
+    found = run((1,), model=model, test=far, metric=infinite, seeds=2, out=tmp_path / "out")
+    r1, full = found.results["configurations"]
+    assert (r1["mean"], r1["interval"], full["mean"]) == (None, None, None)
+    assert r1["validation_mean"] is not None
+    assert any(
+        "r1 has no figures on test data: 2 of its 80 values are not finite." in n for n in found.results["notes"]
+    )
+    assert found.answer is not None
+    assert (tmp_path / "out" / "report.html").exists()
+    assert (tmp_path / "out" / found.answer["adapter"]).exists()
+
+
+def test_what_a_pack_says_of_itself_is_told() -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(6, 1, batch_first=True), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.unsqueeze(1)
+            return self.head(self.attention(x, x, x, need_weights=False)[0][:, 0]).log_softmax(-1)
+
+    found = run({"d": LoRAConfig(r=1, dropout=0.5)}, model=Attends(), baseline=False)
+    assert any(note.startswith("Dropout doesn't act on attention.in_proj_weight") for note in found.results["notes"])
+    assert sum("run one after another" in note for note in found.results["notes"]) == 1
+
+
+def test_modes_are_as_they_were() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3), nn.LogSoftmax(-1)).train()
+    model[1].eval()
+    run((1,), model=model, baseline=False)
+    assert [module.training for module in model.modules()] == [True, True, False, True, True]
+
+
+def test_memory_that_runs_out_on_the_base_is_met_with_fewer_rows() -> None:
+    class Large(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.training and len(x) > 50:
+                raise torch.OutOfMemoryError("no room for so many rows")
+            return super().forward(x)
+
+    many = some_data(200, 1)
+    found = run((1,), model=Large(*small_model()), validation=many, test=many, baseline=False)
+    assert found.results["base"]["metric"] == run((1,), validation=many, test=many).results["base"]["metric"]
+
+
+def test_one_row_has_no_interval() -> None:
+    for what in ("validation", "test"):
+        with pytest.raises(DataError, match=f"The {what} data has 1 row; give two or more"):
+            run((1,), **{what: some_data(1, 1)})
+    assert run((1,), train=some_data(14, 1), validation=None, test=None).results["data"]["test"]["n"] == 2

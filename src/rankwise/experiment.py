@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankwise.errors import ConfigError, OutputError
+from rankwise.errors import ConfigError, DataError, OutputError
 from rankwise.pack.resolved import resolve
 from rankwise.report import write_report
 from rankwise.sweeps.adapters import Adapters
@@ -250,6 +250,9 @@ def carry_out(
     which = DATA if DATA in problem.splits else experiment.candidates[0].data
     splits = problem.splits[which]
     tests = {problem.metric_name: splits.test, **problem.other_tests}
+    for what, data in {"validation": splits.validation, "test": splits.test}.items():
+        if count_rows(data, what) < 2:
+            raise DataError(f"The {what} data has 1 row; give two or more, as there is no interval of one.")
     base_metrics = {name: measure_base(model, problem, data) for name, data in tests.items()}
     on_validation = measure_base(model, problem, splits.validation)
     if not all(map(math.isfinite, [*base_metrics.values(), on_validation])):

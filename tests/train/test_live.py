@@ -79,6 +79,17 @@ class TestBoard:
         board.states[ROWS[0].key] = State(ROWS[0], step=25, total=100, status="finished")
         assert board.left() == ""
 
+    def test_what_was_done_before_an_interruption_tells_nothing_of_the_pace(self, clock):
+        board = Board("t", ROWS[:1], "accuracy", clock)
+        board.states[ROWS[0].key] = State(ROWS[0], step=9000, total=10000, status="running")
+        board.go_on()
+        assert board.left() == ""
+        clock.now = 10.0
+        board.states[ROWS[0].key] = State(ROWS[0], step=9003, total=10000, status="running")
+        assert board.left() == "", "too little to go by"
+        board.states[ROWS[0].key] = State(ROWS[0], step=9100, total=10000, status="running")
+        assert board.left() == ", about 1:30 left"
+
     def test_steps_at_most_may_be_unknown(self, clock):
         board = Board("t", ROWS[:1], "accuracy", clock)
         board.states[ROWS[0].key] = State(ROWS[0], step=25, status="running")

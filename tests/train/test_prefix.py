@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import rankwise
 from rankwise import LoRAConfig, Training
 from rankwise.errors import ConfigError, OutputError
+from rankwise.train.checkpoints import Every
 from small_models import KINDS, Batch, Kind, call
 
 UPPER = {
@@ -245,3 +246,78 @@ def test_what_can_not_be_cached_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="can't be written"):
         swept(kind, quiet(kind), UPPER["bert"], cache=tmp_path / "file")
+
+
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)]
+    model = nn.Sequential(*layers).double()
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(OutputError, match=r"The cache can't be written to .*: No space left on device"):
+        top(model, "4", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_losses_make_no_copy_of_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rankwise.pack import batches
+
+    read: list[object] = []
+    pick = batches._LazyMapping.__getitem__
+
+    def heard(self: Any, key: str) -> Any:
+        value = pick(self, key)
+        if key.startswith("prefix/"):
+            read.append(value.shape[0])
+        return value
+
+    monkeypatch.setattr(batches._LazyMapping, "__getitem__", heard)
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)]
+    config = {f"r{r}": LoRAConfig(r=r, target_modules=["4"]) for r in (1, 2, 3)}
+    x = torch.randn(40, 4)
+    rankwise.sweep(
+        nn.Sequential(*layers),
+        config,
+        train=(x, x),
+        loss=lambda outputs, batch: (outputs - batch[1]).square().mean(1),
+        training=Training(lr=1.0, batch_size=8, epochs=1),
+        lrs=(1e-3,),
+        baseline=False,
+        cache=True,
+        progress="quiet",
+    )
+    assert read
+    assert max(read) <= 8, "the rows of one batch, once for all adapters"
+
+
+def test_a_cached_sweep_goes_on_where_what_is_kept_differs_in_its_last_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on another number of threads."""
+    from rankwise.train import prefix
+    from rankwise.train.loop import PackTraining
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).double()
+    advance, beside = PackTraining.advance, prefix.Prefix.beside
+
+    def stopped(self: PackTraining, *given: Any) -> Any:
+        if self.epoch == 1:
+            raise KeyboardInterrupt
+        return advance(self, *given)
+
+    def moved(*given: Any) -> Any:
+        made = beside(*given)
+        if given[-1] == "example":
+            return made
+        return {k: t.nextafter(t + 1) if k.startswith("prefix/") else t for k, t in made.items()}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackTraining, "advance", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            top(model, "2", cache=True, out=tmp_path / "out", every=Every(epochs=1))
+    monkeypatch.setattr(prefix.Prefix, "beside", moved)
+    assert top(model, "2", cache=True, out=tmp_path / "out", resume=True).results["complete"]

@@ -53,6 +53,9 @@ class _LazyMapping(Mapping[str, Any]):
     def __init__(self, batch: Mapping[str, Any], pick: Callable[[Tensor], Tensor]) -> None:
         self._batch, self._pick = batch, pick
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._batch  # without picking it
+
     def __getitem__(self, key: str) -> Any:
         return self._pick(self._batch[key])
 

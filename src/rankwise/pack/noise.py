@@ -66,12 +66,14 @@ class Draws:
         seeds: The seed of each batch.
         step: The optimiser's step.
         first: Place in the whole batch of the first row that passes.
+        rows: How many pass; None where all do.
         total: Rows of the whole batch; None where all pass.
     """
 
     seeds: Sequence[int]
     step: int
     first: int = 0
+    rows: int | None = None
     total: int | None = None
 
 
@@ -114,11 +116,17 @@ class Noise:
         return 0
 
     def draw(self, module: str, shape: Sequence[int], rows: int, device: torch.device) -> Tensor:
-        """u for each batch of the step: (G, rows, ...)."""
+        """u for each batch of the step: (G, rows, ...). Of each of the batch's rows a module may have made several, its
+        tokens, say: they lie side by side."""
         call = self._number(module)
         of = self._draws
-        own = slice(of.first, of.first + rows)
-        total = rows if of.total is None else of.total
+        made = 1 if of.rows is None else rows // of.rows
+        if of.rows is not None and made * of.rows != rows:
+            raise PackError(
+                f'Dropout in "{module}" has {rows} rows of the {of.rows} that pass; what a row gives must be as many.'
+            )
+        own = slice(of.first * made, of.first * made + rows)
+        total = rows if of.total is None else of.total * made
         draws = [uniform(seed, module, call, of.step, own, total, shape, device) for seed in of.seeds]
         return draws[0].unsqueeze(0) if len(draws) == 1 else torch.stack(draws)
 

@@ -202,11 +202,13 @@ class Pack:
         expected: Tensor | float = 1.0
         for start in range(0, n, rows):
             part = lazily(batch, lambda t, start=start: t[:, start : start + rows])
-            outputs = self._running.forward(part, self._by_seed, Draws(self.seeds, self.steps, start, n))
+            outputs = self._running.forward(
+                part, self._by_seed, Draws(self.seeds, self.steps, start, min(rows, n - start), n)
+            )
             sums, counts = self._loss.totals(outputs, part, self._by_seed)
             if start == 0 and self._loss_scale is not None:
                 # About the weight of the whole: sums in its place would overflow where the mean of the batch does not.
-                expected = counts.detach() * n / rows
+                expected = torch.where(counts > 0, counts.detach() * n / rows, float(n))
             self._backward(sums / expected)
             total, weight = total + sums.detach(), weight + counts.detach()
         self.store.finish()

@@ -53,6 +53,7 @@ class Running:
         self._looked_in_training = False
         self._branch: Branch | None = None
         self._alone: Alone | None = None
+        self._alone_sure = False
         self._forwards: dict[str, Forward] = {}
         self.notes: list[str] = []
         """What a user should know of how the pack runs."""
@@ -75,6 +76,8 @@ class Running:
         }
         if self._alone is not None:
             self._alone = Alone(self._model, self._store, self._call)
+        if self._branch is not None and self._branch.inside and self._branch.name not in self._modules:
+            self._branch = None  # the rows parted in a layer that nothing adapts any more
 
     def _members(self) -> list[Resolved]:
         return [member for bucket in self._store.buckets for member in bucket.members]
@@ -185,11 +188,39 @@ class Running:
         sources: Sequence[PackedLayer | Alone] = [self._alone] if self._alone else list(self._layers.values())
         self._noise.backward()
         # Not autograd.grad: reentrant checkpointing can't be differentiated by given inputs.
-        torch.autograd.backward(losses.sum())
+        if self._alone is None or self._alone_sure:
+            torch.autograd.backward(losses.sum())
+        else:
+            self._first_backward_alone(losses.sum())
         for leaf, gradient in [pair for source in sources for pair in source.leaves]:
             if leaf.grad is not None:
                 gradient.copy(leaf.grad)
                 leaf.grad = None
+
+    def _first_backward_alone(self, loss: Tensor) -> None:
+        """The first backward pass of adapters that run one after another: nothing may run forward again in it, as each
+        one's weights stand in the model for its own forward pass only.
+
+        Raises:
+            PackError: Something does.
+        """
+        again: list[str] = []
+
+        def noting(name: str, forward: Forward) -> Forward:
+            return lambda *args, **kwargs: again.append(name) or forward(*args, **kwargs)
+
+        try:
+            with replaced_forwards(dict(self._model.named_modules()), noting):
+                torch.autograd.backward(loss)
+        except RuntimeError:
+            if not again:
+                raise
+        if again:
+            raise PackError(
+                f'"{again[0]}" runs again in the backward pass (gradient checkpointing), and the adapters run one '
+                "after another here, each with weights of its own in place of the model's. Switch checkpointing off."
+            )
+        self._alone_sure = True
 
     def _look(self, example: Batch, seeds: Sequence[int], training: bool) -> None:
         """Find where the model draws noise and where the rows part, and hold the pack against its adapters alone."""

@@ -64,6 +64,7 @@ class Course:
             self._watch.points(self._swept.curve)
             for outcome in self._swept.outcomes.values():
                 self._watch.ended(outcome)
+            self._watch.go_on()
 
     def run(self) -> None:
         """Train everything that has not ended.
@@ -113,6 +114,7 @@ class Course:
                 self._split(i, short)
                 training = self._begin(i)
                 continue
+            self._swept.note(training.notes)
             if epoch is not None:
                 self._swept.curve.extend(epoch.points)
                 self._watch.points(epoch.points)

@@ -30,7 +30,7 @@ def measure(model: nn.Module, runs: Sequence[Run], problem: Problem, swept: Swep
         losses, validation = evaluate_rows(pack, data.validation, [loss, metric], feed)
         read = {TEST: data.test, **problem.other_tests} if tests else {}
         tested = {name: evaluate_rows(pack, rows, [metric], feed)[0] for name, rows in read.items()}
-    swept.notes.extend(note for note in [*loss.notes, *metric.notes] if note not in swept.notes)
+    swept.note([*loss.notes, *metric.notes])
     for k, member in enumerate(pack.members):
         swept.scores[member.member.name] = Scores(
             _numpy(validation[k]),
@@ -67,16 +67,28 @@ def _numpy(values: Tensor) -> np.ndarray:
 @torch.no_grad()
 def measure_base(model: nn.Module, problem: Problem, data: Data) -> float:
     """The metric of the model as it is."""
-    feed, was_training = problem.feed, model.training
-    model.eval()
+    feed = problem.feed
+    modes = {module: module.training for module in model.modules()}
     total, weight = 0.0, 0.0
-    for rows in feed.evaluation_order(data).split(feed.rows_at_once):
-        batch = feed.prepare(pick(data, lambda t, rows=rows: t.index_select(0, rows.to(t.device))))
-        values = problem.metric(feed.call(model, batch), batch)
-        got = exact(values) if isinstance(values, Tensor) else (exact(values[0]), exact(values[1]))
-        if isinstance(got, Tensor):
-            total, weight = total + float(got.mean()) * len(rows), weight + len(rows)
-        else:
-            total, weight = total + float(got[0].sum()), weight + float(got[1].sum())
-    model.train(was_training)
+    waiting = list(feed.evaluation_order(data).split(feed.rows_at_once))
+    try:
+        model.eval()
+        while waiting:
+            rows = waiting.pop(0)
+            try:
+                batch = feed.prepare(pick(data, lambda t, rows=rows: t.index_select(0, rows.to(t.device))))
+                values = problem.metric(feed.call(model, batch), batch)
+            except torch.OutOfMemoryError:
+                if len(rows) == 1:
+                    raise
+                waiting = list(torch.cat([rows, *waiting]).split(len(rows) // 2))
+                continue
+            got = exact(values) if isinstance(values, Tensor) else (exact(values[0]), exact(values[1]))
+            if isinstance(got, Tensor):
+                total, weight = total + float(got.mean()) * len(rows), weight + len(rows)
+            else:
+                total, weight = total + float(got[0].sum()), weight + float(got[1].sum())
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
     return total / weight

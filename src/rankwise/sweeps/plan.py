@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rankwise.errors import CheckpointError
 from rankwise.sweeps.fitting import bytes_of_runs, cut_to_fit, limit_of
 from rankwise.sweeps.problem import Problem, Run
-from rankwise.train.data import tensors_of
+from rankwise.train.prefix import own_tensors
 from rankwise.writing import write_durably
 
 FORMAT = "rankwise-plan-2"
@@ -176,7 +176,7 @@ def _named(problem: Problem) -> dict[str, Tensor]:
         for part in fields(splits)
     }
     sets |= {f"other/{name}": data for name, data in problem.other_tests.items()}
-    return {f"{name}/{i}": tensor for name, data in sets.items() for i, tensor in enumerate(tensors_of(data))}
+    return {f"{name}/{i}": tensor for name, data in sets.items() for i, tensor in enumerate(own_tensors(data))}
 
 
 def _settings(run: Run) -> str:

@@ -128,7 +128,11 @@ class Swept:
         self.memory |= more.memory
         self.packs |= {name: first + pack for name, pack in more.packs.items()}
         self.complete = self.complete and more.complete
-        self.notes += [note for note in more.notes if note not in self.notes]
+        self.note(more.notes)
+
+    def note(self, notes: Sequence[str]) -> None:
+        """Take in what the user should know, each thing once."""
+        self.notes.extend(note for note in dict.fromkeys(notes) if note not in self.notes)
 
     def score(self, run: Run) -> RunScore:
         """What the rule of the answer needs to know of a run."""

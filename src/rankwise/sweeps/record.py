@@ -52,15 +52,15 @@ def make_results(
         kind = "accuracy" if up else "loss"
         allowed = tolerance_of(reference.validation_mean or 0.0, base.get("validation_metric"), kind, tolerance)
         answer = decide(able, reference, allowed, up)
-    tests = {c.name: np.stack([swept.scores[run.name].test for run in c.runs]) for c in chosen if c.runs}
+    tests, untold = _tested(chosen, swept)
     means = {name: float(values.mean()) for name, values in tests.items()}
-    if relative_to is None and reference is not None:
+    if relative_to is None and reference is not None and reference.name in means:
         relative_to = {
             "label": labels[reference.name],
             "metric": means[reference.name],
             "trainable_parameters": reference.trainable_parameters,
         }
-    front = pareto_front({c.name: (c.trainable_parameters, means[c.name]) for c in able}, up)
+    front = pareto_front({c.name: (c.trainable_parameters, means[c.name]) for c in able if c.name in means}, up)
     configurations = [
         {
             "name": c.name,
@@ -75,14 +75,16 @@ def make_results(
             "mean": means.get(c.name),
             "interval": list(interval(tests[c.name])) if c.name in tests else None,
             "validation_difference_to_reference": _validation_difference(c, answer),
-            "difference_to_reference": _test_difference(c, reference, swept, up) if c in able else None,
+            "difference_to_reference": _test_difference(c, reference, swept, up)
+            if c in able and {c.name, getattr(reference, "name", None)} <= means.keys()
+            else None,
             "relative_parameters": _ratio(c.trainable_parameters, relative_to, "trainable_parameters"),
             "relative_metric": _ratio(means.get(c.name), relative_to, "metric"),
             "on_pareto_front": c.name in front,
             "is_reference": reference is not None and c.name == reference.name,
             "is_answer": answer is not None and c.name == answer.name,
             "other_metrics": {
-                name: {"mean": float(values.mean()), "interval": list(interval(values))}
+                name: {"mean": _mean(values), "interval": _interval(values)}
                 for name in problem.other_tests
                 if c.runs
                 for values in [np.stack([swept.scores[run.name].other[name] for run in c.runs])]
@@ -100,10 +102,34 @@ def make_results(
         "runs": [_run(run, swept, adapters) for run in swept.runs],
         "configurations": configurations,
         "relative_to": None if relative_to is None else dict(relative_to),
-        "notes": [*swept.notes, *_notes(swept)],
+        "notes": [*swept.notes, *_notes(swept), *untold],
         # An interrupted sweep has not seen all it was to choose from.
         "answer": _answer(answer, chosen, tests, swept, adapters, up) if answer and swept.complete else None,
     }
+
+
+def _tested(chosen: Sequence[Configuration], swept: Swept) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The test metric of every configuration's runs, where all of it is finite, and a word on the others."""
+    tests: dict[str, np.ndarray] = {}
+    notes: list[str] = []
+    for c in (c for c in chosen if c.runs):
+        values = np.stack([swept.scores[run.name].test for run in c.runs])
+        if np.isfinite(values).all():
+            tests[c.name] = values
+        else:
+            wrong = int((~np.isfinite(values)).sum())
+            notes.append(
+                f"{c.name} has no figures on test data: {wrong:,} of its {values.size:,} values are not finite."
+            )
+    return tests, notes
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return finite(float(values.mean()))
+
+
+def _interval(values: np.ndarray) -> list[float] | None:
+    return list(interval(values)) if np.isfinite(values).all() else None
 
 
 def _in_order(configurations: Sequence[Configuration], runs: Sequence[Run]) -> list[Configuration]:
@@ -169,10 +195,10 @@ def _run(run: Run, swept: Swept, adapters: Mapping[str, str]) -> dict[str, Any]:
         "seed": run.member.seed,
         "config": config,
         "trainable_parameters": swept.parameters[run.name],
-        "validation_metric": None if scores is None else float(scores.validation.mean()),
+        "validation_metric": None if scores is None else _mean(scores.validation),
         "validation_loss": None if scores is None else finite(scores.validation_loss),
-        "metric": None if scores is None else float(scores.test.mean()),
-        "other_metrics": {} if scores is None else {name: float(v.mean()) for name, v in scores.other.items()},
+        "metric": None if scores is None else _mean(scores.test),
+        "other_metrics": {} if scores is None else {name: _mean(v) for name, v in scores.other.items()},
         "best_step": None if outcome is None else outcome.best_step,
         "steps": None if outcome is None else outcome.steps,
         "epochs": None if outcome is None else outcome.epochs,
@@ -201,8 +227,9 @@ def _answer(
     by_name = {c.name: c for c in chosen}
     c, reference = by_name[answer.name], by_name[answer.reference]
     best = max(c.runs, key=lambda run: (turned(float(run.validation.mean()), higher_is_better), -run.seed))
-    # Of nothing there are no shares.
-    of = float(tests[reference.name].mean())
+    # Of nothing, or of what is no number, there are no shares.
+    known = {c.name, reference.name} <= tests.keys()
+    of = float(tests[reference.name].mean()) if known else 0.0
     pair = _paired(c, reference, swept) if of else None
     return {
         "name": answer.name,

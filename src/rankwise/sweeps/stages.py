@@ -15,6 +15,7 @@ from rankwise.sweeps.configurations import RunScore, by_configuration, choose_le
 from rankwise.sweeps.grid import Candidate, runs_of, wider
 from rankwise.sweeps.plan import FILE as PLAN
 from rankwise.sweeps.problem import Problem, Run, Swept
+from rankwise.sweeps.record import finite
 from rankwise.sweeps.run import run_sweep
 from rankwise.train.checkpoints import Every
 from rankwise.train.data import count_rows
@@ -207,7 +208,7 @@ def _told(swept: Swept) -> list[dict[str, Any]]:
             "configuration": run.configuration,
             "lr": run.training.lr,
             "seed": run.member.seed,
-            "validation_metric": None if scores is None else float(scores.validation.mean()),
+            "validation_metric": None if scores is None else finite(float(scores.validation.mean())),
             "steps": outcome.steps,
             "status": outcome.status,
         }

@@ -46,6 +46,10 @@ class Watch:
             self._steps[point.run] = point.step
         self._tell_all([point.run for point in points])
 
+    def go_on(self) -> None:
+        """What has been taken in so far was done before an interruption."""
+        self._progress.go_on()
+
     def within(self, runs: Callable[[], Sequence[str]], step: int) -> None:
         """Take in that a pack has come to a step; called after every one, heeded once a second."""
         now = time.monotonic()

@@ -84,6 +84,7 @@ class Board:
         self.title, self.metric = title, metric
         self.states = {row.key: State(row) for row in rows}
         self._clock, self._start = clock, clock()
+        self._before = 0.0
 
     @property
     def elapsed(self) -> float:
@@ -99,11 +100,16 @@ class Board:
 
     def left(self) -> str:
         """Time left in words, after a comma; nothing while there is too little to go by."""
-        elapsed, share = self.elapsed, self.share
+        elapsed, rest = self.elapsed, 1 - self._before
+        share = (self.share - self._before) / rest if rest else 1.0
         # Before a second or a hundredth of the work the guess is worse than none.
         if elapsed < 1 or not 0.01 <= share < 1:
             return ""
         return f", about {duration(elapsed * (1 - share) / share)} left"
+
+    def go_on(self) -> None:
+        """What is behind us was done before the clock started."""
+        self._before = self.share
 
 
 class Display(ABC):
@@ -197,6 +203,11 @@ class Progress:
     def message(self, text: str) -> None:
         """Say something that stays."""
         self._display.say(text)
+
+    def go_on(self) -> None:
+        """What has been told so far was done earlier, before an interruption: it says nothing of the pace."""
+        if self._board is not None:
+            self._board.go_on()
 
     def close(self) -> None:
         """End the display; may be called twice."""

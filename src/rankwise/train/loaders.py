@@ -115,6 +115,8 @@ def cut_off(data: Data, share: float, what: str) -> tuple[Data, Data]:
     if n < 2:
         raise DataError(f"The training data has {n} row, so no {what} data can be cut off; give some.")
     order = torch.randperm(n, generator=stream("cut", what))
-    parts = order[max(1, round(share * n)) :].sort().values, order[: max(1, round(share * n))].sort().values
+    # Intervals need two rows.
+    cut = min(n - 1, max(2, round(share * n)))
+    parts = order[cut:].sort().values, order[:cut].sort().values
     rest, part = (pick(data, lambda t, rows=rows: t.index_select(0, rows.to(t.device))) for rows in parts)
     return rest, part

@@ -155,6 +155,11 @@ class PackTraining:
         return [] if self.done else list(self._stopping.names)
 
     @property
+    def notes(self) -> list[str]:
+        """What a user should know of how the pack runs."""
+        return self._pack.notes
+
+    @property
     def steps(self) -> int:
         """Steps taken so far."""
         return self._pack.steps

@@ -8,6 +8,7 @@ these are is found by putting NaN in their place.
 The outputs are those of other batches than the training's, so they agree with an uncached run to rounding.
 """
 
+import os
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, OutputError
 from rankwise.lora.layer_types.quantised import keep_unpacked
-from rankwise.pack.batches import Batch, lazily, rows_of
+from rankwise.pack.batches import Batch, lazily, rows_of, tensors_of
 from rankwise.pack.forwards import Forward, replaced_forwards
 from rankwise.pack.probe import same
 from rankwise.pack.running import set_mode
@@ -167,6 +168,13 @@ class Prefix:
         """Where a batch has what was kept of a module, by the place in its output."""
         places = [(module, i) for module, output in self.kept.items() for i in output.lengths]
         return {i: f"{KEPT}{k}" for k, (module, i) in enumerate(places) if module == name}
+
+
+def own_tensors(data: Data) -> list[Tensor]:
+    """The tensors of a data set without the outputs that were kept beside them, which follow from it and the base."""
+    if isinstance(data, Mapping):
+        return [t for key, t in data.items() if not str(key).startswith(KEPT)]
+    return tensors_of(data)
 
 
 def has_kept(batch: Batch) -> bool:
@@ -347,4 +355,11 @@ def _room(shape: tuple[int, ...], like: Tensor, path: Path | None) -> Tensor:
     if path is None:
         return like.new_empty(shape)
     size = torch.Size(shape).numel()
+    try:
+        # A mapped file that finds the disk full ends the program without a word.
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size * like.element_size())
+    except OSError as error:
+        raise OutputError(f'The cache can\'t be written to "{path.parent}": {error.strerror}.') from error
     return torch.from_file(str(path), shared=True, size=size, dtype=like.dtype).view(shape)
