@@ -63,3 +63,16 @@ def test_what_is_refused():
     merge(model)
     with pytest.raises(AdapterError, match="holds a merged adapter"):
         rename(model, "a", "c")
+
+
+def test_renamed_in_its_first_steps_it_trains_on():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    inject(model, LoRAConfig(r=2), "first")
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for step in range(4):
+        if step == 2:
+            rename(model, "first", "french")
+        optimiser.zero_grad()
+        model(torch.ones(3, 4)).sum().backward()
+        optimiser.step()
+    assert model[1].lora.B["french"].any()

@@ -294,3 +294,18 @@ def test_a_head_that_shares_its_weight_is_its_own_in_its_own_place_only():
         model[2].lora_whole.own["default"].weight.zero_()
     torch.testing.assert_close(model(x), base[2].bias.expand(3, 4))
     torch.testing.assert_close(model[0](x), base[0](x))
+
+
+def test_eject_of_two_merged_where_one_has_the_layer_whole_and_one_adapts_it():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    inject(model, LoRAConfig(r=2, target_modules=["0"], modules_to_save=["1"]), "a")
+    inject(model, LoRAConfig(r=2, target_modules=["1"]), "b")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name not in before:
+                parameter.add_(torch.rand_like(parameter))
+    activate(model, "a", "b")
+    merge(model)
+    eject(model)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

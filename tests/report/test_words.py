@@ -63,6 +63,16 @@ def test_after_a_search_the_rates_to_add_lie_beyond_those_searched(searched: tup
     assert f"give {direction} rates with --head-lr" in answer_words(results)
 
 
+def test_of_a_metric_below_nothing_there_are_no_shares() -> None:
+    """A log likelihood, say: the absolute values are told."""
+    results = sample_results()
+    results["answer"] |= {"relative_metric": None, "relative_metric_interval": None}
+    for c in results["configurations"]:
+        c |= {"mean": c["mean"] - 3, "relative_metric": None}
+    assert "give a test accuracy of -2.040" in headline(results)
+    assert " reach " not in answer_words(results)
+
+
 def test_one_more_seed() -> None:
     results = sample_results(separable=False, reason=None)
     results["answer"]["more_seeds_needed"] = 1
@@ -87,7 +97,7 @@ def test_no_run_finished() -> None:
 def test_before_the_test_data_is_read() -> None:
     results = sample_results()
     results["answer"]["relative_metric"] = None
-    assert headline(results).endswith("do as well on validation data; the test data has not been read.")
+    assert headline(results).endswith("do as well on validation data; there are no figures on test data.")
 
 
 def test_the_reason_is_a_sentence() -> None:

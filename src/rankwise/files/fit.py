@@ -123,18 +123,25 @@ def find_missing(
     for name in _missing_parameters(modules, read):
         findings.add(f'The adapter has no tensors for "{name}", but its target_parameters take it in. {cause}')
     saved, bias = tuple(read.fields.get("modules_to_save") or ()), read.fields.get("bias") or "none"
+    known = {path for _, names in modules for path in names}
     for module, names in modules if saved or bias != "none" else []:
         for leaf, tensor in module.named_parameters(recurse=False):
             paths = [f"{name}.{leaf}" if name else leaf for name in names]
             is_bias = leaf == "bias" and {"all": True, "lora_only": bool(reached.intersection(names))}.get(bias)
             missing = is_bias or (
-                saved and any(path.endswith(saved) for name in names for path in with_ancestors(name))
+                saved and any(_is_saved(path, saved, known) for name in names for path in with_ancestors(name))
             )
             if missing and tensor is not None and not any(path in read.parts.whole for path in paths):
                 findings.add(
                     f'The adapter has no tensor "{whole_key_of(paths[0], reached)}", which modules_to_save or bias '
                     f"announces. {cause}"
                 )
+
+
+def _is_saved(path: str, saved: Sequence[str], known: Collection[str]) -> bool:
+    """Whether `modules_to_save` means a module: as PEFT has it by the end of its path, which need not be a whole name.
+    An entry that is a module's whole path means that one, also where other names end in it."""
+    return any(f".{path}".endswith(f".{entry}") if entry in known else path.endswith(entry) for entry in saved)
 
 
 def _missing_parameters(modules: Modules, read: AdapterFile) -> Iterator[str]:

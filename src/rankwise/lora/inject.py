@@ -220,7 +220,11 @@ def _by_name(config: LoRAConfig, adapted: Sequence[Target]) -> LoRAConfig:
         target_modules=tuple(target.name for target in low_rank),
         exclude_modules=(),
         rank_pattern=pinned({target.name: target.r for target in low_rank}, config.r),
-        alpha_pattern=pinned({target.name: target.alpha for target in low_rank}, config.alpha),
+        # A tied layer is filed under a name of its own.
+        alpha_pattern=pinned(
+            {name: target.alpha for target in low_rank for name in (target.name, *(tie.name for tie in target.ties))},
+            config.alpha,
+        ),
         slices={target.name: target.layer_type.slices for target in low_rank if target.layer_type.slices},
         trainable_tokens={t.name: t.layer_type.tokens for t in adapted if t.layer_type.tokens},
     )
@@ -299,7 +303,8 @@ def eject(model: nn.Module, name: str | None = None) -> None:
         layers = layers_with(model, name)
         if any(lora.merged for _, lora in layers.values()):
             raise AdapterError(f'Adapter "{name}" can\'t leave while adapters are merged; call unmerge first.')
-    remove_whole(model, name)
+    if name is not None:
+        remove_whole(model, name)
     for layer, lora in layers.values():
         for gone in list(lora.scale) if name is None else [name]:
             lora.remove(gone)
@@ -310,6 +315,9 @@ def eject(model: nn.Module, name: str | None = None) -> None:
                 lora.tie_again(layer)
             lora.unhook()
             delattr(layer, child_name(lora.parameter))
+    if name is None:
+        # Last: merged, a layer's own base may be what an adapter has in its place.
+        remove_whole(model, name)
     if not adapted_layers(model):
         _thaw(model)
 

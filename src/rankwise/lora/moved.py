@@ -54,7 +54,7 @@ class Steps:
         self.forwards = self.steps = 0
         self.starts: list[_Start] = []
         self.first: _Start | None = None
-        self.before = torch.zeros(())
+        self.before: Tensor | None = None
         self.hook = model.register_forward_pre_hook(self.look)
 
     def look(self, model: nn.Module, args: tuple[Any, ...]) -> None:
@@ -70,7 +70,7 @@ class Steps:
         if self.first is None and not self.forwards & (self.forwards - 1):
             still = {start.path for start in _still_zero(self.starts)}
             self.first = next((start for start in self.starts if start.path not in still), None)
-        if self.first is not None and not torch.equal(self.first.matrix, self.before):
+        if self.first is not None and (self.before is None or not torch.equal(self.first.matrix, self.before)):
             self.steps += 1
             self.before = self.first.matrix.detach().clone()
         if self.steps >= ENOUGH:

@@ -12,6 +12,7 @@ from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, adapted_layers, layers_with
 from rankwise.lora.grouped import Member, grouped
 from rankwise.lora.inject import check_new_name
+from rankwise.lora.moved import stop_counting
 from rankwise.lora.uses import call
 from rankwise.lora.variants import variant_name
 from rankwise.lora.whole import activate_whole, check_one_whole, whole_tensors, wholes
@@ -103,6 +104,7 @@ def rename(model: nn.Module, old: str, new: str) -> None:
     """
     layers = layers_with(model, old)
     check_new_name(model, new)
+    stop_counting(model)  # it would look for the adapter by its old name
     for _, lora in layers.values():
         _rename(lora, old, new)
     for _, whole in wholes(model).values():

@@ -17,14 +17,17 @@ def count(n: int | None) -> str:
 
 
 def metric(value: float | None) -> str:
-    """Write a metric: three decimals, as accuracies of a few thousand examples carry; fewer where it is large.
+    """Write a metric: three decimals, as accuracies of a few thousand examples carry; fewer where it is large, three
+    digits where it is small.
 
     Examples:
-        >>> metric(0.98412), metric(23.456), metric(12345.6)
-        ('0.984', '23.46', '12,346')
+        >>> metric(0.98412), metric(23.456), metric(12345.6), metric(3.977e-7), metric(0.0)
+        ('0.984', '23.46', '12,346', '3.98e-07', '0.000')
     """
     if value is None:
         return MISSING
+    if 0 < abs(value) < 0.01:
+        return f"{value:.3g}"
     decimals = 3 if abs(value) < 10 else 2 if abs(value) < 1000 else 0
     return f"{value:,.{decimals}f}"
 

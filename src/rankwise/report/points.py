@@ -70,7 +70,7 @@ def scene(results: Results, *, relative: bool) -> Scene:
     """
     parameters, metric = ("relative_parameters", "relative_metric") if relative else ("trainable_parameters", "mean")
     percent, unit = (100, (results["relative_to"] or {}).get("metric")) if relative else (1, 1)
-    if not unit:
+    if not unit or unit < 0:
         return Scene((), (), (), None, MUTED)
     reference = results["answer"]["reference"] if results["answer"] else None
     lora: list[Point] = []

@@ -139,7 +139,8 @@ def _in_order(configurations: Sequence[Configuration], runs: Sequence[Run]) -> l
 
 def _ratio(value: float | None, relative_to: Mapping[str, Any] | None, key: str) -> float | None:
     whole = None if relative_to is None else relative_to[key]
-    return value / whole if value is not None and whole else None
+    # Of nothing, or of less, there are no shares.
+    return value / whole if value is not None and whole is not None and whole > 0 else None
 
 
 def _validation_difference(c: Configuration, answer: Answer | None) -> dict[str, float] | None:
@@ -227,10 +228,10 @@ def _answer(
     by_name = {c.name: c for c in chosen}
     c, reference = by_name[answer.name], by_name[answer.reference]
     best = max(c.runs, key=lambda run: (turned(float(run.validation.mean()), higher_is_better), -run.seed))
-    # Of nothing, or of what is no number, there are no shares.
+    # Of nothing, of less, or of what is no number, there are no shares.
     known = {c.name, reference.name} <= tests.keys()
     of = float(tests[reference.name].mean()) if known else 0.0
-    pair = _paired(c, reference, swept) if of else None
+    pair = _paired(c, reference, swept) if of > 0 else None
     return {
         "name": answer.name,
         "r": answer.r,
@@ -239,7 +240,7 @@ def _answer(
         "tolerance": answer.tolerance,
         "trainable_parameters": answer.trainable_parameters,
         "relative_parameters": answer.relative_parameters,
-        "relative_metric": float(tests[c.name].mean()) / of if of else None,
+        "relative_metric": float(tests[c.name].mean()) / of if of > 0 else None,
         "relative_metric_interval": list(ratio_interval(*pair)) if pair is not None else None,
         "separable": answer.separable,
         "more_seeds_needed": answer.more_seeds_needed,
