@@ -29,9 +29,9 @@ def headline(results: Results) -> str:
     start, other = f"{chosen['label']}: {parameters} parameters", _reference_words(reference)
     if answer["relative_parameters"] is not None:
         start += f" ({numbers.percent(answer['relative_parameters'])} of {other})"
-    told = chosen["mean"] is not None and reference["mean"] is not None
+    ours, theirs = chosen["mean"], reference["mean"]
     # There are no shares of a reference that got nothing right, or less.
-    if not told or (answer["relative_metric"] is None and reference["mean"] > 0):
+    if ours is None or theirs is None or (answer["relative_metric"] is None and theirs > 0):
         return f"{start} do as well on validation data; there are no figures on test data."
     higher = results["metric"]["higher_is_better"]
     if higher and answer["relative_metric"] is not None:
