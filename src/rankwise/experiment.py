@@ -172,15 +172,21 @@ class Experiment:
     beside: Callable[[Path, Run, Results, Swept], object] | None = None
 
     def check(self) -> None:
-        """Find what each candidate trains in the model; to be called before anything is written.
+        """Find what each candidate trains in the model, and whether there can be intervals; to be called before
+        anything is written.
 
         Raises:
             ConfigError: The grid is empty.
+            DataError: There is one row to validate or to test on.
             PackError: An adapter is of a kind that a pack can't train.
             TargetError: A target pattern matches nothing.
         """
         for run in runs_of([replace(c, lrs=c.lrs[:1]) for c in self.candidates], self.seeds[:1]):
             resolve(self.model, run.member)
+        for splits in self.problem.splits.values():
+            for what, data in {"validation": splits.validation, "test": splits.test}.items():
+                if count_rows(data, what) < 2:
+                    raise DataError(f"The {what} data has 1 row; give two or more, as there is no interval of one.")
 
     def stages(self, progress: Progress, place: Place | None = None) -> Stages:
         """How it is trained: in a place, or in memory alone."""
@@ -250,9 +256,6 @@ def carry_out(
     which = DATA if DATA in problem.splits else experiment.candidates[0].data
     splits = problem.splits[which]
     tests = {problem.metric_name: splits.test, **problem.other_tests}
-    for what, data in {"validation": splits.validation, "test": splits.test}.items():
-        if count_rows(data, what) < 2:
-            raise DataError(f"The {what} data has 1 row; give two or more, as there is no interval of one.")
     base_metrics = {name: measure_base(model, problem, data) for name, data in tests.items()}
     on_validation = measure_base(model, problem, splits.validation)
     if not all(map(math.isfinite, [*base_metrics.values(), on_validation])):

@@ -303,8 +303,6 @@ def eject(model: nn.Module, name: str | None = None) -> None:
         layers = layers_with(model, name)
         if any(lora.merged for _, lora in layers.values()):
             raise AdapterError(f'Adapter "{name}" can\'t leave while adapters are merged; call unmerge first.')
-    if name is not None:
-        remove_whole(model, name)
     for layer, lora in layers.values():
         for gone in list(lora.scale) if name is None else [name]:
             lora.remove(gone)
@@ -315,9 +313,8 @@ def eject(model: nn.Module, name: str | None = None) -> None:
                 lora.tie_again(layer)
             lora.unhook()
             delattr(layer, child_name(lora.parameter))
-    if name is None:
-        # Last: merged, a layer's own base may be what an adapter has in its place.
-        remove_whole(model, name)
+    # Last: merged, a layer's own base may be what an adapter has in its place.
+    remove_whole(model, name)
     if not adapted_layers(model):
         _thaw(model)
 

@@ -123,7 +123,8 @@ class Noise:
         made = 1 if of.rows is None else rows // of.rows
         if of.rows is not None and made * of.rows != rows:
             raise PackError(
-                f'Dropout in "{module}" has {rows} rows of the {of.rows} that pass; what a row gives must be as many.'
+                f'Dropout in "{module}" has {rows} rows, and {of.rows} of the batch pass: not the same number of each. '
+                "Let whole batches pass (no rows_a_pass), or switch the dropout off."
             )
         own = slice(of.first * made, of.first * made + rows)
         total = rows if of.total is None else of.total * made

@@ -11,7 +11,7 @@ from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import State
 from rankwise.sweeps.problem import Problem, Run, Scores, Swept
 from rankwise.train.data import Data, pick
-from rankwise.train.evaluation import evaluate_rows
+from rankwise.train.evaluation import evaluate_rows, in_parts
 
 TEST = ""
 """The name of the problem's own test data among others."""
@@ -67,28 +67,21 @@ def _numpy(values: Tensor) -> np.ndarray:
 @torch.no_grad()
 def measure_base(model: nn.Module, problem: Problem, data: Data) -> float:
     """The metric of the model as it is."""
-    feed = problem.feed
+    feed, device = problem.feed, next(model.parameters()).device
     modes = {module: module.training for module in model.modules()}
-    total, weight = 0.0, 0.0
-    waiting = list(feed.evaluation_order(data).split(feed.rows_at_once))
+
+    def run(rows: Tensor) -> tuple[float, float]:
+        batch = feed.prepare(pick(data, lambda t: t.index_select(0, rows)))
+        values = problem.metric(feed.call(model, batch), batch)
+        if isinstance(values, Tensor):
+            return float(exact(values).mean()) * len(rows), len(rows)
+        return float(exact(values[0]).sum()), float(exact(values[1]).sum())
+
     try:
         model.eval()
-        while waiting:
-            rows = waiting.pop(0)
-            try:
-                batch = feed.prepare(pick(data, lambda t, rows=rows: t.index_select(0, rows.to(t.device))))
-                values = problem.metric(feed.call(model, batch), batch)
-            except torch.OutOfMemoryError:
-                if len(rows) == 1:
-                    raise
-                waiting = list(torch.cat([rows, *waiting]).split(len(rows) // 2))
-                continue
-            got = exact(values) if isinstance(values, Tensor) else (exact(values[0]), exact(values[1]))
-            if isinstance(got, Tensor):
-                total, weight = total + float(got.mean()) * len(rows), weight + len(rows)
-            else:
-                total, weight = total + float(got[0].sum()), weight + float(got[1].sum())
+        found = in_parts(feed.evaluation_order(data).to(device), feed.rows_at_once, run)
     finally:
         for module, mode in modes.items():
             module.training = mode
+    total, weight = map(sum, zip(*found, strict=True))
     return total / weight

@@ -75,9 +75,7 @@ def make_results(
             "mean": means.get(c.name),
             "interval": list(interval(tests[c.name])) if c.name in tests else None,
             "validation_difference_to_reference": _validation_difference(c, answer),
-            "difference_to_reference": _test_difference(c, reference, swept, up)
-            if c in able and {c.name, getattr(reference, "name", None)} <= means.keys()
-            else None,
+            "difference_to_reference": _test_difference(c, reference, swept, up) if c in able else None,
             "relative_parameters": _ratio(c.trainable_parameters, relative_to, "trainable_parameters"),
             "relative_metric": _ratio(means.get(c.name), relative_to, "metric"),
             "on_pareto_front": c.name in front,
@@ -149,10 +147,14 @@ def _validation_difference(c: Configuration, answer: Answer | None) -> dict[str,
 
 
 def _paired(c: Configuration, reference: Configuration, swept: Swept) -> tuple[np.ndarray, np.ndarray] | None:
-    """Test metrics of a configuration and of the reference on the seeds both have."""
+    """Test metrics of a configuration and of the reference on the seeds both have; None where there are none, or where
+    a value is no number."""
     ours, theirs = ({run.seed: swept.scores[run.name].test for run in x.runs} for x in (c, reference))
     seeds = sorted(ours.keys() & theirs.keys())
-    return (np.stack([ours[s] for s in seeds]), np.stack([theirs[s] for s in seeds])) if seeds else None
+    if not seeds:
+        return None
+    pair = np.stack([ours[s] for s in seeds]), np.stack([theirs[s] for s in seeds])
+    return pair if np.isfinite(pair).all() else None
 
 
 def _test_difference(

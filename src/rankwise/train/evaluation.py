@@ -1,6 +1,7 @@
 """Losses and metrics of all adapters of a pack over a data set."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -9,6 +10,24 @@ from rankwise.pack.losses import PerAdapter
 from rankwise.pack.pack import Pack
 from rankwise.train.data import Data, pick
 from rankwise.train.feed import Feed
+
+Found = TypeVar("Found")
+
+
+def in_parts(rows: Tensor, at_once: int, run: Callable[[Tensor], Found]) -> list[Found]:
+    """What `run` gives for so many rows at a time, in order; for fewer from where memory runs out. Each row must be
+    evaluated on its own anyway."""
+    found: list[Found] = []
+    waiting = list(rows.split(at_once))
+    while waiting:
+        part = waiting.pop(0)
+        try:
+            found.append(run(part))
+        except torch.OutOfMemoryError:
+            if len(part) == 1:
+                raise
+            waiting = list(torch.cat([part, *waiting]).split(len(part) // 2))
+    return found
 
 
 def evaluate(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed: Feed) -> list[Tensor]:
@@ -26,23 +45,14 @@ def evaluate_rows(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed:
     """
     order = feed.evaluation_order(data)
     chunk = max(1, min(len(order), feed.rows_at_once // len(pack)))
-    parts: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in functions]
-    waiting = list(order.to(pack.device).split(chunk))
-    while waiting:
-        rows = waiting.pop(0)
-        batch = feed.prepare(pick(data, lambda t, rows=rows: t.index_select(0, rows)))
-        try:
-            found = pack.evaluate(batch, functions)
-        except torch.OutOfMemoryError:
-            if len(rows) == 1:
-                raise
-            # Fewer rows at once from here on: each row is evaluated on its own anyway.
-            waiting = list(torch.cat([rows, *waiting]).split(len(rows) // 2))
-            continue
-        for part, values in zip(parts, found, strict=True):
-            part.append(values)
+
+    def run(rows: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        batch = feed.prepare(pick(data, lambda t: t.index_select(0, rows)))
+        return pack.evaluate(batch, functions)
+
+    found = in_parts(order.to(pack.device), chunk, run)
     back = order.argsort().to(pack.device)
-    return [_joined(part)[:, back] for part in parts]
+    return [_joined(part)[:, back] for part in zip(*found, strict=True)]
 
 
 def _joined(parts: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, DataError
 from rankwise.tasks.text.adapted import Adapted
 from rankwise.tasks.text.chat import answer_end, chat_template, has_template
 from rankwise.tasks.text.examples import Pair, SftExample
@@ -167,9 +167,11 @@ def _too_long(
     adapted: Adapted, prompts: Sequence[SftExample], prompted: Sequence[Sequence[int]], how: Writing
 ) -> dict[int, int]:
     loaded = adapted.loaded
-    room = _context(adapted) - (0 if loaded.encoder_decoder else how.max_new_tokens)
+    room, config = _context(adapted) - (0 if loaded.encoder_decoder else how.max_new_tokens), text_config(loaded.config)
     for prompt, ids in zip(prompts, prompted, strict=True):
-        check_known(prompt.line, ids, loaded.tokenizer, text_config(loaded.config))
+        if not ids:
+            raise DataError(f"The prompt of line {prompt.line} is empty; there is nothing to go on from.")
+        check_known(prompt.line, ids, loaded.tokenizer, config)
     return {i: len(ids) for i, ids in enumerate(prompted) if len(ids) > room}
 
 

@@ -173,19 +173,18 @@ def find_labels(train: Sequence[Labelled], kind: str | None = None, names: Seque
 def _kind_of(train: Sequence[Labelled]) -> str:
     if any(isinstance(e.label, tuple) for e in train):
         return "several"
-    numbers = [_as_number(e.label) for e in train]
-    if any(n is not None and not n.is_integer() for n in numbers) and (
-        None not in numbers or any(isinstance(e.label, float) for e in train)
-    ):
+    if any(isinstance(e.label, float) and not e.label.is_integer() for e in train):
         return "number"
-    return "one"
+    # In a CSV file numbers are texts.
+    texts = [_number_in(e.label) for e in train if isinstance(e.label, str)]
+    return "number" if None not in texts and any(n and not n.is_integer() for n in texts) else "one"
 
 
-def _as_number(label: Label) -> float | None:
-    """A label as a finite number, also where it stands in a CSV file as text; None where it is none."""
+def _number_in(text: str) -> float | None:
+    """The finite number that a text is, or None."""
     try:
-        value = float(label)  # pyright: ignore[reportArgumentType]
-    except (TypeError, ValueError):
+        value = float(text)
+    except ValueError:
         return None
     return value if math.isfinite(value) else None
 

@@ -96,18 +96,10 @@ def prompt_text(example: SftExample, tokenizer: Tokenizer, options: SftOptions) 
 
 
 def prompt_ids(example: SftExample, tokenizer: Tokenizer, options: SftOptions, *, encoder_decoder: bool) -> list[int]:
-    """The tokens of `prompt_text`, as training has them before an answer.
-
-    Raises:
-        DataError: There are none.
-    """
+    """The tokens of `prompt_text`, as they stand before an answer."""
     text, special = prompt_text(example, tokenizer, options)
     ids: list[int] = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
-    if special and not encoder_decoder:
-        ids = _without(ends_of(tokenizer), ids)
-    if not ids:
-        raise DataError(f"The prompt of line {example.line} is empty; there is nothing to go on from.")
-    return ids
+    return _without(ends_of(tokenizer), ids) if special and not encoder_decoder else ids
 
 
 def ends_of(tokenizer: Tokenizer) -> list[int]:
@@ -138,7 +130,7 @@ def _one_for_causal(example: SftExample, tokenizer: Tokenizer, options: SftOptio
         ids = _without(eos, tokenizer(example.answer)["input_ids"]) + eos
         return Tokens(example.line, ids, list(ids))
     # The prompt is tokenised by itself, as it will be when the model generates.
-    given = _without(eos, tokenizer(example.source + gap(example, options))["input_ids"])
+    given = prompt_ids(example, tokenizer, options, encoder_decoder=False)
     answer = tokenizer(example.answer, add_special_tokens=False)["input_ids"] + eos
     return Tokens(example.line, given + answer, (given if loss_on_all else [IGNORED] * len(given)) + answer)
 
@@ -160,9 +152,8 @@ def _one_for_encoder_decoder(example: SftExample, tokenizer: Tokenizer, options:
             f"Line {example.line} is a plain text; an encoder-decoder needs what it reads and what it answers "
             "(prompt and completion, instruction and output, or messages)."
         )
-    text, special = prompt_text(example, tokenizer, options)
-    ids = tokenizer(text, add_special_tokens=special)["input_ids"]
-    return Tokens(example.line, list(ids), list(tokenizer(text_target=example.answer)["input_ids"]))
+    ids = prompt_ids(example, tokenizer, options, encoder_decoder=True)
+    return Tokens(example.line, ids, list(tokenizer(text_target=example.answer)["input_ids"]))
 
 
 def _notes(

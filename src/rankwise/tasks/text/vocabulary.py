@@ -49,8 +49,8 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             z = F.linear(hidden[rows], weight, bias)
-            with torch.enable_grad():
-                logits = finish(z.requires_grad_())
+            with torch.set_grad_enabled(hidden.requires_grad):
+                logits = finish(z.requires_grad_(hidden.requires_grad))
             # In float32 or wider, whatever the model computes in: a sum over a large vocabulary needs it.
             log_p = logits.detach().to(losses.dtype).log_softmax(-1)
             at = targets[rows].unsqueeze(-1)
