@@ -116,7 +116,9 @@ def sweep(
     seeds: int | Sequence[int] = 1,
     rungs: Sequence[int] = (),
     widen: bool = False,
-    tolerance: float | None = None,
+    tolerance: str | float | None = None,
+    confidence: float = 0.95,
+    strict: bool = False,
     call: Callable[[nn.Module, Any], Tensor] = call_model,
     rows_a_pass: int | None = None,
     rows_at_once: int = ROWS_AT_ONCE,
@@ -150,8 +152,11 @@ def sweep(
         seeds: How many, or which.
         rungs: Epochs, rising, after which the worst configurations leave.
         widen: Whether further learning rates are tried where the best one lies at the edge of those given.
-        tolerance: How much worse than the reference is good enough, in the metric's unit; by default 1% of the
-            reference's metric, or 2% of the gain from base to reference where lower is better.
+        tolerance: How much worse than the reference is good enough: "1%", "0.5 points", or a number in the metric's
+            unit; by default 1% of the reference's metric and at most 5% of its gain over the base, or 5% of that gain
+            where lower is better.
+        confidence: Probability at which a configuration counts as shown to lie within the tolerance.
+        strict: Whether sizes are tested from the largest down, stopping at the first that fails.
         call: (model, batch) -> outputs; by default a mapping is passed by name (without "labels"), of a tuple the
             first element.
         rows_a_pass: Rows of a batch that training passes at once; None for the whole batch.
@@ -231,6 +236,8 @@ def sweep(
             rungs=rungs,
             widen=widen,
             tolerance=tolerance,
+            confidence=confidence,
+            strict=strict,
             notes=notes,
         )
         experiment.check()

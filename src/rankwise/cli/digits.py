@@ -31,7 +31,9 @@ def digits(
     baseline_lr: Annotated[tuple[float, ...] | None, listed(parse_rates)] = None,
     alpha: float | None = None,
     rungs: Annotated[tuple[int, ...] | None, listed(parse_numbers)] = None,
-    tolerance: float | None = None,
+    tolerance: str | None = None,
+    confidence: float = 0.95,
+    strict: bool = False,
     device: Annotated[str, Parameter(group=HOW)] = "cpu",
     how: How | None = None,
 ) -> int:
@@ -64,7 +66,12 @@ def digits(
         Epochs after which the worse half of each configuration's learning rates leaves, and ranks that a smaller one
         clearly beats: 4,12. [default: none; all train to their end]
     tolerance:
-        How much worse than full fine-tuning is good enough, as a share of all images. [default: 1% of its accuracy]
+        How much worse than full fine-tuning is good enough: "1%", "0.5 points", or 0.02 as a share of all images.
+        [default: 1% of its accuracy, and at most 5% of its gain over the base]
+    confidence:
+        Probability at which a rank counts as shown to lie within the tolerance.
+    strict:
+        Test ranks from the largest down and stop at the first that fails.
     device:
         Where to compute: cpu, cuda, cuda:1.
     """
@@ -80,6 +87,8 @@ def digits(
         alpha=alpha,
         rungs=rungs,
         tolerance=tolerance,
+        confidence=confidence,
+        strict=strict,
         device=device,
         **{key: value for key, value in given.items() if value is not None},
     )

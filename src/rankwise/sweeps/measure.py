@@ -11,7 +11,7 @@ from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import State
 from rankwise.sweeps.problem import Problem, Run, Scores, Swept
 from rankwise.train.data import Data, pick
-from rankwise.train.evaluation import evaluate_rows, in_parts
+from rankwise.train.evaluation import evaluate_rows, in_parts, ratio_rows
 
 TEST = ""
 """The name of the problem's own test data among others."""
@@ -64,24 +64,35 @@ def _numpy(values: Tensor) -> np.ndarray:
     return values.cpu().numpy()
 
 
-@torch.no_grad()
 def measure_base(model: nn.Module, problem: Problem, data: Data) -> float:
     """The metric of the model as it is."""
+    return float(base_rows(model, problem, data).mean())
+
+
+@torch.no_grad()
+def base_rows(model: nn.Module, problem: Problem, data: Data) -> np.ndarray:
+    """The metric of the model as it is, row by row, as `rankwise.train.evaluation.evaluate_rows` gives it."""
     feed, device = problem.feed, next(model.parameters()).device
     modes = {module: module.training for module in model.modules()}
 
-    def run(rows: Tensor) -> tuple[float, float]:
+    def run(rows: Tensor) -> tuple[Tensor, Tensor | None]:
         batch = feed.prepare(pick(data, lambda t: t.index_select(0, rows)))
         values = problem.metric(feed.call(model, batch), batch)
+        n = len(rows)
         if isinstance(values, Tensor):
-            return float(exact(values).mean()) * len(rows), len(rows)
-        return float(exact(values[0]).sum()), float(exact(values[1]).sum())
+            return exact(values).expand(n), None
+        sums, counts = (exact(t) if t.dim() else (exact(t) / n).expand(n) for t in values)
+        return sums, counts
 
+    order = feed.evaluation_order(data)
     try:
         model.eval()
-        found = in_parts(feed.evaluation_order(data).to(device), feed.rows_at_once, run)
+        found = in_parts(order.to(device), feed.rows_at_once, run)
     finally:
         for module, mode in modes.items():
             module.training = mode
-    total, weight = map(sum, zip(*found, strict=True))
-    return total / weight
+    values = torch.cat([sums for sums, _ in found])
+    counts = [counts for _, counts in found if counts is not None]
+    if counts:
+        values = ratio_rows(values, torch.cat(counts))
+    return _numpy(values[order.argsort().to(values.device)])

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from rankwise.experiment import Experiment, config_hash, find_device
+from rankwise.experiment import Experiment, find_device
+from rankwise.sweeps.provenance import config_hash
 from rankwise.tasks.digits import (
     PUBLISHED_BASELINE,
     base_from,
@@ -58,6 +59,8 @@ def make_digits(options: DigitsOptions, progress: Progress, base: Mapping[str, T
         comparable=[c.name for c in candidates if c.data == "new"],
         relative_to=_published_baseline(sum(p.numel() for p in model.parameters())) if published else None,
         tolerance=options.tolerance,
+        confidence=options.confidence,
+        strict=options.strict,
     )
 
 

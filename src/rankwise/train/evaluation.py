@@ -39,9 +39,8 @@ def evaluate_rows(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed:
     """What each row of a data set adds to each function, for every adapter: (K, n) each; inside
     `attached(training=False)`. The mean over the rows is the function's value for the data set.
 
-    A function that returns a scalar for a batch counts for each of its rows. Of one that returns sums and what to
-    divide them by (a loss over tokens), a row adds its sum over the mean count of a row: the mean over rows is then
-    the mean over all tokens.
+    A function that returns a scalar for a batch counts for each of its rows. For one that returns sums and what to
+    divide them by (a loss over tokens) see `ratio_rows`.
     """
     order = feed.evaluation_order(data)
     chunk = max(1, min(len(order), feed.rows_at_once // len(pack)))
@@ -58,4 +57,24 @@ def evaluate_rows(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed:
 def _joined(parts: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
     values = torch.cat([values for values, _ in parts], dim=1)
     counts = [count for _, count in parts if count is not None]
-    return values / torch.cat(counts, dim=1).mean(1, keepdim=True) if counts else values
+    return ratio_rows(values, torch.cat(counts, dim=1)) if counts else values
+
+
+def ratio_rows(sums: Tensor, counts: Tensor) -> Tensor:
+    r"""What each row adds to a ratio of sums, such as a loss a token: (..., n).
+
+    $$u_i = R + \frac{s_i - R\, n_i}{\bar n}, \qquad R = \frac{\sum s_i}{\sum n_i}$$
+
+    The mean over rows is R, and the spread is that of R itself: long and short rows differ in n as well as in s, which
+    s_i alone would count as error of R.
+
+    References:
+        Cochran, Sampling Techniques, 3rd edition, 1977, section 6.3 (ratio estimates).
+
+    Examples:
+        >>> ratio_rows(torch.tensor([2.0, 6.0]), torch.tensor([1.0, 3.0]))
+        tensor([2., 2.])
+    """
+    mean = counts.mean(-1, keepdim=True)
+    ratio = sums.mean(-1, keepdim=True) / mean
+    return ratio + (sums - ratio * counts) / mean

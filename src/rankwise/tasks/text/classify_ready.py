@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from rankwise.errors import DataError
+from rankwise.sweeps.floors import majority_class
 from rankwise.sweeps.problem import Splits
 from rankwise.tasks.text.classify import ClassifyData, tokenize_classify
 from rankwise.tasks.text.heads import MeanPooledClassifier
@@ -52,5 +55,10 @@ def ready_classify(options: TextOptions, examples: Examples, label_names: Mappin
         task_type=None if pooled else "SEQ_CLS",
         notes=[*examples.notes, *loaded.notes, *dict.fromkeys(note for part in parts.values() for note in part.notes)],
         beside=labels.save,
+        constant=_majority if labels.kind == "one" else None,
         check_start=labels.check_same,
     )
+
+
+def _majority(training: Any, rows: Any) -> np.ndarray:
+    return majority_class(training["labels"], rows["labels"])

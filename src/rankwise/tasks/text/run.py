@@ -85,6 +85,7 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         metric_name=ready.metric_name,
         higher_is_better=ready.higher_is_better,
         feed=ready.feed(options.rows_a_pass),
+        constant=ready.constant,
     )
     return Experiment(
         task=options.task,
@@ -98,6 +99,8 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         search=Search(data=SEARCH, rungs=options.search_rungs) if SEARCH in problem.splits else None,
         widen=options.widen,
         tolerance=options.tolerance,
+        confidence=options.confidence,
+        strict=options.strict,
         notes=notes,
         beside=partial(_beside, options, ready),
     )
