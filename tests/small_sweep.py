@@ -14,8 +14,9 @@ from rankwise.sweeps.record import Results, make_results
 from rankwise.sweeps.rule import Rule, parse_tolerance
 from rankwise.sweeps.run import run_sweep
 from rankwise.train.live import progress
-from rankwise.train.loop import PackTraining, TrainingState
+from rankwise.train.loop import PackTraining
 from rankwise.train.settings import Training
+from rankwise.train.state import TrainingState
 
 
 def small_model() -> nn.Sequential:

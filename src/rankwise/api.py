@@ -26,6 +26,7 @@ from rankwise.sweeps.grid import BASELINE_SHARE, HEAD_TIMES, LORA_LRS, Candidate
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, Swept
 from rankwise.sweeps.starting import candidate_from
 from rankwise.train.checkpoints import Every
+from rankwise.train.cuts import pooled
 from rankwise.train.data import Data
 from rankwise.train.feed import ROWS_AT_ONCE, Feed
 from rankwise.train.live import progress as shown_by
@@ -90,7 +91,7 @@ class Sweep:
                 raise ConfigError("The sweep has no answer; name one of its runs.")
             own = [c for c in self.results["configurations"] if c["name"] == self.answer["name"]]
             sign = 1 if self.results["metric"]["higher_is_better"] else -1
-            scores = {run: self.swept.scores[run].validation.mean() for run in own[0]["runs"]}
+            scores = {run: self.swept.scores[run].decisive.mean() for run in own[0]["runs"]}
             name = max(scores, key=lambda run: sign * scores[run])
         found = [run for run in self.swept.runs if run.name == name and run.name in self.swept.outcomes]
         if not found:
@@ -119,6 +120,7 @@ def sweep(
     tolerance: str | float | None = None,
     confidence: float = 0.95,
     strict: bool = False,
+    rotate: bool = False,
     call: Callable[[nn.Module, Any], Tensor] = call_model,
     rows_a_pass: int | None = None,
     rows_at_once: int = ROWS_AT_ONCE,
@@ -157,6 +159,7 @@ def sweep(
             where lower is better.
         confidence: Probability at which a configuration counts as shown to lie within the tolerance.
         strict: Whether sizes are tested from the largest down, stopping at the first that fails.
+        rotate: Whether each seed cuts a tenth of its own off for validation; only where `validation` is None.
         call: (model, batch) -> outputs; by default a mapping is passed by name (without "labels"), of a tuple the
             first element.
         rows_a_pass: Rows of a batch that training passes at once; None for the whole batch.
@@ -204,6 +207,8 @@ def sweep(
         metric_name=metric_name or ("loss" if metric is None else "metric"),
         higher_is_better=ups,
         feed=Feed(call=call, rows_at_once=rows_at_once, rows_a_pass=rows_a_pass),
+        # The cache is made for the rows that are read.
+        rotate=rotate,
     )
     candidates = [
         *_candidates(model, configs, tuple(head), own, tuple(lrs)),
@@ -239,6 +244,7 @@ def sweep(
             confidence=confidence,
             strict=strict,
             notes=notes,
+            rotate=rotate,
         )
         experiment.check()
         beginning = now("rankwise.sweep(...)") if place is None else take_up(place) if place.resume else begin(place)
@@ -276,7 +282,10 @@ def _splits(train: Any, validation: Any, test: Any, device: torch.device) -> tup
             continue
         rest, parts[what] = cut_off(rest, SHARE_CUT, what)
         notes.append(f"A tenth of the training data is cut off for {what}.")
-    return Splits(rest, parts["validation"], parts["test"]), notes
+    if validation is not None:
+        return Splits(rest, parts["validation"], parts["test"]), notes
+    own, cut, rotation = pooled(rest, parts["validation"])
+    return Splits(own, cut, parts["test"], rotation), notes
 
 
 def baselines(

@@ -151,6 +151,7 @@ class Experiment:
         strict: Whether sizes are tested from the largest down.
         notes: What the user should know.
         beside: Writes what belongs beside an adapter: (its folder, its run, the results, what the runs gave).
+        rotate: Whether each seed trains and validates on rows of its own; the problem's own setting follows it.
     """
 
     task: str
@@ -173,13 +174,22 @@ class Experiment:
     strict: bool = False
     notes: Sequence[str] = ()
     beside: Callable[[Path, Run, Results, Swept], object] | None = None
+    rotate: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "problem", replace(self.problem, rotate=self.rotate))
+
+    @property
+    def can_rotate(self) -> bool:
+        """Whether seeds can cut their own validation rows: some data was not given as validation data."""
+        return any(splits.rotation is not None for splits in self.problem.splits.values())
 
     def check(self) -> None:
         """Find what each candidate trains in the model, and whether there can be intervals; to be called before
         anything is written.
 
         Raises:
-            ConfigError: The grid is empty.
+            ConfigError: The grid is empty, or seeds are to cut validation rows of their own and can't.
             DataError: There is one row to validate or to test on.
             PackError: An adapter is of a kind that a pack can't train.
             TargetError: A target pattern matches nothing.
@@ -187,6 +197,11 @@ class Experiment:
         _ = self.rule
         for run in runs_of([replace(c, lrs=c.lrs[:1]) for c in self.candidates], self.seeds[:1]):
             resolve(self.model, run.member)
+        if self.rotate and not self.can_rotate:
+            raise ConfigError(
+                "rotate is True and the validation data is fixed; each seed can validate on rows of its own only where "
+                "they are cut off the training data. Leave the validation data out, or rotate."
+            )
         for splits in self.problem.splits.values():
             for what, data in {"validation": splits.validation, "test": splits.test}.items():
                 if count_rows(data, what) < 2:

@@ -16,8 +16,9 @@ from rankwise.sweeps.rungs import worst_runs
 from rankwise.sweeps.watch import Watch
 from rankwise.train.checkpoints import Checkpoints
 from rankwise.train.interrupts import Stop
-from rankwise.train.loop import PackTraining, TrainingState
+from rankwise.train.loop import PackTraining
 from rankwise.train.outcome import Outcome
+from rankwise.train.state import TrainingState
 
 
 class Course:
@@ -194,7 +195,7 @@ class Course:
             for run in runs:
                 status = ended[run.name].status if run.name in ended else "finished"
                 validation = values.get(run.name, np.empty(0))
-                score = score_of(run, self._swept.parameters[run.name], validation, status)
+                score = score_of(run, self._swept.parameters[run.name], validation, status, self._problem.rows_of(run))
                 scores.setdefault(run.data, []).append(score)
         reasons: dict[str, str] = {}
         for group in scores.values():

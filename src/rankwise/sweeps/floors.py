@@ -1,5 +1,7 @@
 """What fine-tuning must beat, measured on validation rows: the base as it is, and the best constant prediction."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -7,24 +9,36 @@ from torch import Tensor, nn
 from rankwise.sweeps.answer import Floors
 from rankwise.sweeps.measure import base_rows
 from rankwise.sweeps.problem import Problem
+from rankwise.train.data import Data, pick
 
 
 def measured_floors(model: nn.Module, problem: Problem, which: str) -> Floors:
-    """Measure base and constant prediction on the validation rows of one of the problem's splits.
+    """Base and constant prediction on the validation rows of one of the problem's splits, each measured when it is
+    first asked for.
 
     Args:
         model: The base.
         problem: Data and metric.
         which: The name of the splits.
     """
-    splits = problem.splits[which]
-    base = base_rows(model, problem, splits.validation)
-    constant = None if problem.constant is None else problem.constant(splits.train, splits.validation)
-    return Floors(lambda rows: _taken(base, rows), lambda rows: None if constant is None else _taken(constant, rows))
+    splits, rotation = problem.splits[which], problem.rotation_of(which)
+    known: dict[tuple[str, bytes], np.ndarray] = {}
 
+    def measured(name: str, rows: np.ndarray | None, take: Callable[[Data], np.ndarray]) -> np.ndarray:
+        key = name, b"" if rows is None else rows.tobytes()
+        if key not in known:
+            data = splits.validation
+            if rows is not None and rotation is not None:
+                index = torch.from_numpy(rows)
+                data = pick(rotation.pool, lambda t: t.index_select(0, index.to(t.device)))
+            known[key] = take(data)
+        return known[key]
 
-def _taken(values: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
-    return values if rows is None else values[rows]
+    def constant(rows: np.ndarray | None) -> np.ndarray | None:
+        predict = problem.constant
+        return None if predict is None else measured("constant", rows, lambda data: predict(splits.train, data))
+
+    return Floors(lambda rows: measured("base", rows, lambda data: base_rows(model, problem, data)), constant)
 
 
 def majority_class(training: Tensor, labels: Tensor) -> np.ndarray:

@@ -27,16 +27,19 @@ def measure(model: nn.Module, runs: Sequence[Run], problem: Problem, swept: Swep
     loss, metric = PerAdapter(problem.loss, "loss"), PerAdapter(problem.metric, "metric")
     data, feed = problem.splits[finished[0].data], problem.feed
     with pack.attached(_example(data.validation, problem), training=False):
-        losses, validation = evaluate_rows(pack, data.validation, [loss, metric], feed)
+        losses, validation = _validation_rows(pack, finished[0].data, problem, [loss, metric])
         read = {TEST: data.test, **problem.other_tests} if tests else {}
         tested = {name: evaluate_rows(pack, rows, [metric], feed)[0] for name, rows in read.items()}
     swept.note([*loss.notes, *metric.notes])
-    for k, member in enumerate(pack.members):
-        swept.scores[member.member.name] = Scores(
+    by_name = {run.name: run for run in finished}
+    for k, name in enumerate(member.member.name for member in pack.members):
+        swept.scores[name] = Scores(
             _numpy(validation[k]),
             float(losses[k].mean()),
             _numpy(tested[TEST][k]) if tests else np.empty(0),
-            {name: _numpy(values[k]) for name, values in tested.items() if name != TEST},
+            {test: _numpy(values[k]) for test, values in tested.items() if test != TEST},
+            deciding=swept.outcomes[name].deciding,
+            rows=problem.rows_of(by_name[name]),
         )
 
 
@@ -45,10 +48,19 @@ def validate(
 ) -> dict[str, np.ndarray]:
     """The metric of each validation example by run; all runs of one pack."""
     pack = _pack(model, runs, states, problem)
-    data = problem.splits[runs[0].data].validation
-    with pack.attached(_example(data, problem), training=False):
-        (values,) = evaluate_rows(pack, data, [PerAdapter(problem.metric, "metric")], problem.feed)
+    data = runs[0].data
+    with pack.attached(_example(problem.splits[data].validation, problem), training=False):
+        (values,) = _validation_rows(pack, data, problem, [PerAdapter(problem.metric, "metric")])
     return {member.member.name: _numpy(values[k]) for k, member in enumerate(pack.members)}
+
+
+def _validation_rows(pack: Pack, data: str, problem: Problem, functions: Sequence[PerAdapter]) -> list[Tensor]:
+    """Values of each function for every adapter on the rows on which its seed validates: (K, n) each."""
+    rotation = problem.rotation_of(data)
+    if rotation is None:
+        return evaluate_rows(pack, problem.splits[data].validation, functions, problem.feed)
+    rows = torch.stack([rotation.cut(seed).validation for seed in pack.seeds])
+    return evaluate_rows(pack, rotation.pool, functions, problem.feed, rows)
 
 
 def _pack(model: nn.Module, runs: Sequence[Run], states: Mapping[str, State], problem: Problem) -> Pack:

@@ -22,6 +22,7 @@ from rankwise.sweeps.grid import Candidate, runs_of
 from rankwise.sweeps.problem import Problem, Run, Splits
 from rankwise.tasks.mnist import RawDigits, Split
 from rankwise.tasks.options import DigitsOptions
+from rankwise.train.cuts import pooled
 from rankwise.train.data import tensors_of
 from rankwise.train.interrupts import stop_on_signals
 from rankwise.train.loop import PackTraining
@@ -181,11 +182,15 @@ def plan_runs(options: DigitsOptions) -> list[Run]:
 
 
 def make_problem(raw: RawDigits, device: torch.device) -> Problem:
-    """The data of the experiment: digits 5-9 to learn, 0-4 to see what is forgotten."""
-    splits = {
-        key: Splits(*(only(split, digits, device) for split in (raw.train, raw.validation, raw.test)))
-        for key, digits in (("new", NEW), ("old", OLD))
-    }
+    """The data of the experiment: digits 5-9 to learn, 0-4 to see what is forgotten.
+
+    Training and validation images of 5-9 are one pool, which each seed may cut anew.
+    """
+    new, old = (
+        [only(split, digits, device) for split in (raw.train, raw.validation, raw.test)] for digits in (NEW, OLD)
+    )
+    train, validation, rotation = pooled(new[0], new[1])
+    splits = {"new": Splits(train, validation, new[2], rotation), "old": Splits(old[0], old[1], old[2])}
     return Problem(
         splits=splits,
         loss=loss,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rankwise.pack.losses import PerAdapter
 from rankwise.pack.pack import Pack
-from rankwise.train.data import Data, pick
+from rankwise.train.data import Data, pick, take
 from rankwise.train.feed import Feed
 
 Found = TypeVar("Found")
@@ -35,13 +35,25 @@ def evaluate(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed: Feed
     return [values.mean(1) for values in evaluate_rows(pack, data, functions, feed)]
 
 
-def evaluate_rows(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed: Feed) -> list[Tensor]:
+def evaluate_rows(
+    pack: Pack, data: Data, functions: Sequence[PerAdapter], feed: Feed, rows: Tensor | None = None
+) -> list[Tensor]:
     """What each row of a data set adds to each function, for every adapter: (K, n) each; inside
     `attached(training=False)`. The mean over the rows is the function's value for the data set.
 
     A function that returns a scalar for a batch counts for each of its rows. For one that returns sums and what to
     divide them by (a loss over tokens) see `ratio_rows`.
+
+    Args:
+        pack: The adapters.
+        data: The data set.
+        functions: Losses or metrics.
+        feed: How data reach the model.
+        rows: (G, n) rows of the data set for each of the pack's seeds, on which its adapters are evaluated; None for
+            all rows.
     """
+    if rows is not None:
+        return _by_seed(pack, data, functions, feed, rows)
     order = feed.evaluation_order(data)
     chunk = max(1, min(len(order), feed.rows_at_once // len(pack)))
 
@@ -52,6 +64,22 @@ def evaluate_rows(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed:
     found = in_parts(order.to(pack.device), chunk, run)
     back = order.argsort().to(pack.device)
     return [_joined(part)[:, back] for part in zip(*found, strict=True)]
+
+
+def _by_seed(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed: Feed, rows: Tensor) -> list[Tensor]:
+    """`evaluate_rows` of adapters that read the rows of their seeds."""
+    n, device = rows.shape[1], rows.device
+    places = feed.evaluation_order(data).argsort().to(device)[rows].argsort(1)
+    ordered = rows.gather(1, places).to(pack.device)
+    chunk = max(1, min(n, feed.rows_at_once // len(pack)))
+
+    def run(columns: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        batch = feed.prepare(take(data, ordered[:, columns]))
+        return pack.evaluate(batch, functions, by_seed=True)
+
+    found = in_parts(torch.arange(n, device=pack.device), chunk, run)
+    back = places.argsort(1)[pack.batch_of].to(pack.device)
+    return [_joined(part).gather(1, back) for part in zip(*found, strict=True)]
 
 
 def _joined(parts: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:

@@ -15,8 +15,10 @@ from rankwise.tasks.text.losses import CLASSIFY_LOSSES
 from rankwise.tasks.text.metrics import CLASSIFY_METRICS
 from rankwise.tasks.text.models import load_text_model
 from rankwise.tasks.text.options import TextOptions
+from rankwise.tasks.text.pooling import pooled_splits, widened
 from rankwise.tasks.text.ready import SPLITS, Ready, model_options
 from rankwise.tasks.text.splits import Splits as Examples
+from rankwise.tasks.text.tokens import pad_token_of
 
 
 def ready_classify(options: TextOptions, examples: Examples, label_names: Mapping[str, tuple[str, ...]]) -> Ready:
@@ -41,12 +43,20 @@ def ready_classify(options: TextOptions, examples: Examples, label_names: Mappin
         if not rows:
             raise DataError(f"The {name} data is empty.")
         parts[what] = tokenize_classify(rows, labels, loaded.tokenizer, loaded.config, name, options.max_length)
-    tensors = {what: {key: t.to(options.device) for key, t in part.data.items()} for what, part in parts.items()}
+    data = {what: part.data for what, part in parts.items()}
+    if options.validation is None:
+        fillers = {"input_ids": pad_token_of(loaded.tokenizer)[0], "attention_mask": 0, "token_type_ids": 0}
+        data["train"], data["validation"] = widened([data["train"], data["validation"]], fillers)
+    tensors = {what: {key: t.to(options.device) for key, t in part.items()} for what, part in data.items()}
+    splits = Splits(tensors["train"], tensors["validation"], tensors["test"])
+    if options.validation is None:
+        inputs = [example.source for example in (*examples.train, *examples.validation)]
+        splits = pooled_splits(**tensors, inputs=inputs)
     metric = CLASSIFY_METRICS[labels.kind]
     pooled = isinstance(loaded.model, MeanPooledClassifier)
     return Ready(
         loaded=loaded,
-        splits=Splits(**tensors),
+        splits=splits,
         call=loaded.call,
         loss=CLASSIFY_LOSSES[labels.kind],
         metric=metric.by_row,

@@ -70,7 +70,7 @@ class Ready:
 
     def feed(self, rows_a_pass: int | None) -> Feed:
         """How its batches reach the model: alike lengths together, cut to their width."""
-        width = self.splits.validation["input_ids"].shape[1]
+        width = max(lengths_of(self.splits.validation))
         return Feed(
             call=self.call,
             prepare=trim,
@@ -120,9 +120,13 @@ def with_gap(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**batch, "attention_mask": mask * ((places != last) | (mask.sum(-1, keepdim=True) < 2))}
 
 
-def _by_length(data: Data, seeds: Sequence[int], epoch: int, batch_size: int) -> Tensor:
+def _by_length(data: Data, seeds: Sequence[int], epoch: int, batch_size: int, rows: Tensor | None = None) -> Tensor:
     lengths = lengths_of(data)
-    return torch.stack([bucketed_order(lengths, batch_size, seed, epoch) for seed in seeds])
+    if rows is None:
+        return torch.stack([bucketed_order(lengths, batch_size, seed, epoch) for seed in seeds])
+    of = torch.tensor(lengths)
+    own = zip(rows, seeds, strict=True)
+    return torch.stack([rs[bucketed_order(of[rs].tolist(), batch_size, seed, epoch)] for rs, seed in own])
 
 
 def _shortest_first(data: Data) -> Tensor:
