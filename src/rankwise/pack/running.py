@@ -273,20 +273,26 @@ class Running:
         before = store.theta.clone()
         members = self._members()
         store.randomise()
-        groups = Groups([seeds.index(m.member.seed) for m in members], len(seeds), store.theta.device)
         # Each seed has rows of its own: the example's, turned round.
         batches = [rows_of(example, 2, start=g) for g in range(len(seeds))]
+        by_seed = [seeds.index(m.member.seed) for m in members]
+        # A step gives each seed its own batch, an evaluation gives all adapters one. Where there are as many seeds as
+        # adapters, only the second repeats rows.
+        layouts = [by_seed] if len(seeds) == 1 else [by_seed, [0] * len(members)]
         try:
-            with self._replaced(training=False):
-                try:
-                    ours = self.forward(stacked(batches), groups, Draws(seeds, 0))
-                except torch.OutOfMemoryError:
-                    raise  # no fault of the model's
-                except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                    return f"the model can't pass the rows of all at once: {' '.join(str(error).split())[:120]}"
-            for k, g in enumerate(groups.batch_of):
-                if not same(ours[k], alone(k, batches[g]), coarsest(self._model)):
-                    return f'the outputs of "{members[k].member.name}" in the pack differ from its own'
+            for batch_of in layouts:
+                read = batches[: max(batch_of) + 1]
+                groups = Groups(batch_of, len(read), store.theta.device)
+                with self._replaced(training=False):
+                    try:
+                        ours = self.forward(stacked(read), groups, Draws(seeds[: len(read)], 0))
+                    except torch.OutOfMemoryError:
+                        raise  # no fault of the model's
+                    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                        return f"the model can't pass the rows of all at once: {' '.join(str(error).split())[:120]}"
+                for k, g in enumerate(batch_of):
+                    if not same(ours[k], alone(k, batches[g]), coarsest(self._model)):
+                        return f'the outputs of "{members[k].member.name}" in the pack differ from its own'
             return ""
         finally:
             store.theta.copy_(before)
