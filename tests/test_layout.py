@@ -13,6 +13,7 @@ ORDER = [
     "errors",
     "streams",
     "writing",
+    "locking",
     "lora.tables",
     "lora.collector",
     "lora.maths",

@@ -1,6 +1,7 @@
 """`sweep`: the smallest adapter that does the job, for a model, data and loss of one's own."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -218,9 +219,12 @@ def sweep(
             resume=again,
             every=every,
         )
-        place.check()
     where = Path(cache) if isinstance(cache, str) else cache
-    with shown_by(progress) as display, cached(model, candidates, problem, where, display.message) as (tried, feeding):
+    with (
+        nullcontext() if place is None else place.held(),
+        shown_by(progress) as display,
+        cached(model, candidates, problem, where, display.message) as (tried, feeding),
+    ):
         experiment = Experiment(
             task="sweep",
             model=model,

@@ -19,7 +19,7 @@ from rankwise.cli.report import report
 from rankwise.cli.sweep import sweep
 from rankwise.cli.train import train
 from rankwise.cli.training import unfinished
-from rankwise.errors import ConfigError, RankwiseError, suggest
+from rankwise.errors import ConfigError, RankwiseError, flags_named, suggest
 
 __all__ = ["digits", "evaluate", "generate", "main", "merge", "report", "sweep", "train"]
 """The commands (importing one registers it), and what runs them."""
@@ -72,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         resume = _path_of("--resume", arguments)
         path = _path_of("--config", arguments) if resume is None else unfinished(resume)
         app.config = () if path is None else (_settings(path),)
-        result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        with flags_named():
+            result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return result if isinstance(result, int) else EXIT_OK
     except RankwiseError as error:
         print(f"rankwise: {error}", file=sys.stderr)

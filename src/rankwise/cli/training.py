@@ -217,7 +217,8 @@ def unfinished(directory: Path) -> Path:
     Raises:
         CheckpointError: There is none.
     """
-    from rankwise.sweeps.directory import UNFINISHED, can_resume
+    from rankwise.sweeps.directory import can_resume
+    from rankwise.sweeps.owned import UNFINISHED
 
     if not can_resume(directory):
         raise CheckpointError(f"{directory} holds no unfinished run; --resume takes the directory of one.")
