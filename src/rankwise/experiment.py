@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import ConfigError, DataError, OutputError
+from rankwise.lora.threads import held_by_thread
 from rankwise.pack.resolved import resolve
 from rankwise.report import write_report
 from rankwise.sweeps.adapters import Adapters
@@ -217,7 +218,8 @@ def run_in(place: Place, make: Maker, progress: Progress) -> tuple[Results, list
         experiment = make(progress, None if begun is None else begun.base or {})
         experiment.check()
         begun = begun or begin(place, experiment.model.state_dict() if experiment.keep_base else None)
-        results, _, files = carry_out(experiment, begun, place, progress)
+        with held_by_thread(experiment.model, "a sweep"):
+            results, _, files = carry_out(experiment, begun, place, progress)
         return results, files
 
 

@@ -16,6 +16,7 @@ import torch
 
 from rankwise.errors import CheckpointError, OutputError, option
 from rankwise.locking import locked
+from rankwise.shown import csv_cell
 from rankwise.sweeps.adapters import Adapters
 from rankwise.sweeps.owned import (
     ABOUT,
@@ -273,4 +274,4 @@ def _write_curves(path: Path, points: Sequence[Point]) -> None:
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([field.name for field in fields(Point)])
-        writer.writerows(astuple(point) for point in points)
+        writer.writerows(map(csv_cell, astuple(point)) for point in points)
