@@ -12,8 +12,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     "errors",
     "streams",
+    "shown",
     "writing",
+    "locking",
     "lora.tables",
+    "lora.threads",
     "lora.collector",
     "lora.maths",
     "lora.inits",

@@ -1,6 +1,7 @@
 """`sweep`: the smallest adapter that does the job, for a model, data and loss of one's own."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rankwise.errors import ConfigError
 from rankwise.experiment import Experiment, Place, begin, carry_out, now, take_up
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import Report
+from rankwise.lora.threads import held_by_thread
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.pack import call_model
 from rankwise.pack.resolved import State
@@ -23,6 +25,7 @@ from rankwise.sweeps.adapters import put_on
 from rankwise.sweeps.caching import cached
 from rankwise.sweeps.directory import can_resume
 from rankwise.sweeps.grid import BASELINE_SHARE, HEAD_TIMES, LORA_LRS, Candidate, modules_with_parameters
+from rankwise.sweeps.naming import names_of
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, Swept
 from rankwise.sweeps.starting import candidate_from
 from rankwise.train.checkpoints import Every
@@ -101,7 +104,7 @@ class Sweep:
 
 def sweep(
     model: nn.Module,
-    configs: Iterable[Config] | Mapping[str, Config | tuple[LoRAConfig, Training]],
+    configs: Iterable[Config] | Mapping[str, Config | tuple[Config, Training]],
     *,
     train: Any,
     validation: Any = None,
@@ -137,7 +140,8 @@ def sweep(
     Args:
         model: The base, of any class; its rows must not mix. It is the same, bit for bit, afterwards.
         configs: Ranks (1, 2, 4), `LoRAConfig`s, or folders of saved adapters to go on from; or name -> one of
-            these, or -> (LoRAConfig, Training) where it is trained in a way of its own.
+            these, or -> (one of these, Training) where it has its own training settings; a learning rate in them is
+            the only one that is tried.
         train: Training data: tensors with the rows first (or a tuple or mapping of them), a Dataset, or a DataLoader
             that does not shuffle. They are kept in memory, on the model's device.
         validation: Decides; None cuts a tenth of the training data off.
@@ -189,7 +193,8 @@ def sweep(
         ...     [1, 2],
         ...     train=(x, x.sum(1, keepdim=True)),
         ...     loss=lambda outputs, batch: (outputs - batch[1]).square().mean(1),
-        ...     training=Training(lr=1e-3, epochs=2),
+        ...     lrs=[1e-3],
+        ...     training=Training(epochs=2),
         ...     progress="quiet",
         ... )
         >>> [c["name"] for c in found.results["configurations"]]
@@ -198,7 +203,9 @@ def sweep(
     check_model(model)
     device = next(model.parameters()).device
     splits, notes = _splits(train, validation, test, device)
-    own = training or Training(lr=1.0)
+    own = training or Training()
+    if own.has_lr:
+        notes.append(f"The learning rate of `training`, {own.lr:g}, is not used; `lrs` has those that are tried.")
     ups = metric is not None if higher_is_better is None else higher_is_better
     problem = Problem(
         splits={DATA: splits},
@@ -228,9 +235,12 @@ def sweep(
             resume=again,
             every=every,
         )
-        place.check()
     where = Path(cache) if isinstance(cache, str) else cache
-    with shown_by(progress) as display, cached(model, candidates, problem, where, display.message) as (tried, feeding):
+    with (
+        nullcontext() if place is None else place.held(),
+        shown_by(progress) as display,
+        cached(model, candidates, problem, where, display.message) as (tried, feeding),
+    ):
         experiment = Experiment(
             task="sweep",
             model=model,
@@ -248,7 +258,8 @@ def sweep(
         )
         experiment.check()
         beginning = now("rankwise.sweep(...)") if place is None else take_up(place) if place.resume else begin(place)
-        results, swept, files = carry_out(experiment, beginning, place, display)
+        with held_by_thread(model, "a sweep"):
+            results, swept, files = carry_out(experiment, beginning, place, display)
     return Sweep(results, swept, tuple(files))
 
 
@@ -351,7 +362,7 @@ def _plain(rates: Sequence[float]) -> tuple[float, ...]:
 
 def _candidates(
     model: nn.Module,
-    configs: Iterable[Config] | Mapping[str, Config | tuple[LoRAConfig, Training]],
+    configs: Iterable[Config] | Mapping[str, Config | tuple[Config, Training]],
     head: tuple[str, ...],
     training: Training,
     lrs: tuple[float, ...],
@@ -360,37 +371,28 @@ def _candidates(
         named = [(str(name), config) for name, config in configs.items()]
     else:
         listed = list(configs)
-        names = [_name_of(config) for config in listed]
-        repeated = {name for name in names if names.count(name) > 1}
-        named = [
-            (f"{name}-{names[:i].count(name)}" if name in repeated else name, config)
-            for i, (name, config) in enumerate(zip(names, listed, strict=True))
-        ]
+        named = list(zip(names_of(listed), listed, strict=True))
     if not named:
         raise ConfigError("The grid is empty; give at least one rank or LoRAConfig.")
     return [_candidate(model, name, config, head, training, lrs) for name, config in named]
 
 
-def _name_of(config: Config) -> str:
-    if isinstance(config, str | Path):
-        return f"from-{Path(config).name}"
-    return f"r{config.r if isinstance(config, LoRAConfig) else config}"
-
-
 def _candidate(
     model: nn.Module,
     name: str,
-    config: Config | tuple[LoRAConfig, Training],
+    config: Config | tuple[Config, Training],
     head: tuple[str, ...],
     training: Training,
     lrs: tuple[float, ...],
 ) -> Candidate:
     if isinstance(config, tuple):
         config, training = config
+        lrs = (training.lr,) if training.has_lr else lrs
     if isinstance(config, str | Path):
         return candidate_from(model, Path(config), training, lrs, name=name, head=head)
     lora = config if isinstance(config, LoRAConfig) else LoRAConfig(r=config)
-    label = f"r = {lora.r}" if name == f"r{lora.r}" else f"{name} (r = {lora.r})"
+    by_rank = name == f"r{lora.r}" or name.startswith(f"r{lora.r} ")
+    label = f"r = {lora.r}{', '.join(['', *name.split(' ', 1)[1:]])}" if by_rank else f"{name} (r = {lora.r})"
     return Candidate(
         name=name,
         label=label,

@@ -9,6 +9,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,26 +19,21 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import ConfigError, DataError, OutputError
+from rankwise.lora.threads import held_by_thread
 from rankwise.pack.resolved import resolve
 from rankwise.report import write_report
 from rankwise.sweeps.adapters import Adapters
-from rankwise.sweeps.directory import (
-    UNFINISHED,
-    begin_run,
-    check_directory,
-    checked_place,
-    end_run,
-    read_begun,
-    write_run,
-)
+from rankwise.sweeps.directory import begin_run, end_run, held, read_begun, write_run
 from rankwise.sweeps.floors import measured_floors
 from rankwise.sweeps.grid import Candidate, runs_of
 from rankwise.sweeps.measure import measure_base
+from rankwise.sweeps.owned import UNFINISHED
 from rankwise.sweeps.plan import fingerprint
 from rankwise.sweeps.problem import DATA, Problem, Run, Swept
 from rankwise.sweeps.provenance import data_of, grid_of, versions
 from rankwise.sweeps.record import Results, make_results
 from rankwise.sweeps.rule import Rule, parse_tolerance
+from rankwise.sweeps.same_problem import check_measured, first_loss, write_measured
 from rankwise.sweeps.stages import Search, Stages, merged_edges
 from rankwise.train.checkpoints import Every
 from rankwise.train.data import count_rows
@@ -72,16 +68,13 @@ class Place:
         """Where the run is kept while it is under way."""
         return self.directory / UNFINISHED
 
-    def check(self) -> None:
-        """Refuse a directory that can't be used; to be called before anything costly.
+    def held(self) -> AbstractContextManager[None]:
+        """Hold the directory for this run, from before anything costly to the end.
 
         Raises:
-            OutputError: Results can't be written there.
+            OutputError: Results can't be written there, or another run holds it.
         """
-        if self.resume:
-            checked_place(self.directory)
-        else:
-            check_directory(self.directory, self.overwrite)
+        return held(self.directory, overwrite=self.overwrite, resume=self.resume)
 
 
 @dataclass(frozen=True)
@@ -249,13 +242,14 @@ def run_in(place: Place, make: Maker, progress: Progress) -> tuple[Results, list
         RankwiseError: Something in the settings, the data or the place can't be used.
         KeyboardInterrupt: Interrupted before any run had finished; there are no results yet.
     """
-    place.check()
-    begun = take_up(place) if place.resume else None
-    experiment = make(progress, None if begun is None else begun.base or {})
-    experiment.check()
-    begun = begun or begin(place, experiment.model.state_dict() if experiment.keep_base else None)
-    results, _, files = carry_out(experiment, begun, place, progress)
-    return results, files
+    with place.held():
+        begun = take_up(place) if place.resume else None
+        experiment = make(progress, None if begun is None else begun.base or {})
+        experiment.check()
+        begun = begun or begin(place, experiment.model.state_dict() if experiment.keep_base else None)
+        with held_by_thread(experiment.model, "a sweep"):
+            results, _, files = carry_out(experiment, begun, place, progress)
+        return results, files
 
 
 BASE_IN_DIRECTORY = "../../base"
@@ -293,6 +287,9 @@ def carry_out(
             f"The {problem.metric_name} is not finite on the base: {[*base_metrics.values(), on_validation]}. It must "
             "be a number on every row of the validation and test data."
         )
+    if place is not None:
+        measured = {"loss": first_loss(model, problem, splits), **base_metrics, "validation metric": on_validation}
+        (check_measured if place.resume else write_measured)(place.kept, model, measured)
     before = fingerprint(model.state_dict())
     found = experiment.stages(progress, place).run()
     swept, runs = found.swept, found.swept.runs

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankwise.errors import OutputError
+from rankwise.shown import cleaned
 
 FORMAT, OLD_FORMAT = "rankwise-results-2", "rankwise-results-1"
 
@@ -99,7 +100,7 @@ def read_results(path: str | Path) -> Results:
         path: A run directory, or its `results.json`.
 
     Returns:
-        The content.
+        The content, every text in it printable.
 
     Raises:
         OutputError: The file is missing, no JSON, or no results file.
@@ -108,7 +109,7 @@ def read_results(path: str | Path) -> Results:
     if path.is_dir():
         path = path / "results.json"
     try:
-        return validate(json.loads(path.read_text("utf-8"), parse_constant=_refuse))
+        return cleaned(validate(json.loads(path.read_text("utf-8"), parse_constant=_refuse)))
     except OSError as error:
         raise OutputError(
             f"{path} can't be read ({error.strerror}); give a run directory, which holds results.json."

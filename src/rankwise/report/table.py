@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rankwise.report import numbers
 from rankwise.report.schema import Results
 from rankwise.report.words import answer_name, sentence, stands_alone
+from rankwise.shown import csv_cell
 from rankwise.sweeps.wording import probability
 from rankwise.writing import replacing
 
@@ -223,7 +224,7 @@ def write_csv(results: Results, path: Path) -> None:
     others = sorted({name for run in runs for name in run.get("other_metrics", {})} - set(RUN_COLUMNS))
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*RUN_COLUMNS, *others])
+        writer.writerow(map(csv_cell, [*RUN_COLUMNS, *others]))
         for run in runs:
             other = run.get("other_metrics", {})
-            writer.writerow([run[name] for name in RUN_COLUMNS] + [other.get(name) for name in others])
+            writer.writerow(map(csv_cell, [*(run[name] for name in RUN_COLUMNS), *map(other.get, others)]))

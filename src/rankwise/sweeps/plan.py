@@ -1,7 +1,6 @@
 """The plan of a sweep: which run trains in which pack, in which order; written before training, followed on resume."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,7 +13,7 @@ from rankwise.errors import CheckpointError
 from rankwise.sweeps.fitting import bytes_of_runs, cut_to_fit, limit_of
 from rankwise.sweeps.problem import Problem, Run
 from rankwise.train.prefix import own_tensors
-from rankwise.writing import write_durably
+from rankwise.writing import read_checked, write_checked
 
 FORMAT = "rankwise-plan-3"
 FILE = "plan.json"
@@ -106,28 +105,16 @@ def write_plan(folder: Path, plan: Plan) -> None:
     Raises:
         OutputError: It can't be written.
     """
-    write_durably(folder / FILE, (json.dumps({"format": FORMAT, **asdict(plan)}, indent=1) + "\n").encode())
+    write_checked(folder / FILE, FORMAT, asdict(plan))
 
 
 def read_plan(folder: Path) -> Plan:
     """Read what `write_plan` wrote.
 
     Raises:
-        CheckpointError: There is none, or it is none of this version's.
+        CheckpointError: There is none, it is damaged, or it is none of this version's.
     """
-    path = folder / FILE
-    try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
-        format_ = found.pop("format")
-        if format_ != FORMAT:
-            raise CheckpointError(f'{path} has the format "{format_}"; this version of rankwise reads "{FORMAT}".')
-        return Plan(**found)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} can't be read ({error.strerror}); there is no unfinished run to go on with."
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged; start the run anew.") from error
+    return Plan(**read_checked(folder / FILE, FORMAT))
 
 
 WHAT_DIFFERS = {

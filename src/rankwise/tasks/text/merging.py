@@ -13,6 +13,7 @@ from rankwise.tasks.text.heads import MeanPooledClassifier
 from rankwise.tasks.text.quiet import quiet
 from rankwise.tasks.text.trained import read_trained
 from rankwise.tasks.text.use_options import NOT_QUANTIZED, UseOptions
+from rankwise.writing import plain_mode
 
 HEAD = "head.safetensors"
 
@@ -95,6 +96,8 @@ def merge_into_folder(adapted: Adapted, folder: Path) -> Merged:
             save_file({key: value.detach().contiguous() for key, value in head.items()}, temporary / HEAD)
         if adapted.labels is not None:
             adapted.labels.save(temporary)
+        for path in temporary.glob("*.safetensors"):
+            plain_mode(path)
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)

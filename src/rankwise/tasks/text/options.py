@@ -191,7 +191,7 @@ class TextOptions:
     loss_on: Annotated[str, Parameter(group=TEXTS)] = "answer"
     chat: Annotated[bool | None, Parameter(group=TEXTS)] = None
     chat_template: Annotated[str | None, Parameter(group=TEXTS)] = None
-    separator: Annotated[str, listed(parse_separator), Parameter(group=TEXTS, show_default=False)] = ""
+    separator: Annotated[str, listed(parse_separator, spaces=False), Parameter(group=TEXTS, show_default=False)] = ""
     join: Annotated[bool, Parameter(group=TEXTS, negative="", show_default=False)] = False
 
     dtype: Annotated[str, Parameter(group=BASE)] = "float32"
@@ -267,8 +267,12 @@ class TrainOptions(TextOptions):
     """
 
     ranks: Annotated[Numbers, Parameter(name=["--ranks", "--rank"], group=GRID)] = (DEFAULT_RANK,)
-    # Not a number of seeds: --seed 7 is the seed 7.
-    seeds: Annotated[tuple[int, ...], listed(parse_numbers), Parameter(name=["--seeds", "--seed"], group=GRID)] = (0,)
+    # --seed 7 is the seed 7; --seeds means the same in every command.
+    seeds: Annotated[
+        tuple[int, ...],
+        listed(parse_seeds, by_flag={"--seed": parse_numbers}),
+        Parameter(name=["--seeds", "--seed"], group=GRID),
+    ] = (0,)
     lr: Annotated[Rates, Parameter(group=GRID)] = (3e-4,)
     baseline: Annotated[bool, Parameter(parse=False)] = False
     baseline_lr: Annotated[Rates | None, Parameter(parse=False)] = None

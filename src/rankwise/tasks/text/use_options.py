@@ -46,7 +46,7 @@ class UseOptions:
     loss_on: Annotated[str | None, Parameter(group=TEXTS)] = None
     chat: Annotated[bool | None, Parameter(group=TEXTS)] = None
     chat_template: Annotated[str | None, Parameter(group=TEXTS)] = None
-    separator: Annotated[str | None, listed(parse_separator), Parameter(group=TEXTS)] = None
+    separator: Annotated[str | None, listed(parse_separator, spaces=False), Parameter(group=TEXTS)] = None
     dtype: Annotated[str, Parameter(group=BASE)] = "float32"
     quantize: Annotated[str | None, Parameter(group=BASE)] = None
     device: Annotated[str, Parameter(group=BASE)] = "cpu"
