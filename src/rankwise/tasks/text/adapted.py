@@ -105,7 +105,7 @@ def load_adapted(folders: Sequence[Path], options: UseOptions, *, rounded: bool 
     task = options.task or ("classify" if labelled else "sft")
     labels = _labels(folders, labelled) if task == "classify" else None
     trained = [kept or Trained() for kept in _kept(folders, read_trained)]
-    pooling = options.pooling or _same("pooling", (kept.pooling or "auto" for kept in trained))
+    pooling = options.pooling or _same("pooling", map(_pooling, trained, folders or [None]))
     quantized = options.quantize or _same("quantize", (kept.quantize or NOT_QUANTIZED for kept in trained))
     loaded = load_text_model(
         model,
@@ -175,6 +175,14 @@ def _base_of(folder: Path) -> str | None:
     # A base inside a run directory is named from the adapter's folder.
     beside = folder / name
     return str(beside) if name.startswith("..") and beside.exists() else name
+
+
+def _pooling(trained: Trained, folder: Path | None) -> str:
+    """What an adapter's head reads; of one from before that was recorded, as its settings show."""
+    if trained.pooling is not None or folder is None:
+        return trained.pooling or "auto"
+    fields = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return "mean" if fields.get("modules_to_save") == ["head"] and not fields.get("task_type") else "model"
 
 
 def _labels(folders: Sequence[Path], labelled: Sequence[Path]) -> Labels:

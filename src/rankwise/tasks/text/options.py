@@ -121,7 +121,8 @@ class TextOptions:
         gradient_checkpointing: Compute activations anew in the backward pass: less memory, a third more time.
         max_length: The most tokens of an example. [default: the model's context]
         labels: "one", "several" or "number" a text. [default: seen from the data]
-        pooling: A classifier's input: "mean" over an encoder's outputs, "model" for the architecture's own, or "auto".
+        pooling: A classifier's input: "model" for the architecture's own classifier, which transformers loads; "mean"
+            for the mean of an encoder's outputs; "auto" for the first where there is one.
         loss_on: Learn the "answer" of each example, or "all" of it.
         chat: Write prompts and completions as a conversation by the model's chat template. [default: instructions]
         chat_template: A template for a tokenizer without one: a file, or Jinja text.

@@ -25,8 +25,8 @@ class UseOptions:
         model: The base: a folder, a .gguf file, or a name on the Hugging Face hub. [default: what the adapter names]
         task: "classify" or "sft". [default: classify where labels.json lies beside the adapter, else sft]
         max_length: The most tokens of an example. [default: as in training; of generate, the model's context]
-        pooling: A classifier's input: "mean" over an encoder's outputs, "model" for the architecture's own, or "auto".
-            [default: as in training]
+        pooling: A classifier's input: "model" for the architecture's own classifier, "mean" for the mean of an
+            encoder's outputs. [default: as in training]
         loss_on: Take the loss on the "answer" of each example, or on "all" of it. [default: as in training]
         chat: Write prompts as a conversation by the model's chat template. [default: as in training]
         chat_template: A template for a tokenizer without one: a file, or Jinja text. [default: as in training]
