@@ -18,7 +18,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rankwise.errors import ConfigError, DataError, OutputError
@@ -366,18 +365,3 @@ def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     packages = {name: metadata.version(name) for name in ("rankwise", "torch", "numpy", "safetensors")}
     return {"python": platform.python_version(), "platform": sys.platform, **packages}
-
-
-def find_device(name: str) -> torch.device:
-    """The device by its name.
-
-    Raises:
-        ConfigError: There is no such device here.
-    """
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError):
-        known = "cpu, cuda" if torch.cuda.is_available() else "cpu"
-        raise ConfigError(f'There is no device "{name}" here; there is {known}.') from None
-    return device

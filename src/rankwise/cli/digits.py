@@ -32,7 +32,7 @@ def digits(
     alpha: float | None = None,
     rungs: Annotated[tuple[int, ...] | None, listed(parse_numbers)] = None,
     tolerance: float | None = None,
-    device: Annotated[str, Parameter(group=HOW)] = "cpu",
+    device: Annotated[str, Parameter(group=HOW)] = "auto",
     how: How | None = None,
 ) -> int:
     """Train LoRA at several ranks, and full fine-tuning beside them, on handwritten digits.
@@ -66,7 +66,7 @@ def digits(
     tolerance:
         How much worse than full fine-tuning is good enough, as a share of all images. [default: 1% of its accuracy]
     device:
-        Where to compute: cpu, cuda, cuda:1.
+        Where to compute: cpu, cuda, cuda:1, mps; auto takes CUDA, then MPS (untested), then the CPU.
     """
     how = how or How()
     given = {"ranks": ranks, "seeds": seeds}

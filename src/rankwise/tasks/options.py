@@ -80,7 +80,7 @@ class DigitsOptions:
     alpha: float | None = None
     rungs: tuple[int, ...] | None = None
     tolerance: float | None = None
-    device: str = "cpu"
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.ranks or min(self.ranks) < 1:
