@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rankwise.errors import ConfigError, DataError, OutputError
@@ -359,18 +358,3 @@ def _untouched(same: bool) -> str:
     if same:
         return "With the adapter off the base is what it was, bit for bit."
     return "The base has changed in training: this is a fault of the program, please report it."
-
-
-def find_device(name: str) -> torch.device:
-    """The device by its name.
-
-    Raises:
-        ConfigError: There is no such device here.
-    """
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError):
-        known = "cpu, cuda" if torch.cuda.is_available() else "cpu"
-        raise ConfigError(f'There is no device "{name}" here; there is {known}.') from None
-    return device

@@ -34,7 +34,7 @@ def digits(
     tolerance: str | None = None,
     confidence: float = 0.95,
     strict: bool = False,
-    device: Annotated[str, Parameter(group=HOW)] = "cpu",
+    device: Annotated[str, Parameter(group=HOW)] = "auto",
     how: How | None = None,
 ) -> int:
     """Train LoRA at several ranks, and full fine-tuning beside them, on handwritten digits.
@@ -73,7 +73,7 @@ def digits(
     strict:
         Test ranks from the largest down and stop at the first that fails.
     device:
-        Where to compute: cpu, cuda, cuda:1.
+        Where to compute: cpu, cuda, cuda:1, mps; auto takes CUDA, then MPS (untested), then the CPU.
     """
     how = how or How()
     given = {"ranks": ranks, "seeds": seeds}

@@ -103,9 +103,12 @@ class PerAdapter:
                 )(outputs, index)
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError as error:
+            except RuntimeError:
                 self._vmap = False
-                self.notes.append(f"The {self._what} runs adapter by adapter: vmap can't take it ({str(error)[:80]}).")
+                self.notes.append(
+                    f"The {self._what} is computed for one run after another: it does something that torch.vmap can't "
+                    "map over runs, such as .item() or a branch on values. One value a row would spare that."
+                )
         alone = [self._function(out, _of_one(batch, g)) for out, g in zip(outputs, groups.batch_of, strict=True)]
         if isinstance(alone[0], Tensor):
             return torch.stack(alone)  # pyright: ignore[reportArgumentType]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import CheckpointError
+from rankwise.sweeps.batching import apart
 from rankwise.sweeps.fitting import bytes_of_runs, cut_to_fit, limit_of
 from rankwise.sweeps.problem import Problem, Run
 from rankwise.train.prefix import own_tensors
@@ -32,6 +33,7 @@ class Plan:
         cuts: For splits of which each seed cuts its own validation rows, what repeats the cuts (`Rotation.plain`).
         sha256: Fingerprints of what the plan is for: "runs", "base", "data", and "cuts" where there are any.
         made_with: What the last bits of the results depend on.
+        notes: What the user should know of the packs.
     """
 
     packs: list[list[str]]
@@ -42,6 +44,7 @@ class Plan:
     cuts: dict[str, dict[str, Any]]
     sha256: dict[str, str]
     made_with: dict[str, str]
+    notes: list[str]
 
 
 def plan_packs(runs: Sequence[Run]) -> list[list[Run]]:
@@ -66,7 +69,8 @@ def make_plan(
         memory: Bytes that a pack may need beside the base; by default nine tenths of what the device has free.
     """
     needed, limit = bytes_of_runs(model, runs, problem), limit_of(model, memory)
-    packs = [cut for pack in plan_packs(runs) for cut in cut_to_fit(pack, lambda run: needed[run.name], limit)]
+    whole, notes = apart(model, plan_packs(runs))
+    packs = [cut for pack in whole for cut in cut_to_fit(pack, lambda run: needed[run.name], limit)]
     return Plan(
         packs=[[run.name for run in pack] for pack in packs],
         memory=needed,
@@ -76,6 +80,7 @@ def make_plan(
         cuts={run.data: r.plain() for run in runs if (r := problem.rotation_of(run.data)) is not None},
         sha256=fingerprints(model, runs, problem),
         made_with=surroundings(model),
+        notes=notes,
     )
 
 

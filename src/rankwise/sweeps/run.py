@@ -73,6 +73,7 @@ def run_sweep(
         plan = make_plan(model, runs, problem, rungs, memory)
         if checkpoints is not None:
             write_plan(checkpoints, plan)
+    swept.note(plan.notes)
     by_name = {run.name: run for run in runs}
     packs = [[by_name[name] for name in pack] for pack in plan.packs]
     watch = Watch(

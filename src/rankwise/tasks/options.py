@@ -94,7 +94,7 @@ class DigitsOptions:
     tolerance: str | float | None = None
     confidence: float = 0.95
     strict: bool = False
-    device: str = "cpu"
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.ranks or min(self.ranks) < 1:

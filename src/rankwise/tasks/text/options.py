@@ -131,7 +131,7 @@ class TextOptions:
         dtype: Numbers of the base: float32, bfloat16 or float16 (the last two on a GPU).
         quantize: Keep the linear layers of the base in 8 bits (int8) or 4 (nf4), without full fine-tuning. [default:
             as they are]
-        device: Where to compute: cpu, cuda, cuda:1.
+        device: Where to compute: cpu, cuda, cuda:1, mps; auto takes CUDA, then MPS (untested), then the CPU.
         attention: transformers' implementation: sdpa, eager, ... [default: its choice]
         trust_remote_code: Run Python code that comes with the model.
     """
@@ -197,7 +197,7 @@ class TextOptions:
 
     dtype: Annotated[str, Parameter(group=BASE)] = "float32"
     quantize: Annotated[str | None, Parameter(group=BASE)] = None
-    device: Annotated[str, Parameter(group=BASE)] = "cpu"
+    device: Annotated[str, Parameter(group=BASE)] = "auto"
     attention: Annotated[str | None, Parameter(group=BASE)] = None
     trust_remote_code: Annotated[bool, Parameter(group=BASE, negative="", show_default=False)] = False
 
