@@ -22,6 +22,7 @@ from rankwise.report.table import markdown_table
 from rankwise.sweeps.adapters import put_on
 from rankwise.sweeps.caching import cached
 from rankwise.sweeps.directory import can_resume
+from rankwise.sweeps.given import as_counts, as_list, as_rates, trained_whole
 from rankwise.sweeps.grid import BASELINE_SHARE, HEAD_TIMES, LORA_LRS, Candidate, modules_with_parameters
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, Swept
 from rankwise.sweeps.starting import candidate_from
@@ -98,9 +99,12 @@ class Sweep:
         return found[0]
 
 
+# Wherever it is called: inside no_grad or inference_mode nothing could be trained.
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
 def sweep(
     model: nn.Module,
-    configs: Iterable[Config] | Mapping[str, Config | tuple[LoRAConfig, Training]],
+    configs: Config | Iterable[Config] | Mapping[str, Config | tuple[LoRAConfig, Training]],
     *,
     train: Any,
     validation: Any = None,
@@ -110,11 +114,11 @@ def sweep(
     metric_name: str | None = None,
     higher_is_better: bool | None = None,
     training: Training | None = None,
-    lrs: Sequence[float] = LORA_LRS,
-    baseline: bool | Sequence[float] = True,
-    head: Sequence[str] = (),
+    lrs: float | Sequence[float] = LORA_LRS,
+    baseline: bool | float | Sequence[float] = True,
+    head: str | Sequence[str] = (),
     seeds: int | Sequence[int] = 1,
-    rungs: Sequence[int] = (),
+    rungs: int | Sequence[int] = (),
     widen: bool = False,
     tolerance: float | None = None,
     call: Callable[[nn.Module, Any], Tensor] = call_model,
@@ -143,10 +147,10 @@ def sweep(
         metric_name: What it is called.
         higher_is_better: Whether it is; by default True where a metric is given.
         training: Batch size, epochs, schedule and so on of all runs; its learning rate is not used.
-        lrs: Learning rates to try for each configuration.
+        lrs: Learning rates (or one) to try for each configuration.
         baseline: Whether full fine-tuning is trained too (at a tenth of `lrs`), or at which learning rates.
-        head: Modules that each adapter trains whole, such as a new output layer. With one, training the head alone
-            is tried too.
+        head: Modules that each adapter trains whole, such as a new output layer, with all modules inside them. With
+            one, training the head alone is tried too.
         seeds: How many, or which.
         rungs: Epochs, rising, after which the worst configurations leave.
         widen: Whether further learning rates are tried where the best one lies at the edge of those given.
@@ -200,11 +204,13 @@ def sweep(
         higher_is_better=ups,
         feed=Feed(call=call, rows_at_once=rows_at_once, rows_a_pass=rows_a_pass),
     )
+    whole, rates = trained_whole(model, as_list(head)), as_rates(lrs, "lrs")
+    full = baseline if isinstance(baseline, bool) else as_rates(baseline, "baseline")
     candidates = [
-        *_candidates(model, configs, tuple(head), own, tuple(lrs)),
-        *baselines(model, tuple(head), own, tuple(lrs), baseline),
+        *_candidates(model, configs, whole, own, rates),
+        *baselines(model, whole, own, rates, full),
     ]
-    chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    chosen = tuple(range(seeds)) if isinstance(seeds, int) else as_counts(seeds, "seeds")
     config = yaml.safe_dump({"sweep": {c.name: str(c) for c in candidates} | {"seeds": list(chosen)}}, sort_keys=False)
     place = None
     if out is not None:
@@ -228,7 +234,7 @@ def sweep(
             seeds=chosen,
             problem=feeding,
             base_name=base_name,
-            rungs=rungs,
+            rungs=as_counts(rungs, "rungs"),
             widen=widen,
             tolerance=tolerance,
             notes=notes,
@@ -252,6 +258,8 @@ def check_model(model: nn.Module, *, mend: str = "convert it first: model.float(
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is None:
         raise ConfigError(f"The {type(model).__name__} has no parameters to adapt.")
+    if any(p.is_inference() for p in model.parameters()):
+        raise ConfigError("The model was made inside torch.inference_mode(), so it can't be trained; make it outside.")
     if parameter.device.type == "cpu" and parameter.dtype in (torch.float16, torch.bfloat16):
         kind = str(parameter.dtype).removeprefix("torch.")
         raise ConfigError(
@@ -335,7 +343,7 @@ def _plain(rates: Sequence[float]) -> tuple[float, ...]:
 
 def _candidates(
     model: nn.Module,
-    configs: Iterable[Config] | Mapping[str, Config | tuple[LoRAConfig, Training]],
+    configs: Config | Iterable[Config] | Mapping[str, Config | tuple[LoRAConfig, Training]],
     head: tuple[str, ...],
     training: Training,
     lrs: tuple[float, ...],
@@ -343,7 +351,7 @@ def _candidates(
     if isinstance(configs, Mapping):
         named = [(str(name), config) for name, config in configs.items()]
     else:
-        listed = list(configs)
+        listed = as_list(configs)
         names = [_name_of(config) for config in listed]
         repeated = {name for name in names if names.count(name) > 1}
         named = [
