@@ -20,7 +20,10 @@ from rankwise.train.outcome import Point
 from rankwise.writing import replacing, write_durably
 
 MARK = "results.json"
-OWN_FILES = (MARK, "config.yaml", "curves.csv", "predictions.npz", "adapters", "base")
+TRAINED_ON = "trained_on.npy"
+"""Checksums of the inputs that the runs were trained on, where the task writes them."""
+
+OWN_FILES = (MARK, "config.yaml", "curves.csv", "predictions.npz", TRAINED_ON, "adapters", "base")
 STAGED = ".writing."
 """Beginning of the name of the folder in which results are written before they are put in place."""
 
