@@ -93,6 +93,7 @@ def draw_confusion(counts: Float[Tensor, "n n"], labels: Labels, title: str, pat
         OutputError: It can't be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     n = len(labels.names)
@@ -102,7 +103,8 @@ def draw_confusion(counts: Float[Tensor, "n n"], labels: Labels, title: str, pat
     FigureCanvasAgg(figure)
     ax = figure.add_subplot()
     shares = (counts / counts.sum(1, keepdim=True).clamp_min(1)).tolist()
-    image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    # By the root of the share, so that a few mistakes among many examples are seen.
+    image = ax.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
     ax.set_xticks(range(n), labels.names, rotation=90, fontsize=text)
     ax.set_yticks(range(n), labels.names, fontsize=text)
     ax.set(xlabel="predicted", ylabel="right label")
@@ -112,12 +114,12 @@ def draw_confusion(counts: Float[Tensor, "n n"], labels: Labels, title: str, pat
             for j, number in enumerate(row):
                 if number:
                     ax.text(j, i, f"{number:,}", ha="center", va="center", fontsize=text,
-                            color="white" if shares[i][j] > 0.55 else "black")  # fmt: skip
+                            color="white" if shares[i][j] > 0.35 else "black")  # fmt: skip
     bar = figure.colorbar(image, ax=ax, shrink=0.6)
     bar.set_label("share of the right label's examples", fontsize=text)
     bar.ax.tick_params(labelsize=text)
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
     return path
 
 
