@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from rankwise.lora.targets import ALL_LINEAR
 from rankwise.report.schema import Results
 from rankwise.streams import stream
 from rankwise.sweeps.grid import Candidate
+from rankwise.sweeps.owned import TRAINED_ON
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, Swept
 from rankwise.sweeps.stages import Search
 from rankwise.sweeps.starting import candidate_from
@@ -27,6 +29,7 @@ from rankwise.tasks.text.heads import MeanPooledClassifier
 from rankwise.tasks.text.loading import TextData, load_examples
 from rankwise.tasks.text.options import TextOptions
 from rankwise.tasks.text.ready import Ready
+from rankwise.tasks.text.seen import checksums, run_of, write_seen
 from rankwise.tasks.text.sft_ready import ready_sft
 from rankwise.tasks.text.splits import Splits as Examples
 from rankwise.tasks.text.trained import Trained
@@ -73,7 +76,9 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         limit_validation=options.limit_validation,
         limit_test=options.limit_test,
     )
-    ready = TASKS[options.task](options, *load_examples(where, options.task))
+    examples, label_names = load_examples(where, options.task)
+    inputs = checksums(examples.train)
+    ready = TASKS[options.task](options, examples, label_names)
     check_model(ready.loaded.model, mend="leave --dtype out, or give --device cuda")
     notes = [*ready.notes, *_quantised(options, ready)]
     if not options.base_dropout:
@@ -106,12 +111,16 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         confidence=options.confidence,
         strict=options.strict,
         notes=notes,
-        beside=partial(_beside, options, ready),
+        beside=partial(_beside, options, ready, inputs),
     )
 
 
-def _beside(options: TextOptions, ready: Ready, folder: Path, run: Run, results: Results, swept: Swept) -> None:
-    """Write labels or the way prompts are written, what else it was trained with, and the model card."""
+def _beside(
+    options: TextOptions, ready: Ready, inputs: np.ndarray, folder: Path, run: Run, results: Results, swept: Swept
+) -> None:
+    """Write labels or the way prompts are written, what else it was trained with, and the model card; and for all runs
+    together the checksums of what they were trained on.
+    """
     if ready.beside is not None:
         ready.beside(folder)
     classifier = options.task == "classify"
@@ -122,6 +131,8 @@ def _beside(options: TextOptions, ready: Ready, folder: Path, run: Run, results:
         pooling=pooling if classifier else None,
         quantize=options.quantize,
     ).save(folder)
+    if not (run_of(folder) / TRAINED_ON).exists():
+        write_seen(run_of(folder), inputs)
     write_card(facts_of(folder, run, results, swept, options, ready), folder)
 
 
