@@ -1,6 +1,7 @@
 """`sweep`: the smallest adapter that does the job, for a model, data and loss of one's own."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rankwise.errors import ConfigError
 from rankwise.experiment import Experiment, Place, begin, carry_out, now, take_up
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import Report
+from rankwise.lora.threads import held_by_thread
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.pack import call_model
 from rankwise.pack.resolved import State
@@ -22,7 +24,9 @@ from rankwise.report.table import markdown_table
 from rankwise.sweeps.adapters import put_on
 from rankwise.sweeps.caching import cached
 from rankwise.sweeps.directory import can_resume
+from rankwise.sweeps.given import as_counts, as_list, as_rates, trained_whole
 from rankwise.sweeps.grid import BASELINE_SHARE, HEAD_TIMES, LORA_LRS, Candidate, modules_with_parameters
+from rankwise.sweeps.naming import names_of
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, Swept
 from rankwise.sweeps.starting import candidate_from
 from rankwise.train.checkpoints import Every
@@ -99,9 +103,12 @@ class Sweep:
         return found[0]
 
 
+# Wherever it is called: inside no_grad or inference_mode nothing could be trained.
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
 def sweep(
     model: nn.Module,
-    configs: Iterable[Config] | Mapping[str, Config | tuple[LoRAConfig, Training]],
+    configs: Config | Iterable[Config] | Mapping[str, Config | tuple[Config, Training]],
     *,
     train: Any,
     validation: Any = None,
@@ -111,13 +118,15 @@ def sweep(
     metric_name: str | None = None,
     higher_is_better: bool | None = None,
     training: Training | None = None,
-    lrs: Sequence[float] = LORA_LRS,
-    baseline: bool | Sequence[float] = True,
-    head: Sequence[str] = (),
+    lrs: float | Sequence[float] = LORA_LRS,
+    baseline: bool | float | Sequence[float] = True,
+    head: str | Sequence[str] = (),
     seeds: int | Sequence[int] = 1,
-    rungs: Sequence[int] = (),
+    rungs: int | Sequence[int] = (),
     widen: bool = False,
-    tolerance: float | None = None,
+    tolerance: str | float | None = None,
+    confidence: float = 0.95,
+    strict: bool = False,
     rotate: bool = False,
     call: Callable[[nn.Module, Any], Tensor] = call_model,
     rows_a_pass: int | None = None,
@@ -135,7 +144,8 @@ def sweep(
     Args:
         model: The base, of any class; its rows must not mix. It is the same, bit for bit, afterwards.
         configs: Ranks (1, 2, 4), `LoRAConfig`s, or folders of saved adapters to go on from; or name -> one of
-            these, or -> (LoRAConfig, Training) where it is trained in a way of its own.
+            these, or -> (one of these, Training) where it has its own training settings; a learning rate in them is
+            the only one that is tried.
         train: Training data: tensors with the rows first (or a tuple or mapping of them), a Dataset, or a DataLoader
             that does not shuffle. They are kept in memory, on the model's device.
         validation: Decides; None cuts a tenth of the training data off.
@@ -145,15 +155,18 @@ def sweep(
         metric_name: What it is called.
         higher_is_better: Whether it is; by default True where a metric is given.
         training: Batch size, epochs, schedule and so on of all runs; its learning rate is not used.
-        lrs: Learning rates to try for each configuration.
+        lrs: Learning rates (or one) to try for each configuration.
         baseline: Whether full fine-tuning is trained too (at a tenth of `lrs`), or at which learning rates.
-        head: Modules that each adapter trains whole, such as a new output layer. With one, training the head alone
-            is tried too.
+        head: Modules that each adapter trains whole, such as a new output layer, with all modules inside them. With
+            one, training the head alone is tried too.
         seeds: How many, or which.
         rungs: Epochs, rising, after which the worst configurations leave.
         widen: Whether further learning rates are tried where the best one lies at the edge of those given.
-        tolerance: How much worse than the reference is good enough, in the metric's unit; by default 1% of the
-            reference's metric, or 2% of the gain from base to reference where lower is better.
+        tolerance: How much worse than the reference is good enough: "1%", "0.5 points", or a number in the metric's
+            unit; by default 1% of the reference's metric and at most 5% of its gain over the base, or 5% of that gain
+            where lower is better.
+        confidence: Probability at which a configuration counts as shown to lie within the tolerance.
+        strict: Whether sizes are tested from the largest down, stopping at the first that fails.
         rotate: Whether each seed cuts a tenth of its own off for validation; only where `validation` is None.
         call: (model, batch) -> outputs; by default a mapping is passed by name (without "labels"), of a tuple the
             first element.
@@ -184,7 +197,8 @@ def sweep(
         ...     [1, 2],
         ...     train=(x, x.sum(1, keepdim=True)),
         ...     loss=lambda outputs, batch: (outputs - batch[1]).square().mean(1),
-        ...     training=Training(lr=1e-3, epochs=2),
+        ...     lrs=[1e-3],
+        ...     training=Training(epochs=2),
         ...     progress="quiet",
         ... )
         >>> [c["name"] for c in found.results["configurations"]]
@@ -193,7 +207,9 @@ def sweep(
     check_model(model)
     device = next(model.parameters()).device
     splits, notes = _splits(train, validation, test, device)
-    own = training or Training(lr=1.0)
+    own = training or Training()
+    if own.has_lr:
+        notes.append(f"The learning rate of `training`, {own.lr:g}, is not used; `lrs` has those that are tried.")
     ups = metric is not None if higher_is_better is None else higher_is_better
     problem = Problem(
         splits={DATA: splits},
@@ -205,11 +221,13 @@ def sweep(
         # The cache is made for the rows that are read.
         rotate=rotate,
     )
+    whole, rates = trained_whole(model, as_list(head)), as_rates(lrs, "lrs")
+    full = baseline if isinstance(baseline, bool) else as_rates(baseline, "baseline")
     candidates = [
-        *_candidates(model, configs, tuple(head), own, tuple(lrs)),
-        *baselines(model, tuple(head), own, tuple(lrs), baseline),
+        *_candidates(model, configs, whole, own, rates),
+        *baselines(model, whole, own, rates, full),
     ]
-    chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    chosen = tuple(range(seeds)) if isinstance(seeds, int) else as_counts(seeds, "seeds")
     config = yaml.safe_dump({"sweep": {c.name: str(c) for c in candidates} | {"seeds": list(chosen)}}, sort_keys=False)
     place = None
     if out is not None:
@@ -223,9 +241,12 @@ def sweep(
             resume=again,
             every=every,
         )
-        place.check()
     where = Path(cache) if isinstance(cache, str) else cache
-    with shown_by(progress) as display, cached(model, candidates, problem, where, display.message) as (tried, feeding):
+    with (
+        nullcontext() if place is None else place.held(),
+        shown_by(progress) as display,
+        cached(model, candidates, problem, where, display.message) as (tried, feeding),
+    ):
         experiment = Experiment(
             task="sweep",
             model=model,
@@ -233,15 +254,18 @@ def sweep(
             seeds=chosen,
             problem=feeding,
             base_name=base_name,
-            rungs=rungs,
+            rungs=as_counts(rungs, "rungs"),
             widen=widen,
             tolerance=tolerance,
+            confidence=confidence,
+            strict=strict,
             notes=notes,
             rotate=rotate,
         )
         experiment.check()
         beginning = now("rankwise.sweep(...)") if place is None else take_up(place) if place.resume else begin(place)
-        results, swept, files = carry_out(experiment, beginning, place, display)
+        with held_by_thread(model, "a sweep"):
+            results, swept, files = carry_out(experiment, beginning, place, display)
     return Sweep(results, swept, tuple(files))
 
 
@@ -258,6 +282,8 @@ def check_model(model: nn.Module, *, mend: str = "convert it first: model.float(
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is None:
         raise ConfigError(f"The {type(model).__name__} has no parameters to adapt.")
+    if any(p.is_inference() for p in model.parameters()):
+        raise ConfigError("The model was made inside torch.inference_mode(), so it can't be trained; make it outside.")
     if parameter.device.type == "cpu" and parameter.dtype in (torch.float16, torch.bfloat16):
         kind = str(parameter.dtype).removeprefix("torch.")
         raise ConfigError(
@@ -344,7 +370,7 @@ def _plain(rates: Sequence[float]) -> tuple[float, ...]:
 
 def _candidates(
     model: nn.Module,
-    configs: Iterable[Config] | Mapping[str, Config | tuple[LoRAConfig, Training]],
+    configs: Config | Iterable[Config] | Mapping[str, Config | tuple[Config, Training]],
     head: tuple[str, ...],
     training: Training,
     lrs: tuple[float, ...],
@@ -352,38 +378,29 @@ def _candidates(
     if isinstance(configs, Mapping):
         named = [(str(name), config) for name, config in configs.items()]
     else:
-        listed = list(configs)
-        names = [_name_of(config) for config in listed]
-        repeated = {name for name in names if names.count(name) > 1}
-        named = [
-            (f"{name}-{names[:i].count(name)}" if name in repeated else name, config)
-            for i, (name, config) in enumerate(zip(names, listed, strict=True))
-        ]
+        listed = as_list(configs)
+        named = list(zip(names_of(listed), listed, strict=True))
     if not named:
         raise ConfigError("The grid is empty; give at least one rank or LoRAConfig.")
     return [_candidate(model, name, config, head, training, lrs) for name, config in named]
 
 
-def _name_of(config: Config) -> str:
-    if isinstance(config, str | Path):
-        return f"from-{Path(config).name}"
-    return f"r{config.r if isinstance(config, LoRAConfig) else config}"
-
-
 def _candidate(
     model: nn.Module,
     name: str,
-    config: Config | tuple[LoRAConfig, Training],
+    config: Config | tuple[Config, Training],
     head: tuple[str, ...],
     training: Training,
     lrs: tuple[float, ...],
 ) -> Candidate:
     if isinstance(config, tuple):
         config, training = config
+        lrs = (training.lr,) if training.has_lr else lrs
     if isinstance(config, str | Path):
         return candidate_from(model, Path(config), training, lrs, name=name, head=head)
     lora = config if isinstance(config, LoRAConfig) else LoRAConfig(r=config)
-    label = f"r = {lora.r}" if name == f"r{lora.r}" else f"{name} (r = {lora.r})"
+    by_rank = name == f"r{lora.r}" or name.startswith(f"r{lora.r} ")
+    label = f"r = {lora.r}{', '.join(['', *name.split(' ', 1)[1:]])}" if by_rank else f"{name} (r = {lora.r})"
     return Candidate(
         name=name,
         label=label,

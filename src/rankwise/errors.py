@@ -5,7 +5,9 @@ fact with the values received, the rule, and what to do.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 
 class RankwiseError(Exception):
@@ -55,3 +57,29 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(word, list(known), n=1)
     return f' Did you mean "{near[0]}"?' if near else ""
+
+
+_flags: ContextVar[bool] = ContextVar("flags", default=False)
+
+
+@contextmanager
+def flags_named() -> Generator[None]:
+    """Have `option` give flags of the command line inside this block."""
+    token = _flags.set(True)
+    try:
+        yield
+    finally:
+        _flags.reset(token)
+
+
+def option(name: str) -> str:
+    """Return what the user calls an option: an argument in Python, a flag on the command line.
+
+    Examples:
+        >>> option("batch_size")
+        'batch_size'
+        >>> with flags_named():
+        ...     option("batch_size")
+        '--batch-size'
+    """
+    return "--" + name.replace("_", "-") if _flags.get() else name

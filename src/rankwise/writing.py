@@ -1,5 +1,6 @@
 """Write files whole or not at all."""
 
+import hashlib
 import json
 import os
 import signal
@@ -7,8 +8,9 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, cast
 
-from rankwise.errors import OutputError
+from rankwise.errors import CheckpointError, OutputError
 
 
 @contextmanager
@@ -103,3 +105,66 @@ def interrupts_ignored() -> Generator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def plain_mode(path: Path) -> None:
+    """Give a new file the permissions that the user's umask says.
+
+    safetensors and `tempfile` make files that only their owner may read, whatever the umask.
+    """
+    probe = path.with_name(f".{path.name}.{os.getpid()}.mode")
+    try:
+        os.close(os.open(probe, os.O_CREAT | os.O_WRONLY, 0o666))
+        # The umask can't be read without changing it for all threads; a file made under it shows it.
+        path.chmod(probe.stat().st_mode & 0o777)
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def write_checked(path: Path, form: str, content: Any) -> None:
+    """Write JSON with its format and a checksum, durably; `read_checked` reads it.
+
+    Raises:
+        OutputError: It can't be written.
+    """
+    whole = {"format": form, "sha256": sha256_of(content), "content": content}
+    write_durably(path, (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_checked(path: Path, form: str) -> Any:
+    """Return the content of a file that `write_checked` has written.
+
+    Raises:
+        CheckpointError: It is missing, damaged, or of another format.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_checked(Path(folder, "a.json"), "numbers-1", [1, 2])
+        ...     read_checked(Path(folder, "a.json"), "numbers-1")
+        [1, 2]
+    """
+    try:
+        whole: Any = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} can't be read ({error.strerror}); there is no unfinished run to resume."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: it is no JSON; start the run anew.") from error
+    found: Any = cast("dict[str, Any]", whole).get("format") if isinstance(whole, dict) else None
+    if found != form:
+        raise CheckpointError(f'{path} has the format "{found}"; this version of rankwise reads "{form}".')
+    if whole.get("sha256") != sha256_of(whole.get("content")):
+        raise CheckpointError(f"{path} is damaged: its content does not match its checksum; start the run anew.")
+    return whole["content"]
+
+
+def sha256_of(content: Any) -> str:
+    """SHA-256 of what JSON can hold, whatever the order of its keys.
+
+    Examples:
+        >>> sha256_of({"a": 1, "b": 2}) == sha256_of({"b": 2, "a": 1})
+        True
+    """
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

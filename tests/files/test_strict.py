@@ -135,12 +135,33 @@ def test_layers_to_transform(tmp_path):
     torch.testing.assert_close(outputs(model), outputs(wrapped), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("pattern", ["(a+)+b", "(.*.*)*x", "(x|y+){2,}", ".*.*.*.*.*.*x", "(", "a{999999999999}"])
+PATTERNS = [
+    *("(a+)+b", "(.*.*)*x", "(x|y+){2,}", ".*.*.*.*.*.*x", "(", "a{999999999999}"),
+    *("(.|.)*x", "(.?){40}x", "(?i)(a|A)*x", "(a|a|b){20}x", "(?=(a*)*)b", "(?:x|(x|x))++y", "((a{0,9}){0,9}){0,9}"),
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "rank_pattern", "modules_to_save"])
 def test_patterns_that_could_take_for_ever_are_refused(saved, pattern, field):
     edit(saved, **{field: {"rank_pattern": {pattern: 2}, "modules_to_save": [pattern]}.get(field, pattern)})
-    with pytest.raises(AdapterFileError, match=r"repeats what repeats itself|no regular expression"):
+    with pytest.raises(AdapterFileError, match=r"can match in too many ways|no regular expression"):
         load_adapter(mlp(), saved)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"(?:.*?(?:language|text).*?(?:self_attn|mlp|ffn|dense).*?(?:q_proj|k_proj|v_proj).*?)|(?:\bmodel\.layers\.[\d]"
+        r"{1,}\.(?:self_attn|mlp)\.(?:(?:q_proj|k_proj)))|up|down",
+        r"^(?!.*vision).*(?:up|down)$",
+        r"(?:layers\.\d+\.)?(up|down)",
+        r"(u|d)(p|own)",
+    ],
+)
+def test_patterns_that_tools_write_are_read(saved, pattern):
+    edit(saved, target_modules=pattern)
+    load_adapter(mlp(), saved)
 
 
 # Pickles

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rankwise.errors import OutputError
+from rankwise.errors import OutputError, flags_named
 from rankwise.files import read_adapter
 from rankwise.sweeps.adapters import Adapters
 from rankwise.sweeps.directory import check_directory, write_run
@@ -23,9 +23,12 @@ def found() -> Swept:
 
 def write(directory: Path, found: Swept) -> None:
     folders = {"r2-lr0.03-s0": "adapters/r2-lr0.03-s0"}
+    results = results_of(found)
+    for run in results["runs"]:
+        run["adapter"] = folders.get(run["name"])
     write_run(
         directory,
-        results_of(found),
+        results,
         "digits: {}\n",
         found,
         Adapters(small_model(), folders, "../../base"),
@@ -47,10 +50,15 @@ def test_refused(tmp_path: Path) -> None:
             check_directory(file, overwrite)
         with pytest.raises(OutputError, match=r"notes\.txt is a file; give a directory"):
             check_directory(file / "below", overwrite)
-        with pytest.raises(OutputError, match="holds files that are no results of rankwise"):
+        with pytest.raises(OutputError, match=r"holds notes\.txt, which is no file of a run of rankwise"):
             check_directory(tmp_path, overwrite)
-    (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(OutputError, match=r"holds results already; .* or --overwrite to replace them"):
+
+
+def test_results_are_replaced_only_when_asked(tmp_path: Path, found: Swept) -> None:
+    write(tmp_path, found)
+    with pytest.raises(OutputError, match=r"holds results already; .* or overwrite=True to replace them"):
+        check_directory(tmp_path, overwrite=False)
+    with flags_named(), pytest.raises(OutputError, match=r"with --out, or --overwrite to replace them"):
         check_directory(tmp_path, overwrite=False)
     check_directory(tmp_path, overwrite=True)
 
@@ -76,12 +84,16 @@ def test_what_is_written(tmp_path: Path, found: Swept) -> None:
 
 def test_overwriting_leaves_nothing_of_the_old_results(tmp_path: Path, found: Swept) -> None:
     write(tmp_path, found)
+    old = json.loads((tmp_path / "results.json").read_text())
     stale = tmp_path / "adapters" / "r99-s0"
     stale.mkdir()
+    old["runs"].append({"adapter": "adapters/r99-s0"})
+    (tmp_path / "results.json").write_text(json.dumps(old))
     (tmp_path / "mine.txt").write_text("mine")
     write(tmp_path, found)
     assert not stale.exists()
     assert (tmp_path / "mine.txt").exists()
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def contents(directory: Path) -> dict[Path, bytes]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from rankwise.errors import CheckpointError, ConfigError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
-from rankwise.sweeps.plan import read_plan
+from rankwise.sweeps.plan import read_plan, write_plan
 from rankwise.sweeps.problem import Problem, Run, Swept
 from rankwise.sweeps.run import run_sweep
 from rankwise.train.checkpoints import Every
@@ -85,11 +85,8 @@ def test_the_plan_is_written_first_and_followed(tmp_path: Path) -> None:
     plan = read_plan(tmp_path)
     assert [name for pack in plan.packs for name in pack] == [r.name for r in small_runs()]
     # Three packs instead of two: another program might have cut them so.
-    path = tmp_path / "plan.json"
-    content = json.loads(path.read_text())
-    first, *rest = content["packs"]
-    content["packs"] = [first, *[[name] for pack in rest for name in pack]]
-    path.write_text(json.dumps(content))
+    first, *rest = plan.packs
+    write_plan(tmp_path, replace(plan, packs=[first, *[[name] for pack in rest for name in pack]]))
     again = run(tmp_path, resume=True)
     assert again.complete
     assert sorted(set(again.packs.values())) == [0, 1, 2, 3, 4]
@@ -203,7 +200,7 @@ def test_nothing_to_go_on_with_is_said(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"plan\.json can't be read \(No such file or directory\)"):
         run(tmp_path, resume=True)
     (tmp_path / "plan.json").write_text("{")
-    with pytest.raises(CheckpointError, match="is damaged; start the run anew"):
+    with pytest.raises(CheckpointError, match="is damaged: it is no JSON; start the run anew"):
         run(tmp_path, resume=True)
     (tmp_path / "plan.json").write_text('{"format": "rankwise-plan-9"}')
     with pytest.raises(CheckpointError, match='has the format "rankwise-plan-9"'):
@@ -212,12 +209,16 @@ def test_nothing_to_go_on_with_is_said(tmp_path: Path) -> None:
         run(None, resume=True)
 
 
+def test_other_rungs_are_refused(tmp_path: Path) -> None:
+    run(tmp_path, signalling(2, signal.SIGTERM))
+    with pytest.raises(CheckpointError, match=r"can't be resumed with the rungs \[1\]; it began with \[\]"):
+        run(tmp_path, resume=True, rungs=[1])
+
+
 def test_another_machine_is_noted(tmp_path: Path) -> None:
     run(tmp_path, signalling(2, signal.SIGTERM))
-    path = tmp_path / "plan.json"
-    content = json.loads(path.read_text())
-    content["made_with"]["torch"] = "0.1"
-    path.write_text(json.dumps(content))
+    plan = read_plan(tmp_path)
+    write_plan(tmp_path, replace(plan, made_with={**plan.made_with, "torch": "0.1"}))
     (note,) = run(tmp_path, resume=True).notes
     assert note.startswith("The run began with torch 0.1 and went on with torch ")
 

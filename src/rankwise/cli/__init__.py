@@ -15,13 +15,15 @@ from rankwise.cli.digits import digits
 from rankwise.cli.evaluate import evaluate
 from rankwise.cli.generate import generate
 from rankwise.cli.merge import merge
+from rankwise.cli.predict import predict
 from rankwise.cli.report import report
 from rankwise.cli.sweep import sweep
 from rankwise.cli.train import train
 from rankwise.cli.training import unfinished
-from rankwise.errors import ConfigError, RankwiseError, suggest
+from rankwise.errors import ConfigError, RankwiseError, flags_named, suggest
+from rankwise.shown import printable
 
-__all__ = ["digits", "evaluate", "generate", "main", "merge", "report", "sweep", "train"]
+__all__ = ["digits", "evaluate", "generate", "main", "merge", "predict", "report", "sweep", "train"]
 """The commands (importing one registers it), and what runs them."""
 
 
@@ -58,6 +60,11 @@ def _settings(path: Path) -> Dict:
         raise ConfigError(
             f'{path} has settings of "{name}"; there are commands {", ".join(commands)}.{suggest(str(name), commands)}'
         )
+    for options in settings.values():
+        for name in ("seeds", "seed"):
+            # As text a list of one would read like a number of seeds.
+            if isinstance(options.get(name), list):
+                options[name] = "".join(f"{seed}," for seed in options[name])
     return Dict(settings, source=str(path))
 
 
@@ -72,12 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         resume = _path_of("--resume", arguments)
         path = _path_of("--config", arguments) if resume is None else unfinished(resume)
         app.config = () if path is None else (_settings(path),)
-        result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        with flags_named():
+            result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return result if isinstance(result, int) else EXIT_OK
     except RankwiseError as error:
-        print(f"rankwise: {error}", file=sys.stderr)
+        print(f"rankwise: {printable(str(error))}", file=sys.stderr)
     except CycloptsError as error:
-        print(f"rankwise: {_one_line(error)}", file=sys.stderr)
+        print(f"rankwise: {printable(_one_line(error))}", file=sys.stderr)
     except KeyboardInterrupt:
         print("rankwise: interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED

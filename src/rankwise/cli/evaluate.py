@@ -7,6 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from rankwise.cli.app import EXIT_OK, app
+from rankwise.shown import printable
 from rankwise.tasks.flags import listed
 from rankwise.tasks.text.options import parse_columns
 from rankwise.tasks.text.use_options import UseOptions
@@ -16,7 +17,9 @@ from rankwise.tasks.text.use_options import UseOptions
 def evaluate(
     *adapters: Path,
     data: str,
-    columns: Annotated[tuple[tuple[str, str], ...], listed(parse_columns), Parameter(show_default=False)] = (),
+    columns: Annotated[
+        tuple[tuple[str, str], ...], listed(parse_columns, spaces=False), Parameter(show_default=False)
+    ] = (),
     split: str = "test",
     skip_bad_lines: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     limit: int | None = None,
@@ -83,6 +86,7 @@ def evaluate(
 def _show(figures: dict[str, dict[str, float]], notes: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, header_style="")
     table.add_column("adapter")
@@ -90,8 +94,8 @@ def _show(figures: dict[str, dict[str, float]], notes: list[str]) -> None:
     for name in names:
         table.add_column(name.replace("_", " "), justify="right")
     for adapter, values in figures.items():
-        table.add_row(adapter, *(f"{values[name]:.4g}" for name in names))
+        table.add_row(Text(printable(adapter)), *(f"{values[name]:.4g}" for name in names))
     console = Console(soft_wrap=False)
     for note in dict.fromkeys(notes):
-        console.print(note, highlight=False, markup=False)
+        console.print(printable(note), highlight=False, markup=False)
     console.print(table)

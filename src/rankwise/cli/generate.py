@@ -1,6 +1,5 @@
 """`rankwise generate`."""
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from cyclopts import Parameter
 
 from rankwise.cli.app import EXIT_OK, app
 from rankwise.errors import ConfigError, DataError
+from rankwise.shown import json_line, printable
 from rankwise.tasks.flags import listed
 from rankwise.tasks.text.options import parse_columns
 from rankwise.tasks.text.use_options import UseOptions
@@ -26,7 +26,9 @@ def generate(
     *adapters: Path,
     prompt: str | None = None,
     file: Path | None = None,
-    columns: Annotated[tuple[tuple[str, str], ...], listed(parse_columns), Parameter(show_default=False)] = (),
+    columns: Annotated[
+        tuple[tuple[str, str], ...], listed(parse_columns, spaces=False), Parameter(show_default=False)
+    ] = (),
     skip_bad_lines: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     base: bool = True,
     max_new_tokens: int = 64,
@@ -115,11 +117,11 @@ def _answer(
     for i, text in enumerate(prompt.source for prompt in prompts):
         own = {name: answers[name][i] for name in names}
         if as_json:
-            print(json.dumps({"prompt": text, "answers": own}, ensure_ascii=False), flush=True)
+            print(json_line({"prompt": text, "answers": own}), flush=True)
             continue
-        print(f"{'prompt':>{width}}  {text}")
+        print(f"{'prompt':>{width}}  {printable(text)}")
         for name, answer in own.items():
-            print(f"{name:>{width}}  {answer.strip()}", flush=True)
+            print(f"{name:>{width}}  {printable(answer.strip())}", flush=True)
         print()
 
 

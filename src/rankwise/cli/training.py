@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK, HOW
 from rankwise.errors import CheckpointError, ConfigError
+from rankwise.shown import cleaned
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -171,6 +172,7 @@ def _foretell(how: How, make: "Maker") -> int:
 def _show_forecast(found: "Forecast", *, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from rankwise.report.numbers import duration, mebibytes
 
@@ -184,7 +186,7 @@ def _show_forecast(found: "Forecast", *, as_json: bool) -> None:
     for i, pack in enumerate(found.packs):
         names = [name if n == 1 else f"{n} x {name}" for name, n in pack.configurations.items()]
         numbers = (str(pack.epochs), mebibytes(pack.bytes), duration(pack.seconds))
-        table.add_row(str(i), pack.stage, str(len(pack.runs)), ", ".join(names), *numbers)
+        table.add_row(str(i), pack.stage, str(len(pack.runs)), Text(", ".join(names)), *numbers)
     console.print(table)
     limit = "" if found.limit is None else f" A pack may take {mebibytes(found.limit)} MiB."
     packs = "1 pack" if len(found.packs) == 1 else f"{len(found.packs)} packs, one after another"
@@ -193,6 +195,7 @@ def _show_forecast(found: "Forecast", *, as_json: bool) -> None:
         *found.open,
         "Nothing was written.",
         highlight=False,
+        markup=False,
     )
 
 
@@ -203,8 +206,9 @@ def show(results: dict[str, Any], files: Sequence[Path], *, as_json: bool) -> No
     from rankwise.report import answer_words, terminal_table
 
     console = Console(stderr=as_json, soft_wrap=False)
+    results = cleaned(results)
     console.print(terminal_table(results))
-    console.print(answer_words(results), highlight=False)
+    console.print(answer_words(results), highlight=False, markup=False)
     for path in files:
         print(path, file=sys.stderr if as_json else sys.stdout)
     if as_json:
@@ -217,7 +221,8 @@ def unfinished(directory: Path) -> Path:
     Raises:
         CheckpointError: There is none.
     """
-    from rankwise.sweeps.directory import UNFINISHED, can_resume
+    from rankwise.sweeps.directory import can_resume
+    from rankwise.sweeps.owned import UNFINISHED
 
     if not can_resume(directory):
         raise CheckpointError(f"{directory} holds no unfinished run; --resume takes the directory of one.")

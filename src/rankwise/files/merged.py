@@ -3,7 +3,6 @@
 import inspect
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from torch import Tensor, nn
 
 from rankwise.errors import AdapterError, OutputError
 from rankwise.files.tensor_file import write_tensors
+from rankwise.locking import staging
 from rankwise.lora.inject import without_adapters
 from rankwise.lora.merge import MergeReport, merge, unmerge
+from rankwise.writing import plain_mode
 
 WEIGHTS = "model"
 """Stem of the files with the weights, as transformers has them."""
@@ -64,17 +65,12 @@ def save_merged(
             "would be read wrongly. Load the base without quantisation, load the adapter on it, and save that."
         )
     report = merge(model, dequantize=dequantize)
-    beside = folder.with_name(f".{folder.name}.unfinished")
     try:
-        shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
-        _write(model, beside, max_shard_size)
-        if folder.exists():
-            folder.rmdir()
-        beside.rename(folder)
+        with staging(folder) as staged:
+            _write(model, staged, max_shard_size)
     except OSError as error:
         raise OutputError(f"The model can't be written to {folder}: {error.strerror or error}.") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
         unmerge(model)
     return report
 
@@ -85,8 +81,9 @@ def _write(model: nn.Module, folder: Path, max_shard_size: int) -> None:
     # Others of that name (diffusers', the hub's mixin) would write the adapters beside the merged weights.
     if callable(save) and "state_dict" in inspect.signature(save).parameters:
         save(folder, state_dict=state, max_shard_size=max_shard_size)
+        for path in folder.rglob("*.safetensors"):
+            plain_mode(path)
         return
-    folder.mkdir(parents=True)
     for key, value in state.items():
         if not isinstance(value, Tensor):
             raise AdapterError(f'"{key}" of the model is a {type(value).__name__}; only tensors can be saved.')

@@ -11,6 +11,7 @@ from typing import Any
 
 from rankwise.errors import AdapterFileError
 from rankwise.files.findings import Findings
+from rankwise.files.regexes import compiled
 from rankwise.lora.config import BIASES, LoRAConfig
 from rankwise.lora.patterns import as_list, matching_values, pinned
 
@@ -61,9 +62,6 @@ _WITHOUT_EFFECT = {
 
 _LARGEST = 1 << 26
 """Bytes: no settings are longer, and reading what is would only fill the memory."""
-
-_MOST_STARS = 5
-"""Unbounded repeats in one branch of a pattern: each multiplies the time of a failed match by the name's length."""
 
 
 def _is_number(value: object) -> bool:
@@ -298,34 +296,6 @@ def check_unknown_fields(where: object, fields: Mapping[str, Any], findings: Fin
             "written it; check the adapter's outputs.",
             stacklevel=4,
         )
-
-
-def compiled(expression: str, pattern: str) -> re.Pattern[str]:
-    """Compile a regular expression of a file, unless matching it could take for ever.
-
-    Args:
-        expression: What is to be compiled.
-        pattern: The part of it that the file holds, for messages.
-
-    Raises:
-        AdapterFileError: It is none, or it repeats repeats.
-
-    Examples:
-        >>> compiled(r"(a+)+x", "(a+)+x")
-        Traceback (most recent call last):
-        rankwise.errors.AdapterFileError: The pattern "(a+)+x" of adapter_config.json repeats what repeats itself;
-        matching it could take for ever.
-    """
-    flat = re.sub(r"\\.|\[[^\]]*\]", "_", pattern)
-    branches = re.split(r"[|]", flat)
-    if re.search(r"[*+}][^()]*\)+[*+{]", flat) or any(len(re.findall(r"[*+{]", it)) > _MOST_STARS for it in branches):
-        raise AdapterFileError(
-            f'The pattern "{pattern}" of {CONFIG_FILE} repeats what repeats itself; matching it could take for ever.'
-        )
-    try:
-        return re.compile(expression)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise AdapterFileError(f'A pattern of {CONFIG_FILE} is no regular expression: "{pattern}", {error}.') from error
 
 
 def peft_values(pattern: Mapping[str, Any] | None, default: Any, names: Iterable[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from rankwise.files.peft_config import compiled
+from rankwise.files.regexes import compiled
 
 
 class PeftTargets:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rankwise.errors import AdapterFileError, OutputError
 from rankwise.lora.collector import collector_paused
+from rankwise.writing import plain_mode
 
 TENSOR_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
@@ -32,6 +33,7 @@ def write_tensors(path: Path, flat: dict[str, Tensor], metadata: dict[str, str])
     try:
         with collector_paused():  # safetensors makes several objects a tensor
             save_file(flat, path, metadata=metadata)
+        plain_mode(path)
     except SafetensorError as error:
         raise OutputError(f"{path} can't be written: {error}.") from error
 

@@ -24,6 +24,7 @@ from rankwise.lora.reached import move_to_readers, stop_watching, warn_of_missed
 from rankwise.lora.readers import Reader
 from rankwise.lora.report import Report
 from rankwise.lora.targets import LeftOut, Target, Targets, find_targets
+from rankwise.lora.threads import check_free
 from rankwise.lora.uses import Place, places_of, uses_of, with_readers
 from rankwise.lora.whole import (
     WHOLE_CHILD,
@@ -172,6 +173,7 @@ def attach(
     Raises:
         AdapterError: A target has a submodule `lora` of another making; a parameter can't be trained whole.
     """
+    check_free(model)
     check_targets(model, targets, config, whole or {})
     keep_unpacked(model)
     config = _by_name(config, targets.adapted)
@@ -294,6 +296,7 @@ def eject(model: nn.Module, name: str | None = None) -> None:
         >>> list(layer.state_dict()), layer.weight.requires_grad
         (['weight', 'bias'], True)
     """
+    check_free(model)
     stop_watching(model)
     stop_counting(model)
     layers = adapted_layers(model)

@@ -11,6 +11,7 @@ from rankwise.lora.adapter import LoRA, adapted_layers, lora_of
 from rankwise.lora.layer_types.quantised import make_plain, plain_weight
 from rankwise.lora.modules import named_once
 from rankwise.lora.tables import text_table
+from rankwise.lora.threads import check_free
 from rankwise.lora.ties import sharers
 from rankwise.lora.whole import check_mergeable_whole, merge_whole, unmerge_whole
 
@@ -125,6 +126,8 @@ def unmerge(model: nn.Module) -> None:
         >>> layer.lora.merged
         ()
     """
+    check_free(model)
+    check_free(model)
     merged = {path: (layer, lora) for path, (layer, lora) in adapted_layers(model).items() if lora.merged}
     if not merged:
         raise AdapterError("Nothing is merged; unmerge undoes a merge.")

@@ -13,6 +13,7 @@ from rankwise.lora.adapter import LoRA, adapted_layers, layers_with
 from rankwise.lora.grouped import Member, grouped
 from rankwise.lora.inject import check_new_name
 from rankwise.lora.moved import stop_counting
+from rankwise.lora.threads import check_free, held_by_thread
 from rankwise.lora.uses import call
 from rankwise.lora.variants import variant_name
 from rankwise.lora.whole import activate_whole, check_one_whole, whole_tensors, wholes
@@ -21,12 +22,15 @@ from rankwise.lora.whole import activate_whole, check_one_whole, whole_tensors, 
 def activate(model: nn.Module, *names: str) -> None:
     """Choose the adapters that act: their updates are added. Without names none acts.
 
+    The choice is the model's, for all threads.
+
     Args:
         model: An injected model.
         names: Adapters of this model.
 
     Raises:
-        AdapterError: A name is not an adapter's, or adapters are merged.
+        AdapterError: A name is not an adapter's, adapters are merged, or another thread is inside `by_row` or
+            `disabled`.
 
     Examples:
         >>> from rankwise.lora import LoRAConfig, inject
@@ -36,6 +40,7 @@ def activate(model: nn.Module, *names: str) -> None:
         >>> layer.lora.active
         ('first', 'second')
     """
+    check_free(model)
     for name in names:
         layers_with(model, name)
     layers = adapted_layers(model)
@@ -54,7 +59,8 @@ def disabled(model: nn.Module) -> Generator[None]:
         model: An injected model.
 
     Raises:
-        AdapterError: Adapters are merged, so the base's weights are not there.
+        AdapterError: Adapters are merged, so the base's weights are not there; or another thread uses the model in
+            such a block, or does so inside this one.
 
     Examples:
         >>> from rankwise.lora import LoRAConfig, inject
@@ -67,14 +73,15 @@ def disabled(model: nn.Module) -> Generator[None]:
     layers = adapted_layers(model)
     _refuse_merged(layers, "disabled")
     parts = [lora for _, lora in layers.values()] + [whole for _, whole in wholes(model).values()]
-    before = [(part, part.disabled) for part in parts]
-    for lora, _ in before:
-        lora.disabled = True
-    try:
-        yield
-    finally:
-        for lora, was in before:
-            lora.disabled = was
+    with held_by_thread(model, "disabled"):
+        before = [(part, part.disabled) for part in parts]
+        for lora, _ in before:
+            lora.disabled = True
+        try:
+            yield
+        finally:
+            for lora, was in before:
+                lora.disabled = was
 
 
 def _refuse_merged(layers: Mapping[str, tuple[nn.Module, LoRA]], what: str) -> None:
@@ -140,8 +147,8 @@ def by_row(model: nn.Module, names: Sequence[str | None], *, example: Any = None
 
     Raises:
         AdapterError: A name is not an adapter's; the model is in training mode or merged; an adapter trains
-            parameters whole, or has a weight that is read without a call: those serve all rows alike; or the
-            comparison failed.
+            parameters whole, or has a weight that is read without a call: those serve all rows alike; the
+            comparison failed; or another thread uses the model in such a block, or does so inside this one.
 
     Examples:
         >>> from rankwise.lora import LoRAConfig, inject
@@ -157,21 +164,22 @@ def by_row(model: nn.Module, names: Sequence[str | None], *, example: Any = None
     _check_by_row(model, chosen, len(names))
     if example is not None:
         _compare(model, names, example)
-    before = [(lora, lora.active, lora.by_row) for _, lora in layers.values()]
-    wholes_before = [(whole, whole.active) for _, whole in wholes(model).values()]
-    try:
-        activate_whole(model, ())
-        with torch.no_grad():
-            for _, lora in layers.values():
-                own = [name for name in chosen if name in lora.scale]
-                lora.by_row = grouped({name: _member(lora, name) for name in own}, names)
-                lora.active = tuple(own)
-        yield
-    finally:
-        for lora, active, groups in before:
-            lora.active, lora.by_row = active, groups
-        for whole, active in wholes_before:
-            whole.active = active
+    with held_by_thread(model, "by_row"):
+        before = [(lora, lora.active, lora.by_row) for _, lora in layers.values()]
+        wholes_before = [(whole, whole.active) for _, whole in wholes(model).values()]
+        try:
+            activate_whole(model, ())
+            with torch.no_grad():
+                for _, lora in layers.values():
+                    own = [name for name in chosen if name in lora.scale]
+                    lora.by_row = grouped({name: _member(lora, name) for name in own}, names)
+                    lora.active = tuple(own)
+            yield
+        finally:
+            for lora, active, groups in before:
+                lora.active, lora.by_row = active, groups
+            for whole, active in wholes_before:
+                whole.active = active
 
 
 def _member(lora: LoRA, name: str) -> Member:

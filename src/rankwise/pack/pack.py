@@ -100,6 +100,10 @@ class Pack:
         self._running = Running(model, self.store, call)
         self._prepare()
         self.steps = 0
+        self.step_rows = 1
+        """Rows of each batch that a training step passes at once: so many fit in evaluations too."""
+        self.evaluation_bytes: dict[str, float] = {}
+        """What evaluations have measured."""
 
     def _prepare(self) -> None:
         """Everything that follows from which adapters are in the pack."""

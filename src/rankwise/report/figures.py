@@ -7,6 +7,7 @@ References:
 """
 
 import io
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,7 +86,11 @@ def _own_style() -> Generator[None]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({"svg.hashsalt": "rankwise", "font.size": 10, "axes.linewidth": 0.8})
-        yield
+        # A "$" in a name is a dollar sign.
+        matplotlib.rcParams["text.parse_math"] = False
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the font has no such letter: a box
+            yield
 
 
 def build_figure(results: Results, name: str, size: tuple[float, float]) -> "Figure | None":

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
@@ -17,6 +19,12 @@ LEADER_FROM = 16
 
 MARK = 11
 """Reach of the largest mark, from its centre to a corner of its box, in points; a leader may run through its own."""
+
+LEADER_STEPS = 20
+"""Points along a leader at which it is looked at."""
+
+MOST_LABELS = 40
+"""Of one figure: the first, and others evenly chosen. More can't be read."""
 
 PASSES = 3
 """How often every label may look for a better place, now that the others have theirs."""
@@ -95,6 +103,8 @@ def place_labels(ax: "Axes", labels: Sequence[Label], hard: Sequence[Box], soft:
     if figure is None:
         return
     frame = box_of(ax)
+    if len(labels) > MOST_LABELS:
+        labels = [labels[i] for i in np.linspace(0, len(labels) - 1, MOST_LABELS).astype(int)]
     texts = [
         ax.annotate(
             label.text,
@@ -113,14 +123,7 @@ def place_labels(ax: "Axes", labels: Sequence[Label], hard: Sequence[Box], soft:
         x, y = ax.transData.transform(label.xy).tolist()
         extent = text.get_window_extent()
         candidates.append([_put(place, x, y, extent.width, extent.height, figure.dpi / 72) for place in PLACES])
-    # What does not depend on the other labels is counted once.
-    own = [[_own_cost(placed, frame, hard, soft) for placed in places] for places in candidates]
-    chosen: dict[int, Placed] = {}
-    for _ in range(PASSES):
-        for i, places in enumerate(candidates):
-            others = [placed for j, placed in chosen.items() if j != i]
-            costs = [cost + _shared_cost(placed, others) for placed, cost in zip(places, own[i], strict=True)]
-            chosen[i] = places[costs.index(min(costs))]
+    chosen = choose_places(candidates, frame, hard, soft)
     for i, (label, text) in enumerate(zip(labels, texts, strict=True)):
         place = chosen[i].place
         text.set_position(place.offset)
@@ -137,33 +140,80 @@ def place_labels(ax: "Axes", labels: Sequence[Label], hard: Sequence[Box], soft:
             )
 
 
+def choose_places(
+    candidates: Sequence[Sequence[Placed]], frame: Box, hard: Sequence[Box], soft: Sequence[Box]
+) -> list[Placed]:
+    """Return the place of each label.
+
+    Args:
+        candidates: For each label its possible places, equally many.
+        frame: What no label may leave.
+        hard: Boxes not to cover.
+        soft: Boxes better not covered.
+    """
+    if not candidates:
+        return []
+    boxes = np.array([[placed.box for placed in places] for places in candidates])
+    leaders = np.full((*boxes.shape[:2], LEADER_STEPS, 2), np.nan)
+    for i, places in enumerate(candidates):
+        for j, placed in enumerate(places):
+            if placed.leader:
+                leaders[i, j, : len(placed.leader)] = placed.leader
+    # What does not depend on the other labels is counted once.
+    own = np.array([[placed.place.distance for placed in places] for places in candidates])
+    own += COVERED * (1 - _overlaps(boxes, np.array([frame]))[..., 0])
+    # What lies further off than a label reaches costs nothing and is left out.
+    reach = np.concatenate([boxes[..., :2].min(1), boxes[..., 2:].max(1)], axis=1)
+    for i in range(len(candidates)):
+        fixed, light = _near(reach[i], hard), _near(reach[i], soft)
+        own[i] += COVERED * _overlaps(boxes[i], fixed).sum(-1) + CROSSED * _crosses(leaders[i], fixed).any(-1)
+        own[i] += TOUCHED * (_overlaps(boxes[i], light) > 0).sum(-1)
+    close = _overlaps(reach, reach) > 0
+    np.fill_diagonal(close, False)
+    chosen = np.full(len(candidates), -1)
+    for _ in range(PASSES):
+        for i in range(len(candidates)):
+            others = np.flatnonzero((chosen >= 0) & close[i])
+            theirs, their_leaders = boxes[others, chosen[others]], leaders[others, chosen[others]]
+            crossed = _crosses(leaders[i], theirs) | _crosses(their_leaders, boxes[i]).T
+            cost = own[i] + COVERED * _overlaps(boxes[i], theirs).sum(-1) + CROSSED * crossed.sum(-1)
+            chosen[i] = cost.argmin()
+    return [places[j] for places, j in zip(candidates, chosen, strict=True)]
+
+
+def _near(reach: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
+    """Return those of the boxes that a label can touch: (n, 4)."""
+    array = np.array(boxes).reshape(-1, 4)
+    return array[(_overlaps(array, reach[None])[:, 0] > 0)] if len(array) else array
+
+
+def _overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the share of each box that each other one covers: (..., 4) and (n, 4) to (..., n)."""
+    low = np.maximum(boxes[..., None, :2], others[:, :2])
+    high = np.minimum(boxes[..., None, 2:], others[:, 2:])
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    return (high - low).clip(min=0).prod(-1) / np.maximum(area, 1e-9)[..., None]
+
+
+def _crosses(leaders: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Tell which leaders run through which boxes: (..., steps, 2) and (n, 4) to (..., n)."""
+    x, y = leaders[..., None, :, 0], leaders[..., None, :, 1]
+    left, low, right, high = (boxes[:, i, None] for i in range(4))
+    return ((left <= x) & (x <= right) & (low <= y) & (y <= high)).any(-1)
+
+
 def _put(place: Place, x: float, y: float, width: float, height: float, pixel: float) -> Placed:
     dx, dy = place.offset[0] * pixel, place.offset[1] * pixel
     left, low, room = x + dx - SHIFT[place.ha] * width, y + dy - SHIFT[place.va] * height, 1.5 * pixel
     leader = ()
     if place.distance >= LEADER_FROM:
-        steps = (step / 20 for step in range(20) if step / 20 * math.hypot(*place.offset) > MARK)
+        steps = (
+            step / LEADER_STEPS
+            for step in range(LEADER_STEPS)
+            if step / LEADER_STEPS * math.hypot(*place.offset) > MARK
+        )
         leader = tuple((x + step * dx, y + step * dy) for step in steps)
     return Placed(place, (left - room, low - room, left + width + room, low + height + room), leader)
-
-
-def _own_cost(placed: Placed, frame: Box, hard: Sequence[Box], soft: Sequence[Box]) -> float:
-    covered = 1 - overlap(placed.box, frame) + sum(overlap(placed.box, other) for other in hard)
-    crossed = any(_crosses(placed, other) for other in hard)
-    touched = sum(overlap(placed.box, other) > 0 for other in soft)
-    return placed.place.distance + COVERED * covered + CROSSED * crossed + TOUCHED * touched
-
-
-def _shared_cost(placed: Placed, others: Sequence[Placed]) -> float:
-    covered = sum(overlap(placed.box, other.box) for other in others)
-    crossed = sum(_crosses(placed, other.box) or _crosses(other, placed.box) for other in others)
-    return COVERED * covered + CROSSED * crossed
-
-
-def _crosses(placed: Placed, box: Box) -> bool:
-    """Whether a label's leader runs through a box."""
-    left, low, right, high = box
-    return any(left <= x <= right and low <= y <= high for x, y in placed.leader)
 
 
 def box_of(artist: "Artist") -> Box:

@@ -26,6 +26,7 @@ class Point:
         colour: Of mark and label.
         marker: As matplotlib names shapes.
         is_answer: Whether it is the recommended one.
+        state: "shown", "not" or "open": whether it lies within the tolerance; "" where that is no question.
     """
 
     label: str
@@ -35,6 +36,7 @@ class Point:
     colour: str = MUTED
     marker: str = "o"
     is_answer: bool = False
+    state: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,24 @@ def scene(results: Results, *, relative: bool) -> Scene:
         colour, marker = LORA_STYLE if c["method"] == "lora" else next(styles)
         ends = None if c["interval"] is None else tuple(end * percent / unit for end in c["interval"])
         answer = c["name"] == answer_name(results)
-        point = Point(c["label"], c[parameters] * percent, c[metric] * percent, ends, colour, marker, answer)
+        label, x, y = drawable(c["label"]), c[parameters] * percent, c[metric] * percent
+        point = Point(label, x, y, ends, colour, marker, answer, c.get("state") or "")
         (lora if c["method"] == "lora" else others).append(point)
     lora.sort(key=lambda point: point.x)
     held_against = configuration(results, reference)
     colour = VERMILLION if held_against is not None and held_against["method"] != "lora" else BLUE
     band = _band(results, percent / unit)
     return Scene(tuple(lora), tuple(others), tuple(_published(results, relative)), band, colour)
+
+
+def drawable(label: str) -> str:
+    """Return a label that matplotlib draws: it leaves those out of a legend that begin with "_".
+
+    Examples:
+        >>> drawable("_x"), drawable("r = 8")
+        (' _x', 'r = 8')
+    """
+    return f" {label}" if label.startswith("_") else label
 
 
 def _published(results: Results, relative: bool) -> Iterator[Point]:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from rankwise.errors import PackError
+from rankwise.pack.memory import ran_out
 from rankwise.sweeps.configurations import RunScore
 from rankwise.sweeps.fitting import training_of
 from rankwise.sweeps.keeping import Keeper
@@ -106,7 +107,9 @@ class Course:
             epoch, short = None, None
             try:
                 epoch = training.advance(self._after_step(training))
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out(error):
+                    raise
                 # The step that failed has changed nothing.
                 short = training.state()
             if short is not None:

@@ -1,10 +1,12 @@
 """The run directory: where a sweep's results lie, and when they may be written there."""
 
 import csv
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
@@ -12,47 +14,68 @@ from typing import Any
 import numpy as np
 import torch
 
-from rankwise.errors import CheckpointError, OutputError
+from rankwise.errors import CheckpointError, OutputError, option
+from rankwise.locking import locked
+from rankwise.shown import csv_cell
 from rankwise.sweeps.adapters import Adapters
-from rankwise.sweeps.plan import FILE as PLAN
+from rankwise.sweeps.owned import (
+    ABOUT,
+    ABOUT_FORMAT,
+    ADAPTERS,
+    BASE_FILE,
+    MARK,
+    PLACING,
+    PLACING_FORMAT,
+    RESULTS,
+    STAGED,
+    UNFINISHED,
+    adapters_of,
+    clear_staging,
+    foreign,
+    holds_results,
+    holds_unfinished,
+    remove_results,
+    remove_unfinished,
+)
 from rankwise.sweeps.problem import Swept
 from rankwise.train.outcome import Point
-from rankwise.writing import replacing, write_durably
+from rankwise.writing import plain_mode, read_checked, replacing, write_checked, write_durably
 
-MARK = "results.json"
-OWN_FILES = (MARK, "config.yaml", "curves.csv", "predictions.npz", "adapters", "base")
-STAGED = ".writing."
-"""Beginning of the name of the folder in which results are written before they are put in place."""
-
-UNFINISHED = "checkpoints"
-"""The folder with all that is needed to go on with a run: configuration, base, plan, checkpoints. It is removed when
-the results are in place; until then earlier results beside it are as they were."""
-
-BASE_FILE = Path("base", "model.safetensors")
+OWN_FILES = (MARK, *RESULTS, ADAPTERS, BASE_FILE.parent.name)
 
 
 def check_directory(directory: Path, overwrite: bool) -> None:
     """Refuse a place for results that holds something else; nothing is made or changed.
 
     Raises:
-        OutputError: It is a file or can't be written to, holds results and `overwrite` is false, or holds something
-            that is no results.
+        OutputError: It is a file or can't be written to, holds results or an unfinished run and `overwrite` is false,
+            or holds something that a run would replace and that is not Rankwise's.
     """
     checked_place(directory)
-    if not directory.exists():
+    check_foreign(directory)
+    if overwrite or not directory.exists():
         return
-    if (directory / MARK).exists() or can_resume(directory):
-        if not overwrite:
-            held = (
-                f"an unfinished run; go on with it by --resume {directory}, give another directory with --out, or "
-                "--overwrite to start anew"
-                if can_resume(directory)
-                else "results already; give another directory with --out, or --overwrite to replace them"
-            )
-            raise OutputError(f"{directory} holds {held}.")
-    elif any(not path.name.startswith(STAGED) and path.name != UNFINISHED for path in directory.iterdir()):
+    another = f"give another directory with {option('out')}"
+    if holds_unfinished(directory):
         raise OutputError(
-            f"{directory} holds files that are no results of rankwise; give an empty or a new directory with --out."
+            f"{directory} holds an unfinished run; go on with it by {_resume(directory)}, {another}, or "
+            f"{_given('overwrite')} to start anew."
+        )
+    if holds_results(directory):
+        raise OutputError(f"{directory} holds results already; {another}, or {_given('overwrite')} to replace them.")
+
+
+def check_foreign(directory: Path) -> None:
+    """Refuse a directory in which a run would replace what is not Rankwise's.
+
+    Raises:
+        OutputError: There is such a file or folder.
+    """
+    other = next(foreign(directory), None)
+    if other is not None:
+        raise OutputError(
+            f"{directory} holds {other.relative_to(directory)}, which is no file of a run of rankwise; give an "
+            f"empty or a new directory with {option('out')}."
         )
 
 
@@ -63,20 +86,56 @@ def checked_place(directory: Path) -> None:
         OutputError: It is a file, or can't be written to.
     """
     # Known now, or else only after all the training.
-    there = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+    there = next(place for place in (directory, *directory.absolute().parents) if os.path.lexists(place))
     if not there.is_dir():
-        raise OutputError(f"{there} is a file; give a directory with --out.")
+        what = "a file" if there.exists() else "a link to nothing"
+        raise OutputError(f"{there} is {what}; give a directory with {option('out')}.")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise OutputError(f"{there} can't be written to; give another directory with --out.")
+        raise OutputError(f"{there} can't be written to; give another directory with {option('out')}.")
+
+
+@contextmanager
+def held(directory: Path, *, overwrite: bool, resume: bool) -> Generator[None]:
+    """Check a directory, and hold it for one run from now on to the end.
+
+    Args:
+        directory: The run directory; made if need be, and removed again if nothing was written to it.
+        overwrite: Whether earlier results may be replaced.
+        resume: Whether the unfinished run in it is continued.
+
+    Raises:
+        OutputError: Results can't be written there, or another run holds it.
+    """
+
+    def check() -> None:
+        if resume:
+            checked_place(directory)
+            check_foreign(directory)
+        else:
+            check_directory(directory, overwrite)
+
+    check()
+    with locked(directory):
+        check()  # a run that held it may just have ended
+        clear_staging(directory)
+        yield
 
 
 def can_resume(directory: Path) -> bool:
     """Whether a run in this directory has begun and not finished."""
-    return (directory / UNFINISHED / PLAN).exists()
+    return holds_unfinished(directory)
+
+
+def _resume(directory: Path) -> str:
+    return f"--resume {directory}" if option("x") == "--x" else "resume=True"
+
+
+def _given(name: str) -> str:
+    return option(name) if option("x") == "--x" else f"{name}=True"
 
 
 def begin_run(directory: Path, config: str, about: Mapping[str, str], base: Mapping[str, torch.Tensor] | None) -> Path:
-    """Make the folder that a run goes on from; one of an earlier unfinished run is replaced.
+    """Make the folder that a run is resumed from; one of an earlier unfinished run is replaced.
 
     Args:
         directory: The run directory.
@@ -94,13 +153,16 @@ def begin_run(directory: Path, config: str, about: Mapping[str, str], base: Mapp
 
     folder = directory / UNFINISHED
     try:
-        _remove(folder)
+        remove_unfinished(directory)
     except OSError as error:
         raise OutputError(f"{folder} can't be removed ({error.strerror or error}).") from error
-    write_durably(folder / "config.yaml", config.encode())
-    write_durably(folder / "about.json", json.dumps(about).encode())
+    files = {"config.yaml": config.encode()}
     if base is not None:
-        write_durably(folder / BASE_FILE, save({key: value.contiguous().cpu() for key, value in base.items()}))
+        files[str(BASE_FILE)] = save({key: value.contiguous().cpu() for key, value in base.items()})
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    write_checked(folder / ABOUT, ABOUT_FORMAT, {"about": dict(about), "sha256": sums})
+    for name, data in files.items():
+        write_durably(folder / name, data)
     return folder
 
 
@@ -110,21 +172,29 @@ def read_begun(directory: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]
     Raises:
         CheckpointError: A file is missing or damaged.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
     folder = directory / UNFINISHED
-    try:
-        about = json.loads((folder / "about.json").read_bytes())
-        base = load((folder / BASE_FILE).read_bytes()) if (folder / BASE_FILE).exists() else None
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"The unfinished run in {directory} is damaged ({error}); start it anew.") from error
-    return about, base
+    begun = read_checked(folder / ABOUT, ABOUT_FORMAT)
+    files: dict[str, bytes] = {}
+    for name, sha256 in begun["sha256"].items():
+        try:
+            files[name] = (folder / name).read_bytes()
+        except OSError as error:
+            raise CheckpointError(
+                f"The unfinished run in {directory} is damaged: {name} can't be read ({error.strerror}); start it anew."
+            ) from error
+        if hashlib.sha256(files[name]).hexdigest() != sha256:
+            raise CheckpointError(
+                f"The unfinished run in {directory} is damaged: {name} does not match its checksum; start it anew."
+            )
+    base = files.get(str(BASE_FILE))
+    return begun["about"], None if base is None else load(base)
 
 
 def end_run(directory: Path) -> None:
-    """Remove what the run went on from, now that its results are in place."""
-    _remove(directory / UNFINISHED)
+    """Remove what the run was resumed from, now that its results are in place."""
+    remove_unfinished(directory)
 
 
 def write_run(
@@ -135,8 +205,8 @@ def write_run(
     adapters: Adapters,
     keep_base: bool,
 ) -> None:
-    """Write everything but the report. All of it is written beside first, so that a full disk leaves earlier results as
-    they were; `results.json` is put in place last.
+    """Write everything but the report. All of it is written to a folder in the directory first, so that a full disk
+    leaves earlier results as they were; `results.json` is put in place last.
 
     Args:
         directory: As `check_directory` has allowed it; earlier results in it are replaced.
@@ -147,25 +217,30 @@ def write_run(
         keep_base: Whether the base's weights are written too.
 
     Raises:
-        OutputError: The directory can't be written.
+        OutputError: The directory can't be written, or something that is not Rankwise's has come into it.
     """
     staged = directory / f"{STAGED}{os.getpid()}"
+    placing = directory / UNFINISHED / PLACING
     try:
         _write_files(staged, results, config, swept, adapters, keep_base)
+        check_foreign(directory)
+        new = [path.name for path in (staged / ADAPTERS).iterdir()] if (staged / ADAPTERS).is_dir() else []
+        # A run killed from here on finds what it has placed, and what was to go, when it is resumed.
+        write_checked(
+            placing, PLACING_FORMAT, {**dict.fromkeys(OWN_FILES, ()), ADAPTERS: [*adapters_of(directory), *new]}
+        )
         # The old mark goes first and the new one comes last, so that it never stands beside files of another run.
-        for name in OWN_FILES:
-            _remove(directory / name)
+        remove_results(directory)
         for name in reversed(OWN_FILES):
             if (staged / name).exists():
                 os.replace(staged / name, directory / name)
+        placing.unlink()
+        if not any(placing.parent.iterdir()):
+            placing.parent.rmdir()
     except OSError as error:
         raise OutputError(f"{directory} can't be written ({error.strerror or error}).") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _write_files(
@@ -182,6 +257,7 @@ def _write_files(
         base = adapters.model.state_dict()
         with replacing(directory / BASE_FILE) as temporary:
             save_file({key: value.contiguous().cpu() for key, value in base.items()}, temporary, {"format": "pt"})
+            plain_mode(temporary)
     adapters.write(swept, directory)
     _write_curves(directory / "curves.csv", swept.curve)
     with replacing(directory / "predictions.npz") as temporary:
@@ -201,4 +277,4 @@ def _write_curves(path: Path, points: Sequence[Point]) -> None:
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([field.name for field in fields(Point)])
-        writer.writerows(astuple(point) for point in points)
+        writer.writerows(map(csv_cell, astuple(point)) for point in points)

@@ -9,6 +9,7 @@ from rankwise.errors import ConfigError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.pack.resolved import State
+from rankwise.sweeps.naming import check_distinct, check_name, folder_name
 from rankwise.sweeps.problem import DATA, Run
 from rankwise.train.settings import Training
 
@@ -58,7 +59,7 @@ class Candidate:
 
     def run(self, lr: float, seed: int, data: str | None = None) -> Run:
         """One run, on other data than the candidate's own where they are given."""
-        name, training = f"{self.name}-lr{lr:g}-s{seed}", replace(self.training, lr=lr)
+        name, training = f"{folder_name(self.name)}-lr{lr:g}-s{seed}", replace(self.training, lr=lr)
         lora = None if self.lora is None else replace(self.lora, seed=seed)
         member = Member(
             name=name,
@@ -80,8 +81,12 @@ def runs_of(candidates: Iterable[Candidate], seeds: Sequence[int], data: str | N
     """Every run of a grid: candidates, by learning rate, by seed.
 
     Raises:
-        ConfigError: There is none, or two have one name.
+        ConfigError: There is none, two have one name, or a name can't be used.
     """
+    candidates = list(candidates)
+    for candidate in candidates:
+        check_name(candidate.name)
+    check_distinct(candidate.name for candidate in candidates)
     runs = [c.run(lr, seed, data) for c in candidates for lr in c.lrs for seed in seeds]
     if not runs:
         raise ConfigError("The grid is empty; give at least one configuration, one learning rate and one seed.")

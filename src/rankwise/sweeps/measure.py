@@ -6,12 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rankwise.pack.losses import PerAdapter, exact
+from rankwise.pack.batches import lazily
+from rankwise.pack.groups import Groups
+from rankwise.pack.losses import PerAdapter
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import State
 from rankwise.sweeps.problem import Problem, Run, Scores, Swept
 from rankwise.train.data import Data, pick
-from rankwise.train.evaluation import evaluate_rows, in_parts
+from rankwise.train.evaluation import evaluate_rows, in_parts, joined
 
 TEST = ""
 """The name of the problem's own test data among others."""
@@ -24,7 +26,9 @@ def measure(model: nn.Module, runs: Sequence[Run], problem: Problem, swept: Swep
         return
     states = {run.name: swept.outcomes[run.name].state for run in finished}
     pack = _pack(model, finished, states, problem)
-    loss, metric = PerAdapter(problem.loss, "loss"), PerAdapter(problem.metric, "metric")
+    batch_size = finished[0].training.batch_size
+    loss, metric = PerAdapter(problem.loss, "loss", piece=batch_size), PerAdapter(problem.metric, "metric")
+    pack.step_rows = problem.feed.rows_a_pass or batch_size
     data, feed = problem.splits[finished[0].data], problem.feed
     with pack.attached(_example(data.validation, problem), training=False):
         losses, validation = _validation_rows(pack, finished[0].data, problem, [loss, metric])
@@ -76,24 +80,29 @@ def _numpy(values: Tensor) -> np.ndarray:
     return values.cpu().numpy()
 
 
-@torch.no_grad()
 def measure_base(model: nn.Module, problem: Problem, data: Data) -> float:
     """The metric of the model as it is."""
+    return float(base_rows(model, problem, data).mean())
+
+
+@torch.no_grad()
+def base_rows(model: nn.Module, problem: Problem, data: Data) -> np.ndarray:
+    """The metric of the model as it is, row by row, as `rankwise.train.evaluation.evaluate_rows` gives it."""
     feed, device = problem.feed, next(model.parameters()).device
     modes = {module: module.training for module in model.modules()}
 
-    def run(rows: Tensor) -> tuple[float, float]:
-        batch = feed.prepare(pick(data, lambda t: t.index_select(0, rows)))
-        values = problem.metric(feed.call(model, batch), batch)
-        if isinstance(values, Tensor):
-            return float(exact(values).mean()) * len(rows), len(rows)
-        return float(exact(values[0]).sum()), float(exact(values[1]).sum())
+    metric, one = PerAdapter(problem.metric, "metric"), Groups([0], 1, device)
 
+    def run(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        batch = feed.prepare(pick(data, lambda t: t.index_select(0, rows)))
+        outputs = feed.call(model, batch)
+        return metric.rows(outputs.unsqueeze(0), lazily(batch, lambda t: t.unsqueeze(0)), one)
+
+    order = feed.evaluation_order(data)
     try:
         model.eval()
-        found = in_parts(feed.evaluation_order(data).to(device), feed.rows_at_once, run)
+        found = in_parts(order.to(device), feed.rows_at_once, run)
     finally:
         for module, mode in modes.items():
             module.training = mode
-    total, weight = map(sum, zip(*found, strict=True))
-    return total / weight
+    return _numpy(joined(found)[0, order.argsort().to(device)])

@@ -1,7 +1,6 @@
 """The plan of a sweep: which run trains in which pack, in which order; written before training, followed on resume."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import CheckpointError
+from rankwise.sweeps.batching import apart
 from rankwise.sweeps.fitting import bytes_of_runs, cut_to_fit, limit_of
 from rankwise.sweeps.problem import Problem, Run
 from rankwise.train.prefix import own_tensors
-from rankwise.writing import write_durably
+from rankwise.writing import read_checked, write_checked
 
 FORMAT = "rankwise-plan-3"
 FILE = "plan.json"
@@ -33,6 +33,7 @@ class Plan:
         cuts: For splits of which each seed cuts its own validation rows, what repeats the cuts (`Rotation.plain`).
         sha256: Fingerprints of what the plan is for: "runs", "base", "data", and "cuts" where there are any.
         made_with: What the last bits of the results depend on.
+        notes: What the user should know of the packs.
     """
 
     packs: list[list[str]]
@@ -43,6 +44,7 @@ class Plan:
     cuts: dict[str, dict[str, Any]]
     sha256: dict[str, str]
     made_with: dict[str, str]
+    notes: list[str]
 
 
 def plan_packs(runs: Sequence[Run]) -> list[list[Run]]:
@@ -67,7 +69,8 @@ def make_plan(
         memory: Bytes that a pack may need beside the base; by default nine tenths of what the device has free.
     """
     needed, limit = bytes_of_runs(model, runs, problem), limit_of(model, memory)
-    packs = [cut for pack in plan_packs(runs) for cut in cut_to_fit(pack, lambda run: needed[run.name], limit)]
+    whole, notes = apart(model, plan_packs(runs))
+    packs = [cut for pack in whole for cut in cut_to_fit(pack, lambda run: needed[run.name], limit)]
     return Plan(
         packs=[[run.name for run in pack] for pack in packs],
         memory=needed,
@@ -77,6 +80,7 @@ def make_plan(
         cuts={run.data: r.plain() for run in runs if (r := problem.rotation_of(run.data)) is not None},
         sha256=fingerprints(model, runs, problem),
         made_with=surroundings(model),
+        notes=notes,
     )
 
 
@@ -106,28 +110,16 @@ def write_plan(folder: Path, plan: Plan) -> None:
     Raises:
         OutputError: It can't be written.
     """
-    write_durably(folder / FILE, (json.dumps({"format": FORMAT, **asdict(plan)}, indent=1) + "\n").encode())
+    write_checked(folder / FILE, FORMAT, asdict(plan))
 
 
 def read_plan(folder: Path) -> Plan:
     """Read what `write_plan` wrote.
 
     Raises:
-        CheckpointError: There is none, or it is none of this version's.
+        CheckpointError: There is none, it is damaged, or it is none of this version's.
     """
-    path = folder / FILE
-    try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
-        format_ = found.pop("format")
-        if format_ != FORMAT:
-            raise CheckpointError(f'{path} has the format "{format_}"; this version of rankwise reads "{FORMAT}".')
-        return Plan(**found)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} can't be read ({error.strerror}); there is no unfinished run to go on with."
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged; start the run anew.") from error
+    return Plan(**read_checked(folder / FILE, FORMAT))
 
 
 WHAT_DIFFERS = {

@@ -1,6 +1,6 @@
 """What a sweep is asked and what it finds: runs, data, loss and metric; outcomes and scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,6 +79,8 @@ class Problem:
         metric_name: What the metric is called.
         higher_is_better: False for losses.
         feed: How data reach the model.
+        constant: (training data, data) -> the metric of each row of the data for the best constant prediction, such as
+            the majority class; None where there is no such thing.
         rotate: Whether each seed trains and validates on rows of its own where the splits have a rotation.
     """
 
@@ -89,6 +91,7 @@ class Problem:
     metric_name: str = "accuracy"
     higher_is_better: bool = True
     feed: Feed = field(default_factory=Feed)
+    constant: Callable[[Data, Data], np.ndarray] | None = None
     rotate: bool = False
 
     def rotation_of(self, data: str) -> Rotation | None:

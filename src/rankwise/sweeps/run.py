@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from rankwise.errors import ConfigError
+from rankwise.errors import CheckpointError, ConfigError
 from rankwise.pack.resolved import resolve
 from rankwise.sweeps.course import Course
 from rankwise.sweeps.measure import measure
@@ -64,11 +64,16 @@ def run_sweep(
         if checkpoints is None:
             raise ConfigError("resume needs the folder of the checkpoints.")
         plan = read_plan(checkpoints)
+        if list(rungs) != plan.rungs:
+            raise CheckpointError(
+                f"The run in {checkpoints} can't be resumed with the rungs {list(rungs)}; it began with {plan.rungs}."
+            )
         swept.notes += check_plan(plan, fingerprints(model, runs, problem), surroundings(model), checkpoints)
     else:
         plan = make_plan(model, runs, problem, rungs, memory)
         if checkpoints is not None:
             write_plan(checkpoints, plan)
+    swept.note(plan.notes)
     by_name = {run.name: run for run in runs}
     packs = [[by_name[name] for name in pack] for pack in plan.packs]
     watch = Watch(

@@ -15,6 +15,7 @@ from rankwise.lora.whole import whole_tensors
 from rankwise.pack.member import Member
 from rankwise.pack.resolved import State, resolve
 from rankwise.sweeps.grid import Candidate
+from rankwise.sweeps.naming import names_of
 from rankwise.train.settings import Training
 
 PASSING = "start"
@@ -109,7 +110,7 @@ def candidate_from(
         AdapterFileError: The adapter can't be used.
     """
     start = read_start(model, folder)
-    name = name or f"from-{folder.resolve().name}"
+    name = name or names_of([folder.resolve()])[0]
     return Candidate(
         name=name,
         label=f"{name} (r = {start.lora.r})",

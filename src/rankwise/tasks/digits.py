@@ -17,11 +17,13 @@ from rankwise.errors import CheckpointError, ConfigError, DataError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.streams import stream_seed
+from rankwise.sweeps.floors import majority_class
 from rankwise.sweeps.grid import Candidate, runs_of
 from rankwise.sweeps.problem import Problem, Run, Splits
 from rankwise.tasks.mnist import RawDigits, Split
 from rankwise.tasks.options import DigitsOptions
 from rankwise.train.cuts import pooled
+from rankwise.train.data import tensors_of
 from rankwise.train.interrupts import stop_on_signals
 from rankwise.train.loop import PackTraining
 from rankwise.train.outcome import Outcome
@@ -189,7 +191,13 @@ def make_problem(raw: RawDigits, device: torch.device) -> Problem:
     )
     train, validation, rotation = pooled(new[0], new[1])
     splits = {"new": Splits(train, validation, new[2], rotation), "old": Splits(old[0], old[1], old[2])}
-    return Problem(splits=splits, loss=loss, metric=accuracy, other_tests={"accuracy_on_0_4": splits["old"].test})
+    return Problem(
+        splits=splits,
+        loss=loss,
+        metric=accuracy,
+        other_tests={"accuracy_on_0_4": splits["old"].test},
+        constant=lambda train, rows: majority_class(tensors_of(train)[1], tensors_of(rows)[1]),
+    )
 
 
 def pretrain(problem: Problem, options: DigitsOptions) -> nn.Sequential:

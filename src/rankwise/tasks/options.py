@@ -1,11 +1,23 @@
 """What a user can set for the digits experiment. Light: the command line reads it without loading torch."""
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rankwise.errors import ConfigError, suggest
+from rankwise.sweeps.rule import Rule, accuracy_tolerance
 
 PROTOCOLS = ("right", "published")
+
+
+def parts(text: str) -> list[str]:
+    """Return the parts of a list that has commas or spaces between them.
+
+    Examples:
+        >>> parts("1, 2 4")
+        ['1', '2', '4']
+    """
+    return re.split(r"\s*,\s*|\s+", text.strip())
 
 
 def parse_numbers(text: str) -> tuple[int, ...]:
@@ -21,7 +33,7 @@ def parse_numbers(text: str) -> tuple[int, ...]:
         (1, 3, 5, 6)
     """
     numbers: list[int] = []
-    for part in text.split(","):
+    for part in parts(text):
         first, *rest = part.strip().split(":")
         last, step = [*rest, "", ""][:2]
         try:
@@ -42,15 +54,15 @@ def parse_numbers(text: str) -> tuple[int, ...]:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Read a number of seeds ("5": 0 to 4) or a list of them ("0,7" or "10:14").
+    """Read a number of seeds ("5": 0 to 4) or a list of them ("0,7", "10:14", or "7," for one).
 
     Examples:
-        >>> parse_seeds("3"), parse_seeds("10:12")
-        ((0, 1, 2), (10, 11, 12))
+        >>> parse_seeds("3"), parse_seeds("10:12"), parse_seeds("7,")
+        ((0, 1, 2), (10, 11, 12), (7,))
     """
     if text.strip().isdecimal():
         return tuple(range(int(text)))
-    return parse_numbers(text)
+    return parse_numbers(text.strip().removesuffix(","))
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
@@ -60,7 +72,7 @@ def parse_rates(text: str) -> tuple[float, ...]:
         ConfigError: A part is no number.
     """
     try:
-        return tuple(dict.fromkeys(float(part) for part in text.split(",")))
+        return tuple(dict.fromkeys(float(part) for part in parts(text)))
     except ValueError:
         raise ConfigError(f'"{text}" is no list of learning rates; write them as 3e-4,1e-3.') from None
 
@@ -79,8 +91,10 @@ class DigitsOptions:
     baseline_lr: tuple[float, ...] | None = None
     alpha: float | None = None
     rungs: tuple[int, ...] | None = None
-    tolerance: float | None = None
-    device: str = "cpu"
+    tolerance: str | float | None = None
+    confidence: float = 0.95
+    strict: bool = False
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.ranks or min(self.ranks) < 1:
@@ -102,8 +116,7 @@ class DigitsOptions:
                 raise ConfigError(f"--{what} is {list(rates)}; give positive numbers, such as 3e-4,1e-3.")
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
             raise ConfigError(f"--alpha is {self.alpha}; it must be a positive number, such as 32.")
-        if self.tolerance is not None and not 0 <= self.tolerance < 1:
-            raise ConfigError(f"--tolerance is {self.tolerance}; it is an accuracy, such as 0.01 for 1 point.")
+        Rule(accuracy_tolerance(self.tolerance), True, self.confidence, self.strict)
 
     def settings(self) -> dict[str, Any]:
         """The complete settings as a file for --config has them: flag -> plain value."""
@@ -115,10 +128,7 @@ def plain_settings(options: dict[str, Any]) -> dict[str, Any]:
 
     Examples:
         >>> plain_settings({"batch_size": 8, "seeds": (3,), "lr": None})
-        {'batch-size': 8, 'seeds': '3:3'}
+        {'batch-size': 8, 'seeds': [3]}
     """
     plain = {key.replace("_", "-"): list(v) if isinstance(v, tuple) else v for key, v in options.items()}
-    if len(options["seeds"]) == 1:
-        # A bare number would be read as how many seeds.
-        plain["seeds"] = f"{options['seeds'][0]}:{options['seeds'][0]}"
     return {key: str(v) if hasattr(v, "__fspath__") else v for key, v in plain.items() if v is not None}

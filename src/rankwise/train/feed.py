@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rankwise.errors import ConfigError
 from rankwise.pack.batches import Batch
 from rankwise.pack.pack import call_model
 from rankwise.train.data import Data, count_rows, shuffled
@@ -57,3 +58,8 @@ class Feed:
     evaluation_order: Callable[[Data], Tensor] = as_given
     rows_at_once: int = ROWS_AT_ONCE
     rows_a_pass: int | None = None
+
+    def __post_init__(self) -> None:
+        for what, rows in (("rows_at_once", self.rows_at_once), ("rows_a_pass", self.rows_a_pass)):
+            if rows is not None and (isinstance(rows, bool) or rows != int(rows) or rows < 1):
+                raise ConfigError(f"{what} is {rows!r}; it must be a whole number of rows, at least 1.")

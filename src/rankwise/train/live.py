@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Protocol, final, runtime_checkable
 
 from rankwise.errors import ConfigError, suggest
+from rankwise.shown import printable
 
 WAITING, RUNNING = "waiting", "running"
 """Statuses of a row that is not done; every other one is an end ("finished", "diverged", ...)."""
@@ -202,7 +203,7 @@ class Progress:
 
     def message(self, text: str) -> None:
         """Say something that stays."""
-        self._display.say(text)
+        self._display.say(printable(text))
 
     def go_on(self) -> None:
         """What has been told so far was done earlier, before an interruption: it says nothing of the pace."""

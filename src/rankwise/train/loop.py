@@ -94,7 +94,8 @@ class PackTraining:
         self.steps_an_epoch = -(-self._n // self._batch_size)
         self._started = time.perf_counter()
         self._pack = pack = Pack(model, [member for member, _ in runs], loss, states=states, call=self._feed.call)
-        self._functions = [PerAdapter(loss, "loss"), PerAdapter(metric, "metric")]
+        self._functions = [PerAdapter(loss, "loss", piece=self._batch_size), PerAdapter(metric, "metric")]
+        pack.step_rows = self._feed.rows_a_pass or self._batch_size
         by_name = {member.name: training for member, training in runs}
         names = [member.member.name for member in pack.members]
         trainings = [by_name[name] for name in names]

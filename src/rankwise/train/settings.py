@@ -9,13 +9,16 @@ from rankwise.train.schedules import SCHEDULES
 
 WEIGHTS = ("best", "last")
 
+NO_LR = math.nan
+"""The learning rate of settings that say none: a sweep has its own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """The settings of one run's optimiser, schedule and stopping.
 
     Args:
-        lr: Learning rate.
+        lr: Learning rate; left out where a sweep tries several.
         weight_decay: Decoupled with AdamW, a part of the gradient with SGD.
         optimiser: "adamw" or "sgd".
         betas: AdamW's decay rates of the first and second moment.
@@ -36,7 +39,7 @@ class Training:
         ConfigError: A value is out of its range, or a name is not known.
     """
 
-    lr: float
+    lr: float = NO_LR
     weight_decay: float = 0.0
     optimiser: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)
@@ -53,13 +56,13 @@ class Training:
     weights: str = "best"
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.lr) and self.lr > 0):
+        if self.has_lr and not (math.isfinite(self.lr) and self.lr > 0):
             raise ConfigError(f"The learning rate is {self.lr!r}; it must be a positive number, such as 3e-4.")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ConfigError(f"weight_decay is {self.weight_decay!r}; it must be 0 or a positive number.")
         counts = {name: getattr(self, name) for name in ("batch_size", "epochs", "patience", "horizon")}
         for what, value in counts.items():
-            if value is not None and value < 1:
+            if value is not None and (value < 1 or value != int(value)):
                 raise ConfigError(f"{what} is {value}; it must be a whole number of at least 1.")
         if self.warmup < 0:
             raise ConfigError(f"warmup is {self.warmup}; it must be a whole number of steps, 0 for none.")
@@ -83,3 +86,8 @@ class Training:
         for what, name, known in named:
             if name not in known:
                 raise ConfigError(f'{what} "{name}" is not known; there are {", ".join(known)}.{suggest(name, known)}')
+
+    @property
+    def has_lr(self) -> bool:
+        """Whether a learning rate was given."""
+        return self.lr is not NO_LR

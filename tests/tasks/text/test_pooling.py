@@ -42,7 +42,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options_of(folder: Path, kind: str, task: str, **more: Any) -> TextOptions:
-    settings = {"epochs": 2, "batch_size": 8, "lr": (1e-2,), "ranks": (1, 2), "seeds": (0, 1), "baseline": False, **more}
+    settings = {
+        "epochs": 2,
+        "batch_size": 8,
+        "lr": (1e-2,),
+        "ranks": (1, 2),
+        "seeds": (0, 1),
+        "baseline": False,
+        **more,
+    }
     return TextOptions(model=str(folder / kind), task=task, data=str(folder / f"{task}.jsonl"), **settings)
 
 

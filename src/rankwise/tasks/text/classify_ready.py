@@ -1,13 +1,18 @@
 """The task `classify`: texts with labels. Each adapter has a head of its own, saved with it."""
 
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from rankwise.errors import DataError
+import numpy as np
+
+from rankwise.errors import ConfigError, DataError
+from rankwise.sweeps.floors import majority_class
 from rankwise.sweeps.problem import Splits
 from rankwise.tasks.text.classify import ClassifyData, tokenize_classify
 from rankwise.tasks.text.heads import MeanPooledClassifier
-from rankwise.tasks.text.labels import find_labels
+from rankwise.tasks.text.labels import Labels, find_labels
 from rankwise.tasks.text.losses import CLASSIFY_LOSSES
 from rankwise.tasks.text.metrics import CLASSIFY_METRICS
 from rankwise.tasks.text.models import load_text_model
@@ -16,6 +21,18 @@ from rankwise.tasks.text.pooling import pooled_splits, widened
 from rankwise.tasks.text.ready import SPLITS, Ready, model_options
 from rankwise.tasks.text.splits import Splits as Examples
 from rankwise.tasks.text.tokens import pad_token_of
+from rankwise.tasks.text.trained import read_trained
+
+
+def _check_start(labels: Labels, pooled: bool, folder: Path) -> None:
+    """Refuse an adapter that was trained for other labels, or with another head."""
+    labels.check_same(folder)
+    trained, pooling = read_trained(folder), "mean" if pooled else "model"
+    if trained is not None and trained.pooling not in (None, pooling):
+        raise ConfigError(
+            f"The adapter in {folder} was trained with --pooling {trained.pooling}; give it here too, as its head fits "
+            "no other."
+        )
 
 
 def ready_classify(options: TextOptions, examples: Examples, label_names: Mapping[str, tuple[str, ...]]) -> Ready:
@@ -62,5 +79,10 @@ def ready_classify(options: TextOptions, examples: Examples, label_names: Mappin
         task_type=None if pooled else "SEQ_CLS",
         notes=[*examples.notes, *loaded.notes, *dict.fromkeys(note for part in parts.values() for note in part.notes)],
         beside=labels.save,
-        check_start=labels.check_same,
+        constant=_majority if labels.kind == "one" else None,
+        check_start=partial(_check_start, labels, pooled),
     )
+
+
+def _majority(training: Any, rows: Any) -> np.ndarray:
+    return majority_class(training["labels"], rows["labels"])

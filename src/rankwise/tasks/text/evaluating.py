@@ -1,14 +1,13 @@
 """Figures of a base and its adapters on a file of examples."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rankwise.errors import DataError
 from rankwise.tasks.text.adapted import BASE, Adapted
-from rankwise.tasks.text.batches import as_tensors, trim
+from rankwise.tasks.text.batches import as_tensors
 from rankwise.tasks.text.classify import tokenize_classify
 from rankwise.tasks.text.examples import Plain
 from rankwise.tasks.text.forms import read_examples
@@ -23,11 +22,6 @@ from rankwise.tasks.text.tokens import text_config
 from rankwise.tasks.text.vocabulary import TokenLoss, lean_head, row_loss
 
 Figures = dict[str, float]
-
-TOKENS_AT_ONCE = 1 << 13
-
-NUMBERS_AT_ONCE = 1 << 26
-"""Logits that a pass may give where all are made: 256 MiB in float32."""
 
 SEED = 0
 """Of draws: a sweep's own, so that both use the same test examples."""
@@ -96,9 +90,7 @@ def _classify(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tu
     prepared = tokenize_classify(rows, labels, loaded.tokenizer, loaded.config, "test", adapted.one_way().max_length)
     found: dict[str, Figures] = {}
     for name in names:
-        parts = [(own, outputs.float()) for own, outputs in _passes(adapted, name, prepared.data, loaded.call, 1)]
-        order = torch.cat([own for own, _ in parts]).argsort()
-        outputs = torch.cat([part for _, part in parts])[order]
+        outputs = classifier_outputs(adapted, name, prepared.data)
         loss = CLASSIFY_LOSSES[labels.kind](outputs, prepared.data)
         mean = loss if isinstance(loss, Tensor) else loss[0] / loss[1]
         figures = classify_figures(outputs, prepared.data["labels"], labels.kind)
@@ -117,7 +109,7 @@ def _sft(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tuple[d
         with adapted.acting(name):
             head = lean_head(loaded.model, loaded.call, {key: value[:2].to(device) for key, value in data.items()})
         numbers = 1 if head is not None else text_config(loaded.config).vocab_size
-        for _, outputs in _passes(adapted, name, data, TokenLoss(loaded.call, head), numbers):
+        for _, outputs in outputs_of(adapted, name, data, TokenLoss(loaded.call, head), numbers):
             sums, counts = row_loss(outputs, {})
             total, count = total + float(sums.double().sum()), count + float(counts.sum())
         found[name] = {"loss": total / count, "perplexity": perplexity_of(total / count)}
@@ -148,34 +140,3 @@ def _written(
         written = write_texts(adapted, name, prompts, writing)
         found[name] = score_texts([text.strip() for text in written], references)
     return found, said
-
-
-def _passes(
-    adapted: Adapted,
-    name: str,
-    data: Mapping[str, Tensor],
-    call: Callable[[nn.Module, dict[str, Tensor]], Tensor],
-    numbers: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Run the model over a data set, alike lengths together: places of the rows, and their outputs, on the CPU.
-
-    Args:
-        adapted: The model.
-        name: Which adapter acts.
-        data: The data set.
-        call: (model, batch) -> outputs.
-        numbers: That it makes for each token.
-    """
-    model = adapted.loaded.model
-    device = next(model.parameters()).device
-    lengths = data["attention_mask"].sum(-1)
-    order = lengths.argsort(stable=True)
-    width = data["input_ids"].shape[1]
-    at_once = max(1, min(TOKENS_AT_ONCE, NUMBERS_AT_ONCE // numbers) // width)
-    with adapted.acting(name):
-        for own in order.split(at_once):
-            batch = trim({key: value[own].to(device) for key, value in data.items()})
-            # Not around the whole: a generator would leave gradients off between its values.
-            with torch.no_grad():
-                outputs = call(model, batch)
-            yield own, outputs.cpu()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,6 +40,7 @@ class Ready:
         examples: Split -> how many there are, where they are not the rows of its tensors.
         example: One prepared example, to be shown.
         beside: Writes what belongs beside an adapter into its folder.
+        constant: The metric of each row for the best constant prediction, as in `Problem`; None where there is none.
         check_start: Refuses the folder of an adapter that was trained for something else.
     """
 
@@ -54,6 +56,7 @@ class Ready:
     examples: Mapping[str, int] = field(default_factory=dict[str, int])
     example: str | None = None
     beside: Callable[[Path], object] | None = None
+    constant: Callable[[Data, Data], np.ndarray] | None = None
     check_start: Callable[[Path], object] = lambda folder: None
 
     def checked_start(self, folder: Path) -> Path:

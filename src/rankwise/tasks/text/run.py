@@ -1,6 +1,7 @@
 """`rankwise sweep` and `rankwise train` from options to an experiment."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rankwise.api import baselines, check_model
-from rankwise.experiment import Experiment, find_device
+from rankwise.experiment import Experiment
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.targets import ALL_LINEAR
 from rankwise.report.schema import Results
@@ -30,6 +31,7 @@ from rankwise.tasks.text.sft_ready import ready_sft
 from rankwise.tasks.text.splits import Splits as Examples
 from rankwise.tasks.text.trained import Trained
 from rankwise.train.data import count_rows, pick
+from rankwise.train.device import device_note, find_device
 from rankwise.train.live import Progress
 from rankwise.train.settings import Training
 
@@ -54,7 +56,9 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
     Raises:
         RankwiseError: Something in the options or the data can't be used.
     """
-    find_device(options.device)
+    device = find_device(options.device)
+    chosen = device_note(options.device, device)
+    options = replace(options, device=str(device))
     where = TextData(
         data=options.data,
         validation=options.validation,
@@ -76,7 +80,7 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         silence_dropout(ready.loaded.model)
     if options.gradient_checkpointing:
         _checkpoint(ready.loaded.model)
-    for line in [*notes, *([ready.example] if ready.example else [])]:
+    for line in [*chosen, *notes, *([ready.example] if ready.example else [])]:
         progress.message(line)
     problem = Problem(
         splits={DATA: ready.splits, **_search_splits(options, ready.splits)},
@@ -85,6 +89,7 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         metric_name=ready.metric_name,
         higher_is_better=ready.higher_is_better,
         feed=ready.feed(options.rows_a_pass),
+        constant=ready.constant,
     )
     return Experiment(
         task=options.task,
@@ -98,6 +103,8 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         search=Search(data=SEARCH, rungs=options.search_rungs) if SEARCH in problem.splits else None,
         widen=options.widen,
         tolerance=options.tolerance,
+        confidence=options.confidence,
+        strict=options.strict,
         notes=notes,
         beside=partial(_beside, options, ready),
     )
