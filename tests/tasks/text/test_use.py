@@ -84,7 +84,7 @@ def test_the_metric_is_the_sweeps(place: Path, capsys: pytest.CaptureFixture[str
     folder, out = adapter(place, "classify"), tmp_path / "figures.json"
     assert main(["evaluate", str(folder), "--data", str(place / "labelled.jsonl"), "--out", str(out)]) == 0
     figures = json.loads(out.read_text())["figures"]
-    assert list(figures) == [folder.name], "the head of the base is not trained"
+    assert list(figures) == ["majority class", folder.name], "the head of the base is not trained"
     model = loaded_for(place, "classify")
     rows = [json.loads(line) for line in (place / "labelled.jsonl").read_text().splitlines()]
     right = 0

@@ -38,6 +38,7 @@ class Adapted:
         ways: How each of them makes tokens of examples; of the base alone, its one way.
         max_length: The most tokens of a prompt with its answer, where they are written; None takes the model's context.
         notes: What the user should be told.
+        folders: Where the adapters lie, in order.
     """
 
     loaded: TextModel
@@ -47,6 +48,7 @@ class Adapted:
     ways: tuple[SftOptions, ...]
     max_length: int | None
     notes: tuple[str, ...]
+    folders: tuple[Path, ...] = ()
 
     def way(self, name: str) -> SftOptions:
         """How one adapter makes tokens of examples; the base does as the first adapter."""
@@ -133,7 +135,7 @@ def load_adapted(folders: Sequence[Path], options: UseOptions, *, rounded: bool 
         notes += (
             f"The adapters were taught prompts in different ways; each is asked in its own, the base as {names[0]}.",
         )
-    return Adapted(loaded, task, labels, names, ways, options.max_length, notes)
+    return Adapted(loaded, task, labels, names, ways, options.max_length, notes, tuple(folders))
 
 
 def _inside(i: int) -> str:

@@ -6,18 +6,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rankwise.api import baselines, check_model
+from rankwise.api import check_model
 from rankwise.experiment import Experiment
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.targets import ALL_LINEAR
 from rankwise.report.schema import Results
 from rankwise.streams import stream
+from rankwise.sweeps.baselines import baselines
 from rankwise.sweeps.grid import Candidate
+from rankwise.sweeps.owned import TRAINED_ON
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, Swept
-from rankwise.sweeps.stages import Search
+from rankwise.sweeps.stage import Search
 from rankwise.sweeps.starting import candidate_from
 from rankwise.tasks.text.card import write_card
 from rankwise.tasks.text.card_facts import facts_of
@@ -27,6 +30,7 @@ from rankwise.tasks.text.heads import MeanPooledClassifier
 from rankwise.tasks.text.loading import TextData, load_examples
 from rankwise.tasks.text.options import TextOptions
 from rankwise.tasks.text.ready import Ready
+from rankwise.tasks.text.seen import checksums, run_of, write_seen
 from rankwise.tasks.text.sft_ready import ready_sft
 from rankwise.tasks.text.splits import Splits as Examples
 from rankwise.tasks.text.trained import Trained
@@ -73,7 +77,9 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         limit_validation=options.limit_validation,
         limit_test=options.limit_test,
     )
-    ready = TASKS[options.task](options, *load_examples(where, options.task))
+    examples, label_names = load_examples(where, options.task)
+    inputs = checksums(examples.train)
+    ready = TASKS[options.task](options, examples, label_names)
     check_model(ready.loaded.model, mend="leave --dtype out, or give --device cuda")
     notes = [*ready.notes, *_quantised(options, ready)]
     if not options.base_dropout:
@@ -95,23 +101,25 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         task=options.task,
         model=ready.loaded.model,
         candidates=candidates_of(options, ready),
-        seeds=options.seeds,
+        seeds=options.seed_list,
         problem=problem,
         base_name=options.model,
         base_has_metric=not ready.loaded.new_head,
         rungs=options.rungs or (),
         search=Search(data=SEARCH, rungs=options.search_rungs) if SEARCH in problem.splits else None,
         widen=options.widen,
-        tolerance=options.tolerance,
-        confidence=options.confidence,
-        strict=options.strict,
+        deciding=options.deciding,
         notes=notes,
-        beside=partial(_beside, options, ready),
+        beside=partial(_beside, options, ready, inputs),
     )
 
 
-def _beside(options: TextOptions, ready: Ready, folder: Path, run: Run, results: Results, swept: Swept) -> None:
-    """Write labels or the way prompts are written, what else it was trained with, and the model card."""
+def _beside(
+    options: TextOptions, ready: Ready, inputs: np.ndarray, folder: Path, run: Run, results: Results, swept: Swept
+) -> None:
+    """Write labels or the way prompts are written, what else it was trained with, and the model card; and for all runs
+    together the checksums of what they were trained on.
+    """
     if ready.beside is not None:
         ready.beside(folder)
     classifier = options.task == "classify"
@@ -122,6 +130,8 @@ def _beside(options: TextOptions, ready: Ready, folder: Path, run: Run, results:
         pooling=pooling if classifier else None,
         quantize=options.quantize,
     ).save(folder)
+    if not (run_of(folder) / TRAINED_ON).exists():
+        write_seen(run_of(folder), inputs)
     write_card(facts_of(folder, run, results, swept, options, ready), folder)
 
 
