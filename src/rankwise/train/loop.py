@@ -260,6 +260,8 @@ class PackTraining:
         vectors["loss.total"] = self._total
         tensors |= {f"vector/{key}": value.detach().cpu().clone() for key, value in vectors.items()}
         plain = {"names": list(names), "epoch": self.epoch, "steps": pack.steps, "seconds": self._seconds()}
+        # What decides how many rows an evaluation passes at once, and so its last bits.
+        plain["evaluation_bytes"] = dict(pack.evaluation_bytes)
         return TrainingState(tensors, plain)
 
     def restore(self, state: TrainingState) -> None:
@@ -286,6 +288,7 @@ class PackTraining:
         if self._crossfit is not None:
             self._crossfit.load_state(of["crossfit"])
         self._total = of["loss"]["total"].to(self._total)
+        self._pack.evaluation_bytes.update(state.plain["evaluation_bytes"])
         self.epoch = state.plain["epoch"]
         self._started = time.perf_counter() - state.plain["seconds"]
 
