@@ -5,12 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rankwise.errors import ConfigError, DataError
-from rankwise.sweeps.floors import majority_class
 from rankwise.sweeps.problem import Splits
 from rankwise.tasks.text.classify import ClassifyData, tokenize_classify
+from rankwise.tasks.text.floors import constant_rows
 from rankwise.tasks.text.heads import MeanPooledClassifier
 from rankwise.tasks.text.labels import Labels, find_labels
 from rankwise.tasks.text.losses import CLASSIFY_LOSSES
@@ -79,10 +77,6 @@ def ready_classify(options: TextOptions, examples: Examples, label_names: Mappin
         task_type=None if pooled else "SEQ_CLS",
         notes=[*examples.notes, *loaded.notes, *dict.fromkeys(note for part in parts.values() for note in part.notes)],
         beside=labels.save,
-        constant=_majority if labels.kind == "one" else None,
+        constant=partial(constant_rows, labels),
         check_start=partial(_check_start, labels, pooled),
     )
-
-
-def _majority(training: Any, rows: Any) -> np.ndarray:
-    return majority_class(training["labels"], rows["labels"])
