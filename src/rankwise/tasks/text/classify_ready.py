@@ -9,7 +9,7 @@ from rankwise.errors import ConfigError, DataError
 from rankwise.sweeps.problem import Splits
 from rankwise.tasks.text.classify import ClassifyData, tokenize_classify
 from rankwise.tasks.text.floors import constant_rows
-from rankwise.tasks.text.heads import MeanPooledClassifier
+from rankwise.tasks.text.heads import MeanPooledClassifier, begin_at
 from rankwise.tasks.text.labels import Labels, find_labels
 from rankwise.tasks.text.losses import CLASSIFY_LOSSES
 from rankwise.tasks.text.metrics import CLASSIFY_METRICS
@@ -64,6 +64,8 @@ def ready_classify(options: TextOptions, examples: Examples, label_names: Mappin
     if options.validation is None:
         inputs = [example.source for example in (*examples.train, *examples.validation)]
         splits = pooled_splits(**tensors, inputs=inputs)
+    if labels.kind == "number" and loaded.new_head:
+        begin_at(loaded.model, loaded.new_head, float(parts["train"].data["labels"].median()))
     metric = CLASSIFY_METRICS[labels.kind]
     pooled = isinstance(loaded.model, MeanPooledClassifier)
     return Ready(
