@@ -150,3 +150,15 @@ def test_what_is_mixed_up_most_often_comes_first() -> None:
     labels = Labels("one", ("a", "b", "c"))
     assert most_confused(counts, labels) == [("a", "c", 3), ("c", "a", 2), ("a", "b", 1)]
     assert most_confused(torch.eye(3), labels) == []
+
+
+def test_inspect_names_the_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = json.loads((place / "run" / "results.json").read_text())
+    (row,) = results["runs"]
+    capsys.readouterr()
+    assert main(["inspect", str(adapter_of(place)), "--json"]) == 0
+    run = json.loads(capsys.readouterr().out)["run"]
+    assert (run["name"], run["lr"], run["metric"]) == (row["name"], row["lr"], row["metric"])
+    assert run["training_examples"] == 30
+    assert main(["inspect", str(adapter_of(place))]) == 0
+    assert f"seed {row['seed']}, 30 examples, finished, test accuracy" in " ".join(capsys.readouterr().out.split())
