@@ -1,12 +1,13 @@
 """`rankwise digits`."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from rankwise.cli.app import HOW, app
 from rankwise.cli.training import How, train
-from rankwise.tasks.flags import listed
+from rankwise.sweeps.deciding import Deciding
+from rankwise.tasks.flags import DECIDING, listed
 from rankwise.tasks.options import DigitsOptions, parse_numbers, parse_rates, parse_seeds
 
 if TYPE_CHECKING:
@@ -31,9 +32,7 @@ def digits(
     baseline_lr: Annotated[tuple[float, ...] | None, listed(parse_rates)] = None,
     alpha: float | None = None,
     rungs: Annotated[tuple[int, ...] | None, listed(parse_numbers)] = None,
-    tolerance: str | None = None,
-    confidence: float = 0.95,
-    strict: bool = False,
+    deciding: Annotated[Deciding | None, Parameter(name="*", group=DECIDING)] = None,
     device: Annotated[str, Parameter(group=HOW)] = "auto",
     how: How | None = None,
 ) -> int:
@@ -47,7 +46,7 @@ def digits(
     ranks:
         LoRA ranks: 1,2,4 or a range, 1:64:x2 (1, 2, 4, ... 64). [default: 1:64:x2]
     seeds:
-        How many seeds, or a list of them: 3, or 0,7. [default: 5]
+        How many seeds, or a list of them: 3, or 0,7; of the adaptive plan at the most. [default: 16; of a grid 3]
     protocol:
         "right": equal budgets, learning rates chosen on validation data. "published": the notebook's own settings.
     data:
@@ -65,18 +64,11 @@ def digits(
     rungs:
         Epochs after which the worse half of each configuration's learning rates leaves, and ranks that a smaller one
         clearly beats: 4,12. [default: none; all train to their end]
-    tolerance:
-        How much worse than full fine-tuning is good enough: "1%", "0.5 points", or 0.02 as a share of all images.
-        [default: 1% of its accuracy, and at most 5% of its gain over the base]
-    confidence:
-        Probability at which a rank counts as shown to lie within the tolerance.
-    strict:
-        Test ranks from the largest down and stop at the first that fails.
     device:
         Where to compute: cpu, cuda, cuda:1, mps; auto takes CUDA, then MPS (untested), then the CPU.
     """
     how = how or How()
-    given = {"ranks": ranks, "seeds": seeds}
+    given: dict[str, Any] = {"ranks": ranks, "deciding": deciding}
     options = DigitsOptions(
         protocol=protocol,
         data=data,
@@ -86,9 +78,7 @@ def digits(
         baseline_lr=baseline_lr,
         alpha=alpha,
         rungs=rungs,
-        tolerance=tolerance,
-        confidence=confidence,
-        strict=strict,
+        seeds=seeds,
         device=device,
         **{key: value for key, value in given.items() if value is not None},
     )
