@@ -10,7 +10,7 @@ from typing import Any
 from rankwise.errors import ConfigError, suggest
 from rankwise.shown import csv_cell, json_line
 from rankwise.tasks.text.examples import Labelled
-from rankwise.tasks.text.predicting import Prediction
+from rankwise.tasks.text.prediction import Prediction
 from rankwise.writing import replacing
 
 FORMATS = ("csv", "jsonl")
