@@ -21,9 +21,10 @@ def predictions_of(outputs: Float[Tensor, "rows C"], labels: Labels) -> list[Pre
     """Turn logits into labels with probabilities: softmax where a text has one label, sigmoid where several.
 
     Examples:
-        >>> predictions_of(torch.tensor([[0.0, 0.0, -30.0]]), Labels("one", ("a", "b", "c")))[0].probability
+        >>> from torch import tensor
+        >>> predictions_of(tensor([[0.0, 0.0, -30.0]]), Labels("one", ("a", "b", "c")))[0].probability
         0.5
-        >>> predictions_of(torch.tensor([[9.0, 9.0]]), Labels("several", ("a", "b")))[0].label
+        >>> predictions_of(tensor([[9.0, 9.0]]), Labels("several", ("a", "b")))[0].label
         ('a', 'b')
     """
     if labels.kind == "number":
