@@ -37,7 +37,7 @@ from rankwise.sweeps.record import Results, make_results
 from rankwise.sweeps.rule import Rule
 from rankwise.sweeps.same_problem import check_measured, first_loss, write_measured
 from rankwise.sweeps.stage import Search
-from rankwise.sweeps.stages import Stages, merged_edges
+from rankwise.sweeps.stages import Stages, mark_edges
 from rankwise.train.checkpoints import Every
 from rankwise.train.data import count_rows
 from rankwise.train.live import Progress
@@ -342,7 +342,7 @@ def carry_out(
         path=found.path,
         adapters=folders if place else {},
     )
-    merged_edges(found.edges, results["configurations"])
+    mark_edges(found.edges, experiment.candidates, results["configurations"])
     if place is None:
         return results, swept, []
     with interrupts_ignored():

@@ -111,7 +111,7 @@ def make_results(
         "relative_to": None if relative_to is None else dict(relative_to),
         "notes": [*swept.notes, *_notes(swept), *untold],
         # An interrupted sweep has not seen all it was to choose from.
-        "answer": _answer(answer, rule, chosen, tests, swept, adapters, problem, labels)
+        "answer": _answer(answer, rule, path, chosen, tests, swept, adapters, problem, labels)
         if answer and swept.complete
         else None,
     }
@@ -249,6 +249,7 @@ def _notes(swept: Swept) -> list[str]:
 def _answer(
     answer: Answer,
     rule: Rule,
+    path: Sequence[str] | None,
     chosen: Sequence[Configuration],
     tests: Mapping[str, np.ndarray],
     swept: Swept,
@@ -295,5 +296,5 @@ def _answer(
         "detectable_difference": answer.detectable_difference,
         "separable": answer.verdict == "shown",
         "more_seeds_needed": answer.more_seeds_needed,
-        "reason": reason(answer, labels, answer.smaller, tolerance_words, strict=rule.strict),
+        "reason": reason(answer, labels, answer.smaller, tolerance_words, strict=rule.strict or path is not None),
     }
