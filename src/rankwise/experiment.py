@@ -285,6 +285,8 @@ def carry_out(
     tests = {problem.metric_name: splits.test, **problem.other_tests}
     base_metrics = {name: measure_base(model, problem, data) for name, data in tests.items()}
     floors = measured_floors(model, problem, which)
+    if not experiment.base_has_metric:
+        floors = replace(floors, base=lambda rows: None)
     on_validation = measure_base(model, problem, splits.validation)
     if not all(map(math.isfinite, [*base_metrics.values(), on_validation])):
         raise ConfigError(

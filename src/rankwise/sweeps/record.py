@@ -12,6 +12,7 @@ from rankwise.sweeps.problem import Problem, Run, Swept
 from rankwise.sweeps.reason import reason
 from rankwise.sweeps.rule import Rule
 from rankwise.sweeps.statistics import interval, ratio_interval
+from rankwise.sweeps.wording import floor_words
 
 FORMAT = "rankwise-results-2"
 
@@ -257,7 +258,11 @@ def _answer(
     labels: Mapping[str, str],
 ) -> dict[str, Any]:
     higher_is_better = problem.higher_is_better
-    tolerance_words = rule.tolerance.words(labels[answer.reference], problem.metric_name)
+    tolerance_words = rule.tolerance.words(
+        labels[answer.reference],
+        problem.metric_name,
+        floor_words(answer.floor, higher_is_better=problem.higher_is_better),
+    )
     by_name = {c.name: c for c in chosen}
     c, reference = by_name.get(answer.name), by_name[answer.reference]
     best = None
