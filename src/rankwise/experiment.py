@@ -33,6 +33,7 @@ from rankwise.sweeps.directory import (
     read_begun,
     write_run,
 )
+from rankwise.sweeps.fitting import Probes
 from rankwise.sweeps.grid import Candidate, runs_of
 from rankwise.sweeps.measure import measure_base
 from rankwise.sweeps.plan import fingerprint
@@ -169,6 +170,8 @@ class Experiment:
     tolerance: float | None = None
     notes: Sequence[str] = ()
     beside: Callable[[Path, Run, Results, Swept], object] | None = None
+    probes: Probes = field(default_factory=Probes)
+    """What steps take in memory, once it is measured: for a forecast, or for the run itself."""
 
     def check(self) -> None:
         """Find what each candidate trains in the model, and whether there can be intervals; to be called before
@@ -201,6 +204,7 @@ class Experiment:
             checkpoints=None if place is None else place.kept,
             every=None if place is None else place.every,
             resume=place is not None and place.resume,
+            probes=self.probes,
         )
 
 

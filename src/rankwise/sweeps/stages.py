@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from rankwise.sweeps.configurations import RunScore, by_configuration, choose_learning_rates
+from rankwise.sweeps.fitting import Probes
 from rankwise.sweeps.grid import Candidate, runs_of, wider
 from rankwise.sweeps.plan import FILE as PLAN
 from rankwise.sweeps.problem import Problem, Run, Swept
@@ -89,6 +90,7 @@ class Stages:
         checkpoints: A folder for plans and checkpoints; None to keep nothing.
         every: How often a checkpoint is written.
         resume: Whether to go on with what is in the folder.
+        probes: What steps take in memory, as far as it was measured before.
     """
 
     model: nn.Module
@@ -102,6 +104,7 @@ class Stages:
     checkpoints: Path | None = None
     every: Every | None = None
     resume: bool = False
+    probes: Probes = field(default_factory=Probes)
     _stage: int = 0
 
     def run(self) -> Found:
@@ -185,6 +188,7 @@ class Stages:
             # A later stage may not have begun.
             resume=self.resume and folder is not None and (self._stage == 1 or (folder / PLAN).exists()),
             tests=tests,
+            probes=self.probes,
         )
 
 

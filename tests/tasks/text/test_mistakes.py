@@ -1,6 +1,7 @@
 """What can be wrong with a model or its examples, met as a user meets it: one clear line, or handled and said."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -179,5 +180,5 @@ def test_memory_and_time_are_said_beforehand(place: Path, tmp_path: Path, capsys
     said = " ".join("".join(capsys.readouterr()).split())
     before, _, after = said.partition("It will take at the most ")
     assert "Training" not in before
-    assert " MiB, the base's 0.1 included, and about " in after
+    assert re.search(r" MiB, the base's 0\.1 and the program's [0-9.,]+ included, and about ", after)
     assert "learning rates, tried where" not in after, "there is one rate"
