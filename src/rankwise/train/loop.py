@@ -130,7 +130,14 @@ class PackTraining:
         count_rows(validation, "validation")
         self.steps_an_epoch = -(-self._n // self._batch_size)
         self._started = time.perf_counter()
-        self._pack = pack = Pack(model, [member for member, _ in runs], loss, states=states, call=self._feed.call)
+        self._pack = pack = Pack(
+            model,
+            [member for member, _ in runs],
+            loss,
+            states=states,
+            call=self._feed.call,
+            precision=self._feed.precision,
+        )
         self._functions = [PerAdapter(loss, "loss"), PerAdapter(metric, "metric")]
         by_name = {member.name: training for member, training in runs}
         names = [member.member.name for member in pack.members]

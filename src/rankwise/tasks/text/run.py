@@ -33,6 +33,7 @@ from rankwise.tasks.text.trained import Trained
 from rankwise.train.data import count_rows, pick
 from rankwise.train.device import device_note, find_device
 from rankwise.train.live import Progress
+from rankwise.train.precision import choose_precision, precision_note
 from rankwise.train.settings import Training
 
 TASKS: dict[str, Callable[[TextOptions, Examples, Mapping[str, tuple[str, ...]]], Ready]] = {
@@ -57,6 +58,7 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         RankwiseError: Something in the options or the data can't be used.
     """
     device = find_device(options.device)
+    precision = choose_precision(options.precision, options.dtype, device)
     chosen = device_note(options.device, device)
     options = replace(options, device=str(device))
     where = TextData(
@@ -74,7 +76,8 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         limit_test=options.limit_test,
     )
     ready = TASKS[options.task](options, *load_examples(where, options.task))
-    check_model(ready.loaded.model, mend="leave --dtype out, or give --device cuda")
+    check_model(ready.loaded.model, mend="give --dtype bfloat16, or leave --dtype out")
+    chosen += precision_note(options.precision, precision, ready.loaded.model, device)
     notes = [*ready.notes, *_quantised(options, ready)]
     if not options.base_dropout:
         silence_dropout(ready.loaded.model)
@@ -88,7 +91,7 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         metric=ready.metric,
         metric_name=ready.metric_name,
         higher_is_better=ready.higher_is_better,
-        feed=ready.feed(options.rows_a_pass),
+        feed=replace(ready.feed(options.rows_a_pass), precision=precision),
     )
     return Experiment(
         task=options.task,
