@@ -24,7 +24,7 @@ from rankwise.pack.noise import Draws, Noise, answered
 from rankwise.pack.probe import coarsest, refuse_mixed_rows, same
 from rankwise.pack.resolved import Resolved
 from rankwise.pack.store import Store
-from rankwise.pack.trace import DOOR, Branch, Trace, find_branch, find_without_rows, trace
+from rankwise.pack.trace import DOOR, Branch, Trace, find_branch, find_without_rows, has_no_rows, trace
 
 Call = Callable[[nn.Module, Batch], Tensor]
 """How a model is run on a batch."""
@@ -144,8 +144,7 @@ class Running:
         def call(x: Tensor, *rest: Any, **named: Any) -> Tensor:
             # Looked up at every call: adapters that leave the pack leave its layers.
             layer = self._layers[name]
-            # After a layer like this one, the input has rows.
-            if self._without_rows.get(name) == x.shape:
+            if has_no_rows(x, self._without_rows.get(name), len(self) * self._rows):
                 return called_without_rows(layer, x, self._groups, self._rows, noise, *rest, **named)
             return layer(x, self._groups, shared, noise, *rest, **named)
 

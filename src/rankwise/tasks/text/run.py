@@ -79,6 +79,8 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
     check_model(ready.loaded.model, mend="give --dtype bfloat16, or leave --dtype out")
     chosen += precision_note(options.precision, precision, ready.loaded.model, device)
     notes = [*ready.notes, *_quantised(options, ready)]
+    if precision != "float32":
+        notes.append("Products of linear layers ran in bfloat16, all else in float32 (--precision bf16).")
     if not options.base_dropout:
         silence_dropout(ready.loaded.model)
     if options.gradient_checkpointing:
