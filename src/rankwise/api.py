@@ -298,22 +298,18 @@ def check_model(model: nn.Module, *, mend: str = "convert it first: model.float(
 
     Args:
         model: The model.
-        mend: What its user does about half precision on a CPU.
+        mend: What its user does about float16 on a CPU.
 
     Raises:
-        ConfigError: It has no parameters, or is in half precision on a CPU.
+        ConfigError: It has no parameters, or is in float16 on a CPU.
     """
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is None:
         raise ConfigError(f"The {type(model).__name__} has no parameters to adapt.")
     if any(p.is_inference() for p in model.parameters()):
         raise ConfigError("The model was made inside torch.inference_mode(), so it can't be trained; make it outside.")
-    if parameter.device.type == "cpu" and parameter.dtype in (torch.float16, torch.bfloat16):
-        kind = str(parameter.dtype).removeprefix("torch.")
-        raise ConfigError(
-            f"The model is in {kind} on the CPU, where training in half precision is slow and loses small updates; "
-            f"{mend}."
-        )
+    if parameter.device.type == "cpu" and parameter.dtype == torch.float16:
+        raise ConfigError(f"The model is in float16 on the CPU, where float16 is slow and its sums overflow; {mend}.")
 
 
 def _splits(train: Any, validation: Any, test: Any, device: torch.device) -> tuple[Splits, list[str]]:

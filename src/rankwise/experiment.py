@@ -26,6 +26,7 @@ from rankwise.sweeps.answer import Floors
 from rankwise.sweeps.auto import Auto
 from rankwise.sweeps.deciding import Deciding
 from rankwise.sweeps.directory import begin_run, end_run, held, read_begun, write_run
+from rankwise.sweeps.fitting import Probes
 from rankwise.sweeps.floors import measured_floors
 from rankwise.sweeps.grid import Candidate, runs_of
 from rankwise.sweeps.measure import measure_base
@@ -165,6 +166,8 @@ class Experiment:
     deciding: Deciding = field(default_factory=lambda: Deciding(plan="grid"))
     notes: Sequence[str] = ()
     beside: Callable[[Path, Run, Results, Swept], object] | None = None
+    probes: Probes = field(default_factory=Probes)
+    """What steps take in memory, once it is measured: for a forecast, or for the run itself."""
 
     def __post_init__(self) -> None:
         rotate = self.can_rotate and self.deciding.rotates(len(self.seeds))
@@ -228,6 +231,7 @@ class Experiment:
             checkpoints=None if place is None else place.kept,
             every=None if place is None else place.every,
             resume=place is not None and place.resume,
+            probes=self.probes,
         )
 
 

@@ -153,7 +153,8 @@ def _need(found: "Forecast") -> str:
     from rankwise.report.numbers import duration, mebibytes
 
     peak, base = mebibytes(found.peak_bytes), mebibytes(found.base_bytes)
-    return f"at the most {peak} MiB, the base's {base} included, and about {duration(found.seconds)}"
+    program = f" and the program's {mebibytes(found.program_bytes)}" if found.program_bytes else ""
+    return f"at the most {peak} MiB, the base's {base}{program} included, and about {duration(found.seconds)}"
 
 
 def _foretell(how: How, make: "Maker") -> int:

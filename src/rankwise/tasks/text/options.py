@@ -126,7 +126,10 @@ class TextOptions:
         chat_template: A template for a tokenizer without one: a file, or Jinja text.
         separator: What stands between prompt and completion; \\n is a new line, \\t a tab.
         join: Join short examples to full rows, without attention from one to another.
-        dtype: Numbers of the base: float32, bfloat16 or float16 (the last two on a GPU).
+        dtype: The type that the base is loaded in: float32, bfloat16 or float16 (the last on a GPU). A base in half
+            precision computes in it, whatever --precision is.
+        precision: How a float32 base computes: float32, or bf16 (products of linear layers in bfloat16, all else in
+            float32). auto takes bf16 on CUDA devices that have it, else float32.
         quantize: Keep the linear layers of the base in 8 bits (int8) or 4 (nf4), without full fine-tuning. [default:
             as they are]
         device: Where to compute: cpu, cuda, cuda:1, mps; auto takes CUDA, then MPS (untested), then the CPU.
@@ -192,6 +195,7 @@ class TextOptions:
     join: Annotated[bool, Parameter(group=TEXTS, negative="", show_default=False)] = False
 
     dtype: Annotated[str, Parameter(group=BASE)] = "float32"
+    precision: Annotated[str, Parameter(group=BASE)] = "auto"
     quantize: Annotated[str | None, Parameter(group=BASE)] = None
     device: Annotated[str, Parameter(group=BASE)] = "auto"
     attention: Annotated[str | None, Parameter(group=BASE)] = None

@@ -31,7 +31,7 @@ class UseOptions:
         chat: Write prompts as a conversation by the model's chat template. [default: as in training]
         chat_template: A template for a tokenizer without one: a file, or Jinja text. [default: as in training]
         separator: What stands between prompt and answer; \\n is a new line, \\t a tab. [default: as in training]
-        dtype: Numbers of the base: float32, bfloat16 or float16 (the last two on a GPU).
+        dtype: Numbers of the base: float32, bfloat16 or float16.
         quantize: Keep the linear layers of the base in 8 bits (int8) or 4 (nf4), or as they are (none). [default: as in
             training; of merge, as they are]
         device: Where to compute: cpu, cuda, cuda:1, mps; auto takes CUDA, then MPS (untested), then the CPU.
