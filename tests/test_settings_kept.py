@@ -94,10 +94,10 @@ def test_the_same_problem_is_resumed(stopped: Path) -> None:
 @pytest.mark.parametrize(
     ("base", "changed", "message"),
     [
-        (nn.ReLU, {}, "The base's loss is .* now, and was .* when it began"),
-        (nn.Tanh, {"loss": smooth_loss}, "The base's loss is"),
-        (nn.Tanh, {"call": lambda model, batch: model(batch[0]) * 2}, "The base's loss is"),
-        (nn.Tanh, {"metric": lambda outputs, batch: outputs[:, 0]}, "The base's metric is"),
+        (nn.ReLU, {}, "The base's loss on the first rows is .* now, and was .* when it began"),
+        (nn.Tanh, {"loss": smooth_loss}, "The base's loss on"),
+        (nn.Tanh, {"call": lambda model, batch: model(batch[0]) * 2}, "The base's loss on"),
+        (nn.Tanh, {"metric": lambda outputs, batch: outputs[:, 0]}, "The base's validation metric is"),
         (nn.Tanh, {"rungs": [1]}, r"can't be resumed with the rungs \[1\]; it began with \[\]"),
     ],
 )

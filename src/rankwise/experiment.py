@@ -34,7 +34,7 @@ from rankwise.sweeps.owned import UNFINISHED
 from rankwise.sweeps.plan import fingerprint
 from rankwise.sweeps.problem import DATA, Problem, Run, Swept
 from rankwise.sweeps.record import Results, make_results
-from rankwise.sweeps.same_problem import check_measured, first_loss, write_measured
+from rankwise.sweeps.same_problem import LOSS, check_measured, first_loss, write_measured
 from rankwise.sweeps.stages import Search, Stages, merged_edges
 from rankwise.train.checkpoints import Every
 from rankwise.train.data import count_rows, tensors_of
@@ -258,7 +258,8 @@ def carry_out(
             "be a number on every row of the validation and test data."
         )
     if place is not None:
-        measured = {"loss": first_loss(model, problem, splits), **base_metrics, "validation metric": on_validation}
+        measured = {LOSS: first_loss(model, problem, splits), "validation metric": on_validation}
+        measured |= {f"test {name}": value for name, value in base_metrics.items()}
         (check_measured if place.resume else write_measured)(place.kept, model, measured)
     before = fingerprint(model.state_dict())
     found = experiment.stages(progress, place).run()
