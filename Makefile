@@ -1,24 +1,33 @@
 # Everything runs in .venv, made here; all that is needed is Python, pip and make.
 #   make demo        the digits experiment: table, figures and page in runs/demo
 #   make test        the tests without the slow ones
-#   make test-full   all tests
+#   make test-full   all tests, and the cases
+#   make cases       every script of ../shared/cases, where that folder is
 #   make check       format, lint, types
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
+# Tests run in processes with one thread each: on two cores that is faster than two threads, and sums have one order.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+CASES ?= ../shared/cases
 
-.PHONY: demo test test-full check format clean
+.PHONY: demo test test-full cases check format clean
 
 demo: .venv/.installed
 	$(BIN)/rankwise digits --out runs/demo --overwrite
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 test-full: .venv/.installed-full
-	$(BIN)/python -m pytest -q -m ""
+	$(PYTEST) -m ""
+	$(BIN)/python tests/run_cases.py $(CASES)
+
+cases: .venv/.installed-full
+	$(BIN)/python tests/run_cases.py $(CASES)
 
 check: .venv/.installed-dev
 	$(BIN)/ruff format --check

@@ -157,7 +157,7 @@ def members_of(part: Part, ready: Ready, ranks: Sequence[int]) -> list[Member]:
 def ours(part: Part, ready: Ready, ranks: Sequence[int], states: Mapping[str, State]) -> Train:
     """Train a pack, an epoch."""
     feed = ready.feed(None)
-    in_order = replace(feed, order=lambda data, seeds, epoch, size: as_given(data).expand(len(seeds), -1))
+    in_order = replace(feed, order=lambda data, seeds, epoch, size, rows: as_given(data).expand(len(seeds), -1))
     setting = Training(lr=part.lr, clip=1.0, batch_size=part.rows, epochs=1, weights="last")
     training = PackTraining(
         ready.loaded.model,

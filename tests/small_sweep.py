@@ -11,10 +11,12 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.sweeps.problem import Problem, Run, Splits, Swept
 from rankwise.sweeps.record import Results, make_results
+from rankwise.sweeps.rule import Rule, parse_tolerance
 from rankwise.sweeps.run import run_sweep
 from rankwise.train.live import progress
-from rankwise.train.loop import PackTraining, TrainingState
+from rankwise.train.loop import PackTraining
 from rankwise.train.settings import Training
+from rankwise.train.state import TrainingState
 
 
 def small_model() -> nn.Sequential:
@@ -63,7 +65,7 @@ def swept(runs: Sequence[Run], problem: Problem | None = None) -> Swept:
     return run_sweep(small_model(), runs, problem or small_problem(), progress("quiet"))
 
 
-def results_of(found: Swept, **given: Any) -> Results:
+def results_of(found: Swept, tolerance: str | float | None = None, **given: Any) -> Results:
     about = {
         "task": "test",
         "command": "rankwise test",
@@ -78,7 +80,8 @@ def results_of(found: Swept, **given: Any) -> Results:
     }
     about |= {"published": None, "grid": {}}
     base = {"name": "base", "sha256": "0" * 64, "parameters": 83, "metric": 0.3}
-    return make_results(found, small_problem(), base=base, about=about, adapters={}, **given)
+    rule = Rule(parse_tolerance(tolerance, True), True)
+    return make_results(found, small_problem(), rule, base=base, about=about, adapters={}, **given)
 
 
 def same_when_gone_on_with(training: Callable[[], PackTraining], state: TrainingState) -> dict[str, Tensor]:

@@ -56,7 +56,7 @@ ORDER = [
 ]
 """Groups in the direction of imports (docs/design.md): a file may import its own group and what stands above."""
 
-DOORS = {"": "api", "lora": "lora.named", "__main__": "cli"}
+DOORS = {"": "tasks", "lora": "lora.named", "__main__": "cli"}
 """Files outside the groups, and the last group each may import: they only hand on names."""
 
 MOST_LINES = 400

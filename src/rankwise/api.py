@@ -24,11 +24,13 @@ from rankwise.report.table import markdown_table
 from rankwise.sweeps.adapters import put_on
 from rankwise.sweeps.caching import cached
 from rankwise.sweeps.directory import can_resume
+from rankwise.sweeps.given import as_counts, as_list, as_rates, trained_whole
 from rankwise.sweeps.grid import BASELINE_SHARE, HEAD_TIMES, LORA_LRS, Candidate, modules_with_parameters
 from rankwise.sweeps.naming import names_of
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, Swept
 from rankwise.sweeps.starting import candidate_from
 from rankwise.train.checkpoints import Every
+from rankwise.train.cuts import pooled
 from rankwise.train.data import Data
 from rankwise.train.feed import ROWS_AT_ONCE, Feed
 from rankwise.train.live import progress as shown_by
@@ -93,7 +95,7 @@ class Sweep:
                 raise ConfigError("The sweep has no answer; name one of its runs.")
             own = [c for c in self.results["configurations"] if c["name"] == self.answer["name"]]
             sign = 1 if self.results["metric"]["higher_is_better"] else -1
-            scores = {run: self.swept.scores[run].validation.mean() for run in own[0]["runs"]}
+            scores = {run: self.swept.scores[run].decisive.mean() for run in own[0]["runs"]}
             name = max(scores, key=lambda run: sign * scores[run])
         found = [run for run in self.swept.runs if run.name == name and run.name in self.swept.outcomes]
         if not found:
@@ -101,9 +103,12 @@ class Sweep:
         return found[0]
 
 
+# Wherever it is called: inside no_grad or inference_mode nothing could be trained.
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
 def sweep(
     model: nn.Module,
-    configs: Iterable[Config] | Mapping[str, Config | tuple[Config, Training]],
+    configs: Config | Iterable[Config] | Mapping[str, Config | tuple[Config, Training]],
     *,
     train: Any,
     validation: Any = None,
@@ -113,13 +118,16 @@ def sweep(
     metric_name: str | None = None,
     higher_is_better: bool | None = None,
     training: Training | None = None,
-    lrs: Sequence[float] = LORA_LRS,
-    baseline: bool | Sequence[float] = True,
-    head: Sequence[str] = (),
+    lrs: float | Sequence[float] = LORA_LRS,
+    baseline: bool | float | Sequence[float] = True,
+    head: str | Sequence[str] = (),
     seeds: int | Sequence[int] = 1,
-    rungs: Sequence[int] = (),
+    rungs: int | Sequence[int] = (),
     widen: bool = False,
-    tolerance: float | None = None,
+    tolerance: str | float | None = None,
+    confidence: float = 0.95,
+    strict: bool = False,
+    rotate: bool = False,
     call: Callable[[nn.Module, Any], Tensor] = call_model,
     rows_a_pass: int | None = None,
     rows_at_once: int = ROWS_AT_ONCE,
@@ -147,15 +155,19 @@ def sweep(
         metric_name: What it is called.
         higher_is_better: Whether it is; by default True where a metric is given.
         training: Batch size, epochs, schedule and so on of all runs; its learning rate is not used.
-        lrs: Learning rates to try for each configuration.
+        lrs: Learning rates (or one) to try for each configuration.
         baseline: Whether full fine-tuning is trained too (at a tenth of `lrs`), or at which learning rates.
-        head: Modules that each adapter trains whole, such as a new output layer. With one, training the head alone
-            is tried too.
+        head: Modules that each adapter trains whole, such as a new output layer, with all modules inside them. With
+            one, training the head alone is tried too.
         seeds: How many, or which.
         rungs: Epochs, rising, after which the worst configurations leave.
         widen: Whether further learning rates are tried where the best one lies at the edge of those given.
-        tolerance: How much worse than the reference is good enough, in the metric's unit; by default 1% of the
-            reference's metric, or 2% of the gain from base to reference where lower is better.
+        tolerance: How much worse than the reference is good enough: "1%", "0.5 points", or a number in the metric's
+            unit; by default 1% of the reference's metric and at most 5% of its gain over the base, or 5% of that gain
+            where lower is better.
+        confidence: Probability at which a configuration counts as shown to lie within the tolerance.
+        strict: Whether sizes are tested from the largest down, stopping at the first that fails.
+        rotate: Whether each seed cuts a tenth of its own off for validation; only where `validation` is None.
         call: (model, batch) -> outputs; by default a mapping is passed by name (without "labels"), of a tuple the
             first element.
         rows_a_pass: Rows of a batch that training passes at once; None for the whole batch.
@@ -206,12 +218,16 @@ def sweep(
         metric_name=metric_name or ("loss" if metric is None else "metric"),
         higher_is_better=ups,
         feed=Feed(call=call, rows_at_once=rows_at_once, rows_a_pass=rows_a_pass),
+        # The cache is made for the rows that are read.
+        rotate=rotate,
     )
+    whole, rates = trained_whole(model, as_list(head)), as_rates(lrs, "lrs")
+    full = baseline if isinstance(baseline, bool) else as_rates(baseline, "baseline")
     candidates = [
-        *_candidates(model, configs, tuple(head), own, tuple(lrs)),
-        *baselines(model, tuple(head), own, tuple(lrs), baseline),
+        *_candidates(model, configs, whole, own, rates),
+        *baselines(model, whole, own, rates, full),
     ]
-    chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    chosen = tuple(range(seeds)) if isinstance(seeds, int) else as_counts(seeds, "seeds")
     config = yaml.safe_dump({"sweep": {c.name: str(c) for c in candidates} | {"seeds": list(chosen)}}, sort_keys=False)
     place = None
     if out is not None:
@@ -238,10 +254,13 @@ def sweep(
             seeds=chosen,
             problem=feeding,
             base_name=base_name,
-            rungs=rungs,
+            rungs=as_counts(rungs, "rungs"),
             widen=widen,
             tolerance=tolerance,
+            confidence=confidence,
+            strict=strict,
             notes=notes,
+            rotate=rotate,
         )
         experiment.check()
         beginning = now("rankwise.sweep(...)") if place is None else take_up(place) if place.resume else begin(place)
@@ -263,6 +282,8 @@ def check_model(model: nn.Module, *, mend: str = "convert it first: model.float(
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is None:
         raise ConfigError(f"The {type(model).__name__} has no parameters to adapt.")
+    if any(p.is_inference() for p in model.parameters()):
+        raise ConfigError("The model was made inside torch.inference_mode(), so it can't be trained; make it outside.")
     if parameter.device.type == "cpu" and parameter.dtype in (torch.float16, torch.bfloat16):
         kind = str(parameter.dtype).removeprefix("torch.")
         raise ConfigError(
@@ -280,7 +301,10 @@ def _splits(train: Any, validation: Any, test: Any, device: torch.device) -> tup
             continue
         rest, parts[what] = cut_off(rest, SHARE_CUT, what)
         notes.append(f"A tenth of the training data is cut off for {what}.")
-    return Splits(rest, parts["validation"], parts["test"]), notes
+    if validation is not None:
+        return Splits(rest, parts["validation"], parts["test"]), notes
+    own, cut, rotation = pooled(rest, parts["validation"])
+    return Splits(own, cut, parts["test"], rotation), notes
 
 
 def baselines(
@@ -346,7 +370,7 @@ def _plain(rates: Sequence[float]) -> tuple[float, ...]:
 
 def _candidates(
     model: nn.Module,
-    configs: Iterable[Config] | Mapping[str, Config | tuple[Config, Training]],
+    configs: Config | Iterable[Config] | Mapping[str, Config | tuple[Config, Training]],
     head: tuple[str, ...],
     training: Training,
     lrs: tuple[float, ...],
@@ -354,7 +378,7 @@ def _candidates(
     if isinstance(configs, Mapping):
         named = [(str(name), config) for name, config in configs.items()]
     else:
-        listed = list(configs)
+        listed = as_list(configs)
         named = list(zip(names_of(listed), listed, strict=True))
     if not named:
         raise ConfigError("The grid is empty; give at least one rank or LoRAConfig.")

@@ -6,20 +6,15 @@ written and drawn.
 """
 
 import hashlib
-import json
 import math
-import platform
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rankwise.errors import ConfigError, DataError, OutputError
@@ -28,16 +23,19 @@ from rankwise.pack.resolved import resolve
 from rankwise.report import write_report
 from rankwise.sweeps.adapters import Adapters
 from rankwise.sweeps.directory import begin_run, end_run, held, read_begun, write_run
+from rankwise.sweeps.floors import measured_floors
 from rankwise.sweeps.grid import Candidate, runs_of
 from rankwise.sweeps.measure import measure_base
 from rankwise.sweeps.owned import UNFINISHED
 from rankwise.sweeps.plan import fingerprint
 from rankwise.sweeps.problem import DATA, Problem, Run, Swept
+from rankwise.sweeps.provenance import data_of, grid_of, versions
 from rankwise.sweeps.record import Results, make_results
+from rankwise.sweeps.rule import Rule, parse_tolerance
 from rankwise.sweeps.same_problem import LOSS, check_measured, first_loss, write_measured
 from rankwise.sweeps.stages import Search, Stages, merged_edges
 from rankwise.train.checkpoints import Every
-from rankwise.train.data import count_rows, tensors_of
+from rankwise.train.data import count_rows
 from rankwise.train.live import Progress
 from rankwise.writing import interrupts_ignored
 
@@ -140,9 +138,12 @@ class Experiment:
         grid: More of what is tried, for `results.json`.
         comparable: Configurations that can be reference or answer; None for all.
         relative_to: What the relative columns are relative to; None for the reference.
-        tolerance: The user's own, in the metric's unit.
+        tolerance: The user's own: "1%", "0.5 points", or a number in the metric's unit; None for the default.
+        confidence: Probability at which something counts as shown.
+        strict: Whether sizes are tested from the largest down.
         notes: What the user should know.
         beside: Writes what belongs beside an adapter: (its folder, its run, the results, what the runs gave).
+        rotate: Whether each seed trains and validates on rows of its own; the problem's own setting follows it.
     """
 
     task: str
@@ -160,26 +161,53 @@ class Experiment:
     grid: Mapping[str, Any] = field(default_factory=dict[str, Any])
     comparable: Sequence[str] | None = None
     relative_to: Mapping[str, Any] | None = None
-    tolerance: float | None = None
+    tolerance: str | float | None = None
+    confidence: float = 0.95
+    strict: bool = False
     notes: Sequence[str] = ()
     beside: Callable[[Path, Run, Results, Swept], object] | None = None
+    rotate: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "problem", replace(self.problem, rotate=self.rotate))
+
+    @property
+    def can_rotate(self) -> bool:
+        """Whether seeds can cut their own validation rows: some data was not given as validation data."""
+        return any(splits.rotation is not None for splits in self.problem.splits.values())
 
     def check(self) -> None:
         """Find what each candidate trains in the model, and whether there can be intervals; to be called before
         anything is written.
 
         Raises:
-            ConfigError: The grid is empty.
+            ConfigError: The grid is empty, or seeds are to cut validation rows of their own and can't.
             DataError: There is one row to validate or to test on.
             PackError: An adapter is of a kind that a pack can't train.
             TargetError: A target pattern matches nothing.
         """
+        _ = self.rule
         for run in runs_of([replace(c, lrs=c.lrs[:1]) for c in self.candidates], self.seeds[:1]):
             resolve(self.model, run.member)
+        if self.rotate and not self.can_rotate:
+            raise ConfigError(
+                "rotate is True and the validation data is fixed; each seed can validate on rows of its own only where "
+                "they are cut off the training data. Leave the validation data out, or rotate."
+            )
         for splits in self.problem.splits.values():
             for what, data in {"validation": splits.validation, "test": splits.test}.items():
                 if count_rows(data, what) < 2:
                     raise DataError(f"The {what} data has 1 row; give two or more, as there is no interval of one.")
+
+    @property
+    def rule(self) -> Rule:
+        """How the answer is found.
+
+        Raises:
+            ConfigError: Tolerance or confidence can't be used.
+        """
+        higher = self.problem.higher_is_better
+        return Rule(parse_tolerance(self.tolerance, higher), higher, self.confidence, self.strict)
 
     def stages(self, progress: Progress, place: Place | None = None) -> Stages:
         """How it is trained: in a place, or in memory alone."""
@@ -251,6 +279,7 @@ def carry_out(
     splits = problem.splits[which]
     tests = {problem.metric_name: splits.test, **problem.other_tests}
     base_metrics = {name: measure_base(model, problem, data) for name, data in tests.items()}
+    floors = measured_floors(model, problem, which)
     on_validation = measure_base(model, problem, splits.validation)
     if not all(map(math.isfinite, [*base_metrics.values(), on_validation])):
         raise ConfigError(
@@ -280,6 +309,7 @@ def carry_out(
     results = make_results(
         swept,
         problem,
+        experiment.rule,
         base={
             "name": experiment.base_name,
             "sha256": before,
@@ -302,7 +332,7 @@ def carry_out(
         },
         comparable=experiment.comparable,
         relative_to=experiment.relative_to,
-        tolerance=experiment.tolerance,
+        floors=floors,
         adapters=folders if place else {},
     )
     merged_edges(found.edges, results["configurations"])
@@ -329,53 +359,3 @@ def _untouched(same: bool) -> str:
     if same:
         return "With the adapter off the base is what it was, bit for bit."
     return "The base has changed in training: this is a fault of the program, please report it."
-
-
-def data_of(problem: Problem, which: str) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of each split, as `results.json` has them."""
-    splits = problem.splits[which]
-    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    return {
-        name: {
-            "n": count_rows(data, name),
-            "sha256": fingerprint({str(i): tensor for i, tensor in enumerate(tensors_of(data))}),
-        }
-        for name, data in parts.items()
-    }
-
-
-def grid_of(runs: Sequence[Run]) -> dict[str, Any]:
-    """What is tried, as `results.json` tells it."""
-    rates = {method: sorted({run.training.lr for run in runs if run.method == method}) for method in ("lora", "full")}
-    return {
-        "ranks": sorted({run.r for run in runs if run.r is not None}),
-        "lrs": rates["lora"],
-        "baseline_lrs": rates["full"],
-        "seeds": sorted({run.member.seed for run in runs}),
-    }
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """SHA-256 of a configuration, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    packages = {name: metadata.version(name) for name in ("rankwise", "torch", "numpy", "safetensors")}
-    return {"python": platform.python_version(), "platform": sys.platform, **packages}
-
-
-def find_device(name: str) -> torch.device:
-    """The device by its name.
-
-    Raises:
-        ConfigError: There is no such device here.
-    """
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError):
-        known = "cpu, cuda" if torch.cuda.is_available() else "cpu"
-        raise ConfigError(f'There is no device "{name}" here; there is {known}.') from None
-    return device

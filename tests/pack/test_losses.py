@@ -73,7 +73,7 @@ def test_tuples_are_read_by_place() -> None:
 
 @pytest.mark.parametrize(
     ("function", "got"),
-    [(lambda o, b: o, r"shape \(4, 5\)"), (lambda o, b: 1.0, "float"), (lambda o, b: o.sum(0), r"shape \(5,\)")],
+    [(lambda o, b: o, r"shape \(4, 5\)"), (lambda o, b: "1.0", "str"), (lambda o, b: o.sum(0), r"shape \(5,\)")],
 )
 def test_what_is_neither_a_scalar_nor_a_value_a_row_is_refused(function: Any, got: str) -> None:
     with pytest.raises(PackError, match=f"The metric returned {got} for a batch of 4 rows; it must return a scalar"):

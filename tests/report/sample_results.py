@@ -86,6 +86,16 @@ def sample_results(
                 "mean": value,
                 "interval": interval,
                 "validation_difference_to_reference": {"mean": difference, "lower_bound": difference - half_width},
+                "p_within": None
+                if name == reference[0]
+                else 0.99
+                if method == "lora" and r >= (answer_r or 0)
+                else 0.02,
+                "state": None
+                if name == reference[0]
+                else "shown"
+                if method == "lora" and r >= (answer_r or 0)
+                else "not",
                 "difference_to_reference": {
                     "mean": difference,
                     "interval": [difference - half_width, difference + half_width],
@@ -102,11 +112,17 @@ def sample_results(
     answer = None
     if answer_r is not None:
         _, _, _, r, parameters, value = next(row for row in rows if row[3] == answer_r)
+        if not separable:
+            configurations = [c | {"is_answer": False} for c in configurations]
         share = value / reference[5]
         answer = {
             "name": f"r{r}",
             "r": r,
             "adapter": f"adapters/r{r}-lr0.001-s0",
+            "verdict": "nothing_smaller" if reference[3] == r else "shown" if separable else "undecided",
+            "confidence": 0.95,
+            "leaning": None if separable else {"name": f"r{r}", "p_within": 0.73},
+            "detectable_difference": 0.0098,
             "reference": reference[0],
             "tolerance": 0.025 * max(reference[5], 1 - reference[5]),
             "trainable_parameters": parameters,
@@ -118,7 +134,7 @@ def sample_results(
             "reason": reason,
         }
     return {
-        "format": "rankwise-results-1",
+        "format": "rankwise-results-2",
         "complete": complete,
         "task": "digits",
         "command": "rankwise digits --seeds 5",

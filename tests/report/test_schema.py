@@ -91,9 +91,9 @@ def test_the_schema_forbids_unknown_keys_and_reading_lets_them_pass() -> None:
         ("{", "damaged JSON"),
         ("[" * 100_000, "damaged JSON"),
         (b"\xff\xfe\x00", "damaged JSON"),
-        ("[]", 'the format is missing; "rankwise-results-1" is needed'),
-        ('{"format": "rankwise-results-9"}', 'the format is "rankwise-results-9"; "rankwise-results-1" is needed'),
-        ('{"format": "rankwise-results-1"}', 'results has no "complete"'),
+        ("[]", 'the format is missing; "rankwise-results-2" is needed'),
+        ('{"format": "rankwise-results-9"}', 'the format is "rankwise-results-9"; "rankwise-results-2" is needed'),
+        ('{"format": "rankwise-results-2"}', 'results has no "complete"'),
     ],
     ids=range(7),
 )

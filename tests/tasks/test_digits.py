@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from rankwise import disabled, load_adapter, merge
-from rankwise.errors import ConfigError, DataError
-from rankwise.experiment import Place, find_device, run_in
+from rankwise.errors import DataError
+from rankwise.experiment import Place, run_in
 from rankwise.report import validate
 from rankwise.tasks.digits import (
     BASELINE_LRS,
@@ -145,10 +145,3 @@ def test_pixels_and_labels() -> None:
     with pytest.raises(DataError, match="no image with a label from 5 to 9"):
         only(Split(split.images[1:2], split.labels[1:2]), NEW, CPU)
     assert only(split, OLD, CPU)[1].tolist() == [4]
-
-
-def test_devices() -> None:
-    assert find_device("cpu") == CPU
-    for name in ("frob", "meta:x", "cuda:99"):
-        with pytest.raises(ConfigError, match=f'There is no device "{name}" here; there is cpu'):
-            find_device(name)

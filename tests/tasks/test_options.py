@@ -62,8 +62,8 @@ def test_rates() -> None:
         ({"baseline_lr": (1e-3, math.nan)}, "--baseline-lr is .*; give positive numbers"),
         ({"alpha": 0.0}, r"--alpha is 0\.0; it must be a positive number"),
         ({"alpha": math.inf}, "--alpha is inf"),
-        ({"tolerance": math.nan}, "--tolerance is nan"),
-        ({"tolerance": 1.0}, r"--tolerance is 1\.0"),
+        ({"tolerance": math.nan}, 'The tolerance is "nan"'),
+        ({"tolerance": 1.0}, r'The tolerance is "1\.0"'),
     ],
 )
 def test_refused(changed: dict[str, Any], message: str) -> None:

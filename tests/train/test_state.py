@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from rankwise.errors import CheckpointError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
-from rankwise.train.loop import PackTraining, TrainingState
+from rankwise.train.loop import PackTraining
 from rankwise.train.outcome import Outcome, Point
 from rankwise.train.settings import Training
+from rankwise.train.state import TrainingState
 
 
 def make_model(dtype: torch.dtype) -> nn.Sequential:

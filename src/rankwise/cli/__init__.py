@@ -15,6 +15,7 @@ from rankwise.cli.digits import digits
 from rankwise.cli.evaluate import evaluate
 from rankwise.cli.generate import generate
 from rankwise.cli.merge import merge
+from rankwise.cli.predict import predict
 from rankwise.cli.report import report
 from rankwise.cli.sweep import sweep
 from rankwise.cli.train import train
@@ -22,7 +23,7 @@ from rankwise.cli.training import unfinished
 from rankwise.errors import ConfigError, RankwiseError, flags_named, suggest
 from rankwise.shown import printable
 
-__all__ = ["digits", "evaluate", "generate", "main", "merge", "report", "sweep", "train"]
+__all__ = ["digits", "evaluate", "generate", "main", "merge", "predict", "report", "sweep", "train"]
 """The commands (importing one registers it), and what runs them."""
 
 

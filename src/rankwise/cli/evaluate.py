@@ -1,8 +1,9 @@
 """`rankwise evaluate`."""
 
 import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -11,6 +12,9 @@ from rankwise.shown import printable
 from rankwise.tasks.flags import listed
 from rankwise.tasks.text.options import parse_columns
 from rankwise.tasks.text.use_options import UseOptions
+
+if TYPE_CHECKING:
+    from rankwise.tasks.text.evaluating import Evaluation
 
 
 @app.command
@@ -26,6 +30,7 @@ def evaluate(
     generate: int = 0,
     max_new_tokens: int = 64,
     out: Path | None = None,
+    report: Path | None = None,
     json_: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
     options: UseOptions | None = None,
 ) -> int:
@@ -52,6 +57,9 @@ def evaluate(
         The most tokens of an answer.
     out:
         Write the figures to this JSON file.
+    report:
+        Write figures, and of classifiers predictions, figures of each label and confusion matrices (CSV and PNG), into
+        this folder.
     json_:
         Print the figures as JSON.
     """
@@ -61,7 +69,7 @@ def evaluate(
     from rankwise.writing import replacing
 
     adapted = load_adapted(adapters, options or UseOptions())
-    figures, notes = evaluate_texts(
+    found = evaluate_texts(
         adapted,
         data,
         columns=dict(columns),
@@ -71,23 +79,31 @@ def evaluate(
         generate=generate,
         writing=Writing(max_new_tokens=max_new_tokens),
     )
-    content = json.dumps({"data": data, "figures": figures, "notes": notes}, indent=2, ensure_ascii=False)
+    content = json.dumps(found.plain(), indent=2, ensure_ascii=False)
     if json_:
         print(content)
     else:
-        _show(figures, notes)
+        _show(found)
     # Last: a place that can't be written costs no figures.
     if out is not None:
         with replacing(out) as temporary:
             temporary.write_text(content + "\n", encoding="utf-8")
+    if report is not None:
+        from rankwise.tasks.text.evaluation_files import write_evaluation
+
+        for path in write_evaluation(found, report):
+            print(path, file=sys.stderr if json_ else sys.stdout)
     return EXIT_OK
 
 
-def _show(figures: dict[str, dict[str, float]], notes: list[str]) -> None:
+def _show(found: "Evaluation") -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from rankwise.tasks.text.classes import most_confused
+
+    figures = found.figures
     table = Table(box=None, header_style="")
     table.add_column("adapter")
     names = next(iter(figures.values())).keys()
@@ -96,6 +112,11 @@ def _show(figures: dict[str, dict[str, float]], notes: list[str]) -> None:
     for adapter, values in figures.items():
         table.add_row(Text(printable(adapter)), *(f"{values[name]:.4g}" for name in names))
     console = Console(soft_wrap=False)
-    for note in dict.fromkeys(notes):
+    for note in dict.fromkeys(found.notes):
         console.print(printable(note), highlight=False, markup=False)
     console.print(table)
+    for name, counts in found.confusions.items():
+        pairs = most_confused(counts, found.labels) if found.labels else []
+        if pairs:
+            shown = "; ".join(f'"{said}" for "{right}" ({n:,})' for right, said, n in pairs)
+            console.print(f"{name} most often says {shown}.", highlight=False, markup=False)

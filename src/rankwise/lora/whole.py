@@ -152,6 +152,40 @@ def saved_modules(model: nn.Module, config: LoRAConfig) -> list[str]:
     return found
 
 
+def enclosing_modules(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
+    """Return the outermost modules that hold the parameters of these modules and nothing else.
+
+    A head of several layers (RoBERTa's `classifier.dense`, `classifier.out_proj`) is one module to peft, which does not
+    find the layers' names inside what it has wrapped.
+
+    Args:
+        model: The base.
+        names: Modules with parameters of their own.
+
+    Examples:
+        >>> head = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))
+        >>> model = nn.ModuleDict({"body": nn.Linear(2, 2), "head": head})
+        >>> enclosing_modules(model, ["head.0", "head.2"]), enclosing_modules(model, ["head.2"])
+        (('head',), ('head.2',))
+    """
+    names = [*names]
+    found: list[str] = []
+    for name in names:
+        parts = name.split(".")
+        above = (".".join(parts[:n]) for n in range(1, len(parts)))
+        outer = next((path for path in above if _holds_only(model.get_submodule(path), path, names)), name)
+        if outer not in found:
+            found.append(outer)
+    return tuple(found)
+
+
+def _holds_only(module: nn.Module, path: str, names: Iterable[str]) -> bool:
+    """Tell whether a module can be wrapped, and all its tensors are parameters of these modules."""
+    if isinstance(module, nn.ModuleList | nn.ModuleDict) or next(module.buffers(), None) is not None:
+        return False
+    return all(_joined(path, inside).rpartition(".")[0] in names for inside, _ in module.named_parameters())
+
+
 def is_inside(name: str, outer: Iterable[str]) -> bool:
     """Tell whether a path is one of these, or lies below one.
 

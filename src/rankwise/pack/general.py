@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map
 
 from rankwise.lora.layer_types import LayerType
 from rankwise.pack.groups import Groups
+from rankwise.pack.memory import ran_out
 from rankwise.pack.noise import Noise
 from rankwise.pack.parts import Part, parts_of
 from rankwise.pack.store import Gradient, Store
@@ -129,9 +130,9 @@ class GeneralLayer:
         if not self.loops:
             try:
                 return torch.vmap(function)(tensors, *rows)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:
+            except RuntimeError as error:
+                if ran_out(error):
+                    raise
                 self.loops = True
         k = range(rows[0].shape[0])
         return torch.stack([function(tree_map(lambda t, k=k: t[k], tensors), *(row[k] for row in rows)) for k in k])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from rankwise.lora.layer_types import LayerType, weight_of
 from rankwise.pack.groups import Groups
-from rankwise.pack.linear import Layer, Segment, factored
+from rankwise.pack.linear import Layer, Segment, factored, own_memory
 from rankwise.pack.noise import Noise
 from rankwise.pack.parts import Part, parts_of
 from rankwise.pack.store import Gradient, Store
@@ -80,7 +80,7 @@ class LinearLayer:
             y = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         else:
             y = self._run(stacked, dropped, groups if shared else None)
-        return y.reshape(self._size * rows, *x.shape[1:-1], y.shape[-1])
+        return own_memory(y, (self._size * rows, *x.shape[1:-1], y.shape[-1]))
 
     def _run(self, x: Tensor, dropped: Tensor | None, groups: Groups | None) -> Tensor:
         """All adapters at once."""

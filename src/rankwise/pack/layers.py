@@ -2,12 +2,14 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from rankwise.lora.layer_types import layer_type_of
 from rankwise.pack.forwards import Forward
 from rankwise.pack.general import GeneralLayer
+from rankwise.pack.groups import Groups
 from rankwise.pack.layer import LinearLayer
+from rankwise.pack.noise import Noise
 from rankwise.pack.store import Store
 
 PackedLayer = LinearLayer | GeneralLayer
@@ -30,3 +32,27 @@ def packed_layer(name: str, module: nn.Module, store: Store, forward: Forward) -
     if row is not None and plain and (calls is nn.Linear.forward or row.transposed):
         return LinearLayer(name, module, row, store)
     return GeneralLayer(name, module, row, store, forward)
+
+
+def called_without_rows(
+    layer: PackedLayer, x: Tensor, groups: Groups, rows: int, noise: Noise | None, *rest: Any, **named: Any
+) -> Tensor:
+    """A layer's output for all adapters where its input is the same for every row of the batch.
+
+    Each adapter's output is computed once, and repeated for its rows.
+
+    Args:
+        layer: The layer.
+        x: (1, ...), or without a dimension of rows.
+        groups: Which batch each adapter reads.
+        rows: How many rows each adapter has.
+        noise: Where the adapters' own dropout takes its masks from; None in eval mode.
+        rest, named: The call's other arguments.
+
+    Returns:
+        (K * rows, ...).
+    """
+    k = len(groups.batch_of)
+    own = x.expand(k, *x.shape[1:]) if x.shape[0] == 1 else x.expand(k, *x.shape)
+    y = layer(own, groups, False, noise, *rest, **named)
+    return y.unsqueeze(1).expand(k, rows, *y.shape[1:]).flatten(0, 1)

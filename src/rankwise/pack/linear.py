@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rankwise.pack.groups import Groups, Run
 from rankwise.pack.store import Gradient
@@ -148,6 +149,7 @@ class PackedLinear(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         layer: Layer = ctx.layer
         x_update, *zs = ctx.saved_tensors
@@ -186,6 +188,7 @@ class PackedMerged(torch.autograd.Function):
         return layer.apply_to(x, layer.sums())
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         layer: Layer = ctx.layer
         (x,) = ctx.saved_tensors
@@ -217,6 +220,7 @@ class PackedDense(torch.autograd.Function):
         return layer.apply_to(x, weights)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         layer: Layer = ctx.layer
         x, weights = ctx.saved_tensors
@@ -238,6 +242,12 @@ def _on_inputs(left: Tensor, x_T: Tensor, segment: Segment) -> Tensor:
     for run in segment.runs:
         torch.bmm(run.stacked(left), x_T[run.batches], out=run.stacked(product))
     return product
+
+
+def own_memory(y: Tensor, shape: Sequence[int]) -> Tensor:
+    """A new contiguous tensor in another shape, which is no view to autograd: what follows may write to it in place
+    (`ReLU(inplace=True)`), as it may to a layer's output. `torch.matmul` does the same."""
+    return torch.ops.aten._unsafe_view.default(y, shape)
 
 
 # torch leaves `Function.apply` untyped.

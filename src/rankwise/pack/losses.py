@@ -5,13 +5,19 @@ A function `f(outputs, batch)` sees one adapter's outputs and its batch, as in a
 - it returns one value a row (then the adapter's loss is their mean): it is called once on the rows of all adapters;
 - it returns a scalar: it is called under `torch.vmap`, or where vmap can't, in a loop.
 
+A scalar hides how rows differ, and its mean over parts of a data set depends on how the set is cut unless it is a mean
+of rows. So a scalar metric is taken of each row alone, and refused where their mean isn't its value for all of them
+(sums, F1); a scalar loss is taken of as many rows as a step has.
+
 Either may be a pair (sums, what to divide them by): a loss over tokens then is a mean over the tokens of the whole
 step, into however many parts the step is cut.
 
 Batches are handed out lazily: only the parts that the function reads are repeated for the adapters.
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
+from numbers import Number
 from typing import Any
 
 import torch
@@ -20,11 +26,13 @@ from torch import Tensor
 from rankwise.errors import PackError
 from rankwise.pack.batches import Batch, lazily
 from rankwise.pack.groups import Groups
+from rankwise.pack.memory import ran_out
 from rankwise.pack.probe import same
 
 Result = Tensor | tuple[Tensor, Tensor]
 
-PerBatch = Callable[[Any, Batch], Result]
+PerBatch = Callable[[Any, Batch], Any]
+"""f(outputs, batch) of one adapter: a tensor or a number, or a pair of these (sums, what to divide them by)."""
 
 
 class PerAdapter:
@@ -33,10 +41,11 @@ class PerAdapter:
     Args:
         function: The function written for one adapter.
         what: Its role, for messages: "loss" or "metric".
+        piece: Where it returns a scalar: of how many rows `rows` takes it at a time. With 1 it must be a mean of rows.
     """
 
-    def __init__(self, function: PerBatch, what: str) -> None:
-        self._function, self._what = function, what
+    def __init__(self, function: PerBatch, what: str, *, piece: int = 1) -> None:
+        self._user, self._what, self.piece = function, what, piece
         self._by_row: bool | None = None
         self._vmap = True
         self.notes: list[str] = []
@@ -64,49 +73,113 @@ class PerAdapter:
     def rows(self, outputs: Tensor, batch: Batch, groups: Groups) -> tuple[Tensor, Tensor | None]:
         """A value for each row, and of a function that returns sums and counts, each row's count: (K, rows).
 
-        What a function returns for a batch as a whole is shared out: each row has the scalar, or its part of the sum.
-
         Args:
             outputs: (K, rows, ...).
             batch: The step's batches; every tensor (G, rows, ...).
             groups: Which batch each adapter reads.
 
         Raises:
-            PackError: The function returns neither a scalar nor one value a row.
+            PackError: The function returns neither a scalar nor one value a row; or a scalar that is no mean of rows,
+                and its values are to be those of single rows.
         """
-        got = self._apply(outputs, batch, groups)
+        if self._is_by_row(outputs, batch, groups):
+            got = self._apply(outputs, batch, groups)
+        else:
+            got = self._in_pieces(outputs, batch, groups, self.piece)
+            if self.piece == 1:
+                self._refuse_unless_mean(self._apply(outputs, batch, groups), got, outputs.shape[1])
+        return (got, None) if isinstance(got, Tensor) else got
+
+    @torch.no_grad()
+    def require_mean(self, outputs: Tensor, batch: Batch, groups: Groups) -> None:
+        """Raise where the function returns a scalar that is no mean of rows. Arguments as for `rows`."""
+        if not self._is_by_row(outputs, batch, groups):
+            single = self._in_pieces(outputs, batch, groups, 1)
+            self._refuse_unless_mean(self._apply(outputs, batch, groups), single, outputs.shape[1])
+
+    def _refuse_unless_mean(self, whole: Result, single: Result, n: int) -> None:
+        """Raise where a scalar of all rows isn't the mean of the values of single rows; of a pair, the sum."""
+        pairs = [(whole, single)] if isinstance(whole, Tensor) else list(zip(whole, single, strict=True))
+        for k in range(len(pairs[0][0])):
+            for of_all, of_one in pairs:
+                joined = of_one[k].mean() if isinstance(whole, Tensor) else of_one[k].sum()
+                # A run that diverges has no value to compare.
+                if of_all[k].isfinite() and not same(joined, of_all[k]):
+                    raise PackError(
+                        f"The {self._what} of {n} rows is {float(of_all[k]):.4g}, and {float(joined):.4g} from its "
+                        "values for each row alone: it is no mean of rows (a sum, F1, weights of classes, a mean over "
+                        "some rows), so it would depend on how many rows pass at once. Return one value a row, or "
+                        "a pair: sums and what to divide them by."
+                    )
+
+    def _in_pieces(self, outputs: Tensor, batch: Batch, groups: Groups, size: int) -> Result:
+        """A scalar of so many rows at a time, for each of its rows: (K, rows); of a pair, shared out among them."""
         n = outputs.shape[1]
-        if isinstance(got, Tensor):
-            return (got if got.dim() == 2 else got.unsqueeze(1).expand(-1, n)), None
-        sums, counts = (t if t.dim() == 2 else (t / n).unsqueeze(1).expand(-1, n) for t in got)
+        pieces: list[Result] = []
+        for start, stop in ((0, n // size * size), (n // size * size, n)):
+            if start == stop:
+                continue
+            length = min(size, stop - start)
+            count = (stop - start) // length
+
+            def cut(t: Tensor, start: int = start, stop: int = stop, length: int = length) -> Tensor:
+                return t[:, start:stop].unflatten(1, (-1, length)).flatten(0, 1)
+
+            index = [g * count + j for g in groups.batch_of for j in range(count)]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a single row many functions have no value, and warn
+                got = self._scalars(cut(outputs), lazily(batch, cut), index)
+            pairs = isinstance(got, tuple)
+            spread = [
+                (exact(t) / (length if pairs else 1)).view(-1, count).repeat_interleave(length, 1)
+                for t in (got if isinstance(got, tuple) else (got,))
+            ]
+            pieces.append((spread[0], spread[1]) if pairs else spread[0])
+        if isinstance(pieces[0], Tensor):
+            return torch.cat(pieces, 1)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        sums, counts = (torch.cat(part, 1) for part in zip(*pieces, strict=True))
         return sums, counts
+
+    def _function(self, outputs: Any, batch: Batch) -> Any:
+        got = self._user(outputs, batch)
+        return tuple(map(_tensor, got)) if isinstance(got, tuple) else _tensor(got)
 
     def _apply(self, outputs: Tensor, batch: Batch, groups: Groups) -> Result:
         got = self._called(outputs, batch, groups)
         # A mean over many values of half precision would have three digits.
         return exact(got) if isinstance(got, Tensor) else (exact(got[0]), exact(got[1]))
 
-    def _called(self, outputs: Tensor, batch: Batch, groups: Groups) -> Result:
+    def _is_by_row(self, outputs: Tensor, batch: Batch, groups: Groups) -> bool:
         if self._by_row is None:
             self._by_row = self._returns_rows(outputs, batch, groups)
-        if self._by_row:
-            flat = lazily(batch, lambda t: groups.fan_out(t).flatten(0, 1))
-            got = self._function(outputs.flatten(0, 1), flat)
-            shape = outputs.shape[:2]
-            return got.view(shape) if isinstance(got, Tensor) else (got[0].view(shape), got[1].view(shape))
+        return self._by_row
+
+    def _called(self, outputs: Tensor, batch: Batch, groups: Groups) -> Result:
+        if not self._is_by_row(outputs, batch, groups):
+            return self._scalars(outputs, batch, groups.batch_of)
+        flat = lazily(batch, lambda t: groups.fan_out(t).flatten(0, 1))
+        got = self._function(outputs.flatten(0, 1), flat)
+        shape = outputs.shape[:2]
+        return got.view(shape) if isinstance(got, Tensor) else (got[0].view(shape), got[1].view(shape))
+
+    def _scalars(self, outputs: Tensor, batch: Batch, batch_of: Sequence[int]) -> Result:
+        """The function of each of the outputs (N, rows, ...) and its own batch: (N,)."""
         # Of one adapter vmap would only make more, smaller operations.
         if self._vmap and len(outputs) > 1:
-            index = torch.tensor(groups.batch_of, device=outputs.device)
+            index = torch.tensor(batch_of, device=outputs.device)
             try:
                 return torch.vmap(
                     lambda out, g: self._function(out, lazily(batch, lambda t: t.index_select(0, g.view(1)).squeeze(0)))
                 )(outputs, index)
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:
+                if ran_out(error):
+                    raise
                 self._vmap = False
-                self.notes.append(f"The {self._what} runs adapter by adapter: vmap can't take it ({str(error)[:80]}).")
-        alone = [self._function(out, _of_one(batch, g)) for out, g in zip(outputs, groups.batch_of, strict=True)]
+                self.notes.append(
+                    f"The {self._what} is computed for one run after another: it does something that torch.vmap can't "
+                    "map over runs, such as .item() or a branch on values. One value a row would spare that."
+                )
+        alone = [self._function(out, _of_one(batch, g)) for out, g in zip(outputs, batch_of, strict=True)]
         if isinstance(alone[0], Tensor):
             return torch.stack(alone)  # pyright: ignore[reportArgumentType]
         totals, weights = zip(*alone, strict=True)
@@ -116,7 +189,7 @@ class PerAdapter:
         with torch.no_grad():
             got = self._function(outputs[0], _of_one(batch, groups.batch_of[0]))
         rows = outputs.shape[1]
-        values = got if isinstance(got, tuple) else (got,)
+        values: Sequence[Tensor] = got if isinstance(got, tuple) else (got,)
         if len(values) > 2 or not all(
             isinstance(v, Tensor) and tuple(v.shape) in ((), (rows,)) and v.dim() == values[0].dim()  # pyright: ignore[reportUnnecessaryIsInstance]
             for v in values
@@ -149,13 +222,18 @@ class PerAdapter:
 
 
 def exact(values: Tensor) -> Tensor:
-    """Values of half precision in float32, all others as they are.
+    """Values of half precision, whole numbers and booleans in float32, all others as they are.
 
     Examples:
         >>> exact(torch.ones(2, dtype=torch.bfloat16)).dtype, exact(torch.ones(2, dtype=torch.float64)).dtype
         (torch.float32, torch.float64)
     """
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+def _tensor(value: Any) -> Any:
+    """A number as a tensor; anything else as it is."""
+    return torch.tensor(float(value)) if isinstance(value, Number) else value  # pyright: ignore[reportArgumentType]
 
 
 def _of_one(batch: Batch, g: int) -> Batch:

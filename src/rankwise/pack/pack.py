@@ -100,6 +100,10 @@ class Pack:
         self._running = Running(model, self.store, call)
         self._prepare()
         self.steps = 0
+        self.step_rows = 1
+        """Rows of each batch that a training step passes at once: so many fit in evaluations too."""
+        self.evaluation_bytes: dict[str, float] = {}
+        """What evaluations have measured."""
 
     def _prepare(self) -> None:
         """Everything that follows from which adapters are in the pack."""
@@ -117,6 +121,11 @@ class Pack:
     def members(self) -> list[Resolved]:
         """The adapters in the order in which every vector of the pack holds them."""
         return [member for bucket in self.store.buckets for member in bucket.members]
+
+    @property
+    def batch_of(self) -> list[int]:
+        """For each adapter the place of its seed in `seeds`."""
+        return self._by_seed.batch_of
 
     def __len__(self) -> int:
         return len(self.store)
@@ -216,16 +225,23 @@ class Pack:
         return total / weight
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch, functions: Sequence[PerAdapter]) -> list[tuple[Tensor, Tensor | None]]:
-        """Values of each function for every adapter on one batch that all read, inside `attached(training=False)`.
+    def evaluate(
+        self, batch: Batch, functions: Sequence[PerAdapter], *, by_seed: bool = False
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """Values of each function for every adapter on one batch that all read, or on a batch for each seed; inside
+        `attached(training=False)`.
 
         Args:
-            batch: Every tensor (rows, ...).
+            batch: Every tensor (rows, ...); by seed, as for `step`.
             functions: Losses or metrics.
+            by_seed: Whether there is a batch for each of `seeds`.
 
         Returns:
             For each function what `PerAdapter.rows` gives.
         """
+        if by_seed:
+            outputs = self._running.forward(batch, self._by_seed, Draws(self.seeds, self.steps))
+            return [function.rows(outputs, batch, self._by_seed) for function in functions]
         shared = lazily(batch, lambda t: t.unsqueeze(0))
         outputs = self._running.forward(shared, self._together, Draws(self.seeds[:1], self.steps))
         return [function.rows(outputs, shared, self._together) for function in functions]

@@ -3,7 +3,7 @@
 What lies before the branch point runs once for each batch, what lies after it once for each adapter.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,12 +18,12 @@ from rankwise.pack.alone import Alone
 from rankwise.pack.batches import Batch, lazily, rows_of, stacked, tensors_of
 from rankwise.pack.forwards import Forward, replaced_forwards
 from rankwise.pack.groups import Groups
-from rankwise.pack.layers import PackedLayer, packed_layer
+from rankwise.pack.layers import PackedLayer, called_without_rows, packed_layer
 from rankwise.pack.noise import Draws, Noise, answered
 from rankwise.pack.probe import coarsest, refuse_mixed_rows, same
 from rankwise.pack.resolved import Resolved
 from rankwise.pack.store import Store
-from rankwise.pack.trace import DOOR, Branch, Trace, find_branch, trace
+from rankwise.pack.trace import DOOR, Branch, Trace, find_branch, find_without_rows, trace
 
 Call = Callable[[nn.Module, Batch], Tensor]
 """How a model is run on a batch."""
@@ -55,6 +55,7 @@ class Running:
         self._alone: Alone | None = None
         self._alone_sure = False
         self._forwards: dict[str, Forward] = {}
+        self._without_rows: Mapping[str, torch.Size] = {}
         self.notes: list[str] = []
         """What a user should know of how the pack runs."""
         self.prepare()
@@ -134,7 +135,11 @@ class Running:
 
         def call(x: Tensor, *rest: Any, **named: Any) -> Tensor:
             # Looked up at every call: adapters that leave the pack leave its layers.
-            return self._layers[name](x, self._groups, shared, noise, *rest, **named)
+            layer = self._layers[name]
+            # After a layer like this one, the input has rows.
+            if self._without_rows.get(name) == x.shape:
+                return called_without_rows(layer, x, self._groups, self._rows, noise, *rest, **named)
+            return layer(x, self._groups, shared, noise, *rest, **named)
 
         return call
 
@@ -229,6 +234,7 @@ class Running:
         self._looked_in_training = training
         self._alone = None
         larger = self._trace(example, 3)
+        self._without_rows = find_without_rows(first, larger)
         set_mode(self._model, False)
         with torch.no_grad():
             refuse_mixed_rows(self._model, lambda rows: self._call(self._model, rows_of(example, rows)))
@@ -262,7 +268,8 @@ class Running:
                 f"Dropout doesn't act on {', '.join(sorted(unread))}: these weights are read without calling the layer."
             )
         if len(self) > 1:
-            self.notes.append(f"The adapters run one after another, since {problem}.")
+            what = "adapters" if all(m.member.lora is not None for m in self._members()) else "runs"
+            self.notes.append(f"The {what} of this pack train one after another, since {problem}.")
         self._alone = Alone(self._model, self._store, self._call)
         return DOOR
 
@@ -273,20 +280,26 @@ class Running:
         before = store.theta.clone()
         members = self._members()
         store.randomise()
-        groups = Groups([seeds.index(m.member.seed) for m in members], len(seeds), store.theta.device)
         # Each seed has rows of its own: the example's, turned round.
         batches = [rows_of(example, 2, start=g) for g in range(len(seeds))]
+        by_seed = [seeds.index(m.member.seed) for m in members]
+        # A step gives each seed its own batch, an evaluation gives all adapters one. Where there are as many seeds as
+        # adapters, only the second repeats rows.
+        layouts = [by_seed] if len(seeds) == 1 else [by_seed, [0] * len(members)]
         try:
-            with self._replaced(training=False):
-                try:
-                    ours = self.forward(stacked(batches), groups, Draws(seeds, 0))
-                except torch.OutOfMemoryError:
-                    raise  # no fault of the model's
-                except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                    return f"the model can't pass the rows of all at once: {' '.join(str(error).split())[:120]}"
-            for k, g in enumerate(groups.batch_of):
-                if not same(ours[k], alone(k, batches[g]), coarsest(self._model)):
-                    return f'the outputs of "{members[k].member.name}" in the pack differ from its own'
+            for batch_of in layouts:
+                read = batches[: max(batch_of) + 1]
+                groups = Groups(batch_of, len(read), store.theta.device)
+                with self._replaced(training=False):
+                    try:
+                        ours = self.forward(stacked(read), groups, Draws(seeds[: len(read)], 0))
+                    except torch.OutOfMemoryError:
+                        raise  # no fault of the model's
+                    except (RuntimeError, ValueError, IndexError, TypeError):
+                        return "the model can't compute the rows of all of them in one forward pass"
+                for k, g in enumerate(batch_of):
+                    if not same(ours[k], alone(k, batches[g]), coarsest(self._model)):
+                        return f'the outputs of "{members[k].member.name}" in the pack differ from its own'
             return ""
         finally:
             store.theta.copy_(before)

@@ -129,6 +129,20 @@ def find_branch(model: nn.Module, adapted: Collection[str], first: Trace, larger
     return _sure(Branch(block, before=_before(first, block), blocks=known), first)
 
 
+def find_without_rows(first: Trace, larger: Trace) -> dict[str, torch.Size]:
+    """The modules whose input doesn't have the batch's rows, such as an embedding of positions; and its shape.
+
+    Args:
+        first: A forward pass of the model on two rows.
+        larger: One on three rows.
+    """
+    return {
+        name: shapes[0]
+        for name, shapes in first.shapes.items()
+        if 0 in shapes and shapes[0] == larger.shapes.get(name, {}).get(0)
+    }
+
+
 def _ancestors(name: str) -> list[str]:
     """The paths above a module, the model ("") first."""
     parts = name.split(".")

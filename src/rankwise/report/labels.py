@@ -199,7 +199,7 @@ def _crosses(leaders: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Tell which leaders run through which boxes: (..., steps, 2) and (n, 4) to (..., n)."""
     x, y = leaders[..., None, :, 0], leaders[..., None, :, 1]
     left, low, right, high = (boxes[:, i, None] for i in range(4))
-    return ((left <= x) & (x <= right) & (low <= y) & (y <= high)).any(-1)
+    return np.any((left <= x) & (x <= right) & (low <= y) & (y <= high), axis=-1)
 
 
 def _put(place: Place, x: float, y: float, width: float, height: float, pixel: float) -> Placed:

@@ -4,12 +4,21 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from rankwise.report.labels import Box, Label, box_of, overlap, place_labels
-from rankwise.report.points import BLUE, GRID, INK, MUTED, Point, Scene
+from rankwise.report.points import BLUE, GRID, INK, MUTED, PAPER, Point, Scene
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TEXT_SIZE = 9
+
+STATE_MARKS: dict[str, tuple[str, str]] = {"open": ("", PAPER), "not": ("X", PAPER)}
+"""Marker and fill by what is known: open is hollow, shown not to lie within the tolerance a cross."""
+
+STATE_WORDS = {
+    "shown": "shown to be within the tolerance",
+    "open": "open: neither shown",
+    "not": "shown not to be within",
+}
 
 DIRECT_LABELS = 2
 """Up to so many baselines are labelled beside their marks; more go into a legend, as they often lie on one spot."""
@@ -39,7 +48,7 @@ def draw_scene(ax: "Axes", scene: Scene, *, relative: bool, higher_is_better: bo
         # Of several on one spot the first is filled, smallest and on top; the others show around it.
         _mark(ax, point, size=7 + 2.5 * i * with_legend, zorder=5 - 0.1 * i, hollow=with_legend and i > 0)
     hard, soft = _obstacles(ax, scene)
-    if with_legend or scene.published:
+    if with_legend or scene.published or _states(scene):
         hard.append(_legend(ax, scene, with_legend, higher_is_better, hard, soft))
     if scene.band is not None:
         hard.append(_name_band(ax, scene.band, hard + soft))
@@ -98,12 +107,13 @@ def _mark(ax: "Axes", point: Point, size: float, zorder: float, hollow: bool = F
     bars = None
     if point.interval is not None:
         bars = [[max(0.0, point.y - point.interval[0])], [max(0.0, point.interval[1] - point.y)]]
-    face = "none" if hollow else point.colour
+    marker, face = STATE_MARKS.get(point.state, (point.marker, point.colour))
+    face = "none" if hollow else face
     ax.errorbar(
         [point.x],
         [point.y],
         yerr=bars,
-        fmt=point.marker,
+        fmt=marker or point.marker,
         color=point.colour,
         markerfacecolor=face,
         markersize=size,
@@ -114,6 +124,12 @@ def _mark(ax: "Axes", point: Point, size: float, zorder: float, hollow: bool = F
     if point.is_answer:
         ring: dict[str, Any] = {"color": INK, "markerfacecolor": "none", "markersize": 13, "markeredgewidth": 1.6}
         ax.plot([point.x], [point.y], "o", **ring, zorder=6)
+
+
+def _states(scene: Scene) -> list[str]:
+    """What the marks tell apart, where they do."""
+    present = {point.state for point in scene.points}
+    return [state for state in STATE_WORDS if state in present] if present & {"open", "not"} else []
 
 
 def _published_mark() -> dict[str, Any]:
@@ -162,9 +178,13 @@ def _legend(
     from matplotlib.lines import Line2D
 
     marks: list[tuple[str, Line2D]] = []
-    if scene.lora:
+    if scene.lora and (with_others or scene.published):
         first = scene.lora[0]
         marks.append(("LoRA", Line2D([], [], color=first.colour, marker=first.marker, linestyle="none")))
+    for state in _states(scene):
+        marker, face = STATE_MARKS.get(state, ("o", BLUE))
+        known: dict[str, Any] = {"color": BLUE, "marker": marker or "o", "markerfacecolor": face}
+        marks.append((STATE_WORDS[state], Line2D([], [], **known, linestyle="none")))
     for i, point in enumerate(scene.others if with_others else ()):
         face = "none" if i else point.colour
         style: dict[str, Any] = {

@@ -26,6 +26,7 @@ class Point:
         colour: Of mark and label.
         marker: As matplotlib names shapes.
         is_answer: Whether it is the recommended one.
+        state: "shown", "not" or "open": whether it lies within the tolerance; "" where that is no question.
     """
 
     label: str
@@ -35,6 +36,7 @@ class Point:
     colour: str = MUTED
     marker: str = "o"
     is_answer: bool = False
+    state: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def scene(results: Results, *, relative: bool) -> Scene:
         colour, marker = LORA_STYLE if c["method"] == "lora" else next(styles)
         ends = None if c["interval"] is None else tuple(end * percent / unit for end in c["interval"])
         answer = c["name"] == answer_name(results)
-        point = Point(drawable(c["label"]), c[parameters] * percent, c[metric] * percent, ends, colour, marker, answer)
+        label, x, y = drawable(c["label"]), c[parameters] * percent, c[metric] * percent
+        point = Point(label, x, y, ends, colour, marker, answer, c.get("state") or "")
         (lora if c["method"] == "lora" else others).append(point)
     lora.sort(key=lambda point: point.x)
     held_against = configuration(results, reference)

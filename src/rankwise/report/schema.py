@@ -11,7 +11,7 @@ from typing import Any, Literal
 from rankwise.errors import OutputError
 from rankwise.shown import cleaned
 
-FORMAT = "rankwise-results-1"
+FORMAT, OLD_FORMAT = "rankwise-results-2", "rankwise-results-1"
 
 Results = dict[str, Any]
 """The content of `results.json`; what each key means stands in `results.schema.json`."""
@@ -33,7 +33,7 @@ def schema() -> dict[str, Any]:
 
     Examples:
         >>> schema()["properties"]["format"]["const"]
-        'rankwise-results-1'
+        'rankwise-results-2'
     """
     return json.loads(resources.files("rankwise.report").joinpath("results.schema.json").read_text("utf-8"))
 
@@ -47,12 +47,50 @@ def validate(results: object) -> Results:
     Raises:
         OutputError: Something is missing or of another kind; the message names the first such place.
     """
+    if isinstance(results, dict) and results.get("format") == OLD_FORMAT:
+        results = upgraded(results)
     if not isinstance(results, dict) or results.get("format") != FORMAT:
         given = json.dumps(results.get("format")) if isinstance(results, dict) else "missing"
         raise OutputError(f'the format is {given}; "{FORMAT}" is needed.')
     for fault in faults(results, schema(), "results"):
         raise OutputError(f"{fault}.")
     return results
+
+
+def upgraded(results: Results) -> Results:
+    """Results of format 1 as those of format 2.
+
+    Format 1 named the smallest configuration whose mean passed where none passed by its bound, and called the reference
+    an answer after no test: both are undecided here.
+    """
+    configurations = [
+        {"p_within": None, "state": None, **c, "is_answer": c.get("is_answer") and _was_shown(results)}
+        for c in results.get("configurations", [])
+    ]
+    answer = results.get("answer")
+    if isinstance(answer, dict):
+        shown = _was_shown(results)
+        leaning = None if shown or answer.get("name") == answer.get("reference") else answer.get("name")
+        whole = next((c for c in configurations if c.get("name") == answer.get("reference")), {})
+        answer = {
+            **answer,
+            "verdict": "shown" if shown else "undecided",
+            "confidence": 0.95,
+            "leaning": leaning and {"name": leaning, "p_within": None},
+            "detectable_difference": None,
+            "separable": shown,
+            "reason": answer.get("reason") if shown else None,
+        }
+        if leaning:
+            answer |= {"name": answer["reference"], "r": whole.get("r"), "adapter": None, "relative_parameters": 1.0}
+            answer |= {"trainable_parameters": whole.get("trainable_parameters"), "relative_metric": None}
+            answer |= {"relative_metric_interval": None}
+    return {**results, "format": FORMAT, "configurations": configurations, "answer": answer}
+
+
+def _was_shown(results: Results) -> bool:
+    answer = results.get("answer")
+    return bool(isinstance(answer, dict) and answer.get("separable") and answer.get("name") != answer.get("reference"))
 
 
 def read_results(path: str | Path) -> Results:
@@ -101,7 +139,7 @@ def faults(value: object, rule: dict[str, Any], place: str) -> Iterator[str]:
     if "const" in rule and value != rule["const"]:
         yield f"{place} is {_short(value)}; {_short(rule['const'])} is needed"
     if "enum" in rule and value not in rule["enum"]:
-        yield f"{place} is {_short(value)}; one of {', '.join(rule['enum'])} is needed"
+        yield f"{place} is {_short(value)}; one of {', '.join(map(str, rule['enum']))} is needed"
     kinds = rule.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
     if kinds and not any(_is(value, kind) for kind in kinds):

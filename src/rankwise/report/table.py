@@ -10,6 +10,7 @@ from rankwise.report import numbers
 from rankwise.report.schema import Results
 from rankwise.report.words import answer_name, sentence, stands_alone
 from rankwise.shown import csv_cell
+from rankwise.sweeps.wording import probability
 from rankwise.writing import replacing
 
 if TYPE_CHECKING:
@@ -88,12 +89,24 @@ def _row(results: Results, c: Results, published: Results | None = None) -> Row:
         "seeds": str(c["n_seeds"]) if "n_seeds" in c else "",
         "% of parameters": numbers.percent(c["relative_parameters"], "") if _has(c, "relative_parameters") else "",
         f"% of {name}": numbers.percent(c["relative_metric"], "") if ours and _has(c, "relative_metric") else "",
+        "within tolerance": _within(c),
         "learning rate": f"{lr} {EDGE}" if lr and c["lr_at_edge_of_grid"] else lr,
         "front": FRONT if c.get("on_pareto_front") else "",
         f"published {name}": numbers.metric(published["metric"]) if published else "",
         f"published % of {name}": numbers.percent(published["relative_metric"], "") if published else "",
     }
     return Row(c["label"], cells, "name" in c and c["name"] == answer_name(results))
+
+
+STATES = {"shown": "shown", "not": "shown not", "open": "open"}
+
+
+def _within(c: Results) -> str:
+    """Whether a configuration is shown to lie within the tolerance, and with what probability it does."""
+    if not c.get("state"):
+        return ""
+    p = c["p_within"]
+    return STATES[c["state"]] + ("" if p is None else f", {probability(p)}")
 
 
 def _has(c: Results, key: str) -> bool:
@@ -120,6 +133,13 @@ def legend(results: Results) -> list[str]:
     sentences: list[str] = []
     cells = [cell for row in table_rows(results) for cell in row.cells.values()]
     relative = results["relative_to"]
+    answer = results["answer"]
+    if answer is not None and any(c["state"] for c in results["configurations"]):
+        sentences.append(
+            f"Within tolerance: whether a configuration is shown, at {probability(answer['confidence'])} or more, "
+            f"to lie within {answer.get('tolerance_words') or numbers.metric(answer['tolerance'])}, and the "
+            "probability that it does, from validation data."
+        )
     if relative is not None and not stands_alone(results):
         sentences.append(
             f"100% is {relative['label']}: {numbers.count(relative['trainable_parameters'])} trainable parameters, "
@@ -173,7 +193,7 @@ def terminal_table(results: Results) -> "Table":
 
     rows = table_rows(results)
     # 80 columns are not enough for everything; the rest stands in table.md.
-    left_out = ("seeds", "95% interval", "published %")
+    left_out = ("seeds", "95% interval", "published %", "front")
     shown = [name for name in (rows[0].cells if rows else ()) if not name.startswith(left_out)]
     caption = Text("\n".join(legend(results)), style="dim italic")
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0, caption=caption, caption_justify="left")

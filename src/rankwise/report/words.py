@@ -4,68 +4,117 @@ from collections.abc import Callable
 
 from rankwise.report import numbers
 from rankwise.report.schema import Results
+from rankwise.sweeps.wording import probability
 
 
 def headline(results: Results) -> str:
-    """Say the answer, or that there is none, in one sentence.
+    """Say the verdict, or that there is none, in one or two sentences.
 
     Returns:
-        For example "r = 4: 4,180 parameters (7.6% of full fine-tuning) reach 97.9% of its test accuracy (95%
+        For example "Shown: r = 4, 4,180 parameters (7.6% of full fine-tuning), reaches 97.9% of its test accuracy (95%
         interval 97.4 to 98.3)."
     """
-    answer, chosen = results["answer"], configuration(results, answer_name(results))
-    if answer is None or chosen is None:
+    answer = results["answer"]
+    if answer is None:
         return _no_answer(results)
-    reference = configuration(results, answer["reference"])
-    name, parameters = numbers.words(results["metric"]["name"]), numbers.count(answer["trainable_parameters"])
-    if reference is None or reference["name"] == chosen["name"]:
-        alone, base = stands_alone(results), results["base"]["metric"]
-        against = "there is nothing to hold it against" if base is None else f"the base has {numbers.metric(base)}"
-        return (
-            f"{chosen['label']}: {parameters} parameters, test {name} {numbers.metric(chosen['mean'])}"
-            f"{_brackets(numbers.interval, chosen['interval'])}; "
-            + (f"{against}." if alone else "nothing smaller comes close enough to it.")
-        )
-    start, other = f"{chosen['label']}: {parameters} parameters", _reference_words(reference)
+    if stands_alone(results):
+        return _alone(results)
+    return HEADLINES[answer["verdict"]](results, answer)
+
+
+def _shown(results: Results, answer: Results) -> str:
+    chosen, reference = configuration(results, answer["name"]), configuration(results, answer["reference"])
+    if chosen is None or reference is None:
+        return _no_answer(results)
+    name = numbers.words(results["metric"]["name"])
+    start = f"Shown: {chosen['label']}, {numbers.count(answer['trainable_parameters'])} parameters"
     if answer["relative_parameters"] is not None:
-        start += f" ({numbers.percent(answer['relative_parameters'])} of {other})"
+        start += f" ({numbers.percent(answer['relative_parameters'])} of {reference_words(reference)})"
     ours, theirs = chosen["mean"], reference["mean"]
     # There are no shares of a reference that got nothing right, or less.
     if ours is None or theirs is None or (answer["relative_metric"] is None and theirs > 0):
-        return f"{start} do as well on validation data; there are no figures on test data."
+        return f"{start}, does as well on validation data; there are no figures on test data."
     higher = results["metric"]["higher_is_better"]
     if higher and answer["relative_metric"] is not None:
         ends = _brackets(_percent_ends, answer["relative_metric_interval"])
-        return f"{start} reach {numbers.percent(answer['relative_metric'])} of its test {name}{ends}."
+        return f"{start}, reaches {numbers.percent(answer['relative_metric'])} of its test {name}{ends}."
     ends = _brackets(numbers.interval, chosen["interval"])
     return (
-        f"{start} give a test {name} of {numbers.metric(chosen['mean'])}{ends}, against "
-        f"{numbers.metric(reference['mean'])}{'' if higher else '; lower is better'}."
+        f"{start}, has a test {name} of {numbers.metric(ours)}{ends}, against "
+        f"{numbers.metric(theirs)}{'' if higher else '; lower is better'}."
     )
 
 
-def explanation(results: Results) -> list[str]:
-    """Say why, how sure it is, and what to be careful with: whole sentences, the most important first.
+def _nothing_smaller(results: Results, answer: Results) -> str:
+    return f"Nothing smaller will do: use {_figures_of(results, answer['reference'])}."
 
-    The answer's own reason says how sure it is and how many more seeds would do; only where there is none it is
-    put together from the numbers.
-    """
+
+def _no_gain(results: Results, answer: Results) -> str:
+    metric, base = numbers.words(results["metric"]["name"]), results["base"]["metric"]
+    with_metric = "" if base is None else f" (test {metric} {numbers.metric(base)})"
+    if (answer.get("gain") or {}).get("over") == "constant":
+        return "No gain: fine-tuning is not shown to beat always predicting the most frequent class."
+    return f"No gain: fine-tuning is not shown to beat the base{with_metric}. Use the base, with 0 parameters."
+
+
+def _undecided(results: Results, answer: Results) -> str:
+    reference = configuration(results, answer["reference"])
+    label = reference_words(reference) if reference else answer["reference"]
+    leaning = answer["leaning"]
+    towards = configuration(results, leaning["name"]) if leaning else None
+    lean = ""
+    if towards is not None:
+        p = "" if leaning["p_within"] is None else f" ({probability(leaning['p_within'])})"
+        lean = f" {towards['label']} more likely than not does{p}."
+    return (
+        f"Undecided: nothing smaller than {label} is shown to do as well.{lean} Until it is decided, use "
+        f"{_figures_of(results, answer['reference'])}."
+    )
+
+
+HEADLINES: dict[str, Callable[[Results, Results], str]] = {
+    "shown": _shown,
+    "nothing_smaller": _nothing_smaller,
+    "no_gain": _no_gain,
+    "undecided": _undecided,
+}
+"""Verdict -> how it is put."""
+
+
+def _figures_of(results: Results, name: str) -> str:
+    """A configuration with its size and its test metric."""
+    c = configuration(results, name)
+    if c is None:
+        return name
+    metric = numbers.words(results["metric"]["name"])
+    size = f"{reference_words(c)}, {numbers.count(c['trainable_parameters'])} parameters"
+    if c["mean"] is None:
+        return size
+    return f"{size}, test {metric} {numbers.metric(c['mean'])}{_brackets(numbers.interval, c['interval'])}"
+
+
+def _alone(results: Results) -> str:
+    """Of the only configuration there is."""
+    base = results["base"]["metric"]
+    against = "there is nothing to compare it with" if base is None else f"the base has {numbers.metric(base)}"
+    figures = _figures_of(results, results["configurations"][0]["name"])
+    return f"{figures.replace(', ', ': ', 1)}; {against}."
+
+
+def explanation(results: Results) -> list[str]:
+    """Say why, how sure it is, and what to be careful with: whole sentences, the most important first."""
     sentences: list[str] = []
-    answer, chosen = results["answer"], configuration(results, answer_name(results))
-    if answer is not None and chosen is not None:
-        if stands_alone(results):
-            pass  # it was not chosen among others
-        elif answer["reason"]:
+    answer = results["answer"]
+    if answer is not None:
+        if answer["reason"] and not stands_alone(results):
             sentences.append(sentence(answer["reason"]))
-        else:
-            sentences += _separable(results)
         if not results["complete"]:
             sentences.append(f"The sweep is not complete ({_progress(results)}), so the answer may still change.")
-        names = dict.fromkeys([chosen["name"], answer["reference"]])
+        names = dict.fromkeys([answer["name"], answer["reference"]])
         concerned = [c for name in names if (c := configuration(results, name)) and c["lr_at_edge_of_grid"]]
         if concerned:
             sentences.append(
-                f"The best learning rate of {' and of '.join(map(_reference_words, concerned))} lies at the edge of "
+                f"The best learning rate of {' and of '.join(map(reference_words, concerned))} lies at the edge of "
                 "the grid, so a better one may lie outside, which could change the answer; "
                 f"give {' and '.join(dict.fromkeys(_rates_to_add(results, c) for c in concerned))}."
             )
@@ -102,8 +151,9 @@ def answer_words(results: Results) -> str:
 
 
 def answer_name(results: Results) -> str | None:
-    """The name of the configuration that is the answer."""
-    return None if results["answer"] is None else results["answer"]["name"]
+    """The name of the configuration that is shown to be the answer; None while nothing is decided."""
+    answer = results["answer"]
+    return None if answer is None or answer["verdict"] == "undecided" else answer["name"]
 
 
 def configuration(results: Results, name: str | None) -> Results | None:
@@ -128,7 +178,7 @@ def sentence(text: str) -> str:
     return text + ("" if text.endswith((".", "!", "?")) else ".")
 
 
-def _reference_words(reference: Results) -> str:
+def reference_words(reference: Results) -> str:
     """A baseline's label may tell only what kind of full fine-tuning it is; here the words themselves are needed."""
     label = reference["label"]
     return f"full fine-tuning, {label}" if reference["method"] == "full" and "full" not in label.lower() else label
@@ -156,21 +206,6 @@ def _no_answer(results: Results) -> str:
 def _progress(results: Results) -> str:
     finished = sum(run["status"] == "finished" for run in results["runs"])
     return f"{finished:,} run{'' if finished == 1 else 's'} finished so far"
-
-
-def _separable(results: Results) -> list[str]:
-    answer = results["answer"]
-    reference = configuration(results, answer["reference"])
-    if answer["separable"] is None or reference is None or reference["name"] == answer["name"]:
-        return []
-    within = f"the tolerance of {answer['tolerance']:.2g}" if answer["tolerance"] else "the tolerance"
-    if answer["separable"]:
-        return [f"Not only the mean difference on validation data but its 95% bound, too, lies within {within}."]
-    more = answer["more_seeds_needed"]
-    would = f"; about {more} more seed{'' if more == 1 else 's'} would do" if more else ""
-    return [
-        f"Not certain yet: the mean difference on validation data lies within {within}, its 95% bound does not{would}."
-    ]
 
 
 def _percent_ends(ends: list[float]) -> str:

@@ -12,6 +12,7 @@ from rankwise.lora.collector import collector_paused
 from rankwise.lora.inject import Report, attach, check_new_name, eject
 from rankwise.lora.targets import Targets, find_targets
 from rankwise.lora.variants import VARIANTS, variant_name
+from rankwise.lora.whole import enclosing_modules
 from rankwise.pack.resolved import State
 from rankwise.sweeps.problem import Run, Swept
 
@@ -39,7 +40,7 @@ def put_on(model: nn.Module, run: Run, state: State, name: str) -> Report:
     own = {name: {key: state[f"{name}.{key}"] for key in keys} for name, keys in beside.items()}
     of_adapter = {f"{name}.{key}" for name in pairs for key in ("A", "B", *beside[name])}
     trained_whole = {key: value for key, value in state.items() if key not in of_adapter}
-    config = replace(lora, modules_to_save=whole)
+    config = replace(lora, modules_to_save=enclosing_modules(model, whole))
     with collector_paused():
         return attach(model, Targets(adapted, found.left_out), pairs, config, name, trained_whole, own)
 

@@ -60,7 +60,8 @@ def cached(
     splits = problem.splits[DATA]
     example = problem.feed.prepare(pick(splits.train, lambda t: t[:3]))
     prefix = find_prefix(model, adapted, example, problem.feed.call)
-    sets = {"train": splits.train, "validation": splits.validation}
+    rotation = problem.rotation_of(DATA)
+    sets = {"pool": rotation.pool} if rotation else {"train": splits.train, "validation": splits.validation}
     rows = sum(count_rows(data, name) for name, data in sets.items())
     needed = rows * prefix.bytes_a_row
     check_room(needed, next(model.parameters()).device, folder)
@@ -72,12 +73,16 @@ def cached(
     with ExitStack() as stack:
         own = None if folder is None else stack.enter_context(_temporary(folder))
         beside = {name: prefix.beside(data, own, name) for name, data in sets.items()}
+        if rotation is not None:
+            n, pool = count_rows(splits.train, "training"), beside["pool"]
+            beside = {"train": pick(pool, lambda t: t[:n]), "validation": pick(pool, lambda t: t[n:])}
+            rotation = replace(rotation, pool=pool)
         feed = replace(problem.feed, call=prefix.run)
         yield (
             [c if c.method == "full" else replace(c, data=CACHED) for c in candidates],
             replace(
                 problem,
-                splits={DATA: splits, CACHED: replace(splits, **beside)},
+                splits={DATA: splits, CACHED: replace(splits, **beside, rotation=rotation)},
                 loss=prefix.reading(problem.loss),
                 metric=prefix.reading(problem.metric),
                 feed=feed,

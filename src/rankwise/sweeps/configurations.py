@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from rankwise.errors import ConfigError
 
@@ -23,6 +23,7 @@ class RunScore:
         validation: Metric of each validation example: 0 or 1 for an accuracy, or a loss.
         configuration: What tells configurations apart beyond method and r, and then their name; "" where nothing does.
         status: "finished" (by its budget or its own early stopping), or "stopped", "pruned", "diverged".
+        rows: Which rows of the pool the validation rows are, where every seed has rows of its own; else None.
     """
 
     name: str
@@ -34,6 +35,7 @@ class RunScore:
     validation: Shaped[np.ndarray, " n_examples"]
     configuration: str = ""
     status: str = "finished"
+    rows: Int[np.ndarray, " n_examples"] | None = None
 
     @property
     def configuration_name(self) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from rankwise.errors import PackError
+from rankwise.pack.memory import ran_out
 from rankwise.sweeps.configurations import RunScore
 from rankwise.sweeps.fitting import training_of
 from rankwise.sweeps.keeping import Keeper
@@ -16,8 +17,9 @@ from rankwise.sweeps.rungs import worst_runs
 from rankwise.sweeps.watch import Watch
 from rankwise.train.checkpoints import Checkpoints
 from rankwise.train.interrupts import Stop
-from rankwise.train.loop import PackTraining, TrainingState
+from rankwise.train.loop import PackTraining
 from rankwise.train.outcome import Outcome
+from rankwise.train.state import TrainingState
 
 
 class Course:
@@ -105,7 +107,9 @@ class Course:
             epoch, short = None, None
             try:
                 epoch = training.advance(self._after_step(training))
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out(error):
+                    raise
                 # The step that failed has changed nothing.
                 short = training.state()
             if short is not None:
@@ -194,7 +198,7 @@ class Course:
             for run in runs:
                 status = ended[run.name].status if run.name in ended else "finished"
                 validation = values.get(run.name, np.empty(0))
-                score = score_of(run, self._swept.parameters[run.name], validation, status)
+                score = score_of(run, self._swept.parameters[run.name], validation, status, self._problem.rows_of(run))
                 scores.setdefault(run.data, []).append(score)
         reasons: dict[str, str] = {}
         for group in scores.values():

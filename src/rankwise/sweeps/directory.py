@@ -263,6 +263,9 @@ def _write_files(
     with replacing(directory / "predictions.npz") as temporary:
         arrays = {f"validation/{name}": scores.validation for name, scores in swept.scores.items()}
         arrays |= {f"test/{name}": scores.test for name, scores in swept.scores.items()}
+        for name, scores in swept.scores.items():
+            optional = {f"deciding/{name}": scores.deciding, f"rows/{name}": scores.rows}
+            arrays |= {key: values for key, values in optional.items() if values is not None}
         with temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
     for name, text in (("config.yaml", config), (MARK, json.dumps(results, indent=1, allow_nan=False) + "\n")):

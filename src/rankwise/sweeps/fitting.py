@@ -22,16 +22,18 @@ SHARE = 0.9
 
 def training_of(model: nn.Module, runs: Sequence[Run], problem: Problem) -> PackTraining:
     """The runs of a pack, ready to train."""
-    data = problem.splits[runs[0].data]
+    data, rotation = problem.splits[runs[0].data], problem.rotation_of(runs[0].data)
+    train, validation = (data.train, data.validation) if rotation is None else (rotation.pool, rotation.pool)
     return PackTraining(
         model,
         [(run.member, run.training) for run in runs],
-        data.train,
-        data.validation,
+        train,
+        validation,
         problem.loss,
         problem.metric,
         states={run.name: run.start for run in runs},
         feed=problem.feed,
+        cut=None if rotation is None else rotation.cut,
     )
 
 

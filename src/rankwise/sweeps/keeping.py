@@ -4,18 +4,19 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rankwise.sweeps.problem import Swept
 from rankwise.train.checkpoints import Checkpoints, Tensors
-from rankwise.train.loop import TrainingState
 from rankwise.train.outcome import Outcome, Point
+from rankwise.train.state import TrainingState
 
 MOST_LOGS = 16
 """Log parts before they are written as one."""
 
-OUTCOME = [field.name for field in fields(Outcome) if field.name != "state"]
+OUTCOME = [field.name for field in fields(Outcome) if field.name not in ("state", "deciding")]
 NUMBERS = [field.name for field in fields(Point) if field.name not in ("run", "step")]
 
 
@@ -87,10 +88,11 @@ class Keeper:
         plain, swept = found.plain, self._swept
         self.cut = plain.get("cut")
         states: dict[int, dict[str, Tensor]] = {}
+        deciding: dict[int, np.ndarray] = {}
         for log in plain["logs"]:
-            self._read_log(found.parts[log], plain["runs"], states)
+            self._read_log(found.parts[log], plain["runs"], states, deciding)
         for i, outcome in enumerate(plain["outcomes"]):
-            swept.outcomes[outcome["name"]] = Outcome(state=states.get(i, {}), **outcome)
+            swept.outcomes[outcome["name"]] = Outcome(state=states.get(i, {}), deciding=deciding.get(i), **outcome)
         waiting = {int(i): TrainingState(dict(found.parts[f"pack-{i}"]), p) for i, p in plain["packs"].items()}
         self._packs = {f"pack-{i}": _place(state) for i, state in waiting.items()}
         self._logs, self._logged = plain["logs"], (len(swept.outcomes), len(swept.curve))
@@ -100,11 +102,11 @@ class Keeper:
         """Everything from these counts on: tensors of runs that ended, and the curve."""
         swept = self._swept
         place = {run.name: i for i, run in enumerate(swept.runs)}
-        log = {
-            f"state/{i}/{key}": value
-            for i, outcome in list(enumerate(swept.outcomes.values()))[outcomes:]
-            for key, value in outcome.state.items()
-        }
+        log: dict[str, Tensor] = {}
+        for i, outcome in list(enumerate(swept.outcomes.values()))[outcomes:]:
+            log |= {f"state/{i}/{key}": value for key, value in outcome.state.items()}
+            if outcome.deciding is not None:
+                log[f"deciding/{i}"] = torch.from_numpy(outcome.deciding)
         curve = swept.curve[points:]
         # Numbers in float64 are the very ones, NaN and infinity included.
         numbers = [[getattr(point, key) for key in NUMBERS] for point in curve]
@@ -112,12 +114,16 @@ class Keeper:
         log["curve/where"] = torch.tensor([[place[point.run], point.step] for point in curve]).long().reshape(-1, 2)
         return log
 
-    def _read_log(self, log: Tensors, runs: list[str], states: dict[int, dict[str, Tensor]]) -> None:
+    def _read_log(
+        self, log: Tensors, runs: list[str], states: dict[int, dict[str, Tensor]], deciding: dict[int, np.ndarray]
+    ) -> None:
         for path, value in log.items():
             kind, _, rest = path.partition("/")
             if kind == "state":
                 i, _, key = rest.partition("/")
                 states.setdefault(int(i), {})[key] = value
+            elif kind == "deciding":
+                deciding[int(rest)] = value.numpy()
         for (run, step), numbers in zip(log["curve/where"].tolist(), log["curve/numbers"].tolist(), strict=True):
             named: dict[str, Any] = dict(zip(NUMBERS, numbers, strict=True))
             self._swept.curve.append(Point(run=runs[run], step=step, **named))

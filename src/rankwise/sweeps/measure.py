@@ -6,12 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rankwise.pack.losses import PerAdapter, exact
+from rankwise.pack.batches import lazily
+from rankwise.pack.groups import Groups
+from rankwise.pack.losses import PerAdapter
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import State
 from rankwise.sweeps.problem import Problem, Run, Scores, Swept
 from rankwise.train.data import Data, pick
-from rankwise.train.evaluation import evaluate_rows, in_parts
+from rankwise.train.evaluation import evaluate_rows, in_parts, joined
 
 TEST = ""
 """The name of the problem's own test data among others."""
@@ -24,19 +26,24 @@ def measure(model: nn.Module, runs: Sequence[Run], problem: Problem, swept: Swep
         return
     states = {run.name: swept.outcomes[run.name].state for run in finished}
     pack = _pack(model, finished, states, problem)
-    loss, metric = PerAdapter(problem.loss, "loss"), PerAdapter(problem.metric, "metric")
+    batch_size = finished[0].training.batch_size
+    loss, metric = PerAdapter(problem.loss, "loss", piece=batch_size), PerAdapter(problem.metric, "metric")
+    pack.step_rows = problem.feed.rows_a_pass or batch_size
     data, feed = problem.splits[finished[0].data], problem.feed
     with pack.attached(_example(data.validation, problem), training=False):
-        losses, validation = evaluate_rows(pack, data.validation, [loss, metric], feed)
+        losses, validation = _validation_rows(pack, finished[0].data, problem, [loss, metric])
         read = {TEST: data.test, **problem.other_tests} if tests else {}
         tested = {name: evaluate_rows(pack, rows, [metric], feed)[0] for name, rows in read.items()}
     swept.note([*loss.notes, *metric.notes])
-    for k, member in enumerate(pack.members):
-        swept.scores[member.member.name] = Scores(
+    by_name = {run.name: run for run in finished}
+    for k, name in enumerate(member.member.name for member in pack.members):
+        swept.scores[name] = Scores(
             _numpy(validation[k]),
             float(losses[k].mean()),
             _numpy(tested[TEST][k]) if tests else np.empty(0),
-            {name: _numpy(values[k]) for name, values in tested.items() if name != TEST},
+            {test: _numpy(values[k]) for test, values in tested.items() if test != TEST},
+            deciding=swept.outcomes[name].deciding,
+            rows=problem.rows_of(by_name[name]),
         )
 
 
@@ -45,10 +52,19 @@ def validate(
 ) -> dict[str, np.ndarray]:
     """The metric of each validation example by run; all runs of one pack."""
     pack = _pack(model, runs, states, problem)
-    data = problem.splits[runs[0].data].validation
-    with pack.attached(_example(data, problem), training=False):
-        (values,) = evaluate_rows(pack, data, [PerAdapter(problem.metric, "metric")], problem.feed)
+    data = runs[0].data
+    with pack.attached(_example(problem.splits[data].validation, problem), training=False):
+        (values,) = _validation_rows(pack, data, problem, [PerAdapter(problem.metric, "metric")])
     return {member.member.name: _numpy(values[k]) for k, member in enumerate(pack.members)}
+
+
+def _validation_rows(pack: Pack, data: str, problem: Problem, functions: Sequence[PerAdapter]) -> list[Tensor]:
+    """Values of each function for every adapter on the rows on which its seed validates: (K, n) each."""
+    rotation = problem.rotation_of(data)
+    if rotation is None:
+        return evaluate_rows(pack, problem.splits[data].validation, functions, problem.feed)
+    rows = torch.stack([rotation.cut(seed).validation for seed in pack.seeds])
+    return evaluate_rows(pack, rotation.pool, functions, problem.feed, rows)
 
 
 def _pack(model: nn.Module, runs: Sequence[Run], states: Mapping[str, State], problem: Problem) -> Pack:
@@ -64,24 +80,29 @@ def _numpy(values: Tensor) -> np.ndarray:
     return values.cpu().numpy()
 
 
-@torch.no_grad()
 def measure_base(model: nn.Module, problem: Problem, data: Data) -> float:
     """The metric of the model as it is."""
+    return float(base_rows(model, problem, data).mean())
+
+
+@torch.no_grad()
+def base_rows(model: nn.Module, problem: Problem, data: Data) -> np.ndarray:
+    """The metric of the model as it is, row by row, as `rankwise.train.evaluation.evaluate_rows` gives it."""
     feed, device = problem.feed, next(model.parameters()).device
     modes = {module: module.training for module in model.modules()}
 
-    def run(rows: Tensor) -> tuple[float, float]:
-        batch = feed.prepare(pick(data, lambda t: t.index_select(0, rows)))
-        values = problem.metric(feed.call(model, batch), batch)
-        if isinstance(values, Tensor):
-            return float(exact(values).mean()) * len(rows), len(rows)
-        return float(exact(values[0]).sum()), float(exact(values[1]).sum())
+    metric, one = PerAdapter(problem.metric, "metric"), Groups([0], 1, device)
 
+    def run(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        batch = feed.prepare(pick(data, lambda t: t.index_select(0, rows)))
+        outputs = feed.call(model, batch)
+        return metric.rows(outputs.unsqueeze(0), lazily(batch, lambda t: t.unsqueeze(0)), one)
+
+    order = feed.evaluation_order(data)
     try:
         model.eval()
-        found = in_parts(feed.evaluation_order(data).to(device), feed.rows_at_once, run)
+        found = in_parts(order.to(device), feed.rows_at_once, run)
     finally:
         for module, mode in modes.items():
             module.training = mode
-    total, weight = map(sum, zip(*found, strict=True))
-    return total / weight
+    return _numpy(joined(found)[0, order.argsort().to(device)])

@@ -18,7 +18,10 @@ from rankwise.sweeps.plan import FILE as PLAN
 from rankwise.writing import read_checked
 
 MARK = "results.json"
-RESULTS = ("config.yaml", "curves.csv", "predictions.npz")
+TRAINED_ON = "trained_on.npy"
+"""Checksums of the inputs that the runs were trained on, where the task writes them."""
+
+RESULTS = ("config.yaml", "curves.csv", "predictions.npz", TRAINED_ON)
 ADAPTERS = "adapters"
 BASE_FILE = Path("base", "model.safetensors")
 REPORT = (

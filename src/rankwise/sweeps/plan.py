@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import CheckpointError
+from rankwise.sweeps.batching import apart
 from rankwise.sweeps.fitting import bytes_of_runs, cut_to_fit, limit_of
 from rankwise.sweeps.problem import Problem, Run
 from rankwise.train.prefix import own_tensors
@@ -29,8 +30,10 @@ class Plan:
         limit: Bytes that a pack may need; None where there is no limit.
         base_bytes: Those of the base.
         rungs: Epochs after which the worst configurations leave.
-        sha256: Fingerprints of what the plan is for: "runs", "base", "data".
+        cuts: For splits of which each seed cuts its own validation rows, what repeats the cuts (`Rotation.plain`).
+        sha256: Fingerprints of what the plan is for: "runs", "base", "data", and "cuts" where there are any.
         made_with: What the last bits of the results depend on.
+        notes: What the user should know of the packs.
     """
 
     packs: list[list[str]]
@@ -38,8 +41,10 @@ class Plan:
     limit: int | None
     base_bytes: int
     rungs: list[int]
+    cuts: dict[str, dict[str, Any]]
     sha256: dict[str, str]
     made_with: dict[str, str]
+    notes: list[str]
 
 
 def plan_packs(runs: Sequence[Run]) -> list[list[Run]]:
@@ -64,25 +69,30 @@ def make_plan(
         memory: Bytes that a pack may need beside the base; by default nine tenths of what the device has free.
     """
     needed, limit = bytes_of_runs(model, runs, problem), limit_of(model, memory)
-    packs = [cut for pack in plan_packs(runs) for cut in cut_to_fit(pack, lambda run: needed[run.name], limit)]
+    whole, notes = apart(model, plan_packs(runs))
+    packs = [cut for pack in whole for cut in cut_to_fit(pack, lambda run: needed[run.name], limit)]
     return Plan(
         packs=[[run.name for run in pack] for pack in packs],
         memory=needed,
         limit=limit,
         base_bytes=sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())),
         rungs=list(rungs),
+        cuts={run.data: r.plain() for run in runs if (r := problem.rotation_of(run.data)) is not None},
         sha256=fingerprints(model, runs, problem),
         made_with=surroundings(model),
+        notes=notes,
     )
 
 
 def fingerprints(model: nn.Module, runs: Sequence[Run], problem: Problem) -> dict[str, str]:
     """What a plan is for."""
-    return {
+    found = {
         "runs": hashlib.sha256("\n".join(map(_settings, runs)).encode()).hexdigest(),
         "base": fingerprint(model.state_dict()),
         "data": fingerprint(_named(problem)),
     }
+    cuts = _cuts(runs, problem)
+    return {**found, "cuts": fingerprint(cuts)} if cuts else found
 
 
 def surroundings(model: nn.Module) -> dict[str, str]:
@@ -116,6 +126,7 @@ WHAT_DIFFERS = {
     "runs": "Its runs have other settings",
     "base": "The base has other weights",
     "data": "The data are others",
+    "cuts": "Its seeds validate on other rows",
 }
 
 
@@ -135,9 +146,9 @@ def check_plan(plan: Plan, sha256: Mapping[str, str], made_with: Mapping[str, st
         CheckpointError: It is for other runs, another base or other data.
     """
     for key, words in WHAT_DIFFERS.items():
-        if plan.sha256.get(key) != sha256[key]:
+        if plan.sha256.get(key) != sha256.get(key):
             raise CheckpointError(
-                f"The run in {folder} can't be gone on with. {words} now: SHA-256 {sha256[key][:12]}, and "
+                f"The run in {folder} can't be gone on with. {words} now: SHA-256 {sha256.get(key, 'none')[:12]}, and "
                 f"{plan.sha256.get(key, 'none')[:12]} when it began."
             )
     changed = [key for key, value in made_with.items() if plan.made_with.get(key) != value]
@@ -158,12 +169,23 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 def _named(problem: Problem) -> dict[str, Tensor]:
     sets = {
-        f"{key}/{part.name}": getattr(splits, part.name)
+        f"{key}/{part}": getattr(splits, part)
         for key, splits in problem.splits.items()
-        for part in fields(splits)
+        for part in ("train", "validation", "test")
     }
     sets |= {f"other/{name}": data for name, data in problem.other_tests.items()}
     return {f"{name}/{i}": tensor for name, data in sets.items() for i, tensor in enumerate(own_tensors(data))}
+
+
+def _cuts(runs: Sequence[Run], problem: Problem) -> dict[str, Tensor]:
+    """The rows that each seed of the runs trains and validates on, where it has its own."""
+    found: dict[str, Tensor] = {}
+    for run in runs:
+        rotation = problem.rotation_of(run.data)
+        if rotation is not None:
+            cut, name = rotation.cut(run.member.seed), f"{run.data}/{run.member.seed}"
+            found |= {f"{name}/train": cut.train, f"{name}/validation": cut.validation}
+    return found
 
 
 def _settings(run: Run) -> str:

@@ -1,6 +1,6 @@
 """What a sweep is asked and what it finds: runs, data, loss and metric; outcomes and scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +10,8 @@ from rankwise.pack.losses import PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.resolved import State
 from rankwise.sweeps.configurations import RunScore
-from rankwise.train.data import Data
+from rankwise.train.cuts import Rotation
+from rankwise.train.data import Data, count_rows
 from rankwise.train.feed import Feed
 from rankwise.train.outcome import Outcome, Point
 from rankwise.train.settings import Training
@@ -51,11 +52,19 @@ class Run:
 
 @dataclass(frozen=True)
 class Splits:
-    """Training, validation and test data: tensors, or tuples or mappings of them, rows first."""
+    """Training, validation and test data: tensors, or tuples or mappings of them, rows first.
+
+    Args:
+        train: To train on.
+        validation: For every choice.
+        test: Read once, at the end.
+        rotation: How each seed can cut training and validation rows anew; None where the validation data is fixed.
+    """
 
     train: Data
     validation: Data
     test: Data
+    rotation: Rotation | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,9 @@ class Problem:
         metric_name: What the metric is called.
         higher_is_better: False for losses.
         feed: How data reach the model.
+        constant: (training data, data) -> the metric of each row of the data for the best constant prediction, such as
+            the majority class; None where there is no such thing.
+        rotate: Whether each seed trains and validates on rows of its own where the splits have a rotation.
     """
 
     splits: Mapping[str, Splits]
@@ -79,16 +91,51 @@ class Problem:
     metric_name: str = "accuracy"
     higher_is_better: bool = True
     feed: Feed = field(default_factory=Feed)
+    constant: Callable[[Data, Data], np.ndarray] | None = None
+    rotate: bool = False
+
+    def rotation_of(self, data: str) -> Rotation | None:
+        """How each seed cuts these splits anew; None where all seeds train and validate on the same rows."""
+        return self.splits[data].rotation if self.rotate else None
+
+    def train_rows(self, data: str) -> int:
+        """Rows that a run on these splits trains on."""
+        rotation = self.rotation_of(data)
+        return count_rows(self.splits[data].train, "training") if rotation is None else rotation.n_train
+
+    def rows_of(self, run: Run) -> np.ndarray | None:
+        """The rows of the pool on which a run validates; None where all seeds validate on the same rows."""
+        rotation = self.rotation_of(run.data)
+        return None if rotation is None else rotation.cut(run.member.seed).validation.numpy()
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A finished run's metric, example by example, and its validation loss; no tests where they were not read."""
+    """A finished run's metric, example by example, and its validation loss; no tests where they were not read.
+
+    Args:
+        validation: With the weights that are saved.
+        validation_loss: Likewise.
+        test: Likewise.
+        other: On further test sets, by the metric's name there.
+        deciding: The cross-fitted metric of each validation example, where there is one.
+        rows: The rows of the pool that its validation examples are, where each seed has its own.
+    """
 
     validation: np.ndarray
     validation_loss: float
     test: np.ndarray
     other: Mapping[str, np.ndarray]
+    deciding: np.ndarray | None = None
+    rows: np.ndarray | None = None
+
+    @property
+    def decisive(self) -> np.ndarray:
+        """The validation metric that decides: cross-fitted where there is such a one.
+
+        Where the weights that are saved have no finite metric, that is what decides: the run does not count.
+        """
+        return self.validation if self.deciding is None or not np.isfinite(self.validation).all() else self.deciding
 
 
 @dataclass
@@ -137,11 +184,14 @@ class Swept:
     def score(self, run: Run) -> RunScore:
         """What the rule of the answer needs to know of a run."""
         outcome, scores = self.outcomes.get(run.name), self.scores.get(run.name)
-        validation = np.empty(0) if scores is None else scores.validation
-        return score_of(run, self.parameters[run.name], validation, "stopped" if outcome is None else outcome.status)
+        validation, rows = (np.empty(0), None) if scores is None else (scores.decisive, scores.rows)
+        status = "stopped" if outcome is None else outcome.status
+        return score_of(run, self.parameters[run.name], validation, status, rows)
 
 
-def score_of(run: Run, parameters: int, validation: np.ndarray, status: str) -> RunScore:
+def score_of(
+    run: Run, parameters: int, validation: np.ndarray, status: str, rows: np.ndarray | None = None
+) -> RunScore:
     """A run with the metric of each validation example, as the rules of choosing take it."""
     return RunScore(
         name=run.name,
@@ -153,4 +203,5 @@ def score_of(run: Run, parameters: int, validation: np.ndarray, status: str) -> 
         validation=validation,
         configuration=run.configuration,
         status=status,
+        rows=rows,
     )

@@ -6,10 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from rankwise.sweeps.answer import Answer, decide, reference_of, tolerance_of
+from rankwise.sweeps.answer import BASE, Answer, Comparison, Floors, decide, reference_of
 from rankwise.sweeps.configurations import Configuration, choose_learning_rates, pareto_front, turned
 from rankwise.sweeps.problem import Problem, Run, Swept
+from rankwise.sweeps.reason import reason
+from rankwise.sweeps.rule import Rule
 from rankwise.sweeps.statistics import interval, ratio_interval
+
+FORMAT = "rankwise-results-2"
 
 Results = dict[str, Any]
 
@@ -22,12 +26,13 @@ def finite(value: float | None) -> float | None:
 def make_results(
     swept: Swept,
     problem: Problem,
+    rule: Rule,
     *,
     base: Mapping[str, Any],
     about: Mapping[str, Any],
     comparable: Sequence[str] | None = None,
     relative_to: Mapping[str, Any] | None = None,
-    tolerance: float | None = None,
+    floors: Floors | None = None,
     adapters: Mapping[str, str],
 ) -> Results:
     """Put a sweep's findings together.
@@ -35,11 +40,12 @@ def make_results(
     Args:
         swept: What the runs gave.
         problem: Its metric.
-        base: Of the base: "name", "sha256", "parameters", "metric"; "validation_metric" where the tolerance needs it.
+        rule: Tolerance and confidence of the answer.
+        base: Of the base: "name", "sha256", "parameters", "metric".
         about: The fields that say where the results come from: "task", "command", "versions", ...
         comparable: Configurations that solve the very problem, and so can be reference or answer; None for all.
         relative_to: What the relative columns are relative to; by default the reference.
-        tolerance: The user's own, in the metric's unit.
+        floors: What fine-tuning must beat.
         adapters: Run -> folder of its adapter, relative to the run directory.
     """
     up = problem.higher_is_better
@@ -47,11 +53,7 @@ def make_results(
     labels = {run.configuration: run.label for run in swept.runs}
     able = [c for c in chosen if c.runs and (comparable is None or c.name in comparable)]
     reference = reference_of(able, up) if able else None
-    answer: Answer | None = None
-    if reference is not None:
-        kind = "accuracy" if up else "loss"
-        allowed = tolerance_of(reference.validation_mean or 0.0, base.get("validation_metric"), kind, tolerance)
-        answer = decide(able, reference, allowed, up)
+    answer = None if reference is None else decide(able, reference, rule, floors)
     tests, untold = _tested(chosen, swept)
     means = {name: float(values.mean()) for name, values in tests.items()}
     if relative_to is None and reference is not None and reference.name in means:
@@ -60,7 +62,10 @@ def make_results(
             "metric": means[reference.name],
             "trainable_parameters": reference.trainable_parameters,
         }
-    front = pareto_front({c.name: (c.trainable_parameters, means[c.name]) for c in able if c.name in means}, up)
+    points = {c.name: (c.trainable_parameters, means[c.name]) for c in able if c.name in means}
+    if base.get("metric") is not None:
+        points[BASE] = (0, base["metric"])
+    front = pareto_front(points, up)
     configurations = [
         {
             "name": c.name,
@@ -80,7 +85,8 @@ def make_results(
             "relative_metric": _ratio(means.get(c.name), relative_to, "metric"),
             "on_pareto_front": c.name in front,
             "is_reference": reference is not None and c.name == reference.name,
-            "is_answer": answer is not None and c.name == answer.name,
+            "is_answer": answer is not None and c.name == answer.name and answer.verdict != "undecided",
+            **_shown(c, answer),
             "other_metrics": {
                 name: {"mean": _mean(values), "interval": _interval(values)}
                 for name in problem.other_tests
@@ -92,17 +98,19 @@ def make_results(
         for c in _in_order(chosen, swept.runs)
     ]
     return {
-        "format": "rankwise-results-1",
+        "format": FORMAT,
         "complete": swept.complete,
         **about,
         "metric": {"name": problem.metric_name, "higher_is_better": up},
-        "base": dict(base),
+        "base": {**base, "on_pareto_front": BASE in front},
         "runs": [_run(run, swept, adapters) for run in swept.runs],
         "configurations": configurations,
         "relative_to": None if relative_to is None else dict(relative_to),
         "notes": [*swept.notes, *_notes(swept), *untold],
         # An interrupted sweep has not seen all it was to choose from.
-        "answer": _answer(answer, chosen, tests, swept, adapters, up) if answer and swept.complete else None,
+        "answer": _answer(answer, rule, chosen, tests, swept, adapters, problem, labels)
+        if answer and swept.complete
+        else None,
     }
 
 
@@ -141,9 +149,25 @@ def _ratio(value: float | None, relative_to: Mapping[str, Any] | None, key: str)
     return value / whole if value is not None and whole is not None and whole > 0 else None
 
 
-def _validation_difference(c: Configuration, answer: Answer | None) -> dict[str, float] | None:
-    comparison = None if answer is None else answer.comparisons.get(c.name)
-    return None if comparison is None else {"mean": comparison.mean, "lower_bound": comparison.lower_bound}
+def _comparison(c: Configuration, answer: Answer | None) -> Comparison | None:
+    return None if answer is None else answer.comparisons.get(c.name)
+
+
+def _validation_difference(c: Configuration, answer: Answer | None) -> dict[str, float | None] | None:
+    found = _comparison(c, answer)
+    if found is None:
+        return None
+    return {"mean": found.mean, "lower_bound": found.lower_bound, "upper_bound": found.upper_bound}
+
+
+def _shown(c: Configuration, answer: Answer | None) -> dict[str, Any]:
+    """The probability that a configuration lies within the tolerance, and what follows from it."""
+    found = _comparison(c, answer)
+    return {
+        "p_within": None if found is None else found.p_within,
+        "state": None if found is None else found.state,
+        "more_seeds_needed": None if found is None else found.more_seeds_needed,
+    }
 
 
 def _paired(c: Configuration, reference: Configuration, swept: Swept) -> tuple[np.ndarray, np.ndarray] | None:
@@ -221,30 +245,48 @@ def _notes(swept: Swept) -> list[str]:
 
 def _answer(
     answer: Answer,
+    rule: Rule,
     chosen: Sequence[Configuration],
     tests: Mapping[str, np.ndarray],
     swept: Swept,
     adapters: Mapping[str, str],
-    higher_is_better: bool,
+    problem: Problem,
+    labels: Mapping[str, str],
 ) -> dict[str, Any]:
+    higher_is_better = problem.higher_is_better
+    tolerance_words = rule.tolerance.words(labels[answer.reference], problem.metric_name)
     by_name = {c.name: c for c in chosen}
-    c, reference = by_name[answer.name], by_name[answer.reference]
-    best = max(c.runs, key=lambda run: (turned(float(run.validation.mean()), higher_is_better), -run.seed))
+    c, reference = by_name.get(answer.name), by_name[answer.reference]
+    best = None
+    if c is not None:
+        best = max(c.runs, key=lambda run: (turned(float(run.validation.mean()), higher_is_better), -run.seed))
     # Of nothing, of less, or of what is no number, there are no shares.
-    known = {c.name, reference.name} <= tests.keys()
+    known = c is not None and {c.name, reference.name} <= tests.keys()
     of = float(tests[reference.name].mean()) if known else 0.0
-    pair = _paired(c, reference, swept) if of > 0 else None
+    pair = _paired(c, reference, swept) if c is not None and of > 0 else None
+    leaning = None if answer.leaning is None else answer.comparisons[answer.leaning]
     return {
+        "verdict": answer.verdict,
         "name": answer.name,
         "r": answer.r,
-        "adapter": adapters.get(best.name),
+        "adapter": None if best is None else adapters.get(best.name),
         "reference": answer.reference,
         "tolerance": answer.tolerance,
+        "tolerance_words": tolerance_words,
+        "confidence": answer.confidence,
+        "leaning": None if leaning is None else {"name": leaning.name, "p_within": leaning.p_within},
         "trainable_parameters": answer.trainable_parameters,
         "relative_parameters": answer.relative_parameters,
-        "relative_metric": float(tests[c.name].mean()) / of if of > 0 else None,
+        "relative_metric": float(tests[c.name].mean()) / of if c is not None and of > 0 else None,
         "relative_metric_interval": list(ratio_interval(*pair)) if pair is not None else None,
-        "separable": answer.separable,
+        "gain": None
+        if answer.gain is None
+        else {"over": answer.floor, "mean": answer.gain[0], "lower_bound": answer.gain[1]},
+        "validation_rows": answer.rows,
+        "rows_needed": answer.rows_needed,
+        "rotated": answer.rotated,
+        "detectable_difference": answer.detectable_difference,
+        "separable": answer.verdict == "shown",
         "more_seeds_needed": answer.more_seeds_needed,
-        "reason": answer.reason,
+        "reason": reason(answer, labels, answer.smaller, tolerance_words, strict=rule.strict),
     }

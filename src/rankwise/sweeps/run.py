@@ -13,7 +13,6 @@ from rankwise.sweeps.plan import check_plan, fingerprints, make_plan, read_plan,
 from rankwise.sweeps.problem import Problem, Run, Swept
 from rankwise.sweeps.watch import Watch
 from rankwise.train.checkpoints import Checkpoints, Every
-from rankwise.train.data import count_rows
 from rankwise.train.interrupts import stop_on_signals
 from rankwise.train.live import Progress
 
@@ -74,12 +73,13 @@ def run_sweep(
         plan = make_plan(model, runs, problem, rungs, memory)
         if checkpoints is not None:
             write_plan(checkpoints, plan)
+    swept.note(plan.notes)
     by_name = {run.name: run for run in runs}
     packs = [[by_name[name] for name in pack] for pack in plan.packs]
     watch = Watch(
         progress,
         {run.name: (run.configuration, run.r, run.training.lr) for run in runs},
-        {run.name: run.training.epochs * -(-_rows(problem, run) // run.training.batch_size) for run in runs},
+        {run.name: run.training.epochs * -(-problem.train_rows(run.data) // run.training.batch_size) for run in runs},
         problem.metric_name,
     )
     course: Course | None = None
@@ -104,7 +104,3 @@ def run_sweep(
         swept.memory |= {run.name: peak for run in pack}
         measure(model, pack, problem, swept, tests=tests)
     return swept
-
-
-def _rows(problem: Problem, run: Run) -> int:
-    return count_rows(problem.splits[run.data].train, "training")

@@ -17,7 +17,7 @@ configuration is smaller and has a better mean, so it lies within the tolerance 
 
 from collections.abc import Iterable, Sequence
 
-from rankwise.sweeps.answer import CANDIDATES, compare
+from rankwise.sweeps.answer import CANDIDATES, Floors, pair
 from rankwise.sweeps.configurations import (
     Configuration,
     RunScore,
@@ -26,6 +26,7 @@ from rankwise.sweeps.configurations import (
     choose_learning_rates,
     merit,
 )
+from rankwise.sweeps.within import difference_bound
 
 
 def worst_runs(scores: Iterable[RunScore], higher_is_better: bool, epochs: int) -> dict[str, str]:
@@ -79,5 +80,5 @@ def _worse_half(runs: Sequence[RunScore], higher_is_better: bool) -> list[RunSco
 def _beats(one: Configuration, other: Configuration, higher_is_better: bool) -> bool:
     if one.trainable_parameters >= other.trainable_parameters:
         return False
-    comparison = compare(one, other, 0.0, higher_is_better)
-    return comparison is not None and comparison.lower_bound > 0
+    paired = pair(one, other, Floors(), higher_is_better)
+    return paired is not None and difference_bound(paired.ours, paired.theirs, paired.rotated) > 0

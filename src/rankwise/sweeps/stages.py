@@ -208,7 +208,7 @@ def _told(swept: Swept) -> list[dict[str, Any]]:
             "configuration": run.configuration,
             "lr": run.training.lr,
             "seed": run.member.seed,
-            "validation_metric": None if scores is None else finite(float(scores.validation.mean())),
+            "validation_metric": None if scores is None else finite(float(scores.decisive.mean())),
             "steps": outcome.steps,
             "status": outcome.status,
         }

@@ -17,10 +17,13 @@ from rankwise.errors import CheckpointError, ConfigError, DataError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.streams import stream_seed
+from rankwise.sweeps.floors import majority_class
 from rankwise.sweeps.grid import Candidate, runs_of
 from rankwise.sweeps.problem import Problem, Run, Splits
 from rankwise.tasks.mnist import RawDigits, Split
 from rankwise.tasks.options import DigitsOptions
+from rankwise.train.cuts import pooled
+from rankwise.train.data import tensors_of
 from rankwise.train.interrupts import stop_on_signals
 from rankwise.train.loop import PackTraining
 from rankwise.train.outcome import Outcome
@@ -179,12 +182,22 @@ def plan_runs(options: DigitsOptions) -> list[Run]:
 
 
 def make_problem(raw: RawDigits, device: torch.device) -> Problem:
-    """The data of the experiment: digits 5-9 to learn, 0-4 to see what is forgotten."""
-    splits = {
-        key: Splits(*(only(split, digits, device) for split in (raw.train, raw.validation, raw.test)))
-        for key, digits in (("new", NEW), ("old", OLD))
-    }
-    return Problem(splits=splits, loss=loss, metric=accuracy, other_tests={"accuracy_on_0_4": splits["old"].test})
+    """The data of the experiment: digits 5-9 to learn, 0-4 to see what is forgotten.
+
+    Training and validation images of 5-9 are one pool, which each seed may cut anew.
+    """
+    new, old = (
+        [only(split, digits, device) for split in (raw.train, raw.validation, raw.test)] for digits in (NEW, OLD)
+    )
+    train, validation, rotation = pooled(new[0], new[1])
+    splits = {"new": Splits(train, validation, new[2], rotation), "old": Splits(old[0], old[1], old[2])}
+    return Problem(
+        splits=splits,
+        loss=loss,
+        metric=accuracy,
+        other_tests={"accuracy_on_0_4": splits["old"].test},
+        constant=lambda train, rows: majority_class(tensors_of(train)[1], tensors_of(rows)[1]),
+    )
 
 
 def pretrain(problem: Problem, options: DigitsOptions) -> nn.Sequential:

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from rankwise.experiment import Experiment, config_hash, find_device
+from rankwise.experiment import Experiment
+from rankwise.sweeps.provenance import config_hash
 from rankwise.tasks.digits import (
     PUBLISHED_BASELINE,
     base_from,
@@ -16,6 +17,7 @@ from rankwise.tasks.digits import (
 )
 from rankwise.tasks.mnist import load_digits_data
 from rankwise.tasks.options import DigitsOptions
+from rankwise.train.device import device_note, find_device
 from rankwise.train.live import Progress
 
 
@@ -34,6 +36,8 @@ def make_digits(options: DigitsOptions, progress: Progress, base: Mapping[str, T
     raw = load_digits_data(options.data)
     problem = make_problem(raw, device)
     candidates = candidates_of(options)
+    for line in device_note(options.device, device):
+        progress.message(line)
     if base is not None:
         model = base_from(base, device)
     else:
@@ -58,6 +62,8 @@ def make_digits(options: DigitsOptions, progress: Progress, base: Mapping[str, T
         comparable=[c.name for c in candidates if c.data == "new"],
         relative_to=_published_baseline(sum(p.numel() for p in model.parameters())) if published else None,
         tolerance=options.tolerance,
+        confidence=options.confidence,
+        strict=options.strict,
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rankwise.errors import ConfigError, suggest
+from rankwise.sweeps.rule import Rule, accuracy_tolerance
 
 PROTOCOLS = ("right", "published")
 
@@ -90,8 +91,10 @@ class DigitsOptions:
     baseline_lr: tuple[float, ...] | None = None
     alpha: float | None = None
     rungs: tuple[int, ...] | None = None
-    tolerance: float | None = None
-    device: str = "cpu"
+    tolerance: str | float | None = None
+    confidence: float = 0.95
+    strict: bool = False
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.ranks or min(self.ranks) < 1:
@@ -113,8 +116,7 @@ class DigitsOptions:
                 raise ConfigError(f"--{what} is {list(rates)}; give positive numbers, such as 3e-4,1e-3.")
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
             raise ConfigError(f"--alpha is {self.alpha}; it must be a positive number, such as 32.")
-        if self.tolerance is not None and not 0 <= self.tolerance < 1:
-            raise ConfigError(f"--tolerance is {self.tolerance}; it is an accuracy, such as 0.01 for 1 point.")
+        Rule(accuracy_tolerance(self.tolerance), True, self.confidence, self.strict)
 
     def settings(self) -> dict[str, Any]:
         """The complete settings as a file for --config has them: flag -> plain value."""

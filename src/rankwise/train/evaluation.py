@@ -1,5 +1,6 @@
 """Losses and metrics of all adapters of a pack over a data set."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -7,27 +8,70 @@ import torch
 from torch import Tensor
 
 from rankwise.pack.losses import PerAdapter
+from rankwise.pack.memory import ran_out
 from rankwise.pack.pack import Pack
-from rankwise.train.data import Data, pick
+from rankwise.train.data import Data, pick, take
 from rankwise.train.feed import Feed
+from rankwise.train.memory import peak_bytes
 
 Found = TypeVar("Found")
 
 
-def in_parts(rows: Tensor, at_once: int, run: Callable[[Tensor], Found]) -> list[Found]:
-    """What `run` gives for so many rows at a time, in order; for fewer from where memory runs out. Each row must be
-    evaluated on its own anyway."""
+ROWS_MEASURED = 16
+"""Rows on which it is measured what an evaluation takes in memory."""
+
+CPU_BYTES = 1 << 25
+"""What an evaluation may take on a CPU, unless a step's rows take more: beyond the caches more rows save no time."""
+
+GPU_SHARE = 0.1
+"""Of a GPU's memory, what an evaluation may take."""
+
+
+def in_parts(
+    rows: Tensor,
+    at_once: int,
+    run: Callable[[Tensor], Found],
+    *,
+    least: int = 1,
+    piece: int = 1,
+    measured: dict[str, float] | None = None,
+) -> list[Found]:
+    """Run a function on the rows in parts that fit into memory, and return its results in the order of the rows.
+
+    The last rows, which are the largest where sizes differ, run first and are measured. Where memory runs out all the
+    same, parts are halved. Each row must be evaluated on its own anyway.
+
+    Args:
+        rows: Numbers of rows.
+        at_once: Rows of a part, at the most.
+        run: The function.
+        least: Rows that fit in any case: those of a training step.
+        piece: Rows that belong together, counted from the first; parts hold whole pieces.
+        measured: Where the bytes of a row are kept between calls.
+    """
+    measured = {} if measured is None else measured
+    last: list[Found] = []
+    if "row" not in measured and len(rows) > least:
+        start = max(0, len(rows) - ROWS_MEASURED) // piece * piece
+        tail, rows = rows[start:], rows[:start]
+        peak = peak_bytes(lambda: last.append(run(tail)), rows.device)
+        measured["row"] = peak / len(tail)
+    if "row" in measured:
+        on_gpu = rows.device.type == "cuda"
+        limit = GPU_SHARE * torch.cuda.get_device_properties(rows.device).total_memory if on_gpu else CPU_BYTES
+        at_once = min(at_once, max(least, int(limit / max(1.0, measured["row"]))))
     found: list[Found] = []
-    waiting = list(rows.split(at_once))
+    waiting = list(rows.split(max(1, at_once // piece) * piece)) if len(rows) else []
     while waiting:
         part = waiting.pop(0)
         try:
             found.append(run(part))
-        except torch.OutOfMemoryError:
-            if len(part) == 1:
+        except (RuntimeError, MemoryError) as error:
+            if len(part) == 1 or not ran_out(error):
                 raise
-            waiting = list(torch.cat([part, *waiting]).split(len(part) // 2))
-    return found
+            half = len(part) // 2
+            waiting = list(torch.cat([part, *waiting]).split(max(1, half // piece * piece or half)))
+    return found + last
 
 
 def evaluate(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed: Feed) -> list[Tensor]:
@@ -35,14 +79,25 @@ def evaluate(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed: Feed
     return [values.mean(1) for values in evaluate_rows(pack, data, functions, feed)]
 
 
-def evaluate_rows(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed: Feed) -> list[Tensor]:
+def evaluate_rows(
+    pack: Pack, data: Data, functions: Sequence[PerAdapter], feed: Feed, rows: Tensor | None = None
+) -> list[Tensor]:
     """What each row of a data set adds to each function, for every adapter: (K, n) each; inside
     `attached(training=False)`. The mean over the rows is the function's value for the data set.
 
-    A function that returns a scalar for a batch counts for each of its rows. Of one that returns sums and what to
-    divide them by (a loss over tokens), a row adds its sum over the mean count of a row: the mean over rows is then
-    the mean over all tokens.
+    A function that returns a scalar for a batch counts for each of its rows. For one that returns sums and what to
+    divide them by (a loss over tokens) see `ratio_rows`.
+
+    Args:
+        pack: The adapters.
+        data: The data set.
+        functions: Losses or metrics.
+        feed: How data reach the model.
+        rows: (G, n) rows of the data set for each of the pack's seeds, on which its adapters are evaluated; None for
+            all rows.
     """
+    if rows is not None:
+        return _by_seed(pack, data, functions, feed, rows)
     order = feed.evaluation_order(data)
     chunk = max(1, min(len(order), feed.rows_at_once // len(pack)))
 
@@ -50,12 +105,68 @@ def evaluate_rows(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed:
         batch = feed.prepare(pick(data, lambda t: t.index_select(0, rows)))
         return pack.evaluate(batch, functions)
 
-    found = in_parts(order.to(pack.device), chunk, run)
+    found = in_parts(
+        order.to(pack.device),
+        chunk,
+        run,
+        least=pack.step_rows,
+        piece=piece_of(functions),
+        measured=pack.evaluation_bytes,
+    )
     back = order.argsort().to(pack.device)
-    return [_joined(part)[:, back] for part in zip(*found, strict=True)]
+    return [joined(part)[:, back] for part in zip(*found, strict=True)]
 
 
-def _joined(parts: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
+def piece_of(functions: Sequence[PerAdapter]) -> int:
+    """Rows that have to pass together, for values that don't depend on how many pass at once."""
+    return math.lcm(*(function.piece for function in functions))
+
+
+def _by_seed(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed: Feed, rows: Tensor) -> list[Tensor]:
+    """`evaluate_rows` of adapters that read the rows of their seeds."""
+    n, device = rows.shape[1], rows.device
+    places = feed.evaluation_order(data).argsort().to(device)[rows].argsort(1)
+    ordered = rows.gather(1, places).to(pack.device)
+    chunk = max(1, min(n, feed.rows_at_once // len(pack)))
+
+    def run(columns: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        batch = feed.prepare(take(data, ordered[:, columns]))
+        return pack.evaluate(batch, functions, by_seed=True)
+
+    found = in_parts(
+        torch.arange(n, device=pack.device),
+        chunk,
+        run,
+        least=pack.step_rows,
+        piece=piece_of(functions),
+        measured=pack.evaluation_bytes,
+    )
+    back = places.argsort(1)[pack.batch_of].to(pack.device)
+    return [joined(part).gather(1, back) for part in zip(*found, strict=True)]
+
+
+def joined(parts: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
+    """Parts of `PerAdapter.rows` as one: what each row adds to the mean, for every adapter."""
     values = torch.cat([values for values, _ in parts], dim=1)
     counts = [count for _, count in parts if count is not None]
-    return values / torch.cat(counts, dim=1).mean(1, keepdim=True) if counts else values
+    return ratio_rows(values, torch.cat(counts, dim=1)) if counts else values
+
+
+def ratio_rows(sums: Tensor, counts: Tensor) -> Tensor:
+    r"""What each row adds to a ratio of sums, such as a loss a token: (..., n).
+
+    $$u_i = R + \frac{s_i - R\, n_i}{\bar n}, \qquad R = \frac{\sum s_i}{\sum n_i}$$
+
+    The mean over rows is R, and the spread is that of R itself: long and short rows differ in n as well as in s, which
+    s_i alone would count as error of R.
+
+    References:
+        Cochran, Sampling Techniques, 3rd edition, 1977, section 6.3 (ratio estimates).
+
+    Examples:
+        >>> ratio_rows(torch.tensor([2.0, 6.0]), torch.tensor([1.0, 3.0]))
+        tensor([2., 2.])
+    """
+    mean = counts.mean(-1, keepdim=True)
+    ratio = sums.mean(-1, keepdim=True) / mean
+    return ratio + (sums - ratio * counts) / mean

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rankwise.errors import ConfigError
 from rankwise.pack.batches import Batch
 from rankwise.pack.pack import call_model
 from rankwise.train.data import Data, count_rows, shuffled
@@ -14,8 +15,10 @@ ROWS_AT_ONCE = 1 << 16
 """Rows, over all adapters, that an evaluation passes through a small model at once."""
 
 
-def random_order(data: Data, seeds: Sequence[int], epoch: int, batch_size: int) -> Tensor:
-    """For each seed an order of the rows that depends on (seed, epoch) and nothing else: (G, n)."""
+def random_order(data: Data, seeds: Sequence[int], epoch: int, batch_size: int, rows: Tensor | None = None) -> Tensor:
+    """For each seed an order of its rows that depends on (seed, epoch) and nothing else: (G, n)."""
+    if rows is not None:
+        return torch.stack([own[shuffled(len(own), seed, epoch)] for own, seed in zip(rows, seeds, strict=True)])
     return torch.stack([shuffled(count_rows(data, "training"), seed, epoch) for seed in seeds])
 
 
@@ -39,7 +42,8 @@ class Feed:
             (G, B, ...) in training and (B, ...) in evaluation.
         example: batch -> batch, after `prepare`, for the two rows on which it is looked at what the model does: they
             must take the way that other batches take.
-        order: (data, seeds, epoch, batch size) -> (G, n), the rows of an epoch for each seed.
+        order: (data, seeds, epoch, batch size, rows) -> (G, n), the rows of an epoch for each seed; `rows` (G, n) are
+            those that each seed trains on, None for all.
         evaluation_order: data -> (n,), in which evaluations pass the rows, the smallest first where sizes differ;
             results come in the data's own order.
         rows_at_once: Rows, over all adapters, that an evaluation passes at once.
@@ -50,7 +54,12 @@ class Feed:
     call: Callable[[nn.Module, Batch], Tensor] = call_model
     prepare: Callable[[Batch], Batch] = unchanged
     example: Callable[[Batch], Batch] = unchanged
-    order: Callable[[Data, Sequence[int], int, int], Tensor] = random_order
+    order: Callable[[Data, Sequence[int], int, int, Tensor | None], Tensor] = random_order
     evaluation_order: Callable[[Data], Tensor] = as_given
     rows_at_once: int = ROWS_AT_ONCE
     rows_a_pass: int | None = None
+
+    def __post_init__(self) -> None:
+        for what, rows in (("rows_at_once", self.rows_at_once), ("rows_a_pass", self.rows_a_pass)):
+            if rows is not None and (isinstance(rows, bool) or rows != int(rows) or rows < 1):
+                raise ConfigError(f"{what} is {rows!r}; it must be a whole number of rows, at least 1.")

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,30 +43,55 @@ def in_memory(data: Any, what: str, device: torch.device) -> Data:
                 "of them), a Dataset, or a DataLoader."
             )
         found = _read(data, what)
+    for tensor in tensors_of(found):
+        if tensor.dim() == 0:
+            raise DataError(
+                f"The {what} data holds the single number {tensor.item()}; give tensors with the rows first."
+            )
+        if tensor.is_sparse or tensor.is_nested:
+            raise DataError(f"The {what} data holds a sparse or nested tensor; give dense ones: tensor.to_dense().")
     count_rows(found, what)
-    return pick(found, lambda t: t.to(device))
+    # Data of a user's own computation would keep its graph; data made in inference mode can't be trained on.
+    return pick(found, lambda t: (t.clone() if t.is_inference() else t.detach()).to(device))
 
 
 def _tensors(data: Any, what: str) -> Data | None:
     """The data where they are tensors or arrays already."""
     if isinstance(data, Mapping):
-        parts = {key: _tensor(value) for key, value in data.items()}
+        parts = {key: _tensor(value, what) for key, value in data.items()}
         return None if any(part is None for part in parts.values()) else parts
     if isinstance(data, tuple | list):
-        parts = [_tensor(value) for value in data]
+        parts = [_tensor(value, what) for value in data]
         return None if not parts or any(part is None for part in parts) else tuple(parts)
-    return _tensor(data)
+    return _tensor(data, what)
 
 
-def _tensor(value: Any) -> Tensor | None:
+def _tensor(value: Any, what: str) -> Tensor | None:
     if isinstance(value, Tensor):
         return value
-    return torch.as_tensor(value) if hasattr(value, "__array__") and hasattr(value, "dtype") else None
+    if not hasattr(value, "__array__") or not (hasattr(value, "dtype") or hasattr(value, "dtypes")):
+        return None
+    array = np.asarray(value)
+    if array.dtype.kind == "u" and array.dtype.itemsize in (2, 4):
+        array = array.astype(np.int64)
+    try:
+        # A copy: torch takes no array with negative strides, and warns of one that can't be written to.
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=True))
+    except TypeError as error:
+        raise DataError(
+            f"The {what} data holds an array of {array.dtype}, which torch has no type for; give numbers."
+        ) from error
 
 
 def _read(data: Any, what: str) -> Data:
     """All batches of a loader, one after another, read twice."""
-    first = list(_batches(data))
+    try:
+        first = list(_batches(data))
+    except (RuntimeError, TypeError) as error:
+        raise DataError(
+            f"The {what} data can't be put together into tensors: {' '.join(str(error).split())[:150]}. All rows must "
+            "have one shape; pad them, or give a DataLoader with a collate_fn that does."
+        ) from error
     if not first:
         raise DataError(f"The {what} data is empty.")
     parts = [_tensors(batch, what) for batch in first]
@@ -76,6 +102,12 @@ def _read(data: Any, what: str) -> Data:
         )
     _same_again(parts, data, what)
     by_place = [tensors_of(part) for part in parts]
+    for column in zip(*by_place, strict=True):
+        if shapes := sorted({tuple(t.shape[1:]) for t in column})[1:]:
+            raise DataError(
+                f"Batches of the {what} data have rows of shapes {tuple(column[0].shape[1:])} and {shapes[-1]}; all "
+                "rows must have one shape. Pad them to one length."
+            )
     joined = iter([torch.cat(column) for column in zip(*by_place, strict=True)])
     return mapped(parts[0], lambda _: next(joined))
 

@@ -9,8 +9,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,13 +20,16 @@ from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import State
+from rankwise.train.crossfit import CrossFit
+from rankwise.train.cuts import Cutting, half_of
 from rankwise.train.data import Data, count_rows, pick, take
-from rankwise.train.evaluation import evaluate
+from rankwise.train.evaluation import evaluate_rows
 from rankwise.train.feed import Feed
 from rankwise.train.memory import peak_bytes
 from rankwise.train.outcome import Outcome, Point
 from rankwise.train.schedules import Schedules
 from rankwise.train.settings import Training
+from rankwise.train.state import TrainingState
 from rankwise.train.stopping import Stopping
 
 FIRST_STEPS = 25
@@ -43,52 +47,6 @@ class Epoch:
     ended: list[Outcome]
 
 
-@dataclass(frozen=True)
-class TrainingState:
-    """A pack in training as tensors by name and a plain part that JSON can hold; nothing of the base is in it."""
-
-    tensors: dict[str, Tensor]
-    plain: dict[str, Any]
-
-    @property
-    def names(self) -> list[str]:
-        """The runs that are still in training."""
-        return self.plain["names"]
-
-    def states(self, kind: str) -> dict[str, State]:
-        """Tensors by run: "now", those with the lowest validation loss ("best"), or the optimiser's "moments"."""
-        found: dict[str, State] = {name: {} for name in self.names}
-        for path, value in self.tensors.items():
-            if path.startswith(f"{kind}/"):
-                _, k, key = path.split("/", 2)
-                found[self.names[int(k)]][key] = value
-        return found
-
-    def kept(self, weights: Mapping[str, str]) -> dict[str, State]:
-        """The tensors that each run would hand out if it ended now, given which of "best" and "last" it keeps."""
-        best, now = self.states("best"), self.states("now")
-        return {name: (best if weights[name] == "best" else now)[name] for name in self.names}
-
-    def only(self, names: Sequence[str]) -> "TrainingState":
-        """The same of some of the runs."""
-        places = [self.names.index(name) for name in names]
-        tensors: dict[str, Tensor] = {}
-        for path, value in self.tensors.items():
-            kind, _, rest = path.partition("/")
-            if kind == "vector":
-                tensors[path] = value[places]
-                continue
-            k, _, key = rest.partition("/")
-            if int(k) in places:
-                tensors[f"{kind}/{places.index(int(k))}/{key}"] = value
-        return TrainingState(tensors, {**self.plain, "names": list(names)})
-
-    def vectors(self, of: str) -> dict[str, Tensor]:
-        """Vectors with an entry for each run, in the order of `names`."""
-        start = f"vector/{of}."
-        return {key.removeprefix(start): value for key, value in self.tensors.items() if key.startswith(start)}
-
-
 class PackTraining:
     """A pack in training.
 
@@ -101,6 +59,7 @@ class PackTraining:
         metric: metric(outputs, batch) of one adapter.
         states: Tensors to start from, by member name; others start from their initialisation.
         feed: How data reach the model.
+        cut: Seed -> the rows of `train` and of `validation` that its runs use; None for all.
 
     Raises:
         ConfigError: The runs have different batch sizes.
@@ -119,6 +78,7 @@ class PackTraining:
         *,
         states: Mapping[str, State] | None = None,
         feed: Feed | None = None,
+        cut: Cutting | None = None,
     ) -> None:
         self._feed = feed or Feed()
         sizes = {training.batch_size for _, training in runs}
@@ -126,12 +86,16 @@ class PackTraining:
             raise ConfigError(f"Runs with batch sizes {sorted(sizes)} can't share a pack; make one pack for each.")
         self._batch_size = sizes.pop()
         self._train, self._validation = train, validation
-        self._n = count_rows(train, "training")
-        count_rows(validation, "validation")
+        self._cuts = None if cut is None else {seed: cut(seed) for seed in {member.seed for member, _ in runs}}
+        rows = count_rows(train, "training"), count_rows(validation, "validation")
+        # Every seed's cut has as many rows.
+        one = None if self._cuts is None else next(iter(self._cuts.values()))
+        self._n, n_validation = rows if one is None else (len(one.train), len(one.validation))
         self.steps_an_epoch = -(-self._n // self._batch_size)
         self._started = time.perf_counter()
         self._pack = pack = Pack(model, [member for member, _ in runs], loss, states=states, call=self._feed.call)
-        self._functions = [PerAdapter(loss, "loss"), PerAdapter(metric, "metric")]
+        self._functions = [PerAdapter(loss, "loss", piece=self._batch_size), PerAdapter(metric, "metric")]
+        pack.step_rows = self._feed.rows_a_pass or self._batch_size
         by_name = {member.name: training for member, training in runs}
         names = [member.member.name for member in pack.members]
         trainings = [by_name[name] for name in names]
@@ -141,6 +105,10 @@ class PackTraining:
             [t.warmup for t in trainings],
             [t.horizon or t.epochs * self.steps_an_epoch for t in trainings],
         )
+        self._crossfit: CrossFit | None = None
+        if n_validation > 1 and any(t.weights == "best" for t in trainings):
+            half = torch.stack([half_of(n_validation, member.member.seed) for member in pack.members])
+            self._crossfit = CrossFit(half, pack.device, pack.dtype)
         self._best = pack.rows()
         self._total = torch.zeros(len(pack), device=pack.device)
         self._example = self._feed.example(self._feed.prepare(pick(train, lambda t: t[:2])))
@@ -177,7 +145,8 @@ class PackTraining:
         pack, of = self._pack, self._stopping
         weight_decay = of.weight_decay if of.weight_decay.any() else None
         clip = of.clip if of.clip.isfinite().any() else None
-        order = self._feed.order(self._train, pack.seeds, self.epoch, self._batch_size).to(pack.device)
+        own = self._rows("train")
+        order = self._feed.order(self._train, pack.seeds, self.epoch, self._batch_size, own).to(pack.device)
         rates = self._rates()
         with pack.attached(self._example, training=True):
             while (within := pack.steps - self.epoch * self.steps_an_epoch) < self.steps_an_epoch:
@@ -191,10 +160,14 @@ class PackTraining:
                     return None
         norms = pack.gradient_norms()
         with pack.attached(self._example, training=False):
-            validation_loss, validation_metric = evaluate(pack, self._validation, self._functions, self._feed)
+            own = self._rows("validation")
+            losses, metrics = evaluate_rows(pack, self._validation, self._functions, self._feed, own)
+        validation_loss, validation_metric = losses.mean(1), metrics.mean(1)
         train_loss = self._total / self._n
         finite = train_loss.isfinite() & validation_loss.isfinite() & ~pack.stuck(max(self.steps_an_epoch, FIRST_STEPS))
         pack.copy_rows(self._best, of.observe(validation_loss.where(finite, torch.nan), pack.steps))
+        if self._crossfit is not None:
+            self._crossfit.observe(losses.where(finite.unsqueeze(1), torch.nan), metrics)
         self._schedules.observe(validation_loss.double().cpu())
         columns = [c.tolist() for c in (train_loss, validation_loss, validation_metric, rates, norms)]
         points = [Point(name, pack.steps, *numbers) for name, *numbers in zip(of.names, *columns, strict=True)]
@@ -230,13 +203,18 @@ class PackTraining:
             if sum(turns[0]) < 1:
                 # Each size once more before it counts, and several times.
                 turns = [[seconds(rows) for rows in places] for _ in range(4)]
-        n = count_rows(self._validation, "validation")
+        own = self._rows("validation")
+        n = count_rows(self._validation, "validation") if own is None else own.shape[1]
         some = min(n, max(1, self._feed.rows_at_once // len(pack)))
-        spread = self._feed.evaluation_order(self._validation)[torch.linspace(0, n - 1, some).long()].to(pack.device)
-        part = pick(self._validation, lambda t: t.index_select(0, spread))
+        spread, part = torch.linspace(0, n - 1, some).long(), self._validation
+        if own is None:
+            spread = self._feed.evaluation_order(self._validation)[spread].to(pack.device)
+            part = pick(self._validation, lambda t: t.index_select(0, spread))
+        else:
+            own = own[:, spread]
         with pack.attached(self._example, training=False):
             clock = time.perf_counter()
-            evaluate(pack, part, self._functions, self._feed)[0].tolist()
+            evaluate_rows(pack, part, self._functions, self._feed, own)[0].tolist()
             validation = (time.perf_counter() - clock) * n / some
         a_step = statistics.mean(statistics.median(times) for times in zip(*turns, strict=True))
         return a_step * self.steps_an_epoch + validation
@@ -248,6 +226,12 @@ class PackTraining:
         start = round(place * max(0, len(order) - self._batch_size))
         rows = order[start : start + self._batch_size].to(self._pack.device)
         return rows.expand(len(self._pack.seeds), -1)
+
+    def _rows(self, part: Literal["train", "validation"]) -> Tensor | None:
+        """The rows (G, n) of each seed in training or validation data; None where all seeds use all."""
+        if self._cuts is None:
+            return None
+        return torch.stack([getattr(self._cuts[seed], part) for seed in self._pack.seeds])
 
     def prune(self, reasons: Mapping[str, str]) -> list[Outcome]:
         """Let runs leave between two epochs, each for a reason; their outcomes have the status "pruned"."""
@@ -272,6 +256,7 @@ class PackTraining:
         vectors = {f"stopping.{key}": value for key, value in self._stopping.state().items()}
         vectors |= {f"schedule.{key}": value for key, value in self._schedules.state().items()}
         vectors |= {f"scaling.{key}": value for key, value in pack.scaling_state().items()}
+        vectors |= {f"crossfit.{key}": value for key, value in self._crossfit_state().items()}
         vectors["loss.total"] = self._total
         tensors |= {f"vector/{key}": value.detach().cpu().clone() for key, value in vectors.items()}
         plain = {"names": list(names), "epoch": self.epoch, "steps": pack.steps, "seconds": self._seconds()}
@@ -293,11 +278,13 @@ class PackTraining:
         order = [state.names.index(name) for name in self._stopping.names]
         of = {
             what: {key: v[order] for key, v in state.vectors(what).items()}
-            for what in ("stopping", "schedule", "scaling", "loss")
+            for what in ("stopping", "schedule", "scaling", "crossfit", "loss")
         }
         self._stopping.load_state(of["stopping"])
         self._schedules.load_state(of["schedule"])
         self._pack.load_scaling(of["scaling"])
+        if self._crossfit is not None:
+            self._crossfit.load_state(of["crossfit"])
         self._total = of["loss"]["total"].to(self._total)
         self.epoch = state.plain["epoch"]
         self._started = time.perf_counter() - state.plain["seconds"]
@@ -314,12 +301,25 @@ class PackTraining:
             return []
         seconds, of, states = self._seconds(), self._stopping, self.kept()
         best_steps = dict(zip(of.names, of.best_step.tolist(), strict=True))
+        at = self._pack.steps, self.epoch, seconds
         outcomes = [
-            Outcome(name, states[name], *how, best_steps[name], self._pack.steps, self.epoch, seconds)
+            Outcome(
+                name, states[name], *how, best_steps[name], *at, self._deciding(name) if how[0] == "finished" else None
+            )
             for name, how in ended.items()
         ]
         self._keep([name for name in of.names if name not in ended])
         return outcomes
+
+    def _crossfit_state(self) -> dict[str, Tensor]:
+        return {} if self._crossfit is None else self._crossfit.state()
+
+    def _deciding(self, name: str) -> np.ndarray | None:
+        """A run's cross-fitted metric, where the best of its weights are kept."""
+        k = self._stopping.names.index(name)
+        if self._crossfit is None or self._stopping.trainings[k].weights != "best":
+            return None
+        return self._crossfit.values[k].cpu().numpy()
 
     def _keep(self, names: Sequence[str]) -> None:
         """Cut out all other runs."""
@@ -333,6 +333,8 @@ class PackTraining:
         self._best = self._best if cut is None else cut
         self._total = self._total[mask]
         self._stopping.keep(mask)
+        if self._crossfit is not None:
+            self._crossfit.keep(mask)
         self._schedules.keep(mask.cpu())
 
 

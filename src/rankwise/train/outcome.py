@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from rankwise.pack.resolved import State
 
 
@@ -31,6 +33,8 @@ class Outcome:
         steps: Steps taken.
         epochs: Passes over the data taken.
         seconds: Time in training from the start of its pack to its end.
+        deciding: Cross-fitted metric of each of its validation rows (`rankwise.train.crossfit`), where it finished and
+            its best weights are kept; None otherwise.
     """
 
     name: str
@@ -41,3 +45,4 @@ class Outcome:
     steps: int
     epochs: int
     seconds: float
+    deciding: np.ndarray | None = None

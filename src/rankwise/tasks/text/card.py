@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rankwise.tasks.text.labels import Labels
 from rankwise.tasks.text.prompting import FILE as PROMPTING
 from rankwise.tasks.text.serving import (
     LLAMA_CPP_RULES,
@@ -66,7 +67,8 @@ class CardFacts:
         purpose: In a few words, what the adapter is for.
         notes: What was said about the data.
         pooled: Whether it is a classifier over the mean of an encoder's outputs.
-        n_labels: A classifier's outputs.
+        labels: A classifier's.
+        pad_token: A token for padding, where the tokenizer has none itself.
         chat_template: Whether prompts are written by a chat template.
         own_template: The template, where it is not the tokenizer's own; kept beside the adapter too.
         separator: What stands between prompt and answer where no template writes them.
@@ -85,7 +87,8 @@ class CardFacts:
     purpose: str = ""
     notes: tuple[str, ...] = ()
     pooled: bool = False
-    n_labels: int | None = None
+    labels: Labels | None = None
+    pad_token: str | None = None
     chat_template: bool = False
     own_template: str | None = None
     separator: str = ""
@@ -117,21 +120,12 @@ def model_card(facts: CardFacts) -> str:
         >>> "| vLLM | yes |" in model_card(facts)
         True
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("rankwise.tasks.text", "."),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"cell": _cell, "number": _number, "verdict": lambda reasons: "no" if reasons else "yes"}
     # Fields that a configuration leaves out have PEFT's defaults, which are all "no".
     config: dict[str, Any] = {"use_rslora": False, "modules_to_save": None, **facts.config}
     targets = config.get("target_modules") or ()
     ranks = sorted({config["r"], *(config.get("rank_pattern") or {}).values()})
-    text = environment.get_template("card.md.jinja").render(
+    return render(
+        "card.md.jinja",
         facts=_thinned(facts),
         config=config,
         rank=str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {max_rank_of(config)}",
@@ -148,7 +142,26 @@ def model_card(facts: CardFacts) -> str:
         vllm_source=VLLM_SOURCE,
         llama_cpp_source=LLAMA_CPP_SOURCE,
     )
-    return _without_gaps(text)
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in one of the templates of this folder."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("rankwise.tasks.text", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "cell": _cell,
+        "json": lambda value: json.dumps(value, ensure_ascii=False),
+        "number": _number,
+        "verdict": lambda reasons: "no" if reasons else "yes",
+    }
+    return _without_gaps(environment.get_template(template).render(**values))
 
 
 def write_card(facts: CardFacts, folder: Path) -> Path:

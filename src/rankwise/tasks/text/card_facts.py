@@ -31,7 +31,6 @@ def facts_of(folder: Path, run: Run, results: Results, swept: Swept, options: Te
     sources = {"train": options.data, "validation": options.validation, "test": options.test}
     prompting = read_prompting(folder)
     pooled = isinstance(ready.loaded.model, MeanPooledClassifier)
-    head = ready.loaded.config
     training = {
         "learning rate": f"{run.training.lr:g}, {run.training.schedule}",
         "epochs": f"{row['epochs']}, batches of {run.training.batch_size}",
@@ -56,7 +55,8 @@ def facts_of(folder: Path, run: Run, results: Results, swept: Swept, options: Te
         purpose=PURPOSES[options.task],
         notes=tuple(ready.notes),
         pooled=pooled,
-        n_labels=head.num_labels if options.task == "classify" and not pooled else None,
+        labels=ready.loaded.labels,
+        pad_token=ready.loaded.pad_token,
         chat_template=prompting is not None and prompting.chat,
         own_template=prompting.chat_template if prompting else None,
         separator=prompting.separator if prompting else "",

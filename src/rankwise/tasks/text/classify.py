@@ -15,10 +15,11 @@ from rankwise.tasks.text.tokens import Tokenizer, check_known, find_context, pad
 
 @dataclass(frozen=True)
 class ClassifyData:
-    """A split of labelled texts.
+    """A split of texts.
 
     Args:
-        data: input_ids, attention_mask, labels (token_type_ids where the model has them); `trim` cuts batches.
+        data: input_ids, attention_mask, labels where they are known (token_type_ids where the model has them); `trim`
+            cuts batches.
         lengths: Tokens of each text, for `bucketed_order`.
         notes: What the user should be told.
     """
@@ -51,9 +52,23 @@ def tokenize_classify(
         DataError: A label is unknown, a token is not in the model's vocabulary, or a text holds the token by which an
             encoder-decoder finds its end.
     """
+    encoded_labels = labels.encode(examples, what)
+    texts = tokenize_texts(examples, tokenizer, config, what, max_length)
+    return ClassifyData({**texts.data, "labels": encoded_labels}, texts.lengths, texts.notes)
+
+
+def tokenize_texts(
+    examples: Sequence[Labelled], tokenizer: Tokenizer, config: Any, what: str, max_length: int | None = None
+) -> ClassifyData:
+    """Make tensors of texts alone, whatever their labels; as `tokenize_classify`.
+
+    Raises:
+        ConfigError: `max_length` is larger than the context.
+        DataError: A token is not in the model's vocabulary, or a text holds the token by which an encoder-decoder finds
+            its end.
+    """
     of_texts = text_config(config)
     context = find_context(of_texts, tokenizer, max_length)
-    encoded_labels = labels.encode(examples, what)
     pad_id, note = pad_token_of(tokenizer)
     texts = [e.text for e in examples]
     pairs = [e.text_pair or "" for e in examples] if any(e.text_pair for e in examples) else None
@@ -77,7 +92,7 @@ def tokenize_classify(
     data = {"input_ids": fill_up(rows, pad_id), "attention_mask": fill_up([[1] * len(row) for row in rows], 0)}
     if "token_type_ids" in encoded and not encoder_decoder:
         data["token_type_ids"] = fill_up(encoded["token_type_ids"], 0)
-    return ClassifyData({**data, "labels": encoded_labels}, list(map(len, rows)), tuple(notes))
+    return ClassifyData(data, list(map(len, rows)), tuple(notes))
 
 
 def _ended(

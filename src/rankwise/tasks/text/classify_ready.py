@@ -1,19 +1,38 @@
 """The task `classify`: texts with labels. Each adapter has a head of its own, saved with it."""
 
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from rankwise.errors import DataError
+import numpy as np
+
+from rankwise.errors import ConfigError, DataError
+from rankwise.sweeps.floors import majority_class
 from rankwise.sweeps.problem import Splits
 from rankwise.tasks.text.classify import ClassifyData, tokenize_classify
 from rankwise.tasks.text.heads import MeanPooledClassifier
-from rankwise.tasks.text.labels import find_labels
+from rankwise.tasks.text.labels import Labels, find_labels
 from rankwise.tasks.text.losses import CLASSIFY_LOSSES
 from rankwise.tasks.text.metrics import CLASSIFY_METRICS
 from rankwise.tasks.text.models import load_text_model
 from rankwise.tasks.text.options import TextOptions
+from rankwise.tasks.text.pooling import pooled_splits, widened
 from rankwise.tasks.text.ready import SPLITS, Ready, model_options
 from rankwise.tasks.text.splits import Splits as Examples
+from rankwise.tasks.text.tokens import pad_token_of
+from rankwise.tasks.text.trained import read_trained
+
+
+def _check_start(labels: Labels, pooled: bool, folder: Path) -> None:
+    """Refuse an adapter that was trained for other labels, or with another head."""
+    labels.check_same(folder)
+    trained, pooling = read_trained(folder), "mean" if pooled else "model"
+    if trained is not None and trained.pooling not in (None, pooling):
+        raise ConfigError(
+            f"The adapter in {folder} was trained with --pooling {trained.pooling}; give it here too, as its head fits "
+            "no other."
+        )
 
 
 def ready_classify(options: TextOptions, examples: Examples, label_names: Mapping[str, tuple[str, ...]]) -> Ready:
@@ -38,12 +57,20 @@ def ready_classify(options: TextOptions, examples: Examples, label_names: Mappin
         if not rows:
             raise DataError(f"The {name} data is empty.")
         parts[what] = tokenize_classify(rows, labels, loaded.tokenizer, loaded.config, name, options.max_length)
-    tensors = {what: {key: t.to(options.device) for key, t in part.data.items()} for what, part in parts.items()}
+    data = {what: part.data for what, part in parts.items()}
+    if options.validation is None:
+        fillers = {"input_ids": pad_token_of(loaded.tokenizer)[0], "attention_mask": 0, "token_type_ids": 0}
+        data["train"], data["validation"] = widened([data["train"], data["validation"]], fillers)
+    tensors = {what: {key: t.to(options.device) for key, t in part.items()} for what, part in data.items()}
+    splits = Splits(tensors["train"], tensors["validation"], tensors["test"])
+    if options.validation is None:
+        inputs = [example.source for example in (*examples.train, *examples.validation)]
+        splits = pooled_splits(**tensors, inputs=inputs)
     metric = CLASSIFY_METRICS[labels.kind]
     pooled = isinstance(loaded.model, MeanPooledClassifier)
     return Ready(
         loaded=loaded,
-        splits=Splits(**tensors),
+        splits=splits,
         call=loaded.call,
         loss=CLASSIFY_LOSSES[labels.kind],
         metric=metric.by_row,
@@ -52,5 +79,10 @@ def ready_classify(options: TextOptions, examples: Examples, label_names: Mappin
         task_type=None if pooled else "SEQ_CLS",
         notes=[*examples.notes, *loaded.notes, *dict.fromkeys(note for part in parts.values() for note in part.notes)],
         beside=labels.save,
-        check_start=labels.check_same,
+        constant=_majority if labels.kind == "one" else None,
+        check_start=partial(_check_start, labels, pooled),
     )
+
+
+def _majority(training: Any, rows: Any) -> np.ndarray:
+    return majority_class(training["labels"], rows["labels"])

@@ -1,21 +1,27 @@
 """Figures of a base and its adapters on a file of examples."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rankwise.errors import DataError
 from rankwise.tasks.text.adapted import BASE, Adapted
-from rankwise.tasks.text.batches import as_tensors, trim
+from rankwise.tasks.text.batches import as_tensors
+from rankwise.tasks.text.classes import ClassFigures, class_figures, confusion_of
 from rankwise.tasks.text.classify import tokenize_classify
-from rankwise.tasks.text.examples import Plain
+from rankwise.tasks.text.examples import Labelled, Plain
+from rankwise.tasks.text.floors import FLOORS, floor_outputs
 from rankwise.tasks.text.forms import read_examples
 from rankwise.tasks.text.generated import check_scorers, group_references, score_texts
 from rankwise.tasks.text.generating import Writing, check_writes, with_room, write_texts
+from rankwise.tasks.text.labels import Labels
 from rankwise.tasks.text.losses import CLASSIFY_LOSSES
 from rankwise.tasks.text.metrics import classify_figures, perplexity_of
+from rankwise.tasks.text.outputs import classifier_outputs, outputs_of
+from rankwise.tasks.text.predicting import Prediction, predictions_of
+from rankwise.tasks.text.seen import count_seen, run_of
 from rankwise.tasks.text.sft import tokenize_sft
 from rankwise.tasks.text.sources import read_records
 from rankwise.tasks.text.subset import drawn
@@ -24,13 +30,43 @@ from rankwise.tasks.text.vocabulary import TokenLoss, lean_head, row_loss
 
 Figures = dict[str, float]
 
-TOKENS_AT_ONCE = 1 << 13
-
-NUMBERS_AT_ONCE = 1 << 26
-"""Logits that a pass may give where all are made: 256 MiB in float32."""
-
 SEED = 0
 """Of draws: a sweep's own, so that both use the same test examples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was found.
+
+    Args:
+        data: The file, as the user gave it.
+        figures: Name -> figure -> value: of classifiers the floor first; then the base, unless its head is not trained.
+        notes: What the user should be told.
+        labels: A classifier's.
+        examples: The labelled texts, in the order of the predictions.
+        predictions: Of base and adapters, of a classifier.
+        classes: Name -> label -> figures of it, likewise; none for numbers.
+        confusions: Name -> how often each label (row) was taken for each (column), where a text has one label.
+    """
+
+    data: str
+    figures: Mapping[str, Figures]
+    notes: Sequence[str]
+    labels: Labels | None = None
+    examples: Sequence[Labelled] = ()
+    predictions: Mapping[str, Sequence[Prediction]] = field(default_factory=dict[str, Sequence[Prediction]])
+    classes: Mapping[str, Mapping[str, ClassFigures]] = field(default_factory=dict[str, Mapping[str, ClassFigures]])
+    confusions: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def plain(self) -> dict[str, Any]:
+        """For a JSON file, without what has files of other forms."""
+        content: dict[str, Any] = {"data": self.data, "figures": self.figures, "notes": list(self.notes)}
+        if any(self.classes.values()):
+            content["classes"] = {
+                name: {label: asdict(figures) for label, figures in classes.items()}
+                for name, classes in self.classes.items()
+            }
+        return content
 
 
 def evaluate_texts(
@@ -43,8 +79,8 @@ def evaluate_texts(
     limit: int | None = None,
     generate: int = 0,
     writing: Writing | None = None,
-) -> tuple[dict[str, Figures], list[str]]:
-    """Figures of the base and of each adapter on examples.
+) -> Evaluation:
+    """Figures of the base and of each adapter on examples; of classifiers, of the best constant answer too.
 
     Args:
         adapted: Model and adapters.
@@ -56,9 +92,6 @@ def evaluate_texts(
         generate: For so many inputs, drawn from the whole file, answers are written and held against all references
             of the input; 0 for none.
         writing: How they are written.
-
-    Returns:
-        Name -> figure -> value, the base first, unless its head is not trained; and what the user should be told.
 
     Raises:
         ConfigError: The adapters were trained in ways whose figures can't be compared; answers are asked of a
@@ -78,32 +111,61 @@ def evaluate_texts(
     if limit is not None and limit < len(rows):
         rows = [rows[i] for i in drawn(rows, limit, SEED, "test")]
         notes.append(f"{limit:,} of {len(examples):,} examples are used, drawn with seed {SEED}.")
+    notes += _seen(adapted, rows, data)
     if adapted.task == "classify":
-        found, said = _classify(adapted, names, rows)
-        return found, [*notes, *said]
-    found, said = _sft(adapted, names, rows)
+        found = _classify(adapted, names, rows, data)
+        return replace(found, notes=[*notes, *found.notes])
+    figures, said = _sft(adapted, names, rows)
     if generate:
         more, also = _written(adapted, names, examples, generate, writing or Writing())
-        found = {name: own | more.get(name, {}) for name, own in found.items()}
+        figures = {name: own | more.get(name, {}) for name, own in figures.items()}
         said = [*said, *also]
-    return found, [*notes, *said]
+    return Evaluation(data=data, figures=figures, notes=[*notes, *said])
 
 
-def _classify(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tuple[dict[str, Figures], Sequence[str]]:
+def _seen(adapted: Adapted, examples: Sequence[Any], data: str) -> list[str]:
+    """Say of which adapters the examples are training examples."""
+    counts: dict[int, list[str]] = {}
+    by_run = {run: count_seen(folder, examples) for run, folder in {run_of(f): f for f in adapted.folders}.items()}
+    for name, folder in zip(adapted.names, adapted.folders, strict=True):
+        counts.setdefault(by_run[run_of(folder)], []).append(name)
+    return [
+        f"{n:,} of {len(examples):,} examples of {data} have an input that {', '.join(names)} "
+        f"{'was' if len(names) == 1 else 'were'} trained on: figures on them flatter."
+        for n, names in counts.items()
+        if n
+    ]
+
+
+def _classify(adapted: Adapted, names: Sequence[str], rows: Sequence[Any], data: str) -> Evaluation:
     loaded, labels = adapted.loaded, adapted.labels
     if labels is None:
         raise DataError("There are no labels to compare with.")
     prepared = tokenize_classify(rows, labels, loaded.tokenizer, loaded.config, "test", adapted.one_way().max_length)
-    found: dict[str, Figures] = {}
-    for name in names:
-        parts = [(own, outputs.float()) for own, outputs in _passes(adapted, name, prepared.data, loaded.call, 1)]
-        order = torch.cat([own for own, _ in parts]).argsort()
-        outputs = torch.cat([part for _, part in parts])[order]
-        loss = CLASSIFY_LOSSES[labels.kind](outputs, prepared.data)
-        mean = loss if isinstance(loss, Tensor) else loss[0] / loss[1]
-        figures = classify_figures(outputs, prepared.data["labels"], labels.kind)
-        found[name] = {"loss": float(mean.mean()), **{key: float(value) for key, value in figures.items()}}
-    return found, prepared.notes
+    right = prepared.data["labels"]
+    outputs = {name: classifier_outputs(adapted, name, prepared.data) for name in names}
+    with_floor = {FLOORS[labels.kind]: floor_outputs(labels, right), **outputs}
+    notes = [*prepared.notes]
+    if BASE not in names:
+        notes.append("The base has no figures: it has no head that is trained for these labels.")
+    confusions = {name: confusion_of(found, right, labels) for name, found in outputs.items()}
+    return Evaluation(
+        data=data,
+        figures={name: _figures(found, prepared.data, labels.kind) for name, found in with_floor.items()},
+        notes=notes,
+        labels=labels,
+        examples=rows,
+        predictions={name: predictions_of(found, labels) for name, found in outputs.items()},
+        classes={name: class_figures(found, right, labels) for name, found in outputs.items()},
+        confusions={name: counts for name, counts in confusions.items() if counts is not None},
+    )
+
+
+def _figures(outputs: Tensor, data: Mapping[str, Tensor], kind: str) -> Figures:
+    loss = CLASSIFY_LOSSES[kind](outputs, data)
+    mean = loss if isinstance(loss, Tensor) else loss[0] / loss[1]
+    figures = classify_figures(outputs, data["labels"], kind)
+    return {"loss": float(mean.mean()), **{key: float(value) for key, value in figures.items()}}
 
 
 def _sft(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tuple[dict[str, Figures], Sequence[str]]:
@@ -117,7 +179,7 @@ def _sft(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tuple[d
         with adapted.acting(name):
             head = lean_head(loaded.model, loaded.call, {key: value[:2].to(device) for key, value in data.items()})
         numbers = 1 if head is not None else text_config(loaded.config).vocab_size
-        for _, outputs in _passes(adapted, name, data, TokenLoss(loaded.call, head), numbers):
+        for _, outputs in outputs_of(adapted, name, data, TokenLoss(loaded.call, head), numbers):
             sums, counts = row_loss(outputs, {})
             total, count = total + float(sums.double().sum()), count + float(counts.sum())
         found[name] = {"loss": total / count, "perplexity": perplexity_of(total / count)}
@@ -148,34 +210,3 @@ def _written(
         written = write_texts(adapted, name, prompts, writing)
         found[name] = score_texts([text.strip() for text in written], references)
     return found, said
-
-
-def _passes(
-    adapted: Adapted,
-    name: str,
-    data: Mapping[str, Tensor],
-    call: Callable[[nn.Module, dict[str, Tensor]], Tensor],
-    numbers: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Run the model over a data set, alike lengths together: places of the rows, and their outputs, on the CPU.
-
-    Args:
-        adapted: The model.
-        name: Which adapter acts.
-        data: The data set.
-        call: (model, batch) -> outputs.
-        numbers: That it makes for each token.
-    """
-    model = adapted.loaded.model
-    device = next(model.parameters()).device
-    lengths = data["attention_mask"].sum(-1)
-    order = lengths.argsort(stable=True)
-    width = data["input_ids"].shape[1]
-    at_once = max(1, min(TOKENS_AT_ONCE, NUMBERS_AT_ONCE // numbers) // width)
-    with adapted.acting(name):
-        for own in order.split(at_once):
-            batch = trim({key: value[own].to(device) for key, value in data.items()})
-            # Not around the whole: a generator would leave gradients off between its values.
-            with torch.no_grad():
-                outputs = call(model, batch)
-            yield own, outputs.cpu()

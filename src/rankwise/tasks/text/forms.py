@@ -27,7 +27,7 @@ class Form:
         roles: What a record must have.
         make: (line, role -> value) -> the example.
         optional: What it may have.
-        tasks: For which tasks; "generate" reads what is asked, and no answers.
+        tasks: For which tasks; "generate" and "predict" read what is asked, and no answers.
     """
 
     roles: tuple[str, ...]
@@ -120,6 +120,10 @@ def _labelled(line: int, values: Mapping[str, Any]) -> Labelled:
     return Labelled(line, _text(values, "text"), _label(values.get("label")), pair)
 
 
+def _to_label(line: int, values: Mapping[str, Any]) -> Labelled:
+    return _labelled(line, {**values, "label": "?"})
+
+
 def _several(value: Any) -> Any:
     """Several labels, where a CSV file holds them as a JSON list; a text is one label."""
     if not (isinstance(value, str) and value.strip().startswith("[")):
@@ -147,6 +151,7 @@ FORMS: dict[str, Form] = {
     "instruction and output": Form(("instruction", "output"), _instruction, optional=("input",)),
     "text": Form(("text",), _plain),
     "text and label": Form(("text", "label"), _labelled, optional=("text_pair",), tasks=("classify",)),
+    "text to label": Form(("text",), _to_label, optional=("text_pair",), tasks=("predict",)),
     "messages to answer": Form(("messages",), _chat_to_answer, tasks=("generate",)),
     "prompt": Form(("prompt",), _prompt, optional=("completion",), tasks=("generate",)),
     "instruction": Form(("instruction",), _instruction_to_follow, optional=("input", "output"), tasks=("generate",)),
@@ -166,7 +171,7 @@ def read_examples(
 
     Args:
         records: From `read_records`.
-        task: "sft" or "classify"; "generate" for prompts without their answers.
+        task: "sft" or "classify"; "generate" for prompts without their answers, "predict" for texts without labels.
         columns: Role -> column, where a column is not called as its role; {"prompt": "mr", "completion": "ref"}.
         several: Whether a label may be several, so that a text such as '["a", "b"]' is a list of them.
         skip_bad_lines: Leave out records that can't be used, and say so, instead of refusing them.

@@ -75,9 +75,10 @@ def find_head(model: nn.Module, base_prefix: str, missing: Sequence[str]) -> tup
     """
     own = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
     new = {parameter.rpartition(".")[0] for parameter in missing}
-    head = tuple(name for name in own if name in new or not name.startswith(f"{base_prefix}."))
+    in_base = {name for name in own if f"{name}.".startswith(f"{base_prefix}.")}
+    head = tuple(name for name in own if name in new or name not in in_base)
     # Many encoders are published without their pooler.
-    lacking = [name for name in head if name.startswith(f"{base_prefix}.") and ".pooler" not in name]
+    lacking = [name for name in head if name in in_base and ".pooler" not in name]
     if lacking:
         raise ConfigError(
             f"The checkpoint has no weights for {len(lacking)} modules of the base ({lacking[0]}, ...); "

@@ -36,6 +36,11 @@ class Labels:
         """What transformers calls this kind in a model's configuration."""
         return _PROBLEM_TYPES[self.kind]
 
+    @property
+    def by_number(self) -> dict[int, str]:
+        """Output -> label, transformers' `id2label`."""
+        return dict(enumerate(self.names))
+
     def check_same(
         self,
         folder: Path,

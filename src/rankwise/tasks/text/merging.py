@@ -8,14 +8,15 @@ from rankwise.errors import ConfigError, OutputError
 from rankwise.lora.inject import eject
 from rankwise.lora.merge import MergeReport, merge
 from rankwise.tasks.text.adapted import BASE, Adapted, load_adapted
+from rankwise.tasks.text.card import AUTO_CLASSES, render
 from rankwise.tasks.text.chat import chat_template
 from rankwise.tasks.text.heads import MeanPooledClassifier
 from rankwise.tasks.text.quiet import quiet
+from rankwise.tasks.text.sentence_encoder import write_sentence_encoder
+from rankwise.tasks.text.tokens import find_context, text_config
 from rankwise.tasks.text.trained import read_trained
 from rankwise.tasks.text.use_options import NOT_QUANTIZED, UseOptions
 from rankwise.writing import plain_mode
-
-HEAD = "head.safetensors"
 
 
 @dataclass(frozen=True)
@@ -79,34 +80,68 @@ def merge_into_folder(adapted: Adapted, folder: Path) -> Merged:
         raise ConfigError(f"{len(adapted.names)} adapters are given; one is merged at a time.")
     check_out(folder)
     model = adapted.loaded.model
-    pooled = isinstance(model, MeanPooledClassifier)
     body: Any = model.encoder if isinstance(model, MeanPooledClassifier) else model
     report = merge(model, keep_base=False, dequantize=True)
     eject(model)
+    tokenizer, labels = adapted.loaded.tokenizer, adapted.labels
+    if labels is not None:
+        config = text_config(adapted.loaded.config)
+        tokenizer.model_max_length = find_context(config, tokenizer, adapted.way(BASE).max_length)
+        body.config.id2label = labels.by_number
+        body.config.label2id = {name: i for i, name in labels.by_number.items()}
+        body.config.problem_type = labels.problem_type
     temporary = folder.with_name(f".{folder.name}.unfinished")
     try:
         with quiet():
             body.save_pretrained(temporary)
-        with chat_template(adapted.loaded.tokenizer, adapted.way(BASE).chat_template):
-            adapted.loaded.tokenizer.save_pretrained(temporary)
-        if pooled:
-            from safetensors.torch import save_file
-
-            head = model.get_submodule("head").state_dict()
-            save_file({key: value.detach().contiguous() for key, value in head.items()}, temporary / HEAD)
-        if adapted.labels is not None:
-            adapted.labels.save(temporary)
+        with chat_template(tokenizer, adapted.way(BASE).chat_template):
+            tokenizer.save_pretrained(temporary)
+        if isinstance(model, MeanPooledClassifier):
+            write_sentence_encoder(temporary, model.head, tokenizer.model_max_length)
+        if labels is not None:
+            labels.save(temporary)
         for path in temporary.glob("*.safetensors"):
             plain_mode(path)
+        (temporary / "README.md").write_text(_card(adapted, folder.name), encoding="utf-8")
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)
     except OSError as error:
         raise OutputError(f"{folder} can't be written ({error.strerror or error}); give --out another one.") from error
-    notes = list(adapted.notes)
-    if pooled:
-        notes.append(
-            "transformers has no class for a head on the mean of an encoder's outputs: the folder holds the encoder "
-            f"({type(body).__name__}), and the head, weight and bias, in {HEAD}."
+    return Merged(folder, report, (*adapted.notes, _how_to_load(adapted, folder)))
+
+
+def _how_to_load(adapted: Adapted, folder: Path) -> str:
+    """What loads the merged folder, in a line."""
+    model = adapted.loaded.model
+    if isinstance(model, MeanPooledClassifier):
+        return (
+            "The classifier reads the mean of the encoder's outputs, for which transformers has no class: "
+            f'{folder / "README.md"} has the lines that load it; SentenceTransformer("{folder}").encode(texts) gives '
+            "its logits."
         )
-    return Merged(folder, report, tuple(notes))
+    if adapted.labels is not None:
+        return f'Load it with pipeline("text-classification", "{folder}"): a {type(model).__name__}, labels included.'
+    return f'Load it with {_auto_class(adapted)}.from_pretrained("{folder}").'
+
+
+def _card(adapted: Adapted, name: str) -> str:
+    """The README.md of the merged folder."""
+    model = adapted.loaded.model
+    return render(
+        "merged.md.jinja",
+        name=name,
+        base=adapted.loaded.name,
+        labels=adapted.labels,
+        pooled=isinstance(model, MeanPooledClassifier),
+        auto_class=_auto_class(adapted),
+        class_name=type(model).__name__,
+    )
+
+
+def _auto_class(adapted: Adapted) -> str:
+    """transformers' class that loads the folder."""
+    encoder_decoder = getattr(adapted.loaded.config, "is_encoder_decoder", False)
+    if isinstance(adapted.loaded.model, MeanPooledClassifier):
+        return "AutoModelForTextEncoding" if encoder_decoder else "AutoModel"
+    return AUTO_CLASSES["SEQ_2_SEQ_LM" if encoder_decoder else "CAUSAL_LM"]

@@ -35,8 +35,9 @@ class ModelOptions:
         device: Where it goes: "cpu", "cuda", "cuda:1", ...
         attention: "sdpa", "eager" or another implementation of transformers; None takes its choice.
         trust_remote_code: Run Python code that comes with the model.
-        pooling: Of classifiers: "mean" (over an encoder's outputs, with a new head), "model" (the architecture's own
-            classifier), or "auto": the mean for sentence encoders and for architectures without a classifier.
+        pooling: Of classifiers: "model" (the architecture's own classifier, `AutoModelForSequenceClassification`),
+            "mean" (a new head over the mean of an encoder's outputs), or "auto": "model" where the architecture has a
+            classifier, else "mean".
         quantization: A quantisation configuration of transformers, handed on.
     """
 
@@ -67,6 +68,8 @@ class TextModel:
         head: Modules that belong to each adapter, for `Member.whole`; none for sft.
         new_head: Those of them that begin from the adapter's seed.
         notes: What the user should be told.
+        labels: What a classifier predicts.
+        pad_token: The token for padding that was chosen, where the tokenizer had none.
     """
 
     name: str
@@ -78,6 +81,8 @@ class TextModel:
     head: tuple[str, ...]
     new_head: tuple[str, ...]
     notes: tuple[str, ...]
+    labels: Labels | None = None
+    pad_token: str | None = None
 
     def initial_head(self, seed: int) -> dict[str, Tensor]:
         """The head's tensors before training, for an adapter of this seed."""
@@ -120,6 +125,12 @@ def load_text_model(
         else:
             model, head, new = _load_classifier(source, config, labels)
     notes = [note] if note else []
+    pooled = isinstance(model, MeanPooledClassifier)
+    if task == "classify" and options.pooling == "auto" and not pooled and _published_with_mean(source):
+        notes.append(
+            f'"{source.name}" was trained to give the mean of its outputs, which its own classifier does not read; '
+            "--pooling mean does, and may learn from fewer texts."
+        )
     if source.gguf:
         _forget_gguf(model)
         notes.append(f"The weights of {source.gguf} are unpacked to {options.dtype}.")
@@ -142,6 +153,8 @@ def load_text_model(
         head=head,
         new_head=new,
         notes=tuple(notes),
+        labels=labels if task == "classify" else None,
+        pad_token=tokenizer.pad_token if note else None,
     )
     if new:
         model.load_state_dict(loaded.initial_head(seed=0), strict=False)
@@ -273,14 +286,14 @@ def _load_classifier(
     own = _has_class(config, "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING")
     if pooling == "model" and not own:
         raise ConfigError(f'"{source.name}" ({config.model_type}) has no classifier of its own; give --pooling mean.')
-    if pooling == "mean" or (pooling == "auto" and (not own or _is_sentence_encoder(source))):
+    if pooling == "mean" or not own:
         encoder, missing = source.load_model(_encoder_class(source, config))
         model = MeanPooledClassifier(encoder, len(labels.names))
         # Zero, like every new bias in transformers; the weight comes from the seed.
         nn.init.zeros_(model.head.bias)
         find_head(model, "encoder", [f"encoder.{name}" for name in missing if not name.startswith("pooler.")])
         return model, ("head",), ("head",)
-    names = dict(enumerate(labels.names))
+    names = labels.by_number
     model, missing = source.load_model(
         "AutoModelForSequenceClassification",
         num_labels=len(names),
@@ -323,8 +336,8 @@ def _is_encoder(config: Any) -> bool:
     return not causal and not both and _has_class(config, "MODEL_FOR_MASKED_LM_MAPPING")
 
 
-def _is_sentence_encoder(source: _Source) -> bool:
-    """Whether it was published for sentence-transformers with the mean as its pooling."""
+def _published_with_mean(source: _Source) -> bool:
+    """Whether it is a sentence encoder: published for sentence-transformers, with the mean as its pooling."""
     from transformers.utils.hub import cached_file
 
     found = cached_file(

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter
 
 from rankwise.errors import ConfigError, suggest
+from rankwise.sweeps.rule import Rule, parse_tolerance
 from rankwise.tasks.flags import listed
 from rankwise.tasks.options import parse_numbers, parse_rates, parse_seeds, plain_settings
 
@@ -98,8 +99,10 @@ class TextOptions:
         search_rungs: Epochs of the search after which the worse half of the learning rates leaves.
         widen: Try further learning rates where the best one lies at the edge of those given.
         rungs: Epochs after which configurations that a smaller one clearly beats leave. [default: none]
-        tolerance: How much worse than the reference is good enough, in the metric's unit. [default: 1% of its
-            accuracy; of a loss, 2% of the gain from base to reference]
+        tolerance: How much worse than the reference is good enough: "1%", "0.5 points", or 0.02 in the metric's unit.
+            [default: 1% of its accuracy, and at most 5% of its gain over the base; of a loss 5% of that gain]
+        confidence: Probability at which a configuration counts as shown to lie within the tolerance.
+        strict: Test sizes from the largest down and stop at the first that fails.
         alpha: Numerator of the scale alpha / r.
         dropout: Probability that an input of an adapter is dropped in training.
         target_modules: Modules to adapt: "all-linear", names, or a pattern.
@@ -118,7 +121,8 @@ class TextOptions:
         gradient_checkpointing: Compute activations anew in the backward pass: less memory, a third more time.
         max_length: The most tokens of an example. [default: the model's context]
         labels: "one", "several" or "number" a text. [default: seen from the data]
-        pooling: A classifier's input: "mean" over an encoder's outputs, "model" for the architecture's own, or "auto".
+        pooling: A classifier's input: "model" for the architecture's own classifier, which transformers loads; "mean"
+            for the mean of an encoder's outputs; "auto" for the first where there is one.
         loss_on: Learn the "answer" of each example, or "all" of it.
         chat: Write prompts and completions as a conversation by the model's chat template. [default: instructions]
         chat_template: A template for a tokenizer without one: a file, or Jinja text.
@@ -127,7 +131,7 @@ class TextOptions:
         dtype: Numbers of the base: float32, bfloat16 or float16 (the last two on a GPU).
         quantize: Keep the linear layers of the base in 8 bits (int8) or 4 (nf4), without full fine-tuning. [default:
             as they are]
-        device: Where to compute: cpu, cuda, cuda:1.
+        device: Where to compute: cpu, cuda, cuda:1, mps; auto takes CUDA, then MPS (untested), then the CPU.
         attention: transformers' implementation: sdpa, eager, ... [default: its choice]
         trust_remote_code: Run Python code that comes with the model.
     """
@@ -160,7 +164,9 @@ class TextOptions:
     search_rungs: Annotated[Numbers, Parameter(group=GRID)] = (1,)
     widen: Annotated[bool, Parameter(group=GRID)] = True
     rungs: Annotated[Numbers | None, Parameter(group=GRID)] = None
-    tolerance: Annotated[float | None, Parameter(group=GRID)] = None
+    tolerance: Annotated[str | None, Parameter(group=GRID)] = None
+    confidence: Annotated[float, Parameter(group=GRID)] = 0.95
+    strict: Annotated[bool, Parameter(group=GRID)] = False
 
     alpha: Annotated[float, Parameter(group=ADAPTER)] = 32.0
     dropout: Annotated[float, Parameter(group=ADAPTER)] = 0.0
@@ -191,7 +197,7 @@ class TextOptions:
 
     dtype: Annotated[str, Parameter(group=BASE)] = "float32"
     quantize: Annotated[str | None, Parameter(group=BASE)] = None
-    device: Annotated[str, Parameter(group=BASE)] = "cpu"
+    device: Annotated[str, Parameter(group=BASE)] = "auto"
     attention: Annotated[str | None, Parameter(group=BASE)] = None
     trust_remote_code: Annotated[bool, Parameter(group=BASE, negative="", show_default=False)] = False
 
@@ -225,8 +231,7 @@ class TextOptions:
         for what, rates in (("lr", self.lr), ("baseline-lr", self.baseline_lr), ("head-lr", self.head_lr)):
             if rates is not None and not (rates and all(0 < rate < float("inf") for rate in rates)):
                 raise ConfigError(f"--{what} is {list(rates)}; give positive numbers, such as 1e-4,1e-3.")
-        if self.tolerance is not None and not 0 <= self.tolerance < float("inf"):
-            raise ConfigError(f"--tolerance is {self.tolerance}; it is in the metric's unit, such as 0.01.")
+        Rule(parse_tolerance(self.tolerance, True), True, self.confidence, self.strict)
         for what, share in (("validation-share", self.validation_share), ("test-share", self.test_share)):
             if not 0 < share < 1:
                 raise ConfigError(f"--{what} is {share}; it is a share of the training data, such as 0.1.")
@@ -277,7 +282,9 @@ class TrainOptions(TextOptions):
     search_rungs: Annotated[Numbers, Parameter(parse=False)] = ()
     widen: Annotated[bool, Parameter(parse=False)] = False
     rungs: Annotated[Numbers | None, Parameter(parse=False)] = None
-    tolerance: Annotated[float | None, Parameter(parse=False)] = None
+    tolerance: Annotated[str | None, Parameter(parse=False)] = None
+    confidence: Annotated[float, Parameter(parse=False)] = 0.95
+    strict: Annotated[bool, Parameter(parse=False)] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -305,4 +312,5 @@ class TrainOptions(TextOptions):
     def settings(self) -> dict[str, Any]:
         """As of a sweep, without the flags that `rankwise train` does not have."""
         comparing = ["baseline", "baseline-lr", "head-lr", "search", "search-rungs", "widen", "rungs", "tolerance"]
+        comparing += ["confidence", "strict"]
         return {key: value for key, value in super().settings().items() if key not in comparing}

@@ -1,11 +1,12 @@
-"""Prompts to answer, from a file of examples, whose answers are not read, or from a text with one on each line."""
+"""Prompts to answer and texts to label, from a file of examples, whose answers are not read, or from a text with one on
+each line."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rankwise.errors import DataError
-from rankwise.tasks.text.examples import Pair, SftExample
+from rankwise.tasks.text.examples import Example, Labelled, Pair, SftExample
 from rankwise.tasks.text.forms import read_examples
 from rankwise.tasks.text.sources import has_reader, read_records
 
@@ -35,25 +36,51 @@ def read_prompts(
         ...     read_prompts(path)[0]
         [Pair(line=1, source='The cat', answer='', chat=False)]
     """
+    found, notes = _read(file, "generate", lambda line, text: Pair(line, text, ""), columns, skip_bad_lines)
+    prompts: list[Any] = found
+    return prompts, notes
+
+
+def read_texts(
+    file: Path, columns: Mapping[str, str] | None = None, *, skip_bad_lines: bool = False
+) -> tuple[list[Labelled], list[str]]:
+    """Read texts to label, likewise; their labels mean nothing.
+
+    Raises:
+        DataError: As `read_prompts`.
+    """
+    found, notes = _read(file, "predict", as_text, columns, skip_bad_lines)
+    texts: list[Any] = found
+    return texts, notes
+
+
+def as_text(line: int, text: str, pair: str | None = None) -> Labelled:
+    """A text to label, or two."""
+    return Labelled(line, text, "?", pair)
+
+
+def _read(
+    file: Path,
+    task: str,
+    of_line: Callable[[int, str], Example],
+    columns: Mapping[str, str] | None,
+    skip_bad_lines: bool,
+) -> tuple[list[Example], list[str]]:
     if has_reader(file):
         records = read_records(file, skip_bad_lines=skip_bad_lines)
-        found, notes = read_examples(records, "generate", columns, skip_bad_lines=skip_bad_lines)
-        prompts: list[Any] = list(found)
-        return prompts, [*records.notes, *notes]
+        found, notes = read_examples(records, task, columns, skip_bad_lines=skip_bad_lines)
+        return found, [*records.notes, *notes]
+    what = {"generate": "prompt", "predict": "text"}[task]
     if columns:
-        raise DataError(f"{file} is read as a text with a prompt on each line, which has no columns; leave them out.")
-    return _lines(file), []
-
-
-def _lines(file: Path) -> list[SftExample]:
+        raise DataError(f"{file} is read as a text with a {what} on each line, which has no columns; leave them out.")
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise DataError(
-            f"{file} can't be read ({why}); --file takes a text file with a prompt on each line, or examples."
+            f"{file} can't be read ({why}); --file takes a text file with a {what} on each line, or examples."
         ) from error
-    prompts: list[SftExample] = [Pair(i, line, "") for i, line in enumerate(lines, start=1) if line.strip()]
-    if not prompts:
-        raise DataError(f"{file} is empty; --file takes a text with a prompt on each line, or examples.")
-    return prompts
+    found = [of_line(i, line) for i, line in enumerate(lines, start=1) if line.strip()]
+    if not found:
+        raise DataError(f"{file} is empty; --file takes a text with a {what} on each line, or examples.")
+    return found, []

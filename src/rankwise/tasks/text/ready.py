@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,6 +40,7 @@ class Ready:
         examples: Split -> how many there are, where they are not the rows of its tensors.
         example: One prepared example, to be shown.
         beside: Writes what belongs beside an adapter into its folder.
+        constant: The metric of each row for the best constant prediction, as in `Problem`; None where there is none.
         check_start: Refuses the folder of an adapter that was trained for something else.
     """
 
@@ -54,6 +56,7 @@ class Ready:
     examples: Mapping[str, int] = field(default_factory=dict[str, int])
     example: str | None = None
     beside: Callable[[Path], object] | None = None
+    constant: Callable[[Data, Data], np.ndarray] | None = None
     check_start: Callable[[Path], object] = lambda folder: None
 
     def checked_start(self, folder: Path) -> Path:
@@ -67,7 +70,7 @@ class Ready:
 
     def feed(self, rows_a_pass: int | None) -> Feed:
         """How its batches reach the model: alike lengths together, cut to their width."""
-        width = self.splits.validation["input_ids"].shape[1]
+        width = max(lengths_of(self.splits.validation))
         return Feed(
             call=self.call,
             prepare=trim,
@@ -117,9 +120,13 @@ def with_gap(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**batch, "attention_mask": mask * ((places != last) | (mask.sum(-1, keepdim=True) < 2))}
 
 
-def _by_length(data: Data, seeds: Sequence[int], epoch: int, batch_size: int) -> Tensor:
+def _by_length(data: Data, seeds: Sequence[int], epoch: int, batch_size: int, rows: Tensor | None = None) -> Tensor:
     lengths = lengths_of(data)
-    return torch.stack([bucketed_order(lengths, batch_size, seed, epoch) for seed in seeds])
+    if rows is None:
+        return torch.stack([bucketed_order(lengths, batch_size, seed, epoch) for seed in seeds])
+    of = torch.tensor(lengths)
+    own = zip(rows, seeds, strict=True)
+    return torch.stack([rs[bucketed_order(of[rs].tolist(), batch_size, seed, epoch)] for rs, seed in own])
 
 
 def _shortest_first(data: Data) -> Tensor:

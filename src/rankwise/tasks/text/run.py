@@ -1,20 +1,23 @@
 """`rankwise sweep` and `rankwise train` from options to an experiment."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rankwise.api import baselines, check_model
-from rankwise.experiment import Experiment, find_device
+from rankwise.experiment import Experiment
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.targets import ALL_LINEAR
 from rankwise.report.schema import Results
 from rankwise.streams import stream
 from rankwise.sweeps.grid import Candidate
+from rankwise.sweeps.owned import TRAINED_ON
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, Swept
 from rankwise.sweeps.stages import Search
 from rankwise.sweeps.starting import candidate_from
@@ -26,10 +29,12 @@ from rankwise.tasks.text.heads import MeanPooledClassifier
 from rankwise.tasks.text.loading import TextData, load_examples
 from rankwise.tasks.text.options import TextOptions
 from rankwise.tasks.text.ready import Ready
+from rankwise.tasks.text.seen import checksums, run_of, write_seen
 from rankwise.tasks.text.sft_ready import ready_sft
 from rankwise.tasks.text.splits import Splits as Examples
 from rankwise.tasks.text.trained import Trained
 from rankwise.train.data import count_rows, pick
+from rankwise.train.device import device_note, find_device
 from rankwise.train.live import Progress
 from rankwise.train.settings import Training
 
@@ -54,7 +59,9 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
     Raises:
         RankwiseError: Something in the options or the data can't be used.
     """
-    find_device(options.device)
+    device = find_device(options.device)
+    chosen = device_note(options.device, device)
+    options = replace(options, device=str(device))
     where = TextData(
         data=options.data,
         validation=options.validation,
@@ -69,14 +76,16 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         limit_validation=options.limit_validation,
         limit_test=options.limit_test,
     )
-    ready = TASKS[options.task](options, *load_examples(where, options.task))
+    examples, label_names = load_examples(where, options.task)
+    inputs = checksums(examples.train)
+    ready = TASKS[options.task](options, examples, label_names)
     check_model(ready.loaded.model, mend="leave --dtype out, or give --device cuda")
     notes = [*ready.notes, *_quantised(options, ready)]
     if not options.base_dropout:
         silence_dropout(ready.loaded.model)
     if options.gradient_checkpointing:
         _checkpoint(ready.loaded.model)
-    for line in [*notes, *([ready.example] if ready.example else [])]:
+    for line in [*chosen, *notes, *([ready.example] if ready.example else [])]:
         progress.message(line)
     problem = Problem(
         splits={DATA: ready.splits, **_search_splits(options, ready.splits)},
@@ -85,6 +94,7 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         metric_name=ready.metric_name,
         higher_is_better=ready.higher_is_better,
         feed=ready.feed(options.rows_a_pass),
+        constant=ready.constant,
     )
     return Experiment(
         task=options.task,
@@ -98,13 +108,19 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         search=Search(data=SEARCH, rungs=options.search_rungs) if SEARCH in problem.splits else None,
         widen=options.widen,
         tolerance=options.tolerance,
+        confidence=options.confidence,
+        strict=options.strict,
         notes=notes,
-        beside=partial(_beside, options, ready),
+        beside=partial(_beside, options, ready, inputs),
     )
 
 
-def _beside(options: TextOptions, ready: Ready, folder: Path, run: Run, results: Results, swept: Swept) -> None:
-    """Write labels or the way prompts are written, what else it was trained with, and the model card."""
+def _beside(
+    options: TextOptions, ready: Ready, inputs: np.ndarray, folder: Path, run: Run, results: Results, swept: Swept
+) -> None:
+    """Write labels or the way prompts are written, what else it was trained with, and the model card; and for all runs
+    together the checksums of what they were trained on.
+    """
     if ready.beside is not None:
         ready.beside(folder)
     classifier = options.task == "classify"
@@ -115,6 +131,8 @@ def _beside(options: TextOptions, ready: Ready, folder: Path, run: Run, results:
         pooling=pooling if classifier else None,
         quantize=options.quantize,
     ).save(folder)
+    if not (run_of(folder) / TRAINED_ON).exists():
+        write_seen(run_of(folder), inputs)
     write_card(facts_of(folder, run, results, swept, options, ready), folder)
 
 

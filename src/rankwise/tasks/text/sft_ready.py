@@ -1,6 +1,7 @@
 """The task `sft`: texts to imitate, with the loss on the answers or on everything."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from rankwise.tasks.text.examples import SftExample
 from rankwise.tasks.text.joining import check_joining, join
 from rankwise.tasks.text.models import TextModel, load_text_model
 from rankwise.tasks.text.options import TextOptions
+from rankwise.tasks.text.pooling import pooled_splits
 from rankwise.tasks.text.prompting import Prompting
 from rankwise.tasks.text.ready import SPLITS, Ready, model_options
 from rankwise.tasks.text.rendering import show_plain
@@ -19,6 +21,7 @@ from rankwise.tasks.text.sft import SftOptions, as_chat, gap, tokenize_sft
 from rankwise.tasks.text.splits import Splits as Examples
 from rankwise.tasks.text.tokens import Prepared, Tokenizer, text_config
 from rankwise.tasks.text.vocabulary import TokenLoss, lean_head, row_loss
+from rankwise.train.data import pick
 
 METRIC = "loss a token"
 
@@ -52,11 +55,20 @@ def ready_sft(options: TextOptions, examples: Examples, label_names: Mapping[str
         joined = join(parts["train"], max(map(max, (part.lengths() for part in parts.values()))))
         tensors["train"] = joined.data
         notes.append(joined.note)
+    # Joined rows hold several examples, which no cut can part.
+    pool = (*parts["train"].rows, *parts["validation"].rows) if options.validation is None and not options.join else ()
+    if pool:
+        whole, n = _tensors(replace(parts["train"], rows=pool), loaded), len(parts["train"].rows)
+        tensors["train"], tensors["validation"] = pick(whole, lambda t: t[:n]), pick(whole, lambda t: t[n:])
     placed = {what: {key: t.to(options.device) for key, t in data.items()} for what, data in tensors.items()}
+    splits = Splits(placed["train"], placed["validation"], placed["test"])
+    if pool:
+        source = {example.line: example.source for example in (*examples.train, *examples.validation)}
+        splits = pooled_splits(**placed, inputs=[source[row.line] for row in pool])
     example = {key: t[:2] for key, t in placed["validation"].items()}
     return Ready(
         loaded=loaded,
-        splits=Splits(**placed),
+        splits=splits,
         call=TokenLoss(loaded.call, lean_head(loaded.model, loaded.call, example)),
         loss=row_loss,
         metric=row_loss,

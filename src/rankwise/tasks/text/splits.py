@@ -94,14 +94,22 @@ def overlap(train: Sequence[Example], test: Sequence[Example]) -> Overlap:
         >>> overlap([Pair(1, "one", "1")], [Pair(1, "One ", "1"), Pair(2, "one", "I"), Pair(3, "two", "2")])
         Overlap(same=1, same_input=1, n=3)
     """
-    inputs = {_plainly(e.source) for e in train}
-    whole = {(_plainly(e.source), _plainly(e.answer)) for e in train}
-    known = [e for e in test if _plainly(e.source) in inputs]
-    same = sum((_plainly(e.source), _plainly(e.answer)) in whole for e in known)
+    inputs = {plainly(e.source) for e in train}
+    whole = {(plainly(e.source), plainly(e.answer)) for e in train}
+    known = [e for e in test if plainly(e.source) in inputs]
+    same = sum((plainly(e.source), plainly(e.answer)) in whole for e in known)
     return Overlap(same, len(known) - same, len(test))
 
 
-def _plainly(value: object) -> str:
+def plainly(value: object) -> str:
+    """An input or an answer, each of its parts without letter case and spacing.
+
+    Examples:
+        >>> plainly((" One  two ", None)) == plainly(("one two", None))
+        True
+    """
+    if isinstance(value, tuple):
+        return repr([None if part is None else plainly(part) for part in value])  # pyright: ignore[reportUnknownVariableType]
     return " ".join(str(value).casefold().split())
 
 

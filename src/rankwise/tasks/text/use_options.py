@@ -25,8 +25,8 @@ class UseOptions:
         model: The base: a folder, a .gguf file, or a name on the Hugging Face hub. [default: what the adapter names]
         task: "classify" or "sft". [default: classify where labels.json lies beside the adapter, else sft]
         max_length: The most tokens of an example. [default: as in training; of generate, the model's context]
-        pooling: A classifier's input: "mean" over an encoder's outputs, "model" for the architecture's own, or "auto".
-            [default: as in training]
+        pooling: A classifier's input: "model" for the architecture's own classifier, "mean" for the mean of an
+            encoder's outputs. [default: as in training]
         loss_on: Take the loss on the "answer" of each example, or on "all" of it. [default: as in training]
         chat: Write prompts as a conversation by the model's chat template. [default: as in training]
         chat_template: A template for a tokenizer without one: a file, or Jinja text. [default: as in training]
@@ -34,7 +34,7 @@ class UseOptions:
         dtype: Numbers of the base: float32, bfloat16 or float16 (the last two on a GPU).
         quantize: Keep the linear layers of the base in 8 bits (int8) or 4 (nf4), or as they are (none). [default: as in
             training; of merge, as they are]
-        device: Where to compute: cpu, cuda, cuda:1.
+        device: Where to compute: cpu, cuda, cuda:1, mps; auto takes CUDA, then MPS (untested), then the CPU.
         attention: transformers' implementation: sdpa, eager, ... [default: its choice]
         trust_remote_code: Run Python code that comes with the model.
     """
@@ -49,7 +49,7 @@ class UseOptions:
     separator: Annotated[str | None, listed(parse_separator, spaces=False), Parameter(group=TEXTS)] = None
     dtype: Annotated[str, Parameter(group=BASE)] = "float32"
     quantize: Annotated[str | None, Parameter(group=BASE)] = None
-    device: Annotated[str, Parameter(group=BASE)] = "cpu"
+    device: Annotated[str, Parameter(group=BASE)] = "auto"
     attention: Annotated[str | None, Parameter(group=BASE)] = None
     trust_remote_code: Annotated[bool, Parameter(group=BASE, negative="", show_default=False)] = False
 

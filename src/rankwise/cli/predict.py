@@ -1,0 +1,142 @@
+"""`rankwise predict`."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from rankwise.cli.app import EXIT_OK, app
+from rankwise.errors import ConfigError, DataError
+from rankwise.tasks.flags import listed
+from rankwise.tasks.text.options import parse_columns
+from rankwise.tasks.text.use_options import UseOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rankwise.tasks.text.adapted import Adapted
+    from rankwise.tasks.text.examples import Labelled
+
+FORMATS = ("text", "csv", "jsonl")
+
+
+@app.command
+def predict(
+    *adapters: Path,
+    text: str | None = None,
+    file: Path | None = None,
+    columns: Annotated[tuple[tuple[str, str], ...], listed(parse_columns), Parameter(show_default=False)] = (),
+    skip_bad_lines: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    out: Path | None = None,
+    format_: Annotated[str, Parameter(name="--format")] = "text",
+    all_labels: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    options: UseOptions | None = None,
+) -> int:
+    """Label texts, with probabilities, by one classifier or several side by side.
+
+    Example: rankwise predict runs/train/adapters/r8-s0 --text "How do I locate my card?"
+
+    Without --text and --file texts are read from standard input, one a line.
+
+    Parameters
+    ----------
+    adapters:
+        Folders of adapters that classify texts.
+    text:
+        One text.
+    file:
+        A text file with a text on each line; or texts in a column (.jsonl, .json, .csv, .tsv, .parquet).
+    columns:
+        Which columns of --file hold what, where they are not called so: text=question.
+    skip_bad_lines:
+        Leave out lines of --file that can't be used, and say so.
+    out:
+        Write the predictions to this .csv or .jsonl file.
+    format_:
+        How they are printed: text, csv or jsonl.
+    all_labels:
+        Write the probability of every label, not of the predicted one alone.
+    """
+    from rankwise.tasks.text.adapted import load_adapted
+    from rankwise.tasks.text.prediction_files import format_of
+    from rankwise.tasks.text.prompts import as_text, read_texts
+
+    if text is not None and file is not None:
+        raise ConfigError("--text and --file are both given; leave one of them out.")
+    for flag, value in (("--columns", columns), ("--skip-bad-lines", skip_bad_lines)):
+        if value and file is None:
+            raise ConfigError(f"{flag} is about --file, which is not given; leave it out.")
+    if format_ not in FORMATS:
+        raise ConfigError(f'--format is "{format_}"; it is one of {", ".join(FORMATS)}.')
+    if not adapters:
+        raise ConfigError("No adapter is given; name the folder of one that classifies texts.")
+    if text is not None and not text.strip():
+        raise DataError("The text is empty; give --text one with at least a letter.")
+    if out is not None:
+        format_of(out)
+    texts, notes = (None if text is None else [as_text(1, text)]), []
+    if file is not None:
+        texts, notes = read_texts(file, dict(columns), skip_bad_lines=skip_bad_lines)
+    show = _Show(load_adapted(adapters, options or UseOptions()), format_, out, all_labels)
+    for note in (*show.adapted.notes, *notes):
+        print(note, file=sys.stderr)
+    if texts is None and out is None and format_ == "text" and sys.stdin.isatty():
+        for line in _typed():
+            try:
+                show(line)
+            except (ConfigError, DataError) as error:  # the next text may fit
+                print(f"rankwise: {error}", file=sys.stderr)
+        return EXIT_OK
+    show(list(_lines()) if texts is None else texts)
+    return EXIT_OK
+
+
+class _Show:
+    """Predicts, and prints or writes what came out."""
+
+    def __init__(self, adapted: "Adapted", format_: str, out: Path | None, all_labels: bool) -> None:
+        self.adapted, self._format, self._out, self._all = adapted, format_, out, all_labels
+
+    def __call__(self, texts: "Sequence[Labelled]") -> None:
+        from rankwise.tasks.text.predicting import predict_texts
+        from rankwise.tasks.text.prediction_files import predictions_as, write_predictions
+
+        if not texts:
+            raise DataError("There are no texts; give --text, --file, or lines on standard input.")
+        found, notes = predict_texts(self.adapted, texts)
+        for note in notes:
+            print(note, file=sys.stderr)
+        if self._out is not None:
+            print(write_predictions(texts, found, self._out, every=self._all))
+        elif self._format != "text":
+            print(predictions_as(self._format, texts, found, every=self._all), end="")
+        else:
+            for i, text in enumerate(texts):
+                print(" | ".join(filter(None, (text.text, text.text_pair))))
+                for name, said in found.items():
+                    shown = f"  {name}  " if len(found) > 1 else "  "
+                    print(f"{shown}{said[i].shown(every=self._all)}", flush=True)
+
+
+def _lines() -> "Iterator[Labelled]":
+    """Texts on standard input, one a line."""
+    from rankwise.tasks.text.prompts import as_text
+
+    for i, line in enumerate(sys.stdin, start=1):
+        if line.strip():
+            yield as_text(i, line.rstrip("\n"))
+
+
+def _typed() -> "Iterator[list[Labelled]]":
+    """Texts as they are typed at a terminal."""
+    from rankwise.tasks.text.prompts import as_text
+
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            return
+        if line.strip():
+            yield [as_text(1, line)]

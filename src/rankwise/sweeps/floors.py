@@ -1,0 +1,58 @@
+"""What fine-tuning must beat, measured on validation rows: the base as it is, and the best constant prediction."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rankwise.sweeps.answer import Floors
+from rankwise.sweeps.measure import base_rows
+from rankwise.sweeps.problem import Problem
+from rankwise.train.data import Data, pick
+
+
+def measured_floors(model: nn.Module, problem: Problem, which: str) -> Floors:
+    """Base and constant prediction on the validation rows of one of the problem's splits, each measured when it is
+    first asked for.
+
+    Args:
+        model: The base.
+        problem: Data and metric.
+        which: The name of the splits.
+    """
+    splits, rotation = problem.splits[which], problem.rotation_of(which)
+    known: dict[tuple[str, bytes], np.ndarray] = {}
+
+    def measured(name: str, rows: np.ndarray | None, take: Callable[[Data], np.ndarray]) -> np.ndarray:
+        key = name, b"" if rows is None else rows.tobytes()
+        if key not in known:
+            data = splits.validation
+            if rows is not None and rotation is not None:
+                index = torch.from_numpy(rows)
+                data = pick(rotation.pool, lambda t: t.index_select(0, index.to(t.device)))
+            known[key] = take(data)
+        return known[key]
+
+    def constant(rows: np.ndarray | None) -> np.ndarray | None:
+        predict = problem.constant
+        return None if predict is None else measured("constant", rows, lambda data: predict(splits.train, data))
+
+    return Floors(lambda rows: measured("base", rows, lambda data: base_rows(model, problem, data)), constant)
+
+
+def majority_class(training: Tensor, labels: Tensor) -> np.ndarray:
+    """1 for each label that is the most frequent one of the training data, else 0.
+
+    Args:
+        training: Class numbers of the training data, below 0 where there is none.
+        labels: Those of the rows to predict.
+
+    Examples:
+        >>> majority_class(torch.tensor([0, 1, 1]), torch.tensor([1, 0]))
+        array([1., 0.])
+    """
+    known = training[training >= 0]
+    if not len(known):
+        return np.zeros(len(labels))
+    return (labels == torch.bincount(known).argmax()).double().cpu().numpy()

@@ -1,0 +1,55 @@
+"""The state of a pack in training: all that is needed to continue it, apart from base, data and settings."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from rankwise.pack.resolved import State
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """A pack in training as tensors by name and a plain part that JSON can hold; nothing of the base is in it."""
+
+    tensors: dict[str, Tensor]
+    plain: dict[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """The runs that are still in training."""
+        return self.plain["names"]
+
+    def states(self, kind: str) -> dict[str, State]:
+        """Tensors by run: "now", those with the lowest validation loss ("best"), or the optimiser's "moments"."""
+        found: dict[str, State] = {name: {} for name in self.names}
+        for path, value in self.tensors.items():
+            if path.startswith(f"{kind}/"):
+                _, k, key = path.split("/", 2)
+                found[self.names[int(k)]][key] = value
+        return found
+
+    def kept(self, weights: Mapping[str, str]) -> dict[str, State]:
+        """The tensors that each run would hand out if it ended now, given which of "best" and "last" it keeps."""
+        best, now = self.states("best"), self.states("now")
+        return {name: (best if weights[name] == "best" else now)[name] for name in self.names}
+
+    def only(self, names: Sequence[str]) -> "TrainingState":
+        """The same of some of the runs."""
+        places = [self.names.index(name) for name in names]
+        tensors: dict[str, Tensor] = {}
+        for path, value in self.tensors.items():
+            kind, _, rest = path.partition("/")
+            if kind == "vector":
+                tensors[path] = value[places]
+                continue
+            k, _, key = rest.partition("/")
+            if int(k) in places:
+                tensors[f"{kind}/{places.index(int(k))}/{key}"] = value
+        return TrainingState(tensors, {**self.plain, "names": list(names)})
+
+    def vectors(self, of: str) -> dict[str, Tensor]:
+        """Vectors with an entry for each run, in the order of `names`."""
+        start = f"vector/{of}."
+        return {key.removeprefix(start): value for key, value in self.tensors.items() if key.startswith(start)}
