@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from rankwise.errors import ConfigError
 from rankwise.experiment import Experiment, Place, begin, carry_out, now, take_up
-from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import Report
 from rankwise.lora.threads import held_by_thread
 from rankwise.pack.losses import PerBatch
@@ -23,12 +22,11 @@ from rankwise.report.schema import Results
 from rankwise.report.table import markdown_table
 from rankwise.sweeps.adapters import put_on
 from rankwise.sweeps.caching import cached
+from rankwise.sweeps.candidates import Config, baselines, candidates_of
 from rankwise.sweeps.directory import can_resume
 from rankwise.sweeps.given import as_counts, as_list, as_rates, trained_whole
-from rankwise.sweeps.grid import BASELINE_SHARE, HEAD_TIMES, LORA_LRS, Candidate, modules_with_parameters
-from rankwise.sweeps.naming import names_of
+from rankwise.sweeps.grid import LORA_LRS
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, Swept
-from rankwise.sweeps.starting import candidate_from
 from rankwise.train.checkpoints import Every
 from rankwise.train.cuts import pooled
 from rankwise.train.data import Data
@@ -36,9 +34,6 @@ from rankwise.train.feed import ROWS_AT_ONCE, Feed
 from rankwise.train.live import progress as shown_by
 from rankwise.train.loaders import cut_off, in_memory
 from rankwise.train.settings import Training
-
-Config = int | LoRAConfig | str | Path
-"""A rank, an adapter's settings, or the folder of a saved adapter to start from."""
 
 SHARE_CUT = 0.1
 """Of the training data, for validation or test data that are not given."""
@@ -224,7 +219,7 @@ def sweep(
     whole, rates = trained_whole(model, as_list(head)), as_rates(lrs, "lrs")
     full = baseline if isinstance(baseline, bool) else as_rates(baseline, "baseline")
     candidates = [
-        *_candidates(model, configs, whole, own, rates),
+        *candidates_of(model, configs, whole, own, rates),
         *baselines(model, whole, own, rates, full),
     ]
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else as_counts(seeds, "seeds")
@@ -305,108 +300,3 @@ def _splits(train: Any, validation: Any, test: Any, device: torch.device) -> tup
         return Splits(rest, parts["validation"], parts["test"]), notes
     own, cut, rotation = pooled(rest, parts["validation"])
     return Splits(own, cut, parts["test"], rotation), notes
-
-
-def baselines(
-    model: nn.Module,
-    head: tuple[str, ...],
-    training: Training,
-    lrs: tuple[float, ...],
-    full: bool | Sequence[float],
-    head_lrs: Sequence[float] | None = None,
-    start: Callable[[int], State] | None = None,
-    head_rate: float = 1.0,
-) -> list[Candidate]:
-    """What adapters are held against: the head alone, and full fine-tuning.
-
-    Args:
-        model: The base.
-        head: Modules that are trained whole with every adapter.
-        training: As of the adapters.
-        lrs: Learning rates of the adapters.
-        full: Whether full fine-tuning is trained, or at which learning rates.
-        head_lrs: Learning rates of the head alone; None takes ten times `lrs`.
-        start: Seed -> tensors of the head to start from.
-        head_rate: Learning rate of the head beside an adapter, as a multiple of the adapter's. In full fine-tuning, at
-            a tenth of the rates, the head learns as fast as beside an adapter.
-    """
-    begun: dict[str, Any] = {} if start is None else {"start": start}
-    found: list[Candidate] = []
-    if head:
-        rates = head_lrs or [HEAD_TIMES * lr for lr in lrs]
-        found.append(
-            Candidate(
-                name="head",
-                label="head alone",
-                method="head",
-                training=training,
-                lrs=_plain(rates),
-                whole=head,
-                **begun,
-            )
-        )
-    if full is not False:
-        rates = [BASELINE_SHARE * lr for lr in lrs] if full is True else full
-        found.append(
-            Candidate(
-                name="full",
-                label="full fine-tuning",
-                method="full",
-                training=training,
-                lrs=_plain(rates),
-                whole=modules_with_parameters(model),
-                whole_rate=head_rate / BASELINE_SHARE if head else 1.0,
-                whole_rate_for=head,
-                **begun,
-            )
-        )
-    return found
-
-
-def _plain(rates: Sequence[float]) -> tuple[float, ...]:
-    """Rates without the last bits of a multiplication: 0.003, not 0.0030000000000000005."""
-    return tuple(float(f"{rate:.6g}") for rate in rates)
-
-
-def _candidates(
-    model: nn.Module,
-    configs: Config | Iterable[Config] | Mapping[str, Config | tuple[Config, Training]],
-    head: tuple[str, ...],
-    training: Training,
-    lrs: tuple[float, ...],
-) -> list[Candidate]:
-    if isinstance(configs, Mapping):
-        named = [(str(name), config) for name, config in configs.items()]
-    else:
-        listed = as_list(configs)
-        named = list(zip(names_of(listed), listed, strict=True))
-    if not named:
-        raise ConfigError("The grid is empty; give at least one rank or LoRAConfig.")
-    return [_candidate(model, name, config, head, training, lrs) for name, config in named]
-
-
-def _candidate(
-    model: nn.Module,
-    name: str,
-    config: Config | tuple[Config, Training],
-    head: tuple[str, ...],
-    training: Training,
-    lrs: tuple[float, ...],
-) -> Candidate:
-    if isinstance(config, tuple):
-        config, training = config
-        lrs = (training.lr,) if training.has_lr else lrs
-    if isinstance(config, str | Path):
-        return candidate_from(model, Path(config), training, lrs, name=name, head=head)
-    lora = config if isinstance(config, LoRAConfig) else LoRAConfig(r=config)
-    by_rank = name == f"r{lora.r}" or name.startswith(f"r{lora.r} ")
-    label = f"r = {lora.r}{', '.join(['', *name.split(' ', 1)[1:]])}" if by_rank else f"{name} (r = {lora.r})"
-    return Candidate(
-        name=name,
-        label=label,
-        method="lora",
-        training=training,
-        lrs=lrs,
-        lora=lora,
-        whole=head,
-    )

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rankwise.api import baselines, check_model
+from rankwise.api import check_model
 from rankwise.experiment import Experiment
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.targets import ALL_LINEAR
 from rankwise.report.schema import Results
 from rankwise.streams import stream
+from rankwise.sweeps.candidates import baselines
 from rankwise.sweeps.grid import Candidate
 from rankwise.sweeps.owned import TRAINED_ON
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, Swept
