@@ -10,7 +10,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, arguments_named
 from rankwise.experiment import Experiment, Place, begin, carry_out, now, take_up
 from rankwise.lora.inject import Report
 from rankwise.lora.threads import held_by_thread
@@ -98,6 +98,7 @@ class Sweep:
         return found[0]
 
 
+@arguments_named()
 # Wherever it is called: inside no_grad or inference_mode nothing could be trained.
 @torch.inference_mode(mode=False)
 @torch.enable_grad()

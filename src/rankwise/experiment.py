@@ -338,18 +338,23 @@ def carry_out(
     merged_edges(found.edges, results["configurations"])
     if place is None:
         return results, swept, []
-    with interrupts_ignored():
-        try:
-            base_name = BASE_IN_DIRECTORY if experiment.keep_base else experiment.base_name
-            beside = experiment.beside or (lambda folder, run, results, swept: None)
-            adapters = Adapters(model, folders, base_name, lambda folder, run: beside(folder, run, results, swept))
+    base_name = BASE_IN_DIRECTORY if experiment.keep_base else experiment.base_name
+    beside = experiment.beside or (lambda folder, run, results, swept: None)
+    adapters = Adapters(model, folders, base_name, lambda folder, run: beside(folder, run, results, swept))
+    try:
+        with interrupts_ignored():
             write_run(place.directory, results, place.config, swept, adapters, keep_base=experiment.keep_base)
+        try:
             files = write_report(results, place.directory)
-        except OutputError as error:
-            raise OutputError(
-                f"{error} What has been trained is kept in {place.kept}; make room and go on with: "
-                f"{place.how_to_resume}"
-            ) from error
+        except KeyboardInterrupt:
+            if results["complete"]:
+                end_run(place.directory)  # the report can be drawn from the results at any time
+            raise
+    except OutputError as error:
+        raise OutputError(
+            f"{error} What has been trained is kept in {place.kept}; make room and go on with: {place.how_to_resume}"
+        ) from error
+    with interrupts_ignored():
         if results["complete"]:
             end_run(place.directory)
     return results, swept, files

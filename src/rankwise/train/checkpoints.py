@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rankwise.errors import CheckpointError, ConfigError, OutputError
+from rankwise.errors import CheckpointError, ConfigError, OutputError, option
 from rankwise.writing import read_regular, write_durably
 
 FORMAT = "rankwise-checkpoint-1"
@@ -50,7 +50,7 @@ class Every:
     def __post_init__(self) -> None:
         for what, value in (("epochs", self.epochs), ("seconds", self.seconds)):
             if value is not None and not value > 0:
-                raise ConfigError(f"checkpoint-{what} is {value}; it must be a positive number.")
+                raise ConfigError(f"{option(what, f'checkpoint-{what}')} is {value}; it must be a positive number.")
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,7 @@ def predict(
 ) -> dict[str, list[Prediction]]: ...
 
 
+@arguments_named()
 def predict(
     adapters: str | Path | Sequence[str | Path],
     texts: str | Sequence[Text],
