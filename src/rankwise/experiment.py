@@ -23,6 +23,7 @@ from rankwise.pack.resolved import resolve
 from rankwise.report import write_report
 from rankwise.sweeps.adapters import Adapters
 from rankwise.sweeps.directory import begin_run, end_run, held, read_begun, write_run
+from rankwise.sweeps.doubts import rank_doubts
 from rankwise.sweeps.floors import measured_floors
 from rankwise.sweeps.grid import Candidate, runs_of
 from rankwise.sweeps.measure import measure_base
@@ -31,7 +32,7 @@ from rankwise.sweeps.plan import fingerprint
 from rankwise.sweeps.problem import DATA, Problem, Run, Swept
 from rankwise.sweeps.provenance import data_of, grid_of, versions
 from rankwise.sweeps.record import Results, make_results
-from rankwise.sweeps.rule import Rule, parse_tolerance
+from rankwise.sweeps.rule import Rule, accuracy_tolerance, parse_tolerance
 from rankwise.sweeps.same_problem import LOSS, check_measured, first_loss, write_measured
 from rankwise.sweeps.stages import Search, Stages, merged_edges
 from rankwise.train.checkpoints import Every
@@ -207,7 +208,13 @@ class Experiment:
             ConfigError: Tolerance or confidence can't be used.
         """
         higher = self.problem.higher_is_better
-        return Rule(parse_tolerance(self.tolerance, higher), higher, self.confidence, self.strict)
+        is_accuracy = higher and "accuracy" in self.problem.metric_name
+        tolerance = accuracy_tolerance(self.tolerance) if is_accuracy else parse_tolerance(self.tolerance, higher)
+        return Rule(tolerance, higher, self.confidence, self.strict)
+
+    def doubts(self) -> list[str]:
+        """Settings that can be used and that no one can have meant, in words."""
+        return rank_doubts(self.model, runs_of([replace(c, lrs=c.lrs[:1]) for c in self.candidates], self.seeds[:1]))
 
     def stages(self, progress: Progress, place: Place | None = None) -> Stages:
         """How it is trained: in a place, or in memory alone."""
@@ -290,6 +297,9 @@ def carry_out(
         measured = {LOSS: first_loss(model, problem, splits), "validation metric": on_validation}
         measured |= {f"test {name}": value for name, value in base_metrics.items()}
         (check_measured if place.resume else write_measured)(place.kept, model, measured)
+    doubts = experiment.doubts()
+    for doubt in doubts:
+        progress.message(doubt)
     before = fingerprint(model.state_dict())
     found = experiment.stages(progress, place).run()
     swept, runs = found.swept, found.swept.runs
@@ -298,7 +308,7 @@ def carry_out(
         raise KeyboardInterrupt  # nothing worth writing; earlier results stay as they are
     after = fingerprint(model.state_dict())
     again = {name: measure_base(model, problem, data) for name, data in tests.items()}
-    swept.notes[:0] = experiment.notes
+    swept.notes[:0] = [*experiment.notes, *doubts]
     swept.notes.append(_untouched(before == after and base_metrics == again))
     folders = {
         run.name: f"adapters/{run.name}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK, HOW
+from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK, HOW, MAIN
 from rankwise.cli.places import name_of, new_run, pointed_to
 from rankwise.errors import CheckpointError, ConfigError
 from rankwise.shown import cleaned
@@ -56,7 +56,7 @@ class How:
         Print the answer as JSON on standard output; everything else goes to standard error.
     """
 
-    out: Path | None = None
+    out: Annotated[Path | None, Parameter(group=MAIN)] = None
     overwrite: Annotated[bool, Parameter(negative="", show_default=False)] = False
     resume: Path | None = None
     checkpoint_epochs: int | None = None

@@ -158,7 +158,7 @@ def predict(
 
     Examples:
         ```python
-        (said,) = rankwise.predict("runs/train/adapters/r8-s0", "How do I locate my card?")
+        (said,) = rankwise.predict("runs/last/adapters/r8-lr0.001-s0", "How do I locate my card?")
         print(said.label, said.probability)
         ```
     """
