@@ -34,7 +34,8 @@ def data() -> tuple[Tensor, Tensor]:
 
 def run(base: nn.Module | None = None, configs: Any = (1,), **given: Any) -> Any:
     training = Training(epochs=2, batch_size=8)
-    given = {"train": data(), "loss": loss, "training": training, "lrs": [1e-2], "baseline": False, **given}
+    given = {"train": data(), "loss": loss, "training": training, "lrs": [1e-2], "baseline": False, "seeds": 1, **given}
+    given = {"plan": "grid", **given}
     return sweep(base or model(), configs, progress="quiet", **given)
 
 

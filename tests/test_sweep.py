@@ -20,7 +20,8 @@ from rankwise.pack.member import Member
 from rankwise.sweeps.grid import Candidate, modules_with_parameters
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits
 from rankwise.sweeps.run import run_sweep
-from rankwise.sweeps.stages import Search, Stages
+from rankwise.sweeps.stage import Search
+from rankwise.sweeps.stages import Stages
 from rankwise.train.live import progress as shown_by
 from rankwise.train.loop import train_pack
 from rankwise.train.outcome import Point

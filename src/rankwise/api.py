@@ -21,8 +21,10 @@ from rankwise.report import answer_words
 from rankwise.report.schema import Results
 from rankwise.report.table import markdown_table
 from rankwise.sweeps.adapters import put_on
+from rankwise.sweeps.baselines import baselines
 from rankwise.sweeps.caching import cached
-from rankwise.sweeps.candidates import Config, baselines, candidates_of
+from rankwise.sweeps.candidates import Config, candidates_of
+from rankwise.sweeps.deciding import Deciding
 from rankwise.sweeps.directory import can_resume
 from rankwise.sweeps.given import as_counts, as_list, as_rates, trained_whole
 from rankwise.sweeps.grid import LORA_LRS
@@ -117,13 +119,18 @@ def sweep(
     lrs: float | Sequence[float] = LORA_LRS,
     baseline: bool | float | Sequence[float] = True,
     head: str | Sequence[str] = (),
-    seeds: int | Sequence[int] = 1,
+    seeds: int | Sequence[int] | None = None,
     rungs: int | Sequence[int] = (),
     widen: bool = False,
     tolerance: str | float | None = None,
     confidence: float = 0.95,
     strict: bool = False,
-    rotate: bool = False,
+    plan: str = "auto",
+    curve: bool | None = None,
+    max_runs: int | None = None,
+    max_minutes: float | None = None,
+    max_parameters: int | None = None,
+    rotate: bool | None = None,
     call: Callable[[nn.Module, Any], Tensor] = call_model,
     rows_a_pass: int | None = None,
     rows_at_once: int = ROWS_AT_ONCE,
@@ -155,15 +162,23 @@ def sweep(
         baseline: Whether full fine-tuning is trained too (at a tenth of `lrs`), or at which learning rates.
         head: Modules that each adapter trains whole, such as a new output layer, with all modules inside them. With
             one, training the head alone is tried too.
-        seeds: How many, or which.
+        seeds: How many, or which; of the adaptive plan at the most. None takes 16 for it, 3 for a grid.
         rungs: Epochs, rising, after which the worst configurations leave.
         widen: Whether further learning rates are tried where the best one lies at the edge of those given.
         tolerance: How much worse than the reference is good enough: "1%", "0.5 points", or a number in the metric's
             unit; by default 1% of the reference's metric and at most 5% of its gain over the base, or 5% of that gain
             where lower is better.
         confidence: Probability at which a configuration counts as shown to lie within the tolerance.
-        strict: Whether sizes are tested from the largest down, stopping at the first that fails.
-        rotate: Whether each seed cuts a tenth of its own off for validation; only where `validation` is None.
+        strict: Whether a grid's sizes are tested from the largest down, stopping at the first that fails.
+        plan: "auto" trains only what the decision needs: learning rates at a middle size, then sizes by bisection and
+            seeds until it is decided. "grid" trains everything.
+        curve: Whether the adaptive plan trains every size, at least with its starting seeds; None does where a further
+            adapter is cheap.
+        max_runs: Training runs of the adaptive plan at the most.
+        max_minutes: The adaptive plan begins nothing new after so many minutes.
+        max_parameters: Larger adapters are left out of the decision.
+        rotate: Whether each seed cuts a tenth of its own off for validation; only where `validation` is None. None does
+            from 4 seeds on.
         call: (model, batch) -> outputs; by default a mapping is passed by name (without "labels"), of a tuple the
             first element.
         rows_a_pass: Rows of a batch that training passes at once; None for the whole batch.
@@ -206,6 +221,19 @@ def sweep(
     own = training or Training()
     if own.has_lr:
         notes.append(f"The learning rate of `training`, {own.lr:g}, is not used; `lrs` has those that are tried.")
+    deciding = Deciding(
+        tolerance=tolerance,
+        confidence=confidence,
+        strict=strict,
+        plan=plan,
+        curve=curve,
+        max_runs=max_runs,
+        max_minutes=max_minutes,
+        max_parameters=max_parameters,
+        rotate=rotate,
+    )
+    counted = tuple(range(seeds)) if isinstance(seeds, int) else seeds
+    chosen = deciding.seeds(None if counted is None else as_counts(counted, "seeds"))
     ups = metric is not None if higher_is_better is None else higher_is_better
     problem = Problem(
         splits={DATA: splits},
@@ -215,7 +243,7 @@ def sweep(
         higher_is_better=ups,
         feed=Feed(call=call, rows_at_once=rows_at_once, rows_a_pass=rows_a_pass),
         # The cache is made for the rows that are read.
-        rotate=rotate,
+        rotate=splits.rotation is not None and deciding.rotates(len(chosen)),
     )
     whole, rates = trained_whole(model, as_list(head)), as_rates(lrs, "lrs")
     full = baseline if isinstance(baseline, bool) else as_rates(baseline, "baseline")
@@ -223,7 +251,6 @@ def sweep(
         *candidates_of(model, configs, whole, own, rates),
         *baselines(model, whole, own, rates, full),
     ]
-    chosen = tuple(range(seeds)) if isinstance(seeds, int) else as_counts(seeds, "seeds")
     config = yaml.safe_dump({"sweep": {c.name: str(c) for c in candidates} | {"seeds": list(chosen)}}, sort_keys=False)
     place = None
     if out is not None:
@@ -252,11 +279,8 @@ def sweep(
             base_name=base_name,
             rungs=as_counts(rungs, "rungs"),
             widen=widen,
-            tolerance=tolerance,
-            confidence=confidence,
-            strict=strict,
+            deciding=deciding,
             notes=notes,
-            rotate=rotate,
         )
         experiment.check()
         beginning = now("rankwise.sweep(...)") if place is None else take_up(place) if place.resume else begin(place)

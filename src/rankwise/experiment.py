@@ -22,6 +22,9 @@ from rankwise.lora.threads import held_by_thread
 from rankwise.pack.resolved import resolve
 from rankwise.report import write_report
 from rankwise.sweeps.adapters import Adapters
+from rankwise.sweeps.answer import Floors
+from rankwise.sweeps.auto import Auto
+from rankwise.sweeps.deciding import Deciding
 from rankwise.sweeps.directory import begin_run, end_run, held, read_begun, write_run
 from rankwise.sweeps.doubts import rank_doubts
 from rankwise.sweeps.floors import measured_floors
@@ -32,9 +35,10 @@ from rankwise.sweeps.plan import fingerprint
 from rankwise.sweeps.problem import DATA, Problem, Run, Swept
 from rankwise.sweeps.provenance import data_of, grid_of, versions
 from rankwise.sweeps.record import Results, make_results
-from rankwise.sweeps.rule import Rule, accuracy_tolerance, parse_tolerance
+from rankwise.sweeps.rule import Rule, accuracy_tolerance
 from rankwise.sweeps.same_problem import LOSS, check_measured, first_loss, write_measured
-from rankwise.sweeps.stages import Search, Stages, merged_edges
+from rankwise.sweeps.stage import Search
+from rankwise.sweeps.stages import Stages, merged_edges
 from rankwise.train.checkpoints import Every
 from rankwise.train.data import count_rows
 from rankwise.train.live import Progress
@@ -139,12 +143,9 @@ class Experiment:
         grid: More of what is tried, for `results.json`.
         comparable: Configurations that can be reference or answer; None for all.
         relative_to: What the relative columns are relative to; None for the reference.
-        tolerance: The user's own: "1%", "0.5 points", or a number in the metric's unit; None for the default.
-        confidence: Probability at which something counts as shown.
-        strict: Whether sizes are tested from the largest down.
+        deciding: What is asked of the answer, and how runs are planned.
         notes: What the user should know.
         beside: Writes what belongs beside an adapter: (its folder, its run, the results, what the runs gave).
-        rotate: Whether each seed trains and validates on rows of its own; the problem's own setting follows it.
     """
 
     task: str
@@ -162,15 +163,13 @@ class Experiment:
     grid: Mapping[str, Any] = field(default_factory=dict[str, Any])
     comparable: Sequence[str] | None = None
     relative_to: Mapping[str, Any] | None = None
-    tolerance: str | float | None = None
-    confidence: float = 0.95
-    strict: bool = False
+    deciding: Deciding = field(default_factory=lambda: Deciding(plan="grid"))
     notes: Sequence[str] = ()
     beside: Callable[[Path, Run, Results, Swept], object] | None = None
-    rotate: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "problem", replace(self.problem, rotate=self.rotate))
+        rotate = self.can_rotate and self.deciding.rotates(len(self.seeds))
+        object.__setattr__(self, "problem", replace(self.problem, rotate=rotate))
 
     @property
     def can_rotate(self) -> bool:
@@ -182,15 +181,16 @@ class Experiment:
         anything is written.
 
         Raises:
-            ConfigError: The grid is empty, or seeds are to cut validation rows of their own and can't.
+            ConfigError: The grid is empty, the tolerance is above what an accuracy can be, or seeds are to cut validation rows of their own and can't.
             DataError: There is one row to validate or to test on.
             PackError: An adapter is of a kind that a pack can't train.
             TargetError: A target pattern matches nothing.
         """
-        _ = self.rule
+        if self.problem.higher_is_better and "accuracy" in self.problem.metric_name:
+            accuracy_tolerance(self.deciding.tolerance)
         for run in runs_of([replace(c, lrs=c.lrs[:1]) for c in self.candidates], self.seeds[:1]):
             resolve(self.model, run.member)
-        if self.rotate and not self.can_rotate:
+        if self.deciding.rotate and not self.can_rotate:
             raise ConfigError(
                 "rotate is True and the validation data is fixed; each seed can validate on rows of its own only where "
                 "they are cut off the training data. Leave the validation data out, or rotate."
@@ -202,22 +202,26 @@ class Experiment:
 
     @property
     def rule(self) -> Rule:
-        """How the answer is found.
-
-        Raises:
-            ConfigError: Tolerance or confidence can't be used.
-        """
-        higher = self.problem.higher_is_better
-        is_accuracy = higher and "accuracy" in self.problem.metric_name
-        tolerance = accuracy_tolerance(self.tolerance) if is_accuracy else parse_tolerance(self.tolerance, higher)
-        return Rule(tolerance, higher, self.confidence, self.strict)
+        """What is asked of the answer."""
+        return self.deciding.rule(self.problem.higher_is_better)
 
     def doubts(self) -> list[str]:
         """Settings that can be used and that no one can have meant, in words."""
         return rank_doubts(self.model, runs_of([replace(c, lrs=c.lrs[:1]) for c in self.candidates], self.seeds[:1]))
 
-    def stages(self, progress: Progress, place: Place | None = None) -> Stages:
+    def stages(self, progress: Progress, place: Place | None = None, floors: Floors | None = None) -> Stages:
         """How it is trained: in a place, or in memory alone."""
+        deciding, auto = self.deciding, None
+        if deciding.plan == "auto":
+            auto = Auto(
+                rule=self.rule,
+                floors=floors or Floors(),
+                comparable=self.comparable,
+                curve=deciding.curve,
+                max_runs=deciding.max_runs,
+                max_minutes=deciding.max_minutes,
+                max_parameters=deciding.max_parameters,
+            )
         return Stages(
             model=self.model,
             problem=self.problem,
@@ -227,6 +231,7 @@ class Experiment:
             rungs=self.rungs,
             search=self.search,
             widen=self.widen,
+            auto=auto,
             checkpoints=None if place is None else place.kept,
             every=None if place is None else place.every,
             resume=place is not None and place.resume,
@@ -301,7 +306,7 @@ def carry_out(
     for doubt in doubts:
         progress.message(doubt)
     before = fingerprint(model.state_dict())
-    found = experiment.stages(progress, place).run()
+    found = experiment.stages(progress, place, floors).run()
     swept, runs = found.swept, found.swept.runs
     progress.close()
     if not (swept.complete or swept.scores):
@@ -343,6 +348,7 @@ def carry_out(
         comparable=experiment.comparable,
         relative_to=experiment.relative_to,
         floors=floors,
+        path=found.path,
         adapters=folders if place else {},
     )
     merged_edges(found.edges, results["configurations"])

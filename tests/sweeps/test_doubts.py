@@ -20,6 +20,8 @@ def run(configs: Any, **given: Any) -> list[str]:
         loss=lambda outputs, batch: F.cross_entropy(outputs, batch[1], reduction="none"),
         baseline=False,
         lrs=[1e-2],
+        plan="grid",
+        seeds=1,
         training=Training(epochs=1),
         progress="quiet",
         **given,

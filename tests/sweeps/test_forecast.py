@@ -9,7 +9,8 @@ import torch
 from rankwise.lora.config import LoRAConfig
 from rankwise.sweeps.forecast import foresee
 from rankwise.sweeps.grid import Candidate
-from rankwise.sweeps.stages import Search, Stages
+from rankwise.sweeps.stage import Search
+from rankwise.sweeps.stages import Stages
 from rankwise.train import loop
 from rankwise.train.live import progress
 from rankwise.train.settings import Training

@@ -1,12 +1,13 @@
 """`rankwise digits`."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from rankwise.cli.app import MAIN, TRAINING, app
 from rankwise.cli.training import How, train
-from rankwise.tasks.flags import listed
+from rankwise.sweeps.deciding import Deciding
+from rankwise.tasks.flags import DECIDING, listed
 from rankwise.tasks.options import DigitsOptions, parse_numbers, parse_rates, parse_seeds
 
 if TYPE_CHECKING:
@@ -29,11 +30,9 @@ def digits(
     batch_size: Annotated[int | None, Parameter(group=TRAINING)] = None,
     lr: Annotated[tuple[float, ...] | None, listed(parse_rates), Parameter(group=MAIN)] = None,
     baseline_lr: Annotated[tuple[float, ...] | None, listed(parse_rates), Parameter(group=MAIN)] = None,
-    alpha: Annotated[float | None, Parameter(group=TRAINING)] = None,
+    alpha: Annotated[float | None, Parameter(group=MAIN)] = None,
     rungs: Annotated[tuple[int, ...] | None, listed(parse_numbers), Parameter(group=TRAINING)] = None,
-    tolerance: Annotated[str | None, Parameter(group=MAIN)] = None,
-    confidence: Annotated[float, Parameter(group=TRAINING)] = 0.95,
-    strict: Annotated[bool, Parameter(group=TRAINING)] = False,
+    deciding: Annotated[Deciding | None, Parameter(name="*", group=DECIDING)] = None,
     device: Annotated[str, Parameter(group=MAIN)] = "auto",
     how: How | None = None,
 ) -> int:
@@ -49,7 +48,7 @@ def digits(
     ranks:
         LoRA ranks: 1,2,4 or a range, 1:64:x2 (1, 2, 4, ... 64). [default: 1:64:x2]
     seeds:
-        How many seeds, or a list of them: 3, or 0,7. [default: 5]
+        How many seeds, or a list of them: 3, or 0,7; of the adaptive plan at the most. [default: 16; of a grid 3]
     protocol:
         "right": equal budgets, learning rates chosen on validation data. "published": the notebook's own settings.
     data:
@@ -67,18 +66,11 @@ def digits(
     rungs:
         Epochs after which the worse half of each configuration's learning rates leaves, and ranks that a smaller one
         clearly beats: 4,12. [default: none; all train to their end]
-    tolerance:
-        How much worse than full fine-tuning is good enough: "1%", "0.5 points", or 0.02 as a share of all images.
-        [default: 1% of its accuracy, and at most 5% of its gain over the base]
-    confidence:
-        Probability at which a rank counts as shown to lie within the tolerance.
-    strict:
-        Test ranks from the largest down and stop at the first that fails.
     device:
         Where to compute: cpu, cuda, cuda:1, mps; auto takes CUDA, then MPS (untested), then the CPU.
     """
     how = how or How()
-    given = {"ranks": ranks, "seeds": seeds}
+    given: dict[str, Any] = {"ranks": ranks, "deciding": deciding}
     options = DigitsOptions(
         protocol=protocol,
         data=data,
@@ -88,9 +80,7 @@ def digits(
         baseline_lr=baseline_lr,
         alpha=alpha,
         rungs=rungs,
-        tolerance=tolerance,
-        confidence=confidence,
-        strict=strict,
+        seeds=seeds,
         device=device,
         **{key: value for key, value in given.items() if value is not None},
     )

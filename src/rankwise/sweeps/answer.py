@@ -261,7 +261,11 @@ def _tolerance_value(paired: Paired, rule: Rule) -> float:
 
 
 def decide(
-    configurations: Sequence[Configuration], reference: Configuration, rule: Rule, floors: Floors | None = None
+    configurations: Sequence[Configuration],
+    reference: Configuration,
+    rule: Rule,
+    floors: Floors | None = None,
+    path: Sequence[str] | None = None,
 ) -> Answer:
     """Give the verdict.
 
@@ -273,6 +277,8 @@ def decide(
         reference: As `reference_of` gives it.
         rule: Tolerance, confidence and order of testing.
         floors: What fine-tuning must beat.
+        path: The configurations that an adaptive plan decided on its way: only these can be shown, so that a size that
+            completes the curve has no chance of its own. None for all.
 
     Returns:
         The verdict, with every comparison it rests on.
@@ -296,7 +302,10 @@ def decide(
         (
             c
             for c in configurations
-            if c.name in compared and c.method in CANDIDATES and c.trainable_parameters < reference.trainable_parameters
+            if c.name in compared
+            and c.method in CANDIDATES
+            and c.trainable_parameters < reference.trainable_parameters
+            and (path is None or c.name in path)
         ),
         key=lambda c: (c.trainable_parameters, -(compared[c.name].p_within or 0.0), -compared[c.name].mean, c.name),
     )

@@ -33,6 +33,7 @@ def make_results(
     comparable: Sequence[str] | None = None,
     relative_to: Mapping[str, Any] | None = None,
     floors: Floors | None = None,
+    path: Sequence[str] | None = None,
     adapters: Mapping[str, str],
 ) -> Results:
     """Put a sweep's findings together.
@@ -46,6 +47,7 @@ def make_results(
         comparable: Configurations that solve the very problem, and so can be reference or answer; None for all.
         relative_to: What the relative columns are relative to; by default the reference.
         floors: What fine-tuning must beat.
+        path: Configurations that an adaptive plan decided on its way, the only ones that can be shown; None for all.
         adapters: Run -> folder of its adapter, relative to the run directory.
     """
     up = problem.higher_is_better
@@ -53,7 +55,7 @@ def make_results(
     labels = {run.configuration: run.label for run in swept.runs}
     able = [c for c in chosen if c.runs and (comparable is None or c.name in comparable)]
     reference = reference_of(able, up) if able else None
-    answer = None if reference is None else decide(able, reference, rule, floors)
+    answer = None if reference is None else decide(able, reference, rule, floors, path)
     tests, untold = _tested(chosen, swept)
     means = {name: float(values.mean()) for name, values in tests.items()}
     if relative_to is None and reference is not None and reference.name in means:

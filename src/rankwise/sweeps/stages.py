@@ -5,72 +5,31 @@ run that is gone on with comes to the same stages.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from rankwise.sweeps.auto import Auto, Walk
 from rankwise.sweeps.configurations import RunScore, by_configuration, choose_learning_rates
+from rankwise.sweeps.fitting import training_of
 from rankwise.sweeps.grid import Candidate, runs_of, wider
 from rankwise.sweeps.plan import FILE as PLAN
 from rankwise.sweeps.problem import Problem, Run, Swept
 from rankwise.sweeps.record import finite
 from rankwise.sweeps.run import run_sweep
+from rankwise.sweeps.stage import PlannedStage, Search, StageResult
 from rankwise.train.checkpoints import Every
 from rankwise.train.data import count_rows
 from rankwise.train.live import Progress
+from rankwise.writing import read_checked, write_checked
+
+PRICE, PRICE_FORMAT = "price.json", "rankwise-price-1"
+"""What a further adapter costs, as measured when the run began."""
 
 MOST_WIDENINGS = 3
 """How often the grid is widened where the best rate goes on lying at its edge."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Search:
-    """Learning rates are looked for on less data and fewer seeds before the runs that count.
-
-    The schedule is that of the runs that count, as far as the search comes: a short schedule of its own would find
-    rates that are too high for them.
-
-    Args:
-        data: The problem's splits that are used for it.
-        seeds: Its seeds.
-        rungs: Epochs after which the worse half of the learning rates leaves.
-    """
-
-    data: str
-    seeds: tuple[int, ...] = (0,)
-    rungs: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Expected:
-    """A stage as it is known beforehand.
-
-    Args:
-        title: What it is for.
-        runs: What it trains.
-        rungs: Epochs after which the worst configurations leave.
-    """
-
-    title: str
-    runs: Sequence[Run]
-    rungs: Sequence[int]
-
-
-@dataclass
-class Found:
-    """What the stages gave.
-
-    Args:
-        swept: The runs that count, of all stages together.
-        edges: Configuration -> whether the search chose a learning rate at the edge of its grid.
-        searched: What the search tried, for `results.json`.
-    """
-
-    swept: Swept
-    edges: dict[str, bool] = field(default_factory=dict[str, bool])
-    searched: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
 
 @dataclass(kw_only=True)
@@ -86,6 +45,7 @@ class Stages:
         rungs: Epochs after which the worst configurations leave.
         search: How learning rates are looked for beforehand; None trains all of the grid.
         widen: Whether learning rates beyond the grid are tried where the best one lies at its edge.
+        auto: Settings of the adaptive plan; None trains the grid.
         checkpoints: A folder for plans and checkpoints; None to keep nothing.
         every: How often a checkpoint is written.
         resume: Whether to go on with what is in the folder.
@@ -99,42 +59,96 @@ class Stages:
     rungs: Sequence[int] = ()
     search: Search | None = None
     widen: bool = False
+    auto: Auto | None = None
     checkpoints: Path | None = None
     every: Every | None = None
     resume: bool = False
     _stage: int = 0
 
-    def run(self) -> Found:
+    def run(self) -> StageResult:
         """Train everything.
 
         Raises:
             KeyboardInterrupt: Interrupted while learning rates were looked for.
         """
+        if self.auto is not None:
+            return Walk(self, self.auto).run()
         if self.search is None:
-            return Found(self._grid(runs_of(self.candidates, self.seeds), self.rungs, self.seeds, None))
+            return StageResult(self._grid(runs_of(self.candidates, self.seeds), self.rungs, self.seeds, None))
         tried = self._searching(self.search)
         searched = self._grid(tried, self.search.rungs, self.search.seeds, self.search.data)
         if not searched.complete:
             raise KeyboardInterrupt
-        higher = self.problem.higher_is_better
-        chosen = {c.name: c for c in choose_learning_rates(scores_of(searched), higher)}
-        rates = {name: c.lr if c.runs else _last_left(searched, name) for name, c in chosen.items()}
-        runs = [c.run(rates[c.name] or c.lrs[0], seed) for c in self.candidates for seed in self.seeds]
-        edges = {name: c.lr_at_edge_of_grid for name, c in chosen.items()}
-        return Found(self._train(runs, self.rungs, tests=True), edges, _told(searched))
+        rates, edges = self._best_rates(searched)
+        runs = [c.run(rates.get(c.name, c.lrs[0]), seed) for c in self.candidates for seed in self.seeds]
+        return StageResult(self._train(runs, self.rungs, tests=True), edges, _told(searched))
 
-    def expected(self) -> list[Expected]:
+    def search_rates(
+        self, candidates: Sequence[Candidate], seed: int
+    ) -> tuple[dict[str, float], dict[str, bool], list[dict[str, Any]]]:
+        """Find learning rates of some candidates with one seed, the worse half leaving after a quarter of the epochs.
+
+        Args:
+            candidates: Those with several rates.
+            seed: Where the search has no data of its own.
+
+        Returns:
+            The best rate of each, whether it lies at the edge of its grid, and what was tried, for `results.json`.
+
+        Raises:
+            KeyboardInterrupt: Interrupted.
+        """
+        runs, rungs = self.searching(candidates, seed)
+        seeds, data = ((seed,), None) if self.search is None else (self.search.seeds, self.search.data)
+        searched = self._grid(runs, rungs, seeds, data, tests=False)
+        if not searched.complete:
+            raise KeyboardInterrupt
+        rates, edges = self._best_rates(searched)
+        return rates, edges, _told(searched)
+
+    def searching(self, candidates: Sequence[Candidate], seed: int) -> tuple[list[Run], tuple[int, ...]]:
+        """The runs and rungs of a search for learning rates."""
+        if self.search is not None:
+            runs = runs_of(candidates, self.search.seeds, self.search.data)
+            return [self._standing_in(run) for run in runs], self.search.rungs
+        epochs = [c.training.epochs for c in candidates if c.training.epochs > 3]
+        return runs_of(candidates, (seed,)), (max(1, min(epochs) // 4),) if epochs else ()
+
+    def _best_rates(self, searched: Swept) -> tuple[dict[str, float], dict[str, bool]]:
+        chosen = choose_learning_rates(scores_of(searched), self.problem.higher_is_better)
+        rates = {c.name: c.lr if c.runs else _last_left(searched, c.name) for c in chosen}
+        known = {name: lr for name, lr in rates.items() if lr is not None}
+        return known, {c.name: c.lr_at_edge_of_grid for c in chosen}
+
+    def train(self, runs: Sequence[Run]) -> Swept:
+        """Train a phase of the adaptive plan, and measure what finished."""
+        return self._train(runs, self.rungs, tests=True)
+
+    def measured_price(self, runs: Sequence[Run]) -> float:
+        """What a further run in a pack costs, as a share of the first: measured once, and kept for a resumption."""
+        path = None if self.checkpoints is None else self.checkpoints / PRICE
+        if path is not None and path.exists():
+            return float(read_checked(path, PRICE_FORMAT)["price"])
+        one, all_ = (training_of(self.model, part, self.problem).seconds_an_epoch() for part in (runs[:1], runs))
+        price = max(0.0, (all_ / one - 1) / (len(runs) - 1))
+        if path is not None:
+            write_checked(path, PRICE_FORMAT, {"price": price})
+        return price
+
+    def expected(self) -> list[PlannedStage]:
         """The stages, as far as they are known before any has run: at rates yet to be found the first stands for it.
 
         Raises:
             ConfigError: The grid is empty.
         """
+        if self.auto is not None:
+            return Walk(self, self.auto).expected()
         if self.search is None:
-            return [Expected("training", runs_of(self.candidates, self.seeds), self.rungs)]
+            return [PlannedStage("training", runs_of(self.candidates, self.seeds), self.rungs)]
         runs = [c.run(c.lrs[0], seed) for c in self.candidates for seed in self.seeds]
         return [
-            Expected("search", self._searching(self.search), self.search.rungs),
-            Expected("training", runs, self.rungs),
+            PlannedStage("search", self._searching(self.search), self.search.rungs),
+            PlannedStage("training", runs, self.rungs),
         ]
 
     def _searching(self, search: Search) -> list[Run]:
@@ -148,14 +162,22 @@ class Stages:
         steps = run.training.epochs * -(-rows // run.training.batch_size)
         return replace(run, training=replace(run.training, horizon=steps))
 
-    def _grid(self, runs: Sequence[Run], rungs: Sequence[int], seeds: Sequence[int], data: str | None) -> Swept:
+    def _grid(
+        self,
+        runs: Sequence[Run],
+        rungs: Sequence[int],
+        seeds: Sequence[int],
+        data: str | None,
+        tests: bool | None = None,
+    ) -> Swept:
         """Train a grid, and what widens it."""
-        swept = self._train(runs, rungs, tests=data is None)
+        tests = data is None if tests is None else tests
+        swept = self._train(runs, rungs, tests=tests)
         for _ in range(MOST_WIDENINGS if self.widen else 0):
             more = self._beyond(swept, seeds, data) if swept.complete else []
             if not more:
                 break
-            swept.add(self._train(more, (), tests=data is None))
+            swept.add(self._train(more, (), tests=tests))
         return swept
 
     def _beyond(self, swept: Swept, seeds: Sequence[int], data: str | None) -> list[Run]:

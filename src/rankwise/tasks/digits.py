@@ -178,7 +178,7 @@ def candidates_of(options: DigitsOptions) -> list[Candidate]:
 
 def plan_runs(options: DigitsOptions) -> list[Run]:
     """All runs of the experiment."""
-    return runs_of(candidates_of(options), options.seeds)
+    return runs_of(candidates_of(options), options.seed_list)
 
 
 def make_problem(raw: RawDigits, device: torch.device) -> Problem:

@@ -48,7 +48,7 @@ def make_digits(options: DigitsOptions, progress: Progress, base: Mapping[str, T
         task="digits",
         model=model,
         candidates=candidates,
-        seeds=options.seeds,
+        seeds=options.seed_list,
         problem=problem,
         base_name="base",
         keep_base=True,
@@ -58,12 +58,10 @@ def make_digits(options: DigitsOptions, progress: Progress, base: Mapping[str, T
             "data": {"name": options.data, **raw.fingerprints()},
             "published": published_table() if published else None,
         },
-        grid={"ranks": list(options.ranks), "seeds": list(options.seeds), "protocol": options.protocol},
+        grid={"ranks": list(options.ranks), "seeds": list(options.seed_list), "protocol": options.protocol},
         comparable=[c.name for c in candidates if c.data == "new"],
         relative_to=_published_baseline(sum(p.numel() for p in model.parameters())) if published else None,
-        tolerance=options.tolerance,
-        confidence=options.confidence,
-        strict=options.strict,
+        deciding=options.deciding,
     )
 
 

@@ -4,7 +4,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cyclopts import Parameter, Token
+from cyclopts import Group, Parameter, Token
+
+DECIDING = Group("How it decides", sort_key=3)
 
 
 def listed(

@@ -1,11 +1,12 @@
 """What a user can set for the digits experiment. Light: the command line reads it without loading torch."""
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rankwise.errors import ConfigError, suggest
-from rankwise.sweeps.rule import Rule, accuracy_tolerance
+from rankwise.sweeps.deciding import Deciding
+from rankwise.sweeps.rule import accuracy_tolerance
 
 PROTOCOLS = ("right", "published")
 
@@ -82,7 +83,7 @@ class DigitsOptions:
     """Settings of `rankwise digits`; None means the protocol's own value."""
 
     ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] | None = None
     protocol: str = "right"
     data: str = "embedded"
     epochs: int | None = None
@@ -91,15 +92,13 @@ class DigitsOptions:
     baseline_lr: tuple[float, ...] | None = None
     alpha: float | None = None
     rungs: tuple[int, ...] | None = None
-    tolerance: str | float | None = None
-    confidence: float = 0.95
-    strict: bool = False
+    deciding: Deciding = field(default_factory=Deciding)
     device: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.ranks or min(self.ranks) < 1:
             raise ConfigError(f"The ranks are {list(self.ranks)}; give one or more whole numbers of at least 1.")
-        if not self.seeds or min(self.seeds) < 0:
+        if self.seeds is not None and (not self.seeds or min(self.seeds) < 0):
             raise ConfigError(f"The seeds are {list(self.seeds)}; give at least one, none below 0.")
         if self.protocol not in PROTOCOLS:
             raise ConfigError(
@@ -116,7 +115,17 @@ class DigitsOptions:
                 raise ConfigError(f"--{what} is {list(rates)}; give positive numbers, such as 3e-4,1e-3.")
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
             raise ConfigError(f"--alpha is {self.alpha}; it must be a positive number, such as 32.")
-        Rule(accuracy_tolerance(self.tolerance), True, self.confidence, self.strict)
+        accuracy_tolerance(self.deciding.tolerance)
+        if self.protocol == "published":
+            # The notebook trains everything, on one split.
+            object.__setattr__(self, "deciding", replace(self.deciding, plan="grid", rotate=False))
+        elif self.deciding.curve is None:
+            object.__setattr__(self, "deciding", replace(self.deciding, curve=True))
+
+    @property
+    def seed_list(self) -> tuple[int, ...]:
+        """The seeds; of an adaptive plan at the most these."""
+        return self.deciding.seeds(self.seeds)
 
     def settings(self) -> dict[str, Any]:
         """The complete settings as a file for --config has them: flag -> plain value."""
@@ -130,5 +139,6 @@ def plain_settings(options: dict[str, Any]) -> dict[str, Any]:
         >>> plain_settings({"batch_size": 8, "seeds": (3,), "lr": None})
         {'batch-size': 8, 'seeds': [3]}
     """
-    plain = {key.replace("_", "-"): list(v) if isinstance(v, tuple) else v for key, v in options.items()}
+    flat = {key: v for key, v in options.items() if key != "deciding"} | options.get("deciding", {})
+    plain = {key.replace("_", "-"): list(v) if isinstance(v, tuple) else v for key, v in flat.items()}
     return {key: str(v) if hasattr(v, "__fspath__") else v for key, v in plain.items() if v is not None}

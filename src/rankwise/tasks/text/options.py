@@ -1,13 +1,13 @@
 """What a user can set for a language model. Light: the command line reads it without loading torch."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
 from rankwise.errors import ConfigError, suggest
-from rankwise.sweeps.rule import Rule, parse_tolerance
-from rankwise.tasks.flags import listed
+from rankwise.sweeps.deciding import Deciding
+from rankwise.tasks.flags import DECIDING, listed
 from rankwise.tasks.options import parse_numbers, parse_rates, parse_seeds, plain_settings
 
 TASKS = ("classify", "sft")
@@ -88,7 +88,8 @@ class TextOptions:
         ranks: LoRA ranks: 1,2,4 or a range, 1:64:x2.
         init_from: Folders of adapters to train on, each a configuration beside the ranks, with its own rank, alpha and
             targets.
-        seeds: How many seeds, or a list of them: 3, or 0,7.
+        seeds: How many seeds, or a list of them: 3, or 0,7; of an adaptive plan at the most. [default: 16; of a grid
+            3]
         lr: Learning rates of LoRA; the best is chosen for each rank.
         baseline: Train all weights too, as the reference.
         baseline_lr: Learning rates of full fine-tuning. [default: a tenth of --lr]
@@ -100,10 +101,7 @@ class TextOptions:
         search_rungs: Epochs of the search after which the worse half of the learning rates leaves.
         widen: Try further learning rates where the best one lies at the edge of those given.
         rungs: Epochs after which configurations that a smaller one clearly beats leave. [default: none]
-        tolerance: How much worse than the reference is good enough: "1%", "0.5 points", or 0.02 in the metric's unit.
-            [default: 1% of its accuracy, and at most 5% of its gain over the base; of a loss 5% of that gain]
-        confidence: Probability at which a configuration counts as shown to lie within the tolerance.
-        strict: Test sizes from the largest down and stop at the first that fails.
+        deciding: What is asked of the answer, and how runs are planned.
         alpha: Numerator of the scale alpha / r.
         dropout: Probability that an input of an adapter is dropped in training.
         target_modules: Modules to adapt: "all-linear", names, or a pattern.
@@ -155,7 +153,7 @@ class TextOptions:
 
     ranks: Annotated[Numbers, Parameter(group=MAIN)] = (1, 2, 4, 8, 16, 32)
     init_from: Annotated[Names, Parameter(group=GRID, show_default=False)] = ()
-    seeds: Annotated[tuple[int, ...], listed(parse_seeds), Parameter(group=MAIN)] = (0, 1, 2)
+    seeds: Annotated[tuple[int, ...] | None, listed(parse_seeds), Parameter(group=MAIN)] = None
     lr: Annotated[Rates, Parameter(group=MAIN)] = (1e-4, 3e-4, 1e-3)
     baseline: Annotated[bool, Parameter(group=GRID)] = True
     baseline_lr: Annotated[Rates | None, Parameter(group=GRID)] = None
@@ -165,9 +163,7 @@ class TextOptions:
     search_rungs: Annotated[Numbers, Parameter(group=GRID)] = (1,)
     widen: Annotated[bool, Parameter(group=GRID)] = True
     rungs: Annotated[Numbers | None, Parameter(group=GRID)] = None
-    tolerance: Annotated[str | None, Parameter(group=GRID)] = None
-    confidence: Annotated[float, Parameter(group=GRID)] = 0.95
-    strict: Annotated[bool, Parameter(group=GRID)] = False
+    deciding: Annotated[Deciding, Parameter(name="*", group=DECIDING)] = field(default_factory=Deciding)
 
     alpha: Annotated[float, Parameter(group=ADAPTER)] = 32.0
     dropout: Annotated[float, Parameter(group=ADAPTER)] = 0.0
@@ -210,7 +206,7 @@ class TextOptions:
             )
         if not self.ranks or min(self.ranks) < 1:
             raise ConfigError(f"--ranks is {list(self.ranks)}; give one or more whole numbers of at least 1.")
-        if not self.seeds or min(self.seeds) < 0:
+        if self.seeds is not None and (not self.seeds or min(self.seeds) < 0):
             raise ConfigError(f"--seeds is {list(self.seeds)}; give at least one, none below 0.")
         for what, value in (
             ("epochs", self.epochs),
@@ -232,7 +228,6 @@ class TextOptions:
         for what, rates in (("lr", self.lr), ("baseline-lr", self.baseline_lr), ("head-lr", self.head_lr)):
             if rates is not None and not (rates and all(0 < rate < float("inf") for rate in rates)):
                 raise ConfigError(f"--{what} is {list(rates)}; give positive numbers, such as 1e-4,1e-3.")
-        Rule(parse_tolerance(self.tolerance, True), True, self.confidence, self.strict)
         for what, share in (("validation-share", self.validation_share), ("test-share", self.test_share)):
             if not 0 < share < 1:
                 raise ConfigError(f"--{what} is {share}; it is a share of the training data, such as 0.1.")
@@ -248,6 +243,11 @@ class TextOptions:
     def compared(self) -> bool:
         """Whether the head alone and full fine-tuning are trained beside the adapters."""
         return True
+
+    @property
+    def seed_list(self) -> tuple[int, ...]:
+        """The seeds; of an adaptive plan at the most these."""
+        return self.deciding.seeds(self.seeds)
 
     def settings(self) -> dict[str, Any]:
         """The complete settings as a file for --config has them: flag -> plain value."""
@@ -283,13 +283,11 @@ class TrainOptions(TextOptions):
     search_rungs: Annotated[Numbers, Parameter(parse=False)] = ()
     widen: Annotated[bool, Parameter(parse=False)] = False
     rungs: Annotated[Numbers | None, Parameter(parse=False)] = None
-    tolerance: Annotated[str | None, Parameter(parse=False)] = None
-    confidence: Annotated[float, Parameter(parse=False)] = 0.95
-    strict: Annotated[bool, Parameter(parse=False)] = False
+    deciding: Annotated[Deciding, Parameter(parse=False)] = field(default_factory=lambda: Deciding(plan="grid"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for what, given in (("ranks", self.ranks), ("seeds", self.seeds), ("lr", self.lr)):
+        for what, given in (("ranks", self.ranks), ("seeds", self.seed_list), ("lr", self.lr)):
             if len(given) != 1:
                 raise ConfigError(
                     f"rankwise train trains one adapter, and --{what} names {len(given)}; give one, or run rankwise "
@@ -312,6 +310,6 @@ class TrainOptions(TextOptions):
 
     def settings(self) -> dict[str, Any]:
         """As of a sweep, without the flags that `rankwise train` does not have."""
-        comparing = ["baseline", "baseline-lr", "head-lr", "search", "search-rungs", "widen", "rungs", "tolerance"]
-        comparing += ["confidence", "strict"]
+        comparing = ["baseline", "baseline-lr", "head-lr", "search", "search-rungs", "widen", "rungs"]
+        comparing += [one.name.replace("_", "-") for one in fields(Deciding)]
         return {key: value for key, value in super().settings().items() if key not in comparing}

@@ -16,11 +16,11 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.lora.targets import ALL_LINEAR
 from rankwise.report.schema import Results
 from rankwise.streams import stream
-from rankwise.sweeps.candidates import baselines
+from rankwise.sweeps.baselines import baselines
 from rankwise.sweeps.grid import Candidate
 from rankwise.sweeps.owned import TRAINED_ON
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, Swept
-from rankwise.sweeps.stages import Search
+from rankwise.sweeps.stage import Search
 from rankwise.sweeps.starting import candidate_from
 from rankwise.tasks.text.card import write_card
 from rankwise.tasks.text.card_facts import facts_of
@@ -101,16 +101,14 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         task=options.task,
         model=ready.loaded.model,
         candidates=candidates_of(options, ready),
-        seeds=options.seeds,
+        seeds=options.seed_list,
         problem=problem,
         base_name=options.model,
         base_has_metric=not ready.loaded.new_head,
         rungs=options.rungs or (),
         search=Search(data=SEARCH, rungs=options.search_rungs) if SEARCH in problem.splits else None,
         widen=options.widen,
-        tolerance=options.tolerance,
-        confidence=options.confidence,
-        strict=options.strict,
+        deciding=options.deciding,
         notes=notes,
         beside=partial(_beside, options, ready, inputs),
     )

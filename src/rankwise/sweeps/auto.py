@@ -1,0 +1,345 @@
+"""The adaptive plan: learning rates at a middle size and the reference, then sizes by bisection, seeds as needed.
+
+Runs share packs where that is cheap: where a further adapter costs little beside the first, all sizes train with each
+seed and the path is followed through what is there already; else only what the path asks for trains.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from rankwise.pack.resolved import resolve
+from rankwise.sweeps.adaptive import STARTING_SEEDS, Ladder, Step, neighbour_rates, next_step
+from rankwise.sweeps.answer import CANDIDATES, Comparison, Floors, compare, pair
+from rankwise.sweeps.configurations import Configuration, choose_learning_rates
+from rankwise.sweeps.grid import Candidate
+from rankwise.sweeps.problem import Run, Swept
+from rankwise.sweeps.rule import Rule
+from rankwise.sweeps.stage import PlannedStage, StageResult
+from rankwise.sweeps.within import difference_bound
+from rankwise.sweeps.wording import probability
+
+if TYPE_CHECKING:
+    from rankwise.sweeps.stages import Stages
+
+SEARCH_SEED = 10_007
+"""The seed with which learning rates are searched; it is none of those that decide."""
+
+CHEAP = 0.35
+"""Where a further adapter costs less than this share of the first, all sizes train together."""
+
+GAIN_SEEDS = 6
+"""Seeds after which a gain that is still not shown ends the plan."""
+
+AT_ONCE = 4
+"""Seeds that may be added in one step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Auto:
+    """Settings of the adaptive plan.
+
+    Args:
+        rule: Tolerance and confidence.
+        floors: What fine-tuning must beat.
+        comparable: Configurations that can be reference or answer; None for all.
+        curve: Whether every size is trained, at least with the starting seeds, once the decision is made; None does
+            where a further adapter is cheap.
+        max_runs: Training runs at the most, the search for learning rates included; None for no limit.
+        max_minutes: The plan trains nothing new after so many minutes; None for no limit.
+        max_parameters: Larger sizes are left out; None for no limit.
+        price: What a further adapter in a pack costs, as a share of the first; None to measure it.
+    """
+
+    rule: Rule
+    floors: Floors
+    comparable: Sequence[str] | None = None
+    curve: bool | None = None
+    max_runs: int | None = None
+    max_minutes: float | None = None
+    max_parameters: int | None = None
+    price: float | None = None
+
+
+@dataclass
+class Walk:
+    """An adaptive plan under way.
+
+    Args:
+        stages: Trains runs.
+        auto: The settings.
+    """
+
+    stages: "Stages"
+    auto: Auto
+    swept: Swept | None = None
+    searched: int = 0
+    hopeless: set[str] = field(default_factory=set[str])
+    path: list[str] = field(default_factory=list[str])
+    curve: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        stages = self.stages
+        seed = stages.seeds[0]
+        self.candidates = {c.name: c for c in stages.candidates}
+        self.parameters = {
+            c.name: resolve(stages.model, c.run(c.lrs[0], seed).member).parameter_count() for c in stages.candidates
+        }
+        able = [c for c in stages.candidates if self.auto.comparable is None or c.name in self.auto.comparable]
+        fulls = [c for c in able if c.method == "full"]
+        pool = fulls[-1:] or sorted(able, key=lambda c: self.parameters[c.name])[-1:]
+        self.reference = pool[0]
+        limit = self.auto.max_parameters or self.parameters[self.reference.name]
+        sized = [
+            c
+            for c in able
+            if c.method in CANDIDATES
+            and c is not self.reference
+            and self.parameters[c.name] < self.parameters[self.reference.name]
+            and self.parameters[c.name] <= limit
+        ]
+        self.ladders = _ladders(sorted(sized, key=lambda c: (self.parameters[c.name], c.name)))
+        on_ladders = {name for ladder in self.ladders for name in ladder.names} | {self.reference.name}
+        self.others = [c for c in stages.candidates if c.name not in on_ladders]
+        self.rates: dict[str, list[float]] = {}
+
+    def run(self) -> StageResult:
+        """Search for rates, follow the ladders, complete the curve.
+
+        Raises:
+            KeyboardInterrupt: Interrupted while learning rates were searched.
+        """
+        edges, told = self._search()
+        if not self.ladders:
+            self._add({self.reference.name: self._starting, **{c.name: self._starting for c in self.others}})
+        cheap = self._cheap()
+        self.curve = cheap if self.auto.curve is None else self.auto.curve
+        for ladder in self.ladders:
+            self._follow(ladder, cheap)
+            if self._stopped or self._nothing_gained():
+                break
+        if self.curve and not self._stopped:
+            self._complete_curve()
+        swept = self.swept or Swept((), {}, complete=True)
+        if swept.complete:
+            swept.note([self._saved()])
+        return StageResult(swept, edges, told, tuple(dict.fromkeys(self.path)))
+
+    def expected(self) -> list[PlannedStage]:
+        """The first stages: the search, and the reference with the middle size; what follows depends on them."""
+        middles = [self.candidates[ladder.middle] for ladder in self.ladders]
+        first = [*middles, self.reference]
+        runs = [c.run(c.lrs[0], seed) for c in first for seed in self.stages.seeds[: self._starting]]
+        several = [c for c in first if len(c.lrs) > 1]
+        found = [PlannedStage("training", runs, self.stages.rungs)]
+        if several:
+            search, rungs = self.stages.searching(several, SEARCH_SEED)
+            found.insert(0, PlannedStage("search", search, rungs))
+        return found
+
+    @property
+    def _starting(self) -> int:
+        return min(STARTING_SEEDS, len(self.stages.seeds))
+
+    @property
+    def _stopped(self) -> bool:
+        return self.swept is not None and not self.swept.complete
+
+    def _search(self) -> tuple[dict[str, bool], list[dict[str, object]]]:
+        """Find learning rates at each ladder's middle, the reference, and what has rates of its own kind."""
+        middles = [self.candidates[ladder.middle] for ladder in self.ladders]
+        heads = [c for ladder in self.ladders for n in ladder.names if (c := self.candidates[n]).method == "head"]
+        chosen = list({c.name: c for c in [*middles, *heads, self.reference]}.values())
+        several = [c for c in chosen if len(c.lrs) > 1]
+        edges: dict[str, bool] = {}
+        told: list[dict[str, object]] = []
+        found: Mapping[str, float] = {}
+        if several:
+            self.stages.progress.message(
+                f"Searching for learning rates at {', '.join(c.label for c in several)}; the others take theirs from "
+                "them."
+            )
+            found, edges, told = self.stages.search_rates(several, SEARCH_SEED)
+            self.searched = len(told)
+        self.rates = {c.name: [found.get(c.name, c.lrs[0])] for c in chosen}
+        for ladder in self.ladders:
+            for name in ladder.names:
+                self.rates.setdefault(name, [self.rates[ladder.middle][0]])
+        largest = self.rates[self.ladders[-1].middle][0] if self.ladders else None
+        for c in self.others:
+            self.rates[c.name] = [largest if c.method == "lora" and largest is not None else c.lrs[0]]
+        return edges, told
+
+    def _cheap(self) -> bool:
+        """Whether all sizes train together."""
+        names = [name for ladder in self.ladders for name in ladder.names if self.candidates[name].method == "lora"]
+        if len(names) < 3:
+            return False
+        price = self.auto.price
+        if price is None:
+            seed = self.stages.seeds[0]
+            runs = [self.candidates[name].run(self.rates[name][0], seed) for name in names[:4]]
+            price = self.stages.measured_price(runs)
+        cheap = price < CHEAP
+        self.stages.progress.message(
+            f"A further adapter costs {100 * price:.0f}% of the first, so "
+            + ("all sizes train together." if cheap else "sizes are tried one after another, by bisection.")
+        )
+        return cheap
+
+    def _follow(self, ladder: Ladder, cheap: bool) -> None:
+        """Take steps on a ladder until it ends."""
+        neighbours: set[str] = set()
+        together = [*ladder.names, *(c.name for c in self.others if self.curve)] if cheap else []
+        start = self._starting
+        self._add(dict.fromkeys([self.reference.name, ladder.middle, *together], start))
+        while not self._stopped:
+            if self._nothing_gained():
+                n = self._seeds_of(self.reference.name)
+                if n >= min(GAIN_SEEDS, len(self.stages.seeds)):
+                    return
+                self._add({self.reference.name: n + 1, ladder.middle: n + 1})
+                continue
+            step = next_step(
+                ladder,
+                self._compared,
+                most_seeds=len(self.stages.seeds),
+                neighbours_tried=lambda name: name in neighbours or name in self.hopeless,
+                at_once=AT_ONCE,
+            )
+            self.path = [*dict.fromkeys([*self.path, *step.path])]
+            if step.kind == "end" or not self._affordable(step):
+                return
+            if step.kind == "neighbour":
+                neighbours.add(step.name)
+                candidate = self.candidates[step.name]
+                below = ladder.names.index(step.name) < ladder.names.index(ladder.middle)
+                self.rates[step.name] += neighbour_rates(self.rates[step.name], candidate.lrs, below)
+                wanted = {step.name: step.seeds}
+            else:
+                wanted = {step.name: step.seeds, self.reference.name: step.seeds}
+                if step.kind == "seeds":
+                    wanted |= dict.fromkeys(together, step.seeds)
+            self._say(step)
+            if not self._add(wanted) and step.kind == "train":
+                # All its runs diverged.
+                self.hopeless.add(step.name)
+
+    def _add(self, wanted: Mapping[str, int]) -> bool:
+        """Train what is missing of these configurations with so many seeds; False where nothing was."""
+        known = set() if self.swept is None else {run.name for run in self.swept.runs}
+        runs: list[Run] = [
+            run
+            for name, n in wanted.items()
+            for lr in self.rates[name]
+            for seed in self.stages.seeds[:n]
+            if (run := self.candidates[name].run(lr, seed)).name not in known
+        ]
+        if not runs:
+            return False
+        more = self.stages.train(runs)
+        if self.swept is None:
+            self.swept = more
+        else:
+            self.swept.add(more)
+        return True
+
+    def _chosen(self) -> dict[str, Configuration]:
+        swept = self.swept
+        if swept is None:
+            return {}
+        scores = [swept.score(run) for run in swept.runs]
+        return {c.name: c for c in choose_learning_rates(scores, self.auto.rule.higher_is_better)}
+
+    def _seeds_of(self, name: str) -> int:
+        c = self._chosen().get(name)
+        return 0 if c is None else len(c.runs)
+
+    def _compared(self, name: str) -> Comparison | None:
+        if name in self.hopeless:
+            return Comparison(name, float("-inf"), None, None, 0.0, len(self.stages.seeds), "not", 0)
+        chosen = self._chosen()
+        reference = chosen.get(self.reference.name)
+        if name not in chosen or reference is None or not chosen[name].runs or not reference.runs:
+            return None
+        return compare(chosen[name], reference, self.auto.rule, self.auto.floors)
+
+    def _nothing_gained(self) -> bool:
+        """Whether fine-tuning is not shown to beat its floor."""
+        reference = self._chosen().get(self.reference.name)
+        if reference is None or len(reference.runs) < 2:
+            return False
+        itself = pair(reference, reference, self.auto.floors, self.auto.rule.higher_is_better)
+        if itself is None or itself.floor is None:
+            return False
+        return difference_bound(itself.theirs, itself.floor, itself.rotated, self.auto.rule.confidence) <= 0
+
+    def _affordable(self, step: Step) -> bool:
+        """Whether budgets allow a further step; where they don't, that is noted."""
+        swept, auto = self.swept, self.auto
+        done = self.searched + (0 if swept is None else len(swept.runs))
+        minutes = (time.monotonic() - self.began) / 60
+        over = None
+        if auto.max_runs is not None and done + 1 > auto.max_runs:
+            over = f"{done} runs, of {auto.max_runs} allowed"
+        if auto.max_minutes is not None and minutes > auto.max_minutes:
+            over = f"{minutes:.0f} minutes, of {auto.max_minutes:g} allowed"
+        if over is None:
+            return True
+        if swept is not None:
+            swept.note([f"The plan ended after {over}, before {self.candidates[step.name].label} was decided."])
+        return False
+
+    def _complete_curve(self) -> None:
+        names = [name for ladder in self.ladders for name in ladder.names] + [c.name for c in self.others]
+        missing = [name for name in names if self._seeds_of(name) < self._starting and name not in self.hopeless]
+        if missing:
+            labels = ", ".join(self.candidates[name].label for name in missing)
+            self.stages.progress.message(f"The decision is made; {labels} complete the curve.")
+            self._add(dict.fromkeys(missing, self._starting))
+
+    def _say(self, step: Step) -> None:
+        label = self.candidates[step.name].label
+        said = [
+            f"{self.candidates[name].label} {STATES[c.state]}"
+            + ("" if c.p_within is None else f" ({probability(c.p_within)}, {c.n_seeds} seeds)")
+            for name in [*step.path[-1:], step.name]
+            if (c := self._compared(name)) is not None
+        ]
+        what = {
+            "train": f"{label} with {step.seeds} seeds",
+            "seeds": f"{step.seeds} seeds of {label} and {self.reference.label}",
+            "neighbour": f"{label} at a neighbouring learning rate",
+        }[step.kind]
+        self.stages.progress.message(f"{'; '.join(said)}. Next: {what}." if said else f"Next: {what}.")
+
+    def _saved(self) -> str:
+        runs = 0 if self.swept is None else len(self.swept.runs)
+        grid = sum(len(c.lrs) for c in self.stages.candidates) * STARTING_SEEDS
+        total = runs + self.searched
+        fewer = f", in place of {grid} for the whole grid with {STARTING_SEEDS} seeds" if total < grid else ""
+        return f"The adaptive plan trained {total} runs ({self.searched} to find learning rates){fewer}."
+
+
+STATES = {
+    "shown": "is shown to be within the tolerance",
+    "not": "is shown not to be",
+    "open": "is open",
+}
+
+
+def _ladders(sized: Sequence[Candidate]) -> list[Ladder]:
+    """Candidates of one kind, whatever their rank, in one ladder each; the head alone is the smallest of the first."""
+    kinds: dict[object, list[str]] = {}
+    for c in sized:
+        key = None if c.lora is None else str(replace(c.lora, r=1, alpha=1.0))
+        kinds.setdefault(key, []).append(c.name)
+    heads = kinds.pop(None, [])
+    names = list(kinds.values())
+    if not names:
+        return [Ladder(tuple(heads))] if heads else []
+    order = {c.name: i for i, c in enumerate(sized)}
+    names[0] = sorted([*heads, *names[0]], key=order.__getitem__)
+    return [Ladder(tuple(group)) for group in names]

@@ -1,0 +1,57 @@
+"""The stages of a sweep as data: what is planned, what was searched, what came of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rankwise.sweeps.problem import Run, Swept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Learning rates are looked for on less data and fewer seeds before the runs that count.
+
+    The schedule is that of the runs that count, as far as the search comes: a short schedule of its own would find
+    rates that are too high for them.
+
+    Args:
+        data: The problem's splits that are used for it.
+        seeds: Its seeds.
+        rungs: Epochs after which the worse half of the learning rates leaves.
+    """
+
+    data: str
+    seeds: tuple[int, ...] = (0,)
+    rungs: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage as it is known beforehand.
+
+    Args:
+        title: What it is for.
+        runs: What it trains.
+        rungs: Epochs after which the worst configurations leave.
+    """
+
+    title: str
+    runs: Sequence[Run]
+    rungs: Sequence[int]
+
+
+@dataclass
+class StageResult:
+    """What the stages gave.
+
+    Args:
+        swept: The runs that count, of all stages together.
+        edges: Configuration -> whether the search chose a learning rate at the edge of its grid.
+        searched: What the search tried, for `results.json`.
+        path: Configurations that the adaptive plan decided on its way; None where all were trained alike.
+    """
+
+    swept: Swept
+    edges: dict[str, bool] = field(default_factory=dict[str, bool])
+    searched: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    path: tuple[str, ...] | None = None
