@@ -181,7 +181,8 @@ class Experiment:
         anything is written.
 
         Raises:
-            ConfigError: The grid is empty, the tolerance is above what an accuracy can be, or seeds are to cut validation rows of their own and can't.
+            ConfigError: The grid is empty, the tolerance is above what an accuracy can be, or seeds are to cut
+                validation rows of their own and can't.
             DataError: There is one row to validate or to test on.
             PackError: An adapter is of a kind that a pack can't train.
             TargetError: A target pattern matches nothing.
