@@ -60,7 +60,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     [
         (["--ranks", "a,b"], '"a,b" is no list of whole numbers'),
         (["--ranks", "0"], "The ranks are [0]; give one or more whole numbers"),
-        (["--ranks"], "--ranks requires an argument"),
+        (["--ranks"], "--ranks requires at least 1 element"),
         (["--seeds", "-1"], "The seeds are [-1]"),
         (["--lr", "fast"], '"fast" is no list of learning rates'),
         (["--epochs", "x"], 'unable to convert "x"'),

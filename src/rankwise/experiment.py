@@ -26,6 +26,7 @@ from rankwise.sweeps.answer import Floors
 from rankwise.sweeps.auto import Auto
 from rankwise.sweeps.deciding import Deciding
 from rankwise.sweeps.directory import begin_run, end_run, held, read_begun, write_run
+from rankwise.sweeps.doubts import rank_doubts
 from rankwise.sweeps.fitting import Probes
 from rankwise.sweeps.floors import measured_floors
 from rankwise.sweeps.grid import Candidate, runs_of
@@ -35,8 +36,8 @@ from rankwise.sweeps.plan import fingerprint
 from rankwise.sweeps.problem import DATA, Problem, Run, Swept
 from rankwise.sweeps.provenance import data_of, grid_of, versions
 from rankwise.sweeps.record import Results, make_results
-from rankwise.sweeps.rule import Rule
-from rankwise.sweeps.same_problem import check_measured, first_loss, write_measured
+from rankwise.sweeps.rule import Rule, accuracy_tolerance
+from rankwise.sweeps.same_problem import LOSS, check_measured, first_loss, write_measured
 from rankwise.sweeps.stage import Search
 from rankwise.sweeps.stages import Stages, mark_edges
 from rankwise.train.checkpoints import Every
@@ -183,11 +184,14 @@ class Experiment:
         anything is written.
 
         Raises:
-            ConfigError: The grid is empty, or seeds are to cut validation rows of their own and can't.
+            ConfigError: The grid is empty, the tolerance is above what an accuracy can be, or seeds are to cut
+                validation rows of their own and can't.
             DataError: There is one row to validate or to test on.
             PackError: An adapter is of a kind that a pack can't train.
             TargetError: A target pattern matches nothing.
         """
+        if self.problem.higher_is_better and "accuracy" in self.problem.metric_name:
+            accuracy_tolerance(self.deciding.tolerance)
         for run in runs_of([replace(c, lrs=c.lrs[:1]) for c in self.candidates], self.seeds[:1]):
             resolve(self.model, run.member)
         if self.deciding.rotate and not self.can_rotate:
@@ -204,6 +208,10 @@ class Experiment:
     def rule(self) -> Rule:
         """What is asked of the answer."""
         return self.deciding.rule(self.problem.higher_is_better)
+
+    def doubts(self) -> list[str]:
+        """Settings that can be used and that no one can have meant, in words."""
+        return rank_doubts(self.model, runs_of([replace(c, lrs=c.lrs[:1]) for c in self.candidates], self.seeds[:1]))
 
     def stages(self, progress: Progress, place: Place | None = None, floors: Floors | None = None) -> Stages:
         """How it is trained: in a place, or in memory alone."""
@@ -298,8 +306,12 @@ def carry_out(
             "be a number on every row of the validation and test data."
         )
     if place is not None:
-        measured = {"loss": first_loss(model, problem, splits), **base_metrics, "validation metric": on_validation}
+        measured = {LOSS: first_loss(model, problem, splits), "validation metric": on_validation}
+        measured |= {f"test {name}": value for name, value in base_metrics.items()}
         (check_measured if place.resume else write_measured)(place.kept, model, measured)
+    doubts = experiment.doubts()
+    for doubt in doubts:
+        progress.message(doubt)
     before = fingerprint(model.state_dict())
     found = experiment.stages(progress, place, floors).run()
     swept, runs = found.swept, found.swept.runs
@@ -308,7 +320,7 @@ def carry_out(
         raise KeyboardInterrupt  # nothing worth writing; earlier results stay as they are
     after = fingerprint(model.state_dict())
     again = {name: measure_base(model, problem, data) for name, data in tests.items()}
-    swept.notes[:0] = experiment.notes
+    swept.notes[:0] = [*experiment.notes, *doubts]
     swept.notes.append(_untouched(before == after and base_metrics == again))
     folders = {
         run.name: f"adapters/{run.name}"
@@ -349,18 +361,23 @@ def carry_out(
     mark_edges(found.edges, experiment.candidates, results["configurations"])
     if place is None:
         return results, swept, []
-    with interrupts_ignored():
-        try:
-            base_name = BASE_IN_DIRECTORY if experiment.keep_base else experiment.base_name
-            beside = experiment.beside or (lambda folder, run, results, swept: None)
-            adapters = Adapters(model, folders, base_name, lambda folder, run: beside(folder, run, results, swept))
+    base_name = BASE_IN_DIRECTORY if experiment.keep_base else experiment.base_name
+    beside = experiment.beside or (lambda folder, run, results, swept: None)
+    adapters = Adapters(model, folders, base_name, lambda folder, run: beside(folder, run, results, swept))
+    try:
+        with interrupts_ignored():
             write_run(place.directory, results, place.config, swept, adapters, keep_base=experiment.keep_base)
+        try:
             files = write_report(results, place.directory)
-        except OutputError as error:
-            raise OutputError(
-                f"{error} What has been trained is kept in {place.kept}; make room and go on with: "
-                f"{place.how_to_resume}"
-            ) from error
+        except KeyboardInterrupt:
+            if results["complete"]:
+                end_run(place.directory)  # the report can be drawn from the results at any time
+            raise
+    except OutputError as error:
+        raise OutputError(
+            f"{error} What has been trained is kept in {place.kept}; make room and go on with: {place.how_to_resume}"
+        ) from error
+    with interrupts_ignored():
         if results["complete"]:
             end_run(place.directory)
     return results, swept, files

@@ -254,12 +254,24 @@ def read_whole(folder: Path, findings: Findings, allow_pickle: bool, embeddings:
     fields, text = read_fields(where)
     path, flat, metadata = read_either(folder, allow_pickle)
     check_file(path, flat, metadata)
+    _check_finite(path, flat, findings)
     check_config(where, text, metadata, findings)
     check_unknown_fields(where, fields, findings)
     parts = sorted_parts(path, flat, fields, findings, embeddings)
     if not parts.pairs:
         raise AdapterFileError(f"{path} holds no tensors of an adapter.")
     return AdapterFile(path, where, fields, parts, metadata)
+
+
+def _check_finite(path: Path, flat: Mapping[str, Tensor], findings: Findings) -> None:
+    """Find a tensor with NaN or infinity, which every output would then have."""
+    for key, tensor in flat.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+            findings.add(
+                f'"{key}" of {path} has values that are not finite (NaN or infinity), and so would every output. Its '
+                "training diverged, or the file is damaged; train again at a lower learning rate."
+            )
+            return
 
 
 def config_of(read: AdapterFile, named: Mapping[str, tuple[str, int]], findings: Findings) -> LoRAConfig:

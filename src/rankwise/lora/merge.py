@@ -82,6 +82,7 @@ def merge(model: nn.Module, *, keep_base: bool = True, dequantize: bool = False)
     References:
         Hu et al., LoRA, 2021, section 4.1 ("No Additional Inference Latency").
     """
+    check_free(model)
     layers = {path: (layer, lora) for path, (layer, lora) in adapted_layers(model).items() if lora.active}
     _check_mergeable(adapted_layers(model), bool(layers))
     dtype = _plain_dtype(model)
@@ -126,7 +127,6 @@ def unmerge(model: nn.Module) -> None:
         >>> layer.lora.merged
         ()
     """
-    check_free(model)
     check_free(model)
     merged = {path: (layer, lora) for path, (layer, lora) in adapted_layers(model).items() if lora.merged}
     if not merged:

@@ -39,7 +39,7 @@ from rankwise.sweeps.owned import (
 )
 from rankwise.sweeps.problem import Swept
 from rankwise.train.outcome import Point
-from rankwise.writing import plain_mode, read_checked, replacing, write_checked, write_durably
+from rankwise.writing import plain_mode, read_checked, read_regular, replacing, write_checked, write_durably
 
 OWN_FILES = (MARK, *RESULTS, ADAPTERS, BASE_FILE.parent.name)
 
@@ -179,7 +179,7 @@ def read_begun(directory: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]
     files: dict[str, bytes] = {}
     for name, sha256 in begun["sha256"].items():
         try:
-            files[name] = (folder / name).read_bytes()
+            files[name] = read_regular(folder / name)
         except OSError as error:
             raise CheckpointError(
                 f"The unfinished run in {directory} is damaged: {name} can't be read ({error.strerror}); start it anew."
