@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rankwise.errors import AdapterFileError, ConfigError, OutputError
-from rankwise.files.checksums import check_config, check_file, metadata_of
+from rankwise.files.checksums import BaseRecord, buffers_of, check_config, check_file, metadata_of
 from rankwise.files.findings import Findings
 from rankwise.files.keys import (
     BASE_LAYER,
@@ -56,7 +56,7 @@ def write_adapter(
     magnitudes: Mapping[str, Tensor] | None = None,
     tokens: Mapping[str, tuple[tuple[int, ...], Tensor]] | None = None,
     base_name: str | None = None,
-    base_weights: Mapping[str, Tensor | None] | None = None,
+    base: BaseRecord | None = None,
     model_names: Iterable[str] = (),
     fan_in_fan_out: bool | None = None,
     key_ends: Mapping[str, tuple[str, str]] | None = None,
@@ -74,8 +74,7 @@ def write_adapter(
         magnitudes: Module path -> DoRA's magnitudes, as PEFT shapes them; needed where the configuration is of DoRA.
         tokens: Module path -> tokens whose rows were trained, and these rows.
         base_name: What the base is called; None leaves what the configuration brought along.
-        base_weights: Module path -> weight of the base, for the checksums that tell another base apart;
-            None where it can't be looked at, such as a quantised one.
+        base: The base, for the checksums that tell another one apart; None where it isn't known.
         model_names: Paths of all modules of the base, where they are known. PEFT takes a listed path for a
             suffix too; where that would reach other modules, the targets are written as one regular expression.
         fan_in_fan_out: PEFT's word for transformers' Conv1D layers; None leaves what the configuration brought along.
@@ -131,7 +130,7 @@ def write_adapter(
     text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
     folder = Path(directory)
     try:
-        _replace_files(folder, text, flat, metadata_of(flat, text, base_weights or {}))
+        _replace_files(folder, text, flat, metadata_of(flat, text, base or BaseRecord()))
     except OSError as error:
         raise OutputError(f"The adapter can't be written to {folder}: {error.strerror or error}.") from error
     return folder
@@ -256,7 +255,7 @@ def read_whole(folder: Path, findings: Findings, allow_pickle: bool, embeddings:
     check_file(path, flat, metadata)
     check_config(where, text, metadata, findings)
     check_unknown_fields(where, fields, findings)
-    parts = sorted_parts(path, flat, fields, findings, embeddings)
+    parts = sorted_parts(path, flat, fields, findings, embeddings, buffers_of(path, metadata))
     if not parts.pairs:
         raise AdapterFileError(f"{path} holds no tensors of an adapter.")
     return AdapterFile(path, where, fields, parts, metadata)

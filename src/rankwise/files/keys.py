@@ -99,6 +99,7 @@ def sorted_parts(
     fields: Mapping[str, Any],
     findings: Findings,
     embeddings: Collection[str] = (),
+    buffers: Collection[str] = (),
 ) -> Parts:
     """Sort a file's tensors by what they are.
 
@@ -108,6 +109,7 @@ def sorted_parts(
         fields: The settings, which say what is saved whole.
         findings: Takes what can't be used.
         embeddings: Paths of the model's embeddings, where the model is known.
+        buffers: Paths of the buffers that the file holds because training had changed them.
     """
     halves: dict[str, dict[str, Tensor]] = {}
     others: dict[str, str] = {}
@@ -148,7 +150,7 @@ def sorted_parts(
     is_whole = _test_of_whole(fields, {*halves, *parts.tokens}, embeddings)
     for key, inside in others.items():
         name = _path_of_whole(inside)
-        if not is_whole(name, inside):
+        if inside not in buffers and not is_whole(name, inside):
             findings.add(_of_no_use(where, key))
         elif name:
             parts.whole[name] = flat[key]

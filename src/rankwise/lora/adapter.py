@@ -1,6 +1,7 @@
 """The module that holds A and B: submodule `lora` of an adapted layer."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -14,12 +15,25 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.lora.grouped import Group, add_by_row
 from rankwise.lora.layer_types import LayerType
 from rankwise.lora.layer_types.quantised import Before, make_quantised
-from rankwise.lora.modules import Adapter, child_name, named_once
+from rankwise.lora.modules import Adapter, child_name, named_once, submodule
 from rankwise.lora.readers import Reader, show
 from rankwise.lora.ties import flip
 from rankwise.lora.variants import VARIANTS, Variant, variant_name
 
 NO_ROWS: Mapping[str, LayerType] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Attached:
+    """What an adapter was attached to.
+
+    Args:
+        adapted: Paths of the adapted weights.
+        whole: Paths of the parameters and buffers that it has in the base's place.
+    """
+
+    adapted: tuple[str, ...]
+    whole: tuple[str, ...]
 
 
 class LoRA(Adapter):
@@ -60,6 +74,8 @@ class LoRA(Adapter):
     tied_weight: tuple[nn.Parameter, ...] = ()
     """The weight that the layer shared before it was given a copy."""
     handles: tuple[RemovableHandle, ...] = ()
+    attached: Mapping[str, Attached] = MappingProxyType({})
+    """Adapter -> all that it was attached to, here and elsewhere in the model."""
     parameter: str = "weight"
     """Name of the weight in the layer."""
     below: str | None = None
@@ -268,7 +284,7 @@ class LoRA(Adapter):
         """The pre-hook of a weight that is read without a call: let the reader find W + delta in its place."""
         if self.disabled or self.merged or not self.active:
             return
-        layer = reader.get_submodule(self.below or "")
+        layer = submodule(reader, self.below or "")
         weight = self.weight(layer)
         total = weight.to(self.A[self.active[0]].dtype)
         for name in self.active:
@@ -278,7 +294,7 @@ class LoRA(Adapter):
 
     def take_sum(self, reader: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """The hook after it, called also where the forward failed: the parameter is to be seen again."""
-        layer = reader.get_submodule(self.below or "")
+        layer = submodule(reader, self.below or "")
         total = layer.__dict__.pop(self.parameter, None)
         if total is not None:
             show(layer, self.parameter, total, None)

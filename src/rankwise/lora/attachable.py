@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import AdapterError, TargetError
-from rankwise.lora.adapter import adapted_layers, lora_of
+from rankwise.lora.adapter import lora_of
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer_types.quantised import numbers_in
-from rankwise.lora.modules import child_name
+from rankwise.lora.modules import base_tensors, child_name
 from rankwise.lora.report import Report
 from rankwise.lora.targets import Target, Targets
 from rankwise.lora.variants import VARIANTS, variant_name
-from rankwise.lora.whole import check_whole, wholes
+from rankwise.lora.whole import check_whole
 
 
 def check_targets(model: nn.Module, targets: Targets, config: LoRAConfig, whole: Mapping[str, Tensor]) -> None:
@@ -65,11 +65,12 @@ def _places(target: Target) -> Iterator[tuple[str, nn.Module, str]]:
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters of a model that are no adapter's, by name."""
-    others = [lora for _, lora in adapted_layers(model).values()]
-    others += [whole for _, whole in wholes(model).values()]
-    own = {id(parameter) for part in others for parameter in part.parameters()}
-    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in own}
+    """Return the parameters of a model that are no adapter's, each once, by name."""
+    names: dict[nn.Parameter, str] = {}
+    for name, tensor in base_tensors(model, buffers=False).items():
+        if isinstance(tensor, nn.Parameter):
+            names.setdefault(tensor, name)
+    return {name: parameter for parameter, name in names.items()}
 
 
 def forecast(model: nn.Module, targets: Targets, config: LoRAConfig, name: str, whole: Mapping[str, Tensor]) -> Report:
@@ -81,7 +82,7 @@ def forecast(model: nn.Module, targets: Targets, config: LoRAConfig, name: str, 
     check_targets(model, targets, config, whole)
     adapted = [replace(target, extra=_beside(target, config)) for target in targets.adapted]
     numbers = sum(map(numbers_in, base_parameters(model).values()))
-    trained = {path for path, _ in model.named_parameters(remove_duplicate=False)}
+    trained = base_tensors(model, buffers=False)
     counts = {path: tensor.numel() for path, tensor in whole.items() if path in trained and tensor.is_floating_point()}
     return Report(name, adapted, targets.left_out, numbers, counts)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, adapted_layers, lora_of
+from rankwise.lora.complete import check_complete
 from rankwise.lora.layer_types.quantised import make_plain, plain_weight
 from rankwise.lora.modules import named_once
 from rankwise.lora.tables import text_table
@@ -83,6 +84,8 @@ def merge(model: nn.Module, *, keep_base: bool = True, dequantize: bool = False)
     """
     layers = {path: (layer, lora) for path, (layer, lora) in adapted_layers(model).items() if lora.active}
     _check_mergeable(adapted_layers(model), bool(layers))
+    for name in dict.fromkeys(name for _, lora in layers.values() for name in lora.active):
+        check_complete(model, name)
     dtype = _plain_dtype(model)
     if not dequantize:
         _refuse_quantised(layers, dtype)

@@ -1,14 +1,35 @@
-"""The modules of a model, each once, with all its paths; adapters are passed over."""
+"""The modules of a model, each once, with all its paths; adapters are passed over, wrappers looked through.
 
+A wrapper (torch.compile, activation checkpoints, DistributedDataParallel, FSDP) holds one module and stands in its place.
+Paths leave out what it adds, so an adapter of a wrapped model has the names it has on the plain one.
+"""
+
+import functools
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 
 ADAPTER_CHILD = "lora"
 """Name of the submodule that holds A and B of an adapted layer."""
 
 Named = tuple[nn.Module, list[str]]
 """A module and all its paths."""
+
+_WRAPPERS = {
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.ActivationWrapper": "_checkpoint_wrapped_module",
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "_fsdp_wrapped_module",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.optim.swa_utils.AveragedModel": "module",
+    "deepspeed.runtime.engine.DeepSpeedEngine": "module",
+    "lightning.fabric.wrappers._FabricModule": "_forward_module",
+    "lightning_fabric.wrappers._FabricModule": "_forward_module",
+}
+"""Full name of a wrapper's class -> the child it wraps."""
+
+WRAPPER_WORDS = frozenset(_WRAPPERS.values()) - {"module"}
+"""What wrappers add to a path; "module" is left out, for it is also a name that models use."""
 
 
 class Adapter(nn.Module):
@@ -25,8 +46,31 @@ def child_name(parameter: str) -> str:
     return ADAPTER_CHILD if parameter == "weight" else f"{ADAPTER_CHILD}_{parameter}"
 
 
+@functools.cache
+def _wrapped_child(cls: type[nn.Module]) -> str | None:
+    names = (f"{ancestor.__module__}.{ancestor.__qualname__}" for ancestor in cls.__mro__)
+    return next((_WRAPPERS[name] for name in names if name in _WRAPPERS), None)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module inside all wrappers.
+
+    Examples:
+        >>> layer = nn.Linear(2, 2)
+        >>> unwrapped(nn.DataParallel(layer)) is layer, unwrapped(layer) is layer
+        (True, True)
+    """
+    while (child := _wrapped_child(type(module))) is not None:
+        inner = module._modules.get(child)  # pyright: ignore[reportPrivateUsage]
+        if inner is None:
+            break
+        module = inner
+    return module
+
+
 def walk(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield every path and its module, a shared module under each of its names; adapters are passed over."""
+    """Yield every path and its module, a shared module under each of its names."""
+    model = unwrapped(model)
     yield name, model
     for child, module in model._modules.items():  # pyright: ignore[reportPrivateUsage]
         if module is not None and not isinstance(module, Adapter):
@@ -39,3 +83,57 @@ def named_once(model: nn.Module) -> list[Named]:
     for name, module in walk(model):
         names.setdefault(module, []).append(name)
     return list(names.items())
+
+
+def submodule(model: nn.Module, path: str) -> nn.Module:
+    """Return the module of a path as `walk` gives it.
+
+    Raises:
+        AttributeError: There is none.
+
+    Examples:
+        >>> model = nn.DataParallel(nn.Sequential(nn.ReLU()))
+        >>> submodule(model, "0")
+        ReLU()
+    """
+    module = unwrapped(model)
+    for piece in filter(None, path.split(".")):
+        child = module._modules.get(piece)  # pyright: ignore[reportPrivateUsage]
+        if child is None:
+            raise AttributeError(f'The {type(model).__name__} has no submodule "{path}".')
+        module = unwrapped(child)
+    return module
+
+
+def path_of_key(model: nn.Module, key: str) -> str:
+    """Return the path of a key of `model.state_dict()`, without what wrappers add.
+
+    Examples:
+        >>> path_of_key(nn.DataParallel(nn.Sequential(nn.Linear(2, 2))), "module.0.weight")
+        '0.weight'
+    """
+    pieces = key.split(".")
+    kept: list[str] = []
+    module: nn.Module | None = model
+    for place, piece in enumerate(pieces):
+        while module is not None and (child := _wrapped_child(type(module))) is not None:
+            module = module._modules.get(child)  # pyright: ignore[reportPrivateUsage]
+            if piece == child:
+                break
+        else:
+            if module is None:
+                return ".".join([*kept, *pieces[place:]])
+            kept.append(piece)
+            module = module._modules.get(piece)  # pyright: ignore[reportPrivateUsage]
+    return ".".join(kept)
+
+
+def base_tensors(model: nn.Module, *, buffers: bool = True) -> dict[str, Tensor]:
+    """Return the base's own parameters and buffers under all their paths; those of adapters are passed over."""
+    found: dict[str, Tensor] = {}
+    for path, module in walk(model):
+        for kind in (module._parameters, module._buffers) if buffers else (module._parameters,):  # pyright: ignore[reportPrivateUsage]
+            for leaf, tensor in kind.items():
+                if tensor is not None:
+                    found[f"{path}.{leaf}" if path else leaf] = tensor
+    return found

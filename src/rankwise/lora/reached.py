@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, loras_in
-from rankwise.lora.modules import named_once
+from rankwise.lora.modules import named_once, submodule, unwrapped
 from rankwise.lora.readers import Reader
 from rankwise.lora.uses import Place, Uses
 from rankwise.lora.whole import Whole, whole_readers, wholes
@@ -105,7 +105,7 @@ def move_to_readers(model: nn.Module, uses: Uses) -> list[str]:
 
 def warn_of_missed(model: nn.Module, called: Iterable[nn.Module]) -> None:
     """Warn of the adapted layers that a forward neither called nor read, under none of the names of their weight."""
-    called = {*called, model}
+    called = {*called, unwrapped(model)}
     places = list(_places(model))
     reached = {id(A) for _, lora, place in places if place.reader in called for A in lora.A.values()}
     missed = [path for path, lora, _ in places if not any(id(A) in reached for A in lora.A.values())]
@@ -124,14 +124,14 @@ def _listed(paths: list[str]) -> str:
 def watch(model: nn.Module) -> None:
     """Watch the next forward of a model for adapters that it doesn't reach."""
     stop_watching(model)
-    if any(place.reader is not model for _, _, place in _places(model)):
+    if any(place.reader is not unwrapped(model) for _, _, place in _places(model)):
         setattr(model, _WATCH, Watch(model))
 
 
 def _to_watch(model: nn.Module) -> list[Place]:
     """Return the adapted weights whose adapters don't act all the while the model runs."""
     places = [place for found in (_places(model), _whole_places(model)) for _, _, place in found]
-    return [place for place in places if place.reader is not model]
+    return [place for place in places if place.reader is not unwrapped(model)]
 
 
 def _places(model: nn.Module) -> Iterator[tuple[str, LoRA, Place]]:
@@ -159,7 +159,7 @@ def _reader(model: nn.Module, names: list[str], layer: nn.Module, below: str | N
     if not below:
         return layer
     inner = [name for name in names if name == below or name.endswith(f".{below}")]
-    return model.get_submodule(inner[0].removesuffix(below).removesuffix(".")) if inner else model
+    return submodule(model, inner[0].removesuffix(below).removesuffix(".")) if inner else unwrapped(model)
 
 
 def stop_watching(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ from torch.nn.parameter import is_lazy
 
 from rankwise.lora.layer_types import LayerType, called_as_listed, layer_type_of
 from rankwise.lora.layer_types.parameter import parameter_type
+from rankwise.lora.modules import submodule
 
 _OWNERS: tuple[tuple[type[nn.Module], bool], ...] = (
     (nn.MultiheadAttention, True),
@@ -125,7 +126,7 @@ def reader_of(model: nn.Module, weight: Weight) -> Reader | None:
     module = weight.module
     while path and not _is_reader(module, by_row, module is weight.module):
         path = path.rpartition(".")[0]
-        module = model.get_submodule(path)
+        module = submodule(model, path)
     return Reader(module, layer.removeprefix(path).removeprefix("."))
 
 

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from rankwise.errors import AdapterError, TargetError
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer_types import layer_type_of
-from rankwise.lora.modules import Adapter, named_once
+from rankwise.lora.modules import Adapter, named_once, submodule
 from rankwise.lora.patterns import Patterns, as_list
 from rankwise.lora.readers import Reader
 from rankwise.lora.targets import Target
@@ -83,7 +83,7 @@ class Whole(Adapter):
 
     def owner(self, layer: nn.Module) -> nn.Module:
         """Return the module whose parameters these are."""
-        return layer.get_submodule(self.inside)
+        return submodule(layer, self.inside)
 
     def tensors(self, name: str) -> dict[str, Any]:
         """Return an adapter's parameters and buffers; looked up at each call, as others may replace them."""
@@ -93,11 +93,11 @@ class Whole(Adapter):
     def put(self, reader: nn.Module, args: tuple[Any, ...]) -> None:
         """Before the forward: let the active adapter's parameters be found first."""
         if self.active and not self.disabled and not self.merged:
-            reader.get_submodule(self.below).__dict__.update(self.tensors(self.active))
+            submodule(reader, self.below).__dict__.update(self.tensors(self.active))
 
     def take(self, reader: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After the forward, also after one that failed: let the base's be found again."""
-        shadowed = reader.get_submodule(self.below).__dict__
+        shadowed = submodule(reader, self.below).__dict__
         for name in self.tensors(self.active):
             shadowed.pop(name, None)
 
@@ -238,12 +238,12 @@ def _child_name(inside: str) -> str:
 def _places(model: nn.Module, path: str) -> tuple[nn.Module, nn.Module, str]:
     """Return a parameter's owner; the module whose forward reads it; and the owner's path in that."""
     owner_path = path.rpartition(".")[0]
-    owner = model.get_submodule(owner_path)
+    owner = submodule(model, owner_path)
     if type(owner).__name__ != "NonDynamicallyQuantizableLinear":
         return owner, owner, ""
     # An attention reads the weights of its output layer and never calls it.
     above, _, inside = owner_path.rpartition(".")
-    return owner, model.get_submodule(above), inside
+    return owner, submodule(model, above), inside
 
 
 def whole_readers(model: nn.Module, paths: Iterable[str]) -> dict[str, tuple[nn.Module, nn.Module]]:
