@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rankwise.api import Sweep, sweep
     from rankwise.files import load_adapter, load_loralib, save_adapter, save_merged, swap_adapter
-    from rankwise.lora.config import LoRAConfig
     from rankwise.lora.base_state import base_state_dict
+    from rankwise.lora.config import LoRAConfig
     from rankwise.lora.inject import eject, inject
     from rankwise.lora.layer_types import LayerType, register_layer_type
     from rankwise.lora.merge import merge, unmerge

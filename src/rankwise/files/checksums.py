@@ -10,9 +10,9 @@ Entries of the tensor file's metadata, beside PEFT's own `"format": "pt"`:
 | `base_others` | the same, and the shape, for all its other parameters and buffers |
 | `buffers` | paths of the buffers that the file holds because training has changed them |
 
-`base` and `base_others` are samples. Hashing all of a base would cost seconds for every billion numbers, so up to 256 entries of each
-adapted weight, spread evenly, and its shape are hashed. Another base differs in nearly every entry; one that differs
-in a few entries only isn't told apart.
+`base` and `base_others` are samples. Hashing all of a base would cost seconds for every billion numbers, so up to
+256 entries of each tensor, spread evenly, and its shape are hashed. Another base differs in nearly every entry; one that
+differs in a few entries only isn't told apart.
 """
 
 import hashlib
@@ -122,7 +122,7 @@ def check_base(
     """
     skipped: Counter[tuple[str, str]] = Counter()
     adapted = _stored(path, metadata, BASE)
-    if different := _first_different(adapted, base.adapted, skipped, _describe):
+    if (different := _first_different(adapted, base.adapted, skipped, _describe)) is not None:
         findings.add(
             f'The weight of "{different}" isn\'t the one {path} was saved over. Is this another base, another revision '
             "of it, or one that was trained further or merged since? Load the adapter's own base, or pass "
@@ -136,11 +136,11 @@ def check_base(
         if name in others and (now := base.others.get(name)) is not None and others[name][2:] != _shape_of(now)
     ]
     compared = {name: values for name, values in others.items() if name not in resized and name not in adapted}
-    if different := _first_different(compared, base.others, skipped, _describe_shaped):
+    if (different := _first_different(compared, base.others, skipped, _describe_shaped)) is not None:
         findings.add(
-            f'"{different}" isn\'t what it was when {path} was saved, and the file doesn\'t hold it. Is this another base, '
-            "or was a new head, drawn at random, left out of the adapter? Load the adapter's own base and train a new "
-            "head with the adapter (modules_to_save), or pass strict=False if you know that it fits."
+            f"\"{different}\" isn't what it was when {path} was saved, and the file doesn't hold it. Is this another "
+            "base, or was a new head, drawn at random, left out of the adapter? Load the adapter's own base and train a "
+            "new head with the adapter (modules_to_save), or pass strict=False if you know that it fits."
         )
     return _not_compared(skipped)
 

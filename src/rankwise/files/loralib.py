@@ -194,7 +194,7 @@ def _of_convolution(where: str, path: str, layer: Convolution, A: Tensor, B: Ten
     if layer.groups == 1 and rank < min(d_out, d_in):
         return torch.block_diag(*[A] * k), B.reshape(d_out, rank)
     delta = (B @ A).view(d_out, d_in)
-    identity = torch.eye(min(d_out, d_in), dtype=A.dtype)
+    identity = torch.eye(min(d_out, d_in), dtype=A.dtype, device=A.device)
     return (delta, identity) if d_out <= d_in else (identity, delta)
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from rankwise.errors import AdapterError, OutputError
 from rankwise.files.tensor_file import write_tensors
 from rankwise.lora.base_state import without_adapters
-from rankwise.lora.modules import unwrapped
 from rankwise.lora.merge import MergeReport, merge, unmerge
+from rankwise.lora.modules import unwrapped
 
 WEIGHTS = "model"
 """Stem of the files with the weights, as transformers has them."""

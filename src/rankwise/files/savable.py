@@ -1,4 +1,4 @@
-"""What stands against saving an adapter: layers that are gone, numbers that are not finite, tensors that are in parts."""
+"""What stands against saving an adapter: layers that are gone, numbers that are not finite, sharded tensors."""
 
 import warnings
 from collections.abc import Iterator, Mapping

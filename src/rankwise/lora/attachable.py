@@ -93,6 +93,6 @@ def _beside(target: Target, config: LoRAConfig) -> int:
     if not variant.tensors:
         return 0
     with torch.no_grad():
-        A, B = torch.zeros(1, target.d_in), torch.zeros(target.d_out, 1)
+        A, B = torch.zeros(1, target.d_in, device="cpu"), torch.zeros(target.d_out, 1, device="cpu")
         own = variant.init(target.layer_type, target.module, A, B, 1.0)
     return sum(tensor.numel() for tensor in own.values())

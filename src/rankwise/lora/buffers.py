@@ -1,8 +1,8 @@
 """Buffers of the base that training changes: running means, codebooks, counters.
 
-Nothing can be known of what a buffer of the user's own is for, so training may change it. What it was at `inject` is
-copied: `eject` gives it back, and a saved adapter holds the buffers that have changed, for without them it would compute
-something else.
+Nothing can be known of what a buffer of the user's own is for, so training may change it. `inject` copies what it was:
+`eject` gives that back, and a saved adapter holds the buffers that have changed, since it would compute something else
+without them.
 """
 
 from collections.abc import Mapping
@@ -52,9 +52,10 @@ def _persistent(model: nn.Module) -> dict[str, Tensor]:
     for path, module in walk(model):
         for leaf, buffer in module._buffers.items():  # pyright: ignore[reportPrivateUsage]
             fleeting = leaf in module._non_persistent_buffers_set or has_statistics(module)  # pyright: ignore[reportPrivateUsage]
-            if buffer is not None and not fleeting and type(buffer) is Tensor and buffer.layout == torch.strided:
-                if not buffer.is_meta and buffer.nbytes <= LARGEST:
-                    found[f"{path}.{leaf}" if path else leaf] = buffer
+            if buffer is None or fleeting or type(buffer) is not Tensor or buffer.layout != torch.strided:
+                continue
+            if not buffer.is_meta and buffer.nbytes <= LARGEST:
+                found[f"{path}.{leaf}" if path else leaf] = buffer
     return found
 
 

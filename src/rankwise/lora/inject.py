@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import AdapterError, TargetError
-from rankwise.lora.adapter import LoRA, Attached, adapted_layers, layers_with, lora_of
+from rankwise.lora.adapter import LoRA, adapted_layers, layers_with, lora_of
 from rankwise.lora.attachable import base_parameters, check_targets, forecast
 from rankwise.lora.buffers import remember_buffers, restore_buffers
 from rankwise.lora.collector import collector_paused
 from rankwise.lora.config import LoRAConfig
+from rankwise.lora.holding import Attached
 from rankwise.lora.inits import initial_adapter
 from rankwise.lora.layer_types import LayerType, layer_type_of
 from rankwise.lora.layer_types.quantised import keep_unpacked, numbers_in
@@ -23,8 +24,8 @@ from rankwise.lora.patterns import pinned
 from rankwise.lora.reached import move_to_readers, stop_watching, warn_of_missed, watch
 from rankwise.lora.readers import Reader
 from rankwise.lora.report import Report
-from rankwise.lora.targets import LeftOut, Target, Targets, find_targets
 from rankwise.lora.statistics import freeze_statistics, thaw_statistics
+from rankwise.lora.targets import LeftOut, Target, Targets, find_targets
 from rankwise.lora.uses import Place, places_of, uses_of, with_readers
 from rankwise.lora.whole import (
     activate_whole,
@@ -35,7 +36,6 @@ from rankwise.lora.whole import (
     saved_modules,
     whole_readers,
     whole_tensors,
-    wholes,
 )
 
 _THAWED = "_rankwise_thawed"
@@ -130,7 +130,7 @@ def _with_whole(
 def initial_pair(target: Target, config: LoRAConfig) -> tuple[Tensor, Tensor]:
     """Draw A and B; each matrix of a stack has its own, one after another. Single rows start as the base's."""
     if target.layer_type.tokens:
-        return torch.zeros(target.r, 0), torch.zeros(target.d_out, target.r)
+        return torch.zeros(target.r, 0, device="cpu"), torch.zeros(target.d_out, target.r, device="cpu")
     pairs = [
         initial_adapter(
             config.init,
@@ -179,7 +179,7 @@ def attach(
     others = [lora for _, lora in adapted_layers(model).values()]
     frozen = _freeze(model)
     for lora in others:
-        lora.active = ()
+        lora.switch(())
     for target in targets.adapted:
         lora = _lora_at(target.module, target.layer_type, target.parameter, target.reader)
         if target.untie:
@@ -195,11 +195,11 @@ def attach(
             None if own is None else own[target.name],
             target.layer_type,
         )
-        lora.active = (name,)
+        lora.switch((name,))
         for tie in target.ties:
             other = _lora_at(tie.module, tie.layer_type, "weight", tie.reader)
             other.join(name, lora, tie.flipped, tie.layer_type)
-            other.active = (name,)
+            other.switch((name,))
     attach_whole(model, name, whole or {}, config)
     activate_whole(model, [name])
     _enlist(model, name, whole or {})

@@ -13,7 +13,7 @@ from rankwise.lora.layer_types.quantised import make_plain, plain_weight
 from rankwise.lora.modules import named_once
 from rankwise.lora.tables import text_table
 from rankwise.lora.ties import sharers
-from rankwise.lora.whole import check_mergeable_whole, merge_whole, unmerge_whole
+from rankwise.lora.whole_merge import check_mergeable_whole, merge_whole, unmerge_whole
 
 
 @dataclass(frozen=True)

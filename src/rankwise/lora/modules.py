@@ -1,13 +1,14 @@
 """The modules of a model, each once, with all its paths; adapters are passed over, wrappers looked through.
 
-A wrapper (torch.compile, activation checkpoints, DistributedDataParallel, FSDP) holds one module and stands in its place.
-Paths leave out what it adds, so an adapter of a wrapped model has the names it has on the plain one.
+A wrapper (torch.compile, activation checkpoints, DistributedDataParallel, FSDP) holds one module and stands in its
+place. Paths leave out what it adds, so an adapter of a wrapped model has the names it has on the plain one.
 """
 
-import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
+
+from rankwise.lora.offloaded import discards
 
 ADAPTER_CHILD = "lora"
 """Name of the submodule that holds A and B of an adapted layer."""
@@ -35,6 +36,28 @@ WRAPPER_WORDS = frozenset(_WRAPPERS.values()) - {"module"}
 class Adapter(nn.Module):
     """A submodule that belongs to an adapter, not to the base."""
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Adapter":
+        """Move or cast as any module does, but keep the numbers where `fn` throws them away (`to_empty`, "meta").
+
+        A base gets its numbers from a checkpoint afterwards; an adapter's are nowhere else.
+        """
+        before = [
+            (module, name, p.detach())
+            for module in self.modules()
+            for name, p in module._parameters.items()
+            if p is not None
+        ]
+        super()._apply(fn, recurse)
+        if before and discards(fn):
+            for module, name, values in before:
+                parameter = module._parameters[name]
+                if parameter is None or parameter.is_meta:
+                    required = parameter is None or parameter.requires_grad
+                    module._parameters[name] = nn.Parameter(values, requires_grad=required)
+                elif not values.is_meta:
+                    parameter.data.copy_(values)
+        return self
+
 
 def child_name(parameter: str) -> str:
     """Return the name of the submodule that holds the adapters of a parameter.
@@ -46,10 +69,17 @@ def child_name(parameter: str) -> str:
     return ADAPTER_CHILD if parameter == "weight" else f"{ADAPTER_CHILD}_{parameter}"
 
 
-@functools.cache
-def _wrapped_child(cls: type[nn.Module]) -> str | None:
-    names = (f"{ancestor.__module__}.{ancestor.__qualname__}" for ancestor in cls.__mro__)
-    return next((_WRAPPERS[name] for name in names if name in _WRAPPERS), None)
+_CHILD_OF: dict[type[nn.Module], str] = {}
+"""Class -> the child it wraps, empty where it is no wrapper; filled as classes are met.
+
+No functools.cache, because compiled code asks it."""
+
+
+def _wrapped_child(cls: type[nn.Module]) -> str:
+    if cls not in _CHILD_OF:
+        names = [f"{ancestor.__module__}.{ancestor.__qualname__}" for ancestor in cls.__mro__]
+        _CHILD_OF[cls] = next((_WRAPPERS[name] for name in names if name in _WRAPPERS), "")
+    return _CHILD_OF[cls]
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -60,7 +90,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
         >>> unwrapped(nn.DataParallel(layer)) is layer, unwrapped(layer) is layer
         (True, True)
     """
-    while (child := _wrapped_child(type(module))) is not None:
+    while child := _wrapped_child(type(module)):
         inner = module._modules.get(child)  # pyright: ignore[reportPrivateUsage]
         if inner is None:
             break
@@ -116,7 +146,7 @@ def path_of_key(model: nn.Module, key: str) -> str:
     kept: list[str] = []
     module: nn.Module | None = model
     for place, piece in enumerate(pieces):
-        while module is not None and (child := _wrapped_child(type(module))) is not None:
+        while module is not None and (child := _wrapped_child(type(module))):
             module = module._modules.get(child)  # pyright: ignore[reportPrivateUsage]
             if piece == child:
                 break

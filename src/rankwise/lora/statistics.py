@@ -2,8 +2,8 @@
 
 In train mode BatchNorm and InstanceNorm (with `track_running_stats`) normalise by the batch and move their running
 statistics. A file of an adapter doesn't hold these, and the base mustn't change. In an injected model such a layer
-computes as in eval mode, for the length of each call; `module.training` is what it was before and after. A layer that an
-adapter trains whole (`modules_to_save`) has statistics of its own and moves them.
+computes as in eval mode, for the length of each call; `module.training` is what it was before and after. A layer that
+an adapter trains whole (`modules_to_save`) has statistics of its own and moves them.
 """
 
 from typing import Any

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rankwise.errors import AdapterError
 from rankwise.lora.layer_types.linear import LINEAR
 from rankwise.lora.layer_types.row import LayerType, Quantised, weight_of
+from rankwise.lora.offloaded import data_of
 
 _PACKS_ITSELF = "support_avx512bf16_for_cpu"
 """Attribute by which bitsandbytes' 4-bit Linear knows that it may rearrange its weight."""
@@ -170,4 +171,5 @@ def plain_weight(layer: nn.Module, row: LayerType, parameter: str = "weight") ->
     """
     if row.quantised is not None:
         return row.quantised.dequantise(layer)
-    return weight_of(layer) if parameter == "weight" else getattr(layer, parameter)
+    weight = weight_of(layer) if parameter == "weight" else getattr(layer, parameter)
+    return data_of(layer, parameter) if weight.is_meta else weight
