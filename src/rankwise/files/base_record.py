@@ -19,8 +19,7 @@ def adapted_weights(places: Places) -> dict[str, Tensor | None]:
     weights: dict[str, Tensor | None] = {}
     for path, (layer, parameter) in places.items():
         lora = lora_of(layer, parameter)
-        merged = lora is not None and lora.merged
-        weights[path] = _plain(lora.base_weight if merged else getattr(layer, parameter))
+        weights[path] = _plain(lora.base_weight if lora is not None and lora.merged else getattr(layer, parameter))
     return weights
 
 
@@ -59,5 +58,6 @@ def _not_persistent(model: nn.Module) -> set[str]:
 
 def _plain(tensor: Tensor | None) -> Tensor | None:
     # A quantised weight may be a tensor in name only.
-    plain = tensor is not None and type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta
-    return tensor if plain and tensor.layout == torch.strided else None
+    if tensor is None or type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta:
+        return None
+    return tensor if tensor.layout == torch.strided else None

@@ -11,8 +11,8 @@ Entries of the tensor file's metadata, beside PEFT's own `"format": "pt"`:
 | `buffers` | paths of the buffers that the file holds because training has changed them |
 
 `base` and `base_others` are samples. Hashing all of a base would cost seconds for every billion numbers, so up to
-256 entries of each tensor, spread evenly, and its shape are hashed. Another base differs in nearly every entry; one that
-differs in a few entries only isn't told apart.
+256 entries of each tensor, spread evenly, and its shape are hashed. Another base differs in nearly every entry; one
+that differs in a few entries only isn't told apart.
 """
 
 import hashlib
@@ -139,8 +139,8 @@ def check_base(
     if (different := _first_different(compared, base.others, skipped, _describe_shaped)) is not None:
         findings.add(
             f"\"{different}\" isn't what it was when {path} was saved, and the file doesn't hold it. Is this another "
-            "base, or was a new head, drawn at random, left out of the adapter? Load the adapter's own base and train a "
-            "new head with the adapter (modules_to_save), or pass strict=False if you know that it fits."
+            "base, or was a new head, drawn at random, left out of the adapter? Load the adapter's own base and train "
+            "a new head with the adapter (modules_to_save), or pass strict=False if you know that it fits."
         )
     return _not_compared(skipped)
 

@@ -42,6 +42,10 @@ _CAUSES = {
 """Form of a key that can't be used -> why."""
 
 
+_OF_ADAPTERS = re.compile(r"(^|\.)lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)")
+"""What is in keys of adapters, and in those of a base only by a strange chance."""
+
+
 @dataclass
 class Parts:
     """The tensors of a file, sorted.
@@ -98,6 +102,7 @@ def sorted_parts(
     flat: Mapping[str, Tensor],
     fields: Mapping[str, Any],
     findings: Findings,
+    known: Collection[str] = (),
     embeddings: Collection[str] = (),
     buffers: Collection[str] = (),
 ) -> Parts:
@@ -108,6 +113,8 @@ def sorted_parts(
         flat: Key -> tensor.
         fields: The settings, which say what is saved whole.
         findings: Takes what can't be used.
+        known: Paths of the model's own parameters and buffers, where the model is known: one may be called "lora_A", or
+            lie in a module called "base_layer".
         embeddings: Paths of the model's embeddings, where the model is known.
         buffers: Paths of the buffers that the file holds because training had changed them.
     """
@@ -118,6 +125,9 @@ def sorted_parts(
     parts = Parts()
     for key in flat:
         inside = key.removeprefix(f"{PREFIX}.")
+        if inside != key and inside in known:
+            others[key] = inside
+            continue
         if inside != key and f".{inside}".endswith(f".{TOKENS_KEY}"):
             parts.tokens[inside.removesuffix(TOKENS_KEY).rstrip(".")] = flat[key]
             continue
@@ -128,7 +138,7 @@ def sorted_parts(
             magnitudes[inside.removesuffix(MAGNITUDE_KEY).rstrip(".")] = flat[key]
             continue
         end = next((end for end in KEY_ENDS if inside == end or inside.endswith(f".{end}")), None)
-        if inside == key or (end is None and "lora_" in key):
+        if inside == key or (end is None and _OF_ADAPTERS.search(key)):
             findings.add(_of_no_use(where, key))
         elif end is None:
             others[key] = inside
@@ -149,7 +159,7 @@ def sorted_parts(
     parts.biases = {name: tensor for name, tensor in biases.items() if name in parts.pairs}
     is_whole = _test_of_whole(fields, {*halves, *parts.tokens}, embeddings)
     for key, inside in others.items():
-        name = _path_of_whole(inside)
+        name = inside if inside in known else _path_of_whole(inside)
         if inside not in buffers and not is_whole(name, inside):
             findings.add(_of_no_use(where, key))
         elif name:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from rankwise.errors import AdapterFileError
+from rankwise.files.base_facts import base_facts
 from rankwise.files.base_record import adapted_weights, other_tensors
 from rankwise.files.checksums import BaseRecord, check_base
 from rankwise.files.embeddings import embeddings_of, embeddings_to_save
@@ -23,6 +24,7 @@ from rankwise.files.fit import (
     whole_of_file,
 )
 from rankwise.files.folder import config_of, read_whole, write_adapter
+from rankwise.files.foreign_keys import known_of
 from rankwise.files.peft_config import CONFIG_FILE
 from rankwise.files.placing import Filed, as_filed, magnitudes_of_file, settings_names, targets_of_file, weights_of_file
 from rankwise.files.savable import check_savable
@@ -31,6 +33,7 @@ from rankwise.lora.adapter import LoRA, layers_with
 from rankwise.lora.buffers import changed_buffers
 from rankwise.lora.collector import collector_paused
 from rankwise.lora.config import LoRAConfig
+from rankwise.lora.foreign import check_attachable
 from rankwise.lora.inject import Report, attach, check_new_name
 from rankwise.lora.modules import named_once
 from rankwise.lora.targets import Target, Targets
@@ -123,6 +126,7 @@ def save_adapter(
             tokens=rows,
             base=BaseRecord(adapted_weights(adapted), other_tensors(model, without), drifted),
             base_name=base_name,
+            facts=base_facts(model, layers),
             model_names=[paths[0] for _, paths in modules],
             fan_in_fan_out=all(lora.layer_type.name == "Conv1D" for _, lora in layers.values()),
             key_ends=filed.key_ends,
@@ -188,6 +192,7 @@ def load_adapter(
     findings = Findings(strict)
     with collector_paused():
         check_new_name(model, name)
+        check_attachable(model)
         fitting = read_for(model, directory, name, findings, allow_pickle, untie)
         targets = Targets(fitting.targets, [])
         report = attach(model, targets, fitting.pairs, fitting.config, name, fitting.whole, fitting.own)
@@ -227,7 +232,7 @@ def read_for(
     folder = Path(directory)
     if not (folder / CONFIG_FILE).exists() and (folder / name / CONFIG_FILE).exists():
         folder = folder / name
-    read = read_whole(folder, findings, allow_pickle, embeddings_of(model))
+    read = read_whole(folder, findings, allow_pickle, known_of(model))
     find_not_finite(read, findings)
     modules = named_once(model)
     read = replace(read, parts=replace(read.parts, whole=as_here(model, read.parts.whole)))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA
 from rankwise.lora.complete import lost_message, lost_paths
+from rankwise.lora.offloaded import gathered
 
 Layers = Mapping[str, tuple[nn.Module, LoRA]]
 
@@ -26,6 +27,12 @@ def check_savable(model: nn.Module, name: str, layers: Layers, whole: Mapping[st
     Raises:
         AdapterError: Tensors are sharded or have no data; or layers are gone or numbers not finite, and `strict`.
     """
+    for path, (_, lora) in layers.items():
+        if name not in lora.A or lora.A[name].ndim != 2:
+            raise AdapterError(
+                f'A and B of "{path}" are sharded by FullyShardedDataParallel. Save inside `with '
+                "FullyShardedDataParallel.summon_full_params(model):`, with use_orig_params=True."
+            )
     problems: list[str] = []
     if lost := lost_paths(model, name):
         problems.append(lost_message(name, lost) + " Put the adapted layer back.")
@@ -44,7 +51,7 @@ def check_savable(model: nn.Module, name: str, layers: Layers, whole: Mapping[st
 
 def _tensors(name: str, layers: Layers, whole: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for path, (_, lora) in layers.items():
-        for tensor in (lora.A[name], lora.B[name], *lora.own(name).values()):
+        for tensor in (*lora.pair(name), *(lora.fetched(key, name) for key in lora.own(name))):
             yield path, tensor.detach()
     # A buffer may hold infinite numbers on purpose: masks do.
-    yield from ((path, t.detach()) for path, t in whole.items() if isinstance(t, nn.Parameter))
+    yield from ((path, gathered(t.detach())) for path, t in whole.items() if isinstance(t, nn.Parameter))

@@ -11,7 +11,7 @@ from rankwise.errors import AdapterError, suggest
 from rankwise.lora.calls import input_and_rest, laid_out_as
 from rankwise.lora.grouped import Group, add_by_row
 from rankwise.lora.holding import Holding
-from rankwise.lora.layer_types.quantised import Before, make_quantised
+from rankwise.lora.layer_types.quantised import Before, in_eight_bits, make_quantised
 from rankwise.lora.modules import child_name, named_once, submodule
 from rankwise.lora.offloaded import data_of
 from rankwise.lora.readers import Reader, show
@@ -155,6 +155,11 @@ class LoRA(Holding):
             return
         layer = submodule(reader, self.below or "")
         weight = self.weight(layer)
+        if in_eight_bits(weight):
+            raise AdapterError(
+                f"The weight of a {type(layer).__name__} is stored in 8-bit floats and read without calling the layer; W + "
+                "delta would be rounded to 8 bits. Leave the layer out of the adapter."
+            )
         values = data_of(layer, self.parameter) if weight.is_meta else weight
         total = values.to(self.A[self.active[0]].dtype)
         for name in self.active:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from rankwise.errors import AdapterError, TargetError
 from rankwise.lora.adapter import lora_of
 from rankwise.lora.config import LoRAConfig
-from rankwise.lora.layer_types.quantised import numbers_in
+from rankwise.lora.foreign import check_attachable
+from rankwise.lora.layer_types.quantised import in_eight_bits, numbers_in
 from rankwise.lora.modules import base_tensors, child_name
 from rankwise.lora.report import Report
 from rankwise.lora.targets import Target, Targets
@@ -30,6 +31,7 @@ def check_targets(model: nn.Module, targets: Targets, config: LoRAConfig, whole:
         AdapterError: A target has a submodule `lora` of another making; a parameter can't be trained whole.
         TargetError: The variant can't adapt a target.
     """
+    check_attachable(model)
     check_whole(model, whole)
     for target in targets.adapted:
         variant = VARIANTS[variant_name(config.variant, target.layer_type)]
@@ -49,6 +51,11 @@ def check_targets(model: nn.Module, targets: Targets, config: LoRAConfig, whole:
                 raise AdapterError(
                     f'The weight of "{path}" is computed from other tensors (parametrised) and read without a call, so '
                     "no adapter can act on it. Call torch.nn.utils.parametrize.remove_parametrizations first."
+                )
+            if target.reader is not None and in_eight_bits(getattr(module, parameter)):
+                raise AdapterError(
+                    f'The weight of "{path}" is stored in 8-bit floats and read without calling its layer; W + delta would '
+                    "be rounded to 8 bits. Leave it out, or load the model in bfloat16."
                 )
             if target.layer_type.quantised is not None and (target.reader is not None or len(target.ties) > 0):
                 raise AdapterError(

@@ -25,7 +25,7 @@ FREED = (
 class Checkpointed(Adapter):
     """What `LoRA` and its checkpoints have to do with each other."""
 
-    joined: Mapping[str, "tuple[Checkpointed]"]
+    joined: "Mapping[str, tuple[Checkpointed]]"
     """Adapter -> the one whose A and B it has here, where layers share a weight."""
     merged: tuple[str, ...]
     base_weight: Tensor | None

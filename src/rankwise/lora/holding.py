@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rankwise.lora.checkpoint import Checkpointed
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer_types import LayerType
-from rankwise.lora.offloaded import data_of
+from rankwise.lora.offloaded import data_of, gathered
 from rankwise.lora.ties import flip
 from rankwise.lora.variants import VARIANTS, Variant, variant_name
 
@@ -54,7 +54,7 @@ class Holding(Checkpointed):
     """Adapters that belong to a module which has this layer's weight transposed: `pair` turns them round."""
     attached: Mapping[str, Attached] = MappingProxyType({})
     """Adapter -> all that it was attached to, here and elsewhere in the model."""
-    joined: "Mapping[str, tuple[Holding]]" = MappingProxyType({})
+    joined: Mapping[str, tuple[Checkpointed]] = MappingProxyType({})
     """Adapter -> the adapters of the other layer whose A and B it has here: those of a shared weight."""
     parked: "dict[str, tuple[str, ...]]"
     """Adapter that doesn't act -> its tensors that ask for a gradient when it does."""
@@ -160,23 +160,24 @@ class Holding(Checkpointed):
 
     def pair(self, name: str) -> tuple[Tensor, Tensor]:
         """Return A and B as this layer uses them."""
-        A, B = self.A[name], self.B[name]
-        if A.is_meta or B.is_meta:
-            A, B = self.fetched("A", name), self.fetched("B", name)
-        return flip(A, B) if name in self.flipped else (A, B)
+        pair = self.A[name], self.B[name]
+        if pair[0].is_meta or pair[1].is_meta:
+            pair = self.fetched("A", name), self.fetched("B", name)
+        pair = gathered(pair[0]), gathered(pair[1])
+        return flip(*pair) if name in self.flipped else pair
 
     def fetched(self, key: str, name: str) -> Tensor:
         """Return a tensor that has been offloaded; checkpoints have those of layers that share an adapter once."""
-        source = self
+        source: Checkpointed = self
         while name in source.joined:
             source = source.joined[name][0]
-        return data_of(source.get_submodule(key), name)
+        return gathered(data_of(source.get_submodule(key), name))
 
     def brought(self, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return A and B on the device of the layer's input; without data they can only go to the meta device."""
         if device.type == "meta":
-            A, B = self.A[name].to(device), self.B[name].to(device)
-            return flip(A, B) if name in self.flipped else (A, B)
+            pair = self.A[name].to(device), self.B[name].to(device)
+            return flip(*pair) if name in self.flipped else pair
         A, B = self.pair(name)
         return A.to(device), B.to(device)
 

@@ -14,6 +14,7 @@ from rankwise.lora.attachable import base_parameters, check_targets, forecast
 from rankwise.lora.buffers import remember_buffers, restore_buffers
 from rankwise.lora.collector import collector_paused
 from rankwise.lora.config import LoRAConfig
+from rankwise.lora.foreign import check_attachable
 from rankwise.lora.holding import Attached
 from rankwise.lora.inits import initial_adapter
 from rankwise.lora.layer_types import LayerType, layer_type_of
@@ -92,6 +93,7 @@ def inject(
     """
     with collector_paused():
         check_new_name(model, name)
+        check_attachable(model)
         targets, config, whole = _with_whole(model, find_targets(model, config, untie=untie), config)
         readers = {} if example is None else whole_readers(model, whole)
         wholly = [Place(owner, path.rpartition(".")[2], host) for path, (owner, host) in readers.items()]

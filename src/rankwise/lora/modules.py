@@ -142,19 +142,14 @@ def path_of_key(model: nn.Module, key: str) -> str:
         >>> path_of_key(nn.DataParallel(nn.Sequential(nn.Linear(2, 2))), "module.0.weight")
         '0.weight'
     """
-    pieces = key.split(".")
     kept: list[str] = []
     module: nn.Module | None = model
-    for place, piece in enumerate(pieces):
-        while module is not None and (child := _wrapped_child(type(module))):
+    for piece in key.split("."):
+        while module is not None and (child := _wrapped_child(type(module))) not in ("", piece):
             module = module._modules.get(child)  # pyright: ignore[reportPrivateUsage]
-            if piece == child:
-                break
-        else:
-            if module is None:
-                return ".".join([*kept, *pieces[place:]])
+        if module is None or not _wrapped_child(type(module)):
             kept.append(piece)
-            module = module._modules.get(piece)  # pyright: ignore[reportPrivateUsage]
+        module = None if module is None else module._modules.get(piece)  # pyright: ignore[reportPrivateUsage]
     return ".".join(kept)
 
 

@@ -39,6 +39,17 @@ def data_of(owner: nn.Module, name: str) -> Tensor:
     )
 
 
+def gathered(tensor: Tensor) -> Tensor:
+    """Return a tensor whole, where processes have a part of it each (FSDP2): all of them must ask.
+
+    Examples:
+        >>> gathered(torch.ones(1))
+        tensor([1.])
+    """
+    gather: Any = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
+
+
 _calls = [0]
 """How often `discards` has asked: each question has numbers of its own."""
 

@@ -13,6 +13,7 @@ from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, loras_in
 from rankwise.lora.modules import named_once, submodule, unwrapped
 from rankwise.lora.readers import Reader
+from rankwise.lora.snapshot import Snapshot
 from rankwise.lora.uses import Place, Uses
 from rankwise.lora.whole import Whole, whole_readers, wholes
 
@@ -34,6 +35,7 @@ class Watch:
 
     def __init__(self, model: nn.Module) -> None:
         self.uses: Uses | None = None
+        self.before: Snapshot | None = None
         self.noting = ExitStack()
         self.hooks: list[RemovableHandle] = [
             model.register_forward_pre_hook(self.begin),
@@ -44,16 +46,16 @@ class Watch:
         """Note what happens from here on."""
         if torch.compiler.is_compiling() or self.uses is not None:
             return
-        self.uses = Uses(model, _to_watch(model))
+        self.uses, self.before = Uses(model, _to_watch(model)), Snapshot(model)
         self.noting.enter_context(self.uses.noting())
 
     def end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> object:
         """Move adapters to where weights are read, warn, and watch no longer."""
-        uses = self.uses
+        uses, before = self.uses, self.before
         if torch.compiler.is_compiling() or uses is None:
             return None
         self.noting.close()
-        self.uses = None
+        self.uses = self.before = None
         if output is None:  # it failed, or said nothing
             return None
         stop_watching(model)
@@ -67,6 +69,8 @@ class Watch:
                 "shown; the adapter acts there from now on. Call the model again, with new arguments where the first "
                 "forward may have changed them (a cache)."
             )
+        if before is not None:  # so that statistics and random numbers move on by one forward, not by two
+            before.restore()
         return model(*args, **kwargs)
 
     def remove(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from rankwise.lora.layer_types import LayerType, called_as_listed, layer_type_of
+from rankwise.lora.layer_types import LayerType, acts_on_output, layer_type_of
 from rankwise.lora.layer_types.parameter import parameter_type
 from rankwise.lora.modules import submodule
 
@@ -120,7 +120,7 @@ def reader_of(model: nn.Module, weight: Weight) -> Reader | None:
     own = weight.layer_type is not None and weight.layer_type.name == "Parameter"
     layer = name.rpartition(".")[0] if own else name
     by_row = not own and weight.layer_type is not None
-    if by_row and called_as_listed(weight.module):
+    if by_row and acts_on_output(weight.module):
         return None
     path = layer
     module = weight.module

@@ -16,6 +16,7 @@ from rankwise.errors import AdapterError, TargetError
 from rankwise.lora.checkpoint import FREED
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer_types import layer_type_of
+from rankwise.lora.layer_types.quantised import in_eight_bits
 from rankwise.lora.modules import Adapter, named_once, submodule
 from rankwise.lora.offloaded import data_of
 from rankwise.lora.patterns import Patterns, as_list
@@ -198,8 +199,10 @@ def saved_modules(model: nn.Module, config: LoRAConfig) -> list[str]:
             patterns.mark(matching)
             if not is_inside(names[0], found):
                 found.append(names[0])
-    if patterns.unused():
-        raise TargetError(f'No module matches modules_to_save "{patterns.unused()[0]}".')
+    # peft names heads that a model of the task may have.
+    unused = [pattern for pattern in patterns.unused() if not getattr(pattern, "optional", False)]
+    if unused:
+        raise TargetError(f'No module matches modules_to_save "{unused[0]}".')
     return found
 
 
@@ -243,10 +246,17 @@ def check_whole(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         AdapterError: One can't, with the reason.
     """
     for path in tensors:
-        owner, host, _ = _places(model, path)
+        owner, host, inside = _places(model, path)
         row = layer_type_of(owner)
         if row is not None and row.quantised is not None and path.endswith("weight"):
             raise AdapterError(f'"{path}" is quantised and can\'t be trained whole; leave it out of modules_to_save.')
+        if in_eight_bits(getattr(owner, path.rpartition(".")[2])):
+            raise AdapterError(f'"{path}" is stored in 8-bit floats and can\'t be trained whole; leave it out.')
+        child = host._modules.get(_child_name(inside))  # pyright: ignore[reportPrivateUsage]
+        if child is not None and not isinstance(child, Whole):
+            raise AdapterError(
+                f'"{path}" can\'t be trained whole: its module has a submodule "{WHOLE_CHILD}" of another making.'
+            )
         if isinstance(host, (*_CONTAINERS, nn.RNNBase)) or path.rpartition(".")[2] in owner.__dict__:
             raise AdapterError(
                 f'"{path}" can\'t be trained whole: a {type(host).__name__} reads it in a way of its own. '

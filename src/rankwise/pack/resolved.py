@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from rankwise.errors import PackError
 from rankwise.lora.inject import initial_pair
 from rankwise.lora.layer_types import layer_type_of
+from rankwise.lora.layer_types.quantised import in_eight_bits
 from rankwise.lora.targets import Target, find_targets
 from rankwise.lora.variants import VARIANTS, variant_name
 from rankwise.pack.member import Member
@@ -93,6 +94,8 @@ def resolve(model: nn.Module, member: Member) -> Resolved:
         )
     found = [] if member.lora is None else find_targets(model, member.lora).adapted
     targets = tuple(t for t in found if t.name not in member.whole)
+    if narrow := next((t.name for t in targets if in_eight_bits(getattr(t.module, t.parameter))), None):
+        raise PackError(f'"{narrow}" is stored in 8-bit floats, which packs can\'t compute with; load it in bfloat16.')
     parameters = dict(model.named_parameters(remove_duplicate=False))
     whole = tuple(
         f"{module}.{name}" if module else name

@@ -93,6 +93,16 @@ def numbers_in(parameter: Tensor) -> int:
     return parameter.numel() if state is None else torch.Size(state.shape).numel()
 
 
+def in_eight_bits(weight: Tensor) -> bool:
+    """Tell whether a weight is stored in 8-bit floats or narrower ones, which no delta fits into.
+
+    Examples:
+        >>> in_eight_bits(torch.zeros(2, dtype=torch.float8_e4m3fn)), in_eight_bits(torch.zeros(2))
+        (True, False)
+    """
+    return weight.is_floating_point() and weight.dtype.itemsize == 1
+
+
 def keep_unpacked(model: nn.Module) -> None:
     """Have bitsandbytes' 4-bit layers keep their weight as it is.
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankwise.lora.layer_types import LayerType
+from rankwise.lora.layer_types import LayerType, holds_codes
 from rankwise.lora.layer_types.quantised import plain_weight
 from rankwise.lora.variants.variant import Own, Variant
 
@@ -77,6 +77,8 @@ def _delta(row: LayerType, layer: Any, A: Tensor, B: Tensor, scale: float, own: 
 def _obstacle(row: LayerType, layer: Any) -> str:
     if row.outputs is None or row.stack(layer) > 1:
         return 'DoRA needs a weight with the outputs as one of its dimensions; use variant="lora"'
+    if holds_codes(layer):
+        return 'DoRA needs the weight as numbers, and it holds 8-bit codes; use variant="lora"'
     zero = int((_norm(row, plain_weight(layer, row, row.parameter).detach().float()) == 0).sum())
     return f"DoRA divides by the norm of each output's weights, and {zero} are all zero" if zero else ""
 
