@@ -157,8 +157,8 @@ class LoRA(Holding):
         weight = self.weight(layer)
         if in_eight_bits(weight):
             raise AdapterError(
-                f"The weight of a {type(layer).__name__} is stored in 8-bit floats and read without calling the layer; W + "
-                "delta would be rounded to 8 bits. Leave the layer out of the adapter."
+                f"The weight of a {type(layer).__name__} is stored in 8-bit floats and read without calling the layer; "
+                "W + delta would be rounded to 8 bits. Leave the layer out of the adapter."
             )
         values = data_of(layer, self.parameter) if weight.is_meta else weight
         total = values.to(self.A[self.active[0]].dtype)

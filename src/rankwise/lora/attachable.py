@@ -54,8 +54,8 @@ def check_targets(model: nn.Module, targets: Targets, config: LoRAConfig, whole:
                 )
             if target.reader is not None and in_eight_bits(getattr(module, parameter)):
                 raise AdapterError(
-                    f'The weight of "{path}" is stored in 8-bit floats and read without calling its layer; W + delta would '
-                    "be rounded to 8 bits. Leave it out, or load the model in bfloat16."
+                    f'The weight of "{path}" is stored in 8-bit floats and read without calling its layer; W + delta '
+                    "would be rounded to 8 bits. Leave it out, or load the model in bfloat16."
                 )
             if target.layer_type.quantised is not None and (target.reader is not None or len(target.ties) > 0):
                 raise AdapterError(

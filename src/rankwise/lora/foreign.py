@@ -39,6 +39,6 @@ def check_attachable(model: nn.Module) -> None:
         own = module._parameters.items()  # pyright: ignore[reportPrivateUsage]
         if sharded := next((name for name, p in own if p is not None and is_sharded(p)), None):
             raise AdapterError(
-                f'"{path}.{sharded}" is sharded over processes (fully_shard or tensor parallelism), and gradients of an '
-                "adapter added now would not be summed over them. Inject first, then shard."
+                f'"{path}.{sharded}" is sharded over processes (fully_shard or tensor parallelism), and gradients of '
+                "an adapter added now would not be summed over them. Inject first, then shard."
             )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rankwise.lora.layer_types import LayerType, holds_codes
 from rankwise.lora.layer_types.quantised import plain_weight
+from rankwise.lora.offloaded import data_of
 from rankwise.lora.variants.variant import Own, Variant
 
 MAGNITUDE = "magnitude"
@@ -62,6 +63,8 @@ def _forward(
     # Places of a convolution come after its outputs; a matrix gives the outputs last.
     factor = (own[MAGNITUDE] / _norm(row, total)).view(-1, *[1] * (total.ndim - 2))
     bias: Tensor | None = getattr(layer, "bias", None)
+    if bias is not None and bias.is_meta and not y.is_meta:
+        bias = data_of(layer, "bias").to(y.device)
     y = y.to(A.dtype)
     if bias is not None:
         y = y - bias.to(A.dtype).view(-1, *[1] * (total.ndim - 2))
