@@ -184,14 +184,12 @@ def replace_inside(model):
 def test_a_lost_layer_is_missed_in_training_merging_and_saving(change, trained_whole, tmp_path):
     model = Net()
     whole = {"modules_to_save": ["head"]} if trained_whole else {}
-    inject(
-        model,
-        LoRAConfig(r=2, target_modules=["blocks.0", "blocks.1", "blocks.2", *([] if whole else ["head"])], **whole),
-    )
+    targets = ["blocks.0", "blocks.1", "blocks.2", *([] if trained_whole else ["head"])]
+    inject(model, LoRAConfig(r=2, target_modules=targets, **whole))
     model.eval()(x())
     change(model)
     for action in (lambda: merge(model), lambda: save_adapter(model, tmp_path), lambda: model.train()(x())):
-        with pytest.raises(AdapterError, match='"default" was attached to .*no longer holds it'):
+        with pytest.raises(AdapterError, match=r'"default" was attached to .*no longer holds it'):
             action()
     with pytest.warns(UserWarning, match="no longer holds it"):
         save_adapter(model, tmp_path, strict=False)

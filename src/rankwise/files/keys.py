@@ -125,7 +125,7 @@ def sorted_parts(
     parts = Parts()
     for key in flat:
         inside = key.removeprefix(f"{PREFIX}.")
-        if inside != key and inside in known:
+        if inside != key and _in_base(inside, known):
             others[key] = inside
             continue
         if inside != key and f".{inside}".endswith(f".{TOKENS_KEY}"):
@@ -159,12 +159,22 @@ def sorted_parts(
     parts.biases = {name: tensor for name, tensor in biases.items() if name in parts.pairs}
     is_whole = _test_of_whole(fields, {*halves, *parts.tokens}, embeddings)
     for key, inside in others.items():
-        name = inside if inside in known else _path_of_whole(inside)
+        name = _in_base(inside, known) or _path_of_whole(inside)
         if inside not in buffers and not is_whole(name, inside):
             findings.add(_of_no_use(where, key))
         elif name:
             parts.whole[name] = flat[key]
     return parts
+
+
+def _in_base(inside: str, known: Collection[str]) -> str:
+    """Return the base's parameter or buffer that a key means, whatever words are in its path; empty for none."""
+    unwrapped = re.sub(_WRAPPED, r"\1\2", inside)
+    return next((path for path in (inside, unwrapped) if path in known), "")
+
+
+_WRAPPED = rf"(^|\.)(?:{TOKENS_OWNER}\.)?{BASE_LAYER}\.([^.]+)$"
+"""What PEFT puts before a parameter's own name where it has wrapped the module."""
 
 
 def _path_of_whole(inside: str) -> str:
@@ -175,7 +185,7 @@ def _path_of_whole(inside: str) -> str:
     """
     if re.search(r"(^|\.)(original_module|modules_to_save)\.", inside):
         return ""
-    return re.sub(rf"(^|\.)(?:{TOKENS_OWNER}\.)?{BASE_LAYER}\.([^.]+)$", r"\1\2", inside)
+    return re.sub(_WRAPPED, r"\1\2", inside)
 
 
 def _test_of_whole(

@@ -21,7 +21,6 @@ from rankwise.lora.layer_types.convolution import Convolution
 from rankwise.lora.layer_types.parameter import parameter_type
 from rankwise.lora.layer_types.sliced import block_form
 from rankwise.lora.modules import Named
-from rankwise.lora.offloaded import gathered
 from rankwise.lora.patterns import matching_values, pinned
 from rankwise.lora.readers import Weight, layers_and_owned, other_parameters, reader_of
 from rankwise.lora.targets import Target
@@ -97,7 +96,7 @@ def as_filed(modules: Sequence[Named], layers: Layers, name: str, config: LoRACo
         called = place.name if settings.setdefault(place.name, values) == values else place.path
         settings[called] = values
         filed.named[place.path] = PeftName(called, place.bare, r)
-        for tensor in map(gathered, lora.own(name).values()):
+        for tensor in (lora.fetched(key, name) for key in lora.own(name)):
             filed.magnitudes[place.path] = tensor.detach().view(_magnitude_shape(layer, tensor.numel()))
     alphas = {called: alpha for called, (_, alpha) in settings.items()}
     return replace(filed, config=replace(config, alpha_pattern=pinned(alphas, config.alpha)))
