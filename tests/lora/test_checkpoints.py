@@ -5,10 +5,22 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from adapted_models import fill
-from rankwise.lora import LoRAConfig, activate, count_parameters, inject, merge, rename, trainable_parameters, unmerge
+from rankwise.errors import AdapterError
+from rankwise.lora import (
+    LoRAConfig,
+    activate,
+    count_parameters,
+    disabled,
+    inject,
+    merge,
+    rename,
+    trainable_parameters,
+    unmerge,
+)
 
 
 def x():
@@ -129,3 +141,45 @@ def test_adapters_that_do_not_act_ask_for_no_gradient_and_lose_none_of_their_par
     assert not any(p.requires_grad for p in model.parameters())
     activate(model, "second")
     assert {id(p) for p in model.parameters() if p.requires_grad} == asking
+
+
+class Recomputing(nn.Module):
+    """Runs its layer again in the backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.called = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return checkpoint(lambda x: self.called(x).tanh(), x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("change", [lambda model: activate(model, "first"), activate])
+def test_adapters_switched_before_a_recomputing_backward_are_noticed(change):
+    model = Recomputing()
+    for name in ("first", "second"):
+        inject(model, LoRAConfig(r=2, target_modules="called"), name)
+    fill(trainable_parameters(model, "second"))
+    loss = model(x()).sum()
+    change(model)
+    with torch.no_grad():
+        model(x())
+    with pytest.raises(AdapterError, match="runs a layer again with the adapters"):
+        loss.backward()
+    activate(model, "second")
+    model(x()).sum().backward()
+    activate(model, "first")
+    model(x()).sum().backward()
+
+
+def test_disabled_before_a_recomputing_backward_is_noticed_and_a_reference_in_between_is_not():
+    model = Recomputing()
+    inject(model, LoRAConfig(r=2, target_modules="called"))
+    loss = model(x()).sum()
+    with disabled(model), torch.no_grad():
+        model(x())
+    loss.backward()
+    loss = model(x()).sum()
+    with disabled(model), pytest.raises(AdapterError, match="leave `disabled`, after backward"):
+        loss.backward()

@@ -39,6 +39,8 @@ class LoRA(Holding):
     disabled: bool = False
     before: Before | None = None
     """What the layer was before merging gave it a plain weight in place of a quantised one."""
+    acted: tuple[str, ...] | None = None
+    """Adapters that acted in the last forward with gradients; None before the first one."""
     by_row: tuple[Group, ...] = ()
     """Adapters of which each row of the batch has its own; they act instead of the active ones."""
     tied_weight: tuple[nn.Parameter, ...] = ()
@@ -83,6 +85,7 @@ class LoRA(Holding):
 
     def add_update(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         """The forward hook: the layer's output plus the updates of the active adapters."""
+        self._check_recomputed()
         if self.disabled or self.merged or not self.active:
             return output
         inputs, rest, named = (args[0], args[1:], kwargs) if args else input_and_rest(kwargs)
@@ -128,6 +131,21 @@ class LoRA(Holding):
             output = total if layer_type.linear else laid_out_as(total, output)
         return output
 
+    def _check_recomputed(self) -> None:
+        """Raise where a backward pass runs the layer again (activation checkpoints) and other adapters act by now."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        acting = () if self.disabled else self.active
+        if torch._C._current_graph_task_id() == -1:  # pyright: ignore[reportPrivateUsage]  (no backward pass)
+            if acting != self.acted:
+                self.__dict__["acted"] = acting  # nn.Module makes an assignment dear
+        elif self.acted is not None and acting != self.acted:
+            raise AdapterError(
+                f"The backward pass runs a layer again with the adapters {list(acting)}, which ran with "
+                f"{list(self.acted)} in the forward pass: gradients would be wrong. Call activate, or leave "
+                "`disabled`, after backward."
+            )
+
     def _varied(
         self,
         layer: nn.Module,
@@ -151,6 +169,7 @@ class LoRA(Holding):
 
     def put_sum(self, reader: nn.Module, args: tuple[Any, ...]) -> None:
         """The pre-hook of a weight that is read without a call: let the reader find W + delta in its place."""
+        self._check_recomputed()
         if self.disabled or self.merged or not self.active:
             return
         layer = submodule(reader, self.below or "")
