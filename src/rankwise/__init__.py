@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from rankwise.api import Sweep, sweep
     from rankwise.errors import RankwiseError
     from rankwise.files import load_adapter, load_loralib, save_adapter, save_merged, swap_adapter
+    from rankwise.lora.base_state import base_state_dict
     from rankwise.lora.config import LoRAConfig
-    from rankwise.lora.inject import base_state_dict, eject, inject
+    from rankwise.lora.inject import eject, inject
     from rankwise.lora.layer_types import LayerType, register_layer_type
     from rankwise.lora.merge import merge, unmerge
     from rankwise.lora.named import activate, by_row, disabled, rename
@@ -54,7 +55,7 @@ _HOMES = {
     "Sweep": "rankwise.api",
     "Training": "rankwise.train.settings",
     "activate": "rankwise.lora.named",
-    "base_state_dict": "rankwise.lora.inject",
+    "base_state_dict": "rankwise.lora.base_state",
     "by_row": "rankwise.lora.named",
     "disabled": "rankwise.lora.named",
     "eject": "rankwise.lora.inject",

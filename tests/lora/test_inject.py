@@ -67,6 +67,8 @@ def test_the_report_counts_and_prints():
         'adapter "default": 24 trainable parameters in 1 modules, 32.43% of the base\'s 74',
         "left out  count  type    why",
         "3             1  Linear  no target names it",
+        '1 normalisation layer keeps the base\'s running statistics in train mode too ("1"); to train them: '
+        "modules_to_save",
     ]
 
 

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from rankwise.errors import PackError
 from rankwise.lora.layer_types.quantised import keep_unpacked
+from rankwise.lora.modules import submodule
 from rankwise.pack.alone import Alone
 from rankwise.pack.batches import Batch, lazily, rows_of, stacked, tensors_of
 from rankwise.pack.forwards import Forward, replaced_forwards
@@ -69,7 +70,7 @@ class Running:
         self._uncallable = next((name for name, t in targets.items() if t.reader is not None or t.ties), None)
         names = [name for name, t in targets.items() if t.reader is None]
         whole = [name.rpartition(".")[0] for m in members for name in m.whole]
-        self._modules = {name: self._model.get_submodule(name) for name in (*names, *whole)}
+        self._modules = {name: submodule(self._model, name) for name in (*names, *whole)}
         for name, module in self._modules.items():
             # Kept from the start: while the pack is attached, `module.forward` is the pack's own.
             self._forwards.setdefault(name, module.forward)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from rankwise.lora.modules import base_tensors
 from rankwise.pack.bucket import Bucket
 from rankwise.pack.groups import Run
 from rankwise.pack.precision import HALF, rounds
@@ -293,7 +294,7 @@ def _types_of(buckets: Iterable[Bucket], model: nn.Module, default: torch.dtype)
 
     What a variant has of its own is not among them: it is never rounded.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = base_tensors(model, buffers=False)
     weights: dict[str, Tensor] = {}
     for bucket in buckets:
         first = bucket.members[0]
