@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rankwise.lora.merge import merge, unmerge
     from rankwise.lora.named import activate, by_row, disabled, rename
     from rankwise.quantising import quantize
-    from rankwise.tasks.text.predicting import predict
+    from rankwise.tasks.text.prediction import predict
     from rankwise.train.settings import Training
 
 __version__ = "0.1.0"
@@ -59,7 +59,7 @@ _HOMES = {
     "load_adapter": "rankwise.files",
     "load_loralib": "rankwise.files",
     "merge": "rankwise.lora.merge",
-    "predict": "rankwise.tasks.text.predicting",
+    "predict": "rankwise.tasks.text.prediction",
     "quantize": "rankwise.quantising",
     "register_layer_type": "rankwise.lora.layer_types",
     "rename": "rankwise.lora.named",

@@ -37,7 +37,7 @@ from rankwise.sweeps.record import Results, make_results
 from rankwise.sweeps.rule import Rule
 from rankwise.sweeps.same_problem import check_measured, first_loss, write_measured
 from rankwise.sweeps.stage import Search
-from rankwise.sweeps.stages import Stages, merged_edges
+from rankwise.sweeps.stages import Stages, mark_edges
 from rankwise.train.checkpoints import Every
 from rankwise.train.data import count_rows
 from rankwise.train.live import Progress
@@ -285,6 +285,8 @@ def carry_out(
     tests = {problem.metric_name: splits.test, **problem.other_tests}
     base_metrics = {name: measure_base(model, problem, data) for name, data in tests.items()}
     floors = measured_floors(model, problem, which)
+    if not experiment.base_has_metric:
+        floors = replace(floors, base=lambda rows: None)
     on_validation = measure_base(model, problem, splits.validation)
     if not all(map(math.isfinite, [*base_metrics.values(), on_validation])):
         raise ConfigError(
@@ -340,7 +342,7 @@ def carry_out(
         path=found.path,
         adapters=folders if place else {},
     )
-    merged_edges(found.edges, results["configurations"])
+    mark_edges(found.edges, experiment.candidates, results["configurations"])
     if place is None:
         return results, swept, []
     with interrupts_ignored():

@@ -11,9 +11,11 @@ from cyclopts import CycloptsError
 from cyclopts.config import Dict
 
 from rankwise.cli.app import EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_OK, app
+from rankwise.cli.compare import compare
 from rankwise.cli.digits import digits
 from rankwise.cli.evaluate import evaluate
 from rankwise.cli.generate import generate
+from rankwise.cli.inspect import inspect
 from rankwise.cli.merge import merge
 from rankwise.cli.predict import predict
 from rankwise.cli.report import report
@@ -23,7 +25,19 @@ from rankwise.cli.training import unfinished
 from rankwise.errors import ConfigError, RankwiseError, flags_named, suggest
 from rankwise.shown import printable
 
-__all__ = ["digits", "evaluate", "generate", "main", "merge", "predict", "report", "sweep", "train"]
+__all__ = [
+    "compare",
+    "digits",
+    "evaluate",
+    "generate",
+    "inspect",
+    "main",
+    "merge",
+    "predict",
+    "report",
+    "sweep",
+    "train",
+]
 """The commands (importing one registers it), and what runs them."""
 
 

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from rankwise.cli.app import EXIT_OK, app
 from rankwise.errors import ConfigError, DataError
+from rankwise.shown import printable
 from rankwise.tasks.flags import listed
 from rankwise.tasks.text.options import parse_columns
 from rankwise.tasks.text.use_options import UseOptions
@@ -27,7 +28,9 @@ def predict(
     *adapters: Path,
     text: str | None = None,
     file: Path | None = None,
-    columns: Annotated[tuple[tuple[str, str], ...], listed(parse_columns), Parameter(show_default=False)] = (),
+    columns: Annotated[
+        tuple[tuple[str, str], ...], listed(parse_columns, spaces=False), Parameter(show_default=False)
+    ] = (),
     skip_bad_lines: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     out: Path | None = None,
     format_: Annotated[str, Parameter(name="--format")] = "text",
@@ -114,10 +117,10 @@ class _Show:
             print(predictions_as(self._format, texts, found, every=self._all), end="")
         else:
             for i, text in enumerate(texts):
-                print(" | ".join(filter(None, (text.text, text.text_pair))))
+                print(printable(" | ".join(filter(None, (text.text, text.text_pair)))))
                 for name, said in found.items():
                     shown = f"  {name}  " if len(found) > 1 else "  "
-                    print(f"{shown}{said[i].shown(every=self._all)}", flush=True)
+                    print(printable(f"{shown}{said[i].shown(every=self._all)}"), flush=True)
 
 
 def _lines() -> "Iterator[Labelled]":

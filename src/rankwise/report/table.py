@@ -193,7 +193,7 @@ def terminal_table(results: Results) -> "Table":
 
     rows = table_rows(results)
     # 80 columns are not enough for everything; the rest stands in table.md.
-    left_out = ("seeds", "95% interval", "published %", "front")
+    left_out = ("seeds", "95% interval", "published %", "front", "% of parameters")
     shown = [name for name in (rows[0].cells if rows else ()) if not name.startswith(left_out)]
     caption = Text("\n".join(legend(results)), style="dim italic")
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0, caption=caption, caption_justify="left")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from rankwise.report import numbers
 from rankwise.report.schema import Results
-from rankwise.sweeps.wording import probability
+from rankwise.sweeps.wording import floor_words, probability
 
 
 def headline(results: Results) -> str:
@@ -53,7 +53,8 @@ def _no_gain(results: Results, answer: Results) -> str:
     metric, base = numbers.words(results["metric"]["name"]), results["base"]["metric"]
     with_metric = "" if base is None else f" (test {metric} {numbers.metric(base)})"
     if (answer.get("gain") or {}).get("over") == "constant":
-        return "No gain: fine-tuning is not shown to beat always predicting the most frequent class."
+        over = floor_words("constant", higher_is_better=results["metric"]["higher_is_better"])
+        return f"No gain: fine-tuning is not shown to beat {over}."
     return f"No gain: fine-tuning is not shown to beat the base{with_metric}. Use the base, with 0 parameters."
 
 

@@ -125,6 +125,8 @@ class Walk:
         swept = self.swept or Swept((), {}, complete=True)
         if swept.complete:
             swept.note([self._saved()])
+        order = list(self.candidates)
+        swept.runs = sorted(swept.runs, key=lambda run: (order.index(run.configuration), run.training.lr, run.name))
         return StageResult(swept, edges, told, tuple(dict.fromkeys(self.path)))
 
     def expected(self) -> list[PlannedStage]:
@@ -305,7 +307,7 @@ class Walk:
         said = [
             f"{self.candidates[name].label} {STATES[c.state]}"
             + ("" if c.p_within is None else f" ({probability(c.p_within)}, {c.n_seeds} seeds)")
-            for name in [*step.path[-1:], step.name]
+            for name in dict.fromkeys([*step.path[-1:], step.name])
             if (c := self._compared(name)) is not None
         ]
         what = {

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rankwise.sweeps.answer import Answer, Comparison
-from rankwise.sweeps.wording import amount, probability
+from rankwise.sweeps.wording import amount, floor_words, probability
 
 
 def reason(
@@ -61,7 +61,7 @@ def _nothing_smaller(
 def _no_gain(
     answer: Answer, compared: Sequence[Comparison], labels: Mapping[str, str], reference: str, within: str
 ) -> list[str]:
-    over = "the base" if answer.floor == "base" else "always predicting the most frequent class"
+    over = floor_words(answer.floor, higher_is_better=answer.binary)
     mean, bound = answer.gain or (0.0, 0.0)
     return [
         f"Fine-tuning is not shown to beat {over}: {reference} gains {mean:+.4f} on validation data, with a lower "

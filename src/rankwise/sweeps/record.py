@@ -12,6 +12,7 @@ from rankwise.sweeps.problem import Problem, Run, Swept
 from rankwise.sweeps.reason import reason
 from rankwise.sweeps.rule import Rule
 from rankwise.sweeps.statistics import interval, ratio_interval
+from rankwise.sweeps.wording import floor_words
 
 FORMAT = "rankwise-results-2"
 
@@ -110,7 +111,7 @@ def make_results(
         "relative_to": None if relative_to is None else dict(relative_to),
         "notes": [*swept.notes, *_notes(swept), *untold],
         # An interrupted sweep has not seen all it was to choose from.
-        "answer": _answer(answer, rule, chosen, tests, swept, adapters, problem, labels)
+        "answer": _answer(answer, rule, path, chosen, tests, swept, adapters, problem, labels)
         if answer and swept.complete
         else None,
     }
@@ -248,6 +249,7 @@ def _notes(swept: Swept) -> list[str]:
 def _answer(
     answer: Answer,
     rule: Rule,
+    path: Sequence[str] | None,
     chosen: Sequence[Configuration],
     tests: Mapping[str, np.ndarray],
     swept: Swept,
@@ -256,7 +258,11 @@ def _answer(
     labels: Mapping[str, str],
 ) -> dict[str, Any]:
     higher_is_better = problem.higher_is_better
-    tolerance_words = rule.tolerance.words(labels[answer.reference], problem.metric_name)
+    tolerance_words = rule.tolerance.words(
+        labels[answer.reference],
+        problem.metric_name,
+        floor_words(answer.floor, higher_is_better=problem.higher_is_better),
+    )
     by_name = {c.name: c for c in chosen}
     c, reference = by_name.get(answer.name), by_name[answer.reference]
     best = None
@@ -290,5 +296,5 @@ def _answer(
         "detectable_difference": answer.detectable_difference,
         "separable": answer.verdict == "shown",
         "more_seeds_needed": answer.more_seeds_needed,
-        "reason": reason(answer, labels, answer.smaller, tolerance_words, strict=rule.strict),
+        "reason": reason(answer, labels, answer.smaller, tolerance_words, strict=rule.strict or path is not None),
     }

@@ -54,12 +54,13 @@ class Tolerance:
             )
         return min(values)
 
-    def words(self, label: str, metric: str) -> str:
+    def words(self, label: str, metric: str, floor: str = "the base") -> str:
         """The tolerance in words.
 
         Args:
             label: The reference, in words.
             metric: The metric's name.
+            floor: What its gain is over, in words.
 
         Examples:
             >>> Tolerance(of_reference=0.01).words("full fine-tuning", "accuracy")
@@ -71,7 +72,7 @@ class Tolerance:
         if self.of_reference is not None:
             parts.append(f"{100 * self.of_reference:.3g}% of {label}'s {metric}")
         if self.of_gain is not None:
-            parts.append(f"{100 * self.of_gain:.3g}% of its gain over the base")
+            parts.append(f"{100 * self.of_gain:.3g}% of its gain over {floor}")
         return " and ".join(parts)
 
 

@@ -15,6 +15,7 @@ from rankwise.sweeps.auto import Auto, Walk
 from rankwise.sweeps.configurations import RunScore, by_configuration, choose_learning_rates
 from rankwise.sweeps.fitting import training_of
 from rankwise.sweeps.grid import Candidate, runs_of, wider
+from rankwise.sweeps.owned import PRICE
 from rankwise.sweeps.plan import FILE as PLAN
 from rankwise.sweeps.problem import Problem, Run, Swept
 from rankwise.sweeps.record import finite
@@ -25,8 +26,7 @@ from rankwise.train.data import count_rows
 from rankwise.train.live import Progress
 from rankwise.writing import read_checked, write_checked
 
-PRICE, PRICE_FORMAT = "price.json", "rankwise-price-1"
-"""What a further adapter costs, as measured when the run began."""
+PRICE_FORMAT = "rankwise-price-1"
 
 MOST_WIDENINGS = 3
 """How often the grid is widened where the best rate goes on lying at its edge."""
@@ -238,8 +238,15 @@ def _told(swept: Swept) -> list[dict[str, Any]]:
     return [told(run) for run in swept.runs]
 
 
-def merged_edges(found: Mapping[str, bool], configurations: Sequence[dict[str, Any]]) -> None:
-    """Say in configurations of `results.json` whether the search chose at the edge of its grid."""
+def mark_edges(
+    found: Mapping[str, bool], candidates: Sequence[Candidate], configurations: Sequence[dict[str, Any]]
+) -> None:
+    """Mark in configurations of `results.json` whether their learning rate lies at the edge of what was tried, by the
+    search too; a rate with untried neighbours in the grid is not at its edge."""
+    grids = {c.name: c.lrs for c in candidates}
     for configuration in configurations:
+        grid, lr = grids.get(configuration["name"], ()), configuration["lr"]
         if found.get(configuration["name"]):
             configuration["lr_at_edge_of_grid"] = True
+        elif lr is not None and len(grid) > 1 and min(grid) < lr < max(grid):
+            configuration["lr_at_edge_of_grid"] = False

@@ -23,3 +23,15 @@ def probability(p: float) -> str:
     if p < 0.001:
         return "under 0.1%"
     return f"{100 * p:.1f}%" if p > 0.985 or p < 0.015 else f"{100 * p:.0f}%"
+
+
+def floor_words(floor: str | None, *, higher_is_better: bool) -> str:
+    """What fine-tuning must beat, in words: the base, or the best constant answer, of numbers their median.
+
+    Examples:
+        >>> floor_words("constant", higher_is_better=True), floor_words("constant", higher_is_better=False)
+        ('always predicting the most frequent class', 'always predicting the median')
+    """
+    if floor != "constant":
+        return "the base"
+    return f"always predicting the {'most frequent class' if higher_is_better else 'median'}"

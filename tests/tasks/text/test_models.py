@@ -23,6 +23,7 @@ from rankwise.pack.resolved import resolve
 from rankwise.tasks.text.batches import as_tensors
 from rankwise.tasks.text.classify import tokenize_classify
 from rankwise.tasks.text.examples import Labelled, Pair
+from rankwise.tasks.text.heads import begin_at
 from rankwise.tasks.text.joining import join
 from rankwise.tasks.text.labels import Labels
 from rankwise.tasks.text.losses import class_loss, token_loss
@@ -179,6 +180,19 @@ def test_a_pack_trains_heads_of_their_own(folders, pooling):
         weight = f"{loaded.head[0]}.weight"
         assert torch.equal(before[name][weight], heads[name][weight])
         assert not torch.equal(state[weight], before[name][weight])
+
+
+@pytest.mark.parametrize(
+    ("kind", "pooling", "can"), [("bert", "model", True), ("bert", "mean", True), ("llama", "model", False)]
+)
+def test_a_head_for_numbers_begins_at_their_middle(folders, kind, pooling, can):
+    loaded = load_text_model(folders / kind, "classify", Labels("number", ("value",)), ModelOptions(pooling=pooling))
+    batch = {"input_ids": torch.tensor([[5, 9, 30]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    with torch.no_grad():
+        before = loaded.call(loaded.model, batch)
+        assert begin_at(loaded.model, loaded.new_head, 100.0) == can
+        torch.testing.assert_close(loaded.call(loaded.model, batch), before + (100.0 if can else 0.0))
+    assert can == (100.0 in [float(t) for t in loaded.initial_head(3).values() if t.numel() == 1])
 
 
 def test_types_and_attention(folders):

@@ -16,7 +16,7 @@ from rankwise.errors import ConfigError, DataError
 from rankwise.files import load_adapter
 from rankwise.tasks.text.labels import read_labels
 from rankwise.tasks.text.models import load_text_model
-from rankwise.tasks.text.predicting import Prediction
+from rankwise.tasks.text.prediction import Prediction
 from text_models import make_model, make_tokenizer
 
 WORDS = ("one", "two", "three", "cat", "sat", "The", "mat")

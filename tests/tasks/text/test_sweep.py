@@ -38,12 +38,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(folders: Path, out: Path, kind: str, task: str, *more: str) -> int:
+def run(folders: Path, out: Path, kind: str, task: str, *more: str, ranks: str = "1,4") -> int:
     data = folders / {"classify": "labelled.jsonl", "sft": "pairs.jsonl"}[task]
     model = [] if "--model" in more else ["--model", str(folders / kind)]
     flags = [*model, "--task", task, "--data", str(data), "--out", str(out)]
     grid = [] if "--widen" in more else ["--no-widen"]
-    return main(["sweep", *flags, "--ranks", "1,4", *QUICK, *grid, *more])
+    return main(["sweep", *flags, "--ranks", ranks, *QUICK, *grid, *more])
 
 
 def test_classifiers_with_a_head_of_their_own(folders: Path, tmp_path: Path) -> None:
@@ -118,31 +118,42 @@ def test_joined_rows_parts_and_checkpointing_learn_alike(folders: Path, tmp_path
     assert f"| train | {90 - n['validation'] - n['test']} |" in card, "examples, not rows"
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted") / "out"
+    assert run(folders, out, "bert", "classify", "--search", "20", ranks="1") == 0
+    return out
+
+
+@pytest.mark.parametrize("at", [2, 9], ids=["while rates are looked for", "after"])
 def test_going_on_after_an_interruption(
-    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folders: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    at: int,
 ) -> None:
-    assert run(folders, tmp_path / "alone", "bert", "classify", "--search", "20") == 0
     from rankwise.train import loop
 
     advance = loop.PackTraining.advance
-    for at in (2, 9):  # while rates are looked for, and after
-        calls: list[int] = []
+    calls: list[int] = []
 
-        def interrupted(self: Any, pause: Any, at: int = at, calls: list[int] = calls) -> Any:
-            calls.append(1)
-            if len(calls) == at:
-                raise KeyboardInterrupt
-            return advance(self, pause)
+    def interrupted(self: Any, pause: Any) -> Any:
+        calls.append(1)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return advance(self, pause)
 
-        monkeypatch.setattr(loop.PackTraining, "advance", interrupted)
-        out = tmp_path / f"at-{at}"
-        assert run(folders, out, "bert", "classify", "--search", "20", "--checkpoint-epochs", "1") == 130
-        assert f"go on with: rankwise sweep --resume {out}" in capsys.readouterr().err
-        monkeypatch.undo()
-        assert main(["sweep", "--resume", str(out), "--quiet"]) == 0
-        ours, theirs = read_results(out), read_results(tmp_path / "alone")
-        assert ours["configurations"] == theirs["configurations"]
-        assert ours["grid"] == theirs["grid"]
+    monkeypatch.setattr(loop.PackTraining, "advance", interrupted)
+    out = tmp_path / "out"
+    assert run(folders, out, "bert", "classify", "--search", "20", "--checkpoint-epochs", "1", ranks="1") == 130
+    assert f"go on with: rankwise sweep --resume {out}" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(["sweep", "--resume", str(out), "--quiet"]) == 0
+    ours, theirs = read_results(out), read_results(uninterrupted)
+    assert ours["configurations"] == theirs["configurations"]
+    assert ours["grid"] == theirs["grid"]
 
 
 @pytest.mark.parametrize(

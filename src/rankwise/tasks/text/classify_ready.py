@@ -5,13 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rankwise.errors import ConfigError, DataError
-from rankwise.sweeps.floors import majority_class
 from rankwise.sweeps.problem import Splits
 from rankwise.tasks.text.classify import ClassifyData, tokenize_classify
-from rankwise.tasks.text.heads import MeanPooledClassifier
+from rankwise.tasks.text.floors import constant_rows
+from rankwise.tasks.text.heads import MeanPooledClassifier, begin_at
 from rankwise.tasks.text.labels import Labels, find_labels
 from rankwise.tasks.text.losses import CLASSIFY_LOSSES
 from rankwise.tasks.text.metrics import CLASSIFY_METRICS
@@ -66,6 +64,8 @@ def ready_classify(options: TextOptions, examples: Examples, label_names: Mappin
     if options.validation is None:
         inputs = [example.source for example in (*examples.train, *examples.validation)]
         splits = pooled_splits(**tensors, inputs=inputs)
+    if labels.kind == "number" and loaded.new_head:
+        begin_at(loaded.model, loaded.new_head, float(parts["train"].data["labels"].median()))
     metric = CLASSIFY_METRICS[labels.kind]
     pooled = isinstance(loaded.model, MeanPooledClassifier)
     return Ready(
@@ -79,10 +79,6 @@ def ready_classify(options: TextOptions, examples: Examples, label_names: Mappin
         task_type=None if pooled else "SEQ_CLS",
         notes=[*examples.notes, *loaded.notes, *dict.fromkeys(note for part in parts.values() for note in part.notes)],
         beside=labels.save,
-        constant=_majority if labels.kind == "one" else None,
+        constant=partial(constant_rows, labels),
         check_start=partial(_check_start, labels, pooled),
     )
-
-
-def _majority(training: Any, rows: Any) -> np.ndarray:
-    return majority_class(training["labels"], rows["labels"])

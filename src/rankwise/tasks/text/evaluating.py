@@ -20,7 +20,8 @@ from rankwise.tasks.text.labels import Labels
 from rankwise.tasks.text.losses import CLASSIFY_LOSSES
 from rankwise.tasks.text.metrics import classify_figures, perplexity_of
 from rankwise.tasks.text.outputs import classifier_outputs, outputs_of
-from rankwise.tasks.text.predicting import Prediction, predictions_of
+from rankwise.tasks.text.predicting import predictions_of
+from rankwise.tasks.text.prediction import Prediction
 from rankwise.tasks.text.seen import count_seen, run_of
 from rankwise.tasks.text.sft import tokenize_sft
 from rankwise.tasks.text.sources import read_records

@@ -111,3 +111,23 @@ def initial_head(model: nn.Module, head: Sequence[str], new: Sequence[str], seed
                 value = (std * normal).to(value)
             state[key] = value
     return state
+
+
+def begin_at(model: nn.Module, new: Sequence[str], value: float) -> bool:
+    """Let a new head of one output begin at a number: training then has only to learn how texts differ from it.
+
+    Args:
+        model: The classifier.
+        new: The modules of its head that are new.
+        value: What it is to give at first, but for the random weights.
+
+    Returns:
+        Whether it does; a head without a bias can't.
+    """
+    layers = [model.get_submodule(name) for name in new]
+    last = next((layer for layer in reversed(layers) if isinstance(layer, nn.Linear) and layer.out_features == 1), None)
+    if last is None or "bias" not in dict(last.named_parameters()):
+        return False
+    with torch.no_grad():
+        last.bias.fill_(value)
+    return True

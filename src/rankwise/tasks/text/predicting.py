@@ -1,70 +1,30 @@
 """What classifiers say of texts: labels with probabilities."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import overload
+from collections.abc import Sequence
 
 from jaxtyping import Float
 from torch import Tensor
 
-from rankwise.errors import ConfigError, DataError
-from rankwise.tasks.text.adapted import Adapted, load_adapted
+from rankwise.errors import ConfigError
+from rankwise.tasks.text.adapted import Adapted
 from rankwise.tasks.text.classify import tokenize_texts
 from rankwise.tasks.text.examples import Labelled
 from rankwise.tasks.text.labels import Labels
 from rankwise.tasks.text.outputs import classifier_outputs
-from rankwise.tasks.text.prompts import as_text
-from rankwise.tasks.text.use_options import UseOptions
+from rankwise.tasks.text.prediction import Prediction
 
 LIKELY = 0.5
 """Of several labels, those that are likelier than this are predicted."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a classifier says of one text.
-
-    Args:
-        label: The likeliest label; of several, all that are likelier than not; of numbers, the number.
-        probabilities: Label -> probability, in the order of the labels; empty for numbers.
-    """
-
-    label: str | tuple[str, ...] | float
-    probabilities: Mapping[str, float]
-
-    @property
-    def probability(self) -> float | tuple[float, ...] | None:
-        """Of the label, or of each of several; None for numbers."""
-        if isinstance(self.label, tuple):
-            return tuple(self.probabilities[name] for name in self.label)
-        return self.probabilities[self.label] if isinstance(self.label, str) else None
-
-    def shown(self, *, every: bool = False) -> str:
-        """In words, the likeliest label first.
-
-        Args:
-            every: Whether all labels are named, or the predicted ones alone.
-
-        Examples:
-            >>> Prediction("b", {"a": 0.25, "b": 0.75}).shown(every=True)
-            'b 0.750, a 0.250'
-        """
-        if not isinstance(self.label, str | tuple):
-            return f"{self.label:.6g}"
-        predicted = (self.label,) if isinstance(self.label, str) else self.label
-        named = list(self.probabilities) if every else list(predicted)
-        names = sorted(named, key=lambda name: -self.probabilities[name])
-        return ", ".join(f"{name} {self.probabilities[name]:.3f}" for name in names) or "none"
 
 
 def predictions_of(outputs: Float[Tensor, "rows C"], labels: Labels) -> list[Prediction]:
     """Turn logits into labels with probabilities: softmax where a text has one label, sigmoid where several.
 
     Examples:
-        >>> predictions_of(torch.tensor([[0.0, 0.0, -30.0]]), Labels("one", ("a", "b", "c")))[0].probability
+        >>> from torch import tensor
+        >>> predictions_of(tensor([[0.0, 0.0, -30.0]]), Labels("one", ("a", "b", "c")))[0].probability
         0.5
-        >>> predictions_of(torch.tensor([[9.0, 9.0]]), Labels("several", ("a", "b")))[0].label
+        >>> predictions_of(tensor([[9.0, 9.0]]), Labels("several", ("a", "b")))[0].label
         ('a', 'b')
     """
     if labels.kind == "number":
@@ -102,74 +62,3 @@ def predict_texts(adapted: Adapted, texts: Sequence[Labelled]) -> tuple[dict[str
     prepared = tokenize_texts(texts, loaded.tokenizer, loaded.config, "given", adapted.one_way().max_length)
     found = {name: predictions_of(classifier_outputs(adapted, name, prepared.data), labels) for name in adapted.names}
     return found, list(prepared.notes)
-
-
-Text = str | tuple[str, str]
-"""A text, or a pair of them."""
-
-
-@overload
-def predict(
-    adapters: str | Path,
-    texts: str | Sequence[Text],
-    *,
-    model: str | None = None,
-    device: str = "cpu",
-    dtype: str = "float32",
-) -> list[Prediction]: ...
-
-
-@overload
-def predict(
-    adapters: Sequence[str | Path],
-    texts: str | Sequence[Text],
-    *,
-    model: str | None = None,
-    device: str = "cpu",
-    dtype: str = "float32",
-) -> dict[str, list[Prediction]]: ...
-
-
-def predict(
-    adapters: str | Path | Sequence[str | Path],
-    texts: str | Sequence[Text],
-    *,
-    model: str | None = None,
-    device: str = "cpu",
-    dtype: str = "float32",
-) -> list[Prediction] | dict[str, list[Prediction]]:
-    """Label texts with a classifier that `rankwise sweep` or `rankwise train` has saved.
-
-    The base is loaded at every call, so give all texts at once.
-
-    Args:
-        adapters: The folder of an adapter, or several of one base and one set of labels.
-        texts: A text, or a list of texts, or of pairs of texts for a classifier of pairs.
-        model: The base; None takes what the adapter names.
-        device: "cpu", "cuda", "cuda:1", ...
-        dtype: Of the base: "float32", "bfloat16" or "float16".
-
-    Returns:
-        A prediction for each text; for several adapters, adapter -> predictions.
-
-    Raises:
-        RankwiseError: An adapter or its base can't be loaded, or gives no labels; or a text is empty.
-
-    Examples:
-        ```python
-        (said,) = rankwise.predict("runs/train/adapters/r8-s0", "How do I locate my card?")
-        print(said.label, said.probability)
-        ```
-    """
-    one = isinstance(adapters, str | Path)
-    given: list[Text] = [texts] if isinstance(texts, str) else list(texts)
-    pairs = [(text, None) if isinstance(text, str) else text for text in given]
-    examples = [as_text(i, text, pair) for i, (text, pair) in enumerate(pairs, start=1)]
-    if empty := next((example.line for example in examples if not example.text.strip()), None):
-        raise DataError(f"Text {empty} is empty; give texts with at least a letter.")
-    if not examples:
-        raise DataError("There are no texts; give one or more.")
-    folders = [Path(folder) for folder in ([adapters] if one else adapters)]
-    adapted = load_adapted(folders, UseOptions(model=model, device=device, dtype=dtype))
-    found, _ = predict_texts(adapted, examples)
-    return found[adapted.names[0]] if one else found

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import ConfigError, suggest
+from rankwise.shown import csv_cell, json_line
 from rankwise.tasks.text.examples import Labelled
-from rankwise.tasks.text.predicting import Prediction
+from rankwise.tasks.text.prediction import Prediction
 from rankwise.writing import replacing
 
 FORMATS = ("csv", "jsonl")
@@ -65,7 +66,7 @@ def predictions_as(
     """Predictions in one of `FORMATS`, as `write_predictions` writes them."""
     records = list(_records(texts, predictions, every, known))
     if kind == "jsonl":
-        return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        return "".join(json_line(record) + "\n" for record in records)
     only = next(iter(predictions)) if len(predictions) == 1 else None
     rows = [_flat(record, only) for record in records]
     table = io.StringIO(newline="")
@@ -108,4 +109,4 @@ def _flat(record: Mapping[str, Any], only: str | None) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, tuple | list) else value
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, tuple | list) else csv_cell(value)

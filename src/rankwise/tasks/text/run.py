@@ -78,8 +78,9 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         limit_test=options.limit_test,
     )
     examples, label_names = load_examples(where, options.task)
-    inputs = checksums(examples.train)
     ready = TASKS[options.task](options, examples, label_names)
+    # Where each seed cuts its own validation rows, those of one seed are trained on by others.
+    inputs = checksums((*examples.train, *(examples.validation if ready.splits.rotation else ())))
     check_model(ready.loaded.model, mend="leave --dtype out, or give --device cuda")
     notes = [*ready.notes, *_quantised(options, ready)]
     if not options.base_dropout:

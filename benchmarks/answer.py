@@ -1,0 +1,302 @@
+"""How often the answer is right: rule and plan replayed over a pool of trained runs.
+
+    python benchmarks/answer.py pool --data ../shared/data/mnist --samples 7 --seeds 16 --out runs/answer
+    python benchmarks/answer.py replay --out runs/answer --replays 200
+    python benchmarks/answer.py synthetic --repeats 1000
+
+`pool` trains the digits experiment on disjoint samples of 10,000 images of MNIST's training set, every rank and full
+fine-tuning at each learning rate, with many seeds, each validating on a cut of its own, and measures every run on images
+that none of the sample's runs has seen. `replay` then draws seeds of one sample in a random order and lets the
+package's own plan and rule decide on them, many times; the truth is the mean over all of the pool's seeds on the unseen
+images, against full fine-tuning at its best rate. Where a configuration's true distance to the tolerance is less than
+two standard errors, it is counted apart as "at the edge". `synthetic` asks the rule alone, on populations whose truth is
+known by construction.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from rankwise.sweeps.answer import Floors, decide, reference_of
+from rankwise.sweeps.auto import Auto, Walk
+from rankwise.sweeps.configurations import RunScore, choose_learning_rates
+from rankwise.sweeps.problem import Scores, Swept
+from rankwise.sweeps.rule import Rule, Tolerance, parse_tolerance
+from rankwise.sweeps.run import run_sweep
+from rankwise.tasks.digits import candidates_of, make_problem, pretrain
+from rankwise.tasks.mnist import RawDigits, Split, load_digits_data
+from rankwise.tasks.options import DigitsOptions
+from rankwise.train.live import progress
+from rankwise.train.outcome import Outcome
+
+LRS, BASELINE_LRS = (1e-3, 3e-3), (3e-4, 1e-3)
+TOLERANCES = ("1%", "1.5%", "2%", "3%")
+SIZE, N_TRAIN, N_VALIDATION, UNSEEN = 10_000, 7_000, 1_000, 20_000
+
+
+def options(seeds: int, epochs: int | None) -> DigitsOptions:
+    return DigitsOptions(lr=LRS, baseline_lr=BASELINE_LRS, seeds=tuple(range(seeds)), epochs=epochs, device="cpu")
+
+
+def part(split: Split, index: np.ndarray) -> Split:
+    return replace(split, images=split.images[index], labels=split.labels[index])
+
+
+def raw_sample(data: str, sample: int, n_validation: int) -> RawDigits:
+    """One of the disjoint samples, cut as the embedded data is; its test images are of the other samples."""
+    whole = load_digits_data(data)
+    images = np.concatenate([whole.train.images, whole.validation.images, whole.test.images])
+    labels = np.concatenate([whole.train.labels, whole.validation.labels, whole.test.labels])
+    everything = Split(images, labels)
+    order = np.random.default_rng(0).permutation(len(labels))
+    own = order[sample * SIZE : (sample + 1) * SIZE]
+    others = np.random.default_rng(sample + 1).permutation(np.setdiff1d(order, own))[:UNSEEN]
+    n_train = N_TRAIN + N_VALIDATION - n_validation
+    return RawDigits(
+        f"sample {sample}",
+        part(everything, own[:n_train]),
+        part(everything, own[n_train : n_train + n_validation]),
+        part(everything, others),
+    )
+
+
+def make_pool(args: argparse.Namespace) -> None:
+    args.out.mkdir(parents=True, exist_ok=True)
+    for sample in range(args.samples):
+        path = args.out / f"sample-{sample}-{args.validation}.npz"
+        if path.exists():
+            continue
+        chosen = options(args.seeds, args.epochs)
+        problem = replace(
+            make_problem(raw_sample(args.data, sample, args.validation), torch.device("cpu")), rotate=True
+        )
+        model = pretrain(problem, chosen)
+        runs = [c.run(lr, seed) for c in candidates_of(chosen) for lr in c.lrs for seed in chosen.seed_list]
+        swept = run_sweep(model, runs, replace(problem, other_tests={}), progress("quiet"))
+        floors: dict[str, np.ndarray] = {}
+        from rankwise.sweeps.floors import measured_floors
+
+        found = measured_floors(model, problem, "new")
+        for seed in chosen.seed_list:
+            rows = problem.splits["new"].rotation.cut(seed).validation.numpy()
+            floors[f"base/{seed}"], floors[f"constant/{seed}"] = found.base(rows), found.constant(rows)
+            floors[f"rows/{seed}"] = rows
+        arrays = {f"deciding/{r.name}": swept.scores[r.name].deciding.astype(np.float32) for r in runs}
+        arrays |= {f"test/{r.name}": swept.scores[r.name].test.astype(np.float32) for r in runs}
+        np.savez_compressed(path, **arrays, **floors)
+        print(f"{path}: {len(runs)} runs", flush=True)
+
+
+@dataclass
+class Pool:
+    """One sample's runs."""
+
+    arrays: dict[str, np.ndarray]
+    candidates: list
+    parameters: dict[str, int]
+    model: torch.nn.Module
+
+    def mean(self, name: str, seeds: range) -> tuple[float, np.ndarray, float]:
+        """The best rate's mean on unseen images, by the pool's own means; and its seeds' means."""
+        c = next(c for c in self.candidates if c.name == name)
+        by_rate = {lr: np.array([self.arrays[f"test/{c.run(lr, s).name}"].mean() for s in seeds]) for lr in c.lrs}
+        best = max(by_rate, key=lambda lr: by_rate[lr].mean())
+        return float(by_rate[best].mean()), by_rate[best], best
+
+
+class Replayed:
+    """What the plan asks of the stages of a sweep, answered from the pool."""
+
+    def __init__(self, pool: Pool, seeds: list[int], search_seed: int, price: float) -> None:
+        self.pool, self.seeds, self.search_seed, self.price = pool, tuple(seeds), search_seed, price
+        self.candidates, self.model = pool.candidates, pool.model
+        self.progress, self.rungs = SimpleNamespace(message=lambda text: None), ()
+
+    def train(self, runs):
+        swept = Swept(runs, {run.name: self.pool.parameters[run.configuration] for run in runs}, complete=True)
+        for run in runs:
+            deciding = self.pool.arrays[f"deciding/{run.name}"]
+            rows = self.pool.arrays[f"rows/{run.member.seed}"]
+            swept.outcomes[run.name] = Outcome(run.name, {}, "finished", None, 0, 0, 0, 0.0)
+            swept.scores[run.name] = Scores(deciding, 0.0, np.empty(0), {}, deciding, rows)
+        return swept
+
+    def search_rates(self, candidates, seed):
+        rates, told = {}, []
+        for c in candidates:
+            values = {lr: self.pool.arrays[f"deciding/{c.run(lr, self.search_seed).name}"].mean() for lr in c.lrs}
+            rates[c.name] = max(values, key=values.get)
+            told += [{"configuration": c.name, "lr": lr} for lr in c.lrs]
+        return rates, {}, told
+
+    def measured_price(self, runs):
+        return self.price
+
+
+def load_pool(path: Path, seeds: int) -> Pool:
+    from rankwise.pack.resolved import resolve
+    from rankwise.tasks.digits import make_model
+
+    arrays = dict(np.load(path))
+    candidates, model = candidates_of(options(seeds, None)), make_model()
+    parameters = {c.name: resolve(model, c.run(c.lrs[0], 0).member).parameter_count() for c in candidates}
+    return Pool(arrays, candidates, parameters, model)
+
+
+def floors_of(pool: Pool, seeds: range) -> Floors:
+    by_rows = {pool.arrays[f"rows/{s}"].tobytes(): s for s in seeds}
+
+    def taken(name):
+        return lambda rows: pool.arrays[f"{name}/{by_rows[rows.tobytes()]}"]
+
+    return Floors(taken("base"), taken("constant"))
+
+
+def replay(args: argparse.Namespace) -> None:
+    paths = sorted(args.out.glob(f"sample-*-{args.validation}.npz"))
+    seeds = range(args.seeds)
+    pools = [load_pool(path, args.seeds) for path in paths]
+    print(f"{len(pools)} samples, {args.seeds} seeds, n = {args.validation} images before digits are selected")
+    print("| tolerance | outside | at the edge | shown | right rank | undecided | nothing smaller | runs |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for text in TOLERANCES:
+        counts = dict.fromkeys(("outside", "edge", "shown", "right", "undecided", "nothing_smaller"), 0)
+        runs, n = 0, 0
+        rule = Rule(parse_tolerance(text, True), True, args.confidence)
+        for k in range(args.replays):
+            pool = pools[k % len(pools)]
+            draws = np.random.default_rng([k, 7])
+            order = draws.permutation(args.seeds).tolist()
+            # The last one searches for learning rates and decides nothing.
+            stages = Replayed(pool, order[:-1], order[-1], args.price)
+            walk = Walk(stages, Auto(rule=rule, floors=floors_of(pool, seeds), curve=False))
+            found = walk.run()
+            swept = found.swept
+            configurations = choose_learning_rates([swept.score(run) for run in swept.runs], True)
+            answer = decide(
+                configurations, reference_of(configurations, True), rule, floors_of(pool, seeds), found.path
+            )
+            runs, n = runs + len(swept.runs) + walk.searched, n + 1
+            full, full_seeds, _ = pool.mean("full", seeds)
+            inside = {}
+            for c in pool.candidates:
+                if c.method == "lora" and pool.parameters[c.name] < pool.parameters["full"]:
+                    mean, own, _ = pool.mean(c.name, seeds)
+                    gap = mean - (1 - rule.tolerance.of_reference) * full
+                    error = float((own - (1 - rule.tolerance.of_reference) * full_seeds).std(ddof=1) / len(own) ** 0.5)
+                    inside[c.name] = (gap, error)
+            right = next((name for name, (gap, _) in inside.items() if gap > 0), "full")
+            counts["undecided"] += answer.verdict == "undecided"
+            counts["nothing_smaller"] += answer.verdict == "nothing_smaller"
+            if answer.verdict == "shown":
+                gap, error = inside[answer.name]
+                counts["shown"] += 1
+                counts["edge"] += gap <= 0 and abs(gap) < 2 * error
+                counts["outside"] += gap <= 0 and abs(gap) >= 2 * error
+            counts["right"] += answer.name == right and answer.verdict in ("shown", "nothing_smaller")
+        shares = [
+            f"{counts[key] / n:.3f}" for key in ("outside", "edge", "shown", "right", "undecided", "nothing_smaller")
+        ]
+        print(f"| {text} | {' | '.join(shares)} | {runs / n:.1f} |", flush=True)
+
+
+def correct(draws, difficulty, mean, seeds, luck=0.004, noise=0.35):
+    """Hits of runs whose accuracy is about `mean` on examples of this difficulty."""
+    from scipy.stats import norm
+
+    shares = np.clip(mean + luck * draws.standard_normal(seeds), 0.001, 0.999)
+    scale = (1 + noise**2) ** 0.5
+    cuts = norm.ppf(shares)[:, None] * scale
+    return difficulty[None] + noise * draws.standard_normal((seeds, len(difficulty))) < cuts
+
+
+def scores(name, hits, parameters, method="lora"):
+    r = int(name[1:]) if method == "lora" else None
+    return [
+        RunScore(
+            name=f"{name}-s{s}",
+            method=method,
+            r=r,
+            lr=1e-3,
+            seed=s,
+            trainable_parameters=parameters,
+            validation=row.astype(float),
+            configuration=name,
+        )
+        for s, row in enumerate(hits)
+    ]
+
+
+def synthetic(args: argparse.Namespace) -> None:
+    tolerance = Tolerance(of_reference=0.01)
+
+    def share(repeats, make, strict=False, floor=None):
+        named = 0
+        for k in range(repeats):
+            runs, floors = make(np.random.default_rng(k))
+            configurations = choose_learning_rates(runs, True)
+            rule = Rule(tolerance, True, 0.95, strict)
+            answer = decide(configurations, reference_of(configurations, True), rule, floors)
+            named += answer.verdict == "shown"
+        return named / repeats
+
+    def outside(draws, n=506, seeds=5, full=0.962, off=0.0001):
+        difficulty = draws.standard_normal(n)
+        runs = scores("full", correct(draws, difficulty, full, seeds), 54_725, "full")
+        for r in (1, 2, 4, 8, 16, 32, 48):
+            runs += scores(f"r{r}", correct(draws, difficulty, 0.99 * full - off, seeds), 1045 * r)
+        return runs, Floors()
+
+    def few(n):
+        def make(draws):
+            difficulty = draws.standard_normal(n)
+            runs = scores("full", correct(draws, difficulty, 0.97, 3), 54_725, "full")
+            runs += scores("r1", correct(draws, difficulty, 0.955, 3), 1045)
+            return runs, Floors()
+
+        return make
+
+    def random_labels(draws):
+        labels = draws.integers(0, 5, 506)
+        floor = (labels == 0).astype(float)
+        runs = scores("full", draws.random((5, 506)) < 0.2, 54_725, "full")
+        runs += scores("r1", draws.random((5, 506)) < 0.2, 1045)
+        return runs, Floors(base=lambda rows: floor)
+
+    rows = {
+        "7 ranks all just outside, plain grid": share(args.repeats, outside),
+        "7 ranks all just outside, strict": share(args.repeats, outside, strict=True),
+        **{f"r = 1 outside, accuracy .97, n = {n}": share(args.repeats, few(n)) for n in (20, 50, 100)},
+        "random labels": share(min(args.repeats, 200), random_labels),
+    }
+    print("| population | an adapter outside is named |")
+    print("|---|---:|")
+    for name, value in rows.items():
+        print(f"| {name} | {value:.3f} |")
+    print(json.dumps({"repeats": args.repeats}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["pool", "replay", "synthetic"])
+    parser.add_argument("--data", default="../shared/data/mnist")
+    parser.add_argument("--out", type=Path, default=Path("runs/answer"))
+    parser.add_argument("--samples", type=int, default=7)
+    parser.add_argument("--seeds", type=int, default=16)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--validation", type=int, default=N_VALIDATION, help="images of a cut, of all ten digits")
+    parser.add_argument("--replays", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=1000)
+    parser.add_argument("--confidence", type=float, default=0.95)
+    parser.add_argument("--price", type=float, default=1.0, help="of a further adapter, as a share of the first")
+    args = parser.parse_args()
+    {"pool": make_pool, "replay": replay, "synthetic": synthetic}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()

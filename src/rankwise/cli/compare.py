@@ -1,0 +1,67 @@
+"""`rankwise compare`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from rankwise.cli.app import EXIT_OK, app
+
+
+@app.command
+def compare(
+    *runs: Path,
+    out: Path | None = None,
+    json_: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
+) -> int:
+    """Hold finished runs against one another: test metrics side by side, and paired differences.
+
+    Example: rankwise compare runs/mean runs/model
+
+    A difference is that to the first run that has the configuration, example by example and seed by seed; it is taken
+    where the two share their test data. A star marks a run's answer.
+
+    Parameters
+    ----------
+    runs:
+        Run directories, two or more.
+    out:
+        Draw test metric against trainable parameters into this .png file.
+    json_:
+        Print it as JSON.
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from rankwise.report import numbers
+    from rankwise.report.compare import cell_words, compare_runs, difference_words, draw_comparison
+    from rankwise.shown import printable
+
+    found = compare_runs(runs)
+    if json_:
+        print(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+    else:
+        console = Console(soft_wrap=False)
+        console.print(f"Test {numbers.words(found.metric)}", highlight=False, markup=False)
+        table = Table(box=None, header_style="")
+        table.add_column("model", overflow="fold")
+        columns = zip(*found.rows.values(), strict=True)
+        differs = [any(cell is not None and cell.difference is not None for cell in column) for column in columns]
+        for name, paired in zip(found.names, differs, strict=True):
+            table.add_column(printable(name), justify="right", overflow="fold")
+            if paired:
+                table.add_column("difference", justify="right", overflow="fold")
+        for label, cells in found.rows.items():
+            shown = [(cell_words(cell), *([difference_words(cell)] if paired else []))
+                     for cell, paired in zip(cells, differs, strict=True)]  # fmt: skip
+            table.add_row(printable(label), *(text for texts in shown for text in texts))
+        console.print(table)
+        for note in found.notes:
+            console.print(printable(note), highlight=False, markup=False)
+    if out is not None:
+        print(draw_comparison(found, out), file=sys.stderr if json_ else sys.stdout)
+    return EXIT_OK

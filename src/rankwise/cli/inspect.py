@@ -1,0 +1,181 @@
+"""`rankwise inspect`."""
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from rankwise.cli.app import EXIT_OK, app
+
+if TYPE_CHECKING:
+    from rankwise.files.inspecting import InspectedModule, Inspection
+
+SHOWN = (
+    ("base", "base_model_name_or_path"),
+    ("task", "task_type"),
+    ("rank", "r"),
+    ("alpha", "lora_alpha"),
+    ("dropout", "lora_dropout"),
+    ("bias", "bias"),
+    ("saved whole", "modules_to_save"),
+)
+"""Word -> field of the settings."""
+
+
+@app.command
+def inspect(
+    adapter: Path,
+    /,
+    *,
+    modules: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    json_: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
+) -> int:
+    """Show what an adapter is: settings, modules, sizes, norms, effective ranks, and the run it came from.
+
+    Example: rankwise inspect runs/train/adapters/r8-s0
+
+    The base is not loaded. The norm is that of the update scale * B A; its effective rank is how many directions it
+    uses: r where all count alike, 1 where one is all.
+
+    Parameters
+    ----------
+    adapter:
+        The adapter's folder.
+    modules:
+        List every module; by default those that differ in the number of their layer stand in one row.
+    json_:
+        Print all of it as JSON.
+    """
+    from rankwise.files.inspecting import inspect_adapter
+
+    found, run = inspect_adapter(adapter), _run_of(adapter)
+    if json_:
+        print(json.dumps(_plain(found, run), indent=2, ensure_ascii=False))
+    else:
+        _show(found, run, each=modules)
+    return EXIT_OK
+
+
+def _run_of(adapter: Path) -> dict[str, Any] | None:
+    """What the run directory that the adapter lies in says of it; None where it lies in none."""
+    from rankwise.errors import OutputError
+    from rankwise.report import read_results
+
+    folder = adapter.resolve()
+    directory = folder.parent.parent
+    try:
+        results = read_results(directory / "results.json")
+    except OutputError:
+        return None
+    row = next((run for run in results["runs"] if run["adapter"] == f"adapters/{folder.name}"), None)
+    if row is None:
+        return None
+    return {
+        "directory": str(directory),
+        "command": results.get("command"),
+        "started": results.get("started"),
+        "metric_name": results["metric"]["name"],
+        "base_metric": results["base"]["metric"],
+        "training_examples": results["data"]["train"]["n"],
+        **{key: row.get(key) for key in ("name", "configuration", "lr", "seed", "epochs", "steps", "status", "metric")},
+    }
+
+
+def _plain(found: "Inspection", run: dict[str, Any] | None) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "folder": str(found.folder),
+        "trainable_parameters": found.parameters,
+        "bytes": found.bytes,
+        "dtypes": list(found.dtypes),
+        "settings": found.settings,
+        "modules": [asdict(module) for module in found.modules],
+        "saved_whole": {path: {"shape": shape, "norm": norm} for path, (shape, norm) in found.saved.items()},
+        "run": run,
+        "findings": list(found.findings),
+    }
+
+
+def _show(found: "Inspection", run: Mapping[str, Any] | None, *, each: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from rankwise.shown import printable
+
+    console = Console(soft_wrap=False)
+
+    def line(text: str) -> None:
+        console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+
+    size = f"{found.bytes / 2**20:.2f} MiB" if found.bytes >= 2**17 else f"{found.bytes / 2**10:.1f} KiB"
+    line(f"{found.folder}: {found.parameters:,} trainable parameters, {size} in {', '.join(found.dtypes)}")
+    for word, key in SHOWN:
+        value = found.settings.get(key)
+        if value not in (None, [], ""):
+            line(f"  {word}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    variant = "DoRA" if found.settings.get("use_dora") else "LoRA"
+    line(f"  kind: {variant}, scale alpha / {'sqrt(r)' if found.settings.get('use_rslora') else 'r'}")
+    if run is not None:
+        metric = "" if run["metric"] is None else f", test {run['metric_name']} {run['metric']:.4g}"
+        rate = "" if run["lr"] is None else f"learning rate {run['lr']:g}, "
+        line(f"  run: {run['name']} of {run['directory']} ({run['started']})")
+        line(f"  trained: {rate}seed {run['seed']}, {run['training_examples']:,} examples, {run['status']}{metric}")
+        line(f"  command: {run['command']}")
+    groups = _groups(found.modules, each=each)
+    above = _shared_path(groups)
+    table = Table(box=None, header_style="")
+    table.add_column(f"modules in {printable(above)}" if above else "module", overflow="fold", ratio=1)
+    for column in ("n", "shape", "r", "alpha", "norm", "effective rank"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, group in groups.items():
+        d_out, d_in = group[0].shapes[1][0], "x".join(map(str, group[0].shapes[0][1:]))
+        table.add_row(
+            printable(name.removeprefix(f"{above}.")),
+            str(len(group)),
+            f"{d_out}x{d_in}",
+            *(_span([getattr(m, key) for m in group]) for key in ("r", "alpha", "norm", "effective_rank")),
+        )
+    console.print(table)
+    for path, (shape, norm) in found.saved.items():
+        line(f"  whole: {path}, {'x'.join(map(str, shape))}, norm {norm:.3g}")
+    for finding in found.findings:
+        line(finding)
+
+
+def _groups(modules: "Iterable[InspectedModule]", *, each: bool) -> "dict[str, list[InspectedModule]]":
+    """Modules of one name but for numbers, and of one shape, together."""
+    groups: dict[str, list[InspectedModule]] = {}
+    for module in modules:
+        name = module.path if each else re.sub(r"\b\d+\b", "*", module.path)
+        same = next(
+            (key for key in groups if key.split(" #")[0] == name and groups[key][0].shapes == module.shapes), ""
+        )
+        n = sum(key.split(" #")[0] == name for key in groups)
+        groups.setdefault(same or (f"{name} #{n + 1}" if n else name), []).append(module)
+    return groups
+
+
+def _shared_path(paths: Iterable[str]) -> str:
+    """The path of the module that all of these lie in.
+
+    Examples:
+        >>> _shared_path(["h.*.up", "h.*.down"]), _shared_path(["up", "down"])
+        ('h.*', '')
+    """
+    split = [path.split(".")[:-1] for path in paths]
+    same = itertools.takewhile(lambda parts: len({*parts}) == 1, zip(*split, strict=False))
+    return ".".join(parts[0] for parts in same)
+
+
+def _span(values: "Iterable[float | None]") -> str:
+    """The number, or the smallest and the largest of several."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    low, high = f"{min(known):.3g}", f"{max(known):.3g}"
+    return low if low == high else f"{low} to {high}"

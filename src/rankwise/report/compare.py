@@ -1,0 +1,215 @@
+"""Several runs side by side: each configuration's test metric in every run, and paired differences where runs share
+their test data.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rankwise.errors import ConfigError
+from rankwise.report import numbers
+from rankwise.report.schema import Results, read_results
+from rankwise.sweeps.statistics import interval
+
+PREDICTIONS = "predictions.npz"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration in one run.
+
+    Args:
+        mean: Its test metric; None where it has none.
+        interval: 95% interval of it.
+        trainable_parameters: Its size.
+        is_answer: Whether it is the run's answer.
+        difference: Its test metric minus that of the first run that has the configuration, example by example; None in
+            that run, and where the two do not share their test data.
+        difference_interval: 95% interval of the difference.
+    """
+
+    mean: float | None
+    interval: tuple[float, float] | None
+    trainable_parameters: int
+    is_answer: bool
+    difference: float | None = None
+    difference_interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side.
+
+    Args:
+        names: What the runs are called.
+        metric: What all of them are judged by.
+        higher_is_better: Whether more of it is better.
+        rows: Label of a configuration -> its cell in each run, None where the run has no such configuration.
+        notes: What can't be compared, and why.
+    """
+
+    names: tuple[str, ...]
+    metric: str
+    higher_is_better: bool
+    rows: dict[str, tuple[Cell | None, ...]]
+    notes: tuple[str, ...]
+
+
+def compare_runs(directories: Sequence[Path]) -> Comparison:
+    """Hold finished runs against one another.
+
+    Args:
+        directories: Run directories, two or more.
+
+    Raises:
+        ConfigError: There are fewer than two, or they are judged by different metrics.
+        OutputError: One holds no results.
+    """
+    if len(directories) < 2:
+        raise ConfigError(f"{len(directories)} run is given; two or more are compared.")
+    runs = [_Run(directory) for directory in directories]
+    metrics = {run.results["metric"]["name"] for run in runs}
+    if len(metrics) > 1:
+        raise ConfigError(
+            f"The runs are judged by different metrics ({', '.join(sorted(metrics))}), which can't be compared."
+        )
+    labels = dict.fromkeys(label for run in runs for label in run.configurations)
+    notes: list[str] = []
+    names = _names(directories)
+    unlike = [name for name, run in zip(names, runs, strict=True) if run.test != runs[0].test]
+    if unlike:
+        notes.append(
+            f"The test data of {', '.join(unlike)} is not that of {names[0]}: means stand side by side, and no "
+            "difference is taken."
+        )
+    return Comparison(
+        names=names,
+        metric=runs[0].results["metric"]["name"],
+        higher_is_better=runs[0].results["metric"]["higher_is_better"],
+        rows={label: tuple(_cells(label, runs)) for label in labels},
+        notes=tuple(notes),
+    )
+
+
+class _Run:
+    """A run's results, and its metric on each test example."""
+
+    def __init__(self, directory: Path) -> None:
+        self.results: Results = read_results(directory)
+        self.configurations: dict[str, Any] = {c["label"]: c for c in self.results["configurations"]}
+        test = self.results["data"]["test"]
+        self.test = test["n"], test["sha256"]
+        path = directory / PREDICTIONS
+        self._rows: dict[str, np.ndarray] = {}
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as file:
+                self._rows = {key.removeprefix("test/"): file[key] for key in file if key.startswith("test/")}
+        self._seeds = {run["name"]: run["seed"] for run in self.results["runs"]}
+
+    def rows(self, label: str) -> dict[int, np.ndarray]:
+        """Seed -> metric of each test example."""
+        names = self.configurations[label]["runs"] if label in self.configurations else []
+        return {self._seeds[name]: self._rows[name] for name in names if name in self._rows}
+
+
+def _cells(label: str, runs: Sequence[_Run]) -> list[Cell | None]:
+    first = next(run for run in runs if label in run.configurations)
+    cells: list[Cell | None] = []
+    for run in runs:
+        c = run.configurations.get(label)
+        if c is None:
+            cells.append(None)
+            continue
+        paired = None if run is first or run.test != first.test else _difference(run.rows(label), first.rows(label))
+        cells.append(
+            Cell(
+                mean=c["mean"],
+                interval=None if c["interval"] is None else (c["interval"][0], c["interval"][1]),
+                trainable_parameters=c["trainable_parameters"],
+                is_answer=c["is_answer"],
+                difference=None if paired is None else paired[0],
+                difference_interval=None if paired is None else paired[1],
+            )
+        )
+    return cells
+
+
+def _difference(ours: dict[int, np.ndarray], theirs: dict[int, np.ndarray]) -> tuple[float, tuple[float, float]] | None:
+    """The mean difference and its interval: seed by seed where the runs share seeds, else of the means over seeds."""
+    if not ours or not theirs:
+        return None
+    shared = sorted(ours.keys() & theirs.keys())
+    if shared:
+        values = np.stack([ours[seed].astype(np.float64) - theirs[seed].astype(np.float64) for seed in shared])
+    else:
+        values = (np.mean(list(ours.values()), 0) - np.mean(list(theirs.values()), 0))[None].astype(np.float64)
+    return float(values.mean()), interval(values)
+
+
+def _names(directories: Sequence[Path]) -> tuple[str, ...]:
+    """The folders' last names where these differ, else their whole paths."""
+    short = [directory.resolve().name for directory in directories]
+    return tuple(short) if len({*short}) == len(short) else tuple(map(str, directories))
+
+
+def cell_words(cell: Cell | None) -> str:
+    """A cell in words.
+
+    Examples:
+        >>> cell_words(Cell(0.912, (0.9, 0.92), 100, True))
+        '0.912 (0.900 to 0.920) *'
+    """
+    if cell is None:
+        return numbers.MISSING
+    ends = "" if cell.interval is None else f" ({numbers.interval(cell.interval)})"
+    return f"{numbers.metric(cell.mean)}{ends}{' *' if cell.is_answer else ''}"
+
+
+def difference_words(cell: Cell | None) -> str:
+    """A paired difference in words.
+
+    Examples:
+        >>> difference_words(Cell(0.9, None, 1, False, 0.0123, (-0.001, 0.02)))
+        '+0.0123 (-0.0010 to +0.0200)'
+    """
+    if cell is None or cell.difference is None or cell.difference_interval is None:
+        return ""
+    low, high = cell.difference_interval
+    return f"{cell.difference:+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+def draw_comparison(comparison: Comparison, path: Path) -> Path:
+    """Draw each run's test metric against its trainable parameters, as a PNG file.
+
+    Raises:
+        OutputError: It can't be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from rankwise.writing import replacing
+
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.add_subplot()
+    for i, name in enumerate(comparison.names):
+        cells = [cells[i] for cells in comparison.rows.values()]
+        known = [(c.trainable_parameters, c.mean, c) for c in cells if c is not None and c.mean is not None]
+        points = sorted(known, key=lambda point: point[0])
+        # Side by side, so that the intervals of runs of one size are told apart.
+        xs = [x * 1.04 ** (i - (len(comparison.names) - 1) / 2) for x, _, _ in points]
+        ys = [y for _, y, _ in points]
+        ends = [c.interval or (y, y) for _, y, c in points]
+        errors = [[y - low for y, (low, _) in zip(ys, ends, strict=True)],
+                  [high - y for y, (_, high) in zip(ys, ends, strict=True)]]  # fmt: skip
+        ax.errorbar(xs, ys, yerr=errors, marker="o", markersize=5, linewidth=1, capsize=2, label=name)
+    ax.set_xscale("log")
+    ax.set(xlabel="trainable parameters", ylabel=f"test {numbers.words(comparison.metric)}")
+    ax.grid(visible=True, color="#dddddd", linewidth=0.6)
+    ax.legend(fontsize=9)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+    return path
