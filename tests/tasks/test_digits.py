@@ -14,7 +14,6 @@ from rankwise import disabled, load_adapter, merge
 from rankwise.errors import DataError
 from rankwise.experiment import Place, run_in
 from rankwise.report import validate
-from rankwise.sweeps.deciding import Deciding
 from rankwise.tasks.digits import (
     BASELINE_LRS,
     LORA_LRS,
@@ -148,23 +147,19 @@ def test_pixels_and_labels() -> None:
     assert only(split, OLD, CPU)[1].tolist() == [4]
 
 
-def test_each_seed_cuts_its_own_validation_images(tmp_path: Path) -> None:
+def test_each_seed_can_cut_its_own_validation_images() -> None:
     """Out of the images 0 to 7999 that show 5 to 9; those of test are never among them."""
-    deciding = Deciding(plan="grid", rotate=True)
-    runs = run(tmp_path / "out", ranks=(1,), seeds=(0, 1), epochs=1, deciding=deciding)["runs"]
-    arrays = np.load(tmp_path / "out" / "predictions.npz")
-    rows = {one["seed"]: arrays[f"rows/{one['name']}"] for one in runs}
     raw = load_digits_data()
+    problem = make_problem(raw, CPU)
+    new, old = problem.splits["new"], problem.splits["old"]
+    assert old.rotation is None, "the base has one validation set"
+    assert new.rotation is not None
     images = np.concatenate([raw.train.images, raw.validation.images])
     labels = np.concatenate([raw.train.labels, raw.validation.labels])
-    images, labels = images[labels >= 5], labels[labels >= 5]
-    assert len(rows[0]) == len(rows[1]) == (raw.validation.labels >= 5).sum()
-    assert not {*rows[0]} & {*rows[1]}
-    assert max(*rows[0], *rows[1]) < len(images)
-    for one in (one for one in runs if one["method"] == "lora"):
-        model = saved_base(tmp_path / "out")
-        load_adapter(model, tmp_path / "out" / one["adapter"])
-        pixels = (torch.as_tensor(images[rows[one["seed"]]]).flatten(1).float() / 255 - MEAN) / STD
-        with torch.no_grad():
-            right = model(pixels).argmax(-1).numpy() == labels[rows[one["seed"]]] - 5
-        np.testing.assert_array_equal(right, arrays[f"validation/{one['name']}"] == 1)
+    expected = only(Split(images, labels), NEW, CPU)
+    assert all(torch.equal(one, other) for one, other in zip(new.rotation.pool, expected, strict=True))
+    assert new.rotation.n_validation == len(new.validation[0]) == (raw.validation.labels >= 5).sum()
+    tested = {pixels.numpy().tobytes() for pixels in new.test[0]}
+    assert not tested & {pixels.numpy().tobytes() for pixels in new.rotation.pool[0]}
+    cuts = [{*new.rotation.cut(seed).validation.tolist()} for seed in range(7)]
+    assert len(set[int]().union(*cuts)) == 7 * new.rotation.n_validation
