@@ -367,7 +367,8 @@ def test_one_row_has_no_interval() -> None:
 def test_each_seed_validates_on_rows_of_its_own(tmp_path: Path, cache: bool) -> None:
     """64 rows: 6 are cut off for test, and 6 of the other 58 by each seed."""
     upper = {"only-2": LoRAConfig(r=2, target_modules="2")} if cache else (1,)
-    given: dict[str, Any] = {"validation": None, "test": None, "rotate": True, "seeds": 3, "lrs": (0.03,)}
+    given: dict[str, Any] = {"validation": None, "test": None, "rotate": True, "seeds": 3}
+    given |= {"lrs": (0.03,), "plan": "grid"}
     found = run(upper, cache=cache, out=tmp_path / "out", **given)
     arrays = np.load(tmp_path / "out" / "predictions.npz")
     names = [one["name"] for one in found.results["runs"]]

@@ -1,7 +1,6 @@
 """The digits experiment on its embedded data, with few epochs."""
 
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from safetensors.torch import load_file
 
 from rankwise import disabled, load_adapter, merge
 from rankwise.errors import DataError
-from rankwise.experiment import Experiment, Place, run_in
+from rankwise.experiment import Place, run_in
 from rankwise.report import validate
 from rankwise.tasks.digits import (
     BASELINE_LRS,
@@ -31,7 +30,7 @@ from rankwise.tasks.digits import (
 from rankwise.tasks.digits_run import make_digits
 from rankwise.tasks.mnist import Split, load_digits_data
 from rankwise.tasks.options import DigitsOptions
-from rankwise.train.live import Progress, progress
+from rankwise.train.live import progress
 
 CPU = torch.device("cpu")
 
@@ -148,31 +147,19 @@ def test_pixels_and_labels() -> None:
     assert only(split, OLD, CPU)[1].tolist() == [4]
 
 
-def test_each_seed_cuts_its_own_validation_images(tmp_path: Path) -> None:
+def test_each_seed_can_cut_its_own_validation_images() -> None:
     """Out of the images 0 to 7999 that show 5 to 9; those of test are never among them."""
-    options = DigitsOptions(ranks=(1,), seeds=(0, 1), epochs=1, lr=(3e-3,), baseline_lr=(1e-3,))
-
-    def make(shown: Progress, base: Any) -> Experiment:
-        return replace(make_digits(options, shown, base), rotate=True)
-
-    with progress("quiet") as shown:
-        place = Place(directory=tmp_path / "out", config="digits: {}\n", command="rankwise", how_to_resume="")
-        results, _ = run_in(place, make, shown)
-    arrays = np.load(tmp_path / "out" / "predictions.npz")
-    rows = {run["seed"]: arrays[f"rows/{run['name']}"] for run in results["runs"]}
     raw = load_digits_data()
+    problem = make_problem(raw, CPU)
+    new, old = problem.splits["new"], problem.splits["old"]
+    assert old.rotation is None, "the base has one validation set"
+    assert new.rotation is not None
     images = np.concatenate([raw.train.images, raw.validation.images])
     labels = np.concatenate([raw.train.labels, raw.validation.labels])
-    images, labels = images[labels >= 5], labels[labels >= 5]
-    assert len(rows[0]) == len(rows[1]) == (raw.validation.labels >= 5).sum()
-    assert not {*rows[0]} & {*rows[1]}
-    assert max(*rows[0], *rows[1]) < len(images)
-    for run in results["runs"]:
-        if run["method"] != "lora":
-            continue
-        model = saved_base(tmp_path / "out")
-        load_adapter(model, tmp_path / "out" / run["adapter"])
-        pixels = (torch.as_tensor(images[rows[run["seed"]]]).flatten(1).float() / 255 - MEAN) / STD
-        with torch.no_grad():
-            right = model(pixels).argmax(-1).numpy() == labels[rows[run["seed"]]] - 5
-        np.testing.assert_array_equal(right, arrays[f"validation/{run['name']}"] == 1)
+    expected = only(Split(images, labels), NEW, CPU)
+    assert all(torch.equal(one, other) for one, other in zip(new.rotation.pool, expected, strict=True))
+    assert new.rotation.n_validation == len(new.validation[0]) == (raw.validation.labels >= 5).sum()
+    tested = {pixels.numpy().tobytes() for pixels in new.test[0]}
+    assert not tested & {pixels.numpy().tobytes() for pixels in new.rotation.pool[0]}
+    cuts = [{*new.rotation.cut(seed).validation.tolist()} for seed in range(7)]
+    assert len(set[int]().union(*cuts)) == 7 * new.rotation.n_validation

@@ -14,6 +14,7 @@ from torch import Tensor
 pytest.importorskip("transformers")
 from rankwise.errors import ConfigError
 from rankwise.experiment import Experiment, Place, run_in
+from rankwise.sweeps.deciding import Deciding
 from rankwise.tasks.text.options import TextOptions
 from rankwise.tasks.text.run import make_text
 from rankwise.train.live import Progress, progress
@@ -41,7 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def options_of(folder: Path, kind: str, task: str, **more: Any) -> TextOptions:
+def options_of(folder: Path, kind: str, task: str, rotate: bool = True, **more: Any) -> TextOptions:
+    more["deciding"] = Deciding(plan="grid", rotate=rotate)
     settings = {
         "epochs": 2,
         "batch_size": 8,
@@ -54,9 +56,9 @@ def options_of(folder: Path, kind: str, task: str, **more: Any) -> TextOptions:
     return TextOptions(model=str(folder / kind), task=task, data=str(folder / f"{task}.jsonl"), **settings)
 
 
-def made(options: TextOptions, rotate: bool = True) -> Experiment:
+def made(options: TextOptions) -> Experiment:
     with progress("quiet") as shown:
-        experiment = replace(make_text(options, shown), rotate=rotate)
+        experiment = make_text(options, shown)
     experiment.check()
     return experiment
 
@@ -67,7 +69,7 @@ def test_every_seed_has_examples_of_its_own(folder: Path, tmp_path: Path, kind: 
     experiments: list[Experiment] = []
 
     def make(shown: Progress, base: Mapping[str, Tensor] | None) -> Experiment:
-        experiments.append(replace(make_text(options, shown), rotate=True))
+        experiments.append(make_text(options, shown))
         return experiments[0]
 
     with progress("quiet") as shown:
@@ -96,7 +98,7 @@ def test_every_seed_has_examples_of_its_own(folder: Path, tmp_path: Path, kind: 
 def test_the_pool_changes_no_batch(folder: Path) -> None:
     """Wider rows are cut to the width of their batch, wherever they lie."""
     for kind, task in (("bert", "classify"), ("llama", "sft"), ("t5", "sft")):
-        experiment = made(options_of(folder, kind, task), rotate=False)
+        experiment = made(options_of(folder, kind, task, rotate=False))
         splits, feed = experiment.problem.splits["data"], experiment.problem.feed
         for data in (splits.train, splits.validation):
             batch = feed.prepare({key: t[:3] for key, t in data.items()})
@@ -108,15 +110,14 @@ def test_the_pool_changes_no_batch(folder: Path) -> None:
 
 
 def test_rows_that_hold_several_examples_are_not_cut(folder: Path) -> None:
-    options = options_of(folder, "llama", "sft", join=True, epochs=1)
     with pytest.raises(ConfigError, match="rotate is True and the validation data is fixed"):
-        made(options)
-    assert not made(options, rotate=False).can_rotate
+        made(options_of(folder, "llama", "sft", join=True, epochs=1))
+    assert not made(options_of(folder, "llama", "sft", rotate=False, join=True, epochs=1)).can_rotate
 
 
 def test_an_input_with_more_examples_than_a_cut_is_not_cut(folder: Path, tmp_path: Path) -> None:
     rows = [{"prompt": "cat", "completion": f" {n}"} for n in range(30)]
     rows += [{"prompt": f"sat {n}", "completion": " mat"} for n in range(30)]
     (tmp_path / "sft.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    options = replace(options_of(folder, "llama", "sft"), data=str(tmp_path / "sft.jsonl"))
-    assert not made(options, rotate=False).can_rotate
+    options = replace(options_of(folder, "llama", "sft", rotate=False), data=str(tmp_path / "sft.jsonl"))
+    assert not made(options).can_rotate
