@@ -178,9 +178,8 @@ def replay(args: argparse.Namespace) -> None:
             found = walk.run()
             swept = found.swept
             configurations = choose_learning_rates([swept.score(run) for run in swept.runs], True)
-            answer = decide(
-                configurations, reference_of(configurations, True), rule, floors_of(pool, seeds), found.path
-            )
+            (reference,) = (c for c in configurations if c.name == found.reference)
+            answer = decide(configurations, reference, rule, floors_of(pool, seeds), found.path)
             runs, n = runs + len(swept.runs) + walk.searched, n + 1
             full, full_seeds, _ = pool.mean("full", seeds)
             inside = {}

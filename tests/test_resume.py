@@ -28,7 +28,7 @@ FLAGS = [
     "--batch-size",
     "4",
 ]
-FLAGS += ["--epochs", "5", "--rungs", "1,3", "--quiet"]
+FLAGS += ["--epochs", "5", "--rungs", "1,3", "--plan", "grid", "--quiet"]
 OFTEN = ["--checkpoint-epochs", "1"]
 
 SOME = [("half", 9), ("evaluation", 4), ("rung", 2)]

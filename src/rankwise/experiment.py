@@ -43,6 +43,7 @@ from rankwise.sweeps.stages import Stages, mark_edges
 from rankwise.train.checkpoints import Every
 from rankwise.train.data import count_rows
 from rankwise.train.live import Progress
+from rankwise.train.live import progress as shown_by
 from rankwise.writing import interrupts_ignored
 
 
@@ -184,12 +185,14 @@ class Experiment:
         anything is written.
 
         Raises:
-            ConfigError: The grid is empty, the tolerance is above what an accuracy can be, or seeds are to cut
-                validation rows of their own and can't.
+            ConfigError: The grid is empty, the tolerance is above what an accuracy can be, the runs allowed are too
+                few to compare anything, or seeds are to cut validation rows of their own and can't.
             DataError: There is one row to validate or to test on.
             PackError: An adapter is of a kind that a pack can't train.
             TargetError: A target pattern matches nothing.
         """
+        if self.deciding.max_runs is not None and self.candidates and self.seeds:
+            self.stages(shown_by("quiet")).check_budget()
         if self.problem.higher_is_better and "accuracy" in self.problem.metric_name:
             accuracy_tolerance(self.deciding.tolerance)
         for run in runs_of([replace(c, lrs=c.lrs[:1]) for c in self.candidates], self.seeds[:1]):
@@ -356,6 +359,7 @@ def carry_out(
         relative_to=experiment.relative_to,
         floors=floors,
         path=found.path,
+        reference=found.reference,
         adapters=folders if place else {},
     )
     mark_edges(found.edges, experiment.candidates, results["configurations"])

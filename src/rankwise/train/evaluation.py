@@ -53,9 +53,14 @@ def in_parts(
     last: list[Found] = []
     if "row" not in measured and len(rows) > least:
         start = max(0, len(rows) - ROWS_MEASURED) // piece * piece
-        tail, rows = rows[start:], rows[:start]
-        peak = peak_bytes(lambda: last.append(run(tail)), rows.device)
-        measured["row"] = peak / len(tail)
+        tail = rows[start:]
+        try:
+            measured["row"] = peak_bytes(lambda: last.append(run(tail)), rows.device) / len(tail)
+            rows = rows[:start]
+        except (RuntimeError, MemoryError) as error:
+            if len(tail) == 1 or not ran_out(error):
+                raise
+            at_once = min(at_once, len(tail) // 2)
     if "row" in measured:
         on_gpu = rows.device.type == "cuda"
         limit = GPU_SHARE * torch.cuda.get_device_properties(rows.device).total_memory if on_gpu else CPU_BYTES

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be remo
 """peft asks transformers by old names."""
 
 WORDS = ("one", "two", "three", "cat", "sat", "The", "mat")
-QUICK = ["--seeds", "1", "--epochs", "2", "--batch-size", "8", "--lr", "1e-3,1e-2", "--quiet"]
+QUICK = ["--plan", "grid", "--seeds", "1", "--epochs", "2", "--batch-size", "8", "--lr", "1e-3,1e-2", "--quiet"]
 
 
 @pytest.fixture(scope="module")
