@@ -167,8 +167,8 @@ class Stages:
         )
         if limit is not None and needed > limit:
             raise ConfigError(
-                f"{option('max_runs')} is {limit}; to look for learning rates and to compare one size with the reference takes "
-                f"{needed} runs. Give {needed} or more, or fewer learning rates."
+                f"{option('max_runs')} is {limit}; to look for learning rates and to compare one size with the "
+                f"reference takes {needed} runs. Give {needed} or more, or fewer learning rates."
             )
 
     def _searching(self, search: Search) -> list[Run]:
