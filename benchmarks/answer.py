@@ -177,7 +177,8 @@ def replay(args: argparse.Namespace) -> None:
             walk = Walk(stages, Auto(rule=rule, floors=floors_of(pool, seeds), curve=False))
             found = walk.run()
             swept = found.swept
-            configurations = choose_learning_rates([swept.score(run) for run in swept.runs], True)
+            runs_at = [run for run in swept.runs if run.training.lr == found.rates[run.configuration]]
+            configurations = choose_learning_rates([swept.score(run) for run in runs_at], True)
             answer = decide(
                 configurations, reference_of(configurations, True), rule, floors_of(pool, seeds), found.path
             )

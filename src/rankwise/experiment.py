@@ -286,6 +286,7 @@ def run_experiment(
         relative_to=experiment.relative_to,
         floors=floors,
         path=found.path,
+        rates=found.rates,
         adapters=folders if place else {},
     )
     mark_edges(found.edges, experiment.candidates, results["configurations"])

@@ -17,6 +17,9 @@ from rankwise.sweeps.answer import Comparison
 STARTING_SEEDS = 3
 """Seeds with which a size is first compared: fewer can't tell luck from size (ANSWER.md)."""
 
+BELIEVED_FROM = 6
+"""Seeds from which the estimate of how many more would decide is believed."""
+
 LARGER_AFTER_OPEN = 3
 """How many larger sizes are tried after one that no number of seeds could decide."""
 
@@ -105,9 +108,11 @@ def next_step(
 def _seeds_can_help(comparison: Comparison, most_seeds: int) -> bool:
     if comparison.n_seeds >= most_seeds:
         return False
+    if comparison.n_seeds < BELIEVED_FROM:
+        # Of few seeds the spread is hardly known, and so is how many more would do.
+        return True
     if comparison.more_seeds_needed is None:
-        # With two seeds the spread is hardly known; of later ones the estimate is believed.
-        return comparison.n_seeds < STARTING_SEEDS
+        return False
     return comparison.n_seeds + comparison.more_seeds_needed <= most_seeds
 
 

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rankwise.pack.resolved import resolve
 from rankwise.sweeps.adaptive import STARTING_SEEDS, Ladder, Step, neighbour_rates, next_step
 from rankwise.sweeps.answer import CANDIDATES, Comparison, Floors, compare, pair
-from rankwise.sweeps.configurations import Configuration, choose_learning_rates
+from rankwise.sweeps.configurations import Configuration, choose_learning_rates, turned
 from rankwise.sweeps.grid import Candidate
 from rankwise.sweeps.problem import Run, Swept
 from rankwise.sweeps.rule import Rule
@@ -103,7 +105,7 @@ class Walk:
         self.ladders = _ladders(sorted(sized, key=lambda c: (self.parameters[c.name], c.name)))
         on_ladders = {name for ladder in self.ladders for name in ladder.names} | {self.reference.name}
         self.others = [c for c in stages.candidates if c.name not in on_ladders]
-        self.rates: dict[str, list[float]] = {}
+        self.rates: dict[str, float] = {}
 
     def run(self) -> StageResult:
         """Search for rates, follow the ladders, complete the curve.
@@ -127,7 +129,7 @@ class Walk:
             swept.note([self._saved()])
         order = list(self.candidates)
         swept.runs = sorted(swept.runs, key=lambda run: (order.index(run.configuration), run.training.lr, run.name))
-        return StageResult(swept, edges, told, tuple(dict.fromkeys(self.path)))
+        return StageResult(swept, edges, told, tuple(dict.fromkeys(self.path)), dict(self.rates))
 
     def expected(self) -> list[PlannedStage]:
         """The first stages: the search, and the reference with the middle size; what follows depends on them."""
@@ -165,13 +167,13 @@ class Walk:
             )
             found, edges, told = self.stages.search_rates(several, SEARCH_SEED)
             self.searched = len(told)
-        self.rates = {c.name: [found.get(c.name, c.lrs[0])] for c in chosen}
+        self.rates = {c.name: found.get(c.name, c.lrs[0]) for c in chosen}
         for ladder in self.ladders:
             for name in ladder.names:
-                self.rates.setdefault(name, [self.rates[ladder.middle][0]])
-        largest = self.rates[self.ladders[-1].middle][0] if self.ladders else None
+                self.rates.setdefault(name, self.rates[ladder.middle])
+        largest = self.rates[self.ladders[-1].middle] if self.ladders else None
         for c in self.others:
-            self.rates[c.name] = [largest if c.method == "lora" and largest is not None else c.lrs[0]]
+            self.rates[c.name] = largest if c.method == "lora" and largest is not None else c.lrs[0]
         return edges, told
 
     def _cheap(self) -> bool:
@@ -182,7 +184,7 @@ class Walk:
         price = self.auto.price
         if price is None:
             seed = self.stages.seeds[0]
-            runs = [self.candidates[name].run(self.rates[name][0], seed) for name in names[:4]]
+            runs = [self.candidates[name].run(self.rates[name], seed) for name in names[:4]]
             price = self.stages.measured_price(runs)
         cheap = price < CHEAP
         self.stages.progress.message(
@@ -209,25 +211,42 @@ class Walk:
                 self._compared,
                 most_seeds=len(self.stages.seeds),
                 neighbours_tried=lambda name: name in neighbours or name in self.hopeless,
-                at_once=AT_ONCE,
+                at_once=AT_ONCE if cheap else 1,
             )
             self.path = [*dict.fromkeys([*self.path, *step.path])]
             if step.kind == "end" or not self._affordable(step):
                 return
+            self._say(step)
             if step.kind == "neighbour":
                 neighbours.add(step.name)
-                candidate = self.candidates[step.name]
-                below = ladder.names.index(step.name) < ladder.names.index(ladder.middle)
-                self.rates[step.name] += neighbour_rates(self.rates[step.name], candidate.lrs, below)
-                wanted = {step.name: step.seeds}
-            else:
-                wanted = {step.name: step.seeds, self.reference.name: step.seeds}
-                if step.kind == "seeds":
-                    wanted |= dict.fromkeys(together, step.seeds)
-            self._say(step)
-            if not self._add(wanted) and step.kind == "train":
-                # All its runs diverged.
+                self._try_neighbour(step.name, ladder)
+                continue
+            wanted = {step.name: step.seeds, self.reference.name: step.seeds}
+            if step.kind == "seeds":
+                wanted |= dict.fromkeys(together, step.seeds)
+            if not self._add(wanted):
+                # Its runs, or the reference's, diverged.
                 self.hopeless.add(step.name)
+
+    def _try_neighbour(self, name: str, ladder: Ladder) -> None:
+        """Train a configuration at a neighbouring learning rate, and take that where it does better on the same seeds."""
+        below = ladder.names.index(name) < ladder.names.index(ladder.middle)
+        before = self.rates[name]
+        for lr in neighbour_rates([before], self.candidates[name].lrs, below):
+            old = self._mean(name)
+            self.rates[name] = lr
+            self._add({name: self._starting})
+            new = self._mean(name)
+            if new is None or (old is not None and turned(new - old, self.auto.rule.higher_is_better) <= 0):
+                self.rates[name] = before
+
+    def _mean(self, name: str) -> float | None:
+        """The mean over the starting seeds; None where one of them has no run that counts."""
+        c = self._chosen().get(name)
+        first = self.stages.seeds[: self._starting]
+        if c is None or not {*first} <= {*c.seeds}:
+            return None
+        return float(np.mean([run.validation.mean() for run in c.runs if run.seed in first]))
 
     def _add(self, wanted: Mapping[str, int]) -> bool:
         """Train what is missing of these configurations with so many seeds; False where nothing was."""
@@ -235,9 +254,8 @@ class Walk:
         runs: list[Run] = [
             run
             for name, n in wanted.items()
-            for lr in self.rates[name]
             for seed in self.stages.seeds[:n]
-            if (run := self.candidates[name].run(lr, seed)).name not in known
+            if (run := self.candidates[name].run(self.rates[name], seed)).name not in known
         ]
         if not runs:
             return False
@@ -252,7 +270,7 @@ class Walk:
         swept = self.swept
         if swept is None:
             return {}
-        scores = [swept.score(run) for run in swept.runs]
+        scores = [swept.score(run) for run in swept.runs if run.training.lr == self.rates[run.configuration]]
         return {c.name: c for c in choose_learning_rates(scores, self.auto.rule.higher_is_better)}
 
     def _seeds_of(self, name: str) -> int:

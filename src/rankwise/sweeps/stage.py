@@ -49,9 +49,11 @@ class StageResult:
         edges: Configuration -> whether the search chose a learning rate at the edge of its grid.
         searched: What the search tried, for `results.json`.
         path: Configurations that the adaptive plan decided on its way; None where all were trained alike.
+        rates: The learning rate that the adaptive plan settled on, by configuration.
     """
 
     swept: Swept
     edges: dict[str, bool] = field(default_factory=dict[str, bool])
     searched: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     path: tuple[str, ...] | None = None
+    rates: dict[str, float] | None = None
