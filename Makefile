@@ -10,8 +10,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 # Tests run in processes with one thread each: on two cores that is faster than two threads, and sums have one order.
+# A file stays with one process, so that what its tests share is made once.
 WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 CASES ?= ../shared/cases
 
 .PHONY: demo test test-full cases check format clean

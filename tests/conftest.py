@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Set before a test imports what reads them.
+# Set before a test imports what reads them. With one thread and in MKL's reproducible mode a product's sums have one
+# order, wherever tensors lie in memory and however busy the machine is. What isn't promised even so: tests/rounding.py.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_CBWR", "AUTO")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 

@@ -71,9 +71,10 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         make = KINDS[kind] if kind else (lambda layer: layer)
-        self.up = make(nn.Linear(64, 128, bias))
+        up, down = nn.Linear(64, 128, bias), nn.Linear(128, 32, bias)  # drawn first: making a layer draws numbers too
+        self.up = make(up)
         self.norm = nn.LayerNorm(128)
-        self.down = make(nn.Linear(128, 32, bias))
+        self.down = make(down)
 
     def forward(self, x):
         return self.down(self.norm(self.up(x)).relu())

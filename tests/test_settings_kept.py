@@ -34,7 +34,8 @@ def data() -> tuple[Tensor, Tensor]:
 
 def run(base: nn.Module | None = None, configs: Any = (1,), **given: Any) -> Any:
     training = Training(epochs=2, batch_size=8)
-    given = {"train": data(), "loss": loss, "training": training, "lrs": [1e-2], "baseline": False, **given}
+    given = {"train": data(), "loss": loss, "training": training, "lrs": [1e-2], "baseline": False, "seeds": 1, **given}
+    given = {"plan": "grid", **given}
     return sweep(base or model(), configs, progress="quiet", **given)
 
 
@@ -94,10 +95,10 @@ def test_the_same_problem_is_resumed(stopped: Path) -> None:
 @pytest.mark.parametrize(
     ("base", "changed", "message"),
     [
-        (nn.ReLU, {}, "The base's loss is .* now, and was .* when it began"),
-        (nn.Tanh, {"loss": smooth_loss}, "The base's loss is"),
-        (nn.Tanh, {"call": lambda model, batch: model(batch[0]) * 2}, "The base's loss is"),
-        (nn.Tanh, {"metric": lambda outputs, batch: outputs[:, 0]}, "The base's metric is"),
+        (nn.ReLU, {}, "The base's loss on the first rows is .* now, and was .* when it began"),
+        (nn.Tanh, {"loss": smooth_loss}, "The base's loss on"),
+        (nn.Tanh, {"call": lambda model, batch: model(batch[0]) * 2}, "The base's loss on"),
+        (nn.Tanh, {"metric": lambda outputs, batch: outputs[:, 0]}, "The base's validation metric is"),
         (nn.Tanh, {"rungs": [1]}, r"can't be resumed with the rungs \[1\]; it began with \[\]"),
     ],
 )

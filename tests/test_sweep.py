@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,10 @@ from rankwise.sweeps.run import run_sweep
 from rankwise.sweeps.stage import Search
 from rankwise.sweeps.stages import Stages
 from rankwise.train.live import progress as shown_by
+from rankwise.train.loaders import cut_off, in_memory
 from rankwise.train.loop import train_pack
 from rankwise.train.outcome import Point
+from rounding import alike
 from small_sweep import accuracy, loss, small_model, some_data
 
 QUICK = Training(lr=1.0, batch_size=8, epochs=3)
@@ -70,7 +73,7 @@ def test_ranks_seeds_and_baseline(tmp_path: Path) -> None:
         with torch.no_grad():
             outputs[way] = model(TEST[0])
         rankwise.eject(model)
-    assert torch.equal(outputs["put on"], outputs["loaded"])
+    assert alike(outputs["put on"], outputs["loaded"])
     measured = next(run["metric"] for run in found.results["runs"] if run["name"] == name)
     assert accuracy(outputs["loaded"], TEST).mean().item() == pytest.approx(measured)
 
@@ -358,3 +361,42 @@ def test_one_row_has_no_interval() -> None:
         with pytest.raises(DataError, match=f"The {what} data has 1 row; give two or more"):
             run((1,), **{what: some_data(1, 1)})
     assert run((1,), train=some_data(14, 1), validation=None, test=None).results["data"]["test"]["n"] == 2
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_each_seed_validates_on_rows_of_its_own(tmp_path: Path, cache: bool) -> None:
+    """64 rows: 6 are cut off for test, and 6 of the other 58 by each seed."""
+    upper = {"only-2": LoRAConfig(r=2, target_modules="2")} if cache else (1,)
+    given: dict[str, Any] = {"validation": None, "test": None, "rotate": True, "seeds": 3}
+    given |= {"lrs": (0.03,), "plan": "grid"}
+    found = run(upper, cache=cache, out=tmp_path / "out", **given)
+    arrays = np.load(tmp_path / "out" / "predictions.npz")
+    names = [one["name"] for one in found.results["runs"]]
+    rows = {one["seed"]: {*arrays[f"rows/{one['name']}"].tolist()} for one in found.results["runs"]}
+    assert len(names) == 6
+    assert [len(cut) for cut in rows.values()] == [6, 6, 6]
+    assert not rows[0] & rows[1] | rows[0] & rows[2] | rows[1] & rows[2]
+    # No row of the pool is one of test.
+    train, _ = cut_off(in_memory(TRAIN, "training", torch.device("cpu")), 0.1, "test")
+    own, cut = cut_off(train, 0.1, "validation")
+    pool = [torch.cat(parts) for parts in zip(own, cut, strict=True)]
+    for name in names:
+        scores = found.swept.scores[name]
+        state = found.state(name)
+        model = small_model()
+        scale = 16.0 if "only" in name else 32.0
+        if "full" in name:
+            model.load_state_dict(state)
+        for layer in {key[:-2] for key in state if key.endswith(".A")}:
+            with torch.no_grad():
+                model.get_submodule(layer).weight += scale * state[f"{layer}.B"] @ state[f"{layer}.A"]
+        x, y = (t[scores.rows] for t in pool)
+        with torch.no_grad():
+            assert accuracy(model.eval()(x), (x, y)).tolist() == scores.validation.tolist()
+        assert arrays[f"deciding/{name}"].tolist() == found.swept.score(found._run(name)).validation.tolist()
+
+
+def test_a_validation_set_that_is_given_is_not_cut_anew() -> None:
+    with pytest.raises(ConfigError, match="rotate is True and the validation data is fixed") as caught:
+        run(rotate=True)
+    assert "\n" not in str(caught.value)

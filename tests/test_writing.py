@@ -35,6 +35,8 @@ def test_every_file_has_the_mode_of_the_umask(tmp_path: Path, mode: int) -> None
         train=(x, x.sum(1, keepdim=True)),
         loss=lambda outputs, batch: (outputs - batch[1]).square().mean(1),
         lrs=[1e-2],
+        plan="grid",
+        seeds=1,
         baseline=False,
         training=rankwise.Training(lr=1.0, epochs=1),
         out=tmp_path / "sweep",

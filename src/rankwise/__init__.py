@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rankwise.api import Sweep, sweep
+    from rankwise.errors import RankwiseError
     from rankwise.files import load_adapter, load_loralib, save_adapter, save_merged, swap_adapter
+    from rankwise.lora.base_state import base_state_dict
     from rankwise.lora.config import LoRAConfig
-    from rankwise.lora.inject import base_state_dict, eject, inject
+    from rankwise.lora.inject import eject, inject
     from rankwise.lora.layer_types import LayerType, register_layer_type
     from rankwise.lora.merge import merge, unmerge
     from rankwise.lora.named import activate, by_row, disabled, rename
@@ -23,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LayerType",
     "LoRAConfig",
+    "RankwiseError",
     "Sweep",
     "Training",
     "activate",
@@ -48,10 +51,11 @@ __all__ = [
 _HOMES = {
     "LayerType": "rankwise.lora.layer_types",
     "LoRAConfig": "rankwise.lora.config",
+    "RankwiseError": "rankwise.errors",
     "Sweep": "rankwise.api",
     "Training": "rankwise.train.settings",
     "activate": "rankwise.lora.named",
-    "base_state_dict": "rankwise.lora.inject",
+    "base_state_dict": "rankwise.lora.base_state",
     "by_row": "rankwise.lora.named",
     "disabled": "rankwise.lora.named",
     "eject": "rankwise.lora.inject",
@@ -81,4 +85,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    # Not what this file imports for itself, nor the packages that happen to be loaded.
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

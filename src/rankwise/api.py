@@ -10,9 +10,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from rankwise.errors import ConfigError
-from rankwise.experiment import Experiment, Place, begin, carry_out, now, take_up
-from rankwise.lora.config import LoRAConfig
+from rankwise.errors import ConfigError, arguments_named
+from rankwise.experiment import Experiment, run_experiment
 from rankwise.lora.inject import Report
 from rankwise.lora.threads import held_by_thread
 from rankwise.pack.losses import PerBatch
@@ -24,13 +23,13 @@ from rankwise.report.table import markdown_table
 from rankwise.sweeps.adapters import put_on
 from rankwise.sweeps.baselines import baselines
 from rankwise.sweeps.caching import cached
+from rankwise.sweeps.candidates import Config, candidates_of
 from rankwise.sweeps.deciding import Deciding
 from rankwise.sweeps.directory import can_resume
 from rankwise.sweeps.given import as_counts, as_list, as_rates, trained_whole
-from rankwise.sweeps.grid import LORA_LRS, Candidate
-from rankwise.sweeps.naming import names_of
+from rankwise.sweeps.grid import LORA_LRS
+from rankwise.sweeps.location import RunLocation, resume_run, start_run, starting_now
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, Swept
-from rankwise.sweeps.starting import candidate_from
 from rankwise.train.checkpoints import Every
 from rankwise.train.cuts import pooled
 from rankwise.train.data import Data
@@ -38,9 +37,6 @@ from rankwise.train.feed import ROWS_AT_ONCE, Feed
 from rankwise.train.live import progress as shown_by
 from rankwise.train.loaders import cut_off, in_memory
 from rankwise.train.settings import Training
-
-Config = int | LoRAConfig | str | Path
-"""A rank, an adapter's settings, or the folder of a saved adapter to start from."""
 
 SHARE_CUT = 0.1
 """Of the training data, for validation or test data that are not given."""
@@ -105,6 +101,7 @@ class Sweep:
         return found[0]
 
 
+@arguments_named()
 # Wherever it is called: inside no_grad or inference_mode nothing could be trained.
 @torch.inference_mode(mode=False)
 @torch.enable_grad()
@@ -252,14 +249,14 @@ def sweep(
     whole, rates = trained_whole(model, as_list(head)), as_rates(lrs, "lrs")
     full = baseline if isinstance(baseline, bool) else as_rates(baseline, "baseline")
     candidates = [
-        *_candidates(model, configs, whole, own, rates),
+        *candidates_of(model, configs, whole, own, rates),
         *baselines(model, whole, own, rates, full),
     ]
     config = yaml.safe_dump({"sweep": {c.name: str(c) for c in candidates} | {"seeds": list(chosen)}}, sort_keys=False)
     place = None
     if out is not None:
         again = resume and can_resume(Path(out))
-        place = Place(
+        place = RunLocation(
             directory=Path(out),
             config=config,
             command="rankwise.sweep(...)",
@@ -287,9 +284,15 @@ def sweep(
             notes=notes,
         )
         experiment.check()
-        beginning = now("rankwise.sweep(...)") if place is None else take_up(place) if place.resume else begin(place)
+        beginning = (
+            starting_now("rankwise.sweep(...)")
+            if place is None
+            else resume_run(place)
+            if place.resume
+            else start_run(place)
+        )
         with held_by_thread(model, "a sweep"):
-            results, swept, files = carry_out(experiment, beginning, place, display)
+            results, swept, files = run_experiment(experiment, beginning, place, display)
     return Sweep(results, swept, tuple(files))
 
 
@@ -298,22 +301,18 @@ def check_model(model: nn.Module, *, mend: str = "convert it first: model.float(
 
     Args:
         model: The model.
-        mend: What its user does about half precision on a CPU.
+        mend: What its user does about float16 on a CPU.
 
     Raises:
-        ConfigError: It has no parameters, or is in half precision on a CPU.
+        ConfigError: It has no parameters, or is in float16 on a CPU.
     """
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is None:
         raise ConfigError(f"The {type(model).__name__} has no parameters to adapt.")
     if any(p.is_inference() for p in model.parameters()):
         raise ConfigError("The model was made inside torch.inference_mode(), so it can't be trained; make it outside.")
-    if parameter.device.type == "cpu" and parameter.dtype in (torch.float16, torch.bfloat16):
-        kind = str(parameter.dtype).removeprefix("torch.")
-        raise ConfigError(
-            f"The model is in {kind} on the CPU, where training in half precision is slow and loses small updates; "
-            f"{mend}."
-        )
+    if parameter.device.type == "cpu" and parameter.dtype == torch.float16:
+        raise ConfigError(f"The model is in float16 on the CPU, where float16 is slow and its sums overflow; {mend}.")
 
 
 def _splits(train: Any, validation: Any, test: Any, device: torch.device) -> tuple[Splits, list[str]]:
@@ -329,47 +328,3 @@ def _splits(train: Any, validation: Any, test: Any, device: torch.device) -> tup
         return Splits(rest, parts["validation"], parts["test"]), notes
     own, cut, rotation = pooled(rest, parts["validation"])
     return Splits(own, cut, parts["test"], rotation), notes
-
-
-def _candidates(
-    model: nn.Module,
-    configs: Config | Iterable[Config] | Mapping[str, Config | tuple[Config, Training]],
-    head: tuple[str, ...],
-    training: Training,
-    lrs: tuple[float, ...],
-) -> list[Candidate]:
-    if isinstance(configs, Mapping):
-        named = [(str(name), config) for name, config in configs.items()]
-    else:
-        listed = as_list(configs)
-        named = list(zip(names_of(listed), listed, strict=True))
-    if not named:
-        raise ConfigError("The grid is empty; give at least one rank or LoRAConfig.")
-    return [_candidate(model, name, config, head, training, lrs) for name, config in named]
-
-
-def _candidate(
-    model: nn.Module,
-    name: str,
-    config: Config | tuple[Config, Training],
-    head: tuple[str, ...],
-    training: Training,
-    lrs: tuple[float, ...],
-) -> Candidate:
-    if isinstance(config, tuple):
-        config, training = config
-        lrs = (training.lr,) if training.has_lr else lrs
-    if isinstance(config, str | Path):
-        return candidate_from(model, Path(config), training, lrs, name=name, head=head)
-    lora = config if isinstance(config, LoRAConfig) else LoRAConfig(r=config)
-    by_rank = name == f"r{lora.r}" or name.startswith(f"r{lora.r} ")
-    label = f"r = {lora.r}{', '.join(['', *name.split(' ', 1)[1:]])}" if by_rank else f"{name} (r = {lora.r})"
-    return Candidate(
-        name=name,
-        label=label,
-        method="lora",
-        training=training,
-        lrs=lrs,
-        lora=lora,
-        whole=head,
-    )

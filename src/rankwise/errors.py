@@ -5,6 +5,7 @@ fact with the values received, the rule, and what to do.
 """
 
 import difflib
+import re
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -72,8 +73,12 @@ def flags_named() -> Generator[None]:
         _flags.reset(token)
 
 
-def option(name: str) -> str:
+def option(name: str, flag: str | None = None) -> str:
     """Return what the user calls an option: an argument in Python, a flag on the command line.
+
+    Args:
+        name: The argument.
+        flag: Of the command line, where it isn't called so.
 
     Examples:
         >>> option("batch_size")
@@ -82,4 +87,23 @@ def option(name: str) -> str:
         ...     option("batch_size")
         '--batch-size'
     """
-    return "--" + name.replace("_", "-") if _flags.get() else name
+    return "--" + (flag or name).replace("_", "-") if _flags.get() else name
+
+
+@contextmanager
+def arguments_named() -> Generator[None]:
+    """Have errors that leave this block name arguments of Python where they name flags of the command line.
+
+    Examples:
+        >>> with arguments_named():
+        ...     raise ConfigError("--max-length is 0; leave --max-length out.")
+        Traceback (most recent call last):
+        rankwise.errors.ConfigError: max_length is 0; leave max_length out.
+    """
+    try:
+        yield
+    except RankwiseError as error:
+        if not _flags.get():
+            text = re.sub(r"(?<![\w-])--([a-z][a-z-]*[a-z])", lambda flag: flag[1].replace("-", "_"), str(error))
+            error.args = (text,)
+        raise

@@ -1,9 +1,11 @@
 """Write files whole or not at all."""
 
+import errno
 import hashlib
 import json
 import os
 import signal
+import stat
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -121,6 +123,17 @@ def plain_mode(path: Path) -> None:
         probe.unlink(missing_ok=True)
 
 
+def read_regular(path: Path) -> bytes:
+    """Return a file's content; a pipe or a device, which may never end, is refused.
+
+    Raises:
+        OSError: It can't be read, or is no regular file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return path.read_bytes()
+
+
 def write_checked(path: Path, form: str, content: Any) -> None:
     """Write JSON with its format and a checksum, durably; `read_checked` reads it.
 
@@ -145,7 +158,7 @@ def read_checked(path: Path, form: str) -> Any:
         [1, 2]
     """
     try:
-        whole: Any = json.loads(path.read_bytes())
+        whole: Any = json.loads(read_regular(path))
     except OSError as error:
         raise CheckpointError(
             f"{path} can't be read ({error.strerror}); there is no unfinished run to resume."

@@ -12,6 +12,7 @@ from torch import nn
 from adapted_models import MODELS, mlp, outputs, theirs
 from rankwise.errors import AdapterFileError
 from rankwise.files import load_adapter, read_adapter, save_adapter
+from rounding import alike
 
 # PEFT calls what transformers is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -137,7 +138,15 @@ def test_layers_to_transform(tmp_path):
 
 PATTERNS = [
     *("(a+)+b", "(.*.*)*x", "(x|y+){2,}", ".*.*.*.*.*.*x", "(", "a{999999999999}"),
-    *("(.|.)*x", "(.?){40}x", "(?i)(a|A)*x", "(a|a|b){20}x", "(?=(a*)*)b", "(?:x|(x|x))++y", "((a{0,9}){0,9}){0,9}"),
+    *(
+        "(.|.)*x",
+        "(.?){40}x",
+        "(?i)(aa|Aa)*x",
+        "(aa|aa|b){20}x",
+        "(?=(a*)*)b",
+        "(?:x|(x|x))++y",
+        "((a{0,9}){0,9}){0,9}",
+    ),
 ]
 
 
@@ -222,4 +231,4 @@ def test_a_layer_whose_magnitudes_do_not_fit_stays_the_bases(tmp_path):
     assert {target.name for target in report.adapted} == {"block.up", "block.down", "down"}
     assert 'The magnitudes of "up" have shape (7,)' in report.findings[0]
     x = torch.randn(2, 6)
-    assert torch.equal(model.up(x), mlp().up(x))
+    assert alike(model.up(x), mlp().up(x))

@@ -85,6 +85,23 @@ def test_whole_models_have_autograd_s_gradients() -> None:
             torch.testing.assert_close(state[name], gradient, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("leading", [True, False])
+def test_batches_of_another_length_than_the_example(leading: bool) -> None:
+    torch.manual_seed(0)
+    model = Positions(leading).double()
+    example = torch.randint(20, (4, TOKENS)), torch.randint(3, (4,))
+    members = [Member(name=f"m{i}", whole=WHOLE) for i in range(3)]
+    found: list[list[Tensor]] = []
+    for own in (members, members[:1]):
+        pack = Pack(model, own, loss)
+        with pack.attached(example, training=True):
+            pack.gradients(tuple(t[:, :2].unsqueeze(0) if t.dim() == 2 else t.unsqueeze(0) for t in example))
+        assert not pack.notes
+        found.append(list(pack.store.read(pack.store.grads)["m0"].values()))
+    for ours, alone in zip(*found, strict=True):
+        torch.testing.assert_close(ours, alone, rtol=1e-10, atol=1e-13)
+
+
 class Unbatchable(nn.Module):
     """A model that takes no more than four rows."""
 
@@ -106,6 +123,5 @@ def test_notes_are_in_words_of_rankwise(member: dict[str, object], subject: str)
     with pack.attached(batch, training=True):
         pass
     assert pack.notes == [
-        f"{subject} of this pack train one after another, since the model can't compute the rows of all of them in "
-        "one forward pass."
+        f"{subject} run one after another, since the model can't compute the rows of all of them in one forward pass."
     ]

@@ -35,7 +35,9 @@ def test_the_packs_are_those_that_train():
     swept = stages().run().swept
     assert {name: i for i, pack in enumerate(told.packs) for name in pack.runs} == swept.packs
     assert [dict(pack.configurations) for pack in told.packs] == [{"r1": 4, "r4": 4}, {"full": 2}]
-    assert {told.base_bytes + pack.bytes for pack in told.packs} == {*swept.memory.values()}
+    # What is planned with is the sum of what runs take alone: the most that a pack can take.
+    for pack in told.packs:
+        assert 0 < told.base_bytes + pack.bytes <= swept.memory[pack.runs[0]]
     assert told.runs == len(swept.runs)
 
 

@@ -56,6 +56,8 @@ def test_names_never_leave_the_run_directory(tmp_path: Path) -> None:
         train=(x, x.sum(1, keepdim=True)),
         loss=lambda outputs, batch: (outputs - batch[1]).square().mean(1),
         baseline=False,
+        plan="grid",
+        seeds=1,
         out=tmp_path / "a" / "out",
         progress="quiet",
     )

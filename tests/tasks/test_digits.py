@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from rankwise import disabled, load_adapter, merge
 from rankwise.errors import DataError
-from rankwise.experiment import Place, run_in
+from rankwise.experiment import run_in_directory
 from rankwise.report import validate
+from rankwise.sweeps.location import RunLocation
 from rankwise.tasks.digits import (
     BASELINE_LRS,
     LORA_LRS,
@@ -38,8 +39,8 @@ CPU = torch.device("cpu")
 def run(out: Path, **changed: Any) -> dict[str, Any]:
     given = {"ranks": (1, 4), "seeds": (0, 3), "epochs": 2, "lr": (3e-3,), "baseline_lr": (1e-3,), **changed}
     with progress("quiet") as shown:
-        place = Place(directory=out, config="digits: {}\n", command="rankwise", how_to_resume="rankwise digits")
-        results, _ = run_in(place, partial(make_digits, DigitsOptions(**given)), shown)
+        place = RunLocation(directory=out, config="digits: {}\n", command="rankwise", how_to_resume="rankwise digits")
+        results, _ = run_in_directory(place, partial(make_digits, DigitsOptions(**given)), shown)
     return results
 
 
@@ -145,3 +146,21 @@ def test_pixels_and_labels() -> None:
     with pytest.raises(DataError, match="no image with a label from 5 to 9"):
         only(Split(split.images[1:2], split.labels[1:2]), NEW, CPU)
     assert only(split, OLD, CPU)[1].tolist() == [4]
+
+
+def test_each_seed_can_cut_its_own_validation_images() -> None:
+    """Out of the images 0 to 7999 that show 5 to 9; those of test are never among them."""
+    raw = load_digits_data()
+    problem = make_problem(raw, CPU)
+    new, old = problem.splits["new"], problem.splits["old"]
+    assert old.rotation is None, "the base has one validation set"
+    assert new.rotation is not None
+    images = np.concatenate([raw.train.images, raw.validation.images])
+    labels = np.concatenate([raw.train.labels, raw.validation.labels])
+    expected = only(Split(images, labels), NEW, CPU)
+    assert all(torch.equal(one, other) for one, other in zip(new.rotation.pool, expected, strict=True))
+    assert new.rotation.n_validation == len(new.validation[0]) == (raw.validation.labels >= 5).sum()
+    tested = {pixels.numpy().tobytes() for pixels in new.test[0]}
+    assert not tested & {pixels.numpy().tobytes() for pixels in new.rotation.pool[0]}
+    cuts = [{*new.rotation.cut(seed).validation.tolist()} for seed in range(7)]
+    assert len(set[int]().union(*cuts)) == 7 * new.rotation.n_validation

@@ -76,4 +76,4 @@ def test_the_configuration_is_complete_but_for_the_place() -> None:
     assert config["lr"] == [0.001]
     assert config["batch-size"] == 32
     assert "out" not in config
-    assert DigitsOptions(seeds=(7,)).settings()["seeds"] == "7:7", "not seven seeds"
+    assert DigitsOptions(seeds=(7,)).settings()["seeds"] == [7], "not seven seeds"

@@ -6,11 +6,20 @@ EXIT_OK, EXIT_MISTAKE, EXIT_DIVERGED, EXIT_INTERRUPTED = 0, 2, 3, 130
 
 app = App(
     name="rankwise",
-    help="Find the smallest LoRA that does the job: many ranks trained together over one frozen base.",
+    help=(
+        "Find the smallest LoRA that does the job: many ranks trained together over one frozen base.\n\n"
+        "Start with a demonstration of a few minutes: rankwise digits\n\n"
+        "With your own data: rankwise sweep --model FOLDER_OR_HUB_NAME --task classify --data train.csv\n\n"
+        "Every command explains itself: rankwise sweep --help"
+    ),
     help_flags=["--help", "-h"],
     version_flags=["--version"],
     # Ctrl-C has an exit code and a message of ours.
     suppress_keyboard_interrupt=False,
 )
 
+app.register_install_completion_command(name="--install-completion")
+
+MAIN = Group("Main options", sort_key=0)
+TRAINING = Group("Training", sort_key=4)
 HOW = Group("How it runs", sort_key=10)

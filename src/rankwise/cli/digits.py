@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from rankwise.cli.app import HOW, app
+from rankwise.cli.app import MAIN, TRAINING, app
 from rankwise.cli.training import How, train
 from rankwise.sweeps.deciding import Deciding
 from rankwise.tasks.flags import DECIDING, listed
@@ -22,21 +22,23 @@ if TYPE_CHECKING:
 @app.command
 def digits(
     *,
-    ranks: Annotated[tuple[int, ...] | None, listed(parse_numbers)] = None,
-    seeds: Annotated[tuple[int, ...] | None, listed(parse_seeds)] = None,
-    protocol: str = "right",
-    data: str = "embedded",
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    lr: Annotated[tuple[float, ...] | None, listed(parse_rates)] = None,
-    baseline_lr: Annotated[tuple[float, ...] | None, listed(parse_rates)] = None,
-    alpha: float | None = None,
-    rungs: Annotated[tuple[int, ...] | None, listed(parse_numbers)] = None,
+    ranks: Annotated[tuple[int, ...] | None, listed(parse_numbers), Parameter(group=MAIN)] = None,
+    seeds: Annotated[tuple[int, ...] | None, listed(parse_seeds), Parameter(group=MAIN)] = None,
+    protocol: Annotated[str, Parameter(group=MAIN)] = "right",
+    data: Annotated[str, Parameter(group=MAIN)] = "embedded",
+    epochs: Annotated[int | None, Parameter(group=MAIN)] = None,
+    batch_size: Annotated[int | None, Parameter(group=TRAINING)] = None,
+    lr: Annotated[tuple[float, ...] | None, listed(parse_rates), Parameter(group=MAIN)] = None,
+    baseline_lr: Annotated[tuple[float, ...] | None, listed(parse_rates), Parameter(group=MAIN)] = None,
+    alpha: Annotated[float | None, Parameter(group=MAIN)] = None,
+    rungs: Annotated[tuple[int, ...] | None, listed(parse_numbers), Parameter(group=TRAINING)] = None,
     deciding: Annotated[Deciding | None, Parameter(name="*", group=DECIDING)] = None,
-    device: Annotated[str, Parameter(group=HOW)] = "auto",
+    device: Annotated[str, Parameter(group=MAIN)] = "auto",
     how: How | None = None,
 ) -> int:
     """Train LoRA at several ranks, and full fine-tuning beside them, on handwritten digits.
+
+    Example: rankwise digits --ranks 1,2,4,8 --seeds 3
 
     A small network that knows the digits 0-4 learns 5-9. The answer is the fewest trainable parameters that come
     within the tolerance of full fine-tuning, with a table, two figures and a page.

@@ -36,6 +36,8 @@ def evaluate(
 ) -> int:
     """Hold adapters and their base against a file of examples.
 
+    Example: rankwise evaluate runs/last/adapters/* --data test.csv
+
     Parameters
     ----------
     adapters:

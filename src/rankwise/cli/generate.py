@@ -40,6 +40,8 @@ def generate(
 ) -> int:
     """Let adapters and their base answer prompts, side by side.
 
+    Example: rankwise generate runs/last/adapters/* --prompt "Write a headline:"
+
     Without --prompt and --file prompts are read from the terminal, one a line, until the end of input (Ctrl-D).
 
     Parameters

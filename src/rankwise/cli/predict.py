@@ -39,7 +39,7 @@ def predict(
 ) -> int:
     """Label texts, with probabilities, by one classifier or several side by side.
 
-    Example: rankwise predict runs/train/adapters/r8-s0 --text "How do I locate my card?"
+    Example: rankwise predict runs/last/adapters/r8-lr0.001-s0 --text "How do I locate my card?"
 
     Without --text and --file texts are read from standard input, one a line.
 

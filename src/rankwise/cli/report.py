@@ -10,6 +10,8 @@ from rankwise.cli.training import show
 def report(directory: Path, /) -> int:
     """Draw table, figures and page again from a run's results.json.
 
+    Example: rankwise report runs/last
+
     Parameters
     ----------
     directory:

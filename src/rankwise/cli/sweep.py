@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 def sweep(options: TextOptions, *, how: How | None = None) -> int:
     """Find the smallest adapter that does the job, for a language model and a file of examples.
 
+    Example: rankwise sweep --model sentence-transformers/all-MiniLM-L6-v2 --task classify --data train.csv
+
     Many ranks are trained together over the frozen base, beside full fine-tuning and, for a classifier, its head
     alone. The answer is the fewest trainable parameters that come within the tolerance of the reference, with a table,
     two figures, a page, and every adapter in PEFT's format.

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 def train(options: TrainOptions, *, how: How | None = None) -> int:
     """Train one adapter of a language model on a file of examples.
 
+    Example: rankwise train --model HuggingFaceTB/SmolLM2-135M --task sft --data train.jsonl --rank 8
+
     What it gives is what a sweep gives, with one run: test figures, curve, page, and the adapter in PEFT's format. To
     hold it against full fine-tuning or other settings, run rankwise sweep.
     """

@@ -4,13 +4,15 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK, HOW
+from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK, HOW, MAIN
+from rankwise.cli.places import name_of, new_run, pointed_to
 from rankwise.errors import CheckpointError, ConfigError
 from rankwise.shown import cleaned
 
@@ -19,9 +21,16 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from rankwise.experiment import Experiment, Maker
+    from rankwise.experiment import Experiment, ExperimentFactory
     from rankwise.sweeps.forecast import Forecast
     from rankwise.train.live import Progress
+
+
+NEXT = {
+    "classify": 'rankwise predict {} --text "..."',
+    "sft": 'rankwise generate {} --prompt "..."',
+}
+"""Task -> the command that uses its recommended adapter."""
 
 
 @Parameter(name="*", group=HOW)
@@ -32,9 +41,9 @@ class How:
     Attributes
     ----------
     out:
-        Directory for the results; made if it is not there. [default: runs/ and the command's name]
+        Directory for the results. [default: a new one in runs/, named after day and data; runs/last points to it]
     overwrite:
-        Replace results, or an unfinished run, that lie in --out.
+        Replace results, or an unfinished run, in --out.
     resume:
         Go on with the unfinished run in this directory, with its own options, as if it had never been stopped.
     checkpoint_epochs:
@@ -54,7 +63,7 @@ class How:
         Print the answer as JSON on standard output; everything else goes to standard error.
     """
 
-    out: Path | None = None
+    out: Annotated[Path | None, Parameter(group=MAIN)] = None
     overwrite: Annotated[bool, Parameter(negative="", show_default=False)] = False
     resume: Path | None = None
     checkpoint_epochs: int | None = None
@@ -67,12 +76,10 @@ class How:
     quiet: Annotated[bool, Parameter(negative="", show_default=False)] = False
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False
 
-    def directory(self, command: str) -> Path:
-        """Where the results go."""
-        return self.resume or self.out or Path("runs", command)
 
-
-def train(command: str, settings: dict[str, Any], how: How, make: "Maker", *, foretell: bool = False) -> int:
+def train(
+    command: str, settings: dict[str, Any], how: How, make: "ExperimentFactory", *, foretell: bool = False
+) -> int:
     """Run a command that trains.
 
     Args:
@@ -90,13 +97,14 @@ def train(command: str, settings: dict[str, Any], how: How, make: "Maker", *, fo
     """
     import yaml
 
-    directory = how.directory(command)
+    if how.resume is not None:
+        how = replace(how, resume=pointed_to(how.resume))
     text = yaml.safe_dump({command: settings}, sort_keys=False)
     if how.resume is not None:
         for flag, value in (("--out", how.out), ("--overwrite", how.overwrite or None), ("--config", how.config)):
             if value is not None:
                 raise ConfigError(f"{flag} does not go with --resume, which takes all from {how.resume}; leave it out.")
-        _check_same(command, settings, directory)
+        _check_same(command, settings, how.resume)
         if how.dry_run:
             raise ConfigError("--dry-run does not go with --resume: the run's plan is made; leave one of them out.")
     if how.print_config:
@@ -104,14 +112,22 @@ def train(command: str, settings: dict[str, Any], how: How, make: "Maker", *, fo
         return EXIT_OK
     if how.dry_run:
         return _foretell(how, make)
-    from rankwise.experiment import Place, run_in
+    given = how.resume or how.out
+    with new_run(name_of(command, settings.get("data"))) if given is None else nullcontext(given) as directory:
+        return _train_in(directory, command, text, how, _foretelling(make) if foretell and not how.quiet else make)
+
+
+def _train_in(directory: Path, command: str, config: str, how: How, make: "ExperimentFactory") -> int:
+    from rankwise.experiment import run_in_directory
     from rankwise.sweeps.directory import can_resume
+    from rankwise.sweeps.location import RunLocation
+    from rankwise.sweeps.owned import BEST, holds_results
     from rankwise.train.checkpoints import Every
     from rankwise.train.live import progress
 
-    place = Place(
+    place = RunLocation(
         directory=directory,
-        config=text,
+        config=config,
         command=shlex.join(["rankwise", *sys.argv[1:]]),
         how_to_resume=f"rankwise {command} --resume {shlex.quote(str(directory))}",
         overwrite=how.overwrite,
@@ -120,20 +136,31 @@ def train(command: str, settings: dict[str, Any], how: How, make: "Maker", *, fo
     )
     try:
         with progress("quiet" if how.quiet else "auto") as shown:
-            results, files = run_in(place, _foretelling(make) if foretell and not how.quiet else make, shown)
+            results, files = run_in_directory(place, make, shown)
     except KeyboardInterrupt:
+        if holds_results(directory) and not can_resume(directory):
+            again = f"rankwise report {shlex.quote(str(directory))}"
+            print(
+                f"Interrupted while the report was drawn; the results are in place. Draw it: {again}", file=sys.stderr
+            )
+            return EXIT_INTERRUPTED
         what = f"go on with: {place.how_to_resume}" if can_resume(directory) else "nothing was written."
         print(f"Interrupted before any run had finished; {what}", file=sys.stderr)
         return EXIT_INTERRUPTED
     adapter = (results["answer"] or {}).get("adapter")
-    show(results, [*files, *([directory / adapter] if adapter else [])], as_json=how.json)
+    best = directory / BEST
+    show(
+        results, [*files, *([best if best.is_symlink() else directory / adapter] if adapter else [])], as_json=how.json
+    )
+    if best.is_symlink() and results["task"] in NEXT and not how.json:
+        print(f"Next: {NEXT[results['task']].format(shlex.quote(str(best)))}")
     if not results["complete"]:
         print(f"Interrupted: what had finished is in {directory}; go on with: {place.how_to_resume}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return EXIT_DIVERGED if any(run["status"] == "diverged" for run in results["runs"]) else EXIT_OK
 
 
-def _foretelling(make: "Maker") -> "Maker":
+def _foretelling(make: "ExperimentFactory") -> "ExperimentFactory":
     """Have what makes an experiment say what it will take, too."""
 
     def make_and_tell(progress: "Progress", base: "Mapping[str, Tensor] | None") -> "Experiment":
@@ -153,10 +180,11 @@ def _need(found: "Forecast") -> str:
     from rankwise.report.numbers import duration, mebibytes
 
     peak, base = mebibytes(found.peak_bytes), mebibytes(found.base_bytes)
-    return f"at the most {peak} MiB, the base's {base} included, and about {duration(found.seconds)}"
+    program = f" and the program's {mebibytes(found.program_bytes)}" if found.program_bytes else ""
+    return f"at the most {peak} MiB, the base's {base}{program} included, and about {duration(found.seconds)}"
 
 
-def _foretell(how: How, make: "Maker") -> int:
+def _foretell(how: How, make: "ExperimentFactory") -> int:
     """Print what would be done."""
     from rankwise.sweeps.forecast import foresee
     from rankwise.train.live import progress

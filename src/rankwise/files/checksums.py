@@ -1,22 +1,26 @@
 """Checksums of an adapter file and of the base it belongs to.
 
-Three entries of the tensor file's metadata, beside PEFT's own `"format": "pt"`:
+Entries of the tensor file's metadata, beside PEFT's own `"format": "pt"`:
 
 | entry | over what |
 |---|---|
 | `sha256` | the other entries; names, types, shapes and bytes of the tensors |
 | `sha256_config` | `adapter_config.json` without the white space between its parts |
 | `base` | for each adapted weight of the base its type and 16 hexadecimal digits |
+| `base_others` | the same, and the shape, for all its other parameters and buffers |
+| `buffers` | paths of the buffers that the file holds because training has changed them |
 
-`base` is a sample. Hashing all of a base would cost seconds for every billion numbers, so up to 256 entries of each
-adapted weight, spread evenly, and its shape are hashed. Another base differs in nearly every entry; one that differs
-in a few entries only isn't told apart.
+`base` and `base_others` are samples. Hashing all of a base would cost seconds for every billion numbers, so up to
+256 entries of each tensor, spread evenly, and its shape are hashed. Another base differs in nearly every entry; one
+that differs in a few entries only isn't told apart.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,23 +29,43 @@ from torch import Tensor
 from rankwise.errors import AdapterFileError
 from rankwise.files.findings import Findings
 
-TENSORS, CONFIG, BASE = "sha256", "sha256_config", "base"
+TENSORS, CONFIG, BASE, OTHERS, BUFFERS = "sha256", "sha256_config", "base", "base_others", "buffers"
 SAMPLED = 256
 """Most entries of a base weight that are hashed."""
 
 
-def metadata_of(flat: Mapping[str, Tensor], config: str, base: Mapping[str, Tensor | None]) -> dict[str, str]:
+@dataclass(frozen=True)
+class BaseRecord:
+    """What a file says of the base it was saved over. A tensor that can't be looked at (a quantised one) is None.
+
+    Args:
+        adapted: Path of an adapted layer -> its weight.
+        others: Path of any other parameter or buffer -> its values.
+        buffers: Paths of the buffers that the file holds because training has changed them.
+    """
+
+    adapted: Mapping[str, Tensor | None] = field(default_factory=dict[str, Tensor | None])
+    others: Mapping[str, Tensor | None] = field(default_factory=dict[str, Tensor | None])
+    buffers: Collection[str] = ()
+
+
+def metadata_of(flat: Mapping[str, Tensor], config: str, base: BaseRecord) -> dict[str, str]:
     """Return the metadata of a tensor file.
 
     Args:
         flat: Key -> contiguous tensor on the CPU.
         config: Text of `adapter_config.json`.
-        base: Module path -> weight of the base; empty where it isn't known, None for one that can't be looked at.
+        base: The base, as far as it is known.
     """
     entries = {"format": "pt", CONFIG: _config_checksum(config)}
-    seen = {name: _describe(weight) for name, weight in base.items() if weight is not None}
+    seen = {name: _describe(weight) for name, weight in base.adapted.items() if weight is not None}
+    others = {name: _describe_shaped(tensor) for name, tensor in base.others.items() if tensor is not None}
     if seen:
         entries[BASE] = json.dumps(seen)
+    if others:
+        entries[OTHERS] = json.dumps(others)
+    if base.buffers:
+        entries[BUFFERS] = json.dumps(sorted(base.buffers))
     return {**entries, TENSORS: _tensors_checksum(flat, entries)}
 
 
@@ -72,9 +96,13 @@ def check_config(path: Path, text: str, metadata: Mapping[str, str], findings: F
 
 
 def check_base(
-    path: Path, metadata: Mapping[str, str], base: Mapping[str, Tensor | None], findings: Findings
+    path: Path,
+    metadata: Mapping[str, str],
+    base: BaseRecord,
+    findings: Findings,
+    embeddings: Collection[str] = (),
 ) -> list[str]:
-    """Compare the base's adapted weights with those the adapter was saved over.
+    """Compare the base with the one the adapter was saved over.
 
     A weight of a narrower type than at saving, and one whose type holds no plain numbers (a quantised one), can't be
     compared.
@@ -82,8 +110,9 @@ def check_base(
     Args:
         path: The tensor file, for messages.
         metadata: Its metadata.
-        base: Module path -> weight; None where it can't be looked at.
-        findings: Takes the first weight that differs.
+        base: The model's base.
+        findings: Takes the first tensor that differs.
+        embeddings: Paths of weights that may have another number of rows: the vocabulary may have been enlarged.
 
     Returns:
         What wasn't compared, in words; empty where everything was, or the file has no checksums.
@@ -91,32 +120,82 @@ def check_base(
     Raises:
         AdapterFileError: The checksums themselves are damaged.
     """
-    if BASE not in metadata:
-        return []
+    skipped: Counter[tuple[str, str]] = Counter()
+    adapted = _stored(path, metadata, BASE)
+    if (different := _first_different(adapted, base.adapted, skipped, _describe)) is not None:
+        findings.add(
+            f'The weight of "{different}" isn\'t the one {path} was saved over. Is this another base, another revision '
+            "of it, or one that was trained further or merged since? Load the adapter's own base, or pass "
+            "strict=False if you know that it fits."
+        )
+        return _not_compared(skipped)
+    others = _stored(path, metadata, OTHERS)
+    resized = [
+        name
+        for name in embeddings
+        if name in others and (now := base.others.get(name)) is not None and others[name][2:] != _shape_of(now)
+    ]
+    compared = {name: values for name, values in others.items() if name not in resized and name not in adapted}
+    if (different := _first_different(compared, base.others, skipped, _describe_shaped)) is not None:
+        findings.add(
+            f"\"{different}\" isn't what it was when {path} was saved, and the file doesn't hold it. Is this another "
+            "base, or was a new head, drawn at random, left out of the adapter? Load the adapter's own base and train "
+            "a new head with the adapter (modules_to_save), or pass strict=False if you know that it fits."
+        )
+    return _not_compared(skipped)
+
+
+def _stored(path: Path, metadata: Mapping[str, str], entry: str) -> dict[str, tuple[str, ...]]:
     try:
-        stored = json.loads(metadata[BASE])
-        wanted = {name: tuple(text.split(" ")) for name, text in stored.items()}
+        stored = json.loads(metadata.get(entry, "{}"))
+        return {name: tuple(text.split(" ")) for name, text in stored.items()}
     except (ValueError, AttributeError, RecursionError) as error:
         raise AdapterFileError(f"The checksums of the base in {path} can't be read: {error}.") from error
-    skipped: dict[tuple[str, str], int] = {}
+
+
+def buffers_of(path: Path, metadata: Mapping[str, str]) -> list[str]:
+    """Return the paths of the buffers that a file holds because training had changed them.
+
+    Raises:
+        AdapterFileError: The entry is damaged.
+    """
+    try:
+        found = json.loads(metadata.get(BUFFERS, "[]"))
+        return [str(name) for name in found]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise AdapterFileError(f"The list of buffers in {path} can't be read: {error}.") from error
+
+
+def _first_different(
+    wanted: Mapping[str, tuple[str, ...]],
+    base: Mapping[str, Tensor | None],
+    skipped: Counter[tuple[str, str]],
+    describe: Callable[[Tensor, torch.dtype], str],
+) -> str | None:
     for name, weight in base.items():
         if name not in wanted:
             continue
         dtype = getattr(torch, wanted[name][0], None)
         if weight is None or not isinstance(dtype, torch.dtype) or not _can_be_cast(weight.dtype, dtype):
-            pair = (wanted[name][0], "quantised" if weight is None else _name_of(weight.dtype))
-            skipped[pair] = skipped.get(pair, 0) + 1
-        elif _describe(weight, dtype) != " ".join(wanted[name]):
-            findings.add(
-                f'The weight of "{name}" isn\'t the one {path} was saved over. Is this another base, another revision '
-                "of it, or one that was trained further or merged since? Load the adapter's own base, or pass "
-                "strict=False if you know that it fits."
-            )
-            break
+            skipped[wanted[name][0], "quantised" if weight is None else _name_of(weight.dtype)] += 1
+        elif describe(weight, dtype) != " ".join(wanted[name]):
+            return name
+    return None
+
+
+def _not_compared(skipped: Mapping[tuple[str, str], int]) -> list[str]:
     return [
         f"{count} weights of the base weren't compared: {was} when the adapter was saved, {now} here."
         for (was, now), count in skipped.items()
     ]
+
+
+def _shape_of(tensor: Tensor) -> tuple[str, ...]:
+    return ("x".join(map(str, tensor.shape)),)
+
+
+def _describe_shaped(tensor: Tensor, dtype: torch.dtype | None = None) -> str:
+    return " ".join((_describe(tensor, dtype), *_shape_of(tensor)))
 
 
 def _can_be_cast(own: torch.dtype, to: torch.dtype) -> bool:

@@ -15,6 +15,7 @@ from rankwise.files.layer_tensors import form_of
 from rankwise.files.peft_paths import paths_of_file
 from rankwise.files.peft_targets import PeftTargets
 from rankwise.lora.layer_types import layer_type_of, obstacle
+from rankwise.lora.modules import base_tensors
 from rankwise.lora.targets import ALL_LINEAR, Target
 from rankwise.lora.whole import is_inside
 
@@ -24,7 +25,7 @@ Modules = Sequence[tuple[nn.Module, list[str]]]
 
 def whole_of_file(model: nn.Module, read: AdapterFile, findings: Findings) -> dict[str, Tensor]:
     """Return what the file has in place of the base's parameters; each must be there and have the right shape."""
-    own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    own = base_tensors(model)
     embeddings = embeddings_of(model)
     fitting: dict[str, Tensor] = {}
     for name, tensor in read.parts.whole.items():
@@ -99,6 +100,20 @@ def whole_of_biases(
     return sums
 
 
+def find_not_finite(read: AdapterFile, findings: Findings) -> None:
+    """Find numbers of an adapter that no training should have left: one such value spoils every output."""
+    parts = read.parts
+    tensors = [(path, tensor) for path, pair in parts.pairs.items() for tensor in pair]
+    tensors += [*parts.magnitudes.items(), *parts.tokens.items(), *parts.biases.items()]
+    for path, tensor in tensors:
+        if not bool(torch.isfinite(tensor).all()):
+            findings.add(
+                f'The tensors of "{path}" in {read.path} hold values that are not finite (NaN or infinite): training '
+                "diverged, or the file is damaged. Train it again."
+            )
+            return
+
+
 def find_missing(
     modules: Modules,
     read: AdapterFile,
@@ -165,7 +180,7 @@ def _missing_parameters(modules: Modules, read: AdapterFile) -> Iterator[str]:
 
 def as_here(model: nn.Module, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return what a file has in place of the base's parameters by the paths that these have in the model."""
-    own = {*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers(remove_duplicate=False))}
+    own = base_tensors(model).keys()
     inside = {path: path.replace(f"{BASE_LAYER}.", "") for path in whole}
     return {path if path in own or inside[path] not in own else inside[path]: whole[path] for path in whole}
 

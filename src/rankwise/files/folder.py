@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from rankwise.errors import AdapterFileError, ConfigError, OutputError
-from rankwise.files.checksums import check_config, check_file, metadata_of
+from rankwise.files.checksums import BaseRecord, buffers_of, check_config, check_file, metadata_of
 from rankwise.files.findings import Findings
+from rankwise.files.foreign_keys import Known, as_usual, fields_as_usual
 from rankwise.files.keys import (
     BASE_LAYER,
     LINEAR_KEYS,
@@ -43,6 +44,7 @@ from rankwise.files.peft_config import (
 from rankwise.files.tensor_file import TENSOR_FILE, read_either, write_tensors
 from rankwise.files.tokens import tokens_of_fields
 from rankwise.lora.config import LoRAConfig
+from rankwise.lora.offloaded import gathered
 from rankwise.lora.patterns import pinned
 from rankwise.writing import sort_metadata
 
@@ -56,7 +58,8 @@ def write_adapter(
     magnitudes: Mapping[str, Tensor] | None = None,
     tokens: Mapping[str, tuple[tuple[int, ...], Tensor]] | None = None,
     base_name: str | None = None,
-    base_weights: Mapping[str, Tensor | None] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    base: BaseRecord | None = None,
     model_names: Iterable[str] = (),
     fan_in_fan_out: bool | None = None,
     key_ends: Mapping[str, tuple[str, str]] | None = None,
@@ -74,8 +77,8 @@ def write_adapter(
         magnitudes: Module path -> DoRA's magnitudes, as PEFT shapes them; needed where the configuration is of DoRA.
         tokens: Module path -> tokens whose rows were trained, and these rows.
         base_name: What the base is called; None leaves what the configuration brought along.
-        base_weights: Module path -> weight of the base, for the checksums that tell another base apart;
-            None where it can't be looked at, such as a quantised one.
+        facts: What settings say of the base, where the configuration brought nothing.
+        base: The base, for the checksums that tell another one apart; None where it isn't known.
         model_names: Paths of all modules of the base, where they are known. PEFT takes a listed path for a
             suffix too; where that would reach other modules, the targets are written as one regular expression.
         fan_in_fan_out: PEFT's word for transformers' Conv1D layers; None leaves what the configuration brought along.
@@ -119,11 +122,13 @@ def write_adapter(
     keyed |= {key_of("", name): tensor for name, tensor in (whole or {}).items()}
     # Copies: safetensors refuses tensors that share memory, as slices of a stack do.
     flat = {
-        key: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for key, tensor in keyed.items()
+        key: gathered(tensor.detach()).to("cpu").clone(memory_format=torch.contiguous_format)
+        for key, tensor in keyed.items()
     }
     called = {name: PeftName(name, False, A.shape[0]) for name, (A, _) in tensors.items()} | dict(named or {})
     chosen = {name: rows for name, (rows, _) in (tokens or {}).items()}
     fields = fields_of(config, [called[name] for name in tensors], chosen, model_names)
+    fields |= {field: value for field, value in (facts or {}).items() if fields.get(field) is None}
     if base_name is not None:
         fields["base_model_name_or_path"] = base_name
     if fan_in_fan_out is not None:
@@ -131,7 +136,7 @@ def write_adapter(
     text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
     folder = Path(directory)
     try:
-        _replace_files(folder, text, flat, metadata_of(flat, text, base_weights or {}))
+        _replace_files(folder, text, flat, metadata_of(flat, text, base or BaseRecord()))
     except OSError as error:
         raise OutputError(f"The adapter can't be written to {folder}: {error.strerror or error}.") from error
     return folder
@@ -238,14 +243,14 @@ class AdapterFile:
     metadata: dict[str, str]
 
 
-def read_whole(folder: Path, findings: Findings, allow_pickle: bool, embeddings: Collection[str] = ()) -> AdapterFile:
+def read_whole(folder: Path, findings: Findings, allow_pickle: bool, known: Known | None = None) -> AdapterFile:
     """Read a folder, with all checks that need no model.
 
     Args:
         folder: The folder.
         findings: Takes what can't be used.
         allow_pickle: Whether `adapter_model.bin` may be read.
-        embeddings: Paths of the model's embeddings, where the model is known: PEFT saves them without saying so.
+        known: What is known of the model that it is read for.
 
     Raises:
         AdapterFileError: A file is missing, damaged or of an unsupported kind.
@@ -254,12 +259,27 @@ def read_whole(folder: Path, findings: Findings, allow_pickle: bool, embeddings:
     fields, text = read_fields(where)
     path, flat, metadata = read_either(folder, allow_pickle)
     check_file(path, flat, metadata)
+    _check_finite(path, flat, findings)
     check_config(where, text, metadata, findings)
     check_unknown_fields(where, fields, findings)
-    parts = sorted_parts(path, flat, fields, findings, embeddings)
+    known = known or Known()
+    fields, flat = fields_as_usual(fields, known), as_usual(flat, known)
+    buffers = buffers_of(path, metadata)
+    parts = sorted_parts(path, flat, fields, findings, known.tensors, tuple(known.embeddings), buffers)
     if not parts.pairs:
         raise AdapterFileError(f"{path} holds no tensors of an adapter.")
     return AdapterFile(path, where, fields, parts, metadata)
+
+
+def _check_finite(path: Path, flat: Mapping[str, Tensor], findings: Findings) -> None:
+    """Find a tensor with NaN or infinity, which every output would then have."""
+    for key, tensor in flat.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+            findings.add(
+                f'"{key}" of {path} has values that are not finite (NaN or infinity), and so would every output. Its '
+                "training diverged, or the file is damaged; train again at a lower learning rate."
+            )
+            return
 
 
 def config_of(read: AdapterFile, named: Mapping[str, tuple[str, int]], findings: Findings) -> LoRAConfig:

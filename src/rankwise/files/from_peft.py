@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from rankwise.errors import ConfigError
+from rankwise.files.base_facts import HEADS
 from rankwise.files.findings import Findings
 from rankwise.files.peft_config import (
     CONFIG_FILE,
@@ -58,7 +59,7 @@ def config_from_peft(source: Any, *, strict: bool = True) -> LoRAConfig:
             alpha_pattern={key: float(value) for key, value in _as_ours(fields.get("alpha_pattern")).items()},
             init=_INITS[init],
             scaling=SCALING_OF_RSLORA[bool(fields.get("use_rslora"))],
-            modules_to_save=tuple(fields.get("modules_to_save") or ()),
+            modules_to_save=_saved_of(fields),
             bias=fields.get("bias") or "none",
             variant=VARIANT_OF_DORA[bool(fields.get("use_dora"))],
             trainable_tokens=fields.get("trainable_token_indices") or (),
@@ -110,6 +111,35 @@ def _targets_of(where: object, fields: Mapping[str, Any], parameters: list[str])
     if isinstance(wanted, list) and layers not in (None, []):
         return (PeftTargets(fields), *own)
     return (*as_list(_as_patterns(wanted)), *own)
+
+
+@dataclass(frozen=True)
+class SavedAsInPeft:
+    """The modules that entries of peft's `modules_to_save` mean: those whose path ends in one, also inside a name.
+
+    Args:
+        names: The entries.
+        optional: Whether it is no error if no module is meant.
+    """
+
+    names: tuple[str, ...]
+    optional: bool = False
+
+    def __call__(self, name: str, module: nn.Module) -> bool:
+        """Tell whether this module is meant."""
+        return name.endswith(self.names)
+
+    def __str__(self) -> str:
+        """The entries."""
+        return ", ".join(self.names)
+
+
+def _saved_of(fields: Mapping[str, Any]) -> tuple[SavedAsInPeft, ...]:
+    """Return what `modules_to_save` means, and the heads that peft adds for a task, which a model may lack."""
+    names = tuple(fields.get("modules_to_save") or ())
+    heads = HEADS.get(fields.get("task_type") or "", ())
+    own = tuple(SavedAsInPeft((name,)) for name in names if name not in heads)
+    return (*own, SavedAsInPeft(heads, optional=True)) if heads else own
 
 
 @dataclass(frozen=True)

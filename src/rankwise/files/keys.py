@@ -42,6 +42,10 @@ _CAUSES = {
 """Form of a key that can't be used -> why."""
 
 
+_OF_ADAPTERS = re.compile(r"(^|\.)lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)")
+"""What is in keys of adapters, and in those of a base only by a strange chance."""
+
+
 @dataclass
 class Parts:
     """The tensors of a file, sorted.
@@ -98,7 +102,9 @@ def sorted_parts(
     flat: Mapping[str, Tensor],
     fields: Mapping[str, Any],
     findings: Findings,
+    known: Collection[str] = (),
     embeddings: Collection[str] = (),
+    buffers: Collection[str] = (),
 ) -> Parts:
     """Sort a file's tensors by what they are.
 
@@ -107,7 +113,10 @@ def sorted_parts(
         flat: Key -> tensor.
         fields: The settings, which say what is saved whole.
         findings: Takes what can't be used.
+        known: Paths of the model's own parameters and buffers, where the model is known: one may be called "lora_A", or
+            lie in a module called "base_layer".
         embeddings: Paths of the model's embeddings, where the model is known.
+        buffers: Paths of the buffers that the file holds because training had changed them.
     """
     halves: dict[str, dict[str, Tensor]] = {}
     others: dict[str, str] = {}
@@ -116,6 +125,9 @@ def sorted_parts(
     parts = Parts()
     for key in flat:
         inside = key.removeprefix(f"{PREFIX}.")
+        if inside != key and _in_base(inside, known):
+            others[key] = inside
+            continue
         if inside != key and f".{inside}".endswith(f".{TOKENS_KEY}"):
             parts.tokens[inside.removesuffix(TOKENS_KEY).rstrip(".")] = flat[key]
             continue
@@ -126,7 +138,7 @@ def sorted_parts(
             magnitudes[inside.removesuffix(MAGNITUDE_KEY).rstrip(".")] = flat[key]
             continue
         end = next((end for end in KEY_ENDS if inside == end or inside.endswith(f".{end}")), None)
-        if inside == key or (end is None and "lora_" in key):
+        if inside == key or (end is None and _OF_ADAPTERS.search(key)):
             findings.add(_of_no_use(where, key))
         elif end is None:
             others[key] = inside
@@ -147,12 +159,22 @@ def sorted_parts(
     parts.biases = {name: tensor for name, tensor in biases.items() if name in parts.pairs}
     is_whole = _test_of_whole(fields, {*halves, *parts.tokens}, embeddings)
     for key, inside in others.items():
-        name = _path_of_whole(inside)
-        if not is_whole(name, inside):
+        name = _in_base(inside, known) or _path_of_whole(inside)
+        if inside not in buffers and not is_whole(name, inside):
             findings.add(_of_no_use(where, key))
         elif name:
             parts.whole[name] = flat[key]
     return parts
+
+
+def _in_base(inside: str, known: Collection[str]) -> str:
+    """Return the base's parameter or buffer that a key means, whatever words are in its path; empty for none."""
+    adapted = re.sub(rf"(^|\.){BASE_LAYER}\.([^.]+)$", r"\1\2", inside)
+    return next((path for path in (inside, adapted, re.sub(_WRAPPED, r"\1\2", inside)) if path in known), "")
+
+
+_WRAPPED = rf"(^|\.)(?:{TOKENS_OWNER}\.)?{BASE_LAYER}\.([^.]+)$"
+"""What PEFT puts before a parameter's own name where it has wrapped the module."""
 
 
 def _path_of_whole(inside: str) -> str:
@@ -163,7 +185,7 @@ def _path_of_whole(inside: str) -> str:
     """
     if re.search(r"(^|\.)(original_module|modules_to_save)\.", inside):
         return ""
-    return re.sub(rf"(^|\.)(?:{TOKENS_OWNER}\.)?{BASE_LAYER}\.([^.]+)$", r"\1\2", inside)
+    return re.sub(_WRAPPED, r"\1\2", inside)
 
 
 def _test_of_whole(

@@ -85,7 +85,7 @@ def _read_conv(row: LayerType, layer: Convolution, A: Tensor, B: Tensor) -> tupl
         return A.flatten(1), up
     width = layer.in_channels // groups * math.prod(layer.kernel_size)
     blocks = A.reshape(groups, r // groups, groups, width)
-    own = torch.arange(groups)
+    own = torch.arange(groups, device=A.device)
     diagonal = blocks[own, :, own]
     if blocks.count_nonzero() != diagonal.count_nonzero():
         return A.flatten(1), up

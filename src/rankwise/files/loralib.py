@@ -16,7 +16,7 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import Report, attach, check_new_name
 from rankwise.lora.layer_types.convolution import Convolution
 from rankwise.lora.layer_types.sliced import Slice
-from rankwise.lora.modules import named_once
+from rankwise.lora.modules import base_tensors, named_once
 from rankwise.lora.patterns import pinned
 from rankwise.lora.targets import Target, find_targets
 
@@ -194,12 +194,12 @@ def _of_convolution(where: str, path: str, layer: Convolution, A: Tensor, B: Ten
     if layer.groups == 1 and rank < min(d_out, d_in):
         return torch.block_diag(*[A] * k), B.reshape(d_out, rank)
     delta = (B @ A).view(d_out, d_in)
-    identity = torch.eye(min(d_out, d_in), dtype=A.dtype)
+    identity = torch.eye(min(d_out, d_in), dtype=A.dtype, device=A.device)
     return (delta, identity) if d_out <= d_in else (identity, delta)
 
 
 def _biases_that_fit(where: str, model: nn.Module, biases: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    own = dict(model.named_parameters(remove_duplicate=False))
+    own = base_tensors(model, buffers=False)
     # loralib has a convolution inside its layer, as `conv`.
     plain = {key: re.sub(r"(^|\.)conv\.bias$", r"\1bias", key) for key in biases}
     biases = {plain[key] if key not in own and plain[key] in own else key: it for key, it in biases.items()}

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from rankwise.errors import AdapterError, OutputError
 from rankwise.files.tensor_file import write_tensors
 from rankwise.locking import staging
-from rankwise.lora.inject import without_adapters
+from rankwise.lora.base_state import without_adapters
 from rankwise.lora.merge import MergeReport, merge, unmerge
+from rankwise.lora.modules import unwrapped
 from rankwise.writing import plain_mode
 
 WEIGHTS = "model"
@@ -77,7 +78,7 @@ def save_merged(
 
 def _write(model: nn.Module, folder: Path, max_shard_size: int) -> None:
     state = without_adapters(model)
-    save: Any = getattr(model, "save_pretrained", None)
+    save: Any = getattr(unwrapped(model), "save_pretrained", None)
     # Others of that name (diffusers', the hub's mixin) would write the adapters beside the merged weights.
     if callable(save) and "state_dict" in inspect.signature(save).parameters:
         save(folder, state_dict=state, max_shard_size=max_shard_size)

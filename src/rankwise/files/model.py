@@ -2,31 +2,38 @@
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from rankwise.errors import AdapterFileError
-from rankwise.files.checksums import check_base
+from rankwise.files.base_facts import base_facts
+from rankwise.files.base_record import adapted_weights, other_tensors
+from rankwise.files.checksums import BaseRecord, check_base
 from rankwise.files.embeddings import embeddings_of, embeddings_to_save
 from rankwise.files.findings import Findings
 from rankwise.files.fit import (
     as_here,
     differences_in_peft,
     find_missing,
+    find_not_finite,
     saved_modules_of_file,
     whole_of_biases,
     whole_of_file,
 )
 from rankwise.files.folder import config_of, read_whole, write_adapter
+from rankwise.files.foreign_keys import known_of
 from rankwise.files.peft_config import CONFIG_FILE
 from rankwise.files.placing import Filed, as_filed, magnitudes_of_file, settings_names, targets_of_file, weights_of_file
+from rankwise.files.savable import check_savable
 from rankwise.files.tokens import find_unfiled, tokens_as_filed, tokens_of_fields, tokens_of_file
-from rankwise.lora.adapter import layers_with, lora_of
+from rankwise.lora.adapter import LoRA, layers_with
+from rankwise.lora.buffers import changed_buffers
 from rankwise.lora.collector import collector_paused
 from rankwise.lora.config import LoRAConfig
+from rankwise.lora.foreign import check_attachable
 from rankwise.lora.inject import Report, attach, check_new_name
 from rankwise.lora.modules import named_once
 from rankwise.lora.targets import Target, Targets
@@ -57,6 +64,7 @@ def save_adapter(
     base_name: str | None = None,
     *,
     save_embeddings: bool | None = None,
+    strict: bool = True,
 ) -> Path:
     """Save one adapter of a model as a folder that Rankwise and PEFT read.
 
@@ -71,12 +79,14 @@ def save_adapter(
         save_embeddings: Whether the file holds the input and output embeddings too (models of transformers). None:
             where the vocabulary was enlarged and the adapter doesn't train all new rows, whose values nobody could
             know otherwise. That is seen where the base's config.json lies in a folder or in the hub's cache.
+        strict: Whether it is an error if adapted layers have left the model (a head that was replaced) or if values are
+            not finite; False saves what there is and warns.
 
     Returns:
         The folder.
 
     Raises:
-        AdapterError: The model has no such adapter.
+        AdapterError: The model has no such adapter, or it can't be saved as it was trained; see `strict`.
         OutputError: The folder can't be written.
 
     Examples:
@@ -91,15 +101,22 @@ def save_adapter(
         with_tokens = layers_with(model, name)
         modules = named_once(model)
         config = next(iter(with_tokens.values()))[1].configs[name]
+        whole = whole_tensors(model, name)
+        check_savable(model, name, with_tokens, whole, strict)
         layers = {path: (layer, lora) for path, (layer, lora) in with_tokens.items() if not lora.row_of(name).tokens}
         filed = as_filed(modules, layers, name, config)
         _warn_of_dropout(config, filed)
-        whole = whole_tensors(model, name)
         rows = tokens_as_filed(with_tokens, name, whole)
         chosen = {path: {*lora.row_of(name).tokens} for path, (_, lora) in with_tokens.items()}
         whole |= embeddings_to_save(model, base_name, save_embeddings, chosen, whole)
-        # What the file itself brings need not be the base's.
+        drifted = {path: now for path, (_, now) in changed_buffers(model).items() if path not in whole}
+        whole |= drifted
+        # What the file itself brings need not be the base's, nor rows of tokens that were drawn at random.
         compared = {path: it for path, it in layers.items() if f"{path}.weight" not in whole}
+        adapted = {path: (layer, lora.parameter) for path, (layer, lora) in compared.items()}
+        without = {*whole} - {*drifted} | {*_weight_paths(with_tokens)}
+        if save_embeddings is False:
+            without |= {f"{path}.weight" for path in embeddings_of(model)}
         return write_adapter(
             directory,
             filed.config,
@@ -107,13 +124,19 @@ def save_adapter(
             whole={filed.paths.whole(path, filed.tensors, rows): tensor for path, tensor in whole.items()},
             magnitudes=filed.magnitudes,
             tokens=rows,
-            base_weights=_base_weights({path: (layer, lora.parameter) for path, (layer, lora) in compared.items()}),
+            base=BaseRecord(adapted_weights(adapted), other_tensors(model, without), drifted),
             base_name=base_name,
+            facts=base_facts(model, whole),
             model_names=[paths[0] for _, paths in modules],
             fan_in_fan_out=all(lora.layer_type.name == "Conv1D" for _, lora in layers.values()),
             key_ends=filed.key_ends,
             named=filed.named,
         )
+
+
+def _weight_paths(layers: Mapping[str, tuple[nn.Module, LoRA]]) -> list[str]:
+    """Return the paths of the adapted weights themselves."""
+    return [path if lora.is_parameter else f"{path}.weight".lstrip(".") for path, (_, lora) in layers.items()]
 
 
 def _warn_of_dropout(config: LoRAConfig, filed: Filed) -> None:
@@ -169,6 +192,7 @@ def load_adapter(
     findings = Findings(strict)
     with collector_paused():
         check_new_name(model, name)
+        check_attachable(model)
         fitting = read_for(model, directory, name, findings, allow_pickle, untie)
         targets = Targets(fitting.targets, [])
         report = attach(model, targets, fitting.pairs, fitting.config, name, fitting.whole, fitting.own)
@@ -208,7 +232,8 @@ def read_for(
     folder = Path(directory)
     if not (folder / CONFIG_FILE).exists() and (folder / name / CONFIG_FILE).exists():
         folder = folder / name
-    read = read_whole(folder, findings, allow_pickle, embeddings_of(model))
+    read = read_whole(folder, findings, allow_pickle, known_of(model))
+    find_not_finite(read, findings)
     modules = named_once(model)
     read = replace(read, parts=replace(read.parts, whole=as_here(model, read.parts.whole)))
     weights = weights_of_file(modules, read.fields, read.parts.pairs)
@@ -228,8 +253,12 @@ def read_for(
         whole |= whole_of_biases(targets, paths, read.parts.biases, whole, findings)
     if not targets:
         raise AdapterFileError(f"Nothing of {read.path} fits the model: {findings.listed[0]}")
-    base = _base_weights({target.name: (target.module, target.parameter) for target in targets})
-    notes = check_base(read.path, read.metadata, base, findings)
+    base = BaseRecord(
+        adapted_weights({target.name: (target.module, target.parameter) for target in targets}),
+        other_tensors(model, {*whole, *_weights_of(tokens)}),
+    )
+    embeddings = [f"{path}.weight" for path in embeddings_of(model)]
+    notes = check_base(read.path, read.metadata, base, findings, embeddings)
     for difference in differences_in_peft(read, [*targets, *tokens]):
         warnings.warn(difference, stacklevel=3)
         notes.append(difference)
@@ -240,17 +269,7 @@ def read_for(
     return Fitting(config, targets, {**converted, **of_tokens}, whole, own, notes)
 
 
-def _base_weights(places: Mapping[str, tuple[nn.Module, str]]) -> dict[str, Tensor | None]:
-    """Return the base's weights, also of merged layers; None where they are no plain tensors that can be looked at.
-
-    Args:
-        places: Path -> the module and the name of its weight.
-    """
-    weights: dict[str, Tensor | None] = {}
-    for path, (layer, parameter) in places.items():
-        lora = lora_of(layer, parameter)
-        weight = lora.base_weight if lora is not None and lora.merged else getattr(layer, parameter)
-        # A quantised weight may be a tensor in name only.
-        plain = weight is not None and type(weight) in (Tensor, nn.Parameter) and not weight.is_meta
-        weights[path] = weight if plain else None
-    return weights
+def _weights_of(tokens: Sequence[Target]) -> Iterator[str]:
+    """Yield the paths of weights of which a file has single rows."""
+    for target in tokens:
+        yield from (f"{name}.weight" for name in (target.name, *target.aliases))

@@ -14,6 +14,7 @@ from rankwise.files.findings import Findings
 from rankwise.files.regexes import compiled
 from rankwise.lora.config import BIASES, LoRAConfig
 from rankwise.lora.patterns import as_list, matching_values, pinned
+from rankwise.writing import read_regular
 
 CONFIG_FILE = "adapter_config.json"
 
@@ -243,7 +244,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
             raise AdapterFileError(
                 f"{path} has {path.stat().st_size:,} bytes; no settings need more than {_LARGEST:,}."
             )
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode("utf-8")
         fields = json.loads(text)
     except (FileNotFoundError, NotADirectoryError) as error:
         inside = sorted(str(found.parent) for found in folder.glob(f"*/{path.name}"))

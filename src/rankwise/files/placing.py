@@ -96,7 +96,7 @@ def as_filed(modules: Sequence[Named], layers: Layers, name: str, config: LoRACo
         called = place.name if settings.setdefault(place.name, values) == values else place.path
         settings[called] = values
         filed.named[place.path] = PeftName(called, place.bare, r)
-        for tensor in lora.own(name).values():
+        for tensor in (lora.fetched(key, name) for key in lora.own(name)):
             filed.magnitudes[place.path] = tensor.detach().view(_magnitude_shape(layer, tensor.numel()))
     alphas = {called: alpha for called, (_, alpha) in settings.items()}
     return replace(filed, config=replace(config, alpha_pattern=pinned(alphas, config.alpha)))

@@ -17,6 +17,7 @@ from rankwise.files.keys import TOKENS_KEY, key_of
 from rankwise.files.placing import Layers
 from rankwise.lora.adapter import LoRA
 from rankwise.lora.modules import Named
+from rankwise.lora.offloaded import data_of
 from rankwise.lora.target import Target
 from rankwise.lora.tokens import input_embedding, token_target
 
@@ -39,14 +40,17 @@ def tokens_as_filed(layers: Layers, name: str, whole: Mapping[str, Tensor]) -> d
     for path, (layer, lora) in layers.items():
         tokens = lora.row_of(name).tokens
         if tokens and path in lora.configs[name].trainable_tokens:
-            B = lora.B[name].detach()
+            B = lora.pair(name)[1].detach()
             weight = whole.get(f"{path}.weight", _weight_before(layer, lora))
             filed[path] = tokens, _base_rows(weight, tokens, B) + B.mT
     return filed
 
 
 def _weight_before(layer: nn.Module, lora: LoRA) -> Tensor:
-    return lora.weight(layer) if lora.base_weight is None else lora.base_weight
+    if lora.base_weight is not None:
+        return lora.base_weight
+    weight = lora.weight(layer)
+    return data_of(layer, lora.parameter) if weight.is_meta else weight
 
 
 def _base_rows(weight: Tensor, tokens: Sequence[int], like: Tensor) -> Tensor:
@@ -147,7 +151,8 @@ def tokens_of_file(
                 f"needs {(target.r, target.d_out)} floating-point numbers. Was it trained on another model?"
             )
             continue
-        weight = whole.get(f"{target.name}.weight", getattr(module, "weight"))  # noqa: B009  (any module may be here)
+        weight = whole.get(f"{target.name}.weight")
+        weight = data_of(module, "weight") if weight is None else weight
         wide = torch.promote_types(values.dtype, torch.float32)
         B = (values.to(weight.device, wide) - _base_rows(weight, tokens[path], values.to(weight.device, wide))).mT
         targets.append(target)

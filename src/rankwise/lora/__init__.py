@@ -1,7 +1,8 @@
 """Low-rank adaptation: the method. Start with `maths.py`, which holds the paper's equations."""
 
+from rankwise.lora.base_state import base_state_dict
 from rankwise.lora.config import LoRAConfig
-from rankwise.lora.inject import Report, base_state_dict, eject, inject
+from rankwise.lora.inject import Report, eject, inject
 from rankwise.lora.layer_types import LayerType, register_layer_type
 from rankwise.lora.merge import MergeReport, merge, unmerge
 from rankwise.lora.named import activate, by_row, disabled, rename

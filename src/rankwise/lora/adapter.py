@@ -1,7 +1,6 @@
 """The module that holds A and B: submodule `lora` of an adapted layer."""
 
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,19 +9,16 @@ from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError, suggest
 from rankwise.lora.calls import input_and_rest, laid_out_as
-from rankwise.lora.config import LoRAConfig
 from rankwise.lora.grouped import Group, add_by_row
-from rankwise.lora.layer_types import LayerType
-from rankwise.lora.layer_types.quantised import Before, make_quantised
-from rankwise.lora.modules import Adapter, child_name, named_once
+from rankwise.lora.holding import Holding
+from rankwise.lora.layer_types.quantised import Before, in_eight_bits, make_quantised
+from rankwise.lora.modules import child_name, named_once, submodule
+from rankwise.lora.offloaded import data_of
 from rankwise.lora.readers import Reader, show
 from rankwise.lora.ties import flip
-from rankwise.lora.variants import VARIANTS, Variant, variant_name
-
-NO_ROWS: Mapping[str, LayerType] = MappingProxyType({})
 
 
-class LoRA(Adapter):
+class LoRA(Holding):
     r"""The named adapters of one weight, and the hooks through which the active ones act.
 
     $$h = W_0 x + \sum_{\text{active}} s\,B A x$$
@@ -40,107 +36,24 @@ class LoRA(Adapter):
         parameter: Name of the weight.
     """
 
-    # Defaults of the class, not set by __init__: nn.Module makes every assignment dear, and models have many layers.
-    active: tuple[str, ...] = ()
     disabled: bool = False
-    varied: bool = False
-    """Whether an adapter is of another variant than LoRA itself, or on slices."""
-    rows: Mapping[str, LayerType] = NO_ROWS
-    """Rows of adapters that see the layer in a way of their own."""
-    merged: tuple[str, ...] = ()
-    """Adapters that stand in the layer's weight now; the hook then adds nothing."""
-    base_weight: Tensor | None = None
-    """The weight's bits from before merging."""
-    flipped: tuple[str, ...] = ()
-    """Adapters that belong to a module which has this layer's weight transposed: `pair` turns them round."""
     before: Before | None = None
     """What the layer was before merging gave it a plain weight in place of a quantised one."""
+    acted: tuple[str, ...] | None = None
+    """Adapters that acted in the last forward with gradients; None before the first one."""
     by_row: tuple[Group, ...] = ()
     """Adapters of which each row of the batch has its own; they act instead of the active ones."""
     tied_weight: tuple[nn.Parameter, ...] = ()
     """The weight that the layer shared before it was given a copy."""
     handles: tuple[RemovableHandle, ...] = ()
-    parameter: str = "weight"
-    """Name of the weight in the layer."""
     below: str | None = None
     """Path from the module that reads the weight to the layer; None where the layer is called itself."""
 
-    def __init__(self, layer: nn.Module, layer_type: LayerType, parameter: str = "weight") -> None:
-        super().__init__()
-        self.layer_type = layer_type
-        if parameter != "weight":
-            self.parameter = parameter
-        self.A = nn.ParameterDict()
-        self.B = nn.ParameterDict()
-        self.scale: dict[str, float] = {}
-        self.configs: dict[str, LoRAConfig] = {}
-        if not layer.training:
-            self.eval()
-
-    def add(
-        self,
-        name: str,
-        A: Tensor,
-        B: Tensor,
-        scale: float,
-        config: LoRAConfig,
-        layer: nn.Module,
-        own: Mapping[str, Tensor] | None = None,
-        row: LayerType | None = None,
-    ) -> None:
-        """Take in an adapter: in float32, or float64 over a float64 weight, and on the weight's device.
-
-        Args:
-            name: Its name.
-            A, B: As matrices.
-            scale: s.
-            config: Kept with it.
-            layer: The layer.
-            own: What its variant trains beside A and B; None lets the variant make it.
-            row: How it sees the layer, where that differs from the other adapters' way (slices).
-        """
-        row = row or self.layer_type
-        weight, variant = self.weight(layer), VARIANTS[variant_name(config.variant, row)]
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        # Without numbers there is nothing to train, and DistributedDataParallel would wait for a gradient.
-        self.A[name] = nn.Parameter(A.detach().to(weight.device, dtype), requires_grad=A.numel() > 0)
-        self.B[name] = nn.Parameter(B.detach().to(weight.device, dtype))
-        self.scale[name], self.configs[name] = scale, config
-        if row.partial:
-            self._see_as(name, row)
-        if variant.tensors:
-            if own is None:
-                with torch.no_grad():
-                    own = variant.init(self.layer_type, layer, self.A[name], self.B[name], scale)
-            for key in variant.tensors:
-                self._keep(key, name, nn.Parameter(own[key].detach().to(weight.device, dtype)))
-
-    def _see_as(self, name: str, row: LayerType) -> None:
-        """Let an adapter see the layer in a way of its own."""
-        self.varied, self.rows = True, {**self.rows, name: row}
-
-    def _keep(self, key: str, name: str, tensor: nn.Parameter) -> None:
-        """Take in what an adapter trains beside A and B."""
-        self.varied = True
-        if key not in self._modules:
-            self.add_module(key, nn.ParameterDict())
-        self.get_submodule(key).register_parameter(name, tensor)
-
-    def own(self, name: str) -> dict[str, Any]:
-        """Return what an adapter trains beside A and B."""
-        return {key: self.get_submodule(key)._parameters[name] for key in self.variant_of(name).tensors}
-
-    def row_of(self, name: str) -> LayerType:
-        """Return how an adapter sees the layer."""
-        return self.rows.get(name, self.layer_type)
-
-    def variant_of(self, name: str) -> Variant:
-        """Return what an adapter makes of A and B here."""
-        return VARIANTS[variant_name(self.configs[name].variant, self.row_of(name))]
-
     def delta(self, layer: nn.Module, name: str) -> Tensor:
         """Return what an adapter adds to the weight."""
-        return self.variant_of(name).delta(self.row_of(name), layer, *self.pair(name), self.scale[name], self.own(name))
+        A, B = self.pair(name)
+        own = {key: self.fetched(key, name).to(A.device) for key in self.own(name)}
+        return self.variant_of(name).delta(self.row_of(name), layer, A, B, self.scale[name], own)
 
     @property
     def has_reader(self) -> bool:
@@ -152,60 +65,27 @@ class LoRA(Adapter):
         """Whether merging freed the base's weight."""
         return bool(self.merged) and self.base_weight is None and self.before is None
 
-    @property
-    def is_parameter(self) -> bool:
-        """Whether the weight is a parameter of a module that is no layer of the table."""
-        return self.layer_type.name == "Parameter"
-
-    def weight(self, layer: nn.Module) -> Tensor:
-        """Return the layer's weight, whether it is a parameter or computed (parametrised)."""
-        return getattr(layer, self.parameter)
-
     def hook_on(self, layer: nn.Module, reader: Reader | None) -> None:
         """Register the hooks: on the layer, or on the module that reads its weight. Earlier ones go."""
         self.unhook()
+        load = layer.register_load_state_dict_pre_hook(self.load_base)
         if reader is None:
             # With keyword arguments, because a layer may be called as layer(input=x).
-            self.handles = (layer.register_forward_hook(self.add_update, with_kwargs=True),)
+            self.handles = (layer.register_forward_hook(self.add_update, with_kwargs=True), load)
             return
         self.below = reader.below
         put = reader.module.register_forward_pre_hook(self.put_sum)
         take = reader.module.register_forward_hook(self.take_sum, always_call=True)
-        self.handles = (put, take)
+        self.handles = (put, take, load)
 
     def unhook(self) -> None:
         """Take the hooks away."""
         for handle in self.handles:
             handle.remove()
 
-    def join(self, name: str, other: "LoRA", flipped: bool, row: LayerType) -> None:
-        """Use the adapter of another layer that has this one's weight: its very A and B."""
-        if row.partial:
-            self._see_as(name, row)
-        self.A[name], self.B[name] = other.A[name], other.B[name]
-        self.scale[name], self.configs[name] = other.scale[name], other.configs[name]
-        self.flipped += (name,) if flipped else ()
-        for key, tensor in other.own(name).items():
-            self._keep(key, name, tensor)
-
-    def pair(self, name: str) -> tuple[Tensor, Tensor]:
-        """Return A and B as this layer uses them."""
-        A, B = self.A[name], self.B[name]
-        return flip(A, B) if name in self.flipped else (A, B)
-
-    def remove(self, name: str) -> None:
-        """Forget an adapter."""
-        for key in self.own(name):
-            del self.get_submodule(key)._parameters[name]
-        for kept in (self.A, self.B, self.scale, self.configs):
-            del kept[name]
-        if name in self.rows:
-            self.rows = {other: row for other, row in self.rows.items() if other != name}
-        self.active = tuple(active for active in self.active if active != name)
-        self.flipped = tuple(flipped for flipped in self.flipped if flipped != name)
-
     def add_update(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         """The forward hook: the layer's output plus the updates of the active adapters."""
+        self._check_recomputed()
         if self.disabled or self.merged or not self.active:
             return output
         inputs, rest, named = (args[0], args[1:], kwargs) if args else input_and_rest(kwargs)
@@ -217,9 +97,13 @@ class LoRA(Adapter):
         kept: dict[str, Any] = self._modules
         A_of: dict[str, Tensor] = kept["A"]._parameters
         B_of: dict[str, Tensor] = kept["B"]._parameters
-        base = output
+        base, device = output, inputs.device
         for name in self.active:
-            pair = flip(A_of[name], B_of[name]) if name in self.flipped else (A_of[name], B_of[name])
+            pair = A_of[name], B_of[name]
+            if pair[0].device != device:
+                pair = self.brought(name, device)
+            elif name in self.flipped:
+                pair = flip(*pair)
             varied = self.varied and (name in self.rows or self.configs[name].variant != "lora")
             x, scale = inputs, self.scale[name]
             if not layer_type.reads_indices and x.dtype != pair[0].dtype:
@@ -247,6 +131,21 @@ class LoRA(Adapter):
             output = total if layer_type.linear else laid_out_as(total, output)
         return output
 
+    def _check_recomputed(self) -> None:
+        """Raise where a backward pass runs the layer again (activation checkpoints) and other adapters act by now."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        acting = () if self.disabled else self.active
+        if torch._C._current_graph_task_id() == -1:  # pyright: ignore[reportPrivateUsage]  (no backward pass)
+            if acting != self.acted:
+                self.__dict__["acted"] = acting  # nn.Module makes an assignment dear
+        elif self.acted is not None and acting != self.acted:
+            raise AdapterError(
+                f"The backward pass runs a layer again with the adapters {list(acting)}, which ran with "
+                f"{list(self.acted)} in the forward pass: gradients would be wrong. Call activate, or leave "
+                "`disabled`, after backward."
+            )
+
     def _varied(
         self,
         layer: nn.Module,
@@ -259,26 +158,37 @@ class LoRA(Adapter):
         named: dict[str, Any],
     ) -> Tensor:
         """The negative of what an adapter of another variant adds to the layer's output, without a negative zero."""
+        own = {
+            key: self.fetched(key, name).to(x.device) if tensor.device != x.device else tensor
+            for key, tensor in self.own(name).items()
+        }
         added = self.variant_of(name).forward(
-            self.row_of(name), layer, x, base, A, B, self.scale[name], self.own(name), rest, named
+            self.row_of(name), layer, x, base, A, B, self.scale[name], own, rest, named
         )
         return 0.0 - added
 
     def put_sum(self, reader: nn.Module, args: tuple[Any, ...]) -> None:
         """The pre-hook of a weight that is read without a call: let the reader find W + delta in its place."""
+        self._check_recomputed()
         if self.disabled or self.merged or not self.active:
             return
-        layer = reader.get_submodule(self.below or "")
+        layer = submodule(reader, self.below or "")
         weight = self.weight(layer)
-        total = weight.to(self.A[self.active[0]].dtype)
+        if in_eight_bits(weight):
+            raise AdapterError(
+                f"The weight of a {type(layer).__name__} is stored in 8-bit floats and read without calling the layer; "
+                "W + delta would be rounded to 8 bits. Leave the layer out of the adapter."
+            )
+        values = data_of(layer, self.parameter) if weight.is_meta else weight
+        total = values.to(self.A[self.active[0]].dtype)
         for name in self.active:
             # As in `add_update`: minus the negative, without a negative zero of its own.
-            total = total - (0.0 - self.delta(layer, name))
+            total = total - (0.0 - self.delta(layer, name).to(total.device))
         show(layer, self.parameter, weight, total.to(weight.dtype))
 
     def take_sum(self, reader: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """The hook after it, called also where the forward failed: the parameter is to be seen again."""
-        layer = reader.get_submodule(self.below or "")
+        layer = submodule(reader, self.below or "")
         total = layer.__dict__.pop(self.parameter, None)
         if total is not None:
             show(layer, self.parameter, total, None)
@@ -301,28 +211,6 @@ class LoRA(Adapter):
         """Name the adapters, the active ones, and a state that is not the usual one."""
         state = ", merged" * bool(self.merged) + ", disabled" * self.disabled
         return f"adapters={list(self.scale)}, active={list(self.active)}{state}"
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Keep A and B of an adapter the checkpoint has nothing of: the base's own checkpoint loads strictly."""
-        if self.merged:
-            error_msgs.append(f"{prefix[:-1]} is merged into its layer; call unmerge before load_state_dict.")
-        for name in self.scale:
-            keys = {f"{prefix}A.{name}": self.A[name], f"{prefix}B.{name}": self.B[name]}
-            keys |= {f"{prefix}{key}.{name}": tensor for key, tensor in self.own(name).items()}
-            if not any(key in state_dict for key in keys):
-                state_dict.update(keys)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
 
 
 def lora_of(layer: nn.Module, parameter: str = "weight") -> LoRA | None:

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import AdapterError, TargetError
-from rankwise.lora.adapter import adapted_layers, lora_of
+from rankwise.lora.adapter import lora_of
 from rankwise.lora.config import LoRAConfig
-from rankwise.lora.layer_types.quantised import numbers_in
-from rankwise.lora.modules import child_name
+from rankwise.lora.foreign import check_attachable
+from rankwise.lora.layer_types.quantised import in_eight_bits, numbers_in
+from rankwise.lora.modules import base_tensors, child_name
 from rankwise.lora.report import Report
 from rankwise.lora.targets import Target, Targets
 from rankwise.lora.variants import VARIANTS, variant_name
-from rankwise.lora.whole import check_whole, wholes
+from rankwise.lora.whole import check_whole
 
 
 def check_targets(model: nn.Module, targets: Targets, config: LoRAConfig, whole: Mapping[str, Tensor]) -> None:
@@ -30,6 +31,7 @@ def check_targets(model: nn.Module, targets: Targets, config: LoRAConfig, whole:
         AdapterError: A target has a submodule `lora` of another making; a parameter can't be trained whole.
         TargetError: The variant can't adapt a target.
     """
+    check_attachable(model)
     check_whole(model, whole)
     for target in targets.adapted:
         variant = VARIANTS[variant_name(config.variant, target.layer_type)]
@@ -50,6 +52,11 @@ def check_targets(model: nn.Module, targets: Targets, config: LoRAConfig, whole:
                     f'The weight of "{path}" is computed from other tensors (parametrised) and read without a call, so '
                     "no adapter can act on it. Call torch.nn.utils.parametrize.remove_parametrizations first."
                 )
+            if target.reader is not None and in_eight_bits(getattr(module, parameter)):
+                raise AdapterError(
+                    f'The weight of "{path}" is stored in 8-bit floats and read without calling its layer; W + delta '
+                    "would be rounded to 8 bits. Leave it out, or load the model in bfloat16."
+                )
             if target.layer_type.quantised is not None and (target.reader is not None or len(target.ties) > 0):
                 raise AdapterError(
                     f'The quantised weight of "{path}" is shared, or read otherwise than by the forward of its listed '
@@ -65,11 +72,12 @@ def _places(target: Target) -> Iterator[tuple[str, nn.Module, str]]:
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters of a model that are no adapter's, by name."""
-    others = [lora for _, lora in adapted_layers(model).values()]
-    others += [whole for _, whole in wholes(model).values()]
-    own = {id(parameter) for part in others for parameter in part.parameters()}
-    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in own}
+    """Return the parameters of a model that are no adapter's, each once, by name."""
+    names: dict[nn.Parameter, str] = {}
+    for name, tensor in base_tensors(model, buffers=False).items():
+        if isinstance(tensor, nn.Parameter):
+            names.setdefault(tensor, name)
+    return {name: parameter for parameter, name in names.items()}
 
 
 def forecast(model: nn.Module, targets: Targets, config: LoRAConfig, name: str, whole: Mapping[str, Tensor]) -> Report:
@@ -81,7 +89,7 @@ def forecast(model: nn.Module, targets: Targets, config: LoRAConfig, name: str, 
     check_targets(model, targets, config, whole)
     adapted = [replace(target, extra=_beside(target, config)) for target in targets.adapted]
     numbers = sum(map(numbers_in, base_parameters(model).values()))
-    trained = {path for path, _ in model.named_parameters(remove_duplicate=False)}
+    trained = base_tensors(model, buffers=False)
     counts = {path: tensor.numel() for path, tensor in whole.items() if path in trained and tensor.is_floating_point()}
     return Report(name, adapted, targets.left_out, numbers, counts)
 
@@ -92,6 +100,6 @@ def _beside(target: Target, config: LoRAConfig) -> int:
     if not variant.tensors:
         return 0
     with torch.no_grad():
-        A, B = torch.zeros(1, target.d_in), torch.zeros(target.d_out, 1)
+        A, B = torch.zeros(1, target.d_in, device="cpu"), torch.zeros(target.d_out, 1, device="cpu")
         own = variant.init(target.layer_type, target.module, A, B, 1.0)
     return sum(tensor.numel() for tensor in own.values())

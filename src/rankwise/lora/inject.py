@@ -1,7 +1,6 @@
 """Attach adapters to a model and take them off again."""
 
 import re
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,24 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import AdapterError, TargetError
-from rankwise.lora.adapter import LoRA, adapted_layers, layers_with, lora_of, loras_in
+from rankwise.lora.adapter import LoRA, adapted_layers, layers_with, lora_of
 from rankwise.lora.attachable import base_parameters, check_targets, forecast
+from rankwise.lora.buffers import remember_buffers, restore_buffers
 from rankwise.lora.collector import collector_paused
 from rankwise.lora.config import LoRAConfig
+from rankwise.lora.foreign import check_attachable
+from rankwise.lora.holding import Attached
 from rankwise.lora.inits import initial_adapter
 from rankwise.lora.layer_types import LayerType, layer_type_of
 from rankwise.lora.layer_types.quantised import keep_unpacked, numbers_in
-from rankwise.lora.modules import child_name
+from rankwise.lora.modules import base_tensors, child_name, unwrapped
 from rankwise.lora.moved import count_steps, stop_counting
 from rankwise.lora.patterns import pinned
 from rankwise.lora.reached import move_to_readers, stop_watching, warn_of_missed, watch
 from rankwise.lora.readers import Reader
 from rankwise.lora.report import Report
+from rankwise.lora.statistics import freeze_statistics, thaw_statistics
 from rankwise.lora.targets import LeftOut, Target, Targets, find_targets
 from rankwise.lora.threads import check_free
 from rankwise.lora.uses import Place, places_of, uses_of, with_readers
 from rankwise.lora.whole import (
-    WHOLE_CHILD,
     activate_whole,
     attach_whole,
     initial_whole,
@@ -36,7 +38,6 @@ from rankwise.lora.whole import (
     saved_modules,
     whole_readers,
     whole_tensors,
-    wholes,
 )
 
 _THAWED = "_rankwise_thawed"
@@ -93,6 +94,7 @@ def inject(
     """
     with collector_paused():
         check_new_name(model, name)
+        check_attachable(model)
         targets, config, whole = _with_whole(model, find_targets(model, config, untie=untie), config)
         readers = {} if example is None else whole_readers(model, whole)
         wholly = [Place(owner, path.rpartition(".")[2], host) for path, (owner, host) in readers.items()]
@@ -131,7 +133,7 @@ def _with_whole(
 def initial_pair(target: Target, config: LoRAConfig) -> tuple[Tensor, Tensor]:
     """Draw A and B; each matrix of a stack has its own, one after another. Single rows start as the base's."""
     if target.layer_type.tokens:
-        return torch.zeros(target.r, 0), torch.zeros(target.d_out, target.r)
+        return torch.zeros(target.r, 0, device="cpu"), torch.zeros(target.d_out, target.r, device="cpu")
     pairs = [
         initial_adapter(
             config.init,
@@ -176,11 +178,12 @@ def attach(
     check_free(model)
     check_targets(model, targets, config, whole or {})
     keep_unpacked(model)
+    remember_buffers(model)
     config = _by_name(config, targets.adapted)
     others = [lora for _, lora in adapted_layers(model).values()]
     frozen = _freeze(model)
     for lora in others:
-        lora.active = ()
+        lora.switch(())
     for target in targets.adapted:
         lora = _lora_at(target.module, target.layer_type, target.parameter, target.reader)
         if target.untie:
@@ -196,13 +199,15 @@ def attach(
             None if own is None else own[target.name],
             target.layer_type,
         )
-        lora.active = (name,)
+        lora.switch((name,))
         for tie in target.ties:
             other = _lora_at(tie.module, tie.layer_type, "weight", tie.reader)
             other.join(name, lora, tie.flipped, tie.layer_type)
-            other.active = (name,)
+            other.switch((name,))
     attach_whole(model, name, whole or {}, config)
     activate_whole(model, [name])
+    _enlist(model, name, whole or {})
+    statistics = freeze_statistics(model)
     watch(model)
     count_steps(model, name)
     counts = {path: tensor.numel() for path, tensor in whole_tensors(model, name).items() if tensor.requires_grad}
@@ -211,7 +216,15 @@ def attach(
         for target in targets.adapted
         if (lora := lora_of(target.module, target.parameter)) is not None
     ]
-    return Report(name, adapted, targets.left_out, frozen, counts)
+    return Report(name, adapted, targets.left_out, frozen, counts, statistics)
+
+
+def _enlist(model: nn.Module, name: str, whole: Mapping[str, Tensor]) -> None:
+    """Let every layer of an adapter know all of them, so that one that leaves the model is missed."""
+    layers = layers_with(model, name)
+    attached = Attached(tuple(layers), tuple(whole))
+    for _, lora in layers.values():
+        lora.attached = {**lora.attached, name: attached}
 
 
 def _by_name(config: LoRAConfig, adapted: Sequence[Target]) -> LoRAConfig:
@@ -267,11 +280,11 @@ def _copy_weight(layer: nn.Module) -> nn.Parameter:
 
 def _freeze(model: nn.Module) -> int:
     """Freeze the base, remember on the model what was trainable, and return how many numbers it has."""
-    base = base_parameters(model)
+    base, owner = base_parameters(model), unwrapped(model)
     thawed = [name for name, parameter in base.items() if parameter.requires_grad]
     for name in thawed:
         base[name].requires_grad_(False)
-    setattr(model, _THAWED, (*getattr(model, _THAWED, ()), *thawed))
+    setattr(owner, _THAWED, (*owner.__dict__.get(_THAWED, ()), *thawed))
     return sum(map(numbers_in, base.values()))
 
 
@@ -300,7 +313,7 @@ def eject(model: nn.Module, name: str | None = None) -> None:
     stop_watching(model)
     stop_counting(model)
     layers = adapted_layers(model)
-    if name is None and not layers and not hasattr(model, _THAWED):
+    if name is None and not layers and _THAWED not in unwrapped(model).__dict__:
         raise AdapterError(f"The {type(model).__name__} has no adapter to eject.")
     if name is not None:
         layers = layers_with(model, name)
@@ -319,65 +332,15 @@ def eject(model: nn.Module, name: str | None = None) -> None:
     # Last: merged, a layer's own base may be what an adapter has in its place.
     remove_whole(model, name)
     if not adapted_layers(model):
+        thaw_statistics(model)
+        restore_buffers(model)
         _thaw(model)
 
 
 def _thaw(model: nn.Module) -> None:
     for module in model.modules():
-        for name in module.__dict__.pop(_THAWED, ()):
-            module.get_parameter(name).requires_grad_(True)
-
-
-def base_state_dict(model: nn.Module) -> dict[str, Any]:
-    """Return the base's own checkpoint: `model.state_dict()` as it was before `inject`, even while merged.
-
-    Args:
-        model: A model, injected or not.
-
-    Returns:
-        The base's keys and tensors (those of the model, not copies).
-
-    Raises:
-        AdapterError: Merging freed the base's weights.
-
-    Examples:
-        >>> layer = nn.Linear(2, 2)
-        >>> _ = inject(layer, LoRAConfig(r=1))
-        >>> list(base_state_dict(layer))
-        ['weight', 'bias']
-    """
-    base = without_adapters(model)
-    for names, layer, lora in loras_in(model):
-        if lora.before is not None:
-            raise AdapterError(f'"{names[0]}" is dequantised while its adapter is merged; call unmerge first.')
-        if lora.freed:
-            raise AdapterError(
-                f'The base weight of "{names[0]}" was freed by merge(keep_base=False). '
-                "For the merged weights call eject(model), then model.state_dict()."
-            )
-        if lora.base_weight is not None:
-            weight = lora.base_weight.to(lora.weight(layer).device)
-            base.update({f"{name}.{lora.parameter}".lstrip("."): weight for name in names})
-    for path, (_, whole) in wholes(model).items():
-        if None in whole.before.values():
-            raise AdapterError(f'Parameters of "{path}" were overwritten by merge(keep_base=False).')
-        base.update({f"{path}.{leaf}".lstrip("."): tensor for leaf, tensor in whole.before.items()})
-    return base
-
-
-def without_adapters(model: nn.Module) -> OrderedDict[str, Any]:
-    """Return `model.state_dict()` without the adapters' own keys; the weights are the merged ones where any are."""
-    state = model.state_dict()
-    metadata: dict[str, Any] = getattr(state, "_metadata", {})
-    base = OrderedDict(state)
-    for names, _, lora in loras_in(model):
-        child = child_name(lora.parameter)
-        for prefix in (f"{name}." if name else "" for name in names):
-            for key in [*lora.state_dict(), *lora._modules, ""]:  # pyright: ignore[reportPrivateUsage]
-                base.pop(f"{prefix}{child}.{key}", None)
-                metadata.pop(f"{prefix}{child}.{key}".rstrip("."), None)
-    for kept in (base, metadata):
-        for key in [key for key in kept if WHOLE_CHILD in key]:
-            del kept[key]
-    setattr(base, "_metadata", metadata)  # noqa: B010  (load_state_dict reads it; OrderedDict declares no such attribute)
-    return base
+        thawed = module.__dict__.pop(_THAWED, ())
+        own = base_tensors(module, buffers=False) if thawed else {}
+        for name in thawed:
+            if name in own:  # a layer may have been replaced meanwhile
+                own[name].requires_grad_(True)

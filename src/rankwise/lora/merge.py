@@ -1,6 +1,6 @@
 """Merge the active adapters into the weights, and take them out again exactly."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, adapted_layers, lora_of
-from rankwise.lora.layer_types.quantised import make_plain, plain_weight
+from rankwise.lora.complete import check_complete
+from rankwise.lora.foreign import is_sharded
+from rankwise.lora.layer_types.quantised import in_eight_bits, make_plain, plain_weight
 from rankwise.lora.modules import named_once
 from rankwise.lora.tables import text_table
 from rankwise.lora.threads import check_free
 from rankwise.lora.ties import sharers
-from rankwise.lora.whole import check_mergeable_whole, merge_whole, unmerge_whole
+from rankwise.lora.whole_merge import check_mergeable_whole, merge_whole, unmerge_whole
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,11 @@ def merge(model: nn.Module, *, keep_base: bool = True, dequantize: bool = False)
     References:
         Hu et al., LoRA, 2021, section 4.1 ("No Additional Inference Latency").
     """
+    check_free(model)
     layers = {path: (layer, lora) for path, (layer, lora) in adapted_layers(model).items() if lora.active}
     _check_mergeable(adapted_layers(model), bool(layers))
+    for name in dict.fromkeys(name for _, lora in layers.values() for name in lora.active):
+        check_complete(model, name)
     dtype = _plain_dtype(model)
     if not dequantize:
         _refuse_quantised(layers, dtype)
@@ -127,7 +132,6 @@ def unmerge(model: nn.Module) -> None:
         ()
     """
     check_free(model)
-    check_free(model)
     merged = {path: (layer, lora) for path, (layer, lora) in adapted_layers(model).items() if lora.merged}
     if not merged:
         raise AdapterError("Nothing is merged; unmerge undoes a merge.")
@@ -142,13 +146,24 @@ def unmerge(model: nn.Module) -> None:
     unmerge_whole(model)
 
 
+_IN_THE_WAY: dict[str, Callable[[Tensor], bool]] = {
+    "has no data (it is on the meta device or offloaded): load the whole model on one device": lambda it: it.is_meta,
+    "is sharded over processes: gather it first": is_sharded,
+    "is stored in 8-bit floats, which would round most of delta away: load the base in bfloat16": in_eight_bits,
+}
+"""What stands against writing W + delta, with the way out -> how it is seen."""
+
+
 def _check_mergeable(layers: Mapping[str, tuple[nn.Module, LoRA]], any_active: bool) -> None:
     for path, (layer, lora) in layers.items():
         if lora.merged:
             raise AdapterError(f'"{path}" is merged already; call unmerge first.')
         if lora.disabled:
             raise AdapterError(f'The adapter of "{path}" is disabled; merge outside of `with disabled(...)`.')
-        if not isinstance(lora.weight(layer), nn.Parameter):
+        weight = lora.weight(layer)
+        if reason := next((why for why, holds in _IN_THE_WAY.items() if lora.active and holds(weight)), None):
+            raise AdapterError(f'"{path}" can\'t be merged: its weight {reason}, or use the adapter unmerged.')
+        if not isinstance(weight, nn.Parameter):
             raise AdapterError(
                 f'The weight of "{path}" is computed from other tensors (parametrised), so delta can\'t be added to '
                 "it. Call torch.nn.utils.parametrize.remove_parametrizations first."
@@ -205,7 +220,11 @@ def _wide_delta(layer: nn.Module, lora: LoRA) -> Tensor:
 def _plain_dtype(model: nn.Module) -> torch.dtype | None:
     """Return the type of the model's first weight that isn't quantised; None where there is none."""
     own = {parameter for _, lora in adapted_layers(model).values() for parameter in lora.parameters()}
-    plain = (p for p in model.parameters() if type(p) is nn.Parameter and p.is_floating_point() and p not in own)
+    plain = (
+        p
+        for p in model.parameters()
+        if type(p) is nn.Parameter and p.is_floating_point() and p.itemsize > 1 and p not in own
+    )
     return next((parameter.dtype for parameter in plain), None)
 
 

@@ -1,8 +1,14 @@
-"""The modules of a model, each once, with all its paths; adapters are passed over."""
+"""The modules of a model, each once, with all its paths; adapters are passed over, wrappers looked through.
 
-from collections.abc import Iterator
+A wrapper (torch.compile, activation checkpoints, DistributedDataParallel, FSDP) holds one module and stands in its
+place. Paths leave out what it adds, so an adapter of a wrapped model has the names it has on the plain one.
+"""
 
-from torch import nn
+from collections.abc import Callable, Iterator
+
+from torch import Tensor, nn
+
+from rankwise.lora.offloaded import discards
 
 ADAPTER_CHILD = "lora"
 """Name of the submodule that holds A and B of an adapted layer."""
@@ -10,9 +16,47 @@ ADAPTER_CHILD = "lora"
 Named = tuple[nn.Module, list[str]]
 """A module and all its paths."""
 
+_WRAPPERS = {
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.ActivationWrapper": "_checkpoint_wrapped_module",
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "_fsdp_wrapped_module",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.optim.swa_utils.AveragedModel": "module",
+    "deepspeed.runtime.engine.DeepSpeedEngine": "module",
+    "lightning.fabric.wrappers._FabricModule": "_forward_module",
+    "lightning_fabric.wrappers._FabricModule": "_forward_module",
+}
+"""Full name of a wrapper's class -> the child it wraps."""
+
+WRAPPER_WORDS = frozenset(_WRAPPERS.values()) - {"module"}
+"""What wrappers add to a path; "module" is left out, for it is also a name that models use."""
+
 
 class Adapter(nn.Module):
     """A submodule that belongs to an adapter, not to the base."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Adapter":
+        """Move or cast as any module does, but keep the numbers where `fn` throws them away (`to_empty`, "meta").
+
+        A base gets its numbers from a checkpoint afterwards; an adapter's are nowhere else.
+        """
+        before = [
+            (module, name, p.detach())
+            for module in self.modules()
+            for name, p in module._parameters.items()
+            if p is not None
+        ]
+        super()._apply(fn, recurse)
+        if before and discards(fn):
+            for module, name, values in before:
+                parameter = module._parameters[name]
+                if parameter is None or parameter.is_meta:
+                    required = parameter is None or parameter.requires_grad
+                    module._parameters[name] = nn.Parameter(values, requires_grad=required)
+                elif not values.is_meta:
+                    parameter.data.copy_(values)
+        return self
 
 
 def child_name(parameter: str) -> str:
@@ -25,8 +69,38 @@ def child_name(parameter: str) -> str:
     return ADAPTER_CHILD if parameter == "weight" else f"{ADAPTER_CHILD}_{parameter}"
 
 
+_CHILD_OF: dict[type[nn.Module], str] = {}
+"""Class -> the child it wraps, empty where it is no wrapper; filled as classes are met.
+
+No functools.cache, because compiled code asks it."""
+
+
+def _wrapped_child(cls: type[nn.Module]) -> str:
+    if cls not in _CHILD_OF:
+        names = [f"{ancestor.__module__}.{ancestor.__qualname__}" for ancestor in cls.__mro__]
+        _CHILD_OF[cls] = next((_WRAPPERS[name] for name in names if name in _WRAPPERS), "")
+    return _CHILD_OF[cls]
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module inside all wrappers.
+
+    Examples:
+        >>> layer = nn.Linear(2, 2)
+        >>> unwrapped(nn.DataParallel(layer)) is layer, unwrapped(layer) is layer
+        (True, True)
+    """
+    while child := _wrapped_child(type(module)):
+        inner = module._modules.get(child)  # pyright: ignore[reportPrivateUsage]
+        if inner is None:
+            break
+        module = inner
+    return module
+
+
 def walk(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield every path and its module, a shared module under each of its names; adapters are passed over."""
+    """Yield every path and its module, a shared module under each of its names."""
+    model = unwrapped(model)
     yield name, model
     for child, module in model._modules.items():  # pyright: ignore[reportPrivateUsage]
         if module is not None and not isinstance(module, Adapter):
@@ -39,3 +113,52 @@ def named_once(model: nn.Module) -> list[Named]:
     for name, module in walk(model):
         names.setdefault(module, []).append(name)
     return list(names.items())
+
+
+def submodule(model: nn.Module, path: str) -> nn.Module:
+    """Return the module of a path as `walk` gives it.
+
+    Raises:
+        AttributeError: There is none.
+
+    Examples:
+        >>> model = nn.DataParallel(nn.Sequential(nn.ReLU()))
+        >>> submodule(model, "0")
+        ReLU()
+    """
+    module = unwrapped(model)
+    for piece in filter(None, path.split(".")):
+        child = module._modules.get(piece)  # pyright: ignore[reportPrivateUsage]
+        if child is None:
+            raise AttributeError(f'The {type(model).__name__} has no submodule "{path}".')
+        module = unwrapped(child)
+    return module
+
+
+def path_of_key(model: nn.Module, key: str) -> str:
+    """Return the path of a key of `model.state_dict()`, without what wrappers add.
+
+    Examples:
+        >>> path_of_key(nn.DataParallel(nn.Sequential(nn.Linear(2, 2))), "module.0.weight")
+        '0.weight'
+    """
+    kept: list[str] = []
+    module: nn.Module | None = model
+    for piece in key.split("."):
+        while module is not None and (child := _wrapped_child(type(module))) not in ("", piece):
+            module = module._modules.get(child)  # pyright: ignore[reportPrivateUsage]
+        if module is None or not _wrapped_child(type(module)):
+            kept.append(piece)
+        module = None if module is None else module._modules.get(piece)  # pyright: ignore[reportPrivateUsage]
+    return ".".join(kept)
+
+
+def base_tensors(model: nn.Module, *, buffers: bool = True) -> dict[str, Tensor]:
+    """Return the base's own parameters and buffers under all their paths; those of adapters are passed over."""
+    found: dict[str, Tensor] = {}
+    for path, module in walk(model):
+        for kind in (module._parameters, module._buffers) if buffers else (module._parameters,):  # pyright: ignore[reportPrivateUsage]
+            for leaf, tensor in kind.items():
+                if tensor is not None:
+                    found[f"{path}.{leaf}" if path else leaf] = tensor
+    return found

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.lora.adapter import LoRA, adapted_layers
+from rankwise.lora.complete import check_complete
 
 _STEPS = "_rankwise_steps"
 """Attribute of an injected model until ten steps are seen: the `Steps`."""
@@ -62,6 +63,8 @@ class Steps:
         if torch.compiler.is_compiling() or not (model.training and torch.is_grad_enabled()):
             return
         if not self.forwards:
+            if any(self.name in lora.scale for _, lora in adapted_layers(model).values()):
+                check_complete(model, self.name)
             self.starts = _zeros(model, self.name)
             if len(self.starts) < 2:
                 stop_counting(model)

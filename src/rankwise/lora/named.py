@@ -48,7 +48,7 @@ def activate(model: nn.Module, *names: str) -> None:
     check_one_whole(model, names)
     activate_whole(model, names)
     for _, lora in layers.values():
-        lora.active = tuple(name for name in dict.fromkeys(names) if name in lora.scale)
+        lora.switch(tuple(name for name in dict.fromkeys(names) if name in lora.scale))
 
 
 @contextmanager
@@ -117,6 +117,8 @@ def rename(model: nn.Module, old: str, new: str) -> None:
     for _, whole in wholes(model).values():
         if old in whole.own:
             whole.own[new] = whole.own.pop(old)
+            if old in whole.parked:
+                whole.parked[new] = whole.parked.pop(old)
             whole.active = new if whole.active == old else whole.active
 
 
@@ -129,6 +131,9 @@ def _rename(lora: LoRA, old: str, new: str) -> None:
     lora.scale[new], lora.configs[new] = lora.scale.pop(old), lora.configs.pop(old)
     lora.rows = {new if name == old else name: row for name, row in lora.rows.items()}
     lora.active = tuple(new if name == old else name for name in lora.active)
+    lora.joined = {new if name == old else name: source for name, source in lora.joined.items()}
+    lora.parked = {new if name == old else name: keys for name, keys in lora.parked.items()}
+    lora.attached = {new if name == old else name: it for name, it in lora.attached.items()}
     lora.flipped = tuple(new if name == old else name for name in lora.flipped)
 
 

@@ -11,8 +11,9 @@ from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, loras_in
-from rankwise.lora.modules import named_once
+from rankwise.lora.modules import named_once, submodule, unwrapped
 from rankwise.lora.readers import Reader
+from rankwise.lora.snapshot import Snapshot
 from rankwise.lora.uses import Place, Uses
 from rankwise.lora.whole import Whole, whole_readers, wholes
 
@@ -34,6 +35,7 @@ class Watch:
 
     def __init__(self, model: nn.Module) -> None:
         self.uses: Uses | None = None
+        self.before: Snapshot | None = None
         self.noting = ExitStack()
         self.hooks: list[RemovableHandle] = [
             model.register_forward_pre_hook(self.begin),
@@ -44,16 +46,16 @@ class Watch:
         """Note what happens from here on."""
         if torch.compiler.is_compiling() or self.uses is not None:
             return
-        self.uses = Uses(model, _to_watch(model))
+        self.uses, self.before = Uses(model, _to_watch(model)), Snapshot(model)
         self.noting.enter_context(self.uses.noting())
 
     def end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> object:
         """Move adapters to where weights are read, warn, and watch no longer."""
-        uses = self.uses
+        uses, before = self.uses, self.before
         if torch.compiler.is_compiling() or uses is None:
             return None
         self.noting.close()
-        self.uses = None
+        self.uses = self.before = None
         if output is None:  # it failed, or said nothing
             return None
         stop_watching(model)
@@ -67,6 +69,8 @@ class Watch:
                 "shown; the adapter acts there from now on. Call the model again, with new arguments where the first "
                 "forward may have changed them (a cache)."
             )
+        if before is not None:  # so that statistics and random numbers move on by one forward, not by two
+            before.restore()
         return model(*args, **kwargs)
 
     def remove(self) -> None:
@@ -105,7 +109,7 @@ def move_to_readers(model: nn.Module, uses: Uses) -> list[str]:
 
 def warn_of_missed(model: nn.Module, called: Iterable[nn.Module]) -> None:
     """Warn of the adapted layers that a forward neither called nor read, under none of the names of their weight."""
-    called = {*called, model}
+    called = {*called, unwrapped(model)}
     places = list(_places(model))
     reached = {id(A) for _, lora, place in places if place.reader in called for A in lora.A.values()}
     missed = [path for path, lora, _ in places if not any(id(A) in reached for A in lora.A.values())]
@@ -124,14 +128,14 @@ def _listed(paths: list[str]) -> str:
 def watch(model: nn.Module) -> None:
     """Watch the next forward of a model for adapters that it doesn't reach."""
     stop_watching(model)
-    if any(place.reader is not model for _, _, place in _places(model)):
+    if any(place.reader is not unwrapped(model) for _, _, place in _places(model)):
         setattr(model, _WATCH, Watch(model))
 
 
 def _to_watch(model: nn.Module) -> list[Place]:
     """Return the adapted weights whose adapters don't act all the while the model runs."""
     places = [place for found in (_places(model), _whole_places(model)) for _, _, place in found]
-    return [place for place in places if place.reader is not model]
+    return [place for place in places if place.reader is not unwrapped(model)]
 
 
 def _places(model: nn.Module) -> Iterator[tuple[str, LoRA, Place]]:
@@ -159,7 +163,7 @@ def _reader(model: nn.Module, names: list[str], layer: nn.Module, below: str | N
     if not below:
         return layer
     inner = [name for name in names if name == below or name.endswith(f".{below}")]
-    return model.get_submodule(inner[0].removesuffix(below).removesuffix(".")) if inner else model
+    return submodule(model, inner[0].removesuffix(below).removesuffix(".")) if inner else unwrapped(model)
 
 
 def stop_watching(model: nn.Module) -> None:

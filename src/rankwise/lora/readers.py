@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from rankwise.lora.layer_types import LayerType, called_as_listed, layer_type_of
+from rankwise.lora.layer_types import LayerType, acts_on_output, layer_type_of
 from rankwise.lora.layer_types.parameter import parameter_type
+from rankwise.lora.modules import submodule
 
 _OWNERS: tuple[tuple[type[nn.Module], bool], ...] = (
     (nn.MultiheadAttention, True),
@@ -119,13 +120,13 @@ def reader_of(model: nn.Module, weight: Weight) -> Reader | None:
     own = weight.layer_type is not None and weight.layer_type.name == "Parameter"
     layer = name.rpartition(".")[0] if own else name
     by_row = not own and weight.layer_type is not None
-    if by_row and called_as_listed(weight.module):
+    if by_row and acts_on_output(weight.module):
         return None
     path = layer
     module = weight.module
     while path and not _is_reader(module, by_row, module is weight.module):
         path = path.rpartition(".")[0]
-        module = model.get_submodule(path)
+        module = submodule(model, path)
     return Reader(module, layer.removeprefix(path).removeprefix("."))
 
 

@@ -19,6 +19,7 @@ class Report:
         left_out: Modules with weights that got no adapter, and why.
         base_parameters: Numbers in the frozen base.
         whole: Path -> numbers of each parameter that is trained whole.
+        frozen_statistics: Normalisation layers whose running statistics stay the base's, also in train mode.
     """
 
     adapter: str
@@ -26,6 +27,7 @@ class Report:
     left_out: list[LeftOut]
     base_parameters: int
     whole: Mapping[str, int] = field(default_factory=dict)
+    frozen_statistics: tuple[str, ...] = ()
 
     @property
     def trainable_parameters(self) -> int:
@@ -73,6 +75,12 @@ class Report:
             for target in self.adapted
             if target.reader is not None
         ]
+        if self.frozen_statistics:
+            layers = "layer keeps" if len(self.frozen_statistics) == 1 else "layers keep"
+            lines.append(
+                f"{len(self.frozen_statistics)} normalisation {layers} the base's running statistics in train mode too "
+                f'("{self.frozen_statistics[0]}"); to train them: modules_to_save'
+            )
         by_name = [out.name for out in self.left_out if out.reason == BY_NAME_ONLY]
         if by_name:
             lines.append(f'to adapt what is taken by name only: target_modules=["{ALL_LINEAR}", "{by_name[0]}", ...]')

@@ -3,11 +3,13 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from rankwise.errors import TargetError
 from rankwise.lora.layer_types import LayerType, layer_type_of, obstacle
 from rankwise.lora.modules import Named
+from rankwise.lora.offloaded import data_of
 from rankwise.lora.readers import Reader, Weight, reader_of
 
 
@@ -39,11 +41,26 @@ class Tie:
 def sharers(modules: Iterable[Named]) -> dict[nn.Parameter, list[Named]]:
     """Return the weights that more than one module has, with these modules in the model's order."""
     owners: dict[nn.Parameter, list[Named]] = {}
+    offloaded: dict[tuple[torch.Size, bytes], nn.Parameter] = {}
+    same: dict[nn.Parameter, nn.Parameter] = {}
     for module, names in modules:
-        for parameter in set(module._parameters.values()):  # pyright: ignore[reportPrivateUsage]
-            if parameter is not None and parameter.ndim > 1:
-                owners.setdefault(parameter, []).append((module, names))
-    return {parameter: found for parameter, found in owners.items() if len(found) > 1}
+        for leaf, parameter in module._parameters.items():  # pyright: ignore[reportPrivateUsage]
+            if parameter is None or parameter.ndim < 2:
+                continue
+            if parameter.is_meta and hasattr(module, "_hf_hook"):
+                # accelerate gives every module a parameter of its own; those of one weight still have its numbers.
+                first = offloaded.setdefault(_numbers(data_of(module, leaf)), parameter)
+                parameter, same[parameter] = first, first
+            if (module, names) not in owners.setdefault(parameter, []):
+                owners[parameter].append((module, names))
+    found = {parameter: users for parameter, users in owners.items() if len(users) > 1}
+    return found | {parameter: found[first] for parameter, first in same.items() if first in found}
+
+
+def _numbers(weight: Tensor) -> tuple[torch.Size, bytes]:
+    """Return a weight's shape and 256 of its numbers, spread evenly."""
+    flat = weight.detach().flatten()
+    return weight.shape, flat[:: max(1, flat.numel() // 256)].double().cpu().numpy().tobytes()
 
 
 def flip(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:

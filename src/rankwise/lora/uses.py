@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rankwise.lora.modules import named_once
+from rankwise.lora.modules import named_once, submodule, unwrapped
 from rankwise.lora.readers import Reader
 from rankwise.lora.targets import Targets
 
@@ -55,8 +55,8 @@ class Uses(TorchDispatchMode):
     def __init__(self, model: nn.Module, places: Iterable[Place]) -> None:
         super().__init__()
         self.called: set[nn.Module] = set()
-        self._model = model
-        self._running = [model]
+        self._model = unwrapped(model)
+        self._running = [self._model]
         self._outside: dict[Place, list[nn.Module]] = {}
         self._around: dict[nn.Module, list[nn.Module]] = {}
         self._owners: dict[int, list[Place]] = {}
@@ -131,7 +131,7 @@ class Uses(TorchDispatchMode):
         for path in paths:
             names = path.split(".")
             for n in range(len(names)):
-                below.setdefault(self._model.get_submodule(".".join(names[:n])), ".".join(names[n:]))
+                below.setdefault(submodule(self._model, ".".join(names[:n])), ".".join(names[n:]))
         module = next(module for module in reversed(running) if module in below)
         return Reader(module, below[module])
 

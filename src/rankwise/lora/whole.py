@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError, TargetError
+from rankwise.lora.checkpoint import FREED
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer_types import layer_type_of
-from rankwise.lora.modules import Adapter, named_once
+from rankwise.lora.layer_types.quantised import in_eight_bits
+from rankwise.lora.modules import Adapter, named_once, submodule
+from rankwise.lora.offloaded import data_of
 from rankwise.lora.patterns import Patterns, as_list
 from rankwise.lora.readers import Reader
 from rankwise.lora.targets import Target
@@ -35,13 +38,16 @@ class Own(Adapter):
         self.register_load_state_dict_pre_hook(_keep_own)
 
     def tensors(self) -> dict[str, Any]:
-        """Return them by name."""
-        return {**self._parameters, **self._buffers}
+        """Return them by name, with their numbers where these have been offloaded."""
+        tensors: dict[str, Any] = {**self._parameters, **self._buffers}
+        if any(tensor is not None and tensor.is_meta for tensor in tensors.values()):
+            return {name: data_of(self, name) for name in tensors}
+        return tensors
 
 
 def _keep_own(own: Own, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
     """Keep what a checkpoint of the base alone says nothing of: it loads strictly."""
-    tensors = {f"{prefix}{name}": tensor for name, tensor in own.tensors().items()}
+    tensors = {f"{prefix}{name}": tensor for name, tensor in {**own._parameters, **own._buffers}.items()}  # pyright: ignore[reportPrivateUsage]
     if not any(key in state_dict for key in tensors):
         state_dict.update(tensors)
 
@@ -65,7 +71,10 @@ class Whole(Adapter):
         self.own = nn.ModuleDict()
         self.before: dict[str, Tensor | None] = {}
         """What the base had before merging; None where it was freed."""
+        self.parked: dict[str, tuple[str, ...]] = {}
+        """Adapter that doesn't act -> its parameters that ask for a gradient when it does."""
         self.handles: list[RemovableHandle] = []
+        self.loading: RemovableHandle = layer.register_load_state_dict_pre_hook(self.load_base)
         self.hook_on(Reader(layer, inside))
         if not layer.training:
             self.eval()
@@ -83,7 +92,7 @@ class Whole(Adapter):
 
     def owner(self, layer: nn.Module) -> nn.Module:
         """Return the module whose parameters these are."""
-        return layer.get_submodule(self.inside)
+        return submodule(layer, self.inside)
 
     def tensors(self, name: str) -> dict[str, Any]:
         """Return an adapter's parameters and buffers; looked up at each call, as others may replace them."""
@@ -93,13 +102,57 @@ class Whole(Adapter):
     def put(self, reader: nn.Module, args: tuple[Any, ...]) -> None:
         """Before the forward: let the active adapter's parameters be found first."""
         if self.active and not self.disabled and not self.merged:
-            reader.get_submodule(self.below).__dict__.update(self.tensors(self.active))
+            submodule(reader, self.below).__dict__.update(self.tensors(self.active))
 
     def take(self, reader: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After the forward, also after one that failed: let the base's be found again."""
-        shadowed = reader.get_submodule(self.below).__dict__
+        shadowed = submodule(reader, self.below).__dict__
         for name in self.tensors(self.active):
             shadowed.pop(name, None)
+
+    def switch(self, name: str) -> None:
+        """Let this adapter act; the others' parameters ask for no gradient meanwhile, since none would reach them."""
+        self.active = name
+        for other, own in self.own.items():
+            parameters = own._parameters  # pyright: ignore[reportPrivateUsage]
+            if other == name:
+                for leaf in self.parked.pop(other, ()):
+                    own.get_parameter(leaf).requires_grad_(True)
+            elif other not in self.parked:
+                self.parked[other] = tuple(leaf for leaf, p in parameters.items() if p is not None and p.requires_grad)
+                own.requires_grad_(False)
+
+    def trained(self, name: str) -> list[nn.Parameter]:
+        """Return what of an adapter's is trained, also while it doesn't act."""
+        own = self.own._modules.get(name)  # pyright: ignore[reportPrivateUsage]
+        named = own.named_parameters() if own is not None else ()
+        return [p for leaf, p in named if p.requires_grad or leaf in self.parked.get(name, ())]
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """As of any module; while merged with what the base had, as `rankwise.lora.checkpoint` has it."""
+        state: Any = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+        for leaf, before in self.before.items():
+            state[f"{prefix}base.{leaf}"] = torch.empty(0, device="cpu") if before is None else before.detach().clone()
+        return state
+
+    def load_base(self, layer: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Before the layer loads a checkpoint: of one that was taken while merged it gets what the base had."""
+        begin = f"{prefix}{_child_name(self.inside)}.base."
+        for key in [key for key in state_dict if key.startswith(begin)]:
+            base, path = state_dict.pop(key), joined(f"{prefix}{self.inside}".rstrip("."), key.removeprefix(begin))
+            if base.numel():
+                state_dict[path] = base
+            else:
+                rest[-1].append(FREED.format(path))
+
+    def restore(self, layer: nn.Module) -> None:
+        """Give the base's parameters back after merging, unless they were freed."""
+        owner = self.owner(layer)
+        with torch.no_grad():
+            for leaf, before in self.before.items():
+                if before is not None:
+                    getattr(owner, leaf).copy_(before)
+        self.before, self.merged = {}, ""
 
     def extra_repr(self) -> str:
         """Name the adapters and the active one."""
@@ -109,7 +162,7 @@ class Whole(Adapter):
 def wholes(model: nn.Module) -> dict[str, tuple[nn.Module, Whole]]:
     """Return the layers with parameters of adapters' own, by the path of these parameters' owner."""
     return {
-        _joined(names[0], child.inside): (layer, child)
+        joined(names[0], child.inside): (layer, child)
         for layer, names in named_once(model)
         for child in layer._modules.values()  # pyright: ignore[reportPrivateUsage]  (children() makes each a set)
         if isinstance(child, Whole)
@@ -119,7 +172,7 @@ def wholes(model: nn.Module) -> dict[str, tuple[nn.Module, Whole]]:
 def whole_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
     """Return what an adapter has whole: path of the base's parameter or buffer -> the adapter's."""
     return {
-        _joined(path, leaf): tensor
+        joined(path, leaf): tensor
         for path, (_, whole) in wholes(model).items()
         for leaf, tensor in whole.tensors(name).items()
     }
@@ -127,8 +180,7 @@ def whole_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
 
 def whole_parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
     """Return what of it is trained."""
-    tensors = whole_tensors(model, name).values()
-    return [tensor for tensor in tensors if isinstance(tensor, nn.Parameter) and tensor.requires_grad]
+    return [parameter for _, whole in wholes(model).values() for parameter in whole.trained(name)]
 
 
 # Which
@@ -147,8 +199,10 @@ def saved_modules(model: nn.Module, config: LoRAConfig) -> list[str]:
             patterns.mark(matching)
             if not is_inside(names[0], found):
                 found.append(names[0])
-    if patterns.unused():
-        raise TargetError(f'No module matches modules_to_save "{patterns.unused()[0]}".')
+    # peft names heads that a model of the task may have.
+    unused = [pattern for pattern in patterns.unused() if not getattr(pattern, "optional", False)]
+    if unused:
+        raise TargetError(f'No module matches modules_to_save "{unused[0]}".')
     return found
 
 
@@ -211,7 +265,8 @@ def initial_whole(model: nn.Module, config: LoRAConfig, adapted: Iterable[Target
         for leaf, tensor in {**module._parameters, **module._buffers}.items():  # pyright: ignore[reportPrivateUsage]
             is_bias = leaf == "bias" and (config.bias == "all" or (config.bias == "lora_only" and names[0] in targets))
             if tensor is not None and (is_bias or (saved and is_inside(names[0], saved))):
-                chosen[_joined(names[0], leaf)] = tensor.detach().clone()
+                values = data_of(module, leaf) if tensor.is_meta else tensor
+                chosen[joined(names[0], leaf)] = values.detach().clone()
     return chosen
 
 
@@ -225,10 +280,17 @@ def check_whole(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         AdapterError: One can't, with the reason.
     """
     for path in tensors:
-        owner, host, _ = _places(model, path)
+        owner, host, inside = _places(model, path)
         row = layer_type_of(owner)
         if row is not None and row.quantised is not None and path.endswith("weight"):
             raise AdapterError(f'"{path}" is quantised and can\'t be trained whole; leave it out of modules_to_save.')
+        if in_eight_bits(getattr(owner, path.rpartition(".")[2])):
+            raise AdapterError(f'"{path}" is stored in 8-bit floats and can\'t be trained whole; leave it out.')
+        child = host._modules.get(_child_name(inside))  # pyright: ignore[reportPrivateUsage]
+        if child is not None and not isinstance(child, Whole):
+            raise AdapterError(
+                f'"{path}" can\'t be trained whole: its module has a submodule "{WHOLE_CHILD}" of another making.'
+            )
         if isinstance(host, (*_CONTAINERS, nn.RNNBase)) or path.rpartition(".")[2] in owner.__dict__:
             raise AdapterError(
                 f'"{path}" can\'t be trained whole: a {type(host).__name__} reads it in a way of its own. '
@@ -258,7 +320,8 @@ def attach_whole(model: nn.Module, name: str, tensors: Mapping[str, Tensor], con
         leaf = path.rpartition(".")[2]
         trained = is_inside(path, saved) or (leaf == "bias" and config.bias != "none")
         base: Tensor = getattr(owner, leaf)
-        values = tensor.detach().to(base.device, base.dtype, copy=True)
+        device = torch.device("cpu") if base.is_meta else base.device  # a base whose numbers are offloaded
+        values = tensor.detach().to(device, base.dtype, copy=True)
         if leaf in owner._buffers:  # pyright: ignore[reportPrivateUsage]
             whole.own[name].register_buffer(leaf, values)
         else:
@@ -272,12 +335,12 @@ def _child_name(inside: str) -> str:
 def _places(model: nn.Module, path: str) -> tuple[nn.Module, nn.Module, str]:
     """Return a parameter's owner; the module whose forward reads it; and the owner's path in that."""
     owner_path = path.rpartition(".")[0]
-    owner = model.get_submodule(owner_path)
+    owner = submodule(model, owner_path)
     if type(owner).__name__ != "NonDynamicallyQuantizableLinear":
         return owner, owner, ""
     # An attention reads the weights of its output layer and never calls it.
     above, _, inside = owner_path.rpartition(".")
-    return owner, model.get_submodule(above), inside
+    return owner, submodule(model, above), inside
 
 
 def whole_readers(model: nn.Module, paths: Iterable[str]) -> dict[str, tuple[nn.Module, nn.Module]]:
@@ -313,77 +376,25 @@ def activate_whole(model: nn.Module, names: Iterable[str]) -> None:
     """Put the parameters of these adapters in place; `check_one_whole` has let them pass."""
     names = [*names]
     for _, whole in wholes(model).values():
-        whole.active = next((name for name in names if name in whole.own), "")
+        whole.switch(next((name for name in names if name in whole.own), ""))
 
 
 def remove_whole(model: nn.Module, name: str | None) -> None:
     """Forget an adapter's parameters, or all (then a merged layer gets its own back, unless they were freed)."""
     for layer, whole in wholes(model).values():
         if name is None:
-            _restore(layer, whole)
+            whole.restore(layer)
             whole.own.clear()
         elif name in whole.own:
             del whole.own[name]
+            whole.parked.pop(name, None)
             whole.active = "" if whole.active == name else whole.active
         if not len(whole.own):
-            for handle in whole.handles:
+            for handle in (*whole.handles, whole.loading):
                 handle.remove()
             delattr(layer, _child_name(whole.inside))
 
 
-def check_mergeable_whole(model: nn.Module) -> None:
-    """Raise where layers share a parameter, and the active adapters don't have the same in its place everywhere.
-
-    Raises:
-        AdapterError: As said.
-    """
-    active: dict[str, Tensor] = {}
-    for path, (_, whole) in wholes(model).items():
-        active |= {_joined(path, leaf): tensor for leaf, tensor in whole.tensors(whole.active).items()}
-    names: dict[int, list[str]] = {}
-    for module, paths in named_once(model) if active else ():
-        for leaf, parameter in module._parameters.items():  # pyright: ignore[reportPrivateUsage]
-            names.setdefault(id(parameter), []).append(_joined(paths[0], leaf))
-    names.pop(id(None), None)
-    for shared in names.values():
-        mine = [active[name] for name in shared if name in active]
-        if mine and not (len(mine) == len(shared) and all(torch.equal(mine[0], other) for other in mine)):
-            raise AdapterError(
-                f'"{shared[0]}" and "{shared[1]}" are one parameter, and the adapter has not the same in the place of '
-                "both, so it can't be merged. Give each a parameter of its own first (for a model of transformers: "
-                "tie_word_embeddings=False)."
-            )
-
-
-def merge_whole(model: nn.Module, keep_base: bool) -> None:
-    """Write the active adapters' parameters over the base's; `check_mergeable_whole` has let them pass."""
-    before: dict[int, Tensor] = {}
-    with torch.no_grad():
-        for layer, whole in wholes(model).values():
-            owner = whole.owner(layer)
-            for leaf, tensor in whole.tensors(whole.active).items():
-                base: Tensor = getattr(owner, leaf)
-                if keep_base and id(base) not in before:
-                    before[id(base)] = base.detach().to("cpu", copy=True)
-                whole.before[leaf] = before.get(id(base))
-                base.copy_(tensor)
-            whole.merged = whole.active
-
-
-def unmerge_whole(model: nn.Module) -> None:
-    """Give the base's parameters back."""
-    for layer, whole in wholes(model).values():
-        _restore(layer, whole)
-
-
-def _restore(layer: nn.Module, whole: Whole) -> None:
-    owner = whole.owner(layer)
-    with torch.no_grad():
-        for leaf, before in whole.before.items():
-            if before is not None:
-                getattr(owner, leaf).copy_(before)
-    whole.before, whole.merged = {}, ""
-
-
-def _joined(*parts: str) -> str:
+def joined(*parts: str) -> str:
+    """Return a path of its parts; empty ones are left out."""
     return ".".join(part for part in parts if part)

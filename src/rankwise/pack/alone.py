@@ -9,6 +9,7 @@ Slow and simple. The probe holds the pack against it, and a model whose layers c
 from collections.abc import Callable, Collection
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -37,7 +38,10 @@ class Alone:
         for i, bucket in enumerate(store.buckets):
             first = bucket.members[0]
             # What takes a weight's place has its type; all that is added to one is summed first.
-            stacks = {name: store.stack(i, name, exact=name not in first.whole) for name in first.shapes}
+            wide = {name for name, weight in model.named_parameters() if weight.dtype == torch.float32}
+            stacks = {
+                name: store.stack(i, name, exact=name not in first.whole or name in wide) for name in first.shapes
+            }
             for t in first.targets:
                 stacks[f"{t.name}.A"], stacks[f"{t.name}.B"] = store.low_rank(i, t.name, exact=True)
             for key, stack in stacks.items():

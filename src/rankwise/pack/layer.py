@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from rankwise.lora.layer_types import LayerType, weight_of
 from rankwise.pack.groups import Groups
+from rankwise.pack.half import Halves, half_product, packed_half
 from rankwise.pack.linear import Layer, Segment, factored, own_memory
 from rankwise.pack.noise import Noise
 from rankwise.pack.parts import Part, parts_of
+from rankwise.pack.precision import HALF
 from rankwise.pack.store import Gradient, Store
 
 
@@ -21,13 +23,19 @@ class LinearLayer:
         module: The base's layer; only read.
         row: Its row in `LAYER_TYPES`.
         store: The pack's numbers.
+        halves: Where its products run in bfloat16 (`rankwise.pack.half`), the numbers they share; else None.
     """
 
-    def __init__(self, name: str, module: nn.Module, row: LayerType, store: Store) -> None:
-        self._name, self._store = name, store
+    def __init__(
+        self, name: str, module: nn.Module, row: LayerType, store: Store, halves: Halves | None = None
+    ) -> None:
+        self._name, self._store, self._halves = name, store, halves
         weight = weight_of(module)
         self._transposed = row.transposed
+        self._exact = halves is None and weight.dtype == torch.float32
         self._weight = weight.mT if row.transposed else weight
+        if halves is not None:
+            self._weight = halves.weight(module)
         self._bias: Tensor | None = getattr(module, "bias", None)
         self._parts = parts_of(name, store)
         self._size = len(store)
@@ -46,7 +54,7 @@ class LinearLayer:
         }
 
     def _leaf(self, i: int, key: str) -> tuple[Tensor, Gradient]:
-        return self._store.stack(i, key).detach().requires_grad_(), self._store.gradient(i, key)
+        return self._store.stack(i, key, exact=self._exact).detach().requires_grad_(), self._store.gradient(i, key)
 
     @property
     def leaves(self) -> list[tuple[Tensor, Gradient]]:
@@ -75,19 +83,24 @@ class LinearLayer:
         if noise is not None and drops:
             flat = stacked.reshape(self._size * rows, *x.shape[1:])
             dropped = noise.dropout(f"{self._name}.lora", flat, self._dropout).reshape(stacked.shape)
+        # The halves of one x serve all layers that read it; what is made of it here serves this one.
+        same = self._halves is not None and x.shape[0] == stacked.shape[0] * rows
+        half = self._halves.of(x).reshape(stacked.shape) if self._halves is not None and same else None
         if self._any_whole:
-            pieces = [self._run_part(part, stacked, dropped) for part in self._parts]
+            pieces = [self._run_part(part, stacked, dropped, half) for part in self._parts]
             y = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         else:
-            y = self._run(stacked, dropped, groups if shared else None)
+            y = self._run(stacked, dropped, groups if shared else None, half)
         return own_memory(y, (self._size * rows, *x.shape[1:-1], y.shape[-1]))
 
-    def _run(self, x: Tensor, dropped: Tensor | None, groups: Groups | None) -> Tensor:
+    def _run(self, x: Tensor, dropped: Tensor | None, groups: Groups | None, half: Tensor | None) -> Tensor:
         """All adapters at once."""
         layer = self._layers.get(groups)
         if layer is None:
             segments = [self._segment(part, groups) for part in self._parts if part.adapts]
             layer = self._layers[groups] = Layer(self._weight, self._bias, self._size, segments, groups)
+        if self._halves is not None:
+            return self._half_factored(x, dropped, layer, half)
         if dropped is None and groups is None:
             rows = x.shape[1]
             if rows not in self._cheapest:
@@ -97,26 +110,43 @@ class LinearLayer:
                 return way(self._store.anchor, x, layer)
         return factored(self._store.anchor, x, dropped, layer)
 
-    def _run_part(self, part: Part, x: Tensor, dropped: Tensor | None) -> Tensor:
+    def _half_factored(self, x: Tensor, dropped: Tensor | None, layer: Layer, half: Tensor | None) -> Tensor:
+        half = x.detach().to(HALF) if half is None else half
+        return packed_half(
+            self._store.anchor, x, dropped, half, None if dropped is None else dropped.detach().to(HALF), layer
+        )
+
+    def _run_part(self, part: Part, x: Tensor, dropped: Tensor | None, half: Tensor | None) -> Tensor:
         """One bucket's adapters, where some bucket trains the layer whole."""
         own = x[part.start : part.stop]
+        if half is not None:
+            half = half[part.start : part.stop]
         if part.whole:
             weight, bias = (
                 self._whole[part.i, f"{self._name}.weight"][0],
                 self._whole.get((part.i, f"{self._name}.bias")),
             )
             weight = weight if self._transposed else weight.mT
+            if weight.dtype != own.dtype:
+                # The leaves are in bfloat16, over float32 in the store; autograd runs the products back in bfloat16.
+                product = (own.to(weight.dtype) @ weight).float()
+                return product if bias is None else product + bias[0].unsqueeze(1)
             return own @ weight if bias is None else torch.baddbmm(bias[0].unsqueeze(1), own, weight)
+        if not part.adapts and self._halves is not None:
+            return half_product(own, own.detach().to(HALF) if half is None else half, self._weight, self._bias)
         if not part.adapts:
             return nn.functional.linear(own, self._weight, self._bias)
         layer = self._layers.get(part)
         if layer is None:
             segments = [self._segment(part, None, part.start)]
             layer = self._layers[part] = Layer(self._weight, self._bias, part.stop - part.start, segments)
-        return factored(self._store.anchor, own, None if dropped is None else dropped[part.start : part.stop], layer)
+        dropped = None if dropped is None else dropped[part.start : part.stop]
+        if self._halves is not None:
+            return self._half_factored(own, dropped, layer, half)
+        return factored(self._store.anchor, own, dropped, layer)
 
     def _segment(self, part: Part, groups: Groups | None, first: int = 0) -> Segment:
-        A, B = self._store.low_rank(part.i, self._name)
+        A, B = self._store.low_rank(part.i, self._name, exact=self._exact)
         A_grad, B_grad = (self._store.gradient(part.i, f"{self._name}.{letter}") for letter in "AB")
         runs = None if groups is None else groups.runs(part.start, part.stop)
         return Segment(part.start - first, part.stop - first, A, B, A_grad, B_grad, runs)

@@ -8,14 +8,18 @@ from rankwise.lora.layer_types import layer_type_of
 from rankwise.pack.forwards import Forward
 from rankwise.pack.general import GeneralLayer
 from rankwise.pack.groups import Groups
+from rankwise.pack.half import Halves
 from rankwise.pack.layer import LinearLayer
 from rankwise.pack.noise import Noise
+from rankwise.pack.precision import rounds
 from rankwise.pack.store import Store
 
 PackedLayer = LinearLayer | GeneralLayer
 
 
-def packed_layer(name: str, module: nn.Module, store: Store, forward: Forward) -> PackedLayer:
+def packed_layer(
+    name: str, module: nn.Module, store: Store, forward: Forward, halves: Halves | None = None
+) -> PackedLayer:
     """The layer as it runs in a pack: in batched products of its own where it only multiplies by its weight.
 
     Args:
@@ -23,6 +27,7 @@ def packed_layer(name: str, module: nn.Module, store: Store, forward: Forward) -
         module: The base's layer.
         store: The pack's numbers.
         forward: The layer's own forward.
+        halves: Where products run in bfloat16, the numbers they share; else None.
     """
     row = layer_type_of(module)
     calls: Any = type(module).forward
@@ -30,7 +35,7 @@ def packed_layer(name: str, module: nn.Module, store: Store, forward: Forward) -
     varied = any(bucket.variant(name).tensors or bucket.row(name).partial for bucket in adapting)
     plain = row is not None and row.linear and row.quantised is None and not varied
     if row is not None and plain and (calls is nn.Linear.forward or row.transposed):
-        return LinearLayer(name, module, row, store)
+        return LinearLayer(name, module, row, store, halves if rounds(module) else None)
     return GeneralLayer(name, module, row, store, forward)
 
 

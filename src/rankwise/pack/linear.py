@@ -141,7 +141,7 @@ class PackedLinear(torch.autograd.Function):
         x_T = x_update.mT
         zs: list[Tensor] = []
         for segment in layer.segments:
-            z = _on_inputs(segment.A, x_T, segment)
+            z = on_inputs(segment.A, x_T, segment)
             y[segment.start : segment.stop].baddbmm_(z.mT, segment.B.mT)
             zs.append(z)
         ctx.layer = layer
@@ -234,7 +234,7 @@ class PackedDense(torch.autograd.Function):
         return None, dx, None
 
 
-def _on_inputs(left: Tensor, x_T: Tensor, segment: Segment) -> Tensor:
+def on_inputs(left: Tensor, x_T: Tensor, segment: Segment) -> Tensor:
     """left_k @ x_k^T for every adapter k of a segment, without copying a batch that several of them read."""
     if segment.runs is None:
         return torch.bmm(left, x_T[segment.start : segment.stop])

@@ -189,7 +189,7 @@ class PerAdapter:
         with torch.no_grad():
             got = self._function(outputs[0], _of_one(batch, groups.batch_of[0]))
         rows = outputs.shape[1]
-        values: Sequence[Tensor] = got if isinstance(got, tuple) else (got,)
+        values: tuple[Tensor, ...] = tuple(got) if isinstance(got, tuple) else (got,)
         if len(values) > 2 or not all(
             isinstance(v, Tensor) and tuple(v.shape) in ((), (rows,)) and v.dim() == values[0].dim()  # pyright: ignore[reportUnnecessaryIsInstance]
             for v in values

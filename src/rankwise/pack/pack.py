@@ -15,6 +15,7 @@ from rankwise.errors import PackError
 from rankwise.pack.batches import Batch, lazily, tensors_of
 from rankwise.pack.clipping import clip_gradients
 from rankwise.pack.groups import Groups
+from rankwise.pack.half import Halves
 from rankwise.pack.loss_scale import LossScale
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
@@ -56,6 +57,7 @@ class Pack:
         loss: loss(outputs, batch) of ONE adapter: a scalar, or one value a row.
         states: Tensors to start from, by member name; others start from their initialisation.
         call: How the model is run on a batch.
+        precision: One of `rankwise.pack.precision.PRECISIONS`.
 
     Raises:
         PackError: Two members have one name, members have different optimisers, or a layer can't be packed.
@@ -70,6 +72,7 @@ class Pack:
         *,
         states: Mapping[str, State] | None = None,
         call: Callable[[nn.Module, Batch], Tensor] = call_model,
+        precision: str = "float32",
     ) -> None:
         names = [member.name for member in members]
         if not members or len(set(names)) != len(names):
@@ -91,13 +94,14 @@ class Pack:
             by_key.setdefault(resolved.bucket_key(), []).append(resolved)
         # Sorted by seed, so that adapters which read one batch lie side by side.
         groups = [sorted(group, key=lambda m: seeds.index(m.member.seed)) for group in by_key.values()]
-        self.store = Store(groups, model, states or {}, self.device, computes_in)
+        half = precision == "bf16"
+        self.store = Store(groups, model, states or {}, self.device, computes_in, half=half)
         self.dtype = self.store.theta.dtype
         """The type of what is trained."""
         scaled = any(p.dtype == torch.float16 for p in parameters)
         self._loss_scale = LossScale(len(self), self.device) if scaled else None
         self._optimiser = OPTIMISERS[optimisers.pop()](self.store)
-        self._running = Running(model, self.store, call)
+        self._running = Running(model, self.store, call, Halves() if half else None)
         self._prepare()
         self.steps = 0
         self.step_rows = 1

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from rankwise.errors import PackError
 from rankwise.lora.inject import initial_pair
 from rankwise.lora.layer_types import layer_type_of
+from rankwise.lora.layer_types.quantised import in_eight_bits
+from rankwise.lora.modules import base_tensors, submodule
 from rankwise.lora.targets import Target, find_targets
 from rankwise.lora.variants import VARIANTS, variant_name
 from rankwise.pack.member import Member
@@ -67,7 +69,7 @@ class Resolved:
                 like = A.to(next(model.parameters()).device)
                 own = variant.init(t.layer_type, t.module, like, B.to(like.device), t.scale)
                 state |= {f"{t.name}.{key}": tensor for key, tensor in own.items()}
-        parameters = dict(model.named_parameters(remove_duplicate=False))
+        parameters = base_tensors(model, buffers=False)
         for name in self.whole:
             state[name] = parameters[name].detach().clone()
         return state
@@ -93,14 +95,16 @@ def resolve(model: nn.Module, member: Member) -> Resolved:
         )
     found = [] if member.lora is None else find_targets(model, member.lora).adapted
     targets = tuple(t for t in found if t.name not in member.whole)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    if narrow := next((t.name for t in targets if in_eight_bits(getattr(t.module, t.parameter))), None):
+        raise PackError(f'"{narrow}" is stored in 8-bit floats, which packs can\'t compute with; load it in bfloat16.')
+    parameters = base_tensors(model, buffers=False)
     whole = tuple(
         f"{module}.{name}" if module else name
         for module in member.whole
-        for name, _ in model.get_submodule(module).named_parameters(recurse=False)
+        for name, _ in submodule(model, module).named_parameters(recurse=False)
     )
     for module in member.whole:
-        row = layer_type_of(model.get_submodule(module))
+        row = layer_type_of(submodule(model, module))
         if row is not None and row.quantised is not None:
             raise PackError(f'"{module}" is quantised, so "{member.name}" can\'t train it whole. Adapt it instead.')
     shapes = {name: tuple(parameters[name].shape) for name in whole}

@@ -14,16 +14,18 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from rankwise.errors import PackError
 from rankwise.lora.layer_types.quantised import keep_unpacked
+from rankwise.lora.modules import submodule
 from rankwise.pack.alone import Alone
 from rankwise.pack.batches import Batch, lazily, rows_of, stacked, tensors_of
 from rankwise.pack.forwards import Forward, replaced_forwards
 from rankwise.pack.groups import Groups
+from rankwise.pack.half import Halves, halved
 from rankwise.pack.layers import PackedLayer, called_without_rows, packed_layer
 from rankwise.pack.noise import Draws, Noise, answered
 from rankwise.pack.probe import coarsest, refuse_mixed_rows, same
 from rankwise.pack.resolved import Resolved
 from rankwise.pack.store import Store
-from rankwise.pack.trace import DOOR, Branch, Trace, find_branch, find_without_rows, trace
+from rankwise.pack.trace import DOOR, Branch, Trace, find_branch, find_without_rows, has_no_rows, trace
 
 Call = Callable[[nn.Module, Batch], Tensor]
 """How a model is run on a batch."""
@@ -44,10 +46,11 @@ class Running:
         model: The base. It is as before whenever the pack is not attached.
         store: The pack's numbers.
         call: How the model is run on a batch.
+        halves: Where linear layers compute in bfloat16, the numbers they share; else None.
     """
 
-    def __init__(self, model: nn.Module, store: Store, call: Call) -> None:
-        self._model, self._store, self._call = model, store, call
+    def __init__(self, model: nn.Module, store: Store, call: Call, halves: Halves | None = None) -> None:
+        self._model, self._store, self._call, self._halves = model, store, call, halves
         self._noise = Noise()
         self._noisy: list[str] = []
         self._looked_in_training = False
@@ -67,18 +70,22 @@ class Running:
         self._uncallable = next((name for name, t in targets.items() if t.reader is not None or t.ties), None)
         names = [name for name, t in targets.items() if t.reader is None]
         whole = [name.rpartition(".")[0] for m in members for name in m.whole]
-        self._modules = {name: self._model.get_submodule(name) for name in (*names, *whole)}
+        self._modules = {name: submodule(self._model, name) for name in (*names, *whole)}
         for name, module in self._modules.items():
             # Kept from the start: while the pack is attached, `module.forward` is the pack's own.
             self._forwards.setdefault(name, module.forward)
-        self._layers = {
-            name: packed_layer(name, module, self._store, self._forwards[name])
-            for name, module in self._modules.items()
-        }
+        self._layers = self._made(self._halves)
         if self._alone is not None:
             self._alone = Alone(self._model, self._store, self._call)
         if self._branch is not None and self._branch.inside and self._branch.name not in self._modules:
             self._branch = None  # the rows parted in a layer that nothing adapts any more
+
+    def _made(self, halves: Halves | None) -> dict[str, PackedLayer]:
+        """The layers as they run in the pack, in bfloat16 or in the type of their weights."""
+        return {
+            name: packed_layer(name, module, self._store, self._forwards[name], halves)
+            for name, module in self._modules.items()
+        }
 
     def _members(self) -> list[Resolved]:
         return [member for bucket in self._store.buckets for member in bucket.members]
@@ -124,6 +131,8 @@ class Running:
                 stack.enter_context(replaced_forwards(self._modules, self._packed))
                 blocks = {name: self._model.get_submodule(name) for name in branch.blocks}
                 stack.enter_context(replaced_forwards(blocks, self._parting))
+                if self._halves is not None:
+                    stack.enter_context(halved(self._model, self._modules, self._halves))
             noisy = {name: self._model.get_submodule(name) for name in self._noisy} if training else {}
             stack.enter_context(replaced_forwards(noisy, answered(self._noise)))
             yield
@@ -136,8 +145,7 @@ class Running:
         def call(x: Tensor, *rest: Any, **named: Any) -> Tensor:
             # Looked up at every call: adapters that leave the pack leave its layers.
             layer = self._layers[name]
-            # After a layer like this one, the input has rows.
-            if self._without_rows.get(name) == x.shape:
+            if has_no_rows(x, self._without_rows.get(name), len(self) * self._rows):
                 return called_without_rows(layer, x, self._groups, self._rows, noise, *rest, **named)
             return layer(x, self._groups, shared, noise, *rest, **named)
 
@@ -269,7 +277,7 @@ class Running:
             )
         if len(self) > 1:
             what = "adapters" if all(m.member.lora is not None for m in self._members()) else "runs"
-            self.notes.append(f"The {what} of this pack train one after another, since {problem}.")
+            self.notes.append(f"The {what} run one after another, since {problem}.")
         self._alone = Alone(self._model, self._store, self._call)
         return DOOR
 
@@ -278,6 +286,10 @@ class Running:
         """Why a pack with random numbers in all its tensors isn't its adapters alone; empty where it is."""
         store, alone = self._store, Alone(self._model, self._store, self._call)
         before = store.theta.clone()
+        halves, layers = self._halves, self._layers
+        if halves is not None:
+            # Rounding to bfloat16 would hide differences.
+            self._halves, self._layers = None, self._made(None)
         members = self._members()
         store.randomise()
         # Each seed has rows of its own: the example's, turned round.
@@ -302,5 +314,6 @@ class Running:
                         return f'the outputs of "{members[k].member.name}" in the pack differ from its own'
             return ""
         finally:
+            self._halves, self._layers = halves, layers
             store.theta.copy_(before)
             store.refresh()

@@ -13,8 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from rankwise.lora.modules import base_tensors
 from rankwise.pack.bucket import Bucket
 from rankwise.pack.groups import Run
+from rankwise.pack.precision import HALF, rounds
 from rankwise.pack.resolved import Resolved, State
 from rankwise.streams import stream
 
@@ -75,6 +77,7 @@ class Store:
         device: Where to keep them.
         dtype: The model's type, for weights that have none to compute in (quantised ones). The vectors are float64
             where it is, else float32.
+        half: Whether linear layers of a float32 model compute in bfloat16 (`rankwise.pack.half`).
     """
 
     def __init__(
@@ -84,9 +87,13 @@ class Store:
         states: Mapping[str, State],
         device: torch.device,
         dtype: torch.dtype,
+        *,
+        half: bool = False,
     ) -> None:
         self.buckets = [Bucket(members) for members in groups]
         self._types = _types_of(self.buckets, model, dtype)
+        if half:
+            self._types |= dict.fromkeys(_rounded(self.buckets, model), HALF)
         exact = torch.float32
         for other in (dtype, *self._types.values()):
             exact = torch.promote_types(exact, other)
@@ -266,12 +273,28 @@ class Store:
         self.refresh()
 
 
+def _rounded(buckets: Sequence[Bucket], model: nn.Module) -> list[str]:
+    """The stacks that linear layers read in bfloat16, where they compute in it."""
+    adapted: dict[str, bool] = {}
+    for bucket in buckets:
+        for t in bucket.members[0].targets:
+            plain = rounds(t.module) and not bucket.variant(t.name).tensors and not t.layer_type.partial
+            adapted[t.name] = plain and adapted.get(t.name, True)
+    whole = {name for bucket in buckets for name in bucket.members[0].whole if name.endswith(".weight")}
+    own = [
+        name
+        for name in whole
+        if rounds(model.get_submodule(name.removesuffix(".weight"))) and adapted.get(name.removesuffix(".weight"), True)
+    ]
+    return [*own, *(f"{name}.{letter}" for name, plain in adapted.items() if plain for letter in "AB")]
+
+
 def _types_of(buckets: Iterable[Bucket], model: nn.Module, default: torch.dtype) -> dict[str, torch.dtype]:
     """The type in which each stack is computed with, by its key: that of the weight it stands for or beside.
 
     What a variant has of its own is not among them: it is never rounded.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = base_tensors(model, buffers=False)
     weights: dict[str, Tensor] = {}
     for bucket in buckets:
         first = bucket.members[0]

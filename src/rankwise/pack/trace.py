@@ -143,6 +143,21 @@ def find_without_rows(first: Trace, larger: Trace) -> dict[str, torch.Size]:
     }
 
 
+def has_no_rows(x: Tensor, seen: torch.Size | None, rows: int) -> bool:
+    """Whether a module's input has none of the batch's rows now.
+
+    Args:
+        x: The input.
+        seen: Its shape in `find_without_rows`; None where it had rows there.
+        rows: Rows of all adapters. After a layer whose input has none, the input has them: each adapter's own values.
+
+    Examples:
+        >>> has_no_rows(torch.ones(1, 9), torch.Size([1, 5]), 6), has_no_rows(torch.ones(6, 9), torch.Size([1, 9]), 6)
+        (True, False)
+    """
+    return seen is not None and x.dim() == len(seen) and (seen[0] != 1 or x.shape[0] == 1 or x.shape[0] != rows)
+
+
 def _ancestors(name: str) -> list[str]:
     """The paths above a module, the model ("") first."""
     parts = name.split(".")

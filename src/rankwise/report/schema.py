@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from rankwise.errors import OutputError
 from rankwise.shown import cleaned
+from rankwise.writing import read_regular
 
 FORMAT, OLD_FORMAT = "rankwise-results-2", "rankwise-results-1"
 
@@ -109,7 +110,7 @@ def read_results(path: str | Path) -> Results:
     if path.is_dir():
         path = path / "results.json"
     try:
-        return cleaned(validate(json.loads(path.read_text("utf-8"), parse_constant=_refuse)))
+        return cleaned(validate(json.loads(read_regular(path).decode("utf-8"), parse_constant=_refuse)))
     except OSError as error:
         raise OutputError(
             f"{path} can't be read ({error.strerror}); give a run directory, which holds results.json."

@@ -202,7 +202,7 @@ def terminal_table(results: Results) -> "Table":
         heading = "" if name == "front" else name
         # Only the labels may be broken where room is short, never a number or a word of a heading.
         widest = max(map(len, [*heading.split(), *(row.cells[name] for row in rows)]))
-        table.add_column(heading, justify="right", width=widest)
+        table.add_column(Text(heading), justify="right", width=widest)
     for row in rows:
         # Text, so that square brackets in a label are not read as markup.
         table.add_row(

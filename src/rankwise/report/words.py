@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from rankwise.errors import option
 from rankwise.report import numbers
 from rankwise.report.schema import Results
 from rankwise.sweeps.wording import floor_words, probability
@@ -189,7 +190,8 @@ def _rates_to_add(results: Results, c: Results) -> str:
     """Which learning rates to try where the best one of those tried is the lowest or the highest."""
     all_tried = [*results["runs"], *results["grid"].get("search", [])]
     tried = [run["lr"] for run in all_tried if run["configuration"] == c["name"] and run["lr"] is not None]
-    flag = {"full": "--baseline-lr", "head": "--head-lr"}.get(c["method"], "--lr")
+    names = {"full": ("baseline", "baseline-lr"), "head": ("lrs", "head-lr")}
+    flag = option(*names.get(c["method"], ("lrs", "lr")))
     return f"{'lower' if c['lr'] <= min(tried, default=c['lr']) else 'higher'} rates with {flag}"
 
 

@@ -72,7 +72,11 @@ class Adapters:
                 put_on(self.model, run, swept.outcomes[run.name].state, "saving")
                 try:
                     folder = save_adapter(
-                        self.model, directory / self.folders[run.name], "saving", base_name=self.base_name
+                        self.model,
+                        directory / self.folders[run.name],
+                        "saving",
+                        base_name=self.base_name,
+                        strict=False,  # one run that diverged must not cost the others' files
                     )
                 finally:
                     eject(self.model, "saving")

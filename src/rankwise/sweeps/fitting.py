@@ -37,29 +37,52 @@ def training_of(model: nn.Module, runs: Sequence[Run], problem: Problem) -> Pack
     )
 
 
-def bytes_of_runs(model: nn.Module, runs: Sequence[Run], problem: Problem) -> dict[str, int]:
+Probes = dict[tuple[object, ...], int]
+"""Bytes of a step, measured once for each kind of run: of one run, or of a whole pack."""
+
+
+def state_bytes(model: nn.Module) -> int:
+    """Bytes that are kept for each number that is trained."""
+    size = next(p.element_size() for p in model.parameters() if p.is_floating_point())
+    # Over half precision what is trained is in float32, with a copy in the base's type.
+    # float16 also takes a copy of parameters and moments where a step is left out.
+    return COPIES * size if size >= 4 else (COPIES + 3) * 4 + size
+
+
+def kind_of(model: nn.Module, run: Run) -> tuple[object, ...]:
+    """What the memory and time of a run's step depend on, but for its rank."""
+    resolved = resolve(model, run.member)
+    targets = tuple(t.name for t in resolved.targets)
+    dropout = run.member.lora is not None and run.member.lora.dropout > 0
+    return run.data, run.training.batch_size, targets, resolved.whole, dropout
+
+
+def bytes_of_runs(
+    model: nn.Module, runs: Sequence[Run], problem: Problem, probes: Probes | None = None
+) -> dict[str, int]:
     """Bytes that each run needs beside the base, by name.
 
     Of the runs that adapt the same modules and read batches of one size, the one with the most parameters takes a step
     alone; the others take as much, but for their own parameters. A pack takes less than the sum of its runs: they
     share what runs before the branch point, and not all are at their peak at once.
+
+    Args:
+        model: The base.
+        runs: The runs.
+        problem: Data, loss and metric.
+        probes: What was measured before, and is not again; what is measured is added.
     """
+    probes = {} if probes is None else probes
     kinds: dict[tuple[object, ...], list[tuple[int, Run]]] = {}
     for run in runs:
-        resolved = resolve(model, run.member)
-        targets = tuple(t.name for t in resolved.targets)
-        dropout = run.member.lora is not None and run.member.lora.dropout > 0
-        kind = (run.data, run.training.batch_size, targets, resolved.whole, dropout)
-        kinds.setdefault(kind, []).append((resolved.parameter_count(), run))
-    size = next(p.element_size() for p in model.parameters() if p.is_floating_point())
-    # Over half precision what is trained is in float32, with a copy in the base's type.
-    # float16 also takes a copy of parameters and moments where a step is left out.
-    of_one = COPIES * size if size >= 4 else (COPIES + 3) * 4 + size
+        kinds.setdefault(kind_of(model, run), []).append((resolve(model, run.member).parameter_count(), run))
+    of_one = state_bytes(model)
     needed: dict[str, int] = {}
-    for kind in kinds.values():
-        _, largest = max(kind, key=lambda one: one[0])
-        step = training_of(model, [largest], problem).peak_bytes()
-        needed |= {run.name: step + of_one * parameters for parameters, run in kind}
+    for kind, own in kinds.items():
+        most, largest = max(own, key=lambda one: one[0])
+        if (*kind, most) not in probes:
+            probes[*kind, most] = training_of(model, [largest], problem).peak_bytes()
+        needed |= {run.name: probes[*kind, most] + of_one * parameters for parameters, run in own}
     return {run.name: needed[run.name] for run in runs}
 
 

@@ -4,10 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rankwise.sweeps.fitting import training_of
+from torch import nn
+
+from rankwise.pack.resolved import resolve
+from rankwise.sweeps.fitting import Probes, kind_of, state_bytes, training_of
 from rankwise.sweeps.plan import make_plan
-from rankwise.sweeps.problem import Run
+from rankwise.sweeps.problem import Problem, Run
 from rankwise.sweeps.stages import Stages
+from rankwise.train.loop import PROBED
+from rankwise.train.memory import program_bytes
+
+FEW_STEPS = 100
+"""Of a training with fewer steps, one tells how long all take: probing must not take long beside it."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +46,14 @@ class Forecast:
     Args:
         packs: In the order in which they train.
         base_bytes: Memory of the base.
+        program_bytes: Memory of the program beside base and packs.
         limit: Bytes that a pack may need beside the base; None where there is no limit.
         open: What is not in the figures, in words.
     """
 
     packs: tuple[PackForecast, ...]
     base_bytes: int
+    program_bytes: int
     limit: int | None
     open: tuple[str, ...]
 
@@ -54,8 +64,8 @@ class Forecast:
 
     @property
     def peak_bytes(self) -> int:
-        """Memory at the most: the base and the largest pack."""
-        return self.base_bytes + max(pack.bytes for pack in self.packs)
+        """Memory at the most: the program, the base and the largest pack."""
+        return self.program_bytes + self.base_bytes + max(pack.bytes for pack in self.packs)
 
     @property
     def seconds(self) -> float:
@@ -77,25 +87,54 @@ def foresee(stages: Stages) -> Forecast:
         TargetError: A target pattern matches nothing.
     """
     packs: list[PackForecast] = []
-    base, limit = 0, None
+    base, limit = sum(t.numel() * t.element_size() for t in (*stages.model.parameters(), *stages.model.buffers())), None
+    program = program_bytes(next(stages.model.parameters()).device, base)
+    times: dict[tuple[object, ...], float] = {}
     for stage in stages.expected():
-        plan = make_plan(stages.model, stage.runs, stages.problem, stage.rungs)
-        base, limit = plan.base_bytes, plan.limit
+        plan = make_plan(stages.model, stage.runs, stages.problem, stage.rungs, probes=stages.probes)
+        limit = plan.limit
         by_name = {run.name: run for run in stage.runs}
         for names in plan.packs:
             runs = [by_name[name] for name in names]
             epochs = max(run.training.epochs for run in runs)
+            # Packs of one kind, such as runs of full fine-tuning in turn, take the same.
+            kind = _kind(stages.model, runs)
+            if kind not in times:
+                times[kind] = _seconds(stages, runs, epochs)
             packs.append(
                 PackForecast(
                     stage=stage.title,
                     runs=tuple(names),
                     configurations=_counted(runs),
                     epochs=epochs,
-                    bytes=sum(plan.memory[name] for name in names),
-                    seconds=epochs * training_of(stages.model, runs, stages.problem).seconds_an_epoch(),
+                    bytes=_bytes(stages.model, runs, stages.problem, stages.probes),
+                    seconds=epochs * times[kind],
                 )
             )
-    return Forecast(tuple(packs), base, limit, tuple(_open(stages)))
+    return Forecast(tuple(packs), base, program, limit, tuple(_open(stages)))
+
+
+def _kind(model: nn.Module, runs: Sequence[Run]) -> tuple[object, ...]:
+    """What a pack's time and memory depend on."""
+    own = sorted((str(kind_of(model, run)), resolve(model, run.member).parameter_count()) for run in runs)
+    return "pack", len({run.member.seed for run in runs}), *own
+
+
+def _seconds(stages: Stages, runs: Sequence[Run], epochs: int) -> float:
+    """How long a pack takes for an epoch."""
+    training = training_of(stages.model, runs, stages.problem)
+    return training.seconds_an_epoch(PROBED if epochs * training.steps_an_epoch >= FEW_STEPS else (0.5,))
+
+
+def _bytes(model: nn.Module, runs: Sequence[Run], problem: Problem, probes: Probes) -> int:
+    """What a pack takes beside the base: its step, measured, and what is kept for its numbers."""
+    kind = _kind(model, runs)
+    if len(runs) == 1:
+        # As the plan has measured it.
+        kind = *kind_of(model, runs[0]), resolve(model, runs[0].member).parameter_count()
+    if kind not in probes:
+        probes[kind] = training_of(model, runs, problem).peak_bytes()
+    return probes[kind] + state_bytes(model) * sum(resolve(model, run.member).parameter_count() for run in runs)
 
 
 def _counted(runs: Sequence[Run]) -> dict[str, int]:

@@ -69,7 +69,8 @@ def _validation_rows(pack: Pack, data: str, problem: Problem, functions: Sequenc
 
 def _pack(model: nn.Module, runs: Sequence[Run], states: Mapping[str, State], problem: Problem) -> Pack:
     members = [run.member for run in runs]
-    return Pack(model, members, problem.loss, states=states, call=problem.feed.call)
+    feed = problem.feed
+    return Pack(model, members, problem.loss, states=states, call=feed.call, precision=feed.precision)
 
 
 def _example(data: Data, problem: Problem) -> Data:

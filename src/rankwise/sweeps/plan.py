@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import CheckpointError
 from rankwise.sweeps.batching import apart
-from rankwise.sweeps.fitting import bytes_of_runs, cut_to_fit, limit_of
+from rankwise.sweeps.fitting import Probes, bytes_of_runs, cut_to_fit, limit_of
 from rankwise.sweeps.problem import Problem, Run
 from rankwise.train.prefix import own_tensors
 from rankwise.writing import read_checked, write_checked
@@ -57,7 +57,12 @@ def plan_packs(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def make_plan(
-    model: nn.Module, runs: Sequence[Run], problem: Problem, rungs: Sequence[int], memory: int | None = None
+    model: nn.Module,
+    runs: Sequence[Run],
+    problem: Problem,
+    rungs: Sequence[int],
+    memory: int | None = None,
+    probes: Probes | None = None,
 ) -> Plan:
     """Plan a sweep.
 
@@ -67,8 +72,9 @@ def make_plan(
         problem: Data, loss and metric.
         rungs: Epochs after which the worst configurations leave.
         memory: Bytes that a pack may need beside the base; by default nine tenths of what the device has free.
+        probes: As `bytes_of_runs` takes it.
     """
-    needed, limit = bytes_of_runs(model, runs, problem), limit_of(model, memory)
+    needed, limit = bytes_of_runs(model, runs, problem, probes), limit_of(model, memory)
     whole, notes = apart(model, plan_packs(runs))
     packs = [cut for pack in whole for cut in cut_to_fit(pack, lambda run: needed[run.name], limit)]
     return Plan(

@@ -8,6 +8,7 @@ from torch import nn
 from rankwise.errors import CheckpointError, ConfigError
 from rankwise.pack.resolved import resolve
 from rankwise.sweeps.course import Course
+from rankwise.sweeps.fitting import Probes
 from rankwise.sweeps.measure import measure
 from rankwise.sweeps.plan import check_plan, fingerprints, make_plan, read_plan, surroundings, write_plan
 from rankwise.sweeps.problem import Problem, Run, Swept
@@ -29,6 +30,7 @@ def run_sweep(
     resume: bool = False,
     tests: bool = True,
     memory: int | None = None,
+    probes: Probes | None = None,
 ) -> Swept:
     """Train every run and measure those that finished.
 
@@ -48,6 +50,7 @@ def run_sweep(
         tests: Whether finished runs are measured on test data too.
         memory: Bytes that a pack may need beside the base; what doesn't fit trains in packs one after another. By
             default nine tenths of what the device has free. An unfinished run keeps the packs of its plan.
+        probes: What steps take in memory, as far as it was measured before.
 
     Raises:
         CheckpointError: The unfinished run can't be gone on with: there is none, or it is of other runs, data or base.
@@ -70,7 +73,7 @@ def run_sweep(
             )
         swept.notes += check_plan(plan, fingerprints(model, runs, problem), surroundings(model), checkpoints)
     else:
-        plan = make_plan(model, runs, problem, rungs, memory)
+        plan = make_plan(model, runs, problem, rungs, memory, probes)
         if checkpoints is not None:
             write_plan(checkpoints, plan)
     swept.note(plan.notes)

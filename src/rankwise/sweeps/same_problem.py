@@ -16,6 +16,7 @@ from rankwise.train.data import pick
 from rankwise.writing import read_checked, write_checked
 
 FORMAT = "rankwise-measured-1"
+LOSS = "loss on the first rows"
 ROWS = 16
 """Of the training data, for the loss."""
 
@@ -51,7 +52,7 @@ def check_measured(folder: Path, model: nn.Module, measured: Mapping[str, float]
     before = begun["values"]
     for name, value in measured.items():
         then = before.get(name)
-        if name != "loss" and not same:
+        if name != LOSS and not same:
             continue
         now = value if math.isfinite(value) else None
         if then is not None and now is not None and math.isclose(then, now, rel_tol=SAME if same else ELSEWHERE):

@@ -5,7 +5,7 @@ run that is gone on with comes to the same stages.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from rankwise.sweeps.auto import Auto, Walk
 from rankwise.sweeps.configurations import RunScore, by_configuration, choose_learning_rates
-from rankwise.sweeps.fitting import training_of
+from rankwise.sweeps.fitting import Probes, training_of
 from rankwise.sweeps.grid import Candidate, runs_of, wider
 from rankwise.sweeps.owned import PRICE
 from rankwise.sweeps.plan import FILE as PLAN
@@ -49,6 +49,7 @@ class Stages:
         checkpoints: A folder for plans and checkpoints; None to keep nothing.
         every: How often a checkpoint is written.
         resume: Whether to go on with what is in the folder.
+        probes: What steps take in memory, as far as it was measured before.
     """
 
     model: nn.Module
@@ -63,6 +64,7 @@ class Stages:
     checkpoints: Path | None = None
     every: Every | None = None
     resume: bool = False
+    probes: Probes = field(default_factory=Probes)
     _stage: int = 0
 
     def run(self) -> StageResult:
@@ -207,6 +209,7 @@ class Stages:
             # A later stage may not have begun.
             resume=self.resume and folder is not None and (self._stage == 1 or (folder / PLAN).exists()),
             tests=tests,
+            probes=self.probes,
         )
 
 

@@ -1,5 +1,6 @@
 """How options of tasks are read from a command line: lists, with commas or spaces between their parts."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ def listed(
         converter=convert,
         n_tokens=1,
         accepts_keys=False,
-        consume_multiple=spaces,
+        consume_multiple=(1, sys.maxsize) if spaces else False,
         negative="",
         show_default=shown,
     )

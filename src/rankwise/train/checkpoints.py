@@ -18,8 +18,8 @@ from typing import Any
 
 from torch import Tensor
 
-from rankwise.errors import CheckpointError, ConfigError, OutputError
-from rankwise.writing import write_durably
+from rankwise.errors import CheckpointError, ConfigError, OutputError, option
+from rankwise.writing import read_regular, write_durably
 
 FORMAT = "rankwise-checkpoint-1"
 KEPT = 2
@@ -50,7 +50,7 @@ class Every:
     def __post_init__(self) -> None:
         for what, value in (("epochs", self.epochs), ("seconds", self.seconds)):
             if value is not None and not value > 0:
-                raise ConfigError(f"checkpoint-{what} is {value}; it must be a positive number.")
+                raise ConfigError(f"{option(what, f'checkpoint-{what}')} is {value}; it must be a positive number.")
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Checkpoints:
         from safetensors.torch import load
 
         try:
-            data = (self._folder / file).read_bytes()
+            data = read_regular(self._folder / file)
         except OSError as error:
             raise _DamagedError(f"{file} can't be read: {error.strerror}") from error
         if _sha256(data) != sha256:
@@ -222,7 +222,7 @@ class _DamagedError(Exception):
 
 def _read_manifest(path: Path) -> _Manifest:
     try:
-        whole = json.loads(path.read_bytes())
+        whole = json.loads(read_regular(path))
         format_, sha256, content = whole["format"], whole["sha256"], whole["content"]
         if format_ != FORMAT:
             raise CheckpointError(f'{path} has the format "{format_}"; this version of rankwise reads "{FORMAT}".')

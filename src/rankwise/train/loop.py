@@ -93,7 +93,14 @@ class PackTraining:
         self._n, n_validation = rows if one is None else (len(one.train), len(one.validation))
         self.steps_an_epoch = -(-self._n // self._batch_size)
         self._started = time.perf_counter()
-        self._pack = pack = Pack(model, [member for member, _ in runs], loss, states=states, call=self._feed.call)
+        self._pack = pack = Pack(
+            model,
+            [member for member, _ in runs],
+            loss,
+            states=states,
+            call=self._feed.call,
+            precision=self._feed.precision,
+        )
         self._functions = [PerAdapter(loss, "loss", piece=self._batch_size), PerAdapter(metric, "metric")]
         pack.step_rows = self._feed.rows_a_pass or self._batch_size
         by_name = {member.name: training for member, training in runs}
@@ -182,13 +189,16 @@ class PackTraining:
             batch = self._feed.prepare(take(self._train, self._rows_at(1.0)))
             return peak_bytes(lambda: self._pack.gradients(batch, self._feed.rows_a_pass), self._pack.device)
 
-    def seconds_an_epoch(self) -> float:
-        """How long an epoch takes, validation included, measured on a few of its steps and rows, of all sizes.
+    def seconds_an_epoch(self, probed: Sequence[float] = PROBED) -> float:
+        """How long an epoch takes, validation included, measured on a few of its steps and rows.
 
         The steps are taken: what is in training has moved afterwards.
+
+        Args:
+            probed: Where the steps lie among all, from the smallest rows (0) to the largest (1).
         """
         pack, rates = self._pack, self._rates()
-        places = [self._rows_at(place) for place in PROBED]
+        places = [self._rows_at(place) for place in probed]
 
         def seconds(rows: Tensor) -> float:
             clock = time.perf_counter()
@@ -198,20 +208,21 @@ class PackTraining:
             return time.perf_counter() - clock
 
         with pack.attached(self._example, training=True):
-            seconds(places[0])  # warms up
+            seconds(self._rows_at(0.0))  # warms up
             turns = [[seconds(rows) for rows in places]]
             if sum(turns[0]) < 1:
                 # Each size once more before it counts, and several times.
                 turns = [[seconds(rows) for rows in places] for _ in range(4)]
         own = self._rows("validation")
         n = count_rows(self._validation, "validation") if own is None else own.shape[1]
-        some = min(n, max(1, self._feed.rows_at_once // len(pack)))
-        spread, part = torch.linspace(0, n - 1, some).long(), self._validation
+        some = min(n, max(1, self._feed.rows_at_once // len(pack)), max(8 * self._batch_size, n // 20))
+        part = self._validation
         if own is None:
-            spread = self._feed.evaluation_order(self._validation)[spread].to(pack.device)
-            part = pick(self._validation, lambda t: t.index_select(0, spread))
+            # Those in the middle of the order of their sizes, which has the smallest first.
+            middle = self._feed.evaluation_order(self._validation)[(n - some) // 2 :][:some].to(pack.device)
+            part = pick(self._validation, lambda t: t.index_select(0, middle))
         else:
-            own = own[:, spread]
+            own = own[:, torch.linspace(0, n - 1, some).long()]
         with pack.attached(self._example, training=False):
             clock = time.perf_counter()
             evaluate_rows(pack, part, self._functions, self._feed, own)[0].tolist()
@@ -260,6 +271,8 @@ class PackTraining:
         vectors["loss.total"] = self._total
         tensors |= {f"vector/{key}": value.detach().cpu().clone() for key, value in vectors.items()}
         plain = {"names": list(names), "epoch": self.epoch, "steps": pack.steps, "seconds": self._seconds()}
+        # What decides how many rows an evaluation passes at once, and so its last bits.
+        plain["evaluation_bytes"] = dict(pack.evaluation_bytes)
         return TrainingState(tensors, plain)
 
     def restore(self, state: TrainingState) -> None:
@@ -286,6 +299,7 @@ class PackTraining:
         if self._crossfit is not None:
             self._crossfit.load_state(of["crossfit"])
         self._total = of["loss"]["total"].to(self._total)
+        self._pack.evaluation_bytes.update(state.plain["evaluation_bytes"])
         self.epoch = state.plain["epoch"]
         self._started = time.perf_counter() - state.plain["seconds"]
 

@@ -28,6 +28,26 @@ def free_bytes(device: torch.device) -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if len(pages) == 2 else None
 
 
+FIRST_STEP = 90 << 20
+"""Bytes that libraries load at the first step on a CPU (kernels, threads), measured with torch 2.13."""
+
+
+def program_bytes(device: torch.device, base: int) -> int:
+    """What the program takes beside the base and its packs: interpreter, libraries, data. None of it is on a GPU.
+
+    Args:
+        device: Where the base is.
+        base: Its bytes.
+    """
+    if device.type != "cpu":
+        return 0
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, IndexError, ValueError):
+        return FIRST_STEP
+    return max(0, pages * os.sysconf("SC_PAGE_SIZE") - base) + FIRST_STEP
+
+
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     """The most memory, beyond what was in use before, that a function has in use at a time.
 

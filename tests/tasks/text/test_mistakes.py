@@ -1,6 +1,7 @@
 """What can be wrong with a model or its examples, met as a user meets it: one clear line, or handled and said."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,9 @@ def train(place: Path, out: Path, model: str, task: str, data: str, *more: str) 
         ("bert-wide", "classify", "zebra-labelled", [], 'Line 41 has the token "zebra" of number 320, and the model'),
         ("llama-wide", "sft", "zebra-pairs", [], 'Line 41 has the token "zebra" of number 320, and the model knows'),
         ("t5-wide", "sft", "zebra-pairs", [], 'Line 41 has the token "zebra" of number 320, and the model knows 320'),
-        ("llama", "sft", "pairs", ["--dtype", "bfloat16"], "updates; leave --dtype out, or give --device cuda."),
+        ("llama", "sft", "pairs", ["--dtype", "float16"], "overflow; give --dtype bfloat16, or leave --dtype out."),
+        ("llama", "sft", "pairs", ["--precision", "fp8"], '--precision is "fp8"; it is one of auto, float32, bf16.'),
+        ("llama", "sft", "pairs", ["--dtype", "bfloat16", "--precision", "float32"], "so --precision float32 can't be"),
         ("llama", "sft", "pairs", ["--attention", "flash_attention_2"], "Install it, or leave --attention out."),
         ("bert-other-width", "classify", "labelled", [], "another shape than its config.json says"),
         ("bert-other-width", "classify", "labelled", ["--pooling", "mean"], "is (32,), and would be (64,)"),
@@ -179,5 +182,5 @@ def test_memory_and_time_are_said_beforehand(place: Path, tmp_path: Path, capsys
     said = " ".join("".join(capsys.readouterr()).split())
     before, _, after = said.partition("It will take at the most ")
     assert "Training" not in before
-    assert " MiB, the base's 0.1 included, and about " in after
+    assert re.search(r" MiB, the base's 0\.1 and the program's [0-9.,]+ included, and about ", after)
     assert "learning rates, tried where" not in after, "there is one rate"

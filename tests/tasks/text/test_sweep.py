@@ -14,6 +14,7 @@ from rankwise.files import load_adapter
 from rankwise.report import read_results
 from rankwise.tasks.text.labels import read_labels
 from rankwise.tasks.text.models import ModelOptions, load_text_model
+from rankwise.train import precision
 from text_models import make_model, make_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning")
@@ -38,12 +39,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(folders: Path, out: Path, kind: str, task: str, *more: str) -> int:
+def run(folders: Path, out: Path, kind: str, task: str, *more: str, ranks: str = "1,4") -> int:
     data = folders / {"classify": "labelled.jsonl", "sft": "pairs.jsonl"}[task]
     model = [] if "--model" in more else ["--model", str(folders / kind)]
     flags = [*model, "--task", task, "--data", str(data), "--out", str(out)]
     grid = [] if "--widen" in more else ["--no-widen"]
-    return main(["sweep", *flags, "--ranks", "1,4", *QUICK, *grid, *more])
+    return main(["sweep", *flags, "--ranks", ranks, *QUICK, *grid, *more])
 
 
 def test_classifiers_with_a_head_of_their_own(folders: Path, tmp_path: Path) -> None:
@@ -118,31 +119,42 @@ def test_joined_rows_parts_and_checkpointing_learn_alike(folders: Path, tmp_path
     assert f"| train | {90 - n['validation'] - n['test']} |" in card, "examples, not rows"
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted") / "out"
+    assert run(folders, out, "bert", "classify", "--search", "20", ranks="1") == 0
+    return out
+
+
+@pytest.mark.parametrize("at", [2, 9], ids=["while rates are looked for", "after"])
 def test_going_on_after_an_interruption(
-    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folders: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    at: int,
 ) -> None:
-    assert run(folders, tmp_path / "alone", "bert", "classify", "--search", "20") == 0
     from rankwise.train import loop
 
     advance = loop.PackTraining.advance
-    for at in (2, 9):  # while rates are looked for, and after
-        calls: list[int] = []
+    calls: list[int] = []
 
-        def interrupted(self: Any, pause: Any, at: int = at, calls: list[int] = calls) -> Any:
-            calls.append(1)
-            if len(calls) == at:
-                raise KeyboardInterrupt
-            return advance(self, pause)
+    def interrupted(self: Any, pause: Any) -> Any:
+        calls.append(1)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return advance(self, pause)
 
-        monkeypatch.setattr(loop.PackTraining, "advance", interrupted)
-        out = tmp_path / f"at-{at}"
-        assert run(folders, out, "bert", "classify", "--search", "20", "--checkpoint-epochs", "1") == 130
-        assert f"go on with: rankwise sweep --resume {out}" in capsys.readouterr().err
-        monkeypatch.undo()
-        assert main(["sweep", "--resume", str(out), "--quiet"]) == 0
-        ours, theirs = read_results(out), read_results(tmp_path / "alone")
-        assert ours["configurations"] == theirs["configurations"]
-        assert ours["grid"] == theirs["grid"]
+    monkeypatch.setattr(loop.PackTraining, "advance", interrupted)
+    out = tmp_path / "out"
+    assert run(folders, out, "bert", "classify", "--search", "20", "--checkpoint-epochs", "1", ranks="1") == 130
+    assert f"go on with: rankwise sweep --resume {out}" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(["sweep", "--resume", str(out), "--quiet"]) == 0
+    ours, theirs = read_results(out), read_results(uninterrupted)
+    assert ours["configurations"] == theirs["configurations"]
+    assert ours["grid"] == theirs["grid"]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +169,7 @@ def test_going_on_after_an_interruption(
         (["--columns", "text"], '"text" names no columns'),
         (["--target-modules", "nope"], "nope"),
         (["--max-length", "100000"], "--max-length is 100,000"),
-        (["--dtype", "bfloat16"], "The model is in bfloat16 on the CPU"),
+        (["--dtype", "float16"], "The model is in float16 on the CPU"),
         (["--device", "cuda:7"], 'There is no device "cuda:7"'),
         (["--join"], "--join joins texts to imitate"),
         (["--task", "sft"], "is not a causal model"),
@@ -280,3 +292,26 @@ def test_the_bases_own_dropout_can_be_off(folders: Path, tmp_path: Path) -> None
         losses[name] = [r["validation_loss"] for r in read_results(tmp_path / f"out-{name}")["runs"]]
     assert losses["off"] == pytest.approx(losses["none"], rel=1e-5)
     assert losses["on"] != pytest.approx(losses["none"], rel=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "task"), [("bert", "classify"), ("llama", "sft")])
+def test_figures_in_bf16_are_those_in_float32_but_for_rounding(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, task: str
+) -> None:
+    monkeypatch.setattr(precision, "supported", lambda device: True)
+    found: dict[str, dict[str, float]] = {}
+    for name in ("float32", "bf16"):
+        assert run(folders, tmp_path / name, kind, task, "--search", "0", "--precision", name) == 0
+        results = read_results(tmp_path / name)
+        assert any("ran in bfloat16" in note for note in results["notes"]) == (name == "bf16")
+        assert not any("one after another, since" in note for note in results["notes"])
+        found[name] = {one["name"]: one["validation_loss"] for one in results["runs"]}
+    assert found["bf16"].keys() == found["float32"].keys()
+    assert found["bf16"] != found["float32"]
+    for one, value in found["float32"].items():
+        assert found["bf16"][one] == pytest.approx(value, rel=0.03)
+
+
+def test_a_base_in_bfloat16_trains_on_a_cpu(folders: Path, tmp_path: Path) -> None:
+    assert run(folders, tmp_path / "out", "llama", "sft", "--search", "0", "--dtype", "bfloat16", "--no-baseline") == 0
+    assert all(one["status"] == "finished" for one in read_results(tmp_path / "out")["runs"])

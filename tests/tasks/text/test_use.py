@@ -431,7 +431,7 @@ def test_prompts_are_written_as_in_training(place: Path, tmp_path: Path) -> None
         ),
         (["merge", "{sft}", "--out", "{root}"], "not empty"),
         (["merge", "{sft}", "--out", "."], ". is a folder of yours; give --out a new one."),
-        (["merge", "{sft}", "--out", "{root}/new", "--no-chat"], "--chat does nothing in rankwise merge"),
+        (["merge", "{sft}", "--out", "{root}/new", "--no-chat"], "Unknown option: --no-chat"),
     ],
 )
 def test_mistakes_are_one_line(place: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:

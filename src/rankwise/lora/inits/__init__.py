@@ -7,6 +7,7 @@ initialisation's own.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,6 +22,9 @@ Init = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """(u of shape (r, d_in), d_out) -> (A, B)."""
 
 INITS: dict[str, Init] = {"kaiming": kaiming, "gaussian": gaussian, "notebook": notebook}
+
+_PLAIN: Any = {"device": "cpu", "dtype": torch.float32}
+"""Whatever device and type a program has made the default."""
 
 
 def initial_adapter(
@@ -48,6 +52,6 @@ def initial_adapter(
     """
     generator = stream("init", seed, module)
     if zero_A:
-        B_T, A_T = INITS[init](torch.rand(r, d_out, generator=generator), d_in)
+        B_T, A_T = INITS[init](torch.rand(r, d_out, generator=generator, **_PLAIN), d_in)
         return A_T.mT.contiguous(), B_T.mT.contiguous()
-    return INITS[init](torch.rand(r, d_in, generator=generator), d_out)
+    return INITS[init](torch.rand(r, d_in, generator=generator, **_PLAIN), d_out)

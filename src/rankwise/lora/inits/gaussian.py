@@ -18,4 +18,4 @@ def gaussian(u: Tensor, d_out: int) -> tuple[Tensor, Tensor]:
     r = u.shape[0]
     # u can be 0, whose normal number is -inf; half a step of the float32 grid keeps it finite.
     normal = math.sqrt(2) * torch.erfinv(2 * u.clamp_min(2**-25) - 1)
-    return normal / r, torch.zeros(d_out, r)
+    return normal / r, u.new_zeros(d_out, r)

@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 
@@ -15,4 +14,4 @@ def kaiming(u: Tensor, d_out: int) -> tuple[Tensor, Tensor]:
         He et al., Delving Deep into Rectifiers, 2015, section 2.2. https://arxiv.org/abs/1502.01852
     """
     r, d_in = u.shape
-    return (2 * u - 1) / math.sqrt(d_in), torch.zeros(d_out, r)
+    return (2 * u - 1) / math.sqrt(d_in), u.new_zeros(d_out, r)

@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 
@@ -13,4 +12,4 @@ def notebook(u: Tensor, d_out: int) -> tuple[Tensor, Tensor]:
     dimension for the number of inputs: the bound becomes 1/sqrt(r), not 1/sqrt(d_in).
     """
     r = u.shape[0]
-    return (2 * u - 1) / math.sqrt(r), torch.zeros(d_out, r)
+    return (2 * u - 1) / math.sqrt(r), u.new_zeros(d_out, r)

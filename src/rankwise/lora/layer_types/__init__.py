@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from rankwise.lora.layer_types.convolution import CONV, CONV_TRANSPOSE
 from rankwise.lora.layer_types.embedding import EMBEDDING
 from rankwise.lora.layer_types.linear import CONV1D, LINEAR
-from rankwise.lora.layer_types.quantised import BITSANDBYTES, with_weight_of
+from rankwise.lora.layer_types.quantised import BITSANDBYTES, in_eight_bits, with_weight_of
 from rankwise.lora.layer_types.row import LayerType, Quantised, weight_of
 
 __all__ = [
@@ -86,6 +86,27 @@ def called_as_listed(layer: nn.Module) -> bool:
     return all(getattr(type(layer), name, None) is getattr(listed[0], name, None) for name in names)
 
 
+def holds_codes(layer: nn.Module) -> bool:
+    """Tell whether a layer's weight is 8-bit floats that its class's own forward turns into numbers, by a scale say.
+
+    Examples:
+        >>> class Scaled(nn.Linear):
+        ...     def forward(self, x):
+        ...         return nn.functional.linear(x, 0.1 * self.weight.float())
+        >>> import torch
+        >>> holds_codes(Scaled(2, 2).to(torch.float8_e4m3fn)), holds_codes(nn.Linear(2, 2).to(torch.float8_e4m3fn))
+        (True, False)
+    """
+    weight = layer._parameters.get("weight")  # pyright: ignore[reportPrivateUsage]
+    return type(weight) is nn.Parameter and in_eight_bits(weight) and not called_as_listed(layer)
+
+
+def acts_on_output(layer: nn.Module) -> bool:
+    """Tell whether an adapter's update is added to a layer's output: it is called, and is a linear map of its input."""
+    row = layer_type_of(layer)
+    return called_as_listed(layer) or (row is not None and row.linear and row.matrix and holds_codes(layer))
+
+
 def layer_type_of(layer: nn.Module) -> LayerType | None:
     """Return the row of a layer, or None where its class is not in the table.
 
@@ -119,6 +140,8 @@ def obstacle(layer: nn.Module) -> str:
         return "its shape is unknown until the first forward; run one first"
     if not weight.is_floating_point() and row.quantised is None:
         return f"its weight is of type {str(weight.dtype).removeprefix('torch.')}; a floating-point weight is needed"
+    if holds_codes(layer) and not acts_on_output(layer):
+        return "its weight holds 8-bit codes, which its class turns into numbers in a way that isn't known here"
     if 0 in weight.shape:
         return f"its weight has shape {tuple(weight.shape)}; inputs and outputs are needed"
     return row.obstacle(layer)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rankwise.errors import AdapterError
 from rankwise.lora.layer_types.linear import LINEAR
 from rankwise.lora.layer_types.row import LayerType, Quantised, weight_of
+from rankwise.lora.offloaded import data_of
 
 _PACKS_ITSELF = "support_avx512bf16_for_cpu"
 """Attribute by which bitsandbytes' 4-bit Linear knows that it may rearrange its weight."""
@@ -90,6 +91,16 @@ def numbers_in(parameter: Tensor) -> int:
     """
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else torch.Size(state.shape).numel()
+
+
+def in_eight_bits(weight: Tensor) -> bool:
+    """Tell whether a weight is stored in 8-bit floats or narrower ones, which no delta fits into.
+
+    Examples:
+        >>> in_eight_bits(torch.zeros(2, dtype=torch.float8_e4m3fn)), in_eight_bits(torch.zeros(2))
+        (True, False)
+    """
+    return weight.is_floating_point() and weight.dtype.itemsize == 1
 
 
 def keep_unpacked(model: nn.Module) -> None:
@@ -170,4 +181,5 @@ def plain_weight(layer: nn.Module, row: LayerType, parameter: str = "weight") ->
     """
     if row.quantised is not None:
         return row.quantised.dequantise(layer)
-    return weight_of(layer) if parameter == "weight" else getattr(layer, parameter)
+    weight = weight_of(layer) if parameter == "weight" else getattr(layer, parameter)
+    return data_of(layer, parameter) if weight.is_meta else weight

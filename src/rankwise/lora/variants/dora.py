@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankwise.lora.layer_types import LayerType
+from rankwise.lora.layer_types import LayerType, holds_codes
 from rankwise.lora.layer_types.quantised import plain_weight
+from rankwise.lora.offloaded import data_of
 from rankwise.lora.variants.variant import Own, Variant
 
 MAGNITUDE = "magnitude"
@@ -62,6 +63,8 @@ def _forward(
     # Places of a convolution come after its outputs; a matrix gives the outputs last.
     factor = (own[MAGNITUDE] / _norm(row, total)).view(-1, *[1] * (total.ndim - 2))
     bias: Tensor | None = getattr(layer, "bias", None)
+    if bias is not None and bias.is_meta and not y.is_meta:
+        bias = data_of(layer, "bias").to(y.device)
     y = y.to(A.dtype)
     if bias is not None:
         y = y - bias.to(A.dtype).view(-1, *[1] * (total.ndim - 2))
@@ -77,6 +80,8 @@ def _delta(row: LayerType, layer: Any, A: Tensor, B: Tensor, scale: float, own: 
 def _obstacle(row: LayerType, layer: Any) -> str:
     if row.outputs is None or row.stack(layer) > 1:
         return 'DoRA needs a weight with the outputs as one of its dimensions; use variant="lora"'
+    if holds_codes(layer):
+        return 'DoRA needs the weight as numbers, and it holds 8-bit codes; use variant="lora"'
     zero = int((_norm(row, plain_weight(layer, row, row.parameter).detach().float()) == 0).sum())
     return f"DoRA divides by the norm of each output's weights, and {zero} are all zero" if zero else ""
 

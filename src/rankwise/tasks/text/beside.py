@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rankwise.errors import DataError
-from rankwise.writing import replacing
+from rankwise.writing import read_regular, replacing
 
 Content = TypeVar("Content")
 
@@ -34,7 +34,7 @@ def read_beside(path: Path, make: Callable[[Any], Content], holds: str) -> Conte
         DataError: It is damaged.
     """
     try:
-        return make(json.loads(path.read_text(encoding="utf-8")))
+        return make(json.loads(read_regular(path)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -12,6 +12,7 @@ from torch import Tensor
 from rankwise.errors import ConfigError, DataError, suggest
 from rankwise.tasks.text.beside import write_beside
 from rankwise.tasks.text.examples import Label, Labelled
+from rankwise.writing import read_regular
 
 KINDS = ("one", "several", "number")
 """One label a text, several (or none), or a number to predict."""
@@ -125,7 +126,7 @@ def read_labels(folder: Path) -> Labels:
     """
     path = folder / FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path))
         return Labels(content["kind"], tuple(content["names"]))
     except OSError as error:
         raise DataError(f"{path} can't be read ({error.strerror}); it is saved beside an adapter.") from error

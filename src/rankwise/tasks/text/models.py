@@ -15,6 +15,7 @@ from rankwise.errors import ConfigError, suggest
 from rankwise.tasks.text.calls import ModelCall, find_inputs
 from rankwise.tasks.text.extra import needed_for
 from rankwise.tasks.text.heads import MeanPooledClassifier, find_head, initial_head
+from rankwise.tasks.text.hub_names import check_owner
 from rankwise.tasks.text.labels import Labels
 from rankwise.tasks.text.quiet import quiet
 from rankwise.tasks.text.tokens import Tokenizer, pad_token_of, text_config
@@ -189,6 +190,10 @@ class _Source:
         if self.gguf and not path.is_file():
             raise ConfigError(f"There is no file {path}; give a .gguf file, a folder or a hub name.")
         self.place = str(path.parent if self.gguf else path) if path.exists() else name
+        if not path.exists():
+            with needed_for("language models"):
+                import_module("huggingface_hub")
+            check_owner(name)
 
     def load(self, auto_class: str, **more: Any) -> Any:
         """`transformers.<auto_class>.from_pretrained`.

@@ -52,6 +52,7 @@ def parse_separator(text: str) -> str:
     return text.replace(r"\n", "\n").replace(r"\t", "\t")
 
 
+MAIN = Group("Main options", sort_key=0)
 DATA = Group("Data", sort_key=1)
 GRID = Group("What is tried", sort_key=2)
 ADAPTER = Group("Adapters", sort_key=3)
@@ -105,7 +106,7 @@ class TextOptions:
         dropout: Probability that an input of an adapter is dropped in training.
         target_modules: Modules to adapt: "all-linear", names, or a pattern.
         exclude_modules: Modules to leave out.
-        init: How A and B start.
+        init: How A and B start: kaiming, gaussian or notebook.
         scaling: "alpha/r" or "alpha/sqrt(r)".
         epochs: Passes over the training data.
         batch_size: Examples a step, of each run.
@@ -126,7 +127,10 @@ class TextOptions:
         chat_template: A template for a tokenizer without one: a file, or Jinja text.
         separator: What stands between prompt and completion; \\n is a new line, \\t a tab.
         join: Join short examples to full rows, without attention from one to another.
-        dtype: Numbers of the base: float32, bfloat16 or float16 (the last two on a GPU).
+        dtype: The type that the base is loaded in: float32, bfloat16 or float16 (the last on a GPU). A base in half
+            precision computes in it, whatever --precision is.
+        precision: How a float32 base computes: float32, or bf16 (products of linear layers in bfloat16, all else in
+            float32). auto takes bf16 on CUDA devices that have it, else float32.
         quantize: Keep the linear layers of the base in 8 bits (int8) or 4 (nf4), without full fine-tuning. [default:
             as they are]
         device: Where to compute: cpu, cuda, cuda:1, mps; auto takes CUDA, then MPS (untested), then the CPU.
@@ -134,11 +138,11 @@ class TextOptions:
         trust_remote_code: Run Python code that comes with the model.
     """
 
-    model: Annotated[str, Parameter(group=DATA)]
-    task: Annotated[str, Parameter(group=DATA)]
-    data: Annotated[str, Parameter(group=DATA)]
+    model: Annotated[str, Parameter(group=MAIN)]
+    task: Annotated[str, Parameter(group=MAIN)]
+    data: Annotated[str, Parameter(group=MAIN)]
     validation: Annotated[str | None, Parameter(group=DATA)] = None
-    test: Annotated[str | None, Parameter(group=DATA)] = None
+    test: Annotated[str | None, Parameter(group=MAIN)] = None
     columns: Annotated[
         tuple[tuple[str, str], ...], listed(parse_columns), Parameter(group=DATA, show_default=False)
     ] = ()
@@ -150,10 +154,10 @@ class TextOptions:
     limit_test: Annotated[int | None, Parameter(group=DATA)] = None
     skip_bad_lines: Annotated[bool, Parameter(group=DATA, negative="", show_default=False)] = False
 
-    ranks: Annotated[Numbers, Parameter(group=GRID)] = (1, 2, 4, 8, 16, 32)
+    ranks: Annotated[Numbers, Parameter(group=MAIN)] = (1, 2, 4, 8, 16, 32)
     init_from: Annotated[Names, Parameter(group=GRID, show_default=False)] = ()
-    seeds: Annotated[tuple[int, ...] | None, listed(parse_seeds), Parameter(group=GRID)] = None
-    lr: Annotated[Rates, Parameter(group=GRID)] = (1e-4, 3e-4, 1e-3)
+    seeds: Annotated[tuple[int, ...] | None, listed(parse_seeds), Parameter(group=MAIN)] = None
+    lr: Annotated[Rates, Parameter(group=MAIN)] = (1e-4, 3e-4, 1e-3)
     baseline: Annotated[bool, Parameter(group=GRID)] = True
     baseline_lr: Annotated[Rates | None, Parameter(group=GRID)] = None
     head_lr: Annotated[Rates | None, Parameter(group=GRID)] = None
@@ -166,12 +170,12 @@ class TextOptions:
 
     alpha: Annotated[float, Parameter(group=ADAPTER)] = 32.0
     dropout: Annotated[float, Parameter(group=ADAPTER)] = 0.0
-    target_modules: Annotated[Names, Parameter(group=ADAPTER)] = ("all-linear",)
+    target_modules: Annotated[Names, Parameter(group=MAIN)] = ("all-linear",)
     exclude_modules: Annotated[Names, Parameter(group=ADAPTER, show_default=False)] = ()
     init: Annotated[str, Parameter(group=ADAPTER)] = "kaiming"
     scaling: Annotated[str, Parameter(group=ADAPTER)] = "alpha/r"
 
-    epochs: Annotated[int, Parameter(group=TRAINING)] = 3
+    epochs: Annotated[int, Parameter(group=MAIN)] = 3
     batch_size: Annotated[int, Parameter(group=TRAINING)] = 32
     rows_a_pass: Annotated[int | None, Parameter(group=TRAINING)] = None
     schedule: Annotated[str, Parameter(group=TRAINING)] = "cosine"
@@ -192,6 +196,7 @@ class TextOptions:
     join: Annotated[bool, Parameter(group=TEXTS, negative="", show_default=False)] = False
 
     dtype: Annotated[str, Parameter(group=BASE)] = "float32"
+    precision: Annotated[str, Parameter(group=BASE)] = "auto"
     quantize: Annotated[str | None, Parameter(group=BASE)] = None
     device: Annotated[str, Parameter(group=BASE)] = "auto"
     attention: Annotated[str | None, Parameter(group=BASE)] = None
@@ -267,14 +272,14 @@ class TrainOptions(TextOptions):
         lr: The learning rate.
     """
 
-    ranks: Annotated[Numbers, Parameter(name=["--ranks", "--rank"], group=GRID)] = (DEFAULT_RANK,)
+    ranks: Annotated[Numbers, Parameter(name=["--ranks", "--rank"], group=MAIN)] = (DEFAULT_RANK,)
     # --seed 7 is the seed 7; --seeds means the same in every command.
     seeds: Annotated[
         tuple[int, ...],
         listed(parse_seeds, by_flag={"--seed": parse_numbers}),
-        Parameter(name=["--seeds", "--seed"], group=GRID),
+        Parameter(name=["--seeds", "--seed"], group=MAIN),
     ] = (0,)
-    lr: Annotated[Rates, Parameter(group=GRID)] = (3e-4,)
+    lr: Annotated[Rates, Parameter(group=MAIN)] = (3e-4,)
     baseline: Annotated[bool, Parameter(parse=False)] = False
     baseline_lr: Annotated[Rates | None, Parameter(parse=False)] = None
     head_lr: Annotated[Rates | None, Parameter(parse=False)] = None

@@ -12,6 +12,9 @@ from rankwise.train.cuts import pooled
 
 Tensors = Mapping[str, Tensor]
 
+MOST_LEFT_OUT = 0.1
+"""The largest share of the rows that a seed may leave out so that equal inputs stay together."""
+
 
 def pooled_splits(train: Tensors, validation: Tensors, test: Tensors, inputs: Sequence[Hashable]) -> Splits:
     """Splits whose training and validation rows are one pool; rows with the same input stay together in every cut.
@@ -23,10 +26,11 @@ def pooled_splits(train: Tensors, validation: Tensors, test: Tensors, inputs: Se
         inputs: The input of each training row, then of each validation row.
 
     Returns:
-        The splits; without a rotation where one input has more rows than a cut, as those beyond it would be lost.
+        The splits; without a rotation where one input has so many rows that cuts would leave out too many.
     """
     groups = number(inputs)
-    if int(groups.bincount().max()) > len(inputs) - len(next(iter(train.values()))):
+    left_out = int(groups.bincount().max()) - 1
+    if left_out > min(MOST_LEFT_OUT * len(inputs), len(next(iter(train.values()))) - 1):
         return Splits(train, validation, test)
     own, cut, rotation = pooled(train, validation, groups)
     return Splits(own, cut, test, rotation)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
-from rankwise.errors import DataError
+from rankwise.errors import DataError, arguments_named
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def predict(
 ) -> dict[str, list[Prediction]]: ...
 
 
+@arguments_named()
 def predict(
     adapters: str | Path | Sequence[str | Path],
     texts: str | Sequence[Text],

@@ -37,6 +37,7 @@ from rankwise.tasks.text.trained import Trained
 from rankwise.train.data import count_rows, pick
 from rankwise.train.device import device_note, find_device
 from rankwise.train.live import Progress
+from rankwise.train.precision import choose_precision, precision_note
 from rankwise.train.settings import Training
 
 TASKS: dict[str, Callable[[TextOptions, Examples, Mapping[str, tuple[str, ...]]], Ready]] = {
@@ -61,6 +62,7 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         RankwiseError: Something in the options or the data can't be used.
     """
     device = find_device(options.device)
+    precision = choose_precision(options.precision, options.dtype, device)
     chosen = device_note(options.device, device)
     options = replace(options, device=str(device))
     where = TextData(
@@ -81,8 +83,11 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
     ready = TASKS[options.task](options, examples, label_names)
     # Where each seed cuts its own validation rows, those of one seed are trained on by others.
     inputs = checksums((*examples.train, *(examples.validation if ready.splits.rotation else ())))
-    check_model(ready.loaded.model, mend="leave --dtype out, or give --device cuda")
+    check_model(ready.loaded.model, mend="give --dtype bfloat16, or leave --dtype out")
+    chosen += precision_note(options.precision, precision, ready.loaded.model, device)
     notes = [*ready.notes, *_quantised(options, ready)]
+    if precision != "float32":
+        notes.append("Products of linear layers ran in bfloat16, all else in float32 (--precision bf16).")
     if not options.base_dropout:
         silence_dropout(ready.loaded.model)
     if options.gradient_checkpointing:
@@ -95,7 +100,7 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         metric=ready.metric,
         metric_name=ready.metric_name,
         higher_is_better=ready.higher_is_better,
-        feed=ready.feed(options.rows_a_pass),
+        feed=replace(ready.feed(options.rows_a_pass), precision=precision),
         constant=ready.constant,
     )
     return Experiment(

@@ -1,0 +1,68 @@
+"""Tensors on the meta device: their numbers are where accelerate has put them, or nowhere."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.errors import AdapterError
+
+
+def data_of(owner: nn.Module, name: str) -> Tensor:
+    """Return a parameter or buffer with its numbers, fetched where accelerate's hook has them (offload to CPU or disk).
+
+    Raises:
+        AdapterError: They are nowhere.
+
+    Examples:
+        >>> layer = nn.Linear(2, 2)
+        >>> data_of(layer, "bias") is layer.bias
+        True
+    """
+    tensor: Tensor = getattr(owner, name)
+    if not tensor.is_meta:
+        return tensor
+    hook: Any = getattr(owner, "_hf_hook", None)
+    for one in getattr(hook, "hooks", (hook,)):  # accelerate's hooks come one by one, or in a row
+        values: Any = getattr(one, "weights_map", None)
+        if values is None:
+            continue
+        try:
+            found: Tensor = values[name]
+        except KeyError:
+            continue
+        device = getattr(one, "execution_device", None)
+        return found if device is None else found.to(device)
+    raise AdapterError(
+        f'"{name}" of a {type(owner).__name__} has no data (it is on the meta device), so an adapter can\'t be '
+        "computed with it. Load the model's weights first, and then inject or load_adapter."
+    )
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """Return a tensor whole, where processes have a part of it each (FSDP2): all of them must ask.
+
+    Examples:
+        >>> gathered(torch.ones(1))
+        tensor([1.])
+    """
+    gather: Any = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
+
+
+_calls = [0]
+"""How often `discards` has asked: each question has numbers of its own."""
+
+
+def discards(change: Any) -> bool:
+    """Tell whether a function that `nn.Module._apply` gets throws values away, as `to_empty` does.
+
+    Examples:
+        >>> discards(lambda tensor: tensor.double()), discards(lambda tensor: torch.empty_like(tensor, device="meta"))
+        (False, True)
+    """
+    _calls[0] += 1
+    # Memory that was just freed is handed out again, numbers and all: the same ones would prove nothing.
+    probe = torch.tensor([_calls[0] % 251 + 1.0, 3.0, -7.0, 0.5], device="cpu", dtype=torch.float32)
+    result: Tensor = change(probe.clone())
+    return result.is_meta or not torch.equal(result.detach().to("cpu", torch.float32), probe)
