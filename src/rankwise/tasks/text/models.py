@@ -130,7 +130,7 @@ def load_text_model(
     if task == "classify" and options.pooling == "auto" and not pooled and _published_with_mean(source):
         notes.append(
             f'"{source.name}" was trained to give the mean of its outputs, which its own classifier does not read; '
-            "--pooling mean does, and may learn from fewer texts."
+            "--pooling mean does, and learns from fewer texts."
         )
     if source.gguf:
         _forget_gguf(model)
