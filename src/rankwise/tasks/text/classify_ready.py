@@ -30,14 +30,23 @@ def ready_classify(options: TextOptions, examples: Examples, label_names: Mappin
     """
     column = dict(options.columns).get("label", "label")
     train: list[Any] = list(examples.train)
-    labels = find_labels(train, options.labels, label_names.get(column, ()))
+    labels = find_labels(train, options.labels, label_names.get(column, ()), places=examples.places)
     loaded = load_text_model(options.model, "classify", labels, model_options(options))
+    labels = loaded.labels or labels
     parts: dict[str, ClassifyData] = {}
     for what, name in SPLITS.items():
         rows: list[Any] = list(getattr(examples, what))
         if not rows:
             raise DataError(f"The {name} data is empty.")
-        parts[what] = tokenize_classify(rows, labels, loaded.tokenizer, loaded.config, name, options.max_length)
+        parts[what] = tokenize_classify(
+            rows,
+            labels,
+            loaded.tokenizer,
+            loaded.config,
+            name,
+            options.max_length,
+            skip_bad_lines=options.skip_bad_lines,
+        )
     tensors = {what: {key: t.to(options.device) for key, t in part.data.items()} for what, part in parts.items()}
     metric = CLASSIFY_METRICS[labels.kind]
     pooled = isinstance(loaded.model, MeanPooledClassifier)

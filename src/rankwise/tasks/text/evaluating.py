@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from rankwise.errors import DataError
 from rankwise.tasks.text.adapted import BASE, Adapted
+from rankwise.tasks.text.bad_lines import usable
 from rankwise.tasks.text.batches import as_tensors, trim
+from rankwise.tasks.text.chat import answer_text
 from rankwise.tasks.text.classify import tokenize_classify
-from rankwise.tasks.text.examples import Plain
+from rankwise.tasks.text.examples import Chat, Plain, SftExample, has_more
 from rankwise.tasks.text.forms import read_examples
 from rankwise.tasks.text.generated import check_scorers, group_references, score_texts
 from rankwise.tasks.text.generating import Writing, check_writes, with_room, write_texts
@@ -19,6 +21,7 @@ from rankwise.tasks.text.metrics import classify_figures, perplexity_of
 from rankwise.tasks.text.sft import tokenize_sft
 from rankwise.tasks.text.sources import read_records
 from rankwise.tasks.text.subset import drawn
+from rankwise.tasks.text.templates import Template, chat_template
 from rankwise.tasks.text.tokens import text_config
 from rankwise.tasks.text.vocabulary import TokenLoss, lean_head, row_loss
 
@@ -66,8 +69,16 @@ def evaluate_texts(
         DataError: The file can't be read, or its labels are unknown.
     """
     records = read_records(data, split=split, skip_bad_lines=skip_bad_lines)
-    several = adapted.labels is not None and adapted.labels.kind == "several"
-    examples, notes = read_examples(records, adapted.task, columns, several=several, skip_bad_lines=skip_bad_lines)
+    labels = adapted.labels
+    several = labels is not None and labels.kind == "several"
+    examples, notes = read_examples(
+        records,
+        adapted.task,
+        columns,
+        several=several,
+        places=len(labels.names) if labels is not None and labels.places else None,
+        skip_bad_lines=skip_bad_lines,
+    )
     if not examples:
         raise DataError(f"{data} has no examples.")
     notes = [*adapted.notes, *records.notes, *notes]
@@ -79,21 +90,24 @@ def evaluate_texts(
         rows = [rows[i] for i in drawn(rows, limit, SEED, "test")]
         notes.append(f"{limit:,} of {len(examples):,} examples are used, drawn with seed {SEED}.")
     if adapted.task == "classify":
-        found, said = _classify(adapted, names, rows)
+        found, said = _classify(adapted, names, rows, skip_bad_lines)
         return found, [*notes, *said]
-    found, said = _sft(adapted, names, rows)
+    found, said = _sft(adapted, names, rows, skip_bad_lines)
     if generate:
-        more, also = _written(adapted, names, examples, generate, writing or Writing())
+        more, also = _written(adapted, names, examples, generate, writing or Writing(), skip_bad_lines)
         found = {name: own | more.get(name, {}) for name, own in found.items()}
         said = [*said, *also]
     return found, [*notes, *said]
 
 
-def _classify(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tuple[dict[str, Figures], Sequence[str]]:
+def _classify(
+    adapted: Adapted, names: Sequence[str], rows: Sequence[Any], skip: bool
+) -> tuple[dict[str, Figures], Sequence[str]]:
     loaded, labels = adapted.loaded, adapted.labels
     if labels is None:
         raise DataError("There are no labels to compare with.")
-    prepared = tokenize_classify(rows, labels, loaded.tokenizer, loaded.config, "test", adapted.one_way().max_length)
+    longest = adapted.one_way().max_length
+    prepared = tokenize_classify(rows, labels, loaded.tokenizer, loaded.config, "test", longest, skip_bad_lines=skip)
     found: dict[str, Figures] = {}
     for name in names:
         parts = [(own, outputs.float()) for own, outputs in _passes(adapted, name, prepared.data, loaded.call, 1)]
@@ -106,9 +120,11 @@ def _classify(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tu
     return found, prepared.notes
 
 
-def _sft(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tuple[dict[str, Figures], Sequence[str]]:
+def _sft(
+    adapted: Adapted, names: Sequence[str], rows: Sequence[Any], skip: bool
+) -> tuple[dict[str, Figures], Sequence[str]]:
     loaded = adapted.loaded
-    prepared = tokenize_sft(rows, loaded.tokenizer, loaded.config, adapted.one_way())
+    prepared = tokenize_sft(rows, loaded.tokenizer, loaded.config, adapted.one_way(), skip_bad_lines=skip)
     data = as_tensors(prepared, shift=loaded.shift)
     device = next(loaded.model.parameters()).device
     found: dict[str, Figures] = {}
@@ -133,12 +149,21 @@ def _check_written(adapted: Adapted, examples: Sequence[Any]) -> None:
 
 
 def _written(
-    adapted: Adapted, names: Sequence[str], examples: Sequence[Any], n: int, writing: Writing
+    adapted: Adapted, names: Sequence[str], examples: Sequence[Any], n: int, writing: Writing, skip: bool
 ) -> tuple[dict[str, Figures], list[str]]:
     """Figures of answers to n inputs, those left out that have no room for one."""
-    inputs, answers = group_references(examples)
+    template = Template(adapted.loaded.tokenizer, adapted.way(BASE).date)
+
+    def answer_of(example: SftExample) -> str:
+        if isinstance(example, Chat) and has_more(example):
+            return answer_text(template, example)
+        return example.answer
+
+    with chat_template(adapted.loaded.tokenizer, adapted.way(BASE).chat_template):
+        made, _ = usable(examples, answer_of, "examples", skip=skip)
+    inputs, answers = group_references([example for example, _ in made], [answer for _, answer in made])
     places = drawn(inputs, n, SEED, "generate")
-    fitting, said = with_room(adapted, [BASE], [inputs[i] for i in places], writing)
+    fitting, said = with_room(adapted, [BASE], [inputs[i] for i in places], writing, skip_bad_lines=skip)
     places = [places[i] for i in fitting]
     prompts, references = [inputs[i] for i in places], [answers[i] for i in places]
     counted = f"with {sum(map(len, references)):,} references"

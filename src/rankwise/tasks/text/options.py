@@ -1,6 +1,7 @@
 """What a user can set for a language model. Light: the command line reads it without loading torch."""
 
-from dataclasses import asdict, dataclass
+import datetime
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
@@ -49,6 +50,11 @@ def parse_separator(text: str) -> str:
         ' ->\n'
     """
     return text.replace(r"\n", "\n").replace(r"\t", "\t")
+
+
+def _today() -> str:
+    """Today's date: a run keeps it, so that a template which writes it writes the same when the run is resumed."""
+    return datetime.date.today().isoformat()
 
 
 DATA = Group("Data", sort_key=1)
@@ -123,6 +129,7 @@ class TextOptions:
         chat: Write prompts and completions as a conversation by the model's chat template. [default: instructions]
         chat_template: A template for a tokenizer without one: a file, or Jinja text.
         separator: What stands between prompt and completion; \\n is a new line, \\t a tab.
+        date: The date that a chat template writes, such as 2026-11-29. [default: today's]
         join: Join short examples to full rows, without attention from one to another.
         dtype: Numbers of the base: float32, bfloat16 or float16 (the last two on a GPU).
         quantize: Keep the linear layers of the base in 8 bits (int8) or 4 (nf4), without full fine-tuning. [default:
@@ -187,6 +194,7 @@ class TextOptions:
     chat: Annotated[bool | None, Parameter(group=TEXTS)] = None
     chat_template: Annotated[str | None, Parameter(group=TEXTS)] = None
     separator: Annotated[str, listed(parse_separator), Parameter(group=TEXTS, show_default=False)] = ""
+    date: Annotated[str, Parameter(group=TEXTS, show_default=False)] = field(default_factory=_today)
     join: Annotated[bool, Parameter(group=TEXTS, negative="", show_default=False)] = False
 
     dtype: Annotated[str, Parameter(group=BASE)] = "float32"
@@ -246,6 +254,8 @@ class TextOptions:
     def settings(self) -> dict[str, Any]:
         """The complete settings as a file for --config has them: flag -> plain value."""
         plain = plain_settings(asdict(self))
+        if self.task != "sft":
+            del plain["date"]  # only conversations are dated
         plain["columns"] = ",".join(f"{role}={column}" for role, column in self.columns)
         return {key: value for key, value in plain.items() if value not in ("", [])}
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rankwise.errors import ConfigError, DataError
+from rankwise.tasks.text.bad_lines import BadLineError
 
 IGNORED = -100
 """The label of a token that carries no loss, as in transformers and `torch.nn.functional.cross_entropy`."""
@@ -90,14 +91,15 @@ def check_known(line: int, ids: Sequence[int], tokenizer: Tokenizer, config: Any
         config: The model's configuration.
 
     Raises:
-        DataError: A token's number is as large as the model's vocabulary, or larger.
+        BadLineError: A token's number is as large as the model's vocabulary, or larger.
     """
     size = getattr(config, "vocab_size", None)
     if size is not None and ids and max(ids) >= size:
         token = tokenizer.convert_ids_to_tokens(max(ids))
-        raise DataError(
-            f'Line {line} has the token "{token}" of number {max(ids):,}, and the model knows {size:,} tokens; '
-            "leave that text out, or take the tokenizer that belongs to the model."
+        raise BadLineError(
+            line,
+            f' has the token "{token}" of number {max(ids):,}, and the model knows {size:,} tokens; '
+            "leave that text out, or take the tokenizer that belongs to the model.",
         )
 
 
