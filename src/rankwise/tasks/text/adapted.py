@@ -11,6 +11,7 @@ from rankwise.errors import AdapterFileError, ConfigError
 from rankwise.experiment import find_device
 from rankwise.files import load_adapter
 from rankwise.lora.named import activate, disabled
+from rankwise.tasks.text.generation_settings import put_aside
 from rankwise.tasks.text.labels import FILE as LABELS
 from rankwise.tasks.text.labels import Labels, read_labels
 from rankwise.tasks.text.models import ModelOptions, TextModel, load_text_model
@@ -132,6 +133,8 @@ def load_adapted(folders: Sequence[Path], options: UseOptions, *, rounded: bool 
         load_adapter(loaded.model, folder, _inside(i))
     loaded.model.eval()
     names, notes = _names(folders), loaded.notes
+    if task == "sft":
+        notes += (*put_aside(loaded.model, loaded.tokenizer),)
     if len({(way.chat, way.chat_template, way.separator) for way in ways}) > 1:
         notes += (
             f"The adapters were taught prompts in different ways; each is asked in its own, the base as {names[0]}.",

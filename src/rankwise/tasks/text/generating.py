@@ -12,24 +12,10 @@ from rankwise.tasks.text.adapted import Adapted
 from rankwise.tasks.text.bad_lines import BadLineError, numbers, usable
 from rankwise.tasks.text.chat import answer_end
 from rankwise.tasks.text.examples import Pair, SftExample
+from rankwise.tasks.text.generation_settings import own_ends, own_settings_aside
 from rankwise.tasks.text.sft import prompt_ids
 from rankwise.tasks.text.templates import Template, chat_template, has_template
 from rankwise.tasks.text.tokens import check_known, find_context, text_config
-
-LIKELIEST: dict[str, Any] = {
-    "do_sample": False,
-    "temperature": None,
-    "top_p": None,
-    "top_k": None,
-    "num_beams": 1,
-    "early_stopping": False,
-    "length_penalty": 1.0,
-    "min_length": 0,
-    "min_new_tokens": None,
-    "no_repeat_ngram_size": 0,
-    "repetition_penalty": 1.0,
-}
-"""The likeliest token always, whatever a model's own configuration would rather do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,16 +82,21 @@ def write_texts(adapted: Adapted, name: str, prompts: Sequence[SftExample], how:
     tokenizer, device = loaded.tokenizer, next(model.parameters()).device
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompted[i]))
-    drawn: dict[str, Any] = {"do_sample": True, "temperature": how.temperature} if how.temperature else {}
+    # The likeliest token always, or draws from the model's own probabilities.
+    drawn: dict[str, Any] = (
+        {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
+        if how.temperature
+        else {"do_sample": False}
+    )
     ends = _ends(adapted, name)
-    with adapted.acting(name), torch.random.fork_rng():
+    with adapted.acting(name), own_settings_aside(model), torch.random.fork_rng():
         torch.manual_seed(how.seed)
         for start in range(0, len(order), how.batch_size):
             rows = order[start : start + how.batch_size]
             batch = _filled([prompted[i] for i in rows], tokenizer.pad_token_id, left=not loaded.encoder_decoder)
             written = model.generate(
                 **{key: value.to(device) for key, value in batch.items()},
-                **(LIKELIEST | drawn),
+                **drawn,
                 **({"eos_token_id": ends} if ends else {}),
                 max_new_tokens=how.max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id,
@@ -139,9 +130,7 @@ def _ends(adapted: Adapted, name: str) -> list[int]:
     """The tokens after which an answer is over: the model's own, the tokenizer's, and what a conversation's answers end
     with, which training has taught."""
     loaded, way = adapted.loaded, adapted.way(name)
-    model: Any = loaded.model
-    own = model.generation_config.eos_token_id
-    found = [*(own if isinstance(own, list) else [own]), loaded.tokenizer.eos_token_id]
+    found = [*own_ends(loaded.model, loaded.tokenizer), loaded.tokenizer.eos_token_id]
     with chat_template(loaded.tokenizer, way.chat_template):
         if way.chat is not False and has_template(loaded.tokenizer):
             found.append(answer_end(Template(loaded.tokenizer, way.date)))

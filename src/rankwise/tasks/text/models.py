@@ -140,7 +140,8 @@ def load_text_model(
             "others can't be read."
         )
     config = getattr(model, "config", config)
-    config.pad_token_id = tokenizer.pad_token_id  # classifiers over causal models find a text's end by it
+    for part in (config, text_config(config)):
+        part.pad_token_id = tokenizer.pad_token_id  # classifiers over causal models find a text's end by it
     config = _with_usable_positions(model, config)
     model.eval().to(torch.device(options.device))
     loaded = TextModel(
