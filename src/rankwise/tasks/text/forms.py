@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rankwise.errors import DataError, suggest
+from rankwise.tasks.text.bad_lines import NAMED
 from rankwise.tasks.text.examples import Chat, Example, Labelled, Pair, Plain
 from rankwise.tasks.text.label_values import count_places, label_of, places_of, several_of
 from rankwise.tasks.text.messages import WrongValueError, has_text, read_chat, read_history, with_system
-from rankwise.tasks.text.sources import NAMED, Records
+from rankwise.tasks.text.sources import Records
 
 
 @dataclass(frozen=True)
@@ -247,8 +248,26 @@ def _find_form(records: Records, task: str, forms: Mapping[str, Form], columns: 
     )
 
 
+_OTHER_NAMES = {
+    "prompt": ("question", "query", "input", "source", "context", "document", "article", "problem", "mr"),
+    "completion": ("answer", "response", "output", "target", "summary", "highlights", "solution", "reply", "ref"),
+    "instruction": ("task", "question", "prompt"),
+    "output": ("response", "answer", "completion"),
+    "messages": ("conversations", "conversation", "dialog", "dialogue", "chat"),
+    "text": ("sentence", "content", "body", "review", "tweet", "document", "comment", "title"),
+    "label": ("labels", "category", "class", "sentiment", "target", "intent", "topic", "score", "rating", "stars"),
+}
+"""What columns of a role are called elsewhere."""
+
+
 def _shown(forms: Mapping[str, Form], records: Records) -> str:
-    """An example of naming columns: the form with as many roles as there are columns, else the last."""
-    fitting = [form for form in forms.values() if len(form.roles) == len(records.columns)]
-    roles = (fitting or list(forms.values()))[-1].roles
-    return ",".join(f"{role}={column}" for role, column in zip(roles, records.columns, strict=False))
+    """How to name columns: those that are called as the roles of a form often are, else only the roles."""
+    known = {column.casefold(): column for column in records.columns}
+    for form in forms.values():
+        found = {role: next((known[n] for n in (role, *_OTHER_NAMES[role]) if n in known), None) for role in form.roles}
+        columns = [column for column in found.values() if column is not None]
+        if len({*columns}) == len(form.roles):
+            return ",".join(f"{role}={column}" for role, column in found.items())
+    # The form with the fewest roles that has more than one, if any: a text alone is rarely what is meant.
+    roles = min((form.roles for form in forms.values()), key=lambda roles: (len(roles) != 2, len(roles)))
+    return ",".join(f"{role}=COLUMN" for role in roles)

@@ -7,7 +7,9 @@ from typing import Any
 from rankwise.errors import DataError
 from rankwise.tasks.text.examples import Pair, SftExample
 from rankwise.tasks.text.forms import read_examples
+from rankwise.tasks.text.records import Bad, Record, checked
 from rankwise.tasks.text.sources import has_reader, read_records
+from rankwise.tasks.text.text_files import open_text, split_lines
 
 
 def read_prompts(
@@ -46,13 +48,15 @@ def read_prompts(
 
 
 def _lines(file: Path) -> list[SftExample]:
+    takes = "--file takes a text file with a prompt on each line, or examples."
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise DataError(
-            f"{file} can't be read ({why}); --file takes a text file with a prompt on each line, or examples."
-        ) from error
+        with open_text(file) as opened:
+            text = opened.read()
+    except OSError as error:
+        raise DataError(f"{file} can't be read ({error.strerror or error}); {takes}") from error
+    if isinstance(checked(Record(1, {"": text})), Bad):
+        raise DataError(f"{file} can't be read (it is no UTF-8 text); {takes}")
+    lines = split_lines(text)
     prompts: list[SftExample] = [Pair(i, line, "") for i, line in enumerate(lines, start=1) if line.strip()]
     if not prompts:
         raise DataError(f"{file} is empty; --file takes a text with a prompt on each line, or examples.")

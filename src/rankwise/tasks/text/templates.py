@@ -23,7 +23,7 @@ def read_template(given: str | Path) -> str:
     text = str(given)
     if isinstance(given, Path) or "{" not in text:
         try:
-            text = Path(given).read_text(encoding="utf-8")
+            text = Path(given).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
             raise ConfigError(f"The chat template {given} can't be read ({why}).") from error
