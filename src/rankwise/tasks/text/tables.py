@@ -2,11 +2,11 @@
 
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rankwise.errors import DataError
 from rankwise.tasks.text.records import Bad, Record, checked
@@ -76,7 +76,7 @@ def _damaged(rows: list[_Row], delimiter: str) -> int:
     )
 
 
-def _parsed(path: Path, delimiter: str, quoting: int) -> tuple[list[str] | csv.Error, list[_Row]]:
+def _parsed(path: Path, delimiter: str, quoting: Literal[0, 3]) -> tuple[list[str] | csv.Error, list[_Row]]:
     with _long_fields(), open_text(path) as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True, quoting=quoting)
         try:
@@ -103,7 +103,7 @@ def _rows(reader: Any, n: int) -> Iterator[_Row]:
 
 
 @contextmanager
-def _long_fields() -> Iterator[None]:
+def _long_fields() -> Generator[None]:
     """Python's limit of 128 KiB a field is far below a long document."""
     before = csv.field_size_limit(sys.maxsize)
     try:
