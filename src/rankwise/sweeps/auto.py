@@ -229,7 +229,8 @@ class Walk:
                 self.hopeless.add(step.name)
 
     def _try_neighbour(self, name: str, ladder: Ladder) -> None:
-        """Train a configuration at a neighbouring learning rate, and take that where it does better on the same seeds."""
+        """Train a configuration at a neighbouring learning rate, and take that where it does better with the same
+        seeds."""
         below = ladder.names.index(name) < ladder.names.index(ladder.middle)
         before = self.rates[name]
         for lr in neighbour_rates([before], self.candidates[name].lrs, below):
