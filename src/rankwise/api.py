@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor, nn
 
 from rankwise.errors import ConfigError, arguments_named
-from rankwise.experiment import Experiment, Place, begin, carry_out, now, take_up
+from rankwise.experiment import Experiment, run_experiment
 from rankwise.lora.inject import Report
 from rankwise.lora.threads import held_by_thread
 from rankwise.pack.losses import PerBatch
@@ -28,6 +28,7 @@ from rankwise.sweeps.deciding import Deciding
 from rankwise.sweeps.directory import can_resume
 from rankwise.sweeps.given import as_counts, as_list, as_rates, trained_whole
 from rankwise.sweeps.grid import LORA_LRS
+from rankwise.sweeps.location import RunLocation, resume_run, start_run, starting_now
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, Swept
 from rankwise.train.checkpoints import Every
 from rankwise.train.cuts import pooled
@@ -256,7 +257,7 @@ def sweep(
     place = None
     if out is not None:
         again = resume and can_resume(Path(out))
-        place = Place(
+        place = RunLocation(
             directory=Path(out),
             config=config,
             command="rankwise.sweep(...)",
@@ -284,9 +285,15 @@ def sweep(
             notes=notes,
         )
         experiment.check()
-        beginning = now("rankwise.sweep(...)") if place is None else take_up(place) if place.resume else begin(place)
+        beginning = (
+            starting_now("rankwise.sweep(...)")
+            if place is None
+            else resume_run(place)
+            if place.resume
+            else start_run(place)
+        )
         with held_by_thread(model, "a sweep"):
-            results, swept, files = carry_out(experiment, beginning, place, display)
+            results, swept, files = run_experiment(experiment, beginning, place, display)
     return Sweep(results, swept, tuple(files))
 
 

@@ -9,9 +9,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +23,15 @@ from rankwise.sweeps.adapters import Adapters
 from rankwise.sweeps.answer import Floors
 from rankwise.sweeps.auto import Auto
 from rankwise.sweeps.deciding import Deciding
-from rankwise.sweeps.directory import begin_run, end_run, held, read_begun, write_run
+from rankwise.sweeps.directory import end_run, write_run
 from rankwise.sweeps.doubts import rank_doubts
 from rankwise.sweeps.fitting import Probes
 from rankwise.sweeps.floors import measured_floors
 from rankwise.sweeps.grid import Candidate, runs_of
+from rankwise.sweeps.location import RunLocation, RunStart, resume_run, start_run
 from rankwise.sweeps.measure import measure_base
-from rankwise.sweeps.owned import UNFINISHED
 from rankwise.sweeps.plan import fingerprint
+from rankwise.sweeps.power import power_words
 from rankwise.sweeps.problem import DATA, Problem, Run, Swept
 from rankwise.sweeps.provenance import data_of, grid_of, versions
 from rankwise.sweeps.record import Results, make_results
@@ -40,89 +39,10 @@ from rankwise.sweeps.rule import Rule, accuracy_tolerance
 from rankwise.sweeps.same_problem import LOSS, check_measured, first_loss, write_measured
 from rankwise.sweeps.stage import Search
 from rankwise.sweeps.stages import Stages, mark_edges
-from rankwise.train.checkpoints import Every
 from rankwise.train.data import count_rows
 from rankwise.train.live import Progress
 from rankwise.train.live import progress as shown_by
 from rankwise.writing import interrupts_ignored
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where the results of a run go, and how it is kept while it is under way.
-
-    Args:
-        directory: The run directory.
-        config: The complete configuration as YAML, to be kept beside the results.
-        command: The command line, likewise.
-        how_to_resume: A command that goes on with the run, for messages.
-        overwrite: Whether earlier results may be replaced.
-        resume: Whether to go on with the unfinished run in the directory.
-        every: How often a checkpoint is written.
-    """
-
-    directory: Path
-    config: str
-    command: str
-    how_to_resume: str
-    overwrite: bool = False
-    resume: bool = False
-    every: Every | None = None
-
-    @property
-    def kept(self) -> Path:
-        """Where the run is kept while it is under way."""
-        return self.directory / UNFINISHED
-
-    def held(self) -> AbstractContextManager[None]:
-        """Hold the directory for this run, from before anything costly to the end.
-
-        Raises:
-            OutputError: Results can't be written there, or another run holds it.
-        """
-        return held(self.directory, overwrite=self.overwrite, resume=self.resume)
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """What is known of a run's beginning, kept for a later resumption.
-
-    Args:
-        about: The command and the time.
-        base: The base's weights, where the task makes the base itself and the run is gone on with.
-    """
-
-    about: dict[str, str]
-    base: dict[str, Tensor] | None = None
-
-
-def now(command: str) -> Beginning:
-    """A run that begins now."""
-    return Beginning({"command": command, "started": datetime.now(UTC).isoformat(timespec="seconds")})
-
-
-def take_up(place: Place) -> Beginning:
-    """The beginning of the unfinished run in a place.
-
-    Raises:
-        CheckpointError: A file of it is missing or damaged.
-    """
-    return Beginning(*read_begun(place.directory))
-
-
-def begin(place: Place, base: Mapping[str, Tensor] | None = None) -> Beginning:
-    """Begin a run in its place; it can be gone on with from here.
-
-    Args:
-        place: Where.
-        base: The base's weights, where the task has made the base itself.
-
-    Raises:
-        OutputError: The directory can't be written.
-    """
-    beginning = now(place.command)
-    begin_run(place.directory, place.config, beginning.about, base)
-    return beginning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,11 +132,21 @@ class Experiment:
         """What is asked of the answer."""
         return self.deciding.rule(self.problem.higher_is_better)
 
+    def power(self) -> list[str]:
+        """What the validation data can show, in words; nothing for metrics that are no shares, and without a choice."""
+        problem = self.problem
+        if len(self.candidates) < 2 or not problem.higher_is_better or "accuracy" not in problem.metric_name:
+            return []
+        which = DATA if DATA in problem.splits else self.candidates[0].data
+        rows = count_rows(problem.splits[which].validation, "validation")
+        rotated = problem.rotation_of(which) is not None
+        return [power_words(rows, len(self.seeds), rotated, self.rule, 1.0)]
+
     def doubts(self) -> list[str]:
         """Settings that can be used and that no one can have meant, in words."""
         return rank_doubts(self.model, runs_of([replace(c, lrs=c.lrs[:1]) for c in self.candidates], self.seeds[:1]))
 
-    def stages(self, progress: Progress, place: Place | None = None, floors: Floors | None = None) -> Stages:
+    def stages(self, progress: Progress, place: RunLocation | None = None, floors: Floors | None = None) -> Stages:
         """How it is trained: in a place, or in memory alone."""
         deciding, auto = self.deciding, None
         if deciding.plan == "auto":
@@ -246,12 +176,12 @@ class Experiment:
         )
 
 
-Maker = Callable[[Progress, Mapping[str, Tensor] | None], Experiment]
+ExperimentFactory = Callable[[Progress, Mapping[str, Tensor] | None], Experiment]
 """Makes an experiment: told where to show what is done meanwhile, and, where a run is gone on with, the base's weights
 as they were kept (none where the task doesn't make the base)."""
 
 
-def run_in(place: Place, make: Maker, progress: Progress) -> tuple[Results, list[Path]]:
+def run_in_directory(place: RunLocation, make: ExperimentFactory, progress: Progress) -> tuple[Results, list[Path]]:
     """Make an experiment, run it in its place from the beginning or from where it was, and write the run directory.
 
     Returns:
@@ -262,12 +192,12 @@ def run_in(place: Place, make: Maker, progress: Progress) -> tuple[Results, list
         KeyboardInterrupt: Interrupted before any run had finished; there are no results yet.
     """
     with place.held():
-        begun = take_up(place) if place.resume else None
+        begun = resume_run(place) if place.resume else None
         experiment = make(progress, None if begun is None else begun.base or {})
         experiment.check()
-        begun = begun or begin(place, experiment.model.state_dict() if experiment.keep_base else None)
+        begun = begun or start_run(place, experiment.model.state_dict() if experiment.keep_base else None)
         with held_by_thread(experiment.model, "a sweep"):
-            results, _, files = carry_out(experiment, begun, place, progress)
+            results, _, files = run_experiment(experiment, begun, place, progress)
         return results, files
 
 
@@ -275,14 +205,14 @@ BASE_IN_DIRECTORY = "../../base"
 """What an adapter calls a base that lies beside `adapters/` in the run directory."""
 
 
-def carry_out(
-    experiment: Experiment, beginning: Beginning, place: Place | None, progress: Progress
+def run_experiment(
+    experiment: Experiment, beginning: RunStart, place: RunLocation | None, progress: Progress
 ) -> tuple[Results, Swept, list[Path]]:
     """Train, measure, decide, and write results and report.
 
     Args:
         experiment: What.
-        beginning: From `begin`, `take_up` or `now`.
+        beginning: From `begin`, `resume_run` or `now`.
         place: Where the results go; None keeps them in memory alone.
         progress: Where training is shown.
 
@@ -313,8 +243,8 @@ def carry_out(
         measured |= {f"test {name}": value for name, value in base_metrics.items()}
         (check_measured if place.resume else write_measured)(place.kept, model, measured)
     doubts = experiment.doubts()
-    for doubt in doubts:
-        progress.message(doubt)
+    for line in [*experiment.power(), *doubts]:
+        progress.message(line)
     before = fingerprint(model.state_dict())
     found = experiment.stages(progress, place, floors).run()
     swept, runs = found.swept, found.swept.runs
@@ -360,6 +290,7 @@ def carry_out(
         floors=floors,
         path=found.path,
         reference=found.reference,
+        rates=found.rates,
         adapters=folders if place else {},
     )
     mark_edges(found.edges, experiment.candidates, results["configurations"])

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from rankwise.errors import ConfigError, TargetError, suggest
 from rankwise.lora.adapter import adapted_layers
 from rankwise.lora.config import TargetPattern
-from rankwise.lora.layer_types import called_as_listed, layer_type_of
+from rankwise.lora.layer_types import called_as_listed, layer_type_of, weight_of
 from rankwise.lora.layer_types.linear import LINEAR
 from rankwise.lora.layer_types.quantised import in_eight_bits, keep_unpacked, plain_weight
 from rankwise.lora.modules import named_once
@@ -148,7 +148,7 @@ def _choose(
             "its weight is read without a call, or in a way of its own": not called_as_listed(layer),
             "it is the model itself": layer is model,
             f"its {d_in} inputs are no multiple of {_INPUTS[kind]}": d_in % _INPUTS[kind] != 0,
-            "its weight is stored in 8-bit floats": in_eight_bits(layer.weight),
+            "its weight is stored in 8-bit floats": in_eight_bits(weight_of(layer)),
             "its weight is quantised or computed": type(layer._parameters.get("weight")) is not nn.Parameter,  # pyright: ignore[reportPrivateUsage]
         }
         reason = next((reason for reason, holds in why.items() if holds), None)

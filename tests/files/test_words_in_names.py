@@ -130,7 +130,7 @@ def test_an_entry_of_modules_to_save_that_no_task_explains_must_match():
 @pytest.mark.parametrize("form", ["lora_magnitude_vector", "lora_magnitude_vector.weight"])
 @pytest.mark.parametrize("layer", [nn.Linear(4, 4), nn.Conv2d(4, 4, 1)])
 def test_magnitudes_load_under_both_of_their_keys(form, layer, tmp_path):
-    base = nn.ModuleDict({"fc": layer})
+    base = nn.ModuleDict({"fc": copy.deepcopy(layer)})
     settings = peft.LoraConfig(r=2, target_modules=["fc"], use_dora=True, init_lora_weights=False)
     theirs = peft.get_peft_model(copy.deepcopy(base), settings).eval()
     theirs.save_pretrained(tmp_path)

@@ -123,6 +123,5 @@ def test_notes_are_in_words_of_rankwise(member: dict[str, object], subject: str)
     with pack.attached(batch, training=True):
         pass
     assert pack.notes == [
-        f"{subject} of this pack train one after another, since the model can't compute the rows of all of them in "
-        "one forward pass."
+        f"{subject} run one after another, since the model can't compute the rows of all of them in one forward pass."
     ]

@@ -111,7 +111,9 @@ def rising(first_good: int, full: float = 0.95) -> Callable[[str, float, int], f
 def walked(stages: MadeUp, **given: Any) -> tuple[StageResult, Answer]:
     auto = Auto(**{"rule": RULE, "floors": Floors(base=lambda rows: np.zeros(ROWS)), "curve": False, **given})
     found = Walk(stages, auto).run()  # pyright: ignore[reportArgumentType]
-    configurations = choose_learning_rates([found.swept.score(run) for run in found.swept.runs], True)
+    rates = found.rates or {}
+    runs = [run for run in found.swept.runs if run.training.lr == rates[run.configuration]]
+    configurations = choose_learning_rates([found.swept.score(run) for run in runs], True)
     reference = next(c for c in configurations if c.name == found.reference)
     if not reference.runs:
         reference = reference_of([c for c in configurations if c.runs], True)

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 from rankwise import disabled, load_adapter, merge
 from rankwise.errors import DataError
-from rankwise.experiment import Place, run_in
+from rankwise.experiment import run_in_directory
 from rankwise.report import validate
 from rankwise.sweeps.deciding import Deciding
 from rankwise.sweeps.grid import runs_of
+from rankwise.sweeps.location import RunLocation
 from rankwise.tasks.digits import (
     BASELINE_LRS,
     LORA_LRS,
@@ -41,8 +42,8 @@ def run(out: Path, **changed: Any) -> dict[str, Any]:
     given = {"ranks": (1, 4), "seeds": (0, 3), "epochs": 2, "lr": (3e-3,), "baseline_lr": (1e-3,), **changed}
     given = {"deciding": Deciding(plan="grid"), **given}
     with progress("quiet") as shown:
-        place = Place(directory=out, config="digits: {}\n", command="rankwise", how_to_resume="rankwise digits")
-        results, _ = run_in(place, partial(make_digits, DigitsOptions(**given)), shown)
+        place = RunLocation(directory=out, config="digits: {}\n", command="rankwise", how_to_resume="rankwise digits")
+        results, _ = run_in_directory(place, partial(make_digits, DigitsOptions(**given)), shown)
     return results
 
 

@@ -21,9 +21,16 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from rankwise.experiment import Experiment, Maker
+    from rankwise.experiment import Experiment, ExperimentFactory
     from rankwise.sweeps.forecast import Forecast
     from rankwise.train.live import Progress
+
+
+NEXT = {
+    "classify": 'rankwise predict {} --text "..."',
+    "sft": 'rankwise generate {} --prompt "..."',
+}
+"""Task -> the command that uses its recommended adapter."""
 
 
 @Parameter(name="*", group=HOW)
@@ -70,7 +77,9 @@ class How:
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False
 
 
-def train(command: str, settings: dict[str, Any], how: How, make: "Maker", *, foretell: bool = False) -> int:
+def train(
+    command: str, settings: dict[str, Any], how: How, make: "ExperimentFactory", *, foretell: bool = False
+) -> int:
     """Run a command that trains.
 
     Args:
@@ -108,14 +117,15 @@ def train(command: str, settings: dict[str, Any], how: How, make: "Maker", *, fo
         return _train_in(directory, command, text, how, _foretelling(make) if foretell and not how.quiet else make)
 
 
-def _train_in(directory: Path, command: str, config: str, how: How, make: "Maker") -> int:
-    from rankwise.experiment import Place, run_in
+def _train_in(directory: Path, command: str, config: str, how: How, make: "ExperimentFactory") -> int:
+    from rankwise.experiment import run_in_directory
     from rankwise.sweeps.directory import can_resume
-    from rankwise.sweeps.owned import holds_results
+    from rankwise.sweeps.location import RunLocation
+    from rankwise.sweeps.owned import BEST, holds_results
     from rankwise.train.checkpoints import Every
     from rankwise.train.live import progress
 
-    place = Place(
+    place = RunLocation(
         directory=directory,
         config=config,
         command=shlex.join(["rankwise", *sys.argv[1:]]),
@@ -126,7 +136,7 @@ def _train_in(directory: Path, command: str, config: str, how: How, make: "Maker
     )
     try:
         with progress("quiet" if how.quiet else "auto") as shown:
-            results, files = run_in(place, make, shown)
+            results, files = run_in_directory(place, make, shown)
     except KeyboardInterrupt:
         if holds_results(directory) and not can_resume(directory):
             again = f"rankwise report {shlex.quote(str(directory))}"
@@ -138,14 +148,19 @@ def _train_in(directory: Path, command: str, config: str, how: How, make: "Maker
         print(f"Interrupted before any run had finished; {what}", file=sys.stderr)
         return EXIT_INTERRUPTED
     adapter = (results["answer"] or {}).get("adapter")
-    show(results, [*files, *([directory / adapter] if adapter else [])], as_json=how.json)
+    best = directory / BEST
+    show(
+        results, [*files, *([best if best.is_symlink() else directory / adapter] if adapter else [])], as_json=how.json
+    )
+    if best.is_symlink() and results["task"] in NEXT and not how.json:
+        print(f"Next: {NEXT[results['task']].format(shlex.quote(str(best)))}")
     if not results["complete"]:
         print(f"Interrupted: what had finished is in {directory}; go on with: {place.how_to_resume}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return EXIT_DIVERGED if any(run["status"] == "diverged" for run in results["runs"]) else EXIT_OK
 
 
-def _foretelling(make: "Maker") -> "Maker":
+def _foretelling(make: "ExperimentFactory") -> "ExperimentFactory":
     """Have what makes an experiment say what it will take, too."""
 
     def make_and_tell(progress: "Progress", base: "Mapping[str, Tensor] | None") -> "Experiment":
@@ -169,7 +184,7 @@ def _need(found: "Forecast") -> str:
     return f"at the most {peak} MiB, the base's {base}{program} included, and about {duration(found.seconds)}"
 
 
-def _foretell(how: How, make: "Maker") -> int:
+def _foretell(how: How, make: "ExperimentFactory") -> int:
     """Print what would be done."""
     from rankwise.sweeps.forecast import foresee
     from rankwise.train.live import progress

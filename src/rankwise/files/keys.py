@@ -169,8 +169,8 @@ def sorted_parts(
 
 def _in_base(inside: str, known: Collection[str]) -> str:
     """Return the base's parameter or buffer that a key means, whatever words are in its path; empty for none."""
-    unwrapped = re.sub(_WRAPPED, r"\1\2", inside)
-    return next((path for path in (inside, unwrapped) if path in known), "")
+    adapted = re.sub(rf"(^|\.){BASE_LAYER}\.([^.]+)$", r"\1\2", inside)
+    return next((path for path in (inside, adapted, re.sub(_WRAPPED, r"\1\2", inside)) if path in known), "")
 
 
 _WRAPPED = rf"(^|\.)(?:{TOKENS_OWNER}\.)?{BASE_LAYER}\.([^.]+)$"

@@ -126,7 +126,7 @@ def save_adapter(
             tokens=rows,
             base=BaseRecord(adapted_weights(adapted), other_tensors(model, without), drifted),
             base_name=base_name,
-            facts=base_facts(model, layers),
+            facts=base_facts(model, whole),
             model_names=[paths[0] for _, paths in modules],
             fan_in_fan_out=all(lora.layer_type.name == "Conv1D" for _, lora in layers.values()),
             key_ends=filed.key_ends,

@@ -277,7 +277,7 @@ class Running:
             )
         if len(self) > 1:
             what = "adapters" if all(m.member.lora is not None for m in self._members()) else "runs"
-            self.notes.append(f"The {what} of this pack train one after another, since {problem}.")
+            self.notes.append(f"The {what} run one after another, since {problem}.")
         self._alone = Alone(self._model, self._store, self._call)
         return DOOR
 

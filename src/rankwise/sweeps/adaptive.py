@@ -17,6 +17,9 @@ from rankwise.sweeps.answer import Comparison
 STARTING_SEEDS = 3
 """Seeds with which a size is first compared: fewer can't tell luck from size (ANSWER.md)."""
 
+BELIEVED_FROM = 4
+"""Seeds from which the estimate of how many more would decide is believed."""
+
 LARGER_AFTER_OPEN = 3
 """How many larger sizes are tried after one that no number of seeds could decide."""
 
@@ -82,7 +85,8 @@ def next_step(
         comparison = compared(name)
         if comparison is None or comparison.n_seeds < start:
             return Step("train", name, start, tuple(path))
-        if comparison.state == "open" and _seeds_can_help(comparison, most_seeds):
+        largest = at == len(ladder.names) - 1
+        if comparison.state == "open" and _seeds_can_help(comparison, most_seeds, largest):
             wanted = comparison.more_seeds_needed or 1
             more = max(1, min(wanted, at_once, most_seeds - comparison.n_seeds))
             return Step("seeds", name, comparison.n_seeds + more, tuple(path))
@@ -102,12 +106,16 @@ def next_step(
     return Step("end", "", 0, tuple(path))
 
 
-def _seeds_can_help(comparison: Comparison, most_seeds: int) -> bool:
+def _seeds_can_help(comparison: Comparison, most_seeds: int, largest: bool) -> bool:
+    """Whether more seeds may show that a size lies within the tolerance; of the largest, also that it does not: only
+    that is needed to know that nothing smaller will do."""
     if comparison.n_seeds >= most_seeds:
         return False
-    if comparison.more_seeds_needed is None:
-        # With two seeds the spread is hardly known; of later ones the estimate is believed.
-        return comparison.n_seeds < STARTING_SEEDS
+    if comparison.n_seeds < BELIEVED_FROM:
+        # Of few seeds the spread is hardly known, and so is how many more would do.
+        return True
+    if comparison.more_seeds_needed is None or ((comparison.p_within or 0.0) < 0.5 and not largest):
+        return False
     return comparison.n_seeds + comparison.more_seeds_needed <= most_seeds
 
 

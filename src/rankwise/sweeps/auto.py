@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rankwise.pack.resolved import resolve
 from rankwise.sweeps.adaptive import STARTING_SEEDS, Ladder, Step, neighbour_rates, next_step
 from rankwise.sweeps.answer import CANDIDATES, Comparison, Floors, compare, pair
-from rankwise.sweeps.configurations import Configuration, choose_learning_rates
+from rankwise.sweeps.configurations import Configuration, choose_learning_rates, turned
 from rankwise.sweeps.grid import Candidate
 from rankwise.sweeps.problem import Run, Swept
 from rankwise.sweeps.rule import Rule
@@ -102,7 +104,7 @@ class Walk:
         self.ladders = _ladders(sorted(sized, key=lambda c: (self.parameters[c.name], c.name)))
         on_ladders = {name for ladder in self.ladders for name in ladder.names} | {self.reference.name}
         self.others = [c for c in stages.candidates if c.name not in on_ladders]
-        self.rates: dict[str, list[float]] = {}
+        self.rates: dict[str, float] = {}
 
     def run(self) -> StageResult:
         """Search for rates, follow the ladders, complete the curve.
@@ -128,7 +130,7 @@ class Walk:
         order = list(self.candidates)
         swept.runs = sorted(swept.runs, key=lambda run: (order.index(run.configuration), run.training.lr, run.name))
         path = tuple(name for name in self.path if not self._lost(name))
-        return StageResult(swept, edges, told, path, self.reference.name)
+        return StageResult(swept, edges, told, path, self.reference.name, dict(self.rates))
 
     def expected(self) -> list[PlannedStage]:
         """The first stages: the search, and the reference with the middle size; what follows depends on them."""
@@ -166,13 +168,13 @@ class Walk:
             )
             found, edges, told = self.stages.search_rates(several, SEARCH_SEED)
             self.searched = len(told)
-        self.rates = {c.name: [found.get(c.name, c.lrs[0])] for c in chosen}
+        self.rates = {c.name: found.get(c.name, c.lrs[0]) for c in chosen}
         for ladder in self.ladders:
             for name in ladder.names:
-                self.rates.setdefault(name, [self.rates[ladder.middle][0]])
-        largest = self.rates[self.ladders[-1].middle][0] if self.ladders else None
+                self.rates.setdefault(name, self.rates[ladder.middle])
+        largest = self.rates[self.ladders[-1].middle] if self.ladders else None
         for c in self.others:
-            self.rates[c.name] = [largest if c.method == "lora" and largest is not None else c.lrs[0]]
+            self.rates[c.name] = largest if c.method == "lora" and largest is not None else c.lrs[0]
         return edges, told
 
     def _cheap(self) -> bool:
@@ -183,7 +185,7 @@ class Walk:
         price = self.auto.price
         if price is None:
             seed = self.stages.seeds[0]
-            runs = [self.candidates[name].run(self.rates[name][0], seed) for name in names[:4]]
+            runs = [self.candidates[name].run(self.rates[name], seed) for name in names[:4]]
             price = self.stages.measured_price(runs)
         cheap = price < CHEAP
         self.stages.progress.message(
@@ -210,25 +212,42 @@ class Walk:
                 self._compared,
                 most_seeds=len(self.stages.seeds),
                 neighbours_tried=neighbours.__contains__,
-                at_once=AT_ONCE,
+                at_once=AT_ONCE if cheap else 1,
             )
             self.path = [*dict.fromkeys([*self.path, *step.path])]
             if step.kind == "end":
                 return
+            self._say(step)
             if step.kind == "neighbour":
                 neighbours.add(step.name)
-                candidate = self.candidates[step.name]
-                lower = self._lost(step.name) or ladder.names.index(step.name) < ladder.names.index(ladder.middle)
-                more = neighbour_rates(self.rates[step.name], candidate.lrs, lower)
-                if not more:
-                    continue
-                self.rates[step.name] += more
-                wanted, beside = {step.name: step.seeds}, dict[str, int]()
-            else:
-                wanted = {step.name: step.seeds, self.reference.name: step.seeds}
-                beside = dict.fromkeys(together, step.seeds) if step.kind == "seeds" else {}
-            self._say(step)
-            going = self._train(wanted, beside)
+                going = self._try_neighbour(step.name, ladder)
+                continue
+            beside = dict.fromkeys(together, step.seeds) if step.kind == "seeds" else {}
+            going = self._train({step.name: step.seeds, self.reference.name: step.seeds}, beside)
+
+    def _try_neighbour(self, name: str, ladder: Ladder) -> bool:
+        """Train a configuration at a neighbouring learning rate, and take that where it does better with the same
+        seeds; False where the budgets don't allow it."""
+        lower = self._lost(name) or ladder.names.index(name) < ladder.names.index(ladder.middle)
+        before = self.rates[name]
+        for lr in neighbour_rates([before], self.candidates[name].lrs, lower):
+            old = self._mean(name)
+            self.rates[name] = lr
+            going = self._train({name: self._starting})
+            new = self._mean(name)
+            if new is None or (old is not None and turned(new - old, self.auto.rule.higher_is_better) <= 0):
+                self.rates[name] = before
+            if not going:
+                return False
+        return True
+
+    def _mean(self, name: str) -> float | None:
+        """The mean over the starting seeds; None where one of them has no run that counts."""
+        c = self._chosen().get(name)
+        first = self.stages.seeds[: self._starting]
+        if c is None or not {*first} <= {*c.seeds}:
+            return None
+        return float(np.mean([run.validation.mean() for run in c.runs if run.seed in first]))
 
     def _missing(self, wanted: Mapping[str, int]) -> list[Run]:
         """Runs of these configurations with so many seeds that have not been trained."""
@@ -236,9 +255,8 @@ class Walk:
         return [
             run
             for name, n in wanted.items()
-            for lr in self.rates[name]
             for seed in self.stages.seeds[:n]
-            if (run := self.candidates[name].run(lr, seed)).name not in known
+            if (run := self.candidates[name].run(self.rates[name], seed)).name not in known
         ]
 
     def _train(self, wanted: Mapping[str, int], beside: Mapping[str, int] | None = None) -> bool:
@@ -267,16 +285,16 @@ class Walk:
         swept = self.swept
         if swept is None:
             return {}
-        scores = [swept.score(run) for run in swept.runs]
+        scores = [swept.score(run) for run in swept.runs if run.training.lr == self.rates[run.configuration]]
         return {c.name: c for c in choose_learning_rates(scores, self.auto.rule.higher_is_better)}
 
     def _asked(self, name: str) -> int:
-        """Seeds with which a configuration was trained, those that diverged among them."""
+        """Seeds with which a configuration was trained at its learning rate, those that diverged among them."""
         runs = [] if self.swept is None else self.swept.runs
-        return len({run.member.seed for run in runs if run.configuration == name})
+        return len({r.member.seed for r in runs if r.configuration == name and r.training.lr == self.rates[name]})
 
     def _lost(self, name: str) -> bool:
-        """Whether a seed of a configuration came to nothing at each of its learning rates: it can't be the answer."""
+        """Whether a seed of a configuration came to nothing at its learning rate: it can't be the answer."""
         c = self._chosen().get(name)
         return c is not None and len(c.runs) < self._asked(name)
 

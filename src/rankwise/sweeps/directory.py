@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from rankwise.sweeps.owned import (
     ABOUT_FORMAT,
     ADAPTERS,
     BASE_FILE,
+    BEST,
     MARK,
     PLACING,
     PLACING_FORMAT,
@@ -234,6 +235,7 @@ def write_run(
         for name in reversed(OWN_FILES):
             if (staged / name).exists():
                 os.replace(staged / name, directory / name)
+        _link_best(directory, results)
         placing.unlink()
         if not any(placing.parent.iterdir()):
             placing.parent.rmdir()
@@ -241,6 +243,15 @@ def write_run(
         raise OutputError(f"{directory} can't be written ({error.strerror or error}).") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def _link_best(directory: Path, results: Mapping[str, Any]) -> None:
+    """Let `best` point to the recommended adapter; while nothing is decided there is none."""
+    answer = results["answer"]
+    if answer is None or answer["verdict"] == "undecided" or answer["adapter"] is None:
+        return
+    with suppress(OSError):  # no links on this file system
+        (directory / BEST).symlink_to(answer["adapter"], target_is_directory=True)
 
 
 def _write_files(

@@ -21,7 +21,10 @@ MARK = "results.json"
 TRAINED_ON = "trained_on.npy"
 """Checksums of the inputs that the runs were trained on, where the task writes them."""
 
-RESULTS = ("config.yaml", "curves.csv", "predictions.npz", TRAINED_ON)
+BEST = "best"
+"""A link to the recommended adapter, where one is shown to do the job."""
+
+RESULTS = ("config.yaml", "curves.csv", "predictions.npz", TRAINED_ON, BEST)
 ADAPTERS = "adapters"
 BASE_FILE = Path("base", "model.safetensors")
 REPORT = (

@@ -36,6 +36,7 @@ def make_results(
     floors: Floors | None = None,
     path: Sequence[str] | None = None,
     reference: str | None = None,
+    rates: Mapping[str, float] | None = None,
     adapters: Mapping[str, str],
 ) -> Results:
     """Put a sweep's findings together.
@@ -51,10 +52,11 @@ def make_results(
         floors: What fine-tuning must beat.
         path: Configurations that an adaptive plan decided on its way, the only ones that can be shown; None for all.
         reference: What an adaptive plan held them against; None, or one without results, for that of `reference_of`.
+        rates: The learning rate that an adaptive plan settled on, by configuration; None chooses the best.
         adapters: Run -> folder of its adapter, relative to the run directory.
     """
     up = problem.higher_is_better
-    chosen = choose_learning_rates([swept.score(run) for run in swept.runs], up)
+    chosen = choose_learning_rates([swept.score(run) for run in _at(swept.runs, rates)], up)
     labels = {run.configuration: run.label for run in swept.runs}
     able = [c for c in chosen if c.runs and (comparable is None or c.name in comparable)]
     held_against = next((c for c in able if c.name == reference), None) or (reference_of(able, up) if able else None)
@@ -117,6 +119,11 @@ def make_results(
         if answer and swept.complete
         else None,
     }
+
+
+def _at(runs: Sequence[Run], rates: Mapping[str, float] | None) -> list[Run]:
+    """The runs at these learning rates."""
+    return [run for run in runs if rates is None or run.training.lr == rates.get(run.configuration, run.training.lr)]
 
 
 def _tested(chosen: Sequence[Configuration], swept: Swept) -> tuple[dict[str, np.ndarray], list[str]]:

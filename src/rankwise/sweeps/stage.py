@@ -50,6 +50,7 @@ class StageResult:
         searched: What the search tried, for `results.json`.
         path: Configurations that the adaptive plan decided on its way; None where all were trained alike.
         reference: What the adaptive plan held them against; None where that follows from the results.
+        rates: The learning rate that the adaptive plan settled on, by configuration.
     """
 
     swept: Swept
@@ -57,3 +58,4 @@ class StageResult:
     searched: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     path: tuple[str, ...] | None = None
     reference: str | None = None
+    rates: dict[str, float] | None = None

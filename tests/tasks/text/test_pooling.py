@@ -13,8 +13,9 @@ from torch import Tensor
 
 pytest.importorskip("transformers")
 from rankwise.errors import ConfigError
-from rankwise.experiment import Experiment, Place, run_in
+from rankwise.experiment import Experiment, run_in_directory
 from rankwise.sweeps.deciding import Deciding
+from rankwise.sweeps.location import RunLocation
 from rankwise.tasks.text.options import TextOptions
 from rankwise.tasks.text.run import make_text
 from rankwise.train.live import Progress, progress
@@ -73,8 +74,8 @@ def test_every_seed_has_examples_of_its_own(folder: Path, tmp_path: Path, kind: 
         return experiments[0]
 
     with progress("quiet") as shown:
-        place = Place(directory=tmp_path / "out", config="", command="rankwise", how_to_resume="")
-        results, _ = run_in(place, make, shown)
+        place = RunLocation(directory=tmp_path / "out", config="", command="rankwise", how_to_resume="")
+        results, _ = run_in_directory(place, make, shown)
     arrays = np.load(tmp_path / "out" / "predictions.npz")
     rotation = experiments[0].problem.splits["data"].rotation
     assert rotation is not None
