@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from rankwise.sweeps.adaptive import LARGER_AFTER_OPEN, STARTING_SEEDS, Ladder, Step, next_step
+from rankwise.sweeps.adaptive import BELIEVED_FROM, LARGER_AFTER_OPEN, STARTING_SEEDS, Ladder, Step, next_step
 from rankwise.sweeps.answer import Comparison
 
 RANKS = Ladder(tuple(f"r{2**i}" for i in range(7)))
@@ -20,6 +20,10 @@ class World:
         decided: Size -> (state, seeds from which on it is seen).
         seen_to_need: Size -> how many seeds the comparison says are needed in all; None: no number of them can decide.
             For those left out the truth.
+        seeds: Size -> seeds it has.
+        neighbours: Sizes whose neighbouring learning rate was tried.
+        better: Sizes that come to something else at that rate.
+        probable: Size -> the probability that it lies within the tolerance, where it is not .6.
     """
 
     ladder: Ladder
@@ -28,6 +32,7 @@ class World:
     seeds: dict[str, int] = field(default_factory=dict)
     neighbours: set[str] = field(default_factory=set)
     better: dict[str, str] = field(default_factory=dict)
+    probable: dict[str, float] = field(default_factory=dict)
 
     def compared(self, name: str) -> Comparison | None:
         n = self.seeds.get(name)
@@ -40,7 +45,7 @@ class World:
             state = "open"
         total = self.seen_to_need.get(name, needed)
         more = 0 if state != "open" else None if total is None else max(total - n, 1)
-        return Comparison(name, 0.0, None, None, 0.5, n, state, more)
+        return Comparison(name, 0.0, None, None, self.probable.get(name, 0.6), n, state, more)
 
     def next(self, most: int = MOST, at_once: int = 1) -> Step:
         return next_step(
@@ -135,7 +140,19 @@ def test_seeds_that_could_not_decide_are_not_spent(total: int | None) -> None:
     one = world(4)
     one.decided["r8"] = ("not", 99)
     one.seen_to_need = {"r8": total}
-    assert one.walk()[:2] == [("train", "r8", 3), ("train", "r32", 3)]
+    assert one.walk()[:3] == [("train", "r8", 3), ("seeds", "r8", BELIEVED_FROM), ("train", "r32", 3)]
+
+
+def test_nor_on_one_that_is_likelier_outside() -> None:
+    one = world(4, probable={"r8": 0.3})
+    one.decided["r8"] = ("not", 9)
+    assert one.walk()[:3] == [("train", "r8", 3), ("seeds", "r8", BELIEVED_FROM), ("train", "r32", 3)]
+
+
+def test_but_on_the_largest_which_tells_whether_anything_smaller_will_do() -> None:
+    one = world(7, probable={"r64": 0.3})
+    one.decided["r64"] = ("not", 9)
+    assert [step for step in one.walk() if step[1] == "r64"][-2:] == [("seeds", "r64", 9), ("neighbour", "r64", 9)]
 
 
 def test_after_many_that_stay_open_larger_ones_are_given_up() -> None:
