@@ -30,3 +30,15 @@ def packed_layer(name: str, module: nn.Module, store: Store, forward: Forward) -
     if row is not None and plain and (calls is nn.Linear.forward or row.transposed):
         return LinearLayer(name, module, row, store)
     return GeneralLayer(name, module, row, store, forward)
+
+
+def is_one_layer(module: nn.Module) -> bool:
+    """Whether a module has no others inside, apart from what computes its own weight.
+
+    Examples:
+        >>> is_one_layer(nn.Linear(2, 2)), is_one_layer(nn.Sequential(nn.Linear(2, 2)))
+        (True, False)
+        >>> is_one_layer(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+        True
+    """
+    return all(name == "parametrizations" for name, _ in module.named_children())

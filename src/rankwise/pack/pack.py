@@ -18,6 +18,7 @@ from rankwise.pack.groups import Groups
 from rankwise.pack.loss_scale import LossScale
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
+from rankwise.pack.modes import statistics_frozen
 from rankwise.pack.noise import Draws
 from rankwise.pack.optimisers import OPTIMISERS
 from rankwise.pack.resolved import Resolved, State, resolve
@@ -87,7 +88,8 @@ class Pack:
         seeds = list(dict.fromkeys(member.seed for member in members))
         by_key: dict[object, list[Resolved]] = {}
         for member in members:
-            resolved = resolve(model, member)
+            with statistics_frozen(model):
+                resolved = resolve(model, member)
             by_key.setdefault(resolved.bucket_key(), []).append(resolved)
         # Sorted by seed, so that adapters which read one batch lie side by side.
         groups = [sorted(group, key=lambda m: seeds.index(m.member.seed)) for group in by_key.values()]
@@ -97,7 +99,8 @@ class Pack:
         scaled = any(p.dtype == torch.float16 for p in parameters)
         self._loss_scale = LossScale(len(self), self.device) if scaled else None
         self._optimiser = OPTIMISERS[optimisers.pop()](self.store)
-        self._running = Running(model, self.store, call)
+        with statistics_frozen(model):
+            self._running = Running(model, self.store, call)
         self._prepare()
         self.steps = 0
         self.step_rows = 1
@@ -163,7 +166,7 @@ class Pack:
         before = None if left_out is None else [vector.clone() for vector in vectors]
         if max_norm is not None:
             clip_gradients(self.store, max_norm)
-        self._optimiser.step(lr, weight_decay)
+        self._optimiser.step_used(lr, weight_decay)
         # From here on no memory is taken that could run out.
         if left_out is not None and before is not None:
             for old, new in zip(before, vectors, strict=True):

@@ -30,6 +30,12 @@ class Gradient:
         self.stack = stack
         self.fresh = True
         """Whether nothing was written in this step yet: what it holds is of an earlier one."""
+        self.written: set[int] | None = None
+        """The adapters that have a gradient, where they have run one after another; None for all."""
+
+    def begin(self) -> None:
+        """Start a step."""
+        self.fresh, self.written = True, None
 
     def add(self, left: Tensor, right: Tensor) -> None:
         """Add the batched product left @ right of (K, n, m) and (K, m, p)."""
@@ -63,6 +69,21 @@ class Gradient:
         else:
             self.stack.add_(value)
         self.fresh = False
+
+    def copy_one(self, k: int, value: Tensor) -> None:
+        """Add one adapter's gradient, where adapters run one after another."""
+        if self.fresh:
+            self.stack.zero_()
+            self.fresh, self.written = False, set()
+        self.stack[k] += value
+        if self.written is not None:
+            self.written.add(k)
+
+    def unused(self, size: int) -> list[int]:
+        """The adapters, of so many, that have no gradient in this step."""
+        if self.fresh:
+            return list(range(size))
+        return [] if self.written is None else [k for k in range(size) if k not in self.written]
 
 
 class Store:
@@ -165,7 +186,7 @@ class Store:
     def begin(self) -> None:
         """Start a step: all gradients are to be written anew."""
         for gradient in self._gradients.values():
-            gradient.fresh = True
+            gradient.begin()
 
     def finish(self) -> None:
         """End the step: `grads` then holds the gradient of every parameter, zero where nothing was written."""
@@ -173,6 +194,12 @@ class Store:
             if gradient.fresh:
                 gradient.stack.zero_()
         self.grads[: self._n_up].mul_(self._scale)
+
+    def unused(self) -> list[tuple[int, str, int]]:
+        """What had no part in this step: (bucket, key, adapter's place in the bucket)."""
+        return [
+            (i, key, k) for (i, key), gradient in self._gradients.items() for k in gradient.unused(len(self.buckets[i]))
+        ]
 
     def keep(self, masks: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
         """Leave only some adapters.
