@@ -43,6 +43,7 @@ from rankwise.sweeps.stages import Search, Stages, merged_edges
 from rankwise.train.checkpoints import Every
 from rankwise.train.data import count_rows, tensors_of
 from rankwise.train.live import Progress
+from rankwise.train.precheck import check_training
 from rankwise.writing import interrupts_ignored
 
 
@@ -187,6 +188,10 @@ class Experiment:
             for what, data in {"validation": splits.validation, "test": splits.test}.items():
                 if count_rows(data, what) < 2:
                     raise DataError(f"The {what} data has 1 row; give two or more, as there is no interval of one.")
+        one = next((c for c in self.candidates if c.method == "lora"), self.candidates[0])
+        data, feed = self.problem.splits[one.data], self.problem.feed
+        problem, member = self.problem, one.run(one.lrs[0], self.seeds[0]).member
+        check_training(self.model, member, data.train, data.validation, problem.loss, problem.metric, feed)
 
     def stages(self, progress: Progress, place: Place | None = None) -> Stages:
         """How it is trained: in a place, or in memory alone."""

@@ -95,4 +95,4 @@ class PackedAdamW(PackedOptimiser):
 
     def _steps_of(self, i: int, key: str, k: int) -> Tensor:
         missed = self.missed.get((self.store.buckets[i].members[k].member.name, key), 0)
-        return (self.steps - missed).clamp(min=1)  # 0 where the first step is missed, and nothing moves
+        return torch.clamp(self.steps - missed, min=1)  # 0 where the first step is missed, and nothing moves

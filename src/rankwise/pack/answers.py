@@ -7,7 +7,7 @@ drawn: `rankwise.pack.noise` keys them to seeds, `rankwise.pack.trace` notes tha
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
+@runtime_checkable
 class Source(Protocol):
     """Gives the numbers."""
 

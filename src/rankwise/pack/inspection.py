@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rankwise.errors import PackError
 from rankwise.pack.batches import Batch, chosen_rows, tensors_of
 from rankwise.pack.modes import set_mode
-from rankwise.pack.probe import coarsest, differing, refuse_mixed_rows, same
+from rankwise.pack.probe import coarsest, differing, place_of, refuse_mixed_rows, same
 from rankwise.pack.trace import Trace, rows_dim, trace
 
 Run = Callable[[Batch], Tensor]
@@ -35,8 +35,8 @@ class Inspection:
         first: A forward pass on two rows.
         larger: One on three.
         dims: For each module whose draws can be keyed, the dimension with rows of each draw; None for one without.
-        rowless: A module with a draw without rows on which the outputs depend; "" where there is none.
-        unkeyed: A module that draws noise which can't be keyed, and from where, in words; "" where there is none.
+        rowless: What draws noise without rows on which the outputs depend, in words; "" where nothing does.
+        unkeyed: What draws noise that can't be keyed, in words; "" where nothing does.
     """
 
     first: Trace
@@ -75,15 +75,17 @@ def inspect_model(model: nn.Module, run: Run, example: Batch, training: bool) ->
         first, larger, again = (_trace(model, run, example, range(rows)) for rows in (2, 3, 2))
         _refuse_changed(model, {name: before for name, (_, before) in buffers.items()}, training)
         dims, unsure = _dims(first, larger)
-        unkeyed = next((f'"{name}" draws random numbers from {what}' for name, what in first.unanswered.items()), "")
-        if unsure and not unkeyed:
-            unkeyed = f'"{unsure}" draws noise of a shape that doesn\'t grow with the rows alone'
+        odd = [f"{place_of(model, name)} draws random numbers from {what}" for name, what in first.unanswered.items()]
+        odd += [
+            f"{place_of(model, name)} draws noise of a shape that doesn't grow with the rows alone" for name in unsure
+        ]
+        unkeyed = next(iter(odd), "")
         if not same(again.outputs, first.outputs, coarsest(model)):
             _refuse_unrepeatable(model, run, example)
-        if not training and first.noisy:
+        if not training:
             _refuse_noise(model, run, example, first)
         rowless = "" if unkeyed else _rowless(model, run, example, dims)
-        _refuse_mixed(model, run, example, training and not unkeyed)
+        _refuse_mixed(model, run, example, training, training and not unkeyed)
         return Inspection(first, larger, dims, rowless, unkeyed)
     finally:
         for name, (buffer, before) in buffers.items():
@@ -115,10 +117,10 @@ def _is_equal(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
 
 
-def _dims(first: Trace, larger: Trace) -> tuple[dict[str, list[int | None]], str]:
-    """Where each draw of each module has the rows; and a module of which that can't be told."""
+def _dims(first: Trace, larger: Trace) -> tuple[dict[str, list[int | None]], list[str]]:
+    """Where each draw of each module has the rows; and the modules of which that can't be told."""
     dims: dict[str, list[int | None]] = {}
-    unsure = ""
+    unsure: list[str] = []
     for name in {**first.draws, **larger.draws}:
         pairs = first.draws.get(name, []), larger.draws.get(name, [])
         try:
@@ -126,7 +128,7 @@ def _dims(first: Trace, larger: Trace) -> tuple[dict[str, list[int | None]], str
                 raise ValueError(f"{len(pairs[0])} and {len(pairs[1])} draws")
             dims[name] = [rows_dim(one, other, first.rows, larger.rows) for one, other in zip(*pairs, strict=True)]
         except ValueError:
-            unsure = unsure or name
+            unsure.append(name)
     return dims, unsure
 
 
@@ -134,8 +136,7 @@ def _refuse_unrepeatable(model: nn.Module, run: Run, example: Batch) -> None:
     def once() -> None:
         _trace(model, run, example, range(2))
 
-    name = differing(model, once, once)
-    where = f'"{name}"' if name else f"the {type(model).__name__}'s own forward"
+    where = place_of(model, differing(model, once, once))
     raise PackError(
         f"The outputs of the same two rows differ from one forward pass to the next, in {where}, though all random "
         "numbers were the same: it draws from a generator that can't be seeded, or remembers earlier passes. Make it a "
@@ -144,17 +145,19 @@ def _refuse_unrepeatable(model: nn.Module, run: Run, example: Batch) -> None:
 
 
 def _refuse_noise(model: nn.Module, run: Run, example: Batch, first: Trace) -> None:
-    """Raise where the outputs depend on noise."""
+    """Raise where the outputs in eval mode depend on noise."""
+    if not first.noisy:
+        return
     some, others = (_trace(model, run, example, range(2), constant=u).outputs for u in (0.0, ALL_KEPT))
     if first.unanswered or not same(some, others, coarsest(model)):
         raise PackError(
-            f'"{first.noisy[0]}" draws noise in eval mode too, so no metric would be the same twice. Switch it off '
-            "there, as by F.dropout(x, p, training=self.training)."
+            f"{place_of(model, first.noisy[0])} draws noise in eval mode too, so no metric would be the same twice. "
+            "Switch it off there, as by F.dropout(x, p, training=self.training)."
         )
 
 
 def _rowless(model: nn.Module, run: Run, example: Batch, dims: Mapping[str, Sequence[int | None]]) -> str:
-    """A module with a draw without rows on which the outputs depend."""
+    """What draws noise without rows on which the outputs depend, in words."""
     found = {(name, i) for name, places in dims.items() for i, dim in enumerate(places) if dim is None}
     if not found:
         return ""
@@ -166,12 +169,16 @@ def _rowless(model: nn.Module, run: Run, example: Batch, dims: Mapping[str, Sequ
         return _trace(model, run, example, range(2), constant=0.5, fixed=fixed).outputs
 
     # What may be skipped at random (LayerDrop) draws at a rate of 0 too.
-    return "" if same(outputs(0.0), outputs(ALL_KEPT), coarsest(model)) else sorted(found)[0][0]
+    alike = same(outputs(0.0), outputs(ALL_KEPT), coarsest(model))
+    return "" if alike else f"{place_of(model, min(found)[0])} draws noise that all rows share"
 
 
-def _refuse_mixed(model: nn.Module, run: Run, example: Batch, also_in_training: bool) -> None:
+def _refuse_mixed(model: nn.Module, run: Run, example: Batch, training: bool, also_in_training: bool) -> None:
+    """Raise where rows mix: in eval mode, in which there may be no noise either, and in train mode without its noise."""
     rows = min(MOST_ROWS, max(2, len(tensors_of(example)[0])))
     set_mode(model, False)
+    if training:
+        _refuse_noise(model, run, example, _trace(model, run, example, range(2)))
     with torch.no_grad():
         refuse_mixed_rows(model, lambda chosen: run(chosen_rows(example, chosen)), rows)
     if also_in_training:

@@ -127,10 +127,7 @@ class Noise:
         call = self._number(module)
         dim = self._dim(module, call)
         if dim is None:
-            if len(of.seeds) > 1:
-                raise PackError(
-                    f'"{module}" draws noise of shape {tuple(shape)}, without rows, for {len(of.seeds)} seeds.'
-                )
+            # Of several seeds only where nothing depends on it.
             total = shape[0] if shape else 1
             u = uniform(of.seeds[0], module, call, of.step, slice(0, total), total, shape[1:], device)
             return u.view(tuple(shape)), None, 1

@@ -31,7 +31,7 @@ class PackedOptimiser(ABC):
         self.store = store
         self.vectors = [torch.zeros_like(store.theta) for _ in self.names]
         """The moments, laid out as the parameters."""
-        self.steps = torch.zeros((), device=store.theta.device)
+        self.steps: Tensor = torch.zeros((), device=store.theta.device)
         self.missed: dict[tuple[str, str], int] = {}
         """Steps that a tensor had no part in, by adapter and key; those with none are left out."""
         self.prepare()

@@ -201,6 +201,11 @@ class Pack:
         return losses.detach()
 
     def _backward(self, losses: Tensor) -> None:
+        if not losses.requires_grad:
+            raise PackError(
+                "The loss has no gradient: it doesn't depend on the outputs, or is a count, a truth value, a detached "
+                "tensor or a plain number. Return a tensor computed from the outputs."
+            )
         self._running.backward(losses if self._loss_scale is None else self._loss_scale.enlarge(losses))
 
     def _accumulate(self, batch: Batch, n: int, rows: int) -> Tensor:
@@ -234,8 +239,14 @@ class Pack:
             For each function what `PerAdapter.rows` gives.
         """
         shared = lazily(batch, lambda t: t.unsqueeze(0))
-        outputs = self._running.forward(shared, self._together, Draws(self.seeds[:1], self.steps))
+        outputs = self.outputs(batch)
         return [function.rows(outputs, shared, self._together) for function in functions]
+
+    @torch.no_grad()
+    def outputs(self, batch: Batch) -> Tensor:
+        """Outputs (K, rows, ...) of all adapters on one batch, as for `evaluate`."""
+        shared = lazily(batch, lambda t: t.unsqueeze(0))
+        return self._running.forward(shared, self._together, Draws(self.seeds[:1], self.steps))
 
     def rows(self) -> Tensor:
         """A copy of all parameters, for `copy_rows`, `states` and `keep`."""

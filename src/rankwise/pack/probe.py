@@ -48,7 +48,16 @@ def _mixing(
     model: nn.Module, run: Callable[[Sequence[int]], Tensor], part: Sequence[int], others: Sequence[int]
 ) -> str:
     """Where these rows become other values when others follow them, in words."""
-    name = differing(model, lambda: run([*part, *others]), lambda: run(part))
+    return place_of(model, differing(model, lambda: run([*part, *others]), lambda: run(part)))
+
+
+def place_of(model: nn.Module, name: str) -> str:
+    """A module in words.
+
+    Examples:
+        >>> place_of(nn.Linear(2, 2), ""), place_of(nn.Linear(2, 2), "head")
+        ("the Linear's own forward", '"head"')
+    """
     return f'"{name}"' if name else f"the {type(model).__name__}'s own forward"
 
 

@@ -277,7 +277,7 @@ class Running:
         if found.unkeyed:
             problem = f"{found.unkeyed}: each has a stream of random numbers of its own"
         elif found.rowless and len(seeds) > 1:
-            problem = f'"{found.rowless}" draws noise that all rows share, and the seeds differ'
+            problem = f"{found.rowless}, and the seeds differ"
         elif self._uncallable is not None:
             problem = f'the weight of "{self._uncallable}" is read without calling the layer, or shared by several'
         elif odd is not None:

@@ -21,7 +21,7 @@ from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import State
 from rankwise.train.data import Data, count_rows, pick, take
 from rankwise.train.evaluation import evaluate
-from rankwise.train.feed import Feed
+from rankwise.train.feed import EXAMPLE_ROWS, Feed
 from rankwise.train.memory import peak_bytes
 from rankwise.train.outcome import Outcome, Point
 from rankwise.train.schedules import Schedules
@@ -144,7 +144,7 @@ class PackTraining:
         )
         self._best = pack.rows()
         self._total = torch.zeros(len(pack), device=pack.device)
-        self._example = self._feed.example(self._feed.prepare(pick(train, lambda t: t[:2])))
+        self._example = self._feed.example(self._feed.prepare(pick(train, lambda t: t[:EXAMPLE_ROWS])))
         self.epoch = 0
         """Epochs that are over."""
         self.done = False
