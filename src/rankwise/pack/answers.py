@@ -17,13 +17,14 @@ from torch.overrides import TorchFunctionMode
 
 @runtime_checkable
 class Source(Protocol):
-    """Gives the numbers."""
+    """Gives the numbers. It may not itself draw from a generator that a model could draw from; so its shapes are no
+    sequences, of which a checker of types would pick an element at random."""
 
-    def numbers(self, shape: Sequence[int], like: Tensor | None, **where: Any) -> Tensor:
+    def numbers(self, shape: torch.Size, like: Tensor | None, **where: Any) -> Tensor:
         """Uniform numbers in [0, 1) of a shape, in the type and on the device of a tensor or of `where`."""
         ...
 
-    def dropout(self, x: Tensor, p: float, shape: Sequence[int]) -> Tensor:
+    def dropout(self, x: Tensor, p: float, shape: torch.Size) -> Tensor:
         """x with elements set to zero with probability p, the others over 1 - p; the mask has this shape."""
         ...
 
@@ -62,7 +63,7 @@ def _dropout_in_place(source: Source, input: Tensor, p: float, train: bool) -> A
 def _channels(source: Source, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
     if not training or p == 0:
         return NotImplemented
-    return _into(input, source.dropout(input, p, (*input.shape[:2], *[1] * (input.dim() - 2))), inplace)
+    return _into(input, source.dropout(input, p, torch.Size((*input.shape[:2], *[1] * (input.dim() - 2)))), inplace)
 
 
 def _into(x: Tensor, result: Tensor, inplace: bool) -> Tensor:
@@ -144,9 +145,9 @@ def _normal(u: Tensor) -> Tensor:
     return torch.erfinv(2 * (u.double() + 2.0**-25) - 1).mul_(2**0.5).to(u.dtype)
 
 
-def _shape(size: Sequence[Any], where: dict[str, Any]) -> tuple[int, ...]:
+def _shape(size: Sequence[Any], where: dict[str, Any]) -> torch.Size:
     size = where.pop("size", size)
-    return tuple(size[0]) if len(size) == 1 and isinstance(size[0], Sequence) else tuple(size)
+    return torch.Size(size[0] if len(size) == 1 and isinstance(size[0], Sequence) else size)
 
 
 def _bernoulli_in_place(source: Source, input: Tensor, p: Any = 0.5, *, generator: Any = None) -> Any:

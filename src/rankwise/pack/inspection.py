@@ -96,7 +96,8 @@ def inspect_model(model: nn.Module, run: Run, example: Batch, training: bool) ->
 
 
 def _trace(model: nn.Module, run: Run, example: Batch, rows: Sequence[int], **noted: Any) -> Trace:
-    return trace(model, lambda: run(chosen_rows(example, rows)), len(rows), **noted)
+    batch = chosen_rows(example, rows)
+    return trace(model, lambda: run(batch), len(rows), **noted)
 
 
 def _refuse_changed(model: nn.Module, before: Mapping[str, Tensor], training: bool) -> None:
@@ -174,7 +175,7 @@ def _rowless(model: nn.Module, run: Run, example: Batch, dims: Mapping[str, Sequ
 
 
 def _refuse_mixed(model: nn.Module, run: Run, example: Batch, training: bool, also_in_training: bool) -> None:
-    """Raise where rows mix: in eval mode, in which there may be no noise either, and in train mode without its noise."""
+    """Raise where rows mix, in eval mode, where noise is refused too, or in train mode without its noise."""
     rows = min(MOST_ROWS, max(2, len(tensors_of(example)[0])))
     set_mode(model, False)
     if training:

@@ -191,11 +191,11 @@ class _Keyed:
     def __init__(self, noise: Noise, module: str) -> None:
         self._noise, self._module = noise, module
 
-    def numbers(self, shape: Sequence[int], like: Tensor | None, **where: Any) -> Tensor:
+    def numbers(self, shape: torch.Size, like: Tensor | None, **where: Any) -> Tensor:
         device, dtype = placed(like, where)
         return self._noise.numbers(self._module, shape, device).to(dtype)
 
-    def dropout(self, x: Tensor, p: float, shape: Sequence[int]) -> Tensor:
+    def dropout(self, x: Tensor, p: float, shape: torch.Size) -> Tensor:
         return self._noise.dropout(self._module, x, p, shape)
 
 

@@ -24,7 +24,7 @@ from rankwise.pack.forwards import Forward, replaced_forwards
 from rankwise.pack.generators import Generators
 from rankwise.pack.noise import kept, placed
 
-Form = tuple[int, tuple[str, ...], int]
+Form = str
 """The form of a call's arguments: how many by place, the names of the others, and how many values in all of them."""
 
 
@@ -112,19 +112,19 @@ class Noted:
         self._generators: dict[torch.device, torch.Generator] = {}
         self.draws: dict[str, list[torch.Size]] = {}
 
-    def numbers(self, shape: Sequence[int], like: Tensor | None, **where: Any) -> Tensor:
+    def numbers(self, shape: torch.Size, like: Tensor | None, **where: Any) -> Tensor:
         module = self._running[-1] if self._running else ""
         draws = self.draws.setdefault(module, [])
         device, dtype = placed(like, where)
         value = self._fixed(module, len(draws))
         value = self._constant if value is None else value
-        draws.append(torch.Size(shape))
+        draws.append(shape)
         if value is not None:
-            return torch.full(tuple(shape), value, dtype=dtype, device=device)
+            return torch.full(shape, value, dtype=dtype, device=device)
         generator = self._generators.setdefault(device, torch.Generator(device).manual_seed(0))
-        return torch.rand(tuple(shape), generator=generator, dtype=dtype, device=device)
+        return torch.rand(shape, generator=generator, dtype=dtype, device=device)
 
-    def dropout(self, x: Tensor, p: float, shape: Sequence[int]) -> Tensor:
+    def dropout(self, x: Tensor, p: float, shape: torch.Size) -> Tensor:
         return x * kept(self.numbers(shape, x.detach()), p, x.dtype)
 
 
@@ -196,7 +196,7 @@ def trace(
 
 def form_of(args: Sequence[Any], kwargs: Mapping[str, Any], flat: Sequence[Any]) -> Form:
     """What says which argument a place among the flattened ones is."""
-    return len(args), tuple(kwargs), len(flat)
+    return f"{len(args)} {' '.join(kwargs)} {len(flat)}"
 
 
 def rows_dim(one: torch.Size, other: torch.Size, rows: int, more: int) -> int | None:
