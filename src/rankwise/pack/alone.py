@@ -142,7 +142,12 @@ def backward_once(model: nn.Module, loss: Tensor) -> None:
     try:
         with replaced_forwards(dict(model.named_modules()), noting):
             torch.autograd.backward(loss)
-    except RuntimeError:
+    except RuntimeError as error:
+        if "inplace operation" in str(error):
+            raise PackError(
+                "The model writes to a tensor in place that the gradient of an adapted layer still needs "
+                f"({' '.join(str(error).split())[:160]}). Write x = x + y instead of x += y there."
+            ) from error
         if not again:
             raise
     if again:

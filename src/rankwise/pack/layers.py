@@ -27,7 +27,9 @@ def packed_layer(name: str, module: nn.Module, store: Store, forward: Forward) -
     adapting = [bucket for bucket in store.buckets if bucket.adapts(name)]
     varied = any(bucket.variant(name).tensors or bucket.row(name).partial for bucket in adapting)
     plain = row is not None and row.linear and row.quantised is None and not varied
-    if row is not None and plain and (calls is nn.Linear.forward or row.transposed):
+    # An older weight norm computes the weight from parameters of other names.
+    ordinary = {key for key, _ in module.named_parameters(recurse=False)} <= {"weight", "bias"}
+    if row is not None and plain and ordinary and (calls is nn.Linear.forward or row.transposed):
         return LinearLayer(name, module, row, store)
     return GeneralLayer(name, module, row, store, forward)
 

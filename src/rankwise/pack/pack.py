@@ -88,19 +88,18 @@ class Pack:
         seeds = list(dict.fromkeys(member.seed for member in members))
         by_key: dict[object, list[Resolved]] = {}
         for member in members:
-            with statistics_frozen(model):
-                resolved = resolve(model, member)
+            resolved = resolve(model, member)
             by_key.setdefault(resolved.bucket_key(), []).append(resolved)
         # Sorted by seed, so that adapters which read one batch lie side by side.
         groups = [sorted(group, key=lambda m: seeds.index(m.member.seed)) for group in by_key.values()]
-        self.store = Store(groups, model, states or {}, self.device, computes_in)
+        with statistics_frozen(model):
+            self.store = Store(groups, model, states or {}, self.device, computes_in)
         self.dtype = self.store.theta.dtype
         """The type of what is trained."""
         scaled = any(p.dtype == torch.float16 for p in parameters)
         self._loss_scale = LossScale(len(self), self.device) if scaled else None
         self._optimiser = OPTIMISERS[optimisers.pop()](self.store)
-        with statistics_frozen(model):
-            self._running = Running(model, self.store, call)
+        self._running = Running(model, self.store, call)
         self._prepare()
         self.steps = 0
         self.step_rows = 1

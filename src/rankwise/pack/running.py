@@ -22,7 +22,7 @@ from rankwise.pack.groups import Groups
 from rankwise.pack.inspection import Inspection, inspect_model
 from rankwise.pack.layers import is_one_layer, packed_layer
 from rankwise.pack.memory import ran_out
-from rankwise.pack.modes import set_mode
+from rankwise.pack.modes import set_mode, statistics_frozen
 from rankwise.pack.noise import Draws, Noise, answered
 from rankwise.pack.probe import coarsest, same
 from rankwise.pack.resolved import Resolved
@@ -72,10 +72,11 @@ class Running:
         for name, module in self._modules.items():
             # Kept from the start: while the pack is attached, `module.forward` is the pack's own.
             self._forwards.setdefault(name, module.forward)
-        self._layers = {
-            name: packed_layer(name, module, self._store, self._forwards[name])
-            for name, module in self._modules.items()
-        }
+        with statistics_frozen(self._model):
+            self._layers = {
+                name: packed_layer(name, module, self._store, self._forwards[name])
+                for name, module in self._modules.items()
+            }
         if self._alone is not None:
             self._alone = Alone(self._model, self._store, self._call)
         if self._branch is not None and self._branch.inside and self._branch.name not in self._modules:
@@ -244,12 +245,16 @@ class Running:
         """Add the gradients of each adapter's loss to the store."""
         # Each adapter's loss depends on its own rows only, so the gradient of the sum is each one's own gradient.
         self._noise.backward()
-        # Not autograd.grad: reentrant checkpointing can't be differentiated by given inputs.
-        if self._alone is None or self._alone_sure:
-            torch.autograd.backward(losses.sum())
-        else:
-            backward_once(self._model, losses.sum())
-            self._alone_sure = True
+        self._store.step_runs[0] = True
+        try:
+            # Not autograd.grad: reentrant checkpointing can't be differentiated by given inputs.
+            if self._alone is None or self._alone_sure:
+                torch.autograd.backward(losses.sum())
+            else:
+                backward_once(self._model, losses.sum())
+                self._alone_sure = True
+        finally:
+            self._store.step_runs[0] = False
         if self._alone is not None:
             self._alone.collect()
             return
@@ -338,9 +343,9 @@ class Running:
             with torch.set_grad_enabled(gradients):
                 try:
                     with self._replaced(training):
+                        store.begin()
                         ours = self.forward(joined, groups, draws, knows_arguments=True)
                         weights = torch.rand(ours.shape[1:], generator=stream("probe", "weights")).to(ours)
-                        store.begin()
                         if gradients:
                             self.backward((ours * weights).flatten(1).sum(1))
                         store.finish()

@@ -24,10 +24,12 @@ class Gradient:
 
     Args:
         stack: (K, ...), a view of the vector of gradients.
+        step: Holds whether the backward pass of a step runs. A model may differentiate inside its forward pass; what
+            that would add here is no part of the step's gradient.
     """
 
-    def __init__(self, stack: Tensor) -> None:
-        self.stack = stack
+    def __init__(self, stack: Tensor, step: list[bool]) -> None:
+        self.stack, self._step = stack, step
         self.fresh = True
         """Whether nothing was written in this step yet: what it holds is of an earlier one."""
         self.written: set[int] | None = None
@@ -39,16 +41,22 @@ class Gradient:
 
     def add(self, left: Tensor, right: Tensor) -> None:
         """Add the batched product left @ right of (K, n, m) and (K, m, p)."""
+        if not self._step[0]:
+            return
         self._add(self.stack, left, right)
         self.fresh = False
 
     def add_transposed(self, left: Tensor, right: Tensor) -> None:
         """Add the transpose of left @ right: fast for up-projections, which lie transposed in the vectors."""
+        if not self._step[0]:
+            return
         self._add(self.stack.mT, left, right)
         self.fresh = False
 
     def add_by_batch(self, left: Tensor, x: Tensor, runs: Sequence[Run]) -> None:
         """Add left_k @ x_k, for left (K, n, m) and batches x (G, m, p) that several adapters read."""
+        if not self._step[0]:
+            return
         for run in runs:
             self._add(run.stacked(self.stack), run.stacked(left), x[run.batches])
         self.fresh = False
@@ -107,6 +115,8 @@ class Store:
         dtype: torch.dtype,
     ) -> None:
         self.buckets = [Bucket(members) for members in groups]
+        self.step_runs = [False]
+        """Whether the backward pass of a step runs now."""
         self._types = _types_of(self.buckets, model, dtype)
         exact = torch.float32
         for other in (dtype, *self._types.values()):
@@ -144,7 +154,7 @@ class Store:
         others = {*self._types.values()} - {theta.dtype}
         self._copies = {dtype: torch.zeros_like(theta, dtype=dtype) for dtype in others}
         self._gradients = {
-            (i, key): Gradient(bucket.view(self.grads, key))
+            (i, key): Gradient(bucket.view(self.grads, key), self.step_runs)
             for i, bucket in enumerate(self.buckets)
             for key in bucket.shapes
         }
