@@ -104,8 +104,8 @@ class Pack:
         self.steps = 0
         self.step_rows = 1
         """Rows of each batch that a training step passes at once: so many fit in evaluations too."""
-        self.evaluation_bytes: dict[str, float] = {}
-        """What evaluations have measured."""
+        self.evaluation_bytes: dict[int, dict[str, float]] = {}
+        """What evaluations have measured, by the number of adapters."""
 
     def _prepare(self) -> None:
         """Everything that follows from which adapters are in the pack."""

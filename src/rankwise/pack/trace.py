@@ -157,7 +157,10 @@ def trace(
     def look() -> None:
         """Note the module that runs now where a generator has moved."""
         nonlocal before
-        states = generators.states()
+        try:
+            states = generators.states()
+        except RuntimeError:
+            return  # inside a transformation of torch.func, after which it is looked again
         if states != before:
             moved = next(what for what, state in states.items() if state != before[what])
             unanswered.setdefault(running[-1] if running else "", moved)
