@@ -48,6 +48,8 @@ def swept(kind: Kind, model: nn.Module, target: Any, **more: Any) -> rankwise.Sw
     data = {"train": rows(kind, 0, 4), "validation": rows(kind, 50, 2), "test": rows(kind, 90, 2)}
     training = Training(lr=1.0, batch_size=6, epochs=2, weights="last")
     settings: dict[str, Any] = {"loss": kind.loss, "call": call, "lrs": (1e-3,), "seeds": 2, "progress": "quiet"}
+    # The loss over tokens is no mean of rows.
+    settings["metric"] = lambda outputs, batch: outputs.flatten(1).mean(1)
     return rankwise.sweep(model, config, training=training, **{**data, **settings, "baseline": False, **more})
 
 
