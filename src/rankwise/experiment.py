@@ -42,6 +42,7 @@ from rankwise.sweeps.stages import Stages, mark_edges
 from rankwise.train.data import count_rows
 from rankwise.train.live import Progress
 from rankwise.train.live import progress as shown_by
+from rankwise.train.precheck import check_training
 from rankwise.writing import interrupts_ignored
 
 
@@ -126,6 +127,10 @@ class Experiment:
             for what, data in {"validation": splits.validation, "test": splits.test}.items():
                 if count_rows(data, what) < 2:
                     raise DataError(f"The {what} data has 1 row; give two or more, as there is no interval of one.")
+        one = next((c for c in self.candidates if c.method == "lora"), self.candidates[0])
+        data, feed = self.problem.splits[one.data], self.problem.feed
+        problem, member = self.problem, one.run(one.lrs[0], self.seeds[0]).member
+        check_training(self.model, member, data.train, data.validation, problem.loss, problem.metric, feed)
 
     @property
     def rule(self) -> Rule:

@@ -233,7 +233,7 @@ def test_writing_takes_a_small_share_of_the_time(tmp_path: Path) -> None:
 
 
 def test_refused() -> None:
-    with pytest.raises(ConfigError, match="checkpoint-epochs is 0; it must be a positive number"):
+    with pytest.raises(ConfigError, match="epochs is 0; it must be a positive number"):
         Every(epochs=0)
     with pytest.raises(ConfigError, match="checkpoint-seconds is nan"):
         Every(seconds=float("nan"))

@@ -24,7 +24,7 @@ from rankwise.train.crossfit import CrossFit
 from rankwise.train.cuts import Cutting, half_of
 from rankwise.train.data import Data, count_rows, pick, take
 from rankwise.train.evaluation import evaluate_rows
-from rankwise.train.feed import Feed
+from rankwise.train.feed import EXAMPLE_ROWS, Feed
 from rankwise.train.memory import peak_bytes
 from rankwise.train.outcome import Outcome, Point
 from rankwise.train.schedules import Schedules
@@ -118,7 +118,7 @@ class PackTraining:
             self._crossfit = CrossFit(half, pack.device, pack.dtype)
         self._best = pack.rows()
         self._total, self._norms = torch.zeros(len(pack), device=pack.device), pack.gradient_norms()
-        self._example = self._feed.example(self._feed.prepare(pick(train, lambda t: t[:2])))
+        self._example = self._feed.example(self._feed.prepare(pick(train, lambda t: t[:EXAMPLE_ROWS])))
         self.epoch = 0
         """Epochs that are over."""
         self.done = False
@@ -274,7 +274,7 @@ class PackTraining:
         tensors |= {f"vector/{key}": value.detach().cpu().clone() for key, value in vectors.items()}
         plain = {"names": list(names), "epoch": self.epoch, "steps": pack.steps, "seconds": self._seconds()}
         # What decides how many rows an evaluation passes at once, and so its last bits.
-        plain["evaluation_bytes"] = dict(pack.evaluation_bytes)
+        plain["evaluation_bytes"] = {str(k): dict(of) for k, of in pack.evaluation_bytes.items()}
         return TrainingState(tensors, plain)
 
     def restore(self, state: TrainingState) -> None:
@@ -301,7 +301,7 @@ class PackTraining:
         if self._crossfit is not None:
             self._crossfit.load_state(of["crossfit"])
         self._total, self._norms = (of["loss"][key].to(self._total) for key in ("total", "norms"))
-        self._pack.evaluation_bytes.update(state.plain["evaluation_bytes"])
+        self._pack.evaluation_bytes |= {int(k): dict(of) for k, of in state.plain["evaluation_bytes"].items()}
         self.epoch = state.plain["epoch"]
         self._started = time.perf_counter() - state.plain["seconds"]
 
