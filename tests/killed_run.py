@@ -109,11 +109,11 @@ def at_the_placing(nth: int) -> None:
 
 
 def in_evaluation(nth: int) -> None:
-    """Within the nth evaluation of a pack in training."""
-    evaluate, begun_so_far, within = loop.evaluate_rows, [0], [False]
+    """Within the nth evaluation of a pack of the sweep."""
+    evaluate, evaluations, within, has_begun = loop.evaluate_rows, [0], [False], begun()
 
     def noted(*args: Any) -> Any:
-        begun_so_far[0] += 1
+        evaluations[0] += has_begun()
         within[0] = True
         try:
             return evaluate(*args)
@@ -121,7 +121,7 @@ def in_evaluation(nth: int) -> None:
             within[0] = False
 
     loop.evaluate_rows = noted
-    digits.accuracy = killing(1, digits.accuracy, lambda: within[0] and begun_so_far[0] >= nth)
+    digits.accuracy = killing(1, digits.accuracy, lambda: within[0] and evaluations[0] >= nth)
 
 
 def at_a_rung(nth: int) -> None:
