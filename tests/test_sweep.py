@@ -336,7 +336,7 @@ def test_what_a_pack_says_of_itself_is_told() -> None:
 
     found = run({"d": LoRAConfig(r=1, dropout=0.5)}, model=Attends(), baseline=False)
     assert any(note.startswith("Dropout doesn't act on attention.in_proj_weight") for note in found.results["notes"])
-    assert sum("train one after another" in note for note in found.results["notes"]) == 1
+    assert sum("run one after another" in note for note in found.results["notes"]) == 1
 
 
 def test_modes_are_as_they_were() -> None:

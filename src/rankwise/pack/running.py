@@ -61,8 +61,7 @@ class Running:
         self._alone_sure = False
         self._forwards: dict[str, Forward] = {}
         self._without_rows: Mapping[str, torch.Size] = {}
-        self.notes: list[str] = []
-        """What a user should know of how the pack runs."""
+        self.notes: list[str] = []  # what a user should know of how the pack runs
         self.prepare()
 
     def prepare(self) -> None:
