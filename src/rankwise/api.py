@@ -235,7 +235,15 @@ def sweep(
         rotate=rotate,
     )
     counted = tuple(range(seeds)) if isinstance(seeds, int) else seeds
+    whole, rates = trained_whole(model, as_list(head)), as_rates(lrs, "lrs")
+    full = baseline if isinstance(baseline, bool) else as_rates(baseline, "baseline")
+    candidates = [
+        *candidates_of(model, configs, whole, own, rates),
+        *baselines(model, whole, own, rates, full),
+    ]
     chosen = deciding.seeds(None if counted is None else as_counts(counted, "seeds"))
+    if seeds is None and len(candidates) == 1 and deciding.plan == "auto":
+        chosen = chosen[:1]  # there is nothing to decide
     ups = metric is not None if higher_is_better is None else higher_is_better
     problem = Problem(
         splits={DATA: splits},
@@ -247,12 +255,6 @@ def sweep(
         # The cache is made for the rows that are read.
         rotate=splits.rotation is not None and deciding.rotates(len(chosen)),
     )
-    whole, rates = trained_whole(model, as_list(head)), as_rates(lrs, "lrs")
-    full = baseline if isinstance(baseline, bool) else as_rates(baseline, "baseline")
-    candidates = [
-        *candidates_of(model, configs, whole, own, rates),
-        *baselines(model, whole, own, rates, full),
-    ]
     config = yaml.safe_dump({"sweep": {c.name: str(c) for c in candidates} | {"seeds": list(chosen)}}, sort_keys=False)
     place = None
     if out is not None:

@@ -63,7 +63,9 @@ class Resolved:
             config = self.member.lora
             if config is None:
                 continue
-            A, B = initial_pair(t, config)
+            # Over a base in double precision nothing is trained in less.
+            wide = {p.dtype for p in t.module.parameters() if p.dtype == torch.float64}
+            A, B = (tensor.to(next(iter(wide), tensor.dtype)) for tensor in initial_pair(t, config))
             state[f"{t.name}.A"], state[f"{t.name}.B"] = A, B
             variant = VARIANTS[variant_name(config.variant, t.layer_type)]
             if variant.tensors:
