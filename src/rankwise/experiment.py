@@ -149,9 +149,7 @@ class Experiment:
         """The splits that the answer is about."""
         return DATA if DATA in self.problem.splits else self.candidates[0].data
 
-    @property
     def data(self) -> Mapping[str, Any]:
-        """Sizes and fingerprints of the data."""
         return self.about.get("data") or data_of(self.problem, self.data_name)
 
     def measured(self) -> dict[str, float]:
@@ -177,7 +175,7 @@ class Experiment:
             return None
         measured = self.measured()
         return beginning.earlier.finished(
-            self.model, self.problem, self.candidates, data=self.data, plan=self.plan(measured), measured=measured
+            self.model, self.problem, self.candidates, data=self.data(), plan=self.plan(measured), measured=measured
         )
 
     def stages(
@@ -252,12 +250,8 @@ def run_in_place(
         begun: From `beginning_of`.
         progress: Where training is shown.
 
-    Returns:
-        As `run_experiment`.
-
     Raises:
         RankwiseError: What lies in the place is of another run, or something can't be used.
-        KeyboardInterrupt: Interrupted before any run had finished.
     """
     finished = None if begun is None else experiment.finished(begun)
     if begun is None or place.extend:
@@ -358,7 +352,7 @@ def run_experiment(
             "device": str(next(model.parameters()).device),
             "published": None,
             **experiment.about,
-            "data": experiment.data,
+            "data": experiment.data(),
             "plan": {**experiment.plan(first), "search": found.search_rates, "price": found.price},
             "grid": {**grid_of(runs), **({"search": found.searched} if found.searched else {}), **experiment.grid},
         },

@@ -75,7 +75,7 @@ class How:
     overwrite: Annotated[bool, Parameter(negative="", show_default=False)] = False
     resume: Path | None = None
     more_seeds: int | None = None
-    more_ranks: Annotated[tuple[int, ...] | None, listed(parse_numbers)] = None
+    more_ranks: Annotated[tuple[int, ...] | None, listed(parse_numbers, spaces=False)] = None
     checkpoint_epochs: int | None = None
     checkpoint_seconds: float | None = None
     config: Path | None = None

@@ -9,6 +9,8 @@ import csv
 import io
 import json
 import math
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -83,7 +85,7 @@ class Earlier:
         self._check_measured(measured, model)
         try:
             swept, fingerprints = self._read(candidates, problem)
-        except (KeyError, ValueError, TypeError, OSError) as error:
+        except (KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile, zlib.error) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise self._refused("its results are damaged") from error
@@ -169,6 +171,9 @@ class Earlier:
             )
         swept.parameters = parameters
         swept.curve = _points(self.files["curves.csv"].decode("utf-8"))
+        ends = {point.run: point.step for point in swept.curve}
+        if any(ends.get(name) != outcome.steps for name, outcome in swept.outcomes.items() if name in swept.scores):
+            raise ValueError("a curve is not whole")
         return swept, fingerprints
 
 
