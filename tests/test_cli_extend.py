@@ -47,7 +47,7 @@ def test_seeds_and_ranks_are_added(out: Path, finished: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "holds no unfinished run; --resume takes the directory of one, or add to its finished run with"),
+        ([], "holds no unfinished run; --resume takes the directory of one. To its finished run --more-seeds"),
         (["--more-seeds", "0"], "--more-seeds is 0; give the number of seeds to add"),
         (["--more-seeds", "many"], '--more-seeds is "many"; give the number'),
         (["--more-ranks", "4,8"], "--more-ranks names [4], which the run has already; it has [1, 4]"),
@@ -64,11 +64,12 @@ def test_what_cannot_be_added(out: Path, capsys: pytest.CaptureFixture[str], fla
 def test_what_is_another_run_is_refused(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--more-seeds and --more-ranks add to a finished run" in refused(capsys, "digits", "--more-seeds", "1")
     assert "holds no finished run" in refused(capsys, "digits", "--resume", str(tmp_path), "--more-seeds", "1")
+    again = ["digits", "--resume", str(out), "--more-seeds", "1", "--quiet"]
     base = out / "base" / "model.safetensors"
     whole = base.read_bytes()
     base.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert "the base has other weights now" in refused(capsys, "digits", "--resume", str(out), "--more-seeds", "1")
+    assert "the base has other weights now" in refused(capsys, *again)
     base.write_bytes(whole)
     config = out / "config.yaml"
     config.write_text(config.read_text().replace("epochs: 1", "epochs: 2"))
-    assert "has other settings now" in refused(capsys, "digits", "--resume", str(out), "--more-seeds", "1")
+    assert "has other settings now" in refused(capsys, *again)

@@ -1,8 +1,10 @@
 """A finished sweep with seeds and configurations added comes to what it would have come to with them at once."""
 
 import json
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,9 @@ from torch import Tensor, nn
 import rankwise
 from rankwise import Training
 from rankwise.errors import CheckpointError, ConfigError
+from rankwise.report import answer_words
+from rankwise.sweeps import directory, stages
+from rankwise.sweeps.record import add_next
 from rankwise.train import loop
 from small_sweep import accuracy, loss, small_model, some_data
 
@@ -101,8 +106,6 @@ def test_a_grid_with_more_seeds_and_ranks(out: Path, configs: tuple[int, ...], s
 
 
 def test_only_what_is_missing_is_trained(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rankwise.sweeps import stages
-
     real, trained = stages.run_sweep, list[str]()
 
     def noted(model: Any, runs: Any, *args: Any, **given: Any) -> Any:
@@ -123,8 +126,13 @@ def test_only_what_is_missing_is_trained(out: Path, monkeypatch: pytest.MonkeyPa
         found.state(found.results["runs"][0]["name"])
 
 
-def test_an_adaptive_sweep_with_more_seeds(tmp_path: Path) -> None:
-    adaptive = {"plan": "auto", "lrs": (0.03,), "curve": True, "tolerance": 0.03}
+@pytest.mark.parametrize("lrs", [(0.03,), (0.01, 0.03)])
+def test_an_adaptive_sweep_with_more_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lrs: tuple[float, ...]
+) -> None:
+    # The price of a further adapter depends on the machine's load; here it is nothing.
+    monkeypatch.setattr(stages, "training_of", lambda *given: SimpleNamespace(seconds_an_epoch=lambda: 1.0))
+    adaptive = {"plan": "auto", "lrs": lrs, "curve": True, "tolerance": 0.03}
     sweep((1, 2, 3), seeds=3, out=tmp_path / "out", **adaptive)
     found = sweep((1, 2, 3), seeds=6, out=tmp_path / "out", resume=True, **adaptive)
     expected = sweep((1, 2, 3), seeds=6, **adaptive)
@@ -162,10 +170,6 @@ def test_an_extension_that_is_interrupted(out: Path, monkeypatch: pytest.MonkeyP
 def test_an_extension_that_is_ended_while_results_are_placed(
     out: Path, monkeypatch: pytest.MonkeyPatch, nth: int
 ) -> None:
-    import os
-
-    from rankwise.sweeps import directory
-
     class Killed(BaseException):
         pass
 
@@ -231,6 +235,22 @@ def test_what_is_another_sweep_is_refused(out: Path, given: dict[str, Any], mess
         sweep(**{"seeds": 3, **given}, out=out, resume=True)
     assert "\n" not in str(error.value)
     assert files_of(out) == before, "nothing is written"
+
+
+def test_an_undecided_answer_names_what_could_decide() -> None:
+    results = sweep(seeds=2).results
+    answer = results["answer"]
+    answer |= {"verdict": "undecided", "more_seeds_needed": 3, "leaning": {"name": "r2", "p_within": 0.7}}
+    add_next(results, 2, lambda more, then: f"rankwise digits --resume runs/demo --more-seeds {more}")
+    assert answer["next"] == "rankwise digits --resume runs/demo --more-seeds 3"
+    assert "Add seeds with `rankwise digits --resume runs/demo --more-seeds 3`." in answer_words(results)
+    # An adaptive plan gave up after two of its four seeds, as five would be needed.
+    add_next(results, 4, lambda more, then: f"sweep(..., seeds={then}), {more} more")
+    assert answer["next"] == "sweep(..., seeds=5), 1 more"
+    del answer["next"]
+    answer["more_seeds_needed"] = None
+    add_next(results, 2, lambda more, then: "")
+    assert "next" not in answer
 
 
 @pytest.mark.parametrize("name", ["results.json", "predictions.npz", "curves.csv"])

@@ -40,8 +40,8 @@ def settings_of(directory: Path, more_seeds: int | None, more_ranks: Sequence[in
     if more and not holds_results(directory):
         raise CheckpointError(f"{directory} holds no finished run that seeds or ranks could be added to.")
     if not more and not can_resume(directory):
-        words = ", or add to its finished run with --more-seeds or --more-ranks" if holds_results(directory) else ""
-        raise CheckpointError(f"{directory} holds no unfinished run; --resume takes the directory of one{words}.")
+        words = " To its finished run --more-seeds and --more-ranks add some." if holds_results(directory) else ""
+        raise CheckpointError(f"{directory} holds no unfinished run; --resume takes the directory of one.{words}")
     path = directory / "config.yaml" if more else directory / UNFINISHED / "config.yaml"
     try:
         settings: Any = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -253,7 +253,8 @@ def was_rotated(directory: Path) -> bool | None:
 
 
 def _points(text: str) -> list[Point]:
-    kinds = {field.name: {"run": str, "step": int}.get(field.name, float) for field in fields(Point)}
+    numbers = [field.name for field in fields(Point) if field.name not in ("run", "step")]
     return [
-        Point(**{key: kinds[key](value) for key, value in row.items()}) for row in csv.DictReader(io.StringIO(text))
+        Point(run=row["run"], step=int(row["step"]), **{name: float(row[name]) for name in numbers})
+        for row in csv.DictReader(io.StringIO(text))
     ]

@@ -82,6 +82,10 @@ class Stages:
         result.search_rates, result.price = self._rates, self._price
         if self.finished is not None:
             _complete(result.swept, self.finished.swept, [c.name for c in self.candidates])
+            n = len(self.finished.swept.runs)
+            result.swept.note([f"{n:,} of the runs were trained by an earlier sweep, which this one extends."])
+            if self.rungs:
+                result.swept.note(["At the rungs the runs that were added were compared with one another only."])
         return result
 
     def _run(self) -> StageResult:
