@@ -17,7 +17,7 @@ import torch
 from rankwise import experiment
 from rankwise.cli import main
 from rankwise.pack.pack import Pack
-from rankwise.sweeps import course, directory
+from rankwise.sweeps import course, directory, location
 from rankwise.tasks import digits
 from rankwise.train import checkpoints, loop
 from rankwise.train.checkpoints import Checkpoints
@@ -76,13 +76,13 @@ def half_a_file(nth: int) -> None:
 def begun() -> Callable[[], bool]:
     """Whether the sweep has begun; before that the base trains and is measured, and there is nothing to go on from."""
     found = [False]
-    begin = experiment.begin_run
+    begin = location.begin_run
 
     def noted(*args: Any) -> Any:
         found[0] = True
         return begin(*args)
 
-    experiment.begin_run = noted
+    location.begin_run = noted
     return lambda: found[0]
 
 

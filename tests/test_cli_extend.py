@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 from rankwise.cli import main
 from test_cli import folder_of_digits, refused
+from test_resume import contents, ended
 
 GRID = ["--ranks", "1,4", "--epochs", "1", "--lr", "3e-3", "--baseline-lr", "1e-3", "--plan", "grid", "--quiet"]
 
@@ -24,6 +26,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def out(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "out", symlinks=True))
+
+
+def test_a_base_that_was_removed_is_made_again(out: Path, finished: Path) -> None:
+    shutil.rmtree(out / "base")
+    assert main(["digits", "--resume", str(out), "--more-ranks", "2", "--quiet"]) == 0
+    assert (out / "base" / "model.safetensors").read_bytes() == (finished / "base" / "model.safetensors").read_bytes()
 
 
 def test_seeds_and_ranks_are_added(out: Path, finished: Path, tmp_path: Path) -> None:
@@ -73,3 +81,22 @@ def test_what_is_another_run_is_refused(out: Path, tmp_path: Path, capsys: pytes
     config = out / "config.yaml"
     config.write_text(config.read_text().replace("epochs: 1", "epochs: 2"))
     assert "has other settings now" in refused(capsys, *again)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "nth"), [("evaluation", 2), ("step", 2), ("half", 2), ("placing", 1), ("results", 1)])
+def test_an_extension_that_is_killed(out: Path, finished: Path, tmp_path: Path, kind: str, nth: int) -> None:
+    alone = Path(shutil.copytree(finished, tmp_path / "alone", symlinks=True))
+    more = ["--more-seeds", "2", "--quiet", "--checkpoint-epochs", "1"]
+    earlier = json.loads((out / "results.json").read_text())
+    assert ended("none", 0, "--resume", str(alone), *more).returncode == 0
+    assert ended(kind, nth, "--resume", str(out), *more).returncode == -signal.SIGKILL
+    found = json.loads((out / "results.json").read_text())
+    assert kind == "results" or found == earlier
+    assert all((out / run["adapter"]).is_dir() for run in earlier["runs"] if run["adapter"])
+    done = ended("none", 0, "--resume", str(out), "--quiet")
+    assert done.returncode == 0, done.stderr
+    mine, theirs = contents(out), contents(alone)
+    for results in mine["results"], theirs["results"]:
+        del results["plan"]["price"]
+    assert mine == theirs, "equal bits"

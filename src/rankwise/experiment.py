@@ -31,6 +31,7 @@ from rankwise.sweeps.floors import measured_floors
 from rankwise.sweeps.grid import Candidate, runs_of
 from rankwise.sweeps.location import RunLocation, RunStart, beginning_of, start_run
 from rankwise.sweeps.measure import measure_base
+from rankwise.sweeps.owned import BASE_FILE
 from rankwise.sweeps.plan import fingerprint
 from rankwise.sweeps.power import power_words
 from rankwise.sweeps.problem import DATA, Problem, Run, Swept
@@ -228,11 +229,12 @@ def run_in_directory(place: RunLocation, make: ExperimentFactory, progress: Prog
 
     Raises:
         RankwiseError: Something in the settings, the data or the place can't be used.
-        KeyboardInterrupt: Interrupted before any run had finished; there are no results yet.
+        KeyboardInterrupt: Interrupted before any run had finished.
     """
     with place.held():
         begun = beginning_of(place)
-        experiment = make(progress, None if begun is None else begun.base or {})
+        base = None if begun is None else begun.base if place.extend else begun.base or {}
+        experiment = make(progress, base)
         experiment.check()
         with held_by_thread(experiment.model, "a sweep"):
             results, _, files = run_in_place(experiment, place, begun, progress)
@@ -374,7 +376,7 @@ def run_experiment(
     adapters = Adapters(model, new, base_name, lambda folder, run: beside(folder, run, results, swept))
     try:
         with interrupts_ignored():
-            keep_base = experiment.keep_base and finished is None
+            keep_base = experiment.keep_base and (finished is None or not (place.directory / BASE_FILE).exists())
             write_run(place.directory, results, place.config, swept, adapters, keep_base, extends=finished is not None)
         try:
             files = write_report(results, place.directory)

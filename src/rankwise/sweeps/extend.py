@@ -206,8 +206,8 @@ def read_earlier(directory: Path, files: Mapping[str, bytes] | None = None) -> E
     return Earlier(directory, files, results)
 
 
-def read_base(directory: Path) -> dict[str, Tensor]:
-    """The weights of the base that lies in a run directory; none where the run keeps none there.
+def read_base(directory: Path) -> dict[str, Tensor] | None:
+    """The weights of the base that lies in a run directory; None where the run keeps none there.
 
     Raises:
         CheckpointError: The file is damaged.
@@ -219,7 +219,7 @@ def read_base(directory: Path) -> dict[str, Tensor]:
     try:
         return load(read_regular(path))
     except FileNotFoundError:
-        return {}
+        return None
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged ({error}), so the run can't be extended.") from error
 
