@@ -109,7 +109,19 @@ def at_the_placing(nth: int) -> None:
 
 
 def in_evaluation(nth: int) -> None:
-    digits.accuracy = killing(nth, digits.accuracy, begun())
+    """Within the nth evaluation of a pack of the sweep."""
+    evaluate, evaluations, within, has_begun = loop.evaluate_rows, [0], [False], begun()
+
+    def noted(*args: Any) -> Any:
+        evaluations[0] += has_begun()
+        within[0] = True
+        try:
+            return evaluate(*args)
+        finally:
+            within[0] = False
+
+    loop.evaluate_rows = noted
+    digits.accuracy = killing(1, digits.accuracy, lambda: within[0] and evaluations[0] >= nth)
 
 
 def at_a_rung(nth: int) -> None:

@@ -186,7 +186,8 @@ def sweep(
         head: Modules that each adapter trains whole, such as a new output layer, with all modules inside them. With
             one, training the head alone is tried too.
         seeds: How many, or which; of the adaptive plan at the most. None takes 16 for it, 3 for a grid.
-        rungs: Epochs, rising, after which the worst configurations leave.
+        rungs: Epochs, rising, after which the worst configurations leave; in the adaptive plan only learning rates
+            leave, in the search for them.
         widen: Whether further learning rates are tried where the best one lies at the edge of those given.
         tolerance: How much worse than the reference is good enough: "1%", "0.5 points", or a number in the metric's
             unit; by default 1% of the reference's metric and at most 5% of its gain over the base, or 5% of that gain
@@ -260,7 +261,15 @@ def sweep(
         # Seeds that are added validate as those before them.
         deciding = replace(deciding, rotate=was_rotated(Path(out)))
     counted = tuple(range(seeds)) if isinstance(seeds, int) else seeds
+    whole, rates = trained_whole(model, as_list(head)), as_rates(lrs, "lrs")
+    full = baseline if isinstance(baseline, bool) else as_rates(baseline, "baseline")
+    candidates = [
+        *candidates_of(model, configs, whole, own, rates),
+        *baselines(model, whole, own, rates, full),
+    ]
     chosen = deciding.seeds(None if counted is None else as_counts(counted, "seeds"))
+    if seeds is None and len(candidates) == 1 and deciding.plan == "auto":
+        chosen = chosen[:1]  # there is nothing to decide
     ups = metric is not None if higher_is_better is None else higher_is_better
     problem = Problem(
         splits={DATA: splits},
@@ -272,12 +281,6 @@ def sweep(
         # The cache is made for the rows that are read.
         rotate=splits.rotation is not None and deciding.rotates(len(chosen)),
     )
-    whole, rates = trained_whole(model, as_list(head)), as_rates(lrs, "lrs")
-    full = baseline if isinstance(baseline, bool) else as_rates(baseline, "baseline")
-    candidates = [
-        *candidates_of(model, configs, whole, own, rates),
-        *baselines(model, whole, own, rates, full),
-    ]
     config = yaml.safe_dump({"sweep": {c.name: str(c) for c in candidates} | {"seeds": list(chosen)}}, sort_keys=False)
     place = None
     if out is not None:

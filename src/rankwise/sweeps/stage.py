@@ -68,6 +68,7 @@ class StageResult:
         edges: Configuration -> whether the search chose a learning rate at the edge of its grid.
         searched: What the search tried, for `results.json`.
         path: Configurations that the adaptive plan decided on its way; None where all were trained alike.
+        reference: What the adaptive plan held them against; None where that follows from the results.
         rates: The learning rate that the adaptive plan settled on, by configuration.
         search_rates: Configuration -> the learning rate that the search chose, and whether it lies at the edge.
         price: What a further adapter in a pack cost; None where it was not measured.
@@ -77,6 +78,7 @@ class StageResult:
     edges: dict[str, bool] = field(default_factory=dict[str, bool])
     searched: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     path: tuple[str, ...] | None = None
+    reference: str | None = None
     rates: dict[str, float] | None = None
     search_rates: dict[str, tuple[float, bool]] = field(default_factory=dict[str, tuple[float, bool]])
     price: float | None = None
