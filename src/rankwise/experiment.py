@@ -175,11 +175,7 @@ class Experiment:
         return plan_of(self.candidates, self.seeds, {**settings, "rotate": self.problem.rotate}, measured)
 
     def finished(self, beginning: RunStart) -> Finished | None:
-        """The runs of the finished sweep that this one extends; None where it extends none.
-
-        Raises:
-            CheckpointError: They are not of this model, data, metric or settings.
-        """
+        """The runs of the finished sweep that this one extends, held against it; None where it extends none."""
         if beginning.earlier is None:
             return None
         measured = self.measured()
@@ -252,13 +248,7 @@ def run_in_directory(place: RunLocation, make: ExperimentFactory, progress: Prog
 def run_in_place(
     experiment: Experiment, place: RunLocation, begun: RunStart | None, progress: Progress
 ) -> tuple[Results, Swept, list[Path]]:
-    """Run an experiment in a place that is held, from the beginning or from what lies there.
-
-    Args:
-        experiment: What.
-        place: Where.
-        begun: From `beginning_of`.
-        progress: Where training is shown.
+    """Run an experiment in a place that is held, from the beginning or from what lies there (`beginning_of`).
 
     Raises:
         RankwiseError: What lies in the place is of another run, or something can't be used.
