@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import yaml
 from torch import Tensor, nn
 
 from rankwise.errors import ConfigError, arguments_named
-from rankwise.experiment import Experiment, run_experiment
+from rankwise.experiment import Experiment, run_experiment, run_in_place
+from rankwise.files import load_adapter
 from rankwise.lora.inject import Report
 from rankwise.lora.threads import held_by_thread
 from rankwise.pack.losses import PerBatch
@@ -26,10 +27,13 @@ from rankwise.sweeps.caching import cached
 from rankwise.sweeps.candidates import Config, candidates_of
 from rankwise.sweeps.deciding import Deciding
 from rankwise.sweeps.directory import can_resume
+from rankwise.sweeps.extend import was_rotated
 from rankwise.sweeps.given import as_counts, as_list, as_rates, trained_whole
 from rankwise.sweeps.grid import LORA_LRS
-from rankwise.sweeps.location import RunLocation, resume_run, start_run, starting_now
+from rankwise.sweeps.location import RunLocation, beginning_of, starting_now
+from rankwise.sweeps.owned import holds_results
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, Swept
+from rankwise.sweeps.record import add_next
 from rankwise.train.checkpoints import Every
 from rankwise.train.cuts import pooled
 from rankwise.train.data import Data
@@ -50,11 +54,13 @@ class Sweep:
         results: The content of `results.json`.
         swept: Everything the runs gave.
         files: What was written.
+        directory: Where; None where all is in memory.
     """
 
     results: Results
     swept: Swept = field(repr=False)
     files: tuple[Path, ...] = ()
+    directory: Path | None = None
 
     @property
     def answer(self) -> dict[str, Any] | None:
@@ -81,11 +87,27 @@ class Sweep:
             ConfigError: There is no such finished run.
         """
         found = self._run(run)
-        return put_on(model, found, self.swept.outcomes[found.name].state, name)
+        state = self.swept.outcomes[found.name].state
+        # The state of a run that an earlier sweep has finished lies in the run directory alone.
+        return put_on(model, found, state, name) if state else load_adapter(model, self._folder(found.name), name)
 
     def state(self, run: str | None = None) -> State:
         """The trained tensors of a run: "<module>.A", "<module>.B", and parameters trained whole by their names."""
-        return self.swept.outcomes[self._run(run).name].state
+        found = self._run(run)
+        if not (state := self.swept.outcomes[found.name].state):
+            raise ConfigError(
+                f"{found.name} was trained by the earlier sweep that this one extends, so its tensors are in "
+                f"{self._folder(found.name)} alone; read them there, or attach it with put_on."
+            )
+        return state
+
+    def _folder(self, run: str) -> Path:
+        folder = next(one["adapter"] for one in self.results["runs"] if one["name"] == run)
+        if folder is None or self.directory is None:
+            raise ConfigError(
+                f"{run} was trained by the earlier sweep that this one extends; its tensors were not saved."
+            )
+        return self.directory / folder
 
     def _run(self, name: str | None) -> Run:
         if name is None:
@@ -191,7 +213,8 @@ def sweep(
         base_name: What the adapters' files call the base: its folder or hub name.
         out: A directory for results, report and adapters; None keeps all in memory.
         overwrite: Whether earlier results there may be replaced.
-        resume: Whether to go on with an unfinished run in `out`; where there is none, it begins.
+        resume: Whether to continue from what is in `out`: an unfinished run, or a finished one to which `seeds` and
+            `configs` add some. Where there is nothing, the sweep begins.
         every: How often a checkpoint is written to `out`.
         progress: "auto" (a live table in a terminal, else lines), "quiet", ...
 
@@ -234,6 +257,9 @@ def sweep(
         max_parameters=max_parameters,
         rotate=rotate,
     )
+    if resume and out is not None and rotate is None and splits.rotation is not None:
+        # Seeds that are added validate as those before them.
+        deciding = replace(deciding, rotate=was_rotated(Path(out)))
     counted = tuple(range(seeds)) if isinstance(seeds, int) else seeds
     whole, rates = trained_whole(model, as_list(head)), as_rates(lrs, "lrs")
     full = baseline if isinstance(baseline, bool) else as_rates(baseline, "baseline")
@@ -259,6 +285,7 @@ def sweep(
     place = None
     if out is not None:
         again = resume and can_resume(Path(out))
+        more = resume and not again and holds_results(Path(out))
         place = RunLocation(
             directory=Path(out),
             config=config,
@@ -266,6 +293,8 @@ def sweep(
             how_to_resume="rankwise.sweep(..., resume=True)",
             overwrite=overwrite,
             resume=again,
+            extend=more,
+            how_to_extend=lambda more, then: f"rankwise.sweep(..., out={str(out)!r}, resume=True, seeds={then})",
             every=every,
         )
     where = Path(cache) if isinstance(cache, str) else cache
@@ -287,16 +316,13 @@ def sweep(
             notes=notes,
         )
         experiment.check()
-        beginning = (
-            starting_now("rankwise.sweep(...)")
-            if place is None
-            else resume_run(place)
-            if place.resume
-            else start_run(place)
-        )
         with held_by_thread(model, "a sweep"):
-            results, swept, files = run_experiment(experiment, beginning, place, display)
-    return Sweep(results, swept, tuple(files))
+            if place is None:
+                results, swept, files = run_experiment(experiment, starting_now("rankwise.sweep(...)"), None, display)
+                add_next(results, len(chosen), lambda more, then: f"rankwise.sweep(..., seeds={then})")
+            else:
+                results, swept, files = run_in_place(experiment, place, beginning_of(place), display)
+    return Sweep(results, swept, tuple(files), None if out is None else Path(out))
 
 
 def check_model(model: nn.Module, *, mend: str = "convert it first: model.float()") -> None:

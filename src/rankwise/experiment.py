@@ -9,7 +9,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,21 @@ from rankwise.sweeps.auto import Auto
 from rankwise.sweeps.deciding import Deciding
 from rankwise.sweeps.directory import end_run, write_run
 from rankwise.sweeps.doubts import rank_doubts
+from rankwise.sweeps.extend import plan_of
 from rankwise.sweeps.fitting import Probes
 from rankwise.sweeps.floors import measured_floors
 from rankwise.sweeps.grid import Candidate, runs_of
-from rankwise.sweeps.location import RunLocation, RunStart, resume_run, start_run
+from rankwise.sweeps.location import RunLocation, RunStart, beginning_of, start_run
 from rankwise.sweeps.measure import measure_base
+from rankwise.sweeps.owned import BASE_FILE
 from rankwise.sweeps.plan import fingerprint
 from rankwise.sweeps.power import power_words
 from rankwise.sweeps.problem import DATA, Problem, Run, Swept
 from rankwise.sweeps.provenance import data_of, grid_of, versions
-from rankwise.sweeps.record import Results, make_results
+from rankwise.sweeps.record import Results, add_next, make_results
 from rankwise.sweeps.rule import Rule, accuracy_tolerance
 from rankwise.sweeps.same_problem import LOSS, check_measured, first_loss, write_measured
-from rankwise.sweeps.stage import Search
+from rankwise.sweeps.stage import Finished, Search
 from rankwise.sweeps.stages import Stages, mark_edges
 from rankwise.train.data import count_rows
 from rankwise.train.live import Progress
@@ -151,8 +153,44 @@ class Experiment:
         """Settings that can be used and that no one can have meant, in words."""
         return rank_doubts(self.model, runs_of([replace(c, lrs=c.lrs[:1]) for c in self.candidates], self.seeds[:1]))
 
-    def stages(self, progress: Progress, place: RunLocation | None = None, floors: Floors | None = None) -> Stages:
-        """How it is trained: in a place, or in memory alone."""
+    @property
+    def data_name(self) -> str:
+        """The splits that the answer is about."""
+        return DATA if DATA in self.problem.splits else self.candidates[0].data
+
+    def data(self) -> Mapping[str, Any]:
+        return self.about.get("data") or data_of(self.problem, self.data_name)
+
+    def measured(self) -> dict[str, float]:
+        """The base's loss on the first rows and its metric on the validation data."""
+        splits = self.problem.splits[self.data_name]
+        return {
+            LOSS: first_loss(self.model, self.problem, splits),
+            "validation metric": measure_base(self.model, self.problem, splits.validation),
+        }
+
+    def plan(self, measured: Mapping[str, float]) -> dict[str, Any]:
+        """What is planned, for a longer sweep to be held against."""
+        settings = {**asdict(self.deciding), "rungs": list(self.rungs), "widen": self.widen}
+        return plan_of(self.candidates, self.seeds, {**settings, "rotate": self.problem.rotate}, measured)
+
+    def finished(self, beginning: RunStart) -> Finished | None:
+        """The runs of the finished sweep that this one extends, held against it; None where it extends none."""
+        if beginning.earlier is None:
+            return None
+        measured = self.measured()
+        return beginning.earlier.finished(
+            self.model, self.problem, self.candidates, data=self.data(), plan=self.plan(measured), measured=measured
+        )
+
+    def stages(
+        self,
+        progress: Progress,
+        place: RunLocation | None = None,
+        floors: Floors | None = None,
+        finished: Finished | None = None,
+    ) -> Stages:
+        """How it is trained: in a place, or in memory alone; from the beginning, or from what has finished."""
         deciding, auto = self.deciding, None
         if deciding.plan == "auto":
             auto = Auto(
@@ -178,6 +216,7 @@ class Experiment:
             every=None if place is None else place.every,
             resume=place is not None and place.resume,
             probes=self.probes,
+            finished=finished,
         )
 
 
@@ -194,16 +233,31 @@ def run_in_directory(place: RunLocation, make: ExperimentFactory, progress: Prog
 
     Raises:
         RankwiseError: Something in the settings, the data or the place can't be used.
-        KeyboardInterrupt: Interrupted before any run had finished; there are no results yet.
+        KeyboardInterrupt: Interrupted before any run had finished.
     """
     with place.held():
-        begun = resume_run(place) if place.resume else None
-        experiment = make(progress, None if begun is None else begun.base or {})
+        begun = beginning_of(place)
+        base = None if begun is None else begun.base if place.extend else begun.base or {}
+        experiment = make(progress, base)
         experiment.check()
-        begun = begun or start_run(place, experiment.model.state_dict() if experiment.keep_base else None)
         with held_by_thread(experiment.model, "a sweep"):
-            results, _, files = run_experiment(experiment, begun, place, progress)
+            results, _, files = run_in_place(experiment, place, begun, progress)
         return results, files
+
+
+def run_in_place(
+    experiment: Experiment, place: RunLocation, begun: RunStart | None, progress: Progress
+) -> tuple[Results, Swept, list[Path]]:
+    """Run an experiment in a place that is held, from the beginning or from what lies there (`beginning_of`).
+
+    Raises:
+        RankwiseError: What lies in the place is of another run, or something can't be used.
+    """
+    finished = None if begun is None else experiment.finished(begun)
+    if begun is None or place.extend:
+        earlier = None if begun is None else begun.earlier
+        begun = start_run(place, experiment.model.state_dict() if experiment.keep_base else None, earlier)
+    return run_experiment(experiment, begun, place, progress, finished)
 
 
 BASE_IN_DIRECTORY = "../../base"
@@ -211,7 +265,11 @@ BASE_IN_DIRECTORY = "../../base"
 
 
 def run_experiment(
-    experiment: Experiment, beginning: RunStart, place: RunLocation | None, progress: Progress
+    experiment: Experiment,
+    beginning: RunStart,
+    place: RunLocation | None,
+    progress: Progress,
+    finished: Finished | None = None,
 ) -> tuple[Results, Swept, list[Path]]:
     """Train, measure, decide, and write results and report.
 
@@ -220,6 +278,7 @@ def run_experiment(
         beginning: From `begin`, `resume_run` or `now`.
         place: Where the results go; None keeps them in memory alone.
         progress: Where training is shown.
+        finished: The runs of the finished sweep that this one extends.
 
     Returns:
         The content of `results.json`, what the runs gave, and the files of the report.
@@ -230,7 +289,7 @@ def run_experiment(
     """
     model, problem = experiment.model, experiment.problem
     clock = time.perf_counter()
-    which = DATA if DATA in problem.splits else experiment.candidates[0].data
+    which = experiment.data_name
     splits = problem.splits[which]
     tests = {problem.metric_name: splits.test, **problem.other_tests}
     base_metrics = {name: measure_base(model, problem, data) for name, data in tests.items()}
@@ -243,18 +302,19 @@ def run_experiment(
             f"The {problem.metric_name} is not finite on the base: {[*base_metrics.values(), on_validation]}. It must "
             "be a number on every row of the validation and test data."
         )
+    first = {LOSS: first_loss(model, problem, splits), "validation metric": on_validation}
     if place is not None:
-        measured = {LOSS: first_loss(model, problem, splits), "validation metric": on_validation}
+        measured = dict(first)
         measured |= {f"test {name}": value for name, value in base_metrics.items()}
         (check_measured if place.resume else write_measured)(place.kept, model, measured)
     doubts = experiment.doubts()
     for line in [*experiment.power(), *doubts]:
         progress.message(line)
     before = fingerprint(model.state_dict())
-    found = experiment.stages(progress, place, floors).run()
+    found = experiment.stages(progress, place, floors, finished).run()
     swept, runs = found.swept, found.swept.runs
     progress.close()
-    if not (swept.complete or swept.scores):
+    if not swept.complete and (finished is not None or not swept.scores):
         raise KeyboardInterrupt  # nothing worth writing; earlier results stay as they are
     after = fingerprint(model.state_dict())
     again = {name: measure_base(model, problem, data) for name, data in tests.items()}
@@ -265,6 +325,11 @@ def run_experiment(
         for run in runs
         if run.method == "lora" and run.name in swept.outcomes and swept.outcomes[run.name].status == "finished"
     }
+    earlier = {} if finished is None or place is None else {run.name for run in finished.swept.runs}
+    if place is not None:  # the adapter of an earlier run may have been removed
+        folders = {
+            n: folder for n, folder in folders.items() if n not in earlier or (place.directory / folder).is_dir()
+        }
     known = base_metrics if experiment.base_has_metric else {}
     results = make_results(
         swept,
@@ -282,12 +347,13 @@ def run_experiment(
             "task": experiment.task,
             **beginning.about,
             "config_hash": hashlib.sha256((place.config if place else "").encode()).hexdigest(),
-            "seconds": time.perf_counter() - clock,
+            "seconds": time.perf_counter() - clock + beginning.seconds_before,
             "versions": versions(),
             "device": str(next(model.parameters()).device),
-            "data": data_of(problem, which),
             "published": None,
             **experiment.about,
+            "data": experiment.data(),
+            "plan": {**experiment.plan(first), "search": found.search_rates, "price": found.price},
             "grid": {**grid_of(runs), **({"search": found.searched} if found.searched else {}), **experiment.grid},
         },
         comparable=experiment.comparable,
@@ -299,14 +365,18 @@ def run_experiment(
         adapters=folders if place else {},
     )
     mark_edges(found.edges, experiment.candidates, results["configurations"])
+    if place is not None and place.how_to_extend is not None:
+        add_next(results, len(experiment.seeds), place.how_to_extend)
     if place is None:
         return results, swept, []
     base_name = BASE_IN_DIRECTORY if experiment.keep_base else experiment.base_name
     beside = experiment.beside or (lambda folder, run, results, swept: None)
-    adapters = Adapters(model, folders, base_name, lambda folder, run: beside(folder, run, results, swept))
+    new = {name: folder for name, folder in folders.items() if name not in earlier}
+    adapters = Adapters(model, new, base_name, lambda folder, run: beside(folder, run, results, swept))
     try:
         with interrupts_ignored():
-            write_run(place.directory, results, place.config, swept, adapters, keep_base=experiment.keep_base)
+            keep_base = experiment.keep_base and (finished is None or not (place.directory / BASE_FILE).exists())
+            write_run(place.directory, results, place.config, swept, adapters, keep_base, extends=finished is not None)
         try:
             files = write_report(results, place.directory)
         except KeyboardInterrupt:

@@ -6,12 +6,14 @@ One file a command; nothing heavy is loaded before a command runs, so `--help` i
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cyclopts import CycloptsError
 from cyclopts.config import Dict
 
 from rankwise.cli.app import EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_OK, app
 from rankwise.cli.compare import compare
+from rankwise.cli.continuing import settings_of
 from rankwise.cli.digits import digits
 from rankwise.cli.evaluate import evaluate
 from rankwise.cli.generate import generate
@@ -21,9 +23,9 @@ from rankwise.cli.predict import predict
 from rankwise.cli.report import report
 from rankwise.cli.sweep import sweep
 from rankwise.cli.train import train
-from rankwise.cli.training import unfinished
 from rankwise.errors import ConfigError, RankwiseError, flags_named, suggest
 from rankwise.shown import printable
+from rankwise.tasks.options import parse_numbers
 
 __all__ = [
     "compare",
@@ -41,14 +43,30 @@ __all__ = [
 """The commands (importing one registers it), and what runs them."""
 
 
-def _path_of(flag: str, arguments: Sequence[str]) -> Path | None:
-    """The path that a flag names which must be known before the others are read."""
+def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """The value of a flag that must be known before the others are read."""
     for i, argument in enumerate(arguments):
         if argument.startswith(f"{flag}="):
-            return Path(argument.partition("=")[2])
+            return argument.partition("=")[2]
         if argument == flag and i + 1 < len(arguments):
-            return Path(arguments[i + 1])
+            return arguments[i + 1]
     return None
+
+
+def _continued(directory: Path, arguments: Sequence[str]) -> Dict:
+    """The settings of the run in a directory, with the seeds and ranks that are added to it.
+
+    Raises:
+        ConfigError: What is added is no number, or can't be added.
+        CheckpointError: There is no such run.
+    """
+    seeds, ranks = _value_of("--more-seeds", arguments), _value_of("--more-ranks", arguments)
+    try:
+        number = None if seeds is None else int(seeds)
+    except ValueError:
+        raise ConfigError(f'--more-seeds is "{seeds}"; give the number of seeds to add, such as 3.') from None
+    added = None if ranks is None else parse_numbers(ranks)
+    return _as_config(settings_of(directory, number, added), directory)
 
 
 def _settings(path: Path) -> Dict:
@@ -74,6 +92,10 @@ def _settings(path: Path) -> Dict:
         raise ConfigError(
             f'{path} has settings of "{name}"; there are commands {", ".join(commands)}.{suggest(str(name), commands)}'
         )
+    return _as_config(settings, path)
+
+
+def _as_config(settings: dict[str, Any], path: Path) -> Dict:
     for options in settings.values():
         for name in ("seeds", "seed"):
             # As text a list of one would read like a number of seeds.
@@ -90,10 +112,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        resume = _path_of("--resume", arguments)
-        path = _path_of("--config", arguments) if resume is None else unfinished(resume)
-        app.config = () if path is None else (_settings(path),)
         with flags_named():
+            resume, path = _value_of("--resume", arguments), _value_of("--config", arguments)
+            if resume is not None:
+                app.config = (_continued(Path(resume), arguments),)
+            else:
+                app.config = () if path is None else (_settings(Path(path)),)
             result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return result if isinstance(result, int) else EXIT_OK
     except RankwiseError as error:

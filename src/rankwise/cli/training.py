@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK, HOW, MAIN
+from rankwise.cli.continuing import settings_of
 from rankwise.cli.places import name_of, new_run, pointed_to
-from rankwise.errors import CheckpointError, ConfigError
+from rankwise.errors import ConfigError
 from rankwise.shown import cleaned
+from rankwise.tasks.flags import listed
+from rankwise.tasks.options import parse_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,7 +48,12 @@ class How:
     overwrite:
         Replace results, or an unfinished run, in --out.
     resume:
-        Go on with the unfinished run in this directory, with its own options, as if it had never been stopped.
+        Go on with the unfinished run in this directory, with its own options, as if it had never been stopped; or with
+        a finished one, to which --more-seeds or --more-ranks add some.
+    more_seeds:
+        Add so many seeds to the finished run in --resume; of an adaptive plan, to those it may take at the most.
+    more_ranks:
+        Add ranks to the finished run in --resume: 3,6.
     checkpoint_epochs:
         Write a checkpoint after every so many epochs.
     checkpoint_seconds:
@@ -66,6 +74,8 @@ class How:
     out: Annotated[Path | None, Parameter(group=MAIN)] = None
     overwrite: Annotated[bool, Parameter(negative="", show_default=False)] = False
     resume: Path | None = None
+    more_seeds: int | None = None
+    more_ranks: Annotated[tuple[int, ...] | None, listed(parse_numbers, spaces=False)] = None
     checkpoint_epochs: int | None = None
     checkpoint_seconds: float | None = None
     config: Path | None = None
@@ -75,6 +85,11 @@ class How:
     dry_run: Annotated[bool, Parameter(negative="", show_default=False)] = False
     quiet: Annotated[bool, Parameter(negative="", show_default=False)] = False
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False
+
+    @property
+    def extends(self) -> bool:
+        """Whether a finished run is extended."""
+        return self.more_seeds is not None or self.more_ranks is not None
 
 
 def train(
@@ -104,9 +119,11 @@ def train(
         for flag, value in (("--out", how.out), ("--overwrite", how.overwrite or None), ("--config", how.config)):
             if value is not None:
                 raise ConfigError(f"{flag} does not go with --resume, which takes all from {how.resume}; leave it out.")
-        _check_same(command, settings, how.resume)
+        _check_same(command, settings, how)
         if how.dry_run:
             raise ConfigError("--dry-run does not go with --resume: the run's plan is made; leave one of them out.")
+    elif how.extends:
+        raise ConfigError("--more-seeds and --more-ranks add to a finished run; give its directory with --resume.")
     if how.print_config:
         print(text, end="")
         return EXIT_OK
@@ -129,9 +146,11 @@ def _train_in(directory: Path, command: str, config: str, how: How, make: "Exper
         directory=directory,
         config=config,
         command=shlex.join(["rankwise", *sys.argv[1:]]),
-        how_to_resume=f"rankwise {command} --resume {shlex.quote(str(directory))}",
+        how_to_resume=(again := f"rankwise {command} --resume {shlex.quote(str(directory))}"),
         overwrite=how.overwrite,
-        resume=how.resume is not None,
+        resume=how.resume is not None and not how.extends,
+        extend=how.extends,
+        how_to_extend=None if command == "train" else lambda more, then: f"{again} --more-seeds {more}",
         every=Every(how.checkpoint_epochs, how.checkpoint_seconds),
     )
     try:
@@ -142,6 +161,11 @@ def _train_in(directory: Path, command: str, config: str, how: How, make: "Exper
             again = f"rankwise report {shlex.quote(str(directory))}"
             print(
                 f"Interrupted while the report was drawn; the results are in place. Draw it: {again}", file=sys.stderr
+            )
+            return EXIT_INTERRUPTED
+        if holds_results(directory) and can_resume(directory):
+            print(
+                f"Interrupted; the earlier results are as they were. Go on with: {place.how_to_resume}", file=sys.stderr
             )
             return EXIT_INTERRUPTED
         what = f"go on with: {place.how_to_resume}" if can_resume(directory) else "nothing was written."
@@ -243,27 +267,13 @@ def show(results: dict[str, Any], files: Sequence[Path], *, as_json: bool) -> No
         print(json.dumps(results["answer"]))
 
 
-def unfinished(directory: Path) -> Path:
-    """The configuration of the unfinished run in a directory.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    from rankwise.sweeps.directory import can_resume
-    from rankwise.sweeps.owned import UNFINISHED
-
-    if not can_resume(directory):
-        raise CheckpointError(f"{directory} holds no unfinished run; --resume takes the directory of one.")
-    return directory / UNFINISHED / "config.yaml"
-
-
-def _check_same(command: str, settings: dict[str, Any], directory: Path) -> None:
-    """Refuse settings that an unfinished run did not begin with."""
-    import yaml
-
-    begun: dict[str, Any] = yaml.safe_load(unfinished(directory).read_text(encoding="utf-8"))
+def _check_same(command: str, settings: dict[str, Any], how: How) -> None:
+    """Refuse settings that the run that is continued did not begin with."""
+    directory = how.resume or Path()
+    begun = settings_of(directory, how.more_seeds, how.more_ranks)
     if command not in begun:
-        raise ConfigError(f"{directory} holds an unfinished run of rankwise {next(iter(begun))}, not {command}.")
+        kind = "a finished" if how.extends else "an unfinished"
+        raise ConfigError(f"{directory} holds {kind} run of rankwise {next(iter(begun))}, not {command}.")
     for key in [*begun[command], *settings]:
         before, now = begun[command].get(key), settings.get(key)
         if before != now:

@@ -110,6 +110,8 @@ def explanation(results: Results) -> list[str]:
     if answer is not None:
         if answer["reason"] and not stands_alone(results):
             sentences.append(sentence(answer["reason"]))
+        if answer.get("next"):
+            sentences.append(f"Add seeds with `{answer['next']}`.")
         if not results["complete"]:
             sentences.append(f"The sweep is not complete ({_progress(results)}), so the answer may still change.")
         names = dict.fromkeys([answer["name"], answer["reference"]])

@@ -24,6 +24,7 @@ from rankwise.sweeps.owned import (
     ADAPTERS,
     BASE_FILE,
     BEST,
+    EARLIER,
     MARK,
     PLACING,
     PLACING_FORMAT,
@@ -35,6 +36,7 @@ from rankwise.sweeps.owned import (
     foreign,
     holds_results,
     holds_unfinished,
+    remove,
     remove_results,
     remove_unfinished,
 )
@@ -135,7 +137,13 @@ def _given(name: str) -> str:
     return option(name) if option("x") == "--x" else f"{name}=True"
 
 
-def begin_run(directory: Path, config: str, about: Mapping[str, str], base: Mapping[str, torch.Tensor] | None) -> Path:
+def begin_run(
+    directory: Path,
+    config: str,
+    about: Mapping[str, str],
+    base: Mapping[str, torch.Tensor] | None,
+    earlier: Mapping[str, bytes] | None = None,
+) -> Path:
     """Make the folder that a run is resumed from; one of an earlier unfinished run is replaced.
 
     Args:
@@ -143,6 +151,8 @@ def begin_run(directory: Path, config: str, about: Mapping[str, str], base: Mapp
         config: The complete configuration, YAML.
         about: What the results tell of the run's beginning.
         base: The base's weights, where the task has made the base itself.
+        earlier: Files of the finished results that the run extends, by name: what it needs of them when they are
+            being replaced.
 
     Returns:
         The folder, for plan and checkpoints.
@@ -160,6 +170,7 @@ def begin_run(directory: Path, config: str, about: Mapping[str, str], base: Mapp
     files = {"config.yaml": config.encode()}
     if base is not None:
         files[str(BASE_FILE)] = save({key: value.contiguous().cpu() for key, value in base.items()})
+    files |= {f"{EARLIER}/{name}": data for name, data in (earlier or {}).items()}
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     write_checked(folder / ABOUT, ABOUT_FORMAT, {"about": dict(about), "sha256": sums})
     for name, data in files.items():
@@ -167,8 +178,8 @@ def begin_run(directory: Path, config: str, about: Mapping[str, str], base: Mapp
     return folder
 
 
-def read_begun(directory: Path) -> tuple[dict[str, str], dict[str, torch.Tensor] | None]:
-    """What `begin_run` was given: about the run, and the base.
+def read_begun(directory: Path) -> tuple[dict[str, str], dict[str, torch.Tensor] | None, dict[str, bytes]]:
+    """What `begin_run` was given: about the run, the base, and files of the results that it extends.
 
     Raises:
         CheckpointError: A file is missing or damaged.
@@ -190,7 +201,8 @@ def read_begun(directory: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]
                 f"The unfinished run in {directory} is damaged: {name} does not match its checksum; start it anew."
             )
     base = files.get(str(BASE_FILE))
-    return begun["about"], None if base is None else load(base)
+    earlier = {name.removeprefix(f"{EARLIER}/"): data for name, data in files.items() if name.startswith(f"{EARLIER}/")}
+    return begun["about"], None if base is None else load(base), earlier
 
 
 def end_run(directory: Path) -> None:
@@ -205,6 +217,8 @@ def write_run(
     swept: Swept,
     adapters: Adapters,
     keep_base: bool,
+    *,
+    extends: bool = False,
 ) -> None:
     """Write everything but the report. All of it is written to a folder in the directory first, so that a full disk
     leaves earlier results as they were; `results.json` is put in place last.
@@ -216,6 +230,8 @@ def write_run(
         swept: Curves, predictions, adapters.
         adapters: How those of the finished runs are written.
         keep_base: Whether the base's weights are written too.
+        extends: Whether the directory holds the results of a part of these runs: their adapters, the base and
+            whatever is not written anew stay as they are.
 
     Raises:
         OutputError: The directory can't be written, or something that is not Rankwise's has come into it.
@@ -230,8 +246,12 @@ def write_run(
         write_checked(
             placing, PLACING_FORMAT, {**dict.fromkeys(OWN_FILES, ()), ADAPTERS: [*adapters_of(directory), *new]}
         )
-        # The old mark goes first and the new one comes last, so that it never stands beside files of another run.
-        remove_results(directory)
+        if extends:
+            # The earlier results stay whole throughout: what they name is there, or replaced by a file with more in it.
+            _add_adapters(staged, directory, new)
+        else:
+            # The old mark goes first and the new one comes last, so it never stands beside files of another run.
+            remove_results(directory)
         for name in reversed(OWN_FILES):
             if (staged / name).exists():
                 os.replace(staged / name, directory / name)
@@ -245,9 +265,21 @@ def write_run(
         shutil.rmtree(staged, ignore_errors=True)
 
 
+def _add_adapters(staged: Path, directory: Path, names: Sequence[str]) -> None:
+    """Put further adapters in place; those that a killed run has placed are replaced."""
+    (directory / ADAPTERS).mkdir(exist_ok=True)
+    for name in names:
+        if os.path.lexists(directory / ADAPTERS / name):
+            remove(directory / ADAPTERS / name)
+        os.replace(staged / ADAPTERS / name, directory / ADAPTERS / name)
+    if names:
+        (staged / ADAPTERS).rmdir()
+
+
 def _link_best(directory: Path, results: Mapping[str, Any]) -> None:
     """Let `best` point to the recommended adapter; while nothing is decided there is none."""
     answer = results["answer"]
+    (directory / BEST).unlink(missing_ok=True)
     if answer is None or answer["verdict"] == "undecided" or answer["adapter"] is None:
         return
     with suppress(OSError):  # no links on this file system
@@ -277,6 +309,7 @@ def _write_files(
         for name, scores in swept.scores.items():
             optional = {f"deciding/{name}": scores.deciding, f"rows/{name}": scores.rows}
             arrays |= {key: values for key, values in optional.items() if values is not None}
+            arrays |= {f"other/{test}/{name}": values for test, values in scores.other.items()}
         with temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
     for name, text in (("config.yaml", config), (MARK, json.dumps(results, indent=1, allow_nan=False) + "\n")):

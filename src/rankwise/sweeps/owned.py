@@ -44,6 +44,11 @@ results are in place; until then earlier results in the run directory are as the
 ABOUT, ABOUT_FORMAT = "about.json", "rankwise-run-1"
 """The first file of an unfinished run, and the last one to go."""
 
+EARLIER = "earlier"
+"""In the folder of an unfinished run that extends a finished one: the finished one's results."""
+
+EARLIER_FILES = ("results.json", "predictions.npz", "curves.csv")
+
 PRICE = "price.json"
 """What a further adapter cost when the run began."""
 
@@ -54,7 +59,8 @@ PLACING, PLACING_FORMAT = "placing.json", "rankwise-placing-1"
 """Which files and adapters are Rankwise's while results are put in place."""
 
 _OURS = re.compile(
-    rf"{ABOUT}|{PLAN}|{MEASURED}|{PRICE}|{PLACING}|config\.yaml|base(/model\.safetensors)?|(stage-\d+/)?(checkpoint-\d{{6,}}\.json|"
+    rf"{ABOUT}|{PLAN}|{MEASURED}|{PRICE}|{PLACING}|config\.yaml|base(/model\.safetensors)?|"
+    rf"{EARLIER}(/({'|'.join(map(re.escape, EARLIER_FILES))}))?|(stage-\d+/)?(checkpoint-\d{{6,}}\.json|"
     rf"\d{{6,}}-[\w-]+\.safetensors|{PLAN})|stage-\d+"
 )
 _TEMPORARY = re.compile(r"\.(.+?)\.\d+\.(tmp|mode)")

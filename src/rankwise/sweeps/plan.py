@@ -101,6 +101,11 @@ def fingerprints(model: nn.Module, runs: Sequence[Run], problem: Problem) -> dic
     return {**found, "cuts": fingerprint(cuts)} if cuts else found
 
 
+def run_fingerprint(run: Run) -> str:
+    """SHA-256 of all settings of a run, its start included."""
+    return hashlib.sha256(_settings(run).encode()).hexdigest()
+
+
 def surroundings(model: nn.Module) -> dict[str, str]:
     """What the last bits of the results depend on."""
     return {

@@ -177,6 +177,21 @@ class Swept:
         self.complete = self.complete and more.complete
         self.note(more.notes)
 
+    def only(self, names: Sequence[str]) -> "Swept":
+        """The same of some runs, in the order of these names."""
+        by_name = {run.name: run for run in self.runs}
+        chosen = {*names}
+        return Swept(
+            [by_name[name] for name in names],
+            {name: self.parameters[name] for name in names},
+            outcomes={name: self.outcomes[name] for name in names if name in self.outcomes},
+            scores={name: self.scores[name] for name in names if name in self.scores},
+            curve=[point for point in self.curve if point.run in chosen],
+            packs={name: self.packs[name] for name in names if name in self.packs},
+            memory={name: self.memory[name] for name in names if name in self.memory},
+            complete=self.complete,
+        )
+
     def note(self, notes: Sequence[str]) -> None:
         """Take in what the user should know, each thing once."""
         self.notes.extend(note for note in dict.fromkeys(notes) if note not in self.notes)

@@ -1,13 +1,14 @@
 """A sweep as the content of `results.json`: chosen learning rates, intervals, the answer. Nothing is written here."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from rankwise.sweeps.answer import BASE, Answer, Comparison, Floors, decide, reference_of
 from rankwise.sweeps.configurations import Configuration, choose_learning_rates, pareto_front, turned
+from rankwise.sweeps.plan import run_fingerprint
 from rankwise.sweeps.problem import Problem, Run, Swept
 from rankwise.sweeps.reason import reason
 from rankwise.sweeps.rule import Rule
@@ -119,6 +120,26 @@ def make_results(
         if answer and swept.complete
         else None,
     }
+
+
+def add_next(results: Results, n_seeds: int, command: Callable[[int, int], str]) -> None:
+    """Add the command that could decide an undecided answer, where more seeds could.
+
+    Args:
+        results: The content of `results.json`; changed.
+        n_seeds: The sweep's seeds; of an adaptive plan at the most.
+        command: (seeds to add, seeds then) -> the command.
+    """
+    answer = results["answer"]
+    if answer is None or answer["verdict"] != "undecided" or not answer["more_seeds_needed"]:
+        return
+    lean = (answer["leaning"] or {}).get("name")
+    used = [
+        c["n_seeds"] for c in results["configurations"] if c["name"] == lean or (lean is None and c["state"] == "open")
+    ]
+    # An adaptive plan may not have used all of its seeds.
+    then = max(max(used, default=n_seeds) + answer["more_seeds_needed"], n_seeds + 1)
+    answer["next"] = command(then - n_seeds, then)
 
 
 def _at(runs: Sequence[Run], rates: Mapping[str, float] | None) -> list[Run]:
@@ -247,6 +268,7 @@ def _run(run: Run, swept: Swept, adapters: Mapping[str, str]) -> dict[str, Any]:
         "status": "stopped" if outcome is None else outcome.status,
         "reason": "interrupted" if outcome is None else outcome.reason,
         "adapter": adapters.get(run.name),
+        "settings": run_fingerprint(run),
     }
 
 

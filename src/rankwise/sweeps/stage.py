@@ -1,6 +1,6 @@
 """The stages of a sweep as data: what is planned, what was searched, what came of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,25 @@ class PlannedStage:
     rungs: Sequence[int]
 
 
+@dataclass(frozen=True)
+class Finished:
+    """What an earlier sweep has finished, for a longer one to continue from.
+
+    Args:
+        swept: Its runs; the states of their adapters lie in its run directory.
+        fingerprints: SHA-256 of each run's settings, by the run's name.
+        rates: Configuration -> the learning rate that a search chose, and whether it lies at the edge of its grid.
+        searched: What the search tried, for `results.json`.
+        price: What a further adapter in a pack cost; None where it was not measured.
+    """
+
+    swept: Swept
+    fingerprints: Mapping[str, str]
+    rates: Mapping[str, tuple[float, bool]]
+    searched: Sequence[dict[str, Any]] = ()
+    price: float | None = None
+
+
 @dataclass
 class StageResult:
     """What the stages gave.
@@ -51,6 +70,8 @@ class StageResult:
         path: Configurations that the adaptive plan decided on its way; None where all were trained alike.
         reference: What the adaptive plan held them against; None where that follows from the results.
         rates: The learning rate that the adaptive plan settled on, by configuration.
+        search_rates: Configuration -> the learning rate that the search chose, and whether it lies at the edge.
+        price: What a further adapter in a pack cost; None where it was not measured.
     """
 
     swept: Swept
@@ -59,3 +80,5 @@ class StageResult:
     path: tuple[str, ...] | None = None
     reference: str | None = None
     rates: dict[str, float] | None = None
+    search_rates: dict[str, tuple[float, bool]] = field(default_factory=dict[str, tuple[float, bool]])
+    price: float | None = None

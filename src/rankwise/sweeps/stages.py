@@ -18,10 +18,11 @@ from rankwise.sweeps.fitting import Probes, training_of
 from rankwise.sweeps.grid import Candidate, runs_of, wider
 from rankwise.sweeps.owned import PRICE
 from rankwise.sweeps.plan import FILE as PLAN
+from rankwise.sweeps.plan import run_fingerprint
 from rankwise.sweeps.problem import Problem, Run, Swept
 from rankwise.sweeps.record import finite
 from rankwise.sweeps.run import run_sweep
-from rankwise.sweeps.stage import PlannedStage, Search, StageResult
+from rankwise.sweeps.stage import Finished, PlannedStage, Search, StageResult
 from rankwise.train.checkpoints import Every
 from rankwise.train.data import count_rows
 from rankwise.train.live import Progress
@@ -52,6 +53,7 @@ class Stages:
         every: How often a checkpoint is written.
         resume: Whether to go on with what is in the folder.
         probes: What steps take in memory, as far as it was measured before.
+        finished: Runs of an earlier sweep; those that are asked for again are taken from it.
     """
 
     model: nn.Module
@@ -67,7 +69,10 @@ class Stages:
     every: Every | None = None
     resume: bool = False
     probes: Probes = field(default_factory=Probes)
+    finished: Finished | None = None
     _stage: int = 0
+    _rates: dict[str, tuple[float, bool]] = field(default_factory=dict[str, tuple[float, bool]])
+    _price: float | None = None
 
     def run(self) -> StageResult:
         """Train everything.
@@ -75,17 +80,24 @@ class Stages:
         Raises:
             KeyboardInterrupt: Interrupted while learning rates were looked for.
         """
+        result = self._run()
+        result.search_rates, result.price = self._rates, self._price
+        if self.finished is not None:
+            _complete(result.swept, self.finished.swept, [c.name for c in self.candidates])
+            n = len(self.finished.swept.runs)
+            result.swept.note([f"{n:,} of the runs were trained by an earlier sweep, which this one extends."])
+            if self.rungs:
+                result.swept.note(["At the rungs the runs that were added were compared with one another only."])
+        return result
+
+    def _run(self) -> StageResult:
         if self.auto is not None:
             return Walk(self, self.auto).run()
         if self.search is None:
             return StageResult(self._grid(runs_of(self.candidates, self.seeds), self.rungs, self.seeds, None))
-        tried = self._searching(self.search)
-        searched = self._grid(tried, self.search.rungs, self.search.seeds, self.search.data)
-        if not searched.complete:
-            raise KeyboardInterrupt
-        rates, edges = self._best_rates(searched)
+        rates, edges, told = self.search_rates(self.candidates, self.search.seeds[0])
         runs = [c.run(rates.get(c.name, c.lrs[0]), seed) for c in self.candidates for seed in self.seeds]
-        return StageResult(self._train(runs, self.rungs, tests=True), edges, _told(searched))
+        return StageResult(self._train(runs, self.rungs, tests=True), edges, told)
 
     def search_rates(
         self, candidates: Sequence[Candidate], seed: int
@@ -102,13 +114,23 @@ class Stages:
         Raises:
             KeyboardInterrupt: Interrupted.
         """
+        known = {} if self.finished is None else self.finished.rates
+        self._rates |= {c.name: known[c.name] for c in candidates if c.name in known}
+        told = [] if self.finished is None else [*self.finished.searched]
+        candidates = [c for c in candidates if c.name not in known]
+        if candidates:
+            told += self._search(candidates, seed)
+        return {n: lr for n, (lr, _) in self._rates.items()}, {n: edge for n, (_, edge) in self._rates.items()}, told
+
+    def _search(self, candidates: Sequence[Candidate], seed: int) -> list[dict[str, Any]]:
         runs, rungs = self.searching(candidates, seed)
         seeds, data = ((seed,), None) if self.search is None else (self.search.seeds, self.search.data)
         searched = self._grid(runs, rungs, seeds, data, tests=False)
         if not searched.complete:
             raise KeyboardInterrupt
         rates, edges = self._best_rates(searched)
-        return rates, edges, _told(searched)
+        self._rates |= {name: (lr, edges[name]) for name, lr in rates.items()}
+        return _told(searched)
 
     def searching(self, candidates: Sequence[Candidate], seed: int) -> tuple[list[Run], tuple[int, ...]]:
         """The runs and rungs of a search for learning rates."""
@@ -132,10 +154,14 @@ class Stages:
     def measured_price(self, runs: Sequence[Run]) -> float:
         """What a further run in a pack costs, as a share of the first: measured once, and kept for a resumption."""
         path = None if self.checkpoints is None else self.checkpoints / PRICE
+        if self.finished is not None and self.finished.price is not None:
+            self._price = self.finished.price
+            return self._price
         if path is not None and path.exists():
-            return float(read_checked(path, PRICE_FORMAT)["price"])
+            self._price = float(read_checked(path, PRICE_FORMAT)["price"])
+            return self._price
         one, all_ = (training_of(self.model, part, self.problem).seconds_an_epoch() for part in (runs[:1], runs))
-        price = max(0.0, (all_ / one - 1) / (len(runs) - 1))
+        self._price = price = max(0.0, (all_ / one - 1) / (len(runs) - 1))
         if path is not None:
             write_checked(path, PRICE_FORMAT, {"price": price})
         return price
@@ -212,6 +238,23 @@ class Stages:
         return runs if data is None else [self._standing_in(run) for run in runs]
 
     def _train(self, runs: Sequence[Run], rungs: Sequence[int], *, tests: bool) -> Swept:
+        """Train runs, but for those that an earlier sweep has finished."""
+        earlier = self.finished
+        known = (
+            []
+            if earlier is None
+            else [run.name for run in runs if earlier.fingerprints.get(run.name) == run_fingerprint(run)]
+        )
+        if earlier is None or not known:
+            return self._train_anew(runs, rungs, tests=tests)
+        swept = earlier.swept.only(known)
+        missing = [run for run in runs if run.name not in swept.outcomes]
+        if missing:
+            swept.add(self._train_anew(missing, rungs, tests=tests))
+        swept.runs = list(runs)
+        return swept
+
+    def _train_anew(self, runs: Sequence[Run], rungs: Sequence[int], *, tests: bool) -> Swept:
         folder = self.checkpoints
         if folder is not None and self._stage:
             folder = folder / f"stage-{self._stage}"
@@ -229,6 +272,20 @@ class Stages:
             tests=tests,
             probes=self.probes,
         )
+
+
+def _complete(swept: Swept, earlier: Swept, order: Sequence[str]) -> None:
+    """Add the runs of an earlier sweep that the longer one did not ask for, and number packs after the earlier ones."""
+    missing = [run.name for run in earlier.runs if run.name not in swept.parameters]
+    if missing:
+        swept.add(earlier.only(missing))
+    first = max(earlier.packs.values(), default=-1) + 1
+    numbers = dict.fromkeys(pack for name, pack in swept.packs.items() if name not in earlier.packs)
+    packs = {pack: first + i for i, pack in enumerate(numbers)}
+    swept.packs = {
+        name: earlier.packs[name] if name in earlier.packs else packs[pack] for name, pack in swept.packs.items()
+    }
+    swept.runs = sorted(swept.runs, key=lambda run: order.index(run.configuration))
 
 
 def scores_of(swept: Swept) -> list[RunScore]:
