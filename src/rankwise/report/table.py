@@ -181,36 +181,60 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\|`*_<\[])", r"\\\1", " ".join(text.split()))
 
 
-def terminal_table(results: Results) -> "Table":
+ALWAYS, IF_ROOM = 2, ("95% interval", "% of parameters", "published % of", "seeds", "front")
+"""The terminal shows at least so many columns, and these, the first ones first, only where labels fit on one line."""
+
+
+def terminal_table(results: Results, width: int = 80) -> "Table":
     """Return the table for the end of a run; print it with `rich.console.Console().print`.
 
     Args:
         results: The content of `results.json`.
+        width: Columns of the terminal. Where they are few, labels break between words and the last columns of the
+            table are left out; `table.md` has them all.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     rows = table_rows(results)
-    # 80 columns are not enough for everything; the rest stands in table.md.
-    left_out = ("seeds", "95% interval", "published %", "front", "% of parameters")
-    shown = [name for name in (rows[0].cells if rows else ()) if not name.startswith(left_out)]
-    caption = Text("\n".join(legend(results)), style="dim italic")
+    labels = [f"{row.label} ◀" if row.is_answer else row.label for row in rows]
+    widths = _shown_columns(rows, labels, width)
+    lines = [line for line in legend(results) if "front" in widths or not line.startswith(FRONT)]
+    caption = Text("\n".join(lines), style="dim italic")
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0, caption=caption, caption_justify="left")
     table.add_column("model", overflow="fold")
-    for name in shown:
-        heading = "" if name == "front" else name
-        # Only the labels may be broken where room is short, never a number or a word of a heading.
-        widest = max(map(len, [*heading.split(), *(row.cells[name] for row in rows)]))
-        table.add_column(Text(heading), justify="right", width=widest)
-    for row in rows:
+    for name, widest in widths.items():
+        table.add_column(Text("" if name == "front" else name), justify="right", width=widest)
+    for row, label in zip(rows, labels, strict=True):
         # Text, so that square brackets in a label are not read as markup.
-        table.add_row(
-            Text(f"{row.label} ◀" if row.is_answer else row.label),
-            *(Text(row.cells[name]) for name in shown),
-            style="bold" if row.is_answer else None,
-        )
+        style = "bold" if row.is_answer else None
+        table.add_row(Text(label), *(Text(row.cells[name]) for name in widths), style=style)
     return table
+
+
+def _shown_columns(rows: list[Row], labels: list[str], width: int) -> dict[str, int]:
+    """The columns that a terminal has room for, in their order, each as wide as its widest word or cell."""
+    if not rows:
+        return {}
+    widest = {
+        name: max(map(len, [*("" if name == "front" else name).split(), *(row.cells[name] for row in rows)]))
+        for name in rows[0].cells
+    }
+
+    def room(names: list[str]) -> int:
+        return width - sum(1 + widest[name] for name in names)
+
+    shown = [name for name in widest if not name.startswith(IF_ROOM)]
+    longest_word = max(len(word) for label in [*labels, "model"] for word in label.split())
+    while len(shown) > ALWAYS and room(shown) < longest_word:
+        shown.pop()
+    longest_label = max(map(len, labels))
+    for start in IF_ROOM:
+        more = [name for name in widest if name.startswith(start)]
+        if room(shown + more) >= longest_label:
+            shown += more
+    return {name: size for name, size in widest.items() if name in shown}
 
 
 def write_csv(results: Results, path: Path) -> None:
