@@ -41,6 +41,12 @@ RUN_COLUMNS = (
 
 EDGE, FRONT = "†", "●"
 
+WITHIN = "within tolerance"
+ALWAYS = ("trainable parameters", "test", WITHIN)
+"""Columns that the terminal always shows."""
+IF_ROOM = ("95% interval", "% of parameters", "published % of", "seeds", "front")
+"""Columns that it shows, the first ones first, only where labels still fit on one line."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -89,7 +95,7 @@ def _row(results: Results, c: Results, published: Results | None = None) -> Row:
         "seeds": str(c["n_seeds"]) if "n_seeds" in c else "",
         "% of parameters": numbers.percent(c["relative_parameters"], "") if _has(c, "relative_parameters") else "",
         f"% of {name}": numbers.percent(c["relative_metric"], "") if ours and _has(c, "relative_metric") else "",
-        "within tolerance": _within(c),
+        WITHIN: _within(c),
         "learning rate": f"{lr} {EDGE}" if lr and c["lr_at_edge_of_grid"] else lr,
         "front": FRONT if c.get("on_pareto_front") else "",
         f"published {name}": numbers.metric(published["metric"]) if published else "",
@@ -181,10 +187,6 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\|`*_<\[])", r"\\\1", " ".join(text.split()))
 
 
-ALWAYS, IF_ROOM = 2, ("95% interval", "% of parameters", "published % of", "seeds", "front")
-"""The terminal shows at least so many columns, and these, the first ones first, only where labels fit on one line."""
-
-
 def terminal_table(results: Results, width: int = 80) -> "Table":
     """Return the table for the end of a run; print it with `rich.console.Console().print`.
 
@@ -217,20 +219,24 @@ def _shown_columns(rows: list[Row], labels: list[str], width: int) -> dict[str, 
     """The columns that a terminal has room for, in their order, each as wide as its widest word or cell."""
     if not rows:
         return {}
-    widest = {
-        name: max(map(len, [*("" if name == "front" else name).split(), *(row.cells[name] for row in rows)]))
-        for name in rows[0].cells
-    }
+    headings = {name: "" if name == "front" else name for name in rows[0].cells}
+    cells = {name: [row.cells[name] for row in rows] for name in headings}
+    widest = {name: max(map(len, [*headings[name].split(), *cells[name]])) for name in headings}
 
     def room(names: list[str]) -> int:
         return width - sum(1 + widest[name] for name in names)
 
     shown = [name for name in widest if not name.startswith(IF_ROOM)]
+    optional = IF_ROOM
     longest_word = max(len(word) for label in [*labels, "model"] for word in label.split())
-    while len(shown) > ALWAYS and room(shown) < longest_word:
-        shown.pop()
+    for name in reversed([name for name in shown if not name.startswith(ALWAYS)]):
+        if room(shown) < longest_word:
+            shown.remove(name)
+            optional = ()
+    if room(shown) < longest_word and WITHIN in shown:
+        widest[WITHIN] = max(len(word) for text in [WITHIN, *cells[WITHIN]] for word in text.split())
     longest_label = max(map(len, labels))
-    for start in IF_ROOM:
+    for start in optional:
         more = [name for name in widest if name.startswith(start)]
         if room(shown + more) >= longest_label:
             shown += more
