@@ -179,9 +179,8 @@ def replay(args: argparse.Namespace) -> None:
             swept = found.swept
             runs_at = [run for run in swept.runs if run.training.lr == found.rates[run.configuration]]
             configurations = choose_learning_rates([swept.score(run) for run in runs_at], True)
-            answer = decide(
-                configurations, reference_of(configurations, True), rule, floors_of(pool, seeds), found.path
-            )
+            (reference,) = (c for c in configurations if c.name == found.reference)
+            answer = decide(configurations, reference, rule, floors_of(pool, seeds), found.path)
             runs, n = runs + len(swept.runs) + walk.searched, n + 1
             full, full_seeds, _ = pool.mean("full", seeds)
             inside = {}

@@ -17,7 +17,7 @@ import torch
 from rankwise import experiment
 from rankwise.cli import main
 from rankwise.pack.pack import Pack
-from rankwise.sweeps import course, directory
+from rankwise.sweeps import course, directory, location
 from rankwise.tasks import digits
 from rankwise.train import checkpoints, loop
 from rankwise.train.checkpoints import Checkpoints
@@ -76,13 +76,13 @@ def half_a_file(nth: int) -> None:
 def begun() -> Callable[[], bool]:
     """Whether the sweep has begun; before that the base trains and is measured, and there is nothing to go on from."""
     found = [False]
-    begin = experiment.begin_run
+    begin = location.begin_run
 
     def noted(*args: Any) -> Any:
         found[0] = True
         return begin(*args)
 
-    experiment.begin_run = noted
+    location.begin_run = noted
     return lambda: found[0]
 
 
@@ -109,7 +109,19 @@ def at_the_placing(nth: int) -> None:
 
 
 def in_evaluation(nth: int) -> None:
-    digits.accuracy = killing(nth, digits.accuracy, begun())
+    """Within the nth evaluation of a pack of the sweep."""
+    evaluate, evaluations, within, has_begun = loop.evaluate_rows, [0], [False], begun()
+
+    def noted(*args: Any) -> Any:
+        evaluations[0] += has_begun()
+        within[0] = True
+        try:
+            return evaluate(*args)
+        finally:
+            within[0] = False
+
+    loop.evaluate_rows = noted
+    digits.accuracy = killing(1, digits.accuracy, lambda: within[0] and evaluations[0] >= nth)
 
 
 def at_a_rung(nth: int) -> None:

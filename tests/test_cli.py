@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from rankwise.cli import main
 
 SRC = Path(__file__).parent.parent / "src"
 QUICK = ["--ranks", "1,2", "--seeds", "1", "--epochs", "1", "--lr", "3e-3", "--baseline-lr", "1e-3"]
+QUICK += ["--plan", "grid"]
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -102,6 +104,21 @@ def test_a_folder_of_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert json.loads((tmp_path / "out" / "results.json").read_text())["data"]["test"]["n"] == 20
 
 
+def test_what_is_trained_follows_from_what_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without --plan: rates at one rank and the baseline, with a seed that decides nothing; then ranks, the curve."""
+    data, out = folder_of_digits(tmp_path / "data"), tmp_path / "out"
+    flags = ["digits", "--ranks", "1,2", "--seeds", "2", "--epochs", "1", "--lr", "3e-3,1e-2", "--baseline-lr", "1e-3"]
+    flags += ["--data", str(data), "--out", str(out), "--quiet"]
+    assert main([*flags, "--dry-run", "--json"]) == 0
+    assert [len(pack["runs"]) for pack in json.loads(capsys.readouterr().out)["packs"]] == [2, 2, 2]
+    assert main(flags) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert [one["configuration"] for one in results["grid"]["search"]] == ["r2", "r2"]
+    assert {run["configuration"] for run in results["runs"]} == {"r1", "r2", "full"}
+    assert {run["seed"] for run in results["runs"]} == {0, 1}
+    assert "--max-runs is 3; " in refused(capsys, *flags, "--overwrite", "--max-runs", "3")
+
+
 def test_other_results_are_kept(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     assert "holds results already" in refused(capsys, "digits", *QUICK, "--out", str(finished))
@@ -112,7 +129,7 @@ def test_other_results_are_kept(finished: Path, capsys: pytest.CaptureFixture[st
     ("content", "message"),
     [
         ("digits:\n  rankz: [1]\n", "[rankz]"),
-        ("digit:\n  ranks: [1]\n", 'has settings of "digit"; there are commands digits, '),
+        ("digit:\n  ranks: [1]\n", 'has settings of "digit"; there are commands compare, digits, '),
         ("digits: [", "is no YAML file: "),
         ("", "does not hold the settings of a command"),
         ("[1, 2]", "does not hold the settings of a command"),
@@ -147,7 +164,7 @@ def test_the_printed_configuration_repeats(
         assert main(["digits", *spelling, "--print_config"]) == 0
         assert capsys.readouterr().out == printed
     assert main(["digits", "--config", str(tmp_path / "c.yaml"), "--ranks", "3", "--print-config"]) == 0
-    assert "ranks:\n  - 3\n  seeds" in capsys.readouterr().out, "flags go before the file"
+    assert yaml.safe_load(capsys.readouterr().out)["digits"]["ranks"] == [3], "flags go before the file"
 
 
 def test_the_run_directory_repeats_from_its_own_configuration(
@@ -254,7 +271,7 @@ def test_help_tells_every_flag_and_needs_no_torch() -> None:
 def test_a_dry_run_tells_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = folder_of_digits(tmp_path / "data")
     flags = ["digits", "--ranks", "1,2", "--seeds", "1", "--lr", "1e-3,1e-2", "--baseline-lr", "1e-3", "--epochs", "40"]
-    flags += ["--data", str(data), "--out", str(tmp_path / "out"), "--quiet", "--dry-run"]
+    flags += ["--plan", "grid", "--data", str(data), "--out", str(tmp_path / "out"), "--quiet", "--dry-run"]
     assert main(flags) == 0
     said = capsys.readouterr().out
     assert "2 x r1, 2 x r2" in said

@@ -51,6 +51,7 @@ def test_a_sweep_learns_what_it_learns_in_float32(dtype: torch.dtype, tmp_path: 
             training=Training(lr=1.0, batch_size=8, epochs=4, clip=1.0),
             lrs=(0.01, 0.03),
             rungs=[2],
+            plan="grid",
             seeds=2,
             progress="quiet",
             out=tmp_path / str(kind),

@@ -28,7 +28,7 @@ FLAGS = [
     "--batch-size",
     "4",
 ]
-FLAGS += ["--epochs", "5", "--rungs", "1,3", "--quiet"]
+FLAGS += ["--epochs", "5", "--rungs", "1,3", "--plan", "grid", "--quiet"]
 OFTEN = ["--checkpoint-epochs", "1"]
 
 SOME = [("half", 9), ("evaluation", 4), ("rung", 2)]
@@ -36,7 +36,7 @@ SOME = [("half", 9), ("evaluation", 4), ("rung", 2)]
 
 IN_A_WRITE = [("fsync", 1), ("fsync", 8), ("replace", 2), ("replace", 5), ("replace", 11), ("half", 3), ("half", 9)]
 AT_A_RUNG = [("rung", 1), ("rung", 2), ("pruning", 2)]
-IN_EVALUATION = [("evaluation", 4), ("evaluation", 9), ("evaluation", 13)]
+IN_EVALUATION = [("evaluation", 1), ("evaluation", 4), ("evaluation", 9)]
 AT_THE_END = [("placing", 2), ("results", 1)]
 ALL = [*IN_A_WRITE, *AT_A_RUNG, *IN_EVALUATION, *AT_THE_END, *(("random", i) for i in range(5))]
 

@@ -41,6 +41,8 @@ GIVEN: dict[str, Any] = {
     "metric_name": "accuracy",
     "training": QUICK,
     "lrs": (0.01, 0.03),
+    "plan": "grid",
+    "seeds": 1,
     "progress": "quiet",
 }
 

@@ -164,7 +164,8 @@ def sweep(
         head: Modules that each adapter trains whole, such as a new output layer, with all modules inside them. With
             one, training the head alone is tried too.
         seeds: How many, or which; of the adaptive plan at the most. None takes 16 for it, 3 for a grid.
-        rungs: Epochs, rising, after which the worst configurations leave.
+        rungs: Epochs, rising, after which the worst configurations leave; in the adaptive plan only learning rates
+            leave, in the search for them.
         widen: Whether further learning rates are tried where the best one lies at the edge of those given.
         tolerance: How much worse than the reference is good enough: "1%", "0.5 points", or a number in the metric's
             unit; by default 1% of the reference's metric and at most 5% of its gain over the base, or 5% of that gain

@@ -41,6 +41,8 @@ from rankwise.sweeps.stage import Search
 from rankwise.sweeps.stages import Stages, mark_edges
 from rankwise.train.data import count_rows
 from rankwise.train.live import Progress
+from rankwise.train.live import progress as shown_by
+from rankwise.train.precheck import check_training
 from rankwise.writing import interrupts_ignored
 
 
@@ -104,12 +106,14 @@ class Experiment:
         anything is written.
 
         Raises:
-            ConfigError: The grid is empty, the tolerance is above what an accuracy can be, or seeds are to cut
-                validation rows of their own and can't.
+            ConfigError: The grid is empty, the tolerance is above what an accuracy can be, the runs allowed are too
+                few to compare anything, or seeds are to cut validation rows of their own and can't.
             DataError: There is one row to validate or to test on.
             PackError: An adapter is of a kind that a pack can't train.
             TargetError: A target pattern matches nothing.
         """
+        if self.deciding.max_runs is not None and self.candidates and self.seeds:
+            self.stages(shown_by("quiet")).check_budget()
         if self.problem.higher_is_better and "accuracy" in self.problem.metric_name:
             accuracy_tolerance(self.deciding.tolerance)
         for run in runs_of([replace(c, lrs=c.lrs[:1]) for c in self.candidates], self.seeds[:1]):
@@ -123,6 +127,10 @@ class Experiment:
             for what, data in {"validation": splits.validation, "test": splits.test}.items():
                 if count_rows(data, what) < 2:
                     raise DataError(f"The {what} data has 1 row; give two or more, as there is no interval of one.")
+        one = next((c for c in self.candidates if c.method == "lora"), self.candidates[0])
+        data, feed = self.problem.splits[one.data], self.problem.feed
+        problem, member = self.problem, one.run(one.lrs[0], self.seeds[0]).member
+        check_training(self.model, member, data.train, data.validation, problem.loss, problem.metric, feed)
 
     @property
     def rule(self) -> Rule:
@@ -286,6 +294,7 @@ def run_experiment(
         relative_to=experiment.relative_to,
         floors=floors,
         path=found.path,
+        reference=found.reference,
         rates=found.rates,
         adapters=folders if place else {},
     )

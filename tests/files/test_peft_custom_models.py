@@ -34,8 +34,8 @@ class Flow(nn.Module):
             self.add_module(name, layer)
 
     def forward(self, x):
-        for layer in self.children():
-            x = layer(x, x, x, need_weights=False)[0] if isinstance(layer, nn.MultiheadAttention) else layer(x)
+        for name, layer in self.named_children():
+            x = layer(x, x, x, need_weights=False)[0] if name == "mha" else layer(x)
         return x
 
 
@@ -158,17 +158,12 @@ def test_attention_is_pefts_but_for_the_output_projection(targets, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["groups", "more groups"])
-def test_dora_of_grouped_convolutions_is_refused_or_pefts(kind, tmp_path):
+def test_dora_of_pefts_grouped_convolutions_is_refused(kind, tmp_path):
     settings = {"target_modules": ["conv2d"], "use_dora": True}
     torch.manual_seed(0)
     theirs = peft.get_peft_model(made(kind), LoraConfig(init_lora_weights=False, **settings)).eval()
     theirs.save_pretrained(tmp_path)
     model = made(kind)
     inject(copy.deepcopy(model), LoRAConfig.from_peft(settings))
-    try:
-        load_adapter(model, tmp_path)
-        outputs = model(model.example)
-    except RankwiseError as error:
-        assert "reads all" in str(error)  # peft's A has no groups, so W + delta can't be formed
-    else:
-        torch.testing.assert_close(outputs, theirs(model.example), rtol=1e-5, atol=1e-5)
+    with pytest.raises(RankwiseError, match="reads all"):  # peft's A has no groups, so W + delta can't be formed
+        load_adapter(model, tmp_path) and model(model.example)

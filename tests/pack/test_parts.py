@@ -68,6 +68,7 @@ def test_gradients_overwrite_in_a_new_step_and_add_within_one() -> None:
     numbers.grads.fill_(torch.nan)
     gradient = numbers.gradient(0, "0.A")
     left, right = torch.ones(2, 2, 1).double(), torch.ones(2, 1, 3).double()
+    numbers.step_runs[0] = True
     for _ in range(2):
         numbers.begin()
         gradient.add(left, right)

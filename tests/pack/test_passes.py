@@ -136,6 +136,8 @@ def test_all_adapters_of_the_layer_where_the_rows_part_may_leave(rungs: tuple[in
             train=(x, x.sum(1, keepdim=True)),
             loss=lambda outputs, batch: (outputs - batch[1]).square().mean(1),
             baseline=False,
+            plan="grid",
+            seeds=1,
             rungs=rungs,
             progress="quiet",
         )

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from sample_results import sample_results
 
+from rankwise.errors import flags_named
 from rankwise.report import numbers
 from rankwise.report.schema import validate
 from rankwise.report.words import answer_words, explanation, headline
@@ -59,10 +60,12 @@ def test_after_a_search_the_rates_to_add_lie_beyond_those_searched(searched: tup
     results = sample_results(edge=["r4"])
     results["runs"] = [run for run in results["runs"] if run["configuration"] != "r4" or run["lr"] == 1e-3]
     results["grid"]["search"] = [{"configuration": "r4", "lr": lr} for lr in searched]
-    assert f"give {direction} rates with --lr" in answer_words(results)
     (r4,) = [c for c in results["configurations"] if c["name"] == "r4"]
-    r4["method"] = "head"
-    assert f"give {direction} rates with --head-lr" in answer_words(results)
+    for method, flag in (("lora", "--lr"), ("head", "--head-lr")):
+        r4["method"] = method
+        with flags_named():
+            assert f"give {direction} rates with {flag}." in answer_words(results)
+        assert f"give {direction} rates with lrs." in answer_words(results), "in Python"
 
 
 def test_of_a_metric_below_nothing_there_are_no_shares() -> None:

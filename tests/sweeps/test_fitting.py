@@ -104,7 +104,7 @@ def test_a_limit_makes_packs_and_changes_no_result(tmp_path: Path) -> None:
     parts = run(small_model().double(), runs, memory=3 * max(needed.values()), checkpoints=tmp_path)
     assert set(whole.packs.values()) == {0}
     assert len(set(parts.packs.values())) == 2
-    plan = json.loads((tmp_path / "plan.json").read_text())
+    plan = json.loads((tmp_path / "plan.json").read_text())["content"]
     assert plan["memory"] == needed
     assert [len(pack) for pack in plan["packs"]] == [5, 3]
     assert all(sum(needed[name] for name in pack) <= plan["limit"] for pack in plan["packs"])

@@ -1,6 +1,7 @@
 """A sweep: packs by what can share one, every run measured, an interrupt keeps what had finished."""
 
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from rankwise.sweeps.measure import measure_base
 from rankwise.sweeps.plan import plan_packs
 from rankwise.sweeps.run import run_sweep
 from rankwise.sweeps.watch import Watch
+from rankwise.train import loop
 from rankwise.train.live import PlainDisplay, Progress, progress
 from rankwise.train.outcome import Outcome, Point
 from small_sweep import accuracy, loss, results_of, small_model, small_problem, small_run, small_runs, swept
@@ -49,17 +51,22 @@ def test_a_diverged_run_has_no_score() -> None:
 
 
 @pytest.mark.parametrize("epoch", [1, 3])
-def test_an_interrupt_keeps_what_had_finished(epoch: int) -> None:
+def test_an_interrupt_keeps_what_had_finished(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the epoch after this one is evaluated."""
     runs = [small_run("r1", epochs=2), small_run("r4", epochs=5)]
-    problem, seen = small_problem(), []
+    problem, evaluated, evaluate = small_problem(), list[int](), loop.evaluate_rows
+
+    def counted(*args: Any) -> list[torch.Tensor]:
+        evaluated.append(1)
+        return evaluate(*args)
 
     def interrupting(outputs: torch.Tensor, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        # The metric is taken once an epoch, on the rows of all adapters; before, once on those of one to see its shape
-        # and three times on some of them to see that rows don't mix.
-        seen.append(len(outputs))
-        if len(seen) == 1 + 3 + epoch + 1:
+        if len(evaluated) == epoch + 1:
+            evaluated.append(1)
             raise KeyboardInterrupt
         return accuracy(outputs, batch)
+
+    monkeypatch.setattr(loop, "evaluate_rows", counted)
 
     model = small_model()
     found = run_sweep(model, runs, type(problem)(problem.splits, loss, interrupting), progress("quiet"))

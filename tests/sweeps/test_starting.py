@@ -40,7 +40,8 @@ def outputs_of(model: nn.Module) -> torch.Tensor:
 
 
 def sweep(model: nn.Module, configs: Any, **more: Any) -> rankwise.Sweep:
-    settings: dict[str, Any] = {"training": Training(lr=1.0, batch_size=8, epochs=1), "lrs": (1e-9,), **more}
+    settings: dict[str, Any] = {"training": Training(lr=1.0, batch_size=8, epochs=1), "lrs": (1e-9,)}
+    settings |= {"plan": "grid", "seeds": 1, **more}
     return rankwise.sweep(
         model, configs, train=some_data(40, 0), loss=loss, metric=accuracy, baseline=False, progress="quiet", **settings
     )

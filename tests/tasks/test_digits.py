@@ -14,6 +14,8 @@ from rankwise import disabled, load_adapter, merge
 from rankwise.errors import DataError
 from rankwise.experiment import run_in_directory
 from rankwise.report import validate
+from rankwise.sweeps.deciding import Deciding
+from rankwise.sweeps.grid import runs_of
 from rankwise.sweeps.location import RunLocation
 from rankwise.tasks.digits import (
     BASELINE_LRS,
@@ -22,10 +24,10 @@ from rankwise.tasks.digits import (
     NEW,
     OLD,
     STD,
+    candidates_of,
     make_model,
     make_problem,
     only,
-    plan_runs,
     protocol_of,
 )
 from rankwise.tasks.digits_run import make_digits
@@ -38,6 +40,7 @@ CPU = torch.device("cpu")
 
 def run(out: Path, **changed: Any) -> dict[str, Any]:
     given = {"ranks": (1, 4), "seeds": (0, 3), "epochs": 2, "lr": (3e-3,), "baseline_lr": (1e-3,), **changed}
+    given = {"deciding": Deciding(plan="grid"), **given}
     with progress("quiet") as shown:
         place = RunLocation(directory=out, config="digits: {}\n", command="rankwise", how_to_resume="rankwise digits")
         results, _ = run_in_directory(place, partial(make_digits, DigitsOptions(**given)), shown)
@@ -67,7 +70,7 @@ def test_sizes(results: dict[str, Any]) -> None:
     assert results["base"]["parameters"] == 54_725
     found = {run["configuration"]: run["trainable_parameters"] for run in results["runs"]}
     assert found == {"r1": 1045, "r4": 4 * 1045, "full": 54_725}
-    runs = plan_runs(DigitsOptions())
+    runs = runs_of(candidates_of(DigitsOptions()), range(5))
     assert len(runs) == 7 * len(LORA_LRS) * 5 + len(BASELINE_LRS) * 5
     assert len({run.name for run in runs}) == len(runs)
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from rankwise.errors import ConfigError
+from rankwise.sweeps.deciding import Deciding
 from rankwise.tasks.options import DigitsOptions, parse_numbers, parse_rates, parse_seeds
 
 
@@ -62,13 +63,18 @@ def test_rates() -> None:
         ({"baseline_lr": (1e-3, math.nan)}, "--baseline-lr is .*; give positive numbers"),
         ({"alpha": 0.0}, r"--alpha is 0\.0; it must be a positive number"),
         ({"alpha": math.inf}, "--alpha is inf"),
-        ({"tolerance": math.nan}, 'The tolerance is "nan"'),
-        ({"tolerance": 1.0}, r'The tolerance is "1\.0"'),
+        ({"deciding": Deciding(tolerance=1.0)}, r'The tolerance is "1\.0"'),
     ],
 )
 def test_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         DigitsOptions(**changed)
+
+
+@pytest.mark.parametrize("tolerance", [math.nan, -0.01, "wide", "1 percent"])
+def test_a_tolerance_that_is_none(tolerance: str | float) -> None:
+    with pytest.raises(ConfigError, match=f'The tolerance is "{tolerance}"'):
+        Deciding(tolerance=tolerance)
 
 
 def test_the_configuration_is_complete_but_for_the_place() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rankwise.errors import CheckpointError, ConfigError
+from rankwise.errors import CheckpointError, ConfigError, flags_named
 from rankwise.train.checkpoints import Checkpoint, Checkpoints, Every
 
 
@@ -233,7 +233,9 @@ def test_writing_takes_a_small_share_of_the_time(tmp_path: Path) -> None:
 
 
 def test_refused() -> None:
-    with pytest.raises(ConfigError, match="checkpoint-epochs is 0; it must be a positive number"):
+    with pytest.raises(ConfigError, match="epochs is 0; it must be a positive number"):
         Every(epochs=0)
-    with pytest.raises(ConfigError, match="checkpoint-seconds is nan"):
+    with pytest.raises(ConfigError, match=r"^seconds is nan"):
+        Every(seconds=float("nan"))
+    with flags_named(), pytest.raises(ConfigError, match=r"^--checkpoint-seconds is nan"):
         Every(seconds=float("nan"))

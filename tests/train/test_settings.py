@@ -13,7 +13,6 @@ from rankwise.train.settings import Training
     ("changed", "message"),
     [
         ({"lr": 0.0}, r"learning rate is 0\.0; it must be a positive number"),
-        ({"lr": math.nan}, "learning rate is nan"),
         ({"lr": math.inf}, "learning rate is inf"),
         ({"weight_decay": -0.1}, r"weight_decay is -0\.1"),
         ({"momentum": 1.0, "optimiser": "sgd"}, r"momentum is 1\.0; it must be at least 0 and below 1"),

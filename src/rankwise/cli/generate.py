@@ -91,7 +91,7 @@ def generate(
     names = [*([BASE] if base or not adapted.names else []), *adapted.names]
     if given is not None:
         if len(given) > 1:
-            places, said = with_room(adapted, names, given, how)
+            places, said = with_room(adapted, names, given, how, skip_bad_lines=skip_bad_lines)
             given = [given[i] for i in places]
             if not places:
                 raise DataError(said[0])

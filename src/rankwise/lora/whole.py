@@ -237,7 +237,7 @@ def _holds_only(module: nn.Module, path: str, names: Iterable[str]) -> bool:
     """Tell whether a module can be wrapped, and all its tensors are parameters of these modules."""
     if isinstance(module, nn.ModuleList | nn.ModuleDict) or next(module.buffers(), None) is not None:
         return False
-    return all(_joined(path, inside).rpartition(".")[0] in names for inside, _ in module.named_parameters())
+    return all(joined(path, inside).rpartition(".")[0] in names for inside, _ in module.named_parameters())
 
 
 def is_inside(name: str, outer: Iterable[str]) -> bool:

@@ -63,7 +63,7 @@ class PackedAdamW(PackedOptimiser):
     def _run_kernel(self, target: Tensor, lr: float, weight_decay: float) -> None:
         vectors = target, self.store.grads, *self.vectors
         for (beta1, beta2, eps), keys in self._groups.items():
-            whole = len(self._groups) == 1
+            whole = len(self._groups) == 1 and not self.missed
             params, grads, first, second = [[v] if whole else self._views(v, keys) for v in vectors]
             # The kernel itself: torch.optim's function around it sorts tensors by device and type at every step.
             torch._fused_adamw_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
@@ -72,7 +72,9 @@ class PackedAdamW(PackedOptimiser):
                 first,
                 second,
                 [],
-                [self.steps] * len(params),
+                [self.steps] * len(params)
+                if not self.missed
+                else [self._steps_of(*place) for place in self._rows(keys)],
                 lr=lr,
                 beta1=beta1,
                 beta2=beta2,
@@ -83,4 +85,14 @@ class PackedAdamW(PackedOptimiser):
             )
 
     def _views(self, vector: Tensor, keys: Sequence[tuple[int, str]]) -> list[Tensor]:
+        if self.missed:
+            return [self.store.buckets[i].flat(vector, key)[k] for i, key, k in self._rows(keys)]
         return [self.store.buckets[i].flat(vector, key) for i, key in keys]
+
+    def _rows(self, keys: Sequence[tuple[int, str]]) -> list[tuple[int, str, int]]:
+        """The places of single adapters' tensors: once one has missed a step, each has its own count of steps."""
+        return [(i, key, k) for i, key in keys for k in range(len(self.store.buckets[i]))]
+
+    def _steps_of(self, i: int, key: str, k: int) -> Tensor:
+        missed = self.missed.get((self.store.buckets[i].members[k].member.name, key), 0)
+        return torch.clamp(self.steps - missed, min=1)  # 0 where the first step is missed, and nothing moves

@@ -30,6 +30,11 @@ def rows_of(batch: Batch, n: int, start: int = 0) -> Batch:
     return mapped(batch, lambda t: t[(torch.arange(n) + start) % len(t)])
 
 
+def chosen_rows(batch: Batch, rows: Sequence[int]) -> Batch:
+    """These rows of a batch, in this order, counted on from its first row where it has fewer."""
+    return mapped(batch, lambda t: t[torch.tensor(rows) % len(t)])
+
+
 def stacked(batches: Sequence[Batch]) -> Batch:
     """Batches of one form as one: every tensor (G, rows, ...)."""
     first = batches[0]

@@ -34,7 +34,9 @@ def packed_layer(
     adapting = [bucket for bucket in store.buckets if bucket.adapts(name)]
     varied = any(bucket.variant(name).tensors or bucket.row(name).partial for bucket in adapting)
     plain = row is not None and row.linear and row.quantised is None and not varied
-    if row is not None and plain and (calls is nn.Linear.forward or row.transposed):
+    # An older weight norm computes the weight from parameters of other names.
+    ordinary = {key for key, _ in module.named_parameters(recurse=False)} <= {"weight", "bias"}
+    if row is not None and plain and ordinary and (calls is nn.Linear.forward or row.transposed):
         return LinearLayer(name, module, row, store, halves if rounds(module) else None)
     return GeneralLayer(name, module, row, store, forward)
 
@@ -61,3 +63,15 @@ def called_without_rows(
     own = x.expand(k, *x.shape[1:]) if x.shape[0] == 1 else x.expand(k, *x.shape)
     y = layer(own, groups, False, noise, *rest, **named)
     return y.unsqueeze(1).expand(k, rows, *y.shape[1:]).flatten(0, 1)
+
+
+def is_one_layer(module: nn.Module) -> bool:
+    """Whether a module has no others inside, apart from what computes its own weight.
+
+    Examples:
+        >>> is_one_layer(nn.Linear(2, 2)), is_one_layer(nn.Sequential(nn.Linear(2, 2)))
+        (True, False)
+        >>> is_one_layer(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+        True
+    """
+    return all(name == "parametrizations" for name, _ in module.named_children())

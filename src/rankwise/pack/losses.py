@@ -82,7 +82,7 @@ class PerAdapter:
             PackError: The function returns neither a scalar nor one value a row; or a scalar that is no mean of rows,
                 and its values are to be those of single rows.
         """
-        if self._is_by_row(outputs, batch, groups):
+        if self.is_by_row(outputs, batch, groups):
             got = self._apply(outputs, batch, groups)
         else:
             got = self._in_pieces(outputs, batch, groups, self.piece)
@@ -93,7 +93,7 @@ class PerAdapter:
     @torch.no_grad()
     def require_mean(self, outputs: Tensor, batch: Batch, groups: Groups) -> None:
         """Raise where the function returns a scalar that is no mean of rows. Arguments as for `rows`."""
-        if not self._is_by_row(outputs, batch, groups):
+        if not self.is_by_row(outputs, batch, groups):
             single = self._in_pieces(outputs, batch, groups, 1)
             self._refuse_unless_mean(self._apply(outputs, batch, groups), single, outputs.shape[1])
 
@@ -141,21 +141,23 @@ class PerAdapter:
         return sums, counts
 
     def _function(self, outputs: Any, batch: Batch) -> Any:
-        got = self._user(outputs, batch)
-        return tuple(map(_tensor, got)) if isinstance(got, tuple) else _tensor(got)
+        """What the user's function returns, numbers as tensors; checked by `_returns_rows`."""
+        got: Any = self._user(outputs, batch)
+        return tuple(_tensor(one) for one in got) if isinstance(got, tuple) else _tensor(got)  # pyright: ignore[reportUnknownVariableType]
 
     def _apply(self, outputs: Tensor, batch: Batch, groups: Groups) -> Result:
         got = self._called(outputs, batch, groups)
         # A mean over many values of half precision would have three digits.
         return exact(got) if isinstance(got, Tensor) else (exact(got[0]), exact(got[1]))
 
-    def _is_by_row(self, outputs: Tensor, batch: Batch, groups: Groups) -> bool:
+    def is_by_row(self, outputs: Tensor, batch: Batch, groups: Groups) -> bool:
+        """Whether the function returns one value a row. Arguments as for `rows`."""
         if self._by_row is None:
             self._by_row = self._returns_rows(outputs, batch, groups)
         return self._by_row
 
     def _called(self, outputs: Tensor, batch: Batch, groups: Groups) -> Result:
-        if not self._is_by_row(outputs, batch, groups):
+        if not self.is_by_row(outputs, batch, groups):
             return self._scalars(outputs, batch, groups.batch_of)
         flat = lazily(batch, lambda t: groups.fan_out(t).flatten(0, 1))
         got = self._function(outputs.flatten(0, 1), flat)
@@ -189,8 +191,8 @@ class PerAdapter:
         with torch.no_grad():
             got = self._function(outputs[0], _of_one(batch, groups.batch_of[0]))
         rows = outputs.shape[1]
-        values: tuple[Tensor, ...] = tuple(got) if isinstance(got, tuple) else (got,)
-        if len(values) > 2 or not all(
+        values: tuple[Any, ...] = got if isinstance(got, tuple) else (got,)
+        if len(values) not in (1, 2) or not all(
             isinstance(v, Tensor) and tuple(v.shape) in ((), (rows,)) and v.dim() == values[0].dim()  # pyright: ignore[reportUnnecessaryIsInstance]
             for v in values
         ):

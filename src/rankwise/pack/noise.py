@@ -1,11 +1,11 @@
-"""Dropout that depends on what it is for, not on when it is drawn.
+"""Noise that depends on what it is for, not on when it is drawn.
 
-The mask of a row is keyed on (seed, module path, call number in this forward pass, optimiser step)
-and the row's place in the whole batch of the step. Adapters of one seed get the same uniform numbers u, and
-keep an element where u >= p. So an adapter meets the same masks alone, in any pack and after any split of a pack.
+The numbers of a row are keyed on (seed, module path, call number in this forward pass, optimiser step)
+and the row's place in the whole batch of the step. Adapters of one seed get the same uniform numbers u; dropout keeps
+an element where u >= p. So an adapter meets the same masks alone, in any pack and after any split of a pack.
 
-The model's own dropout (of the base) is caught where it happens: `rankwise.pack.trace` finds the modules whose
-forward calls it, and while such a module runs, a torch-function mode answers that call.
+The model's own noise (of the base) is caught where it happens: `rankwise.pack.trace` finds the modules whose forward
+draws it and which dimension of each draw has the rows, and while such a module runs, `Answer` answers its calls.
 """
 
 from collections import Counter
@@ -14,28 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from rankwise.errors import PackError
+from rankwise.pack.answers import Answer
 from rankwise.pack.forwards import Forward
 from rankwise.pack.groups import Groups
 from rankwise.streams import stream
-
-OTHER_NOISE = (
-    F.dropout1d,
-    F.dropout2d,
-    F.dropout3d,
-    F.alpha_dropout,
-    F.feature_alpha_dropout,
-    F.rrelu,
-    F.gumbel_softmax,
-    torch.rand_like,
-    torch.randn_like,
-    torch.bernoulli,
-)
-"""Draws that are not keyed yet; a model that makes one in training is refused."""
 
 
 def uniform(
@@ -87,6 +72,9 @@ class Noise:
         self._groups: Groups | None = None
         self.before: Collection[str] = ()
         """Modules that run before the branch point, where the rows are one copy a batch; the pack sets it."""
+        self.dims: Mapping[str, Sequence[int | None]] = {}
+        """For each call of a module: the dimension of its draw that has the rows, or None where none has. A module that
+        isn't listed has them first."""
 
     def begin(self, groups: Groups, draws: Draws) -> None:
         """Start a forward pass: from here on calls are numbered anew.
@@ -115,11 +103,39 @@ class Noise:
             )
         return 0
 
-    def draw(self, module: str, shape: Sequence[int], rows: int, device: torch.device) -> Tensor:
-        """u for each batch of the step: (G, rows, ...). Of each of the batch's rows a module may have made several, its
-        tokens, say: they lie side by side."""
+    def _dim(self, module: str, call: int) -> int | None:
+        """Where a draw has the rows."""
+        dims = self.dims.get(module, (0,))
+        return dims[min(call, len(dims) - 1)]
+
+    def _draw(self, module: str, shape: Sequence[int], device: torch.device) -> tuple[Tensor, int | None, int]:
+        """The numbers of one draw.
+
+        Args:
+            module: The path that they are keyed on.
+            shape: Of the draw, with the rows of all batches or adapters that pass.
+            device: Where they are drawn.
+
+        Returns:
+            u for each batch, the rows first: (G, rows, ...); the dimension that the rows have in the draw; and how
+            many times the rows are there: G before the branch point, K after it. Of a draw without rows u has the
+            draw's own shape.
+        """
+        groups, of = self._groups, self._draws
+        if groups is None:
+            raise PackError(f'"{module}" drew noise outside a step of the pack.')
         call = self._number(module)
-        of = self._draws
+        dim = self._dim(module, call)
+        if dim is None:
+            # Of several seeds only where nothing depends on it.
+            total = shape[0] if shape else 1
+            u = uniform(of.seeds[0], module, call, of.step, slice(0, total), total, shape[1:], device)
+            return u.view(tuple(shape)), None, 1
+        n = groups.n_batches if module in self.before else len(groups.batch_of)
+        if shape[dim] % n:
+            raise PackError(f'"{module}" draws noise of shape {tuple(shape)}, without the rows of the batch.')
+        rows = shape[dim] // n
+        # Of each of the batch's rows a module may have made several, its tokens, say: they lie side by side.
         made = 1 if of.rows is None else rows // of.rows
         if of.rows is not None and made * of.rows != rows:
             raise PackError(
@@ -128,137 +144,73 @@ class Noise:
             )
         own = slice(of.first * made, of.first * made + rows)
         total = rows if of.total is None else of.total * made
-        draws = [uniform(seed, module, call, of.step, own, total, shape, device) for seed in of.seeds]
-        return draws[0].unsqueeze(0) if len(draws) == 1 else torch.stack(draws)
+        rest = [*shape[:dim], *shape[dim + 1 :]]
+        draws = [uniform(seed, module, call, of.step, own, total, rest, device) for seed in of.seeds]
+        return draws[0].unsqueeze(0) if len(draws) == 1 else torch.stack(draws), dim, n
 
-    def dropout(self, module: str, x: Tensor, p: float | Tensor) -> Tensor:
-        """Keyed dropout of a tensor of rows, before the branch point (G batches) or after it (K adapters).
+    def numbers(self, module: str, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Uniform numbers of this shape: those of each adapter's own batch."""
+        u, dim, n = self._draw(module, shape, device)
+        if dim is None or self._groups is None:
+            return u
+        u = u if len(u) == n else self._groups.fan_out(u)
+        return u.flatten(0, 1).movedim(0, dim)
+
+    def dropout(self, module: str, x: Tensor, p: float | Tensor, shape: Sequence[int] | None = None) -> Tensor:
+        """Keyed dropout of a tensor, before the branch point (G batches) or after it (K adapters).
 
         Args:
             module: The path that the masks are keyed on.
-            x: (G * rows, ...) before the branch point, (K * rows, ...) after it.
+            x: With the rows of G batches before the branch point, of K adapters after it.
             p: Probability of being dropped; a tensor (K,) where adapters differ, after the branch point only.
+            shape: Of the mask, which is broadcast; None for that of x.
         """
-        groups = self._groups
-        if groups is None:
-            raise PackError(f'Dropout in "{module}" ran outside a step of the pack.')
-        n = groups.n_batches if module in self.before else len(groups.batch_of)
-        if x.shape[0] % n:
-            raise PackError(
-                f'Dropout in "{module}" has inputs of shape {tuple(x.shape)}, without the rows of the batch.'
-            )
-        stacked = x.view(n, -1, *x.shape[1:])
-        u = self.draw(module, x.shape[1:], stacked.shape[1], x.device)
+        u, dim, n = self._draw(module, x.shape if shape is None else shape, x.device)
+        if dim is None or self._groups is None:
+            # One adapter's alone, where p is one number.
+            return x * kept(u, p.item() if isinstance(p, Tensor) else p, x.dtype)
+        stacked = x.movedim(dim, 0).unflatten(0, (n, -1))
         if isinstance(p, Tensor):
-            u, p = groups.fan_out(u), p.view(-1, *[1] * (u.dim() - 1))
-        keep = (u >= p).to(x.dtype).div_(1 - p)
+            u, p = self._groups.fan_out(u), p.view(-1, *[1] * (u.dim() - 1))
+        keep = kept(u, p, x.dtype)
         # One batch's mask serves all adapters by broadcasting.
         if len(keep) not in (1, n):
-            keep = groups.fan_out(keep)
-        return (stacked * keep).view(x.shape)
-
-    def attention(self, module: str, *args: Any, **kwargs: Any) -> Tensor:
-        """`F.scaled_dot_product_attention` with keyed dropout of the attention weights, by its definition."""
-        a = _attention_arguments(*args, **kwargs)
-        query, key, value = a["query"], a["key"], a["value"]
-        if a["enable_gqa"]:
-            key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
-        scale = query.shape[-1] ** -0.5 if a["scale"] is None else a["scale"]
-        scores = (query * scale) @ key.mT
-        if a["is_causal"]:
-            causal = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-            scores = scores.masked_fill(~causal, -torch.inf)
-        mask: Tensor | None = a["attn_mask"]
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        return self.dropout(module, scores.softmax(-1), a["dropout_p"]) @ value
+            keep = self._groups.fan_out(keep)
+        return (stacked * keep).flatten(0, 1).movedim(0, dim)
 
 
-def _attention_arguments(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> dict[str, Any]:
-    return dict(locals())
+def kept(u: Tensor, p: float | Tensor, dtype: torch.dtype) -> Tensor:
+    """What dropout multiplies with. Where everything is dropped, zero."""
+    keep = (u >= p).to(dtype)
+    return keep if isinstance(p, float | int) and p >= 1 else keep.div_(1 - p)
 
 
-class _Answer(TorchFunctionMode):
-    """Answers dropout calls made while one module runs."""
+class _Keyed:
+    """The numbers of one module's draws, keyed."""
 
     def __init__(self, noise: Noise, module: str) -> None:
-        super().__init__()
         self._noise, self._module = noise, module
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if not _drops(func, args, kwargs):
-            return func(*args, **kwargs)
-        if func is F.dropout:
-            x, p, _ = _dropout_arguments(*args, **kwargs)
-            return self._noise.dropout(self._module, x, p)
-        return self._noise.attention(self._module, *args, **kwargs)
+    def numbers(self, shape: torch.Size, like: Tensor | None, **where: Any) -> Tensor:
+        device, dtype = placed(like, where)
+        return self._noise.numbers(self._module, shape, device).to(dtype)
+
+    def dropout(self, x: Tensor, p: float, shape: torch.Size) -> Tensor:
+        return self._noise.dropout(self._module, x, p, shape)
 
 
-def _drops(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether this is a call of dropout that drops anything."""
-    if func is F.dropout:
-        _, p, training = _dropout_arguments(*args, **kwargs)
-        return training and p > 0
-    return func is F.scaled_dot_product_attention and _attention_arguments(*args, **kwargs)["dropout_p"] > 0
-
-
-def _dropout_arguments(
-    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> tuple[Tensor, float, bool]:
-    return input, p, training
-
-
-class NoiseSeen(TorchFunctionMode):
-    """Notes which module is running whenever noise is drawn, and refuses what can't be keyed.
-
-    Args:
-        running: The modules that run now, the innermost last; whoever calls the model keeps it.
-    """
-
-    def __init__(self, running: Sequence[str]) -> None:
-        super().__init__()
-        self._running = running
-        self.noisy: dict[str, None] = {}
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        where = self._running[-1] if self._running else ""
-        if _drops(func, args, kwargs):
-            self.noisy[where] = None
-        elif _draws(func, kwargs):
-            raise PackError(
-                f'"{where}" draws random numbers with {getattr(func, "__name__", func)}, which packs can\'t key '
-                "to a seed; only dropout and scaled_dot_product_attention of torch.nn.functional can be used in "
-                "training. Switch it off in the model's configuration."
-            )
-        return func(*args, **kwargs)
-
-
-def _draws(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
-    if func is F.multi_head_attention_forward:
-        return bool(kwargs.get("training", True)) and kwargs.get("dropout_p", 0.0) > 0
-    return func in OTHER_NOISE and bool(kwargs.get("training", True))
+def placed(like: Tensor | None, where: Mapping[str, Any]) -> tuple[torch.device, torch.dtype]:
+    """The device and type of a draw, as torch.rand and torch.rand_like take them."""
+    device = where.get("device") or (torch.get_default_device() if like is None else like.device)
+    dtype = where.get("dtype") or (torch.get_default_dtype() if like is None else like.dtype)
+    return torch.device(device), dtype
 
 
 def answered(noise: Noise) -> Callable[[str, Forward], Forward]:
-    """The wrapper for `replaced_forwards` that answers a module's dropout calls from `noise`."""
+    """The wrapper for `replaced_forwards` that answers a module's draws from `noise`."""
 
     def wrap(name: str, forward: Forward) -> Forward:
-        mode = _Answer(noise, name)
+        mode = Answer(_Keyed(noise, name))
 
         def call(*args: Any, **kwargs: Any) -> Any:
             with mode:

@@ -31,8 +31,29 @@ class PackedOptimiser(ABC):
         self.store = store
         self.vectors = [torch.zeros_like(store.theta) for _ in self.names]
         """The moments, laid out as the parameters."""
-        self.steps = torch.zeros((), device=store.theta.device)
+        self.steps: Tensor = torch.zeros((), device=store.theta.device)
+        self.missed: dict[tuple[str, str], int] = {}
+        """Steps that a tensor had no part in, by adapter and key; those with none are left out."""
         self.prepare()
+
+    @torch.no_grad()
+    def step_used(self, lr: Tensor, weight_decay: Tensor | None) -> None:
+        """`step`, in which tensors without a gradient stay as they are, as parameters without one do in
+        `torch.optim`: neither momentum nor decay moves them. Arguments as there."""
+        unused = self.store.unused()
+        if not unused:
+            self.step(lr, weight_decay)
+            return
+        vectors = [self.store.theta, *self.vectors]
+        before = [
+            (v := self.store.buckets[i].flat(vector, key)[k], v.clone()) for vector in vectors for i, key, k in unused
+        ]
+        self.step(lr, weight_decay)
+        for view, value in before:
+            view.copy_(value)
+        for i, key, k in unused:
+            place = self.store.buckets[i].members[k].member.name, key
+            self.missed[place] = self.missed.get(place, 0) + 1
 
     @abstractmethod
     def prepare(self) -> None:
@@ -50,17 +71,26 @@ class PackedOptimiser(ABC):
     def state(self) -> dict[str, State]:
         """Each adapter's moments by its name, as "<name of the vector>/<tensor>", cut to its rank.
 
-        The step count is not among them: all adapters share it.
+        The step count is not among them: all adapters share it. How many of the steps a tensor missed is.
         """
         states: dict[str, State] = {}
         for which, vector in zip(self.names, self.vectors, strict=True):
             for name, state in self.store.read(vector).items():
                 states.setdefault(name, {}).update({f"{which}/{key}": value for key, value in state.items()})
+        for (name, key), missed in self.missed.items():
+            if name in states:
+                states[name][f"missed/{key}"] = torch.tensor(missed)
         return states
 
     def load_state(self, states: Mapping[str, State], steps: int) -> None:
         """Take in what `state` gave, after so many steps, wherever in this pack the adapters lie."""
         self.steps.fill_(steps)
+        self.missed = {
+            (name, key.removeprefix("missed/")): int(value)
+            for name, state in states.items()
+            for key, value in state.items()
+            if key.startswith("missed/")
+        }
         for which, vector in zip(self.names, self.vectors, strict=True):
             start = f"{which}/"
             own = {

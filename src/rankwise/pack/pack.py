@@ -19,6 +19,7 @@ from rankwise.pack.half import Halves
 from rankwise.pack.loss_scale import LossScale
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
+from rankwise.pack.modes import statistics_frozen
 from rankwise.pack.noise import Draws
 from rankwise.pack.optimisers import OPTIMISERS
 from rankwise.pack.resolved import Resolved, State, resolve
@@ -95,7 +96,8 @@ class Pack:
         # Sorted by seed, so that adapters which read one batch lie side by side.
         groups = [sorted(group, key=lambda m: seeds.index(m.member.seed)) for group in by_key.values()]
         half = precision == "bf16"
-        self.store = Store(groups, model, states or {}, self.device, computes_in, half=half)
+        with statistics_frozen(model):
+            self.store = Store(groups, model, states or {}, self.device, computes_in, half=half)
         self.dtype = self.store.theta.dtype
         """The type of what is trained."""
         scaled = any(p.dtype == torch.float16 for p in parameters)
@@ -106,8 +108,8 @@ class Pack:
         self.steps = 0
         self.step_rows = 1
         """Rows of each batch that a training step passes at once: so many fit in evaluations too."""
-        self.evaluation_bytes: dict[str, float] = {}
-        """What evaluations have measured."""
+        self.evaluation_bytes: dict[int, dict[str, float]] = {}
+        """What evaluations have measured, by the number of adapters."""
 
     def _prepare(self) -> None:
         """Everything that follows from which adapters are in the pack."""
@@ -172,7 +174,7 @@ class Pack:
         before = None if left_out is None else [vector.clone() for vector in vectors]
         if max_norm is not None:
             clip_gradients(self.store, max_norm)
-        self._optimiser.step(lr, weight_decay)
+        self._optimiser.step_used(lr, weight_decay)
         # From here on no memory is taken that could run out.
         if left_out is not None and before is not None:
             for old, new in zip(before, vectors, strict=True):
@@ -207,6 +209,11 @@ class Pack:
         return losses.detach()
 
     def _backward(self, losses: Tensor) -> None:
+        if not losses.requires_grad:
+            raise PackError(
+                "The loss has no gradient: it doesn't depend on the outputs, or is a count, a truth value, a detached "
+                "tensor or a plain number. Return a tensor computed from the outputs."
+            )
         self._running.backward(losses if self._loss_scale is None else self._loss_scale.enlarge(losses))
 
     def _accumulate(self, batch: Batch, n: int, rows: int) -> Tensor:
@@ -247,8 +254,14 @@ class Pack:
             outputs = self._running.forward(batch, self._by_seed, Draws(self.seeds, self.steps))
             return [function.rows(outputs, batch, self._by_seed) for function in functions]
         shared = lazily(batch, lambda t: t.unsqueeze(0))
-        outputs = self._running.forward(shared, self._together, Draws(self.seeds[:1], self.steps))
+        outputs = self.outputs(batch)
         return [function.rows(outputs, shared, self._together) for function in functions]
+
+    @torch.no_grad()
+    def outputs(self, batch: Batch) -> Tensor:
+        """Outputs (K, rows, ...) of all adapters on one batch, as for `evaluate`."""
+        shared = lazily(batch, lambda t: t.unsqueeze(0))
+        return self._running.forward(shared, self._together, Draws(self.seeds[:1], self.steps))
 
     def rows(self) -> Tensor:
         """A copy of all parameters, for `copy_rows`, `states` and `keep`."""

@@ -1,6 +1,6 @@
 """A check before the first step: no row of a batch may depend on the others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,33 +14,64 @@ Seen = list[tuple[str, list[Tensor], list[Tensor]]]
 """Every call of a module, in the order in which they end: its name, tensors that went in, tensors that came out."""
 
 
-def refuse_mixed_rows(model: nn.Module, run: Callable[[int], Tensor]) -> None:
+def refuse_mixed_rows(model: nn.Module, run: Callable[[Sequence[int]], Tensor], rows: int = 2, when: str = "") -> None:
     """Raise where an output depends on other rows of its batch, and name the module that mixes them.
 
     Args:
-        model: In eval mode.
-        run: Runs it on the first 1 or 2 rows of an example, which differ.
+        model: In the mode in which it is looked at, its noise silent.
+        run: Runs it on these rows of an example, which differ.
+        rows: How many rows the example has.
+        when: In which mode, for the message.
 
     Raises:
         PackError: The model mixes rows.
     """
-    together, alone = run(2), run(1)
-    if together.shape[0] != 2 * alone.shape[0]:
-        raise PackError(
-            f"The model gave outputs of shape {tuple(together.shape)} for 2 rows and {tuple(alone.shape)} for 1; "
-            "packs need outputs with the rows of the batch first."
-        )
-    if same(together[: len(alone)], alone, coarsest(model)):
-        return
-    two, one = _watched(model, lambda: run(2)), _watched(model, lambda: run(1))
-    mixing = next(
-        (name for (name, x2, y2), (_, x1, y1) in zip(two, one, strict=False) if _equal(x2, x1) and not _equal(y2, y1)),
+    everything = list(range(rows))
+    together = run(everything)
+    for part in [[i] for i in everything[:2]] + ([everything[2:]] if rows > 2 else []):
+        alone = run(part)
+        if together.shape[0] * len(part) != rows * alone.shape[0]:
+            raise PackError(
+                f"The model gave outputs of shape {tuple(together.shape)} for {rows} rows and {tuple(alone.shape)} for "
+                f"{len(part)}; packs need outputs with the rows of the batch first."
+            )
+        made = alone.shape[0] // len(part)
+        if not same(together[part[0] * made : (part[-1] + 1) * made], alone, coarsest(model)):
+            where = _mixing(model, run, part, [i for i in everything if i not in part])
+            raise PackError(
+                f"A row's output depends on the other rows of its batch: {when}they are mixed in {where}. In a pack "
+                "the rows of all adapters pass through the model together, so each row must be computed on its own."
+            )
+
+
+def _mixing(
+    model: nn.Module, run: Callable[[Sequence[int]], Tensor], part: Sequence[int], others: Sequence[int]
+) -> str:
+    """Where these rows become other values when others follow them, in words."""
+    return place_of(model, differing(model, lambda: run([*part, *others]), lambda: run(part)))
+
+
+def place_of(model: nn.Module, name: str) -> str:
+    """A module in words.
+
+    Examples:
+        >>> place_of(nn.Linear(2, 2), ""), place_of(nn.Linear(2, 2), "head")
+        ("the Linear's own forward", '"head"')
+    """
+    return f'"{name}"' if name else f"the {type(model).__name__}'s own forward"
+
+
+def differing(model: nn.Module, one: Callable[[], object], other: Callable[[], object]) -> str:
+    """The first module whose inputs in two runs are equal, and its outputs not; of tensors of different lengths, where
+    they begin alike. "" for none, or the model itself."""
+    two, alone = _watched(model, one), _watched(model, other)
+    return next(
+        (
+            name
+            for (name, x2, y2), (_, x1, y1) in zip(two, alone, strict=False)
+            if _equal(x2, x1) and not _equal(y2, y1)
+        ),
         "",
-    )
-    where = f'"{mixing}"' if mixing else f"the {type(model).__name__}'s own forward"
-    raise PackError(
-        f"A row's output depends on the other rows of its batch: they are mixed in {where}. In a pack the rows of all "
-        "adapters pass through the model together, so each row must be computed on its own."
     )
 
 
@@ -94,6 +125,6 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _equal(of_two: list[Tensor], of_one: list[Tensor]) -> bool:
-    """Whether the first of two rows has what it has alone."""
+    """Whether the first rows have what they have alone."""
     pairs = zip(of_two, of_one, strict=False)
     return all(same(a[: b.shape[0]] if b.dim() else a, b) for a, b in pairs)

@@ -14,6 +14,7 @@ from rankwise.lora.modules import base_tensors, submodule
 from rankwise.lora.targets import Target, find_targets
 from rankwise.lora.variants import VARIANTS, variant_name
 from rankwise.pack.member import Member
+from rankwise.pack.modes import statistics_frozen
 
 State = dict[str, Tensor]
 """One adapter's tensors: "<module>.A", "<module>.B" and what its variant trains beside them ("<module>.magnitude"), and
@@ -88,6 +89,11 @@ def resolve(model: nn.Module, member: Member) -> Resolved:
         TargetError: A pattern matches nothing, or a module that can't be adapted.
         PackError: An adapter is of a kind that a pack can't train.
     """
+    with statistics_frozen(model):
+        return _resolve(model, member)
+
+
+def _resolve(model: nn.Module, member: Member) -> Resolved:
     if member.lora is not None and (member.lora.modules_to_save or member.lora.bias != "none"):
         raise PackError(
             "modules_to_save and bias of a LoRAConfig aren't trained in a pack; name what an adapter trains whole in "

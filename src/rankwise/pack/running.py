@@ -4,7 +4,7 @@ What lies before the branch point runs once for each batch, what lies after it o
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,28 +15,29 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from rankwise.errors import PackError
 from rankwise.lora.layer_types.quantised import keep_unpacked
 from rankwise.lora.modules import submodule
-from rankwise.pack.alone import Alone
-from rankwise.pack.batches import Batch, lazily, rows_of, stacked, tensors_of
+from rankwise.pack.alone import Alone, backward_once
+from rankwise.pack.batches import Batch, lazily, mapped, rows_of, stacked, tensors_of
 from rankwise.pack.forwards import Forward, replaced_forwards
+from rankwise.pack.generators import Generators
 from rankwise.pack.groups import Groups
 from rankwise.pack.half import Halves, halved
-from rankwise.pack.layers import PackedLayer, called_without_rows, packed_layer
+from rankwise.pack.inspection import Inspection, inspect_model
+from rankwise.pack.layers import PackedLayer, called_without_rows, is_one_layer, packed_layer
+from rankwise.pack.memory import ran_out
+from rankwise.pack.modes import set_mode, statistics_frozen
 from rankwise.pack.noise import Draws, Noise, answered
-from rankwise.pack.probe import coarsest, refuse_mixed_rows, same
+from rankwise.pack.probe import coarsest, same
 from rankwise.pack.resolved import Resolved
 from rankwise.pack.store import Store
-from rankwise.pack.trace import DOOR, Branch, Trace, find_branch, find_without_rows, has_no_rows, trace
+from rankwise.pack.trace import DOOR, Branch, find_branch, find_without_rows, form_of, has_no_rows, trace
+from rankwise.streams import stream
 
 Call = Callable[[nn.Module, Batch], Tensor]
 """How a model is run on a batch."""
 
 
-def set_mode(model: nn.Module, training: bool) -> None:
-    """The mode in which a pack runs its base: train or eval, but BatchNorm in eval mode always."""
-    model.train(training)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
-            module.eval()
+class _NewArguments(Exception):  # noqa: N818  (no error: the branch point is looked for again)
+    """A block is called with arguments that no earlier pass had."""
 
 
 class Running:
@@ -52,15 +53,15 @@ class Running:
     def __init__(self, model: nn.Module, store: Store, call: Call, halves: Halves | None = None) -> None:
         self._model, self._store, self._call, self._halves = model, store, call, halves
         self._noise = Noise()
-        self._noisy: list[str] = []
+        self._generators = Generators(model)
+        self._own_stream = False
         self._looked_in_training = False
         self._branch: Branch | None = None
         self._alone: Alone | None = None
         self._alone_sure = False
         self._forwards: dict[str, Forward] = {}
         self._without_rows: Mapping[str, torch.Size] = {}
-        self.notes: list[str] = []
-        """What a user should know of how the pack runs."""
+        self.notes: list[str] = []  # what a user should know of how the pack runs
         self.prepare()
 
     def prepare(self) -> None:
@@ -82,10 +83,11 @@ class Running:
 
     def _made(self, halves: Halves | None) -> dict[str, PackedLayer]:
         """The layers as they run in the pack, in bfloat16 or in the type of their weights."""
-        return {
-            name: packed_layer(name, module, self._store, self._forwards[name], halves)
-            for name, module in self._modules.items()
-        }
+        with statistics_frozen(self._model):
+            return {
+                name: packed_layer(name, module, self._store, self._forwards[name], halves)
+                for name, module in self._modules.items()
+            }
 
     def _members(self) -> list[Resolved]:
         return [member for bucket in self._store.buckets for member in bucket.members]
@@ -113,7 +115,8 @@ class Running:
             set_mode(self._model, training)
             if self._branch is None or (training and not self._looked_in_training):
                 self._look(example, seeds, training)
-            with self._replaced(training):
+            # The caller may be inside no_grad.
+            with self._replaced(training) as self._attached, torch.enable_grad():
                 yield
         finally:
             for module, mode in modes.items():
@@ -122,20 +125,23 @@ class Running:
                 parameter.requires_grad_(requires_grad)
 
     @contextmanager
-    def _replaced(self, training: bool) -> Generator[None]:
+    def _replaced(self, training: bool) -> Generator[ExitStack]:
         """The model as a pack: adapted layers, the blocks where rows part, keyed noise."""
-        branch = self._branch or DOOR
         self._training = training
         with ExitStack() as stack:
-            if self._alone is None:
-                stack.enter_context(replaced_forwards(self._modules, self._packed))
-                blocks = {name: self._model.get_submodule(name) for name in branch.blocks}
-                stack.enter_context(replaced_forwards(blocks, self._parting))
-                if self._halves is not None:
-                    stack.enter_context(halved(self._model, self._modules, self._halves))
-            noisy = {name: self._model.get_submodule(name) for name in self._noisy} if training else {}
+            self._replace(stack)
+            yield stack
+
+    def _replace(self, stack: ExitStack) -> None:
+        if self._alone is None:
+            stack.enter_context(replaced_forwards(self._modules, self._packed))
+            blocks = {name: self._model.get_submodule(name) for name in (self._branch or DOOR).blocks}
+            stack.enter_context(replaced_forwards(blocks, self._parting))
+            if self._halves is not None:
+                stack.enter_context(halved(self._model, self._modules, self._halves))
+        if self._training:
+            noisy = {name: self._model.get_submodule(name) for name in self._keyed}
             stack.enter_context(replaced_forwards(noisy, answered(self._noise)))
-            yield
 
     def _packed(self, name: str, forward: Forward) -> Forward:
         branch = self._branch or DOOR
@@ -147,123 +153,172 @@ class Running:
             layer = self._layers[name]
             if has_no_rows(x, self._without_rows.get(name), len(self) * self._rows):
                 return called_without_rows(layer, x, self._groups, self._rows, noise, *rest, **named)
+            n = self._groups.n_batches if shared else len(self)
+            if x.shape[0] % (n * self._rows):
+                raise PackError(
+                    f'"{name}" got an input of shape {tuple(x.shape)}, which isn\'t made of {self._rows} rows for each '
+                    f"of {n}: the model gives it a part of the rows, which a pack can't tell apart. Adapt other layers."
+                )
             return layer(x, self._groups, shared, noise, *rest, **named)
 
         return call
 
     def _parting(self, name: str, forward: Forward) -> Forward:
-        places = (self._branch or DOOR).blocks[name]
+        branch = self._branch or DOOR
+        places, form = branch.blocks[name], branch.forms[name]
 
         def call(*args: Any, **kwargs: Any) -> Any:
             n = self._groups.n_batches
             if n != len(self):
                 flat, spec = tree_flatten((args, kwargs))
-                for i, length in places.items():
+                if form_of(args, kwargs, flat) != form:
+                    raise _NewArguments
+                for i, t in enumerate(flat):
+                    if not isinstance(t, Tensor):
+                        continue
                     # transformers makes no mask for a batch without gaps.
-                    if flat[i] is not None and flat[i].shape[0] == length * n * self._rows:
-                        flat[i] = self._groups.fan_out(flat[i].unflatten(0, (n, -1))).flatten(0, 1)
+                    if i not in places:
+                        raise _NewArguments
+                    if places[i] and t.shape[0] == places[i] * n * self._rows:
+                        flat[i] = self._groups.fan_out(t.unflatten(0, (n, -1))).flatten(0, 1)
                 args, kwargs = tree_unflatten(flat, spec)
             return forward(*args, **kwargs)
 
         return call
 
-    def forward(self, batch: Batch, groups: Groups, draws: Draws) -> Tensor:
+    def forward(self, batch: Batch, groups: Groups, draws: Draws, *, knows_arguments: bool = False) -> Tensor:
         """Outputs (K, rows, ...) of all adapters, inside `attached`.
 
         Args:
             batch: Every tensor (G, rows, ...).
             groups: Which adapter reads which batch.
             draws: What the noise is keyed on.
+            knows_arguments: Whether blocks with new arguments are an error.
         """
         if self._alone is not None:
-            return torch.stack([self._forward_alone(k, batch, groups, draws) for k in range(len(self))])
-        branch = self._branch or DOOR
+            alone = self._alone
+            return torch.stack([self._forward_alone(k, batch, groups, draws, alone) for k in range(len(self))])
         self._groups, self._rows = groups, tensors_of(batch)[0].shape[1]
-        self._noise.before = branch.before
-        self._noise.begin(groups, draws)
-        flat = lazily(batch, lambda t: (t if branch.name else groups.fan_out(t)).flatten(0, 1))
-        outputs = self._call(self._model, flat)
+        try:
+            outputs = self._forward(batch, groups, draws)
+        except _NewArguments:
+            if knows_arguments:
+                raise
+            self._look_again(batch, groups)
+            outputs = self._forward(batch, groups, draws)
         if outputs.shape[0] != len(self) * self._rows:
             raise ValueError(f"outputs of shape {tuple(outputs.shape)} for {len(self)} adapters of {self._rows} rows")
         return outputs.unflatten(0, (len(self), -1))
 
-    def _forward_alone(self, k: int, batch: Batch, groups: Groups, draws: Draws) -> Tensor:
+    def _forward(self, batch: Batch, groups: Groups, draws: Draws) -> Tensor:
+        branch = self._branch or DOOR
+        self._noise.before = branch.before
+        self._noise.begin(groups, draws)
+        flat = lazily(batch, lambda t: (t if branch.name else groups.fan_out(t)).flatten(0, 1))
+        return self._call(self._model, flat)
+
+    def _forward_alone(
+        self,
+        k: int,
+        batch: Batch,
+        groups: Groups,
+        draws: Draws,
+        alone: Alone,
+        then: Callable[[Tensor], object] = lambda outputs: None,
+    ) -> Tensor:
         g = groups.batch_of[k]
         self._noise.before = ()
         own = replace(draws, seeds=draws.seeds[g : g + 1])
         self._noise.begin(Groups([0], 1, self._store.theta.device), own)
-        alone = self._alone or Alone(self._model, self._store, self._call)
-        return alone(k, lazily(batch, lambda t: t[g]), self._noise if self._training else None)
+        key = own.seeds[0], draws.step, draws.first
+        # A copy: a model may write to its inputs, and the next adapter reads them too.
+        rows = lazily(batch, lambda t: t[g].clone())
+        with self._generators.keyed(*key) if self._training and self._own_stream else nullcontext():
+            return alone(k, rows, self._noise if self._training else None, then)
+
+    def _look_again(self, batch: Batch, groups: Groups) -> None:
+        """Find the branch point anew on a batch whose blocks get arguments that the example's did not, or pass all
+        adapters' rows through the model's door where it can't be told."""
+        self._attached.close()
+        rows = mapped(batch, lambda t: t.flatten(0, 1))
+        n = len(tensors_of(rows)[0])
+        first, larger = (
+            trace(self._model, lambda m=m: self._call(self._model, rows_of(rows, m)), m) for m in (n, n + 1)
+        )
+        self._branch = (self._branch or DOOR).joined(find_branch(self._model, self._modules, first, larger))
+        own = [mapped(batch, lambda t, g=g: t[g]) for g in range(groups.n_batches)]
+        if self._branch.name and self._mismatch(own, groups, training=False):
+            self._branch = DOOR
+        set_mode(self._model, self._training)
+        self._groups, self._rows = groups, tensors_of(batch)[0].shape[1]
+        self._replace(self._attached)
 
     def backward(self, losses: Tensor) -> None:
         """Add the gradients of each adapter's loss to the store."""
         # Each adapter's loss depends on its own rows only, so the gradient of the sum is each one's own gradient.
-        sources: Sequence[PackedLayer | Alone] = [self._alone] if self._alone else list(self._layers.values())
         self._noise.backward()
-        # Not autograd.grad: reentrant checkpointing can't be differentiated by given inputs.
-        if self._alone is None or self._alone_sure:
-            torch.autograd.backward(losses.sum())
-        else:
-            self._first_backward_alone(losses.sum())
-        for leaf, gradient in [pair for source in sources for pair in source.leaves]:
+        self._store.step_runs[0] = True
+        try:
+            # Not autograd.grad: reentrant checkpointing can't be differentiated by given inputs.
+            if self._alone is None or self._alone_sure:
+                torch.autograd.backward(losses.sum())
+            else:
+                backward_once(self._model, losses.sum())
+                self._alone_sure = True
+        finally:
+            self._store.step_runs[0] = False
+        if self._alone is not None:
+            self._alone.collect()
+            return
+        for leaf, gradient in [pair for layer in self._layers.values() for pair in layer.leaves]:
             if leaf.grad is not None:
                 gradient.copy(leaf.grad)
                 leaf.grad = None
 
-    def _first_backward_alone(self, loss: Tensor) -> None:
-        """The first backward pass of adapters that run one after another: nothing may run forward again in it, as each
-        one's weights stand in the model for its own forward pass only.
-
-        Raises:
-            PackError: Something does.
-        """
-        again: list[str] = []
-
-        def noting(name: str, forward: Forward) -> Forward:
-            return lambda *args, **kwargs: again.append(name) or forward(*args, **kwargs)
-
-        try:
-            with replaced_forwards(dict(self._model.named_modules()), noting):
-                torch.autograd.backward(loss)
-        except RuntimeError:
-            if not again:
-                raise
-        if again:
-            raise PackError(
-                f'"{again[0]}" runs again in the backward pass (gradient checkpointing), and the adapters run one '
-                "after another here, each with weights of its own in place of the model's. Switch checkpointing off."
-            )
-        self._alone_sure = True
-
     def _look(self, example: Batch, seeds: Sequence[int], training: bool) -> None:
         """Find where the model draws noise and where the rows part, and hold the pack against its adapters alone."""
-        first = self._trace(example, 2)
-        self._noisy = first.noisy if training else []
+        found = inspect_model(self._model, lambda batch: self._call(self._model, batch), example, training)
         self._looked_in_training = training
         self._alone = None
-        larger = self._trace(example, 3)
-        self._without_rows = find_without_rows(first, larger)
-        set_mode(self._model, False)
-        with torch.no_grad():
-            refuse_mixed_rows(self._model, lambda rows: self._call(self._model, rows_of(example, rows)))
-        self._branch = self._choose(example, seeds, first, larger)
+        self._keyed = list(found.dims) if training else []
+        self._own_stream = training and bool(found.unkeyed)
+        self._without_rows = find_without_rows(found.first, found.larger)
+        # Where the input has no rows, each adapter's copy of it is one.
+        rowless = {f"{name}.lora": (0,) for name in self._without_rows if name in self._modules}
+        self._noise.dims = {**found.dims, **found.dims_of_inputs(self._modules), **rowless}
+        self._branch = self._choose(example, seeds, found)
         set_mode(self._model, training)
 
-    def _trace(self, example: Batch, rows: int) -> Trace:
-        return trace(self._model, lambda: self._call(self._model, rows_of(example, rows)))
-
-    def _choose(self, example: Batch, seeds: Sequence[int], first: Trace, larger: Trace) -> Branch:
+    def _choose(self, example: Batch, seeds: Sequence[int], found: Inspection) -> Branch:
         """The latest branch point at which the pack equals its adapters alone; at none, they run one by one."""
+        order = found.first.order
+        odd = next((n for n in self._modules if n in order and self._noise.dims.get(f"{n}.lora", ()) != (0,)), None)
         problem = "a module with weights of its own is never called, or has modules inside"
-        if self._uncallable is not None:
+        if found.unkeyed:
+            problem = f"{found.unkeyed}: each has a stream of random numbers of its own"
+        elif found.rowless and len(seeds) > 1:
+            problem = f"{found.rowless}, and the seeds differ"
+        elif self._uncallable is not None:
             problem = f'the weight of "{self._uncallable}" is read without calling the layer, or shared by several'
-        elif all(name in first.order and not list(module.children()) for name, module in self._modules.items()):
-            found = find_branch(self._model, self._modules, first, larger)
-            for branch in [found, DOOR] if found.name else [DOOR]:
-                self._branch = branch
-                problem = self._differs(example, seeds)
-                if not problem:
-                    return branch
+        elif odd is not None:
+            problem = f'"{odd}" has not the rows of the batch first'
+        elif all(name in order and is_one_layer(module) for name, module in self._modules.items()):
+            branch = find_branch(self._model, self._modules, found.first, found.larger)
+            batches = [rows_of(example, 2, start=g) for g in range(len(seeds))]
+            by_seed = [seeds.index(m.member.seed) for m in self._members()]
+            # A step gives each seed its own batch, an evaluation gives all adapters one. Where there are as many seeds
+            # as adapters, only the second repeats rows.
+            layouts = [by_seed] if len(seeds) == 1 else [by_seed, [0] * len(self)]
+            for tried in [branch, DOOR] if branch.name else [DOOR]:
+                self._branch = tried
+                for batch_of in layouts:
+                    groups = Groups(batch_of, max(batch_of) + 1, self._store.theta.device)
+                    own = self._looked_in_training and batch_of is by_seed
+                    problem = self._mismatch(batches[: groups.n_batches], groups, seeds, training=own)
+                    if problem:
+                        break
+                else:
+                    return tried
         dropping = [m for m in self._members() if m.member.lora is not None and m.member.lora.dropout]
         tied = next((t.name for m in dropping for t in m.targets if t.ties), None)
         if tied is not None:
@@ -281,39 +336,65 @@ class Running:
         self._alone = Alone(self._model, self._store, self._call)
         return DOOR
 
-    @torch.no_grad()
-    def _differs(self, example: Batch, seeds: Sequence[int]) -> str:
-        """Why a pack with random numbers in all its tensors isn't its adapters alone; empty where it is."""
-        store, alone = self._store, Alone(self._model, self._store, self._call)
+    def _mismatch(
+        self, batches: Sequence[Batch], groups: Groups, seeds: Sequence[int] = (0,), *, training: bool
+    ) -> str:
+        """Why a pack with random numbers in all its tensors isn't its adapters alone; empty where it is.
+
+        Args:
+            batches: One for each of the groups.
+            groups: Which adapter reads which batch.
+            seeds: For noise.
+            training: Whether outputs are compared in train mode, and gradients too; else outputs in eval mode.
+        """
+        store, dtype = self._store, coarsest(self._model)
         before = store.theta.clone()
         halves, layers = self._halves, self._layers
         if halves is not None:
             # Rounding to bfloat16 would hide differences.
             self._halves, self._layers = None, self._made(None)
-        members = self._members()
         store.randomise()
-        # Each seed has rows of its own: the example's, turned round.
-        batches = [rows_of(example, 2, start=g) for g in range(len(seeds))]
-        by_seed = [seeds.index(m.member.seed) for m in members]
-        # A step gives each seed its own batch, an evaluation gives all adapters one. Where there are as many seeds as
-        # adapters, only the second repeats rows.
-        layouts = [by_seed] if len(seeds) == 1 else [by_seed, [0] * len(members)]
+        alone = Alone(self._model, store, self._call)
+        joined, draws = stacked(batches), Draws([*seeds, *[0] * groups.n_batches][: groups.n_batches], 0)
+        # Gradients of half precision may overflow, and tell little.
+        gradients = training and torch.finfo(dtype).bits >= 32
+        set_mode(self._model, training)
         try:
-            for batch_of in layouts:
-                read = batches[: max(batch_of) + 1]
-                groups = Groups(batch_of, len(read), store.theta.device)
-                with self._replaced(training=False):
-                    try:
-                        ours = self.forward(stacked(read), groups, Draws(seeds[: len(read)], 0))
-                    except torch.OutOfMemoryError:
+            with torch.set_grad_enabled(gradients):
+                try:
+                    with self._replaced(training):
+                        store.begin()
+                        ours = self.forward(joined, groups, draws, knows_arguments=True)
+                        weights = torch.rand(ours.shape[1:], generator=stream("probe", "weights")).to(ours)
+                        if gradients:
+                            self.backward((ours * weights).flatten(1).sum(1))
+                        store.finish()
+                        of_pack = store.grads.clone()
+                except (RuntimeError, ValueError, IndexError, TypeError, PackError, _NewArguments) as error:
+                    if ran_out(error):
                         raise  # no fault of the model's
-                    except (RuntimeError, ValueError, IndexError, TypeError):
-                        return "the model can't compute the rows of all of them in one forward pass"
-                for k, g in enumerate(batch_of):
-                    if not same(ours[k], alone(k, batches[g]), coarsest(self._model)):
-                        return f'the outputs of "{members[k].member.name}" in the pack differ from its own'
+                    return "the model can't compute the rows of all of them in one forward pass"
+
+                def then(outputs: Tensor) -> None:
+                    self._noise.backward()
+                    if gradients:
+                        (outputs * weights).sum().backward()
+
+                self._alone = alone
+                with self._replaced(training):
+                    store.begin()
+                    for k, member in enumerate(self._members()):
+                        theirs = self._forward_alone(k, joined, groups, draws, alone, then)
+                        if not same(ours[k].detach(), theirs.detach(), dtype):
+                            return f'the outputs of "{member.member.name}" in the pack differ from its own'
+                    alone.collect()
+                    store.finish()
+            difference, size = store.norms(of_pack - store.grads), store.norms(store.grads)
+            if gradients and not bool((difference <= 1e4 * torch.finfo(dtype).eps * size).all()):
+                return "the gradients in the pack differ from those of its adapters alone"
             return ""
         finally:
+            self._alone = None
             self._halves, self._layers = halves, layers
             store.theta.copy_(before)
             store.refresh()

@@ -26,25 +26,39 @@ class Gradient:
 
     Args:
         stack: (K, ...), a view of the vector of gradients.
+        step: Holds whether the backward pass of a step runs. A model may differentiate inside its forward pass; what
+            that would add here is no part of the step's gradient.
     """
 
-    def __init__(self, stack: Tensor) -> None:
-        self.stack = stack
+    def __init__(self, stack: Tensor, step: list[bool]) -> None:
+        self.stack, self._step = stack, step
         self.fresh = True
         """Whether nothing was written in this step yet: what it holds is of an earlier one."""
+        self.written: set[int] | None = None
+        """The adapters that have a gradient, where they have run one after another; None for all."""
+
+    def begin(self) -> None:
+        """Start a step."""
+        self.fresh, self.written = True, None
 
     def add(self, left: Tensor, right: Tensor) -> None:
         """Add the batched product left @ right of (K, n, m) and (K, m, p)."""
+        if not self._step[0]:
+            return
         self._add(self.stack, left, right)
         self.fresh = False
 
     def add_transposed(self, left: Tensor, right: Tensor) -> None:
         """Add the transpose of left @ right: fast for up-projections, which lie transposed in the vectors."""
+        if not self._step[0]:
+            return
         self._add(self.stack.mT, left, right)
         self.fresh = False
 
     def add_by_batch(self, left: Tensor, x: Tensor, runs: Sequence[Run]) -> None:
         """Add left_k @ x_k, for left (K, n, m) and batches x (G, m, p) that several adapters read."""
+        if not self._step[0]:
+            return
         for run in runs:
             self._add(run.stacked(self.stack), run.stacked(left), x[run.batches])
         self.fresh = False
@@ -65,6 +79,21 @@ class Gradient:
         else:
             self.stack.add_(value)
         self.fresh = False
+
+    def copy_one(self, k: int, value: Tensor) -> None:
+        """Add one adapter's gradient, where adapters run one after another."""
+        if self.fresh:
+            self.stack.zero_()
+            self.fresh, self.written = False, set()
+        self.stack[k] += value
+        if self.written is not None:
+            self.written.add(k)
+
+    def unused(self, size: int) -> list[int]:
+        """The adapters, of so many, that have no gradient in this step."""
+        if self.fresh:
+            return list(range(size))
+        return [] if self.written is None else [k for k in range(size) if k not in self.written]
 
 
 class Store:
@@ -91,6 +120,8 @@ class Store:
         half: bool = False,
     ) -> None:
         self.buckets = [Bucket(members) for members in groups]
+        self.step_runs = [False]
+        """Whether the backward pass of a step runs now."""
         self._types = _types_of(self.buckets, model, dtype)
         if half:
             self._types |= dict.fromkeys(_rounded(self.buckets, model), HALF)
@@ -130,7 +161,7 @@ class Store:
         others = {*self._types.values()} - {theta.dtype}
         self._copies = {dtype: torch.zeros_like(theta, dtype=dtype) for dtype in others}
         self._gradients = {
-            (i, key): Gradient(bucket.view(self.grads, key))
+            (i, key): Gradient(bucket.view(self.grads, key), self.step_runs)
             for i, bucket in enumerate(self.buckets)
             for key in bucket.shapes
         }
@@ -172,7 +203,7 @@ class Store:
     def begin(self) -> None:
         """Start a step: all gradients are to be written anew."""
         for gradient in self._gradients.values():
-            gradient.fresh = True
+            gradient.begin()
 
     def finish(self) -> None:
         """End the step: `grads` then holds the gradient of every parameter, zero where nothing was written."""
@@ -180,6 +211,12 @@ class Store:
             if gradient.fresh:
                 gradient.stack.zero_()
         self.grads[: self._n_up].mul_(self._scale)
+
+    def unused(self) -> list[tuple[int, str, int]]:
+        """What had no part in this step: (bucket, key, adapter's place in the bucket)."""
+        return [
+            (i, key, k) for (i, key), gradient in self._gradients.items() for k in gradient.unused(len(self.buckets[i]))
+        ]
 
     def keep(self, masks: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
         """Leave only some adapters.

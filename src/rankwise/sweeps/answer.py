@@ -1,7 +1,8 @@
 """The verdict of a sweep: which configuration is the smallest that does the job, and how sure that is.
 
 1. For each configuration the learning rate with the best mean validation metric: `choose_learning_rates`.
-2. The reference is the baseline, else the best configuration, on validation: `reference_of`.
+2. The reference is the baseline, else the best configuration, on validation: `reference_of`. The adaptive plan takes
+   the largest in place of the best, as it has to know it beforehand.
 3. First gate: did fine-tuning gain anything over the base, or over predicting one constant? If that is not shown, the
    verdict is "no_gain".
 4. For each smaller configuration the probability that it lies within the tolerance of the reference: `within`.

@@ -49,7 +49,7 @@ class Auto:
         curve: Whether every size is trained, at least with the starting seeds, once the decision is made; None does
             where a further adapter is cheap.
         max_runs: Training runs at the most, the search for learning rates included; None for no limit.
-        max_minutes: The plan trains nothing new after so many minutes; None for no limit.
+        max_minutes: The plan trains nothing new after so many minutes, the first comparison aside; None for no limit.
         max_parameters: Larger sizes are left out; None for no limit.
         price: What a further adapter in a pack costs, as a share of the first; None to measure it.
     """
@@ -77,7 +77,6 @@ class Walk:
     auto: Auto
     swept: Swept | None = None
     searched: int = 0
-    hopeless: set[str] = field(default_factory=set[str])
     path: list[str] = field(default_factory=list[str])
     curve: bool = False
     began: float = field(default_factory=time.monotonic)
@@ -115,7 +114,8 @@ class Walk:
         """
         edges, told = self._search()
         if not self.ladders:
-            self._add({self.reference.name: self._starting, **{c.name: self._starting for c in self.others}})
+            others = dict.fromkeys((c.name for c in self.others), self._starting)
+            self._train({self.reference.name: self._starting}, others)
         cheap = self._cheap()
         self.curve = cheap if self.auto.curve is None else self.auto.curve
         for ladder in self.ladders:
@@ -129,7 +129,8 @@ class Walk:
             swept.note([self._saved()])
         order = list(self.candidates)
         swept.runs = sorted(swept.runs, key=lambda run: (order.index(run.configuration), run.training.lr, run.name))
-        return StageResult(swept, edges, told, tuple(dict.fromkeys(self.path)), dict(self.rates))
+        path = tuple(name for name in self.path if not self._lost(name))
+        return StageResult(swept, edges, told, path, self.reference.name, dict(self.rates))
 
     def expected(self) -> list[PlannedStage]:
         """The first stages: the search, and the reference with the middle size; what follows depends on them."""
@@ -137,7 +138,7 @@ class Walk:
         first = [*middles, self.reference]
         runs = [c.run(c.lrs[0], seed) for c in first for seed in self.stages.seeds[: self._starting]]
         several = [c for c in first if len(c.lrs) > 1]
-        found = [PlannedStage("training", runs, self.stages.rungs)]
+        found = [PlannedStage("training", runs, ())]
         if several:
             search, rungs = self.stages.searching(several, SEARCH_SEED)
             found.insert(0, PlannedStage("search", search, rungs))
@@ -198,47 +199,47 @@ class Walk:
         neighbours: set[str] = set()
         together = [*ladder.names, *(c.name for c in self.others if self.curve)] if cheap else []
         start = self._starting
-        self._add(dict.fromkeys([self.reference.name, ladder.middle, *together], start))
-        while not self._stopped:
+        going = self._train(dict.fromkeys([self.reference.name, ladder.middle], start), dict.fromkeys(together, start))
+        while going and not self._stopped:
             if self._nothing_gained():
-                n = self._seeds_of(self.reference.name)
+                n = self._asked(self.reference.name)
                 if n >= min(GAIN_SEEDS, len(self.stages.seeds)):
                     return
-                self._add({self.reference.name: n + 1, ladder.middle: n + 1})
+                going = self._train({self.reference.name: n + 1, ladder.middle: n + 1})
                 continue
             step = next_step(
                 ladder,
                 self._compared,
                 most_seeds=len(self.stages.seeds),
-                neighbours_tried=lambda name: name in neighbours or name in self.hopeless,
+                neighbours_tried=neighbours.__contains__,
                 at_once=AT_ONCE if cheap else 1,
             )
             self.path = [*dict.fromkeys([*self.path, *step.path])]
-            if step.kind == "end" or not self._affordable(step):
+            if step.kind == "end":
                 return
             self._say(step)
             if step.kind == "neighbour":
                 neighbours.add(step.name)
-                self._try_neighbour(step.name, ladder)
+                going = self._try_neighbour(step.name, ladder)
                 continue
-            wanted = {step.name: step.seeds, self.reference.name: step.seeds}
-            if step.kind == "seeds":
-                wanted |= dict.fromkeys(together, step.seeds)
-            if not self._add(wanted):
-                # Its runs, or the reference's, diverged.
-                self.hopeless.add(step.name)
+            beside = dict.fromkeys(together, step.seeds) if step.kind == "seeds" else {}
+            going = self._train({step.name: step.seeds, self.reference.name: step.seeds}, beside)
 
-    def _try_neighbour(self, name: str, ladder: Ladder) -> None:
-        """Train a configuration at a neighbouring learning rate, and take that where it does better on the same seeds."""
-        below = ladder.names.index(name) < ladder.names.index(ladder.middle)
+    def _try_neighbour(self, name: str, ladder: Ladder) -> bool:
+        """Train a configuration at a neighbouring learning rate, and take that where it does better with the same
+        seeds; False where the budgets don't allow it."""
+        lower = self._lost(name) or ladder.names.index(name) < ladder.names.index(ladder.middle)
         before = self.rates[name]
-        for lr in neighbour_rates([before], self.candidates[name].lrs, below):
+        for lr in neighbour_rates([before], self.candidates[name].lrs, lower):
             old = self._mean(name)
             self.rates[name] = lr
-            self._add({name: self._starting})
+            going = self._train({name: self._starting})
             new = self._mean(name)
             if new is None or (old is not None and turned(new - old, self.auto.rule.higher_is_better) <= 0):
                 self.rates[name] = before
+            if not going:
+                return False
+        return True
 
     def _mean(self, name: str) -> float | None:
         """The mean over the starting seeds; None where one of them has no run that counts."""
@@ -248,23 +249,37 @@ class Walk:
             return None
         return float(np.mean([run.validation.mean() for run in c.runs if run.seed in first]))
 
-    def _add(self, wanted: Mapping[str, int]) -> bool:
-        """Train what is missing of these configurations with so many seeds; False where nothing was."""
+    def _missing(self, wanted: Mapping[str, int]) -> list[Run]:
+        """Runs of these configurations with so many seeds that have not been trained."""
         known = set() if self.swept is None else {run.name for run in self.swept.runs}
-        runs: list[Run] = [
+        return [
             run
             for name, n in wanted.items()
             for seed in self.stages.seeds[:n]
             if (run := self.candidates[name].run(self.rates[name], seed)).name not in known
         ]
-        if not runs:
+
+    def _train(self, wanted: Mapping[str, int], beside: Mapping[str, int] | None = None) -> bool:
+        """Train what is missing of these configurations with so many seeds, and of others as far as the budgets allow;
+        False where they don't even allow the first."""
+        runs, more = self._missing(wanted), self._missing({**wanted, **(beside or {})})
+        over = self._over(len(runs))
+        if over is not None:
+            if self.swept is not None:
+                label = self.candidates[next(iter(wanted))].label
+                self.swept.note([f"The plan ended after {over}, before {label} was decided."])
             return False
+        self._add(runs if self._over(len(more)) is not None else more)
+        return True
+
+    def _add(self, runs: Sequence[Run]) -> None:
+        if not runs:
+            return
         more = self.stages.train(runs)
         if self.swept is None:
             self.swept = more
         else:
             self.swept.add(more)
-        return True
 
     def _chosen(self) -> dict[str, Configuration]:
         swept = self.swept
@@ -273,18 +288,26 @@ class Walk:
         scores = [swept.score(run) for run in swept.runs if run.training.lr == self.rates[run.configuration]]
         return {c.name: c for c in choose_learning_rates(scores, self.auto.rule.higher_is_better)}
 
-    def _seeds_of(self, name: str) -> int:
+    def _asked(self, name: str) -> int:
+        """Seeds with which a configuration was trained at its learning rate, those that diverged among them."""
+        runs = [] if self.swept is None else self.swept.runs
+        return len({r.member.seed for r in runs if r.configuration == name and r.training.lr == self.rates[name]})
+
+    def _lost(self, name: str) -> bool:
+        """Whether a seed of a configuration came to nothing at its learning rate: it can't be the answer."""
         c = self._chosen().get(name)
-        return 0 if c is None else len(c.runs)
+        return c is not None and len(c.runs) < self._asked(name)
 
     def _compared(self, name: str) -> Comparison | None:
-        if name in self.hopeless:
-            return Comparison(name, float("-inf"), None, None, 0.0, len(self.stages.seeds), "not", 0)
-        chosen = self._chosen()
+        chosen, asked = self._chosen(), self._asked(name)
         reference = chosen.get(self.reference.name)
-        if name not in chosen or reference is None or not chosen[name].runs or not reference.runs:
+        if name not in chosen or reference is None:
             return None
-        return compare(chosen[name], reference, self.auto.rule, self.auto.floors)
+        found = compare(chosen[name], reference, self.auto.rule, self.auto.floors)
+        if self._lost(name) or found is None:
+            return Comparison(name, float("-inf"), None, None, 0.0, asked, "not", 0)
+        # A seed that the reference lost is not asked for again.
+        return replace(found, n_seeds=min(asked, self._asked(self.reference.name)))
 
     def _nothing_gained(self) -> bool:
         """Whether fine-tuning is not shown to beat its floor."""
@@ -296,29 +319,30 @@ class Walk:
             return False
         return difference_bound(itself.theirs, itself.floor, itself.rotated, self.auto.rule.confidence) <= 0
 
-    def _affordable(self, step: Step) -> bool:
-        """Whether budgets allow a further step; where they don't, that is noted."""
+    def _over(self, more: int) -> str | None:
+        """What was reached of a budget that allows no more runs; None where all allow them."""
         swept, auto = self.swept, self.auto
         done = self.searched + (0 if swept is None else len(swept.runs))
         minutes = (time.monotonic() - self.began) / 60
-        over = None
-        if auto.max_runs is not None and done + 1 > auto.max_runs:
-            over = f"{done} runs, of {auto.max_runs} allowed"
-        if auto.max_minutes is not None and minutes > auto.max_minutes:
-            over = f"{minutes:.0f} minutes, of {auto.max_minutes:g} allowed"
-        if over is None:
-            return True
-        if swept is not None:
-            swept.note([f"The plan ended after {over}, before {self.candidates[step.name].label} was decided."])
-        return False
+        if more and auto.max_runs is not None and done + more > auto.max_runs:
+            return f"{done} runs, of {auto.max_runs} allowed"
+        # However long the search took: without a comparison there is no answer.
+        if more and swept is not None and auto.max_minutes is not None and minutes > auto.max_minutes:
+            return f"{minutes:.0f} minutes, of {auto.max_minutes:g} allowed"
+        return None
 
     def _complete_curve(self) -> None:
         names = [name for ladder in self.ladders for name in ladder.names] + [c.name for c in self.others]
-        missing = [name for name in names if self._seeds_of(name) < self._starting and name not in self.hopeless]
-        if missing:
-            labels = ", ".join(self.candidates[name].label for name in missing)
+        missing = [name for name in names if self._asked(name) < self._starting]
+        runs = self._missing(dict.fromkeys(missing, self._starting))
+        if not runs:
+            return
+        labels, over = ", ".join(self.candidates[name].label for name in missing), self._over(len(runs))
+        if over is None:
             self.stages.progress.message(f"The decision is made; {labels} complete the curve.")
-            self._add(dict.fromkeys(missing, self._starting))
+            self._add(runs)
+        elif self.swept is not None:
+            self.swept.note([f"The plan ended after {over}; {labels} would complete the curve."])
 
     def _say(self, step: Step) -> None:
         label = self.candidates[step.name].label

@@ -65,7 +65,7 @@ class Deciding:
 
     def seeds(self, given: tuple[int, ...] | None) -> tuple[int, ...]:
         """The seeds: those given, else as many as the plan takes at the most."""
-        return given or tuple(range(MOST_SEEDS if self.plan == "auto" else GRID_SEEDS))
+        return given if given is not None else tuple(range(MOST_SEEDS if self.plan == "auto" else GRID_SEEDS))
 
     def rotates(self, n_seeds: int) -> bool:
         """Whether each seed validates on rows of its own, where the data allows it."""

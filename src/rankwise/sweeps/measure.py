@@ -14,6 +14,7 @@ from rankwise.pack.resolved import State
 from rankwise.sweeps.problem import Problem, Run, Scores, Swept
 from rankwise.train.data import Data, pick
 from rankwise.train.evaluation import evaluate_rows, in_parts, joined
+from rankwise.train.feed import EXAMPLE_ROWS
 
 TEST = ""
 """The name of the problem's own test data among others."""
@@ -74,7 +75,7 @@ def _pack(model: nn.Module, runs: Sequence[Run], states: Mapping[str, State], pr
 
 
 def _example(data: Data, problem: Problem) -> Data:
-    return problem.feed.example(problem.feed.prepare(pick(data, lambda t: t[:2])))
+    return problem.feed.example(problem.feed.prepare(pick(data, lambda t: t[:EXAMPLE_ROWS])))
 
 
 def _numpy(values: Tensor) -> np.ndarray:

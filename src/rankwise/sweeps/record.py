@@ -35,6 +35,7 @@ def make_results(
     relative_to: Mapping[str, Any] | None = None,
     floors: Floors | None = None,
     path: Sequence[str] | None = None,
+    reference: str | None = None,
     rates: Mapping[str, float] | None = None,
     adapters: Mapping[str, str],
 ) -> Results:
@@ -50,6 +51,7 @@ def make_results(
         relative_to: What the relative columns are relative to; by default the reference.
         floors: What fine-tuning must beat.
         path: Configurations that an adaptive plan decided on its way, the only ones that can be shown; None for all.
+        reference: What an adaptive plan held them against; None, or one without results, for that of `reference_of`.
         rates: The learning rate that an adaptive plan settled on, by configuration; None chooses the best.
         adapters: Run -> folder of its adapter, relative to the run directory.
     """
@@ -57,15 +59,15 @@ def make_results(
     chosen = choose_learning_rates([swept.score(run) for run in _at(swept.runs, rates)], up)
     labels = {run.configuration: run.label for run in swept.runs}
     able = [c for c in chosen if c.runs and (comparable is None or c.name in comparable)]
-    reference = reference_of(able, up) if able else None
-    answer = None if reference is None else decide(able, reference, rule, floors, path)
+    held_against = next((c for c in able if c.name == reference), None) or (reference_of(able, up) if able else None)
+    answer = None if held_against is None else decide(able, held_against, rule, floors, path)
     tests, untold = _tested(chosen, swept)
     means = {name: float(values.mean()) for name, values in tests.items()}
-    if relative_to is None and reference is not None and reference.name in means:
+    if relative_to is None and held_against is not None and held_against.name in means:
         relative_to = {
-            "label": labels[reference.name],
-            "metric": means[reference.name],
-            "trainable_parameters": reference.trainable_parameters,
+            "label": labels[held_against.name],
+            "metric": means[held_against.name],
+            "trainable_parameters": held_against.trainable_parameters,
         }
     points = {c.name: (c.trainable_parameters, means[c.name]) for c in able if c.name in means}
     if base.get("metric") is not None:
@@ -85,11 +87,11 @@ def make_results(
             "mean": means.get(c.name),
             "interval": list(interval(tests[c.name])) if c.name in tests else None,
             "validation_difference_to_reference": _validation_difference(c, answer),
-            "difference_to_reference": _test_difference(c, reference, swept, up) if c in able else None,
+            "difference_to_reference": _test_difference(c, held_against, swept, up) if c in able else None,
             "relative_parameters": _ratio(c.trainable_parameters, relative_to, "trainable_parameters"),
             "relative_metric": _ratio(means.get(c.name), relative_to, "metric"),
             "on_pareto_front": c.name in front,
-            "is_reference": reference is not None and c.name == reference.name,
+            "is_reference": held_against is not None and c.name == held_against.name,
             "is_answer": answer is not None and c.name == answer.name and answer.verdict != "undecided",
             **_shown(c, answer),
             "other_metrics": {

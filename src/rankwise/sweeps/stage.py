@@ -49,6 +49,7 @@ class StageResult:
         edges: Configuration -> whether the search chose a learning rate at the edge of its grid.
         searched: What the search tried, for `results.json`.
         path: Configurations that the adaptive plan decided on its way; None where all were trained alike.
+        reference: What the adaptive plan held them against; None where that follows from the results.
         rates: The learning rate that the adaptive plan settled on, by configuration.
     """
 
@@ -56,4 +57,5 @@ class StageResult:
     edges: dict[str, bool] = field(default_factory=dict[str, bool])
     searched: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     path: tuple[str, ...] | None = None
+    reference: str | None = None
     rates: dict[str, float] | None = None

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from rankwise.errors import ConfigError, option
 from rankwise.sweeps.auto import Auto, Walk
 from rankwise.sweeps.configurations import RunScore, by_configuration, choose_learning_rates
 from rankwise.sweeps.fitting import Probes, training_of
@@ -42,7 +43,8 @@ class Stages:
         candidates: What is tried.
         seeds: Of the runs that count.
         progress: Where it is shown.
-        rungs: Epochs after which the worst configurations leave.
+        rungs: Epochs after which the worst configurations leave; in an adaptive plan only learning rates leave, in the
+            search for them.
         search: How learning rates are looked for beforehand; None trains all of the grid.
         widen: Whether learning rates beyond the grid are tried where the best one lies at its edge.
         auto: Settings of the adaptive plan; None trains the grid.
@@ -114,7 +116,8 @@ class Stages:
             runs = runs_of(candidates, self.search.seeds, self.search.data)
             return [self._standing_in(run) for run in runs], self.search.rungs
         epochs = [c.training.epochs for c in candidates if c.training.epochs > 3]
-        return runs_of(candidates, (seed,)), (max(1, min(epochs) // 4),) if epochs else ()
+        quarter = (max(1, min(epochs) // 4),) if epochs else ()
+        return runs_of(candidates, (seed,)), tuple(self.rungs) or quarter
 
     def _best_rates(self, searched: Swept) -> tuple[dict[str, float], dict[str, bool]]:
         chosen = choose_learning_rates(scores_of(searched), self.problem.higher_is_better)
@@ -123,8 +126,8 @@ class Stages:
         return known, {c.name: c.lr_at_edge_of_grid for c in chosen}
 
     def train(self, runs: Sequence[Run]) -> Swept:
-        """Train a phase of the adaptive plan, and measure what finished."""
-        return self._train(runs, self.rungs, tests=True)
+        """Train a phase of the adaptive plan to its end, and measure what finished."""
+        return self._train(runs, (), tests=True)
 
     def measured_price(self, runs: Sequence[Run]) -> float:
         """What a further run in a pack costs, as a share of the first: measured once, and kept for a resumption."""
@@ -152,6 +155,21 @@ class Stages:
             PlannedStage("search", self._searching(self.search), self.search.rungs),
             PlannedStage("training", runs, self.rungs),
         ]
+
+    def check_budget(self) -> None:
+        """Refuse an adaptive plan that is allowed fewer runs than its first comparison takes.
+
+        Raises:
+            ConfigError: It is.
+        """
+        limit, needed = (
+            (None, 0) if self.auto is None else (self.auto.max_runs, sum(len(s.runs) for s in self.expected()))
+        )
+        if limit is not None and needed > limit:
+            raise ConfigError(
+                f"{option('max_runs')} is {limit}; to look for learning rates and to compare one size with the "
+                f"reference takes {needed} runs. Give {needed} or more, or fewer learning rates."
+            )
 
     def _searching(self, search: Search) -> list[Run]:
         return [self._standing_in(run) for run in runs_of(self.candidates, search.seeds, search.data)]

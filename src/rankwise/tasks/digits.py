@@ -18,8 +18,8 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.streams import stream_seed
 from rankwise.sweeps.floors import majority_class
-from rankwise.sweeps.grid import Candidate, runs_of
-from rankwise.sweeps.problem import Problem, Run, Splits
+from rankwise.sweeps.grid import Candidate
+from rankwise.sweeps.problem import Problem, Splits
 from rankwise.tasks.mnist import RawDigits, Split
 from rankwise.tasks.options import DigitsOptions
 from rankwise.train.cuts import pooled
@@ -174,11 +174,6 @@ def candidates_of(options: DigitsOptions) -> list[Candidate]:
         for name, label, data, training, lrs in protocol.baselines
     ]
     return [*ranks, *baselines]
-
-
-def plan_runs(options: DigitsOptions) -> list[Run]:
-    """All runs of the experiment."""
-    return runs_of(candidates_of(options), options.seed_list)
 
 
 def make_problem(raw: RawDigits, device: torch.device) -> Problem:

@@ -38,7 +38,7 @@ def in_parts(
 ) -> list[Found]:
     """Run a function on the rows in parts that fit into memory, and return its results in the order of the rows.
 
-    The last rows, which are the largest where sizes differ, run first and are measured. Where memory runs out all the
+    What they take is measured on the last rows, which are the largest where sizes differ. Where memory runs out all the
     same, parts are halved. Each row must be evaluated on its own anyway.
 
     Args:
@@ -50,18 +50,22 @@ def in_parts(
         measured: Where the bytes of a row are kept between calls.
     """
     measured = {} if measured is None else measured
-    last: list[Found] = []
     if "row" not in measured and len(rows) > least:
-        start = max(0, len(rows) - ROWS_MEASURED) // piece * piece
-        tail, rows = rows[start:], rows[:start]
-        peak = peak_bytes(lambda: last.append(run(tail)), rows.device)
-        measured["row"] = peak / len(tail)
+        few = rows[-ROWS_MEASURED:]
+        try:
+            # Its results are dropped: how the rows are cut, and so how values round, may not depend on who has
+            # measured.
+            measured["row"] = peak_bytes(lambda: run(few), rows.device) / len(few)
+        except (RuntimeError, MemoryError) as error:
+            if len(few) == 1 or not ran_out(error):
+                raise
+            at_once = min(at_once, len(few) // 2)
     if "row" in measured:
         on_gpu = rows.device.type == "cuda"
         limit = GPU_SHARE * torch.cuda.get_device_properties(rows.device).total_memory if on_gpu else CPU_BYTES
         at_once = min(at_once, max(least, int(limit / max(1.0, measured["row"]))))
     found: list[Found] = []
-    waiting = list(rows.split(max(1, at_once // piece) * piece)) if len(rows) else []
+    waiting = list(rows.split(max(1, at_once // piece) * piece))
     while waiting:
         part = waiting.pop(0)
         try:
@@ -71,7 +75,7 @@ def in_parts(
                 raise
             half = len(part) // 2
             waiting = list(torch.cat([part, *waiting]).split(max(1, half // piece * piece or half)))
-    return found + last
+    return found
 
 
 def evaluate(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed: Feed) -> list[Tensor]:
@@ -111,7 +115,7 @@ def evaluate_rows(
         run,
         least=pack.step_rows,
         piece=piece_of(functions),
-        measured=pack.evaluation_bytes,
+        measured=pack.evaluation_bytes.setdefault(len(pack), {}),
     )
     back = order.argsort().to(pack.device)
     return [joined(part)[:, back] for part in zip(*found, strict=True)]
@@ -139,7 +143,7 @@ def _by_seed(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed: Feed
         run,
         least=pack.step_rows,
         piece=piece_of(functions),
-        measured=pack.evaluation_bytes,
+        measured=pack.evaluation_bytes.setdefault(len(pack), {}),
     )
     back = places.argsort(1)[pack.batch_of].to(pack.device)
     return [joined(part).gather(1, back) for part in zip(*found, strict=True)]

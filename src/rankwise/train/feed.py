@@ -14,6 +14,9 @@ from rankwise.train.data import Data, count_rows, shuffled
 ROWS_AT_ONCE = 1 << 16
 """Rows, over all adapters, that an evaluation passes through a small model at once."""
 
+EXAMPLE_ROWS = 4
+"""Rows of an example, on which it is looked what the model does."""
+
 
 def random_order(data: Data, seeds: Sequence[int], epoch: int, batch_size: int, rows: Tensor | None = None) -> Tensor:
     """For each seed an order of its rows that depends on (seed, epoch) and nothing else: (G, n)."""
@@ -40,7 +43,7 @@ class Feed:
         call: (model, batch) -> outputs.
         prepare: batch -> batch, before it is passed: cutting off columns that no row fills, for example. Tensors are
             (G, B, ...) in training and (B, ...) in evaluation.
-        example: batch -> batch, after `prepare`, for the two rows on which it is looked at what the model does: they
+        example: batch -> batch, after `prepare`, for the rows on which it is looked what the model does: they
             must take the way that other batches take.
         order: (data, seeds, epoch, batch size, rows) -> (G, n), the rows of an epoch for each seed; `rows` (G, n) are
             those that each seed trains on, None for all.

@@ -24,7 +24,7 @@ from rankwise.train.crossfit import CrossFit
 from rankwise.train.cuts import Cutting, half_of
 from rankwise.train.data import Data, count_rows, pick, take
 from rankwise.train.evaluation import evaluate_rows
-from rankwise.train.feed import Feed
+from rankwise.train.feed import EXAMPLE_ROWS, Feed
 from rankwise.train.memory import peak_bytes
 from rankwise.train.outcome import Outcome, Point
 from rankwise.train.schedules import Schedules
@@ -117,8 +117,8 @@ class PackTraining:
             half = torch.stack([half_of(n_validation, member.member.seed) for member in pack.members])
             self._crossfit = CrossFit(half, pack.device, pack.dtype)
         self._best = pack.rows()
-        self._total = torch.zeros(len(pack), device=pack.device)
-        self._example = self._feed.example(self._feed.prepare(pick(train, lambda t: t[:2])))
+        self._total, self._norms = torch.zeros(len(pack), device=pack.device), pack.gradient_norms()
+        self._example = self._feed.example(self._feed.prepare(pick(train, lambda t: t[:EXAMPLE_ROWS])))
         self.epoch = 0
         """Epochs that are over."""
         self.done = False
@@ -163,9 +163,11 @@ class PackTraining:
                 batch = self._feed.prepare(take(self._train, rows))
                 losses = pack.step(batch, rates, weight_decay, clip, self._feed.rows_a_pass)
                 self._total += losses * rows.shape[1]
-                if within + 1 < self.steps_an_epoch and pause():
-                    return None
-        norms = pack.gradient_norms()
+                if within + 1 < self.steps_an_epoch:
+                    if pause():
+                        return None
+                else:
+                    self._norms = pack.gradient_norms()
         with pack.attached(self._example, training=False):
             own = self._rows("validation")
             losses, metrics = evaluate_rows(pack, self._validation, self._functions, self._feed, own)
@@ -176,7 +178,7 @@ class PackTraining:
         if self._crossfit is not None:
             self._crossfit.observe(losses.where(finite.unsqueeze(1), torch.nan), metrics)
         self._schedules.observe(validation_loss.double().cpu())
-        columns = [c.tolist() for c in (train_loss, validation_loss, validation_metric, rates, norms)]
+        columns = [c.tolist() for c in (train_loss, validation_loss, validation_metric, rates, self._norms)]
         points = [Point(name, pack.steps, *numbers) for name, *numbers in zip(of.names, *columns, strict=True)]
         self.epoch += 1
         self._total = torch.zeros_like(self._total)
@@ -268,11 +270,11 @@ class PackTraining:
         vectors |= {f"schedule.{key}": value for key, value in self._schedules.state().items()}
         vectors |= {f"scaling.{key}": value for key, value in pack.scaling_state().items()}
         vectors |= {f"crossfit.{key}": value for key, value in self._crossfit_state().items()}
-        vectors["loss.total"] = self._total
+        vectors |= {"loss.total": self._total, "loss.norms": self._norms}
         tensors |= {f"vector/{key}": value.detach().cpu().clone() for key, value in vectors.items()}
         plain = {"names": list(names), "epoch": self.epoch, "steps": pack.steps, "seconds": self._seconds()}
         # What decides how many rows an evaluation passes at once, and so its last bits.
-        plain["evaluation_bytes"] = dict(pack.evaluation_bytes)
+        plain["evaluation_bytes"] = {str(k): dict(of) for k, of in pack.evaluation_bytes.items()}
         return TrainingState(tensors, plain)
 
     def restore(self, state: TrainingState) -> None:
@@ -298,8 +300,8 @@ class PackTraining:
         self._pack.load_scaling(of["scaling"])
         if self._crossfit is not None:
             self._crossfit.load_state(of["crossfit"])
-        self._total = of["loss"]["total"].to(self._total)
-        self._pack.evaluation_bytes.update(state.plain["evaluation_bytes"])
+        self._total, self._norms = (of["loss"][key].to(self._total) for key in ("total", "norms"))
+        self._pack.evaluation_bytes |= {int(k): dict(of) for k, of in state.plain["evaluation_bytes"].items()}
         self.epoch = state.plain["epoch"]
         self._started = time.perf_counter() - state.plain["seconds"]
 
@@ -345,7 +347,7 @@ class PackTraining:
             return
         cut = self._pack.keep(mask, self._best)
         self._best = self._best if cut is None else cut
-        self._total = self._total[mask]
+        self._total, self._norms = self._total[mask], self._norms[mask]
         self._stopping.keep(mask)
         if self._crossfit is not None:
             self._crossfit.keep(mask)

@@ -80,10 +80,11 @@ class _Living(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        known = {id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        given = [t for t in tree_leaves((args, kwargs)) if _has_memory(t)]
+        known = {id(t) for t in given}
         result = func(*args, **(kwargs or {}))
-        made = [t for t in tree_leaves(result) if isinstance(t, Tensor) and id(t) not in known]
-        own = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        made = [t for t in tree_leaves(result) if _has_memory(t) and id(t) not in known]
+        own = {t.untyped_storage().data_ptr() for t in given}
         for t in made:
             storage = t.untyped_storage()
             place = storage.data_ptr()
@@ -101,3 +102,11 @@ class _Living(TorchDispatchMode):
         self._living[place] = storage, n
         self._now += n
         self.peak = max(self.peak, self._now)
+
+
+def _has_memory(t: object) -> bool:
+    """Whether this is a tensor with numbers of its own: none that torch.func has wrapped, whose inside is counted."""
+    try:
+        return isinstance(t, Tensor) and t.untyped_storage().data_ptr() >= 0
+    except RuntimeError:
+        return False

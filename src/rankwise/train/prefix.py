@@ -24,8 +24,8 @@ from rankwise.lora.layer_types.quantised import keep_unpacked
 from rankwise.pack.batches import Batch, lazily, rows_of, tensors_of
 from rankwise.pack.forwards import Forward, replaced_forwards
 from rankwise.pack.memory import ran_out
+from rankwise.pack.modes import set_mode
 from rankwise.pack.probe import same
-from rankwise.pack.running import set_mode
 from rankwise.pack.trace import find_branch, trace
 from rankwise.train.data import Data, count_rows, pick
 from rankwise.train.memory import free_bytes
@@ -197,9 +197,9 @@ def find_prefix(model: nn.Module, adapted: Collection[str], example: Data, call:
     """
     two, three, others = rows_of(example, 2), rows_of(example, 3), rows_of(example, 2, start=1)
     with _mode(model, training=True):
-        noisy = trace(model, lambda: call(model, two)).noisy
+        noisy = trace(model, lambda: call(model, two), 2).noisy
     with _mode(model, training=False):
-        first, larger = (trace(model, lambda batch=batch: call(model, batch)) for batch in (two, three))
+        first, larger = (trace(model, lambda batch=batch: call(model, batch), n) for n, batch in ((2, two), (3, three)))
         if bare := next((name for name in adapted if name not in first.order), None):
             raise ConfigError(
                 f'"{bare}" is adapted or trained whole and never called, so it can\'t be told what runs before it. '

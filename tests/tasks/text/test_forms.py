@@ -38,7 +38,9 @@ def records_of(*rows: dict) -> Records:
     ],
 )
 def test_forms(row, task, columns, example):
-    assert read_examples(records_of(row), task, columns) == ([example], [])
+    examples, notes = read_examples(records_of(row), task, columns)
+    assert examples == [example]
+    assert all("not used" in note for note in notes)
 
 
 ASKED = Chat(1, (HELLO[0], {"role": "assistant", "content": ""}))

@@ -42,7 +42,7 @@ def test_it_learns_about_what_it_learns_in_float32(kind: str, task: str, dtype: 
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     flags = ["--model", str(tmp_path / "model"), "--task", task, "--data", str(tmp_path / "data.jsonl")]
     flags += ["--ranks", "1,4", "--seeds", "1", "--epochs", "2", "--batch-size", "8", "--lr", "1e-2", "--quiet"]
-    flags += ["--no-widen", "--search", "0", "--no-base-dropout"]
+    flags += ["--plan", "grid", "--no-widen", "--search", "0", "--no-base-dropout"]
     losses = {}
     for kept in (dtype, "float32"):
         out = tmp_path / kept

@@ -152,6 +152,7 @@ def test_an_architectures_own_classifier(folders, kind, head):
 def test_a_head_that_the_checkpoint_has_is_kept_where_the_labels_fit(folders, tmp_path):
     config = CONFIGS["bert"]()
     config.num_labels = 3
+    config.id2label, config.label2id = dict(enumerate(THREE.names)), {name: i for i, name in enumerate(THREE.names)}
     model = BertForSequenceClassification(config)
     model.save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be remo
 """peft asks transformers by old names."""
 
 WORDS = ("one", "two", "three", "cat", "sat", "The", "mat")
-QUICK = ["--seeds", "1", "--epochs", "2", "--batch-size", "8", "--lr", "1e-3,1e-2", "--quiet"]
+QUICK = ["--epochs", "2", "--batch-size", "8", "--lr", "1e-3,1e-2", "--quiet"]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,8 @@ def run(folders: Path, out: Path, kind: str, task: str, *more: str, ranks: str =
     model = [] if "--model" in more else ["--model", str(folders / kind)]
     flags = [*model, "--task", task, "--data", str(data), "--out", str(out)]
     grid = [] if "--widen" in more else ["--no-widen"]
-    return main(["sweep", *flags, "--ranks", ranks, *QUICK, *grid, *more])
+    plan = [] if "--plan" in more else ["--plan", "grid", "--seeds", "1"]
+    return main(["sweep", *flags, "--ranks", ranks, *QUICK, *plan, *grid, *more])
 
 
 def test_classifiers_with_a_head_of_their_own(folders: Path, tmp_path: Path) -> None:
@@ -71,6 +72,18 @@ def test_classifiers_with_a_head_of_their_own(folders: Path, tmp_path: Path) -> 
         theirs = peft.PeftModel.from_pretrained(fresh.model, str(folder)).eval()
         logits = fresh.call(theirs, batch)
     torch.testing.assert_close(ours, logits, rtol=1e-5, atol=1e-5)
+
+
+def test_the_adaptive_plan_searches_at_the_middle_rank_and_the_head(folders: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(folders, out, "bert", "classify", "--search", "20", "--plan", "auto", "--seeds", "2") == 0
+    results = read_results(out)
+    searched = {one["configuration"] for one in results["grid"]["search"]}
+    assert {"head", "full"} < searched
+    (middle,) = searched - {"head", "full"}
+    runs = {run["configuration"] for run in results["runs"]}
+    assert {middle, "full"} <= runs <= {"r1", "r4", "head", "full"}
+    assert {run["seed"] for run in results["runs"]} == {0, 1}
 
 
 def test_a_language_model(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

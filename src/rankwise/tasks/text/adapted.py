@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 from rankwise.errors import AdapterFileError, ConfigError
 from rankwise.files import load_adapter
 from rankwise.lora.named import activate, disabled
-from rankwise.tasks.text.chat import read_template
+from rankwise.tasks.text.generation_settings import put_aside
 from rankwise.tasks.text.labels import FILE as LABELS
 from rankwise.tasks.text.labels import Labels, read_labels
 from rankwise.tasks.text.models import ModelOptions, TextModel, load_text_model
 from rankwise.tasks.text.prompting import Prompting, read_prompting
 from rankwise.tasks.text.sft import SftOptions
+from rankwise.tasks.text.templates import read_template, writes_date
 from rankwise.tasks.text.trained import Trained, read_trained
 from rankwise.tasks.text.use_options import NOT_QUANTIZED, UseOptions
 from rankwise.train.device import device_note, find_device
@@ -120,21 +121,32 @@ def load_adapted(folders: Sequence[Path], options: UseOptions, *, rounded: bool 
             trust_remote_code=options.trust_remote_code,
             pooling=pooling,
         ),
+        fixed_order=True,
     )
     if quantized != NOT_QUANTIZED:
         from rankwise.quantising import quantize, round_weights
 
         (round_weights if rounded else quantize)(loaded.model, quantized, skip=loaded.head)
     taught = _kept(folders, read_prompting)
-    ways = tuple(_way(*kept, options) for kept in zip(trained, taught, strict=True))
+    dates = list(dict.fromkeys(kept.date for kept in taught if kept is not None and kept.date is not None))
+    date = options.date or (dates[0] if dates else None)
+    ways = tuple(_way(*kept, options, date) for kept in zip(trained, taught, strict=True))
     for i, folder in enumerate(folders):
         load_adapter(loaded.model, folder, _inside(i))
     loaded.model.eval()
     names, notes = _names(folders), (*device_note(options.device, device), *loaded.notes)
+    if task == "sft":
+        notes += (*put_aside(loaded.model, loaded.tokenizer),)
     if len({(way.chat, way.chat_template, way.separator) for way in ways}) > 1:
         notes += (
             f"The adapters were taught prompts in different ways; each is asked in its own, the base as {names[0]}.",
         )
+    if len(dates) > 1 and options.date is None:
+        notes += (
+            f"The adapters were taught on different dates; the chat template writes {date}. --date sets another.",
+        )
+    elif date is None and task == "sft" and writes_date(loaded.tokenizer):
+        notes += ("The chat template writes today's date, so figures and answers change with it; --date sets one.",)
     return Adapted(loaded, task, labels, names, ways, options.max_length, notes, tuple(folders))
 
 
@@ -221,7 +233,7 @@ def _same(what: str, values: Iterable[str]) -> str:
     return found[0]
 
 
-def _way(trained: Trained, taught: Prompting | None, options: UseOptions) -> SftOptions:
+def _way(trained: Trained, taught: Prompting | None, options: UseOptions, date: str | None) -> SftOptions:
     """As an adapter was taught, unless the user says otherwise."""
     template = None if options.chat_template is None else read_template(options.chat_template)
     return SftOptions(
@@ -230,4 +242,5 @@ def _way(trained: Trained, taught: Prompting | None, options: UseOptions) -> Sft
         chat=options.chat if options.chat is not None or taught is None else taught.chat,
         chat_template=template or (taught.chat_template if taught else None),
         separator=options.separator if options.separator is not None else (taught.separator if taught else ""),
+        date=date,
     )

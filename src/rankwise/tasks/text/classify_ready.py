@@ -47,14 +47,23 @@ def ready_classify(options: TextOptions, examples: Examples, label_names: Mappin
     """
     column = dict(options.columns).get("label", "label")
     train: list[Any] = list(examples.train)
-    labels = find_labels(train, options.labels, label_names.get(column, ()))
+    labels = find_labels(train, options.labels, label_names.get(column, ()), places=examples.places)
     loaded = load_text_model(options.model, "classify", labels, model_options(options))
+    labels = loaded.labels or labels
     parts: dict[str, ClassifyData] = {}
     for what, name in SPLITS.items():
         rows: list[Any] = list(getattr(examples, what))
         if not rows:
             raise DataError(f"The {name} data is empty.")
-        parts[what] = tokenize_classify(rows, labels, loaded.tokenizer, loaded.config, name, options.max_length)
+        parts[what] = tokenize_classify(
+            rows,
+            labels,
+            loaded.tokenizer,
+            loaded.config,
+            name,
+            options.max_length,
+            skip_bad_lines=options.skip_bad_lines,
+        )
     data = {what: part.data for what, part in parts.items()}
     if options.validation is None:
         fillers = {"input_ids": pad_token_of(loaded.tokenizer)[0], "attention_mask": 0, "token_type_ids": 0}
@@ -62,7 +71,7 @@ def ready_classify(options: TextOptions, examples: Examples, label_names: Mappin
     tensors = {what: {key: t.to(options.device) for key, t in part.items()} for what, part in data.items()}
     splits = Splits(tensors["train"], tensors["validation"], tensors["test"])
     if options.validation is None:
-        inputs = [example.source for example in (*examples.train, *examples.validation)]
+        inputs = [example.source for what in ("train", "validation") for example in parts[what].examples]
         splits = pooled_splits(**tensors, inputs=inputs)
     if labels.kind == "number" and loaded.new_head:
         begin_at(loaded.model, loaded.new_head, float(parts["train"].data["labels"].median()))

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from rankwise.errors import DataError
 from rankwise.tasks.text.adapted import BASE, Adapted
+from rankwise.tasks.text.bad_lines import usable
 from rankwise.tasks.text.batches import as_tensors
+from rankwise.tasks.text.chat import answer_text
 from rankwise.tasks.text.classes import ClassFigures, class_figures, confusion_of
 from rankwise.tasks.text.classify import tokenize_classify
-from rankwise.tasks.text.examples import Labelled, Plain
+from rankwise.tasks.text.examples import Chat, Labelled, Plain, SftExample, has_more
 from rankwise.tasks.text.floors import FLOORS, floor_outputs
 from rankwise.tasks.text.forms import read_examples
 from rankwise.tasks.text.generated import check_scorers, group_references, score_texts
@@ -26,6 +28,7 @@ from rankwise.tasks.text.seen import count_seen, run_of
 from rankwise.tasks.text.sft import tokenize_sft
 from rankwise.tasks.text.sources import read_records
 from rankwise.tasks.text.subset import drawn
+from rankwise.tasks.text.templates import Template, chat_template
 from rankwise.tasks.text.tokens import text_config
 from rankwise.tasks.text.vocabulary import TokenLoss, lean_head, row_loss
 
@@ -100,8 +103,16 @@ def evaluate_texts(
         DataError: The file can't be read, or its labels are unknown.
     """
     records = read_records(data, split=split, skip_bad_lines=skip_bad_lines)
-    several = adapted.labels is not None and adapted.labels.kind == "several"
-    examples, notes = read_examples(records, adapted.task, columns, several=several, skip_bad_lines=skip_bad_lines)
+    labels = adapted.labels
+    several = labels is not None and labels.kind == "several"
+    examples, notes = read_examples(
+        records,
+        adapted.task,
+        columns,
+        several=several,
+        places=len(labels.names) if labels is not None and labels.places else None,
+        skip_bad_lines=skip_bad_lines,
+    )
     if not examples:
         raise DataError(f"{data} has no examples.")
     notes = [*adapted.notes, *records.notes, *notes]
@@ -114,11 +125,11 @@ def evaluate_texts(
         notes.append(f"{limit:,} of {len(examples):,} examples are used, drawn with seed {SEED}.")
     notes += _seen(adapted, rows, data)
     if adapted.task == "classify":
-        found = _classify(adapted, names, rows, data)
+        found = _classify(adapted, names, rows, data, skip_bad_lines)
         return replace(found, notes=[*notes, *found.notes])
-    figures, said = _sft(adapted, names, rows)
+    figures, said = _sft(adapted, names, rows, skip_bad_lines)
     if generate:
-        more, also = _written(adapted, names, examples, generate, writing or Writing())
+        more, also = _written(adapted, names, examples, generate, writing or Writing(), skip_bad_lines)
         figures = {name: own | more.get(name, {}) for name, own in figures.items()}
         said = [*said, *also]
     return Evaluation(data=data, figures=figures, notes=[*notes, *said])
@@ -138,11 +149,12 @@ def _seen(adapted: Adapted, examples: Sequence[Any], data: str) -> list[str]:
     ]
 
 
-def _classify(adapted: Adapted, names: Sequence[str], rows: Sequence[Any], data: str) -> Evaluation:
+def _classify(adapted: Adapted, names: Sequence[str], rows: Sequence[Any], data: str, skip: bool) -> Evaluation:
     loaded, labels = adapted.loaded, adapted.labels
     if labels is None:
         raise DataError("There are no labels to compare with.")
-    prepared = tokenize_classify(rows, labels, loaded.tokenizer, loaded.config, "test", adapted.one_way().max_length)
+    longest = adapted.one_way().max_length
+    prepared = tokenize_classify(rows, labels, loaded.tokenizer, loaded.config, "test", longest, skip_bad_lines=skip)
     right = prepared.data["labels"]
     outputs = {name: classifier_outputs(adapted, name, prepared.data) for name in names}
     with_floor = {FLOORS[labels.kind]: floor_outputs(labels, right), **outputs}
@@ -155,7 +167,7 @@ def _classify(adapted: Adapted, names: Sequence[str], rows: Sequence[Any], data:
         figures={name: _figures(found, prepared.data, labels.kind) for name, found in with_floor.items()},
         notes=notes,
         labels=labels,
-        examples=rows,
+        examples=prepared.examples,
         predictions={name: predictions_of(found, labels) for name, found in outputs.items()},
         classes={name: class_figures(found, right, labels) for name, found in outputs.items()},
         confusions={name: counts for name, counts in confusions.items() if counts is not None},
@@ -169,9 +181,11 @@ def _figures(outputs: Tensor, data: Mapping[str, Tensor], kind: str) -> Figures:
     return {"loss": float(mean.mean()), **{key: float(value) for key, value in figures.items()}}
 
 
-def _sft(adapted: Adapted, names: Sequence[str], rows: Sequence[Any]) -> tuple[dict[str, Figures], Sequence[str]]:
+def _sft(
+    adapted: Adapted, names: Sequence[str], rows: Sequence[Any], skip: bool
+) -> tuple[dict[str, Figures], Sequence[str]]:
     loaded = adapted.loaded
-    prepared = tokenize_sft(rows, loaded.tokenizer, loaded.config, adapted.one_way())
+    prepared = tokenize_sft(rows, loaded.tokenizer, loaded.config, adapted.one_way(), skip_bad_lines=skip)
     data = as_tensors(prepared, shift=loaded.shift)
     device = next(loaded.model.parameters()).device
     found: dict[str, Figures] = {}
@@ -196,12 +210,21 @@ def _check_written(adapted: Adapted, examples: Sequence[Any]) -> None:
 
 
 def _written(
-    adapted: Adapted, names: Sequence[str], examples: Sequence[Any], n: int, writing: Writing
+    adapted: Adapted, names: Sequence[str], examples: Sequence[Any], n: int, writing: Writing, skip: bool
 ) -> tuple[dict[str, Figures], list[str]]:
     """Figures of answers to n inputs, those left out that have no room for one."""
-    inputs, answers = group_references(examples)
+    template = Template(adapted.loaded.tokenizer, adapted.way(BASE).date)
+
+    def answer_of(example: SftExample) -> str:
+        if isinstance(example, Chat) and has_more(example):
+            return answer_text(template, example)
+        return example.answer
+
+    with chat_template(adapted.loaded.tokenizer, adapted.way(BASE).chat_template):
+        made, _ = usable(examples, answer_of, "examples", skip=skip)
+    inputs, answers = group_references([example for example, _ in made], [answer for _, answer in made])
     places = drawn(inputs, n, SEED, "generate")
-    fitting, said = with_room(adapted, [BASE], [inputs[i] for i in places], writing)
+    fitting, said = with_room(adapted, [BASE], [inputs[i] for i in places], writing, skip_bad_lines=skip)
     places = [places[i] for i in fitting]
     prompts, references = [inputs[i] for i in places], [answers[i] for i in places]
     counted = f"with {sum(map(len, references)):,} references"

@@ -1,35 +1,57 @@
 """What an example is, once its columns have been understood."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any
 
 Label = str | float | tuple[str, ...]
 """One label, a number to predict, or several labels."""
 
 
-class Message(TypedDict):
-    """One turn of a conversation."""
-
-    role: str
-    content: str
+Message = Mapping[str, Any]
+"""One turn of a conversation: "role", "content", and whatever else the chat template may read (tool calls, a name,
+reasoning)."""
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation; every message of the role "assistant" is an answer."""
+    """A conversation; every message of the role "assistant" is an answer.
+
+    Args:
+        line: Where it stands.
+        messages: Its turns.
+        tools: Descriptions of the tools that the assistant may call.
+        context: Places of the answers that are context only and are not learnt.
+    """
 
     line: int
     messages: tuple[Message, ...]
+    tools: tuple[Any, ...] = ()
+    context: frozenset[int] = frozenset()
 
     @property
     def source(self) -> str:
         """What is given: everything before the last answer."""
-        return "\n".join(f"{m['role']}: {m['content']}" for m in self.messages[:-1])
+        turns = [_in_words(message) for message in self.messages[:-1]]
+        return "\n".join([*turns, json.dumps(self.tools)] if self.tools else turns)
 
     @property
     def answer(self) -> str:
         """What is to be learnt."""
-        return self.messages[-1]["content"]
+        last = self.messages[-1]
+        return _in_words(last) if has_more(self) else last["content"]
+
+
+def has_more(chat: Chat) -> bool:
+    """Whether the last answer of a conversation holds more than its text, such as tool calls."""
+    return not chat.messages[-1].keys() <= {"role", "content"}
+
+
+def _in_words(message: Message) -> str:
+    more = {key: value for key, value in message.items() if key not in ("role", "content")}
+    said = f"{message['role']}: {message['content']}"
+    return f"{said} {json.dumps(more, ensure_ascii=False, default=str)}" if more else said
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,16 @@
 A form is a set of roles; a role is filled by the column of its own name, or by the one that the user names for it.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rankwise.errors import DataError, suggest
-from rankwise.tasks.text.examples import Chat, Example, Label, Labelled, Message, Pair, Plain
-from rankwise.tasks.text.sources import NAMED, Records
-
-ROLES = ("system", "user", "assistant", "tool")
-
-
-class _WrongValueError(ValueError):
-    """A record's value that can't be used; the message says why, the caller adds the line."""
+from rankwise.tasks.text.bad_lines import NAMED
+from rankwise.tasks.text.examples import Chat, Example, Labelled, Pair, Plain
+from rankwise.tasks.text.label_values import count_places, label_of, places_of, several_of
+from rankwise.tasks.text.messages import WrongValueError, has_text, read_chat, read_history, with_system
+from rankwise.tasks.text.sources import Records
 
 
 @dataclass(frozen=True)
@@ -39,47 +35,28 @@ class Form:
 def _text(values: Mapping[str, Any], role: str) -> str:
     value = values.get(role)
     if value is None:
-        raise _WrongValueError(f'no "{role}"')
+        raise WrongValueError(f'no "{role}"')
     if not isinstance(value, str):
-        raise _WrongValueError(f'"{role}" is a {type(value).__name__}, not a text')
+        raise WrongValueError(f'"{role}" is a {type(value).__name__}, not a text')
     if not value.strip():
-        raise _WrongValueError(f'"{role}" is empty')
+        raise WrongValueError(f'"{role}" is empty')
     return value
 
 
-def _json_list(text: str, role: str) -> Any:
-    """A list as a column of a CSV file holds it."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        raise _WrongValueError(f'"{role}" is a text that is no JSON list') from None
-
-
-def _messages(values: Mapping[str, Any]) -> tuple[Message, ...]:
-    given = values["messages"]
-    if isinstance(given, str):
-        given = _json_list(given, "messages")
-    if not isinstance(given, Sequence) or not given:
-        raise _WrongValueError('"messages" is no list of messages')
-    return tuple(_message(i, message) for i, message in enumerate(given, start=1))
-
-
 def _chat(line: int, values: Mapping[str, Any]) -> Chat:
-    messages = _messages(values)
-    if messages[-1]["role"] != "assistant":
-        raise _WrongValueError(
-            f'the last message is of role "{messages[-1]["role"]}", not "assistant": there is no answer'
+    return _answered(_read(line, values))
+
+
+def _answered(chat: Chat) -> Chat:
+    if chat.messages[-1]["role"] != "assistant":
+        raise WrongValueError(
+            f'the last message is of role "{chat.messages[-1]["role"]}", not "assistant": there is no answer'
         )
-    return Chat(line, messages)
+    return chat
 
 
-def _message(i: int, message: Any) -> Message:
-    if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
-        raise _WrongValueError(f'message {i} is not {{"role": ..., "content": text}}')
-    role = message.get("role")
-    if role not in ROLES:
-        raise _WrongValueError(f'message {i} has the role "{role}"; roles are {", ".join(ROLES)}')
-    return {"role": role, "content": message["content"]}
+def _read(line: int, values: Mapping[str, Any]) -> Chat:
+    return read_chat(line, values["messages"], values.get("tools"), values.get("system"))
 
 
 def _pair(line: int, values: Mapping[str, Any]) -> Pair:
@@ -89,26 +66,38 @@ def _pair(line: int, values: Mapping[str, Any]) -> Pair:
 def _instructed(values: Mapping[str, Any]) -> str:
     instruction, more = _text(values, "instruction"), values.get("input") or ""
     if not isinstance(more, str):
-        raise _WrongValueError(f'"input" is a {type(more).__name__}, not a text')
+        raise WrongValueError(f'"input" is a {type(more).__name__}, not a text')
     return f"{instruction}\n\n{more}" if more.strip() else instruction
 
 
-def _instruction(line: int, values: Mapping[str, Any]) -> Pair:
-    return Pair(line, _instructed(values), _text(values, "output"), chat=True)
+def _instruction(line: int, values: Mapping[str, Any]) -> Pair | Chat:
+    return _after_others(line, values, _instructed(values), _text(values, "output"))
+
+
+def _after_others(line: int, values: Mapping[str, Any], instruction: str, output: str) -> Pair | Chat:
+    """An instruction and its output: with a system prompt or earlier turns a conversation."""
+    turns = read_history(values.get("history"))
+    system = values.get("system")
+    if not turns and not has_text(system):
+        return Pair(line, instruction, output, chat=True)
+    return with_system(
+        Chat(line, (*turns, {"role": "user", "content": instruction}, {"role": "assistant", "content": output})),
+        system,
+    )
 
 
 def _chat_to_answer(line: int, values: Mapping[str, Any]) -> Chat:
-    messages = _messages(values)
-    asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-    return Chat(line, (*asked, {"role": "assistant", "content": ""}))
+    chat = _read(line, values)
+    asked = chat.messages[:-1] if chat.messages[-1]["role"] == "assistant" else chat.messages
+    return replace(chat, messages=(*asked, {"role": "assistant", "content": ""}), context=frozenset[int]())
 
 
 def _prompt(line: int, values: Mapping[str, Any]) -> Pair:
     return Pair(line, _text(values, "prompt"), "")
 
 
-def _instruction_to_follow(line: int, values: Mapping[str, Any]) -> Pair:
-    return Pair(line, _instructed(values), "", chat=True)
+def _instruction_to_follow(line: int, values: Mapping[str, Any]) -> Pair | Chat:
+    return _after_others(line, values, _instructed(values), "")
 
 
 def _plain(line: int, values: Mapping[str, Any]) -> Plain:
@@ -117,44 +106,26 @@ def _plain(line: int, values: Mapping[str, Any]) -> Plain:
 
 def _labelled(line: int, values: Mapping[str, Any]) -> Labelled:
     pair = None if values.get("text_pair") is None else _text(values, "text_pair")
-    return Labelled(line, _text(values, "text"), _label(values.get("label")), pair)
+    return Labelled(line, _text(values, "text"), values["label"], pair)
 
 
 def _to_label(line: int, values: Mapping[str, Any]) -> Labelled:
     return _labelled(line, {**values, "label": "?"})
 
 
-def _several(value: Any) -> Any:
-    """Several labels, where a CSV file holds them as a JSON list; a text is one label."""
-    if not (isinstance(value, str) and value.strip().startswith("[")):
-        return value
-    return _json_list(value, "label")
-
-
-def _label(value: Any) -> Label:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return value
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, str) and value.strip():
-        return value.strip()
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(dict.fromkeys(str(item) for item in value))
-    raise _WrongValueError("the label is empty")
-
+_AROUND = ("input", "system", "history")
+"""What may stand around an instruction."""
 
 FORMS: dict[str, Form] = {
-    "messages": Form(("messages",), _chat),
+    "messages": Form(("messages",), _chat, optional=("tools", "system")),
     "prompt and completion": Form(("prompt", "completion"), _pair),
-    "instruction and output": Form(("instruction", "output"), _instruction, optional=("input",)),
+    "instruction and output": Form(("instruction", "output"), _instruction, optional=_AROUND),
     "text": Form(("text",), _plain),
     "text and label": Form(("text", "label"), _labelled, optional=("text_pair",), tasks=("classify",)),
     "text to label": Form(("text",), _to_label, optional=("text_pair",), tasks=("predict",)),
-    "messages to answer": Form(("messages",), _chat_to_answer, tasks=("generate",)),
+    "messages to answer": Form(("messages",), _chat_to_answer, optional=("tools", "system"), tasks=("generate",)),
     "prompt": Form(("prompt",), _prompt, optional=("completion",), tasks=("generate",)),
-    "instruction": Form(("instruction",), _instruction_to_follow, optional=("input", "output"), tasks=("generate",)),
+    "instruction": Form(("instruction",), _instruction_to_follow, (*_AROUND, "output"), ("generate",)),
 }
 """In the order in which they are tried."""
 
@@ -165,6 +136,7 @@ def read_examples(
     columns: Mapping[str, str] | None = None,
     *,
     several: bool = False,
+    places: int | None = None,
     skip_bad_lines: bool = False,
 ) -> tuple[list[Example], list[str]]:
     """Make examples of records.
@@ -174,6 +146,7 @@ def read_examples(
         task: "sft" or "classify"; "generate" for prompts without their answers, "predict" for texts without labels.
         columns: Role -> column, where a column is not called as its role; {"prompt": "mr", "completion": "ref"}.
         several: Whether a label may be several, so that a text such as '["a", "b"]' is a list of them.
+        places: How many labels there are where each is a place in a row of 0 and 1; from `find_places`.
         skip_bad_lines: Leave out records that can't be used, and say so, instead of refusing them.
 
     Returns:
@@ -195,15 +168,17 @@ def read_examples(
     columns, notes = _only_choice(records, forms, columns)
     form = _find_form(records, task, forms, columns)
     column_of = {role: columns.get(role, role) for role in (*form.roles, *form.optional)}
+    notes += _unused(records, [*column_of.values()])
     examples: list[Example] = []
     bad: list[str] = []
     for row in records.rows:
         try:
             values = {role: row.values.get(c) for role, c in column_of.items()}
-            if several:
-                values["label"] = _several(values["label"])
+            if "label" in values:
+                label = several_of(values["label"]) if several else values["label"]
+                values["label"] = label_of(label) if places is None else places_of(label, places)
             examples.append(form.make(row.line, values))
-        except _WrongValueError as error:
+        except WrongValueError as error:
             bad.append(f"line {row.line} ({error})")
     if not bad:
         return examples, notes
@@ -212,6 +187,29 @@ def read_examples(
     if not skip_bad_lines or not examples:
         raise DataError(f"{records.source}: {what} Mend them, or give --skip-bad-lines to leave them out.")
     return examples, [*notes, f"{records.source}: {what} They were left out."]
+
+
+def find_places(records: Records, column: str, *, several: bool) -> int | None:
+    """How many labels a column has, where it holds rows of 0 and 1 with a place for each; None where it does not.
+
+    Args:
+        records: The training data.
+        column: The labels' column.
+        several: Whether a text may be a JSON list.
+    """
+    values = [row.values.get(column) for row in records.rows]
+    try:
+        return count_places([several_of(value) for value in values] if several else values)
+    except WrongValueError:  # named with its line when examples are made
+        return None
+
+
+def _unused(records: Records, used: Sequence[str]) -> list[str]:
+    unused = [f'"{column}"' for column in records.columns if column not in used]
+    if not unused:
+        return []
+    what = f"the columns {', '.join(unused)} are" if len(unused) > 1 else f"the column {unused[0]} is"
+    return [f"{records.source}: {what} not used."]
 
 
 def _check_columns(records: Records, forms: Mapping[str, Form], columns: Mapping[str, str]) -> None:
@@ -255,8 +253,26 @@ def _find_form(records: Records, task: str, forms: Mapping[str, Form], columns: 
     )
 
 
+_OTHER_NAMES = {
+    "prompt": ("question", "query", "input", "source", "context", "document", "article", "problem", "mr"),
+    "completion": ("answer", "response", "output", "target", "summary", "highlights", "solution", "reply", "ref"),
+    "instruction": ("task", "question", "prompt"),
+    "output": ("response", "answer", "completion"),
+    "messages": ("conversations", "conversation", "dialog", "dialogue", "chat"),
+    "text": ("sentence", "content", "body", "review", "tweet", "document", "comment", "title"),
+    "label": ("labels", "category", "class", "sentiment", "target", "intent", "topic", "score", "rating", "stars"),
+}
+"""What columns of a role are called elsewhere."""
+
+
 def _shown(forms: Mapping[str, Form], records: Records) -> str:
-    """An example of naming columns: the form with as many roles as there are columns, else the last."""
-    fitting = [form for form in forms.values() if len(form.roles) == len(records.columns)]
-    roles = (fitting or list(forms.values()))[-1].roles
-    return ",".join(f"{role}={column}" for role, column in zip(roles, records.columns, strict=False))
+    """How to name columns: those that are called as the roles of a form often are, else only the roles."""
+    known = {column.casefold(): column for column in records.columns}
+    for form in forms.values():
+        found = {role: next((known[n] for n in (role, *_OTHER_NAMES[role]) if n in known), None) for role in form.roles}
+        columns = [column for column in found.values() if column is not None]
+        if len({*columns}) == len(form.roles):
+            return ",".join(f"{role}={column}" for role, column in found.items())
+    # The form with the fewest roles that has more than one, if any: a text alone is rarely what is meant.
+    roles = min((form.roles for form in forms.values()), key=lambda roles: (len(roles) != 2, len(roles)))
+    return ",".join(f"{role}=COLUMN" for role in roles)

@@ -11,8 +11,14 @@ References = Sequence[Sequence[str]]
 """For each text the answers that are right."""
 
 
-def group_references(examples: Sequence[SftExample]) -> tuple[list[SftExample], list[list[str]]]:
+def group_references(
+    examples: Sequence[SftExample], texts: Sequence[str] | None = None
+) -> tuple[list[SftExample], list[list[str]]]:
     """Examples of one and the same input as one, with all their answers: what is generated for it is held against all.
+
+    Args:
+        examples: The examples.
+        texts: Their answers as a model writes them; None takes their own.
 
     Returns:
         The first example of each input, in their order, and the answers of each.
@@ -24,9 +30,9 @@ def group_references(examples: Sequence[SftExample]) -> tuple[list[SftExample], 
     """
     answers: dict[str, list[str]] = {}
     first: dict[str, SftExample] = {}
-    for example in examples:
+    for example, text in zip(examples, [e.answer for e in examples] if texts is None else texts, strict=True):
         first.setdefault(example.source, example)
-        answers.setdefault(example.source, []).append(example.answer)
+        answers.setdefault(example.source, []).append(text)
     return list(first.values()), list(answers.values())
 
 

@@ -7,28 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankwise.errors import ConfigError, DataError
+from rankwise.errors import ConfigError
 from rankwise.tasks.text.adapted import Adapted
-from rankwise.tasks.text.chat import answer_end, chat_template, has_template
+from rankwise.tasks.text.bad_lines import BadLineError, numbers, usable
+from rankwise.tasks.text.chat import answer_end
 from rankwise.tasks.text.examples import Pair, SftExample
+from rankwise.tasks.text.generation_settings import own_ends, own_settings_aside
 from rankwise.tasks.text.sft import prompt_ids
-from rankwise.tasks.text.sources import NAMED
+from rankwise.tasks.text.templates import Template, chat_template, has_template
 from rankwise.tasks.text.tokens import check_known, find_context, text_config
-
-LIKELIEST: dict[str, Any] = {
-    "do_sample": False,
-    "temperature": None,
-    "top_p": None,
-    "top_k": None,
-    "num_beams": 1,
-    "early_stopping": False,
-    "length_penalty": 1.0,
-    "min_length": 0,
-    "min_new_tokens": None,
-    "no_repeat_ngram_size": 0,
-    "repetition_penalty": 1.0,
-}
-"""The likeliest token always, whatever a model's own configuration would rather do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,16 +82,21 @@ def write_texts(adapted: Adapted, name: str, prompts: Sequence[SftExample], how:
     tokenizer, device = loaded.tokenizer, next(model.parameters()).device
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompted[i]))
-    drawn: dict[str, Any] = {"do_sample": True, "temperature": how.temperature} if how.temperature else {}
+    # The likeliest token always, or draws from the model's own probabilities.
+    drawn: dict[str, Any] = (
+        {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
+        if how.temperature
+        else {"do_sample": False}
+    )
     ends = _ends(adapted, name)
-    with adapted.acting(name), torch.random.fork_rng():
+    with adapted.acting(name), own_settings_aside(model), torch.random.fork_rng():
         torch.manual_seed(how.seed)
         for start in range(0, len(order), how.batch_size):
             rows = order[start : start + how.batch_size]
             batch = _filled([prompted[i] for i in rows], tokenizer.pad_token_id, left=not loaded.encoder_decoder)
             written = model.generate(
                 **{key: value.to(device) for key, value in batch.items()},
-                **(LIKELIEST | drawn),
+                **drawn,
                 **({"eos_token_id": ends} if ends else {}),
                 max_new_tokens=how.max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id,
@@ -117,21 +109,31 @@ def write_texts(adapted: Adapted, name: str, prompts: Sequence[SftExample], how:
 
 
 def _tokens(adapted: Adapted, name: str, prompts: Sequence[SftExample]) -> list[list[int]]:
+    """The tokens of prompts as one adapter is asked.
+
+    Raises:
+        BadLineError: A prompt can't be written, or has a token beyond the model's vocabulary.
+    """
     loaded, way = adapted.loaded, adapted.way(name)
+    found: list[list[int]] = []
     with chat_template(loaded.tokenizer, way.chat_template):
-        return [prompt_ids(p, loaded.tokenizer, way, encoder_decoder=loaded.encoder_decoder) for p in prompts]
+        for prompt in prompts:
+            ids = prompt_ids(prompt, loaded.tokenizer, way, encoder_decoder=loaded.encoder_decoder)
+            if not ids:
+                raise BadLineError(prompt.line, ": the prompt is empty; there is nothing to continue.")
+            check_known(prompt.line, ids, loaded.tokenizer, text_config(loaded.config))
+            found.append(ids)
+    return found
 
 
 def _ends(adapted: Adapted, name: str) -> list[int]:
     """The tokens after which an answer is over: the model's own, the tokenizer's, and what a conversation's answers end
     with, which training has taught."""
     loaded, way = adapted.loaded, adapted.way(name)
-    model: Any = loaded.model
-    own = model.generation_config.eos_token_id
-    found = [*(own if isinstance(own, list) else [own]), loaded.tokenizer.eos_token_id]
+    found = [*own_ends(loaded.model, loaded.tokenizer), loaded.tokenizer.eos_token_id]
     with chat_template(loaded.tokenizer, way.chat_template):
         if way.chat is not False and has_template(loaded.tokenizer):
-            found.append(answer_end(loaded.tokenizer))
+            found.append(answer_end(Template(loaded.tokenizer, way.date)))
     return sorted({token for token in found if token is not None})
 
 
@@ -145,57 +147,44 @@ def _filled(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> dict[str,
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def without_room(adapted: Adapted, name: str, prompts: Sequence[SftExample], how: Writing) -> dict[int, int]:
-    """The prompts that don't fit into the context together with their answer.
-
-    Args:
-        adapted: The model.
-        name: The adapter that is asked, in its own way.
-        prompts: Examples, whose answers are not read.
-        how: How answers are written.
-
-    Returns:
-        Place among the prompts -> how many tokens it has.
-
-    Raises:
-        DataError: A prompt can't be written, or has a token beyond the model's vocabulary.
-    """
-    return _too_long(adapted, prompts, _tokens(adapted, name, prompts), how)
-
-
-def _too_long(
-    adapted: Adapted, prompts: Sequence[SftExample], prompted: Sequence[Sequence[int]], how: Writing
-) -> dict[int, int]:
-    loaded = adapted.loaded
-    room, config = _context(adapted) - (0 if loaded.encoder_decoder else how.max_new_tokens), text_config(loaded.config)
-    for prompt, ids in zip(prompts, prompted, strict=True):
-        if not ids:
-            raise DataError(f"The prompt of line {prompt.line} is empty; there is nothing to go on from.")
-        check_known(prompt.line, ids, loaded.tokenizer, config)
-    return {i: len(ids) for i, ids in enumerate(prompted) if len(ids) > room}
+def _room(adapted: Adapted, how: Writing) -> int:
+    return _context(adapted) - (0 if adapted.loaded.encoder_decoder else how.max_new_tokens)
 
 
 def with_room(
-    adapted: Adapted, names: Sequence[str], prompts: Sequence[SftExample], how: Writing
+    adapted: Adapted, names: Sequence[str], prompts: Sequence[SftExample], how: Writing, *, skip_bad_lines: bool = False
 ) -> tuple[list[int], list[str]]:
     """The prompts that fit into the context together with their answer, whoever of `names` is asked.
+
+    Args:
+        adapted: The model.
+        names: Who is asked, each in its own way.
+        prompts: Examples, whose answers are not read.
+        how: How answers are written.
+        skip_bad_lines: Leave out prompts that can't be written, and say so, instead of refusing them.
 
     Returns:
         Their places, and what the user should be told of the others.
 
     Raises:
-        DataError: A prompt can't be written, or has a token beyond the model's vocabulary.
+        DataError: Prompts can't be written, or have a token beyond the model's vocabulary.
     """
-    long = {i: n for name in names for i, n in without_room(adapted, name, prompts, how).items()}
-    places = [i for i in range(len(prompts)) if i not in long]
-    if not long:
-        return places, []
-    lines = [prompts[i].line for i in sorted(long)]
-    shown = ", ".join(map(str, lines[:NAMED])) + (", ..." if len(lines) > NAMED else "")
-    return places, [
-        f"{len(long):,} of {len(prompts):,} inputs have no room for an answer of {how.max_new_tokens:,} tokens in the "
-        f"context (the longest has {max(long.values()):,}) and none was written: line {shown}."
-    ]
+    place_of = {id(prompt): i for i, prompt in enumerate(prompts)}
+    made, notes = usable(
+        prompts,
+        lambda prompt: max(len(_tokens(adapted, name, [prompt])[0]) for name in names),
+        "prompts",
+        skip=skip_bad_lines,
+    )
+    places = [place_of[id(prompt)] for prompt, n in made if n <= _room(adapted, how)]
+    long = [(prompt.line, n) for prompt, n in made if n > _room(adapted, how)]
+    if long:
+        notes.append(
+            f"{len(long):,} of {len(prompts):,} inputs have no room for an answer of {how.max_new_tokens:,} tokens in "
+            f"the context (the longest has {max(n for _, n in long):,}) and none was written: "
+            f"{numbers([line for line, _ in long])}."
+        )
+    return places, notes
 
 
 def _context(adapted: Adapted) -> int:
@@ -205,9 +194,10 @@ def _context(adapted: Adapted) -> int:
 def _check_room(
     adapted: Adapted, prompts: Sequence[SftExample], prompted: Sequence[Sequence[int]], how: Writing
 ) -> None:
-    for i, n in _too_long(adapted, prompts, prompted, how).items():
-        which = "The prompt" if len(prompts) == 1 else f"The prompt of line {prompts[i].line}"
-        raise ConfigError(
-            f"{which} has {n:,} tokens; with {how.max_new_tokens} for the answer the context of "
-            f"{_context(adapted):,} has no room for it. Make it shorter, or --max-new-tokens smaller."
-        )
+    for prompt, ids in zip(prompts, prompted, strict=True):
+        if len(ids) > _room(adapted, how):
+            which = "The prompt" if len(prompts) == 1 else f"The prompt of line {prompt.line}"
+            raise ConfigError(
+                f"{which} has {len(ids):,} tokens; with {how.max_new_tokens} for the answer the context of "
+                f"{_context(adapted):,} has no room for it. Make it shorter, or --max-new-tokens smaller."
+            )

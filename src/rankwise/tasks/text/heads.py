@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import ConfigError
 from rankwise.streams import stream
+from rankwise.tasks.text.tokens import text_config
 
 HEAD_STD = 0.02
 """Standard deviation of a new head's weights where the model's configuration names none; BERT's, and most models'."""
@@ -44,7 +45,7 @@ class MeanPooledClassifier(nn.Module):
             encoder.register_module("pooler", None)
         self.encoder = encoder
         first = next(encoder.parameters(), torch.empty(0))
-        config: Any = encoder.config
+        config = text_config(encoder.config)
         self.head = nn.Linear(config.hidden_size, n_outputs, device=first.device, dtype=first.dtype)
 
     @staticmethod
@@ -98,7 +99,8 @@ def initial_head(model: nn.Module, head: Sequence[str], new: Sequence[str], seed
         new: Those of them that the checkpoint has no weights for.
         seed: The adapter's.
     """
-    std = float(getattr(getattr(model, "config", None), "initializer_range", None) or HEAD_STD)
+    config = text_config(getattr(model, "config", None))
+    std = float(getattr(config, "initializer_range", None) or HEAD_STD)
     state: dict[str, Tensor] = {}
     for module in head:
         for name, parameter in model.get_submodule(module).named_parameters(recurse=False):

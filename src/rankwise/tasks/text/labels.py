@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rankwise.errors import ConfigError, DataError, suggest
+from rankwise.tasks.text.bad_lines import BadLineError
 from rankwise.tasks.text.beside import write_beside
 from rankwise.tasks.text.examples import Label, Labelled
 from rankwise.writing import read_regular
@@ -27,10 +28,12 @@ class Labels:
     Args:
         kind: One of `KINDS`.
         names: The label names; their places are the model's outputs. A single one, "value", for numbers.
+        places: Whether the data hold them as rows of 0 and 1 with a place for each.
     """
 
     kind: str
     names: tuple[str, ...]
+    places: bool = False
 
     @property
     def problem_type(self) -> str:
@@ -82,6 +85,12 @@ class Labels:
             return torch.tensor([[_number(e)] for e in examples])
         place = {name: i for i, name in enumerate(self.names)}
         given = [_several(e.label) for e in examples]
+        if self.kind == "one":
+            for example, labels in zip(examples, given, strict=True):
+                if len(labels) != 1:
+                    raise BadLineError(
+                        example.line, f" has {len(labels)} labels; give --labels several, or one label a line."
+                    )
         unknown = {
             label: e.line for e, labels in zip(examples, given, strict=True) for label in labels if label not in place
         }
@@ -105,7 +114,8 @@ class Labels:
         Raises:
             OutputError: The folder can't be written.
         """
-        return write_beside(folder / FILE, {"kind": self.kind, "names": list(self.names)})
+        content = {"kind": self.kind, "names": list(self.names), **({"places": True} if self.places else {})}
+        return write_beside(folder / FILE, content)
 
 
 _PROBLEM_TYPES = {"one": "single_label_classification", "several": "multi_label_classification", "number": "regression"}
@@ -122,25 +132,28 @@ def read_labels(folder: Path) -> Labels:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = Labels("one", ("no", "yes")).save(Path(folder))
         ...     read_labels(Path(folder))
-        Labels(kind='one', names=('no', 'yes'))
+        Labels(kind='one', names=('no', 'yes'), places=False)
     """
     path = folder / FILE
     try:
         content = json.loads(read_regular(path))
-        return Labels(content["kind"], tuple(content["names"]))
+        return Labels(content["kind"], tuple(content["names"]), bool(content.get("places", False)))
     except OSError as error:
         raise DataError(f"{path} can't be read ({error.strerror}); it is saved beside an adapter.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f'{path} is damaged; it holds {{"kind": ..., "names": [...]}}.') from error
 
 
-def find_labels(train: Sequence[Labelled], kind: str | None = None, names: Sequence[str] = ()) -> Labels:
+def find_labels(
+    train: Sequence[Labelled], kind: str | None = None, names: Sequence[str] = (), *, places: bool = False
+) -> Labels:
     """Find what a classifier is to predict.
 
     Args:
         train: The training examples.
         kind: One of `KINDS`; None finds it: lists are several, numbers with a fraction are numbers, else one.
         names: Label names in an order of one's own; by default sorted (whole numbers by their value).
+        places: Whether the data hold them as rows of 0 and 1 with a place for each.
 
     Raises:
         ConfigError: The kind is unknown, or names are given twice.
@@ -148,7 +161,7 @@ def find_labels(train: Sequence[Labelled], kind: str | None = None, names: Seque
 
     Examples:
         >>> find_labels([Labelled(1, "a", "10"), Labelled(2, "b", "9")])
-        Labels(kind='one', names=('9', '10'))
+        Labels(kind='one', names=('9', '10'), places=False)
         >>> find_labels([Labelled(1, "a", ("x", "y")), Labelled(2, "b", ())]).kind
         'several'
         >>> find_labels([Labelled(1, "a", 0.5), Labelled(2, "b", 1.5)]).kind
@@ -163,6 +176,10 @@ def find_labels(train: Sequence[Labelled], kind: str | None = None, names: Seque
     if len(set(names)) != len(names):
         raise ConfigError("A label is named twice; each is one output of the model.")
     found = kind or _kind_of(train)
+    if places and found != "several":
+        raise ConfigError(
+            f'--labels is "{found}", and the labels are rows of 0 and 1, which are several labels a text; leave it out.'
+        )
     if found == "number":
         return Labels(found, ("value",))
     counts = {e.line: len(_several(e.label)) for e in train}
@@ -171,9 +188,16 @@ def find_labels(train: Sequence[Labelled], kind: str | None = None, names: Seque
     seen = {label for e in train for label in _several(e.label)}
     if len(seen) < 2:
         raise DataError(f"The training data has {len(seen)} different labels; a classifier needs at least 2.")
-    if all(label.lstrip("-").isdecimal() for label in seen):
-        return Labels(found, tuple(names) or tuple(sorted(seen, key=int)))
-    return Labels(found, tuple(names) or tuple(sorted(seen)))
+    return Labels(found, tuple(names) or tuple(sorted(seen, key=_order(seen))), places)
+
+
+def _order(labels: Iterable[str]) -> Callable[[str], tuple[int, str]]:
+    """Whole numbers by their value ("01" before "1", always), all others by their letters."""
+    try:
+        value = {label: int(label) for label in labels}
+    except ValueError:
+        return lambda label: (0, label)
+    return lambda label: (value[label], label)
 
 
 def _kind_of(train: Sequence[Labelled]) -> str:
@@ -206,7 +230,7 @@ def _number(example: Labelled) -> float:
     try:
         value = float(example.label)  # pyright: ignore[reportArgumentType]
     except (TypeError, ValueError):
-        raise DataError(f'Line {example.line} has the label "{example.label}"; a number is needed.') from None
-    if value != value or abs(value) == float("inf"):
-        raise DataError(f"Line {example.line} has the label {value}; a finite number is needed.")
+        raise BadLineError(example.line, f' has the label "{example.label}"; a number is needed.') from None
+    if not math.isfinite(value):
+        raise BadLineError(example.line, f" has the label {value}; a finite number is needed.")
     return value

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rankwise.tasks.text.examples import Example
-from rankwise.tasks.text.forms import read_examples
-from rankwise.tasks.text.sources import read_records
+from rankwise.tasks.text.forms import find_places, read_examples
+from rankwise.tasks.text.label_values import place_names
+from rankwise.tasks.text.sources import Records, read_records
 from rankwise.tasks.text.splits import Splits, split_examples
 
 
@@ -59,19 +60,30 @@ def load_examples(where: TextData, task: str) -> tuple[Splits, dict[str, tuple[s
     """
     notes: list[str] = []
     label_names: dict[str, tuple[str, ...]] = {}
+    column = dict(where.columns or {}).get("label", "label")
 
-    def load(place: str | Path, split: str) -> list[Example]:
+    def read(place: str | Path, split: str) -> Records:
         records = read_records(place, split=split, skip_bad_lines=where.skip_bad_lines)
-        examples, said = read_examples(
-            records, task, where.columns, several=where.several, skip_bad_lines=where.skip_bad_lines
-        )
-        notes.extend([*records.notes, *said])
+        notes.extend(records.notes)
         label_names.update({key: value for key, value in records.label_names.items() if key not in label_names})
+        return records
+
+    first = read(where.data, "train")
+    places = find_places(first, column, several=where.several) if task == "classify" else None
+    if places is not None:
+        label_names.setdefault(column, place_names(places))
+        notes.append(f"{first.source}: each label is a row of 0 and 1; its {places} places stand for {places} labels.")
+
+    def make(records: Records) -> list[Example]:
+        examples, said = read_examples(
+            records, task, where.columns, several=where.several, places=places, skip_bad_lines=where.skip_bad_lines
+        )
+        notes.extend(said)
         return examples
 
-    train = load(where.data, "train")
+    train = make(first)
     others = [
-        None if place is None else load(where.data if place == split else place, split)
+        None if place is None else make(read(where.data if place == split else place, split))
         for split, place in (("validation", where.validation), ("test", where.test))
     ]
     splits = split_examples(
@@ -82,4 +94,4 @@ def load_examples(where: TextData, task: str) -> tuple[Splits, dict[str, tuple[s
         seed=where.split_seed,
         limits={"train": where.limit_train, "validation": where.limit_validation, "test": where.limit_test},
     )
-    return replace(splits, notes=(*notes, *splits.notes)), label_names
+    return replace(splits, notes=(*notes, *splits.notes), places=places is not None), label_names

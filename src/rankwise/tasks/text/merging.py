@@ -9,10 +9,10 @@ from rankwise.lora.inject import eject
 from rankwise.lora.merge import MergeReport, merge
 from rankwise.tasks.text.adapted import BASE, Adapted, load_adapted
 from rankwise.tasks.text.card import AUTO_CLASSES, render
-from rankwise.tasks.text.chat import chat_template
 from rankwise.tasks.text.heads import MeanPooledClassifier
 from rankwise.tasks.text.quiet import quiet
 from rankwise.tasks.text.sentence_encoder import write_sentence_encoder
+from rankwise.tasks.text.templates import chat_template
 from rankwise.tasks.text.tokens import find_context, text_config
 from rankwise.tasks.text.trained import read_trained
 from rankwise.tasks.text.use_options import NOT_QUANTIZED, UseOptions

@@ -19,6 +19,7 @@ from rankwise.tasks.text.hub_names import check_owner
 from rankwise.tasks.text.labels import Labels
 from rankwise.tasks.text.quiet import quiet
 from rankwise.tasks.text.tokens import Tokenizer, pad_token_of, text_config
+from rankwise.tasks.text.trained_heads import match_head, reset_outputs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -68,6 +69,7 @@ class TextModel:
         encoder_decoder: Whether it is one.
         head: Modules that belong to each adapter, for `Member.whole`; none for sft.
         new_head: Those of them that begin from the adapter's seed.
+        labels: A classifier's, in the order of its outputs.
         notes: What the user should be told.
         labels: What a classifier predicts.
         pad_token: The token for padding that was chosen, where the tokenizer had none.
@@ -96,7 +98,12 @@ class TextModel:
 
 
 def load_text_model(
-    name: str | Path, task: str, labels: Labels | None = None, options: ModelOptions | None = None
+    name: str | Path,
+    task: str,
+    labels: Labels | None = None,
+    options: ModelOptions | None = None,
+    *,
+    fixed_order: bool = False,
 ) -> TextModel:
     """Load a model and its tokenizer for a task.
 
@@ -105,6 +112,7 @@ def load_text_model(
         task: "sft" or "classify".
         labels: For classify, what it predicts.
         options: How; the defaults of `ModelOptions` if None.
+        fixed_order: Whether the labels' order is an adapter's and must stay; else that of a trained head is taken.
 
     Raises:
         ConfigError: There is no such model, it is not one for this task, needs code of its own, or lacks weights.
@@ -122,15 +130,17 @@ def load_text_model(
         size: int = text_config(config).vocab_size
         _, note = pad_token_of(tokenizer, size)
         if task == "sft":
-            model, head, new = _load_sft(source, config), (), ()
+            model, head, new, said = _load_sft(source, config), (), (), None
         else:
-            model, head, new = _load_classifier(source, config, labels)
-    notes = [note] if note else []
+            labels, said = match_head(config, labels, fixed_order=fixed_order)
+            model, head, new = _load_classifier(source, config, labels, keep_head=said is None)
+            said = said if new and not fixed_order else None
+    notes = [text for text in (note, said) if text]
     pooled = isinstance(model, MeanPooledClassifier)
     if task == "classify" and options.pooling == "auto" and not pooled and _published_with_mean(source):
         notes.append(
             f'"{source.name}" was trained to give the mean of its outputs, which its own classifier does not read; '
-            "--pooling mean does, and may learn from fewer texts."
+            "--pooling mean does, and learns from fewer texts."
         )
     if source.gguf:
         _forget_gguf(model)
@@ -141,7 +151,8 @@ def load_text_model(
             "others can't be read."
         )
     config = getattr(model, "config", config)
-    config.pad_token_id = tokenizer.pad_token_id  # classifiers over causal models find a text's end by it
+    for part in (config, text_config(config)):
+        part.pad_token_id = tokenizer.pad_token_id  # classifiers over causal models find a text's end by it
     config = _with_usable_positions(model, config)
     model.eval().to(torch.device(options.device))
     loaded = TextModel(
@@ -283,7 +294,7 @@ def _load_sft(source: _Source, config: Any) -> nn.Module:
 
 
 def _load_classifier(
-    source: _Source, config: Any, labels: Labels | None
+    source: _Source, config: Any, labels: Labels | None, *, keep_head: bool
 ) -> tuple[nn.Module, tuple[str, ...], tuple[str, ...]]:
     if labels is None:
         raise ConfigError("A classifier needs its labels; give those of `find_labels`.")
@@ -307,6 +318,8 @@ def _load_classifier(
         problem_type=labels.problem_type,
         new_head=True,
     )
+    if not keep_head:
+        missing += reset_outputs(model, len(names))
     head, new = find_head(model, model.base_model_prefix, missing)
     return model, head, new
 

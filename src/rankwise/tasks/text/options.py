@@ -1,5 +1,6 @@
 """What a user can set for a language model. Light: the command line reads it without loading torch."""
 
+import datetime
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any
 
@@ -50,6 +51,11 @@ def parse_separator(text: str) -> str:
         ' ->\n'
     """
     return text.replace(r"\n", "\n").replace(r"\t", "\t")
+
+
+def _today() -> str:
+    """Today's date: a run keeps it, so that a template which writes it writes the same when the run is resumed."""
+    return datetime.date.today().isoformat()
 
 
 MAIN = Group("Main options", sort_key=0)
@@ -126,6 +132,7 @@ class TextOptions:
         chat: Write prompts and completions as a conversation by the model's chat template. [default: instructions]
         chat_template: A template for a tokenizer without one: a file, or Jinja text.
         separator: What stands between prompt and completion; \\n is a new line, \\t a tab.
+        date: The date that a chat template writes, such as 2026-11-29. [default: today's]
         join: Join short examples to full rows, without attention from one to another.
         dtype: The type that the base is loaded in: float32, bfloat16 or float16 (the last on a GPU). A base in half
             precision computes in it, whatever --precision is.
@@ -193,6 +200,7 @@ class TextOptions:
     chat: Annotated[bool | None, Parameter(group=TEXTS)] = None
     chat_template: Annotated[str | None, Parameter(group=TEXTS)] = None
     separator: Annotated[str, listed(parse_separator, spaces=False), Parameter(group=TEXTS, show_default=False)] = ""
+    date: Annotated[str, Parameter(group=TEXTS, show_default=False)] = field(default_factory=_today)
     join: Annotated[bool, Parameter(group=TEXTS, negative="", show_default=False)] = False
 
     dtype: Annotated[str, Parameter(group=BASE)] = "float32"
@@ -256,6 +264,8 @@ class TextOptions:
     def settings(self) -> dict[str, Any]:
         """The complete settings as a file for --config has them: flag -> plain value."""
         plain = plain_settings(asdict(self))
+        if self.task != "sft":
+            del plain["date"]  # only conversations are dated
         plain["columns"] = ",".join(f"{role}={column}" for role, column in self.columns)
         return {key: value for key, value in plain.items() if value not in ("", [])}
 

@@ -17,18 +17,20 @@ class Prompting:
         chat: As a conversation, by the chat template.
         separator: What stands between prompt and answer where it is not.
         chat_template: A template in place of the tokenizer's own, as text.
+        date: The date that the template wrote; None where it writes none.
 
     Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = Prompting(chat=False, separator=" ->").save(Path(folder))
         ...     read_prompting(Path(folder))
-        Prompting(chat=False, separator=' ->', chat_template=None)
+        Prompting(chat=False, separator=' ->', chat_template=None, date=None)
     """
 
     chat: bool = False
     separator: str = ""
     chat_template: str | None = None
+    date: str | None = None
 
     def save(self, folder: Path) -> Path:
         """Write `prompting.json` into a folder.
@@ -45,9 +47,9 @@ def read_prompting(folder: Path) -> Prompting | None:
     Raises:
         DataError: It is damaged.
     """
-    holds = '{"chat": ..., "separator": ..., "chat_template": ...}'
+    holds = '{"chat": ..., "separator": ..., "chat_template": ..., "date": ...}'
     return read_beside(folder / FILE, _prompting, holds)
 
 
 def _prompting(content: Any) -> Prompting:
-    return Prompting(bool(content["chat"]), str(content["separator"]), content["chat_template"])
+    return Prompting(bool(content["chat"]), str(content["separator"]), content["chat_template"], content.get("date"))

@@ -8,7 +8,9 @@ from typing import Any
 from rankwise.errors import DataError
 from rankwise.tasks.text.examples import Example, Labelled, Pair, SftExample
 from rankwise.tasks.text.forms import read_examples
+from rankwise.tasks.text.records import Bad, Record, checked
 from rankwise.tasks.text.sources import has_reader, read_records
+from rankwise.tasks.text.text_files import open_text, split_lines
 
 
 def read_prompts(
@@ -73,14 +75,15 @@ def _read(
     what = {"generate": "prompt", "predict": "text"}[task]
     if columns:
         raise DataError(f"{file} is read as a text with a {what} on each line, which has no columns; leave them out.")
+    takes = f"--file takes a text file with a {what} on each line, or examples."
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise DataError(
-            f"{file} can't be read ({why}); --file takes a text file with a {what} on each line, or examples."
-        ) from error
-    found = [of_line(i, line) for i, line in enumerate(lines, start=1) if line.strip()]
+        with open_text(file) as opened:
+            text = opened.read()
+    except OSError as error:
+        raise DataError(f"{file} can't be read ({error.strerror or error}); {takes}") from error
+    if isinstance(checked(Record(1, {"": text})), Bad):
+        raise DataError(f"{file} can't be read (it is no UTF-8 text); {takes}")
+    found = [of_line(i, line) for i, line in enumerate(split_lines(text), start=1) if line.strip()]
     if not found:
         raise DataError(f"{file} is empty; --file takes a text with a {what} on each line, or examples.")
     return found, []

@@ -19,6 +19,7 @@ from rankwise.tasks.text.ready import SPLITS, Ready, model_options
 from rankwise.tasks.text.rendering import show_plain
 from rankwise.tasks.text.sft import SftOptions, as_chat, gap, tokenize_sft
 from rankwise.tasks.text.splits import Splits as Examples
+from rankwise.tasks.text.templates import writes_date
 from rankwise.tasks.text.tokens import Prepared, Tokenizer, text_config
 from rankwise.tasks.text.vocabulary import TokenLoss, lean_head, row_loss
 from rankwise.train.data import pick
@@ -40,6 +41,7 @@ def ready_sft(options: TextOptions, examples: Examples, label_names: Mapping[str
         chat=options.chat,
         chat_template=options.chat_template,
         separator=options.separator,
+        date=options.date,
     )
     parts: dict[str, Prepared] = {}
     first: list[Any] = list(examples.train[:1])
@@ -47,7 +49,9 @@ def ready_sft(options: TextOptions, examples: Examples, label_names: Mapping[str
         rows: list[Any] = list(getattr(examples, what))
         if not rows:
             raise DataError(f"The {name} data is empty.")
-        parts[what] = tokenize_sft(rows, loaded.tokenizer, loaded.config, how, name)
+        parts[what] = tokenize_sft(
+            rows, loaded.tokenizer, loaded.config, how, name, skip_bad_lines=options.skip_bad_lines
+        )
     notes = [*examples.notes, *loaded.notes, *dict.fromkeys(note for part in parts.values() for note in part.notes)]
     tensors = {what: _tensors(part, loaded) for what, part in parts.items()}
     if options.join:
@@ -86,7 +90,8 @@ def _prompting(example: SftExample, tokenizer: Tokenizer, how: SftOptions) -> Pr
     """How the examples were written, the first standing for all."""
     if as_chat(example, tokenizer, how):
         # The template itself, where it is not the tokenizer's own: its file may be gone tomorrow.
-        return Prompting(chat=True, chat_template=tokenizer.chat_template if how.chat_template is not None else None)
+        own = tokenizer.chat_template if how.chat_template is not None else None
+        return Prompting(chat=True, chat_template=own, date=how.date if writes_date(tokenizer) else None)
     return Prompting(separator=gap(example, how))
 
 

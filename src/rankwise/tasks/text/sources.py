@@ -4,35 +4,20 @@ JSON, JSONL and CSV are read with the standard library, because a wrong line mus
 may change its type on the way ("007" and "NA" are texts); Parquet and hub names are read by `datasets`.
 """
 
-import csv
-import gzip
 import json
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from rankwise.errors import DataError
+from rankwise.tasks.text.bad_lines import NAMED
 from rankwise.tasks.text.extra import needed_for
-
-NAMED = 5
-"""How many wrong lines a message names before it says how many more there are."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One example as it was read.
-
-    Args:
-        line: Where it begins, counted from 1: a line of a text file, a row of other sources.
-        values: Column -> value.
-    """
-
-    line: int
-    values: dict[str, Any]
+from rankwise.tasks.text.records import Bad, Record, checked
+from rankwise.tasks.text.tables import read_table
+from rankwise.tasks.text.text_files import open_text
 
 
 @dataclass(frozen=True)
@@ -54,12 +39,8 @@ class Records:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Bad:
-    """A line that can't be read, and why."""
-
-    line: int
-    reason: str
+Read = tuple[list[Record | Bad], list[str]]
+"""What a file holds, and notes."""
 
 
 def read_records(where: str | Path, *, split: str = "train", skip_bad_lines: bool = False) -> Records:
@@ -95,20 +76,19 @@ def read_records(where: str | Path, *, split: str = "train", skip_bad_lines: boo
     if suffix not in _TEXT_READERS:
         raise DataError(f'{path} ends in "{path.suffix}"; what is read ends in {_endings()}.')
     try:
-        found = list(_TEXT_READERS[suffix](path))
-    except (OSError, EOFError) as error:
+        found, notes = _TEXT_READERS[suffix](path)
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} can't be read ({error}).") from error
     rows = [record for record in found if isinstance(record, Record)]
-    bad = [record for record in found if isinstance(record, _Bad)]
-    notes: tuple[str, ...] = ()
+    bad = [record for record in found if isinstance(record, Bad)]
     if bad:
         named = "; ".join(f"line {b.line} ({b.reason})" for b in bad[:NAMED])
         more = f"; and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
         what = f"{len(bad):,} of {len(found):,} lines can't be read: {named}{more}."
         if not skip_bad_lines:
             raise DataError(f"{path}: {what} Mend them, or give --skip-bad-lines to leave them out.")
-        notes = (f"{path}: {what} They were left out.",)
-    return _records(str(path), rows, {}, notes)
+        notes = [*notes, f"{path}: {what} They were left out."]
+    return _records(str(path), rows, {}, tuple(notes))
 
 
 def has_reader(path: Path) -> bool:
@@ -139,104 +119,56 @@ def _endings() -> str:
     return ", ".join([*_TEXT_READERS, ".parquet"])
 
 
-def _open(path: Path) -> TextIOWrapper:
-    # Bytes that are no UTF-8 become lone surrogates, so that the line that has them can be named.
-    how: dict[str, Any] = {"mode": "rt", "encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
-    return (gzip.open if path.suffix == ".gz" else open)(path, **how)
+def _read_jsonl(path: Path) -> Read:
+    with open_text(path) as file:
+        return [_json_record(number, line) for number, line in enumerate(file, start=1) if _bare(line)], []
 
 
-def _is_utf8(text: str) -> bool:
-    return text.isascii() or not any("\udc80" <= c <= "\udcff" for c in text)
+def _bare(line: str) -> str:
+    """A line without the mark with which a file began that was appended to another."""
+    return line.strip("\ufeff \t\r\n")
 
 
-def _read_jsonl(path: Path) -> Iterator[Record | _Bad]:
-    with _open(path) as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield _json_record(number, line)
-
-
-def _json_record(number: int, line: str) -> Record | _Bad:
-    if not _is_utf8(line):
-        return _Bad(number, "not UTF-8")
+def _json_record(number: int, line: str) -> Record | Bad:
     try:
-        value = json.loads(line.strip())
+        value = json.loads(_bare(line))
     except json.JSONDecodeError as error:
-        return _Bad(number, f"no JSON at column {error.colno}: {error.msg}")
+        if isinstance(bad := checked(Record(number, {"": line})), Bad):
+            return bad
+        return Bad(number, f"no JSON at column {error.colno}: {error.msg}")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists without an end
+        return Bad(number, f"no JSON that can be read: {error}")
     return _record_of(number, value)
 
 
-def _record_of(number: int, value: Any) -> Record | _Bad:
+def _record_of(number: int, value: Any) -> Record | Bad:
     if not isinstance(value, dict):
-        return _Bad(number, f"a JSON {type(value).__name__}, not an object")
-    return Record(number, {str(key): content for key, content in value.items()})
+        return Bad(number, f"a JSON {type(value).__name__}, not an object")
+    return checked(Record(number, {str(key): content for key, content in value.items()}))
 
 
-def _read_json(path: Path) -> Iterator[Record | _Bad]:
+def _read_json(path: Path) -> Read:
     """A list of objects, an object that holds one list of them, or JSON lines under the name .json."""
-    with _open(path) as file:
+    with open_text(path) as file:
         content = file.read()
     try:
         value = json.loads(content)
-    except json.JSONDecodeError:
-        yield from _read_jsonl(path)
-        return
-    if not _is_utf8(content):
-        raise DataError(f"{path} is not UTF-8; save it as UTF-8.")
+    except (ValueError, RecursionError):
+        return _read_jsonl(path)
     if isinstance(value, dict):
         lists = [inner for inner in value.values() if isinstance(inner, list)]
         value = lists[0] if len(lists) == 1 else [value]
     if not isinstance(value, list):
         raise DataError(f"{path} holds a JSON {type(value).__name__}; a list of objects is needed.")
-    for number, item in enumerate(value, start=1):
-        yield _record_of(number, item)
+    return [_record_of(number, item) for number, item in enumerate(value, start=1)], []
 
 
-def _read_csv(path: Path, delimiter: str = ",") -> Iterator[Record | _Bad]:
-    # Python's limit of 128 KiB a field is far below a long document.
-    before = csv.field_size_limit(sys.maxsize)
-    try:
-        with _open(path) as file:
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            try:
-                header = next(reader, None)
-            except csv.Error as error:
-                raise DataError(f"{path}: its first line, the columns' names, can't be read ({error}).") from error
-            if header is None:
-                return
-            if len(set(header)) != len(header):
-                raise DataError(f"{path}: its first line names a column twice ({', '.join(header)}).")
-            yield from _csv_rows(reader, header)
-    finally:
-        csv.field_size_limit(before)
-
-
-def _csv_rows(reader: Any, header: list[str]) -> Iterator[Record | _Bad]:
-    while True:
-        begins = reader.line_num + 1
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            yield _Bad(begins, str(error))
-            continue
-        if row is None:
-            return
-        if not row:
-            continue
-        if len(row) != len(header):
-            yield _Bad(begins, f"{len(row)} fields where the first line has {len(header)}")
-        elif not all(map(_is_utf8, row)):
-            yield _Bad(begins, "not UTF-8")
-        else:
-            yield Record(begins, dict(zip(header, row, strict=True)))
-
-
-_TEXT_READERS: dict[str, Callable[[Path], Iterator[Record | _Bad]]] = {
+_TEXT_READERS: dict[str, Callable[[Path], Read]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": lambda path: _read_csv(path, "\t"),
+    ".csv": lambda path: read_table(path, ","),
+    ".tsv": lambda path: read_table(path, "\t"),
 }
 
 

@@ -115,12 +115,21 @@ def plainly(value: object) -> str:
 
 @dataclass(frozen=True)
 class Splits:
-    """The examples of a task, and what the user should be told about them."""
+    """The examples of a task.
+
+    Args:
+        train: Training examples.
+        validation: Validation examples.
+        test: Test examples.
+        notes: What the user should be told about them.
+        places: Whether labels were rows of 0 and 1 with a place for each.
+    """
 
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
     notes: tuple[str, ...]
+    places: bool = False
 
 
 def split_examples(

@@ -1,10 +1,11 @@
 """Examples as token numbers, and what had to be done to make them so."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rankwise.errors import ConfigError, DataError
+from rankwise.tasks.text.bad_lines import BadLineError
 
 IGNORED = -100
 """The label of a token that carries no loss, as in transformers and `torch.nn.functional.cross_entropy`."""
@@ -90,14 +91,15 @@ def check_known(line: int, ids: Sequence[int], tokenizer: Tokenizer, config: Any
         config: The model's configuration.
 
     Raises:
-        DataError: A token's number is as large as the model's vocabulary, or larger.
+        BadLineError: A token's number is as large as the model's vocabulary, or larger.
     """
     size = getattr(config, "vocab_size", None)
     if size is not None and ids and max(ids) >= size:
         token = tokenizer.convert_ids_to_tokens(max(ids))
-        raise DataError(
-            f'Line {line} has the token "{token}" of number {max(ids):,}, and the model knows {size:,} tokens; '
-            "leave that text out, or take the tokenizer that belongs to the model."
+        raise BadLineError(
+            line,
+            f' has the token "{token}" of number {max(ids):,}, and the model knows {size:,} tokens; '
+            "leave that text out, or take the tokenizer that belongs to the model.",
         )
 
 
@@ -113,14 +115,37 @@ def find_context(config: Any, tokenizer: Tokenizer, asked: int | None = None) ->
         ConfigError: More was asked for than the model can read, or less than 2.
     """
     known = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    short = _short_context(config)
+    known.append(short)
     limits = [n for n in (*known, tokenizer.model_max_length) if isinstance(n, int) and 0 < n < 1 << 30]
     most = min(limits, default=None)
     if asked is None:
         # T5's relative positions have no limit; this is what it was trained with.
         return most or 512
     if asked < 2 or (most is not None and asked > most):
-        raise ConfigError(f"--max-length is {asked:,}; this model takes 2 to {most or 'any number of':,} tokens.")
+        why = (
+            " (beyond that the positions of all rows of a batch change with its longest, so rows are not computed each "
+            "on its own)"
+            if short is not None and most == short
+            else ""
+        )
+        raise ConfigError(f"--max-length is {asked:,}; this model takes 2 to {most or 'any number of':,} tokens{why}.")
     return asked
+
+
+def _short_context(config: Any) -> int | None:
+    """The length up to which a model with two sets of rotary frequencies uses the first; None where it has one.
+
+    Beyond it the longest row of a batch decides for all rows (LongRoPE: Phi-3 and 3.5).
+    """
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, Mapping))]
+    found = [
+        kind.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+        for kind in kinds
+        if kind.get("rope_type", kind.get("type")) in ("longrope", "su")
+    ]
+    return min((n for n in found if isinstance(n, int)), default=None)
 
 
 @dataclass

@@ -64,6 +64,7 @@ class UseOptions:
         chat: Write prompts as a conversation by the model's chat template. [default: as in training]
         chat_template: A template for a tokenizer without one: a file, or Jinja text. [default: as in training]
         separator: What stands between prompt and answer; \\n is a new line, \\t a tab. [default: as in training]
+        date: The date that a chat template writes, such as 2026-11-29. [default: as in training, else today's]
         dtype: Numbers of the base: float32, bfloat16 or float16.
         quantize: Keep the linear layers of the base in 8 bits (int8) or 4 (nf4), or as they are (none). [default: as in
             training; of merge, as they are]
@@ -80,6 +81,7 @@ class UseOptions:
     chat: Annotated[bool | None, Parameter(group=TEXTS)] = None
     chat_template: Annotated[str | None, Parameter(group=TEXTS)] = None
     separator: Annotated[str | None, listed(parse_separator, spaces=False), Parameter(group=TEXTS)] = None
+    date: Annotated[str | None, Parameter(group=TEXTS)] = None
     dtype: Annotated[str, Parameter(group=BASE)] = "float32"
     quantize: Annotated[str | None, Parameter(group=BASE)] = None
     device: Annotated[str, Parameter(group=BASE)] = "auto"

@@ -1,0 +1,98 @@
+"""Every generator of random numbers that a model can draw from without being asked: read, seeded and put back."""
+
+import pickle
+import random
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rankwise.streams import stream_seed
+
+
+class Generators:
+    """The global generators of torch, numpy and Python, and those that modules hold as attributes.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+        kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+        self._own = {
+            f'"{name}.{key}"': value
+            for name, module in model.named_modules()
+            for key, value in vars(module).items()
+            if isinstance(value, kinds)
+        }
+
+    def states(self) -> dict[str, bytes]:
+        """The state of each, by what draws from it."""
+        found = {"torch": bytes(torch.get_rng_state().numpy())}
+        found |= {f"torch on cuda:{i}": bytes(torch.cuda.get_rng_state(i).numpy()) for i in self._devices}
+        found |= {"numpy.random": pickle.dumps(np.random.get_state()), "random": pickle.dumps(random.getstate())}
+        return found | {name: pickle.dumps(_state(own)) for name, own in self._own.items()}
+
+    def restore(self, states: Mapping[str, bytes]) -> None:
+        """Put back what `states` returned."""
+        torch.set_rng_state(_tensor(states["torch"]))
+        for i in self._devices:
+            torch.cuda.set_rng_state(_tensor(states[f"torch on cuda:{i}"]), i)
+        np.random.set_state(pickle.loads(states["numpy.random"]))
+        random.setstate(pickle.loads(states["random"]))
+        for name, own in self._own.items():
+            _set_state(own, pickle.loads(states[name]))
+
+    @contextmanager
+    def keyed(self, *key: object) -> Generator[None]:
+        """Inside this block all of them draw what follows from the key; afterwards they are as they were."""
+        before, seed = self.states(), stream_seed("own stream", *key)
+        try:
+            torch.default_generator.manual_seed(seed)
+            for i in self._devices:
+                torch.cuda.default_generators[i].manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+            for own in self._own.values():
+                _seed(own, seed)
+            yield
+        finally:
+            self.restore(before)
+
+
+def _tensor(state: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(state), dtype=torch.uint8)
+
+
+def _state(own: Any) -> Any:
+    if isinstance(own, torch.Generator):
+        return own.get_state().numpy()
+    if isinstance(own, np.random.Generator):
+        return own.bit_generator.state
+    return own.get_state() if isinstance(own, np.random.RandomState) else own.getstate()
+
+
+def _set_state(own: Any, state: Any) -> None:
+    if isinstance(own, torch.Generator):
+        own.set_state(torch.from_numpy(state))
+    elif isinstance(own, np.random.Generator):
+        own.bit_generator.state = state
+    elif isinstance(own, np.random.RandomState):
+        own.set_state(state)
+    else:
+        own.setstate(state)
+
+
+def _seed(own: Any, seed: int) -> None:
+    if isinstance(own, torch.Generator):
+        own.manual_seed(seed)
+    elif isinstance(own, np.random.Generator):
+        own.bit_generator.state = type(own.bit_generator)(seed).state
+    elif isinstance(own, np.random.RandomState):
+        own.seed(seed % 2**32)
+    else:
+        own.seed(seed)
