@@ -53,9 +53,10 @@ def test_the_quickstart_in_python_shows_an_answer(code: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("code", [code for code in PYTHON if "rankwise.sweep(" in code])
 def test_the_quickstart_in_python_runs_in_small(code: str, tmp_path: Path) -> None:
-    small = code.replace("4000", "400").replace("[1, 2, 4, 8]", "[1, 2]").replace("epochs=5)", "epochs=1), max_runs=12")
+    small = code.replace("4000", "400").replace("[1, 2, 4, 8]", "[1, 2]").replace("epochs=5)", "epochs=1)")
+    small = small.replace("widen=True", 'plan="grid", seeds=2, lrs=1e-3')
     small = small.replace("found.put_on(model)", 'found.put_on(model, found.results["runs"][0]["name"])')
-    assert small.count("max_runs") == 1
+    assert small.count("seeds=2") == 1
     assert "| full fine-tuning |" in run(sys.executable, "-c", small, cwd=tmp_path)
     assert (tmp_path / "my-adapter" / "adapter_model.safetensors").exists()
 
