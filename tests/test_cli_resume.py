@@ -90,7 +90,7 @@ def test_what_is_damaged_is_said(stopped: Path, capsys: pytest.CaptureFixture[st
         whole = path.read_bytes()
         middle = len(whole) // 2
         path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
-        message = refused(capsys, "digits", "--resume", str(stopped))
+        message = refused(capsys, "digits", "--resume", str(stopped), "--quiet")
         assert "damaged" in message, (name, message)
         path.write_bytes(whole)
     base = stopped / "checkpoints" / "base" / "model.safetensors"
