@@ -204,7 +204,9 @@ def _quantised(layer: nn.Module, kind: str) -> nn.Module:
     try:
         import bitsandbytes
     except ImportError as error:
-        raise ConfigError("Quantising needs bitsandbytes; install rankwise[quant].") from error
+        raise ConfigError(
+            'Quantising needs bitsandbytes, of the extra "quant": run pip install ".[quant]" in a checkout of Rankwise.'
+        ) from error
     row, own = layer_type_of(layer), layer.get_parameter("weight").detach()
     weight = own.mT if row is not None and row.transposed else own
     new = KINDS[kind](bitsandbytes, layer, weight.to("cpu").contiguous())

@@ -3,6 +3,7 @@
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -102,6 +103,33 @@ def test_no_configurations() -> None:
     results = sample_results(answer_r=None, base_metric=None) | {"configurations": [], "relative_to": None}
     assert markdown_table(results) == "\n"
     assert terminal_table(results).row_count == 0
+
+
+def terminal_lines(results: dict[str, Any], width: int) -> list[str]:
+    console = Console(width=width, file=io.StringIO())
+    console.print(terminal_table(results, width))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    return lines
+
+
+@pytest.mark.parametrize("label", ["full fine-tuning", "r8 on q_proj and v_proj", "modest classification-head alone"])
+@pytest.mark.parametrize("width", [50, 60, 70, 80, 100, 140])
+def test_long_labels_break_between_words(label: str, width: int) -> None:
+    results = sample_results(edge=["r8"])
+    results["configurations"][-1]["label"] = label
+    lines = terminal_lines(results, width)
+    words = [word for line in lines for word in line.split()]
+    assert all(word in words for word in label.split()), "a word is never cut"
+    assert "0.984" in words, "the metric is always there"
+
+
+def test_a_wide_terminal_shows_intervals() -> None:
+    results = sample_results(edge=["r8"])
+    assert not any("0.868 to 0.874" in line for line in terminal_lines(results, 80))
+    assert any("0.868 to 0.874" in line for line in terminal_lines(results, 110))
+    assert any("Pareto" in line for line in terminal_lines(results, 140))
+    assert not any("Pareto" in line for line in terminal_lines(results, 80)), "its column isn't there"
 
 
 def test_terminal_table_fits_80_columns() -> None:

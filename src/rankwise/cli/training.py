@@ -259,7 +259,7 @@ def show(results: dict[str, Any], files: Sequence[Path], *, as_json: bool) -> No
 
     console = Console(stderr=as_json, soft_wrap=False)
     results = cleaned(results)
-    console.print(terminal_table(results))
+    console.print(terminal_table(results, console.width))
     console.print(answer_words(results), highlight=False, markup=False)
     for path in files:
         print(path, file=sys.stderr if as_json else sys.stdout)

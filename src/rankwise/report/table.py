@@ -41,6 +41,12 @@ RUN_COLUMNS = (
 
 EDGE, FRONT = "†", "●"
 
+WITHIN = "within tolerance"
+ALWAYS = ("trainable parameters", "test", WITHIN)
+"""Columns that the terminal always shows."""
+IF_ROOM = ("95% interval", "% of parameters", "published % of", "seeds", "front")
+"""Columns that it shows, the first ones first, only where labels still fit on one line."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -89,7 +95,7 @@ def _row(results: Results, c: Results, published: Results | None = None) -> Row:
         "seeds": str(c["n_seeds"]) if "n_seeds" in c else "",
         "% of parameters": numbers.percent(c["relative_parameters"], "") if _has(c, "relative_parameters") else "",
         f"% of {name}": numbers.percent(c["relative_metric"], "") if ours and _has(c, "relative_metric") else "",
-        "within tolerance": _within(c),
+        WITHIN: _within(c),
         "learning rate": f"{lr} {EDGE}" if lr and c["lr_at_edge_of_grid"] else lr,
         "front": FRONT if c.get("on_pareto_front") else "",
         f"published {name}": numbers.metric(published["metric"]) if published else "",
@@ -181,36 +187,60 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\|`*_<\[])", r"\\\1", " ".join(text.split()))
 
 
-def terminal_table(results: Results) -> "Table":
+def terminal_table(results: Results, width: int = 80) -> "Table":
     """Return the table for the end of a run; print it with `rich.console.Console().print`.
 
     Args:
         results: The content of `results.json`.
+        width: Columns of the terminal. Where they are few, labels break between words and the last columns of the
+            table are left out; `table.md` has them all.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     rows = table_rows(results)
-    # 80 columns are not enough for everything; the rest stands in table.md.
-    left_out = ("seeds", "95% interval", "published %", "front", "% of parameters")
-    shown = [name for name in (rows[0].cells if rows else ()) if not name.startswith(left_out)]
-    caption = Text("\n".join(legend(results)), style="dim italic")
+    labels = [f"{row.label} ◀" if row.is_answer else row.label for row in rows]
+    widths = _shown_columns(rows, labels, width)
+    lines = [line for line in legend(results) if "front" in widths or not line.startswith(FRONT)]
+    caption = Text("\n".join(lines), style="dim italic")
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0, caption=caption, caption_justify="left")
     table.add_column("model", overflow="fold")
-    for name in shown:
-        heading = "" if name == "front" else name
-        # Only the labels may be broken where room is short, never a number or a word of a heading.
-        widest = max(map(len, [*heading.split(), *(row.cells[name] for row in rows)]))
-        table.add_column(Text(heading), justify="right", width=widest)
-    for row in rows:
+    for name, widest in widths.items():
+        table.add_column(Text("" if name == "front" else name), justify="right", width=widest)
+    for row, label in zip(rows, labels, strict=True):
         # Text, so that square brackets in a label are not read as markup.
-        table.add_row(
-            Text(f"{row.label} ◀" if row.is_answer else row.label),
-            *(Text(row.cells[name]) for name in shown),
-            style="bold" if row.is_answer else None,
-        )
+        style = "bold" if row.is_answer else None
+        table.add_row(Text(label), *(Text(row.cells[name]) for name in widths), style=style)
     return table
+
+
+def _shown_columns(rows: list[Row], labels: list[str], width: int) -> dict[str, int]:
+    """The columns that a terminal has room for, in their order, each as wide as its widest word or cell."""
+    if not rows:
+        return {}
+    headings = {name: "" if name == "front" else name for name in rows[0].cells}
+    cells = {name: [row.cells[name] for row in rows] for name in headings}
+    widest = {name: max(map(len, [*headings[name].split(), *cells[name]])) for name in headings}
+
+    def room(names: list[str]) -> int:
+        return width - sum(1 + widest[name] for name in names)
+
+    shown = [name for name in widest if not name.startswith(IF_ROOM)]
+    optional = IF_ROOM
+    longest_word = max(len(word) for label in [*labels, "model"] for word in label.split())
+    for name in reversed([name for name in shown if not name.startswith(ALWAYS)]):
+        if room(shown) < longest_word:
+            shown.remove(name)
+            optional = ()
+    if room(shown) < longest_word and WITHIN in shown:
+        widest[WITHIN] = max(len(word) for text in [WITHIN, *cells[WITHIN]] for word in text.split())
+    longest_label = max(map(len, labels))
+    for start in optional:
+        more = [name for name in widest if name.startswith(start)]
+        if room(shown + more) >= longest_label:
+            shown += more
+    return {name: size for name, size in widest.items() if name in shown}
 
 
 def write_csv(results: Results, path: Path) -> None:

@@ -20,9 +20,13 @@ def needed_for(what: str) -> Generator[None]:
         >>> with needed_for("crystal balls"):
         ...     import crystal_ball
         Traceback (most recent call last):
-        rankwise.errors.ConfigError: crystal balls need the package "crystal_ball": pip install "rankwise[text]".
+        rankwise.errors.ConfigError: crystal balls need the package "crystal_ball", of the extra "text":
+        run pip install ".[text]" in a checkout of Rankwise.
     """
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ConfigError(f'{what} need the package "{error.name}": pip install "rankwise[text]".') from error
+        raise ConfigError(
+            f'{what} need the package "{error.name}", of the extra "text": run pip install ".[text]" in a checkout of '
+            "Rankwise."
+        ) from error
