@@ -107,7 +107,8 @@ def train(place: Path, out: Path, model: str, task: str, data: str, *more: str) 
     ],
     ids=[
         "no model", "no causal model", "no template", "no examples", "a label only in test", "own code", "no room",
-        "a token beyond", "a token of a prompt beyond", "a token of an answer beyond", "half precision", "no such precision", "a precision below the base's",
+        "a token beyond", "a token of a prompt beyond", "a token of an answer beyond", "half precision",
+        "no such precision", "a precision below the base's",
         "no such attention", "another width", "another width of an encoder", "another width of a writer",
         "a template's types", "types inside its mark", "a template's numbers",
     ],
