@@ -22,16 +22,16 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from rankwise.sweeps.answer import Floors, decide, reference_of
-from rankwise.sweeps.auto import Auto, Walk
-from rankwise.sweeps.configurations import RunScore, choose_learning_rates
-from rankwise.sweeps.problem import Scores, Swept
-from rankwise.sweeps.rule import Rule, Tolerance, parse_tolerance
-from rankwise.sweeps.run import run_sweep
-from rankwise.tasks.digits import candidates_of, make_problem, pretrain
-from rankwise.tasks.mnist import RawDigits, Split, load_digits_data
+from rankwise.show.live import progress
+from rankwise.sweeps.choose.answer import Floors, decide, reference_of
+from rankwise.sweeps.choose.configurations import RunScore, choose_learning_rates
+from rankwise.sweeps.choose.rule import Rule, Tolerance, parse_tolerance
+from rankwise.sweeps.problem import Scores, SweepState
+from rankwise.sweeps.run.auto import Auto, Walk
+from rankwise.sweeps.run.run import run_sweep
+from rankwise.tasks.digits.digits import candidates_of, make_problem, pretrain
+from rankwise.tasks.digits.mnist import RawDigits, Split, load_digits_data
 from rankwise.tasks.options import DigitsOptions
-from rankwise.train.live import progress
 from rankwise.train.outcome import Outcome
 
 LRS, BASELINE_LRS = (1e-3, 3e-3), (3e-4, 1e-3)
@@ -118,7 +118,7 @@ class Replayed:
         self.progress, self.rungs = SimpleNamespace(message=lambda text: None), ()
 
     def train(self, runs):
-        swept = Swept(runs, {run.name: self.pool.parameters[run.configuration] for run in runs}, complete=True)
+        swept = SweepState(runs, {run.name: self.pool.parameters[run.configuration] for run in runs}, complete=True)
         for run in runs:
             deciding = self.pool.arrays[f"deciding/{run.name}"]
             rows = self.pool.arrays[f"rows/{run.member.seed}"]
@@ -140,7 +140,7 @@ class Replayed:
 
 def load_pool(path: Path, seeds: int) -> Pool:
     from rankwise.pack.resolved import resolve
-    from rankwise.tasks.digits import make_model
+    from rankwise.tasks.digits.digits import make_model
 
     arrays = dict(np.load(path))
     candidates, model = candidates_of(options(seeds, None)), make_model()

@@ -38,7 +38,7 @@ from rankwise import LoRAConfig, inject, load_adapter, save_adapter
 from rankwise.errors import RankwiseError
 from rankwise.lora import adapter_tensors, trainable_parameters
 from rankwise.lora.adapter import lora_of
-from rankwise.lora.whole import whole_tensors
+from rankwise.lora.trained_modules import whole_tensors
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 LIMIT_S = 10.0

@@ -27,8 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rankwise.tasks.digits import make_problem, pretrain
-from rankwise.tasks.mnist import load_digits_data
+from rankwise.tasks.digits.digits import make_problem, pretrain
+from rankwise.tasks.digits.mnist import load_digits_data
 from rankwise.tasks.options import DigitsOptions
 
 BUCKETS = ((1, 2, 4), (8, 16), (32, 64))

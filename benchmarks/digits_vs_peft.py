@@ -26,10 +26,10 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inits import initial_adapter
 from rankwise.pack.member import Member
 from rankwise.sweeps.problem import Splits
-from rankwise.tasks.digits import WHOLE, accuracy, loss, make_problem, pretrain
-from rankwise.tasks.mnist import load_digits_data
+from rankwise.tasks.digits.digits import WHOLE, accuracy, loss, make_problem, pretrain
+from rankwise.tasks.digits.mnist import load_digits_data
 from rankwise.tasks.options import DigitsOptions
-from rankwise.train.data import shuffled
+from rankwise.train.data.tensors import shuffled
 from rankwise.train.loop import train_pack
 from rankwise.train.settings import Training
 

@@ -39,10 +39,10 @@ from minilm import random_numbers, ratios, turns
 from torch import Tensor, nn
 
 from rankwise import LoRAConfig, inject
-from rankwise.pack.linear import Layer, Segment, factored
+from rankwise.pack.layers.linear import Layer, Segment, factored
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
-from rankwise.pack.store import Gradient
+from rankwise.pack.stacks.store import Gradient
 
 LR, ALPHA = 1e-4, 32
 RANKS = (1, 2, 4, 8, 16, 32, 64, 16)

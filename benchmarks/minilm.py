@@ -19,7 +19,7 @@ of the one thread, which other programs on the machine disturb less than the clo
 - memory: resident peak of a step of 16 adapters less base and program, over 16 x (16 bytes a parameter + what autograd
   keeps of one adapter's forward), and over 16 x the peak of one adapter; with glibc as it is, whose heap is left with
   holes, and with every tensor of 1 MiB or more in a mapping of its own, which shows what the step itself needs; and
-  its tensors alone, counted while they live (`rankwise.train.memory`, by which packs are sized).
+  its tensors alone, counted while they live (`rankwise.train.machine.memory`, by which packs are sized).
 
 glibc gives memory back to the system and gets it again, zeroed, at every step: a cost of the machine's that hits
 whoever keeps more activations (an adapter must keep the inputs of its layers, the floor needn't). So the script starts
@@ -47,8 +47,8 @@ from rankwise import LoRAConfig, inject
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack, call_model
 from rankwise.pack.resolved import resolve
-from rankwise.train.data import pick
-from rankwise.train.memory import peak_bytes
+from rankwise.train.data.tensors import pick
+from rankwise.train.machine.memory import peak_bytes
 from rankwise.train.prefix import find_prefix
 
 KEEPS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "64000000000"}

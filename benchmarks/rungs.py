@@ -4,7 +4,7 @@
 
 16 configurations on the digits, r 1, 4, 16, 64 with four learning rates each, one seed a repeat, without a baseline. In
 every repeat three things take turns: one run of peft (r = 8, evaluated after every epoch), the full sweep, and the sweep
-with rungs; all for the same number of epochs, without early stopping. The sweeps are `rankwise.sweeps.run.run_sweep` with
+with rungs; all for the same number of epochs, without early stopping. The sweeps are `sweeps.run.run.run_sweep` with
 checkpoints, the code that `rankwise digits` runs; their seconds hold planning, evaluation at the rungs and at the end.
 Seconds are the process's own (CPU seconds), which other programs on the machine disturb less than the clock's; so one
 thread for all.
@@ -33,14 +33,14 @@ from torch import nn
 
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
-from rankwise.sweeps.answer import decide, reference_of, tolerance_of
-from rankwise.sweeps.configurations import choose_learning_rates
-from rankwise.sweeps.problem import Problem, Run, Swept
-from rankwise.sweeps.run import run_sweep
-from rankwise.tasks.digits import make_problem, pretrain
-from rankwise.tasks.mnist import load_digits_data
+from rankwise.show.live import progress
+from rankwise.sweeps.choose.answer import decide, reference_of, tolerance_of
+from rankwise.sweeps.choose.configurations import choose_learning_rates
+from rankwise.sweeps.problem import Problem, Run, SweepState
+from rankwise.sweeps.run.run import run_sweep
+from rankwise.tasks.digits.digits import make_problem, pretrain
+from rankwise.tasks.digits.mnist import load_digits_data
 from rankwise.tasks.options import DigitsOptions, parse_numbers
-from rankwise.train.live import progress
 from rankwise.train.settings import Training
 
 RANKS = (1, 4, 16, 64)
@@ -58,7 +58,7 @@ def runs_of(seed: int, epochs: int) -> list[Run]:
     return runs
 
 
-def swept(base: nn.Module, problem: Problem, runs: Sequence[Run], rungs: Sequence[int]) -> tuple[Swept, float]:
+def swept(base: nn.Module, problem: Problem, runs: Sequence[Run], rungs: Sequence[int]) -> tuple[SweepState, float]:
     """A sweep and its seconds."""
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +75,7 @@ class Choice:
     test: dict[str, float]
 
 
-def choice_of(found: Swept) -> Choice:
+def choice_of(found: SweepState) -> Choice:
     chosen = choose_learning_rates([found.score(run) for run in found.runs], higher_is_better=True)
     able = [c for c in chosen if c.runs]
     reference = reference_of(able, higher_is_better=True)

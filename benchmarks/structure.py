@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 ROOMS = ("lora", "pack", "tasks/text")
 """The folders whose inner imports are counted."""
 
-READERS = ("report", "experiment", "api", "cli", "tasks/text/card", "tasks/text/card_facts")
+READERS = ("report", "experiment", "api", "cli", "tasks/text/card")
 """Modules and folders that read results."""
 
 PROBING_STEPS = 10

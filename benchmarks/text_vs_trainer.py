@@ -44,14 +44,14 @@ from torch import Tensor, nn
 from rankwise import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
-from rankwise.tasks.text.classify_ready import ready_classify
-from rankwise.tasks.text.dropout import silence_dropout
-from rankwise.tasks.text.loading import TextData, load_examples
+from rankwise.tasks.text.data.loading import TextData, load_examples
+from rankwise.tasks.text.model.dropout import silence_dropout
 from rankwise.tasks.text.options import TextOptions
-from rankwise.tasks.text.ready import Ready, lengths_of
-from rankwise.tasks.text.sft_ready import ready_sft
-from rankwise.train.data import Data, pick
-from rankwise.train.feed import as_given
+from rankwise.tasks.text.train.built_task import Ready, lengths_of
+from rankwise.tasks.text.train.classify import ready_classify
+from rankwise.tasks.text.train.sft import ready_sft
+from rankwise.train.data.feed import as_given
+from rankwise.train.data.tensors import Data, pick
 from rankwise.train.loop import PackTraining
 from rankwise.train.settings import Training
 

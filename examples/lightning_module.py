@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from rankwise import LoRAConfig, inject, save_adapter
-from rankwise.tasks.digits import NEW, OLD, make_model, only
-from rankwise.tasks.mnist import Split, load_digits_data
+from rankwise.tasks.digits.digits import NEW, OLD, make_model, select_digits
+from rankwise.tasks.digits.mnist import Split, load_digits_data
 
 
 class Digits(lightning.LightningModule):
@@ -34,7 +34,7 @@ class Digits(lightning.LightningModule):
 
 
 def loader(split: Split, digits: range, size: int) -> DataLoader[Any]:
-    return DataLoader(TensorDataset(*only(split, digits, torch.device("cpu"))), size, shuffle=size == 64)
+    return DataLoader(TensorDataset(*select_digits(split, digits, torch.device("cpu"))), size, shuffle=size == 64)
 
 
 def trainer(epochs: int) -> lightning.Trainer:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from rankwise import LoRAConfig, inject, load_adapter, merge, save_adapter
-from rankwise.tasks.digits import NEW, OLD, only
-from rankwise.tasks.mnist import load_digits_data
+from rankwise.tasks.digits.digits import NEW, OLD, select_digits
+from rankwise.tasks.digits.mnist import load_digits_data
 
 
 def train(model: nn.Module, x: Tensor, y: Tensor, lr: float, epochs: int) -> None:
@@ -33,13 +33,13 @@ def main() -> dict[str, float]:
     torch.manual_seed(0)
     digits, cpu = load_digits_data("embedded"), torch.device("cpu")
     base = nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 5))
-    train(base, *only(digits.train, OLD, cpu), lr=1e-3, epochs=3)
+    train(base, *select_digits(digits.train, OLD, cpu), lr=1e-3, epochs=3)
 
     model = copy.deepcopy(base)
     print(inject(model, LoRAConfig(r=4)))  # every linear layer; the base is frozen
-    train(model, *only(digits.train, NEW, cpu), lr=3e-3, epochs=3)
+    train(model, *select_digits(digits.train, NEW, cpu), lr=3e-3, epochs=3)
 
-    test = only(digits.validation, NEW, cpu)
+    test = select_digits(digits.validation, NEW, cpu)
     results = {"base": accuracy(base, *test), "adapted": accuracy(model, *test)}
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(model, folder)  # PEFT's format

@@ -17,8 +17,9 @@ import torch
 from rankwise import experiment
 from rankwise.cli import main
 from rankwise.pack.pack import Pack
-from rankwise.sweeps import course, directory, location
-from rankwise.tasks import digits
+from rankwise.sweeps.run import course, location
+from rankwise.sweeps.storage import directory
+from rankwise.tasks.digits import digits
 from rankwise.train import checkpoints, loop
 from rankwise.train.checkpoints import Checkpoints
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
-from rankwise.sweeps.problem import Problem, Run, Splits, Swept
+from rankwise.show.live import progress
+from rankwise.sweeps.choose.rule import Rule, parse_tolerance
+from rankwise.sweeps.problem import Problem, Run, Splits, SweepState
 from rankwise.sweeps.record import Results, make_results
-from rankwise.sweeps.rule import Rule, parse_tolerance
-from rankwise.sweeps.run import run_sweep
-from rankwise.train.live import progress
+from rankwise.sweeps.run.run import run_sweep
 from rankwise.train.loop import PackTraining
 from rankwise.train.settings import Training
 from rankwise.train.state import TrainingState
@@ -61,11 +61,11 @@ def small_runs() -> list[Run]:
     return [small_run(c, seed, lr) for c in ("r1", "r4", "full") for lr in (0.003, 0.03) for seed in (0, 1)]
 
 
-def swept(runs: Sequence[Run], problem: Problem | None = None) -> Swept:
+def swept(runs: Sequence[Run], problem: Problem | None = None) -> SweepState:
     return run_sweep(small_model(), runs, problem or small_problem(), progress("quiet"))
 
 
-def results_of(found: Swept, tolerance: str | float | None = None, **given: Any) -> Results:
+def results_of(found: SweepState, tolerance: str | float | None = None, **given: Any) -> Results:
     about = {
         "task": "test",
         "command": "rankwise test",

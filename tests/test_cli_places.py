@@ -7,7 +7,7 @@ import pytest
 
 from rankwise.cli import main
 from rankwise.cli.places import name_of, new_run, pointed_to
-from rankwise.sweeps import run as sweeping
+from rankwise.sweeps.run import run as sweeping
 from test_cli import QUICK, folder_of_digits
 
 

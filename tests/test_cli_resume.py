@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rankwise.cli import main
-from rankwise.sweeps import stages
-from rankwise.tasks import digits
+from rankwise.sweeps.run import stages
+from rankwise.tasks.digits import digits
 from test_cli import QUICK, folder_of_digits, refused
 
 

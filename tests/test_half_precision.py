@@ -10,7 +10,7 @@ from torch import Tensor
 
 import rankwise
 from rankwise import Training
-from rankwise.files import load_adapter
+from rankwise.adapter_files import load_adapter
 from rankwise.report import read_results
 from small_sweep import small_model, some_data
 

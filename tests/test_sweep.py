@@ -18,13 +18,13 @@ import rankwise
 from rankwise import LoRAConfig, Training
 from rankwise.errors import ConfigError, DataError, PackError
 from rankwise.pack.member import Member
-from rankwise.sweeps.grid import Candidate, modules_with_parameters
+from rankwise.show.live import progress as shown_by
+from rankwise.sweeps.candidates.grid import Candidate, modules_with_parameters
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits
-from rankwise.sweeps.run import run_sweep
-from rankwise.sweeps.stage import Search
-from rankwise.sweeps.stages import Stages
-from rankwise.train.live import progress as shown_by
-from rankwise.train.loaders import cut_off, in_memory
+from rankwise.sweeps.run.run import run_sweep
+from rankwise.sweeps.run.stage import Search
+from rankwise.sweeps.run.stages import Stages
+from rankwise.train.data.loaders import cut_off, in_memory
 from rankwise.train.loop import train_pack
 from rankwise.train.outcome import Point
 from rounding import alike
@@ -247,7 +247,7 @@ def test_the_search_has_the_schedule_of_the_runs_that_count(monkeypatch: pytest.
         trained.extend(runs)
         return run_sweep(model, runs, *rest, **named)
 
-    monkeypatch.setattr("rankwise.sweeps.stages.run_sweep", noted)
+    monkeypatch.setattr("rankwise.sweeps.run.stages.run_sweep", noted)
     search = Search(data="search")
     Stages(
         model=small_model(),

@@ -11,7 +11,7 @@ from torch import nn
 
 import rankwise
 from rankwise.errors import CheckpointError
-from rankwise.sweeps.directory import begin_run
+from rankwise.sweeps.storage.directory import begin_run
 from rankwise.writing import read_checked, write_checked
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from rankwise.tasks.text.tokens import IGNORED, Tokens
+from rankwise.tasks.text.encode.tokens import IGNORED, Tokens
 
 LENGTHS = (7, 3, 12, 5, 2)
 

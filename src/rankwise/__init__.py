@@ -7,17 +7,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rankwise.adapter_files import load_adapter, load_loralib, save_adapter, save_merged, swap_adapter
     from rankwise.api import Sweep, sweep
     from rankwise.errors import RankwiseError
-    from rankwise.files import load_adapter, load_loralib, save_adapter, save_merged, swap_adapter
-    from rankwise.lora.base_state import base_state_dict
+    from rankwise.lora.active import activate, by_row, disabled, rename
+    from rankwise.lora.base.state import base_state_dict
     from rankwise.lora.config import LoRAConfig
     from rankwise.lora.inject import eject, inject
     from rankwise.lora.layer_types import LayerType, register_layer_type
     from rankwise.lora.merge import merge, unmerge
-    from rankwise.lora.named import activate, by_row, disabled, rename
     from rankwise.quantising import quantize
-    from rankwise.tasks.text.prediction import predict
+    from rankwise.tasks.text.use.prediction import predict
     from rankwise.train.settings import Training
 
 __version__ = "0.1.0"
@@ -54,22 +54,22 @@ _HOMES = {
     "RankwiseError": "rankwise.errors",
     "Sweep": "rankwise.api",
     "Training": "rankwise.train.settings",
-    "activate": "rankwise.lora.named",
-    "base_state_dict": "rankwise.lora.base_state",
-    "by_row": "rankwise.lora.named",
-    "disabled": "rankwise.lora.named",
+    "activate": "rankwise.lora.active",
+    "base_state_dict": "rankwise.lora.base.state",
+    "by_row": "rankwise.lora.active",
+    "disabled": "rankwise.lora.active",
     "eject": "rankwise.lora.inject",
     "inject": "rankwise.lora.inject",
-    "load_adapter": "rankwise.files",
-    "load_loralib": "rankwise.files",
+    "load_adapter": "rankwise.adapter_files",
+    "load_loralib": "rankwise.adapter_files",
     "merge": "rankwise.lora.merge",
-    "predict": "rankwise.tasks.text.prediction",
+    "predict": "rankwise.tasks.text.use.prediction",
     "quantize": "rankwise.quantising",
     "register_layer_type": "rankwise.lora.layer_types",
-    "rename": "rankwise.lora.named",
-    "save_adapter": "rankwise.files",
-    "save_merged": "rankwise.files",
-    "swap_adapter": "rankwise.files",
+    "rename": "rankwise.lora.active",
+    "save_adapter": "rankwise.adapter_files",
+    "save_merged": "rankwise.adapter_files",
+    "swap_adapter": "rankwise.adapter_files",
     "sweep": "rankwise.api",
     "unmerge": "rankwise.lora.merge",
 }

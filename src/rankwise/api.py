@@ -10,36 +10,36 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from rankwise.adapter_files import load_adapter
 from rankwise.errors import ConfigError, arguments_named
 from rankwise.experiment import Experiment, run_experiment, run_in_place
-from rankwise.files import load_adapter
+from rankwise.lora.checks.threads import held_by_thread
 from rankwise.lora.inject import Report
-from rankwise.lora.threads import held_by_thread
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.pack import call_model
 from rankwise.pack.resolved import State
 from rankwise.report import answer_words
 from rankwise.report.schema import Results
 from rankwise.report.table import markdown_table
-from rankwise.sweeps.adapters import put_on
-from rankwise.sweeps.baselines import baselines
+from rankwise.show.live import progress as shown_by
 from rankwise.sweeps.caching import cached
-from rankwise.sweeps.candidates import Config, candidates_of
-from rankwise.sweeps.deciding import Deciding
-from rankwise.sweeps.directory import can_resume
-from rankwise.sweeps.extend import was_rotated
-from rankwise.sweeps.given import as_counts, as_list, as_rates, trained_whole
-from rankwise.sweeps.grid import LORA_LRS
-from rankwise.sweeps.location import RunLocation, beginning_of, starting_now
-from rankwise.sweeps.owned import holds_results
-from rankwise.sweeps.problem import DATA, Problem, Run, Splits, Swept
+from rankwise.sweeps.candidates.baselines import baselines
+from rankwise.sweeps.candidates.from_user import Config, candidates_of
+from rankwise.sweeps.candidates.given import as_counts, as_list, as_rates, trained_whole
+from rankwise.sweeps.candidates.grid import LORA_LRS
+from rankwise.sweeps.choose.deciding import Deciding
+from rankwise.sweeps.problem import DATA, Problem, Run, Splits, SweepState
 from rankwise.sweeps.record import add_next
+from rankwise.sweeps.run.extend import was_rotated
+from rankwise.sweeps.run.location import RunLocation, beginning_of, starting_now
+from rankwise.sweeps.storage.adapters import put_on
+from rankwise.sweeps.storage.directory import can_resume
+from rankwise.sweeps.storage.owned import holds_results
 from rankwise.train.checkpoints import Every
-from rankwise.train.cuts import pooled
-from rankwise.train.data import Data
-from rankwise.train.feed import ROWS_AT_ONCE, Feed
-from rankwise.train.live import progress as shown_by
-from rankwise.train.loaders import cut_off, in_memory
+from rankwise.train.data.cuts import pooled
+from rankwise.train.data.feed import ROWS_AT_ONCE, Feed
+from rankwise.train.data.loaders import cut_off, in_memory
+from rankwise.train.data.tensors import Data
 from rankwise.train.settings import Training
 
 SHARE_CUT = 0.1
@@ -58,7 +58,7 @@ class Sweep:
     """
 
     results: Results
-    swept: Swept = field(repr=False)
+    swept: SweepState = field(repr=False)
     files: tuple[Path, ...] = ()
     directory: Path | None = None
 

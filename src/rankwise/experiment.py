@@ -16,34 +16,34 @@ from typing import Any
 from torch import Tensor, nn
 
 from rankwise.errors import ConfigError, DataError, OutputError
-from rankwise.lora.threads import held_by_thread
+from rankwise.lora.checks.threads import held_by_thread
 from rankwise.pack.resolved import resolve
 from rankwise.report import write_report
-from rankwise.sweeps.adapters import Adapters
-from rankwise.sweeps.answer import Floors
-from rankwise.sweeps.auto import Auto
-from rankwise.sweeps.deciding import Deciding
-from rankwise.sweeps.directory import end_run, write_run
-from rankwise.sweeps.doubts import rank_doubts
-from rankwise.sweeps.extend import plan_of
-from rankwise.sweeps.fitting import Probes
+from rankwise.show.live import Progress
+from rankwise.show.live import progress as shown_by
+from rankwise.sweeps.candidates.grid import Candidate, runs_of
+from rankwise.sweeps.choose.answer import Floors
+from rankwise.sweeps.choose.deciding import Deciding
+from rankwise.sweeps.choose.power import power_words
+from rankwise.sweeps.choose.rule import Rule, accuracy_tolerance
 from rankwise.sweeps.floors import measured_floors
-from rankwise.sweeps.grid import Candidate, runs_of
-from rankwise.sweeps.location import RunLocation, RunStart, beginning_of, start_run
 from rankwise.sweeps.measure import measure_base
-from rankwise.sweeps.owned import BASE_FILE
-from rankwise.sweeps.plan import fingerprint
-from rankwise.sweeps.power import power_words
-from rankwise.sweeps.problem import DATA, Problem, Run, Swept
+from rankwise.sweeps.plan.doubts import rank_doubts
+from rankwise.sweeps.plan.fitting import Probes
+from rankwise.sweeps.plan.plan import fingerprint
+from rankwise.sweeps.problem import DATA, Problem, Run, SweepState
 from rankwise.sweeps.provenance import data_of, grid_of, versions
 from rankwise.sweeps.record import Results, add_next, make_results
-from rankwise.sweeps.rule import Rule, accuracy_tolerance
-from rankwise.sweeps.same_problem import LOSS, check_measured, first_loss, write_measured
-from rankwise.sweeps.stage import Finished, Search
-from rankwise.sweeps.stages import Stages, mark_edges
-from rankwise.train.data import count_rows
-from rankwise.train.live import Progress
-from rankwise.train.live import progress as shown_by
+from rankwise.sweeps.run.auto import Auto
+from rankwise.sweeps.run.extend import plan_of
+from rankwise.sweeps.run.location import RunLocation, RunStart, beginning_of, start_run
+from rankwise.sweeps.run.stage import Finished, Search
+from rankwise.sweeps.run.stages import Stages, mark_edges
+from rankwise.sweeps.storage.adapters import Adapters
+from rankwise.sweeps.storage.directory import end_run, write_run
+from rankwise.sweeps.storage.owned import BASE_FILE
+from rankwise.sweeps.storage.same_problem import LOSS, check_measured, first_loss, write_measured
+from rankwise.train.data.tensors import count_rows
 from rankwise.train.precheck import check_training
 from rankwise.writing import interrupts_ignored
 
@@ -90,7 +90,7 @@ class Experiment:
     relative_to: Mapping[str, Any] | None = None
     deciding: Deciding = field(default_factory=lambda: Deciding(plan="grid"))
     notes: Sequence[str] = ()
-    beside: Callable[[Path, Run, Results, Swept], object] | None = None
+    beside: Callable[[Path, Run, Results, SweepState], object] | None = None
     probes: Probes = field(default_factory=Probes)
     """What steps take in memory, once it is measured: for a forecast, or for the run itself."""
 
@@ -247,7 +247,7 @@ def run_in_directory(place: RunLocation, make: ExperimentFactory, progress: Prog
 
 def run_in_place(
     experiment: Experiment, place: RunLocation, begun: RunStart | None, progress: Progress
-) -> tuple[Results, Swept, list[Path]]:
+) -> tuple[Results, SweepState, list[Path]]:
     """Run an experiment in a place that is held, from the beginning or from what lies there (`beginning_of`).
 
     Raises:
@@ -270,7 +270,7 @@ def run_experiment(
     place: RunLocation | None,
     progress: Progress,
     finished: Finished | None = None,
-) -> tuple[Results, Swept, list[Path]]:
+) -> tuple[Results, SweepState, list[Path]]:
     """Train, measure, decide, and write results and report.
 
     Args:

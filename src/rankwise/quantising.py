@@ -26,11 +26,11 @@ from rankwise.lora.config import TargetPattern
 from rankwise.lora.layer_types import called_as_listed, layer_type_of, weight_of
 from rankwise.lora.layer_types.linear import LINEAR
 from rankwise.lora.layer_types.quantised import in_eight_bits, keep_unpacked, plain_weight
-from rankwise.lora.modules import named_once
-from rankwise.lora.patterns import Patterns, as_list
-from rankwise.lora.tables import text_table
-from rankwise.lora.targets import output_heads
-from rankwise.lora.ties import sharers
+from rankwise.lora.targets.find import output_heads
+from rankwise.lora.targets.modules import named_once
+from rankwise.lora.targets.patterns import Patterns, as_list
+from rankwise.lora.targets.ties import sharers
+from rankwise.tables import text_table
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import nn
 
 from adapted_models import bert, gpt2, llama, outputs
 from quantised_layers import Net, inputs
+from rankwise.adapter_files import load_adapter, read_adapter, save_adapter
 from rankwise.errors import AdapterFileError, ConfigError, TargetError
-from rankwise.files import load_adapter, read_adapter, save_adapter
 from rankwise.lora import (
     LoRAConfig,
     adapter_tensors,

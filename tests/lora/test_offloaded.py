@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from adapted_models import fill
+from rankwise.adapter_files import load_adapter, save_adapter
 from rankwise.errors import AdapterError
-from rankwise.files import load_adapter, save_adapter
 from rankwise.lora import LoRAConfig, inject, merge, trainable_parameters
 
 

@@ -11,8 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from adapted_models import fill, gpt2, outputs
 from quantised_layers import KINDS
+from rankwise.adapter_files import load_adapter, save_adapter
 from rankwise.errors import ConfigError, TargetError
-from rankwise.files import load_adapter, save_adapter
 from rankwise.lora import LoRAConfig, activate, adapter_tensors, count_parameters, eject, inject, merge, unmerge
 from rankwise.lora.parameters import trainable_parameters
 from rankwise.pack.member import Member

@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper, offload_wrapper
 from torch.optim.swa_utils import AveragedModel
 
-from rankwise.files import load_adapter, save_adapter, save_merged
+from rankwise.adapter_files import load_adapter, save_adapter, save_merged
 from rankwise.lora import LoRAConfig, adapter_tensors, base_state_dict, eject, inject, merge, unmerge
 
 pytestmark = [

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankwise.lora.config import LoRAConfig
-from rankwise.pack.half import HalfProduct, Halves
+from rankwise.pack.layers.half import HalfProduct, Halves
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
 from small_models import KINDS, call

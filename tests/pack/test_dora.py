@@ -7,14 +7,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from quantised_layers import Net, inputs
+from rankwise.adapter_files import save_adapter
 from rankwise.errors import PackError
-from rankwise.files import save_adapter
 from rankwise.lora import count_parameters
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
-from rankwise.sweeps.adapters import put_on
 from rankwise.sweeps.problem import Run
+from rankwise.sweeps.storage.adapters import put_on
 from rankwise.train.settings import Training
 from reference import update_difference
 from small_models import KINDS, call

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pack.step.test_sgd import cases_of
 from pack.test_any_model import alone, made
-from pack.test_sgd import cases_of
 from rankwise.errors import PackError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
@@ -154,7 +154,7 @@ def test_an_overflow_leaves_out_the_steps_of_its_adapter_alone() -> None:
 
 
 def test_the_factor_doubles_after_enough_good_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rankwise.pack.loss_scale.STEPS_UNTIL_DOUBLED", 4)
+    monkeypatch.setattr("rankwise.pack.step.loss_scale.STEPS_UNTIL_DOUBLED", 4)
     pack, _ = trained(small(torch.float16), [Member(name="a", lora=LoRAConfig(r=2))], torch.float16, steps=9)
     assert pack.scaling_state()["factor"].tolist() == [2.0**18]
     assert pack.scaling_state()["good_steps"].tolist() == [1.0]

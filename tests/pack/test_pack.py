@@ -14,8 +14,8 @@ from rankwise.errors import PackError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
-from rankwise.tasks.digits import NEW, make_model, only
-from rankwise.tasks.mnist import load_digits_data
+from rankwise.tasks.digits.digits import NEW, make_model, select_digits
+from rankwise.tasks.digits.mnist import load_digits_data
 
 LINEARS = ("0", "3", "6")
 
@@ -97,7 +97,7 @@ def test_seven_ranks_and_two_seeds_get_the_updates_they_get_alone(dtype: torch.d
     # unit's input lies at zero to rounding. With this one it does not.
     torch.manual_seed(1)
     model = make_model().to(dtype)
-    x, y = only(load_digits_data("embedded").train, NEW, torch.device("cpu"))
+    x, y = select_digits(load_digits_data("embedded").train, NEW, torch.device("cpu"))
     steps = 100
     batches = {seed: batches_of(seed, steps, x.to(dtype), y, 64) for seed in (0, 1)}
     cases = [

@@ -9,8 +9,8 @@ from torch.utils.checkpoint import checkpoint
 import rankwise
 from rankwise.errors import PackError
 from rankwise.lora.config import LoRAConfig
-from rankwise.pack import noise
 from rankwise.pack.member import Member
+from rankwise.pack.noise import keyed as noise
 from rankwise.pack.pack import Pack
 from rankwise.train.settings import Training
 

@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from adapted_models import fill
-from rankwise.files import load_adapter, save_adapter
+from rankwise.adapter_files import load_adapter, save_adapter
 from rankwise.lora import LoRAConfig, adapter_tensors, inject, merge, unmerge
 from rounding import alike
 

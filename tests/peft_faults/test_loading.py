@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from adapted_models import fill, mlp, outputs, theirs
+from rankwise.adapter_files import load_adapter
 from rankwise.errors import AdapterFileError
-from rankwise.files import load_adapter
 from rankwise.lora import LoRAConfig, adapter_tensors, inject, merge
 from rounding import alike
 

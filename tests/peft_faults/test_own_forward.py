@@ -9,8 +9,8 @@ from torch import nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from adapted_models import fill
+from rankwise.adapter_files import load_adapter
 from rankwise.errors import AdapterFileError
-from rankwise.files import load_adapter
 from rankwise.lora import LoRAConfig, adapter_tensors, inject, merge
 
 

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForMaskedLM
 
-from rankwise.files import load_adapter
+from rankwise.adapter_files import load_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

@@ -12,7 +12,7 @@ from sample_results import sample_results
 from rankwise.cli import main
 from rankwise.errors import ConfigError
 from rankwise.report.compare import compare_runs, draw_comparison
-from rankwise.sweeps.statistics import interval
+from rankwise.sweeps.choose.statistics import interval
 
 Change = Callable[[dict[str, Any]], None]
 N = 60

@@ -10,17 +10,17 @@ import pytest
 
 from rankwise.report import answer_words, terminal_table, validate
 from rankwise.report.schema import schema
-from rankwise.sweeps.problem import Swept
+from rankwise.sweeps.problem import SweepState
 from small_sweep import results_of, small_run, small_runs, swept
 
 
 @pytest.fixture(scope="module")
-def found() -> Swept:
+def found() -> SweepState:
     return swept(small_runs())
 
 
 @pytest.fixture(scope="module")
-def results(found: Swept) -> dict[str, Any]:
+def results(found: SweepState) -> dict[str, Any]:
     return results_of(found)
 
 
@@ -36,7 +36,7 @@ def test_follows_the_schema(results: dict[str, Any]) -> None:
     check(results)
 
 
-def test_configurations_are_means_of_their_runs(found: Swept, results: dict[str, Any]) -> None:
+def test_configurations_are_means_of_their_runs(found: SweepState, results: dict[str, Any]) -> None:
     runs = {run["name"]: run for run in results["runs"]}
     deciding = {name: scores.decisive.mean() for name, scores in found.scores.items()}
     assert [c["name"] for c in results["configurations"]] == ["r1", "r4", "full"]
@@ -68,13 +68,13 @@ def test_the_answer_is_one_of_the_configurations(results: dict[str, Any]) -> Non
     assert chosen["difference_to_reference"]["mean"] == pytest.approx(chosen["mean"] - reference["mean"], abs=1e-6)
 
 
-def test_a_wide_tolerance_makes_the_smallest_the_answer(found: Swept) -> None:
+def test_a_wide_tolerance_makes_the_smallest_the_answer(found: SweepState) -> None:
     results = results_of(found, tolerance=0.99)
     assert (results["answer"]["name"], results["answer"]["r"]) == ("r1", 1)
     check(results)
 
 
-def test_what_solves_another_problem_is_neither_reference_nor_answer(found: Swept) -> None:
+def test_what_solves_another_problem_is_neither_reference_nor_answer(found: SweepState) -> None:
     results = results_of(found, comparable=["r1", "r4"])
     assert results["answer"]["reference"] in ("r1", "r4")
     full = next(c for c in results["configurations"] if c["name"] == "full")
@@ -83,9 +83,9 @@ def test_what_solves_another_problem_is_neither_reference_nor_answer(found: Swep
     assert full["difference_to_reference"] is None
 
 
-def test_an_unfinished_sweep_has_no_answer(found: Swept) -> None:
+def test_an_unfinished_sweep_has_no_answer(found: SweepState) -> None:
     names = [name for name in found.outcomes if name.startswith("r1")]
-    part = Swept(
+    part = SweepState(
         found.runs,
         found.parameters,
         {name: found.outcomes[name] for name in names},

@@ -14,18 +14,18 @@ from torch import Tensor
 from rankwise.errors import CheckpointError, ConfigError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
-from rankwise.sweeps.plan import read_plan, write_plan
-from rankwise.sweeps.problem import Problem, Run, Swept
-from rankwise.sweeps.run import run_sweep
+from rankwise.show.live import progress
+from rankwise.sweeps.plan.plan import read_plan, write_plan
+from rankwise.sweeps.problem import Problem, Run, SweepState
+from rankwise.sweeps.run.run import run_sweep
 from rankwise.train.checkpoints import Every
-from rankwise.train.live import progress
 from rankwise.writing import write_durably
 from small_sweep import accuracy, loss, results_of, small_model, small_problem, small_run, small_runs
 
 OFTEN = Every(epochs=1)
 
 
-def run(folder: Path | None, problem: Problem | None = None, runs: list[Run] | None = None, **given: Any) -> Swept:
+def run(folder: Path | None, problem: Problem | None = None, runs: list[Run] | None = None, **given: Any) -> SweepState:
     given = {"every": OFTEN, **given}
     return run_sweep(
         given.pop("model", None) or small_model(),
@@ -50,7 +50,7 @@ def signalling(nth: int, number: signal.Signals) -> Problem:
     return Problem(problem.splits, loss, metric, problem.other_tests)
 
 
-def comparable(found: Swept) -> object:
+def comparable(found: SweepState) -> object:
     results = results_of(found)
     for each in results["runs"]:
         del each["seconds"]
@@ -132,7 +132,7 @@ def test_a_full_disk_ends_no_training(
 
 
 def test_many_logs_become_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rankwise.sweeps import keeping
+    from rankwise.sweeps.storage import checkpoints as keeping
 
     monkeypatch.setattr(keeping, "MOST_LOGS", 3)
     runs = [small_run("r1", epochs=9, patience=99), small_run("r4", epochs=3)]

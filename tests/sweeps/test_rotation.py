@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from rankwise.errors import CheckpointError
-from rankwise.sweeps.plan import read_plan
-from rankwise.sweeps.problem import Problem, Run, Splits, Swept
-from rankwise.sweeps.run import run_sweep
+from rankwise.show.live import progress
+from rankwise.sweeps.plan.plan import read_plan
+from rankwise.sweeps.problem import Problem, Run, Splits, SweepState
+from rankwise.sweeps.run.run import run_sweep
 from rankwise.train.checkpoints import Every
-from rankwise.train.cuts import pooled
-from rankwise.train.live import progress
+from rankwise.train.data.cuts import pooled
 from small_sweep import accuracy, loss, small_model, small_run, some_data
 
 RUNS = [small_run(c, seed, epochs=4) for c in ("r1", "r4", "full") for seed in (0, 1, 4)]
@@ -29,13 +29,13 @@ def rotated(metric: Any = accuracy) -> Problem:
     return Problem({"data": splits}, loss, metric, rotate=True)
 
 
-def swept(folder: Path | None = None, runs: list[Run] = RUNS, **given: Any) -> Swept:
+def swept(folder: Path | None = None, runs: list[Run] = RUNS, **given: Any) -> SweepState:
     problem = given.pop("problem", None) or rotated()
     every = Every(epochs=1)
     return run_sweep(small_model(), runs, problem, progress("quiet"), checkpoints=folder, every=every, **given)
 
 
-def bits(found: Swept) -> object:
+def bits(found: SweepState) -> object:
     arrays = {
         name: [np.asarray(a).tobytes() for a in (s.validation, s.test, s.deciding, s.rows)]
         for name, s in found.scores.items()

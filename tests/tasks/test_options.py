@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rankwise.errors import ConfigError
-from rankwise.sweeps.deciding import Deciding
+from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.tasks.options import DigitsOptions, parse_numbers, parse_rates, parse_seeds
 
 

@@ -7,8 +7,8 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.pack.losses import PerAdapter
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
+from rankwise.train.data.feed import Feed
 from rankwise.train.evaluation import evaluate, evaluate_rows
-from rankwise.train.feed import Feed
 
 
 def squares(outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:

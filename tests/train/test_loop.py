@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from rankwise.errors import ConfigError, DataError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
-from rankwise.train.data import Data
-from rankwise.train.feed import Feed
+from rankwise.train.data.feed import Feed
+from rankwise.train.data.tensors import Data
 from rankwise.train.loop import PackTraining, train_pack
 from rankwise.train.outcome import Outcome, Point
 from rankwise.train.settings import Training

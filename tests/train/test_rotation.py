@@ -13,11 +13,11 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.pack.losses import PerAdapter
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
-from rankwise.tasks.text.ready import _by_length  # pyright: ignore[reportPrivateUsage]
-from rankwise.train.cuts import Rotation, half_of, pooled
-from rankwise.train.data import take
+from rankwise.tasks.text.train.built_task import _by_length  # pyright: ignore[reportPrivateUsage]
+from rankwise.train.data.cuts import Rotation, half_of, pooled
+from rankwise.train.data.feed import Feed
+from rankwise.train.data.tensors import take
 from rankwise.train.evaluation import evaluate_rows
-from rankwise.train.feed import Feed
 from rankwise.train.loop import PackTraining
 from rankwise.train.outcome import Outcome
 from rankwise.train.settings import Training

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import CheckpointError, ConfigError
-from rankwise.sweeps.deciding import Deciding
+from rankwise.sweeps.choose.deciding import Deciding
 
 EXTENDED = ("digits", "sweep")
 """Commands that seeds and ranks can be added to."""
@@ -28,8 +28,8 @@ def settings_of(directory: Path, more_seeds: int | None, more_ranks: Sequence[in
     """
     import yaml
 
-    from rankwise.sweeps.directory import can_resume
-    from rankwise.sweeps.owned import UNFINISHED, holds_results
+    from rankwise.sweeps.storage.directory import can_resume
+    from rankwise.sweeps.storage.owned import UNFINISHED, holds_results
 
     more = more_seeds is not None or more_ranks is not None
     if more and can_resume(directory):

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from rankwise.cli.app import MAIN, TRAINING, app
-from rankwise.cli.training import How, train
-from rankwise.sweeps.deciding import Deciding
+from rankwise.cli.training import RunOptions, train
+from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.tasks.flags import DECIDING, listed
 from rankwise.tasks.options import DigitsOptions, parse_numbers, parse_rates, parse_seeds
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rankwise.experiment import Experiment
-    from rankwise.train.live import Progress
+    from rankwise.show.live import Progress
 
 
 @app.command
@@ -24,7 +24,7 @@ def digits(
     *,
     ranks: Annotated[tuple[int, ...] | None, listed(parse_numbers), Parameter(group=MAIN)] = None,
     seeds: Annotated[tuple[int, ...] | None, listed(parse_seeds), Parameter(group=MAIN)] = None,
-    protocol: Annotated[str, Parameter(group=MAIN)] = "right",
+    protocol: Annotated[str, Parameter(group=MAIN)] = "standard",
     data: Annotated[str, Parameter(group=MAIN)] = "embedded",
     epochs: Annotated[int | None, Parameter(group=MAIN)] = None,
     batch_size: Annotated[int | None, Parameter(group=TRAINING)] = None,
@@ -34,7 +34,7 @@ def digits(
     rungs: Annotated[tuple[int, ...] | None, listed(parse_numbers), Parameter(group=TRAINING)] = None,
     deciding: Annotated[Deciding | None, Parameter(name="*", group=DECIDING)] = None,
     device: Annotated[str, Parameter(group=MAIN)] = "auto",
-    how: How | None = None,
+    how: RunOptions | None = None,
 ) -> int:
     """Train LoRA at several ranks, and full fine-tuning beside them, on handwritten digits.
 
@@ -50,7 +50,7 @@ def digits(
     seeds:
         How many seeds, or a list of them: 3, or 0,7; of the adaptive plan at the most. [default: 16; of a grid 3]
     protocol:
-        "right": equal budgets, learning rates chosen on validation data. "published": the notebook's own settings.
+        "standard": equal budgets, learning rates chosen on validation data. "published": the notebook's own settings.
     data:
         "embedded" (10,000 images in the package), "mnist" (70,000, downloaded once: 12 MB), or a folder of IDX files.
     epochs:
@@ -69,7 +69,7 @@ def digits(
     device:
         Where to compute: cpu, cuda, cuda:1, mps; auto takes CUDA, then MPS (untested), then the CPU.
     """
-    how = how or How()
+    how = how or RunOptions()
     given: dict[str, Any] = {"ranks": ranks, "deciding": deciding}
     options = DigitsOptions(
         protocol=protocol,
@@ -86,7 +86,7 @@ def digits(
     )
 
     def make(progress: "Progress", base: "Mapping[str, Tensor] | None") -> "Experiment":
-        from rankwise.tasks.digits_run import make_digits
+        from rankwise.tasks.digits.run import make_digits
 
         return make_digits(options, progress, base)
 

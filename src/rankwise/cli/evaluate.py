@@ -11,10 +11,10 @@ from rankwise.cli.app import EXIT_OK, app
 from rankwise.shown import printable
 from rankwise.tasks.flags import listed
 from rankwise.tasks.text.options import parse_columns
-from rankwise.tasks.text.use_options import UseOptions
+from rankwise.tasks.text.use.options import UseOptions
 
 if TYPE_CHECKING:
-    from rankwise.tasks.text.evaluating import Evaluation
+    from rankwise.tasks.text.use.evaluating import Evaluation
 
 
 @app.command
@@ -65,9 +65,9 @@ def evaluate(
     json_:
         Print the figures as JSON.
     """
-    from rankwise.tasks.text.adapted import load_adapted
-    from rankwise.tasks.text.evaluating import evaluate_texts
-    from rankwise.tasks.text.generating import Writing
+    from rankwise.tasks.text.use.evaluating import evaluate_texts
+    from rankwise.tasks.text.use.generating import Writing
+    from rankwise.tasks.text.use.served import load_adapted
     from rankwise.writing import replacing
 
     adapted = load_adapted(adapters, options or UseOptions())
@@ -91,7 +91,7 @@ def evaluate(
         with replacing(out) as temporary:
             temporary.write_text(content + "\n", encoding="utf-8")
     if report is not None:
-        from rankwise.tasks.text.evaluation_files import write_evaluation
+        from rankwise.tasks.text.use.evaluation_files import write_evaluation
 
         for path in write_evaluation(found, report):
             print(path, file=sys.stderr if json_ else sys.stdout)
@@ -103,7 +103,7 @@ def _show(found: "Evaluation") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from rankwise.tasks.text.classes import most_confused
+    from rankwise.tasks.text.score.classes import most_confused
 
     figures = found.figures
     table = Table(box=None, header_style="")

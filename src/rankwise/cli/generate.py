@@ -13,12 +13,12 @@ from rankwise.errors import ConfigError, DataError
 from rankwise.shown import json_line, printable
 from rankwise.tasks.flags import listed
 from rankwise.tasks.text.options import parse_columns
-from rankwise.tasks.text.use_options import UseOptions
+from rankwise.tasks.text.use.options import UseOptions
 
 if TYPE_CHECKING:
-    from rankwise.tasks.text.adapted import Adapted
-    from rankwise.tasks.text.examples import SftExample
-    from rankwise.tasks.text.generating import Writing
+    from rankwise.tasks.text.data.examples import SftExample
+    from rankwise.tasks.text.use.generating import Writing
+    from rankwise.tasks.text.use.served import ServedModel
 
 
 @app.command
@@ -70,9 +70,9 @@ def generate(
     json_:
         Print a line of JSON for each prompt.
     """
-    from rankwise.tasks.text.adapted import BASE, load_adapted
-    from rankwise.tasks.text.generating import Writing, as_prompt, check_writes, with_room
-    from rankwise.tasks.text.prompts import read_prompts
+    from rankwise.tasks.text.data.prompts import read_prompts
+    from rankwise.tasks.text.use.generating import Writing, as_prompt, check_writes, with_room
+    from rankwise.tasks.text.use.served import BASE, load_adapted
 
     if prompt is not None and file is not None:
         raise ConfigError("--prompt and --file are both given; leave one of them out.")
@@ -110,9 +110,9 @@ def generate(
 
 
 def _answer(
-    adapted: "Adapted", names: Sequence[str], prompts: "Sequence[SftExample]", how: "Writing", *, as_json: bool
+    adapted: "ServedModel", names: Sequence[str], prompts: "Sequence[SftExample]", how: "Writing", *, as_json: bool
 ) -> None:
-    from rankwise.tasks.text.generating import write_texts
+    from rankwise.tasks.text.use.generating import write_texts
 
     answers = {name: write_texts(adapted, name, prompts, how) for name in names}
     width = max(map(len, names))

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from rankwise.cli.app import EXIT_OK, app
 
 if TYPE_CHECKING:
-    from rankwise.files.inspecting import InspectedModule, Inspection
+    from rankwise.adapter_files.inspecting import InspectedModule, Inspection
 
 SHOWN = (
     ("base", "base_model_name_or_path"),
@@ -50,7 +50,7 @@ def inspect(
     json_:
         Print all of it as JSON.
     """
-    from rankwise.files.inspecting import inspect_adapter
+    from rankwise.adapter_files.inspecting import inspect_adapter
 
     found, run = inspect_adapter(adapter), _run_of(adapter)
     if json_:

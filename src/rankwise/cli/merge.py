@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rankwise.cli.app import EXIT_OK, app
-from rankwise.tasks.text.use_options import MergeOptions
+from rankwise.tasks.text.use.options import MergeOptions
 
 
 @app.command
@@ -19,7 +19,7 @@ def merge(adapter: Path, *, out: Path, options: MergeOptions | None = None) -> i
     out:
         The new folder: weights, configuration, tokenizer.
     """
-    from rankwise.tasks.text.merging import check_out, load_to_merge, merge_into_folder
+    from rankwise.tasks.text.use.merging import check_out, load_to_merge, merge_into_folder
 
     check_out(out)
     merged = merge_into_folder(load_to_merge(adapter, (options or MergeOptions()).use()), out)

@@ -12,13 +12,13 @@ from rankwise.errors import ConfigError, DataError
 from rankwise.shown import printable
 from rankwise.tasks.flags import listed
 from rankwise.tasks.text.options import parse_columns
-from rankwise.tasks.text.use_options import UseOptions
+from rankwise.tasks.text.use.options import UseOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rankwise.tasks.text.adapted import Adapted
-    from rankwise.tasks.text.examples import Labelled
+    from rankwise.tasks.text.data.examples import Labelled
+    from rankwise.tasks.text.use.served import ServedModel
 
 FORMATS = ("text", "csv", "jsonl")
 
@@ -62,9 +62,9 @@ def predict(
     all_labels:
         Write the probability of every label, not of the predicted one alone.
     """
-    from rankwise.tasks.text.adapted import load_adapted
-    from rankwise.tasks.text.prediction_files import format_of
-    from rankwise.tasks.text.prompts import as_text, read_texts
+    from rankwise.tasks.text.data.prompts import as_text, read_texts
+    from rankwise.tasks.text.use.prediction_files import format_of
+    from rankwise.tasks.text.use.served import load_adapted
 
     if text is not None and file is not None:
         raise ConfigError("--text and --file are both given; leave one of them out.")
@@ -99,12 +99,12 @@ def predict(
 class _Show:
     """Predicts, and prints or writes what came out."""
 
-    def __init__(self, adapted: "Adapted", format_: str, out: Path | None, all_labels: bool) -> None:
+    def __init__(self, adapted: "ServedModel", format_: str, out: Path | None, all_labels: bool) -> None:
         self.adapted, self._format, self._out, self._all = adapted, format_, out, all_labels
 
     def __call__(self, texts: "Sequence[Labelled]") -> None:
-        from rankwise.tasks.text.predicting import predict_texts
-        from rankwise.tasks.text.prediction_files import predictions_as, write_predictions
+        from rankwise.tasks.text.use.predicting import predict_texts
+        from rankwise.tasks.text.use.prediction_files import predictions_as, write_predictions
 
         if not texts:
             raise DataError("There are no texts; give --text, --file, or lines on standard input.")
@@ -125,7 +125,7 @@ class _Show:
 
 def _lines() -> "Iterator[Labelled]":
     """Texts on standard input, one a line."""
-    from rankwise.tasks.text.prompts import as_text
+    from rankwise.tasks.text.data.prompts import as_text
 
     for i, line in enumerate(sys.stdin, start=1):
         if line.strip():
@@ -134,7 +134,7 @@ def _lines() -> "Iterator[Labelled]":
 
 def _typed() -> "Iterator[list[Labelled]]":
     """Texts as they are typed at a terminal."""
-    from rankwise.tasks.text.prompts import as_text
+    from rankwise.tasks.text.data.prompts import as_text
 
     while True:
         try:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from rankwise.cli.app import app
-from rankwise.cli.training import How, train
+from rankwise.cli.training import RunOptions, train
 from rankwise.tasks.text.options import TextOptions
 
 if TYPE_CHECKING:
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rankwise.experiment import Experiment
-    from rankwise.train.live import Progress
+    from rankwise.show.live import Progress
 
 
 @app.command
-def sweep(options: TextOptions, *, how: How | None = None) -> int:
+def sweep(options: TextOptions, *, how: RunOptions | None = None) -> int:
     """Find the smallest adapter that does the job, for a language model and a file of examples.
 
     Example: rankwise sweep --model sentence-transformers/all-MiniLM-L6-v2 --task classify --data train.csv
@@ -31,4 +31,4 @@ def sweep(options: TextOptions, *, how: How | None = None) -> int:
 
         return make_text(options, progress, base)
 
-    return train("sweep", options.settings(), how or How(), make)
+    return train("sweep", options.settings(), how or RunOptions(), make)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from rankwise.cli import training
 from rankwise.cli.app import app
-from rankwise.cli.training import How
+from rankwise.cli.training import RunOptions
 from rankwise.tasks.text.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rankwise.experiment import Experiment
-    from rankwise.train.live import Progress
+    from rankwise.show.live import Progress
 
 
 @app.command
-def train(options: TrainOptions, *, how: How | None = None) -> int:
+def train(options: TrainOptions, *, how: RunOptions | None = None) -> int:
     """Train one adapter of a language model on a file of examples.
 
     Example: rankwise train --model HuggingFaceTB/SmolLM2-135M --task sft --data train.jsonl --rank 8
@@ -31,4 +31,4 @@ def train(options: TrainOptions, *, how: How | None = None) -> int:
 
         return make_text(options, progress, base)
 
-    return training.train("train", options.settings(), how or How(), make, foretell=True)
+    return training.train("train", options.settings(), how or RunOptions(), make, forecast=True)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rankwise.experiment import Experiment, ExperimentFactory
-    from rankwise.sweeps.forecast import Forecast
-    from rankwise.train.live import Progress
+    from rankwise.show.live import Progress
+    from rankwise.sweeps.run.forecast import Forecast
 
 
 NEXT = {
@@ -38,7 +38,7 @@ NEXT = {
 
 @Parameter(name="*", group=HOW)
 @dataclass(frozen=True, kw_only=True)
-class How:
+class RunOptions:
     """How a command runs.
 
     Attributes
@@ -93,7 +93,7 @@ class How:
 
 
 def train(
-    command: str, settings: dict[str, Any], how: How, make: "ExperimentFactory", *, foretell: bool = False
+    command: str, settings: dict[str, Any], how: RunOptions, make: "ExperimentFactory", *, forecast: bool = False
 ) -> int:
     """Run a command that trains.
 
@@ -128,19 +128,19 @@ def train(
         print(text, end="")
         return EXIT_OK
     if how.dry_run:
-        return _foretell(how, make)
+        return _print_forecast(how, make)
     given = how.resume or how.out
     with new_run(name_of(command, settings.get("data"))) if given is None else nullcontext(given) as directory:
-        return _train_in(directory, command, text, how, _foretelling(make) if foretell and not how.quiet else make)
+        return _train_in(directory, command, text, how, _with_forecast(make) if forecast and not how.quiet else make)
 
 
-def _train_in(directory: Path, command: str, config: str, how: How, make: "ExperimentFactory") -> int:
+def _train_in(directory: Path, command: str, config: str, how: RunOptions, make: "ExperimentFactory") -> int:
     from rankwise.experiment import run_in_directory
-    from rankwise.sweeps.directory import can_resume
-    from rankwise.sweeps.location import RunLocation
-    from rankwise.sweeps.owned import BEST, holds_results
+    from rankwise.show.live import progress
+    from rankwise.sweeps.run.location import RunLocation
+    from rankwise.sweeps.storage.directory import can_resume
+    from rankwise.sweeps.storage.owned import BEST, holds_results
     from rankwise.train.checkpoints import Every
-    from rankwise.train.live import progress
 
     place = RunLocation(
         directory=directory,
@@ -184,15 +184,15 @@ def _train_in(directory: Path, command: str, config: str, how: How, make: "Exper
     return EXIT_DIVERGED if any(run["status"] == "diverged" for run in results["runs"]) else EXIT_OK
 
 
-def _foretelling(make: "ExperimentFactory") -> "ExperimentFactory":
+def _with_forecast(make: "ExperimentFactory") -> "ExperimentFactory":
     """Have what makes an experiment say what it will take, too."""
 
     def make_and_tell(progress: "Progress", base: "Mapping[str, Tensor] | None") -> "Experiment":
-        from rankwise.sweeps.forecast import foresee
+        from rankwise.sweeps.run.forecast import forecast_sweep
 
         experiment = make(progress, base)
         if base is None:  # a run that is gone on with has said so
-            found = foresee(experiment.stages(progress))
+            found = forecast_sweep(experiment.stages(progress))
             progress.message(f"It will take {_need(found)}. {' '.join(found.open)}")
         return experiment
 
@@ -208,15 +208,15 @@ def _need(found: "Forecast") -> str:
     return f"at the most {peak} MiB, the base's {base}{program} included, and about {duration(found.seconds)}"
 
 
-def _foretell(how: How, make: "ExperimentFactory") -> int:
+def _print_forecast(how: RunOptions, make: "ExperimentFactory") -> int:
     """Print what would be done."""
-    from rankwise.sweeps.forecast import foresee
-    from rankwise.train.live import progress
+    from rankwise.show.live import progress
+    from rankwise.sweeps.run.forecast import forecast_sweep
 
     with progress("quiet" if how.quiet else "auto") as shown:
         experiment = make(shown, None)
         experiment.check()
-        found = foresee(experiment.stages(shown))
+        found = forecast_sweep(experiment.stages(shown))
     _show_forecast(found, as_json=how.json)
     return EXIT_OK
 
@@ -267,7 +267,7 @@ def show(results: dict[str, Any], files: Sequence[Path], *, as_json: bool) -> No
         print(json.dumps(results["answer"]))
 
 
-def _check_same(command: str, settings: dict[str, Any], how: How) -> None:
+def _check_same(command: str, settings: dict[str, Any], how: RunOptions) -> None:
     """Refuse settings that the run that is continued did not begin with."""
     directory = how.resume or Path()
     begun = settings_of(directory, how.more_seeds, how.more_ranks)

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError, suggest
-from rankwise.lora.calls import input_and_rest, laid_out_as
-from rankwise.lora.grouped import Group, add_by_row
-from rankwise.lora.holding import Holding
+from rankwise.lora.layer.calls import input_and_rest, laid_out_as
+from rankwise.lora.layer.holding import Holding
+from rankwise.lora.layer.per_row import Group, add_by_row
 from rankwise.lora.layer_types.quantised import Before, in_eight_bits, make_quantised
-from rankwise.lora.modules import child_name, named_once, submodule
 from rankwise.lora.offloaded import data_of
-from rankwise.lora.readers import Reader, show
-from rankwise.lora.ties import flip
+from rankwise.lora.targets.modules import child_name, named_once, submodule
+from rankwise.lora.targets.readers import Reader, show
+from rankwise.lora.targets.ties import flip
 
 
 class LoRA(Holding):
@@ -53,7 +53,7 @@ class LoRA(Holding):
         """Return what an adapter adds to the weight."""
         A, B = self.pair(name)
         own = {key: self.fetched(key, name).to(A.device) for key in self.own(name)}
-        return self.variant_of(name).delta(self.row_of(name), layer, A, B, self.scale[name], own)
+        return self.variant_of(name).delta(self.kind_of(name), layer, A, B, self.scale[name], own)
 
     @property
     def has_reader(self) -> bool:
@@ -114,7 +114,7 @@ class LoRA(Holding):
                     pair = pair[0].to(x.dtype), pair[1].to(x.dtype)
             A, B = pair
             p = self.configs[name].dropout if self.training and not layer_type.reads_indices else 0.0
-            if p and not self.row_of(name).tokens:
+            if p and not self.kind_of(name).tokens:
                 x = nn.functional.dropout(x, p)
             if varied:
                 update = self._varied(layer, name, x, base, A, B, rest, named)
@@ -163,7 +163,7 @@ class LoRA(Holding):
             for key, tensor in self.own(name).items()
         }
         added = self.variant_of(name).forward(
-            self.row_of(name), layer, x, base, A, B, self.scale[name], own, rest, named
+            self.kind_of(name), layer, x, base, A, B, self.scale[name], own, rest, named
         )
         return 0.0 - added
 

@@ -150,4 +150,4 @@ class LoRAConfig:
             4.0
         """
         # A door: what PEFT's fields mean is known in `files`, which stands below and is loaded when it is asked.
-        return importlib.import_module("rankwise.files.from_peft").config_from_peft(source, strict=strict)
+        return importlib.import_module("rankwise.adapter_files.peft.from_peft").config_from_peft(source, strict=strict)

@@ -8,28 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankwise.collector import collector_paused
 from rankwise.errors import AdapterError, TargetError
 from rankwise.lora.adapter import LoRA, adapted_layers, layers_with, lora_of
-from rankwise.lora.attachable import base_parameters, check_targets, forecast
-from rankwise.lora.buffers import remember_buffers, restore_buffers
-from rankwise.lora.collector import collector_paused
+from rankwise.lora.base.buffers import remember_buffers, restore_buffers
+from rankwise.lora.base.statistics import freeze_statistics, thaw_statistics
+from rankwise.lora.checks.first_forward import move_to_readers, stop_watching, warn_of_missed, watch
+from rankwise.lora.checks.first_steps import count_steps, stop_counting
+from rankwise.lora.checks.foreign import check_attachable
+from rankwise.lora.checks.reads import WeightPlace, places_of, uses_of, with_readers
+from rankwise.lora.checks.threads import check_free
 from rankwise.lora.config import LoRAConfig
-from rankwise.lora.foreign import check_attachable
-from rankwise.lora.holding import Attached
 from rankwise.lora.inits import initial_adapter
+from rankwise.lora.layer.holding import Attached
 from rankwise.lora.layer_types import LayerType, layer_type_of
 from rankwise.lora.layer_types.quantised import keep_unpacked, numbers_in
-from rankwise.lora.modules import base_tensors, child_name, unwrapped
-from rankwise.lora.moved import count_steps, stop_counting
-from rankwise.lora.patterns import pinned
-from rankwise.lora.reached import move_to_readers, stop_watching, warn_of_missed, watch
-from rankwise.lora.readers import Reader
+from rankwise.lora.precheck import base_parameters, check_targets, forecast
 from rankwise.lora.report import Report
-from rankwise.lora.statistics import freeze_statistics, thaw_statistics
-from rankwise.lora.targets import LeftOut, Target, Targets, find_targets
-from rankwise.lora.threads import check_free
-from rankwise.lora.uses import Place, places_of, uses_of, with_readers
-from rankwise.lora.whole import (
+from rankwise.lora.targets.find import LeftOut, Target, Targets, find_targets
+from rankwise.lora.targets.modules import base_tensors, child_name, unwrapped
+from rankwise.lora.targets.patterns import pinned
+from rankwise.lora.targets.readers import Reader
+from rankwise.lora.trained_modules import (
     activate_whole,
     attach_whole,
     initial_whole,
@@ -97,7 +97,7 @@ def inject(
         check_attachable(model)
         targets, config, whole = _with_whole(model, find_targets(model, config, untie=untie), config)
         readers = {} if example is None else whole_readers(model, whole)
-        wholly = [Place(owner, path.rpartition(".")[2], host) for path, (owner, host) in readers.items()]
+        wholly = [WeightPlace(owner, path.rpartition(".")[2], host) for path, (owner, host) in readers.items()]
         uses = None if example is None else uses_of(model, [*places_of(targets), *wholly], example)
         targets = with_readers(targets, uses) if uses else targets
         if dry_run:

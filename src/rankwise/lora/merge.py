@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, adapted_layers, lora_of
-from rankwise.lora.complete import check_complete
-from rankwise.lora.foreign import is_sharded
+from rankwise.lora.checks.complete import check_complete
+from rankwise.lora.checks.foreign import is_sharded
+from rankwise.lora.checks.threads import check_free
 from rankwise.lora.layer_types.quantised import in_eight_bits, make_plain, plain_weight
-from rankwise.lora.modules import named_once
-from rankwise.lora.tables import text_table
-from rankwise.lora.threads import check_free
-from rankwise.lora.ties import sharers
-from rankwise.lora.whole_merge import check_mergeable_whole, merge_whole, unmerge_whole
+from rankwise.lora.targets.modules import named_once
+from rankwise.lora.targets.ties import sharers
+from rankwise.lora.trained_merge import check_mergeable_whole, merge_whole, unmerge_whole
+from rankwise.tables import text_table
 
 
 @dataclass(frozen=True)

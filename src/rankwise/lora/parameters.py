@@ -3,7 +3,7 @@
 from torch import nn
 
 from rankwise.lora.adapter import layers_with
-from rankwise.lora.whole import whole_parameters
+from rankwise.lora.trained_modules import whole_parameters
 
 
 def adapter_tensors(model: nn.Module, name: str = "default") -> dict[str, tuple[nn.Parameter, nn.Parameter]]:

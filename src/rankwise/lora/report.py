@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from rankwise.lora.tables import text_table
-from rankwise.lora.target import LeftOut, Target
-from rankwise.lora.targets import ALL_LINEAR, BY_NAME_ONLY
+from rankwise.lora.targets.find import ALL_LINEAR, BY_NAME_ONLY
+from rankwise.lora.targets.target import LeftOut, Target
+from rankwise.tables import text_table
 
 
 @dataclass(frozen=True)

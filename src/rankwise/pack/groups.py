@@ -32,26 +32,26 @@ class Groups:
             return t.expand(len(self.batch_of), *t.shape[1:])
         return t.index_select(0, self._index)
 
-    def runs(self, start: int, stop: int) -> "list[Run]":
+    def runs(self, start: int, stop: int) -> "list[SharedBatches]":
         """Cut adapters start..stop into runs: consecutive batches, each read by equally many adapters side by side.
 
         Adapters of a bucket are sorted by seed; where every seed has the same configurations there is one run.
         """
-        runs: list[Run] = []
+        runs: list[SharedBatches] = []
         k = 0
         for batch, readers in itertools.groupby(self.batch_of[start:stop]):
             each = len(list(readers))
             k += each
             last = runs[-1] if runs else None
             if last is not None and last.each == each and last.batches.stop == batch:
-                runs[-1] = Run(slice(last.batches.start, batch + 1), slice(last.adapters.start, k), each)
+                runs[-1] = SharedBatches(slice(last.batches.start, batch + 1), slice(last.adapters.start, k), each)
             else:
-                runs.append(Run(slice(batch, batch + 1), slice(k - each, k), each))
+                runs.append(SharedBatches(slice(batch, batch + 1), slice(k - each, k), each))
         return runs
 
 
 @dataclass(frozen=True)
-class Run:
+class SharedBatches:
     """Adapters side by side that read consecutive batches, `each` of them one batch.
 
     Args:

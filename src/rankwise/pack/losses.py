@@ -27,7 +27,7 @@ from rankwise.errors import PackError
 from rankwise.pack.batches import Batch, lazily
 from rankwise.pack.groups import Groups
 from rankwise.pack.memory import ran_out
-from rankwise.pack.probe import same
+from rankwise.pack.model.probe import same
 
 Result = Tensor | tuple[Tensor, Tensor]
 

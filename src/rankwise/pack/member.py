@@ -19,7 +19,7 @@ class Member:
             further than A and B.
         whole_rate_for: Those of `whole` that `whole_rate` is meant for, the others taking the rate itself; None for
             all. A new head needs it in full fine-tuning too, and the layers below do not.
-        optimiser: A name in `rankwise.pack.optimisers.OPTIMISERS`; all members of a pack have one.
+        optimiser: A name in `rankwise.pack.step.table.OPTIMISERS`; all members of a pack have one.
         betas: AdamW's decay rates of the first and second moment.
         eps: AdamW's epsilon.
         momentum: SGD's.

@@ -13,18 +13,18 @@ from torch import Tensor, nn
 
 from rankwise.errors import PackError
 from rankwise.pack.batches import Batch, lazily, tensors_of
-from rankwise.pack.clipping import clip_gradients
 from rankwise.pack.groups import Groups
-from rankwise.pack.half import Halves
-from rankwise.pack.loss_scale import LossScale
+from rankwise.pack.layers.half import Halves
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
+from rankwise.pack.model.packed_model import PackedModel
 from rankwise.pack.modes import statistics_frozen
-from rankwise.pack.noise import Draws
-from rankwise.pack.optimisers import OPTIMISERS
+from rankwise.pack.noise.keyed import Draws
 from rankwise.pack.resolved import Resolved, State, resolve
-from rankwise.pack.running import Running
-from rankwise.pack.store import Store
+from rankwise.pack.stacks.store import Store
+from rankwise.pack.step.clipping import clip_gradients
+from rankwise.pack.step.loss_scale import LossScale
+from rankwise.pack.step.table import OPTIMISERS
 
 
 def call_model(model: nn.Module, batch: Batch) -> Tensor:
@@ -103,7 +103,7 @@ class Pack:
         scaled = any(p.dtype == torch.float16 for p in parameters)
         self._loss_scale = LossScale(len(self), self.device) if scaled else None
         self._optimiser = OPTIMISERS[optimisers.pop()](self.store)
-        self._running = Running(model, self.store, call, Halves() if half else None)
+        self._running = PackedModel(model, self.store, call, Halves() if half else None)
         self._prepare()
         self.steps = 0
         self.step_rows = 1

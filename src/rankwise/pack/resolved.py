@@ -10,8 +10,8 @@ from rankwise.errors import PackError
 from rankwise.lora.inject import initial_pair
 from rankwise.lora.layer_types import layer_type_of
 from rankwise.lora.layer_types.quantised import in_eight_bits
-from rankwise.lora.modules import base_tensors, submodule
-from rankwise.lora.targets import Target, find_targets
+from rankwise.lora.targets.find import Target, find_targets
+from rankwise.lora.targets.modules import base_tensors, submodule
 from rankwise.lora.variants import VARIANTS, variant_name
 from rankwise.pack.member import Member
 from rankwise.pack.modes import statistics_frozen

@@ -12,7 +12,7 @@ import numpy as np
 from rankwise.errors import ConfigError
 from rankwise.report import numbers
 from rankwise.report.schema import Results, read_results
-from rankwise.sweeps.statistics import interval
+from rankwise.sweeps.choose.statistics import interval
 
 PREDICTIONS = "predictions.npz"
 

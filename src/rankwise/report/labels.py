@@ -55,7 +55,7 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Place:
+class LabelPosition:
     """Where a label can go: offset of its anchor in points, alignment there, and how far off that is."""
 
     offset: tuple[float, float]
@@ -65,22 +65,22 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedLabel:
     """A label at a place: its box, and points along its leader (none when it stands close)."""
 
-    place: Place
+    place: LabelPosition
     box: Box
     leader: tuple[tuple[float, float], ...]
 
 
-def _places() -> Iterator[Place]:
+def _places() -> Iterator[LabelPosition]:
     """Near ones first; at one distance above first, then the corners and sides, below last."""
     for distance in (7, 11, 16, 22, 29, 37, 46, 58):
         for dx, dy in ((0, 1), (1, 1), (-1, 1), (1, 0), (-1, 0), (0, -1), (1, -1), (-1, -1)):
             reach = distance if dx == 0 or dy == 0 else 0.75 * distance
             ha = {0: "center", 1: "left", -1: "right"}[dx]
             va = {0: "center", 1: "bottom", -1: "top"}[dy]
-            yield Place((float(dx * reach), float(dy * reach)), ha, va, float(distance + 2 * (dy < 0)))
+            yield LabelPosition((float(dx * reach), float(dy * reach)), ha, va, float(distance + 2 * (dy < 0)))
 
 
 PLACES = tuple(_places())
@@ -118,7 +118,7 @@ def place_labels(ax: "Axes", labels: Sequence[Label], hard: Sequence[Box], soft:
         )
         for label in labels
     ]
-    candidates: list[list[Placed]] = []
+    candidates: list[list[PlacedLabel]] = []
     for label, text in zip(labels, texts, strict=True):
         x, y = ax.transData.transform(label.xy).tolist()
         extent = text.get_window_extent()
@@ -141,8 +141,8 @@ def place_labels(ax: "Axes", labels: Sequence[Label], hard: Sequence[Box], soft:
 
 
 def choose_places(
-    candidates: Sequence[Sequence[Placed]], frame: Box, hard: Sequence[Box], soft: Sequence[Box]
-) -> list[Placed]:
+    candidates: Sequence[Sequence[PlacedLabel]], frame: Box, hard: Sequence[Box], soft: Sequence[Box]
+) -> list[PlacedLabel]:
     """Return the place of each label.
 
     Args:
@@ -202,7 +202,7 @@ def _crosses(leaders: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return np.any((left <= x) & (x <= right) & (low <= y) & (y <= high), axis=-1)
 
 
-def _put(place: Place, x: float, y: float, width: float, height: float, pixel: float) -> Placed:
+def _put(place: LabelPosition, x: float, y: float, width: float, height: float, pixel: float) -> PlacedLabel:
     dx, dy = place.offset[0] * pixel, place.offset[1] * pixel
     left, low, room = x + dx - SHIFT[place.ha] * width, y + dy - SHIFT[place.va] * height, 1.5 * pixel
     leader = ()
@@ -213,7 +213,7 @@ def _put(place: Place, x: float, y: float, width: float, height: float, pixel: f
             if step / LEADER_STEPS * math.hypot(*place.offset) > MARK
         )
         leader = tuple((x + step * dx, y + step * dy) for step in steps)
-    return Placed(place, (left - room, low - room, left + width + room, low + height + room), leader)
+    return PlacedLabel(place, (left - room, low - room, left + width + room, low + height + room), leader)
 
 
 def box_of(artist: "Artist") -> Box:

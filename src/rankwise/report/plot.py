@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from rankwise.report.labels import Box, Label, box_of, overlap, place_labels
-from rankwise.report.points import BLUE, GRID, INK, MUTED, PAPER, Point, Scene
+from rankwise.report.points import BLUE, GRID, INK, MUTED, PAPER, PlotPoint, Scene
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,7 +103,7 @@ def _short_count(x: float) -> str:
     return f"{x:,.0f}"
 
 
-def _mark(ax: "Axes", point: Point, size: float, zorder: float, hollow: bool = False) -> None:
+def _mark(ax: "Axes", point: PlotPoint, size: float, zorder: float, hollow: bool = False) -> None:
     bars = None
     if point.interval is not None:
         bars = [[max(0.0, point.y - point.interval[0])], [max(0.0, point.interval[1] - point.y)]]
@@ -136,7 +136,7 @@ def _published_mark() -> dict[str, Any]:
     return {"marker": "o", "color": MUTED, "markerfacecolor": "none", "markersize": 9, "linestyle": "none"}
 
 
-def _label(point: Point) -> Label:
+def _label(point: PlotPoint) -> Label:
     colour = INK if point.colour == BLUE else point.colour
     text = f"{point.label}, the answer" if point.is_answer else point.label
     return Label(text, (point.x, point.y), colour, bold=point.is_answer)

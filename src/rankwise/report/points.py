@@ -15,7 +15,7 @@ OTHER_STYLES = ((VERMILLION, "s"), (ORANGE, "D"), (PURPLE, "P"), (GREEN, "^"), (
 
 
 @dataclass(frozen=True)
-class Point:
+class PlotPoint:
     """One mark.
 
     Args:
@@ -51,14 +51,14 @@ class Scene:
         band_colour: The reference's.
     """
 
-    lora: tuple[Point, ...]
-    others: tuple[Point, ...]
-    published: tuple[Point, ...]
+    lora: tuple[PlotPoint, ...]
+    others: tuple[PlotPoint, ...]
+    published: tuple[PlotPoint, ...]
     band: tuple[float, float] | None
     band_colour: str
 
     @property
-    def points(self) -> tuple[Point, ...]:
+    def points(self) -> tuple[PlotPoint, ...]:
         """Everything that has a mark."""
         return (*self.lora, *self.others, *self.published)
 
@@ -75,8 +75,8 @@ def scene(results: Results, *, relative: bool) -> Scene:
     if not unit or unit < 0:
         return Scene((), (), (), None, MUTED)
     reference = results["answer"]["reference"] if results["answer"] else None
-    lora: list[Point] = []
-    others: list[Point] = []
+    lora: list[PlotPoint] = []
+    others: list[PlotPoint] = []
     drawn = [c for c in results["configurations"] if c["mean"] is not None and c[metric] is not None and c[parameters]]
     styles = iter(OTHER_STYLES * (1 + len(drawn) // len(OTHER_STYLES)))
     for c in sorted(drawn, key=lambda c: (c["name"] != reference, c[parameters])):
@@ -84,7 +84,7 @@ def scene(results: Results, *, relative: bool) -> Scene:
         ends = None if c["interval"] is None else tuple(end * percent / unit for end in c["interval"])
         answer = c["name"] == answer_name(results)
         label, x, y = drawable(c["label"]), c[parameters] * percent, c[metric] * percent
-        point = Point(label, x, y, ends, colour, marker, answer, c.get("state") or "")
+        point = PlotPoint(label, x, y, ends, colour, marker, answer, c.get("state") or "")
         (lora if c["method"] == "lora" else others).append(point)
     lora.sort(key=lambda point: point.x)
     held_against = configuration(results, reference)
@@ -103,12 +103,12 @@ def drawable(label: str) -> str:
     return f" {label}" if label.startswith("_") else label
 
 
-def _published(results: Results, relative: bool) -> Iterator[Point]:
+def _published(results: Results, relative: bool) -> Iterator[PlotPoint]:
     for row in (results["published"] or {}).get("rows", []):
         if relative and row["relative_parameters"] and row["relative_metric"] is not None:
-            yield Point(row["label"], 100 * row["relative_parameters"], 100 * row["relative_metric"])
+            yield PlotPoint(row["label"], 100 * row["relative_parameters"], 100 * row["relative_metric"])
         elif not relative and row["trainable_parameters"] and row["metric"] is not None:
-            yield Point(row["label"], row["trainable_parameters"], row["metric"])
+            yield PlotPoint(row["label"], row["trainable_parameters"], row["metric"])
 
 
 def _band(results: Results, scale: float) -> tuple[float, float] | None:

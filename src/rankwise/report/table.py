@@ -10,7 +10,7 @@ from rankwise.report import numbers
 from rankwise.report.schema import Results
 from rankwise.report.words import answer_name, sentence, stands_alone
 from rankwise.shown import csv_cell
-from rankwise.sweeps.wording import probability
+from rankwise.sweeps.choose.wording import probability
 from rankwise.writing import replacing
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ IF_ROOM = ("95% interval", "% of parameters", "published % of", "seeds", "front"
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of the table, as text; a cell is empty where it does not apply.
 
     Args:
@@ -63,7 +63,7 @@ class Row:
     is_answer: bool = False
 
 
-def table_rows(results: Results) -> list[Row]:
+def table_rows(results: Results) -> list[TableRow]:
     """Return the table as text, one row a configuration; every row has the same columns.
 
     Beside them stand the base as it is, where nothing else says how good it is, and published rows that have no
@@ -79,12 +79,12 @@ def table_rows(results: Results) -> list[Row]:
         rows += [_row(results, {"label": row["label"]}, row) for row in alone]
     if stands_alone(results):
         none = dict.fromkeys(("% of parameters", f"% of {numbers.words(results['metric']['name'])}", "front"), "")
-        rows = [Row(row.label, row.cells | none, row.is_answer) for row in rows]
+        rows = [TableRow(row.label, row.cells | none, row.is_answer) for row in rows]
     empty = {name for name in (rows[0].cells if rows else ()) if all(not row.cells[name] for row in rows)}
-    return [Row(row.label, {k: v for k, v in row.cells.items() if k not in empty}, row.is_answer) for row in rows]
+    return [TableRow(row.label, {k: v for k, v in row.cells.items() if k not in empty}, row.is_answer) for row in rows]
 
 
-def _row(results: Results, c: Results, published: Results | None = None) -> Row:
+def _row(results: Results, c: Results, published: Results | None = None) -> TableRow:
     name = numbers.words(results["metric"]["name"])
     ours = c.get("mean") is not None
     lr = numbers.learning_rate(c["lr"]) if c.get("lr") is not None else ""
@@ -101,7 +101,7 @@ def _row(results: Results, c: Results, published: Results | None = None) -> Row:
         f"published {name}": numbers.metric(published["metric"]) if published else "",
         f"published % of {name}": numbers.percent(published["relative_metric"], "") if published else "",
     }
-    return Row(c["label"], cells, "name" in c and c["name"] == answer_name(results))
+    return TableRow(c["label"], cells, "name" in c and c["name"] == answer_name(results))
 
 
 STATES = {"shown": "shown", "not": "shown not", "open": "open"}
@@ -215,7 +215,7 @@ def terminal_table(results: Results, width: int = 80) -> "Table":
     return table
 
 
-def _shown_columns(rows: list[Row], labels: list[str], width: int) -> dict[str, int]:
+def _shown_columns(rows: list[TableRow], labels: list[str], width: int) -> dict[str, int]:
     """The columns that a terminal has room for, in their order, each as wide as its widest word or cell."""
     if not rows:
         return {}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from rankwise.errors import option
 from rankwise.report import numbers
 from rankwise.report.schema import Results
-from rankwise.sweeps.wording import floor_words, probability
+from rankwise.sweeps.choose.wording import floor_words, probability
 
 
 def headline(results: Results) -> str:

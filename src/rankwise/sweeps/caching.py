@@ -10,9 +10,9 @@ from torch import nn
 
 from rankwise.errors import ConfigError, OutputError
 from rankwise.pack.resolved import resolve
-from rankwise.sweeps.grid import Candidate
+from rankwise.sweeps.candidates.grid import Candidate
 from rankwise.sweeps.problem import DATA, Problem
-from rankwise.train.data import count_rows, pick
+from rankwise.train.data.tensors import count_rows, pick
 from rankwise.train.prefix import check_room, find_prefix
 
 CACHED = "cached"

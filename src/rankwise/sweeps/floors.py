@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rankwise.sweeps.answer import Floors
+from rankwise.sweeps.choose.answer import Floors
 from rankwise.sweeps.measure import base_rows
 from rankwise.sweeps.problem import Problem
-from rankwise.train.data import Data, pick
+from rankwise.train.data.tensors import Data, pick
 
 
 def measured_floors(model: nn.Module, problem: Problem, which: str) -> Floors:

@@ -11,16 +11,16 @@ from rankwise.pack.groups import Groups
 from rankwise.pack.losses import PerAdapter
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import State
-from rankwise.sweeps.problem import Problem, Run, Scores, Swept
-from rankwise.train.data import Data, pick
+from rankwise.sweeps.problem import Problem, Run, Scores, SweepState
+from rankwise.train.data.feed import EXAMPLE_ROWS
+from rankwise.train.data.tensors import Data, pick
 from rankwise.train.evaluation import evaluate_rows, in_parts, joined
-from rankwise.train.feed import EXAMPLE_ROWS
 
 TEST = ""
 """The name of the problem's own test data among others."""
 
 
-def measure(model: nn.Module, runs: Sequence[Run], problem: Problem, swept: Swept, *, tests: bool = True) -> None:
+def measure(model: nn.Module, runs: Sequence[Run], problem: Problem, swept: SweepState, *, tests: bool = True) -> None:
     """Take the scores of those runs of a pack that finished; `tests` tells whether test data are read."""
     finished = [run for run in runs if run.name in swept.outcomes and swept.outcomes[run.name].status == "finished"]
     if not finished:

@@ -9,10 +9,10 @@ from torch import Tensor
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.resolved import State
-from rankwise.sweeps.configurations import RunScore
-from rankwise.train.cuts import Rotation
-from rankwise.train.data import Data, count_rows
-from rankwise.train.feed import Feed
+from rankwise.sweeps.choose.configurations import RunScore
+from rankwise.train.data.cuts import Rotation
+from rankwise.train.data.feed import Feed
+from rankwise.train.data.tensors import Data, count_rows
 from rankwise.train.outcome import Outcome, Point
 from rankwise.train.settings import Training
 
@@ -139,7 +139,7 @@ class Scores:
 
 
 @dataclass
-class Swept:
+class SweepState:
     """What a sweep has found.
 
     Args:
@@ -164,7 +164,7 @@ class Swept:
     complete: bool = False
     notes: list[str] = field(default_factory=list)
 
-    def add(self, more: "Swept") -> None:
+    def add(self, more: "SweepState") -> None:
         """Take in what a further stage has found."""
         first = max(self.packs.values(), default=-1) + 1
         self.runs = [*self.runs, *more.runs]
@@ -177,11 +177,11 @@ class Swept:
         self.complete = self.complete and more.complete
         self.note(more.notes)
 
-    def only(self, names: Sequence[str]) -> "Swept":
+    def only(self, names: Sequence[str]) -> "SweepState":
         """The same of some runs, in the order of these names."""
         by_name = {run.name: run for run in self.runs}
         chosen = {*names}
-        return Swept(
+        return SweepState(
             [by_name[name] for name in names],
             {name: self.parameters[name] for name in names},
             outcomes={name: self.outcomes[name] for name in names if name in self.outcomes},

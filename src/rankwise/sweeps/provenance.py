@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from rankwise.sweeps.plan import fingerprint
+from rankwise.sweeps.plan.plan import fingerprint
 from rankwise.sweeps.problem import Problem, Run
-from rankwise.train.data import count_rows, tensors_of
+from rankwise.train.data.tensors import count_rows, tensors_of
 
 
 def data_of(problem: Problem, which: str) -> dict[str, dict[str, Any]]:

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from rankwise.sweeps.answer import BASE, Answer, Comparison, Floors, decide, reference_of
-from rankwise.sweeps.configurations import Configuration, choose_learning_rates, pareto_front, turned
-from rankwise.sweeps.plan import run_fingerprint
-from rankwise.sweeps.problem import Problem, Run, Swept
-from rankwise.sweeps.reason import reason
-from rankwise.sweeps.rule import Rule
-from rankwise.sweeps.statistics import interval, ratio_interval
-from rankwise.sweeps.wording import floor_words
+from rankwise.sweeps.choose.answer import BASE, Answer, Comparison, Floors, decide, reference_of
+from rankwise.sweeps.choose.configurations import Configuration, choose_learning_rates, pareto_front, signed
+from rankwise.sweeps.choose.reason import reason
+from rankwise.sweeps.choose.rule import Rule
+from rankwise.sweeps.choose.statistics import interval, ratio_interval
+from rankwise.sweeps.choose.wording import floor_words
+from rankwise.sweeps.plan.plan import run_fingerprint
+from rankwise.sweeps.problem import Problem, Run, SweepState
 
 FORMAT = "rankwise-results-2"
 
@@ -26,7 +26,7 @@ def finite(value: float | None) -> float | None:
 
 
 def make_results(
-    swept: Swept,
+    swept: SweepState,
     problem: Problem,
     rule: Rule,
     *,
@@ -147,7 +147,7 @@ def _at(runs: Sequence[Run], rates: Mapping[str, float] | None) -> list[Run]:
     return [run for run in runs if rates is None or run.training.lr == rates.get(run.configuration, run.training.lr)]
 
 
-def _tested(chosen: Sequence[Configuration], swept: Swept) -> tuple[dict[str, np.ndarray], list[str]]:
+def _tested(chosen: Sequence[Configuration], swept: SweepState) -> tuple[dict[str, np.ndarray], list[str]]:
     """The test metric of every configuration's runs, where all of it is finite, and a word on the others."""
     tests: dict[str, np.ndarray] = {}
     notes: list[str] = []
@@ -203,7 +203,7 @@ def _shown(c: Configuration, answer: Answer | None) -> dict[str, Any]:
     }
 
 
-def _paired(c: Configuration, reference: Configuration, swept: Swept) -> tuple[np.ndarray, np.ndarray] | None:
+def _paired(c: Configuration, reference: Configuration, swept: SweepState) -> tuple[np.ndarray, np.ndarray] | None:
     """Test metrics of a configuration and of the reference on the seeds both have; None where there are none, or where
     a value is no number."""
     ours, theirs = ({run.seed: swept.scores[run.name].test for run in x.runs} for x in (c, reference))
@@ -215,16 +215,16 @@ def _paired(c: Configuration, reference: Configuration, swept: Swept) -> tuple[n
 
 
 def _test_difference(
-    c: Configuration, reference: Configuration | None, swept: Swept, higher_is_better: bool
+    c: Configuration, reference: Configuration | None, swept: SweepState, higher_is_better: bool
 ) -> dict[str, Any] | None:
     pair = None if reference is None else _paired(c, reference, swept)
     if pair is None:
         return None
-    difference = turned(1.0, higher_is_better) * (pair[0].astype(np.float64) - pair[1])
+    difference = signed(1.0, higher_is_better) * (pair[0].astype(np.float64) - pair[1])
     return {"mean": float(difference.mean()), "interval": list(interval(difference))}
 
 
-def _run(run: Run, swept: Swept, adapters: Mapping[str, str]) -> dict[str, Any]:
+def _run(run: Run, swept: SweepState, adapters: Mapping[str, str]) -> dict[str, Any]:
     outcome, scores = swept.outcomes.get(run.name), swept.scores.get(run.name)
     lora, training = run.member.lora, run.training
     config: dict[str, Any] = {
@@ -272,7 +272,7 @@ def _run(run: Run, swept: Swept, adapters: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _notes(swept: Swept) -> list[str]:
+def _notes(swept: SweepState) -> list[str]:
     diverged = [name for name, outcome in swept.outcomes.items() if outcome.status == "diverged"]
     return [f"Diverged, and left out: {', '.join(diverged)}."] if diverged else []
 
@@ -283,7 +283,7 @@ def _answer(
     path: Sequence[str] | None,
     chosen: Sequence[Configuration],
     tests: Mapping[str, np.ndarray],
-    swept: Swept,
+    swept: SweepState,
     adapters: Mapping[str, str],
     problem: Problem,
     labels: Mapping[str, str],
@@ -298,7 +298,7 @@ def _answer(
     c, reference = by_name.get(answer.name), by_name[answer.reference]
     best = None
     if c is not None:
-        best = max(c.runs, key=lambda run: (turned(float(run.validation.mean()), higher_is_better), -run.seed))
+        best = max(c.runs, key=lambda run: (signed(float(run.validation.mean()), higher_is_better), -run.seed))
     # Of nothing, of less, or of what is no number, there are no shares.
     known = c is not None and {c.name, reference.name} <= tests.keys()
     of = float(tests[reference.name].mean()) if known else 0.0

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rankwise.errors import ConfigError, suggest
-from rankwise.sweeps.deciding import Deciding
-from rankwise.sweeps.rule import accuracy_tolerance
+from rankwise.sweeps.choose.deciding import Deciding
+from rankwise.sweeps.choose.rule import accuracy_tolerance
 
-PROTOCOLS = ("right", "published")
+PROTOCOLS = ("standard", "published")
 
 
 def parts(text: str) -> list[str]:
@@ -84,7 +84,7 @@ class DigitsOptions:
 
     ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     seeds: tuple[int, ...] | None = None
-    protocol: str = "right"
+    protocol: str = "standard"
     data: str = "embedded"
     epochs: int | None = None
     batch_size: int | None = None
@@ -100,9 +100,12 @@ class DigitsOptions:
             raise ConfigError(f"The ranks are {list(self.ranks)}; give one or more whole numbers of at least 1.")
         if self.seeds is not None and (not self.seeds or min(self.seeds) < 0):
             raise ConfigError(f"The seeds are {list(self.seeds)}; give at least one, none below 0.")
+        if self.protocol == "right":
+            # The name that earlier versions gave it.
+            object.__setattr__(self, "protocol", "standard")
         if self.protocol not in PROTOCOLS:
             raise ConfigError(
-                f'Protocol "{self.protocol}" is not known; there are "right" (the experiment done right) and '
+                f'Protocol "{self.protocol}" is not known; there are "standard" (equal budgets) and '
                 f'"published" (the notebook\'s own settings).{suggest(self.protocol, PROTOCOLS)}'
             )
         for what, value in (("epochs", self.epochs), ("batch-size", self.batch_size)):

@@ -10,11 +10,11 @@ from torch import Tensor
 from rankwise.pack.losses import PerAdapter
 from rankwise.pack.memory import ran_out
 from rankwise.pack.pack import Pack
-from rankwise.train.data import Data, pick, take
-from rankwise.train.feed import Feed
-from rankwise.train.memory import peak_bytes
+from rankwise.train.data.feed import Feed
+from rankwise.train.data.tensors import Data, pick, take
+from rankwise.train.machine.memory import peak_bytes
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 ROWS_MEASURED = 16
@@ -30,12 +30,12 @@ GPU_SHARE = 0.1
 def in_parts(
     rows: Tensor,
     at_once: int,
-    run: Callable[[Tensor], Found],
+    run: Callable[[Tensor], Result],
     *,
     least: int = 1,
     piece: int = 1,
     measured: dict[str, float] | None = None,
-) -> list[Found]:
+) -> list[Result]:
     """Run a function on the rows in parts that fit into memory, and return its results in the order of the rows.
 
     What they take is measured on the last rows, which are the largest where sizes differ. Where memory runs out all the
@@ -64,7 +64,7 @@ def in_parts(
         on_gpu = rows.device.type == "cuda"
         limit = GPU_SHARE * torch.cuda.get_device_properties(rows.device).total_memory if on_gpu else CPU_BYTES
         at_once = min(at_once, max(least, int(limit / max(1.0, measured["row"]))))
-    found: list[Found] = []
+    found: list[Result] = []
     waiting = list(rows.split(max(1, at_once // piece) * piece))
     while waiting:
         part = waiting.pop(0)

@@ -21,11 +21,11 @@ from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import State
 from rankwise.train.crossfit import CrossFit
-from rankwise.train.cuts import Cutting, half_of
-from rankwise.train.data import Data, count_rows, pick, take
+from rankwise.train.data.cuts import Cutting, half_of
+from rankwise.train.data.feed import EXAMPLE_ROWS, Feed
+from rankwise.train.data.tensors import Data, count_rows, pick, take
 from rankwise.train.evaluation import evaluate_rows
-from rankwise.train.feed import EXAMPLE_ROWS, Feed
-from rankwise.train.memory import peak_bytes
+from rankwise.train.machine.memory import peak_bytes
 from rankwise.train.outcome import Outcome, Point
 from rankwise.train.schedules import Schedules
 from rankwise.train.settings import Training

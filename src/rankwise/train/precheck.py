@@ -8,8 +8,8 @@ from rankwise.pack.groups import Groups
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
-from rankwise.train.data import Data, count_rows, pick
-from rankwise.train.feed import EXAMPLE_ROWS, Feed
+from rankwise.train.data.feed import EXAMPLE_ROWS, Feed
+from rankwise.train.data.tensors import Data, count_rows, pick
 
 ROWS, AT_ONCE = 128, 8
 """Rows, at the most, on which it is looked whether a scalar is a mean of rows, and how many pass the model at once."""

@@ -22,13 +22,13 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from rankwise.errors import ConfigError, OutputError
 from rankwise.lora.layer_types.quantised import keep_unpacked
 from rankwise.pack.batches import Batch, lazily, rows_of, tensors_of
-from rankwise.pack.forwards import Forward, replaced_forwards
 from rankwise.pack.memory import ran_out
+from rankwise.pack.model.probe import same
+from rankwise.pack.model.trace import find_branch, trace
 from rankwise.pack.modes import set_mode
-from rankwise.pack.probe import same
-from rankwise.pack.trace import find_branch, trace
-from rankwise.train.data import Data, count_rows, pick
-from rankwise.train.memory import free_bytes
+from rankwise.pack.noise.forwards import Forward, replaced_forwards
+from rankwise.train.data.tensors import Data, count_rows, pick
+from rankwise.train.machine.memory import free_bytes
 
 Call = Callable[[nn.Module, Batch], Tensor]
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from rankwise.errors import ConfigError, suggest
-from rankwise.pack.optimisers import OPTIMISERS
+from rankwise.pack.step.table import OPTIMISERS
 from rankwise.train.schedules import SCHEDULES
 
 WEIGHTS = ("best", "last")

@@ -10,12 +10,12 @@ import peft
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
-from rankwise.tasks.text.batches import as_tensors
-from rankwise.tasks.text.calls import find_inputs
-from rankwise.tasks.text.joining import join
-from rankwise.tasks.text.losses import CLASSIFY_LOSSES
-from rankwise.tasks.text.tokens import Prepared
-from rankwise.tasks.text.vocabulary import TokenLoss, lean_head, row_loss
+from rankwise.tasks.text.encode.batches import as_tensors
+from rankwise.tasks.text.encode.joining import join
+from rankwise.tasks.text.encode.tokens import Prepared
+from rankwise.tasks.text.model.calls import find_inputs
+from rankwise.tasks.text.score.losses import CLASSIFY_LOSSES
+from rankwise.tasks.text.score.vocabulary import TokenLoss, lean_head, row_loss
 from text_models import CONFIGS, make_model
 from text_reference import random_examples
 

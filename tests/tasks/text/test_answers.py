@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from rankwise.errors import DataError
-from rankwise.tasks.text.examples import Chat, Pair, Plain
-from rankwise.tasks.text.sft import SftOptions, prompt_ids, tokenize_sft
-from rankwise.tasks.text.tokens import IGNORED
+from rankwise.tasks.text.data.examples import Chat, Pair, Plain
+from rankwise.tasks.text.encode.sft import SftOptions, prompt_ids, tokenize_sft
+from rankwise.tasks.text.encode.tokens import IGNORED
 from text_models import CHATML, TEXT, make_tokenizer
 
 CAUSAL = SimpleNamespace(max_position_embeddings=1024)
@@ -62,7 +62,7 @@ def with_bos(template: str | None = CHATML) -> Any:
     return tokenizer
 
 
-def row_of(example: Any, tokenizer: Any, config: Any = CAUSAL, **options: Any):
+def kind_of(example: Any, tokenizer: Any, config: Any = CAUSAL, **options: Any):
     prepared = tokenize_sft([example], tokenizer, config, SftOptions(**options))
     return prepared.rows[0], prepared.notes
 
@@ -85,7 +85,7 @@ BARE = SPACED.replace(": '", ":'")
 def test_answers_follow_their_prompts_as_generation_tokenises_them(template: str, answer: str, loss_on: str) -> None:
     tokenizer = merging_tokenizer(template)
     example = chat("one", "\n\none", "one", answer)
-    row, _ = row_of(example, tokenizer, loss_on=loss_on)
+    row, _ = kind_of(example, tokenizer, loss_on=loss_on)
     text = tokenizer.apply_chat_template([*example.messages], tokenize=False)
     assert tokenizer.decode(row.ids) == text
     given = prompt_ids(chat("one", ""), tokenizer, SftOptions(), encoder_decoder=False)
@@ -99,7 +99,7 @@ def test_a_single_answer_is_asked_for_as_it_was_taught() -> None:
     for template in (SPACED, LINES, BARE):
         for answer in ("two", " two", "\ntwo"):
             tokenizer = merging_tokenizer(template)
-            row, _ = row_of(chat("one", answer), tokenizer)
+            row, _ = kind_of(chat("one", answer), tokenizer)
             given = prompt_ids(chat("one", answer), tokenizer, SftOptions(), encoder_decoder=False)
             assert row.ids[: len(given)] == given
             assert row.labels[: len(given)] == [IGNORED] * len(given)
@@ -112,7 +112,7 @@ def test_marked_answers_are_cut_alike() -> None:
         "{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}"
     ))  # fmt: skip
     tokenizer = merging_tokenizer(marked)
-    row, _ = row_of(chat("one", "two"), tokenizer)
+    row, _ = kind_of(chat("one", "two"), tokenizer)
     given = prompt_ids(chat("one", "two"), tokenizer, SftOptions(), encoder_decoder=False)
     assert row.ids[: len(given)] == given
     assert learnt(row, tokenizer) == "two<|im_end|>"
@@ -126,7 +126,7 @@ QUOTED = "{% for m in messages %}{{ m['role'] + ' says one: ' + m['content'] + '
 @pytest.mark.parametrize("answer", ["one", "two", "A", "1", "assistant", "n"])
 def test_a_first_answer_is_found_where_it_stands(template: str, answer: str) -> None:
     tokenizer = make_tokenizer(template=template)
-    row, _ = row_of(Chat(1, ({"role": "assistant", "content": answer},)), tokenizer)
+    row, _ = kind_of(Chat(1, ({"role": "assistant", "content": answer},)), tokenizer)
     assert learnt(row, tokenizer) == f"{answer}<|im_end|>"
 
 
@@ -136,7 +136,7 @@ def test_a_first_answer_is_found_where_it_stands(template: str, answer: str) -> 
 )
 def test_an_answer_begins_without_the_space_of_a_beginning(prepend: str, prompt: str, completion: str) -> None:
     tokenizer = sentencepiece_like(prepend)
-    row, _ = row_of(Pair(1, prompt, completion), tokenizer)
+    row, _ = kind_of(Pair(1, prompt, completion), tokenizer)
     assert tokenizer.convert_tokens_to_string(tokenizer.convert_ids_to_tokens(row.ids[:-1])) == prompt + completion
     pieces = tokenizer.convert_ids_to_tokens([label for label in row.labels if label != IGNORED])
     assert "".join(pieces) == completion.replace(" ", "\u2581") + "</s>"
@@ -158,7 +158,7 @@ WRITTEN = f"{START}user\none<|im_end|>\n{START}assistant\n"
 )
 def test_what_the_tokenizer_puts_around_a_text_stands_there_once(example: Any, config: Any) -> None:
     tokenizer = with_bos()
-    row, _ = row_of(example, tokenizer, config)
+    row, _ = kind_of(example, tokenizer, config)
     start, end = (tokenizer.convert_tokens_to_ids(token) for token in (START, "<|im_end|>"))
     assert row.ids[:2] == [start, tokenizer("user", add_special_tokens=False)["input_ids"][0]]
     if config is CAUSAL:
@@ -170,7 +170,7 @@ def test_what_the_tokenizer_puts_around_a_text_stands_there_once(example: Any, c
 
 
 def test_a_text_with_two_beginnings_of_its_own_keeps_them() -> None:
-    row, _ = row_of(Plain(1, f"{START}{START}one"), make_tokenizer())
+    row, _ = kind_of(Plain(1, f"{START}{START}one"), make_tokenizer())
     assert row.ids[:2] == [0, 0]
 
 
@@ -190,7 +190,7 @@ def test_a_text_with_two_beginnings_of_its_own_keeps_them() -> None:
     ],
 )
 def test_whether_an_answer_ends_is_seen_from_what_carries_loss(template: str, loss_on: str, stops: bool) -> None:
-    _, notes = row_of(
+    _, notes = kind_of(
         Chat(1, ({"role": "assistant", "content": "two"},)), make_tokenizer(template=template), loss_on=loss_on
     )
     assert any("does not learn to stop" in note for note in notes) == (not stops)

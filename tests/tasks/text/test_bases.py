@@ -20,17 +20,17 @@ from transformers import (
 
 from rankwise.cli import main
 from rankwise.errors import ConfigError
-from rankwise.tasks.text.adapted import BASE, load_adapted
-from rankwise.tasks.text.examples import Chat
-from rankwise.tasks.text.generating import Writing, as_prompt, write_texts
-from rankwise.tasks.text.labels import Labels
-from rankwise.tasks.text.models import ModelOptions, load_text_model
+from rankwise.tasks.text.data.examples import Chat
+from rankwise.tasks.text.data.labels import Labels
+from rankwise.tasks.text.encode.sft import SftOptions, prompt_text, tokenize_sft
+from rankwise.tasks.text.encode.templates import dated, template_text
+from rankwise.tasks.text.encode.tokens import find_context
+from rankwise.tasks.text.model.models import ModelOptions, load_text_model
 from rankwise.tasks.text.options import TextOptions
 from rankwise.tasks.text.prompting import Prompting, read_prompting
-from rankwise.tasks.text.sft import SftOptions, prompt_text, tokenize_sft
-from rankwise.tasks.text.templates import dated, template_text
-from rankwise.tasks.text.tokens import find_context
-from rankwise.tasks.text.use_options import UseOptions
+from rankwise.tasks.text.use.generating import Writing, as_prompt, write_texts
+from rankwise.tasks.text.use.options import UseOptions
+from rankwise.tasks.text.use.served import BASE, load_adapted
 from text_models import CHATML, VOCABULARY, make_model, make_tokenizer
 
 CAUSAL = SimpleNamespace(max_position_embeddings=256)

@@ -7,10 +7,10 @@ from torch import Tensor
 pytest.importorskip("transformers")
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
-from rankwise.tasks.text.batches import trim
-from rankwise.tasks.text.calls import find_inputs
-from rankwise.tasks.text.ready import with_gap
-from rankwise.train.feed import Feed, as_given
+from rankwise.tasks.text.encode.batches import trim
+from rankwise.tasks.text.model.calls import find_inputs
+from rankwise.tasks.text.train.built_task import with_gap
+from rankwise.train.data.feed import Feed, as_given
 from rankwise.train.loop import PackTraining
 from rankwise.train.settings import Training
 from text_models import make_model

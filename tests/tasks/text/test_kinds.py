@@ -12,9 +12,9 @@ import transformers
 
 from rankwise.cli import main
 from rankwise.report import read_results
-from rankwise.tasks.text.adapted import load_adapted
-from rankwise.tasks.text.labels import read_labels
-from rankwise.tasks.text.use_options import UseOptions
+from rankwise.tasks.text.data.labels import read_labels
+from rankwise.tasks.text.use.options import UseOptions
+from rankwise.tasks.text.use.served import load_adapted
 from text_models import make_model, make_tokenizer
 
 WORDS = ("one", "two", "three", "cat", "sat", "The", "mat")

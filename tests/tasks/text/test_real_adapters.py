@@ -15,10 +15,10 @@ import peft
 import transformers
 
 import rankwise
+from rankwise.adapter_files import load_adapter
 from rankwise.cli import main
-from rankwise.files import load_adapter
-from rankwise.tasks.text.labels import read_labels
-from rankwise.tasks.text.models import ModelOptions, load_text_model
+from rankwise.tasks.text.data.labels import read_labels
+from rankwise.tasks.text.model.models import ModelOptions, load_text_model
 from text_models import packaged
 
 pytestmark = [

@@ -11,17 +11,17 @@ pytest.importorskip("transformers")
 from rankwise import LoRAConfig, inject, quantize
 from rankwise.cli import main
 from rankwise.report import read_results
-from rankwise.tasks.text.batches import as_tensors, trim
-from rankwise.tasks.text.calls import ModelCall
-from rankwise.tasks.text.classify import tokenize_classify
-from rankwise.tasks.text.examples import Chat, Labelled
-from rankwise.tasks.text.joining import check_joining, join
-from rankwise.tasks.text.labels import find_labels
-from rankwise.tasks.text.loading import TextData, load_examples
-from rankwise.tasks.text.losses import token_loss
-from rankwise.tasks.text.models import ModelOptions, load_text_model
-from rankwise.tasks.text.rendering import show_plain
-from rankwise.tasks.text.sft import SftOptions, prompt_text, tokenize_sft
+from rankwise.tasks.text.data.examples import Chat, Labelled
+from rankwise.tasks.text.data.labels import find_labels
+from rankwise.tasks.text.data.loading import TextData, load_examples
+from rankwise.tasks.text.encode.batches import as_tensors, trim
+from rankwise.tasks.text.encode.classify import tokenize_classify
+from rankwise.tasks.text.encode.joining import check_joining, join
+from rankwise.tasks.text.encode.rendering import show_plain
+from rankwise.tasks.text.encode.sft import SftOptions, prompt_text, tokenize_sft
+from rankwise.tasks.text.model.calls import ModelCall
+from rankwise.tasks.text.model.models import ModelOptions, load_text_model
+from rankwise.tasks.text.score.losses import token_loss
 from text_models import packaged
 
 TEXTS = ["How do I locate my card?", "Where is my new card?", "What is the exchange rate?", "How are rates set?"]

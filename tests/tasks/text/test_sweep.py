@@ -9,12 +9,12 @@ import pytest
 import torch
 
 pytest.importorskip("transformers")
+from rankwise.adapter_files import load_adapter
 from rankwise.cli import main
-from rankwise.files import load_adapter
 from rankwise.report import read_results
-from rankwise.tasks.text.labels import read_labels
-from rankwise.tasks.text.models import ModelOptions, load_text_model
-from rankwise.train import precision
+from rankwise.tasks.text.data.labels import read_labels
+from rankwise.tasks.text.model.models import ModelOptions, load_text_model
+from rankwise.train.machine import precision
 from text_models import make_model, make_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning")

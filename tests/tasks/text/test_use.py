@@ -14,18 +14,18 @@ import torch
 pytest.importorskip("transformers")
 import transformers
 
+from rankwise.adapter_files import load_adapter
 from rankwise.cli import main
 from rankwise.errors import ConfigError
-from rankwise.files import load_adapter
 from rankwise.report import read_results
-from rankwise.tasks.text.adapted import BASE, load_adapted
-from rankwise.tasks.text.examples import Pair
-from rankwise.tasks.text.generating import Writing, as_prompt, write_texts
-from rankwise.tasks.text.labels import read_labels
-from rankwise.tasks.text.models import ModelOptions, load_text_model
+from rankwise.tasks.text.data.examples import Pair
+from rankwise.tasks.text.data.labels import read_labels
+from rankwise.tasks.text.encode.sft import SftOptions, prompt_ids, tokenize_sft
+from rankwise.tasks.text.model.models import ModelOptions, load_text_model
 from rankwise.tasks.text.prompting import Prompting, read_prompting
-from rankwise.tasks.text.sft import SftOptions, prompt_ids, tokenize_sft
-from rankwise.tasks.text.use_options import UseOptions
+from rankwise.tasks.text.use.generating import Writing, as_prompt, write_texts
+from rankwise.tasks.text.use.options import UseOptions
+from rankwise.tasks.text.use.served import BASE, load_adapted
 from text_models import make_model, make_tokenizer
 
 WORDS = ("one", "two", "three", "cat", "sat", "The", "mat")
@@ -257,7 +257,7 @@ def test_a_prompt_has_the_tokens_that_training_puts_before_the_answer(place: Pat
 
 
 def test_answers_come_batch_by_batch(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from rankwise.tasks.text import generating
+    from rankwise.tasks.text.use import generating
 
     (tmp_path / "prompts.txt").write_text("The cat\none two\nThe cat\n")
     write, asked = generating.write_texts, []

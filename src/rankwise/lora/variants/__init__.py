@@ -3,9 +3,9 @@
 from rankwise.lora.layer_types import LayerType
 from rankwise.lora.variants.dora import DORA
 from rankwise.lora.variants.lora import LORA
-from rankwise.lora.variants.variant import Own, Variant
+from rankwise.lora.variants.variant import Variant, VariantTensors
 
-__all__ = ["VARIANTS", "Own", "Variant", "variant_name"]
+__all__ = ["VARIANTS", "Variant", "VariantTensors", "variant_name"]
 
 VARIANTS: dict[str, Variant] = {"lora": LORA, "dora": DORA}
 """The variant by the name that `LoRAConfig.variant` gives it."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from rankwise.lora.layer_types import LayerType, holds_codes
 from rankwise.lora.layer_types.quantised import plain_weight
 from rankwise.lora.offloaded import data_of
-from rankwise.lora.variants.variant import Own, Variant
+from rankwise.lora.variants.variant import Variant, VariantTensors
 
 MAGNITUDE = "magnitude"
 """Name of m."""
@@ -55,7 +55,7 @@ def _forward(
     A: Tensor,
     B: Tensor,
     scale: float,
-    own: Own,
+    own: VariantTensors,
     rest: tuple[Any, ...],
     named: Mapping[str, Any],
 ) -> Tensor:
@@ -71,7 +71,7 @@ def _forward(
     return (factor - 1) * y + factor * row.update(layer, x, A, B * scale, *rest, **named)
 
 
-def _delta(row: LayerType, layer: Any, A: Tensor, B: Tensor, scale: float, own: Own) -> Tensor:
+def _delta(row: LayerType, layer: Any, A: Tensor, B: Tensor, scale: float, own: VariantTensors) -> Tensor:
     total = _total(row, layer, A, B, scale)
     factor = _as_outputs(row, own[MAGNITUDE] / _norm(row, total).detach(), total.ndim)
     return factor * total - plain_weight(layer, row, row.parameter).detach().to(A.dtype)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from rankwise.lora.layer_types import LayerType
-from rankwise.lora.variants.variant import Own, Variant
+from rankwise.lora.variants.variant import Variant, VariantTensors
 
 
 def _init(row: LayerType, layer: Any, A: Tensor, B: Tensor, scale: float) -> dict[str, Tensor]:
@@ -25,14 +25,14 @@ def _forward(
     A: Tensor,
     B: Tensor,
     scale: float,
-    own: Own,
+    own: VariantTensors,
     rest: tuple[Any, ...],
     named: Mapping[str, Any],
 ) -> Tensor:
     return row.update(layer, x, A, B * scale, *rest, **named)
 
 
-def _delta(row: LayerType, layer: Any, A: Tensor, B: Tensor, scale: float, own: Own) -> Tensor:
+def _delta(row: LayerType, layer: Any, A: Tensor, B: Tensor, scale: float, own: VariantTensors) -> Tensor:
     return row.delta(layer, A, B * scale)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rankwise.lora.layer_types import LayerType
 
-Own = Mapping[str, Tensor]
+VariantTensors = Mapping[str, Tensor]
 """Name of a tensor that a variant trains beside A and B -> the tensor."""
 
 
@@ -36,9 +36,10 @@ class Variant:
 
     init: Callable[[LayerType, Any, Tensor, Tensor, float], dict[str, Tensor]]
     forward: Callable[
-        [LayerType, Any, Tensor, Tensor, Tensor, Tensor, float, Own, tuple[Any, ...], Mapping[str, Any]], Tensor
+        [LayerType, Any, Tensor, Tensor, Tensor, Tensor, float, VariantTensors, tuple[Any, ...], Mapping[str, Any]],
+        Tensor,
     ]
-    delta: Callable[[LayerType, Any, Tensor, Tensor, float, Own], Tensor]
+    delta: Callable[[LayerType, Any, Tensor, Tensor, float, VariantTensors], Tensor]
     tensors: tuple[str, ...] = ()
     obstacle: Callable[[LayerType, Any], str] = no_obstacle
     transposes: bool = True

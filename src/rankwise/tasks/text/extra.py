@@ -7,7 +7,7 @@ from rankwise.errors import ConfigError
 
 
 @contextmanager
-def needed_for(what: str) -> Generator[None]:
+def requires_extra(what: str) -> Generator[None]:
     """Import packages of the extra inside this block.
 
     Args:
@@ -17,7 +17,7 @@ def needed_for(what: str) -> Generator[None]:
         ConfigError: One of them is not installed.
 
     Examples:
-        >>> with needed_for("crystal balls"):
+        >>> with requires_extra("crystal balls"):
         ...     import crystal_ball
         Traceback (most recent call last):
         rankwise.errors.ConfigError: crystal balls need the package "crystal_ball", of the extra "text":

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter
 
 from rankwise.errors import ConfigError, suggest
-from rankwise.sweeps.deciding import Deciding
+from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.tasks.flags import DECIDING, listed
 from rankwise.tasks.options import parse_numbers, parse_rates, parse_seeds, plain_settings
 

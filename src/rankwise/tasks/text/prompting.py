@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rankwise.tasks.text.beside import read_beside, write_beside
+from rankwise.tasks.text.sidecar import read_sidecar, write_sidecar
 
 FILE = "prompting.json"
 
@@ -38,7 +38,7 @@ class Prompting:
         Raises:
             OutputError: The folder can't be written.
         """
-        return write_beside(folder / FILE, asdict(self))
+        return write_sidecar(folder / FILE, asdict(self))
 
 
 def read_prompting(folder: Path) -> Prompting | None:
@@ -48,7 +48,7 @@ def read_prompting(folder: Path) -> Prompting | None:
         DataError: It is damaged.
     """
     holds = '{"chat": ..., "separator": ..., "chat_template": ..., "date": ...}'
-    return read_beside(folder / FILE, _prompting, holds)
+    return read_sidecar(folder / FILE, _prompting, holds)
 
 
 def _prompting(content: Any) -> Prompting:

@@ -13,34 +13,34 @@ from torch import Tensor
 from rankwise.api import check_model
 from rankwise.experiment import Experiment
 from rankwise.lora.config import LoRAConfig
-from rankwise.lora.targets import ALL_LINEAR
+from rankwise.lora.targets.find import ALL_LINEAR
 from rankwise.report.schema import Results
+from rankwise.show.live import Progress
 from rankwise.streams import stream
-from rankwise.sweeps.baselines import baselines
-from rankwise.sweeps.grid import Candidate
-from rankwise.sweeps.owned import TRAINED_ON
-from rankwise.sweeps.problem import DATA, Problem, Run, Splits, Swept
-from rankwise.sweeps.stage import Search
-from rankwise.sweeps.starting import candidate_from
-from rankwise.tasks.text.card import write_card
-from rankwise.tasks.text.card_facts import facts_of
-from rankwise.tasks.text.classify_ready import ready_classify
-from rankwise.tasks.text.dropout import silence_dropout
-from rankwise.tasks.text.heads import MeanPooledClassifier
-from rankwise.tasks.text.loading import TextData, load_examples
+from rankwise.sweeps.candidates.baselines import baselines
+from rankwise.sweeps.candidates.grid import Candidate
+from rankwise.sweeps.candidates.warm_start import candidate_from
+from rankwise.sweeps.problem import DATA, Problem, Run, Splits, SweepState
+from rankwise.sweeps.run.stage import Search
+from rankwise.sweeps.storage.owned import TRAINED_ON
+from rankwise.tasks.text.card.facts import facts_of
+from rankwise.tasks.text.card.model_card import write_card
+from rankwise.tasks.text.data.loading import TextData, load_examples
+from rankwise.tasks.text.data.seen import checksums, run_of, write_seen
+from rankwise.tasks.text.data.splits import ExampleSplits as Examples
+from rankwise.tasks.text.model.dropout import silence_dropout
+from rankwise.tasks.text.model.heads import MeanPooledClassifier
 from rankwise.tasks.text.options import TextOptions
-from rankwise.tasks.text.ready import Ready
-from rankwise.tasks.text.seen import checksums, run_of, write_seen
-from rankwise.tasks.text.sft_ready import ready_sft
-from rankwise.tasks.text.splits import Splits as Examples
+from rankwise.tasks.text.train.built_task import BuiltTask
+from rankwise.tasks.text.train.classify import ready_classify
+from rankwise.tasks.text.train.sft import ready_sft
 from rankwise.tasks.text.trained import Trained
-from rankwise.train.data import count_rows, pick
-from rankwise.train.device import device_note, find_device
-from rankwise.train.live import Progress
-from rankwise.train.precision import choose_precision, precision_note
+from rankwise.train.data.tensors import count_rows, pick
+from rankwise.train.machine.device import device_note, find_device
+from rankwise.train.machine.precision import choose_precision, precision_note
 from rankwise.train.settings import Training
 
-TASKS: dict[str, Callable[[TextOptions, Examples, Mapping[str, tuple[str, ...]]], Ready]] = {
+TASKS: dict[str, Callable[[TextOptions, Examples, Mapping[str, tuple[str, ...]]], BuiltTask]] = {
     "classify": ready_classify,
     "sft": ready_sft,
 }
@@ -121,7 +121,13 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
 
 
 def _beside(
-    options: TextOptions, ready: Ready, inputs: np.ndarray, folder: Path, run: Run, results: Results, swept: Swept
+    options: TextOptions,
+    ready: BuiltTask,
+    inputs: np.ndarray,
+    folder: Path,
+    run: Run,
+    results: Results,
+    swept: SweepState,
 ) -> None:
     """Write labels or the way prompts are written, what else it was trained with, and the model card; and for all runs
     together the checksums of what they were trained on.
@@ -141,7 +147,7 @@ def _beside(
     write_card(facts_of(folder, run, results, swept, options, ready), folder)
 
 
-def _quantised(options: TextOptions, ready: Ready) -> list[str]:
+def _quantised(options: TextOptions, ready: BuiltTask) -> list[str]:
     """Quantise the base where that is asked for, and say what it saves."""
     if options.quantize is None:
         return []
@@ -164,7 +170,7 @@ def _checkpoint(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def candidates_of(options: TextOptions, ready: Ready) -> list[Candidate]:
+def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
     """Every rank, adapters that are trained on, the head alone where there is one, and full fine-tuning."""
     loaded = ready.loaded
     training = Training(

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rankwise.tasks.text.beside import read_beside, write_beside
+from rankwise.tasks.text.sidecar import read_sidecar, write_sidecar
 
 FILE = "training.json"
 
@@ -38,7 +38,7 @@ class Trained:
         Raises:
             OutputError: The folder can't be written.
         """
-        return write_beside(folder / FILE, asdict(self))
+        return write_sidecar(folder / FILE, asdict(self))
 
 
 def read_trained(folder: Path) -> Trained | None:
@@ -48,7 +48,7 @@ def read_trained(folder: Path) -> Trained | None:
         DataError: It is damaged.
     """
     holds = '{"max_length": ..., "loss_on": ..., "pooling": ..., "quantize": ...}'
-    return read_beside(folder / FILE, _trained, holds)
+    return read_sidecar(folder / FILE, _trained, holds)
 
 
 def _trained(content: Any) -> Trained:

@@ -1,0 +1,1 @@
+"""What a file records of the base, and what stands against saving."""

@@ -1,0 +1,240 @@
+"""Checksums of an adapter file and of the base it belongs to.
+
+Entries of the tensor file's metadata, beside PEFT's own `"format": "pt"`:
+
+| entry | over what |
+|---|---|
+| `sha256` | the other entries; names, types, shapes and bytes of the tensors |
+| `sha256_config` | `adapter_config.json` without the white space between its parts |
+| `base` | for each adapted weight of the base its type and 16 hexadecimal digits |
+| `base_others` | the same, and the shape, for all its other parameters and buffers |
+| `buffers` | paths of the buffers that the file holds because training has changed them |
+
+`base` and `base_others` are samples. Hashing all of a base would cost seconds for every billion numbers, so up to
+256 entries of each tensor, spread evenly, and its shape are hashed. Another base differs in nearly every entry; one
+that differs in a few entries only isn't told apart.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rankwise.adapter_files.findings import Findings
+from rankwise.errors import AdapterFileError
+
+TENSORS, CONFIG, BASE, OTHERS, BUFFERS = "sha256", "sha256_config", "base", "base_others", "buffers"
+SAMPLED = 256
+"""Most entries of a base weight that are hashed."""
+
+
+@dataclass(frozen=True)
+class BaseRecord:
+    """What a file says of the base it was saved over. A tensor that can't be looked at (a quantised one) is None.
+
+    Args:
+        adapted: Path of an adapted layer -> its weight.
+        others: Path of any other parameter or buffer -> its values.
+        buffers: Paths of the buffers that the file holds because training has changed them.
+    """
+
+    adapted: Mapping[str, Tensor | None] = field(default_factory=dict[str, Tensor | None])
+    others: Mapping[str, Tensor | None] = field(default_factory=dict[str, Tensor | None])
+    buffers: Collection[str] = ()
+
+
+def metadata_of(flat: Mapping[str, Tensor], config: str, base: BaseRecord) -> dict[str, str]:
+    """Return the metadata of a tensor file.
+
+    Args:
+        flat: Key -> contiguous tensor on the CPU.
+        config: Text of `adapter_config.json`.
+        base: The base, as far as it is known.
+    """
+    entries = {"format": "pt", CONFIG: _config_checksum(config)}
+    seen = {name: _describe(weight) for name, weight in base.adapted.items() if weight is not None}
+    others = {name: _describe_shaped(tensor) for name, tensor in base.others.items() if tensor is not None}
+    if seen:
+        entries[BASE] = json.dumps(seen)
+    if others:
+        entries[OTHERS] = json.dumps(others)
+    if base.buffers:
+        entries[BUFFERS] = json.dumps(sorted(base.buffers))
+    return {**entries, TENSORS: _tensors_checksum(flat, entries)}
+
+
+def check_file(path: Path, flat: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Compare the tensors with their checksum. A file with none of our entries is another tool's and passes.
+
+    Raises:
+        AdapterFileError: They differ.
+    """
+    if not metadata.keys() & {TENSORS, CONFIG, BASE}:
+        return
+    others = {key: value for key, value in metadata.items() if key != TENSORS}
+    if metadata.get(TENSORS) != _tensors_checksum(flat, others):
+        raise AdapterFileError(
+            f"The tensors of {path} don't fit its checksum: the file is damaged or was changed after saving. "
+            "Copy it again from where it came."
+        )
+
+
+def check_config(path: Path, text: str, metadata: Mapping[str, str], findings: Findings) -> None:
+    """Compare the settings with the checksum that the tensor file has of them."""
+    stored = metadata.get(CONFIG)
+    if stored is not None and stored != _config_checksum(text):
+        findings.add(
+            f"{path} doesn't fit the checksum in the tensor file: it is damaged, was edited after saving, or belongs "
+            "to other tensors. If you edited it on purpose, load with strict=False and save again."
+        )
+
+
+def check_base(
+    path: Path,
+    metadata: Mapping[str, str],
+    base: BaseRecord,
+    findings: Findings,
+    embeddings: Collection[str] = (),
+) -> list[str]:
+    """Compare the base with the one the adapter was saved over.
+
+    A weight of a narrower type than at saving, and one whose type holds no plain numbers (a quantised one), can't be
+    compared.
+
+    Args:
+        path: The tensor file, for messages.
+        metadata: Its metadata.
+        base: The model's base.
+        findings: Takes the first tensor that differs.
+        embeddings: Paths of weights that may have another number of rows: the vocabulary may have been enlarged.
+
+    Returns:
+        What wasn't compared, in words; empty where everything was, or the file has no checksums.
+
+    Raises:
+        AdapterFileError: The checksums themselves are damaged.
+    """
+    skipped: Counter[tuple[str, str]] = Counter()
+    adapted = _stored(path, metadata, BASE)
+    if (different := _first_different(adapted, base.adapted, skipped, _describe)) is not None:
+        findings.add(
+            f'The weight of "{different}" isn\'t the one {path} was saved over. Is this another base, another revision '
+            "of it, or one that was trained further or merged since? Load the adapter's own base, or pass "
+            "strict=False if you know that it fits."
+        )
+        return _not_compared(skipped)
+    others = _stored(path, metadata, OTHERS)
+    resized = [
+        name
+        for name in embeddings
+        if name in others and (now := base.others.get(name)) is not None and others[name][2:] != _shape_of(now)
+    ]
+    compared = {name: values for name, values in others.items() if name not in resized and name not in adapted}
+    if (different := _first_different(compared, base.others, skipped, _describe_shaped)) is not None:
+        findings.add(
+            f"\"{different}\" isn't what it was when {path} was saved, and the file doesn't hold it. Is this another "
+            "base, or was a new head, drawn at random, left out of the adapter? Load the adapter's own base and train "
+            "a new head with the adapter (modules_to_save), or pass strict=False if you know that it fits."
+        )
+    return _not_compared(skipped)
+
+
+def _stored(path: Path, metadata: Mapping[str, str], entry: str) -> dict[str, tuple[str, ...]]:
+    try:
+        stored = json.loads(metadata.get(entry, "{}"))
+        return {name: tuple(text.split(" ")) for name, text in stored.items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise AdapterFileError(f"The checksums of the base in {path} can't be read: {error}.") from error
+
+
+def buffers_of(path: Path, metadata: Mapping[str, str]) -> list[str]:
+    """Return the paths of the buffers that a file holds because training had changed them.
+
+    Raises:
+        AdapterFileError: The entry is damaged.
+    """
+    try:
+        found = json.loads(metadata.get(BUFFERS, "[]"))
+        return [str(name) for name in found]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise AdapterFileError(f"The list of buffers in {path} can't be read: {error}.") from error
+
+
+def _first_different(
+    wanted: Mapping[str, tuple[str, ...]],
+    base: Mapping[str, Tensor | None],
+    skipped: Counter[tuple[str, str]],
+    describe: Callable[[Tensor, torch.dtype], str],
+) -> str | None:
+    for name, weight in base.items():
+        if name not in wanted:
+            continue
+        dtype = getattr(torch, wanted[name][0], None)
+        if weight is None or not isinstance(dtype, torch.dtype) or not _can_be_cast(weight.dtype, dtype):
+            skipped[wanted[name][0], "quantised" if weight is None else _name_of(weight.dtype)] += 1
+        elif describe(weight, dtype) != " ".join(wanted[name]):
+            return name
+    return None
+
+
+def _not_compared(skipped: Mapping[tuple[str, str], int]) -> list[str]:
+    return [
+        f"{count} weights of the base weren't compared: {was} when the adapter was saved, {now} here."
+        for (was, now), count in skipped.items()
+    ]
+
+
+def _shape_of(tensor: Tensor) -> tuple[str, ...]:
+    return ("x".join(map(str, tensor.shape)),)
+
+
+def _describe_shaped(tensor: Tensor, dtype: torch.dtype | None = None) -> str:
+    return " ".join((_describe(tensor, dtype), *_shape_of(tensor)))
+
+
+def _can_be_cast(own: torch.dtype, to: torch.dtype) -> bool:
+    """Tell whether casting gives the numbers that `to` had: it is the same type, or a float that holds all of them."""
+    return own == to or (own.is_floating_point and to.is_floating_point and torch.promote_types(own, to) == own)
+
+
+def _describe(weight: Tensor, dtype: torch.dtype | None = None) -> str:
+    dtype = dtype or weight.dtype
+    # A view by steps: `weight` is never copied as a whole.
+    flat = weight.detach().flatten()
+    sample = flat[:: max(1, -(-flat.numel() // SAMPLED))].to("cpu", dtype)
+    digest = hashlib.sha256(f"{tuple(weight.shape)}".encode())
+    digest.update(_bytes(sample))
+    return f"{_name_of(dtype)} {digest.hexdigest()[:16]}"
+
+
+def _tensors_checksum(flat: Mapping[str, Tensor], entries: Mapping[str, str]) -> str:
+    digest = hashlib.sha256()
+    for part in _parts(flat, entries):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _parts(flat: Mapping[str, Tensor], entries: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    yield json.dumps(entries, sort_keys=True).encode()
+    for key in sorted(flat):
+        yield f"\n{key} {flat[key].dtype} {tuple(flat[key].shape)}\n".encode()
+        yield _bytes(flat[key])
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
+
+
+def _config_checksum(text: str) -> str:
+    """Every byte counts but white space between the parts, which editors and version control rewrite."""
+    return hashlib.sha256("".join(re.findall(r'"(?:\\.|[^"\\])*"|\S', text)).encode()).hexdigest()
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,57 @@
+"""What stands against saving an adapter: layers that are gone, numbers that are not finite, sharded tensors."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.errors import AdapterError
+from rankwise.lora.adapter import LoRA
+from rankwise.lora.checks.complete import lost_message, lost_paths
+from rankwise.lora.offloaded import gathered
+
+Layers = Mapping[str, tuple[nn.Module, LoRA]]
+
+
+def check_savable(model: nn.Module, name: str, layers: Layers, whole: Mapping[str, Tensor], strict: bool) -> None:
+    """Raise, or warn, unless a file can hold all of an adapter.
+
+    Args:
+        model: The model.
+        name: The adapter.
+        layers: Its adapted layers.
+        whole: What it has in place of the base's parameters and buffers.
+        strict: Whether what can be saved all the same, but isn't what was trained, is an error.
+
+    Raises:
+        AdapterError: Tensors are sharded or have no data; or layers are gone or numbers not finite, and `strict`.
+    """
+    for path, (_, lora) in layers.items():
+        if name not in lora.A or lora.A[name].ndim != 2:
+            raise AdapterError(
+                f'A and B of "{path}" are sharded by FullyShardedDataParallel. Save inside `with '
+                "FullyShardedDataParallel.summon_full_params(model):`, with use_orig_params=True."
+            )
+    problems: list[str] = []
+    if lost := lost_paths(model, name):
+        problems.append(lost_message(name, lost) + " Put the adapted layer back.")
+    for path, tensor in _tensors(name, layers, whole):
+        if not bool(torch.isfinite(tensor).all()):
+            problems.append(
+                f'Adapter "{name}" holds values at "{path}" that are not finite (NaN or infinite): training diverged. '
+                "Train again with a lower learning rate."
+            )
+            break
+    if problems and strict:
+        raise AdapterError(f"{problems[0]} To save what there is: strict=False.")
+    for problem in problems:
+        warnings.warn(problem, stacklevel=4)
+
+
+def _tensors(name: str, layers: Layers, whole: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for path, (_, lora) in layers.items():
+        for tensor in (*lora.pair(name), *(lora.fetched(key, name) for key in lora.own(name))):
+            yield path, tensor.detach()
+    # A buffer may hold infinite numbers on purpose: masks do.
+    yield from ((path, gathered(t.detach())) for path, t in whole.items() if isinstance(t, nn.Parameter))

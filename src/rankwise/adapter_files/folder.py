@@ -1,0 +1,336 @@
+"""An adapter on disk: `adapter_config.json` and `adapter_model.safetensors` in one folder.
+
+Reading is strict: what PEFT passes over with a warning (a wrong prefix, tensors too many or too few) is an
+error here.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankwise.adapter_files.base.checksums import BaseRecord, buffers_of, check_config, check_file, metadata_of
+from rankwise.adapter_files.findings import Findings
+from rankwise.adapter_files.peft.config import (
+    CONFIG_FILE,
+    SCALING_OF_RSLORA,
+    VARIANT_OF_DORA,
+    PeftName,
+    check_unknown_fields,
+    fields_of,
+    foreign_fields,
+    peft_values,
+    read_fields,
+)
+from rankwise.adapter_files.peft.foreign_keys import Known, as_usual, fields_as_usual
+from rankwise.adapter_files.peft.keys import (
+    BASE_LAYER,
+    LINEAR_KEYS,
+    MAGNITUDE_KEY,
+    TOKENS_KEY,
+    Parts,
+    is_pair,
+    key_of,
+    sorted_parts,
+)
+from rankwise.adapter_files.tensor_file import TENSOR_FILE, read_either, write_tensors
+from rankwise.adapter_files.token_rows import tokens_of_fields
+from rankwise.errors import AdapterFileError, ConfigError, OutputError
+from rankwise.lora.config import LoRAConfig
+from rankwise.lora.offloaded import gathered
+from rankwise.lora.targets.patterns import pinned
+from rankwise.writing import sort_metadata
+
+
+def write_adapter(
+    directory: str | os.PathLike[str],
+    config: LoRAConfig,
+    tensors: Mapping[str, tuple[Tensor, Tensor]],
+    *,
+    whole: Mapping[str, Tensor] | None = None,
+    magnitudes: Mapping[str, Tensor] | None = None,
+    tokens: Mapping[str, tuple[tuple[int, ...], Tensor]] | None = None,
+    base_name: str | None = None,
+    facts: Mapping[str, Any] | None = None,
+    base: BaseRecord | None = None,
+    model_names: Iterable[str] = (),
+    fan_in_fan_out: bool | None = None,
+    key_ends: Mapping[str, tuple[str, str]] | None = None,
+    named: Mapping[str, PeftName] | None = None,
+) -> Path:
+    """Write A and B of a set of modules; no model is needed.
+
+    Args:
+        directory: The folder; made if need be.
+        config: Gives alpha, scaling and dropout. Ranks are those of the tensors.
+        tensors: Module path -> (A of shape (r, d_in), B of shape (d_out, r)), or as PEFT shapes them for other
+            layers than Linear. Types are kept.
+        whole: Path of a parameter or buffer, as PEFT has it -> what the adapter has in its place. `modules_to_save` and
+            `bias` of the configuration must announce it, unless it is an embedding of an enlarged vocabulary.
+        magnitudes: Module path -> DoRA's magnitudes, as PEFT shapes them; needed where the configuration is of DoRA.
+        tokens: Module path -> tokens whose rows were trained, and these rows.
+        base_name: What the base is called; None leaves what the configuration brought along.
+        facts: What settings say of the base, where the configuration brought nothing.
+        base: The base, for the checksums that tell another one apart; None where it isn't known.
+        model_names: Paths of all modules of the base, where they are known. PEFT takes a listed path for a
+            suffix too; where that would reach other modules, the targets are written as one regular expression.
+        fan_in_fan_out: PEFT's word for transformers' Conv1D layers; None leaves what the configuration brought along.
+        key_ends: Module path -> ends of the keys of A and B, where they aren't those of a Linear.
+        named: Module path -> what targets and patterns call it, where that isn't its path.
+
+    Returns:
+        The folder.
+
+    Raises:
+        AdapterFileError: A pair of tensors doesn't fit together, or there is none.
+        OutputError: The folder can't be written.
+
+    Examples:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = write_adapter(folder, LoRAConfig(r=1), {"fc": (torch.ones(1, 3), torch.ones(2, 1))})
+        ...     config, tensors = read_adapter(folder)
+        >>> config.alpha, tensors["fc"][0]
+        (32.0, tensor([[1., 1., 1.]]))
+    """
+    if not tensors:
+        raise AdapterFileError("There are no tensors to write; an adapter has at least one module.")
+    for name, (A, B) in tensors.items():
+        if not is_pair(A, B):
+            raise AdapterFileError(
+                f'A of "{name}" has shape {tuple(A.shape)} and B {tuple(B.shape)}; (r, d_in) and (d_out, r) are needed.'
+            )
+    keyed = {
+        key_of(name, end): tensor
+        for name, pair in tensors.items()
+        for end, tensor in zip((key_ends or {}).get(name, LINEAR_KEYS), pair, strict=True)
+    }
+    beside = magnitudes or {}
+    if beside.keys() != (tensors.keys() if config.variant == VARIANT_OF_DORA[True] else set()):
+        raise AdapterFileError(
+            f'The variant is "{config.variant}" and {len(beside)} of {len(tensors)} modules have magnitudes; '
+            'with "dora" all have, else none.'
+        )
+    keyed |= {key_of(name, MAGNITUDE_KEY): tensor for name, tensor in beside.items()}
+    keyed |= {key_of(name, TOKENS_KEY): rows for name, (_, rows) in (tokens or {}).items()}
+    keyed |= {key_of("", name): tensor for name, tensor in (whole or {}).items()}
+    # Copies: safetensors refuses tensors that share memory, as slices of a stack do.
+    flat = {
+        key: gathered(tensor.detach()).to("cpu").clone(memory_format=torch.contiguous_format)
+        for key, tensor in keyed.items()
+    }
+    called = {name: PeftName(name, False, A.shape[0]) for name, (A, _) in tensors.items()} | dict(named or {})
+    chosen = {name: rows for name, (rows, _) in (tokens or {}).items()}
+    fields = fields_of(config, [called[name] for name in tensors], chosen, model_names)
+    fields |= {field: value for field, value in (facts or {}).items() if fields.get(field) is None}
+    if base_name is not None:
+        fields["base_model_name_or_path"] = base_name
+    if fan_in_fan_out is not None:
+        fields["fan_in_fan_out"] = fan_in_fan_out
+    text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
+    folder = Path(directory)
+    try:
+        _replace_files(folder, text, flat, metadata_of(flat, text, base or BaseRecord()))
+    except OSError as error:
+        raise OutputError(f"The adapter can't be written to {folder}: {error.strerror or error}.") from error
+    return folder
+
+
+def read_adapter(
+    directory: str | os.PathLike[str], *, strict: bool = True, allow_pickle: bool = False
+) -> tuple[LoRAConfig, dict[str, tuple[Tensor, Tensor]]]:
+    """Read an adapter's settings and tensors; no model is needed.
+
+    Args:
+        directory: A folder written by `write_adapter` or by PEFT.
+        strict: Whether what can't be used is an error; False leaves it out. A damaged file is one always.
+        allow_pickle: Whether `adapter_model.bin` may be read, by the unpickler that makes tensors only.
+
+    Returns:
+        The configuration, whose targets and patterns are paths of modules, and module path -> (A, B).
+
+    Raises:
+        AdapterFileError: A file is missing, damaged or of an unsupported kind; or the adapter brings parameters of
+            the base that are trained whole, which only `load_adapter` can use.
+
+    Examples:
+        >>> read_adapter("nowhere")
+        Traceback (most recent call last):
+        rankwise.errors.AdapterFileError: nowhere has no adapter_config.json; an adapter is a folder with one.
+    """
+    findings = Findings(strict)
+    read = read_whole(Path(directory), findings, allow_pickle)
+    if read.parts.whole:
+        findings.add(
+            f'{read.path} brings parameters trained whole ("{next(iter(read.parts.whole))}"), beside A and B; '
+            "load_adapter puts them into a model."
+        )
+    if read.fields.get("target_parameters"):
+        findings.add(f"{read.path} adapts parameters (target_parameters), whose form only load_adapter knows.")
+    if read.parts.biases:
+        findings.add(f"{read.path} has biases of B (lora_bias), which only load_adapter can use.")
+    if read.parts.magnitudes:
+        findings.add(f"{read.path} is of a DoRA adapter, whose magnitudes only load_adapter can use.")
+    if read.parts.tokens:
+        findings.add(f"{read.path} brings rows of single tokens, which only load_adapter can use.")
+    return config_of(read, {name: (name, 1) for name in read.parts.pairs}, findings), read.parts.pairs
+
+
+# Writing
+
+
+def _replace_files(folder: Path, text: str, flat: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write both files beside their place, then move them in.
+
+    The old configuration goes first and the new one comes last: without it there is no adapter, so an
+    interruption between the moves leaves none, and one before them leaves the old one.
+    """
+    made = not folder.exists()
+    done = False
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
+            write_tensors(Path(scratch, TENSOR_FILE), flat, metadata)
+            sort_metadata(Path(scratch, TENSOR_FILE))
+            Path(scratch, CONFIG_FILE).write_text(text, encoding="utf-8")
+            for name in (TENSOR_FILE, CONFIG_FILE):
+                _flush(Path(scratch, name))
+            (folder / CONFIG_FILE).unlink(missing_ok=True)
+            for name in (TENSOR_FILE, CONFIG_FILE):
+                os.replace(Path(scratch, name), folder / name)
+        _flush(folder)
+        done = True
+    finally:
+        if made and not done:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold what was written."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Reading
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """What a folder holds.
+
+    Args:
+        path: The file with the tensors.
+        settings: The file with the settings.
+        fields: The settings, in PEFT's words.
+        parts: The tensors, sorted.
+        metadata: Of the tensor file, with its checksums if it is ours.
+    """
+
+    path: Path
+    settings: Path
+    fields: dict[str, Any]
+    parts: Parts
+    metadata: dict[str, str]
+
+
+def read_whole(folder: Path, findings: Findings, allow_pickle: bool, known: Known | None = None) -> AdapterFile:
+    """Read a folder, with all checks that need no model.
+
+    Args:
+        folder: The folder.
+        findings: Takes what can't be used.
+        allow_pickle: Whether `adapter_model.bin` may be read.
+        known: What is known of the model that it is read for.
+
+    Raises:
+        AdapterFileError: A file is missing, damaged or of an unsupported kind.
+    """
+    where = folder / CONFIG_FILE
+    fields, text = read_fields(where)
+    path, flat, metadata = read_either(folder, allow_pickle)
+    check_file(path, flat, metadata)
+    _check_finite(path, flat, findings)
+    check_config(where, text, metadata, findings)
+    check_unknown_fields(where, fields, findings)
+    known = known or Known()
+    fields, flat = fields_as_usual(fields, known), as_usual(flat, known)
+    buffers = buffers_of(path, metadata)
+    parts = sorted_parts(path, flat, fields, findings, known.tensors, tuple(known.embeddings), buffers)
+    if not parts.pairs:
+        raise AdapterFileError(f"{path} holds no tensors of an adapter.")
+    return AdapterFile(path, where, fields, parts, metadata)
+
+
+def _check_finite(path: Path, flat: Mapping[str, Tensor], findings: Findings) -> None:
+    """Find a tensor with NaN or infinity, which every output would then have."""
+    for key, tensor in flat.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+            findings.add(
+                f'"{key}" of {path} has values that are not finite (NaN or infinity), and so would every output. Its '
+                "training diverged, or the file is damaged; train again at a lower learning rate."
+            )
+            return
+
+
+def config_of(read: AdapterFile, named: Mapping[str, tuple[str, int]], findings: Findings) -> LoRAConfig:
+    """Return the configuration that a file's settings make.
+
+    Args:
+        read: The file.
+        named: PEFT's path of a pair -> what patterns call it, and of how many matrices it is a stack; a pair that is
+            not among them is not looked at.
+        findings: Takes a rank that isn't the one announced.
+
+    Raises:
+        AdapterFileError: A setting is out of its range.
+    """
+    fields, parts = read.fields, read.parts
+    r, alpha = fields.get("r", 8), float(fields.get("lora_alpha", 8))
+    ranks = {path: parts.pairs[path][0].shape[0] // stack for path, (_, stack) in named.items()}
+    for name, said in _values("rank_pattern", fields, r, named).items():
+        if ranks[name] != said:
+            findings.add(
+                f'lora_A of "{name}" has rank {ranks[name]}; {CONFIG_FILE} says r = {said}. '
+                "The two files don't belong together."
+            )
+    alphas = _values("alpha_pattern", fields, alpha, named)
+    try:
+        return LoRAConfig(
+            r=r,
+            alpha=alpha,
+            dropout=float(fields.get("lora_dropout", 0)),
+            target_modules=tuple(parts.pairs),
+            rank_pattern=pinned(ranks, r),
+            alpha_pattern=pinned({name: float(value) for name, value in alphas.items()}, alpha),
+            scaling=SCALING_OF_RSLORA[bool(fields.get("use_rslora"))],
+            modules_to_save=tuple(fields.get("modules_to_save") or ()),
+            bias=fields.get("bias") or "none",
+            variant=VARIANT_OF_DORA[bool(fields.get("use_dora"))],
+            trainable_tokens=tokens_of_fields(fields, list(parts.tokens)),
+            extra=foreign_fields(fields),
+        )
+    except ConfigError as error:
+        raise AdapterFileError(f"{read.settings} can't be used: {error}") from error
+
+
+def _values(
+    field: str, fields: Mapping[str, Any], default: Any, named: Mapping[str, tuple[str, int]]
+) -> dict[str, Any]:
+    """Return the value that a pattern of the settings gives each pair, by its name.
+
+    Keys of paths in a `base_layer` are Rankwise's: for an attention's out_proj that differs from its in_proj.
+    """
+    pattern: Mapping[str, Any] = fields.get(field) or {}
+    by_path = peft_values({key: value for key, value in pattern.items() if BASE_LAYER in key}, None, named)
+    by_name = peft_values(pattern, default, {name for name, _ in named.values()})
+    return {path: by_name[named[path][0]] if value is None else value for path, value in by_path.items()}

@@ -1,0 +1,1 @@
+"""PEFT's format: settings, names of modules and keys of tensors, both ways."""

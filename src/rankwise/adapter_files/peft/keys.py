@@ -1,0 +1,264 @@
+"""Keys of PEFT's tensor files, both ways: which module, and which part of its adapter."""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from rankwise.adapter_files.findings import Findings
+from rankwise.adapter_files.peft.layer_tensors import KEY_ENDS
+
+PREFIX = "base_model.model"
+BASE_LAYER = "base_layer"
+"""What PEFT puts between an adapted layer and its own parameters."""
+
+MAGNITUDE_KEY = "lora_magnitude_vector"
+"""End of the key of DoRA's magnitudes."""
+
+TOKENS_OWNER = "token_adapter"
+"""What PEFT puts around a layer of which it trains single rows."""
+
+TOKENS_KEY = f"{TOKENS_OWNER}.trainable_tokens_delta"
+"""End of the key of single rows, which are what they have become, whatever the name says."""
+
+BIAS_KEY = "lora_B.bias"
+"""End of the key of the bias that B has with `lora_bias`."""
+
+LINEAR_KEYS = ("lora_A.weight", "lora_B.weight")
+"""Ends of the keys of A and B, where a layer type has none of its own."""
+
+_RESIZED = {"embed_tokens", "lm_head"}
+"""Layers whose weight PEFT saves whole, without saying so in its settings, after the vocabulary was resized."""
+
+_CAUSES = {
+    rf".*{MAGNITUDE_KEY}.*": "It is of a DoRA adapter, but the settings don't say use_dora.",
+    r".*lora_B\.bias": "It is a bias of an adapter, but the settings don't say lora_bias.",
+    r".*\.lora_[AB]": "It is of loralib; load_loralib reads its files.",
+    r".*lora_[AB]\.[^.]+\.weight": "It names an adapter inside the key: was it saved with state_dict()?",
+    rf"(?!{re.escape(PREFIX)}\.).*lora_[AB]\.weight": f'It lacks the prefix "{PREFIX}.".',
+}
+"""Form of a key that can't be used -> why."""
+
+
+_OF_ADAPTERS = re.compile(r"(^|\.)lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)")
+"""What is in keys of adapters, and in those of a base only by a strange chance."""
+
+
+@dataclass
+class Parts:
+    """The tensors of a file, sorted.
+
+    Args:
+        pairs: Module path -> (A, B).
+        whole: Path of a parameter or buffer of the base -> what the adapter has in its place.
+        magnitudes: Module path -> DoRA's magnitudes, in PEFT's shape.
+        tokens: Module path -> rows of single tokens.
+        biases: Module path -> the bias of its B.
+    """
+
+    pairs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    whole: dict[str, Tensor] = field(default_factory=dict)
+    magnitudes: dict[str, Tensor] = field(default_factory=dict)
+    tokens: dict[str, Tensor] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
+
+
+def key_of(name: str, end: str) -> str:
+    """Return the key of a module's A or B.
+
+    Examples:
+        >>> key_of("h.0.up", "lora_A.weight")
+        'base_model.model.h.0.up.lora_A.weight'
+    """
+    return joined(PREFIX, name, end)
+
+
+def is_pair(A: Tensor, B: Tensor) -> bool:
+    """Tell whether A and B have one r; a grouped convolution's B has r / groups columns."""
+    same = A.shape[0] % B.shape[1] == 0 if A.ndim > 2 else A.shape[0] == B.shape[1]
+    return A.ndim == B.ndim >= 2 and same
+
+
+def whole_key_of(name: str, adapted: Collection[str]) -> str:
+    """Return the key of a parameter that is saved whole; one of an adapted layer lies in its `base_layer`.
+
+    Examples:
+        >>> whole_key_of("up.bias", {"up"}), whole_key_of("head.weight", {"up"})
+        ('base_model.model.up.base_layer.bias', 'base_model.model.head.weight')
+    """
+    owner, _, leaf = name.rpartition(".")
+    return joined(PREFIX, owner, BASE_LAYER if owner in adapted else "", leaf)
+
+
+def joined(*parts: str) -> str:
+    """Return a path of its parts; empty ones are left out."""
+    return ".".join(part for part in parts if part)
+
+
+def sorted_parts(
+    where: object,
+    flat: Mapping[str, Tensor],
+    fields: Mapping[str, Any],
+    findings: Findings,
+    known: Collection[str] = (),
+    embeddings: Collection[str] = (),
+    buffers: Collection[str] = (),
+) -> Parts:
+    """Sort a file's tensors by what they are.
+
+    Args:
+        where: The file, for messages.
+        flat: Key -> tensor.
+        fields: The settings, which say what is saved whole.
+        findings: Takes what can't be used.
+        known: Paths of the model's own parameters and buffers, where the model is known: one may be called "lora_A", or
+            lie in a module called "base_layer".
+        embeddings: Paths of the model's embeddings, where the model is known.
+        buffers: Paths of the buffers that the file holds because training had changed them.
+    """
+    halves: dict[str, dict[str, Tensor]] = {}
+    others: dict[str, str] = {}
+    magnitudes: dict[str, Tensor] = {}
+    biases: dict[str, Tensor] = {}
+    parts = Parts()
+    for key in flat:
+        inside = key.removeprefix(f"{PREFIX}.")
+        if inside != key and _in_base(inside, known):
+            others[key] = inside
+            continue
+        if inside != key and f".{inside}".endswith(f".{TOKENS_KEY}"):
+            parts.tokens[inside.removesuffix(TOKENS_KEY).rstrip(".")] = flat[key]
+            continue
+        if fields.get("lora_bias") and inside != key and f".{inside}".endswith(f".{BIAS_KEY}"):
+            biases[inside.removesuffix(BIAS_KEY).rstrip(".")] = flat[key]
+            continue
+        if fields.get("use_dora") and inside != key and inside.endswith(MAGNITUDE_KEY):
+            magnitudes[inside.removesuffix(MAGNITUDE_KEY).rstrip(".")] = flat[key]
+            continue
+        end = next((end for end in KEY_ENDS if inside == end or inside.endswith(f".{end}")), None)
+        if inside == key or (end is None and _OF_ADAPTERS.search(key)):
+            findings.add(_of_no_use(where, key))
+        elif end is None:
+            others[key] = inside
+        elif _is_kernel(where, key, flat[key], findings):
+            halves.setdefault(inside[: -len(end) - 1], {})[KEY_ENDS[end]] = flat[key]
+    for name, half in halves.items():
+        if _is_pair(where, name, half, findings):
+            parts.pairs[name] = (half["A"], half["B"])
+    for name in sorted(magnitudes.keys() ^ parts.pairs.keys()) if fields.get("use_dora") else ():
+        missing = MAGNITUDE_KEY if name in parts.pairs else LINEAR_KEYS[0]
+        findings.add(f'{where} has no "{key_of(name, missing)}"; with use_dora every module has A, B and magnitudes.')
+        parts.pairs.pop(name, None)
+    parts.magnitudes = {name: tensor for name, tensor in magnitudes.items() if name in parts.pairs}
+    for name in sorted(biases.keys() ^ parts.pairs.keys()) if fields.get("lora_bias") else ():
+        missing = BIAS_KEY if name in parts.pairs else LINEAR_KEYS[0]
+        findings.add(f'{where} has no "{key_of(name, missing)}"; with lora_bias every module has A, B and a bias.')
+        parts.pairs.pop(name, None)
+    parts.biases = {name: tensor for name, tensor in biases.items() if name in parts.pairs}
+    is_whole = _test_of_whole(fields, {*halves, *parts.tokens}, embeddings)
+    for key, inside in others.items():
+        name = _in_base(inside, known) or _path_of_whole(inside)
+        if inside not in buffers and not is_whole(name, inside):
+            findings.add(_of_no_use(where, key))
+        elif name:
+            parts.whole[name] = flat[key]
+    return parts
+
+
+def _in_base(inside: str, known: Collection[str]) -> str:
+    """Return the base's parameter or buffer that a key means, whatever words are in its path; empty for none."""
+    adapted = re.sub(rf"(^|\.){BASE_LAYER}\.([^.]+)$", r"\1\2", inside)
+    return next((path for path in (inside, adapted, re.sub(_WRAPPED, r"\1\2", inside)) if path in known), "")
+
+
+_WRAPPED = rf"(^|\.)(?:{TOKENS_OWNER}\.)?{BASE_LAYER}\.([^.]+)$"
+"""What PEFT puts before a parameter's own name where it has wrapped the module."""
+
+
+def _path_of_whole(inside: str) -> str:
+    """Return the parameter's path in the base; empty for PEFT's copy of what the adapter doesn't use.
+
+    With `bias` and `modules_to_save` together PEFT writes a bias three times: as used, as the wrapper's copy and
+    as the original.
+    """
+    if re.search(r"(^|\.)(original_module|modules_to_save)\.", inside):
+        return ""
+    return re.sub(_WRAPPED, r"\1\2", inside)
+
+
+def _test_of_whole(
+    fields: Mapping[str, Any], adapted: Collection[str], embeddings: Collection[str]
+) -> Callable[[str, str], bool]:
+    """Return (path in the base, path in the file) -> can this parameter be in the file?"""
+    bias = fields.get("bias")
+
+    def is_whole(name: str, inside: str) -> bool:
+        owner, _, leaf = name.rpartition(".")
+        if not name:
+            return True
+        if leaf == "bias" and (bias == "all" or (bias == "lora_only" and owner in adapted)):
+            return True
+        resized = owner in embeddings or owner.rpartition(".")[2] in _RESIZED
+        if resized or inside.endswith(joined(BASE_LAYER, "weight")):
+            return True
+        return is_saved(owner, fields)
+
+    return is_whole
+
+
+def is_saved(path: str, fields: Mapping[str, Any]) -> bool:
+    """Tell whether `modules_to_save` announces a module, as PEFT finds them: its path ends in the name, or one around
+    it does.
+    """
+    modules = tuple(fields.get("modules_to_save") or ())
+    # Settings name modules as the model does, also those inside one that PEFT wraps.
+    outers = {*with_ancestors(path), *with_ancestors(path.replace(f"{BASE_LAYER}.", ""))} if modules else ()
+    return any(outer.endswith(modules) for outer in outers)
+
+
+def with_ancestors(path: str) -> list[str]:
+    """Return a path and those of the modules around it.
+
+    Examples:
+        >>> with_ancestors("head.fc")
+        ['head', 'head.fc']
+    """
+    pieces = path.split(".")
+    return [".".join(pieces[: end + 1]) for end in range(len(pieces))]
+
+
+def _is_kernel(where: object, key: str, tensor: Tensor, findings: Findings) -> bool:
+    if tensor.ndim >= 2 and tensor.is_floating_point() and 0 not in tensor.shape:
+        return True
+    findings.add(
+        f'"{key}" in {where} has shape {tuple(tensor.shape)} and type {tensor.dtype}; a matrix of '
+        "floating-point numbers, or the kernel of a convolution, is needed."
+    )
+    return False
+
+
+def _is_pair(where: object, name: str, half: Mapping[str, Tensor], findings: Findings) -> bool:
+    missing = [end for end, letter in zip(LINEAR_KEYS, "AB", strict=True) if letter not in half]
+    if missing:
+        findings.add(f'{where} has no "{key_of(name, missing[0])}", the other half of a pair it has.')
+    elif not is_pair(half["A"], half["B"]):
+        findings.add(
+            f'lora_A of "{name}" has shape {tuple(half["A"].shape)}, lora_B {tuple(half["B"].shape)}; '
+            "(r, d_in) and (d_out, r) are needed, with one r."
+        )
+    else:
+        return True
+    return False
+
+
+def _of_no_use(where: object, key: str) -> str:
+    cause = next(
+        (cause for form, cause in _CAUSES.items() if re.fullmatch(form, key)), "Is it an adapter of another tool?"
+    )
+    usual = key_of("<module>", LINEAR_KEYS[0])
+    return (
+        f'{where} has a tensor "{key}" of no use here; keys are "{usual}", "...lora_B.weight" and what bias and '
+        f"modules_to_save announce. {cause}"
+    )

@@ -1,0 +1,238 @@
+"""Several adapters in one model, each under its name: choose which act, for all rows or each; rename one."""
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from rankwise.errors import AdapterError
+from rankwise.lora.adapter import LoRA, adapted_layers, layers_with
+from rankwise.lora.checks.first_steps import stop_counting
+from rankwise.lora.checks.reads import call
+from rankwise.lora.checks.threads import check_free, held_by_thread
+from rankwise.lora.inject import check_new_name
+from rankwise.lora.layer.per_row import RowAdapter, grouped
+from rankwise.lora.trained_modules import activate_whole, check_one_whole, whole_tensors, wholes
+from rankwise.lora.variants import variant_name
+
+
+def activate(model: nn.Module, *names: str) -> None:
+    """Choose the adapters that act: their updates are added. Without names none acts.
+
+    The choice is the model's, for all threads.
+
+    Args:
+        model: An injected model.
+        names: Adapters of this model.
+
+    Raises:
+        AdapterError: A name is not an adapter's, adapters are merged, or another thread is inside `by_row` or
+            `disabled`.
+
+    Examples:
+        >>> from rankwise.lora import LoRAConfig, inject
+        >>> layer = nn.Linear(2, 2)
+        >>> _ = inject(layer, LoRAConfig(r=1), "first"), inject(layer, LoRAConfig(r=1), "second")
+        >>> activate(layer, "first", "second")
+        >>> layer.lora.active
+        ('first', 'second')
+    """
+    check_free(model)
+    for name in names:
+        layers_with(model, name)
+    layers = adapted_layers(model)
+    _refuse_merged(layers, "activate")
+    check_one_whole(model, names)
+    activate_whole(model, names)
+    for _, lora in layers.values():
+        lora.switch(tuple(name for name in dict.fromkeys(names) if name in lora.scale))
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Generator[None]:
+    """Let the model compute as its base does, for the length of a `with` block.
+
+    Args:
+        model: An injected model.
+
+    Raises:
+        AdapterError: Adapters are merged, so the base's weights are not there; or another thread uses the model in
+            such a block, or does so inside this one.
+
+    Examples:
+        >>> from rankwise.lora import LoRAConfig, inject
+        >>> layer = nn.Linear(2, 2)
+        >>> _ = inject(layer, LoRAConfig(r=1))
+        >>> with disabled(layer):
+        ...     layer.lora.disabled
+        True
+    """
+    layers = adapted_layers(model)
+    _refuse_merged(layers, "disabled")
+    parts = [lora for _, lora in layers.values()] + [whole for _, whole in wholes(model).values()]
+    with held_by_thread(model, "disabled"):
+        before = [(part, part.disabled) for part in parts]
+        for lora, _ in before:
+            lora.disabled = True
+        try:
+            yield
+        finally:
+            for lora, was in before:
+                lora.disabled = was
+
+
+def _refuse_merged(layers: Mapping[str, tuple[nn.Module, LoRA]], what: str) -> None:
+    for path, (_, lora) in layers.items():
+        if lora.merged:
+            raise AdapterError(f'"{path}" holds a merged adapter, which {what} can\'t reach; call unmerge first.')
+
+
+def rename(model: nn.Module, old: str, new: str) -> None:
+    """Give an adapter another name. Its parameters are the same objects, so an optimiser keeps them.
+
+    Args:
+        model: An injected model.
+        old: The adapter.
+        new: What it is to be called.
+
+    Raises:
+        AdapterError: There is no such adapter, the new name is taken or can't be one, or adapters are merged.
+
+    Examples:
+        >>> from rankwise.lora import LoRAConfig, inject
+        >>> layer = nn.Linear(2, 2)
+        >>> _ = inject(layer, LoRAConfig(r=1), "first")
+        >>> rename(layer, "first", "french")
+        >>> layer.lora.active
+        ('french',)
+    """
+    layers = layers_with(model, old)
+    check_new_name(model, new)
+    stop_counting(model)  # it would look for the adapter by its old name
+    for _, lora in layers.values():
+        _rename(lora, old, new)
+    for _, whole in wholes(model).values():
+        if old in whole.own:
+            whole.own[new] = whole.own.pop(old)
+            if old in whole.parked:
+                whole.parked[new] = whole.parked.pop(old)
+            whole.active = new if whole.active == old else whole.active
+
+
+def _rename(lora: LoRA, old: str, new: str) -> None:
+    for key in lora.own(old):
+        beside = lora.get_submodule(key)._parameters  # pyright: ignore[reportPrivateUsage]
+        beside[new] = beside.pop(old)
+    for kept in (lora.A, lora.B):
+        kept[new] = kept.pop(old)
+    lora.scale[new], lora.configs[new] = lora.scale.pop(old), lora.configs.pop(old)
+    lora.rows = {new if name == old else name: row for name, row in lora.rows.items()}
+    lora.active = tuple(new if name == old else name for name in lora.active)
+    lora.joined = {new if name == old else name: source for name, source in lora.joined.items()}
+    lora.parked = {new if name == old else name: keys for name, keys in lora.parked.items()}
+    lora.attached = {new if name == old else name: it for name, it in lora.attached.items()}
+    lora.flipped = tuple(new if name == old else name for name in lora.flipped)
+
+
+@contextmanager
+def by_row(model: nn.Module, names: Sequence[str | None], *, example: Any = None) -> Generator[None]:
+    """Let each row of a batch go through an adapter of its own, for the length of a `with` block: for inference.
+
+    All rows go through a layer at once. Every adapter among them is copied into stacks at the beginning, so new
+    weights take effect in the next block.
+
+    Args:
+        model: An injected model in eval mode.
+        names: The adapter of each row of the batch; None for the base alone.
+        example: A batch of as many rows. With it the model is run once by row and once with each adapter, and
+            compared, which finds models whose layers don't have the rows first.
+
+    Raises:
+        AdapterError: A name is not an adapter's; the model is in training mode or merged; an adapter trains
+            parameters whole, or has a weight that is read without a call: those serve all rows alike; the
+            comparison failed; or another thread uses the model in such a block, or does so inside this one.
+
+    Examples:
+        >>> from rankwise.lora import LoRAConfig, inject
+        >>> layer = nn.Linear(2, 2).eval()
+        >>> _ = inject(layer, LoRAConfig(r=1), "french"), inject(layer, LoRAConfig(r=2), "german")
+        >>> with torch.no_grad(), by_row(layer, ["german", None, "french"]):
+        ...     layer(torch.ones(3, 2)).shape
+        torch.Size([3, 2])
+    """
+    chosen = [name for name in dict.fromkeys(names) if name is not None]
+    layers = adapted_layers(model)
+    _refuse_merged(layers, "by_row")
+    _check_by_row(model, chosen, len(names))
+    if example is not None:
+        _compare(model, names, example)
+    with held_by_thread(model, "by_row"):
+        before = [(lora, lora.active, lora.by_row) for _, lora in layers.values()]
+        wholes_before = [(whole, whole.active) for _, whole in wholes(model).values()]
+        try:
+            activate_whole(model, ())
+            with torch.no_grad():
+                for _, lora in layers.values():
+                    own = [name for name in chosen if name in lora.scale]
+                    lora.by_row = grouped({name: _member(lora, name) for name in own}, names)
+                    lora.active = tuple(own)
+            yield
+        finally:
+            for lora, active, groups in before:
+                lora.active, lora.by_row = active, groups
+            for whole, active in wholes_before:
+                whole.active = active
+
+
+def _member(lora: LoRA, name: str) -> RowAdapter:
+    variant = variant_name(lora.configs[name].variant, lora.kind_of(name))
+    return variant, lora.kind_of(name), *lora.pair(name), lora.scale[name], lora.own(name)
+
+
+def _check_by_row(model: nn.Module, chosen: Iterable[str], n_rows: int) -> None:
+    if not n_rows:
+        raise AdapterError("by_row got no names; give one for each row of the batch, or None.")
+    if model.training:
+        raise AdapterError("by_row is for inference, and the model is in training mode; call model.eval() first.")
+    for name in chosen:
+        for path, (_, lora) in layers_with(model, name).items():
+            if lora.has_reader:
+                raise AdapterError(
+                    f'The weight of "{path}" is read without a call, once for all rows, so adapter "{name}" can\'t act '
+                    "on some of them. Activate one adapter at a time."
+                )
+        if whole := next(iter(whole_tensors(model, name)), None):
+            raise AdapterError(
+                f'Adapter "{name}" has "{whole}" whole, which serves all rows alike. Activate one adapter at a time.'
+            )
+
+
+def _compare(model: nn.Module, names: Sequence[str | None], example: Any) -> None:
+    """Raise unless every row comes out as from its adapter alone."""
+    with torch.no_grad():
+        with by_row(model, names):
+            found = _tensors(call(model, example))
+        active = {name for _, lora in adapted_layers(model).values() for name in lora.active}
+        for name in dict.fromkeys(names):
+            activate(model, *([] if name is None else [name]))
+            alone = _tensors(call(model, example))
+            activate(model, *active)
+            mine = torch.tensor([other == name for other in names])
+            for one, other in zip(found, alone, strict=True):
+                if (
+                    one.ndim
+                    and one.shape[0] == len(names)
+                    and not torch.allclose(one[mine], other[mine], rtol=1e-3, atol=1e-3 * float(other.abs().max()))
+                ):
+                    raise AdapterError(
+                        f'Rows of adapter "{name}" come out otherwise by row than with it alone: some layer of the '
+                        f"{type(model).__name__} doesn't have the rows first. Activate one adapter at a time."
+                    )
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    leaves = tree_leaves(outputs)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]

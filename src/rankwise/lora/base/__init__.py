@@ -1,0 +1,1 @@
+"""The base under the adapters: its state dict, buffers, running statistics, and a snapshot of them."""

@@ -1,0 +1,94 @@
+"""Buffers of the base that training changes: running means, codebooks, counters.
+
+Nothing can be known of what a buffer of the user's own is for, so training may change it. `inject` copies what it was:
+`eject` gives that back, and a saved adapter holds the buffers that have changed, since it would compute something else
+without them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from rankwise.lora.base.statistics import has_statistics
+from rankwise.lora.targets.modules import base_tensors, unwrapped, walk
+
+_BUFFERS = "_rankwise_buffers"
+"""Attribute of an injected model: its `BaseBuffers`."""
+
+LARGEST = 1 << 26
+"""Bytes of a buffer that is copied at most; larger ones are tables and caches, which training doesn't change."""
+
+
+class BaseBuffers:
+    """Copies of a model's persistent buffers, on the CPU.
+
+    Args:
+        model: The model, before an adapter trains on it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.values: dict[str, Tensor] = {
+            path: buffer.detach().to("cpu", copy=True) for path, buffer in _persistent(model).items()
+        }
+        self.handle: RemovableHandle = unwrapped(model).register_load_state_dict_pre_hook(self.reload)
+
+    def reload(self, model: nn.Module, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        """Before a checkpoint is loaded: one of the base alone says what the base's buffers are."""
+        adapters = model.state_dict().keys() - base_tensors(model).keys()
+        if any(f"{prefix}{key}" in state for key in adapters):
+            return  # one of a training run, whose buffers may have changed
+        for path in self.values:
+            value = state.get(f"{prefix}{path}")
+            if isinstance(value, Tensor) and not value.is_meta:
+                self.values[path] = value.detach().to("cpu", copy=True)
+
+
+def _persistent(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that a checkpoint of the model holds, without the statistics that `inject` freezes."""
+    found: dict[str, Tensor] = {}
+    for path, module in walk(model):
+        for leaf, buffer in module._buffers.items():  # pyright: ignore[reportPrivateUsage]
+            fleeting = leaf in module._non_persistent_buffers_set or has_statistics(module)  # pyright: ignore[reportPrivateUsage]
+            if buffer is None or fleeting or type(buffer) is not Tensor or buffer.layout != torch.strided:
+                continue
+            if not buffer.is_meta and buffer.nbytes <= LARGEST:
+                found[f"{path}.{leaf}" if path else leaf] = buffer
+    return found
+
+
+def _recorded(model: nn.Module) -> BaseBuffers | None:
+    return next((it for m in model.modules() if isinstance(it := m.__dict__.get(_BUFFERS), BaseBuffers)), None)
+
+
+def remember_buffers(model: nn.Module) -> None:
+    """Copy the base's buffers, unless that has been done."""
+    if _recorded(model) is None and _persistent(model):
+        setattr(unwrapped(model), _BUFFERS, BaseBuffers(model))
+
+
+def changed_buffers(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the buffers that are no longer what they were: path -> (base's, present)."""
+    recorded = _recorded(model)
+    now = base_tensors(model) if recorded is not None else {}
+    changed: dict[str, tuple[Tensor, Tensor]] = {}
+    for path, before in recorded.values.items() if recorded is not None else ():
+        present = now.get(path)
+        if present is None or present.is_meta or present.shape != before.shape:
+            continue
+        if not torch.equal(present.detach().to("cpu", before.dtype).nan_to_num(), before.nan_to_num()):
+            changed[path] = before, present
+    return changed
+
+
+def restore_buffers(model: nn.Module) -> None:
+    """Give the base the buffers it had, and forget them."""
+    with torch.no_grad():
+        for before, present in changed_buffers(model).values():
+            present.copy_(before)
+    for module in model.modules():
+        recorded = module.__dict__.pop(_BUFFERS, None)
+        if isinstance(recorded, BaseBuffers):
+            recorded.handle.remove()

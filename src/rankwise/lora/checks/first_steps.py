@@ -1,0 +1,124 @@
+"""The first optimiser steps of an injected model: which adapters have not moved, because no gradient reaches them?"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.lora.adapter import LoRA, adapted_layers
+from rankwise.lora.checks.complete import check_complete
+
+_STEPS = "_rankwise_steps"
+"""Attribute of an injected model until ten steps are seen: the `Steps`."""
+
+ENOUGH = 10
+"""Optimiser steps."""
+
+_GIVE_UP = 1000
+"""Forwards in training mode after which nobody waits for steps any longer."""
+
+
+@dataclass
+class _Start:
+    """The matrix of an adapter that is zero at the start (B, or A of an embedding), and so shows that it moved.
+
+    It is looked up at every use: others may put another parameter in its place.
+    """
+
+    path: str
+    lora: LoRA
+    name: str
+
+    @property
+    def matrix(self) -> Tensor:
+        lora = self.lora
+        reads_columns = lora.layer_type.reads_indices != (self.name in lora.flipped)
+        return (lora.A if reads_columns and not lora.kind_of(self.name).tokens else lora.B)[self.name]
+
+
+class Steps:
+    """Counts optimiser steps by the changes of one matrix, and warns once of those that are zero after ten.
+
+    It costs a pre-hook of the model in training mode: one look at all matrices at forwards 1, 2, 4, ... until one
+    has moved, then a comparison of that one with its copy at each forward, and one look at all at the end. (The
+    version that autograd keeps of a tensor would be cheaper, but fused optimisers don't count it up.)
+
+    Args:
+        model: The injected model.
+        name: The adapter.
+    """
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self.name = name
+        self.forwards = self.steps = 0
+        self.starts: list[_Start] = []
+        self.first: _Start | None = None
+        self.before: Tensor | None = None
+        self.hook = model.register_forward_pre_hook(self.look)
+
+    def look(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        """Before a forward: has there been a step since the last one?"""
+        if torch.compiler.is_compiling() or not (model.training and torch.is_grad_enabled()):
+            return
+        if not self.forwards:
+            if any(self.name in lora.scale for _, lora in adapted_layers(model).values()):
+                check_complete(model, self.name)
+            self.starts = _zeros(model, self.name)
+            if len(self.starts) < 2:
+                stop_counting(model)
+                return
+        self.forwards += 1
+        if self.first is None and not self.forwards & (self.forwards - 1):
+            still = {start.path for start in _still_zero(self.starts)}
+            self.first = next((start for start in self.starts if start.path not in still), None)
+        if self.first is not None and (self.before is None or not torch.equal(self.first.matrix, self.before)):
+            self.steps += 1
+            self.before = self.first.matrix.detach().clone()
+        if self.steps >= ENOUGH:
+            stop_counting(model)
+            self._warn()
+        elif self.forwards >= _GIVE_UP:
+            stop_counting(model)
+
+    def _warn(self) -> None:
+        still = [start.path for start in _still_zero(self.starts)]
+        if still and len(still) < len(self.starts):
+            shown = ", ".join(f'"{path}"' for path in still[:5]) + (", ..." if len(still) > 5 else "")
+            warnings.warn(
+                f"After {ENOUGH} optimiser steps {len(still)} of {len(self.starts)} adapted layers have not moved: "
+                f"{shown}. No gradient reaches them: the loss does not depend on them, no input took their way "
+                "(experts that no token chose), or they are recomputed in the backward pass and their input asks for "
+                "none.",
+                stacklevel=3,
+            )
+
+
+def _zeros(model: nn.Module, name: str) -> list[_Start]:
+    starts = [_Start(path, lora, name) for path, (_, lora) in adapted_layers(model).items() if name in lora.scale]
+    # No optimiser steps what functional_call or vmap has put in a parameter's place.
+    real = all(isinstance(start.matrix, nn.Parameter) and not start.matrix.is_meta for start in starts)
+    return _still_zero(starts) if real else []
+
+
+def _still_zero(starts: list[_Start]) -> list[_Start]:
+    """Return those whose matrix is zero; the devices are asked once."""
+    if not starts:
+        return []
+    moved = torch.stack([start.matrix.detach().any().cpu() for start in starts]).tolist()
+    return [start for start, has_moved in zip(starts, moved, strict=True) if not has_moved]
+
+
+def count_steps(model: nn.Module, name: str) -> None:
+    """Watch the first optimiser steps of an adapter."""
+    stop_counting(model)
+    setattr(model, _STEPS, Steps(model, name))
+
+
+def stop_counting(model: nn.Module) -> None:
+    """Undo `count_steps`, in a model or any part of it."""
+    for module in model.modules():
+        steps = module.__dict__.pop(_STEPS, None)
+        if isinstance(steps, Steps):
+            steps.hook.remove()

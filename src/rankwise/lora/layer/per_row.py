@@ -1,0 +1,107 @@
+"""Each row of a batch through an adapter of its own, or through none: grouped products, one for all rows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankwise.errors import AdapterError
+from rankwise.lora.layer_types import LayerType
+from rankwise.lora.variants import VARIANTS
+
+
+@dataclass(frozen=True)
+class Group:
+    """The adapters of one layer that are computed alike, stacked.
+
+    Args:
+        variant: Of all of them.
+        row: How they see the layer.
+        A: (K, r, d_in), filled up with zeros to the largest r.
+        B: (K, d_out, r), times the scales.
+        own: What the variant has beside them, stacked.
+        index: For each row of the batch the place of its adapter in the stack.
+        acts: For each row whether its adapter is in this group at all.
+    """
+
+    variant: str
+    row: LayerType
+    A: Tensor
+    B: Tensor
+    own: Mapping[str, Tensor]
+    index: Tensor
+    acts: Tensor
+
+
+RowAdapter = tuple[str, LayerType, Tensor, Tensor, float, Mapping[str, Tensor]]
+"""Variant, row of the layer, A, B, scale, and what the variant has beside, of one adapter."""
+
+
+def grouped(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> tuple[Group, ...]:
+    """Stack the adapters of a layer.
+
+    Args:
+        members: Adapter -> its tensors in this layer.
+        rows: Adapter of each row; None, and one that the layer doesn't have, leave the row the base's.
+    """
+    kinds: dict[tuple[Any, ...], list[str]] = {}
+    for name, (variant, row, A, *_) in members.items():
+        # A and B of slices lie slice after slice, so they can't be filled up at the end, and rows are certain tokens'.
+        kinds.setdefault((variant, row.slices, row.tokens, A.shape[0] if row.partial else 0), []).append(name)
+    return tuple(_group({name: members[name] for name in names}, rows) for names in kinds.values())
+
+
+def _group(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> Group:
+    variant, row, *_ = next(iter(members.values()))
+    r = max(A.shape[0] for _, _, A, *_ in members.values())
+    pad = torch.nn.functional.pad
+    device = next(iter(members.values()))[2].device
+    places = {name: place for place, name in enumerate(members)}
+    return Group(
+        variant=variant,
+        row=row,
+        A=torch.stack([pad(A, (0, 0, 0, r - A.shape[0])) for _, _, A, *_ in members.values()]),
+        B=torch.stack([pad(B * scale, (0, r - B.shape[1])) for _, _, _, B, scale, _ in members.values()]),
+        own={key: torch.stack([own[key] for *_, own in members.values()]) for key in VARIANTS[variant].tensors},
+        index=torch.tensor([places.get(name or "", 0) for name in rows], device=device),
+        acts=torch.tensor([name in places for name in rows], device=device),
+    )
+
+
+def add_by_row(
+    groups: Sequence[Group], layer: Any, x: Tensor, output: Tensor, rest: tuple[Any, ...], named: Mapping[str, Any]
+) -> Tensor:
+    """Return the layer's output with the update of each row's own adapter added.
+
+    A layer may see several rows for each of the batch (places of a sequence laid flat, windows of an image, beams);
+    those of one row of the batch must then lie one after another.
+    """
+    for group in groups:
+        n_rows = group.index.shape[0]
+        if x.shape[0] % n_rows or output.shape[0] != x.shape[0]:
+            raise AdapterError(
+                f"A {type(layer).__name__} got an input of shape {tuple(x.shape)}; its first dimension must be the "
+                f"{n_rows} rows that were given adapters, or a multiple. Give every row of the batch one "
+                "(or None), and leave out of the adapters what doesn't see rows, such as an embedding of positions."
+            )
+        forward = VARIANTS[group.variant].forward
+
+        def one_row(x: Tensor, y: Tensor, A: Tensor, B: Tensor, own: Any, group: Group = group, forward: Any = forward):
+            return forward(group.row, layer, x, y, A, B, 1.0, own, rest, named)
+
+        inputs = x if group.row.reads_indices else x.to(group.A.dtype)
+        added = torch.vmap(one_row)(
+            inputs.unflatten(0, (n_rows, -1)),
+            output.unflatten(0, (n_rows, -1)),
+            group.A[group.index],
+            group.B[group.index],
+            {key: tensor[group.index] for key, tensor in group.own.items()},
+        )
+        acts = group.acts.view(n_rows, *[1] * (added.ndim - 1))
+        # Chosen, not multiplied by zero: a row without an adapter keeps the base's bits.
+        output = torch.where(
+            acts, output.unflatten(0, (n_rows, -1)) + added.to(output.dtype), output.unflatten(0, (n_rows, -1))
+        ).flatten(0, 1)
+    return output

@@ -1,0 +1,53 @@
+"""Parameters that an adapter trains whole, written over the base's and given back: their part of `merge`."""
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.errors import AdapterError
+from rankwise.lora.targets.modules import named_once
+from rankwise.lora.trained_modules import joined, wholes
+
+
+def check_mergeable_whole(model: nn.Module) -> None:
+    """Raise where layers share a parameter, and the active adapters don't have the same in its place everywhere.
+
+    Raises:
+        AdapterError: As said.
+    """
+    active: dict[str, Tensor] = {}
+    for path, (_, whole) in wholes(model).items():
+        active |= {joined(path, leaf): tensor for leaf, tensor in whole.tensors(whole.active).items()}
+    names: dict[int, list[str]] = {}
+    for module, paths in named_once(model) if active else ():
+        for leaf, parameter in module._parameters.items():  # pyright: ignore[reportPrivateUsage]
+            names.setdefault(id(parameter), []).append(joined(paths[0], leaf))
+    names.pop(id(None), None)
+    for shared in names.values():
+        mine = [active[name] for name in shared if name in active]
+        if mine and not (len(mine) == len(shared) and all(torch.equal(mine[0], other) for other in mine)):
+            raise AdapterError(
+                f'"{shared[0]}" and "{shared[1]}" are one parameter, and the adapter has not the same in the place of '
+                "both, so it can't be merged. Give each a parameter of its own first (for a model of transformers: "
+                "tie_word_embeddings=False)."
+            )
+
+
+def merge_whole(model: nn.Module, keep_base: bool) -> None:
+    """Write the active adapters' parameters over the base's; `check_mergeable_whole` has let them pass."""
+    before: dict[int, Tensor] = {}
+    with torch.no_grad():
+        for layer, whole in wholes(model).values():
+            owner = whole.owner(layer)
+            for leaf, tensor in whole.tensors(whole.active).items():
+                base: Tensor = getattr(owner, leaf)
+                if keep_base and id(base) not in before:
+                    before[id(base)] = base.detach().to("cpu", copy=True)
+                whole.before[leaf] = before.get(id(base))
+                base.copy_(tensor)
+            whole.merged = whole.active
+
+
+def unmerge_whole(model: nn.Module) -> None:
+    """Give the base's parameters back."""
+    for layer, whole in wholes(model).values():
+        whole.restore(layer)

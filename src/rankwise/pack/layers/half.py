@@ -1,0 +1,166 @@
+r"""bfloat16 mixed precision of a float32 model: the products of linear layers in bfloat16, all else in float32.
+
+$$y_k = \mathrm{float}(\hat W \hat x_k) + b + \mathrm{float}(s_k \hat B_k \hat A_k \hat x_k)$$
+
+with hats for numbers rounded to bfloat16. Products add up in float32 inside, are rounded once, and are added to each
+other in float32, so that small updates are not lost beside W x. W is rounded once for a pack, x once for all layers
+that read it (query, key and value; gate and up), dy once for all products of a layer's backward pass.
+
+Attention, norms, activations, losses and the optimiser stay in float32: on a CPU the backward pass of attention in
+bfloat16 takes ten times as long as in float32.
+"""
+
+import weakref
+from collections.abc import Callable, Collection, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rankwise.lora.layer_types import layer_type_of, weight_of
+from rankwise.pack.layers.linear import Layer, on_inputs
+from rankwise.pack.noise.forwards import Forward, replaced_forwards
+from rankwise.pack.precision import HALF, rounds
+
+
+class Halves:
+    """Numbers in bfloat16 that several products read: weights, and the last input."""
+
+    def __init__(self) -> None:
+        self._weights: dict[int, Tensor] = {}
+        self._last: tuple[weakref.ref[Tensor], int, Tensor] | None = None
+
+    def weight(self, module: nn.Module) -> Tensor:
+        """A frozen layer's weight (d_out, d_in)."""
+        weight = weight_of(module)
+        if id(weight) not in self._weights:
+            self._weights[id(weight)] = weight.detach().to(HALF)
+        half, kind = self._weights[id(weight)], layer_type_of(module)
+        return half.mT if kind is not None and kind.transposed else half
+
+    @torch.no_grad()
+    def of(self, x: Tensor) -> Tensor:
+        """An input, rounded once for all layers that read it one after another."""
+        if self._last is not None:
+            last, version, half = self._last
+            if last() is x and version == x._version:
+                return half
+        half = x.detach().to(HALF)
+        self._last = weakref.ref(x), x._version, half
+        return half
+
+
+class HalfProduct(torch.autograd.Function):
+    """x W^T + b of a frozen layer, with both products in bfloat16.
+
+    Args of `apply`:
+        x: (..., d_in) in float32; only its gradient is of interest.
+        half: x in bfloat16.
+        weight: (d_out, d_in) in bfloat16.
+        bias: (d_out,) in float32, or None.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, half: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.weight = weight
+        return _sum(F.linear(half, weight), bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        dx = (dy.to(HALF) @ ctx.weight).float() if ctx.needs_input_grad[0] else None
+        return dx, None, None, None
+
+
+class PackedHalf(torch.autograd.Function):
+    """The same plus each adapter's update, as `PackedLinear` computes it in one precision.
+
+    Args of `apply`:
+        anchor: As in `PackedLinear`.
+        x: (K, rows, d_in), or (G, rows, d_in) where adapters share batches; in float32.
+        x_update: What the updates read in place of x, or None for x; in float32.
+        half, half_update: Both in bfloat16.
+        layer: The layer and its adapters, its weight and its stacks in bfloat16.
+    """
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        anchor: Tensor,
+        x: Float[Tensor, "G rows d_in"],
+        x_update: Float[Tensor, "G rows d_in"] | None,
+        half: Float[Tensor, "G rows d_in"],
+        half_update: Float[Tensor, "G rows d_in"] | None,
+        layer: Layer,
+    ) -> Float[Tensor, "K rows d_out"]:
+        y = _sum(F.linear(half, layer.weight), layer.bias)
+        if layer.groups is not None:
+            y = layer.groups.fan_out(y).contiguous()
+        ctx.dropped = half_update is not None
+        half_update = half if half_update is None else half_update
+        zs: list[Tensor] = []
+        for segment in layer.segments:
+            z = on_inputs(segment.A, half_update.mT, segment)
+            y[segment.start : segment.stop] += torch.bmm(z.mT, segment.B.mT)
+            zs.append(z)
+        ctx.layer = layer
+        ctx.save_for_backward(half_update, *zs)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        layer: Layer = ctx.layer
+        half_update, *zs = ctx.saved_tensors
+        dy = dy.contiguous().to(HALF)
+        dx = (dy @ layer.weight).float() if ctx.needs_input_grad[1] else None
+        dx_update = dx
+        if ctx.dropped and ctx.needs_input_grad[2]:
+            dx_update = torch.zeros_like(half_update, dtype=torch.float32)
+        for segment, z in zip(layer.segments, zs, strict=True):
+            own = slice(segment.start, segment.stop)
+            dz = torch.bmm(segment.B.mT, dy[own].mT)
+            if segment.runs is None:
+                segment.A_grad.add(dz, half_update[own])
+            else:
+                segment.A_grad.add_by_batch(dz, half_update, segment.runs)
+            segment.B_grad.add_transposed(z, dy[own])
+            if dx_update is not None:
+                dx_update[own] += torch.bmm(dz.mT, segment.A)
+        return None, dx, dx_update if ctx.dropped else None, None, None, None
+
+
+@contextmanager
+def halved(model: nn.Module, others: Collection[str], halves: Halves) -> Generator[None]:
+    """Run the linear layers that nothing adapts in bfloat16.
+
+    Args:
+        model: The model.
+        others: Names of the layers that are adapted: left as they are.
+        halves: Where their weights are.
+    """
+    frozen = {name: module for name, module in model.named_modules() if rounds(module) and name not in others}
+
+    def wrap(name: str, forward: Forward) -> Forward:
+        module = frozen[name]
+
+        def call(x: Tensor) -> Tensor:
+            if x.dtype != torch.float32:
+                return forward(x)
+            return half_product(x, halves.of(x), halves.weight(module), getattr(module, "bias", None))
+
+        return call
+
+    with replaced_forwards(frozen, wrap):
+        yield
+
+
+def _sum(product: Tensor, bias: Tensor | None) -> Tensor:
+    """A product in float32, with the bias: one pass."""
+    return product.float() if bias is None else torch.add(bias.detach(), product)
+
+
+# torch leaves `Function.apply` untyped.
+half_product: Callable[..., Tensor] = HalfProduct.apply  # pyright: ignore[reportAssignmentType]
+packed_half: Callable[..., Tensor] = PackedHalf.apply  # pyright: ignore[reportAssignmentType]

@@ -1,0 +1,152 @@
+"""A Linear layer (or transformers' Conv1D) as the pack runs it: frozen, with updates, or trained whole by some."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.lora.layer_types import LayerType, weight_of
+from rankwise.pack.groups import Groups
+from rankwise.pack.layers.half import Halves, half_product, packed_half
+from rankwise.pack.layers.linear import Layer, Segment, factored, own_memory
+from rankwise.pack.layers.slots import LayerSlot, slots_in
+from rankwise.pack.noise.keyed import Noise
+from rankwise.pack.precision import HALF
+from rankwise.pack.stacks.store import Gradient, Store
+
+
+class LinearLayer:
+    """A layer that multiplies by a matrix, under K adapters.
+
+    Args:
+        name: The module's path.
+        module: The base's layer; only read.
+        row: Its row in `LAYER_TYPES`.
+        store: The pack's numbers.
+        halves: Where its products run in bfloat16 (`rankwise.pack.layers.half`), the numbers they share; else None.
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, row: LayerType, store: Store, halves: Halves | None = None
+    ) -> None:
+        self._name, self._store, self._halves = name, store, halves
+        weight = weight_of(module)
+        self._transposed = row.transposed
+        self._exact = halves is None and weight.dtype == torch.float32
+        self._weight = weight.mT if row.transposed else weight
+        if halves is not None:
+            self._weight = halves.weight(module)
+        self._bias: Tensor | None = getattr(module, "bias", None)
+        self._parts = slots_in(name, store)
+        self._size = len(store)
+        dropout = [bucket.dropout(name, store.theta) for bucket in store.buckets]
+        self._dropout = torch.cat(dropout)
+        self._drops = bool(self._dropout.any())
+        self._any_whole = any(part.whole for part in self._parts)
+        self._layers: dict[object, Layer] = {}
+        self._cheapest: dict[int, Callable[..., Tensor] | None] = {}
+        self._whole = {
+            (part.i, key): self._leaf(part.i, key)
+            for part in self._parts
+            if part.whole
+            for key in (f"{name}.weight", f"{name}.bias")
+            if key in store.buckets[part.i].shapes
+        }
+
+    def _leaf(self, i: int, key: str) -> tuple[Tensor, Gradient]:
+        return self._store.stack(i, key, exact=self._exact).detach().requires_grad_(), self._store.gradient(i, key)
+
+    @property
+    def leaves(self) -> list[tuple[Tensor, Gradient]]:
+        """Tensors whose gradients autograd computes, and where they go."""
+        return list(self._whole.values())
+
+    def __call__(self, x: Tensor, groups: Groups, shared: bool, noise: Noise | None) -> Tensor:
+        """The layer's output for all adapters.
+
+        Args:
+            x: (K * rows, ..., d_in), or (G * rows, ..., d_in) when `shared`.
+            groups: Which batch each adapter reads.
+            shared: Whether the adapters still share their batches here (the branch point).
+            noise: Where the adapters' own dropout takes its masks from; None in eval mode.
+
+        Returns:
+            (K * rows, ..., d_out).
+        """
+        n = groups.n_batches if shared else self._size
+        rows = x.shape[0] // n
+        stacked = x.reshape(n, -1, x.shape[-1])
+        drops = noise is not None and self._drops
+        if shared and (drops or self._any_whole):
+            stacked, shared = groups.fan_out(stacked), False
+        dropped = None
+        if noise is not None and drops:
+            flat = stacked.reshape(self._size * rows, *x.shape[1:])
+            dropped = noise.dropout(f"{self._name}.lora", flat, self._dropout).reshape(stacked.shape)
+        # The halves of one x serve all layers that read it; what is made of it here serves this one.
+        same = self._halves is not None and x.shape[0] == stacked.shape[0] * rows
+        half = self._halves.of(x).reshape(stacked.shape) if self._halves is not None and same else None
+        if self._any_whole:
+            pieces = [self._run_part(part, stacked, dropped, half) for part in self._parts]
+            y = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        else:
+            y = self._run(stacked, dropped, groups if shared else None, half)
+        return own_memory(y, (self._size * rows, *x.shape[1:-1], y.shape[-1]))
+
+    def _run(self, x: Tensor, dropped: Tensor | None, groups: Groups | None, half: Tensor | None) -> Tensor:
+        """All adapters at once."""
+        layer = self._layers.get(groups)
+        if layer is None:
+            segments = [self._segment(part, groups) for part in self._parts if part.adapts]
+            layer = self._layers[groups] = Layer(self._weight, self._bias, self._size, segments, groups)
+        if self._halves is not None:
+            return self._half_factored(x, dropped, layer, half)
+        if dropped is None and groups is None:
+            rows = x.shape[1]
+            if rows not in self._cheapest:
+                self._cheapest[rows] = layer.cheapest(rows)
+            way = self._cheapest[rows]
+            if way is not None:
+                return way(self._store.anchor, x, layer)
+        return factored(self._store.anchor, x, dropped, layer)
+
+    def _half_factored(self, x: Tensor, dropped: Tensor | None, layer: Layer, half: Tensor | None) -> Tensor:
+        half = x.detach().to(HALF) if half is None else half
+        return packed_half(
+            self._store.anchor, x, dropped, half, None if dropped is None else dropped.detach().to(HALF), layer
+        )
+
+    def _run_part(self, part: LayerSlot, x: Tensor, dropped: Tensor | None, half: Tensor | None) -> Tensor:
+        """One bucket's adapters, where some bucket trains the layer whole."""
+        own = x[part.start : part.stop]
+        if half is not None:
+            half = half[part.start : part.stop]
+        if part.whole:
+            weight, bias = (
+                self._whole[part.i, f"{self._name}.weight"][0],
+                self._whole.get((part.i, f"{self._name}.bias")),
+            )
+            weight = weight if self._transposed else weight.mT
+            if weight.dtype != own.dtype:
+                # The leaves are in bfloat16, over float32 in the store; autograd runs the products back in bfloat16.
+                product = (own.to(weight.dtype) @ weight).float()
+                return product if bias is None else product + bias[0].unsqueeze(1)
+            return own @ weight if bias is None else torch.baddbmm(bias[0].unsqueeze(1), own, weight)
+        if not part.adapts and self._halves is not None:
+            return half_product(own, own.detach().to(HALF) if half is None else half, self._weight, self._bias)
+        if not part.adapts:
+            return nn.functional.linear(own, self._weight, self._bias)
+        layer = self._layers.get(part)
+        if layer is None:
+            segments = [self._segment(part, None, part.start)]
+            layer = self._layers[part] = Layer(self._weight, self._bias, part.stop - part.start, segments)
+        dropped = None if dropped is None else dropped[part.start : part.stop]
+        if self._halves is not None:
+            return self._half_factored(own, dropped, layer, half)
+        return factored(self._store.anchor, own, dropped, layer)
+
+    def _segment(self, part: LayerSlot, groups: Groups | None, first: int = 0) -> Segment:
+        A, B = self._store.low_rank(part.i, self._name, exact=self._exact)
+        A_grad, B_grad = (self._store.gradient(part.i, f"{self._name}.{letter}") for letter in "AB")
+        runs = None if groups is None else groups.runs(part.start, part.stop)
+        return Segment(part.start - first, part.stop - first, A, B, A_grad, B_grad, runs)

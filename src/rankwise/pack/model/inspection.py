@@ -1,0 +1,189 @@
+"""What must be known of a model before the first step: where it draws noise, and that nothing in it ties rows,
+adapters or steps together but its weights.
+
+All of it is found by running the model on a few rows, in the mode in which it will run.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.errors import PackError
+from rankwise.pack.batches import Batch, chosen_rows, tensors_of
+from rankwise.pack.model.probe import coarsest, differing, place_of, refuse_mixed_rows, same
+from rankwise.pack.model.trace import Trace, rows_dim, trace
+from rankwise.pack.modes import set_mode
+
+SharedBatches = Callable[[Batch], Tensor]
+
+ALL_KEPT = 1 - 2.0**-24
+"""In place of every uniform number: dropout drops nothing."""
+
+MOST_ROWS = 4
+"""Rows on which it is looked whether they mix."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Args:
+        first: A forward pass on two rows.
+        larger: One on three.
+        dims: For each module whose draws can be keyed, the dimension with rows of each draw; None for one without.
+        rowless: What draws noise without rows on which the outputs depend, in words; "" where nothing does.
+        unkeyed: What draws noise that can't be keyed, in words; "" where nothing does.
+    """
+
+    first: Trace
+    larger: Trace
+    dims: dict[str, list[int | None]]
+    rowless: str = ""
+    unkeyed: str = ""
+
+    def dims_of_inputs(self, layers: Collection[str]) -> dict[str, tuple[int | None]]:
+        """Where the inputs of layers have the rows, under the names of their adapters' dropout; layers that get a part
+        of the rows are left out."""
+        dims: dict[str, tuple[int | None]] = {}
+        for name in layers:
+            shapes, more = (t.shapes.get(name, {}) for t in (self.first, self.larger))
+            if 0 in shapes and 0 in more:
+                with suppress(ValueError):
+                    dims[f"{name}.lora"] = (rows_dim(shapes[0], more[0], self.first.rows, self.larger.rows),)
+        return dims
+
+
+def inspect_model(model: nn.Module, run: SharedBatches, example: Batch, training: bool) -> Inspection:
+    """Run a model on a few rows and find what a pack must know of it. Its buffers and modes stay as they were.
+
+    Args:
+        model: The model.
+        run: Runs it on a batch.
+        example: Two rows or more.
+        training: Whether it is to run in train mode.
+
+    Raises:
+        PackError: It can't be trained in a pack.
+    """
+    set_mode(model, training)
+    buffers = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers() if not buffer.is_meta}
+    try:
+        first, larger, again = (_trace(model, run, example, range(rows)) for rows in (2, 3, 2))
+        _refuse_changed(model, {name: before for name, (_, before) in buffers.items()}, training)
+        dims, unsure = _dims(first, larger)
+        odd = [f"{place_of(model, name)} draws random numbers from {what}" for name, what in first.unanswered.items()]
+        odd += [
+            f"{place_of(model, name)} draws noise of a shape that doesn't grow with the rows alone" for name in unsure
+        ]
+        unkeyed = next(iter(odd), "")
+        if not same(again.outputs, first.outputs, coarsest(model)):
+            _refuse_unrepeatable(model, run, example)
+        if not training:
+            _refuse_noise(model, run, example, first)
+        rowless = "" if unkeyed else _rowless(model, run, example, dims)
+        _refuse_mixed(model, run, example, training, training and not unkeyed)
+        return Inspection(first, larger, dims, rowless, unkeyed)
+    finally:
+        for name, (buffer, before) in buffers.items():
+            path, _, key = name.rpartition(".")
+            buffer.copy_(before)
+            model.get_submodule(path)._buffers[key] = buffer  # pyright: ignore[reportPrivateUsage]
+        set_mode(model, training)
+
+
+def _trace(model: nn.Module, run: SharedBatches, example: Batch, rows: Sequence[int], **noted: Any) -> Trace:
+    batch = chosen_rows(example, rows)
+    return trace(model, lambda: run(batch), len(rows), **noted)
+
+
+def _refuse_changed(model: nn.Module, before: Mapping[str, Tensor], training: bool) -> None:
+    """Raise where forward passes have changed a buffer."""
+    for name, buffer in model.named_buffers():
+        # One of another shape, or a new one, is a cache.
+        if name in before and buffer.shape == before[name].shape and not _is_equal(buffer, before[name]):
+            path = name.rpartition(".")[0]
+            kind = type(model.get_submodule(path)).__name__
+            raise PackError(
+                f'A forward pass in {"train" if training else "eval"} mode changes the buffer "{name}" ({kind}). All '
+                "adapters would write to it, and the base would not stay what it is. Freeze it (put the module into "
+                "eval mode in its own train method, or switch its updates off), or keep it out of the model."
+            )
+
+
+def _is_equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _dims(first: Trace, larger: Trace) -> tuple[dict[str, list[int | None]], list[str]]:
+    """Where each draw of each module has the rows; and the modules of which that can't be told."""
+    dims: dict[str, list[int | None]] = {}
+    unsure: list[str] = []
+    for name in {**first.draws, **larger.draws}:
+        pairs = first.draws.get(name, []), larger.draws.get(name, [])
+        try:
+            if len(pairs[0]) != len(pairs[1]):
+                raise ValueError(f"{len(pairs[0])} and {len(pairs[1])} draws")
+            dims[name] = [rows_dim(one, other, first.rows, larger.rows) for one, other in zip(*pairs, strict=True)]
+        except ValueError:
+            unsure.append(name)
+    return dims, unsure
+
+
+def _refuse_unrepeatable(model: nn.Module, run: SharedBatches, example: Batch) -> None:
+    def once() -> None:
+        _trace(model, run, example, range(2))
+
+    where = place_of(model, differing(model, once, once))
+    raise PackError(
+        f"The outputs of the same two rows differ from one forward pass to the next, in {where}, though all random "
+        "numbers were the same: it draws from a generator that can't be seeded, or remembers earlier passes. Make it a "
+        "function of its inputs and weights."
+    )
+
+
+def _refuse_noise(model: nn.Module, run: SharedBatches, example: Batch, first: Trace) -> None:
+    """Raise where the outputs in eval mode depend on noise."""
+    if not first.noisy:
+        return
+    some, others = (_trace(model, run, example, range(2), constant=u).outputs for u in (0.0, ALL_KEPT))
+    if first.unanswered or not same(some, others, coarsest(model)):
+        raise PackError(
+            f"{place_of(model, first.noisy[0])} draws noise in eval mode too, so no metric would be the same twice. "
+            "Switch it off there, as by F.dropout(x, p, training=self.training)."
+        )
+
+
+def _rowless(model: nn.Module, run: SharedBatches, example: Batch, dims: Mapping[str, Sequence[int | None]]) -> str:
+    """What draws noise without rows on which the outputs depend, in words."""
+    found = {(name, i) for name, places in dims.items() for i, dim in enumerate(places) if dim is None}
+    if not found:
+        return ""
+
+    def outputs(value: float) -> Tensor:
+        def fixed(name: str, i: int) -> float | None:
+            return value if (name, i) in found else None
+
+        return _trace(model, run, example, range(2), constant=0.5, fixed=fixed).outputs
+
+    # What may be skipped at random (LayerDrop) draws at a rate of 0 too.
+    alike = same(outputs(0.0), outputs(ALL_KEPT), coarsest(model))
+    return "" if alike else f"{place_of(model, min(found)[0])} draws noise that all rows share"
+
+
+def _refuse_mixed(model: nn.Module, run: SharedBatches, example: Batch, training: bool, also_in_training: bool) -> None:
+    """Raise where rows mix, in eval mode, where noise is refused too, or in train mode without its noise."""
+    rows = min(MOST_ROWS, max(2, len(tensors_of(example)[0])))
+    set_mode(model, False)
+    if training:
+        _refuse_noise(model, run, example, _trace(model, run, example, range(2)))
+    with torch.no_grad():
+        refuse_mixed_rows(model, lambda chosen: run(chosen_rows(example, chosen)), rows)
+    if also_in_training:
+        set_mode(model, True)
+        refuse_mixed_rows(
+            model, lambda chosen: _trace(model, run, example, chosen, constant=ALL_KEPT).outputs, rows, "in training "
+        )

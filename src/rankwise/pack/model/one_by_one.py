@@ -1,0 +1,176 @@
+"""One adapter of a pack run alone: its W + s B A and its own weights put into the model for one forward pass.
+
+Where that can't be, the update is added to the layer's output: a quantised weight can't take in s B A, and with dropout
+the update reads another input than the layer.
+
+Slow and simple. The probe holds the pack against it, and a model whose layers can't be batched trains through it.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from rankwise.errors import PackError
+from rankwise.lora.targets.find import Target
+from rankwise.lora.variants import Variant, VariantTensors
+from rankwise.pack.noise.forwards import Forward, replaced_forwards
+from rankwise.pack.noise.keyed import Noise
+from rankwise.pack.stacks.store import Gradient, Store
+
+
+class OneByOne:
+    """Every adapter's own weights, as functions of the pack's numbers.
+
+    Args:
+        model: The base.
+        store: The pack's numbers.
+        call: How the model is run on a batch.
+    """
+
+    def __init__(self, model: nn.Module, store: Store, call: Callable[[nn.Module, Any], Tensor]) -> None:
+        self._caller = _Caller(model, call)
+        self._store = store
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+        self._places = [(i, k, m) for i, b in enumerate(store.buckets) for k, m in enumerate(b.members)]
+        self._leaves: dict[tuple[int, str, int], tuple[Tensor, Gradient]] = {}
+        for i, bucket in enumerate(store.buckets):
+            first = bucket.members[0]
+            # What takes a weight's place has its type; all that is added to one is summed first.
+            wide = {name for name, weight in model.named_parameters() if weight.dtype == torch.float32}
+            stacks = {
+                name: store.stack(i, name, exact=name not in first.whole or name in wide) for name in first.shapes
+            }
+            for t in first.targets:
+                stacks[f"{t.name}.A"], stacks[f"{t.name}.B"] = store.low_rank(i, t.name, exact=True)
+            for key, stack in stacks.items():
+                # Each adapter's own: one that a step doesn't use must be told from one with a gradient of zero.
+                for k in range(len(bucket)):
+                    self._leaves[i, key, k] = stack[k].detach().requires_grad_(), store.gradient(i, key)
+
+    def collect(self) -> None:
+        """Put the gradients that autograd has computed where they belong."""
+        for (_, _, k), (leaf, gradient) in self._leaves.items():
+            if leaf.grad is not None:
+                gradient.copy_one(k, leaf.grad)
+                leaf.grad = None
+
+    def _added(self, place: int, noise: Noise | None) -> dict[str, Target]:
+        """The targets of the adapter at this place whose update is added to the layer's output."""
+        i, k, member = self._places[place]
+        bucket = self._store.buckets[i]
+        return {
+            t.name: t
+            for t in member.targets
+            if t.layer_type.quantised is not None
+            # A parametrised weight is computed anew at each call.
+            or getattr(t.module, t.parameter) not in self._names
+            or (noise is not None and drops(t) and bool(bucket.dropout(t.name, self._store.theta)[k]))
+        }
+
+    def _weights(self, place: int, added: Collection[str]) -> dict[str, Tensor]:
+        """The parameters that the adapter at this place of the pack has in place of the base's, by their names."""
+        i, k, member = self._places[place]
+        own = {name: self._leaves[i, name, k][0] for name in member.whole}
+        for t in member.targets:
+            if t.name in added:
+                continue
+            weight: Tensor = getattr(t.module, t.parameter)
+            A, B, variant, tensors = self._tensors(place, t)
+            delta = variant.delta(t.layer_type, t.module, A, B, 1.0, tensors)
+            # A weight that several modules have is replaced in all of them.
+            own[self._names[weight]] = (weight.detach() + delta).to(weight.dtype)
+        return own
+
+    def __call__(
+        self,
+        place: int,
+        batch: Any,
+        noise: Noise | None = None,
+        then: Callable[[Tensor], object] = lambda outputs: None,
+    ) -> Tensor:
+        """Outputs of the adapter at this place on its own batch.
+
+        Args:
+            place: The adapter's.
+            batch: Its rows.
+            noise: Where its dropout takes its masks from; None in eval mode. A weight that is read without calling
+                its layer has no input that could be dropped, as in `inject`.
+            then: Called with the outputs while the adapter's weights stand in the model.
+        """
+        added = self._added(place, noise)
+        weights = {f"model.{name}": value for name, value in self._weights(place, added).items()}
+        modules = {name: target.module for name, target in added.items()}
+        with replaced_forwards(modules, lambda name, forward: self._adding(place, added[name], forward, noise)):
+            return functional_call(self._caller, weights, (batch, then))
+
+    def _tensors(self, place: int, target: Target) -> tuple[Tensor, Tensor, Variant, VariantTensors]:
+        """A, s B, the variant and what it trains beside them, of one target of the adapter at this place."""
+        i, k, _ = self._places[place]
+        variant = self._store.buckets[i].variant(target.name)
+        A, B, *own = (self._leaves[i, f"{target.name}.{key}", k][0] for key in ("A", "B", *variant.tensors))
+        return A, B, variant, dict(zip(variant.tensors, own, strict=True))
+
+    def _adding(self, place: int, target: Target, forward: Forward, noise: Noise | None) -> Forward:
+        """A layer's forward with the update of the adapter at this place added to its output."""
+        i, k, _ = self._places[place]
+        A, B, variant, tensors = self._tensors(place, target)
+        dropout = self._store.buckets[i].dropout(target.name, self._store.theta)[k : k + 1]
+
+        def call(x: Tensor, *rest: Any, **named: Any) -> Tensor:
+            y: Tensor = forward(x, *rest, **named)
+            inputs = x if target.layer_type.reads_indices else x.to(A.dtype)
+            if noise is not None and drops(target) and bool(dropout):
+                inputs = noise.dropout(f"{target.name}.lora", inputs, dropout)
+            added = variant.forward(target.layer_type, target.module, inputs, y, A, B, 1.0, tensors, rest, named)
+            return y + added.to(y.dtype)
+
+        return call
+
+
+def backward_once(model: nn.Module, loss: Tensor) -> None:
+    """The first backward pass of adapters that run one after another: nothing may run forward again in it, as each
+    one's weights stand in the model for its own forward pass only.
+
+    Raises:
+        PackError: Something does.
+    """
+    again: list[str] = []
+
+    def noting(name: str, forward: Forward) -> Forward:
+        return lambda *args, **kwargs: again.append(name) or forward(*args, **kwargs)
+
+    try:
+        with replaced_forwards(dict(model.named_modules()), noting):
+            torch.autograd.backward(loss)
+    except RuntimeError as error:
+        if "inplace operation" in str(error):
+            raise PackError(
+                "The model writes to a tensor in place that the gradient of an adapted layer still needs "
+                f"({' '.join(str(error).split())[:160]}). Write x = x + y instead of x += y there."
+            ) from error
+        if not again:
+            raise
+    if again:
+        raise PackError(
+            f'"{again[0]}" runs again in the backward pass (gradient checkpointing), and the adapters run one after '
+            "another here, each with weights of its own in place of the model's. Switch checkpointing off."
+        )
+
+
+def drops(target: Target) -> bool:
+    """Whether dropout can act on a target: it is called on numbers."""
+    return target.reader is None and not target.layer_type.reads_indices
+
+
+class _Caller(nn.Module):
+    def __init__(self, model: nn.Module, call: Callable[[nn.Module, Any], Tensor]) -> None:
+        super().__init__()
+        self.model, self._call = model, call
+
+    def forward(self, batch: Any, then: Callable[[Tensor], object]) -> Tensor:
+        outputs = self._call(self.model, batch)
+        then(outputs)
+        return outputs

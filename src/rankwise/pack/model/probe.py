@@ -1,0 +1,130 @@
+"""A check before the first step: no row of a batch may depend on the others."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from rankwise.errors import PackError
+from rankwise.pack.noise.forwards import Forward, replaced_forwards
+
+Seen = list[tuple[str, list[Tensor], list[Tensor]]]
+"""Every call of a module, in the order in which they end: its name, tensors that went in, tensors that came out."""
+
+
+def refuse_mixed_rows(model: nn.Module, run: Callable[[Sequence[int]], Tensor], rows: int = 2, when: str = "") -> None:
+    """Raise where an output depends on other rows of its batch, and name the module that mixes them.
+
+    Args:
+        model: In the mode in which it is looked at, its noise silent.
+        run: Runs it on these rows of an example, which differ.
+        rows: How many rows the example has.
+        when: In which mode, for the message.
+
+    Raises:
+        PackError: The model mixes rows.
+    """
+    everything = list(range(rows))
+    together = run(everything)
+    for part in [[i] for i in everything[:2]] + ([everything[2:]] if rows > 2 else []):
+        alone = run(part)
+        if together.shape[0] * len(part) != rows * alone.shape[0]:
+            raise PackError(
+                f"The model gave outputs of shape {tuple(together.shape)} for {rows} rows and {tuple(alone.shape)} for "
+                f"{len(part)}; packs need outputs with the rows of the batch first."
+            )
+        made = alone.shape[0] // len(part)
+        if not same(together[part[0] * made : (part[-1] + 1) * made], alone, coarsest(model)):
+            where = _mixing(model, run, part, [i for i in everything if i not in part])
+            raise PackError(
+                f"A row's output depends on the other rows of its batch: {when}they are mixed in {where}. In a pack "
+                "the rows of all adapters pass through the model together, so each row must be computed on its own."
+            )
+
+
+def _mixing(
+    model: nn.Module, run: Callable[[Sequence[int]], Tensor], part: Sequence[int], others: Sequence[int]
+) -> str:
+    """Where these rows become other values when others follow them, in words."""
+    return place_of(model, differing(model, lambda: run([*part, *others]), lambda: run(part)))
+
+
+def place_of(model: nn.Module, name: str) -> str:
+    """A module in words.
+
+    Examples:
+        >>> place_of(nn.Linear(2, 2), ""), place_of(nn.Linear(2, 2), "head")
+        ("the Linear's own forward", '"head"')
+    """
+    return f'"{name}"' if name else f"the {type(model).__name__}'s own forward"
+
+
+def differing(model: nn.Module, one: Callable[[], object], other: Callable[[], object]) -> str:
+    """The first module whose inputs in two runs are equal, and its outputs not; of tensors of different lengths, where
+    they begin alike. "" for none, or the model itself."""
+    two, alone = _watched(model, one), _watched(model, other)
+    return next(
+        (
+            name
+            for (name, x2, y2), (_, x1, y1) in zip(two, alone, strict=False)
+            if _equal(x2, x1) and not _equal(y2, y1)
+        ),
+        "",
+    )
+
+
+def coarsest(model: nn.Module) -> torch.dtype:
+    """The type of a model's parameters that rounds most."""
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return max(types, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+
+
+def same(ours: Tensor, theirs: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether two outputs are equal but for rounding.
+
+    Args:
+        ours, theirs: The outputs.
+        dtype: What they were computed in, where that rounds more than their own type: a head in float32 over layers in
+            bfloat16 makes nothing exact.
+    """
+    if ours.shape != theirs.shape:
+        return False
+    if not theirs.is_floating_point():
+        return torch.equal(ours, theirs)
+    # Rounding grows through layers: 1,000 times that of one operation. Half precision has not so many to lose: there
+    # a fiftieth (float16) or a twentieth of the largest number tells rounding from another row's values.
+    eps = max(torch.finfo(kind).eps for kind in (theirs.dtype, dtype or theirs.dtype))
+    bound, least = (1000 * eps, 1.0) if 1000 * eps < 0.1 else (max(0.02, 6 * eps), 1e-3)
+    finite = theirs.isfinite()
+    if not torch.equal(finite, ours.isfinite()):
+        return False
+    difference = (ours - theirs)[finite].abs()
+    return difference.numel() == 0 or bool(difference.max() <= bound * theirs[finite].abs().max().clamp(min=least))
+
+
+def _watched(model: nn.Module, run: Callable[[], object]) -> Seen:
+    seen: Seen = []
+
+    def watching(name: str, forward: Forward) -> Forward:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            seen.append((name, _tensors((args, kwargs)), _tensors(output)))
+            return output
+
+        return call
+
+    with replaced_forwards(dict(model.named_modules()), watching):
+        run()
+    return seen
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [t.detach().clone() for t in tree_flatten(tree)[0] if isinstance(t, Tensor)]
+
+
+def _equal(of_two: list[Tensor], of_one: list[Tensor]) -> bool:
+    """Whether the first rows have what they have alone."""
+    pairs = zip(of_two, of_one, strict=False)
+    return all(same(a[: b.shape[0]] if b.dim() else a, b) for a, b in pairs)

@@ -1,0 +1,1 @@
+"""Noise that depends on what it is for, and modules that are given another forward."""

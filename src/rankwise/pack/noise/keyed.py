@@ -1,0 +1,221 @@
+"""Noise that depends on what it is for, not on when it is drawn.
+
+The numbers of a row are keyed on (seed, module path, call number in this forward pass, optimiser step)
+and the row's place in the whole batch of the step. Adapters of one seed get the same uniform numbers u; dropout keeps
+an element where u >= p. So an adapter meets the same masks alone, in any pack and after any split of a pack.
+
+The model's own noise (of the base) is caught where it happens: `pack.model.trace` finds the modules whose forward
+draws it and which dimension of each draw has the rows, and while such a module runs, `Answer` answers its calls.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankwise.errors import PackError
+from rankwise.pack.groups import Groups
+from rankwise.pack.noise.answers import Answer
+from rankwise.pack.noise.forwards import Forward
+from rankwise.streams import stream
+
+
+def uniform(
+    seed: int, module: str, call: int, step: int, rows: slice, total: int, shape: Sequence[int], device: torch.device
+) -> Tensor:
+    """The numbers u in [0, 1) of some rows in one dropout call for one seed: (rows, ...), in float32.
+
+    Args:
+        seed, module, call, step: What they are keyed on, beside the device.
+        rows: Which of the batch's rows.
+        total: How many rows the batch has.
+        shape: Of one row.
+        device: Where they are drawn.
+    """
+    # The numbers of a part are those of the whole: a CPU's first ones are the same however many follow, a GPU's aren't.
+    drawn = rows.stop if device.type == "cpu" else total
+    generator = stream("noise", seed, module, call, step, device=device)
+    u = torch.rand((drawn, *shape), generator=generator, device=device)
+    # Of a part a copy, or all that was drawn would stay.
+    return u if rows == slice(0, drawn) else u[rows].clone()
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What the noise of a forward pass is keyed on, beside the modules.
+
+    Args:
+        seeds: The seed of each batch.
+        step: The optimiser's step.
+        first: Place in the whole batch of the first row that passes.
+        rows: How many pass; None where all do.
+        total: Rows of the whole batch; None where all pass.
+    """
+
+    seeds: Sequence[int]
+    step: int
+    first: int = 0
+    rows: int | None = None
+    total: int | None = None
+
+
+class Noise:
+    """The draws of one pack. `begin` says for which batches and rows."""
+
+    def __init__(self) -> None:
+        self._draws = Draws((), 0)
+        self._calls: Counter[str] = Counter()
+        self._again: Counter[str] | None = None
+        self._groups: Groups | None = None
+        self.before: Collection[str] = ()
+        """Modules that run before the branch point, where the rows are one copy a batch; the pack sets it."""
+        self.dims: Mapping[str, Sequence[int | None]] = {}
+        """For each call of a module: the dimension of its draw that has the rows, or None where none has. A module that
+        isn't listed has them first."""
+
+    def begin(self, groups: Groups, draws: Draws) -> None:
+        """Start a forward pass: from here on calls are numbered anew.
+
+        Args:
+            groups: Which adapter reads which batch.
+            draws: What the numbers are keyed on.
+        """
+        self._groups, self._draws = groups, draws
+        self._calls.clear()
+        self._again = None
+
+    def backward(self) -> None:
+        """Start the backward pass: what runs forward again now (gradient checkpointing) gets the same masks."""
+        self._again = Counter()
+
+    def _number(self, module: str) -> int:
+        """Which call of the module this is in the forward pass."""
+        if self._again is None:
+            self._calls[module] += 1
+            return self._calls[module] - 1
+        if self._calls[module] > 1:
+            raise PackError(
+                f'"{module}" runs {self._calls[module]} times in a forward pass and draws noise; with gradient '
+                "checkpointing its calls can't be told apart. Switch checkpointing or the model's dropout off."
+            )
+        return 0
+
+    def _dim(self, module: str, call: int) -> int | None:
+        """Where a draw has the rows."""
+        dims = self.dims.get(module, (0,))
+        return dims[min(call, len(dims) - 1)]
+
+    def _draw(self, module: str, shape: Sequence[int], device: torch.device) -> tuple[Tensor, int | None, int]:
+        """The numbers of one draw.
+
+        Args:
+            module: The path that they are keyed on.
+            shape: Of the draw, with the rows of all batches or adapters that pass.
+            device: Where they are drawn.
+
+        Returns:
+            u for each batch, the rows first: (G, rows, ...); the dimension that the rows have in the draw; and how
+            many times the rows are there: G before the branch point, K after it. Of a draw without rows u has the
+            draw's own shape.
+        """
+        groups, of = self._groups, self._draws
+        if groups is None:
+            raise PackError(f'"{module}" drew noise outside a step of the pack.')
+        call = self._number(module)
+        dim = self._dim(module, call)
+        if dim is None:
+            # Of several seeds only where nothing depends on it.
+            total = shape[0] if shape else 1
+            u = uniform(of.seeds[0], module, call, of.step, slice(0, total), total, shape[1:], device)
+            return u.view(tuple(shape)), None, 1
+        n = groups.n_batches if module in self.before else len(groups.batch_of)
+        if shape[dim] % n:
+            raise PackError(f'"{module}" draws noise of shape {tuple(shape)}, without the rows of the batch.')
+        rows = shape[dim] // n
+        # Of each of the batch's rows a module may have made several, its tokens, say: they lie side by side.
+        made = 1 if of.rows is None else rows // of.rows
+        if of.rows is not None and made * of.rows != rows:
+            raise PackError(
+                f'Dropout in "{module}" has {rows} rows, and {of.rows} of the batch pass: not the same number of each. '
+                "Let whole batches pass (no rows_a_pass), or switch the dropout off."
+            )
+        own = slice(of.first * made, of.first * made + rows)
+        total = rows if of.total is None else of.total * made
+        rest = [*shape[:dim], *shape[dim + 1 :]]
+        draws = [uniform(seed, module, call, of.step, own, total, rest, device) for seed in of.seeds]
+        return draws[0].unsqueeze(0) if len(draws) == 1 else torch.stack(draws), dim, n
+
+    def numbers(self, module: str, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Uniform numbers of this shape: those of each adapter's own batch."""
+        u, dim, n = self._draw(module, shape, device)
+        if dim is None or self._groups is None:
+            return u
+        u = u if len(u) == n else self._groups.fan_out(u)
+        return u.flatten(0, 1).movedim(0, dim)
+
+    def dropout(self, module: str, x: Tensor, p: float | Tensor, shape: Sequence[int] | None = None) -> Tensor:
+        """Keyed dropout of a tensor, before the branch point (G batches) or after it (K adapters).
+
+        Args:
+            module: The path that the masks are keyed on.
+            x: With the rows of G batches before the branch point, of K adapters after it.
+            p: Probability of being dropped; a tensor (K,) where adapters differ, after the branch point only.
+            shape: Of the mask, which is broadcast; None for that of x.
+        """
+        u, dim, n = self._draw(module, x.shape if shape is None else shape, x.device)
+        if dim is None or self._groups is None:
+            # One adapter's alone, where p is one number.
+            return x * kept(u, p.item() if isinstance(p, Tensor) else p, x.dtype)
+        stacked = x.movedim(dim, 0).unflatten(0, (n, -1))
+        if isinstance(p, Tensor):
+            u, p = self._groups.fan_out(u), p.view(-1, *[1] * (u.dim() - 1))
+        keep = kept(u, p, x.dtype)
+        # One batch's mask serves all adapters by broadcasting.
+        if len(keep) not in (1, n):
+            keep = self._groups.fan_out(keep)
+        return (stacked * keep).flatten(0, 1).movedim(0, dim)
+
+
+def kept(u: Tensor, p: float | Tensor, dtype: torch.dtype) -> Tensor:
+    """What dropout multiplies with. Where everything is dropped, zero."""
+    keep = (u >= p).to(dtype)
+    return keep if isinstance(p, float | int) and p >= 1 else keep.div_(1 - p)
+
+
+class _Keyed:
+    """The numbers of one module's draws, keyed."""
+
+    def __init__(self, noise: Noise, module: str) -> None:
+        self._noise, self._module = noise, module
+
+    def numbers(self, shape: torch.Size, like: Tensor | None, **where: Any) -> Tensor:
+        device, dtype = placed(like, where)
+        return self._noise.numbers(self._module, shape, device).to(dtype)
+
+    def dropout(self, x: Tensor, p: float, shape: torch.Size) -> Tensor:
+        return self._noise.dropout(self._module, x, p, shape)
+
+
+def placed(like: Tensor | None, where: Mapping[str, Any]) -> tuple[torch.device, torch.dtype]:
+    """The device and type of a draw, as torch.rand and torch.rand_like take them."""
+    device = where.get("device") or (torch.get_default_device() if like is None else like.device)
+    dtype = where.get("dtype") or (torch.get_default_dtype() if like is None else like.dtype)
+    return torch.device(device), dtype
+
+
+def answered(noise: Noise) -> Callable[[str, Forward], Forward]:
+    """The wrapper for `replaced_forwards` that answers a module's draws from `noise`."""
+
+    def wrap(name: str, forward: Forward) -> Forward:
+        mode = Answer(_Keyed(noise, name))
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with mode:
+                return forward(*args, **kwargs)
+
+        return call
+
+    return wrap

@@ -1,0 +1,342 @@
+"""All numbers of a pack in a few vectors: parameters, gradients, up-projections times their scale.
+
+One vector for all adapters, modules and buckets, so that what is done to every number (the optimiser, the scales)
+is one operation, whatever the model; and the products of a layer write their gradients where the optimiser reads them.
+
+Over a base of half precision the parameters, their gradients and moments are float32 all the same, or small updates
+would be rounded away. The model then computes with copies in the type of each weight, made anew after each step, so
+that no activation is copied to float32.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.lora.targets.modules import base_tensors
+from rankwise.pack.groups import SharedBatches
+from rankwise.pack.precision import HALF, rounds
+from rankwise.pack.resolved import Resolved, State
+from rankwise.pack.stacks.bucket import Bucket
+from rankwise.streams import stream
+
+
+class Gradient:
+    """The gradient of one stack. The first product of a step overwrites it, later ones add.
+
+    Args:
+        stack: (K, ...), a view of the vector of gradients.
+        step: Holds whether the backward pass of a step runs. A model may differentiate inside its forward pass; what
+            that would add here is no part of the step's gradient.
+    """
+
+    def __init__(self, stack: Tensor, step: list[bool]) -> None:
+        self.stack, self._step = stack, step
+        self.fresh = True
+        """Whether nothing was written in this step yet: what it holds is of an earlier one."""
+        self.written: set[int] | None = None
+        """The adapters that have a gradient, where they have run one after another; None for all."""
+
+    def begin(self) -> None:
+        """Start a step."""
+        self.fresh, self.written = True, None
+
+    def add(self, left: Tensor, right: Tensor) -> None:
+        """Add the batched product left @ right of (K, n, m) and (K, m, p)."""
+        if not self._step[0]:
+            return
+        self._add(self.stack, left, right)
+        self.fresh = False
+
+    def add_transposed(self, left: Tensor, right: Tensor) -> None:
+        """Add the transpose of left @ right: fast for up-projections, which lie transposed in the vectors."""
+        if not self._step[0]:
+            return
+        self._add(self.stack.mT, left, right)
+        self.fresh = False
+
+    def add_by_batch(self, left: Tensor, x: Tensor, runs: Sequence[SharedBatches]) -> None:
+        """Add left_k @ x_k, for left (K, n, m) and batches x (G, m, p) that several adapters read."""
+        if not self._step[0]:
+            return
+        for run in runs:
+            self._add(run.stacked(self.stack), run.stacked(left), x[run.batches])
+        self.fresh = False
+
+    def _add(self, stack: Tensor, left: Tensor, right: Tensor) -> None:
+        if left.dtype == stack.dtype:
+            # With beta = 0 the earlier content is not read, even where it is NaN.
+            stack.baddbmm_(left, right, beta=0.0 if self.fresh else 1.0)
+        elif self.fresh:
+            stack.copy_(left @ right)
+        else:
+            stack.add_(left @ right)
+
+    def copy(self, value: Tensor) -> None:
+        """Add a gradient that autograd has computed."""
+        if self.fresh:
+            self.stack.copy_(value)
+        else:
+            self.stack.add_(value)
+        self.fresh = False
+
+    def copy_one(self, k: int, value: Tensor) -> None:
+        """Add one adapter's gradient, where adapters run one after another."""
+        if self.fresh:
+            self.stack.zero_()
+            self.fresh, self.written = False, set()
+        self.stack[k] += value
+        if self.written is not None:
+            self.written.add(k)
+
+    def unused(self, size: int) -> list[int]:
+        """The adapters, of so many, that have no gradient in this step."""
+        if self.fresh:
+            return list(range(size))
+        return [] if self.written is None else [k for k in range(size) if k not in self.written]
+
+
+class Store:
+    """The vectors, and the buckets that know what lies where in them.
+
+    Args:
+        groups: The members of each bucket.
+        model: The base, from which members without a state of their own start.
+        states: Tensors to start from, by member name; those that are left out start as the member's settings say.
+        device: Where to keep them.
+        dtype: The model's type, for weights that have none to compute in (quantised ones). The vectors are float64
+            where it is, else float32.
+        half: Whether linear layers of a float32 model compute in bfloat16 (`rankwise.pack.layers.half`).
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[Sequence[Resolved]],
+        model: nn.Module,
+        states: Mapping[str, State],
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        half: bool = False,
+    ) -> None:
+        self.buckets = [Bucket(members) for members in groups]
+        self.step_runs = [False]
+        """Whether the backward pass of a step runs now."""
+        self._types = _types_of(self.buckets, model, dtype)
+        if half:
+            self._types |= dict.fromkeys(_rounded(self.buckets, model), HALF)
+        exact = torch.float32
+        for other in (dtype, *self._types.values()):
+            exact = torch.promote_types(exact, other)
+        theta = torch.zeros(self._lay_out(), device=device, dtype=exact)
+        members = [m for bucket in self.buckets for m in bucket.members]
+        self.write(theta, {m.member.name: {**m.start(model), **states.get(m.member.name, {})} for m in members})
+        self._take(theta)
+        self.anchor = theta.new_zeros(()).requires_grad_()
+        """Makes autograd run the backward pass of layers whose gradients it is not given."""
+
+    def _lay_out(self) -> int:
+        """Give every stack its place: first all up-projections, which are scaled together; return the length."""
+        end = 0
+        for up in (True, False):
+            for bucket in self.buckets:
+                for key in bucket.shapes:
+                    if (key in bucket.ups) == up:
+                        end = bucket.place(key, end)
+            if up:
+                self._n_up = end
+        return end
+
+    def _take(self, theta: Tensor) -> None:
+        self.theta = theta
+        self.grads = torch.zeros_like(theta)
+        scales = [
+            bucket.scale(key.removesuffix(".B"), theta).expand(len(bucket), *bucket.shapes[key]).reshape(-1)
+            for bucket in self.buckets
+            for key in bucket.shapes
+            if key in bucket.ups
+        ]
+        self._scale = torch.cat(scales) if scales else theta.new_zeros(0)
+        self._scaled = torch.zeros_like(self._scale)
+        others = {*self._types.values()} - {theta.dtype}
+        self._copies = {dtype: torch.zeros_like(theta, dtype=dtype) for dtype in others}
+        self._gradients = {
+            (i, key): Gradient(bucket.view(self.grads, key), self.step_runs)
+            for i, bucket in enumerate(self.buckets)
+            for key in bucket.shapes
+        }
+        self.refresh()
+
+    def __len__(self) -> int:
+        return sum(len(bucket) for bucket in self.buckets)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Compute the scaled up-projections anew, and the copies in other types, after parameters have changed."""
+        n = self._n_up
+        torch.mul(self.theta[:n], self._scale, out=self._scaled)
+        for copy in self._copies.values():
+            copy[:n] = self._scaled
+            copy[n:] = self.theta[n:]
+
+    def low_rank(self, i: int, module: str, *, exact: bool = False) -> tuple[Tensor, Tensor]:
+        """A (K, r, d_in) and s B (K, d_out, r) of a module in bucket i. They stay the same memory in training.
+
+        Args:
+            i: The bucket.
+            module: The module.
+            exact: Not in half precision, whatever the base is in.
+        """
+        bucket, key = self.buckets[i], f"{module}.B"
+        B = self._scaled if exact else self._copies.get(self._types[key], self._scaled)
+        return self.stack(i, f"{module}.A", exact=exact), bucket.view(B, key)
+
+    def stack(self, i: int, key: str, *, exact: bool = False) -> Tensor:
+        """The parameters under one key in bucket i: (K, ...). None of up-projections. Arguments as for `low_rank`."""
+        copy = None if exact or key not in self._types else self._copies.get(self._types[key])
+        return self.buckets[i].view(self.theta if copy is None else copy, key)
+
+    def gradient(self, i: int, key: str) -> Gradient:
+        """Where to write their gradient. Of an up-projection: with respect to s B."""
+        return self._gradients[i, key]
+
+    def begin(self) -> None:
+        """Start a step: all gradients are to be written anew."""
+        for gradient in self._gradients.values():
+            gradient.begin()
+
+    def finish(self) -> None:
+        """End the step: `grads` then holds the gradient of every parameter, zero where nothing was written."""
+        for gradient in self._gradients.values():
+            if gradient.fresh:
+                gradient.stack.zero_()
+        self.grads[: self._n_up].mul_(self._scale)
+
+    def unused(self) -> list[tuple[int, str, int]]:
+        """What had no part in this step: (bucket, key, adapter's place in the bucket)."""
+        return [
+            (i, key, k) for (i, key), gradient in self._gradients.items() for k in gradient.unused(len(self.buckets[i]))
+        ]
+
+    def keep(self, masks: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
+        """Leave only some adapters.
+
+        Args:
+            masks: For each bucket, which of its adapters stay.
+            vectors: More vectors of the same layout (moments, best weights) to cut alike.
+
+        Returns:
+            The cut vectors.
+        """
+        old, all_vectors = self.buckets, [self.theta, *vectors]
+        pairs = [(b, m, cut) for b, m in zip(old, masks, strict=True) if (cut := b.without(m)) is not None]
+        self.buckets = [cut for _, _, cut in pairs]
+        length = self._lay_out()
+        result = [vector.new_zeros(length) for vector in all_vectors]
+        for bucket, mask, cut in pairs:
+            for key in bucket.shapes:
+                for before, after in zip(all_vectors, result, strict=True):
+                    cut.flat(after, key).copy_(bucket.flat(before, key)[mask])
+        self._take(result[0])
+        return result[1:]
+
+    def copy_where(self, source: Tensor, target: Tensor, mask: Tensor) -> None:
+        """Overwrite in one vector, from another, the numbers of the adapters where mask (K,) is true."""
+        for bucket, own in zip(self.buckets, mask.split([len(b) for b in self.buckets]), strict=True):
+            for key in bucket.shapes:
+                old = bucket.flat(target, key)
+                # Into place: no memory is taken that could run out half-way.
+                torch.where(own.unsqueeze(1), bucket.flat(source, key), old, out=old)
+
+    def norms(self, vector: Tensor) -> Tensor:
+        """The norm of each adapter's part of a vector: (K,)."""
+        return torch.cat(
+            [
+                torch.stack([torch.linalg.vector_norm(bucket.flat(vector, key), dim=1) for key in bucket.shapes]).norm(
+                    dim=0
+                )
+                for bucket in self.buckets
+            ]
+        )
+
+    def multiply(self, vector: Tensor, factor: Tensor) -> None:
+        """Multiply each adapter's part of a vector with its own factor (K,), in place; factors may lie on the CPU."""
+        factor = factor.to(vector.device, non_blocking=True)
+        for bucket, own in zip(self.buckets, factor.split([len(b) for b in self.buckets]), strict=True):
+            for key in bucket.shapes:
+                bucket.flat(vector, key).mul_(own.view(-1, 1))
+
+    def spread(self, values: Tensor) -> Tensor:
+        """A vector with each adapter's value (K,) at all its numbers."""
+        vector = torch.ones_like(self.theta)
+        self.multiply(vector, values)
+        return vector
+
+    def rates(self, lr: Tensor) -> Tensor:
+        """A vector with each adapter's learning rate (K,) at all its numbers, times its `whole_rate` where due."""
+        vector = self.spread(lr)
+        for bucket in self.buckets:
+            for name in bucket.members[0].whole:
+                bucket.view(vector, name)[:] *= vector.new_tensor(
+                    [m.member.rate_of(name) for m in bucket.members]
+                ).view(-1, *[1] * len(bucket.shapes[name]))
+        return vector
+
+    @property
+    def has_whole_rates(self) -> bool:
+        """Whether an adapter trains some of its tensors at a rate of their own."""
+        return any(m.whole and m.member.whole_rate != 1 for bucket in self.buckets for m in bucket.members)
+
+    def read(self, vector: Tensor) -> dict[str, State]:
+        """Every adapter's tensors in a vector, by member name."""
+        return {m.member.name: b.read(vector, k) for b in self.buckets for k, m in enumerate(b.members)}
+
+    def write(self, vector: Tensor, states: Mapping[str, State]) -> None:
+        """Put every adapter's tensors, by member name, into a vector; the padding is left alone."""
+        for bucket in self.buckets:
+            for k, m in enumerate(bucket.members):
+                bucket.write(vector, k, states[m.member.name])
+
+    def randomise(self) -> None:
+        """Random numbers in all A and B, a little of them on what is trained whole; padding stays zero."""
+        for bucket in self.buckets:
+            for k, m in enumerate(bucket.members):
+                state = bucket.read(self.theta, k)
+                low_rank = {f"{t.name}.{letter}" for t in m.targets for letter in "AB"}
+                for key, value in state.items():
+                    draws = torch.rand(value.shape, generator=stream("probe", m.member.name, key)).to(value) - 0.5
+                    state[key] = draws / value.shape[-1] ** 0.5 if key in low_rank else value * (1 + 0.1 * draws)
+                bucket.write(self.theta, k, state)
+        self.refresh()
+
+
+def _rounded(buckets: Sequence[Bucket], model: nn.Module) -> list[str]:
+    """The stacks that linear layers read in bfloat16, where they compute in it."""
+    adapted: dict[str, bool] = {}
+    for bucket in buckets:
+        for t in bucket.members[0].targets:
+            plain = rounds(t.module) and not bucket.variant(t.name).tensors and not t.layer_type.partial
+            adapted[t.name] = plain and adapted.get(t.name, True)
+    whole = {name for bucket in buckets for name in bucket.members[0].whole if name.endswith(".weight")}
+    own = [
+        name
+        for name in whole
+        if rounds(model.get_submodule(name.removesuffix(".weight"))) and adapted.get(name.removesuffix(".weight"), True)
+    ]
+    return [*own, *(f"{name}.{letter}" for name, plain in adapted.items() if plain for letter in "AB")]
+
+
+def _types_of(buckets: Iterable[Bucket], model: nn.Module, default: torch.dtype) -> dict[str, torch.dtype]:
+    """The type in which each stack is computed with, by its key: that of the weight it stands for or beside.
+
+    What a variant has of its own is not among them: it is never rounded.
+    """
+    parameters = base_tensors(model, buffers=False)
+    weights: dict[str, Tensor] = {}
+    for bucket in buckets:
+        first = bucket.members[0]
+        for t in first.targets:
+            weights[f"{t.name}.A"] = weights[f"{t.name}.B"] = getattr(t.module, t.parameter)
+        for name in first.whole:
+            weights[name] = parameters[name]
+    return {key: weight.dtype if weight.is_floating_point() else default for key, weight in weights.items()}

@@ -1,0 +1,1 @@
+"""One optimiser step of every adapter: optimisers, clipping, loss scales."""

@@ -1,0 +1,1 @@
+"""What is tried, from ranks and options to runs."""

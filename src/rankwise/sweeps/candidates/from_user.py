@@ -1,0 +1,61 @@
+"""What is tried: configurations as a user gives them."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import nn
+
+from rankwise.errors import ConfigError
+from rankwise.lora.config import LoRAConfig
+from rankwise.sweeps.candidates.given import as_list
+from rankwise.sweeps.candidates.grid import Candidate
+from rankwise.sweeps.candidates.naming import names_of
+from rankwise.sweeps.candidates.warm_start import candidate_from
+from rankwise.train.settings import Training
+
+Config = int | LoRAConfig | str | Path
+"""A rank, an adapter's settings, or the folder of a saved adapter to start from."""
+
+
+def candidates_of(
+    model: nn.Module,
+    configs: Config | Iterable[Config] | Mapping[str, Config | tuple[Config, Training]],
+    head: tuple[str, ...],
+    training: Training,
+    lrs: tuple[float, ...],
+) -> list[Candidate]:
+    if isinstance(configs, Mapping):
+        named = [(str(name), config) for name, config in configs.items()]
+    else:
+        listed = as_list(configs)
+        named = list(zip(names_of(listed), listed, strict=True))
+    if not named:
+        raise ConfigError("The grid is empty; give at least one rank or LoRAConfig.")
+    return [_candidate(model, name, config, head, training, lrs) for name, config in named]
+
+
+def _candidate(
+    model: nn.Module,
+    name: str,
+    config: Config | tuple[Config, Training],
+    head: tuple[str, ...],
+    training: Training,
+    lrs: tuple[float, ...],
+) -> Candidate:
+    if isinstance(config, tuple):
+        config, training = config
+        lrs = (training.lr,) if training.has_lr else lrs
+    if isinstance(config, str | Path):
+        return candidate_from(model, Path(config), training, lrs, name=name, head=head)
+    lora = config if isinstance(config, LoRAConfig) else LoRAConfig(r=config)
+    by_rank = name == f"r{lora.r}" or name.startswith(f"r{lora.r} ")
+    label = f"r = {lora.r}{', '.join(['', *name.split(' ', 1)[1:]])}" if by_rank else f"{name} (r = {lora.r})"
+    return Candidate(
+        name=name,
+        label=label,
+        method="lora",
+        training=training,
+        lrs=lrs,
+        lora=lora,
+        whole=head,
+    )

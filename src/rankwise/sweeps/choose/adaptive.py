@@ -1,0 +1,146 @@
+"""What to train next: the adaptive plan as a pure function of what is known.
+
+Sizes are tried by bisection from the middle: where one is shown to lie within the tolerance, smaller ones are tried,
+where it is shown not to, larger ones. One that is open gets more seeds, with the reference, until it is decided, until
+the seeds are used up, or until no number of them could decide; then it counts as failed and larger ones are tried. A
+size that failed gets one more chance at a neighbouring learning rate before the plan ends below the answer.
+
+Everything is worked out anew from the comparisons each time, so a plan that is resumed takes the same path.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rankwise.sweeps.choose.answer import Comparison
+
+STARTING_SEEDS = 3
+"""Seeds with which a size is first compared: fewer can't tell luck from size (ANSWER.md)."""
+
+BELIEVED_FROM = 4
+"""Seeds from which the estimate of how many more would decide is believed."""
+
+LARGER_AFTER_OPEN = 3
+"""How many larger sizes are tried after one that no number of seeds could decide."""
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Sizes of one kind (the same targets and variant), from the smallest to the largest.
+
+    Args:
+        names: Configurations with fewer trainable parameters than the reference.
+    """
+
+    names: tuple[str, ...]
+
+    @property
+    def middle(self) -> str:
+        """Where the plan begins."""
+        return self.names[len(self.names) // 2]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to do next.
+
+    Args:
+        kind: "train" a configuration at the starting seeds, give it "seeds", or try a "neighbour" of its learning rate;
+            "end" when there is nothing left to do.
+        name: The configuration; "" at the end.
+        seeds: How many seeds it is to have then.
+        path: The configurations that have been decided, or given up, on the way here.
+    """
+
+    kind: Literal["train", "seeds", "neighbour", "end"]
+    name: str
+    seeds: int
+    path: tuple[str, ...]
+
+
+def next_step(
+    ladder: Ladder,
+    compared: Callable[[str], Comparison | None],
+    *,
+    most_seeds: int,
+    neighbours_tried: Callable[[str], bool],
+    at_once: int = 1,
+) -> Step:
+    """Find the next step on a ladder.
+
+    Args:
+        ladder: The sizes.
+        compared: Configuration -> its comparison with the reference so far; None where it was not trained.
+        most_seeds: Seeds at the most.
+        neighbours_tried: Configuration -> whether the neighbours of its learning rate were tried, or there are none.
+        at_once: Seeds that may be added in one step, where it needs as many.
+    """
+    low, high = -1, len(ladder.names)
+    at = len(ladder.names) // 2
+    path: list[str] = []
+    open_failures = 0
+    start = min(STARTING_SEEDS, most_seeds)
+    while low + 1 < high:
+        name = ladder.names[at]
+        comparison = compared(name)
+        if comparison is None or comparison.n_seeds < start:
+            return Step("train", name, start, tuple(path))
+        largest = at == len(ladder.names) - 1
+        if comparison.state == "open" and _seeds_can_help(comparison, most_seeds, largest):
+            wanted = comparison.more_seeds_needed or 1
+            more = max(1, min(wanted, at_once, most_seeds - comparison.n_seeds))
+            return Step("seeds", name, comparison.n_seeds + more, tuple(path))
+        path.append(name)
+        if comparison.state == "shown":
+            high = at
+        else:
+            low = at
+            open_failures += comparison.state == "open"
+            if open_failures > LARGER_AFTER_OPEN:
+                break
+        at = (low + high) // 2
+    failed = ladder.names[low] if low >= 0 else None
+    if failed is not None and not neighbours_tried(failed):
+        last = compared(failed)
+        return Step("neighbour", failed, start if last is None else last.n_seeds, tuple(path))
+    return Step("end", "", 0, tuple(path))
+
+
+def _seeds_can_help(comparison: Comparison, most_seeds: int, largest: bool) -> bool:
+    """Whether more seeds may show that a size lies within the tolerance; of the largest, also that it does not: only
+    that is needed to know that nothing smaller will do."""
+    if comparison.n_seeds >= most_seeds:
+        return False
+    if comparison.n_seeds < BELIEVED_FROM:
+        # Of few seeds the spread is hardly known, and so is how many more would do.
+        return True
+    if comparison.more_seeds_needed is None or ((comparison.p_within or 0.0) < 0.5 and not largest):
+        return False
+    return comparison.n_seeds + comparison.more_seeds_needed <= most_seeds
+
+
+def neighbour_rates(tried: Sequence[float], grid: Sequence[float], smaller_than_middle: bool) -> list[float]:
+    """The learning rate beside those tried that is worth a try: the best rate rises with rank, by a step at the most.
+
+    Args:
+        tried: Rates of the configuration so far.
+        grid: Rates there are.
+        smaller_than_middle: Whether the configuration is smaller than the one whose rate it took.
+
+    Returns:
+        At most one rate; none at the end of the grid.
+
+    Examples:
+        >>> neighbour_rates([1e-3], [3e-4, 1e-3, 3e-3], smaller_than_middle=True)
+        [0.0003]
+        >>> neighbour_rates([3e-3], [3e-4, 1e-3, 3e-3], smaller_than_middle=False)
+        [0.001]
+    """
+    order = sorted(set(grid) | set(tried))
+    below = [lr for lr in order if lr < min(tried)]
+    above = [lr for lr in order if lr > max(tried)]
+    nearest = [below[-1:], above[:1]]
+    for rates in nearest if smaller_than_middle else reversed(nearest):
+        if rates:
+            return rates
+    return []

@@ -1,0 +1,72 @@
+"""How a sweep decides: what it asks of an answer, and how it plans its runs. Light: the command line reads it."""
+
+from dataclasses import dataclass
+
+from rankwise.errors import ConfigError, suggest
+from rankwise.sweeps.choose.rule import Rule, parse_tolerance
+
+PLANS = ("auto", "grid")
+
+MOST_SEEDS = 16
+"""Seeds of an adaptive plan at the most, unless the user says otherwise."""
+
+GRID_SEEDS = 3
+"""Seeds of a grid, unless the user says otherwise."""
+
+ROTATE_FROM = 4
+"""Seeds from which each of them validates on rows of its own, where the validation data is not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deciding:
+    """How a sweep decides.
+
+    Args:
+        tolerance: How much worse than the reference is good enough: "1%", "0.5 points", or 0.02 in the metric's unit.
+            [default: 1% of an accuracy, and at most 5% of its gain over the base; of a loss 5% of that gain]
+        confidence: Probability at which something counts as shown.
+        strict: Test a grid's sizes from the largest down and stop at the first that fails.
+        plan: "auto" trains only what the decision needs, "grid" everything.
+        curve: Train every size in an adaptive plan, at least with the starting seeds. [default: where it is cheap]
+        max_runs: Training runs of an adaptive plan at the most, the search included.
+        max_minutes: An adaptive plan begins nothing new after so many minutes.
+        max_parameters: Leave adapters with more trainable parameters out of the decision.
+        rotate: Give each seed validation examples of its own, cut off the training data. [default: from 4 seeds on]
+
+    Raises:
+        ConfigError: A value can't be used.
+    """
+
+    tolerance: str | float | None = None
+    confidence: float = 0.95
+    strict: bool = False
+    plan: str = "auto"
+    curve: bool | None = None
+    max_runs: int | None = None
+    max_minutes: float | None = None
+    max_parameters: int | None = None
+    rotate: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.plan not in PLANS:
+            raise ConfigError(
+                f'plan is "{self.plan}"; give "auto" (trains what the decision needs) or "grid" (trains everything).'
+                f"{suggest(self.plan, PLANS)}"
+            )
+        for name in ("max_runs", "max_minutes", "max_parameters"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} is {value}; give a positive number, or leave it out.")
+        self.rule(True)
+
+    def rule(self, higher_is_better: bool) -> Rule:
+        """What is asked of an answer by a metric."""
+        return Rule(parse_tolerance(self.tolerance, higher_is_better), higher_is_better, self.confidence, self.strict)
+
+    def seeds(self, given: tuple[int, ...] | None) -> tuple[int, ...]:
+        """The seeds: those given, else as many as the plan takes at the most."""
+        return given if given is not None else tuple(range(MOST_SEEDS if self.plan == "auto" else GRID_SEEDS))
+
+    def rotates(self, n_seeds: int) -> bool:
+        """Whether each seed validates on rows of its own, where the data allows it."""
+        return n_seeds >= ROTATE_FROM if self.rotate is None else self.rotate

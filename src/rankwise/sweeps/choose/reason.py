@@ -1,0 +1,133 @@
+"""The verdict in sentences: what is shown, what is shown not to be, what is open, and what would decide."""
+
+from collections.abc import Mapping, Sequence
+
+from rankwise.sweeps.choose.answer import Answer, Comparison
+from rankwise.sweeps.choose.wording import amount, floor_words, probability
+
+
+def reason(
+    answer: Answer, labels: Mapping[str, str], smaller: Sequence[str], tolerance_words: str, *, strict: bool
+) -> str:
+    """Say why this is the verdict.
+
+    Args:
+        answer: The verdict.
+        labels: Configurations in words, by name.
+        smaller: Names of the configurations that could have been the answer, smallest first.
+        tolerance_words: The tolerance in words.
+        strict: Whether sizes were tested from the largest down.
+    """
+    compared = [answer.comparisons[name] for name in smaller if name in answer.comparisons]
+    reference = labels[answer.reference]
+    within = f"within {tolerance_words} ({amount(answer.tolerance, answer.binary)})"
+    say = {
+        "shown": _shown,
+        "nothing_smaller": _nothing_smaller,
+        "no_gain": _no_gain,
+        "undecided": _undecided,
+    }[answer.verdict]
+    sentences = say(answer, compared, labels, reference, within)
+    if answer.verdict == "shown" and len(compared) > 2 and not strict:
+        sentences.append(
+            f"The smallest of {len(compared)} sizes that passes lies just outside in up to 20% of the worst cases; "
+            f"strict testing, from the largest size down, keeps that at {probability(1 - answer.confidence)}."
+        )
+    return " ".join(sentences)
+
+
+def _shown(
+    answer: Answer, compared: Sequence[Comparison], labels: Mapping[str, str], reference: str, within: str
+) -> list[str]:
+    c = answer.comparisons[answer.name]
+    sentences = [
+        f"{labels[c.name]} is the smallest shown to be {within}: P = {probability(c.p_within or 0.0)}, difference on "
+        f"validation data {c.mean:+.4f}, lower bound {c.lower_bound:+.4f}."
+    ]
+    position = [one.name for one in compared].index(c.name)
+    return sentences + _sorted_out(compared[:position], labels)
+
+
+def _nothing_smaller(
+    answer: Answer, compared: Sequence[Comparison], labels: Mapping[str, str], reference: str, within: str
+) -> list[str]:
+    nearest = max(compared, key=lambda c: c.mean)
+    return [
+        f"Every smaller configuration is shown not to be {within}; the nearest is {labels[nearest.name]}, with a "
+        f"difference of {nearest.mean:+.4f} on validation data and an upper bound of {nearest.upper_bound:+.4f}."
+    ]
+
+
+def _no_gain(
+    answer: Answer, compared: Sequence[Comparison], labels: Mapping[str, str], reference: str, within: str
+) -> list[str]:
+    over = floor_words(answer.floor, higher_is_better=answer.binary)
+    mean, bound = answer.gain or (0.0, 0.0)
+    return [
+        f"Fine-tuning is not shown to beat {over}: {reference} gains {mean:+.4f} on validation data, with a lower "
+        f"bound of {bound:+.4f}. Use the base as it is, or train longer, with higher learning rates or more data."
+    ]
+
+
+def _undecided(
+    answer: Answer, compared: Sequence[Comparison], labels: Mapping[str, str], reference: str, within: str
+) -> list[str]:
+    meanwhile = f"Until then: {reference}."
+    if not compared:
+        return [f"Nothing smaller than {reference} was tried, so nothing could be compared."]
+    if max(c.n_seeds for c in compared) < 2:
+        return [
+            "One seed can't tell a difference from the luck of one training run, so nothing is shown; give three or "
+            f"more. {meanwhile}"
+        ]
+    if answer.rows < answer.rows_needed:
+        return [
+            f"Nothing can be shown with {answer.rows:,} validation examples: a tolerance of "
+            f"{amount(answer.tolerance, answer.binary)} needs at least {answer.rows_needed:,}. {meanwhile}"
+        ]
+    sentences = [f"Nothing smaller than {reference} is shown to be {within}."]
+    sentences += _sorted_out(compared, labels)
+    if answer.detectable_difference is not None:
+        seeds = max(c.n_seeds for c in compared)
+        sentences.append(
+            f"These {answer.rows:,} validation examples can show differences of about "
+            f"{amount(answer.detectable_difference, answer.binary)} with {seeds} seeds."
+        )
+    more = answer.more_seeds_needed
+    if more:
+        sentences.append(f"About {more} more seed{'' if more == 1 else 's'} could decide.")
+    elif answer.rotated:
+        sentences.append("More seeds are unlikely to decide; more data or a wider tolerance could.")
+    else:
+        sentences.append("More seeds on the same validation examples can't decide; more validation examples could.")
+    return [*sentences, meanwhile]
+
+
+def _sorted_out(compared: Sequence[Comparison], labels: Mapping[str, str]) -> list[str]:
+    """Which of them are shown not to lie within, and which are open."""
+    sentences: list[str] = []
+    outside = [labels[c.name] for c in compared if c.state == "not"]
+    if outside:
+        sentences.append(f"{_listed(outside)} {'is' if len(outside) == 1 else 'are'} shown not to be.")
+    open_ = [
+        f"{labels[c.name]} ({probability(c.p_within)})"
+        for c in compared
+        if c.state == "open" and c.p_within is not None
+    ]
+    if open_:
+        sentences.append(f"{_listed(open_)} may be.")
+    return sentences
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Words as a list: ranks share one "r = ".
+
+    Examples:
+        >>> _listed(["r = 1", "r = 2", "head alone"])
+        'r = 1, 2, head alone'
+    """
+    shown = [
+        word.removeprefix("r = ") if i and word.startswith("r = ") and words[i - 1].startswith("r = ") else word
+        for i, word in enumerate(words)
+    ]
+    return ", ".join(shown)

@@ -1,0 +1,119 @@
+"""Packs that fit: what each run takes in memory, measured on one step of its kind alone, and packs cut to a limit."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from torch import nn
+
+from rankwise.pack.resolved import resolve
+from rankwise.sweeps.problem import Problem, Run
+from rankwise.train.loop import PackTraining
+from rankwise.train.machine.memory import free_bytes
+
+One = TypeVar("One")
+
+COPIES = 9
+"""Numbers that are kept for each trained one, at the most: itself, the best so far, gradient, two moments, s, s B,
+the optimiser's update and its rate."""
+
+SHARE = 0.9
+"""Of what a device has free, what packs take by default: other programs and the allocator's gaps need some too."""
+
+
+def training_of(model: nn.Module, runs: Sequence[Run], problem: Problem) -> PackTraining:
+    """The runs of a pack, ready to train."""
+    data, rotation = problem.splits[runs[0].data], problem.rotation_of(runs[0].data)
+    train, validation = (data.train, data.validation) if rotation is None else (rotation.pool, rotation.pool)
+    return PackTraining(
+        model,
+        [(run.member, run.training) for run in runs],
+        train,
+        validation,
+        problem.loss,
+        problem.metric,
+        states={run.name: run.start for run in runs},
+        feed=problem.feed,
+        cut=None if rotation is None else rotation.cut,
+    )
+
+
+Probes = dict[tuple[object, ...], int]
+"""Bytes of a step, measured once for each kind of run: of one run, or of a whole pack."""
+
+
+def state_bytes(model: nn.Module) -> int:
+    """Bytes that are kept for each number that is trained."""
+    size = next(p.element_size() for p in model.parameters() if p.is_floating_point())
+    # Over half precision what is trained is in float32, with a copy in the base's type.
+    # float16 also takes a copy of parameters and moments where a step is left out.
+    return COPIES * size if size >= 4 else (COPIES + 3) * 4 + size
+
+
+def kind_of(model: nn.Module, run: Run) -> tuple[object, ...]:
+    """What the memory and time of a run's step depend on, but for its rank."""
+    resolved = resolve(model, run.member)
+    targets = tuple(t.name for t in resolved.targets)
+    dropout = run.member.lora is not None and run.member.lora.dropout > 0
+    return run.data, run.training.batch_size, targets, resolved.whole, dropout
+
+
+def bytes_of_runs(
+    model: nn.Module, runs: Sequence[Run], problem: Problem, probes: Probes | None = None
+) -> dict[str, int]:
+    """Bytes that each run needs beside the base, by name.
+
+    Of the runs that adapt the same modules and read batches of one size, the one with the most parameters takes a step
+    alone; the others take as much, but for their own parameters. A pack takes less than the sum of its runs: they
+    share what runs before the branch point, and not all are at their peak at once.
+
+    Args:
+        model: The base.
+        runs: The runs.
+        problem: Data, loss and metric.
+        probes: What was measured before, and is not again; what is measured is added.
+    """
+    probes = {} if probes is None else probes
+    kinds: dict[tuple[object, ...], list[tuple[int, Run]]] = {}
+    for run in runs:
+        kinds.setdefault(kind_of(model, run), []).append((resolve(model, run.member).parameter_count(), run))
+    of_one = state_bytes(model)
+    needed: dict[str, int] = {}
+    for kind, own in kinds.items():
+        most, largest = max(own, key=lambda one: one[0])
+        if (*kind, most) not in probes:
+            probes[*kind, most] = training_of(model, [largest], problem).peak_bytes()
+        needed |= {run.name: probes[*kind, most] + of_one * parameters for parameters, run in own}
+    return {run.name: needed[run.name] for run in runs}
+
+
+def limit_of(model: nn.Module, memory: int | None) -> int | None:
+    """The bytes that a pack may take beside the base: as given, or a share of what the device has free."""
+    if memory is not None:
+        return memory
+    free = free_bytes(next(model.parameters()).device)
+    return None if free is None else int(SHARE * free)
+
+
+def cut_to_fit(pack: Sequence[One], needed: Callable[[One], int], limit: int | None) -> list[list[One]]:
+    """Cut a pack, in its order, into packs that fit; a run that doesn't fit alone is a pack of its own.
+
+    Args:
+        pack: The runs.
+        needed: Bytes of each.
+        limit: Bytes of a pack; None for no limit.
+
+    Examples:
+        >>> cut_to_fit([3, 3, 2, 9, 1], lambda run: run, 6)
+        [[3, 3], [2], [9], [1]]
+    """
+    if limit is None:
+        return [list(pack)]
+    packs: list[list[One]] = []
+    left = 0
+    for run in pack:
+        if not packs or needed(run) > left:
+            packs.append([])
+            left = limit
+        packs[-1].append(run)
+        left -= needed(run)
+    return packs

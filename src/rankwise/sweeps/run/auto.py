@@ -1,0 +1,389 @@
+"""The adaptive plan: learning rates at a middle size and the reference, then sizes by bisection, seeds as needed.
+
+Runs share packs where that is cheap: where a further adapter costs little beside the first, all sizes train with each
+seed and the path is followed through what is there already; else only what the path asks for trains.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rankwise.pack.resolved import resolve
+from rankwise.sweeps.candidates.grid import Candidate
+from rankwise.sweeps.choose.adaptive import STARTING_SEEDS, Ladder, Step, neighbour_rates, next_step
+from rankwise.sweeps.choose.answer import CANDIDATES, Comparison, Floors, compare, pair
+from rankwise.sweeps.choose.configurations import Configuration, choose_learning_rates, signed
+from rankwise.sweeps.choose.rule import Rule
+from rankwise.sweeps.choose.within import difference_bound
+from rankwise.sweeps.choose.wording import probability
+from rankwise.sweeps.problem import Run, SweepState
+from rankwise.sweeps.run.stage import PlannedStage, StageResult
+
+if TYPE_CHECKING:
+    from rankwise.sweeps.run.stages import Stages
+
+SEARCH_SEED = 10_007
+"""The seed with which learning rates are searched; it is none of those that decide."""
+
+CHEAP = 0.35
+"""Where a further adapter costs less than this share of the first, all sizes train together."""
+
+GAIN_SEEDS = 6
+"""Seeds after which a gain that is still not shown ends the plan."""
+
+AT_ONCE = 4
+"""Seeds that may be added in one step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Auto:
+    """Settings of the adaptive plan.
+
+    Args:
+        rule: Tolerance and confidence.
+        floors: What fine-tuning must beat.
+        comparable: Configurations that can be reference or answer; None for all.
+        curve: Whether every size is trained, at least with the starting seeds, once the decision is made; None does
+            where a further adapter is cheap.
+        max_runs: Training runs at the most, the search for learning rates included; None for no limit.
+        max_minutes: The plan trains nothing new after so many minutes, the first comparison aside; None for no limit.
+        max_parameters: Larger sizes are left out; None for no limit.
+        price: What a further adapter in a pack costs, as a share of the first; None to measure it.
+    """
+
+    rule: Rule
+    floors: Floors
+    comparable: Sequence[str] | None = None
+    curve: bool | None = None
+    max_runs: int | None = None
+    max_minutes: float | None = None
+    max_parameters: int | None = None
+    price: float | None = None
+
+
+@dataclass
+class Walk:
+    """An adaptive plan under way.
+
+    Args:
+        stages: Trains runs.
+        auto: The settings.
+    """
+
+    stages: "Stages"
+    auto: Auto
+    swept: SweepState | None = None
+    searched: int = 0
+    path: list[str] = field(default_factory=list[str])
+    curve: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        stages = self.stages
+        seed = stages.seeds[0]
+        self.candidates = {c.name: c for c in stages.candidates}
+        self.parameters = {
+            c.name: resolve(stages.model, c.run(c.lrs[0], seed).member).parameter_count() for c in stages.candidates
+        }
+        able = [c for c in stages.candidates if self.auto.comparable is None or c.name in self.auto.comparable]
+        fulls = [c for c in able if c.method == "full"]
+        pool = fulls[-1:] or sorted(able, key=lambda c: self.parameters[c.name])[-1:]
+        self.reference = pool[0]
+        limit = self.auto.max_parameters or self.parameters[self.reference.name]
+        sized = [
+            c
+            for c in able
+            if c.method in CANDIDATES
+            and c is not self.reference
+            and self.parameters[c.name] < self.parameters[self.reference.name]
+            and self.parameters[c.name] <= limit
+        ]
+        self.ladders = _ladders(sorted(sized, key=lambda c: (self.parameters[c.name], c.name)))
+        on_ladders = {name for ladder in self.ladders for name in ladder.names} | {self.reference.name}
+        self.others = [c for c in stages.candidates if c.name not in on_ladders]
+        self.rates: dict[str, float] = {}
+
+    def run(self) -> StageResult:
+        """Search for rates, follow the ladders, complete the curve.
+
+        Raises:
+            KeyboardInterrupt: Interrupted while learning rates were searched.
+        """
+        edges, told = self._search()
+        if not self.ladders:
+            others = dict.fromkeys((c.name for c in self.others), self._starting)
+            self._train({self.reference.name: self._starting}, others)
+        cheap = self._cheap()
+        self.curve = cheap if self.auto.curve is None else self.auto.curve
+        for ladder in self.ladders:
+            self._follow(ladder, cheap)
+            if self._stopped or self._nothing_gained():
+                break
+        if self.curve and not self._stopped:
+            self._complete_curve()
+        swept = self.swept or SweepState((), {}, complete=True)
+        if swept.complete:
+            swept.note([self._saved()])
+        order = list(self.candidates)
+        swept.runs = sorted(swept.runs, key=lambda run: (order.index(run.configuration), run.training.lr, run.name))
+        path = tuple(name for name in self.path if not self._lost(name))
+        return StageResult(swept, edges, told, path, self.reference.name, dict(self.rates))
+
+    def expected(self) -> list[PlannedStage]:
+        """The first stages: the search, and the reference with the middle size; what follows depends on them."""
+        middles = [self.candidates[ladder.middle] for ladder in self.ladders]
+        first = [*middles, self.reference]
+        runs = [c.run(c.lrs[0], seed) for c in first for seed in self.stages.seeds[: self._starting]]
+        several = [c for c in first if len(c.lrs) > 1]
+        found = [PlannedStage("training", runs, ())]
+        if several:
+            search, rungs = self.stages.searching(several, SEARCH_SEED)
+            found.insert(0, PlannedStage("search", search, rungs))
+        return found
+
+    @property
+    def _starting(self) -> int:
+        return min(STARTING_SEEDS, len(self.stages.seeds))
+
+    @property
+    def _stopped(self) -> bool:
+        return self.swept is not None and not self.swept.complete
+
+    def _search(self) -> tuple[dict[str, bool], list[dict[str, object]]]:
+        """Find learning rates at each ladder's middle, the reference, and what has rates of its own kind."""
+        middles = [self.candidates[ladder.middle] for ladder in self.ladders]
+        heads = [c for ladder in self.ladders for n in ladder.names if (c := self.candidates[n]).method == "head"]
+        chosen = list({c.name: c for c in [*middles, *heads, self.reference]}.values())
+        several = [c for c in chosen if len(c.lrs) > 1]
+        edges: dict[str, bool] = {}
+        told: list[dict[str, object]] = []
+        found: Mapping[str, float] = {}
+        if several:
+            self.stages.progress.message(
+                f"Searching for learning rates at {', '.join(c.label for c in several)}; the others take theirs from "
+                "them."
+            )
+            found, edges, told = self.stages.search_rates(several, SEARCH_SEED)
+            self.searched = len(told)
+        self.rates = {c.name: found.get(c.name, c.lrs[0]) for c in chosen}
+        for ladder in self.ladders:
+            for name in ladder.names:
+                self.rates.setdefault(name, self.rates[ladder.middle])
+        largest = self.rates[self.ladders[-1].middle] if self.ladders else None
+        for c in self.others:
+            self.rates[c.name] = largest if c.method == "lora" and largest is not None else c.lrs[0]
+        return edges, told
+
+    def _cheap(self) -> bool:
+        """Whether all sizes train together."""
+        names = [name for ladder in self.ladders for name in ladder.names if self.candidates[name].method == "lora"]
+        if len(names) < 3:
+            return False
+        price = self.auto.price
+        if price is None:
+            seed = self.stages.seeds[0]
+            runs = [self.candidates[name].run(self.rates[name], seed) for name in names[:4]]
+            price = self.stages.measured_price(runs)
+        cheap = price < CHEAP
+        self.stages.progress.message(
+            f"A further adapter costs {100 * price:.0f}% of the first, so "
+            + ("all sizes train together." if cheap else "sizes are tried one after another, by bisection.")
+        )
+        return cheap
+
+    def _follow(self, ladder: Ladder, cheap: bool) -> None:
+        """Take steps on a ladder until it ends."""
+        neighbours: set[str] = set()
+        together = [*ladder.names, *(c.name for c in self.others if self.curve)] if cheap else []
+        start = self._starting
+        going = self._train(dict.fromkeys([self.reference.name, ladder.middle], start), dict.fromkeys(together, start))
+        while going and not self._stopped:
+            if self._nothing_gained():
+                n = self._asked(self.reference.name)
+                if n >= min(GAIN_SEEDS, len(self.stages.seeds)):
+                    return
+                going = self._train({self.reference.name: n + 1, ladder.middle: n + 1})
+                continue
+            step = next_step(
+                ladder,
+                self._compared,
+                most_seeds=len(self.stages.seeds),
+                neighbours_tried=neighbours.__contains__,
+                at_once=AT_ONCE if cheap else 1,
+            )
+            self.path = [*dict.fromkeys([*self.path, *step.path])]
+            if step.kind == "end":
+                return
+            self._say(step)
+            if step.kind == "neighbour":
+                neighbours.add(step.name)
+                going = self._try_neighbour(step.name, ladder)
+                continue
+            beside = dict.fromkeys(together, step.seeds) if step.kind == "seeds" else {}
+            going = self._train({step.name: step.seeds, self.reference.name: step.seeds}, beside)
+
+    def _try_neighbour(self, name: str, ladder: Ladder) -> bool:
+        """Train a configuration at a neighbouring learning rate, and take that where it does better with the same
+        seeds; False where the budgets don't allow it."""
+        lower = self._lost(name) or ladder.names.index(name) < ladder.names.index(ladder.middle)
+        before = self.rates[name]
+        for lr in neighbour_rates([before], self.candidates[name].lrs, lower):
+            old = self._mean(name)
+            self.rates[name] = lr
+            going = self._train({name: self._starting})
+            new = self._mean(name)
+            if new is None or (old is not None and signed(new - old, self.auto.rule.higher_is_better) <= 0):
+                self.rates[name] = before
+            if not going:
+                return False
+        return True
+
+    def _mean(self, name: str) -> float | None:
+        """The mean over the starting seeds; None where one of them has no run that counts."""
+        c = self._chosen().get(name)
+        first = self.stages.seeds[: self._starting]
+        if c is None or not {*first} <= {*c.seeds}:
+            return None
+        return float(np.mean([run.validation.mean() for run in c.runs if run.seed in first]))
+
+    def _missing(self, wanted: Mapping[str, int]) -> list[Run]:
+        """Runs of these configurations with so many seeds that have not been trained."""
+        known = set() if self.swept is None else {run.name for run in self.swept.runs}
+        return [
+            run
+            for name, n in wanted.items()
+            for seed in self.stages.seeds[:n]
+            if (run := self.candidates[name].run(self.rates[name], seed)).name not in known
+        ]
+
+    def _train(self, wanted: Mapping[str, int], beside: Mapping[str, int] | None = None) -> bool:
+        """Train what is missing of these configurations with so many seeds, and of others as far as the budgets allow;
+        False where they don't even allow the first."""
+        runs, more = self._missing(wanted), self._missing({**wanted, **(beside or {})})
+        over = self._over(len(runs))
+        if over is not None:
+            if self.swept is not None:
+                label = self.candidates[next(iter(wanted))].label
+                self.swept.note([f"The plan ended after {over}, before {label} was decided."])
+            return False
+        self._add(runs if self._over(len(more)) is not None else more)
+        return True
+
+    def _add(self, runs: Sequence[Run]) -> None:
+        if not runs:
+            return
+        more = self.stages.train(runs)
+        if self.swept is None:
+            self.swept = more
+        else:
+            self.swept.add(more)
+
+    def _chosen(self) -> dict[str, Configuration]:
+        swept = self.swept
+        if swept is None:
+            return {}
+        scores = [swept.score(run) for run in swept.runs if run.training.lr == self.rates[run.configuration]]
+        return {c.name: c for c in choose_learning_rates(scores, self.auto.rule.higher_is_better)}
+
+    def _asked(self, name: str) -> int:
+        """Seeds with which a configuration was trained at its learning rate, those that diverged among them."""
+        runs = [] if self.swept is None else self.swept.runs
+        return len({r.member.seed for r in runs if r.configuration == name and r.training.lr == self.rates[name]})
+
+    def _lost(self, name: str) -> bool:
+        """Whether a seed of a configuration came to nothing at its learning rate: it can't be the answer."""
+        c = self._chosen().get(name)
+        return c is not None and len(c.runs) < self._asked(name)
+
+    def _compared(self, name: str) -> Comparison | None:
+        chosen, asked = self._chosen(), self._asked(name)
+        reference = chosen.get(self.reference.name)
+        if name not in chosen or reference is None:
+            return None
+        found = compare(chosen[name], reference, self.auto.rule, self.auto.floors)
+        if self._lost(name) or found is None:
+            return Comparison(name, float("-inf"), None, None, 0.0, asked, "not", 0)
+        # A seed that the reference lost is not asked for again.
+        return replace(found, n_seeds=min(asked, self._asked(self.reference.name)))
+
+    def _nothing_gained(self) -> bool:
+        """Whether fine-tuning is not shown to beat its floor."""
+        reference = self._chosen().get(self.reference.name)
+        if reference is None or len(reference.runs) < 2:
+            return False
+        itself = pair(reference, reference, self.auto.floors, self.auto.rule.higher_is_better)
+        if itself is None or itself.floor is None:
+            return False
+        return difference_bound(itself.theirs, itself.floor, itself.rotated, self.auto.rule.confidence) <= 0
+
+    def _over(self, more: int) -> str | None:
+        """What was reached of a budget that allows no more runs; None where all allow them."""
+        swept, auto = self.swept, self.auto
+        done = self.searched + (0 if swept is None else len(swept.runs))
+        minutes = (time.monotonic() - self.began) / 60
+        if more and auto.max_runs is not None and done + more > auto.max_runs:
+            return f"{done} runs, of {auto.max_runs} allowed"
+        # However long the search took: without a comparison there is no answer.
+        if more and swept is not None and auto.max_minutes is not None and minutes > auto.max_minutes:
+            return f"{minutes:.0f} minutes, of {auto.max_minutes:g} allowed"
+        return None
+
+    def _complete_curve(self) -> None:
+        names = [name for ladder in self.ladders for name in ladder.names] + [c.name for c in self.others]
+        missing = [name for name in names if self._asked(name) < self._starting]
+        runs = self._missing(dict.fromkeys(missing, self._starting))
+        if not runs:
+            return
+        labels, over = ", ".join(self.candidates[name].label for name in missing), self._over(len(runs))
+        if over is None:
+            self.stages.progress.message(f"The decision is made; {labels} complete the curve.")
+            self._add(runs)
+        elif self.swept is not None:
+            self.swept.note([f"The plan ended after {over}; {labels} would complete the curve."])
+
+    def _say(self, step: Step) -> None:
+        label = self.candidates[step.name].label
+        said = [
+            f"{self.candidates[name].label} {STATES[c.state]}"
+            + ("" if c.p_within is None else f" ({probability(c.p_within)}, {c.n_seeds} seeds)")
+            for name in dict.fromkeys([*step.path[-1:], step.name])
+            if (c := self._compared(name)) is not None
+        ]
+        what = {
+            "train": f"{label} with {step.seeds} seeds",
+            "seeds": f"{step.seeds} seeds of {label} and {self.reference.label}",
+            "neighbour": f"{label} at a neighbouring learning rate",
+        }[step.kind]
+        self.stages.progress.message(f"{'; '.join(said)}. Next: {what}." if said else f"Next: {what}.")
+
+    def _saved(self) -> str:
+        runs = 0 if self.swept is None else len(self.swept.runs)
+        grid = sum(len(c.lrs) for c in self.stages.candidates) * STARTING_SEEDS
+        total = runs + self.searched
+        fewer = f", in place of {grid} for the whole grid with {STARTING_SEEDS} seeds" if total < grid else ""
+        return f"The adaptive plan trained {total} runs ({self.searched} to find learning rates){fewer}."
+
+
+STATES = {
+    "shown": "is shown to be within the tolerance",
+    "not": "is shown not to be",
+    "open": "is open",
+}
+
+
+def _ladders(sized: Sequence[Candidate]) -> list[Ladder]:
+    """Candidates of one kind, whatever their rank, in one ladder each; the head alone is the smallest of the first."""
+    kinds: dict[object, list[str]] = {}
+    for c in sized:
+        key = None if c.lora is None else str(replace(c.lora, r=1, alpha=1.0))
+        kinds.setdefault(key, []).append(c.name)
+    heads = kinds.pop(None, [])
+    names = list(kinds.values())
+    if not names:
+        return [Ladder(tuple(heads))] if heads else []
+    order = {c.name: i for i, c in enumerate(sized)}
+    names[0] = sorted([*heads, *names[0]], key=order.__getitem__)
+    return [Ladder(tuple(group)) for group in names]

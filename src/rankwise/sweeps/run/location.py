@@ -1,0 +1,124 @@
+"""Where a run keeps its results, and how it starts or is resumed there."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from torch import Tensor
+
+from rankwise.sweeps.run.extend import Earlier, read_base, read_earlier
+from rankwise.sweeps.storage.directory import begin_run, held, read_begun
+from rankwise.sweeps.storage.owned import UNFINISHED
+from rankwise.train.checkpoints import Every
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLocation:
+    """Where the results of a run go, and how it is kept while it is under way.
+
+    Args:
+        directory: The run directory.
+        config: The complete configuration as YAML, to be kept beside the results.
+        command: The command line, likewise.
+        how_to_resume: A command that goes on with the run, for messages.
+        overwrite: Whether earlier results may be replaced.
+        resume: Whether to go on with the unfinished run in the directory.
+        extend: Whether to continue from the finished run in the directory.
+        how_to_extend: (seeds to add, seeds then) -> a command that adds them, for the report.
+        every: How often a checkpoint is written.
+    """
+
+    directory: Path
+    config: str
+    command: str
+    how_to_resume: str
+    overwrite: bool = False
+    resume: bool = False
+    extend: bool = False
+    how_to_extend: Callable[[int, int], str] | None = None
+    every: Every | None = None
+
+    @property
+    def kept(self) -> Path:
+        """Where the run is kept while it is under way."""
+        return self.directory / UNFINISHED
+
+    def held(self) -> AbstractContextManager[None]:
+        """Hold the directory for this run, from before anything costly to the end.
+
+        Raises:
+            OutputError: Results can't be written there, or another run holds it.
+        """
+        return held(self.directory, overwrite=self.overwrite, resume=self.resume or self.extend)
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """What is known of a run's beginning, kept for a later resumption.
+
+    Args:
+        about: The command and the time.
+        base: The base's weights, where the task makes the base itself and the run is resumed or extended.
+        earlier: The finished results that the run extends.
+    """
+
+    about: dict[str, str]
+    base: dict[str, Tensor] | None = None
+    earlier: Earlier | None = None
+
+    @property
+    def seconds_before(self) -> float:
+        """Time that the earlier run took."""
+        return 0.0 if self.earlier is None else self.earlier.results["seconds"] or 0.0
+
+
+def beginning_of(place: RunLocation) -> RunStart | None:
+    """What lies in a place for a run to continue from; None where it begins anew.
+
+    Raises:
+        CheckpointError: A file of it is missing or damaged.
+    """
+    return resume_run(place) if place.resume else extend_run(place) if place.extend else None
+
+
+def starting_now(command: str) -> RunStart:
+    """A run that begins now."""
+    return RunStart({"command": command, "started": datetime.now(UTC).isoformat(timespec="seconds")})
+
+
+def resume_run(place: RunLocation) -> RunStart:
+    """The beginning of the unfinished run in a place.
+
+    Raises:
+        CheckpointError: A file of it is missing or damaged.
+    """
+    about, base, files = read_begun(place.directory)
+    return RunStart(about, base, read_earlier(place.directory, files) if files else None)
+
+
+def extend_run(place: RunLocation) -> RunStart:
+    """The beginning of a run that extends the finished one in a place; nothing is written yet.
+
+    Raises:
+        CheckpointError: There is no finished run, or a file of it is damaged.
+    """
+    return RunStart(starting_now(place.command).about, read_base(place.directory), read_earlier(place.directory))
+
+
+def start_run(place: RunLocation, base: Mapping[str, Tensor] | None = None, earlier: Earlier | None = None) -> RunStart:
+    """Begin a run in its place; it can be gone on with from here.
+
+    Args:
+        place: Where.
+        base: The base's weights, where the task has made the base itself.
+        earlier: The finished results that the run extends.
+
+    Raises:
+        OutputError: The directory can't be written.
+    """
+    beginning = starting_now(place.command)
+    files = None if earlier is None else earlier.files
+    begin_run(place.directory, place.config, beginning.about, base, files)
+    return RunStart(beginning.about, earlier=earlier)

@@ -1,0 +1,109 @@
+"""Run a sweep: packs of runs over one base, then one evaluation of everything that finished."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from rankwise.errors import CheckpointError, ConfigError
+from rankwise.pack.resolved import resolve
+from rankwise.show.live import Progress
+from rankwise.sweeps.measure import measure
+from rankwise.sweeps.plan.fitting import Probes
+from rankwise.sweeps.plan.plan import check_plan, fingerprints, make_plan, read_plan, surroundings, write_plan
+from rankwise.sweeps.problem import Problem, Run, SweepState
+from rankwise.sweeps.run.course import Course
+from rankwise.sweeps.run.watch import ProgressByConfiguration
+from rankwise.train.checkpoints import Checkpoints, Every
+from rankwise.train.machine.interrupts import stop_on_signals
+
+
+def run_sweep(
+    model: nn.Module,
+    runs: Sequence[Run],
+    problem: Problem,
+    progress: Progress,
+    *,
+    rungs: Sequence[int] = (),
+    checkpoints: Path | None = None,
+    every: Every | None = None,
+    resume: bool = False,
+    tests: bool = True,
+    memory: int | None = None,
+    probes: Probes | None = None,
+) -> SweepState:
+    """Train every run and measure those that finished.
+
+    An interrupt (Ctrl-C, or SIGTERM where checkpoints are kept) while training ends the training only: what had
+    finished is measured and returned, with `complete` false.
+
+    Args:
+        model: The base; its weights are the same, bit for bit, afterwards.
+        runs: What to train.
+        problem: Data, loss and metric.
+        progress: Where it is shown.
+        rungs: Epochs, rising, after which the worst configurations leave (`sweeps.choose.rungs`); none by default.
+        checkpoints: A folder for the plan and the checkpoints; the caller removes it when the results are safe. None
+            to keep nothing.
+        every: How often a checkpoint is written.
+        resume: Go on with the unfinished run in `checkpoints`, by its plan, from its last whole checkpoint.
+        tests: Whether finished runs are measured on test data too.
+        memory: Bytes that a pack may need beside the base; what doesn't fit trains in packs one after another. By
+            default nine tenths of what the device has free. An unfinished run keeps the packs of its plan.
+        probes: What steps take in memory, as far as it was measured before.
+
+    Raises:
+        CheckpointError: The unfinished run can't be gone on with: there is none, or it is of other runs, data or base.
+        ConfigError: The rungs don't rise, or there is no folder to resume from.
+        OutputError: The plan can't be written.
+        PackError: Some runs can't be trained in a pack.
+        TargetError: A target pattern matches nothing.
+    """
+    if list(rungs) != sorted({*rungs}) or any(rung < 1 for rung in rungs):
+        raise ConfigError(f"The rungs are {list(rungs)}; give rising numbers of epochs, such as 4, 12.")
+    parameters = {run.name: resolve(model, run.member).parameter_count() for run in runs}
+    swept = SweepState(runs, parameters)
+    if resume:
+        if checkpoints is None:
+            raise ConfigError("resume needs the folder of the checkpoints.")
+        plan = read_plan(checkpoints)
+        if list(rungs) != plan.rungs:
+            raise CheckpointError(
+                f"The run in {checkpoints} can't be resumed with the rungs {list(rungs)}; it began with {plan.rungs}."
+            )
+        swept.notes += check_plan(plan, fingerprints(model, runs, problem), surroundings(model), checkpoints)
+    else:
+        plan = make_plan(model, runs, problem, rungs, memory, probes)
+        if checkpoints is not None:
+            write_plan(checkpoints, plan)
+    swept.note(plan.notes)
+    by_name = {run.name: run for run in runs}
+    packs = [[by_name[name] for name in pack] for pack in plan.packs]
+    watch = ProgressByConfiguration(
+        progress,
+        {run.name: (run.configuration, run.r, run.training.lr) for run in runs},
+        {run.name: run.training.epochs * -(-problem.train_rows(run.data) // run.training.batch_size) for run in runs},
+        problem.metric_name,
+    )
+    course: Course | None = None
+    kept = None if checkpoints is None else Checkpoints(checkpoints, progress.message, every)
+    try:
+        with stop_on_signals(heard=kept is not None) as stop:
+            course = Course(model, packs, problem, plan.rungs, swept, watch, kept, stop)
+            if resume:
+                course.resume()
+            course.run()
+    except KeyboardInterrupt:
+        pass
+    swept.complete = len(swept.outcomes) == len(runs)
+    # Packs that turned out too large have been split meanwhile.
+    packs = packs if course is None else course.packs
+    finished = sum(outcome.status == "finished" for outcome in swept.outcomes.values())
+    if tests and finished:
+        progress.message(f"Measuring {finished:,} finished run{'' if finished == 1 else 's'} on test data")
+    for i, pack in enumerate(packs):
+        peak = plan.base_bytes + sum(plan.memory[run.name] for run in pack)
+        swept.packs |= {run.name: i for run in pack}
+        swept.memory |= {run.name: peak for run in pack}
+        measure(model, pack, problem, swept, tests=tests)
+    return swept

@@ -1,0 +1,84 @@
+"""Runs of a sweep as adapters on the model: to use, and to save in PEFT's format."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from rankwise.adapter_files import save_adapter
+from rankwise.collector import collector_paused
+from rankwise.errors import AdapterError
+from rankwise.lora.inject import Report, attach, check_new_name, eject
+from rankwise.lora.targets.find import Targets, find_targets
+from rankwise.lora.trained_modules import enclosing_modules
+from rankwise.lora.variants import VARIANTS, variant_name
+from rankwise.pack.resolved import State
+from rankwise.sweeps.problem import Run, SweepState
+
+
+def put_on(model: nn.Module, run: Run, state: State, name: str) -> Report:
+    """Attach what a run has trained to the base, as `inject` attaches a fresh adapter.
+
+    Args:
+        model: The base.
+        run: Of method "lora".
+        state: Its tensors.
+        name: What the adapter is to be called.
+
+    Raises:
+        AdapterError: The run has no A and B, or the name is taken.
+    """
+    lora, whole = run.member.lora, run.member.whole
+    if lora is None:
+        raise AdapterError(f"{run.name} trains no A and B; there is no adapter of it.")
+    check_new_name(model, name)
+    found = find_targets(model, lora)
+    adapted = [target for target in found.adapted if target.name not in whole]
+    pairs = {target.name: (state[f"{target.name}.A"], state[f"{target.name}.B"]) for target in adapted}
+    beside = {target.name: VARIANTS[variant_name(lora.variant, target.layer_type)].tensors for target in adapted}
+    own = {name: {key: state[f"{name}.{key}"] for key in keys} for name, keys in beside.items()}
+    of_adapter = {f"{name}.{key}" for name in pairs for key in ("A", "B", *beside[name])}
+    trained_whole = {key: value for key, value in state.items() if key not in of_adapter}
+    config = replace(lora, modules_to_save=enclosing_modules(model, whole))
+    with collector_paused():
+        return attach(model, Targets(adapted, found.left_out), pairs, config, name, trained_whole, own)
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """How the adapters of a sweep are written.
+
+    Args:
+        model: The base; it is as before afterwards.
+        folders: Run -> folder of its adapter, relative to the run directory.
+        base_name: What the adapters call their base.
+        beside: Writes what belongs beside the adapter of a run into its folder.
+    """
+
+    model: nn.Module
+    folders: Mapping[str, str]
+    base_name: str | None
+    beside: Callable[[Path, Run], object] | None = None
+
+    def write(self, swept: SweepState, directory: Path) -> None:
+        """Save the adapters of finished runs into a run directory.
+
+        Raises:
+            OutputError: A folder can't be written.
+        """
+        for run in swept.runs:
+            if run.name in self.folders:
+                put_on(self.model, run, swept.outcomes[run.name].state, "saving")
+                try:
+                    folder = save_adapter(
+                        self.model,
+                        directory / self.folders[run.name],
+                        "saving",
+                        base_name=self.base_name,
+                        strict=False,  # one run that diverged must not cost the others' files
+                    )
+                finally:
+                    eject(self.model, "saving")
+                if self.beside is not None:
+                    self.beside(folder, run)

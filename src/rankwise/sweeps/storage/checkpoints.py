@@ -1,0 +1,133 @@
+"""A sweep in checkpoints: packs that wait, runs that ended, the curve so far."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rankwise.sweeps.problem import SweepState
+from rankwise.train.checkpoints import Checkpoints, Tensors
+from rankwise.train.outcome import Outcome, Point
+from rankwise.train.state import TrainingState
+
+MOST_LOGS = 16
+"""Log parts before they are written as one."""
+
+OUTCOME = [field.name for field in fields(Outcome) if field.name not in ("state", "deciding")]
+NUMBERS = [field.name for field in fields(Point) if field.name not in ("run", "step")]
+
+
+class Keeper:
+    """Writes a sweep's state as checkpoints, and reads it.
+
+    A pack that has not moved since the last checkpoint is not written again. What has ended since the last one is
+    written once, as a part of its own: the log.
+
+    Args:
+        checkpoints: Where.
+        swept: What has been found so far; filled by `read`.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, swept: SweepState) -> None:
+        self._checkpoints, self._swept = checkpoints, swept
+        self.cut: list[list[str]] | None = None
+        """The runs of each pack, where that is no longer as planned."""
+        self._packs: dict[str, tuple[int, list[str]]] = {}
+        """Steps and runs of the packs as they were written: these tell one state of a pack from another."""
+        self._logs: list[str] = []
+        self._logged = (0, 0)
+        """Outcomes and points that are in the logs."""
+
+    def write(self, waiting: Mapping[int, TrainingState], stage: int) -> bool:
+        """Write a checkpoint; a failure is said, and training can go on.
+
+        Args:
+            waiting: The packs that have begun and not ended.
+            stage: Rungs that are behind.
+        """
+        swept = self._swept
+        parts: dict[str, Tensors | None] = {
+            f"pack-{i}": None if self._packs.get(f"pack-{i}") == _place(state) else state.tensors
+            for i, state in waiting.items()
+        }
+        now = len(swept.outcomes), len(swept.curve)
+        kept = self._logs if len(self._logs) < MOST_LOGS else []
+        log = (
+            {}
+            if kept and now == self._logged
+            else {f"log-{now[0]}-{now[1]}": self._log(*(self._logged if kept else (0, 0)))}
+        )
+        parts |= {**dict.fromkeys(kept), **log}
+        outcomes = [{key: getattr(outcome, key) for key in OUTCOME} for outcome in swept.outcomes.values()]
+        plain = {
+            "stage": stage,
+            "cut": self.cut,
+            "packs": {str(i): state.plain for i, state in waiting.items()},
+            "outcomes": outcomes,
+            "runs": [run.name for run in swept.runs],
+            "logs": [*kept, *log],
+        }
+        if not self._checkpoints.write(parts, plain):
+            return False
+        self._packs = {f"pack-{i}": _place(state) for i, state in waiting.items()}
+        self._logs, self._logged = [*kept, *log], now
+        return True
+
+    def read(self) -> tuple[dict[int, TrainingState], int]:
+        """Fill what has been found so far from the last whole checkpoint.
+
+        Returns:
+            The packs that have begun and not ended, and the number of rungs behind; nothing and 0 without one.
+        """
+        found = self._checkpoints.read()
+        if found is None:
+            return {}, 0
+        plain, swept = found.plain, self._swept
+        self.cut = plain.get("cut")
+        states: dict[int, dict[str, Tensor]] = {}
+        deciding: dict[int, np.ndarray] = {}
+        for log in plain["logs"]:
+            self._read_log(found.parts[log], plain["runs"], states, deciding)
+        for i, outcome in enumerate(plain["outcomes"]):
+            swept.outcomes[outcome["name"]] = Outcome(state=states.get(i, {}), deciding=deciding.get(i), **outcome)
+        waiting = {int(i): TrainingState(dict(found.parts[f"pack-{i}"]), p) for i, p in plain["packs"].items()}
+        self._packs = {f"pack-{i}": _place(state) for i, state in waiting.items()}
+        self._logs, self._logged = plain["logs"], (len(swept.outcomes), len(swept.curve))
+        return waiting, plain["stage"]
+
+    def _log(self, outcomes: int, points: int) -> dict[str, Tensor]:
+        """Everything from these counts on: tensors of runs that ended, and the curve."""
+        swept = self._swept
+        place = {run.name: i for i, run in enumerate(swept.runs)}
+        log: dict[str, Tensor] = {}
+        for i, outcome in list(enumerate(swept.outcomes.values()))[outcomes:]:
+            log |= {f"state/{i}/{key}": value for key, value in outcome.state.items()}
+            if outcome.deciding is not None:
+                log[f"deciding/{i}"] = torch.from_numpy(outcome.deciding)
+        curve = swept.curve[points:]
+        # Numbers in float64 are the very ones, NaN and infinity included.
+        numbers = [[getattr(point, key) for key in NUMBERS] for point in curve]
+        log["curve/numbers"] = torch.tensor(numbers, dtype=torch.float64).reshape(-1, len(NUMBERS))
+        log["curve/where"] = torch.tensor([[place[point.run], point.step] for point in curve]).long().reshape(-1, 2)
+        return log
+
+    def _read_log(
+        self, log: Tensors, runs: list[str], states: dict[int, dict[str, Tensor]], deciding: dict[int, np.ndarray]
+    ) -> None:
+        for path, value in log.items():
+            kind, _, rest = path.partition("/")
+            if kind == "state":
+                i, _, key = rest.partition("/")
+                states.setdefault(int(i), {})[key] = value
+            elif kind == "deciding":
+                deciding[int(rest)] = value.numpy()
+        for (run, step), numbers in zip(log["curve/where"].tolist(), log["curve/numbers"].tolist(), strict=True):
+            named: dict[str, Any] = dict(zip(NUMBERS, numbers, strict=True))
+            self._swept.curve.append(Point(run=runs[run], step=step, **named))
+
+
+def _place(state: TrainingState) -> tuple[int, list[str]]:
+    return state.plain["steps"], state.names

@@ -1,0 +1,209 @@
+"""What in a run directory is Rankwise's: nothing else is ever replaced or removed.
+
+Files are known by their content where there is one to look at: `results.json` and the files of an unfinished run have a
+format. Everything else belongs to them by name.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+from rankwise.errors import CheckpointError
+from rankwise.locking import LOCK
+from rankwise.sweeps.plan.plan import FILE as PLAN
+from rankwise.writing import read_checked
+
+MARK = "results.json"
+TRAINED_ON = "trained_on.npy"
+"""Checksums of the inputs that the runs were trained on, where the task writes them."""
+
+BEST = "best"
+"""A link to the recommended adapter, where one is shown to do the job."""
+
+RESULTS = ("config.yaml", "curves.csv", "predictions.npz", TRAINED_ON, BEST)
+ADAPTERS = "adapters"
+BASE_FILE = Path("base", "model.safetensors")
+REPORT = (
+    "table.md",
+    "results.csv",
+    "report.html",
+    *(f"{name}.{kind}" for name in ("accuracy_vs_parameters", "relative") for kind in ("png", "svg")),
+)
+
+STAGED = ".writing."
+"""Beginning of the name of the folder in which results are written before they are put in place."""
+
+UNFINISHED = "checkpoints"
+"""The folder with all that a run is resumed from: configuration, base, plan, checkpoints. It is removed when the
+results are in place; until then earlier results in the run directory are as they were."""
+
+ABOUT, ABOUT_FORMAT = "about.json", "rankwise-run-1"
+"""The first file of an unfinished run, and the last one to go."""
+
+EARLIER = "earlier"
+"""In the folder of an unfinished run that extends a finished one: the finished one's results."""
+
+EARLIER_FILES = ("results.json", "predictions.npz", "curves.csv")
+
+PRICE = "price.json"
+"""What a further adapter cost when the run began."""
+
+MEASURED = "measured.json"
+"""What the base's loss and metric were when the run began."""
+
+PLACING, PLACING_FORMAT = "placing.json", "rankwise-placing-1"
+"""Which files and adapters are Rankwise's while results are put in place."""
+
+_OURS = re.compile(
+    rf"{ABOUT}|{PLAN}|{MEASURED}|{PRICE}|{PLACING}|config\.yaml|base(/model\.safetensors)?|"
+    rf"{EARLIER}(/({'|'.join(map(re.escape, EARLIER_FILES))}))?|(stage-\d+/)?(checkpoint-\d{{6,}}\.json|"
+    rf"\d{{6,}}-[\w-]+\.safetensors|{PLAN})|stage-\d+"
+)
+_TEMPORARY = re.compile(r"\.(.+?)\.\d+\.(tmp|mode)")
+
+
+def holds_results(directory: Path) -> bool:
+    """Whether there are results of Rankwise."""
+    return str(_json(directory / MARK).get("format", "")).startswith("rankwise-results-")
+
+
+def holds_unfinished(directory: Path) -> bool:
+    """Whether a run in this directory has begun and not finished."""
+    folder = directory / UNFINISHED
+    return (folder / PLAN).exists() and _is_unfinished(folder)
+
+
+def foreign(directory: Path) -> Iterator[Path]:
+    """Yield what a run in this directory would replace or remove though it is not Rankwise's.
+
+    In a directory without results and without an unfinished run that is everything.
+    """
+    if not directory.exists():
+        return
+    results, unfinished = holds_results(directory), holds_unfinished(directory)
+    placing = _placing(directory / UNFINISHED)
+    ours: set[str] = {*placing} | ({MARK, *RESULTS, *REPORT, ADAPTERS, "base"} if results else set())
+    written = {MARK, *RESULTS, *REPORT, ADAPTERS, "base"}
+    for path in sorted(directory.iterdir()):
+        if path.name == LOCK or is_staging(path):
+            continue
+        if path.name == UNFINISHED:
+            yield from _foreign_in_unfinished(path)
+        elif path.name not in ours:
+            if path.name in written or not (results or unfinished):
+                yield path
+        elif path.name == ADAPTERS:
+            yield from _foreign_in(path, adapters_of(directory))
+        elif path.name == "base":
+            yield from _foreign_in(path, {BASE_FILE.name})
+
+
+def adapters_of(directory: Path) -> set[str]:
+    """Folders in `adapters/` that results in this directory name, or that are being put in place."""
+    runs: Any = _json(directory / MARK).get("runs")
+    named: set[str] = set()
+    for run in cast("list[Any]", runs) if isinstance(runs, list) else []:
+        adapter: Any = cast("dict[str, Any]", run).get("adapter") if isinstance(run, dict) else None
+        if isinstance(adapter, str) and adapter.startswith(f"{ADAPTERS}/"):
+            named.add(adapter.removeprefix(f"{ADAPTERS}/"))
+    return named | set(_placing(directory / UNFINISHED).get(ADAPTERS, ()))
+
+
+def is_staging(path: Path) -> bool:
+    """Whether a killed run has left this: a folder of results on their way, or a half-written file."""
+    if re.fullmatch(re.escape(STAGED) + r"\d+", path.name):
+        return path.is_dir() and not path.is_symlink()
+    half = _TEMPORARY.fullmatch(path.name)
+    return half is not None and half[1] in (MARK, *RESULTS, *REPORT)
+
+
+def clear_staging(directory: Path) -> None:
+    """Remove what killed runs have left on their way; to be called by the only run in the directory."""
+    for path in directory.iterdir():
+        if is_staging(path):
+            remove(path)
+
+
+def remove_results(directory: Path) -> None:
+    """Remove results, without the report, and nothing that `foreign` names."""
+    adapters = adapters_of(directory)
+    for name in (MARK, *RESULTS, BASE_FILE):
+        (directory / name).unlink(missing_ok=True)
+    if (folder := directory / ADAPTERS).is_dir():
+        for path in folder.iterdir():
+            if path.name in adapters:
+                remove(path)
+    for name in (ADAPTERS, "base"):
+        _remove_empty(directory / name)
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove what a run was resumed from, and nothing that `foreign` names."""
+    folder = directory / UNFINISHED
+    if folder.is_symlink() or not folder.is_dir() or not _is_unfinished(folder):
+        return
+    paths = [path for path in folder.rglob("*") if _is_ours(path, folder)]
+    files = [path for path in paths if path.is_symlink() or not path.is_dir()]
+    # Without its plan it is no run to resume; without the first file it is nobody's.
+    for path in sorted(files, key=lambda path: (path.name == ABOUT, path.name != PLAN)):
+        path.unlink(missing_ok=True)
+    for path in sorted((path for path in paths if path.is_dir()), reverse=True):
+        _remove_empty(path)
+    _remove_empty(folder)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link (not what it points to) or a whole folder."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found: Any = json.loads(path.read_bytes()) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+
+
+def _placing(folder: Path) -> dict[str, list[str]]:
+    try:
+        return read_checked(folder / PLACING, PLACING_FORMAT)
+    except CheckpointError:
+        return {}
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """Whether a folder is of an unfinished run: it says so, or was left before it could."""
+    if any(str(_json(folder / file).get("format", "")).startswith("rankwise-") for file in (ABOUT, PLAN, PLACING)):
+        return True
+    left = [path for path in folder.iterdir() if not path.is_dir() or any(path.iterdir())]
+    return all((half := _TEMPORARY.fullmatch(path.name)) is not None and half[1] == ABOUT for path in left)
+
+
+def _is_ours(path: Path, folder: Path) -> bool:
+    if half := _TEMPORARY.fullmatch(path.name):
+        path = path.with_name(half[1])
+    return _OURS.fullmatch(path.relative_to(folder).as_posix()) is not None
+
+
+def _foreign_in_unfinished(folder: Path) -> Iterator[Path]:
+    if folder.is_symlink() or not folder.is_dir() or not _is_unfinished(folder):
+        yield folder
+        return
+    yield from (path for path in sorted(folder.rglob("*")) if not _is_ours(path, folder))
+
+
+def _foreign_in(folder: Path, known: set[str]) -> Iterator[Path]:
+    if folder.is_symlink() or not folder.is_dir():
+        yield folder
+        return
+    yield from (path for path in sorted(folder.iterdir()) if path.name not in known)

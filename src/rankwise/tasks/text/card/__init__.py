@@ -1,0 +1,1 @@
+"""Model cards, and the servers that take an adapter."""

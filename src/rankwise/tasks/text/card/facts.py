@@ -1,0 +1,74 @@
+"""What the model card of a trained adapter says, from the results of its sweep."""
+
+import json
+from importlib import metadata
+from pathlib import Path
+
+from rankwise.report.schema import Results
+from rankwise.sweeps.problem import Run, SweepState
+from rankwise.tasks.text.card.model_card import CardFacts, CurvePoint, Figure, SplitFacts
+from rankwise.tasks.text.model.heads import MeanPooledClassifier
+from rankwise.tasks.text.options import TextOptions
+from rankwise.tasks.text.prompting import read_prompting
+from rankwise.tasks.text.score.metrics import perplexity_of
+from rankwise.tasks.text.train.built_task import BuiltTask
+
+PURPOSES = {"classify": "classifying texts", "sft": "writing texts"}
+
+
+def facts_of(
+    folder: Path, run: Run, results: Results, swept: SweepState, options: TextOptions, ready: BuiltTask
+) -> CardFacts:
+    """The facts of one adapter.
+
+    Args:
+        folder: Of the adapter, as it has been saved.
+        run: What trained it.
+        results: The content of `results.json`.
+        swept: What the runs gave.
+        options: The settings of the sweep.
+        ready: The task.
+    """
+    row = next(found for found in results["runs"] if found["name"] == run.name)
+    sources = {"train": options.data, "validation": options.validation, "test": options.test}
+    prompting = read_prompting(folder)
+    pooled = isinstance(ready.loaded.model, MeanPooledClassifier)
+    training = {
+        "learning rate": f"{run.training.lr:g}, {run.training.schedule}",
+        "epochs": f"{row['epochs']}, batches of {run.training.batch_size}",
+        "seed": str(run.member.seed),
+    }
+    return CardFacts(
+        name=run.name,
+        base=options.model,
+        config=json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")),
+        trainable_parameters=row["trainable_parameters"],
+        data=tuple(
+            SplitFacts(name, ready.examples.get(name, facts["n"]), sources[name] or f"cut off {options.data}")
+            for name, facts in results["data"].items()
+        ),
+        figures=_figures(Figure(results["metric"]["name"], results["base"]["metric"], row["metric"]), options.task),
+        curve=tuple(
+            CurvePoint(point.step, point.train_loss, point.validation_loss)
+            for point in swept.curve
+            if point.run == run.name
+        ),
+        training=training if options.quantize is None else {**training, "base kept in": options.quantize},
+        purpose=PURPOSES[options.task],
+        notes=tuple(ready.notes),
+        pooled=pooled,
+        labels=ready.loaded.labels,
+        pad_token=ready.loaded.pad_token,
+        chat_template=prompting is not None and prompting.chat,
+        own_template=prompting.chat_template if prompting else None,
+        separator=prompting.separator if prompting else "",
+        version=metadata.version("rankwise"),
+    )
+
+
+def _figures(metric: Figure, task: str) -> tuple[Figure, ...]:
+    """What the runs were judged by, and of a loss a token its perplexity."""
+    if task != "sft":
+        return (metric,)
+    base, adapter = (None if loss is None else perplexity_of(loss) for loss in (metric.base, metric.adapter))
+    return metric, Figure("perplexity", base, adapter)

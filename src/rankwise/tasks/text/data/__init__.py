@@ -1,0 +1,1 @@
+"""Examples: their forms, labels, splits."""

@@ -1,0 +1,98 @@
+"""Labels as data hold them: names, numbers, lists of names, and rows of 0 and 1 with a place for each label."""
+
+import math
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+from rankwise.tasks.text.data.examples import Label
+from rankwise.tasks.text.data.messages import WrongValueError, json_list
+
+
+def label_of(value: Any) -> Label:
+    """The label of an example: a name, a number, or several names.
+
+    Raises:
+        WrongValueError: It is none of these.
+
+    Examples:
+        >>> label_of(True), label_of([True, 2.0, " b "]), label_of(3), label_of(0.5)
+        ('true', ('true', '2', 'b'), '3', 0.5)
+    """
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return tuple(dict.fromkeys(_name(item, "a label in the list") for item in value))
+    if isinstance(value, float | Decimal):
+        return float(value)
+    return _name(value, "the label")
+
+
+def _name(value: Any, what: str) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float | Decimal):
+        if not math.isfinite(value):
+            raise WrongValueError(f"{what} is {value}, not a finite number")
+        # 3.0 is how a table's column of whole numbers with a gap comes.
+        return str(int(value)) if value == int(value) else str(value)
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, str):
+        if value.strip():
+            return value.strip()
+        raise WrongValueError(f"{what} is empty")
+    if value is None:
+        raise WrongValueError(f"{what} is missing")
+    raise WrongValueError(f"{what} is a {type(value).__name__}; it is a text, a number, or a list of these")
+
+
+def several_of(value: Any) -> Any:
+    """Several labels, where a CSV file holds them as a JSON list; a text is one label.
+
+    Raises:
+        WrongValueError: It begins as a list and is no JSON.
+    """
+    if not (isinstance(value, str) and value.strip().startswith("[")):
+        return value
+    return json_list(value, "label")
+
+
+def count_places(values: Sequence[Any]) -> int | None:
+    """How many labels there are, where every value is a row of 0 and 1 with a place for each label; None elsewhere.
+
+    Rows of one length are taken for places, not for a list of the names 0 and 1: as names, all of them would hold one
+    label twice, or the same two.
+
+    Examples:
+        >>> count_places([[1, 0, 1], [0.0, 1.0, 0.0]]), count_places([[0, 1], [1]]), count_places(["a"])
+        (3, None, None)
+    """
+    lengths = {len(v) if isinstance(v, Sequence) and not isinstance(v, str | bytes) else 0 for v in values}
+    if len(lengths) != 1 or max(lengths) < 2:
+        return None
+    numbers = all(isinstance(item, int | float) and item in (0, 1) for value in values for item in value)
+    return lengths.pop() if numbers else None
+
+
+def place_names(n: int) -> tuple[str, ...]:
+    """What labels are called that are places in a row.
+
+    Examples:
+        >>> place_names(3)
+        ('0', '1', '2')
+    """
+    return tuple(map(str, range(n)))
+
+
+def places_of(value: Any, n: int) -> Label:
+    """The labels of a row of 0 and 1: the numbers of the places that hold 1.
+
+    Raises:
+        WrongValueError: It is no such row, or of another length.
+
+    Examples:
+        >>> places_of([1, 0, 1], 3)
+        ('0', '2')
+    """
+    if count_places([value]) != n:
+        raise WrongValueError(f"the label is no row of {n} numbers 0 and 1")
+    return tuple(str(i) for i, item in enumerate(value) if item)

@@ -1,0 +1,57 @@
+"""Which inputs a run was trained on, by checksums in its directory: an evaluation says when it repeats them."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rankwise.sweeps.storage.owned import TRAINED_ON as FILE
+from rankwise.tasks.text.data.examples import Example
+from rankwise.tasks.text.data.splits import plainly
+
+_BYTES = 8
+"""Of a checksum: two of a billion inputs are alike with probability 1 in 37."""
+
+
+def checksums(examples: Iterable[Example]) -> np.ndarray:
+    """Checksums of the different inputs, rising; letter case and spacing do not make a difference.
+
+    Examples:
+        >>> from rankwise.tasks.text.data.examples import Labelled
+        >>> len(checksums([Labelled(1, "One  two", "a"), Labelled(2, "one two", "b"), Labelled(3, "three", "a")]))
+        2
+    """
+    return np.unique(np.array([_checksum(example) for example in examples], dtype=np.uint64))
+
+
+def write_seen(directory: Path, inputs: np.ndarray) -> Path:
+    """Write the checksums of a run's training inputs into its directory.
+
+    Raises:
+        OutputError: It can't be written.
+    """
+    from rankwise.writing import replacing
+
+    with replacing(directory / FILE) as temporary, temporary.open("wb") as file:
+        np.save(file, inputs)
+    return directory / FILE
+
+
+def run_of(adapter: Path) -> Path:
+    """The directory of the run that an adapter lies in."""
+    return adapter.resolve().parent.parent
+
+
+def count_seen(adapter: Path, examples: Sequence[Example]) -> int:
+    """How many of these examples have an input that the adapter was trained on; 0 where that is not known."""
+    try:
+        known = np.load(run_of(adapter) / FILE, allow_pickle=False)
+    except (OSError, ValueError):  # not in a run's directory, or in one from before this was kept
+        return 0
+    return int(np.isin(np.array([_checksum(example) for example in examples], dtype=np.uint64), known).sum())
+
+
+def _checksum(example: Example) -> int:
+    digest = hashlib.blake2b(plainly(example.source).encode("utf-8", "surrogatepass"), digest_size=_BYTES)
+    return int.from_bytes(digest.digest(), "little")

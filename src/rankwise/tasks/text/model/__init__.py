@@ -1,0 +1,1 @@
+"""Language models: loading, heads, calls, the base's dropout."""

@@ -1,0 +1,221 @@
+"""Records from a file or a hub data set: column -> value, with the line each one stands on.
+
+JSON, JSONL and CSV are read with the standard library, because a wrong line must be named by its number and no value
+may change its type on the way ("007" and "NA" are texts); Parquet and hub names are read by `datasets`.
+"""
+
+import json
+import tempfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankwise.errors import DataError
+from rankwise.tasks.text.extra import requires_extra
+from rankwise.tasks.text.read.bad_lines import NAMED
+from rankwise.tasks.text.read.records import Bad, Record, checked
+from rankwise.tasks.text.read.tables import read_table
+from rankwise.tasks.text.read.text_files import open_text
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a source holds.
+
+    Args:
+        source: The file or hub name, for messages.
+        rows: The records; at least one.
+        columns: All their columns, in order of first appearance.
+        label_names: Names of a hub data set's classes by column, in the order of their numbers.
+        notes: What the user should be told.
+    """
+
+    source: str
+    rows: tuple[Record, ...]
+    columns: tuple[str, ...]
+    label_names: dict[str, tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+
+Read = tuple[list[Record | Bad], list[str]]
+"""What a file holds, and notes."""
+
+
+def read_records(where: str | Path, *, split: str = "train", skip_bad_lines: bool = False) -> Records:
+    """Read a file, or a data set of the Hugging Face hub.
+
+    Args:
+        where: A path that ends in .jsonl, .ndjson, .json, .csv, .tsv (each also with .gz) or .parquet; else a hub name,
+            "owner/name" or "owner/name:configuration".
+        split: Which split of a hub data set.
+        skip_bad_lines: Leave out lines that can't be read, and say so, instead of refusing the file.
+
+    Raises:
+        DataError: There is no such file, it is empty, or lines of it can't be read.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "a.csv")
+        ...     _ = path.write_text("text,label\\nhello,NA\\n")
+        ...     read_records(path).rows
+        (Record(line=2, values={'text': 'hello', 'label': 'NA'}),)
+    """
+    path = Path(where)
+    suffix = _suffix(path)
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; give a file that ends in {_endings()}.")
+    if not path.is_file():
+        if suffix in _TEXT_READERS or suffix == ".parquet" or isinstance(where, Path):
+            raise DataError(f"There is no file {path}; give a file that ends in {_endings()}, or a hub name.")
+        return _from_hub(str(where), split)
+    if suffix == ".parquet":
+        return _from_parquet(path)
+    if suffix not in _TEXT_READERS:
+        raise DataError(f'{path} ends in "{path.suffix}"; what is read ends in {_endings()}.')
+    try:
+        found, notes = _TEXT_READERS[suffix](path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} can't be read ({error}).") from error
+    rows = [record for record in found if isinstance(record, Record)]
+    bad = [record for record in found if isinstance(record, Bad)]
+    if bad:
+        named = "; ".join(f"line {b.line} ({b.reason})" for b in bad[:NAMED])
+        more = f"; and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
+        what = f"{len(bad):,} of {len(found):,} lines can't be read: {named}{more}."
+        if not skip_bad_lines:
+            raise DataError(f"{path}: {what} Mend them, or give --skip-bad-lines to leave them out.")
+        notes = [*notes, f"{path}: {what} They were left out."]
+    return _records(str(path), rows, {}, tuple(notes))
+
+
+def has_reader(path: Path) -> bool:
+    """Whether a file ends as one that `read_records` reads.
+
+    Examples:
+        >>> has_reader(Path("a.csv.gz")), has_reader(Path("a.txt"))
+        (True, False)
+    """
+    return _suffix(path) in (*_TEXT_READERS, ".parquet")
+
+
+def _records(
+    source: str, rows: list[Record], label_names: dict[str, tuple[str, ...]], notes: tuple[str, ...] = ()
+) -> Records:
+    if not rows:
+        raise DataError(f"{source} holds no examples; at least one is needed.")
+    columns = tuple(dict.fromkeys(name for row in rows for name in row.values))
+    return Records(source, tuple(rows), columns, label_names, notes)
+
+
+def _suffix(path: Path) -> str:
+    """The ending that says the format: that of "a.csv.gz" is ".csv"."""
+    return Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
+
+
+def _endings() -> str:
+    return ", ".join([*_TEXT_READERS, ".parquet"])
+
+
+def _read_jsonl(path: Path) -> Read:
+    with open_text(path) as file:
+        return [_json_record(number, line) for number, line in enumerate(file, start=1) if _bare(line)], []
+
+
+def _bare(line: str) -> str:
+    """A line without the mark with which a file began that was appended to another."""
+    return line.strip("\ufeff \t\r\n")
+
+
+def _json_record(number: int, line: str) -> Record | Bad:
+    try:
+        value = json.loads(_bare(line))
+    except json.JSONDecodeError as error:
+        if isinstance(bad := checked(Record(number, {"": line})), Bad):
+            return bad
+        return Bad(number, f"no JSON at column {error.colno}: {error.msg}")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists without an end
+        return Bad(number, f"no JSON that can be read: {error}")
+    return _record_of(number, value)
+
+
+def _record_of(number: int, value: Any) -> Record | Bad:
+    if not isinstance(value, dict):
+        return Bad(number, f"a JSON {type(value).__name__}, not an object")
+    return checked(Record(number, {str(key): content for key, content in value.items()}))
+
+
+def _read_json(path: Path) -> Read:
+    """A list of objects, an object that holds one list of them, or JSON lines under the name .json."""
+    with open_text(path) as file:
+        content = file.read()
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return _read_jsonl(path)
+    if isinstance(value, dict):
+        lists = [inner for inner in value.values() if isinstance(inner, list)]
+        value = lists[0] if len(lists) == 1 else [value]
+    if not isinstance(value, list):
+        raise DataError(f"{path} holds a JSON {type(value).__name__}; a list of objects is needed.")
+    return [_record_of(number, item) for number, item in enumerate(value, start=1)], []
+
+
+_TEXT_READERS: dict[str, Callable[[Path], Read]] = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".csv": lambda path: read_table(path, ","),
+    ".tsv": lambda path: read_table(path, "\t"),
+}
+
+
+def _from_parquet(path: Path) -> Records:
+    with requires_extra("Parquet files"):
+        from datasets import Dataset
+        from datasets.exceptions import DatasetGenerationError
+        from pyarrow import ArrowException
+
+    # `datasets` would keep a copy of the user's file in its cache for good.
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            data = Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
+        except (DatasetGenerationError, ArrowException, ValueError) as error:
+            cause = error.__cause__ or error
+            raise DataError(f"{path} can't be read as Parquet ({str(cause).splitlines()[0]}).") from error
+        return _from_dataset(str(path), data)
+
+
+def _from_hub(where: str, split: str) -> Records:
+    with requires_extra("hub names"):
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetNotFoundError
+
+    name, _, configuration = where.partition(":")
+    try:
+        data = load_dataset(name, configuration or None, split=split)
+    except DatasetNotFoundError as error:
+        raise DataError(
+            f'There is no file "{where}" and no data set of that name on the hub; give a file that ends in '
+            f"{_endings()}, or a hub name such as owner/name."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise DataError(f'The data set "{where}" can\'t be loaded: {str(error).splitlines()[0]}') from error
+    return _from_dataset(f"{where}[{split}]", data)
+
+
+def _from_dataset(source: str, data: Any) -> Records:
+    names = {
+        column: tuple(feature.names)
+        for column, feature in data.features.items()
+        if type(feature).__name__ == "ClassLabel"
+    }
+    rows = [Record(number, dict(values)) for number, values in enumerate(data, start=1)]
+    for row in rows:
+        for column, own in names.items():
+            number = row.values[column]
+            # -1 is the hub's word for "no label", as in hidden test sets.
+            row.values[column] = own[number] if number is not None and number >= 0 else None
+    return _records(source, rows, names)

@@ -1,0 +1,1 @@
+"""Tasks made ready to train."""

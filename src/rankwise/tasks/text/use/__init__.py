@@ -1,0 +1,1 @@
+"""Saved adapters in use: evaluate, predict, generate, merge."""

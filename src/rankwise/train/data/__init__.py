@@ -1,0 +1,1 @@
+"""Data on their way to a model: tensors, cuts, loaders, order and size of batches."""

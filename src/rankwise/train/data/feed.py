@@ -1,0 +1,70 @@
+"""How data reach a model: in which order, cut how, and how many rows at once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.errors import ConfigError
+from rankwise.pack.batches import Batch
+from rankwise.pack.pack import call_model
+from rankwise.train.data.tensors import Data, count_rows, shuffled
+
+ROWS_AT_ONCE = 1 << 16
+"""Rows, over all adapters, that an evaluation passes through a small model at once."""
+
+EXAMPLE_ROWS = 4
+"""Rows of an example, on which it is looked what the model does."""
+
+
+def random_order(data: Data, seeds: Sequence[int], epoch: int, batch_size: int, rows: Tensor | None = None) -> Tensor:
+    """For each seed an order of its rows that depends on (seed, epoch) and nothing else: (G, n)."""
+    if rows is not None:
+        return torch.stack([own[shuffled(len(own), seed, epoch)] for own, seed in zip(rows, seeds, strict=True)])
+    return torch.stack([shuffled(count_rows(data, "training"), seed, epoch) for seed in seeds])
+
+
+def as_given(data: Data) -> Tensor:
+    """The rows in their own order: (n,)."""
+    return torch.arange(count_rows(data, "evaluation"))
+
+
+def unchanged(batch: Batch) -> Batch:
+    """The batch itself."""
+    return batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """How data reach a model.
+
+    Args:
+        call: (model, batch) -> outputs.
+        prepare: batch -> batch, before it is passed: cutting off columns that no row fills, for example. Tensors are
+            (G, B, ...) in training and (B, ...) in evaluation.
+        example: batch -> batch, after `prepare`, for the rows on which it is looked what the model does: they
+            must take the way that other batches take.
+        order: (data, seeds, epoch, batch size, rows) -> (G, n), the rows of an epoch for each seed; `rows` (G, n) are
+            those that each seed trains on, None for all.
+        evaluation_order: data -> (n,), in which evaluations pass the rows, the smallest first where sizes differ;
+            results come in the data's own order.
+        rows_at_once: Rows, over all adapters, that an evaluation passes at once.
+        rows_a_pass: Rows of each batch that training passes at once, the gradients of the parts being added up; None
+            for the whole batch.
+        precision: In which precision the model computes, one of `rankwise.pack.precision.PRECISIONS`.
+    """
+
+    call: Callable[[nn.Module, Batch], Tensor] = call_model
+    prepare: Callable[[Batch], Batch] = unchanged
+    example: Callable[[Batch], Batch] = unchanged
+    order: Callable[[Data, Sequence[int], int, int, Tensor | None], Tensor] = random_order
+    evaluation_order: Callable[[Data], Tensor] = as_given
+    rows_at_once: int = ROWS_AT_ONCE
+    rows_a_pass: int | None = None
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        for what, rows in (("rows_at_once", self.rows_at_once), ("rows_a_pass", self.rows_a_pass)):
+            if rows is not None and (isinstance(rows, bool) or rows != int(rows) or rows < 1):
+                raise ConfigError(f"{what} is {rows!r}; it must be a whole number of rows, at least 1.")

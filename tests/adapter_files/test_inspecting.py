@@ -1,0 +1,89 @@
+"""What `inspect_adapter` says of a folder is what its tensors and settings are."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rankwise.adapter_files import save_adapter
+from rankwise.adapter_files.inspecting import effective_rank, inspect_adapter, singular_values
+from rankwise.cli import main
+from rankwise.errors import AdapterFileError
+from rankwise.lora.config import LoRAConfig
+from rankwise.lora.inject import inject
+from rankwise.lora.merge import merge
+
+
+def adapted(**more: object) -> nn.Module:
+    """Two layers with A and B of random numbers, and a head."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"up": nn.Linear(6, 8), "down": nn.Linear(8, 5), "head": nn.Linear(5, 2)})
+    inject(model, LoRAConfig(r=3, alpha=7, target_modules=["up", "down"], modules_to_save=["head"], **more))  # pyright: ignore[reportArgumentType]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "head" not in name:
+            nn.init.normal_(parameter)
+    return model
+
+
+@pytest.mark.parametrize("scaling", ["alpha/r", "alpha/sqrt(r)"])
+def test_norms_are_those_of_what_merging_adds(tmp_path: Path, scaling: str) -> None:
+    model = adapted(scaling=scaling, rank_pattern={"down": 2}, alpha_pattern={"up": 5.0})
+    save_adapter(model, tmp_path / "a", base_name="owner/base")
+    found = {module.path: module for module in inspect_adapter(tmp_path / "a").modules}
+    before = {name: model.get_submodule(name).weight.detach().clone() for name in found}  # pyright: ignore[reportCallIssue]
+    merge(model, keep_base=False)
+    for name, module in found.items():
+        values = torch.linalg.svdvals((model.get_submodule(name).weight - before[name]).detach().double())  # pyright: ignore[reportOperatorIssue]
+        assert module.norm == pytest.approx(float(values.norm()), rel=1e-5)
+        assert module.largest == pytest.approx(float(values.max()), rel=1e-5)
+        p = [float(v) for v in values / values.sum() if v > 1e-6 * values.max()]
+        assert module.effective_rank == pytest.approx(math.exp(-sum(x * math.log(x) for x in p)), rel=1e-4)
+    assert (found["up"].r, found["down"].r, found["up"].alpha, found["down"].alpha) == (3, 2, 5, 7)
+
+
+def test_sizes_and_settings(tmp_path: Path) -> None:
+    model = adapted()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    save_adapter(model, tmp_path / "a", base_name="owner/base")
+    found = inspect_adapter(tmp_path / "a")
+    assert found.parameters == trained == 3 * (6 + 8) + 3 * (8 + 5) + 5 * 2 + 2
+    assert found.settings["base_model_name_or_path"] == "owner/base"
+    assert {path: shape for path, (shape, _) in found.saved.items()} == {"head.weight": (2, 5), "head.bias": (2,)}
+    assert found.bytes == (tmp_path / "a" / "adapter_model.safetensors").stat().st_size
+    assert (found.dtypes, found.findings) == (("float32",), ())
+
+
+def test_a_convolution_is_taken_as_a_matrix() -> None:
+    A, B = torch.randn(2, 3, 3, 3), torch.randn(5, 2, 1, 1)
+    delta = torch.einsum("orxy,rikl->oikl", B, A).flatten(1)
+    torch.testing.assert_close(singular_values(A, B).float(), torch.linalg.svdvals(delta)[:2])
+
+
+@pytest.mark.parametrize(("values", "expected"), [([3.0, 3.0, 3.0, 3.0], 4.0), ([5.0, 0.0], 1.0), ([0.0, 0.0], 0.0)])
+def test_effective_ranks(values: list[float], expected: float) -> None:
+    assert effective_rank(Tensor(values)) == pytest.approx(expected)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_adapter(adapted(), tmp_path / "a", base_name="owner/base")
+    assert main(["inspect", str(tmp_path / "a"), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [module["path"] for module in content["modules"]] == ["down", "up"]
+    assert content["run"] is None
+    assert main(["inspect", str(tmp_path / "a")]) == 0
+    shown = capsys.readouterr().out
+    assert "93 trainable parameters" in shown
+    assert "base: owner/base" in shown
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "has no adapter_config.json" in capsys.readouterr().err
+
+
+def test_a_damaged_file(tmp_path: Path) -> None:
+    save_adapter(adapted(), tmp_path / "a")
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(AdapterFileError, match="damaged or cut short"):
+        inspect_adapter(tmp_path / "a")

@@ -1,0 +1,261 @@
+"""What a person sees while training runs: in a terminal, in a log, and after an interrupt."""
+
+import io
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from rankwise.errors import ConfigError
+from rankwise.show.live import (
+    PlainDisplay,
+    Progress,
+    ProgressRow,
+    ProgressState,
+    QuietDisplay,
+    RowState,
+    duration,
+    progress,
+)
+from rankwise.show.live_table import LiveTable, choose, frame
+
+ROWS = [ProgressRow(f"r{r}-{lr:g}", f"r{r}", r, lr, 5) for r in (1, 2, 4, 8, 16, 32, 64) for lr in (1e-4, 3e-4, 1e-3)]
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A pseudo-terminal: the stream to write to, and a function that closes it and returns all that was written."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    reader, writer = pty.openpty()
+    stream = os.fdopen(writer, "w")
+
+    def written():
+        stream.flush()
+        os.set_blocking(reader, False)
+        parts = []
+        try:
+            while part := os.read(reader, 65536):
+                parts.append(part)
+        except BlockingIOError:
+            pass
+        return b"".join(parts).decode()
+
+    yield stream, written
+    stream.close()
+    os.close(reader)
+
+
+def drawn(board, width=100, height=None):
+    """The lines of a frame."""
+    console = Console(file=io.StringIO(), width=width, height=height or 200)
+    console.print(frame(board, width, height))
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+class TestBoard:
+    def test_a_row_that_is_done_counts_as_whole(self, clock):
+        board = ProgressState("t", ROWS[:4], "accuracy", clock)
+        board.states[ROWS[0].key] = RowState(ROWS[0], step=10, total=100, status="finished")
+        board.states[ROWS[1].key] = RowState(ROWS[1], step=50, total=100, status="running")
+        assert board.share == pytest.approx(1.5 / 4)
+
+    def test_time_left_is_in_proportion(self, clock):
+        board = ProgressState("t", ROWS[:1], "accuracy", clock)
+        clock.now = 30.0
+        assert board.left() == ""
+        board.states[ROWS[0].key] = RowState(ROWS[0], step=25, total=100, status="running")
+        assert board.left() == ", about 1:30 left"
+        board.states[ROWS[0].key] = RowState(ROWS[0], step=25, total=100, status="finished")
+        assert board.left() == ""
+
+    def test_what_was_done_before_an_interruption_tells_nothing_of_the_pace(self, clock):
+        board = ProgressState("t", ROWS[:1], "accuracy", clock)
+        board.states[ROWS[0].key] = RowState(ROWS[0], step=9000, total=10000, status="running")
+        board.mark_resumed()
+        assert board.left() == ""
+        clock.now = 10.0
+        board.states[ROWS[0].key] = RowState(ROWS[0], step=9003, total=10000, status="running")
+        assert board.left() == "", "too little to go by"
+        board.states[ROWS[0].key] = RowState(ROWS[0], step=9100, total=10000, status="running")
+        assert board.left() == ", about 1:30 left"
+
+    def test_steps_at_most_may_be_unknown(self, clock):
+        board = ProgressState("t", ROWS[:1], "accuracy", clock)
+        board.states[ROWS[0].key] = RowState(ROWS[0], step=25, status="running")
+        assert board.share == 0
+
+    @given(st.integers(0, 10**6))
+    def test_duration_reads_back(self, seconds):
+        parts = [int(part) for part in duration(seconds).split(":")]
+        assert sum(part * 60**i for i, part in enumerate(reversed(parts))) == seconds
+
+
+class TestPlain:
+    @pytest.fixture
+    def log(self, clock):
+        stream = io.StringIO()
+        shown = Progress(PlainDisplay(stream), clock)
+        shown.start("Training 21 configurations", ROWS, "accuracy")
+        return shown, stream
+
+    def test_a_row_that_ends_gives_one_line(self, log, clock):
+        shown, stream = log
+        clock.now = 3.0
+        for _ in range(2):
+            shown.update(ROWS[0].key, 120, 200, 0.25, 0.9, "finished")
+        shown.update(ROWS[1].key, 7, 200, None, None, "diverged")
+        assert stream.getvalue().splitlines() == [
+            "Training 21 configurations",
+            "[0:03] r1 (lr 0.0001) finished at step 120, loss 0.2500, accuracy 0.9000",
+            "[0:03] r1 (lr 0.0003) diverged at step 7",
+        ]
+
+    def test_one_line_every_few_seconds_and_fewer_later(self, log, clock):
+        shown, stream = log
+        for second in range(1, 1001):
+            clock.now = float(second)
+            shown.update(ROWS[0].key, second, 1000, 0.5, 0.5, "running")
+        lines = stream.getvalue().splitlines()[1:]
+        assert lines[0] == "[0:05] 0% done; 1 running, 20 waiting"
+        assert lines[1].startswith("[0:10]")
+        assert 40 < len(lines) < 100
+
+    def test_no_control_characters(self, log, clock):
+        shown, stream = log
+        shown.message("plain [bold]text[/bold]")
+        clock.now = 9.0
+        shown.update(ROWS[0].key, 1, 2, 0.5, 0.5, "running")
+        shown.close()
+        assert all(character.isprintable() or character == "\n" for character in stream.getvalue())
+        assert "plain [bold]text[/bold]\n" in stream.getvalue()
+
+
+class TestTable:
+    def test_one_row_a_configuration(self, clock):
+        board = ProgressState("Training 21 configurations", ROWS, "accuracy", clock)
+        board.states[ROWS[2].key] = RowState(ROWS[2], 300, 1000, 0.25, 0.9, "running")
+        lines = drawn(board)
+        assert len(lines) == 3 + len(ROWS)
+        assert lines[0].startswith("Training 21 configurations")
+        assert lines[2].split() == ["name", "r", "lr", "seeds", "step", "loss", "accuracy", "status"]
+        assert lines[5].split() == ["r1", "1", "0.001", "5", "300/1000", "0.2500", "0.9000", "running"]
+        assert lines[6].split() == ["r2", "2", "0.0001", "5", "waiting"]
+
+    @given(st.integers(8, 40), st.integers(0, 21), st.integers(50, 130))
+    def test_fits_the_terminal_with_a_count_of_the_rest(self, height, running, width):
+        board = ProgressState("Training 21 configurations", ROWS, "accuracy", Clock())
+        for row in ROWS[-running:] if running else []:
+            board.states[row.key] = RowState(row, 1, 10, 0.1, 0.1, "running")
+        lines = drawn(board, width, height)
+        # One line is left for the cursor.
+        assert len(lines) <= height - 1
+        assert max(map(len, lines)) <= width
+        hidden = len(ROWS) - (len(lines) - 3 - lines[-1].startswith("and "))
+        assert lines[-1].startswith(f"and {hidden} more: ") == (hidden > 0)
+
+    @given(st.lists(st.sampled_from(["waiting", "running", "finished", "diverged"]), max_size=30), st.integers(1, 30))
+    def test_running_rows_come_first(self, statuses, room):
+        states = [RowState(ProgressRow(str(i), str(i), None, None, 1), status=s) for i, s in enumerate(statuses)]
+        shown, hidden = choose(states, room)
+        assert len(shown) + bool(hidden) <= room
+        assert sorted(shown + hidden, key=states.index) == states
+        assert shown == sorted(shown, key=states.index)
+        if any(s.status == "running" for s in hidden):
+            assert all(s.status == "running" for s in shown)
+        if any(s.done for s in hidden):
+            assert all(s.status != "waiting" for s in shown)
+
+    def test_names_are_shown_as_they_are(self, clock):
+        board = ProgressState("[red]title", [ProgressRow("a", "[bold]a", None, None, 1)], "f[1]", clock)
+        text = "\n".join(drawn(board))
+        assert all(part in text for part in ("[red]title", "[bold]a", "f[1]"))
+
+
+class TestLive:
+    def test_an_interrupt_gives_the_terminal_back(self, terminal):
+        stream, written = terminal
+        hide, show = "\x1b[?25l", "\x1b[?25h"
+
+        def interrupted():
+            with Progress(LiveTable(stream)) as shown:
+                shown.start("Training 21 configurations", ROWS, "accuracy")
+                shown.update(ROWS[0].key, 3, 10, 0.5, 0.5)
+                shown.message("a [message]")
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        text = written()
+        assert text.rfind(show) > text.rfind(hide) >= 0
+        assert "a [message]" in text
+        # The last frame has every row, however small the terminal.
+        assert text.count("r64") >= 3
+
+    def test_starting_again_replaces_the_table(self, terminal):
+        stream, written = terminal
+        with Progress(LiveTable(stream)) as shown:
+            shown.start("First", ROWS[:1])
+            shown.start("Second", ROWS[1:2])
+        text = written()
+        assert 0 <= text.find("First") < text.find("Second")
+
+    def test_is_chosen_in_a_terminal(self, terminal, monkeypatch):
+        stream, _ = terminal
+        assert isinstance(progress("auto", stream)._display, LiveTable)
+        monkeypatch.setenv("TERM", "dumb")
+        assert isinstance(progress("auto", stream)._display, PlainDisplay)
+
+
+class TestChoice:
+    def test_by_name(self):
+        stream = io.StringIO()
+        assert isinstance(progress("auto", stream)._display, PlainDisplay)
+        assert isinstance(progress("live", stream)._display, LiveTable)
+        with progress("quiet", stream) as shown:
+            assert isinstance(shown._display, QuietDisplay)
+            shown.start("t", ROWS)
+            shown.update(ROWS[0].key, 1, 2, 0.5, 0.5, "finished")
+            shown.message("nothing")
+        assert stream.getvalue() == ""
+
+    def test_unknown(self):
+        with pytest.raises(ConfigError, match=r'progress "plane" is not known.*Did you mean "plain"'):
+            progress("plane")
+
+    def test_after_the_end_nothing_is_shown(self):
+        stream = io.StringIO()
+        shown = progress("plain", stream)
+        shown.update("anything", 1)
+        shown.start("t", ROWS)
+        shown.close()
+        shown.close()
+        shown.update(ROWS[0].key, 1, status="finished")
+        assert stream.getvalue() == "t\n"
+
+    def test_rich_is_loaded_for_the_live_table_only(self):
+        code = (
+            "import io, sys; from rankwise.show.live import progress; progress('plain', io.StringIO()); "
+            "progress('quiet'); sys.exit('rich' in sys.modules)"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment)

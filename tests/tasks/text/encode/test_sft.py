@@ -1,0 +1,184 @@
+"""Tokens of examples to imitate: what carries loss, what is cut, and what the model is given."""
+
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("transformers")
+from rankwise.errors import ConfigError, DataError
+from rankwise.tasks.text.data.examples import Chat, Pair, Plain
+from rankwise.tasks.text.encode.rendering import show_plain, show_rich
+from rankwise.tasks.text.encode.sft import SftOptions, prompt_text, tokenize_sft
+from rankwise.tasks.text.encode.tokens import IGNORED
+from text_models import CHATML, make_tokenizer
+
+CAUSAL = SimpleNamespace(max_position_embeddings=256)
+BOTH = SimpleNamespace(max_position_embeddings=256, is_encoder_decoder=True)
+
+
+def chat(*turns: str, line: int = 1) -> Chat:
+    return Chat(line, tuple({"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(turns)))
+
+
+def learnt(row, tokenizer) -> str:
+    return tokenizer.decode([label for label in row.labels if label != IGNORED])
+
+
+def tokenized(example, config=CAUSAL, tokenizer=None, **options):
+    tokenizer = tokenizer or make_tokenizer()
+    prepared = tokenize_sft([example], tokenizer, config, SftOptions(**options))
+    return prepared, prepared.rows[0], tokenizer
+
+
+HELLO = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nyou<|im_end|>\n"
+
+CASES = [
+    (Pair(1, "Hello!", " How are you?"), {}, "Hello! How are you?<|im_end|>", " How are you?<|im_end|>"),
+    (Pair(1, "Hello!", "you"), {"separator": "\n"}, "Hello!\nyou<|im_end|>", "you<|im_end|>"),
+    (Pair(1, "Hello", "you"), {"chat": True}, HELLO, "you<|im_end|>"),
+    (Pair(1, "Hello", "you", chat=True), {}, HELLO, "you<|im_end|>"),
+    (Pair(1, "Hello", "you", chat=True), {"chat": False}, "Hello\n\nyou<|im_end|>", "you<|im_end|>"),
+    (chat("one", "two", "three", "one"), {}, None, "two<|im_end|>one<|im_end|>"),
+    (chat("é", "日本語 é"), {}, None, "日本語 é<|im_end|>"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("example", "options", "text", "answer"), CASES)
+def test_loss_is_on_answers_and_what_ends_them(example, options, text, answer):
+    _, row, tokenizer = tokenized(example, **options)
+    assert learnt(row, tokenizer) == answer
+    assert text is None or tokenizer.decode(row.ids) == text
+    assert all(label in (IGNORED, token) for token, label in zip(row.ids, row.labels, strict=True))
+
+
+@pytest.mark.parametrize(("example", "options"), [case[:2] for case in CASES])
+def test_what_comes_before_the_last_answer_is_what_generation_is_given(example, options):
+    _, row, tokenizer = tokenized(example, **options)
+    text, special = prompt_text(example, tokenizer, SftOptions(**options))
+    given = tokenizer(text, add_special_tokens=special)["input_ids"]
+    assert row.ids[: len(given)] == given
+    assert row.labels[len(given)] != IGNORED
+
+
+@pytest.mark.parametrize("example", [case[0] for case in CASES])
+def test_loss_on_everything_but_the_first_token(example):
+    _, row, _ = tokenized(example, loss_on="all")
+    assert row.labels == [IGNORED, *row.ids[1:]]
+
+
+def test_plain_text_is_learnt_whole_and_ended():
+    _, row, tokenizer = tokenized(Plain(1, "The cat sat on the mat"))
+    assert tokenizer.decode(row.ids) == "The cat sat on the mat<|im_end|>"
+    assert row.labels == [IGNORED, *row.ids[1:]]
+
+
+MARKED = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}A:{% generation %}{{ message['content'] }}"
+    "<|im_end|>{% endgeneration %}{% else %}U:{{ message['content'] }} {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}A:{% endif %}"
+)
+
+
+def test_a_template_that_marks_answers_itself_is_taken_at_its_word():
+    _, row, tokenizer = tokenized(chat("one", "two", "three", "one"), tokenizer=make_tokenizer(template=MARKED))
+    assert learnt(row, tokenizer) == "two<|im_end|>one<|im_end|>"
+
+
+def test_a_template_of_ones_own(tmp_path):
+    path = tmp_path / "template.jinja"
+    path.write_text(CHATML)
+    for given in (path, str(path), CHATML):
+        _, row, tokenizer = tokenized(chat("one", "two"), tokenizer=make_tokenizer(template=None), chat_template=given)
+        assert learnt(row, tokenizer) == "two<|im_end|>"
+
+
+ONLY_LAST = "{% for m in messages %}{{ m['content'] if loop.last else 'gone ' }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "error", "message"),
+    [
+        (None, ConfigError, r'The tokenizer of "small" has no chat template.*--chat-template FILE'),
+        ("{% for", ConfigError, "The chat template is no Jinja"),
+        ("{{ raise_exception('Roles must alternate') }}", DataError, "Line 7: .*refuses.*Roles must alternate"),
+        (ONLY_LAST, DataError, "Line 7: the chat template writes the messages before answer 1 differently"),
+    ],
+)
+def test_templates_that_can_not_be_used(template, error, message):
+    with pytest.raises(error, match=message):
+        tokenized(chat("one", "two", "three", "one", line=7), tokenizer=make_tokenizer(template=template))
+
+
+def test_options_that_can_not_be_used(tmp_path):
+    with pytest.raises(ConfigError, match=r'--loss-on is "answers".*Did you mean "answer"'):
+        SftOptions(loss_on="answers")
+    with pytest.raises(ConfigError, match=r"nowhere\.jinja can't be read"):
+        tokenized(chat("one", "two"), chat_template=tmp_path / "nowhere.jinja")
+    with pytest.raises(ConfigError, match="--max-length is 1,000; this model takes 2 to 256 tokens"):
+        tokenized(Plain(1, "x y"), max_length=1000)
+
+
+def test_truncation_is_counted_and_said():
+    examples = [Pair(1, "one", " two"), Pair(2, "one", " two" * 9), Pair(3, "one two" * 9, " three")]
+    tokenizer = make_tokenizer()
+    prepared = tokenize_sft(examples, tokenizer, CAUSAL, SftOptions(max_length=6))
+    assert [row.line for row in prepared.rows] == [1, 2]
+    assert max(map(len, (row.ids for row in prepared.rows))) == 6
+    longest = max(len(tokenizer(e.source + e.answer)["input_ids"]) + 1 for e in examples)
+    assert f"2 of 3 examples are longer than 6 tokens (the longest has {longest})" in prepared.notes[0]
+    assert "1 of 3 examples have no token with loss and were left out: line 3" in prepared.notes[1]
+
+
+def test_the_context_of_the_model_is_the_limit():
+    prepared, row, _ = tokenized(Plain(1, "cat " * 900))
+    assert len(row.ids) == 256
+    assert "longer than 256 tokens" in prepared.notes[0]
+
+
+def test_nothing_left():
+    with pytest.raises(
+        DataError, match="None of the 1 examples has a token with loss within 4 tokens; raise --max-length"
+    ):
+        tokenized(Pair(1, "one two three one two three", "x"), max_length=4)
+
+
+def test_a_tokenizer_without_padding_is_given_a_token_and_it_is_said():
+    prepared, _, tokenizer = tokenized(Plain(1, "one two"), tokenizer=make_tokenizer(pad=False))
+    assert prepared.pad_id == tokenizer.eos_token_id == tokenizer.pad_token_id
+    assert any('no token for padding; rows are filled up with "<|im_end|>"' in note for note in prepared.notes)
+
+
+def test_words_that_touch_are_said():
+    prepared, _, _ = tokenized(Pair(1, "Hello", "you"))
+    assert "All completions follow the prompt without a space" in prepared.notes[0]
+    assert tokenized(Pair(1, "Hello", " you"))[0].notes == ()
+
+
+def test_answers_that_do_not_end_are_said():
+    template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' ' }}{% endfor %}" + (
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    prepared, _, _ = tokenized(chat("one", "two"), tokenizer=make_tokenizer(template=template))
+    assert "does not learn to stop" in prepared.notes[0]
+
+
+def test_encoder_decoder():
+    prepared, row, tokenizer = tokenized(Pair(1, "one two", "three"), BOTH)
+    assert prepared.encoder_decoder
+    assert tokenizer.decode(row.ids) == "one two"
+    assert tokenizer.decode(row.labels) == "three"
+    with pytest.raises(DataError, match="Line 3 is a plain text; an encoder-decoder needs"):
+        tokenized(Plain(3, "x"), BOTH)
+
+
+def test_an_example_is_shown_with_what_carries_loss():
+    _, row, tokenizer = tokenized(chat("one", "two", "three", "one"))
+    plain = show_plain(row, tokenizer)
+    assert "<|im_start|>assistant\n«two<|im_end|>»\n" in plain
+    assert plain.endswith("«one<|im_end|>»\n")
+    assert plain.startswith("Example of line 1: loss on ")
+    rich = show_rich(row, tokenizer)
+    bold = "".join(rich.plain[s.start : s.end] for s in rich.spans if "bold" in str(s.style))
+    assert bold == learnt(row, tokenizer)
+    _, row, tokenizer = tokenized(Pair(1, "one two", "three"), BOTH)
+    assert show_plain(row, tokenizer, encoder_decoder=True).endswith("one two«three»")

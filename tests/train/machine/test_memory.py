@@ -1,0 +1,44 @@
+"""What a step takes is counted: tensors while they live, views and writes into others not at all."""
+
+import torch
+
+from rankwise.train.machine.memory import free_bytes, peak_bytes
+
+CPU = torch.device("cpu")
+
+
+def test_what_lives_at_once_is_counted():
+    def run():
+        first = torch.zeros(1000)
+        second = first + 1
+        del first
+        return second.mul(2)
+
+    # Two of the three vectors of 4,000 bytes live at a time.
+    assert peak_bytes(run, CPU) == 8000
+
+
+def test_views_and_writes_in_place_are_no_memory():
+    x = torch.zeros(100, 10)
+    assert peak_bytes(lambda: x.view(-1)[5:].add_(1), CPU) == 0
+    assert peak_bytes(lambda: torch.add(x, 1, out=x), CPU) == 0
+
+
+def test_what_the_backward_pass_needs_is_counted():
+    x = torch.zeros(1000, requires_grad=True)
+
+    def chain(n):
+        y = x
+        for _ in range(n):
+            y = y.exp()
+        return y.sum()
+
+    # Every exp keeps its own output.
+    assert peak_bytes(lambda: chain(6), CPU) - peak_bytes(lambda: chain(4), CPU) == 8000
+
+
+def test_the_cpu_has_memory_free():
+    free = free_bytes(CPU)
+    assert free is not None
+    assert 1_000_000 < free < 1 << 50
+    assert free_bytes(torch.device("meta")) is None
