@@ -86,8 +86,8 @@ def jaxtyped(function: Any = None, *, typechecker: Any) -> Any:
     """`jaxtyping.jaxtyped`, which passes functions without shapes on to beartype."""
     if function is None:
         return functools.partial(jaxtyped, typechecker=typechecker)
-    if config.jaxtyping_disable and "<locals>" in getattr(function, "__qualname__", ""):
-        return function  # an inner function, as a compiler that traces its definition must find it
+    if config.jaxtyping_disable:
+        return function  # as a compiler that traces the definition of an inner function must find it
     if inspect.isfunction(function) and not getattr(function, "__no_type_check__", False):
         return _plain(function, typechecker)
     return _with_shapes(function, typechecker=typechecker)

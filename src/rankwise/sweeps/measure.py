@@ -88,12 +88,20 @@ def measure_base(model: nn.Module, problem: Problem, data: Data) -> float:
 
 
 @torch.no_grad()
-def base_rows(model: nn.Module, problem: Problem, data: Data) -> np.ndarray:
-    """The metric of the model as it is, row by row, as `rankwise.train.evaluation.evaluate_rows` gives it."""
+def base_rows(model: nn.Module, problem: Problem, data: Data, function: PerAdapter | None = None) -> np.ndarray:
+    """The metric of the model as it is, row by row, as `rankwise.train.evaluation.evaluate_rows` gives it.
+
+    Args:
+        model: The base.
+        problem: Its metric, and how data reach the model.
+        data: The rows.
+        function: Measured in place of the metric.
+    """
     feed, device = problem.feed, next(model.parameters()).device
     modes = {module: module.training for module in model.modules()}
 
-    metric, one = PerAdapter(problem.metric, "metric"), Groups([0], 1, device)
+    role = "loss" if problem.metric is problem.loss else "metric"
+    metric, one = function or PerAdapter(problem.metric, role), Groups([0], 1, device)
 
     def run(rows: Tensor) -> tuple[Tensor, Tensor | None]:
         batch = feed.prepare(pick(data, lambda t: t.index_select(0, rows)))
@@ -103,7 +111,7 @@ def base_rows(model: nn.Module, problem: Problem, data: Data) -> np.ndarray:
     order = feed.evaluation_order(data)
     try:
         model.eval()
-        found = in_parts(order.to(device), feed.rows_at_once, run)
+        found = in_parts(order.to(device), feed.rows_at_once, run, piece=metric.piece)
     finally:
         for module, mode in modes.items():
             module.training = mode

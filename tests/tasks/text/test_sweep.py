@@ -251,7 +251,8 @@ def test_over_a_quantised_base(folders: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["sweep", "train"])
 def test_a_dry_run(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
     flags = ["--model", str(folders / "bert"), "--task", "classify", "--data", str(folders / "labelled.jsonl")]
-    search = ["--search", "20", "--lr", "1e-3,1e-2", "--seeds", "2"] if command == "sweep" else []
+    grid = ["--plan", "grid", "--search", "20", "--lr", "1e-3,1e-2", "--seeds", "2"]
+    search = grid if command == "sweep" else []
     assert main([command, *flags, *search, "--out", str(tmp_path / "out"), "--dry-run", "--json", "--quiet"]) == 0
     told = json.loads(capsys.readouterr().out)
     stages = {"sweep": ["search"] * 3 + ["training"] * 3, "train": ["training"]}[command]
@@ -274,7 +275,8 @@ def test_an_adapter_is_trained_on(folders: Path, tmp_path: Path, capsys: pytest.
     assert again["validation_loss"] == pytest.approx(chosen["validation_loss"], rel=1e-4)
     assert (again["metric"], again["r"]) == (chosen["metric"], chosen["r"])
 
-    more = ["--ranks", "1", "--seeds", "2", "--search", "0", "--no-baseline", "--out", str(tmp_path / "sweep")]
+    more = ["--ranks", "1", "--seeds", "2", "--plan", "grid", "--search", "0", "--no-baseline"]
+    more += ["--out", str(tmp_path / "sweep")]
     assert main(["sweep", *flags, *more]) == 0
     losses = {r["configuration"]: r["validation_loss"] for r in read_results(tmp_path / "sweep")["runs"]}
     assert set(losses) == {"r1", f"from-{folder.name}", "head"}

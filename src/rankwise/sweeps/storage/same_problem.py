@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from rankwise.errors import CheckpointError
-from rankwise.sweeps.measure import measure_base
+from rankwise.pack.losses import PerAdapter
+from rankwise.sweeps.measure import base_rows
 from rankwise.sweeps.plan.plan import surroundings
 from rankwise.sweeps.problem import Problem, Splits
 from rankwise.sweeps.storage.owned import MEASURED
@@ -26,7 +26,9 @@ SAME, ELSEWHERE = 1e-5, 1e-3
 
 def first_loss(model: nn.Module, problem: Problem, splits: Splits) -> float:
     """The base's loss on the first rows of the training data."""
-    return measure_base(model, replace(problem, metric=problem.loss), pick(splits.train, lambda t: t[:ROWS]))
+    # A loss need not be a mean of rows, so these pass at once.
+    loss = PerAdapter(problem.loss, "loss", piece=ROWS)
+    return float(base_rows(model, problem, pick(splits.train, lambda t: t[:ROWS]), loss).mean())
 
 
 def write_measured(folder: Path, model: nn.Module, measured: Mapping[str, float]) -> None:
