@@ -18,7 +18,7 @@ CASES ?= ../shared/cases
 .PHONY: demo test test-full cases check format clean
 
 demo: .venv/.installed
-	$(BIN)/rankwise digits --tolerance 3% --confidence 0.99 --out runs/demo --overwrite
+	$(BIN)/rankwise digits --tolerance 4% --confidence 0.99 --out runs/demo --overwrite
 
 test: .venv/.installed-dev
 	$(PYTEST)
