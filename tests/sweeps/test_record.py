@@ -127,3 +127,58 @@ def test_nothing_right_on_test_data(which: list[str]) -> None:
     check(results)
     assert results["answer"]["relative_metric"] is None
     assert results["answer"]["relative_metric_interval"] is None
+
+
+def test_an_interval_of_hits_lies_between_0_and_1() -> None:
+    found = swept([small_run(name, seed) for name in ("r1", "full") for seed in (0, 1)])
+    for i, (name, scores) in enumerate(sorted(found.scores.items())):
+        hits = np.ones_like(scores.test)
+        hits[: i % 2] = 0
+        found.scores[name] = replace(scores, test=hits)
+    for c in results_of(found)["configurations"]:
+        assert 0 <= c["interval"][0] <= c["mean"] <= c["interval"][1] <= 1
+
+
+def test_the_share_of_the_metric_is_that_of_the_seeds_in_its_interval() -> None:
+    """A seed that only one of them has would move the share out of its own interval."""
+    found = swept([*(small_run("r1", seed) for seed in (0, 1, 2)), *(small_run("full", seed) for seed in (0, 1))])
+    for name, scores in found.scores.items():
+        share = 0.2 if name.endswith("s2") else 0.8
+        found.scores[name] = replace(scores, test=(np.arange(len(scores.test)) < share * len(scores.test)) * 1.0)
+    answer = results_of(found, tolerance=0.99)["answer"]
+    assert answer["relative_metric"] == pytest.approx(1.0)
+    low, high = answer["relative_metric_interval"]
+    assert low <= answer["relative_metric"] <= high
+
+
+def test_where_the_answer_is_a_head_alone_the_smallest_adapter_shown_is_recommended() -> None:
+    from rankwise.sweeps.choose.answer import Comparison, decide
+    from rankwise.sweeps.choose.configurations import RunScore, choose_learning_rates
+    from rankwise.sweeps.choose.reason import reason
+    from rankwise.sweeps.choose.rule import Rule, Tolerance
+    from rankwise.sweeps.record import _adapter
+
+    sizes = {"head": ("head", None, 5), "r1": ("lora", 1, 20), "r2": ("lora", 2, 40), "full": ("full", None, 900)}
+    hits = np.arange(1000) < 970
+    runs = [
+        RunScore(
+            name=f"{name}-s{s}",
+            method=method,
+            r=r,
+            lr=1e-3,
+            seed=s,
+            trainable_parameters=n,
+            validation=hits,
+            configuration=name,
+        )
+        for name, (method, r, n) in sizes.items()
+        for s in range(3)
+    ]
+    by_name = {c.name: c for c in choose_learning_rates(runs, True)}
+    answer = decide(list(by_name.values()), by_name["full"], Rule(Tolerance(absolute=0.02), True))
+    assert (answer.name, answer.verdict) == ("head", "shown")
+    assert isinstance(answer.comparisons["r1"], Comparison)
+    folders = {f"{name}-s{s}": f"adapters/{name}-s{s}" for name in ("r1", "r2") for s in range(3)}
+    assert _adapter(answer, by_name, folders, True) == "adapters/r1-s0"
+    words = reason(answer, {name: name for name in sizes}, answer.smaller, "2 points", strict=False)
+    assert "not saved as one; the smallest adapter that is shown is r1." in words

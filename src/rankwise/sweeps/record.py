@@ -86,7 +86,7 @@ def make_results(
             "trainable_parameters": c.trainable_parameters,
             "validation_mean": c.validation_mean,
             "mean": means.get(c.name),
-            "interval": list(interval(tests[c.name])) if c.name in tests else None,
+            "interval": _interval(tests[c.name]) if c.name in tests else None,
             "validation_difference_to_reference": _validation_difference(c, answer),
             "difference_to_reference": _test_difference(c, held_against, swept, up) if c in able else None,
             "relative_parameters": _ratio(c.trainable_parameters, relative_to, "trainable_parameters"),
@@ -168,7 +168,12 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def _interval(values: np.ndarray) -> list[float] | None:
-    return list(interval(values)) if np.isfinite(values).all() else None
+    """The interval of a mean; of hits and misses, whose mean is a share, within 0 and 1."""
+    if not np.isfinite(values).all():
+        return None
+    low, high = interval(values)
+    share = bool(np.isin(values, (0, 1)).all())
+    return [max(0.0, low), min(1.0, high)] if share else [low, high]
 
 
 def _in_order(configurations: Sequence[Configuration], runs: Sequence[Run]) -> list[Configuration]:
@@ -277,6 +282,22 @@ def _notes(swept: SweepState) -> list[str]:
     return [f"Diverged, and left out: {', '.join(diverged)}."] if diverged else []
 
 
+def _adapter(
+    answer: Answer, by_name: Mapping[str, Configuration], adapters: Mapping[str, str], higher_is_better: bool
+) -> str | None:
+    """The folder of the recommended adapter: the answer's best seed. A head alone is no adapter and has no folder; then
+    it is the smallest adapter that is shown."""
+    shown = [name for name in answer.smaller if answer.comparisons[name].state == "shown"]
+    for name in [answer.name, *(shown if answer.verdict == "shown" else [])]:
+        c = by_name.get(name)
+        if c is None or not c.runs:
+            continue
+        best = max(c.runs, key=lambda run: (signed(float(run.validation.mean()), higher_is_better), -run.seed))
+        if best.name in adapters:
+            return adapters[best.name]
+    return None
+
+
 def _answer(
     answer: Answer,
     rule: Rule,
@@ -296,9 +317,6 @@ def _answer(
     )
     by_name = {c.name: c for c in chosen}
     c, reference = by_name.get(answer.name), by_name[answer.reference]
-    best = None
-    if c is not None:
-        best = max(c.runs, key=lambda run: (signed(float(run.validation.mean()), higher_is_better), -run.seed))
     # Of nothing, of less, or of what is no number, there are no shares.
     known = c is not None and {c.name, reference.name} <= tests.keys()
     of = float(tests[reference.name].mean()) if known else 0.0
@@ -308,7 +326,7 @@ def _answer(
         "verdict": answer.verdict,
         "name": answer.name,
         "r": answer.r,
-        "adapter": None if best is None else adapters.get(best.name),
+        "adapter": _adapter(answer, by_name, adapters, higher_is_better),
         "reference": answer.reference,
         "tolerance": answer.tolerance,
         "tolerance_words": tolerance_words,
@@ -316,7 +334,8 @@ def _answer(
         "leaning": None if leaning is None else {"name": leaning.name, "p_within": leaning.p_within},
         "trainable_parameters": answer.trainable_parameters,
         "relative_parameters": answer.relative_parameters,
-        "relative_metric": float(tests[c.name].mean()) / of if c is not None and of > 0 else None,
+        # Of the seeds that both have, as its interval is: an adaptive plan gives some configurations more than others.
+        "relative_metric": float(pair[0].mean() / pair[1].mean()) if pair is not None and pair[1].mean() > 0 else None,
         "relative_metric_interval": list(ratio_interval(*pair)) if pair is not None else None,
         "gain": None
         if answer.gain is None
