@@ -1,4 +1,4 @@
-r"""Metrics of a whole data set that are functions of sums over its rows: F1, correlation coefficients, corpus scores.
+r"""Metrics that are functions of sums over the rows of a data set: F1, correlation coefficients, ratios of sums.
 
 With $c_i$ what row i counts and $g$ the metric of the sums, row i's pseudo-value is
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
@@ -45,11 +45,11 @@ class CountMetric:
     counts: Callable[[Any, Any], Tensor]
     of_sums: Callable[[Tensor], Tensor]
 
-    def __call__(self, outputs: Any, batch: Any) -> Tensor:
-        """What each row adds to the sums: (rows, C)."""
+    def __call__(self, outputs: Any, batch: Any) -> Any:
+        """What each row adds to the sums: (rows, C); the caller checks it."""
         return self.counts(outputs, batch)
 
-    def rows(self, counts: Float[Tensor, "*lead n C"]) -> Float[Tensor, "*lead n"]:
+    def rows(self, counts: Shaped[Tensor, "*lead n C"]) -> Float[Tensor, "*lead n"]:
         """The pseudo-value of each row; their mean is the metric. Rows of one data set, all of them."""
         counts = counts.double()
         n, total = counts.shape[-2], counts.sum(-2)
@@ -62,3 +62,23 @@ class CountMetric:
         left = torch.stack([self.of_sums(one - rows) for one, rows in zip(sums, lead, strict=True)])
         left = left.view(counts.shape[:-1])
         return (whole + (n - 1) * (left.mean(-1, keepdim=True) - left)).float()
+
+
+def ratio_rows(sums: Tensor, counts: Tensor) -> Tensor:
+    r"""What each row adds to a ratio of sums, such as a loss a token: (..., n).
+
+    $$u_i = R + \frac{s_i - R\, n_i}{\bar n}, \qquad R = \frac{\sum s_i}{\sum n_i}$$
+
+    The mean over rows is R, and the spread is that of R itself: long and short rows differ in n as well as in s, which
+    s_i alone would count as error of R.
+
+    References:
+        Cochran, Sampling Techniques, 3rd edition, 1977, section 6.3 (ratio estimates).
+
+    Examples:
+        >>> ratio_rows(torch.tensor([2.0, 6.0]), torch.tensor([1.0, 3.0]))
+        tensor([2., 2.])
+    """
+    mean = counts.mean(-1, keepdim=True)
+    ratio = sums.mean(-1, keepdim=True) / mean
+    return ratio + (sums - ratio * counts) / mean

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from rankwise.errors import PackError
 from rankwise.pack.batches import Batch, lazily
-from rankwise.pack.counts import CountMetric
+from rankwise.pack.counts import CountMetric, ratio_rows
 from rankwise.pack.groups import Groups
 from rankwise.pack.memory import ran_out
 from rankwise.pack.model.probe import same
@@ -209,10 +209,14 @@ class PerAdapter:
         rows = outputs.shape[1]
         values: tuple[Any, ...] = got if isinstance(got, tuple) else (got,)
         if self._counted is not None:
-            self._check_counts(got, rows)
-            values = (got[:, 0],) if rows == 1 else tuple(got.unbind(-1))
+            if not isinstance(got, Tensor) or got.dim() != 2 or len(got) != rows:
+                shape = f"shape {tuple(got.shape)}" if isinstance(got, Tensor) else type(got).__name__
+                raise PackError(
+                    f"The counts of a CountMetric have {shape} for a batch of {rows} rows; they must be one row of "
+                    "numbers for each row: (rows, C)."
+                )
             if rows > 1:
-                self._refuse_mixed(values, outputs[0], _of_one(batch, groups.batch_of[0]))
+                self._refuse_mixed((exact(got),), outputs[0], _of_one(batch, groups.batch_of[0]))
             return True
         if len(values) not in (1, 2) or not all(
             isinstance(v, Tensor) and tuple(v.shape) in ((), (rows,)) and v.dim() == values[0].dim()  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -237,7 +241,7 @@ class PerAdapter:
         for rows in (slice(0, 1), slice(0, None, 2), slice(1, None, 2)):
             part = self._function(outputs[rows], lazily(batch, lambda t, rows=rows: t[rows]))
             part = part if isinstance(part, tuple) else (part,)
-            if not all(same(v[rows], p) for v, p in zip(values, part, strict=True)):
+            if not all(same(v[rows], p.to(v.dtype)) for v, p in zip(values, part, strict=True)):
                 raise PackError(
                     f"The {self._what} returned one value a row, but rows have other values when they are alone. "
                     "Values of rows must not depend on other rows: return one scalar for the batch (a contrastive "
