@@ -15,7 +15,7 @@ from rankwise.tasks.text.data.splits import split_examples
 from rankwise.tasks.text.options import TextOptions
 from rankwise.tasks.text.score.floors import constant_rows
 from rankwise.tasks.text.score.losses import CLASSIFY_LOSSES
-from rankwise.tasks.text.score.metrics import CLASSIFY_METRICS
+from rankwise.tasks.text.score.metrics import metric_of
 from rankwise.tasks.text.train.built_task import SPLITS, BuiltTask, model_options, trained_inputs
 from rankwise.tasks.text.train.pooling import pooled_splits
 from rankwise.train.data.feed import Feed
@@ -74,7 +74,7 @@ def ready_images(options: TextOptions) -> BuiltTask:
     targets = conv_targets(loaded.model, loaded.head)
     if targets is not None and options.target_modules == (ALL_LINEAR,):
         notes.append(f"The model has no linear layers but its head; its {len(targets)} convolutions are adapted.")
-    metric = CLASSIFY_METRICS[KIND]
+    metric = metric_of(KIND, options.metric)
     return BuiltTask(
         loaded=loaded,
         splits=splits,
@@ -85,13 +85,13 @@ def ready_images(options: TextOptions) -> BuiltTask:
             rows_at_once=IMAGES_AT_ONCE,
         ),
         loss=CLASSIFY_LOSSES[KIND],
-        metric=metric.by_row,
+        metric=metric.function,
         metric_name=metric.name,
         higher_is_better=metric.higher_is_better,
         task_type=None,
         notes=[*notes, *examples.notes, *loaded.notes],
         beside=labels.save,
-        constant=partial(constant_rows, labels),
+        constant=partial(constant_rows, labels, metric.function),
         check_start=labels.check_same,
         targets=targets,
         reads="images",

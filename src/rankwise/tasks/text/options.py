@@ -146,6 +146,8 @@ class TextOptions:
         gradient_checkpointing: Compute activations anew in the backward pass: less memory, a third more time.
         max_length: The most tokens of an example. [default: the model's context]
         labels: "one", "several" or "number" a text. [default: seen from the data]
+        metric: What decides among classifiers: accuracy, f1 (macro F1) or mcc (Matthews' correlation); of numbers
+            error. [default: accuracy, or error]
         pooling: A classifier's input: "model" for the architecture's own classifier, which transformers loads; "mean"
             for the mean of an encoder's outputs; "auto" for the first where there is one.
         loss_on: Learn the "answer" of each example, or "all" of it.
@@ -215,6 +217,7 @@ class TextOptions:
 
     max_length: Annotated[int | None, Parameter(group=TEXTS)] = None
     labels: Annotated[str | None, Parameter(group=TEXTS)] = None
+    metric: Annotated[str | None, Parameter(group=TEXTS)] = None
     pooling: Annotated[str, Parameter(group=TEXTS)] = "auto"
     loss_on: Annotated[str, Parameter(group=TEXTS)] = "answer"
     chat: Annotated[bool | None, Parameter(group=TEXTS)] = None
@@ -264,6 +267,10 @@ class TextOptions:
         for what, share in (("validation-share", self.validation_share), ("test-share", self.test_share)):
             if not 0 < share < 1:
                 raise ConfigError(f"--{what} is {share}; it is a share of the training data, such as 0.1.")
+        if self.metric is not None and self.task == "sft":
+            raise ConfigError(
+                "--metric chooses what decides among classifiers; texts to imitate are judged by their loss."
+            )
         if self.join and self.task != "sft":
             raise ConfigError("--join joins texts to imitate (--task sft); texts with labels stay apart.")
 

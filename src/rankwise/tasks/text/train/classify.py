@@ -14,7 +14,7 @@ from rankwise.tasks.text.model.models import load_text_model
 from rankwise.tasks.text.options import TextOptions
 from rankwise.tasks.text.score.floors import constant_rows
 from rankwise.tasks.text.score.losses import CLASSIFY_LOSSES
-from rankwise.tasks.text.score.metrics import CLASSIFY_METRICS
+from rankwise.tasks.text.score.metrics import metric_of
 from rankwise.tasks.text.train.built_task import (
     SPLITS,
     BuiltTask,
@@ -49,6 +49,7 @@ def ready_classify(options: TextOptions) -> BuiltTask:
     column = dict(options.columns).get("label", "label")
     train: list[Any] = list(examples.train)
     labels = find_labels(train, options.labels, label_names.get(column, ()), places=examples.places)
+    metric = metric_of(labels.kind, options.metric)
     loaded = load_text_model(options.model, "classify", labels, model_options(options))
     labels = loaded.labels or labels
     parts: dict[str, ClassifyData] = {}
@@ -76,7 +77,6 @@ def ready_classify(options: TextOptions) -> BuiltTask:
         splits = pooled_splits(**tensors, inputs=inputs)
     if labels.kind == "number" and loaded.new_head:
         begin_at(loaded.model, loaded.new_head, float(parts["train"].data["labels"].median()))
-    metric = CLASSIFY_METRICS[labels.kind]
     pooled = isinstance(loaded.model, MeanPooledClassifier)
     return BuiltTask(
         loaded=loaded,
@@ -84,13 +84,13 @@ def ready_classify(options: TextOptions) -> BuiltTask:
         inputs=trained_inputs(examples, splits),
         feed=text_feed(loaded.call, splits),
         loss=CLASSIFY_LOSSES[labels.kind],
-        metric=metric.by_row,
+        metric=metric.function,
         metric_name=metric.name,
         higher_is_better=metric.higher_is_better,
         task_type=None if pooled else "SEQ_CLS",
         notes=[*examples.notes, *loaded.notes, *dict.fromkeys(note for part in parts.values() for note in part.notes)],
         beside=labels.save,
-        constant=partial(constant_rows, labels),
+        constant=partial(constant_rows, labels, metric.function),
         check_start=partial(_check_start, labels, pooled),
         pad_token=loaded.pad_token,
     )
