@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.lora.config import LoRAConfig
+from rankwise.lora.layer.asking import stop_asking
 from rankwise.lora.layer.checkpoint import Checkpointed
 from rankwise.lora.layer_types import LayerType
 from rankwise.lora.offloaded import data_of, gathered
@@ -57,7 +58,7 @@ class Holding(Checkpointed):
     joined: Mapping[str, tuple[Checkpointed]] = MappingProxyType({})
     """Adapter -> the adapters of the other layer whose A and B it has here: those of a shared weight."""
     parked: "dict[str, tuple[str, ...]]"
-    """Adapter that doesn't act -> its tensors that ask for a gradient when it does."""
+    """Adapter that doesn't act -> which of its tensors ("A", "B", ...) ask for a gradient when it does."""
     parameter: str = "weight"
     """Name of the weight in the layer."""
 
@@ -208,17 +209,16 @@ class Holding(Checkpointed):
         }
 
     def switch(self, names: tuple[str, ...]) -> None:
-        """Let these adapters act. The others' tensors ask for no gradient meanwhile, since none would reach them.
-
-        (DistributedDataParallel waits for the gradient of every parameter that asks for one.)
-        """
+        """Let these adapters act. The others' tensors ask for no gradient meanwhile."""
         self.active = names
         for name in self.scale:
+            tensors = {key.removesuffix(f".{name}"): tensor for key, tensor in self.keys_of(name).items()}
             if name in names:
                 for key in self.parked.pop(name, ()):
-                    self.keys_of(name)[key].requires_grad_(True)
-            elif name not in self.parked:
-                asking = {key: tensor for key, tensor in self.keys_of(name).items() if tensor.requires_grad}
-                self.parked = {**self.parked, name: tuple(asking)}
-                for tensor in asking.values():
-                    tensor.requires_grad_(False)
+                    tensors[key].requires_grad_(True)
+                continue
+            if name not in self.parked:
+                asking = tuple(key for key, tensor in tensors.items() if tensor.requires_grad)
+                self.parked = {**self.parked, name: asking}
+            for key in self.parked[name]:
+                stop_asking(tensors[key])
