@@ -15,6 +15,7 @@ from rankwise.lora.checks.reads import call
 from rankwise.lora.checks.threads import check_free, held_by_thread
 from rankwise.lora.inject import check_new_name
 from rankwise.lora.layer.per_row import RowAdapter, grouped
+from rankwise.lora.offloaded import has_data
 from rankwise.lora.trained_modules import activate_whole, check_one_whole, whole_tensors, wholes
 from rankwise.lora.variants import variant_name
 
@@ -115,6 +116,12 @@ def rename(model: nn.Module, old: str, new: str) -> None:
     check_free(model)
     layers = layers_with(model, old)
     check_new_name(model, new)
+    for path, (_, lora) in layers.items():
+        if not all(map(has_data, lora.keys_of(old).values())):
+            raise AdapterError(
+                f'The numbers of "{old}" at "{path}" lie elsewhere (accelerate has offloaded the model, or it is on '
+                "the meta device), under its present name. Rename it before that."
+            )
     stop_counting(model)  # it would look for the adapter by its old name
     for _, lora in layers.values():
         _rename(lora, old, new)

@@ -19,6 +19,22 @@ def has_data(tensor: Tensor) -> bool:
     return not tensor.is_meta and not is_fake(tensor)
 
 
+def register(owner: nn.Module, name: str, tensor: Tensor) -> None:
+    """Give a module a parameter or buffer, as it is.
+
+    Inside accelerate's `init_empty_weights` whatever is registered is replaced by a tensor without data.
+    """
+    if not isinstance(tensor, nn.Parameter):
+        owner.register_buffer(name, tensor)
+        owner._buffers[name] = tensor  # pyright: ignore[reportPrivateUsage]
+        return
+    if isinstance(owner, nn.ParameterDict):
+        owner[name] = tensor
+    else:
+        owner.register_parameter(name, tensor)
+    owner._parameters[name] = tensor  # pyright: ignore[reportPrivateUsage]
+
+
 def in_fake_mode() -> bool:
     """Tell whether tensors that are made now are fake, as where a program only looks at shapes and memory."""
     fake: Any = torch._C._TorchDispatchModeKey.FAKE  # pyright: ignore

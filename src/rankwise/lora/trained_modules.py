@@ -19,8 +19,8 @@ from rankwise.lora.layer.checkpoint import FREED
 from rankwise.lora.layer.recomputed import check_same, marked
 from rankwise.lora.layer.replacement import Replacement
 from rankwise.lora.layer_types import layer_type_of
-from rankwise.lora.layer_types.quantised import in_eight_bits
-from rankwise.lora.offloaded import data_of
+from rankwise.lora.layer_types.quantised import in_eight_bits, is_opaque
+from rankwise.lora.offloaded import data_of, register
 from rankwise.lora.targets.find import Target
 from rankwise.lora.targets.modules import Adapter, named_once, submodule
 from rankwise.lora.targets.patterns import Patterns, as_list
@@ -104,7 +104,9 @@ class TrainedModules(Adapter):
                     own.get_parameter(leaf).requires_grad_(True)
                 continue
             if other not in self.parked:
-                self.parked[other] = tuple(leaf for leaf, parameter in own.named_parameters() if parameter.requires_grad)
+                self.parked[other] = tuple(
+                    leaf for leaf, parameter in own.named_parameters() if parameter.requires_grad
+                )
             for leaf in self.parked[other]:
                 stop_asking(own.get_parameter(leaf))
 
@@ -268,9 +270,10 @@ def check_whole(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for path in tensors:
         owner, host, inside = _places(model, path)
         row = layer_type_of(owner)
-        if row is not None and row.quantised is not None and path.endswith("weight"):
+        tensor: Tensor = getattr(owner, path.rpartition(".")[2])
+        if (row is not None and row.quantised is not None and path.endswith("weight")) or is_opaque(tensor):
             raise AdapterError(f'"{path}" is quantised and can\'t be trained whole; leave it out of modules_to_save.')
-        if in_eight_bits(getattr(owner, path.rpartition(".")[2])):
+        if in_eight_bits(tensor):
             raise AdapterError(f'"{path}" is stored in 8-bit floats and can\'t be trained whole; leave it out.')
         child = host._modules.get(_child_name(inside))  # pyright: ignore[reportPrivateUsage]
         if child is not None and not isinstance(child, TrainedModules):
@@ -309,9 +312,9 @@ def attach_whole(model: nn.Module, name: str, tensors: Mapping[str, Tensor], con
         device = torch.device("cpu") if base.is_meta else base.device  # a base whose numbers are offloaded
         values = tensor.detach().to(device, base.dtype, copy=True)
         if leaf in owner._buffers:  # pyright: ignore[reportPrivateUsage]
-            whole.own[name].register_buffer(leaf, values)
+            register(whole.own[name], leaf, values)
         else:
-            whole.own[name].register_parameter(leaf, nn.Parameter(values, base.is_floating_point() and trained))
+            register(whole.own[name], leaf, nn.Parameter(values, base.is_floating_point() and trained))
 
 
 def _child_name(inside: str) -> str:

@@ -12,7 +12,8 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer.asking import stop_asking
 from rankwise.lora.layer.checkpoint import Checkpointed
 from rankwise.lora.layer_types import LayerType
-from rankwise.lora.offloaded import data_of, gathered
+from rankwise.lora.layer_types.quantised import with_weight_of
+from rankwise.lora.offloaded import data_of, gathered, register
 from rankwise.lora.targets.ties import flip
 from rankwise.lora.variants import VARIANTS, Variant, variant_name
 
@@ -104,8 +105,8 @@ class Holding(Checkpointed):
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         device = torch.device("cpu") if weight.is_meta else weight.device
         # Without numbers there is nothing to train, and DistributedDataParallel would wait for a gradient.
-        self.A[name] = nn.Parameter(A.detach().to(device, dtype), requires_grad=A.numel() > 0)
-        self.B[name] = nn.Parameter(B.detach().to(device, dtype))
+        register(self.A, name, nn.Parameter(A.detach().to(device, dtype), requires_grad=A.numel() > 0))
+        register(self.B, name, nn.Parameter(B.detach().to(device, dtype)))
         self.scale[name], self.configs[name] = scale, config
         if row.partial:
             self._see_as(name, row)
@@ -125,7 +126,7 @@ class Holding(Checkpointed):
         self.varied = True
         if key not in self._modules:
             self.add_module(key, nn.ParameterDict())
-        self.get_submodule(key).register_parameter(name, tensor)
+        register(self.get_submodule(key), name, tensor)
 
     def own(self, name: str) -> dict[str, Any]:
         """Return what an adapter trains beside A and B."""
@@ -148,11 +149,16 @@ class Holding(Checkpointed):
         """Return the layer's weight, whether it is a parameter or computed (parametrised)."""
         return getattr(layer, self.parameter)
 
+    def row_now(self, layer: nn.Module) -> LayerType:
+        """Return the layer's row as its weight is now: torchao may have quantised it since."""
+        return with_weight_of(self.layer_type, type(self.weight(layer)))
+
     def join(self, name: str, other: "Holding", flipped: bool, row: LayerType) -> None:
         """Use the adapter of another layer that has this one's weight: its very A and B."""
         if row.partial:
             self._see_as(name, row)
-        self.A[name], self.B[name] = other.A[name], other.B[name]
+        register(self.A, name, other.A[name])
+        register(self.B, name, other.B[name])
         self.scale[name], self.configs[name] = other.scale[name], other.configs[name]
         self.flipped += (name,) if flipped else ()
         self.joined = {**self.joined, name: (other,)}

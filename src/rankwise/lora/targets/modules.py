@@ -48,7 +48,8 @@ class Adapter(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Adapter":
         """Move or cast as any module does, but keep the numbers where `fn` throws them away (`to_empty`, "meta").
 
-        A base gets its numbers from a checkpoint afterwards; an adapter's are nowhere else.
+        A base gets its numbers from a checkpoint afterwards; an adapter's are nowhere else. 8-bit floats, in which some
+        tools store a base between its forwards, would round them.
         """
         before = [
             (module, name, p.detach())
@@ -65,6 +66,10 @@ class Adapter(nn.Module):
                     module._parameters[name] = nn.Parameter(values, requires_grad=required)
                 elif not values.is_meta:
                     parameter.data.copy_(values)
+        for module, name, values in before:
+            parameter = module._parameters[name]
+            if parameter is not None and parameter.itemsize == 1 < values.itemsize:
+                parameter.data = values.to(parameter.device)
         return self
 
 
