@@ -103,6 +103,18 @@ def in_eight_bits(weight: Tensor) -> bool:
     return weight.is_floating_point() and weight.dtype.itemsize == 1
 
 
+def is_opaque(weight: Tensor) -> bool:
+    """Tell whether a tensor's class computes operations in a way of its own, or its layout leaves numbers out.
+
+    So do the weights of libraries that quantise, known here or not; W + delta can't be written to them.
+
+    Examples:
+        >>> is_opaque(nn.Parameter(torch.eye(2))), is_opaque(torch.eye(2).to_sparse())
+        (False, True)
+    """
+    return type(weight).__torch_dispatch__ is not Tensor.__torch_dispatch__ or weight.layout != torch.strided
+
+
 def keep_unpacked(model: nn.Module) -> None:
     """Have bitsandbytes' 4-bit layers keep their weight as it is.
 
