@@ -106,6 +106,7 @@ ORDER = [
     "tasks.text.trained",
     "tasks.text.score",
     "tasks.text.train",
+    "tasks.images",
     "tasks.text.card",
     "tasks.text.run",
     "tasks.text.use",

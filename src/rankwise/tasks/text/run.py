@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,11 +22,10 @@ from rankwise.sweeps.candidates.warm_start import candidate_from
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, SweepState
 from rankwise.sweeps.run.stage import Search
 from rankwise.sweeps.storage.owned import TRAINED_ON
+from rankwise.tasks.images.ready import ready_images
 from rankwise.tasks.text.card.facts import facts_of
 from rankwise.tasks.text.card.model_card import write_card
-from rankwise.tasks.text.data.loading import TextData, load_examples
-from rankwise.tasks.text.data.seen import checksums, run_of, write_seen
-from rankwise.tasks.text.data.splits import ExampleSplits as Examples
+from rankwise.tasks.text.data.seen import run_of, write_seen
 from rankwise.tasks.text.model.dropout import silence_dropout
 from rankwise.tasks.text.model.heads import MeanPooledClassifier
 from rankwise.tasks.text.options import TextOptions
@@ -40,9 +38,10 @@ from rankwise.train.machine.device import device_note, find_device
 from rankwise.train.machine.precision import choose_precision, precision_note
 from rankwise.train.settings import Training
 
-TASKS: dict[str, Callable[[TextOptions, Examples, Mapping[str, tuple[str, ...]]], BuiltTask]] = {
+TASKS: dict[str, Callable[[TextOptions], BuiltTask]] = {
     "classify": ready_classify,
     "sft": ready_sft,
+    "images": ready_images,
 }
 """Name -> what makes the task ready to train."""
 
@@ -65,24 +64,7 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
     precision = choose_precision(options.precision, options.dtype, device)
     chosen = device_note(options.device, device)
     options = replace(options, device=str(device))
-    where = TextData(
-        data=options.data,
-        validation=options.validation,
-        test=options.test,
-        columns=dict(options.columns),
-        validation_share=options.validation_share,
-        test_share=options.test_share,
-        split_seed=options.split_seed,
-        several=options.task == "classify" and options.labels == "several",
-        skip_bad_lines=options.skip_bad_lines,
-        limit_train=options.limit_train,
-        limit_validation=options.limit_validation,
-        limit_test=options.limit_test,
-    )
-    examples, label_names = load_examples(where, options.task)
-    ready = TASKS[options.task](options, examples, label_names)
-    # Where each seed cuts its own validation rows, those of one seed are trained on by others.
-    inputs = checksums((*examples.train, *(examples.validation if ready.splits.rotation else ())))
+    ready = TASKS[options.task](options)
     check_model(ready.loaded.model, mend="give --dtype bfloat16, or leave --dtype out")
     chosen += precision_note(options.precision, precision, ready.loaded.model, device)
     notes = [*ready.notes, *_quantised(options, ready)]
@@ -100,7 +82,7 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         metric=ready.metric,
         metric_name=ready.metric_name,
         higher_is_better=ready.higher_is_better,
-        feed=replace(ready.feed(options.rows_a_pass), precision=precision),
+        feed=replace(ready.feed, rows_a_pass=options.rows_a_pass, precision=precision),
         constant=ready.constant,
     )
     return Experiment(
@@ -116,14 +98,13 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         widen=options.widen,
         deciding=options.deciding,
         notes=notes,
-        beside=partial(_beside, options, ready, inputs),
+        beside=partial(_beside, options, ready),
     )
 
 
 def _beside(
     options: TextOptions,
     ready: BuiltTask,
-    inputs: np.ndarray,
     folder: Path,
     run: Run,
     results: Results,
@@ -134,16 +115,16 @@ def _beside(
     """
     if ready.beside is not None:
         ready.beside(folder)
-    classifier = options.task == "classify"
     pooling = "mean" if isinstance(ready.loaded.model, MeanPooledClassifier) else "model"
     Trained(
         max_length=options.max_length,
-        loss_on=None if classifier else options.loss_on,
-        pooling=pooling if classifier else None,
+        loss_on=options.loss_on if options.task == "sft" else None,
+        pooling=pooling if options.task == "classify" else None,
         quantize=options.quantize,
+        reads=ready.reads,
     ).save(folder)
     if not (run_of(folder) / TRAINED_ON).exists():
-        write_seen(run_of(folder), inputs)
+        write_seen(run_of(folder), ready.inputs)
     write_card(facts_of(folder, run, results, swept, options, ready), folder)
 
 
@@ -183,6 +164,7 @@ def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
         warmup=options.warmup,
         patience=options.patience,
     )
+    targets = options.target_modules if options.target_modules != (ALL_LINEAR,) else ready.targets or ALL_LINEAR
     extra = {"task_type": ready.task_type} if ready.task_type else {}
     ranks = [
         Candidate(
@@ -195,7 +177,7 @@ def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
                 r=r,
                 alpha=options.alpha,
                 dropout=options.dropout,
-                target_modules=ALL_LINEAR if options.target_modules == (ALL_LINEAR,) else options.target_modules,
+                target_modules=targets,
                 exclude_modules=options.exclude_modules,
                 init=options.init,
                 scaling=options.scaling,
