@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rankwise.experiment import Experiment, ExperimentFactory
-    from rankwise.show.live import Progress
     from rankwise.sweeps.run.forecast import Forecast
+    from rankwise.train.events import Observers
 
 
 NEXT = {
@@ -141,6 +141,7 @@ def _train_in(directory: Path, command: str, config: str, how: RunOptions, make:
     from rankwise.sweeps.storage.directory import can_resume
     from rankwise.sweeps.storage.owned import BEST, holds_results
     from rankwise.train.checkpoints import Every
+    from rankwise.train.events import Observers
 
     place = RunLocation(
         directory=directory,
@@ -154,8 +155,8 @@ def _train_in(directory: Path, command: str, config: str, how: RunOptions, make:
         every=Every(how.checkpoint_epochs, how.checkpoint_seconds),
     )
     try:
-        with progress("quiet" if how.quiet else "auto") as shown:
-            results, files = run_in_directory(place, make, shown)
+        with Observers([progress("quiet" if how.quiet else "auto")]) as observers:
+            results, files = run_in_directory(place, make, observers)
     except KeyboardInterrupt:
         if holds_results(directory) and not can_resume(directory):
             again = f"rankwise report {shlex.quote(str(directory))}"
@@ -187,13 +188,13 @@ def _train_in(directory: Path, command: str, config: str, how: RunOptions, make:
 def _with_forecast(make: "ExperimentFactory") -> "ExperimentFactory":
     """Have what makes an experiment say what it will take, too."""
 
-    def make_and_tell(progress: "Progress", base: "Mapping[str, Tensor] | None") -> "Experiment":
+    def make_and_tell(observers: "Observers", base: "Mapping[str, Tensor] | None") -> "Experiment":
         from rankwise.sweeps.run.forecast import forecast_sweep
 
-        experiment = make(progress, base)
+        experiment = make(observers, base)
         if base is None:  # a run that is gone on with has said so
-            found = forecast_sweep(experiment.stages(progress))
-            progress.message(f"It will take {_need(found)}. {' '.join(found.open)}")
+            found = forecast_sweep(experiment.stages(observers))
+            observers.message(f"It will take {_need(found)}. {' '.join(found.open)}")
         return experiment
 
     return make_and_tell
@@ -212,11 +213,12 @@ def _print_forecast(how: RunOptions, make: "ExperimentFactory") -> int:
     """Print what would be done."""
     from rankwise.show.live import progress
     from rankwise.sweeps.run.forecast import forecast_sweep
+    from rankwise.train.events import Observers
 
-    with progress("quiet" if how.quiet else "auto") as shown:
-        experiment = make(shown, None)
+    with Observers([progress("quiet" if how.quiet else "auto")]) as observers:
+        experiment = make(observers, None)
         experiment.check()
-        found = forecast_sweep(experiment.stages(shown))
+        found = forecast_sweep(experiment.stages(observers))
     _show_forecast(found, as_json=how.json)
     return EXIT_OK
 
