@@ -92,6 +92,7 @@ ORDER = [
     "report",
     "experiment",
     "show",
+    "loggers",
     "api",
     "tasks.flags",
     "tasks.options",

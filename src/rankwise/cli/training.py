@@ -17,7 +17,7 @@ from rankwise.cli.places import name_of, new_run, pointed_to
 from rankwise.errors import ConfigError
 from rankwise.shown import cleaned
 from rankwise.tasks.flags import listed
-from rankwise.tasks.options import parse_numbers
+from rankwise.tasks.options import parse_numbers, parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,6 +65,8 @@ class RunOptions:
     dry_run:
         Print what would be trained, in which packs, in how much memory and time (from a few probing steps), and stop;
         nothing is written.
+    log_to:
+        Loggers that take losses, metrics and rates of every run, such as csv,tensorboard; files go to logs/ in --out.
     quiet:
         Show nothing while training.
     json:
@@ -83,6 +85,7 @@ class RunOptions:
         bool, Parameter(name=["--print-config", "--print_config"], negative="", show_default=False)
     ] = False
     dry_run: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    log_to: Annotated[tuple[str, ...], listed(parts)] = ()
     quiet: Annotated[bool, Parameter(negative="", show_default=False)] = False
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False
 
@@ -136,6 +139,7 @@ def train(
 
 def _train_in(directory: Path, command: str, config: str, how: RunOptions, make: "ExperimentFactory") -> int:
     from rankwise.experiment import run_in_directory
+    from rankwise.loggers.table import loggers
     from rankwise.show.live import progress
     from rankwise.sweeps.run.location import RunLocation
     from rankwise.sweeps.storage.directory import can_resume
@@ -143,11 +147,13 @@ def _train_in(directory: Path, command: str, config: str, how: RunOptions, make:
     from rankwise.train.checkpoints import Every
     from rankwise.train.events import Observers
 
+    logging = loggers(how.log_to, directory / "logs", append=how.resume is not None)
+    log_to = f" --log-to {','.join(how.log_to)}" if how.log_to else ""
     place = RunLocation(
         directory=directory,
         config=config,
         command=shlex.join(["rankwise", *sys.argv[1:]]),
-        how_to_resume=(again := f"rankwise {command} --resume {shlex.quote(str(directory))}"),
+        how_to_resume=(again := f"rankwise {command} --resume {shlex.quote(str(directory))}{log_to}"),
         overwrite=how.overwrite,
         resume=how.resume is not None and not how.extends,
         extend=how.extends,
@@ -155,7 +161,7 @@ def _train_in(directory: Path, command: str, config: str, how: RunOptions, make:
         every=Every(how.checkpoint_epochs, how.checkpoint_seconds),
     )
     try:
-        with Observers([progress("quiet" if how.quiet else "auto")]) as observers:
+        with Observers([progress("quiet" if how.quiet else "auto"), *logging]) as observers:
             results, files = run_in_directory(place, make, observers)
     except KeyboardInterrupt:
         if holds_results(directory) and not can_resume(directory):

@@ -1,0 +1,31 @@
+"""The loggers by name; a new one is a file and a row."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rankwise.errors import ConfigError, option, suggest
+from rankwise.train.events import Observer
+
+LOGGERS: dict[str, Callable[[Path, bool], Observer]] = {}
+"""Name -> what makes the logger, given the folder for logs and whether what was logged there before stays."""
+
+
+def loggers(names: Sequence[str], folder: Path, append: bool) -> list[Observer]:
+    """Make loggers; nothing is written before training.
+
+    Args:
+        names: In `LOGGERS`; each counts once.
+        folder: Where those write that write files.
+        append: Whether what was logged there before stays.
+
+    Raises:
+        ConfigError: A name is not known, or its package is not installed.
+        OutputError: Something else lies where a logger writes.
+    """
+    made: list[Observer] = []
+    for name in dict.fromkeys(names):
+        if name not in LOGGERS:
+            known = ", ".join(LOGGERS)
+            raise ConfigError(f'{option("log_to")} "{name}" is not known; there are {known}.{suggest(name, LOGGERS)}')
+        made.append(LOGGERS[name](folder, append))
+    return made
