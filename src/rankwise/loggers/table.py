@@ -4,9 +4,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rankwise.errors import ConfigError, option, suggest
+from rankwise.loggers.csv import CSVLog
 from rankwise.train.events import Observer
 
-LOGGERS: dict[str, Callable[[Path, bool], Observer]] = {}
+LOGGERS: dict[str, Callable[[Path, bool], Observer]] = {
+    "csv": lambda folder, append: CSVLog(folder, append=append),
+}
 """Name -> what makes the logger, given the folder for logs and whether what was logged there before stays."""
 
 
