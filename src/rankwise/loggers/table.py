@@ -6,11 +6,13 @@ from pathlib import Path
 from rankwise.errors import ConfigError, option, suggest
 from rankwise.loggers.csv import CSVLog
 from rankwise.loggers.tensorboard import TensorBoardLog
+from rankwise.loggers.wandb import WandbLog
 from rankwise.train.events import Observer
 
 LOGGERS: dict[str, Callable[[Path, bool], Observer]] = {
     "csv": lambda folder, append: CSVLog(folder, append=append),
     "tensorboard": lambda folder, append: TensorBoardLog(folder / "tensorboard", append=append),
+    "wandb": lambda folder, append: WandbLog(folder, append=append),
 }
 """Name -> what makes the logger, given the folder for logs and whether what was logged there before stays."""
 
