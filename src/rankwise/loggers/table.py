@@ -6,6 +6,7 @@ from pathlib import Path
 from rankwise.errors import ConfigError, option, suggest
 from rankwise.loggers.csv import CSVLog
 from rankwise.loggers.tensorboard import TensorBoardLog
+from rankwise.loggers.trackio import TrackioLog
 from rankwise.loggers.wandb import WandbLog
 from rankwise.train.events import Observer
 
@@ -13,6 +14,7 @@ LOGGERS: dict[str, Callable[[Path, bool], Observer]] = {
     "csv": lambda folder, append: CSVLog(folder, append=append),
     "tensorboard": lambda folder, append: TensorBoardLog(folder / "tensorboard", append=append),
     "wandb": lambda folder, append: WandbLog(folder, append=append),
+    "trackio": lambda folder, append: TrackioLog(folder, append=append),
 }
 """Name -> what makes the logger, given the folder for logs and whether what was logged there before stays."""
 
