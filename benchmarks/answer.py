@@ -22,7 +22,6 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from rankwise.show.live import progress
 from rankwise.sweeps.choose.answer import Floors, decide, reference_of
 from rankwise.sweeps.choose.configurations import RunScore, choose_learning_rates
 from rankwise.sweeps.choose.rule import Rule, Tolerance, parse_tolerance
@@ -32,6 +31,7 @@ from rankwise.sweeps.run.run import run_sweep
 from rankwise.tasks.digits.digits import candidates_of, make_problem, pretrain
 from rankwise.tasks.digits.mnist import RawDigits, Split, load_digits_data
 from rankwise.tasks.options import DigitsOptions
+from rankwise.train.events import Observers
 from rankwise.train.outcome import Outcome
 
 LRS, BASELINE_LRS = (1e-3, 3e-3), (3e-4, 1e-3)
@@ -77,7 +77,7 @@ def make_pool(args: argparse.Namespace) -> None:
         )
         model = pretrain(problem, chosen)
         runs = [c.run(lr, seed) for c in candidates_of(chosen) for lr in c.lrs for seed in chosen.seed_list]
-        swept = run_sweep(model, runs, replace(problem, other_tests={}), progress("quiet"))
+        swept = run_sweep(model, runs, replace(problem, other_tests={}), Observers())
         floors: dict[str, np.ndarray] = {}
         from rankwise.sweeps.floors import measured_floors
 
@@ -115,7 +115,7 @@ class Replayed:
     def __init__(self, pool: Pool, seeds: list[int], search_seed: int, price: float) -> None:
         self.pool, self.seeds, self.search_seed, self.price = pool, tuple(seeds), search_seed, price
         self.candidates, self.model = pool.candidates, pool.model
-        self.progress, self.rungs = SimpleNamespace(message=lambda text: None), ()
+        self.observers, self.rungs = SimpleNamespace(message=lambda text: None), ()
 
     def train(self, runs):
         swept = SweepState(runs, {run.name: self.pool.parameters[run.configuration] for run in runs}, complete=True)

@@ -66,7 +66,7 @@ class MadeUp:
 
     def __post_init__(self) -> None:
         self.model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40))
-        self.progress = SimpleNamespace(message=self.messages.append)
+        self.observers = SimpleNamespace(message=self.messages.append)
 
     def train(self, runs: Sequence[Run]) -> SweepState:
         self.phases.append([run.name for run in runs])
@@ -352,20 +352,20 @@ class Interrupting:
     """Counts epochs of packs, and interrupts before one of them."""
 
     def __init__(self) -> None:
-        self.advance, self.calls, self.at = loop.PackTraining.advance, 0, 0
+        self.by_step, self.calls, self.at = loop.PackTraining.by_step, 0, 0
 
-    def __call__(self, training: loop.PackTraining, pause: Any) -> Any:
+    def __call__(self, training: loop.PackTraining) -> Any:
         self.calls += 1
         if self.calls == self.at:
             raise KeyboardInterrupt
-        return self.advance(training, pause)
+        return self.by_step(training)
 
 
 @pytest.fixture(scope="module")
 def epochs() -> Iterator[Interrupting]:
     counted = Interrupting()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.PackTraining, "advance", lambda self, pause: counted(self, pause))
+        patch.setattr(loop.PackTraining, "by_step", lambda self: counted(self))
         # Measured, it would differ from machine to machine.
         patch.setattr("rankwise.sweeps.run.stages.Stages.measured_price", lambda self, runs: 1.0)
         yield counted

@@ -162,7 +162,7 @@ class Walk:
         told: list[dict[str, object]] = []
         found: Mapping[str, float] = {}
         if several:
-            self.stages.progress.message(
+            self.stages.observers.message(
                 f"Searching for learning rates at {', '.join(c.label for c in several)}; the others take theirs from "
                 "them."
             )
@@ -188,7 +188,7 @@ class Walk:
             runs = [self.candidates[name].run(self.rates[name], seed) for name in names[:4]]
             price = self.stages.measured_price(runs)
         cheap = price < CHEAP
-        self.stages.progress.message(
+        self.stages.observers.message(
             f"A further adapter costs {100 * price:.0f}% of the first, so "
             + ("all sizes train together." if cheap else "sizes are tried one after another, by bisection.")
         )
@@ -352,7 +352,7 @@ class Walk:
             return
         labels, over = ", ".join(self.candidates[name].label for name in missing), self._over(len(runs))
         if over is None:
-            self.stages.progress.message(f"The decision is made; {labels} complete the curve.")
+            self.stages.observers.message(f"The decision is made; {labels} complete the curve.")
             self._add(runs)
         elif self.swept is not None:
             self.swept.note([f"The plan ended after {over}; {labels} would complete the curve."])
@@ -370,7 +370,7 @@ class Walk:
             "seeds": f"{step.seeds} seeds of {label} and {self.reference.label}",
             "neighbour": f"{label} at a neighbouring learning rate",
         }[step.kind]
-        self.stages.progress.message(f"{'; '.join(said)}. Next: {what}." if said else f"Next: {what}.")
+        self.stages.observers.message(f"{'; '.join(said)}. Next: {what}." if said else f"Next: {what}.")
 
     def _saved(self) -> str:
         runs = 0 if self.swept is None else len(self.swept.runs)

@@ -14,7 +14,6 @@ from rankwise.experiment import Experiment
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.targets.find import ALL_LINEAR
 from rankwise.report.schema import Results
-from rankwise.show.live import Progress
 from rankwise.streams import stream
 from rankwise.sweeps.candidates.baselines import baselines
 from rankwise.sweeps.candidates.grid import Candidate
@@ -34,6 +33,7 @@ from rankwise.tasks.text.train.classify import ready_classify
 from rankwise.tasks.text.train.sft import ready_sft
 from rankwise.tasks.text.trained import Trained
 from rankwise.train.data.tensors import count_rows, pick
+from rankwise.train.events import Observers
 from rankwise.train.machine.device import device_note, find_device
 from rankwise.train.machine.precision import choose_precision, precision_note
 from rankwise.train.settings import Training
@@ -49,12 +49,12 @@ SEARCH = "search"
 """The splits on which learning rates are looked for."""
 
 
-def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tensor] | None = None) -> Experiment:
+def make_text(options: TextOptions, observers: Observers, base: Mapping[str, Tensor] | None = None) -> Experiment:
     """Read data and model, and say what ranks are tried.
 
     Args:
         options: The settings.
-        progress: Where notes and an example are shown.
+        observers: Hear notes and an example.
         base: Not used: the base is read again from where it was.
 
     Raises:
@@ -75,7 +75,7 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
     if options.gradient_checkpointing:
         _checkpoint(ready.loaded.model)
     for line in [*chosen, *notes, *([ready.example] if ready.example else [])]:
-        progress.message(line)
+        observers.message(line)
     problem = Problem(
         splits={DATA: ready.splits, **_search_splits(options, ready.splits)},
         loss=ready.loss,
