@@ -61,6 +61,9 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
     Raises:
         RankwiseError: Something in the options or the data can't be used.
     """
+    for r in options.fresh_ranks:  # first, before a model is loaded
+        adapter_of(options, r, {})
+    training_of(options)
     device = find_device(options.device)
     precision = choose_precision(options.precision, options.dtype, device)
     chosen = device_note(options.device, device)
@@ -170,12 +173,16 @@ def _checkpoint(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
-    """Every rank, adapters that are trained on, the head alone where there is one, and full fine-tuning."""
-    loaded = ready.loaded
-    training = Training(
+def training_of(options: TextOptions) -> Training:
+    """How every run is trained, at the first learning rate.
+
+    Raises:
+        ConfigError: A value is out of its range, or a name is not known.
+    """
+    return Training(
         lr=options.lr[0],
         weight_decay=options.weight_decay,
+        optimiser=options.optimiser,
         clip=options.clip or None,
         batch_size=options.batch_size,
         epochs=options.epochs,
@@ -183,6 +190,30 @@ def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
         warmup=options.warmup,
         patience=options.patience,
     )
+
+
+def adapter_of(options: TextOptions, r: int, extra: Mapping[str, Any]) -> LoRAConfig:
+    """The settings of an adapter of this rank; `extra` goes into its file.
+
+    Raises:
+        ConfigError: A value is out of its range, or a name is not known.
+    """
+    return LoRAConfig(
+        r=r,
+        alpha=options.alpha,
+        dropout=options.dropout,
+        target_modules=ALL_LINEAR if options.target_modules == (ALL_LINEAR,) else options.target_modules,
+        exclude_modules=options.exclude_modules,
+        init=options.init,
+        scaling=options.scaling,
+        extra=extra,
+    )
+
+
+def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
+    """Every rank, adapters that are trained on, the head alone where there is one, and full fine-tuning."""
+    loaded = ready.loaded
+    training = training_of(options)
     extra = {"task_type": ready.task_type} if ready.task_type else {}
     ranks = [
         Candidate(
@@ -191,16 +222,7 @@ def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
             method="lora",
             training=training,
             lrs=options.lr,
-            lora=LoRAConfig(
-                r=r,
-                alpha=options.alpha,
-                dropout=options.dropout,
-                target_modules=ALL_LINEAR if options.target_modules == (ALL_LINEAR,) else options.target_modules,
-                exclude_modules=options.exclude_modules,
-                init=options.init,
-                scaling=options.scaling,
-                extra=extra,
-            ),
+            lora=adapter_of(options, r, extra),
             whole=loaded.head,
             whole_rate=options.head_rate,
             start=loaded.initial_head,
