@@ -137,6 +137,7 @@ class TextOptions:
         epochs: Passes over the training data.
         batch_size: Examples a step, of each run.
         rows_a_pass: Examples of a step that pass through the model at once; less takes less memory. [default: all]
+        optimiser: Optimiser of all runs, such as adamw or sgd; a name that isn't known lists them.
         schedule: How the learning rate moves: constant, cosine, plateau.
         warmup: Steps over which the learning rate rises.
         weight_decay: AdamW's.
@@ -207,6 +208,7 @@ class TextOptions:
     epochs: Annotated[int, Parameter(group=MAIN)] = 3
     batch_size: Annotated[int, Parameter(group=TRAINING)] = 32
     rows_a_pass: Annotated[int | None, Parameter(group=TRAINING)] = None
+    optimiser: Annotated[str, Parameter(group=TRAINING)] = "adamw"
     schedule: Annotated[str, Parameter(group=TRAINING)] = "cosine"
     warmup: Annotated[int, Parameter(group=TRAINING)] = 0
     weight_decay: Annotated[float, Parameter(group=TRAINING)] = 0.0

@@ -60,6 +60,9 @@ def make_text(options: TextOptions, observers: Observers, base: Mapping[str, Ten
     Raises:
         RankwiseError: Something in the options or the data can't be used.
     """
+    for r in options.fresh_ranks:  # first, before a model is loaded
+        adapter_of(options, r, {})
+    training_of(options)
     device = find_device(options.device)
     precision = choose_precision(options.precision, options.dtype, device)
     chosen = device_note(options.device, device)
@@ -151,12 +154,16 @@ def _checkpoint(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
-    """Every rank, adapters that are trained on, the head alone where there is one, and full fine-tuning."""
-    loaded = ready.loaded
-    training = Training(
+def training_of(options: TextOptions) -> Training:
+    """How every run is trained, at the first learning rate.
+
+    Raises:
+        ConfigError: A value is out of its range, or a name is not known.
+    """
+    return Training(
         lr=options.lr[0],
         weight_decay=options.weight_decay,
+        optimiser=options.optimiser,
         clip=options.clip or None,
         batch_size=options.batch_size,
         epochs=options.epochs,
@@ -164,7 +171,36 @@ def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
         warmup=options.warmup,
         patience=options.patience,
     )
-    targets = options.target_modules if options.target_modules != (ALL_LINEAR,) else ready.targets or ALL_LINEAR
+
+
+def adapter_of(options: TextOptions, r: int, extra: Mapping[str, Any], targets: Any = None) -> LoRAConfig:
+    """The settings of an adapter of this rank.
+
+    Args:
+        options: The settings.
+        r: Its rank.
+        extra: Goes into its file.
+        targets: What it adapts where the options name nothing; None for all linear layers.
+
+    Raises:
+        ConfigError: A value is out of its range, or a name is not known.
+    """
+    return LoRAConfig(
+        r=r,
+        alpha=options.alpha,
+        dropout=options.dropout,
+        target_modules=options.target_modules if options.target_modules != (ALL_LINEAR,) else targets or ALL_LINEAR,
+        exclude_modules=options.exclude_modules,
+        init=options.init,
+        scaling=options.scaling,
+        extra=extra,
+    )
+
+
+def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
+    """Every rank, adapters that are trained on, the head alone where there is one, and full fine-tuning."""
+    loaded = ready.loaded
+    training = training_of(options)
     extra = {"task_type": ready.task_type} if ready.task_type else {}
     ranks = [
         Candidate(
@@ -173,16 +209,7 @@ def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
             method="lora",
             training=training,
             lrs=options.lr,
-            lora=LoRAConfig(
-                r=r,
-                alpha=options.alpha,
-                dropout=options.dropout,
-                target_modules=targets,
-                exclude_modules=options.exclude_modules,
-                init=options.init,
-                scaling=options.scaling,
-                extra=extra,
-            ),
+            lora=adapter_of(options, r, extra, ready.targets),
             whole=loaded.head,
             whole_rate=options.head_rate,
             start=loaded.initial_head,
