@@ -61,6 +61,7 @@ ORDER = [
     "pack.stacks",
     "pack.layers",
     "pack.model",
+    "pack.counts",
     "pack.losses",
     "pack.step",
     "pack.pack",

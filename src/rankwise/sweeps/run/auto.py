@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rankwise.pack.resolved import resolve
-from rankwise.sweeps.candidates.grid import Candidate
+from rankwise.sweeps.candidates.ladders import ladders_of
 from rankwise.sweeps.choose.adaptive import STARTING_SEEDS, Ladder, Step, neighbour_rates, next_step
 from rankwise.sweeps.choose.answer import CANDIDATES, Comparison, Floors, compare, pair
 from rankwise.sweeps.choose.configurations import Configuration, choose_learning_rates, signed
@@ -101,7 +101,7 @@ class Walk:
             and self.parameters[c.name] < self.parameters[self.reference.name]
             and self.parameters[c.name] <= limit
         ]
-        self.ladders = _ladders(sorted(sized, key=lambda c: (self.parameters[c.name], c.name)))
+        self.ladders = ladders_of(sorted(sized, key=lambda c: (self.parameters[c.name], c.name)))
         on_ladders = {name for ladder in self.ladders for name in ladder.names} | {self.reference.name}
         self.others = [c for c in stages.candidates if c.name not in on_ladders]
         self.rates: dict[str, float] = {}
@@ -236,7 +236,7 @@ class Walk:
         """
         lost = self._lost(name)
         lower = lost or ladder.names.index(name) < ladder.names.index(ladder.middle)
-        before = self.rates[name]
+        before, going, better = self.rates[name], True, False
         for lr in neighbour_rates([before], self.candidates[name].lrs, lower):
             # A rate that lost a seed is no measure for another.
             for n in (self._starting,) if at_once or lost else dict.fromkeys((1, self._starting)):
@@ -385,18 +385,3 @@ STATES = {
     "not": "is shown not to be",
     "open": "is open",
 }
-
-
-def _ladders(sized: Sequence[Candidate]) -> list[Ladder]:
-    """Candidates of one kind, whatever their rank, in one ladder each; the head alone is the smallest of the first."""
-    kinds: dict[object, list[str]] = {}
-    for c in sized:
-        key = None if c.lora is None else str(replace(c.lora, r=1, alpha=1.0))
-        kinds.setdefault(key, []).append(c.name)
-    heads = kinds.pop(None, [])
-    names = list(kinds.values())
-    if not names:
-        return [Ladder(tuple(heads))] if heads else []
-    order = {c.name: i for i, c in enumerate(sized)}
-    names[0] = sorted([*heads, *names[0]], key=order.__getitem__)
-    return [Ladder(tuple(group)) for group in names]
