@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 NEXT = {
     "classify": 'rankwise predict {} --text "..."',
     "sft": 'rankwise generate {} --prompt "..."',
+    "images": "rankwise predict {} --file IMAGE",
 }
 """Task -> the command that uses its recommended adapter."""
 

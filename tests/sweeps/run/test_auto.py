@@ -162,6 +162,15 @@ def test_a_size_that_fails_is_tried_at_a_neighbouring_rate() -> None:
     assert {run.training.lr for run in found.swept.runs if run.configuration == "r2"} == {1e-2, 1e-3}
 
 
+@pytest.mark.parametrize(("price", "seeds"), [(1.0, 1), (0.1, 3)])
+def test_a_neighbouring_rate_that_does_no_better_is_dropped_after_a_seed(price: float, seeds: int) -> None:
+    """Where adapters are cheap, all starting seeds train together."""
+    found, answer = walked(MadeUp(rising(4), price=price), curve=False)
+    assert answer.name == "r4"
+    tried = [run for run in found.swept.runs if run.configuration == "r2" and run.training.lr == 1e-3]
+    assert len(tried) == seeds
+
+
 def test_where_adapters_are_cheap_all_train_together() -> None:
     stages = MadeUp(rising(4), price=0.1)
     found, answer = walked(stages, curve=None)

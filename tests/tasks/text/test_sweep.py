@@ -184,6 +184,7 @@ def test_going_on_after_an_interruption(
         (["--max-length", "100000"], "--max-length is 100,000"),
         (["--dtype", "float16"], "The model is in float16 on the CPU"),
         (["--device", "cuda:7"], 'There is no device "cuda:7"'),
+        (["--metric", "bleu"], '--metric is "bleu"; data with one label a text can be judged by accuracy, f1, mcc.'),
         (["--join"], "--join joins texts to imitate"),
         (["--task", "sft"], "is not a causal model"),
     ],
