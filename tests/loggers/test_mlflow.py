@@ -112,6 +112,7 @@ def test_many_numbers_are_sent_in_parts(tmp_path: Path) -> None:
 
 
 def test_without_the_package_it_is_refused_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "mlflow", None)
+    for name in ("mlflow", "mlflow.tracking", "mlflow.entities"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match=r'needs the package "mlflow\S*", .*checkout of Rankwise\.$'):
         MLflowLog(tmp_path)

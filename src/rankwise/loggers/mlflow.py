@@ -34,20 +34,21 @@ class MLflowLog(Log):
     ) -> None:
         super().__init__(append=append)
         with requires("mlflow"):
-            import mlflow.tracking  # pyright: ignore[reportMissingImports]
             from mlflow.entities import Metric  # pyright: ignore[reportMissingImports]
-        self._mlflow: Any = mlflow
+            from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
+        self._client_of: Any = MlflowClient
         self._metric_of: Any = Metric
         self._folder, self._experiment = Path(folder), experiment
         self._sweep = sweep or self._folder.absolute().parent.name
         self._client: Any = None
+        self._parent = ""
         self._ids: dict[str, str] = {}
         self._unsent: dict[str, list[Any]] = {}
         self._sent: dict[str, float] = {}
 
     def begin(self, run: RunInfo) -> None:
         """Begin the run there."""
-        if self._client is None:
+        if not self._parent:
             self._begin_sweep()
         self._ids[run.name] = own = self._create(run.name, {"mlflow.parentRunId": self._parent})
         for name, value in asdict(run).items():
@@ -69,7 +70,7 @@ class MLflowLog(Log):
 
     def close(self, verdict: str | None, words: str) -> None:
         """End what has not ended, and tag the parent run with the verdict."""
-        if self._client is None:
+        if not self._parent:
             return
         for run, own in self._ids.items():
             self._send(run)
@@ -88,7 +89,7 @@ class MLflowLog(Log):
         if not uri:
             self._folder.mkdir(parents=True, exist_ok=True)
             uri = f"sqlite:///{self._folder.absolute()}/mlflow.db"
-        self._client = self._mlflow.tracking.MlflowClient(tracking_uri=uri)
+        self._client = self._client_of(tracking_uri=uri)
         known = self._client.get_experiment_by_name(self._experiment)
         self._id = self._client.create_experiment(self._experiment) if known is None else known.experiment_id
         self._parent = self._create(self._sweep, {})

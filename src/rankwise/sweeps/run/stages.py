@@ -22,6 +22,7 @@ from rankwise.sweeps.record import finite
 from rankwise.sweeps.run.auto import Auto, Walk
 from rankwise.sweeps.run.run import run_sweep
 from rankwise.sweeps.run.stage import Finished, Phase, Phases, PlannedStage, Search, StageResult, carry_out
+from rankwise.sweeps.run.worker import LocalWorker, WorkerFactory
 from rankwise.sweeps.storage.owned import PRICE
 from rankwise.train.checkpoints import Every
 from rankwise.train.data.tensors import count_rows
@@ -54,6 +55,7 @@ class Stages:
         resume: Whether to go on with what is in the folder.
         probes: What steps take in memory, as far as it was measured before.
         finished: Runs of an earlier sweep; those that are asked for again are taken from it.
+        worker_of: Makes the worker that trains packs.
     """
 
     model: nn.Module
@@ -70,6 +72,7 @@ class Stages:
     resume: bool = False
     probes: Probes = field(default_factory=Probes)
     finished: Finished | None = None
+    worker_of: WorkerFactory = LocalWorker
     _stage: int = 0
     _rates: dict[str, tuple[float, bool]] = field(default_factory=dict[str, tuple[float, bool]])
     _price: float | None = None
@@ -272,6 +275,7 @@ class Stages:
             resume=self.resume and folder is not None and (self._stage == 1 or (folder / PLAN).exists()),
             tests=phase.tests,
             probes=self.probes,
+            worker_of=self.worker_of,
         )
 
 
