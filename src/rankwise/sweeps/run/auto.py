@@ -1,7 +1,8 @@
 """The adaptive plan: learning rates at a middle size and the reference, then sizes by bisection, seeds as needed.
 
-Runs share packs where that is cheap: where a further adapter costs little beside the first, all sizes train with each
-seed and the path is followed through what is there already; else only what the path asks for trains.
+Runs share packs where that is cheap: where a further adapter costs little beside the first, all sizes train with the
+starting seeds, and with each further seed those among which the answer can still lie; the path is followed through what
+is there already. Else only what the path asks for trains.
 """
 
 import time
@@ -223,7 +224,7 @@ class Walk:
                 neighbours.add(step.name)
                 going = yield from self._try_neighbour(step.name, ladder, at_once=cheap)
                 continue
-            beside = dict.fromkeys(together, step.seeds) if step.kind == "seeds" else {}
+            beside = dict.fromkeys(step.in_play, step.seeds) if cheap and step.kind == "seeds" else {}
             going = yield from self._train({step.name: step.seeds, self.reference.name: step.seeds}, beside)
 
     def _try_neighbour(self, name: str, ladder: Ladder, *, at_once: bool) -> Phases[bool]:
