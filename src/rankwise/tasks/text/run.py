@@ -73,7 +73,7 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         validation_share=options.validation_share,
         test_share=options.test_share,
         split_seed=options.split_seed,
-        several=options.task == "classify" and options.labels == "several",
+        several=None if options.labels is None else options.labels == "several",
         skip_bad_lines=options.skip_bad_lines,
         limit_train=options.limit_train,
         limit_validation=options.limit_validation,

@@ -1,6 +1,7 @@
 """Prompts to answer and texts to label, from a file of examples, whose answers are not read, or from a text with one on
 each line."""
 
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,8 @@ def _read(
     try:
         with open_text(file) as opened:
             text = opened.read()
-    except OSError as error:
-        raise DataError(f"{file} can't be read ({error.strerror or error}); {takes}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{file} can't be read ({getattr(error, 'strerror', None) or error}); {takes}") from error
     if isinstance(checked(Record(1, {"": text})), Bad):
         raise DataError(f"{file} can't be read (it is no UTF-8 text); {takes}")
     found = [of_line(i, line) for i, line in enumerate(split_lines(text), start=1) if line.strip()]

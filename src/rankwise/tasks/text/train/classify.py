@@ -7,6 +7,7 @@ from typing import Any
 
 from rankwise.errors import ConfigError, DataError
 from rankwise.sweeps.problem import Splits
+from rankwise.tasks.text.data.label_notes import label_notes
 from rankwise.tasks.text.data.labels import Labels, find_labels
 from rankwise.tasks.text.data.splits import ExampleSplits as Examples
 from rankwise.tasks.text.encode.classify import ClassifyData, tokenize_classify
@@ -86,7 +87,12 @@ def ready_classify(options: TextOptions, examples: Examples, label_names: Mappin
         metric_name=metric.name,
         higher_is_better=metric.higher_is_better,
         task_type=None if pooled else "SEQ_CLS",
-        notes=[*examples.notes, *loaded.notes, *dict.fromkeys(note for part in parts.values() for note in part.notes)],
+        notes=[
+            *examples.notes,
+            *label_notes(labels, parts["train"].examples, options.labels),
+            *loaded.notes,
+            *dict.fromkeys(note for part in parts.values() for note in part.notes),
+        ],
         beside=labels.save,
         constant=partial(constant_rows, labels),
         check_start=partial(_check_start, labels, pooled),

@@ -3,14 +3,14 @@
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
 from rankwise.errors import ConfigError, suggest
-from rankwise.tasks.flags import listed
+from rankwise.tasks.flags import flag_group, listed
 from rankwise.tasks.text.options import TASKS, parse_separator
 
-BASE = Group("Base", sort_key=6)
-TEXTS = Group("Texts", sort_key=5)
+BASE = flag_group("Base", 6)
+TEXTS = flag_group("Texts", 5)
 
 NOT_QUANTIZED = "none"
 """--quantize that leaves the base as it is, whatever the adapter was trained over."""

@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from rankwise.adapter_files import load_adapter
-from rankwise.errors import AdapterFileError, ConfigError
+from rankwise.errors import AdapterError, AdapterFileError, ConfigError
 from rankwise.lora.active import activate, disabled
 from rankwise.tasks.text.data.labels import FILE as LABELS
 from rankwise.tasks.text.data.labels import Labels, read_labels
@@ -134,6 +136,8 @@ def load_adapted(folders: Sequence[Path], options: UseOptions, *, rounded: bool 
     for i, folder in enumerate(folders):
         load_adapter(loaded.model, folder, _inside(i))
     loaded.model.eval()
+    if folders and task == "sft":
+        _see_readers(loaded)
     names, notes = _names(folders), (*device_note(options.device, device), *loaded.notes)
     if task == "sft":
         notes += (*put_aside(loaded.model, loaded.tokenizer),)
@@ -165,6 +169,17 @@ def _names(folders: Sequence[Path]) -> tuple[str, ...]:
     short = [folder.resolve().name if folder.name in ("", "..") else folder.name for folder in folders]
     unique = len({*short, BASE}) == len(folders) + 1
     return tuple(short) if unique else tuple(str(folder) for folder in folders)
+
+
+@torch.no_grad()
+def _see_readers(loaded: TextModel) -> None:
+    """Run the model once without a cache: what reads a weight without calling its layer is found in the first forward,
+    and a forward that fills a cache can't be taken back."""
+    device = next(loaded.model.parameters()).device
+    ids = torch.zeros(1, 2, dtype=torch.long, device=device)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids}
+    with suppress(AdapterError):  # which says that such a weight was found, and to call the model again
+        loaded.call(loaded.model, batch)
 
 
 def _base_of(folder: Path) -> str | None:
