@@ -63,7 +63,13 @@ class Scheduler:
             if self._keeper.cut is not None:
                 by_name = {run.name: run for pack in self.packs for run in pack}
                 self.packs = [[by_name[name] for name in pack] for pack in self._keeper.cut]
+            self._swept.seconds_before = sum(map(self._seconds, range(len(self.packs))))
             self._tell(Resumed(tuple(self._swept.curve), tuple(self._swept.outcomes.values())))
+
+    def _seconds(self, i: int) -> float:
+        """Training time of a pack so far."""
+        ended = [self._swept.outcomes[run.name].seconds for run in self.packs[i] if run.name in self._swept.outcomes]
+        return max([*ended, *([self._waiting[i].plain["seconds"]] if i in self._waiting else [])], default=0.0)
 
     def run(self) -> None:
         """Train everything that has not ended.

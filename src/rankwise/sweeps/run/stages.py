@@ -70,6 +70,8 @@ class Stages:
     resume: bool = False
     probes: Probes = field(default_factory=Probes)
     finished: Finished | None = None
+    seconds_before: float = 0.0
+    """Training time of the interrupted run that this one resumes, as far as it has come to it."""
     _stage: int = 0
     _rates: dict[str, tuple[float, bool]] = field(default_factory=dict[str, tuple[float, bool]])
     _price: float | None = None
@@ -259,7 +261,7 @@ class Stages:
         if folder is not None and self._stage:
             folder = folder / f"stage-{self._stage}"
         self._stage += 1
-        return run_sweep(
+        swept = run_sweep(
             self.model,
             runs,
             self.problem,
@@ -272,6 +274,8 @@ class Stages:
             tests=tests,
             probes=self.probes,
         )
+        self.seconds_before += swept.seconds_before
+        return swept
 
 
 def _complete(swept: SweepState, earlier: SweepState, order: Sequence[str]) -> None:

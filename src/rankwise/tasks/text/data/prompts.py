@@ -9,6 +9,7 @@ from typing import Any
 from rankwise.errors import DataError
 from rankwise.tasks.text.data.examples import Example, Labelled, Pair, SftExample
 from rankwise.tasks.text.data.forms import read_examples
+from rankwise.tasks.text.read.bad_lines import BadLineError
 from rankwise.tasks.text.read.records import Bad, Record, checked
 from rankwise.tasks.text.read.sources import has_reader, read_records
 from rankwise.tasks.text.read.text_files import open_text, split_lines
@@ -58,8 +59,23 @@ def read_texts(
 
 
 def as_text(line: int, text: str, pair: str | None = None) -> Labelled:
-    """A text to label, or two."""
+    """A text to label, or two.
+
+    Raises:
+        BadLineError: It is no text that can be written as UTF-8.
+    """
+    check_text(line, text if pair is None else text + pair)
     return Labelled(line, text, "?", pair)
+
+
+def check_text(line: int, text: str) -> None:
+    """Refuse a text with bytes that were no UTF-8, or with half of a surrogate pair.
+
+    Raises:
+        BadLineError: It has some.
+    """
+    if isinstance(bad := checked(Record(line, {"": text})), Bad):
+        raise BadLineError(line, f" is no text: {bad.reason}.")
 
 
 def _read(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rankwise.errors import ConfigError
 from rankwise.tasks.text.data.examples import Pair, SftExample
+from rankwise.tasks.text.data.prompts import check_text
 from rankwise.tasks.text.encode.chat import answer_end
 from rankwise.tasks.text.encode.sft import prompt_ids
 from rankwise.tasks.text.encode.templates import Template, chat_template, has_template
@@ -43,7 +44,12 @@ class Writing:
 
 
 def as_prompt(text: str, line: int = 1) -> Pair:
-    """A prompt without its answer."""
+    """A prompt without its answer.
+
+    Raises:
+        BadLineError: It is no text that can be written as UTF-8.
+    """
+    check_text(line, text)
     return Pair(line, text, "")
 
 

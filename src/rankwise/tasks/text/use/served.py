@@ -13,6 +13,7 @@ from torch import nn
 from rankwise.adapter_files import load_adapter
 from rankwise.errors import AdapterError, AdapterFileError, ConfigError
 from rankwise.lora.active import activate, disabled
+from rankwise.sweeps.storage.owned import why_no_adapter
 from rankwise.tasks.text.data.labels import FILE as LABELS
 from rankwise.tasks.text.data.labels import Labels, read_labels
 from rankwise.tasks.text.encode.sft import SftOptions
@@ -23,6 +24,7 @@ from rankwise.tasks.text.prompting import Prompting, read_prompting
 from rankwise.tasks.text.trained import Trained, read_trained
 from rankwise.tasks.text.use.options import NOT_QUANTIZED, UseOptions
 from rankwise.train.machine.device import device_note, find_device
+from rankwise.writing import read_regular
 
 Kept = TypeVar("Kept")
 
@@ -227,8 +229,10 @@ def base_of(folder: Path) -> str | None:
     """
     path = folder / "adapter_config.json"
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(read_regular(path))
     except OSError as error:
+        if why := why_no_adapter(folder):
+            raise AdapterFileError(why) from error
         raise AdapterFileError(
             f"{path} can't be read ({error.strerror}); an adapter's folder holds adapter_config.json and "
             "adapter_model.safetensors."
