@@ -310,7 +310,8 @@ def run_experiment(
     for line in [*experiment.power(), *doubts]:
         observers.message(line)
     before = fingerprint(model.state_dict())
-    found = experiment.stages(observers, place, floors, finished).run()
+    stages = experiment.stages(observers, place, floors, finished)
+    found = stages.run()
     swept, runs = found.swept, found.swept.runs
     if not swept.complete and (finished is not None or not swept.scores):
         raise KeyboardInterrupt  # nothing worth writing; earlier results stay as they are
@@ -345,7 +346,7 @@ def run_experiment(
             "task": experiment.task,
             **beginning.about,
             "config_hash": hashlib.sha256((place.config if place else "").encode()).hexdigest(),
-            "seconds": time.perf_counter() - clock + beginning.seconds_before,
+            "seconds": time.perf_counter() - clock + stages.seconds_before + beginning.seconds_before,
             "versions": versions(),
             "device": str(next(model.parameters()).device),
             "published": None,

@@ -61,6 +61,7 @@ class MadeUp:
     seeds: tuple[int, ...] = tuple(range(8))
     price: float = 1.0
     rungs: tuple[int, ...] = ()
+    seconds_before: float = 0.0
     phases: list[list[str]] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
 

@@ -338,7 +338,7 @@ class Walk:
         """What was reached of a budget that allows no more runs; None where all allow them."""
         swept, auto = self.swept, self.auto
         done = self.searched + (0 if swept is None else len(swept.runs))
-        minutes = (time.monotonic() - self.began) / 60
+        minutes = (time.monotonic() - self.began + self.stages.seconds_before) / 60
         if more and auto.max_runs is not None and done + more > auto.max_runs:
             return f"{done} runs, of {auto.max_runs} allowed"
         # However long the search took: without a comparison there is no answer.

@@ -73,6 +73,8 @@ class Stages:
     probes: Probes = field(default_factory=Probes)
     finished: Finished | None = None
     worker_of: WorkerFactory = LocalWorker
+    seconds_before: float = 0.0
+    """Training time of the interrupted run that this one resumes, as far as it has come to it."""
     _stage: int = 0
     _rates: dict[str, tuple[float, bool]] = field(default_factory=dict[str, tuple[float, bool]])
     _price: float | None = None
@@ -263,7 +265,7 @@ class Stages:
         if folder is not None and self._stage:
             folder = folder / f"stage-{self._stage}"
         self._stage += 1
-        return run_sweep(
+        swept = run_sweep(
             self.model,
             phase.runs,
             self.problem,
@@ -277,6 +279,8 @@ class Stages:
             probes=self.probes,
             worker_of=self.worker_of,
         )
+        self.seconds_before += swept.seconds_before
+        return swept
 
 
 def _complete(swept: SweepState, earlier: SweepState, order: Sequence[str]) -> None:
