@@ -19,6 +19,8 @@ from rankwise.pack.losses import PerBatch
 from rankwise.pack.pack import call_model
 from rankwise.pack.resolved import State
 from rankwise.report import answer_words
+from rankwise.report.interactive.frame import frame
+from rankwise.report.interactive.html import drawn, results_html
 from rankwise.report.schema import Results
 from rankwise.report.table import markdown_table
 from rankwise.show.live import progress as shown_by
@@ -40,6 +42,7 @@ from rankwise.train.data.cuts import pooled
 from rankwise.train.data.feed import ROWS_AT_ONCE, Feed
 from rankwise.train.data.loaders import cut_off, in_memory
 from rankwise.train.data.tensors import Data
+from rankwise.train.events import Observer, Observers
 from rankwise.train.settings import Training
 
 SHARE_CUT = 0.1
@@ -70,6 +73,29 @@ class Sweep:
     def table(self) -> str:
         """The table, as Markdown."""
         return markdown_table(self.results)
+
+    def to_pandas(self, of: str = "configurations") -> Any:
+        """A `pandas.DataFrame` with a row for each of the "configurations", or of the "runs".
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        return frame(self.results, of)
+
+    def plot(self, *, relative: bool = False) -> Any:
+        """The figure as a `matplotlib.figure.Figure`: the test metric against trainable parameters.
+
+        Args:
+            relative: Whether both are in percent of the reference's.
+
+        Raises:
+            ConfigError: There is nothing to draw: one configuration alone, or no test metric.
+        """
+        return drawn(self.results, relative=relative)
+
+    def _repr_html_(self) -> str:
+        """Answer, table and figure, for a notebook."""
+        return results_html(self.results)
 
     def __str__(self) -> str:
         """The table, and the answer in words."""
@@ -164,6 +190,7 @@ def sweep(
     resume: bool = False,
     every: Every | None = None,
     progress: str = "auto",
+    observers: Sequence[Observer] = (),
 ) -> Sweep:
     """Train many adapters together over one frozen model, hold them against full fine-tuning, and recommend one.
 
@@ -218,6 +245,7 @@ def sweep(
             `configs` add some. Where there is nothing, the sweep begins.
         every: How often a checkpoint is written to `out`.
         progress: "auto" (a live table in a terminal, else lines), "quiet", ...
+        observers: Loggers (`rankwise.loggers`), or objects of your own with a method `on_event`.
 
     Returns:
         Table, answer, and every adapter.
@@ -303,8 +331,8 @@ def sweep(
     where = Path(cache) if isinstance(cache, str) else cache
     with (
         nullcontext() if place is None else place.held(),
-        shown_by(progress) as display,
-        cached(model, candidates, problem, where, display.message) as (tried, feeding),
+        Observers([shown_by(progress), *observers]) as heard,
+        cached(model, candidates, problem, where, heard.message) as (tried, feeding),
     ):
         experiment = Experiment(
             task="sweep",
@@ -321,10 +349,10 @@ def sweep(
         experiment.check()
         with held_by_thread(model, "a sweep"):
             if place is None:
-                results, swept, files = run_experiment(experiment, starting_now("rankwise.sweep(...)"), None, display)
+                results, swept, files = run_experiment(experiment, starting_now("rankwise.sweep(...)"), None, heard)
                 add_next(results, len(chosen), lambda more, then: f"rankwise.sweep(..., seeds={then})")
             else:
-                results, swept, files = run_in_place(experiment, place, beginning_of(place), display)
+                results, swept, files = run_in_place(experiment, place, beginning_of(place), heard)
     return Sweep(results, swept, tuple(files), None if out is None else Path(out))
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 
 from rankwise.lora.targets.find import ALL_LINEAR, BY_NAME_ONLY
 from rankwise.lora.targets.target import LeftOut, Target
@@ -33,6 +34,10 @@ class Report:
     def trainable_parameters(self) -> int:
         """Numbers in A and B of this adapter, and in what it trains whole."""
         return sum(target.parameters for target in self.adapted) + sum(self.whole.values())
+
+    def _repr_html_(self) -> str:
+        """The table, for a notebook."""
+        return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         """One row for each group of modules that differ only in numbers of their path."""
@@ -71,7 +76,7 @@ class Report:
         ]
         lines += [
             f'"{target.name}" is read, not called: its adapter acts through the weight during the forward of '
-            f"{target.reader_name}"
+            f"{target.reader_name}{_rounding(target)}"
             for target in self.adapted
             if target.reader is not None
         ]
@@ -85,6 +90,12 @@ class Report:
         if by_name:
             lines.append(f'to adapt what is taken by name only: target_modules=["{ALL_LINEAR}", "{by_name[0]}", ...]')
         return "\n".join(lines)
+
+
+def _rounding(target: Target) -> str:
+    """Say to which type W + delta is rounded, where it holds fewer digits than delta."""
+    dtype = getattr(target.module, target.parameter).dtype
+    return "" if dtype.itemsize > 2 else f", rounded to {str(dtype).removeprefix('torch.')}: a small delta is lost"
 
 
 def _numberless(name: str) -> str:

@@ -4,12 +4,13 @@ import datetime
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
 from rankwise.errors import ConfigError, suggest
 from rankwise.sweeps.choose.deciding import Deciding
-from rankwise.tasks.flags import DECIDING, listed
+from rankwise.tasks.flags import DECIDING, flag_group, listed
 from rankwise.tasks.options import parse_numbers, parse_rates, parse_seeds, plain_settings
+from rankwise.tasks.text.idle import check_idle
 
 TASKS = {
     "classify": "texts with labels",
@@ -17,9 +18,6 @@ TASKS = {
     "images": "images with labels",
 }
 """Task -> what its examples are."""
-
-OF_TEXTS = ("max_length", "labels", "pooling", "loss_on", "chat", "chat_template", "separator", "join")
-"""Options that say how texts are read."""
 
 DEFAULT_RANK = 8
 """Of a single adapter."""
@@ -77,13 +75,13 @@ def _today() -> str:
     return datetime.date.today().isoformat()
 
 
-MAIN = Group("Main options", sort_key=0)
-DATA = Group("Data", sort_key=1)
-GRID = Group("What is tried", sort_key=2)
-ADAPTER = Group("Adapters", sort_key=3)
-TRAINING = Group("Training", sort_key=4)
-TEXTS = Group("Texts", sort_key=5)
-BASE = Group("Base", sort_key=6)
+MAIN = flag_group("Main options", 0)
+DATA = flag_group("Data", 1)
+GRID = flag_group("What is tried", 2)
+ADAPTER = flag_group("Adapters", 3)
+TRAINING = flag_group("Training", 4)
+TEXTS = flag_group("Texts", 5)
+BASE = flag_group("Base", 6)
 
 Numbers = Annotated[tuple[int, ...], listed(parse_numbers)]
 Rates = Annotated[tuple[float, ...], listed(parse_rates)]
@@ -137,6 +135,7 @@ class TextOptions:
         epochs: Passes over the training data.
         batch_size: Examples a step, of each run.
         rows_a_pass: Examples of a step that pass through the model at once; less takes less memory. [default: all]
+        optimiser: Optimiser of all runs, such as adamw or sgd; a name that isn't known lists them.
         schedule: How the learning rate moves: constant, cosine, linear, plateau.
         warmup: Steps over which the learning rate rises.
         weight_decay: AdamW's.
@@ -207,6 +206,7 @@ class TextOptions:
     epochs: Annotated[int, Parameter(group=MAIN)] = 3
     batch_size: Annotated[int, Parameter(group=TRAINING)] = 32
     rows_a_pass: Annotated[int | None, Parameter(group=TRAINING)] = None
+    optimiser: Annotated[str, Parameter(group=TRAINING)] = "adamw"
     schedule: Annotated[str, Parameter(group=TRAINING)] = "cosine"
     warmup: Annotated[int, Parameter(group=TRAINING)] = 0
     weight_decay: Annotated[float, Parameter(group=TRAINING)] = 0.0
@@ -235,11 +235,6 @@ class TextOptions:
 
     def __post_init__(self) -> None:
         check_task(self.task)
-        if self.task == "images":
-            for option in fields(self):
-                if option.name in OF_TEXTS and getattr(self, option.name) != option.default:
-                    flag = option.name.replace("_", "-")
-                    raise ConfigError(f"--{flag} is about texts, and --task is images; leave it out.")
         if not self.ranks or min(self.ranks) < 1:
             raise ConfigError(f"--ranks is {list(self.ranks)}; give one or more whole numbers of at least 1.")
         if self.seeds is not None and (not self.seeds or min(self.seeds) < 0):
@@ -273,6 +268,7 @@ class TextOptions:
             )
         if self.join and self.task != "sft":
             raise ConfigError("--join joins texts to imitate (--task sft); texts with labels stay apart.")
+        check_idle(self)
 
     @property
     def fresh_ranks(self) -> tuple[int, ...]:

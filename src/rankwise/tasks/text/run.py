@@ -14,7 +14,6 @@ from rankwise.experiment import Experiment
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.targets.find import ALL_LINEAR
 from rankwise.report.schema import Results
-from rankwise.show.live import Progress
 from rankwise.streams import stream
 from rankwise.sweeps.candidates.baselines import baselines
 from rankwise.sweeps.candidates.grid import Candidate
@@ -34,6 +33,7 @@ from rankwise.tasks.text.train.classify import ready_classify
 from rankwise.tasks.text.train.sft import ready_sft
 from rankwise.tasks.text.trained import Trained
 from rankwise.train.data.tensors import count_rows, pick
+from rankwise.train.events import Observers
 from rankwise.train.machine.device import device_note, find_device
 from rankwise.train.machine.precision import choose_precision, precision_note
 from rankwise.train.settings import Training
@@ -49,17 +49,20 @@ SEARCH = "search"
 """The splits on which learning rates are looked for."""
 
 
-def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tensor] | None = None) -> Experiment:
+def make_text(options: TextOptions, observers: Observers, base: Mapping[str, Tensor] | None = None) -> Experiment:
     """Read data and model, and say what ranks are tried.
 
     Args:
         options: The settings.
-        progress: Where notes and an example are shown.
+        observers: Hear notes and an example.
         base: Not used: the base is read again from where it was.
 
     Raises:
         RankwiseError: Something in the options or the data can't be used.
     """
+    for r in options.fresh_ranks:  # first, before a model is loaded
+        adapter_of(options, r, {})
+    training_of(options)
     device = find_device(options.device)
     precision = choose_precision(options.precision, options.dtype, device)
     chosen = device_note(options.device, device)
@@ -75,7 +78,7 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
     if options.gradient_checkpointing:
         _checkpoint(ready.loaded.model)
     for line in [*chosen, *notes, *([ready.example] if ready.example else [])]:
-        progress.message(line)
+        observers.message(line)
     problem = Problem(
         splits={DATA: ready.splits, **_search_splits(options, ready.splits)},
         loss=ready.loss,
@@ -151,12 +154,16 @@ def _checkpoint(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
-    """Every rank, adapters that are trained on, the head alone where there is one, and full fine-tuning."""
-    loaded = ready.loaded
-    training = Training(
+def training_of(options: TextOptions) -> Training:
+    """How every run is trained, at the first learning rate.
+
+    Raises:
+        ConfigError: A value is out of its range, or a name is not known.
+    """
+    return Training(
         lr=options.lr[0],
         weight_decay=options.weight_decay,
+        optimiser=options.optimiser,
         clip=options.clip or None,
         batch_size=options.batch_size,
         epochs=options.epochs,
@@ -164,7 +171,36 @@ def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
         warmup=options.warmup,
         patience=options.patience,
     )
-    targets = options.target_modules if options.target_modules != (ALL_LINEAR,) else ready.targets or ALL_LINEAR
+
+
+def adapter_of(options: TextOptions, r: int, extra: Mapping[str, Any], targets: Any = None) -> LoRAConfig:
+    """The settings of an adapter of this rank.
+
+    Args:
+        options: The settings.
+        r: Its rank.
+        extra: Goes into its file.
+        targets: What it adapts where the options name nothing; None for all linear layers.
+
+    Raises:
+        ConfigError: A value is out of its range, or a name is not known.
+    """
+    return LoRAConfig(
+        r=r,
+        alpha=options.alpha,
+        dropout=options.dropout,
+        target_modules=options.target_modules if options.target_modules != (ALL_LINEAR,) else targets or ALL_LINEAR,
+        exclude_modules=options.exclude_modules,
+        init=options.init,
+        scaling=options.scaling,
+        extra=extra,
+    )
+
+
+def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
+    """Every rank, adapters that are trained on, the head alone where there is one, and full fine-tuning."""
+    loaded = ready.loaded
+    training = training_of(options)
     extra = {"task_type": ready.task_type} if ready.task_type else {}
     ranks = [
         Candidate(
@@ -173,16 +209,7 @@ def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
             method="lora",
             training=training,
             lrs=options.lr,
-            lora=LoRAConfig(
-                r=r,
-                alpha=options.alpha,
-                dropout=options.dropout,
-                target_modules=targets,
-                exclude_modules=options.exclude_modules,
-                init=options.init,
-                scaling=options.scaling,
-                extra=extra,
-            ),
+            lora=adapter_of(options, r, extra, ready.targets),
             whole=loaded.head,
             whole_rate=options.head_rate,
             start=loaded.initial_head,
