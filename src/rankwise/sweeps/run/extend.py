@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import CheckpointError, option
+from rankwise.results import FORMAT
 from rankwise.sweeps.candidates.grid import Candidate
 from rankwise.sweeps.plan.plan import fingerprint, run_fingerprint
 from rankwise.sweeps.problem import Problem, Run, Scores, SweepState
-from rankwise.sweeps.record import FORMAT
 from rankwise.sweeps.run.stage import Finished
 from rankwise.sweeps.storage.owned import BASE_FILE, EARLIER_FILES
 from rankwise.sweeps.storage.same_problem import ELSEWHERE, LOSS, SAME

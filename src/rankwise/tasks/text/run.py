@@ -14,7 +14,7 @@ from rankwise.api import check_model
 from rankwise.experiment import Experiment
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.targets.find import ALL_LINEAR
-from rankwise.report.schema import Results
+from rankwise.results import Results
 from rankwise.show.live import Progress
 from rankwise.streams import stream
 from rankwise.sweeps.candidates.baselines import baselines
