@@ -10,6 +10,7 @@ from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.model import read_for
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, layers_with
+from rankwise.lora.offloaded import has_data
 from rankwise.lora.targets.find import Target
 from rankwise.lora.trained_modules import whole_tensors
 
@@ -70,6 +71,11 @@ def swap_adapter(
         new.append((lora.B[name], nn.functional.pad(B * (target.scale / lora.scale[name]), (0, more)).flatten(1)))
         beside: Mapping[str, Tensor] = (read.own or {}).get(target.name, {})
         new += [(lora.own(name)[key], tensor) for key, tensor in beside.items()]
+    if not all(has_data(tensor) for tensor, _ in new):
+        raise AdapterError(
+            f'The numbers of "{name}" lie elsewhere (accelerate has offloaded the model, or it is on the meta device), '
+            "so they can't be replaced in place. Eject the adapter and call load_adapter."
+        )
     with torch.no_grad():
         for tensor, values in new:
             tensor.copy_(values)

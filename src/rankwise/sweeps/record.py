@@ -220,7 +220,6 @@ def _answer(answer: Answer, found: Findings, adapters: Mapping[str, str]) -> Ans
         found.problem.metric_name,
         floor_words(answer.floor, higher_is_better=higher_is_better),
     )
-    strict = rule.strict or found.choice.path is not None
     leaning = None if answer.leaning is None else answer.comparisons[answer.leaning]
     relative, relative_interval = _relative_metric(answer, found)
     return AnswerResult(
@@ -244,7 +243,14 @@ def _answer(answer: Answer, found: Findings, adapters: Mapping[str, str]) -> Ans
         detectable_difference=answer.detectable_difference,
         separable=answer.verdict == "shown",
         more_seeds_needed=answer.more_seeds_needed,
-        reason=reason(answer, labels, answer.smaller, tolerance_words, strict=strict),
+        reason=reason(
+            answer,
+            labels,
+            answer.smaller,
+            tolerance_words,
+            strict=rule.strict,
+            adaptive=found.choice.path is not None,
+        ),
     )
 
 

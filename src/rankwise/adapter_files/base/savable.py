@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA
 from rankwise.lora.checks.complete import lost_message, lost_paths
-from rankwise.lora.offloaded import gathered
+from rankwise.lora.offloaded import gathered, has_data
 
 Layers = Mapping[str, tuple[nn.Module, LoRA]]
 
@@ -37,7 +37,12 @@ def check_savable(model: nn.Module, name: str, layers: Layers, whole: Mapping[st
     if lost := lost_paths(model, name):
         problems.append(lost_message(name, lost) + " Put the adapted layer back.")
     for path, tensor in _tensors(name, layers, whole):
-        if not bool(torch.isfinite(tensor).all()):
+        if not has_data(tensor):
+            raise AdapterError(
+                f'Adapter "{name}" has no numbers at "{path}": it was attached in a fake mode, or loses them on the '
+                "meta device. Attach it outside of that."
+            )
+        if not bool(torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all()):
             problems.append(
                 f'Adapter "{name}" holds values at "{path}" that are not finite (NaN or infinite): training diverged. '
                 "Train again with a lower learning rate."

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.lora.config import LoRAConfig
+from rankwise.lora.layer.asking import stop_asking
 from rankwise.lora.layer.checkpoint import Checkpointed
 from rankwise.lora.layer_types import LayerType
-from rankwise.lora.offloaded import data_of, gathered
+from rankwise.lora.layer_types.quantised import with_weight_of
+from rankwise.lora.offloaded import data_of, gathered, register
 from rankwise.lora.targets.ties import flip
 from rankwise.lora.variants import VARIANTS, Variant, variant_name
 
@@ -57,7 +59,7 @@ class Holding(Checkpointed):
     joined: Mapping[str, tuple[Checkpointed]] = MappingProxyType({})
     """Adapter -> the adapters of the other layer whose A and B it has here: those of a shared weight."""
     parked: "dict[str, tuple[str, ...]]"
-    """Adapter that doesn't act -> its tensors that ask for a gradient when it does."""
+    """Adapter that doesn't act -> which of its tensors ("A", "B", ...) ask for a gradient when it does."""
     parameter: str = "weight"
     """Name of the weight in the layer."""
 
@@ -103,8 +105,8 @@ class Holding(Checkpointed):
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         device = torch.device("cpu") if weight.is_meta else weight.device
         # Without numbers there is nothing to train, and DistributedDataParallel would wait for a gradient.
-        self.A[name] = nn.Parameter(A.detach().to(device, dtype), requires_grad=A.numel() > 0)
-        self.B[name] = nn.Parameter(B.detach().to(device, dtype))
+        register(self.A, name, nn.Parameter(A.detach().to(device, dtype), requires_grad=A.numel() > 0))
+        register(self.B, name, nn.Parameter(B.detach().to(device, dtype)))
         self.scale[name], self.configs[name] = scale, config
         if row.partial:
             self._see_as(name, row)
@@ -124,7 +126,7 @@ class Holding(Checkpointed):
         self.varied = True
         if key not in self._modules:
             self.add_module(key, nn.ParameterDict())
-        self.get_submodule(key).register_parameter(name, tensor)
+        register(self.get_submodule(key), name, tensor)
 
     def own(self, name: str) -> dict[str, Any]:
         """Return what an adapter trains beside A and B."""
@@ -147,11 +149,16 @@ class Holding(Checkpointed):
         """Return the layer's weight, whether it is a parameter or computed (parametrised)."""
         return getattr(layer, self.parameter)
 
+    def row_now(self, layer: nn.Module) -> LayerType:
+        """Return the layer's row as its weight is now: torchao may have quantised it since."""
+        return with_weight_of(self.layer_type, type(self.weight(layer)))
+
     def join(self, name: str, other: "Holding", flipped: bool, row: LayerType) -> None:
         """Use the adapter of another layer that has this one's weight: its very A and B."""
         if row.partial:
             self._see_as(name, row)
-        self.A[name], self.B[name] = other.A[name], other.B[name]
+        register(self.A, name, other.A[name])
+        register(self.B, name, other.B[name])
         self.scale[name], self.configs[name] = other.scale[name], other.configs[name]
         self.flipped += (name,) if flipped else ()
         self.joined = {**self.joined, name: (other,)}
@@ -208,17 +215,16 @@ class Holding(Checkpointed):
         }
 
     def switch(self, names: tuple[str, ...]) -> None:
-        """Let these adapters act. The others' tensors ask for no gradient meanwhile, since none would reach them.
-
-        (DistributedDataParallel waits for the gradient of every parameter that asks for one.)
-        """
+        """Let these adapters act. The others' tensors ask for no gradient meanwhile."""
         self.active = names
         for name in self.scale:
+            tensors = {key.removesuffix(f".{name}"): tensor for key, tensor in self.keys_of(name).items()}
             if name in names:
                 for key in self.parked.pop(name, ()):
-                    self.keys_of(name)[key].requires_grad_(True)
-            elif name not in self.parked:
-                asking = {key: tensor for key, tensor in self.keys_of(name).items() if tensor.requires_grad}
-                self.parked = {**self.parked, name: tuple(asking)}
-                for tensor in asking.values():
-                    tensor.requires_grad_(False)
+                    tensors[key].requires_grad_(True)
+                continue
+            if name not in self.parked:
+                asking = tuple(key for key, tensor in tensors.items() if tensor.requires_grad)
+                self.parked = {**self.parked, name: asking}
+            for key in self.parked[name]:
+                stop_asking(tensors[key])
