@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rankwise.shown import csv_cell, printable, shortened
 from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.score.metrics import confusion, predict
-from rankwise.shown import csv_cell, printable, shortened
 from rankwise.writing import replacing
 
 MOST_NUMBERED = 15

@@ -10,7 +10,6 @@ from rankwise.tasks.text.use.evaluating import Evaluation
 from rankwise.tasks.text.use.prediction_files import write_predictions
 from rankwise.writing import read_regular, replacing
 
-
 WRITTEN = ("figures.json", "predictions.csv", "classes.csv")
 """Files of an evaluation, beside those of its confusion matrices."""
 
