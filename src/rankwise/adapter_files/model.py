@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from rankwise.adapter_files.base.checksums import BaseRecord, check_base
@@ -159,6 +160,7 @@ def _warn_of_dropout(config: LoRAConfig, filed: FileLayout) -> None:
         )
 
 
+@torch.inference_mode(False)
 def load_adapter(
     model: nn.Module,
     directory: str | os.PathLike[str],

@@ -123,7 +123,8 @@ def _cut(A: Tensor, B: Tensor, kind: LayerType, layer: nn.Module) -> Pair:
 
 def _is_too_large(layers: Layers, name: str) -> bool:
     """Tell whether PEFT's form would be too large a file, and warn that PEFT can't read this one then."""
-    grown = [(lora.A[name].numel(), growth_of(layer, lora.A[name])) for layer, lora in layers.values()]
+    matrices = [(layer, lora.parameters_of(name)["A"]) for layer, lora in layers.values()]
+    grown = [(A.numel(), growth_of(layer, A)) for layer, A in matrices]
     numbers = sum(own * growth for own, growth in grown if growth > 1)
     if numbers <= _MOST_GROWTH:
         return False

@@ -10,6 +10,7 @@ from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.model import read_for
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, layers_with
+from rankwise.lora.offloaded import has_data
 from rankwise.lora.targets.find import Target
 from rankwise.lora.trained_modules import whole_tensors
 from rankwise.lora.variants import VARIANTS, VariantTensor
@@ -70,6 +71,11 @@ def swap_adapter(
                 values = read.tensors[target.name][one.name]
                 values = values * (target.scale / lora.scale[name]) if one.up else values
                 new.append((held[one.name], _filled_up(values, one, target.stack, held[one.name])))
+    if not all(has_data(tensor) for tensor, _ in new):
+        raise AdapterError(
+            f'The numbers of "{name}" lie elsewhere (accelerate has offloaded the model, or it is on the meta device), '
+            "so they can't be replaced in place. Eject the adapter and call load_adapter."
+        )
     with torch.no_grad():
         for tensor, values in new:
             tensor.copy_(values)
@@ -107,7 +113,7 @@ def _check_layer(path: str, lora: LoRA, name: str, target: Target, variant: str)
             f'"{name}" is of variant "{variant}", whose layers share tensors that a file may not fit; load it under '
             "another name."
         )
-    r = lora.A[name].shape[0] // target.stack
+    r = lora.parameters_of(name)["A"].shape[0] // target.stack
     if target.r > r:
         raise AdapterError(
             f'The file has r = {target.r} at "{path}", and "{name}" r = {r}. Only a smaller r can be filled up: inject '

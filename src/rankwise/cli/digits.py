@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rankwise.experiment import Experiment
-    from rankwise.show.live import Progress
+    from rankwise.train.events import Observers
 
 
 @app.command
@@ -89,9 +89,9 @@ def digits(
         **{key: value for key, value in given.items() if value is not None},
     )
 
-    def make(progress: "Progress", base: "Mapping[str, Tensor] | None") -> "Experiment":
+    def make(observers: "Observers", base: "Mapping[str, Tensor] | None") -> "Experiment":
         from rankwise.tasks.digits.run import make_digits
 
-        return make_digits(options, progress, base)
+        return make_digits(options, observers, base)
 
     return train("digits", options.settings(), how, make)

@@ -43,7 +43,7 @@ def evaluate(
     adapters:
         Folders of adapters.
     data:
-        Examples: a .jsonl, .json, .csv, .tsv or .parquet file, or a hub name.
+        Examples: a .jsonl, .json, .csv, .tsv or .parquet file, or a hub name; images as in training.
     columns:
         Which columns hold what, where they are not called so: prompt=mr,completion=ref.
     split:
@@ -67,20 +67,27 @@ def evaluate(
     """
     from rankwise.tasks.text.use.evaluating import evaluate_texts
     from rankwise.tasks.text.use.generating import Writing
-    from rankwise.tasks.text.use.served import load_adapted
+    from rankwise.tasks.text.use.images import evaluate_images, load_adapted_images
+    from rankwise.tasks.text.use.served import load_adapted, reads_images
     from rankwise.writing import replacing
 
-    adapted = load_adapted(adapters, options or UseOptions())
-    found = evaluate_texts(
-        adapted,
-        data,
-        columns=dict(columns),
-        split=split,
-        skip_bad_lines=skip_bad_lines,
-        limit=limit,
-        generate=generate,
-        writing=Writing(max_new_tokens=max_new_tokens),
-    )
+    options = options or UseOptions()
+    if reads_images(adapters):
+        served = load_adapted_images(adapters, options)
+        found = evaluate_images(
+            served, data, columns=dict(columns), skip_bad=skip_bad_lines, limit=limit, generate=generate
+        )
+    else:
+        found = evaluate_texts(
+            load_adapted(adapters, options),
+            data,
+            columns=dict(columns),
+            split=split,
+            skip_bad_lines=skip_bad_lines,
+            limit=limit,
+            generate=generate,
+            writing=Writing(max_new_tokens=max_new_tokens),
+        )
     content = json.dumps(found.plain(), indent=2, ensure_ascii=False)
     if json_:
         print(content)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rankwise.tasks.text.data.examples import Labelled
+    from rankwise.tasks.text.use.images import ServedImages
     from rankwise.tasks.text.use.served import ServedModel
 
 FORMATS = ("text", "csv", "jsonl")
@@ -37,7 +38,7 @@ def predict(
     all_labels: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     options: UseOptions | None = None,
 ) -> int:
-    """Label texts, with probabilities, by one classifier or several side by side.
+    """Label texts or images, with probabilities, by one classifier or several side by side.
 
     Example: rankwise predict runs/last/adapters/r8-lr0.001-s0 --text "How do I locate my card?"
 
@@ -46,11 +47,12 @@ def predict(
     Parameters
     ----------
     adapters:
-        Folders of adapters that classify texts.
+        Folders of adapters that classify texts, or images.
     text:
         One text.
     file:
-        A text file with a text on each line; or texts in a column (.jsonl, .json, .csv, .tsv, .parquet).
+        A text file with a text on each line; or texts in a column (.jsonl, .json, .csv, .tsv, .parquet). An image, or
+        a folder of images.
     columns:
         Which columns of --file hold what, where they are not called so: text=question.
     skip_bad_lines:
@@ -63,8 +65,9 @@ def predict(
         Write the probability of every label, not of the predicted one alone.
     """
     from rankwise.tasks.text.data.prompts import as_text, read_texts
+    from rankwise.tasks.text.use.images import listed_images, load_adapted_images
     from rankwise.tasks.text.use.prediction_files import format_of
-    from rankwise.tasks.text.use.served import load_adapted
+    from rankwise.tasks.text.use.served import load_adapted, reads_images
 
     if text is not None and file is not None:
         raise ConfigError("--text and --file are both given; leave one of them out.")
@@ -79,10 +82,19 @@ def predict(
         raise DataError("The text is empty; give --text one with at least a letter.")
     if out is not None:
         format_of(out)
+    options = options or UseOptions()
+    if reads_images(adapters):
+        if file is None:
+            raise ConfigError("The adapter classifies images; give --file an image, or a folder of images.")
+        show = _Show(load_adapted_images(adapters, options), format_, out, all_labels)
+        for note in show.adapted.notes:
+            print(note, file=sys.stderr)
+        show(listed_images(file))
+        return EXIT_OK
     texts, notes = (None if text is None else [as_text(1, text)]), []
     if file is not None:
         texts, notes = read_texts(file, dict(columns), skip_bad_lines=skip_bad_lines)
-    show = _Show(load_adapted(adapters, options or UseOptions()), format_, out, all_labels)
+    show = _Show(load_adapted(adapters, options), format_, out, all_labels)
     for note in (*show.adapted.notes, *notes):
         print(note, file=sys.stderr)
     if texts is None and out is None and format_ == "text" and sys.stdin.isatty():
@@ -99,16 +111,20 @@ def predict(
 class _Show:
     """Predicts, and prints or writes what came out."""
 
-    def __init__(self, adapted: "ServedModel", format_: str, out: Path | None, all_labels: bool) -> None:
+    def __init__(self, adapted: "ServedModel | ServedImages", format_: str, out: Path | None, all_labels: bool) -> None:
         self.adapted, self._format, self._out, self._all = adapted, format_, out, all_labels
 
     def __call__(self, texts: "Sequence[Labelled]") -> None:
+        from rankwise.tasks.text.use.images import ServedImages, predict_images
         from rankwise.tasks.text.use.predicting import predict_texts
         from rankwise.tasks.text.use.prediction_files import predictions_as, write_predictions
 
         if not texts:
             raise DataError("There are no texts; give --text, --file, or lines on standard input.")
-        found, notes = predict_texts(self.adapted, texts)
+        if isinstance(self.adapted, ServedImages):
+            found, notes = predict_images(self.adapted, texts), []
+        else:
+            found, notes = predict_texts(self.adapted, texts)
         for note in notes:
             print(note, file=sys.stderr)
         if self._out is not None:

@@ -23,6 +23,7 @@ from rankwise.lora.layer.holding import Attached
 from rankwise.lora.layer.initial import initial_tensors, shared_tensors, with_shared
 from rankwise.lora.layer_types import LayerType, layer_type_of
 from rankwise.lora.layer_types.quantised import keep_unpacked, numbers_in
+from rankwise.lora.offloaded import register
 from rankwise.lora.precheck import base_parameters, check_targets, forecast
 from rankwise.lora.report import Report
 from rankwise.lora.targets.find import LeftOut, Target, Targets, find_targets
@@ -45,6 +46,7 @@ _THAWED = "_rankwise_thawed"
 """Attribute of an injected model: names of the parameters that were trainable before."""
 
 
+@torch.inference_mode(False)
 def inject(
     model: nn.Module,
     config: LoRAConfig,
@@ -253,7 +255,7 @@ def _lora_at(layer: nn.Module, layer_type: LayerType, parameter: str, reader: Re
 def _copy_weight(layer: nn.Module) -> nn.Parameter:
     """Give a layer a copy of its weight, and return the weight it had."""
     shared = layer.get_parameter("weight")
-    layer.weight = nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad)
+    register(layer, "weight", nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad))
     return shared
 
 

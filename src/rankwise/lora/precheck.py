@@ -8,7 +8,7 @@ from rankwise.errors import AdapterError, TargetError
 from rankwise.lora.adapter import lora_of
 from rankwise.lora.checks.foreign import check_attachable
 from rankwise.lora.config import LoRAConfig
-from rankwise.lora.layer_types.quantised import in_eight_bits, numbers_in
+from rankwise.lora.layer_types.quantised import in_eight_bits, is_opaque, numbers_in
 from rankwise.lora.report import Report
 from rankwise.lora.targets.find import Target, Targets
 from rankwise.lora.targets.modules import base_tensors, child_name
@@ -55,7 +55,8 @@ def check_targets(model: nn.Module, targets: Targets, config: LoRAConfig, whole:
                     f'The weight of "{path}" is stored in 8-bit floats and read without calling its layer; W + delta '
                     "would be rounded to 8 bits. Leave it out, or load the model in bfloat16."
                 )
-            if target.layer_type.quantised is not None and (target.reader is not None or len(target.ties) > 0):
+            hidden = target.layer_type.quantised is not None or is_opaque(getattr(module, parameter))
+            if hidden and (target.reader is not None or len(target.ties) > 0):
                 raise AdapterError(
                     f'The quantised weight of "{path}" is shared, or read otherwise than by the forward of its listed '
                     f'class, so no adapter can act on it. Leave it out: exclude_modules="{path}".'

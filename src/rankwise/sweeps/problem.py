@@ -13,6 +13,7 @@ from rankwise.sweeps.choose.configurations import RunScore
 from rankwise.train.data.cuts import Rotation
 from rankwise.train.data.feed import Feed
 from rankwise.train.data.tensors import Data, count_rows
+from rankwise.train.events import EpochEnded, Event, RunEnded
 from rankwise.train.outcome import Outcome, Point
 from rankwise.train.settings import Training
 
@@ -163,6 +164,14 @@ class SweepState:
     memory: dict[str, int] = field(default_factory=dict)
     complete: bool = False
     notes: list[str] = field(default_factory=list)
+
+    def on_event(self, event: Event) -> None:
+        """Record the points of an epoch, or the end of a run."""
+        if isinstance(event, EpochEnded):
+            self.note(event.notes)
+            self.curve.extend(event.points)
+        elif isinstance(event, RunEnded):
+            self.outcomes[event.outcome.name] = event.outcome
 
     def add(self, more: "SweepState") -> None:
         """Take in what a further stage has found."""

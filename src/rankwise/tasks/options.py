@@ -11,14 +11,14 @@ from rankwise.sweeps.choose.rule import accuracy_tolerance
 PROTOCOLS = ("standard", "published")
 
 
-def parts(text: str) -> list[str]:
+def parts(text: str) -> tuple[str, ...]:
     """Return the parts of a list that has commas or spaces between them.
 
     Examples:
         >>> parts("1, 2 4")
-        ['1', '2', '4']
+        ('1', '2', '4')
     """
-    return re.split(r"\s*,\s*|\s+", text.strip())
+    return tuple(re.split(r"\s*,\s*|\s+", text.strip()))
 
 
 def parse_numbers(text: str) -> tuple[int, ...]:

@@ -9,7 +9,15 @@ from rankwise.train.schedules import SCHEDULES
 
 WEIGHTS = ("best", "last")
 
-NO_LR = math.nan
+
+class _NoRate(float):
+    """One object in every process: a pickle holds its name."""
+
+    def __reduce__(self) -> str:
+        return "NO_LR"
+
+
+NO_LR = _NoRate("nan")
 """The learning rate of settings that say none: a sweep has its own."""
 
 

@@ -66,7 +66,7 @@ class MadeUp:
 
     def __post_init__(self) -> None:
         self.model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40))
-        self.progress = SimpleNamespace(message=self.messages.append)
+        self.observers = SimpleNamespace(message=self.messages.append)
 
     def train(self, runs: Sequence[Run]) -> SweepState:
         self.phases.append([run.name for run in runs])
@@ -160,6 +160,15 @@ def test_a_size_that_fails_is_tried_at_a_neighbouring_rate() -> None:
     found, answer = walked(MadeUp(accuracy))
     assert answer.name == "r2"
     assert {run.training.lr for run in found.swept.runs if run.configuration == "r2"} == {1e-2, 1e-3}
+
+
+@pytest.mark.parametrize(("price", "seeds"), [(1.0, 1), (0.1, 3)])
+def test_a_neighbouring_rate_that_does_no_better_is_dropped_after_a_seed(price: float, seeds: int) -> None:
+    """Where adapters are cheap, all starting seeds train together."""
+    found, answer = walked(MadeUp(rising(4), price=price), curve=False)
+    assert answer.name == "r4"
+    tried = [run for run in found.swept.runs if run.configuration == "r2" and run.training.lr == 1e-3]
+    assert len(tried) == seeds
 
 
 def test_where_adapters_are_cheap_all_train_together() -> None:
@@ -343,20 +352,20 @@ class Interrupting:
     """Counts epochs of packs, and interrupts before one of them."""
 
     def __init__(self) -> None:
-        self.advance, self.calls, self.at = loop.PackTraining.advance, 0, 0
+        self.by_step, self.calls, self.at = loop.PackTraining.by_step, 0, 0
 
-    def __call__(self, training: loop.PackTraining, pause: Any) -> Any:
+    def __call__(self, training: loop.PackTraining) -> Any:
         self.calls += 1
         if self.calls == self.at:
             raise KeyboardInterrupt
-        return self.advance(training, pause)
+        return self.by_step(training)
 
 
 @pytest.fixture(scope="module")
 def epochs() -> Iterator[Interrupting]:
     counted = Interrupting()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.PackTraining, "advance", lambda self, pause: counted(self, pause))
+        patch.setattr(loop.PackTraining, "by_step", lambda self: counted(self))
         # Measured, it would differ from machine to machine.
         patch.setattr("rankwise.sweeps.run.stages.Stages.measured_price", lambda self, runs: 1.0)
         yield counted

@@ -177,7 +177,7 @@ def _first_different(
             continue
         dtype = getattr(torch, wanted[name][0], None)
         if weight is None or not isinstance(dtype, torch.dtype) or not _can_be_cast(weight.dtype, dtype):
-            skipped[wanted[name][0], "quantised" if weight is None else _name_of(weight.dtype)] += 1
+            skipped[wanted[name][0], "quantised or without data" if weight is None else _name_of(weight.dtype)] += 1
         elif describe(weight, dtype) != " ".join(wanted[name]):
             return name
     return None
@@ -200,7 +200,10 @@ def _describe_shaped(tensor: Tensor, dtype: torch.dtype | None = None) -> str:
 
 def _can_be_cast(own: torch.dtype, to: torch.dtype) -> bool:
     """Tell whether casting gives the numbers that `to` had: it is the same type, or a float that holds all of them."""
-    return own == to or (own.is_floating_point and to.is_floating_point and torch.promote_types(own, to) == own)
+    if own == to:
+        return True
+    floats = own.is_floating_point and to.is_floating_point and min(own.itemsize, to.itemsize) > 1
+    return floats and torch.promote_types(own, to) == own
 
 
 def _describe(weight: Tensor, dtype: torch.dtype | None = None) -> str:

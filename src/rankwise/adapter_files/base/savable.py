@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA
 from rankwise.lora.checks.complete import lost_message, lost_paths
-from rankwise.lora.offloaded import gathered
+from rankwise.lora.offloaded import gathered, has_data
 
 Layers = Mapping[str, tuple[nn.Module, LoRA]]
 
@@ -29,6 +29,11 @@ def check_savable(model: nn.Module, name: str, layers: Layers, whole: Mapping[st
     """
     for path, (_, lora) in layers.items():
         held, declared = lora.parameters_of(name), lora.variant_of(name).tensors
+        if not {"A", "B"} <= held.keys():
+            raise AdapterError(
+                f'Adapter "{name}" is of variant "{lora.configs[name].variant}", which has no A and B, and no form in '
+                "PEFT's files. Merge it instead: merge(model)."
+            )
         if any(held[one.name] is None or held[one.name].ndim != one.ndim for one in declared):
             raise AdapterError(
                 f'A and B of "{path}" are sharded by FullyShardedDataParallel. Save inside `with '
@@ -38,7 +43,12 @@ def check_savable(model: nn.Module, name: str, layers: Layers, whole: Mapping[st
     if lost := lost_paths(model, name):
         problems.append(lost_message(name, lost) + " Put the adapted layer back.")
     for path, tensor in _tensors(name, layers, whole):
-        if not bool(torch.isfinite(tensor).all()):
+        if not has_data(tensor):
+            raise AdapterError(
+                f'Adapter "{name}" has no numbers at "{path}": it was attached in a fake mode, or loses them on the '
+                "meta device. Attach it outside of that."
+            )
+        if not bool(torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all()):
             problems.append(
                 f'Adapter "{name}" holds values at "{path}" that are not finite (NaN or infinite): training diverged. '
                 "Train again with a lower learning rate."

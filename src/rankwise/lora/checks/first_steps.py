@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rankwise.lora.adapter import LoRA, adapted_layers
 from rankwise.lora.checks.complete import check_complete
+from rankwise.lora.offloaded import has_data, in_fake_mode
 
 _STEPS = "_rankwise_steps"
 """Attribute of an injected model until ten steps are seen: the `Steps`."""
@@ -59,7 +60,7 @@ class Steps:
 
     def look(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         """Before a forward: has there been a step since the last one?"""
-        if torch.compiler.is_compiling() or not (model.training and torch.is_grad_enabled()):
+        if torch.compiler.is_compiling() or in_fake_mode() or not (model.training and torch.is_grad_enabled()):
             return
         if not self.forwards:
             if any(self.name in lora.scale for _, lora in adapted_layers(model).values()):
@@ -103,7 +104,7 @@ def _zeros(model: nn.Module, name: str) -> list[_Start]:
         if lora.parameters_of(name)[declared.name].numel()
     ]
     # No optimiser steps what functional_call or vmap has put in a parameter's place.
-    real = all(isinstance(start.matrix, nn.Parameter) and not start.matrix.is_meta for start in starts)
+    real = all(isinstance(start.matrix, nn.Parameter) and has_data(start.matrix) for start in starts)
     zero = _still_zero(starts) if real else []
     return list({start.path: start for start in reversed(zero)}.values())[::-1]
 

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.lora.config import LoRAConfig
+from rankwise.lora.layer.asking import stop_asking
 from rankwise.lora.layer.checkpoint import Checkpointed
 from rankwise.lora.layer_types import LayerType
-from rankwise.lora.offloaded import data_of, gathered
+from rankwise.lora.layer_types.quantised import with_weight_of
+from rankwise.lora.offloaded import data_of, gathered, register
 from rankwise.lora.targets.ties import flip
 from rankwise.lora.variants import LORA, VARIANTS, Variant, VariantTensors, variant_name
 
@@ -57,7 +59,7 @@ class Holding(Checkpointed):
     joined: Mapping[str, tuple[Checkpointed]] = MappingProxyType({})
     """Adapter -> the adapters of the other layer whose A and B it has here: those of a shared weight."""
     parked: "dict[str, tuple[str, ...]]"
-    """Adapter that doesn't act -> its tensors that ask for a gradient when it does."""
+    """Adapter that doesn't act -> which of its tensors ("A", "B", ...) ask for a gradient when it does."""
     parameter: str = "weight"
     """Name of the weight in the layer."""
 
@@ -119,7 +121,7 @@ class Holding(Checkpointed):
         """Take in a tensor of an adapter."""
         if key not in self._modules:
             self.add_module(key, nn.ParameterDict())
-        self.get_submodule(key).register_parameter(name, tensor)
+        register(self.get_submodule(key), name, tensor)
 
     def parameters_of(self, name: str) -> dict[str, Any]:
         """Return an adapter's tensors as they are held: the parameters themselves, None where they are gone."""
@@ -147,6 +149,10 @@ class Holding(Checkpointed):
     def weight(self, layer: nn.Module) -> Tensor:
         """Return the layer's weight, whether it is a parameter or computed (parametrised)."""
         return getattr(layer, self.parameter)
+
+    def row_now(self, layer: nn.Module) -> LayerType:
+        """Return the layer's row as its weight is now: torchao may have quantised it since."""
+        return with_weight_of(self.layer_type, type(self.weight(layer)))
 
     def join(self, name: str, other: "Holding", flipped: bool, row: LayerType) -> None:
         """Use the adapter of another layer that has this one's weight: its very A and B."""
@@ -180,11 +186,6 @@ class Holding(Checkpointed):
             A, B = flip(held["A"], held["B"])
             return {**held, "A": A, "B": B}
         return held
-
-    def pair(self, name: str) -> tuple[Tensor, Tensor]:
-        """Return A and B as this layer uses them."""
-        tensors = self.tensors(name)
-        return tensors["A"], tensors["B"]
 
     def fetched(self, key: str, name: str) -> Tensor:
         """Return a tensor that has been offloaded; checkpoints have those of layers that share an adapter once."""
@@ -221,17 +222,16 @@ class Holding(Checkpointed):
         return {f"{key}.{name}": tensor for key, tensor in self.parameters_of(name).items()}
 
     def switch(self, names: tuple[str, ...]) -> None:
-        """Let these adapters act. The others' tensors ask for no gradient meanwhile, since none would reach them.
-
-        (DistributedDataParallel waits for the gradient of every parameter that asks for one.)
-        """
+        """Let these adapters act. The others' tensors ask for no gradient meanwhile."""
         self.active = names
         for name in self.scale:
+            tensors = {key.removesuffix(f".{name}"): tensor for key, tensor in self.keys_of(name).items()}
             if name in names:
                 for key in self.parked.pop(name, ()):
-                    self.keys_of(name)[key].requires_grad_(True)
-            elif name not in self.parked:
-                asking = {key: tensor for key, tensor in self.keys_of(name).items() if tensor.requires_grad}
-                self.parked = {**self.parked, name: tuple(asking)}
-                for tensor in asking.values():
-                    tensor.requires_grad_(False)
+                    tensors[key].requires_grad_(True)
+                continue
+            if name not in self.parked:
+                asking = tuple(key for key, tensor in tensors.items() if tensor.requires_grad)
+                self.parked = {**self.parked, name: asking}
+            for key in self.parked[name]:
+                stop_asking(tensors[key])

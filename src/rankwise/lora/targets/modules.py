@@ -5,6 +5,7 @@ place. Paths leave out what it adds, so an adapter of a wrapped model has the na
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -33,13 +34,22 @@ WRAPPER_WORDS = frozenset(_WRAPPERS.values()) - {"module"}
 """What wrappers add to a path; "module" is left out, for it is also a name that models use."""
 
 
+_OF_BLOCKS = {"disabled", "by_row"}
+"""Attributes of adapters that last as long as a `with` block."""
+
+
 class Adapter(nn.Module):
     """A submodule that belongs to an adapter, not to the base."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy gets: one made inside `disabled` or `by_row` is as outside, since it never leaves them."""
+        return {name: value for name, value in self.__dict__.items() if name not in _OF_BLOCKS}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Adapter":
         """Move or cast as any module does, but keep the numbers where `fn` throws them away (`to_empty`, "meta").
 
-        A base gets its numbers from a checkpoint afterwards; an adapter's are nowhere else.
+        A base gets its numbers from a checkpoint afterwards; an adapter's are nowhere else. 8-bit floats, in which some
+        tools store a base between its forwards, would round them.
         """
         before = [
             (module, name, p.detach())
@@ -56,6 +66,10 @@ class Adapter(nn.Module):
                     module._parameters[name] = nn.Parameter(values, requires_grad=required)
                 elif not values.is_meta:
                     parameter.data.copy_(values)
+        for module, name, values in before:
+            parameter = module._parameters[name]
+            if parameter is not None and parameter.itemsize == 1 < values.itemsize:
+                parameter.data = values.to(parameter.device)
         return self
 
 

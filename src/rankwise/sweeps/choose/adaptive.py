@@ -20,6 +20,9 @@ STARTING_SEEDS = 3
 BELIEVED_FROM = 4
 """Seeds from which the estimate of how many more would decide is believed."""
 
+DOUBT = 3
+"""How many times too large the estimate may be before that: the spread of few seeds is hardly known."""
+
 LARGER_AFTER_OPEN = 3
 """How many larger sizes are tried after one that no number of seeds could decide."""
 
@@ -111,12 +114,11 @@ def _seeds_can_help(comparison: Comparison, most_seeds: int, largest: bool) -> b
     that is needed to know that nothing smaller will do."""
     if comparison.n_seeds >= most_seeds:
         return False
-    if comparison.n_seeds < BELIEVED_FROM:
-        # Of few seeds the spread is hardly known, and so is how many more would do.
-        return True
-    if comparison.more_seeds_needed is None or ((comparison.p_within or 0.0) < 0.5 and not largest):
+    more = comparison.more_seeds_needed
+    believed = comparison.n_seeds >= BELIEVED_FROM
+    if more is None or ((comparison.p_within or 0.0) < 0.5 and not (largest and believed)):
         return False
-    return comparison.n_seeds + comparison.more_seeds_needed <= most_seeds
+    return comparison.n_seeds + more <= most_seeds * (1 if believed else DOUBT)
 
 
 def neighbour_rates(tried: Sequence[float], grid: Sequence[float], smaller_than_middle: bool) -> list[float]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rankwise.pack.resolved import resolve
-from rankwise.sweeps.candidates.grid import Candidate
+from rankwise.sweeps.candidates.ladders import ladders_of
 from rankwise.sweeps.choose.adaptive import STARTING_SEEDS, Ladder, Step, neighbour_rates, next_step
 from rankwise.sweeps.choose.answer import CANDIDATES, Comparison, Floors, compare, pair
 from rankwise.sweeps.choose.configurations import Configuration, choose_learning_rates, signed
@@ -101,7 +101,7 @@ class Walk:
             and self.parameters[c.name] < self.parameters[self.reference.name]
             and self.parameters[c.name] <= limit
         ]
-        self.ladders = _ladders(sorted(sized, key=lambda c: (self.parameters[c.name], c.name)))
+        self.ladders = ladders_of(sorted(sized, key=lambda c: (self.parameters[c.name], c.name)))
         on_ladders = {name for ladder in self.ladders for name in ladder.names} | {self.reference.name}
         self.others = [c for c in stages.candidates if c.name not in on_ladders]
         self.rates: dict[str, float] = {}
@@ -162,7 +162,7 @@ class Walk:
         told: list[dict[str, object]] = []
         found: Mapping[str, float] = {}
         if several:
-            self.stages.progress.message(
+            self.stages.observers.message(
                 f"Searching for learning rates at {', '.join(c.label for c in several)}; the others take theirs from "
                 "them."
             )
@@ -188,7 +188,7 @@ class Walk:
             runs = [self.candidates[name].run(self.rates[name], seed) for name in names[:4]]
             price = self.stages.measured_price(runs)
         cheap = price < CHEAP
-        self.stages.progress.message(
+        self.stages.observers.message(
             f"A further adapter costs {100 * price:.0f}% of the first, so "
             + ("all sizes train together." if cheap else "sizes are tried one after another, by bisection.")
         )
@@ -220,31 +220,44 @@ class Walk:
             self._say(step)
             if step.kind == "neighbour":
                 neighbours.add(step.name)
-                going = self._try_neighbour(step.name, ladder)
+                going = self._try_neighbour(step.name, ladder, at_once=cheap)
                 continue
             beside = dict.fromkeys(together, step.seeds) if step.kind == "seeds" else {}
             going = self._train({step.name: step.seeds, self.reference.name: step.seeds}, beside)
 
-    def _try_neighbour(self, name: str, ladder: Ladder) -> bool:
+    def _try_neighbour(self, name: str, ladder: Ladder, *, at_once: bool) -> bool:
         """Train a configuration at a neighbouring learning rate, and take that where it does better with the same
-        seeds; False where the budgets don't allow it."""
-        lower = self._lost(name) or ladder.names.index(name) < ladder.names.index(ladder.middle)
-        before = self.rates[name]
+        seeds; False where the budgets don't allow it.
+
+        Args:
+            name: The configuration.
+            ladder: Its ladder.
+            at_once: Whether all starting seeds train together; else a first seed that does no better ends the try.
+        """
+        lost = self._lost(name)
+        lower = lost or ladder.names.index(name) < ladder.names.index(ladder.middle)
+        before, going, better = self.rates[name], True, False
         for lr in neighbour_rates([before], self.candidates[name].lrs, lower):
-            old = self._mean(name)
-            self.rates[name] = lr
-            going = self._train({name: self._starting})
-            new = self._mean(name)
-            if new is None or (old is not None and signed(new - old, self.auto.rule.higher_is_better) <= 0):
+            # A rate that lost a seed is no measure for another.
+            for n in (self._starting,) if at_once or lost else dict.fromkeys((1, self._starting)):
+                self.rates[name] = before
+                old = self._mean(name, n)
+                self.rates[name] = lr
+                going = self._train({name: n})
+                new = self._mean(name, n)
+                better = new is not None and (old is None or signed(new - old, self.auto.rule.higher_is_better) > 0)
+                if not (going and better):
+                    break
+            if not better:
                 self.rates[name] = before
             if not going:
                 return False
         return True
 
-    def _mean(self, name: str) -> float | None:
-        """The mean over the starting seeds; None where one of them has no run that counts."""
+    def _mean(self, name: str, n: int) -> float | None:
+        """The mean over the first n seeds; None where one of them has no run that counts."""
         c = self._chosen().get(name)
-        first = self.stages.seeds[: self._starting]
+        first = self.stages.seeds[:n]
         if c is None or not {*first} <= {*c.seeds}:
             return None
         return float(np.mean([run.validation.mean() for run in c.runs if run.seed in first]))
@@ -339,7 +352,7 @@ class Walk:
             return
         labels, over = ", ".join(self.candidates[name].label for name in missing), self._over(len(runs))
         if over is None:
-            self.stages.progress.message(f"The decision is made; {labels} complete the curve.")
+            self.stages.observers.message(f"The decision is made; {labels} complete the curve.")
             self._add(runs)
         elif self.swept is not None:
             self.swept.note([f"The plan ended after {over}; {labels} would complete the curve."])
@@ -357,7 +370,7 @@ class Walk:
             "seeds": f"{step.seeds} seeds of {label} and {self.reference.label}",
             "neighbour": f"{label} at a neighbouring learning rate",
         }[step.kind]
-        self.stages.progress.message(f"{'; '.join(said)}. Next: {what}." if said else f"Next: {what}.")
+        self.stages.observers.message(f"{'; '.join(said)}. Next: {what}." if said else f"Next: {what}.")
 
     def _saved(self) -> str:
         runs = 0 if self.swept is None else len(self.swept.runs)
@@ -372,18 +385,3 @@ STATES = {
     "not": "is shown not to be",
     "open": "is open",
 }
-
-
-def _ladders(sized: Sequence[Candidate]) -> list[Ladder]:
-    """Candidates of one kind, whatever their rank, in one ladder each; the head alone is the smallest of the first."""
-    kinds: dict[object, list[str]] = {}
-    for c in sized:
-        key = None if c.lora is None else str(replace(c.lora, r=1, alpha=1.0))
-        kinds.setdefault(key, []).append(c.name)
-    heads = kinds.pop(None, [])
-    names = list(kinds.values())
-    if not names:
-        return [Ladder(tuple(heads))] if heads else []
-    order = {c.name: i for i, c in enumerate(sized)}
-    names[0] = sorted([*heads, *names[0]], key=order.__getitem__)
-    return [Ladder(tuple(group)) for group in names]

@@ -12,7 +12,6 @@ from typing import Any
 from torch import nn
 
 from rankwise.errors import ConfigError, option
-from rankwise.show.live import Progress
 from rankwise.sweeps.candidates.grid import Candidate, runs_of, wider
 from rankwise.sweeps.choose.configurations import RunScore, by_configuration, choose_learning_rates
 from rankwise.sweeps.plan.fitting import Probes, training_of
@@ -26,6 +25,7 @@ from rankwise.sweeps.run.stage import Finished, PlannedStage, Search, StageResul
 from rankwise.sweeps.storage.owned import PRICE
 from rankwise.train.checkpoints import Every
 from rankwise.train.data.tensors import count_rows
+from rankwise.train.events import Observers
 from rankwise.writing import read_checked, write_checked
 
 PRICE_FORMAT = "rankwise-price-1"
@@ -43,7 +43,7 @@ class Stages:
         problem: Data, loss and metric.
         candidates: What is tried.
         seeds: Of the runs that count.
-        progress: Where it is shown.
+        observers: Hear what happens.
         rungs: Epochs after which the worst configurations leave; in an adaptive plan only learning rates leave, in the
             search for them.
         search: How learning rates are looked for beforehand; None trains all of the grid.
@@ -60,7 +60,7 @@ class Stages:
     problem: Problem
     candidates: Sequence[Candidate]
     seeds: Sequence[int]
-    progress: Progress
+    observers: Observers
     rungs: Sequence[int] = ()
     search: Search | None = None
     widen: bool = False
@@ -263,7 +263,7 @@ class Stages:
             self.model,
             runs,
             self.problem,
-            self.progress,
+            self.observers,
             rungs=rungs,
             checkpoints=folder,
             every=self.every,

@@ -1,29 +1,28 @@
-"""The course of a sweep: its packs train in turn, to the end or from rung to rung, and what is under way is kept."""
+"""What trains next: packs to the end or from rung to rung, in halves where memory runs out; what is under way is kept.
 
-from collections.abc import Callable, Sequence
+The scheduler hands packs to a worker and takes in what comes of them. It decides and keeps; it does not train.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 import numpy as np
-import torch
 from torch import nn
 
 from rankwise.errors import PackError
-from rankwise.pack.memory import ran_out
 from rankwise.sweeps.choose.configurations import RunScore
 from rankwise.sweeps.choose.rungs import worst_runs
 from rankwise.sweeps.measure import validate
-from rankwise.sweeps.plan.fitting import training_of
 from rankwise.sweeps.problem import Problem, Run, SweepState, score_of
-from rankwise.sweeps.run.watch import ProgressByConfiguration
+from rankwise.sweeps.run.worker import PackJob, PackState, Worker
 from rankwise.sweeps.storage.checkpoints import Keeper
-from rankwise.train.checkpoints import Checkpoints
-from rankwise.train.loop import PackTraining
+from rankwise.train.events import Event, Observer, Resumed, RunEnded
 from rankwise.train.machine.interrupts import Stop
-from rankwise.train.outcome import Outcome
 from rankwise.train.state import TrainingState
 
 
-class Course:
-    """A sweep under way.
+class Scheduler:
+    """The packs of a sweep, one stage after another.
 
     Args:
         model: The base.
@@ -31,8 +30,9 @@ class Course:
         problem: Data, loss and metric.
         rungs: Epochs, rising, after which the worst configurations leave.
         swept: What is found; filled here.
-        watch: Told how it goes.
-        checkpoints: Where the state is kept; None to keep none.
+        worker: Trains the packs.
+        observer: Hears what happens.
+        keeper: Keeps the state on disk; None to keep none.
         stop: Tells when to stop.
     """
 
@@ -43,16 +43,16 @@ class Course:
         problem: Problem,
         rungs: Sequence[int],
         swept: SweepState,
-        watch: ProgressByConfiguration,
-        checkpoints: Checkpoints | None,
+        worker: Worker,
+        observer: Observer,
+        keeper: Keeper | None,
         stop: Stop,
     ) -> None:
         self._model, self._problem, self._rungs = model, problem, rungs
         self.packs = [list(pack) for pack in packs]
         """The runs by pack, as they train now."""
-        self._swept, self._watch, self._stop = swept, watch, stop
-        self._checkpoints = checkpoints
-        self._keeper = None if checkpoints is None else Keeper(checkpoints, swept)
+        self._swept, self._worker, self._keeper, self._stop = swept, worker, keeper, stop
+        self._observers: list[Observer] = [swept, *([] if keeper is None else [keeper]), observer]
         self._waiting: dict[int, TrainingState] = {}
         self._stage = 0
 
@@ -63,76 +63,60 @@ class Course:
             if self._keeper.cut is not None:
                 by_name = {run.name: run for pack in self.packs for run in pack}
                 self.packs = [[by_name[name] for name in pack] for pack in self._keeper.cut]
-            self._watch.points(self._swept.curve)
-            for outcome in self._swept.outcomes.values():
-                self._watch.ended(outcome)
-            self._watch.mark_resumed()
+            self._tell(Resumed(tuple(self._swept.curve), tuple(self._swept.outcomes.values())))
 
     def run(self) -> None:
         """Train everything that has not ended.
 
         Raises:
             KeyboardInterrupt: Asked to stop; the state has been kept.
+            PackError: A step of a single run does not fit into memory.
         """
         for stage in range(self._stage, len(self._rungs) + 1):
             until = self._rungs[stage] if stage < len(self._rungs) else None
-            # Not a fixed range: packs that turn out too large are split, and the new ones come last.
-            i = 0
-            while i < len(self.packs):
-                if not self._over(i) and not self._reached(i, until):
-                    self._train(i, until)
-                i += 1
+            # Again where packs turned out too large and were split.
+            while any(self._has_work(i, until) for i in range(len(self.packs))):
+                with closing(self._worker.train(self._jobs(until))) as events:
+                    for event in events:
+                        if isinstance(event, PackState):
+                            self._take(event)
+                        else:
+                            self._tell(event)
             if until is not None:
                 self._rung(until)
             self._stage = stage + 1
             self._keep()
 
-    def _over(self, i: int) -> bool:
-        return all(run.name in self._swept.outcomes for run in self.packs[i])
+    def _jobs(self, until: int | None) -> Iterator[PackJob]:
+        i = 0  # no fixed range: halves of packs are added at the end
+        while i < len(self.packs):
+            if self._has_work(i, until):
+                yield PackJob(i, tuple(self.packs[i]), self._waiting.pop(i, None), until)
+            i += 1
 
-    def _reached(self, i: int, until: int | None) -> bool:
-        return until is not None and i in self._waiting and self._waiting[i].plain["epoch"] >= until
+    def _has_work(self, i: int, until: int | None) -> bool:
+        over = all(run.name in self._swept.outcomes for run in self.packs[i])
+        reached = until is not None and i in self._waiting and self._waiting[i].plain["epoch"] >= until
+        return not over and not reached
 
-    def _begin(self, i: int) -> PackTraining:
-        """A pack as it stands, ready to train."""
-        training = training_of(self._model, self.packs[i], self._problem)
-        if i in self._waiting:
-            training.restore(self._waiting.pop(i))
-        return training
+    def _tell(self, event: Event) -> None:
+        for observer in self._observers:
+            observer.on_event(event)
 
-    def _train(self, i: int, until: int | None) -> None:
-        """Train a pack to a rung, or to its end; where memory runs out, in halves."""
-        training = self._begin(i)
-        while not training.done and (until is None or training.epoch < until):
-            epoch, short = None, None
-            try:
-                epoch = training.advance(self._after_step(training))
-            except (RuntimeError, MemoryError) as error:
-                if not ran_out(error):
-                    raise
-                # The step that failed has changed nothing.
-                short = training.state()
-            if short is not None:
-                # Outside the handler, where the error's frames hold that step's tensors no longer.
-                del training
-                self._split(i, short)
-                training = self._begin(i)
-                continue
-            self._swept.note(training.notes)
-            if epoch is not None:
-                self._swept.curve.extend(epoch.points)
-                self._watch.points(epoch.points)
-                self._ended(epoch.ended)
-                if self._checkpoints is not None:
-                    self._checkpoints.epoch_over()
-            if self._pause():
-                self._wait(i, training)
-                self._keep()
-                self._waiting.pop(i, None)  # it goes on in `training`; a copy would only take memory
+    def _take(self, pack: PackState) -> None:
+        """Take in a pack that a worker hands over."""
+        if pack.state is None:
+            self._waiting.pop(pack.pack, None)
+        else:
+            self._waiting[pack.pack] = pack.state
+        if pack.status == "under way":
+            self._keep()
+            self._waiting.pop(pack.pack, None)  # the worker trains on; a copy would only take memory
             if self._stop.asked:
                 raise KeyboardInterrupt
-        self._wait(i, training)
-        if training.done:
+        elif pack.status == "too large" and pack.state is not None:
+            self._split(pack.pack, pack.state)
+        elif pack.state is None:
             self._keep()
 
     def _split(self, i: int, state: TrainingState) -> None:
@@ -147,8 +131,6 @@ class Course:
                 f'A step of "{names[0]}" alone does not fit into the memory of the device '
                 f"({next(self._model.parameters()).device}). Make its batches smaller."
             )
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         leaving = names[len(names) // 2 :]
         self._waiting[i], self._waiting[len(self.packs)] = state.only(names[: len(names) // 2]), state.only(leaving)
         self.packs.append([run for run in self.packs[i] if run.name in leaving])
@@ -160,39 +142,19 @@ class Course:
             f"{len(leaving)}."
         )
 
-    def _after_step(self, training: PackTraining) -> Callable[[], bool]:
-        def pause() -> bool:
-            self._watch.report_step(lambda: training.names, training.steps)
-            return self._pause()
-
-        return pause
-
-    def _pause(self) -> bool:
-        return self._stop.asked or (self._checkpoints is not None and self._checkpoints.due())
-
-    def _wait(self, i: int, training: PackTraining) -> None:
-        if training.done:
-            self._waiting.pop(i, None)
-        else:
-            self._waiting[i] = training.state()
-
     def _keep(self) -> None:
         if self._keeper is not None:
             self._keeper.write(self._waiting, self._stage)
 
-    def _ended(self, outcomes: Sequence[Outcome]) -> None:
-        for outcome in outcomes:
-            self._swept.outcomes[outcome.name] = outcome
-            self._watch.ended(outcome)
-
     def _rung(self, epochs: int) -> None:
         """Let the worst leave, of the runs on each data set."""
         scores: dict[str, list[RunScore]] = {}
+        weights = {run.name: run.training.weights for runs in self.packs for run in runs}
         for i, runs in enumerate(self.packs):
             ended = {run.name: self._swept.outcomes[run.name] for run in runs if run.name in self._swept.outcomes}
             states = {name: outcome.state for name, outcome in ended.items() if outcome.status == "finished"}
             if i in self._waiting:
-                states |= self._waiting[i].kept({run.name: run.training.weights for run in runs})
+                states |= self._waiting[i].kept(weights)
             measured = [run for run in runs if run.name in states]
             values = validate(self._model, measured, states, self._problem) if measured else {}
             for run in runs:
@@ -203,9 +165,13 @@ class Course:
         reasons: dict[str, str] = {}
         for group in scores.values():
             reasons |= worst_runs(group, self._problem.higher_is_better, epochs)
-        for i in list(self._waiting):
-            leaving = {name: reasons[name] for name in self._waiting[i].names if name in reasons}
+        for i, state in [*self._waiting.items()]:
+            leaving = {name: reasons[name] for name in state.names if name in reasons}
             if leaving:
-                training = self._begin(i)
-                self._ended(training.prune(leaving))
-                self._wait(i, training)
+                outcomes, left = state.prune(leaving, weights)
+                for outcome in outcomes:
+                    self._tell(RunEnded(outcome))
+                if left is None:
+                    del self._waiting[i]
+                else:
+                    self._waiting[i] = left
