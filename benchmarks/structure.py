@@ -29,6 +29,9 @@ ROOMS = ("lora", "pack", "tasks/text")
 READERS = ("report", "experiment", "api", "cli", "tasks/text/card")
 """Modules and folders that read results."""
 
+OTHER_MAPPINGS = {"about", "begun", "changed", "config", "facts", "parts"}
+"""Names of values in these modules that are no results: a run's beginning, `config.yaml`, PEFT's settings, splits."""
+
 PROBING_STEPS = 10
 """More gradients than a probe of memory or time computes."""
 
@@ -199,15 +202,23 @@ def keys_of_results(package: Path) -> set[str]:
 
 
 def string_subscripts(sources: list[Source], keys: set[str]) -> dict[str, int]:
-    """`x["key"]` of a key of results in the modules that read results, by file."""
+    """`x["key"]` of a key of results in the modules that read results, by file; `OTHER_MAPPINGS` left out."""
     counts: Counter[str] = Counter()
     for source in sources:
         if any(source.is_in(place) for place in READERS):
             counts[source.name] += sum(
-                isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and node.slice.value in keys
+                isinstance(node, ast.Subscript)
+                and isinstance(node.slice, ast.Constant)
+                and node.slice.value in keys
+                and name_of(node.value) not in OTHER_MAPPINGS
                 for node in ast.walk(source.tree)
             )
     return {name: n for name, n in counts.most_common() if n}
+
+
+def name_of(value: ast.expr) -> str:
+    """`about` of `about` and of `beginning.about`; nothing for other expressions."""
+    return value.attr if isinstance(value, ast.Attribute) else value.id if isinstance(value, ast.Name) else ""
 
 
 def frames_to_gradient(package: Path) -> list[str]:

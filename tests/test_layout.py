@@ -14,6 +14,7 @@ ORDER = [
     "streams",
     "shown",
     "writing",
+    "results",
     "locking",
     "tables",
     "collector",

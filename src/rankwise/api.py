@@ -19,8 +19,8 @@ from rankwise.pack.losses import PerBatch
 from rankwise.pack.pack import call_model
 from rankwise.pack.resolved import State
 from rankwise.report import answer_words
-from rankwise.report.schema import Results
 from rankwise.report.table import markdown_table
+from rankwise.results import AnswerResult, Results
 from rankwise.show.live import progress as shown_by
 from rankwise.sweeps.caching import cached
 from rankwise.sweeps.candidates.baselines import baselines
@@ -64,9 +64,9 @@ class Sweep:
     directory: Path | None = None
 
     @property
-    def answer(self) -> dict[str, Any] | None:
+    def answer(self) -> AnswerResult | None:
         """The answer, as in `results.json`; None where there is none."""
-        return self.results["answer"]
+        return self.results.answer
 
     def table(self) -> str:
         """The table, as Markdown."""
@@ -81,7 +81,7 @@ class Sweep:
 
         Args:
             model: The base.
-            run: Which, by its name in `results["runs"]`; None takes the recommended configuration's best seed.
+            run: Which, by its name in `results.runs`; None takes the recommended configuration's best seed.
             name: What the adapter is to be called.
 
         Raises:
@@ -103,7 +103,7 @@ class Sweep:
         return state
 
     def _folder(self, run: str) -> Path:
-        folder = next(one["adapter"] for one in self.results["runs"] if one["name"] == run)
+        folder = next(one.adapter for one in self.results.runs if one.name == run)
         if folder is None or self.directory is None:
             raise ConfigError(
                 f"{run} was trained by the earlier sweep that this one extends; its tensors were not saved."
@@ -114,9 +114,11 @@ class Sweep:
         if name is None:
             if self.answer is None:
                 raise ConfigError("The sweep has no answer; name one of its runs.")
-            own = [c for c in self.results["configurations"] if c["name"] == self.answer["name"]]
-            sign = 1 if self.results["metric"]["higher_is_better"] else -1
-            scores = {run: self.swept.scores[run].decisive.mean() for run in own[0]["runs"]}
+            chosen = self.results.configuration(self.answer.name)
+            sign = 1 if self.results.metric.higher_is_better else -1
+            scores = {run: self.swept.scores[run].decisive.mean() for run in (chosen.runs if chosen else [])}
+            if not scores:
+                raise ConfigError(f"The answer is {self.answer.name}, which has no run; name one of the sweep's runs.")
             name = max(scores, key=lambda run: sign * scores[run])
         found = [run for run in self.swept.runs if run.name == name and run.name in self.swept.outcomes]
         if not found:
@@ -240,7 +242,7 @@ def sweep(
         ...     training=Training(epochs=2),
         ...     progress="quiet",
         ... )
-        >>> [c["name"] for c in found.results["configurations"]]
+        >>> [c.name for c in found.results.configurations]
         ['r1', 'r2', 'full']
     """
     check_model(model)

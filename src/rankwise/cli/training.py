@@ -15,7 +15,6 @@ from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK, HOW, MAIN
 from rankwise.cli.continuing import settings_of
 from rankwise.cli.places import name_of, new_run, pointed_to
 from rankwise.errors import ConfigError
-from rankwise.shown import cleaned
 from rankwise.tasks.flags import listed
 from rankwise.tasks.options import parse_numbers, parts
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rankwise.experiment import Experiment, ExperimentFactory
+    from rankwise.results import Results
     from rankwise.sweeps.run.forecast import Forecast
     from rankwise.train.events import Observers
 
@@ -179,17 +179,17 @@ def _train_in(directory: Path, command: str, config: str, how: RunOptions, make:
         what = f"go on with: {place.how_to_resume}" if can_resume(directory) else "nothing was written."
         print(f"Interrupted before any run had finished; {what}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    adapter = (results["answer"] or {}).get("adapter")
+    adapter = None if results.answer is None else results.answer.adapter
     best = directory / BEST
     show(
         results, [*files, *([best if best.is_symlink() else directory / adapter] if adapter else [])], as_json=how.json
     )
-    if best.is_symlink() and results["task"] in NEXT and not how.json:
-        print(f"Next: {NEXT[results['task']].format(shlex.quote(str(best)))}")
-    if not results["complete"]:
+    if best.is_symlink() and results.task in NEXT and not how.json:
+        print(f"Next: {NEXT[results.task].format(shlex.quote(str(best)))}")
+    if not results.complete:
         print(f"Interrupted: what had finished is in {directory}; go on with: {place.how_to_resume}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return EXIT_DIVERGED if any(run["status"] == "diverged" for run in results["runs"]) else EXIT_OK
+    return EXIT_DIVERGED if any(run.status == "diverged" for run in results.runs) else EXIT_OK
 
 
 def _with_forecast(make: "ExperimentFactory") -> "ExperimentFactory":
@@ -260,20 +260,21 @@ def _show_forecast(found: "Forecast", *, as_json: bool) -> None:
     )
 
 
-def show(results: dict[str, Any], files: Sequence[Path], *, as_json: bool) -> None:
+def show(results: "Results", files: Sequence[Path], *, as_json: bool) -> None:
     """Print table, answer and files."""
     from rich.console import Console
 
     from rankwise.report import answer_words, terminal_table
+    from rankwise.results import plain, printable_results
 
     console = Console(stderr=as_json, soft_wrap=False)
-    results = cleaned(results)
+    results = printable_results(results)
     console.print(terminal_table(results, console.width))
     console.print(answer_words(results), highlight=False, markup=False)
     for path in files:
         print(path, file=sys.stderr if as_json else sys.stdout)
     if as_json:
-        print(json.dumps(results["answer"]))
+        print(json.dumps(plain(results.answer)))
 
 
 def _check_same(command: str, settings: dict[str, Any], how: RunOptions) -> None:

@@ -20,6 +20,7 @@ from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import State
+from rankwise.results.kinds import Status
 from rankwise.train.crossfit import CrossFit
 from rankwise.train.data.cuts import Cutting, half_of
 from rankwise.train.data.feed import EXAMPLE_ROWS, Feed
@@ -344,7 +345,7 @@ class PackTraining:
     def _seconds(self) -> float:
         return time.perf_counter() - self._started
 
-    def _leave(self, ended: Mapping[str, tuple[str, str | None]]) -> list[Outcome]:
+    def _leave(self, ended: Mapping[str, tuple[Status, str | None]]) -> list[Outcome]:
         if not ended:
             return []
         seconds, of, states = self._seconds(), self._stopping, self.kept()

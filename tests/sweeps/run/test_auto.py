@@ -15,6 +15,7 @@ from torch import nn
 import rankwise
 from rankwise import LoRAConfig, Training
 from rankwise.errors import ConfigError
+from rankwise.results import plain
 from rankwise.sweeps.candidates.grid import Candidate, runs_of
 from rankwise.sweeps.choose.answer import Answer, Floors, decide, reference_of
 from rankwise.sweeps.choose.configurations import choose_learning_rates
@@ -337,7 +338,7 @@ def sweep(**more: Any) -> rankwise.Sweep:
 
 
 def comparable(found: rankwise.Sweep) -> Mapping[str, Any]:
-    results = {k: v for k, v in found.results.items() if k not in ("seconds", "started", "config_hash")}
+    results = {k: v for k, v in plain(found.results).items() if k not in ("seconds", "started", "config_hash")}
     runs = [{k: v for k, v in run.items() if k not in ("seconds", "adapter")} for run in results["runs"]]
     answer = {k: v for k, v in results["answer"].items() if k != "adapter"}
     return results | {"runs": runs, "answer": answer}

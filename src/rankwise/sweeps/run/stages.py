@@ -12,13 +12,14 @@ from typing import Any
 from torch import nn
 
 from rankwise.errors import ConfigError, option
+from rankwise.results import ConfigurationResult
 from rankwise.sweeps.candidates.grid import Candidate, runs_of, wider
 from rankwise.sweeps.choose.configurations import RunScore, by_configuration, choose_learning_rates
+from rankwise.sweeps.findings import finite
 from rankwise.sweeps.plan.fitting import Probes, training_of
 from rankwise.sweeps.plan.plan import FILE as PLAN
 from rankwise.sweeps.plan.plan import run_fingerprint
 from rankwise.sweeps.problem import Problem, Run, SweepState
-from rankwise.sweeps.record import finite
 from rankwise.sweeps.run.auto import Auto, Walk
 from rankwise.sweeps.run.run import run_sweep
 from rankwise.sweeps.run.stage import Finished, Phase, Phases, PlannedStage, Search, StageResult, carry_out
@@ -322,14 +323,14 @@ def _search_rows(swept: SweepState) -> list[dict[str, Any]]:
 
 
 def mark_edges(
-    found: Mapping[str, bool], candidates: Sequence[Candidate], configurations: Sequence[dict[str, Any]]
+    found: Mapping[str, bool], candidates: Sequence[Candidate], configurations: Sequence[ConfigurationResult]
 ) -> None:
     """Mark in configurations of `results.json` whether their learning rate lies at the edge of what was tried, by the
     search too; a rate with untried neighbours in the grid is not at its edge."""
     grids = {c.name: c.lrs for c in candidates}
     for configuration in configurations:
-        grid, lr = grids.get(configuration["name"], ()), configuration["lr"]
-        if found.get(configuration["name"]):
-            configuration["lr_at_edge_of_grid"] = True
+        grid, lr = grids.get(configuration.name, ()), configuration.lr
+        if found.get(configuration.name):
+            configuration.lr_at_edge_of_grid = True
         elif lr is not None and len(grid) > 1 and min(grid) < lr < max(grid):
-            configuration["lr_at_edge_of_grid"] = False
+            configuration.lr_at_edge_of_grid = False
