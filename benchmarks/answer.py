@@ -117,6 +117,7 @@ class Replayed:
         self.pool, self.seeds, self.search_seed, self.price = pool, tuple(seeds), search_seed, price
         self.candidates, self.model = pool.candidates, pool.model
         self.observers, self.rungs = SimpleNamespace(message=lambda text: None), ()
+        self.seconds_before = 0.0
 
     def train(self, runs):
         return (yield Phase(runs))

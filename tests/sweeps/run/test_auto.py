@@ -62,6 +62,7 @@ class MadeUp:
     seeds: tuple[int, ...] = tuple(range(8))
     price: float = 1.0
     rungs: tuple[int, ...] = ()
+    seconds_before: float = 0.0
     phases: list[list[str]] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
 
@@ -190,6 +191,18 @@ def test_where_adapters_are_cheap_all_train_together() -> None:
     assert len(stages.phases[0]) == 6 * 3
     assert seeds_by_name(found) == dict.fromkeys(("r1", "r2", "r4", "r8", "r16", "full"), 3)
     assert found.path == ("r4", "r1", "r2")
+
+
+def test_further_seeds_are_for_sizes_that_can_still_be_the_answer() -> None:
+    """r = 4 is shown at once, so larger ones keep the starting seeds; r = 2 is near the edge."""
+
+    def accuracy(name: str, lr: float, seed: int) -> float:
+        return 0.95 - (0.004 + 0.02 * (seed % 2) if name == "r2" else 0.1 if name == "r1" else 0)
+
+    found, _ = walked(MadeUp(accuracy, price=0.1, seeds=tuple(range(16))))
+    seeds = seeds_by_name(found)
+    assert seeds["r2"] > 3
+    assert {seeds[name] for name in ("r4", "r8", "r16")} == {3}
 
 
 def test_the_curve_is_completed_after_the_decision() -> None:

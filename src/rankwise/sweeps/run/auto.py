@@ -1,7 +1,8 @@
 """The adaptive plan: learning rates at a middle size and the reference, then sizes by bisection, seeds as needed.
 
-Runs share packs where that is cheap: where a further adapter costs little beside the first, all sizes train with each
-seed and the path is followed through what is there already; else only what the path asks for trains.
+Runs share packs where that is cheap: where a further adapter costs little beside the first, all sizes train with the
+starting seeds, and with each further seed those among which the answer can still lie; the path is followed through what
+is there already. Else only what the path asks for trains.
 """
 
 import time
@@ -223,7 +224,7 @@ class Walk:
                 neighbours.add(step.name)
                 going = yield from self._try_neighbour(step.name, ladder, at_once=cheap)
                 continue
-            beside = dict.fromkeys(together, step.seeds) if step.kind == "seeds" else {}
+            beside = dict.fromkeys(step.in_play, step.seeds) if cheap and step.kind == "seeds" else {}
             going = yield from self._train({step.name: step.seeds, self.reference.name: step.seeds}, beside)
 
     def _try_neighbour(self, name: str, ladder: Ladder, *, at_once: bool) -> Phases[bool]:
@@ -337,7 +338,7 @@ class Walk:
         """What was reached of a budget that allows no more runs; None where all allow them."""
         swept, auto = self.swept, self.auto
         done = self.searched + (0 if swept is None else len(swept.runs))
-        minutes = (time.monotonic() - self.began) / 60
+        minutes = (time.monotonic() - self.began + self.stages.seconds_before) / 60
         if more and auto.max_runs is not None and done + more > auto.max_runs:
             return f"{done} runs, of {auto.max_runs} allowed"
         # However long the search took: without a comparison there is no answer.

@@ -60,7 +60,15 @@ class Scheduler:
             if self._keeper.cut is not None:
                 by_name = {run.name: run for pack in self.packs for run in pack}
                 self.packs = [[by_name[name] for name in pack] for pack in self._keeper.cut]
+            self._swept.seconds_before = sum(map(self._seconds, range(len(self.packs))))
             self._tell(Resumed(tuple(self._swept.curve), tuple(self._swept.outcomes.values())))
+
+    def _seconds(self, i: int) -> float:
+        """Training time of a pack so far."""
+        known = [self._swept.outcomes[run.name].seconds for run in self.packs[i] if run.name in self._swept.outcomes]
+        if i in self._waiting:
+            known.append(float(self._waiting[i].plain["seconds"]))
+        return max(known, default=0.0)
 
     def rounds(self) -> Iterator[Iterator[PackJob]]:
         """Yield the packs to train until every run has ended; what comes of them is to be taken in before the next.

@@ -74,6 +74,8 @@ class Stages:
     probes: Probes = field(default_factory=Probes)
     finished: Finished | None = None
     worker_of: WorkerFactory = LocalWorker
+    seconds_before: float = 0.0
+    """Training time of the interrupted run that this one resumes, as far as it has come to it."""
     _rates: dict[str, tuple[float, bool]] = field(default_factory=dict[str, tuple[float, bool]])
     _price: float | None = None
 
@@ -100,6 +102,7 @@ class Stages:
                 probes=self.probes,
                 worker_of=self.worker_of,
             )
+            self.seconds_before += came.seconds_before
             phases.take(came)
         result = phases.result
         result.search_rates, result.price = self._rates, self._price
