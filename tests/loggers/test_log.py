@@ -122,13 +122,6 @@ def test_unknown_loggers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "out").exists()
 
 
-def test_the_last_event_is_told_once() -> None:
-    heard = Heard()
-    with Observers([heard]) as observers:
-        observers.message("hello")
-    assert heard.closed == [(None, "")]
-
-
 def test_flags_name_loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[str, Path, bool, Heard]] = []
 
