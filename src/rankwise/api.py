@@ -1,7 +1,7 @@
 """`sweep`: the smallest adapter that does the job, for a model, data and loss of one's own."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from rankwise.adapter_files import load_adapter
 from rankwise.errors import ConfigError, arguments_named
-from rankwise.experiment import Experiment, run_experiment, run_in_place
-from rankwise.lora.checks.threads import held_by_thread
+from rankwise.experiment import Experiment, run_experiment
 from rankwise.lora.inject import Report
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.pack import call_model
@@ -31,7 +30,7 @@ from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, SweepState
 from rankwise.sweeps.record import add_next
 from rankwise.sweeps.run.extend import was_rotated
-from rankwise.sweeps.run.location import RunLocation, beginning_of, starting_now
+from rankwise.sweeps.run.location import RunLocation
 from rankwise.sweeps.storage.adapters import put_on
 from rankwise.sweeps.storage.directory import can_resume
 from rankwise.sweeps.storage.owned import holds_results
@@ -306,30 +305,26 @@ def sweep(
             every=every,
         )
     where = Path(cache) if isinstance(cache, str) else cache
-    with (
-        nullcontext() if place is None else place.held(),
-        Observers([shown_by(progress), *observers]) as heard,
-        cached(model, candidates, problem, where, heard.message) as (tried, feeding),
-    ):
-        experiment = Experiment(
-            task="sweep",
-            model=model,
-            candidates=tried,
-            seeds=chosen,
-            problem=feeding,
-            base_name=base_name,
-            rungs=as_counts(rungs, "rungs"),
-            widen=widen,
-            deciding=deciding,
-            notes=notes,
-        )
-        experiment.check()
-        with held_by_thread(model, "a sweep"):
-            if place is None:
-                results, swept, files = run_experiment(experiment, starting_now("rankwise.sweep(...)"), None, heard)
-                add_next(results, len(chosen), lambda more, then: f"rankwise.sweep(..., seeds={then})")
-            else:
-                results, swept, files = run_in_place(experiment, place, beginning_of(place), heard)
+    with Observers([shown_by(progress), *observers]) as heard, ExitStack() as caches:
+
+        def make(heard: Observers, base: Mapping[str, Tensor] | None) -> Experiment:
+            tried, feeding = caches.enter_context(cached(model, candidates, problem, where, heard.message))
+            return Experiment(
+                task="sweep",
+                model=model,
+                candidates=tried,
+                seeds=chosen,
+                problem=feeding,
+                base_name=base_name,
+                rungs=as_counts(rungs, "rungs"),
+                widen=widen,
+                deciding=deciding,
+                notes=notes,
+            )
+
+        results, swept, files = run_experiment(make, place, heard)
+    if place is None:
+        add_next(results, len(chosen), lambda more, then: f"rankwise.sweep(..., seeds={then})")
     return Sweep(results, swept, tuple(files), None if out is None else Path(out))
 
 

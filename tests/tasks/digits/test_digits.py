@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from rankwise import disabled, load_adapter, merge
 from rankwise.errors import DataError
-from rankwise.experiment import run_in_directory
+from rankwise.experiment import run_experiment
 from rankwise.results import parsed, plain
 from rankwise.sweeps.candidates.grid import runs_of
 from rankwise.sweeps.choose.deciding import Deciding
@@ -43,7 +43,7 @@ def run(out: Path, **changed: Any) -> dict[str, Any]:
     given = {"deciding": Deciding(plan="grid"), **given}
     with Observers() as shown:
         place = RunLocation(directory=out, config="digits: {}\n", command="rankwise", how_to_resume="rankwise digits")
-        results, _ = run_in_directory(place, partial(make_digits, DigitsOptions(**given)), shown)
+        results, _, _ = run_experiment(partial(make_digits, DigitsOptions(**given)), place, shown)
     return plain(results)
 
 
