@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rankwise.adapter_files.base.checksums import BaseRecord, check_base
 from rankwise.adapter_files.base.record import adapted_weights, other_tensors
-from rankwise.adapter_files.base.savable import check_savable
+from rankwise.adapter_files.base.savable import check_base_as_before, check_savable
 from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.fit import (
     as_here,
@@ -44,7 +44,7 @@ from rankwise.lora.checks.foreign import check_attachable
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import Report, attach, check_new_name
 from rankwise.lora.targets.find import Target, Targets
-from rankwise.lora.targets.modules import named_once
+from rankwise.lora.targets.modules import base_tensors, named_once
 from rankwise.lora.trained_modules import whole_tensors
 
 
@@ -118,6 +118,7 @@ def save_adapter(
         chosen = {path: {*lora.kind_of(name).tokens} for path, (_, lora) in with_tokens.items()}
         whole |= embeddings_to_save(model, base_name, save_embeddings, chosen, whole)
         drifted = {path: now for path, (_, now) in changed_buffers(model).items() if path not in whole}
+        drifted |= {path: base_tensors(model)[path] for path in check_base_as_before(model, {*whole, *drifted}, strict)}
         whole |= drifted
         # What the file itself brings need not be the base's, nor rows of tokens that were drawn at random.
         compared = {path: it for path, it in layers.items() if f"{path}.weight" not in whole}
@@ -265,6 +266,7 @@ def read_for(
     base = BaseRecord(
         adapted_weights({target.name: (target.module, target.parameter) for target in targets}),
         other_tensors(model, {*whole, *_weights_of(tokens)}),
+        paths=base_tensors(model),
     )
     embeddings = [f"{path}.weight" for path in embeddings_of(model)]
     notes = check_base(read.path, read.metadata, base, findings, embeddings)
