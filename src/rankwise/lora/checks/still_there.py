@@ -17,6 +17,7 @@ from rankwise.lora.adapter import LoRA, loras_in
 from rankwise.lora.base.statistics import freeze_statistics, frozen_norms
 from rankwise.lora.checks.complete import lost_message, lost_paths
 from rankwise.lora.targets.modules import unwrapped
+from rankwise.lora.trained_modules import wholes
 
 _STILL_THERE = "_rankwise_still_there"
 """Attribute of an injected model: its `StillThere`."""
@@ -42,7 +43,8 @@ class StillThere:
         found = list(loras_in(model))
         self.names = dict.fromkeys(name for _, _, lora in found for name in lora.scale)
         self.norms = frozen_norms(model)
-        self.edges = _edges(model, {layer for _, layer, _ in found} | {*self.norms.values()})
+        whole = (layer for layer, _ in wholes(model).values())
+        self.edges = _edges(model, {*(layer for _, layer, _ in found), *whole, *self.norms.values()})
         self.weights = [
             (names[0], layer, lora, weight.shape)
             for names, layer, lora in found
