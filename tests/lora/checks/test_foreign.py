@@ -94,6 +94,31 @@ def test_an_adapter_sharded_by_fsdp2_is_saved_whole(process, variant, tmp_path):
         inject(model, LoRAConfig(r=2), "second")
 
 
+def trained(model):
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        optimiser.zero_grad()
+        model.train()(x()).square().mean().backward()
+        optimiser.step()
+    return model
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_sharded_by_fsdp2_trains_as_one_that_is_not(process, tmp_path):
+    plain, model, base = make(), make(), make()
+    for one in (plain, model):
+        inject(one, LoRAConfig(r=2))
+    fully_shard(model, mesh=process)
+    load_adapter(base, save_adapter(trained(model), tmp_path))
+    torch.testing.assert_close(base(x()), trained(plain)(x()))
+
+
+def test_saving_leaves_the_memory_of_the_base_resizable(tmp_path):
+    inject(model := make(), LoRAConfig(r=2))
+    save_adapter(model, tmp_path)
+    assert all(p.untyped_storage().resizable() for p in model.parameters())  # FSDP frees what it has gathered
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_fsdp1_is_refused_or_saved_with_its_parameters_summoned(process, tmp_path):
     model = make()

@@ -236,7 +236,8 @@ def _describe(weight: Tensor, dtype: torch.dtype | None = None) -> str:
     dtype = dtype or weight.dtype
     # A view by steps: `weight` is never copied as a whole.
     flat = weight.detach().flatten()
-    sample = flat[:: max(1, -(-flat.numel() // SAMPLED))].to("cpu", dtype)
+    # A copy: numpy would keep FSDP from resizing the memory that a tensor lies in.
+    sample = flat[:: max(1, -(-flat.numel() // SAMPLED))].to("cpu", dtype, copy=True)
     digest = hashlib.sha256(f"{tuple(weight.shape)}".encode())
     digest.update(_bytes(sample))
     return f"{_name_of(dtype)} {digest.hexdigest()[:16]}"

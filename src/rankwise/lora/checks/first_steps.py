@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from rankwise.lora.adapter import LoRA, adapted_layers
 from rankwise.lora.base.samples import remember_base
 from rankwise.lora.checks.complete import check_complete
+from rankwise.lora.checks.foreign import is_sharded
 from rankwise.lora.offloaded import has_data, in_fake_mode
 from rankwise.lora.targets.modules import base_tensors
 
@@ -122,8 +123,9 @@ def _warn_of_unfrozen(model: nn.Module) -> None:
 
 def _zeros(model: nn.Module, name: str) -> list[_Start]:
     starts = [_Start(path, lora, name) for path, (_, lora) in adapted_layers(model).items() if name in lora.scale]
-    # No optimiser steps what functional_call or vmap has put in a parameter's place.
-    real = all(isinstance(start.matrix, nn.Parameter) and has_data(start.matrix) for start in starts)
+    # No optimiser steps what functional_call or vmap has put in a parameter's place; of a sharded one a part is here.
+    matrices = [start.matrix for start in starts]
+    real = all(isinstance(it, nn.Parameter) and has_data(it) and not is_sharded(it) for it in matrices)
     return _still_zero(starts) if real else []
 
 
