@@ -17,10 +17,10 @@ import torch
 from rankwise import experiment
 from rankwise.cli import main
 from rankwise.pack.pack import Pack
-from rankwise.sweeps.run import course, location
+from rankwise.sweeps.run import location, scheduler
 from rankwise.sweeps.storage import directory
 from rankwise.tasks.digits import digits
-from rankwise.train import checkpoints, loop
+from rankwise.train import checkpoints, loop, state
 from rankwise.train.checkpoints import Checkpoints
 
 torch.set_num_threads(1)
@@ -126,11 +126,11 @@ def in_evaluation(nth: int) -> None:
 
 
 def at_a_rung(nth: int) -> None:
-    course.worst_runs = killing(nth, course.worst_runs)
+    scheduler.worst_runs = killing(nth, scheduler.worst_runs)
 
 
 def while_pruning(nth: int) -> None:
-    loop.PackTraining.prune = killing(nth, loop.PackTraining.prune)
+    state.TrainingState.prune = killing(nth, state.TrainingState.prune)
 
 
 KINDS: dict[str, Callable[[int], None]] = {

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
-from rankwise.show.live import progress
 from rankwise.sweeps.choose.rule import Rule, parse_tolerance
 from rankwise.sweeps.problem import Problem, Run, Splits, SweepState
 from rankwise.sweeps.record import Results, make_results
 from rankwise.sweeps.run.run import run_sweep
+from rankwise.train.events import Observers
 from rankwise.train.loop import PackTraining
 from rankwise.train.settings import Training
 from rankwise.train.state import TrainingState
@@ -62,7 +62,7 @@ def small_runs() -> list[Run]:
 
 
 def swept(runs: Sequence[Run], problem: Problem | None = None) -> SweepState:
-    return run_sweep(small_model(), runs, problem or small_problem(), progress("quiet"))
+    return run_sweep(small_model(), runs, problem or small_problem(), Observers())
 
 
 def results_of(found: SweepState, tolerance: str | float | None = None, **given: Any) -> Results:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rankwise.lora.inject import eject, inject
     from rankwise.lora.layer_types import LayerType, register_layer_type
     from rankwise.lora.merge import merge, unmerge
+    from rankwise.pack.counts import CountMetric
     from rankwise.quantising import quantize
     from rankwise.tasks.text.use.prediction import predict
     from rankwise.train.settings import Training
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CountMetric",
     "LayerType",
     "LoRAConfig",
     "RankwiseError",
@@ -49,6 +51,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CountMetric": "rankwise.pack.counts",
     "LayerType": "rankwise.lora.layer_types",
     "LoRAConfig": "rankwise.lora.config",
     "RankwiseError": "rankwise.errors",

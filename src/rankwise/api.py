@@ -40,6 +40,7 @@ from rankwise.train.data.cuts import pooled
 from rankwise.train.data.feed import ROWS_AT_ONCE, Feed
 from rankwise.train.data.loaders import cut_off, in_memory
 from rankwise.train.data.tensors import Data
+from rankwise.train.events import Observer, Observers
 from rankwise.train.settings import Training
 
 SHARE_CUT = 0.1
@@ -164,6 +165,7 @@ def sweep(
     resume: bool = False,
     every: Every | None = None,
     progress: str = "auto",
+    observers: Sequence[Observer] = (),
 ) -> Sweep:
     """Train many adapters together over one frozen model, hold them against full fine-tuning, and recommend one.
 
@@ -217,6 +219,7 @@ def sweep(
             `configs` add some. Where there is nothing, the sweep begins.
         every: How often a checkpoint is written to `out`.
         progress: "auto" (a live table in a terminal, else lines), "quiet", ...
+        observers: Loggers (`rankwise.loggers`), or objects of your own with a method `on_event`.
 
     Returns:
         Table, answer, and every adapter.
@@ -300,8 +303,8 @@ def sweep(
     where = Path(cache) if isinstance(cache, str) else cache
     with (
         nullcontext() if place is None else place.held(),
-        shown_by(progress) as display,
-        cached(model, candidates, problem, where, display.message) as (tried, feeding),
+        Observers([shown_by(progress), *observers]) as heard,
+        cached(model, candidates, problem, where, heard.message) as (tried, feeding),
     ):
         experiment = Experiment(
             task="sweep",
@@ -318,10 +321,10 @@ def sweep(
         experiment.check()
         with held_by_thread(model, "a sweep"):
             if place is None:
-                results, swept, files = run_experiment(experiment, starting_now("rankwise.sweep(...)"), None, display)
+                results, swept, files = run_experiment(experiment, starting_now("rankwise.sweep(...)"), None, heard)
                 add_next(results, len(chosen), lambda more, then: f"rankwise.sweep(..., seeds={then})")
             else:
-                results, swept, files = run_in_place(experiment, place, beginning_of(place), display)
+                results, swept, files = run_in_place(experiment, place, beginning_of(place), heard)
     return Sweep(results, swept, tuple(files), None if out is None else Path(out))
 
 

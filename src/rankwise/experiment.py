@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from rankwise.errors import ConfigError, DataError, OutputError
 from rankwise.lora.checks.threads import held_by_thread
 from rankwise.pack.resolved import resolve
-from rankwise.report import write_report
-from rankwise.show.live import Progress
-from rankwise.show.live import progress as shown_by
+from rankwise.report import answer_words, write_report
 from rankwise.sweeps.candidates.grid import Candidate, runs_of
 from rankwise.sweeps.choose.answer import Floors
 from rankwise.sweeps.choose.deciding import Deciding
@@ -44,6 +42,7 @@ from rankwise.sweeps.storage.directory import end_run, write_run
 from rankwise.sweeps.storage.owned import BASE_FILE
 from rankwise.sweeps.storage.same_problem import LOSS, check_measured, first_loss, write_measured
 from rankwise.train.data.tensors import count_rows
+from rankwise.train.events import Ended, Observers
 from rankwise.train.precheck import check_training
 from rankwise.writing import interrupts_ignored
 
@@ -115,7 +114,7 @@ class Experiment:
             TargetError: A target pattern matches nothing.
         """
         if self.deciding.max_runs is not None and self.candidates and self.seeds:
-            self.stages(shown_by("quiet")).check_budget()
+            self.stages(Observers()).check_budget()
         if self.problem.higher_is_better and "accuracy" in self.problem.metric_name:
             accuracy_tolerance(self.deciding.tolerance)
         for run in runs_of([replace(c, lrs=c.lrs[:1]) for c in self.candidates], self.seeds[:1]):
@@ -185,7 +184,7 @@ class Experiment:
 
     def stages(
         self,
-        progress: Progress,
+        observers: Observers,
         place: RunLocation | None = None,
         floors: Floors | None = None,
         finished: Finished | None = None,
@@ -207,7 +206,7 @@ class Experiment:
             problem=self.problem,
             candidates=self.candidates,
             seeds=self.seeds,
-            progress=progress,
+            observers=observers,
             rungs=self.rungs,
             search=self.search,
             widen=self.widen,
@@ -220,12 +219,12 @@ class Experiment:
         )
 
 
-ExperimentFactory = Callable[[Progress, Mapping[str, Tensor] | None], Experiment]
-"""Makes an experiment: told where to show what is done meanwhile, and, where a run is gone on with, the base's weights
+ExperimentFactory = Callable[[Observers, Mapping[str, Tensor] | None], Experiment]
+"""Makes an experiment: given who hears what is done meanwhile, and, where a run is gone on with, the base's weights
 as they were kept (none where the task doesn't make the base)."""
 
 
-def run_in_directory(place: RunLocation, make: ExperimentFactory, progress: Progress) -> tuple[Results, list[Path]]:
+def run_in_directory(place: RunLocation, make: ExperimentFactory, observers: Observers) -> tuple[Results, list[Path]]:
     """Make an experiment, run it in its place from the beginning or from where it was, and write the run directory.
 
     Returns:
@@ -238,15 +237,15 @@ def run_in_directory(place: RunLocation, make: ExperimentFactory, progress: Prog
     with place.held():
         begun = beginning_of(place)
         base = None if begun is None else begun.base if place.extend else begun.base or {}
-        experiment = make(progress, base)
+        experiment = make(observers, base)
         experiment.check()
         with held_by_thread(experiment.model, "a sweep"):
-            results, _, files = run_in_place(experiment, place, begun, progress)
+            results, _, files = run_in_place(experiment, place, begun, observers)
         return results, files
 
 
 def run_in_place(
-    experiment: Experiment, place: RunLocation, begun: RunStart | None, progress: Progress
+    experiment: Experiment, place: RunLocation, begun: RunStart | None, observers: Observers
 ) -> tuple[Results, SweepState, list[Path]]:
     """Run an experiment in a place that is held, from the beginning or from what lies there (`beginning_of`).
 
@@ -257,7 +256,7 @@ def run_in_place(
     if begun is None or place.extend:
         earlier = None if begun is None else begun.earlier
         begun = start_run(place, experiment.model.state_dict() if experiment.keep_base else None, earlier)
-    return run_experiment(experiment, begun, place, progress, finished)
+    return run_experiment(experiment, begun, place, observers, finished)
 
 
 BASE_IN_DIRECTORY = "../../base"
@@ -268,7 +267,7 @@ def run_experiment(
     experiment: Experiment,
     beginning: RunStart,
     place: RunLocation | None,
-    progress: Progress,
+    observers: Observers,
     finished: Finished | None = None,
 ) -> tuple[Results, SweepState, list[Path]]:
     """Train, measure, decide, and write results and report.
@@ -277,7 +276,7 @@ def run_experiment(
         experiment: What.
         beginning: From `begin`, `resume_run` or `now`.
         place: Where the results go; None keeps them in memory alone.
-        progress: Where training is shown.
+        observers: Hear what happens.
         finished: The runs of the finished sweep that this one extends.
 
     Returns:
@@ -309,11 +308,11 @@ def run_experiment(
         (check_measured if place.resume else write_measured)(place.kept, model, measured)
     doubts = experiment.doubts()
     for line in [*experiment.power(), *doubts]:
-        progress.message(line)
+        observers.message(line)
     before = fingerprint(model.state_dict())
-    found = experiment.stages(progress, place, floors, finished).run()
+    stages = experiment.stages(observers, place, floors, finished)
+    found = stages.run()
     swept, runs = found.swept, found.swept.runs
-    progress.close()
     if not swept.complete and (finished is not None or not swept.scores):
         raise KeyboardInterrupt  # nothing worth writing; earlier results stay as they are
     after = fingerprint(model.state_dict())
@@ -347,7 +346,7 @@ def run_experiment(
             "task": experiment.task,
             **beginning.about,
             "config_hash": hashlib.sha256((place.config if place else "").encode()).hexdigest(),
-            "seconds": time.perf_counter() - clock + beginning.seconds_before,
+            "seconds": time.perf_counter() - clock + stages.seconds_before + beginning.seconds_before,
             "versions": versions(),
             "device": str(next(model.parameters()).device),
             "published": None,
@@ -367,6 +366,8 @@ def run_experiment(
     mark_edges(found.edges, experiment.candidates, results["configurations"])
     if place is not None and place.how_to_extend is not None:
         add_next(results, len(experiment.seeds), place.how_to_extend)
+    answer = results["answer"]
+    observers.on_event(Ended(answer and answer["verdict"], answer_words(results)))
     if place is None:
         return results, swept, []
     base_name = BASE_IN_DIRECTORY if experiment.keep_base else experiment.base_name

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rankwise.experiment import Experiment
-    from rankwise.show.live import Progress
+    from rankwise.train.events import Observers
 
 
 @app.command
@@ -31,6 +31,7 @@ def digits(
     lr: Annotated[tuple[float, ...] | None, listed(parse_rates), Parameter(group=MAIN)] = None,
     baseline_lr: Annotated[tuple[float, ...] | None, listed(parse_rates), Parameter(group=MAIN)] = None,
     alpha: Annotated[float | None, Parameter(group=MAIN)] = None,
+    optimiser: Annotated[str, Parameter(group=TRAINING)] = "adamw",
     rungs: Annotated[tuple[int, ...] | None, listed(parse_numbers), Parameter(group=TRAINING)] = None,
     deciding: Annotated[Deciding | None, Parameter(name="*", group=DECIDING)] = None,
     device: Annotated[str, Parameter(group=MAIN)] = "auto",
@@ -63,6 +64,8 @@ def digits(
         Learning rates of full fine-tuning. [default: the protocol's]
     alpha:
         Numerator of the scale alpha / r. [default: 32; published: r, so that the scale is 1]
+    optimiser:
+        Optimiser of all runs, such as adamw or sgd; a name that isn't known lists them.
     rungs:
         Epochs after which the worse half of each configuration's learning rates leaves, and ranks that a smaller one
         clearly beats: 4,12. [default: none; all train to their end]
@@ -79,15 +82,16 @@ def digits(
         lr=lr,
         baseline_lr=baseline_lr,
         alpha=alpha,
+        optimiser=optimiser,
         rungs=rungs,
         seeds=seeds,
         device=device,
         **{key: value for key, value in given.items() if value is not None},
     )
 
-    def make(progress: "Progress", base: "Mapping[str, Tensor] | None") -> "Experiment":
+    def make(observers: "Observers", base: "Mapping[str, Tensor] | None") -> "Experiment":
         from rankwise.tasks.digits.run import make_digits
 
-        return make_digits(options, progress, base)
+        return make_digits(options, observers, base)
 
     return train("digits", options.settings(), how, make)

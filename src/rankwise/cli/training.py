@@ -17,7 +17,7 @@ from rankwise.cli.places import name_of, new_run, pointed_to
 from rankwise.errors import ConfigError
 from rankwise.shown import cleaned
 from rankwise.tasks.flags import listed
-from rankwise.tasks.options import parse_numbers
+from rankwise.tasks.options import parse_numbers, parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rankwise.experiment import Experiment, ExperimentFactory
-    from rankwise.show.live import Progress
     from rankwise.sweeps.run.forecast import Forecast
+    from rankwise.train.events import Observers
 
 
 NEXT = {
     "classify": 'rankwise predict {} --text "..."',
     "sft": 'rankwise generate {} --prompt "..."',
+    "images": "rankwise predict {} --file IMAGE",
 }
 """Task -> the command that uses its recommended adapter."""
 
@@ -65,6 +66,8 @@ class RunOptions:
     dry_run:
         Print what would be trained, in which packs, in how much memory and time (from a few probing steps), and stop;
         nothing is written.
+    log_to:
+        Loggers that take losses, metrics and rates of every run, such as csv,tensorboard; files go to logs/ in --out.
     quiet:
         Show nothing while training.
     json:
@@ -83,6 +86,7 @@ class RunOptions:
         bool, Parameter(name=["--print-config", "--print_config"], negative="", show_default=False)
     ] = False
     dry_run: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    log_to: Annotated[tuple[str, ...], listed(parts)] = ()
     quiet: Annotated[bool, Parameter(negative="", show_default=False)] = False
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False
 
@@ -136,17 +140,21 @@ def train(
 
 def _train_in(directory: Path, command: str, config: str, how: RunOptions, make: "ExperimentFactory") -> int:
     from rankwise.experiment import run_in_directory
+    from rankwise.loggers.table import loggers
     from rankwise.show.live import progress
     from rankwise.sweeps.run.location import RunLocation
     from rankwise.sweeps.storage.directory import can_resume
     from rankwise.sweeps.storage.owned import BEST, holds_results
     from rankwise.train.checkpoints import Every
+    from rankwise.train.events import Observers
 
+    logging = loggers(how.log_to, directory / "logs", append=how.resume is not None)
+    log_to = f" --log-to {','.join(how.log_to)}" if how.log_to else ""
     place = RunLocation(
         directory=directory,
         config=config,
         command=shlex.join(["rankwise", *sys.argv[1:]]),
-        how_to_resume=(again := f"rankwise {command} --resume {shlex.quote(str(directory))}"),
+        how_to_resume=(again := f"rankwise {command} --resume {shlex.quote(str(directory))}{log_to}"),
         overwrite=how.overwrite,
         resume=how.resume is not None and not how.extends,
         extend=how.extends,
@@ -154,8 +162,8 @@ def _train_in(directory: Path, command: str, config: str, how: RunOptions, make:
         every=Every(how.checkpoint_epochs, how.checkpoint_seconds),
     )
     try:
-        with progress("quiet" if how.quiet else "auto") as shown:
-            results, files = run_in_directory(place, make, shown)
+        with Observers([progress("quiet" if how.quiet else "auto"), *logging]) as observers:
+            results, files = run_in_directory(place, make, observers)
     except KeyboardInterrupt:
         if holds_results(directory) and not can_resume(directory):
             again = f"rankwise report {shlex.quote(str(directory))}"
@@ -187,13 +195,13 @@ def _train_in(directory: Path, command: str, config: str, how: RunOptions, make:
 def _with_forecast(make: "ExperimentFactory") -> "ExperimentFactory":
     """Have what makes an experiment say what it will take, too."""
 
-    def make_and_tell(progress: "Progress", base: "Mapping[str, Tensor] | None") -> "Experiment":
+    def make_and_tell(observers: "Observers", base: "Mapping[str, Tensor] | None") -> "Experiment":
         from rankwise.sweeps.run.forecast import forecast_sweep
 
-        experiment = make(progress, base)
+        experiment = make(observers, base)
         if base is None:  # a run that is gone on with has said so
-            found = forecast_sweep(experiment.stages(progress))
-            progress.message(f"It will take {_need(found)}. {' '.join(found.open)}")
+            found = forecast_sweep(experiment.stages(observers))
+            observers.message(f"It will take {_need(found)}. {' '.join(found.open)}")
         return experiment
 
     return make_and_tell
@@ -212,11 +220,12 @@ def _print_forecast(how: RunOptions, make: "ExperimentFactory") -> int:
     """Print what would be done."""
     from rankwise.show.live import progress
     from rankwise.sweeps.run.forecast import forecast_sweep
+    from rankwise.train.events import Observers
 
-    with progress("quiet" if how.quiet else "auto") as shown:
-        experiment = make(shown, None)
+    with Observers([progress("quiet" if how.quiet else "auto")]) as observers:
+        experiment = make(observers, None)
         experiment.check()
-        found = forecast_sweep(experiment.stages(shown))
+        found = forecast_sweep(experiment.stages(observers))
     _show_forecast(found, as_json=how.json)
     return EXIT_OK
 

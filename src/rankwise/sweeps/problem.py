@@ -13,6 +13,7 @@ from rankwise.sweeps.choose.configurations import RunScore
 from rankwise.train.data.cuts import Rotation
 from rankwise.train.data.feed import Feed
 from rankwise.train.data.tensors import Data, count_rows
+from rankwise.train.events import EpochEnded, Event, RunEnded
 from rankwise.train.outcome import Outcome, Point
 from rankwise.train.settings import Training
 
@@ -152,6 +153,7 @@ class SweepState:
         memory: Bytes that the pack needs, base included, by run: as measured on single steps before training.
         complete: Whether every planned run has ended.
         notes: What the user should know of how it ran.
+        seconds_before: Training time of an interrupted run that this one resumed.
     """
 
     runs: Sequence[Run]
@@ -163,6 +165,15 @@ class SweepState:
     memory: dict[str, int] = field(default_factory=dict)
     complete: bool = False
     notes: list[str] = field(default_factory=list)
+    seconds_before: float = 0.0
+
+    def on_event(self, event: Event) -> None:
+        """Record the points of an epoch, or the end of a run."""
+        if isinstance(event, EpochEnded):
+            self.note(event.notes)
+            self.curve.extend(event.points)
+        elif isinstance(event, RunEnded):
+            self.outcomes[event.outcome.name] = event.outcome
 
     def add(self, more: "SweepState") -> None:
         """Take in what a further stage has found."""
@@ -175,6 +186,7 @@ class SweepState:
         self.memory |= more.memory
         self.packs |= {name: first + pack for name, pack in more.packs.items()}
         self.complete = self.complete and more.complete
+        self.seconds_before += more.seconds_before
         self.note(more.notes)
 
     def only(self, names: Sequence[str]) -> "SweepState":

@@ -346,5 +346,7 @@ def _answer(
         "detectable_difference": answer.detectable_difference,
         "separable": answer.verdict == "shown",
         "more_seeds_needed": answer.more_seeds_needed,
-        "reason": reason(answer, labels, answer.smaller, tolerance_words, strict=rule.strict or path is not None),
+        "reason": reason(
+            answer, labels, answer.smaller, tolerance_words, strict=rule.strict, adaptive=path is not None
+        ),
     }

@@ -145,16 +145,16 @@ def test_an_adaptive_sweep_with_more_seeds(
 
 def test_an_extension_that_is_interrupted(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = files_of(out)
-    advance, calls = loop.PackTraining.advance, list[int]()
+    by_step, calls = loop.PackTraining.by_step, list[int]()
 
-    def interrupted(self: Any, pause: Any) -> Any:
+    def interrupted(self: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return advance(self, pause)
+        return by_step(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.PackTraining, "advance", interrupted)
+        patch.setattr(loop.PackTraining, "by_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             sweep(seeds=3, out=out, resume=True)
     after = files_of(out)

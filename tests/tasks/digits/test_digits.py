@@ -14,7 +14,6 @@ from rankwise import disabled, load_adapter, merge
 from rankwise.errors import DataError
 from rankwise.experiment import run_in_directory
 from rankwise.report import validate
-from rankwise.show.live import progress
 from rankwise.sweeps.candidates.grid import runs_of
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.run.location import RunLocation
@@ -34,6 +33,7 @@ from rankwise.tasks.digits.digits import (
 from rankwise.tasks.digits.mnist import Split, load_digits_data
 from rankwise.tasks.digits.run import make_digits
 from rankwise.tasks.options import DigitsOptions
+from rankwise.train.events import Observers
 
 CPU = torch.device("cpu")
 
@@ -41,7 +41,7 @@ CPU = torch.device("cpu")
 def run(out: Path, **changed: Any) -> dict[str, Any]:
     given = {"ranks": (1, 4), "seeds": (0, 3), "epochs": 2, "lr": (3e-3,), "baseline_lr": (1e-3,), **changed}
     given = {"deciding": Deciding(plan="grid"), **given}
-    with progress("quiet") as shown:
+    with Observers() as shown:
         place = RunLocation(directory=out, config="digits: {}\n", command="rankwise", how_to_resume="rankwise digits")
         results, _ = run_in_directory(place, partial(make_digits, DigitsOptions(**given)), shown)
     return results

@@ -10,7 +10,7 @@ References:
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +112,8 @@ def is_opaque(weight: Tensor) -> bool:
         >>> is_opaque(nn.Parameter(torch.eye(2))), is_opaque(torch.eye(2).to_sparse())
         (False, True)
     """
-    return type(weight).__torch_dispatch__ is not Tensor.__torch_dispatch__ or weight.layout != torch.strided
+    own = cast(Any, type(weight))
+    return own.__torch_dispatch__ is not cast(Any, Tensor).__torch_dispatch__ or weight.layout != torch.strided
 
 
 def keep_unpacked(model: nn.Module) -> None:

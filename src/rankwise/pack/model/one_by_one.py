@@ -1,4 +1,5 @@
-"""One adapter of a pack run alone: its W + s B A and its own weights put into the model for one forward pass.
+"""One adapter of a pack run alone, by definition (`rankwise.lora.maths.lora_model`): its W + s B A and its own weights
+put into the model for one forward pass.
 
 Where that can't be, the update is added to the layer's output: a quantised weight can't take in s B A, and with dropout
 the update reads another input than the layer.
@@ -11,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from rankwise.errors import PackError
+from rankwise.lora import maths
 from rankwise.lora.targets.find import Target
 from rankwise.lora.variants import Variant, VariantTensors
 from rankwise.pack.noise.forwards import Forward, replaced_forwards
@@ -70,19 +71,15 @@ class OneByOne:
             or (noise is not None and drops(t) and bool(bucket.dropout(t.name, self._store.theta)[k]))
         }
 
-    def _weights(self, place: int, added: Collection[str]) -> dict[str, Tensor]:
-        """The parameters that the adapter at this place of the pack has in place of the base's, by their names."""
-        i, k, member = self._places[place]
-        own = {name: self._leaves[i, name, k][0] for name in member.whole}
-        for t in member.targets:
-            if t.name in added:
-                continue
-            weight: Tensor = getattr(t.module, t.parameter)
-            A, B, variant, tensors = self._tensors(place, t)
-            delta = variant.delta(t.layer_type, t.module, A, B, 1.0, tensors)
-            # A weight that several modules have is replaced in all of them.
-            own[self._names[weight]] = (weight.detach() + delta).to(weight.dtype)
-        return own
+    def _deltas(self, place: int, added: Collection[str]) -> dict[str, Tensor]:
+        """The changes of weights by the adapter at this place of the pack. One that several modules share has one."""
+        deltas: dict[str, Tensor] = {}
+        for t in self._places[place][2].targets:
+            if t.name not in added:
+                A, B, variant, tensors = self._tensors(place, t)
+                delta = variant.delta(t.layer_type, t.module, A, B, 1.0, tensors)
+                deltas[f"model.{self._names[getattr(t.module, t.parameter)]}"] = delta
+        return deltas
 
     def __call__(
         self,
@@ -101,10 +98,11 @@ class OneByOne:
             then: Called with the outputs while the adapter's weights stand in the model.
         """
         added = self._added(place, noise)
-        weights = {f"model.{name}": value for name, value in self._weights(place, added).items()}
+        i, k, member = self._places[place]
+        trained = {f"model.{name}": self._leaves[i, name, k][0] for name in member.whole}
         modules = {name: target.module for name, target in added.items()}
         with replaced_forwards(modules, lambda name, forward: self._adding(place, added[name], forward, noise)):
-            return functional_call(self._caller, weights, (batch, then))
+            return maths.lora_model(self._caller, self._deltas(place, added), (batch, then), trained)
 
     def _tensors(self, place: int, target: Target) -> tuple[Tensor, Tensor, Variant, VariantTensors]:
         """A, s B, the variant and what it trains beside them, of one target of the adapter at this place."""

@@ -7,7 +7,13 @@ from rankwise.sweeps.choose.wording import amount, floor_words, probability
 
 
 def reason(
-    answer: Answer, labels: Mapping[str, str], smaller: Sequence[str], tolerance_words: str, *, strict: bool
+    answer: Answer,
+    labels: Mapping[str, str],
+    smaller: Sequence[str],
+    tolerance_words: str,
+    *,
+    strict: bool,
+    adaptive: bool = False,
 ) -> str:
     """Say why this is the verdict.
 
@@ -16,7 +22,8 @@ def reason(
         labels: Configurations in words, by name.
         smaller: Names of the configurations that could have been the answer, smallest first.
         tolerance_words: The tolerance in words.
-        strict: Whether sizes were tested from the largest down.
+        strict: Whether the worst case is guarded against.
+        adaptive: Whether an adaptive plan chose what to compare, looking again after each seed.
     """
     compared = [answer.comparisons[name] for name in smaller if name in answer.comparisons]
     reference = labels[answer.reference]
@@ -28,11 +35,14 @@ def reason(
         "undecided": _undecided,
     }[answer.verdict]
     sentences = say(answer, compared, labels, reference, within)
-    if answer.verdict == "shown" and len(compared) > 2 and not strict:
+    if answer.verdict == "shown" and (len(compared) > 2 or adaptive) and not strict:
         sentences.append(
-            f"The smallest of {len(compared)} sizes that passes lies just outside in up to 20% of the worst cases; "
-            f"strict testing, from the largest size down, keeps that at {probability(1 - answer.confidence)}."
+            "In the worst case, where all sizes lie just outside, a plan that looks again after each seed names one of "
+            "them in up to 30% of sweeps"
+            if adaptive
+            else f"The smallest of {len(compared)} sizes that passes lies just outside in up to 20% of the worst cases"
         )
+        sentences[-1] += f"; strict testing keeps that at {probability(1 - answer.confidence)}."
     return " ".join(sentences)
 
 

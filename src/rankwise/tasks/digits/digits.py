@@ -101,7 +101,7 @@ class Protocol:
 
 def protocol_of(options: DigitsOptions) -> Protocol:
     """The protocol that the options name, with what they change in it."""
-    changes = {"epochs": options.epochs, "batch_size": options.batch_size}
+    changes = {"epochs": options.epochs, "batch_size": options.batch_size, "optimiser": options.optimiser}
     changed = {key: value for key, value in changes.items() if value is not None}
     made = _published() if options.protocol == "published" else _standard()
     lora = made.lora if options.alpha is None else replace(made.lora, alpha=options.alpha)

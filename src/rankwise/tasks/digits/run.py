@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor
 
 from rankwise.experiment import Experiment
-from rankwise.show.live import Progress
 from rankwise.sweeps.provenance import config_hash
 from rankwise.tasks.digits.digits import (
     PUBLISHED_BASELINE,
@@ -18,15 +17,16 @@ from rankwise.tasks.digits.digits import (
 )
 from rankwise.tasks.digits.mnist import load_digits_data
 from rankwise.tasks.options import DigitsOptions
+from rankwise.train.events import Observers
 from rankwise.train.machine.device import device_note, find_device
 
 
-def make_digits(options: DigitsOptions, progress: Progress, base: Mapping[str, Tensor] | None) -> Experiment:
+def make_digits(options: DigitsOptions, observers: Observers, base: Mapping[str, Tensor] | None) -> Experiment:
     """Read the data and train the base.
 
     Args:
         options: The settings.
-        progress: Where it is said that the base trains.
+        observers: Hear that the base trains.
         base: The base's weights, where it was trained before.
 
     Raises:
@@ -37,11 +37,11 @@ def make_digits(options: DigitsOptions, progress: Progress, base: Mapping[str, T
     problem = make_problem(raw, device)
     candidates = candidates_of(options)
     for line in device_note(options.device, device):
-        progress.message(line)
+        observers.message(line)
     if base is not None:
         model = base_from(base, device)
     else:
-        progress.message(f"Pretraining the base on the digits 0-4 ({len(problem.splits['old'].train[0]):,} images)")
+        observers.message(f"Pretraining the base on the digits 0-4 ({len(problem.splits['old'].train[0]):,} images)")
         model = pretrain(problem, options)
     published = options.protocol == "published"
     return Experiment(

@@ -13,7 +13,7 @@ from rankwise.tasks.text.prompting import read_prompting
 from rankwise.tasks.text.score.metrics import perplexity_of
 from rankwise.tasks.text.train.built_task import BuiltTask
 
-PURPOSES = {"classify": "classifying texts", "sft": "writing texts"}
+PURPOSES = {"classify": "classifying texts", "sft": "writing texts", "images": "classifying images"}
 
 
 def facts_of(
@@ -57,8 +57,9 @@ def facts_of(
         purpose=PURPOSES[options.task],
         notes=tuple(ready.notes),
         pooled=pooled,
+        images=ready.reads == "images",
         labels=ready.loaded.labels,
-        pad_token=ready.loaded.pad_token,
+        pad_token=ready.pad_token,
         chat_template=prompting is not None and prompting.chat,
         own_template=prompting.chat_template if prompting else None,
         separator=prompting.separator if prompting else "",
