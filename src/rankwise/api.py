@@ -1,7 +1,7 @@
 """`sweep`: the smallest adapter that does the job, for a model, data and loss of one's own."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from rankwise.adapter_files import load_adapter
 from rankwise.errors import ConfigError, arguments_named
-from rankwise.experiment import Experiment, run_experiment, run_in_place
-from rankwise.lora.checks.threads import held_by_thread
+from rankwise.experiment import Experiment, run_experiment
 from rankwise.lora.inject import Report
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.pack import call_model
@@ -21,8 +20,8 @@ from rankwise.pack.resolved import State
 from rankwise.report import answer_words
 from rankwise.report.interactive.frame import frame
 from rankwise.report.interactive.html import drawn, results_html
-from rankwise.report.schema import Results
 from rankwise.report.table import markdown_table
+from rankwise.results import AnswerResult, Results
 from rankwise.show.live import progress as shown_by
 from rankwise.sweeps.caching import cached
 from rankwise.sweeps.candidates.baselines import baselines
@@ -33,7 +32,7 @@ from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, SweepState
 from rankwise.sweeps.record import add_next
 from rankwise.sweeps.run.extend import was_rotated
-from rankwise.sweeps.run.location import RunLocation, beginning_of, starting_now
+from rankwise.sweeps.run.location import RunLocation
 from rankwise.sweeps.storage.adapters import put_on
 from rankwise.sweeps.storage.directory import can_resume
 from rankwise.sweeps.storage.owned import holds_results
@@ -66,9 +65,9 @@ class Sweep:
     directory: Path | None = None
 
     @property
-    def answer(self) -> dict[str, Any] | None:
+    def answer(self) -> AnswerResult | None:
         """The answer, as in `results.json`; None where there is none."""
-        return self.results["answer"]
+        return self.results.answer
 
     def table(self) -> str:
         """The table, as Markdown."""
@@ -106,7 +105,7 @@ class Sweep:
 
         Args:
             model: The base.
-            run: Which, by its name in `results["runs"]`; None takes the recommended configuration's best seed.
+            run: Which, by its name in `results.runs`; None takes the recommended configuration's best seed.
             name: What the adapter is to be called.
 
         Raises:
@@ -128,7 +127,7 @@ class Sweep:
         return state
 
     def _folder(self, run: str) -> Path:
-        folder = next(one["adapter"] for one in self.results["runs"] if one["name"] == run)
+        folder = next(one.adapter for one in self.results.runs if one.name == run)
         if folder is None or self.directory is None:
             raise ConfigError(
                 f"{run} was trained by the earlier sweep that this one extends; its tensors were not saved."
@@ -139,9 +138,11 @@ class Sweep:
         if name is None:
             if self.answer is None:
                 raise ConfigError("The sweep has no answer; name one of its runs.")
-            own = [c for c in self.results["configurations"] if c["name"] == self.answer["name"]]
-            sign = 1 if self.results["metric"]["higher_is_better"] else -1
-            scores = {run: self.swept.scores[run].decisive.mean() for run in own[0]["runs"]}
+            chosen = self.results.configuration(self.answer.name)
+            sign = 1 if self.results.metric.higher_is_better else -1
+            scores = {run: self.swept.scores[run].decisive.mean() for run in (chosen.runs if chosen else [])}
+            if not scores:
+                raise ConfigError(f"The answer is {self.answer.name}, which has no run; name one of the sweep's runs.")
             name = max(scores, key=lambda run: sign * scores[run])
         found = [run for run in self.swept.runs if run.name == name and run.name in self.swept.outcomes]
         if not found:
@@ -266,7 +267,7 @@ def sweep(
         ...     training=Training(epochs=2),
         ...     progress="quiet",
         ... )
-        >>> [c["name"] for c in found.results["configurations"]]
+        >>> [c.name for c in found.results.configurations]
         ['r1', 'r2', 'full']
     """
     check_model(model)
@@ -329,30 +330,26 @@ def sweep(
             every=every,
         )
     where = Path(cache) if isinstance(cache, str) else cache
-    with (
-        nullcontext() if place is None else place.held(),
-        Observers([shown_by(progress), *observers]) as heard,
-        cached(model, candidates, problem, where, heard.message) as (tried, feeding),
-    ):
-        experiment = Experiment(
-            task="sweep",
-            model=model,
-            candidates=tried,
-            seeds=chosen,
-            problem=feeding,
-            base_name=base_name,
-            rungs=as_counts(rungs, "rungs"),
-            widen=widen,
-            deciding=deciding,
-            notes=notes,
-        )
-        experiment.check()
-        with held_by_thread(model, "a sweep"):
-            if place is None:
-                results, swept, files = run_experiment(experiment, starting_now("rankwise.sweep(...)"), None, heard)
-                add_next(results, len(chosen), lambda more, then: f"rankwise.sweep(..., seeds={then})")
-            else:
-                results, swept, files = run_in_place(experiment, place, beginning_of(place), heard)
+    with Observers([shown_by(progress), *observers]) as heard, ExitStack() as caches:
+
+        def make(heard: Observers, base: Mapping[str, Tensor] | None) -> Experiment:
+            tried, feeding = caches.enter_context(cached(model, candidates, problem, where, heard.message))
+            return Experiment(
+                task="sweep",
+                model=model,
+                candidates=tried,
+                seeds=chosen,
+                problem=feeding,
+                base_name=base_name,
+                rungs=as_counts(rungs, "rungs"),
+                widen=widen,
+                deciding=deciding,
+                notes=notes,
+            )
+
+        results, swept, files = run_experiment(make, place, heard)
+    if place is None:
+        add_next(results, len(chosen), lambda more, then: f"rankwise.sweep(..., seeds={then})")
     return Sweep(results, swept, tuple(files), None if out is None else Path(out))
 
 

@@ -37,7 +37,7 @@ class Report:
 
     def _repr_html_(self) -> str:
         """The table, for a notebook."""
-        return f"<pre>{escape(str(self))}</pre>"
+        return f"<pre>{escape(str(self), quote=False)}</pre>"
 
     def __str__(self) -> str:
         """One row for each group of modules that differ only in numbers of their path."""

@@ -18,6 +18,21 @@ def set_mode(model: nn.Module, training: bool) -> None:
 
 
 @contextmanager
+def left_as_found(model: nn.Module) -> Generator[None]:
+    """Inside this block no parameter asks for a gradient; afterwards all modes and flags are as they were."""
+    modes = {module: module.training for module in model.modules()}
+    required = {p: p.requires_grad for p in model.parameters()}
+    try:
+        model.requires_grad_(False)
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, requires_grad in required.items():
+            parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
 def statistics_frozen(model: nn.Module) -> Generator[None]:
     """Inside this block modules with statistics of their own are in eval mode: of a spectral norm, reading the weight
     in train mode is enough to update them."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rankwise.report import numbers
 from rankwise.report.points import BLUE, GRID, INK, MUTED, VERMILLION
-from rankwise.report.schema import Results
+from rankwise.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +58,7 @@ def read_curves(directory: Path) -> dict[str, Curve]:
 
 def panels(results: Results, curves: Mapping[str, Curve]) -> list[tuple[str, list[Curve]]]:
     """Return (label, curves of its runs at the chosen learning rate) of each configuration that has any."""
-    found = [(c["label"], [curves[run] for run in c["runs"] if run in curves]) for c in results["configurations"]]
+    found = [(c.label, [curves[run] for run in c.runs if run in curves]) for c in results.configurations]
     return [(label, of) for label, of in found if of][:MOST_PANELS]
 
 

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from rankwise.errors import ConfigError, suggest
-from rankwise.report.schema import Results
 from rankwise.report.table import RUN_COLUMNS
+from rankwise.results import ConfigurationResult, Results
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -30,25 +30,25 @@ def frame(results: Results, of: str = "configurations") -> "DataFrame":
     except ModuleNotFoundError as error:
         raise ConfigError("to_pandas needs pandas, which is not installed: pip install pandas.") from error
     if of == "runs":
-        return pd.DataFrame([{column: run[column] for column in RUN_COLUMNS} for run in results["runs"]])
-    return pd.DataFrame([_configuration(c) for c in results["configurations"]])
+        return pd.DataFrame([{column: getattr(run, column) for column in RUN_COLUMNS} for run in results.runs])
+    return pd.DataFrame([_configuration(c) for c in results.configurations])
 
 
-def _configuration(c: Results) -> dict[str, Any]:
-    low, high = c["interval"] or (None, None)
+def _configuration(c: ConfigurationResult) -> dict[str, Any]:
+    low, high = c.interval or (None, None)
     return {
-        "name": c["name"],
-        "method": c["method"],
-        "r": c["r"],
-        "trainable_parameters": c["trainable_parameters"],
-        "relative_parameters": c["relative_parameters"],
-        "metric": c["mean"],
+        "name": c.name,
+        "method": c.method,
+        "r": c.r,
+        "trainable_parameters": c.trainable_parameters,
+        "relative_parameters": c.relative_parameters,
+        "metric": c.mean,
         "low": low,
         "high": high,
-        "relative_metric": c["relative_metric"],
-        "p_within": c["p_within"],
-        "state": c["state"],
-        "lr": c["lr"],
-        "seeds": c["n_seeds"],
-        "is_answer": c["is_answer"],
+        "relative_metric": c.relative_metric,
+        "p_within": c.p_within,
+        "state": c.state,
+        "lr": c.lr,
+        "seeds": c.n_seeds,
+        "is_answer": c.is_answer,
     }

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from rankwise.errors import ConfigError
 from rankwise.report.figures import FIGURES, FULL_SIZE, build_figure, figure_svg, own_style
-from rankwise.report.schema import Results
 from rankwise.report.table import table_rows
 from rankwise.report.words import headline
+from rankwise.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
