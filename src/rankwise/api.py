@@ -11,8 +11,9 @@ import yaml
 from torch import Tensor, nn
 
 from rankwise.adapter_files import load_adapter
-from rankwise.errors import ConfigError, arguments_named
+from rankwise.errors import ConfigError, arguments_named, known_arguments
 from rankwise.experiment import Experiment, run_experiment
+from rankwise.lora.config import OF_PEFT
 from rankwise.lora.inject import Report
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.pack import call_model
@@ -150,6 +151,7 @@ class Sweep:
         return found[0]
 
 
+@known_arguments({name: f"{advice} in a LoRAConfig" for name, advice in OF_PEFT.items()} | {"ranks": "give configs"})
 @arguments_named()
 # Wherever it is called: inside no_grad or inference_mode nothing could be trained.
 @torch.inference_mode(mode=False)
@@ -363,6 +365,11 @@ def check_model(model: nn.Module, *, mend: str = "convert it first: model.float(
     Raises:
         ConfigError: It has no parameters, or is in float16 on a CPU.
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"The model is a {type(model).__name__} ({str(model)[:40]!r}); give a torch.nn.Module. One of the hub is "
+            "loaded first, by transformers' AutoModel...from_pretrained."
+        )
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is None:
         raise ConfigError(f"The {type(model).__name__} has no parameters to adapt.")
