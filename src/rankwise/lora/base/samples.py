@@ -46,8 +46,9 @@ class Sample:
         narrow = min((now.dtype, then.dtype), key=lambda dtype: dtype.itemsize)
         if not torch.equal(_comparable(now.to(narrow)), _comparable(then.to(narrow))):
             return False
-        same_type = self.total is not None and now.dtype == then.dtype
-        return not same_type or torch.equal(_total(tensor).cpu().nan_to_num(), self.total.nan_to_num())
+        if self.total is None or now.dtype != then.dtype:
+            return True
+        return torch.equal(_total(tensor).cpu().nan_to_num(), self.total.nan_to_num())
 
 
 def _entries(tensor: Tensor) -> Tensor:
