@@ -274,6 +274,8 @@ def sweep(
         *candidates_of(model, configs, whole, own, rates),
         *baselines(model, whole, own, rates, full),
     ]
+    if any(c.lora is not None and c.lora.seed for c in candidates):
+        notes.append("The seed of a LoRAConfig is not used; `seeds` has those that are trained.")
     chosen = deciding.seeds(None if counted is None else as_counts(counted, "seeds"))
     if seeds is None and len(candidates) == 1 and deciding.plan == "auto":
         chosen = chosen[:1]  # there is nothing to decide
