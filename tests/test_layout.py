@@ -103,6 +103,7 @@ ORDER = [
     "tasks.digits",
     "tasks.text.extra",
     "tasks.text.sidecar",
+    "tasks.text.idle",
     "tasks.text.options",
     "tasks.text.read",
     "tasks.text.data",

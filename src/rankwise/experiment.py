@@ -304,7 +304,8 @@ def run_experiment(
     for line in [*experiment.power(), *doubts]:
         observers.message(line)
     floors = experiment.floors()
-    found = experiment.stages(observers, place, floors, finished).run()
+    stages = experiment.stages(observers, place, floors, finished)
+    found = stages.run()
     swept = found.swept
     if not swept.complete and (finished is not None or not swept.scores):
         raise KeyboardInterrupt  # nothing worth writing; earlier results stay as they are
@@ -316,7 +317,7 @@ def run_experiment(
         swept,
         problem,
         experiment.rule,
-        _provenance(experiment, beginning, place, figures, found, time.perf_counter() - clock),
+        _provenance(experiment, beginning, place, figures, found, time.perf_counter() - clock + stages.seconds_before),
         Choice(
             comparable=experiment.comparable,
             floors=floors,

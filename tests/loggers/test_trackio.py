@@ -66,5 +66,5 @@ def test_runs_and_the_verdict(
 
 def test_without_the_package_it_is_refused_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trackio", None)
-    with pytest.raises(ConfigError, match=r'needs the package "trackio", .*rankwise\[trackio\]"\.$'):
+    with pytest.raises(ConfigError, match=r'needs the package "trackio", .*checkout of Rankwise\.$'):
         TrackioLog(tmp_path)

@@ -61,5 +61,5 @@ def test_project_and_group_can_be_chosen(tmp_path: Path, runs: dict[str, Run]) -
 
 def test_without_the_package_it_is_refused_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match=r'needs the package "wandb", .*rankwise\[wandb\]"\.$'):
+    with pytest.raises(ConfigError, match=r'needs the package "wandb", .*checkout of Rankwise\.$'):
         WandbLog(tmp_path)

@@ -97,12 +97,12 @@ def requires(logger: str) -> Generator[None]:
         ...     import crystal_ball
         Traceback (most recent call last):
         rankwise.errors.ConfigError: Logging to tensorboard needs the package "crystal_ball", which is not installed;
-        run pip install "rankwise[tensorboard]".
+        run pip install ".[tensorboard]" in a checkout of Rankwise.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         raise ConfigError(
             f'Logging to {logger} needs the package "{error.name}", which is not installed; run pip install '
-            f'"rankwise[{logger}]".'
+            f'".[{logger}]" in a checkout of Rankwise.'
         ) from error

@@ -154,6 +154,7 @@ class SweepState:
         memory: Bytes that the pack needs, base included, by run: as measured on single steps before training.
         complete: Whether every planned run has ended.
         notes: What the user should know of how it ran.
+        seconds_before: Training time of an interrupted run that this one resumed.
     """
 
     runs: Sequence[Run]
@@ -165,6 +166,7 @@ class SweepState:
     memory: dict[str, int] = field(default_factory=dict)
     complete: bool = False
     notes: list[str] = field(default_factory=list)
+    seconds_before: float = 0.0
 
     def on_event(self, event: Event) -> None:
         """Record the points of an epoch, or the end of a run."""
@@ -185,6 +187,7 @@ class SweepState:
         self.memory |= more.memory
         self.packs |= {name: first + pack for name, pack in more.packs.items()}
         self.complete = self.complete and more.complete
+        self.seconds_before += more.seconds_before
         self.note(more.notes)
 
     def only(self, names: Sequence[str]) -> "SweepState":

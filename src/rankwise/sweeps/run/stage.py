@@ -1,8 +1,8 @@
 """The stages of a sweep as data: what is planned, what was searched, what came of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from rankwise.sweeps.problem import Run, SweepState
 
@@ -23,6 +23,37 @@ class Search:
     data: str
     seeds: tuple[int, ...] = (0,)
     rungs: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Runs that are trained and measured before anything further is decided.
+
+    Args:
+        runs: What trains.
+        rungs: Epochs after which the worst configurations leave.
+        tests: Whether finished runs are measured on test data too.
+    """
+
+    runs: Sequence[Run]
+    rungs: Sequence[int] = ()
+    tests: bool = True
+
+
+T = TypeVar("T")
+Phases = Generator[Phase, SweepState, T]
+"""What decides: yields the next phase, is sent what came of it, and returns a result."""
+
+
+def carry_out(phases: Phases[T], train: Callable[[Phase], SweepState]) -> T:
+    """Train phase after phase, and return the result."""
+    came: SweepState | None = None
+    while True:
+        try:
+            phase = next(phases) if came is None else phases.send(came)
+        except StopIteration as end:
+            return end.value
+        came = train(phase)
 
 
 @dataclass(frozen=True)
