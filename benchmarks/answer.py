@@ -28,6 +28,7 @@ from rankwise.sweeps.choose.rule import Rule, Tolerance, parse_tolerance
 from rankwise.sweeps.problem import Scores, SweepState
 from rankwise.sweeps.run.auto import Auto, Walk
 from rankwise.sweeps.run.run import run_sweep
+from rankwise.sweeps.run.stage import Decisions, Phase
 from rankwise.tasks.digits.digits import candidates_of, make_problem, pretrain
 from rankwise.tasks.digits.mnist import RawDigits, Split, load_digits_data
 from rankwise.tasks.options import DigitsOptions
@@ -116,8 +117,13 @@ class Replayed:
         self.pool, self.seeds, self.search_seed, self.price = pool, tuple(seeds), search_seed, price
         self.candidates, self.model = pool.candidates, pool.model
         self.observers, self.rungs = SimpleNamespace(message=lambda text: None), ()
+        self.seconds_before = 0.0
 
     def train(self, runs):
+        return (yield Phase(runs))
+
+    def carried_out(self, phase):
+        runs = phase.runs
         swept = SweepState(runs, {run.name: self.pool.parameters[run.configuration] for run in runs}, complete=True)
         for run in runs:
             deciding = self.pool.arrays[f"deciding/{run.name}"]
@@ -127,6 +133,7 @@ class Replayed:
         return swept
 
     def search_rates(self, candidates, seed):
+        yield from ()
         rates, told = {}, []
         for c in candidates:
             values = {lr: self.pool.arrays[f"deciding/{c.run(lr, self.search_seed).name}"].mean() for lr in c.lrs}
@@ -245,6 +252,10 @@ class MadeUp(Replayed):
         return correct(own, difficulty, self.means[run.configuration], 1)[0].astype(float)
 
     def train(self, runs):
+        return (yield Phase(runs))
+
+    def carried_out(self, phase):
+        runs = phase.runs
         swept = SweepState(runs, {run.name: self.pool.parameters[run.configuration] for run in runs}, complete=True)
         for run in runs:
             rows = run.member.seed * self.n + np.arange(self.n)
@@ -253,12 +264,16 @@ class MadeUp(Replayed):
         return swept
 
     def search_rates(self, candidates, seed):
+        yield from ()
         return {c.name: c.lrs[0] for c in candidates}, {}, []
 
 
 def decided(walk: Walk, rule: Rule, floors: Floors):
     """The plan followed to its end, and the answer: as the package's own record of a sweep takes it."""
-    found = walk.run()
+    phases = Decisions(walk.phases())
+    for phase in phases:
+        phases.take(walk.stages.carried_out(phase))
+    found = phases.result
     runs_at = [run for run in found.swept.runs if run.training.lr == found.rates[run.configuration]]
     configurations = choose_learning_rates([found.swept.score(run) for run in runs_at], True)
     (reference,) = (c for c in configurations if c.name == found.reference)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rankwise.adapter_files.base.checksums import BaseRecord, check_base
 from rankwise.adapter_files.base.record import adapted_weights, other_tensors
-from rankwise.adapter_files.base.savable import check_savable
+from rankwise.adapter_files.base.savable import check_base_as_before, check_savable
 from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.fit import (
     as_here,
@@ -27,6 +27,7 @@ from rankwise.adapter_files.peft.base_facts import base_facts
 from rankwise.adapter_files.peft.config import CONFIG_FILE
 from rankwise.adapter_files.peft.embeddings import embeddings_of, embeddings_to_save
 from rankwise.adapter_files.peft.foreign_keys import known_of
+from rankwise.adapter_files.peft.saved_modules import also_meant
 from rankwise.adapter_files.placing import (
     FileLayout,
     as_filed,
@@ -40,11 +41,12 @@ from rankwise.collector import collector_paused
 from rankwise.errors import AdapterFileError
 from rankwise.lora.adapter import LoRA, layers_with
 from rankwise.lora.base.buffers import changed_buffers
-from rankwise.lora.checks.foreign import check_attachable
+from rankwise.lora.checks.foreign import check_attachable, check_unwrapped_by_peft
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import Report, attach, check_new_name
 from rankwise.lora.targets.find import Target, Targets
-from rankwise.lora.targets.modules import named_once
+from rankwise.lora.targets.modules import base_tensors, named_once
+from rankwise.lora.targets.patterns import as_list
 from rankwise.lora.trained_modules import whole_tensors
 from rankwise.lora.variants import VARIANTS
 
@@ -108,6 +110,7 @@ def save_adapter(
     """
     with collector_paused():  # names and patterns make many small objects too
         with_tokens = layers_with(model, name)
+        check_unwrapped_by_peft(model)
         modules = named_once(model)
         config = next(iter(with_tokens.values()))[1].configs[name]
         whole = whole_tensors(model, name)
@@ -118,12 +121,15 @@ def save_adapter(
         rows = tokens_as_filed(with_tokens, name, whole)
         chosen = {path: {*lora.kind_of(name).tokens} for path, (_, lora) in with_tokens.items()}
         whole |= embeddings_to_save(model, base_name, save_embeddings, chosen, whole)
+        also = also_meant(model, tuple(map(str, as_list(config.modules_to_save))), with_tokens)
         drifted = {path: now for path, (_, now) in changed_buffers(model).items() if path not in whole}
+        drifted |= {path: base_tensors(model)[path] for path in check_base_as_before(model, {*whole, *drifted}, strict)}
         whole |= drifted
         # What the file itself brings need not be the base's, nor rows of tokens that were drawn at random.
         compared = {path: it for path, it in layers.items() if f"{path}.weight" not in whole}
         adapted = {path: (layer, lora.parameter) for path, (layer, lora) in compared.items()}
         without = {*whole} - {*drifted} | {*_weight_paths(with_tokens)}
+        whole |= {path: tensor for path, tensor in also.items() if path not in whole}
         if save_embeddings is False:
             without |= {f"{path}.weight" for path in embeddings_of(model)}
         return write_adapter(
@@ -267,6 +273,7 @@ def read_for(
     base = BaseRecord(
         adapted_weights({target.name: (target.module, target.parameter) for target in targets}),
         other_tensors(model, {*whole, *_weights_of(tokens)}),
+        paths=base_tensors(model),
     )
     embeddings = [f"{path}.weight" for path in embeddings_of(model)]
     notes = check_base(read.path, read.metadata, base, findings, embeddings)

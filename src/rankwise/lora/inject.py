@@ -1,6 +1,7 @@
 """Attach adapters to a model and take them off again."""
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,12 +12,14 @@ from torch import Tensor, nn
 from rankwise.collector import collector_paused
 from rankwise.errors import AdapterError, TargetError
 from rankwise.lora.adapter import LoRA, adapted_layers, layers_with, lora_of
-from rankwise.lora.base.buffers import remember_buffers, restore_buffers
+from rankwise.lora.base.buffers import is_large, remember_buffers, restore_buffers
+from rankwise.lora.base.samples import changed_base, forget_samples
 from rankwise.lora.base.statistics import freeze_statistics, thaw_statistics
 from rankwise.lora.checks.first_forward import move_to_readers, stop_watching, warn_of_missed, watch
 from rankwise.lora.checks.first_steps import count_steps, stop_counting
 from rankwise.lora.checks.foreign import check_attachable
 from rankwise.lora.checks.reads import WeightPlace, places_of, uses_of, with_readers
+from rankwise.lora.checks.still_there import stop_watching_structure, watch_structure
 from rankwise.lora.checks.threads import check_free
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer.holding import Attached
@@ -184,8 +187,9 @@ def attach(
     activate_whole(model, [name])
     _enlist(model, name, whole or {})
     statistics = freeze_statistics(model)
+    watch_structure(model)
+    count_steps(model, name)  # before what watches the first forward, for which a look at weights is a reading
     watch(model)
-    count_steps(model, name)
     counts = {path: tensor.numel() for path, tensor in whole_tensors(model, name).items() if tensor.requires_grad}
     return Report(name, targets.adapted, targets.left_out, frozen, counts, statistics)
 
@@ -313,9 +317,26 @@ def eject(model: nn.Module, name: str | None = None) -> None:
     # Last: merged, a layer's own base may be what an adapter has in its place.
     remove_whole(model, name)
     if not adapted_layers(model):
+        stop_watching_structure(model)
         thaw_statistics(model)
+        _warn_of_buffers(model)
+        forget_samples(model)
         restore_buffers(model)
         _thaw(model)
+    else:
+        watch_structure(model)
+
+
+def _warn_of_buffers(model: nn.Module) -> None:
+    """Say which buffers training has changed that `eject` has no copies of."""
+    changed, own = changed_base(model), base_tensors(model)
+    large = (path for path in changed.lasting if not isinstance(own[path], nn.Parameter) and is_large(own[path]))
+    if path := next(iter([*changed.fleeting, *large]), None):
+        warnings.warn(
+            f'The buffer "{path}" has changed since training began, and no copy of it was made (it is in no '
+            "checkpoint, or larger than 64 MiB): eject can't give back what it was.",
+            stacklevel=3,
+        )
 
 
 def _thaw(model: nn.Module) -> None:

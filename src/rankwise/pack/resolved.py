@@ -104,7 +104,7 @@ def _resolve(model: nn.Module, member: Member) -> Resolved:
     if member.lora is not None and (member.lora.modules_to_save or member.lora.bias != "none"):
         raise PackError(
             "modules_to_save and bias of a LoRAConfig aren't trained in a pack; name what an adapter trains whole in "
-            "its Member: Member(whole=...)."
+            "its Member (whole=...), or in sweep(head=...)."
         )
     found = [] if member.lora is None else find_targets(model, member.lora).adapted
     targets = tuple(t for t in found if t.name not in member.whole)

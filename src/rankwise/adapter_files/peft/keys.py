@@ -192,7 +192,7 @@ def sorted_parts(
     is_whole = _test_of_whole(fields, {*halves, *parts.tokens}, embeddings)
     for key, inside in others.items():
         name = _in_base(inside, known) or _path_of_whole(inside)
-        if inside not in buffers and not is_whole(name, inside):
+        if not {inside, name} & {*buffers} and not is_whole(name, inside):
             findings.add(_of_no_use(where, key))
         elif name:
             parts.whole[name] = flat[key]

@@ -7,7 +7,7 @@ the update reads another input than the layer.
 Slow and simple. The probe holds the pack against it, and a model whose layers can't be batched trains through it.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from rankwise.lora.targets.find import Target
 from rankwise.lora.variants import VARIANTS
 from rankwise.pack.noise.forwards import Forward, replaced_forwards
 from rankwise.pack.noise.keyed import Noise
+from rankwise.pack.resolved import Resolved
 from rankwise.pack.stacks.store import Gradient, Store
 
 
@@ -107,7 +108,11 @@ class OneByOne:
         trained = {f"model.{name}": self._leaves[i, name, k][0] for name in member.whole}
         modules = {name: target.module for name, target in added.items()}
         with replaced_forwards(modules, lambda name, forward: self._adding(place, added[name], forward, noise)):
-            return maths.lora_model(self._caller, self._deltas(place, added), (batch, then), trained)
+            try:
+                return maths.lora_model(self._caller, self._deltas(place, added), (batch, then), trained)
+            except RuntimeError as error:
+                refuse_known(error)
+                raise
 
     def _adding(self, place: int, target: Target, forward: Forward, noise: Noise | None) -> Forward:
         """A layer's forward with the update of the adapter at this place added to its output."""
@@ -142,11 +147,7 @@ def backward_once(model: nn.Module, loss: Tensor) -> None:
         with replaced_forwards(dict(model.named_modules()), noting):
             torch.autograd.backward(loss)
     except RuntimeError as error:
-        if "inplace operation" in str(error):
-            raise PackError(
-                "The model writes to a tensor in place that the gradient of an adapted layer still needs "
-                f"({' '.join(str(error).split())[:160]}). Write x = x + y instead of x += y there."
-            ) from error
+        refuse_known(error)
         if not again:
             raise
     if again:
@@ -154,6 +155,47 @@ def backward_once(model: nn.Module, loss: Tensor) -> None:
             f'"{again[0]}" runs again in the backward pass (gradient checkpointing), and the adapters run one after '
             "another here, each with weights of its own in place of the model's. Switch checkpointing off."
         )
+
+
+KNOWN = {
+    "inplace": "The model writes to a tensor in place that the gradient of an adapted layer still needs ({}). Write "
+    "x = x + y instead of x += y there.",
+    "through the graph a second time": "The model calls backward inside its own forward pass ({}). Use "
+    "torch.autograd.grad with the inputs there, which leaves the step's own gradients alone.",
+    "randomness error mode": "Dropout acts inside torch.func.vmap ({}). Set the dropout of the adapters and of the "
+    "model to 0, or map with randomness='different'.",
+}
+"""What is wrong with a model, by a part of torch's message; the first words of the message take the place of {}."""
+
+
+def refuse_known(error: RuntimeError) -> None:
+    """Raise an error of torch's in words of what is wrong with the model, where that is known.
+
+    Raises:
+        PackError: It is.
+    """
+    for part, words in KNOWN.items():
+        if part in str(error):
+            raise PackError(words.format(" ".join(str(error).split())[:160])) from error
+
+
+def acting_dropout(members: Sequence[Resolved]) -> list[str]:
+    """Where the dropout of adapters that run one after another doesn't act, as notes.
+
+    Raises:
+        PackError: It can't be right.
+    """
+    dropping = [m for m in members if m.member.lora is not None and m.member.lora.dropout]
+    tied = next((t.name for m in dropping for t in m.targets if t.ties), None)
+    if tied is not None:
+        raise PackError(
+            f'The weight of "{tied}" is shared by several modules; in a pack its adapter can\'t have dropout of '
+            "its own. Set dropout to 0, or copy the weight first."
+        )
+    unread = {t.name for m in dropping for t in m.targets if t.reader is not None}
+    if not unread:
+        return []
+    return [f"Dropout doesn't act on {', '.join(sorted(unread))}: these weights are read without calling the layer."]
 
 
 def drops(target: Target) -> bool:

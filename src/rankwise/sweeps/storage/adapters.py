@@ -1,6 +1,6 @@
 """Runs of a sweep as adapters on the model: to use, and to save in PEFT's format."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,25 @@ from rankwise.lora.trained_modules import enclosing_modules
 from rankwise.lora.variants import VARIANTS
 from rankwise.pack.resolved import State
 from rankwise.sweeps.problem import Run, SweepState
+
+BASE_IN_DIRECTORY = "../../base"
+"""What an adapter calls a base that lies beside `adapters/` in the run directory."""
+
+
+def adapter_folders(swept: SweepState, directory: Path, earlier: Collection[str]) -> dict[str, str]:
+    """Each finished run's folder of its adapter, relative to the run directory.
+
+    Args:
+        swept: What the runs gave.
+        directory: The run directory.
+        earlier: Runs of an earlier sweep, whose adapters may have been removed.
+    """
+    folders = {
+        run.name: f"adapters/{run.name}"
+        for run in swept.runs
+        if run.method == "lora" and run.name in swept.outcomes and swept.outcomes[run.name].status == "finished"
+    }
+    return {name: folder for name, folder in folders.items() if name not in earlier or (directory / folder).is_dir()}
 
 
 def put_on(model: nn.Module, run: Run, state: State, name: str) -> Report:
