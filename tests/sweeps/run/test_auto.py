@@ -61,6 +61,7 @@ class MadeUp:
     candidates: Sequence[Candidate] = (*RANKS, FULL)
     seeds: tuple[int, ...] = tuple(range(8))
     price: float = 1.0
+    seconds_before: float = 0.0
     rungs: tuple[int, ...] = ()
     seconds_before: float = 0.0
     phases: list[list[str]] = field(default_factory=list)
@@ -434,3 +435,10 @@ def test_rungs_are_for_learning_rates_only() -> None:
     found = sweep(rungs=(1, 2), seeds=3)
     assert "pruned" in {one["status"] for one in found.results["grid"]["search"]}
     assert {run["status"] for run in found.results["runs"]} == {"finished"}
+
+
+def test_minutes_before_a_resumption_count() -> None:
+    stages = MadeUp(rising(4), seconds_before=120.0)
+    found, _ = walked(stages, max_minutes=1.5, curve=True)
+    assert seeds_by_name(found) == {"r4": 3, "full": 3}
+    assert any("2 minutes, of 1.5 allowed" in note for note in found.swept.notes)
