@@ -156,7 +156,7 @@ def sweep(
     max_minutes: float | None = None,
     max_parameters: int | None = None,
     rotate: bool | None = None,
-    call: Callable[[nn.Module, Any], Tensor] = call_model,
+    call: Callable[[nn.Module, Any], Tensor] | Feed = call_model,
     rows_a_pass: int | None = None,
     rows_at_once: int = ROWS_AT_ONCE,
     cache: bool | str | Path = False,
@@ -207,7 +207,8 @@ def sweep(
         rotate: Whether each seed cuts a tenth of its own off for validation; only where `validation` is None. None does
             from 4 seeds on.
         call: (model, batch) -> outputs; by default a mapping is passed by name (without "labels"), of a tuple the
-            first element.
+            first element. Or a `rankwise.train.data.feed.Feed`, which also makes batches of rows: files are read, texts
+            put together.
         rows_a_pass: Rows of a batch that training passes at once; None for the whole batch.
         rows_at_once: Rows, over all adapters, that an evaluation passes at once.
         cache: Whether what lies before the first adapted layer runs once for each row, not in every step, its outputs
@@ -245,8 +246,10 @@ def sweep(
         ['r1', 'r2', 'full']
     """
     check_model(model)
+    feed = call if isinstance(call, Feed) else Feed(call=call)
     device = next(model.parameters()).device
     splits, notes = _splits(train, validation, test, device)
+    notes += feed.notes
     own = training or Training()
     if own.has_lr:
         notes.append(f"The learning rate of `training`, {own.lr:g}, is not used; `lrs` has those that are tried.")
@@ -281,7 +284,7 @@ def sweep(
         metric=metric or loss,
         metric_name=metric_name or ("loss" if metric is None else "metric"),
         higher_is_better=ups,
-        feed=Feed(call=call, rows_at_once=rows_at_once, rows_a_pass=rows_a_pass),
+        feed=replace(feed, rows_at_once=rows_at_once, rows_a_pass=rows_a_pass),
         # The cache is made for the rows that are read.
         rotate=splits.rotation is not None and deciding.rotates(len(chosen)),
     )

@@ -138,8 +138,9 @@ class Experiment:
                     raise DataError(f"The {what} data has 1 row; give two or more, as there is no interval of one.")
         one = next((c for c in self.candidates if c.method == "lora"), self.candidates[0])
         data, feed = self.problem.splits[one.data], self.problem.feed
-        problem, member = self.problem, one.run(one.lrs[0], self.seeds[0]).member
-        check_training(self.model, member, data.train, data.validation, problem.loss, problem.metric, feed)
+        problem, run = self.problem, one.run(one.lrs[0], self.seeds[0])
+        roles, size = (problem.loss, problem.metric), run.training.batch_size
+        check_training(self.model, run.member, data.train, data.validation, *roles, feed, size)
 
     @property
     def rule(self) -> Rule:

@@ -139,7 +139,7 @@ class TextOptions:
         batch_size: Examples a step, of each run.
         rows_a_pass: Examples of a step that pass through the model at once; less takes less memory. [default: all]
         optimiser: Optimiser of all runs, such as adamw or sgd; a name that isn't known lists them.
-        schedule: How the learning rate moves: constant, cosine, plateau.
+        schedule: How the learning rate moves: constant, cosine, linear, plateau.
         warmup: Steps over which the learning rate rises.
         weight_decay: AdamW's.
         clip: Largest norm of each run's gradient; 0 for none.
