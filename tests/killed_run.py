@@ -17,11 +17,11 @@ import torch
 from rankwise import experiment
 from rankwise.cli import main
 from rankwise.pack.pack import Pack
-from rankwise.sweeps.run import auto, course, location
+from rankwise.sweeps.run import auto, location, scheduler
 from rankwise.sweeps.run.stages import Stages
 from rankwise.sweeps.storage import directory
 from rankwise.tasks.digits import digits
-from rankwise.train import checkpoints, loop
+from rankwise.train import checkpoints, loop, state
 from rankwise.train.checkpoints import Checkpoints
 
 torch.set_num_threads(1)
@@ -127,11 +127,11 @@ def in_evaluation(nth: int) -> None:
 
 
 def at_a_rung(nth: int) -> None:
-    course.worst_runs = killing(nth, course.worst_runs)
+    scheduler.worst_runs = killing(nth, scheduler.worst_runs)
 
 
 def while_pruning(nth: int) -> None:
-    loop.PackTraining.prune = killing(nth, loop.PackTraining.prune)
+    state.TrainingState.prune = killing(nth, state.TrainingState.prune)
 
 
 def at_a_decision(nth: int) -> None:

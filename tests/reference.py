@@ -1,7 +1,7 @@
 """The slow, obvious versions that the fast code is held against. Nothing here uses `rankwise.pack`.
 
-`vmap_pack` is the definition of a pack. `train_alone` is a plain loop over one adapter: hand-written layers,
-`torch.optim.AdamW`, `clip_grad_norm_`, masks drawn from the documented key.
+`train_alone` is a plain loop over one adapter: hand-written layers, `torch.optim.AdamW`, `clip_grad_norm_`, masks drawn
+from the documented key. The definition of a pack is `rankwise.lora.maths.lora_pack`.
 """
 
 import hashlib
@@ -11,20 +11,6 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
-
-AdapterTensors = dict[str, tuple[Tensor, Tensor]]
-
-
-def vmap_pack(model: nn.Module, stacks: AdapterTensors, scales: dict[str, Tensor], x: Tensor) -> Tensor:
-    """Outputs (K, rows, ...) of K adapters, by definition: vmap over the stacked A, B of functional_call."""
-    base = dict(model.named_parameters())
-
-    def one(tensors: AdapterTensors, scale: dict[str, Tensor]) -> Tensor:
-        weights = {f"{name}.weight": base[f"{name}.weight"] + scale[name] * B @ A for name, (A, B) in tensors.items()}
-        return functional_call(model, {**base, **weights}, (x,))
-
-    return torch.vmap(one)(stacks, scales)
 
 
 def keyed(*key: object) -> torch.Generator:

@@ -69,6 +69,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--epochs", "0"], "--epochs is 0"),
         (["--protocol", "publishd"], 'Did you mean "published"?'),
         (["--epoch", "3"], "Unknown option: --epoch. Did you mean --epochs?"),
+        (["--optimiser", "adamv"], 'optimiser "adamv" is not known; there are adamw, sgd'),
         (["--device", "frob"], 'There is no device "frob" here'),
         (["--data", "nowhere/at/all"], 'No folder "nowhere/at/all"'),
         (["--data", "mnits"], 'Did you mean "mnist"?'),

@@ -18,17 +18,18 @@ import rankwise
 from rankwise import LoRAConfig, Training
 from rankwise.errors import ConfigError, DataError, PackError
 from rankwise.pack.member import Member
-from rankwise.show.live import progress as shown_by
+from rankwise.results import plain
 from rankwise.sweeps.candidates.grid import Candidate, modules_with_parameters
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits
 from rankwise.sweeps.run.run import run_sweep
 from rankwise.sweeps.run.stage import Search
 from rankwise.sweeps.run.stages import Stages
 from rankwise.train.data.loaders import cut_off, in_memory
-from rankwise.train.loop import train_pack
+from rankwise.train.events import Observers
 from rankwise.train.outcome import Point
 from rounding import alike
 from small_sweep import accuracy, loss, small_model, some_data
+from trained_pack import train_pack
 
 QUICK = Training(lr=1.0, batch_size=8, epochs=3)
 TRAIN, VALIDATION, TEST = some_data(64, 0), some_data(40, 1), some_data(40, 2)
@@ -62,7 +63,7 @@ def test_ranks_seeds_and_baseline(tmp_path: Path) -> None:
     assert "accuracy" in found.table()
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert (tmp_path / "out" / "report.html").exists()
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["answer"] == found.answer
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["answer"] == plain(found.answer)
 
     name = "r4-lr0.03-s1"
     outputs = {}
@@ -130,7 +131,7 @@ def test_a_saved_adapter_as_a_start(tmp_path: Path) -> None:
 
 def test_a_loss_is_the_metric_where_none_is_given() -> None:
     found = run(metric=None, metric_name=None, baseline=False)
-    assert found.results["metric"] == {"name": "loss", "higher_is_better": False}
+    assert dict(found.results.metric) == {"name": "loss", "higher_is_better": False}
     assert found.answer is not None
 
 
@@ -146,15 +147,15 @@ def test_going_on_and_nothing_to_go_on_with(tmp_path: Path, monkeypatch: pytest.
     expected = run(baseline=False).results["configurations"]
     from rankwise.train import loop
 
-    advance, calls = loop.PackTraining.advance, []
+    by_step, calls = loop.PackTraining.by_step, []
 
-    def interrupted(self: Any, pause: Any) -> Any:
+    def interrupted(self: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return advance(self, pause)
+        return by_step(self)
 
-    monkeypatch.setattr(loop.PackTraining, "advance", interrupted)
+    monkeypatch.setattr(loop.PackTraining, "by_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(baseline=False, out=tmp_path / "out", every=rankwise.train.checkpoints.Every(1, None))
     found = run(baseline=False, out=tmp_path / "out", resume=True)
@@ -219,7 +220,7 @@ def test_rates_are_looked_for_on_less_data() -> None:
         problem=problem,
         candidates=candidates,
         seeds=(0, 1),
-        progress=shown_by("quiet"),
+        observers=Observers(),
         search=Search(data="search", rungs=(1,)),
     )
     found = stages.run()
@@ -230,7 +231,7 @@ def test_rates_are_looked_for_on_less_data() -> None:
     assert {run.name for run in found.swept.runs} == {f"{c}-lr{lr:g}-s{s}" for c, lr in best.items() for s in (0, 1)}
     assert {c["status"] for c in found.searched} == {"finished", "pruned"}
     assert found.edges == {name: lr != 1e-2 for name, lr in best.items()}
-    alone = run_sweep(small_model(), found.swept.runs, problem, shown_by("quiet"))
+    alone = run_sweep(small_model(), found.swept.runs, problem, Observers())
     for run in found.swept.runs:
         assert (found.swept.scores[run.name].test == alone.scores[run.name].test).all()
 
@@ -255,7 +256,7 @@ def test_the_search_has_the_schedule_of_the_runs_that_count(monkeypatch: pytest.
         problem=problem,
         candidates=[candidate],
         seeds=(0,),
-        progress=shown_by("quiet"),
+        observers=Observers(),
         search=search,
         widen=True,
     ).run()
@@ -299,7 +300,7 @@ def test_a_metric_that_is_no_number_costs_its_own_figures_only(tmp_path: Path) -
     assert values["r1-lr0.003-s0"] is not None
     assert values["r1-lr3-s0"] is None
     assert {c["lr"] for c in found.results["configurations"]} == {0.003}
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["answer"] == found.answer
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["answer"] == plain(found.answer)
 
 
 def test_test_data_on_which_the_metric_is_no_number(tmp_path: Path) -> None:

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from rankwise.lora.inject import eject, inject
     from rankwise.lora.layer_types import LayerType, register_layer_type
     from rankwise.lora.merge import merge, unmerge
+    from rankwise.pack.counts import CountMetric
     from rankwise.quantising import quantize
     from rankwise.tasks.text.use.prediction import predict
+    from rankwise.tasks.trainers.sweep_trainer import sweep_trainer
     from rankwise.train.settings import Training
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CountMetric",
     "LayerType",
     "LoRAConfig",
     "RankwiseError",
@@ -45,10 +48,12 @@ __all__ = [
     "save_merged",
     "swap_adapter",
     "sweep",
+    "sweep_trainer",
     "unmerge",
 ]
 
 _HOMES = {
+    "CountMetric": "rankwise.pack.counts",
     "LayerType": "rankwise.lora.layer_types",
     "LoRAConfig": "rankwise.lora.config",
     "RankwiseError": "rankwise.errors",
@@ -71,6 +76,7 @@ _HOMES = {
     "save_merged": "rankwise.adapter_files",
     "swap_adapter": "rankwise.adapter_files",
     "sweep": "rankwise.api",
+    "sweep_trainer": "rankwise.tasks.trainers.sweep_trainer",
     "unmerge": "rankwise.lora.merge",
 }
 """Public name -> the module that holds it."""

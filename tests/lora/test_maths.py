@@ -40,8 +40,9 @@ def test_a_stack_is_its_members():
     members = [tensors(2, 5, 4, seed=seed) for seed in range(3)]
     x, A, B = (torch.stack([member[i] for member in members]) for i in (0, 2, 3))
     scale = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64).view(3, 1, 1)
+    mapped = torch.vmap(lora_update)(x, A, B, scale)
     for k, (x_k, _, A_k, B_k) in enumerate(members):
-        torch.testing.assert_close(lora_update(x, A, B, scale)[k], lora_update(x_k, A_k, B_k, float(scale[k])))
+        torch.testing.assert_close(mapped[k], lora_update(x_k, A_k, B_k, float(scale[k])))
         torch.testing.assert_close(lora_delta(A, B, scale)[k], lora_delta(A_k, B_k, float(scale[k])))
 
 

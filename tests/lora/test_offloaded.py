@@ -6,11 +6,13 @@ import accelerate
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 from adapted_models import fill
-from rankwise.adapter_files import load_adapter, save_adapter
+from rankwise.adapter_files import load_adapter, save_adapter, swap_adapter
 from rankwise.errors import AdapterError
-from rankwise.lora import LoRAConfig, inject, merge, trainable_parameters
+from rankwise.lora import LoRAConfig, inject, merge, rename, trainable_parameters
 
 
 class Standardised(nn.Linear):
@@ -165,3 +167,44 @@ def test_defaults_of_the_program_change_nothing(init, default):
     for a, b in zip(trainable_parameters(one), trainable_parameters(other), strict=True):
         assert (a.device, a.dtype) == (b.device, b.dtype)
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("surroundings", [accelerate.init_empty_weights, torch.inference_mode])
+def test_adapters_are_real_wherever_they_are_attached(surroundings, tmp_path):
+    config = LoRAConfig(r=2, target_modules="0", modules_to_save=["2"], variant="dora")
+    plain, fresh, loaded = mlp(), mlp(), mlp()
+    inject(plain, config)
+    fill(trainable_parameters(plain))
+    save_adapter(plain, tmp_path)
+    with surroundings():
+        inject(fresh, config)
+        load_adapter(loaded, tmp_path)
+    with torch.no_grad():
+        for one, other in zip(trainable_parameters(fresh), trainable_parameters(plain), strict=True):
+            one.copy_(other)
+    for model in (fresh, loaded):
+        torch.testing.assert_close(model(x()), plain(x()))
+        model(x()).sum().backward()
+
+
+def test_fake_tensors_show_shapes_and_are_not_saved(tmp_path):
+    model, fake = mlp(), mlp()
+    inject(model, LoRAConfig(r=2))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert model.train()(mode.from_tensor(x())).shape == (3, 2)
+        inject(fake, LoRAConfig(r=2))
+        checkpoint(fake, mode.from_tensor(x()), use_reentrant=False).sum().backward()
+    model(x()).sum().backward()
+    with pytest.raises(AdapterError, match='has no numbers at "0": it was attached in a fake mode'):
+        save_adapter(fake, tmp_path)
+
+
+def test_numbers_that_lie_elsewhere_are_neither_replaced_nor_renamed(tmp_path):
+    model = mlp()
+    inject(model, LoRAConfig(r=2))
+    save_adapter(model, tmp_path)
+    accelerate.cpu_offload(model, execution_device="cpu")
+    with pytest.raises(AdapterError, match="so they can't be replaced in place"):
+        swap_adapter(model, tmp_path)
+    with pytest.raises(AdapterError, match="Rename it before that"):
+        rename(model, "default", "new")

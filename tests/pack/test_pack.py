@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import reference as ref
 from rankwise.errors import PackError
 from rankwise.lora.config import LoRAConfig
+from rankwise.lora.maths import lora_pack
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
 from rankwise.tasks.digits.digits import NEW, make_model, select_digits
@@ -161,14 +162,14 @@ def test_forward_is_vmap_over_functional_call() -> None:
         pack.evaluate((x, y), [PerAdapter(keep_outputs, "loss")])
     ours = seen[-1].view(3, len(x), -1)
 
-    def padded(key: str, name: str) -> Tensor:
-        A, B = states[key][f"{name}.A"], states[key][f"{name}.B"]
-        return B @ A
+    def stacked(name: str, letter: str) -> Tensor:
+        tensors = [states[f"r{r}"][f"{name}.{letter}"] for r in (1, 2, 3)]
+        more = [(0, 0, 0, 3 - r) if letter == "A" else (0, 3 - r) for r in (1, 2, 3)]
+        return torch.stack([F.pad(tensor, pad) for tensor, pad in zip(tensors, more, strict=True)])
 
-    deltas = {n: torch.stack([padded(f"r{r}", n) * 32 / r for r in (1, 2, 3)]) for n in LINEARS}
-    eyes = {n: (d, torch.eye(d.shape[1], dtype=d.dtype).expand(3, -1, -1)) for n, d in deltas.items()}
-    ones = {n: torch.ones(3, dtype=torch.float64) for n in LINEARS}
-    theirs = ref.vmap_pack(model, eyes, ones, x)
+    stacks = {name: (stacked(name, "A"), stacked(name, "B")) for name in LINEARS}
+    scales = {name: 32 / torch.arange(1, 4, dtype=torch.float64) for name in LINEARS}
+    theirs = lora_pack(model, stacks, scales, x)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 

@@ -13,19 +13,29 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from rankwise.errors import ConfigError
-from rankwise.show.live import (
-    PlainDisplay,
-    Progress,
-    ProgressRow,
-    ProgressState,
-    QuietDisplay,
-    RowState,
-    duration,
-    progress,
-)
+from rankwise.show.live import Progress, progress
 from rankwise.show.live_table import LiveTable, choose, frame
+from rankwise.show.plain import PlainDisplay, QuietDisplay
+from rankwise.show.state import ProgressRow, ProgressState, RowState, duration
+from rankwise.train.events import Ended, EpochEnded, Message, Observers, Resumed, RunEnded, RunInfo, Started, Stepped
+from rankwise.train.outcome import Outcome, Point
 
 ROWS = [ProgressRow(f"r{r}-{lr:g}", f"r{r}", r, lr, 5) for r in (1, 2, 4, 8, 16, 32, 64) for lr in (1e-4, 3e-4, 1e-3)]
+
+
+def info(name, configuration="a", lr=0.1, steps=100):
+    return RunInfo(name, configuration, "", "lora", 4, lr, 0, 10, steps)
+
+
+def outcome(name, status="finished", step=3):
+    return Outcome(name, {}, status, None, step, step, 1, 0.1)
+
+
+def point(name, step, loss=0.5, metric=0.5):
+    return Point(name, step, 1.0, loss, metric, 0.1, 1.0)
+
+
+RUNS = tuple(info(f"{row.key}-s{seed}", row.name, row.lr) for row in ROWS for seed in range(5))
 
 
 class Clock:
@@ -114,16 +124,21 @@ class TestPlain:
     @pytest.fixture
     def log(self, clock):
         stream = io.StringIO()
-        shown = Progress(PlainDisplay(stream), clock)
-        shown.start("Training 21 configurations", ROWS, "accuracy")
-        return shown, stream
+        display, board = PlainDisplay(stream), ProgressState("Training 21 configurations", ROWS, "accuracy", clock)
+        display.started(board)
+
+        def update(key, *state):
+            before, board.states[key] = board.states[key], RowState(board.states[key].row, *state)
+            display.changed(board, before, board.states[key])
+
+        return update, stream
 
     def test_a_row_that_ends_gives_one_line(self, log, clock):
-        shown, stream = log
+        update, stream = log
         clock.now = 3.0
         for _ in range(2):
-            shown.update(ROWS[0].key, 120, 200, 0.25, 0.9, "finished")
-        shown.update(ROWS[1].key, 7, 200, None, None, "diverged")
+            update(ROWS[0].key, 120, 200, 0.25, 0.9, "finished")
+        update(ROWS[1].key, 7, 200, None, None, "diverged")
         assert stream.getvalue().splitlines() == [
             "Training 21 configurations",
             "[0:03] r1 (lr 0.0001) finished at step 120, loss 0.2500, accuracy 0.9000",
@@ -131,23 +146,65 @@ class TestPlain:
         ]
 
     def test_one_line_every_few_seconds_and_fewer_later(self, log, clock):
-        shown, stream = log
+        update, stream = log
         for second in range(1, 1001):
             clock.now = float(second)
-            shown.update(ROWS[0].key, second, 1000, 0.5, 0.5, "running")
+            update(ROWS[0].key, second, 1000, 0.5, 0.5, "running")
         lines = stream.getvalue().splitlines()[1:]
         assert lines[0] == "[0:05] 0% done; 1 running, 20 waiting"
         assert lines[1].startswith("[0:10]")
         assert 40 < len(lines) < 100
 
-    def test_no_control_characters(self, log, clock):
-        shown, stream = log
-        shown.message("plain [bold]text[/bold]")
+    def test_no_control_characters(self, clock):
+        stream = io.StringIO()
+        shown = Progress(PlainDisplay(stream), clock)
+        shown.on_event(Started(RUNS, "accuracy"))
+        shown.on_event(Message("plain [bold]text[/bold]\x1b[2J"))
         clock.now = 9.0
-        shown.update(ROWS[0].key, 1, 2, 0.5, 0.5, "running")
-        shown.close()
+        shown.on_event(Stepped((RUNS[0].name,), 1, ((0.5,),), ((0.1,),)))
+        shown.on_event(Ended())
         assert all(character.isprintable() or character == "\n" for character in stream.getvalue())
-        assert "plain [bold]text[/bold]\n" in stream.getvalue()
+        assert "plain [bold]text[/bold]\ufffd[2J\n" in stream.getvalue()
+
+
+class TestProgress:
+    def test_a_row_for_each_configuration_and_rate(self, capsys):
+        shown = progress("plain")
+        shown.on_event(Started((info("a-s0"), info("a-s1"), info("b-s0", "b", 0.2)), "accuracy"))
+        assert capsys.readouterr().err == "Training 3 runs of 2 configurations\n"
+        shown.on_event(EpochEnded((point("a-s0", 3, 0.4, 0.5), point("a-s1", 3, 0.6, 0.7))))
+        shown.on_event(RunEnded(outcome("a-s0")))
+        assert "finished" not in capsys.readouterr().err, "a seed is still at it"
+        shown.on_event(RunEnded(outcome("a-s1", "diverged")))
+        assert "a (lr 0.1) diverged at step 3, loss 0.5000, accuracy 0.6000" in capsys.readouterr().err
+        shown.on_event(RunEnded(outcome("b-s0", "diverged", 0)))
+        assert "b (lr 0.2) diverged at step 0\n" in capsys.readouterr().err, "ended before its first point"
+
+    def test_rows_that_move_at_once_are_counted_at_once_within_epochs_too(self, clock):
+        stream = io.StringIO()
+        shown = Progress(PlainDisplay(stream), clock)
+        shown.on_event(Started(tuple(info(f"r{r}-s0", f"r{r}") for r in (1, 2, 4, 8)), "accuracy"))
+        three = ("r1-s0", "r2-s0", "r4-s0")
+        clock.now = 60.0
+        shown.on_event(Stepped(three, 10, (), ()))
+        clock.now = 120.0
+        shown.on_event(EpochEnded(tuple(point(name, 20) for name in three)))
+        assert stream.getvalue().splitlines()[1:] == [
+            "[1:00] 8% done, about 12:20 left; 3 running, 1 waiting",
+            "[2:00] 15% done, about 11:20 left; 3 running, 1 waiting",
+        ]
+
+    def test_what_was_done_before_an_interruption_is_shown_and_tells_nothing_of_the_pace(self, clock):
+        stream = io.StringIO()
+        shown = Progress(PlainDisplay(stream), clock)
+        shown.on_event(Started((info("a-s0"), info("b-s0", "b")), "accuracy"))
+        shown.on_event(Resumed((point("a-s0", 80), point("b-s0", 80)), (outcome("a-s0"),)))
+        clock.now = 10.0
+        shown.on_event(EpochEnded((point("b-s0", 90),)))
+        assert stream.getvalue().splitlines()[1:] == [
+            "[0:00] a (lr 0.1) finished at step 80, loss 0.5000, accuracy 0.5000",
+            "[0:10] 95% done, about 0:10 left; 1 running, 1 finished",
+        ]
 
 
 class TestTable:
@@ -197,9 +254,9 @@ class TestLive:
         hide, show = "\x1b[?25l", "\x1b[?25h"
 
         def interrupted():
-            with Progress(LiveTable(stream)) as shown:
-                shown.start("Training 21 configurations", ROWS, "accuracy")
-                shown.update(ROWS[0].key, 3, 10, 0.5, 0.5)
+            with Observers([Progress(LiveTable(stream))]) as shown:
+                shown.on_event(Started(RUNS, "accuracy"))
+                shown.on_event(EpochEnded((point(RUNS[0].name, 3),)))
                 shown.message("a [message]")
                 raise KeyboardInterrupt
 
@@ -213,11 +270,11 @@ class TestLive:
 
     def test_starting_again_replaces_the_table(self, terminal):
         stream, written = terminal
-        with Progress(LiveTable(stream)) as shown:
-            shown.start("First", ROWS[:1])
-            shown.start("Second", ROWS[1:2])
+        with Observers([Progress(LiveTable(stream))]) as shown:
+            shown.on_event(Started(RUNS[:1], "accuracy"))
+            shown.on_event(Started(RUNS[:2], "accuracy"))
         text = written()
-        assert 0 <= text.find("First") < text.find("Second")
+        assert 0 <= text.find("Training 1 run") < text.find("Training 2 runs")
 
     def test_is_chosen_in_a_terminal(self, terminal, monkeypatch):
         stream, _ = terminal
@@ -231,26 +288,25 @@ class TestChoice:
         stream = io.StringIO()
         assert isinstance(progress("auto", stream)._display, PlainDisplay)
         assert isinstance(progress("live", stream)._display, LiveTable)
-        with progress("quiet", stream) as shown:
-            assert isinstance(shown._display, QuietDisplay)
-            shown.start("t", ROWS)
-            shown.update(ROWS[0].key, 1, 2, 0.5, 0.5, "finished")
-            shown.message("nothing")
+        shown = progress("quiet", stream)
+        assert isinstance(shown._display, QuietDisplay)
+        for event in (Started(RUNS, "accuracy"), RunEnded(outcome(RUNS[0].name)), Message("nothing"), Ended()):
+            shown.on_event(event)
         assert stream.getvalue() == ""
 
     def test_unknown(self):
         with pytest.raises(ConfigError, match=r'progress "plane" is not known.*Did you mean "plain"'):
             progress("plane")
 
-    def test_after_the_end_nothing_is_shown(self):
+    def test_before_the_start_and_after_the_end_nothing_is_shown(self):
         stream = io.StringIO()
         shown = progress("plain", stream)
-        shown.update("anything", 1)
-        shown.start("t", ROWS)
-        shown.close()
-        shown.close()
-        shown.update(ROWS[0].key, 1, status="finished")
-        assert stream.getvalue() == "t\n"
+        step = Stepped((RUNS[0].name,), 1, ((0.5,),), ((0.1,),))
+        shown.on_event(step)
+        shown.on_event(Started(RUNS[:1], "accuracy"))
+        for event in (Ended(), Ended(), step, RunEnded(outcome(RUNS[0].name))):
+            shown.on_event(event)
+        assert stream.getvalue() == "Training 1 run\n"
 
     def test_rich_is_loaded_for_the_live_table_only(self):
         code = (

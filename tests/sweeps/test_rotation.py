@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from rankwise.errors import CheckpointError
-from rankwise.show.live import progress
 from rankwise.sweeps.plan.plan import read_plan
 from rankwise.sweeps.problem import Problem, Run, Splits, SweepState
 from rankwise.sweeps.run.run import run_sweep
 from rankwise.train.checkpoints import Every
 from rankwise.train.data.cuts import pooled
+from rankwise.train.events import Observers
 from small_sweep import accuracy, loss, small_model, small_run, some_data
 
 RUNS = [small_run(c, seed, epochs=4) for c in ("r1", "r4", "full") for seed in (0, 1, 4)]
@@ -32,7 +32,7 @@ def rotated(metric: Any = accuracy) -> Problem:
 def swept(folder: Path | None = None, runs: list[Run] = RUNS, **given: Any) -> SweepState:
     problem = given.pop("problem", None) or rotated()
     every = Every(epochs=1)
-    return run_sweep(small_model(), runs, problem, progress("quiet"), checkpoints=folder, every=every, **given)
+    return run_sweep(small_model(), runs, problem, Observers(), checkpoints=folder, every=every, **given)
 
 
 def bits(found: SweepState) -> object:

@@ -83,3 +83,9 @@ def test_the_configuration_is_complete_but_for_the_place() -> None:
     assert config["batch-size"] == 32
     assert "out" not in config
     assert DigitsOptions(seeds=(7,)).settings()["seeds"] == [7], "not seven seeds"
+
+
+def test_the_settings_of_earlier_versions_are_as_they_were() -> None:
+    assert not {"optimiser", "variant"} & DigitsOptions().settings().keys()
+    changed = DigitsOptions(optimiser="sgd", variant=("lora", "dora")).settings()
+    assert (changed["optimiser"], changed["variant"]) == ("sgd", ["lora", "dora"])

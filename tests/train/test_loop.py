@@ -13,9 +13,10 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.train.data.feed import Feed
 from rankwise.train.data.tensors import Data
-from rankwise.train.loop import PackTraining, train_pack
+from rankwise.train.loop import PackTraining
 from rankwise.train.outcome import Outcome, Point
 from rankwise.train.settings import Training
+from trained_pack import train_pack
 
 
 def make_model() -> nn.Sequential:

@@ -309,12 +309,12 @@ def test_a_cached_sweep_goes_on_where_what_is_kept_differs_in_its_last_bits(
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).double()
-    advance, beside = PackTraining.advance, prefix.Prefix.beside
+    by_step, beside = PackTraining.by_step, prefix.Prefix.beside
 
-    def stopped(self: PackTraining, *given: Any) -> Any:
+    def stopped(self: PackTraining) -> Any:
         if self.epoch == 1:
             raise KeyboardInterrupt
-        return advance(self, *given)
+        return by_step(self)
 
     def moved(*given: Any) -> Any:
         made = beside(*given)
@@ -323,7 +323,7 @@ def test_a_cached_sweep_goes_on_where_what_is_kept_differs_in_its_last_bits(
         return {k: t.nextafter(t + 1) if k.startswith("prefix/") else t for k, t in made.items()}
 
     with monkeypatch.context() as patch:
-        patch.setattr(PackTraining, "advance", stopped)
+        patch.setattr(PackTraining, "by_step", stopped)
         with pytest.raises(KeyboardInterrupt):
             top(model, "2", cache=True, out=tmp_path / "out", every=Every(epochs=1))
     monkeypatch.setattr(prefix.Prefix, "beside", moved)

@@ -16,7 +16,8 @@ from rankwise.train.settings import Training
         ({"lr": math.inf}, "learning rate is inf"),
         ({"weight_decay": -0.1}, r"weight_decay is -0\.1"),
         ({"momentum": 1.0, "optimiser": "sgd"}, r"momentum is 1\.0; it must be at least 0 and below 1"),
-        ({"momentum": 0.9}, "which is SGD's"),
+        ({"momentum": 0.9}, r"momentum is 0\.9, a setting of sgd; optimiser=\"adamw\" has betas, eps\."),
+        ({"betas": (0.5, 0.9), "optimiser": "sgd"}, r"betas is \(0\.5, 0\.9\), a setting of adamw"),
         ({"nesterov": True, "optimiser": "sgd"}, "Nesterov's step needs a momentum"),
         ({"optimiser": "sgdm"}, 'Did you mean "sgd"'),
         ({"betas": (0.9, 1.0)}, r"betas are \(0\.9, 1\.0\); both must be at least 0 and below 1"),
@@ -29,7 +30,7 @@ from rankwise.train.settings import Training
         ({"warmup": -1}, "warmup is -1; it must be a whole number of steps"),
         (
             {"schedule": "cosin"},
-            'schedule "cosin" is not known; there are constant, cosine, plateau. Did you mean "cos',
+            'schedule "cosin" is not known; there are constant, cosine, linear, plateau. Did you mean "cos',
         ),
         ({"weights": "first"}, 'weights "first" is not known; there are best, last'),
     ],

@@ -156,12 +156,17 @@ def test_pruned_runs_leave_with_what_they_have() -> None:
         training.advance()
         alone.advance()
     kept = training.kept()
-    pruned = training.prune({"a": "too slow", "b": "too fast"})
-    assert [(o.name, o.status, o.reason, o.epochs) for o in pruned] == [
-        ("a", "pruned", "too slow", 2),
-        ("b", "pruned", "too fast", 2),
+    weights = {member.name: settings.weights for member, settings in runs}
+    pruned, left = training.state().prune({"a": "too slow", "b": "too fast"}, weights)
+    assert [(o.name, o.status, o.reason, o.epochs, o.steps) for o in pruned] == [
+        ("a", "pruned", "too slow", 2, 6),
+        ("b", "pruned", "too fast", 2, 6),
     ]
     assert all(torch.equal(value, kept[o.name][key]) for o in pruned for key, value in o.state.items())
+    assert left is not None
+    assert left.prune({"c": "too late"}, weights)[1] is None
+    training = started(torch.float64, runs)
+    training.restore(left)
     assert training.names == ["c"]
     (ours,), (theirs,) = finish(training)[1], finish(alone)[1]
     for key, value in ours.state.items():

@@ -6,10 +6,9 @@ One file a command; nothing heavy is loaded before a command runs, so `--help` i
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cyclopts import CycloptsError
-from cyclopts.config import Dict
 
 from rankwise.cli.app import EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_OK, app
 from rankwise.cli.compare import compare
@@ -23,9 +22,12 @@ from rankwise.cli.predict import predict
 from rankwise.cli.report import report
 from rankwise.cli.sweep import sweep
 from rankwise.cli.train import train
-from rankwise.errors import ConfigError, RankwiseError, flags_named, suggest
+from rankwise.errors import ConfigError, RankwiseError, flags_named
 from rankwise.shown import printable
 from rankwise.tasks.options import parse_numbers
+
+if TYPE_CHECKING:
+    from cyclopts.config import Dict
 
 __all__ = [
     "compare",
@@ -53,55 +55,34 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _continued(directory: Path, arguments: Sequence[str]) -> Dict:
+def _continued(directory: Path, arguments: Sequence[str]) -> "Dict":
     """The settings of the run in a directory, with the seeds and ranks that are added to it.
 
     Raises:
         ConfigError: What is added is no number, or can't be added.
         CheckpointError: There is no such run.
     """
+    from rankwise.cli.settings_file import as_config
+
     seeds, ranks = _value_of("--more-seeds", arguments), _value_of("--more-ranks", arguments)
     try:
         number = None if seeds is None else int(seeds)
     except ValueError:
         raise ConfigError(f'--more-seeds is "{seeds}"; give the number of seeds to add, such as 3.') from None
     added = None if ranks is None else parse_numbers(ranks)
-    return _as_config(settings_of(directory, number, added), directory)
+    return as_config(settings_of(directory, number, added), directory)
 
 
-def _settings(path: Path) -> Dict:
-    """Read a --config file.
+def _from_file(path: Path, arguments: Sequence[str]) -> "Dict":
+    """The settings in a --config file.
 
     Raises:
-        ConfigError: It is missing, or not YAML with the settings of commands.
+        ConfigError: They can't be used.
     """
-    import yaml
+    from rankwise.cli.settings_file import read_settings
 
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path} can't be read ({error.strerror}); --config takes a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict) or not all(isinstance(value, dict) for value in settings.values()):
-        raise ConfigError(
-            f'{path} does not hold the settings of a command; write "digits:" and below it, indented, "ranks: [1, 2]".'
-        )
     commands = [name for name in app if not name.startswith("-")]
-    for name in sorted(settings.keys() - set(commands), key=str):
-        raise ConfigError(
-            f'{path} has settings of "{name}"; there are commands {", ".join(commands)}.{suggest(str(name), commands)}'
-        )
-    return _as_config(settings, path)
-
-
-def _as_config(settings: dict[str, Any], path: Path) -> Dict:
-    for options in settings.values():
-        for name in ("seeds", "seed"):
-            # As text a list of one would read like a number of seeds.
-            if isinstance(options.get(name), list):
-                options[name] = "".join(f"{seed}," for seed in options[name])
-    return Dict(settings, source=str(path))
+    return read_settings(path, next(iter(arguments), None), commands)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if resume is not None:
                 app.config = (_continued(Path(resume), arguments),)
             else:
-                app.config = () if path is None else (_settings(Path(path)),)
+                app.config = () if path is None else (_from_file(Path(path), arguments),)
             result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return result if isinstance(result, int) else EXIT_OK
     except RankwiseError as error:

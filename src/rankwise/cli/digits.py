@@ -9,6 +9,7 @@ from rankwise.cli.training import RunOptions, train
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.tasks.flags import DECIDING, listed
 from rankwise.tasks.options import DigitsOptions, parse_numbers, parse_rates, parse_seeds
+from rankwise.tasks.text.options import parse_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rankwise.experiment import Experiment
-    from rankwise.show.live import Progress
+    from rankwise.train.events import Observers
 
 
 @app.command
@@ -31,6 +32,8 @@ def digits(
     lr: Annotated[tuple[float, ...] | None, listed(parse_rates), Parameter(group=MAIN)] = None,
     baseline_lr: Annotated[tuple[float, ...] | None, listed(parse_rates), Parameter(group=MAIN)] = None,
     alpha: Annotated[float | None, Parameter(group=MAIN)] = None,
+    optimiser: Annotated[str, Parameter(group=TRAINING)] = "adamw",
+    variant: Annotated[tuple[str, ...], listed(parse_names), Parameter(group=TRAINING)] = ("lora",),
     rungs: Annotated[tuple[int, ...] | None, listed(parse_numbers), Parameter(group=TRAINING)] = None,
     deciding: Annotated[Deciding | None, Parameter(name="*", group=DECIDING)] = None,
     device: Annotated[str, Parameter(group=MAIN)] = "auto",
@@ -63,6 +66,11 @@ def digits(
         Learning rates of full fine-tuning. [default: the protocol's]
     alpha:
         Numerator of the scale alpha / r. [default: 32; published: r, so that the scale is 1]
+    optimiser:
+        Optimiser of all runs, such as adamw or sgd; a name that isn't known lists them.
+    variant:
+        What is trained in a layer: lora, dora, ...; of several each is tried at every rank. A name that isn't known
+        lists them.
     rungs:
         Epochs after which the worse half of each configuration's learning rates leaves, and ranks that a smaller one
         clearly beats: 4,12. [default: none; all train to their end]
@@ -79,15 +87,17 @@ def digits(
         lr=lr,
         baseline_lr=baseline_lr,
         alpha=alpha,
+        optimiser=optimiser,
+        variant=variant,
         rungs=rungs,
         seeds=seeds,
         device=device,
         **{key: value for key, value in given.items() if value is not None},
     )
 
-    def make(progress: "Progress", base: "Mapping[str, Tensor] | None") -> "Experiment":
+    def make(observers: "Observers", base: "Mapping[str, Tensor] | None") -> "Experiment":
         from rankwise.tasks.digits.run import make_digits
 
-        return make_digits(options, progress, base)
+        return make_digits(options, observers, base)
 
     return train("digits", options.settings(), how, make)

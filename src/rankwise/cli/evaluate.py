@@ -1,6 +1,5 @@
 """`rankwise evaluate`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from rankwise.cli.app import EXIT_OK, app
-from rankwise.shown import printable
+from rankwise.shown import json_line, printable, shortened
 from rankwise.tasks.flags import listed
 from rankwise.tasks.text.options import parse_columns
 from rankwise.tasks.text.use.options import UseOptions
@@ -43,7 +42,7 @@ def evaluate(
     adapters:
         Folders of adapters.
     data:
-        Examples: a .jsonl, .json, .csv, .tsv or .parquet file, or a hub name.
+        Examples: a .jsonl, .json, .csv, .tsv or .parquet file, or a hub name; images as in training.
     columns:
         Which columns hold what, where they are not called so: prompt=mr,completion=ref.
     split:
@@ -66,30 +65,41 @@ def evaluate(
         Print the figures as JSON.
     """
     from rankwise.tasks.text.use.evaluating import evaluate_texts
+    from rankwise.tasks.text.use.evaluation_files import check_report
     from rankwise.tasks.text.use.generating import Writing
-    from rankwise.tasks.text.use.served import load_adapted
-    from rankwise.writing import replacing
+    from rankwise.tasks.text.use.images import evaluate_images, load_adapted_images
+    from rankwise.tasks.text.use.served import load_adapted, reads_images
+    from rankwise.writing import check_not_read, replacing
 
-    adapted = load_adapted(adapters, options or UseOptions())
-    found = evaluate_texts(
-        adapted,
-        data,
-        columns=dict(columns),
-        split=split,
-        skip_bad_lines=skip_bad_lines,
-        limit=limit,
-        generate=generate,
-        writing=Writing(max_new_tokens=max_new_tokens),
-    )
-    content = json.dumps(found.plain(), indent=2, ensure_ascii=False)
+    if out is not None:
+        check_not_read(out, [Path(data), *adapters])
+    if report is not None:
+        check_report(report)
+    options = options or UseOptions()
+    if reads_images(adapters):
+        served = load_adapted_images(adapters, options)
+        found = evaluate_images(
+            served, data, columns=dict(columns), skip_bad=skip_bad_lines, limit=limit, generate=generate
+        )
+    else:
+        found = evaluate_texts(
+            load_adapted(adapters, options),
+            data,
+            columns=dict(columns),
+            split=split,
+            skip_bad_lines=skip_bad_lines,
+            limit=limit,
+            generate=generate,
+            writing=Writing(max_new_tokens=max_new_tokens),
+        )
     if json_:
-        print(content)
+        print(json_line(found.plain(), indent=2))
     else:
         _show(found)
     # Last: a place that can't be written costs no figures.
     if out is not None:
         with replacing(out) as temporary:
-            temporary.write_text(content + "\n", encoding="utf-8")
+            temporary.write_text(json_line(found.plain(), indent=2) + "\n", encoding="utf-8")
     if report is not None:
         from rankwise.tasks.text.use.evaluation_files import write_evaluation
 
@@ -120,5 +130,5 @@ def _show(found: "Evaluation") -> None:
     for name, counts in found.confusions.items():
         pairs = most_confused(counts, found.labels) if found.labels else []
         if pairs:
-            shown = "; ".join(f'"{said}" for "{right}" ({n:,})' for right, said, n in pairs)
-            console.print(f"{name} most often says {shown}.", highlight=False, markup=False)
+            shown = "; ".join(f'"{shortened(said)}" for "{shortened(right)}" ({n:,})' for right, said, n in pairs)
+            console.print(f"{printable(name)} most often says {shown}.", highlight=False, markup=False)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rankwise.tasks.text.data.examples import Labelled
+    from rankwise.tasks.text.use.images import ServedImages
     from rankwise.tasks.text.use.served import ServedModel
 
 FORMATS = ("text", "csv", "jsonl")
@@ -37,7 +38,7 @@ def predict(
     all_labels: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     options: UseOptions | None = None,
 ) -> int:
-    """Label texts, with probabilities, by one classifier or several side by side.
+    """Label texts or images, with probabilities, by one classifier or several side by side.
 
     Example: rankwise predict runs/last/adapters/r8-lr0.001-s0 --text "How do I locate my card?"
 
@@ -46,11 +47,12 @@ def predict(
     Parameters
     ----------
     adapters:
-        Folders of adapters that classify texts.
+        Folders of adapters that classify texts, or images.
     text:
         One text.
     file:
-        A text file with a text on each line; or texts in a column (.jsonl, .json, .csv, .tsv, .parquet).
+        A text file with a text on each line; or texts in a column (.jsonl, .json, .csv, .tsv, .parquet). An image, or
+        a folder of images.
     columns:
         Which columns of --file hold what, where they are not called so: text=question.
     skip_bad_lines:
@@ -63,8 +65,10 @@ def predict(
         Write the probability of every label, not of the predicted one alone.
     """
     from rankwise.tasks.text.data.prompts import as_text, read_texts
+    from rankwise.tasks.text.use.images import listed_images, load_adapted_images
     from rankwise.tasks.text.use.prediction_files import format_of
-    from rankwise.tasks.text.use.served import load_adapted
+    from rankwise.tasks.text.use.served import load_adapted, reads_images
+    from rankwise.writing import check_not_read
 
     if text is not None and file is not None:
         raise ConfigError("--text and --file are both given; leave one of them out.")
@@ -79,12 +83,22 @@ def predict(
         raise DataError("The text is empty; give --text one with at least a letter.")
     if out is not None:
         format_of(out)
+        check_not_read(out, [*([] if file is None else [file]), *adapters])
+    options = options or UseOptions()
+    if reads_images(adapters):
+        if file is None:
+            raise ConfigError("The adapter classifies images; give --file an image, or a folder of images.")
+        show = _Show(load_adapted_images(adapters, options), format_, out, all_labels)
+        for note in show.adapted.notes:
+            print(printable(note), file=sys.stderr)
+        show(listed_images(file))
+        return EXIT_OK
     texts, notes = (None if text is None else [as_text(1, text)]), []
     if file is not None:
         texts, notes = read_texts(file, dict(columns), skip_bad_lines=skip_bad_lines)
-    show = _Show(load_adapted(adapters, options or UseOptions()), format_, out, all_labels)
+    show = _Show(load_adapted(adapters, options), format_, out, all_labels)
     for note in (*show.adapted.notes, *notes):
-        print(note, file=sys.stderr)
+        print(printable(note), file=sys.stderr)
     if texts is None and out is None and format_ == "text" and sys.stdin.isatty():
         for line in _typed():
             try:
@@ -99,22 +113,28 @@ def predict(
 class _Show:
     """Predicts, and prints or writes what came out."""
 
-    def __init__(self, adapted: "ServedModel", format_: str, out: Path | None, all_labels: bool) -> None:
+    def __init__(self, adapted: "ServedModel | ServedImages", format_: str, out: Path | None, all_labels: bool) -> None:
         self.adapted, self._format, self._out, self._all = adapted, format_, out, all_labels
 
     def __call__(self, texts: "Sequence[Labelled]") -> None:
+        from rankwise.tasks.text.use.images import ServedImages, predict_images
         from rankwise.tasks.text.use.predicting import predict_texts
         from rankwise.tasks.text.use.prediction_files import predictions_as, write_predictions
 
         if not texts:
             raise DataError("There are no texts; give --text, --file, or lines on standard input.")
-        found, notes = predict_texts(self.adapted, texts)
+        if isinstance(self.adapted, ServedImages):
+            found, notes = predict_images(self.adapted, texts), []
+        else:
+            found, notes = predict_texts(self.adapted, texts)
         for note in notes:
-            print(note, file=sys.stderr)
+            print(printable(note), file=sys.stderr)
         if self._out is not None:
             print(write_predictions(texts, found, self._out, every=self._all))
         elif self._format != "text":
-            print(predictions_as(self._format, texts, found, every=self._all), end="")
+            content = predictions_as(self._format, texts, found, every=self._all)
+            # A file or another program gets the texts as they are.
+            print(printable(content) if sys.stdout.isatty() else content, end="")
         else:
             for i, text in enumerate(texts):
                 print(printable(" | ".join(filter(None, (text.text, text.text_pair)))))
@@ -126,10 +146,11 @@ class _Show:
 def _lines() -> "Iterator[Labelled]":
     """Texts on standard input, one a line."""
     from rankwise.tasks.text.data.prompts import as_text
+    from rankwise.tasks.text.read.text_files import read_lines
 
-    for i, line in enumerate(sys.stdin, start=1):
+    for i, line in enumerate(read_lines(sys.stdin), start=1):
         if line.strip():
-            yield as_text(i, line.rstrip("\n"))
+            yield as_text(i, line)
 
 
 def _typed() -> "Iterator[list[Labelled]]":

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rankwise.experiment import Experiment
-    from rankwise.show.live import Progress
+    from rankwise.train.events import Observers
 
 
 @app.command
@@ -26,9 +26,9 @@ def sweep(options: TextOptions, *, how: RunOptions | None = None) -> int:
     two figures, a page, and every adapter in PEFT's format.
     """
 
-    def make(progress: "Progress", base: "Mapping[str, Tensor] | None") -> "Experiment":
+    def make(observers: "Observers", base: "Mapping[str, Tensor] | None") -> "Experiment":
         from rankwise.tasks.text.run import make_text
 
-        return make_text(options, progress, base)
+        return make_text(options, observers, base)
 
     return train("sweep", options.settings(), how or RunOptions(), make)

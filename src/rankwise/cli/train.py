@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rankwise.experiment import Experiment
-    from rankwise.show.live import Progress
+    from rankwise.train.events import Observers
 
 
 @app.command
@@ -26,9 +26,9 @@ def train(options: TrainOptions, *, how: RunOptions | None = None) -> int:
     hold it against full fine-tuning or other settings, run rankwise sweep.
     """
 
-    def make(progress: "Progress", base: "Mapping[str, Tensor] | None") -> "Experiment":
+    def make(observers: "Observers", base: "Mapping[str, Tensor] | None") -> "Experiment":
         from rankwise.tasks.text.run import make_text
 
-        return make_text(options, progress, base)
+        return make_text(options, observers, base)
 
     return training.train("train", options.settings(), how or RunOptions(), make, forecast=True)

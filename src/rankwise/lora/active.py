@@ -15,6 +15,7 @@ from rankwise.lora.checks.reads import call
 from rankwise.lora.checks.threads import check_free, held_by_thread
 from rankwise.lora.inject import check_new_name
 from rankwise.lora.layer.per_row import RowAdapter, grouped
+from rankwise.lora.offloaded import has_data
 from rankwise.lora.trained_modules import activate_whole, check_one_whole, whole_tensors, wholes
 from rankwise.lora.variants import variant_name
 
@@ -29,8 +30,8 @@ def activate(model: nn.Module, *names: str) -> None:
         names: Adapters of this model.
 
     Raises:
-        AdapterError: A name is not an adapter's, adapters are merged, or another thread is inside `by_row` or
-            `disabled`.
+        AdapterError: A name is not an adapter's, adapters are merged, this is inside `by_row`, or another thread is
+            inside `by_row` or `disabled`.
 
     Examples:
         >>> from rankwise.lora import LoRAConfig, inject
@@ -54,6 +55,8 @@ def activate(model: nn.Module, *names: str) -> None:
 @contextmanager
 def disabled(model: nn.Module) -> Generator[None]:
     """Let the model compute as its base does, for the length of a `with` block.
+
+    A copy of the model that is made inside is as it would be outside: its adapters act.
 
     Args:
         model: An injected model.
@@ -99,7 +102,8 @@ def rename(model: nn.Module, old: str, new: str) -> None:
         new: What it is to be called.
 
     Raises:
-        AdapterError: There is no such adapter, the new name is taken or can't be one, or adapters are merged.
+        AdapterError: There is no such adapter, the new name is taken or can't be one, adapters are merged, or the model
+            is in use inside `by_row`.
 
     Examples:
         >>> from rankwise.lora import LoRAConfig, inject
@@ -109,8 +113,15 @@ def rename(model: nn.Module, old: str, new: str) -> None:
         >>> layer.lora.active
         ('french',)
     """
+    check_free(model)
     layers = layers_with(model, old)
     check_new_name(model, new)
+    for path, (_, lora) in layers.items():
+        if not all(map(has_data, lora.keys_of(old).values())):
+            raise AdapterError(
+                f'The numbers of "{old}" at "{path}" lie elsewhere (accelerate has offloaded the model, or it is on '
+                "the meta device), under its present name. Rename it before that."
+            )
     stop_counting(model)  # it would look for the adapter by its old name
     for _, lora in layers.values():
         _rename(lora, old, new)
@@ -123,11 +134,9 @@ def rename(model: nn.Module, old: str, new: str) -> None:
 
 
 def _rename(lora: LoRA, old: str, new: str) -> None:
-    for key in lora.own(old):
-        beside = lora.get_submodule(key)._parameters  # pyright: ignore[reportPrivateUsage]
-        beside[new] = beside.pop(old)
-    for kept in (lora.A, lora.B):
-        kept[new] = kept.pop(old)
+    for key in lora.parameters_of(old):
+        held = lora.get_submodule(key)._parameters  # pyright: ignore[reportPrivateUsage]
+        held[new] = held.pop(old)
     lora.scale[new], lora.configs[new] = lora.scale.pop(old), lora.configs.pop(old)
     lora.rows = {new if name == old else name: row for name, row in lora.rows.items()}
     lora.active = tuple(new if name == old else name for name in lora.active)
@@ -170,26 +179,26 @@ def by_row(model: nn.Module, names: Sequence[str | None], *, example: Any = None
     if example is not None:
         _compare(model, names, example)
     with held_by_thread(model, "by_row"):
-        before = [(lora, lora.active, lora.by_row) for _, lora in layers.values()]
-        wholes_before = [(whole, whole.active) for _, whole in wholes(model).values()]
+        before = [(lora, lora.by_row) for _, lora in layers.values()]
+        wholes_before = [(whole, whole.disabled) for _, whole in wholes(model).values()]
         try:
-            activate_whole(model, ())
             with torch.no_grad():
                 for _, lora in layers.values():
                     own = [name for name in chosen if name in lora.scale]
                     lora.by_row = grouped({name: _member(lora, name) for name in own}, names)
-                    lora.active = tuple(own)
+            for whole, _ in wholes_before:
+                whole.disabled = True
             yield
         finally:
-            for lora, active, groups in before:
-                lora.active, lora.by_row = active, groups
-            for whole, active in wholes_before:
-                whole.active = active
+            for lora, groups in before:
+                lora.by_row = groups
+            for whole, was in wholes_before:
+                whole.disabled = was
 
 
 def _member(lora: LoRA, name: str) -> RowAdapter:
     variant = variant_name(lora.configs[name].variant, lora.kind_of(name))
-    return variant, lora.kind_of(name), *lora.pair(name), lora.scale[name], lora.own(name)
+    return variant, lora.kind_of(name), lora.tensors(name), lora.scale[name]
 
 
 def _check_by_row(model: nn.Module, chosen: Iterable[str], n_rows: int) -> None:

@@ -11,6 +11,7 @@ from rankwise.errors import AdapterError, suggest
 from rankwise.lora.layer.calls import input_and_rest, laid_out_as
 from rankwise.lora.layer.holding import Holding
 from rankwise.lora.layer.per_row import Group, add_by_row
+from rankwise.lora.layer.recomputed import check_same, marked, wrong_gradients
 from rankwise.lora.layer_types.quantised import Before, in_eight_bits, make_quantised
 from rankwise.lora.offloaded import data_of
 from rankwise.lora.targets.modules import child_name, named_once, submodule
@@ -41,7 +42,7 @@ class LoRA(Holding):
     """What the layer was before merging gave it a plain weight in place of a quantised one."""
     acted: tuple[str, ...] | None = None
     """Adapters that acted in the last forward with gradients; None before the first one."""
-    by_row: tuple[Group, ...] = ()
+    by_row: tuple[Group, ...] | None = None
     """Adapters of which each row of the batch has its own; they act instead of the active ones."""
     tied_weight: tuple[nn.Parameter, ...] = ()
     """The weight that the layer shared before it was given a copy."""
@@ -51,9 +52,7 @@ class LoRA(Holding):
 
     def delta(self, layer: nn.Module, name: str) -> Tensor:
         """Return what an adapter adds to the weight."""
-        A, B = self.pair(name)
-        own = {key: self.fetched(key, name).to(A.device) for key in self.own(name)}
-        return self.variant_of(name).delta(self.kind_of(name), layer, A, B, self.scale[name], own)
+        return self.variant_of(name).delta(self.kind_of(name), layer, self.tensors(name), self.scale[name])
 
     @property
     def has_reader(self) -> bool:
@@ -86,10 +85,10 @@ class LoRA(Holding):
     def add_update(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         """The forward hook: the layer's output plus the updates of the active adapters."""
         self._check_recomputed()
-        if self.disabled or self.merged or not self.active:
+        if self.disabled or self.merged or not (self.by_row or self.active):
             return output
         inputs, rest, named = (args[0], args[1:], kwargs) if args else input_and_rest(kwargs)
-        if self.by_row:
+        if self.by_row is not None:
             return add_by_row(self.by_row, layer, inputs, output, rest, named)
         layer_type = self.layer_type
         # Straight to the parameters: `self.A[name]` twice would cost a third of a small layer's hook. Looked up
@@ -99,27 +98,22 @@ class LoRA(Holding):
         B_of: dict[str, Tensor] = kept["B"]._parameters
         base, device = output, inputs.device
         for name in self.active:
+            if self.varied and (name in self.rows or self.configs[name].variant != "lora"):
+                added = marked(self._varied(layer, name, inputs, base, rest, named), self.active)
+                output = output - added.to(output.dtype)
+                continue
             pair = A_of[name], B_of[name]
             if pair[0].device != device:
                 pair = self.brought(name, device)
             elif name in self.flipped:
                 pair = flip(*pair)
-            varied = self.varied and (name in self.rows or self.configs[name].variant != "lora")
             x, scale = inputs, self.scale[name]
             if not layer_type.reads_indices and x.dtype != pair[0].dtype:
-                if varied:
-                    x = x.to(pair[0].dtype)  # norms of rows need more than half precision
-                else:
-                    # Not x, which would be kept in float32 for the backward pass.
-                    pair = pair[0].to(x.dtype), pair[1].to(x.dtype)
+                # Not x, which would be kept in float32 for the backward pass.
+                pair = pair[0].to(x.dtype), pair[1].to(x.dtype)
             A, B = pair
-            p = self.configs[name].dropout if self.training and not layer_type.reads_indices else 0.0
-            if p and not self.kind_of(name).tokens:
-                x = nn.functional.dropout(x, p)
-            if varied:
-                update = self._varied(layer, name, x, base, A, B, rest, named)
-                output = output - update.to(output.dtype)
-                continue
+            if self.training and self.configs[name].dropout and not layer_type.reads_indices:
+                x = nn.functional.dropout(x, self.configs[name].dropout)
             # Minus the negative: the same numbers, but subtracting the +0 of B = 0 leaves every bit of the
             # output, while adding it would turn -0 into +0. The scale takes no call of its own.
             update = layer_type.update(layer, x, A, B if scale < 0 else -B, *rest, **named)
@@ -127,24 +121,24 @@ class LoRA(Holding):
                 update = update + 0.0  # it can be -0 itself: one product, no sum; or a convolution's own sum
             if update.dtype != output.dtype:
                 update = update.to(output.dtype)
-            total = torch.sub(output, update, alpha=abs(scale))
+            total = torch.sub(output, marked(update, self.active), alpha=abs(scale))
             output = total if layer_type.linear else laid_out_as(total, output)
         return output
 
     def _check_recomputed(self) -> None:
         """Raise where a backward pass runs the layer again (activation checkpoints) and other adapters act by now."""
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling():
             return
         acting = () if self.disabled else self.active
+        check_same(self, acting)
+        if not torch.is_grad_enabled():
+            return
+        # Others than before are seen by what `marked` returns; here, whether there were any.
         if torch._C._current_graph_task_id() == -1:  # pyright: ignore[reportPrivateUsage]  (no backward pass)
             if acting != self.acted:
                 self.__dict__["acted"] = acting  # nn.Module makes an assignment dear
-        elif self.acted is not None and acting != self.acted:
-            raise AdapterError(
-                f"The backward pass runs a layer again with the adapters {list(acting)}, which ran with "
-                f"{list(self.acted)} in the forward pass: gradients would be wrong. Call activate, or leave "
-                "`disabled`, after backward."
-            )
+        elif self.acted is not None and bool(acting) != bool(self.acted):
+            raise wrong_gradients(acting, self.acted)
 
     def _varied(
         self,
@@ -152,20 +146,17 @@ class LoRA(Holding):
         name: str,
         x: Tensor,
         base: Tensor,
-        A: Tensor,
-        B: Tensor,
         rest: tuple[Any, ...],
         named: dict[str, Any],
     ) -> Tensor:
-        """The negative of what an adapter of another variant adds to the layer's output, without a negative zero."""
-        own = {
-            key: self.fetched(key, name).to(x.device) if tensor.device != x.device else tensor
-            for key, tensor in self.own(name).items()
-        }
-        added = self.variant_of(name).forward(
-            self.kind_of(name), layer, x, base, A, B, self.scale[name], own, rest, named
-        )
-        return 0.0 - added
+        """The negative of what an adapter of another variant, or on a part of the layer, adds to the layer's output,
+        without a negative zero."""
+        kind, tensors = self.kind_of(name), self.tensors(name, x.device)
+        if not kind.reads_indices:
+            x = x.to(next(iter(tensors.values())).dtype)  # norms of rows need more than half precision
+            if self.training and self.configs[name].dropout and not kind.tokens:
+                x = nn.functional.dropout(x, self.configs[name].dropout)
+        return 0.0 - self.variant_of(name).forward(kind, layer, x, base, tensors, self.scale[name], rest, named)
 
     def put_sum(self, reader: nn.Module, args: tuple[Any, ...]) -> None:
         """The pre-hook of a weight that is read without a call: let the reader find W + delta in its place."""
@@ -180,11 +171,11 @@ class LoRA(Holding):
                 "W + delta would be rounded to 8 bits. Leave the layer out of the adapter."
             )
         values = data_of(layer, self.parameter) if weight.is_meta else weight
-        total = values.to(self.A[self.active[0]].dtype)
+        total = values.to(next(iter(self.parameters_of(self.active[0]).values())).dtype)
         for name in self.active:
             # As in `add_update`: minus the negative, without a negative zero of its own.
             total = total - (0.0 - self.delta(layer, name).to(total.device))
-        show(layer, self.parameter, weight, total.to(weight.dtype))
+        show(layer, self.parameter, weight, marked(total.to(weight.dtype), self.active))
 
     def take_sum(self, reader: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """The hook after it, called also where the forward failed: the parameter is to be seen again."""

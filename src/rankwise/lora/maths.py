@@ -1,9 +1,10 @@
-r"""The paper's equations as pure functions: no module, no state.
+r"""The paper's equations as pure functions. Whatever Rankwise computes runs through them, or is tested against them.
 
 $$h = W_0 x + \Delta W x = W_0 x + s\,B A x, \qquad s = \frac{\alpha}{r}$$
 
-Every function also takes stacks: leading dimensions of A and B (one for each adapter of a pack)
-broadcast against those of x, as in `torch.matmul`.
+`lora_update` and `lora_delta` are called for every adapted layer, through this module. `lora_model` is one adapter on a
+whole model and `lora_pack` the definition of a pack: before the first step a pack's fast products
+(`rankwise.pack.layers.linear`) are compared with `lora_model`, adapter by adapter.
 
 References:
     Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021, section 4.1.
@@ -13,11 +14,15 @@ References:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import linear
 
 SCALINGS: dict[str, Callable[[float, int], float]] = {
     "alpha/r": lambda alpha, r: alpha / r,
@@ -25,13 +30,19 @@ SCALINGS: dict[str, Callable[[float, int], float]] = {
 }
 """The scale by the name `LoRAConfig.scaling` gives it: the paper's, and the rank-stabilised one."""
 
+Product = Callable[[Tensor, Tensor], Tensor]
+"""(inputs, matrix) -> the matrix applied to the inputs."""
+
 
 def lora_update(
-    x: Float[Tensor, "*batch d_in"],
-    A: Float[Tensor, "*stack r d_in"],
-    B: Float[Tensor, "*stack d_out r"],
-    scale: float | Tensor,
-) -> Float[Tensor, "*out d_out"]:
+    x: Tensor,
+    A: Float[Tensor, "r d_in"],
+    B: Float[Tensor, "d_out columns"],
+    scale: float | Tensor = 1.0,
+    *,
+    down: Product = linear,
+    up: Product = linear,
+) -> Tensor:
     r"""What an adapter adds to a layer's output.
 
     $$\Delta h = s\,B A x$$
@@ -40,13 +51,16 @@ def lora_update(
     $r (d_{in} + d_{out})$ multiplications a row instead of $d_{in} d_{out}$.
 
     Args:
-        x: Inputs of the layer; for a stack (K, rows, d_in).
-        A: Down-projection; for a stack (K, r, d_in).
-        B: Up-projection; for a stack (K, d_out, r).
-        scale: s, no unit; for a stack a number or (K, 1, 1).
+        x: Inputs of the layer.
+        A: Down-projection.
+        B: Up-projection; r columns, except in PEFT's grouped convolutions (r / groups).
+        scale: s, no unit. 1 where s is part of B already.
+        down: (x, A) -> A x, as the layer reads its inputs: a convolution applies A at every place, an embedding
+            looks up columns of A.
+        up: (z, B) -> B z.
 
     Returns:
-        The update, shaped as the layer's output.
+        The update, shaped as the layer's output. For a stack of adapters, map it with `torch.vmap`.
 
     Examples:
         >>> lora_update(torch.ones(2, 3), torch.ones(1, 3), torch.ones(4, 1), scale=2.0)[0]
@@ -55,20 +69,20 @@ def lora_update(
     References:
         Hu et al., LoRA, 2021, section 4.1, equation 3.
     """
-    return (x @ A.mT * scale) @ B.mT
+    return up(_times(down(x, A), scale), B)
 
 
 def lora_delta(
     A: Float[Tensor, "*stack r d_in"],
     B: Float[Tensor, "*stack d_out r"],
-    scale: float | Tensor,
+    scale: float | Tensor = 1.0,
 ) -> Float[Tensor, "*stack d_out d_in"]:
     r"""The update as a matrix, to add to the frozen weight: $\Delta W = s\,B A$.
 
     Args:
-        A: Down-projection.
-        B: Up-projection.
-        scale: s, no unit; for a stack a number or (K, 1, 1).
+        A: Down-projection; for a stack of matrices (the experts of a mixture) (n, r, d_in).
+        B: Up-projection; for a stack (n, d_out, r).
+        scale: s, no unit; for a stack a number or (n, 1, 1). 1 where s is part of B already.
 
     Returns:
         Delta, shaped as the weight of `torch.nn.Linear`.
@@ -81,7 +95,11 @@ def lora_delta(
     References:
         Hu et al., LoRA, 2021, section 4.1 ("No Additional Inference Latency").
     """
-    return scale * (B @ A)
+    return _times(B @ A, scale)
+
+
+def _times(tensor: Tensor, scale: float | Tensor) -> Tensor:
+    return tensor if isinstance(scale, float) and scale == 1.0 else tensor * scale
 
 
 def lora_linear(
@@ -113,7 +131,73 @@ def lora_linear(
     References:
         Hu et al., LoRA, 2021, section 4.1. https://arxiv.org/abs/2106.09685
     """
-    return torch.nn.functional.linear(x, W) + lora_update(x, A, B, alpha / A.shape[-2])
+    return linear(x, W) + lora_update(x, A, B, alpha / A.shape[-2])
+
+
+def lora_model(
+    model: nn.Module,
+    deltas: Mapping[str, Tensor],
+    inputs: tuple[Any, ...],
+    trained: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Any:
+    r"""One adapter on a whole model, by definition: every adapted weight is $W_0 + \Delta W$ for one forward pass.
+
+    Args:
+        model: The base. Its weights are read and stay as they are.
+        deltas: Names of weights -> delta, shaped as the weight.
+        inputs: The model's positional arguments.
+        trained: Names of parameters that the adapter trains in full -> what it has in their place.
+
+    Returns:
+        What the model returns.
+
+    Examples:
+        >>> layer = nn.Linear(3, 2, bias=False)
+        >>> x, delta = torch.ones(1, 3), lora_delta(torch.ones(1, 3), torch.ones(2, 1))
+        >>> lora_model(layer, {"weight": delta}, (x,)) - layer(x)
+        tensor([[3., 3.]], grad_fn=<SubBackward0>)
+    """
+    weights = {name: model.get_parameter(name).detach() for name in deltas}
+    sums = {name: (weight + deltas[name]).to(weight.dtype) for name, weight in weights.items()}
+    return functional_call(model, {**trained, **sums}, inputs)
+
+
+def lora_pack(
+    model: nn.Module,
+    stacks: Mapping[str, tuple[Float[Tensor, "K r d_in"], Float[Tensor, "K d_out r"]]],
+    scales: Mapping[str, Float[Tensor, " K"]],
+    x: Tensor,
+) -> Float[Tensor, "K *outputs"]:
+    r"""K adapters on one batch, by definition of a pack: `lora_model` mapped over the stacks.
+
+    $$y_k = f(x;\; W_0 + s_k B_k A_k), \qquad k = 1 \dots K$$
+
+    Slow: every adapter's weights are formed. A pack computes the same with one frozen product for all rows.
+
+    Args:
+        model: The base, of linear layers.
+        stacks: Paths of layers -> A and B of all adapters.
+        scales: Paths of layers -> every adapter's s.
+        x: A batch that all adapters read.
+
+    Returns:
+        The outputs of every adapter.
+
+    Examples:
+        >>> layer, x = nn.Sequential(nn.Linear(3, 2)), torch.ones(1, 3)
+        >>> stacks = {"0": (torch.ones(2, 1, 3), torch.ones(2, 2, 1))}
+        >>> y = lora_pack(layer, stacks, {"0": torch.tensor([1.0, 2.0])}, x)
+        >>> (y - layer(x)).detach().round(decimals=4)
+        tensor([[[3., 3.]],
+        <BLANKLINE>
+                [[6., 6.]]])
+    """
+
+    def one(pairs: Mapping[str, tuple[Tensor, Tensor]], scale: Mapping[str, Tensor]) -> Tensor:
+        deltas = {f"{name}.weight": lora_delta(A, B, scale[name]) for name, (A, B) in pairs.items()}
+        return lora_model(model, deltas, (x,))
+
+    return torch.vmap(one)(dict(stacks), dict(scales))
 
 
 def parameter_count(r: int, d_in: int, d_out: int) -> int:

@@ -11,7 +11,7 @@ from rankwise.lora.adapter import LoRA, adapted_layers, lora_of
 from rankwise.lora.checks.complete import check_complete
 from rankwise.lora.checks.foreign import is_sharded
 from rankwise.lora.checks.threads import check_free
-from rankwise.lora.layer_types.quantised import in_eight_bits, make_plain, plain_weight
+from rankwise.lora.layer_types.quantised import in_eight_bits, is_opaque, make_plain, plain_weight
 from rankwise.lora.targets.modules import named_once
 from rankwise.lora.targets.ties import sharers
 from rankwise.lora.trained_merge import check_mergeable_whole, merge_whole, unmerge_whole
@@ -52,6 +52,7 @@ class MergeReport:
         return text_table(["merged", "type", "entries held", "rounding error"], rows)
 
 
+@torch.inference_mode(False)
 def merge(model: nn.Module, *, keep_base: bool = True, dequantize: bool = False) -> MergeReport:
     r"""Add the active adapters into the weights, in float32 or wider: inference then costs nothing more.
 
@@ -102,9 +103,9 @@ def merge(model: nn.Module, *, keep_base: bool = True, dequantize: bool = False)
         merge_whole(model, keep_base)
         for path, (layer, lora) in layers.items():
             weight = lora.weight(layer)
-            if lora.layer_type.quantised is not None:
+            if (quantised := lora.row_now(layer).quantised) is not None:
                 total = (_wide_weight(layer, lora) + _wide_delta(layer, lora)).to(_target_dtype(layer, lora, dtype))
-                before = make_plain(path, layer, lora.layer_type.quantised, total)
+                before = make_plain(path, layer, quantised, total)
                 lora.before, lora.merged = before if keep_base else None, lora.active
                 continue
             base = weight.detach().to("cpu", copy=True) if keep_base else None
@@ -150,6 +151,7 @@ _IN_THE_WAY: dict[str, Callable[[Tensor], bool]] = {
     "has no data (it is on the meta device or offloaded): load the whole model on one device": lambda it: it.is_meta,
     "is sharded over processes: gather it first": is_sharded,
     "is stored in 8-bit floats, which would round most of delta away: load the base in bfloat16": in_eight_bits,
+    "is sparse, or of a class that computes in a way of its own: load the base with plain weights": is_opaque,
 }
 """What stands against writing W + delta, with the way out -> how it is seen."""
 
@@ -161,12 +163,13 @@ def _check_mergeable(layers: Mapping[str, tuple[nn.Module, LoRA]], any_active: b
         if lora.disabled:
             raise AdapterError(f'The adapter of "{path}" is disabled; merge outside of `with disabled(...)`.')
         weight = lora.weight(layer)
-        if reason := next((why for why, holds in _IN_THE_WAY.items() if lora.active and holds(weight)), None):
+        looked_at = lora.active and lora.row_now(layer).quantised is None
+        if reason := next((why for why, holds in _IN_THE_WAY.items() if looked_at and holds(weight)), None):
             raise AdapterError(f'"{path}" can\'t be merged: its weight {reason}, or use the adapter unmerged.')
         if not isinstance(weight, nn.Parameter):
             raise AdapterError(
                 f'The weight of "{path}" is computed from other tensors (parametrised), so delta can\'t be added to '
-                "it. Call torch.nn.utils.parametrize.remove_parametrizations first."
+                "it. Call torch.nn.utils.parametrize.remove_parametrizations (remove_weight_norm, prune.remove) first."
             )
     if not any_active:
         raise AdapterError("No adapter is active, so there is nothing to merge; call inject or activate first.")
@@ -201,11 +204,16 @@ def _with_ties(model: nn.Module, layers: Layers) -> tuple[Layers, dict[str, list
 
 
 def _same_adapters(one: LoRA, other: LoRA) -> bool:
-    return one.active == other.active and all(one.A[name] is other.A[name] for name in one.active)
+    return one.active == other.active and all(_same_tensors(one, other, name) for name in one.active)
+
+
+def _same_tensors(one: LoRA, other: LoRA, name: str) -> bool:
+    mine, theirs = one.parameters_of(name), other.parameters_of(name)
+    return mine.keys() == theirs.keys() and all(tensor is theirs[key] for key, tensor in mine.items())
 
 
 def _wide_weight(layer: nn.Module, lora: LoRA) -> Tensor:
-    weight = plain_weight(layer, lora.layer_type, lora.parameter).detach()
+    weight = plain_weight(layer, lora.row_now(layer), lora.parameter).detach()
     return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
@@ -230,13 +238,13 @@ def _plain_dtype(model: nn.Module) -> torch.dtype | None:
 
 def _target_dtype(layer: nn.Module, lora: LoRA, plain: torch.dtype | None) -> torch.dtype:
     """Return the type of the merged weight."""
-    if lora.layer_type.quantised is None:
+    if lora.row_now(layer).quantised is None:
         return lora.weight(layer).dtype
-    return plain or plain_weight(layer, lora.layer_type).dtype
+    return plain or plain_weight(layer, lora.row_now(layer)).dtype
 
 
 def _refuse_quantised(layers: Mapping[str, tuple[nn.Module, LoRA]], plain: torch.dtype | None) -> None:
-    found = {path: (layer, lora) for path, (layer, lora) in layers.items() if lora.layer_type.quantised is not None}
+    found = {path: (layer, lora) for path, (layer, lora) in layers.items() if lora.row_now(layer).quantised is not None}
     for path, (layer, lora) in found.items():
         dtype = str(_target_dtype(layer, lora, plain)).removeprefix("torch.")
         raise AdapterError(
@@ -260,7 +268,7 @@ def _check_layer(path: str, layer: nn.Module, lora: LoRA, plain: torch.dtype | N
     return MergedLayer(
         name=path,
         dtype=str(dtype).removeprefix("torch.")
-        + (f", was {lora.layer_type.name}" if lora.layer_type.quantised else ""),
+        + (f", was {lora.layer_type.name}" if lora.row_now(layer).quantised else ""),
         held=float((stored[wanted] != 0).double().mean()) if norm else 1.0,
         error=float((stored - delta).norm()) / norm if norm else 0.0,
     )

@@ -4,8 +4,41 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from rankwise.errors import AdapterError
+
+
+def has_data(tensor: Tensor) -> bool:
+    """Tell whether a tensor has numbers: neither on the meta device nor a fake one, which has a shape only.
+
+    Examples:
+        >>> has_data(torch.ones(1)), has_data(torch.ones(1, device="meta"))
+        (True, False)
+    """
+    return not tensor.is_meta and not is_fake(tensor)
+
+
+def register(owner: nn.Module, name: str, tensor: Tensor) -> None:
+    """Give a module a parameter or buffer, as it is.
+
+    Inside accelerate's `init_empty_weights` whatever is registered is replaced by a tensor without data.
+    """
+    if not isinstance(tensor, nn.Parameter):
+        owner.register_buffer(name, tensor)
+        owner._buffers[name] = tensor  # pyright: ignore[reportPrivateUsage]
+        return
+    if isinstance(owner, nn.ParameterDict):
+        owner[name] = tensor
+    else:
+        owner.register_parameter(name, tensor)
+    owner._parameters[name] = tensor  # pyright: ignore[reportPrivateUsage]
+
+
+def in_fake_mode() -> bool:
+    """Tell whether tensors that are made now are fake, as where a program only looks at shapes and memory."""
+    fake: Any = torch._C._TorchDispatchModeKey.FAKE  # pyright: ignore
+    return torch._C._get_dispatch_mode(fake) is not None  # pyright: ignore
 
 
 def data_of(owner: nn.Module, name: str) -> Tensor:

@@ -71,7 +71,7 @@ class Report:
         ]
         lines += [
             f'"{target.name}" is read, not called: its adapter acts through the weight during the forward of '
-            f"{target.reader_name}"
+            f"{target.reader_name}{_rounding(target)}"
             for target in self.adapted
             if target.reader is not None
         ]
@@ -85,6 +85,12 @@ class Report:
         if by_name:
             lines.append(f'to adapt what is taken by name only: target_modules=["{ALL_LINEAR}", "{by_name[0]}", ...]')
         return "\n".join(lines)
+
+
+def _rounding(target: Target) -> str:
+    """Say to which type W + delta is rounded, where it holds fewer digits than delta."""
+    dtype = getattr(target.module, target.parameter).dtype
+    return "" if dtype.itemsize > 2 else f", rounded to {str(dtype).removeprefix('torch.')}: a small delta is lost"
 
 
 def _numberless(name: str) -> str:

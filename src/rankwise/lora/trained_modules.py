@@ -14,10 +14,13 @@ from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError, TargetError
 from rankwise.lora.config import LoRAConfig
+from rankwise.lora.layer.asking import stop_asking
 from rankwise.lora.layer.checkpoint import FREED
+from rankwise.lora.layer.recomputed import check_same, marked
+from rankwise.lora.layer.replacement import Replacement
 from rankwise.lora.layer_types import layer_type_of
-from rankwise.lora.layer_types.quantised import in_eight_bits
-from rankwise.lora.offloaded import data_of
+from rankwise.lora.layer_types.quantised import in_eight_bits, is_opaque
+from rankwise.lora.offloaded import data_of, register
 from rankwise.lora.targets.find import Target
 from rankwise.lora.targets.modules import Adapter, named_once, submodule
 from rankwise.lora.targets.patterns import Patterns, as_list
@@ -28,28 +31,6 @@ WHOLE_CHILD = "lora_whole"
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 """Modules that run over their children, or whose parameters are read without a forward: nothing can be added."""
-
-
-class Replacement(Adapter):
-    """What one adapter has in place of a layer's own parameters and buffers, under their names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_load_state_dict_pre_hook(_keep_own)
-
-    def tensors(self) -> dict[str, Any]:
-        """Return them by name, with their numbers where these have been offloaded."""
-        tensors: dict[str, Any] = {**self._parameters, **self._buffers}
-        if any(tensor is not None and tensor.is_meta for tensor in tensors.values()):
-            return {name: data_of(self, name) for name in tensors}
-        return tensors
-
-
-def _keep_own(own: Replacement, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-    """Keep what a checkpoint of the base alone says nothing of: it loads strictly."""
-    tensors = {f"{prefix}{name}": tensor for name, tensor in {**own._parameters, **own._buffers}.items()}  # pyright: ignore[reportPrivateUsage]
-    if not any(key in state_dict for key in tensors):
-        state_dict.update(tensors)
 
 
 class TrainedModules(Adapter):
@@ -101,8 +82,12 @@ class TrainedModules(Adapter):
 
     def put(self, reader: nn.Module, args: tuple[Any, ...]) -> None:
         """Before the forward: let the active adapter's parameters be found first."""
-        if self.active and not self.disabled and not self.merged:
-            submodule(reader, self.below).__dict__.update(self.tensors(self.active))
+        acting = () if self.disabled or not self.active else (self.active,)
+        if not torch.compiler.is_compiling():
+            check_same(self, acting)
+        if acting and not self.merged:
+            tensors = {leaf: marked(tensor, acting) for leaf, tensor in self.tensors(self.active).items()}
+            submodule(reader, self.below).__dict__.update(tensors)
 
     def take(self, reader: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After the forward, also after one that failed: let the base's be found again."""
@@ -114,13 +99,16 @@ class TrainedModules(Adapter):
         """Let this adapter act; the others' parameters ask for no gradient meanwhile, since none would reach them."""
         self.active = name
         for other, own in self.own.items():
-            parameters = own._parameters  # pyright: ignore[reportPrivateUsage]
             if other == name:
                 for leaf in self.parked.pop(other, ()):
                     own.get_parameter(leaf).requires_grad_(True)
-            elif other not in self.parked:
-                self.parked[other] = tuple(leaf for leaf, p in parameters.items() if p is not None and p.requires_grad)
-                own.requires_grad_(False)
+                continue
+            if other not in self.parked:
+                self.parked[other] = tuple(
+                    leaf for leaf, parameter in own.named_parameters() if parameter.requires_grad
+                )
+            for leaf in self.parked[other]:
+                stop_asking(own.get_parameter(leaf))
 
     def trained(self, name: str) -> list[nn.Parameter]:
         """Return what of an adapter's is trained, also while it doesn't act."""
@@ -282,9 +270,10 @@ def check_whole(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for path in tensors:
         owner, host, inside = _places(model, path)
         row = layer_type_of(owner)
-        if row is not None and row.quantised is not None and path.endswith("weight"):
+        tensor: Tensor = getattr(owner, path.rpartition(".")[2])
+        if (row is not None and row.quantised is not None and path.endswith("weight")) or is_opaque(tensor):
             raise AdapterError(f'"{path}" is quantised and can\'t be trained whole; leave it out of modules_to_save.')
-        if in_eight_bits(getattr(owner, path.rpartition(".")[2])):
+        if in_eight_bits(tensor):
             raise AdapterError(f'"{path}" is stored in 8-bit floats and can\'t be trained whole; leave it out.')
         child = host._modules.get(_child_name(inside))  # pyright: ignore[reportPrivateUsage]
         if child is not None and not isinstance(child, TrainedModules):
@@ -323,9 +312,9 @@ def attach_whole(model: nn.Module, name: str, tensors: Mapping[str, Tensor], con
         device = torch.device("cpu") if base.is_meta else base.device  # a base whose numbers are offloaded
         values = tensor.detach().to(device, base.dtype, copy=True)
         if leaf in owner._buffers:  # pyright: ignore[reportPrivateUsage]
-            whole.own[name].register_buffer(leaf, values)
+            register(whole.own[name], leaf, values)
         else:
-            whole.own[name].register_parameter(leaf, nn.Parameter(values, base.is_floating_point() and trained))
+            register(whole.own[name], leaf, nn.Parameter(values, base.is_floating_point() and trained))
 
 
 def _child_name(inside: str) -> str:

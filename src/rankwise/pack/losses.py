@@ -10,7 +10,7 @@ of rows. So a scalar metric is taken of each row alone, and refused where their 
 (sums, F1); a scalar loss is taken of as many rows as a step has.
 
 Either may be a pair (sums, what to divide them by): a loss over tokens then is a mean over the tokens of the whole
-step, into however many parts the step is cut.
+step, into however many parts the step is cut. A metric may be a `CountMetric` too: a function of sums over the rows.
 
 Batches are handed out lazily: only the parts that the function reads are repeated for the adapters.
 """
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from rankwise.errors import PackError
 from rankwise.pack.batches import Batch, lazily
+from rankwise.pack.counts import CountMetric, ratio_rows
 from rankwise.pack.groups import Groups
 from rankwise.pack.memory import ran_out
 from rankwise.pack.model.probe import same
@@ -48,6 +49,9 @@ class PerAdapter:
 
     def __init__(self, function: PerBatch, what: str, *, piece: int = 1) -> None:
         self._user, self._what, self.piece = function, what, piece
+        self._counted = function if isinstance(function, CountMetric) else None
+        if self._counted is not None and what == "loss":
+            raise PackError("A CountMetric can't be a loss: it has no gradient. Give it as the metric.")
         self._by_row: bool | None = None
         self._vmap = True
         self.notes: list[str] = []
@@ -73,7 +77,8 @@ class PerAdapter:
         return total, weight
 
     def rows(self, outputs: Tensor, batch: Batch, groups: Groups) -> tuple[Tensor, Tensor | None]:
-        """A value for each row, and of a function that returns sums and counts, each row's count: (K, rows).
+        """A value for each row, and of a function that returns sums and counts, each row's count: (K, rows); what each
+        row counts of a `CountMetric`: (K, rows, C). For `joined`.
 
         Args:
             outputs: (K, rows, ...).
@@ -91,6 +96,14 @@ class PerAdapter:
             if self.piece == 1:
                 self._refuse_unless_mean(self._apply(outputs, batch, groups), got, outputs.shape[1])
         return (got, None) if isinstance(got, Tensor) else got
+
+    def joined(self, parts: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
+        """Parts of a data set from `rows` as one: what each row adds to the mean, for every adapter, (K, n)."""
+        values = torch.cat([values for values, _ in parts], dim=1)
+        if self._counted is not None:
+            return self._counted.rows(values)
+        counts = [count for _, count in parts if count is not None]
+        return ratio_rows(values, torch.cat(counts, dim=1)) if counts else values
 
     @torch.no_grad()
     def require_mean(self, outputs: Tensor, batch: Batch, groups: Groups) -> None:
@@ -111,7 +124,8 @@ class PerAdapter:
                         f"The {self._what} of {n} rows is {float(of_all[k]):.4g}, and {float(joined):.4g} from its "
                         "values for each row alone: it is no mean of rows (a sum, F1, weights of classes, a mean over "
                         "some rows), so it would depend on how many rows pass at once. Return one value a row, or "
-                        "a pair: sums and what to divide them by."
+                        "a pair: sums and what to divide them by"
+                        + ("." if self._what == "loss" else "; for F1 and the like give a rankwise.CountMetric.")
                     )
 
     def _in_pieces(self, outputs: Tensor, batch: Batch, groups: Groups, size: int) -> Result:
@@ -180,6 +194,8 @@ class PerAdapter:
         flat = lazily(batch, lambda t: groups.fan_out(t).flatten(0, 1))
         got = self._function(outputs.flatten(0, 1), flat)
         shape = outputs.shape[:2]
+        if self._counted is not None:
+            return got.unflatten(0, shape)
         return got.view(shape) if isinstance(got, Tensor) else (got[0].view(shape), got[1].view(shape))
 
     def _scalars(self, outputs: Tensor, batch: Batch, batch_of: Sequence[int]) -> Result:
@@ -210,6 +226,16 @@ class PerAdapter:
             got = self._refuse_draw(outputs[0], _of_one(batch, groups.batch_of[0]))
         rows = outputs.shape[1]
         values: tuple[Any, ...] = got if isinstance(got, tuple) else (got,)
+        if self._counted is not None:
+            if not isinstance(got, Tensor) or got.dim() != 2 or len(got) != rows:
+                shape = f"shape {tuple(got.shape)}" if isinstance(got, Tensor) else type(got).__name__
+                raise PackError(
+                    f"The counts of a CountMetric have {shape} for a batch of {rows} rows; they must be one row of "
+                    "numbers for each row: (rows, C)."
+                )
+            if rows > 1:
+                self._refuse_mixed((exact(got),), outputs[0], _of_one(batch, groups.batch_of[0]))
+            return True
         if len(values) not in (1, 2) or not all(
             isinstance(v, Tensor)  # pyright: ignore[reportUnnecessaryIsInstance]
             and tuple(v.shape) in ((), (rows,))
@@ -235,7 +261,7 @@ class PerAdapter:
         for rows in (slice(0, 1), slice(0, None, 2), slice(1, None, 2)):
             part = self._function(outputs[rows], lazily(batch, lambda t, rows=rows: t[rows]))
             part = part if isinstance(part, tuple) else (part,)
-            if not all(same(v[rows], p) for v, p in zip(values, part, strict=True)):
+            if not all(same(v[rows], p.to(v.dtype)) for v, p in zip(values, part, strict=True)):
                 raise PackError(
                     f"The {self._what} returned one value a row, but rows have other values when they are alone. "
                     "Values of rows must not depend on other rows: return one scalar for the batch (a contrastive "

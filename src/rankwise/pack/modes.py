@@ -55,3 +55,15 @@ def _has_statistics(module: nn.Module) -> bool:
         return isinstance(module, nn.modules.batchnorm._BatchNorm) or bool(module.track_running_stats)  # pyright: ignore[reportPrivateUsage]
     hooks = module._forward_pre_hooks.values()  # pyright: ignore[reportPrivateUsage]
     return isinstance(module, _SpectralNorm) or any(isinstance(hook, SpectralNorm) for hook in hooks)
+
+
+@contextmanager
+def in_eval(model: nn.Module) -> Generator[None]:
+    """Inside this block a model is in eval mode; afterwards each module has the mode that it had."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

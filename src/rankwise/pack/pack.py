@@ -1,8 +1,8 @@
 """K adapters trained in one pass over one frozen base.
 
-A pack computes what `torch.vmap` over the stacked A and B of `functional_call(base, ...)` computes
-(`tests/reference.py` holds that line), but the frozen products run once over all rows, and what lies before
-the first adapted layer runs once for each batch.
+A pack computes what `rankwise.lora.maths.lora_pack` computes, by definition: one adapter's forward pass mapped over the
+stacked A and B. But the frozen products run once over all rows, and what lies before the first adapted layer runs once
+for each batch.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence

@@ -1,141 +1,28 @@
 """How far training is: a live table in a terminal, a plain log elsewhere, or nothing.
 
-The caller tells one `Progress` where each configuration stands, in numbers it has already put together over seeds;
-a `Display` decides what becomes of them.
+`Progress` is the observer: it puts the runs of a configuration and learning rate together, whatever the number of
+seeds, and a `Display` decides what a person sees of them.
 """
 
 import os
 import sys
 import time
-from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Protocol, final, runtime_checkable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from statistics import fmean as mean
+from typing import final
 
 from rankwise.errors import ConfigError, suggest
+from rankwise.show.plain import PlainDisplay, QuietDisplay
+from rankwise.show.state import RUNNING, Display, ProgressRow, ProgressState, Stream
 from rankwise.shown import printable
-
-WAITING, RUNNING = "waiting", "running"
-"""Statuses of a row that is not done; every other one is an end ("finished", "diverged", ...)."""
-
-LOG_SECONDS, LOG_SHARE = 5.0, 0.05
-"""The plain log waits this long between two lines, or this share of the time so far: a long run gives no long log."""
-
-
-@runtime_checkable
-class Stream(Protocol):
-    """Where lines go: what a file, a terminal and `io.StringIO` have in common."""
-
-    def write(self, text: str, /) -> int: ...
-    def flush(self) -> None: ...
-    def isatty(self) -> bool: ...
-
-
-@dataclass(frozen=True)
-class ProgressRow:
-    """One configuration in the display.
-
-    Args:
-        key: What `Progress.update` calls it by.
-        name: What is shown, for example "r4".
-        r: Rank, where there is one.
-        lr: Learning rate, where there is one.
-        seeds: How many runs the row stands for.
-    """
-
-    key: str
-    name: str
-    r: int | None
-    lr: float | None
-    seeds: int
-
-
-@dataclass(frozen=True)
-class RowState:
-    """Where a row stands, as last told; the numbers are those of `Progress.update`."""
-
-    row: ProgressRow
-    step: int = 0
-    total: int | None = None
-    loss: float | None = None
-    metric: float | None = None
-    status: str = WAITING
-
-    @property
-    def done(self) -> bool:
-        """Whether the row has come to an end, of whatever kind."""
-        return self.status not in (WAITING, RUNNING)
-
-
-@final
-class ProgressState:
-    """The rows' states and the clock: what every display reads.
-
-    Args:
-        title: What is going on.
-        rows: The configurations, in the order to show them.
-        metric: What the metric is called.
-        clock: Seconds; only differences count.
-    """
-
-    def __init__(self, title: str, rows: Sequence[ProgressRow], metric: str, clock: Callable[[], float]) -> None:
-        self.title, self.metric = title, metric
-        self.states = {row.key: RowState(row) for row in rows}
-        self._clock, self._start = clock, clock()
-        self._before = 0.0
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the start."""
-        return self._clock() - self._start
-
-    @property
-    def share(self) -> float:
-        """How much of all steps is behind us; a row that is done counts as whole, wherever it ended."""
-        states = list(self.states.values())
-        shares = [1.0 if s.done else min(1.0, s.step / s.total) if s.total else 0.0 for s in states]
-        return sum(shares) / len(shares) if shares else 0.0
-
-    def left(self) -> str:
-        """Time left in words, after a comma; nothing while there is too little to go by."""
-        elapsed, rest = self.elapsed, 1 - self._before
-        share = (self.share - self._before) / rest if rest else 1.0
-        # Before a second or a hundredth of the work the guess is worse than none.
-        if elapsed < 1 or not 0.01 <= share < 1:
-            return ""
-        return f", about {duration(elapsed * (1 - share) / share)} left"
-
-    def mark_resumed(self) -> None:
-        """What is behind us was done before the clock started."""
-        self._before = self.share
-
-
-class Display(ABC):
-    """What a person sees of a board."""
-
-    @abstractmethod
-    def started(self, board: ProgressState) -> None:
-        """A board is there to be shown."""
-
-    @abstractmethod
-    def changed(self, board: ProgressState, before: RowState, now: RowState) -> None:
-        """A row of the board has moved; called often, so it must be cheap."""
-
-    @abstractmethod
-    def say(self, text: str) -> None:
-        """Show a line that stays."""
-
-    @abstractmethod
-    def ended(self) -> None:
-        """There is nothing more to show; the terminal is left as it was found."""
+from rankwise.train.events import Ended, EpochEnded, Event, Message, Resumed, RunEnded, RunInfo, Started, Stepped
+from rankwise.train.outcome import Outcome, Point
 
 
 @final
 class Progress:
-    """Tells a display how training goes; leaving the `with` block ends it, after an interrupt too.
+    """Shows how training goes, one row a configuration and learning rate.
 
     Args:
         display: Where it is shown.
@@ -145,131 +32,98 @@ class Progress:
     def __init__(self, display: Display, clock: Callable[[], float] = time.monotonic) -> None:
         self._display, self._clock = display, clock
         self._board: ProgressState | None = None
-        self._held: list[tuple[RowState, RowState]] | None = None
+        self._forget()
 
-    def start(self, title: str, rows: Sequence[ProgressRow], metric: str = "metric") -> None:
-        """Begin to show these rows, instead of any earlier ones.
+    def on_event(self, event: Event) -> None:
+        """Show what an event changes."""
+        match event:
+            case Started(runs, metric):
+                self._start(runs, metric)
+            case Resumed(points, ended):
+                self._take(points, ended)
+                if self._board is not None:
+                    self._board.mark_resumed()
+            case Stepped(runs, step):
+                self._steps |= dict.fromkeys(runs, step)
+                self._show(runs)
+            case EpochEnded(points):
+                self._take(points, ())
+            case RunEnded(outcome):
+                self._take((), (outcome,))
+            case Message(text):
+                self._display.say(printable(text))
+            case Ended():
+                self._close()
 
-        Args:
-            title: What is going on, for example "Training 24 configurations".
-            rows: One for each configuration, in the order to show them.
-            metric: What the metric is called, for example "accuracy".
-        """
-        self.close()
-        self._board = ProgressState(title, rows, metric, self._clock)
+    def _forget(self) -> None:
+        self._runs: dict[str, RunInfo] = {}
+        self._steps: dict[str, int] = {}
+        self._last: dict[str, Point] = {}
+        self._statuses: dict[str, str] = {}
+        self._members: dict[str, list[RunInfo]] = {}
+
+    def _start(self, runs: Sequence[RunInfo], metric: str) -> None:
+        self._close()
+        self._forget()
+        self._runs |= {run.name: run for run in runs}
+        for run in runs:
+            self._members.setdefault(_key(run), []).append(run)
+        rows = [
+            ProgressRow(key, own[0].configuration, own[0].r, own[0].lr, len(own)) for key, own in self._members.items()
+        ]
+        self._board = ProgressState(f"Training {_counted(len(runs), len(rows))}", rows, metric, self._clock)
         self._display.started(self._board)
 
-    def update(
-        self,
-        key: str,
-        step: int,
-        total: int | None = None,
-        loss: float | None = None,
-        metric: float | None = None,
-        status: str = RUNNING,
-    ) -> None:
-        """Tell where a row stands; without a start, or after the end, nothing happens.
+    def _take(self, points: Sequence[Point], ended: Sequence[Outcome]) -> None:
+        for point in points:
+            self._last[point.run], self._steps[point.run] = point, point.step
+        self._statuses |= {outcome.name: outcome.status for outcome in ended}
+        self._show([*(point.run for point in points), *(outcome.name for outcome in ended)])
 
-        Args:
-            key: The row's.
-            step: Optimiser steps taken.
-            total: Steps at most; None where it is not known.
-            loss: Latest loss; None leaves the place empty.
-            metric: Latest metric; None leaves the place empty.
-            status: "waiting", "running", or how the row ended.
-        """
+    def _show(self, runs: Iterable[str]) -> None:
+        """Bring the rows of these runs up to date: all of them first, as a display counts all rows."""
         board = self._board
         if board is None:
             return
-        before = board.states[key]
-        # One assignment, so that a thread that draws never sees half an update.
-        now = board.states[key] = replace(before, step=step, total=total, loss=loss, metric=metric, status=status)
-        if self._held is None:
-            self._display.changed(board, before, now)
-        else:
-            self._held.append((before, now))
+        before = {key: board.states[key] for key in dict.fromkeys(_key(self._runs[run]) for run in runs)}
+        for key, state in before.items():
+            names = [run.name for run in self._members[key]]
+            points = [self._last[name] for name in names if name in self._last]
+            statuses = [self._statuses[name] for name in names if name in self._statuses]
+            # A run may end before its first point.
+            begun = [name for name in names if name in self._steps]
+            # One assignment, so that a thread that draws never sees half an update.
+            board.states[key] = replace(
+                state,
+                step=max((self._steps[name] for name in begun), default=0),
+                total=max((self._runs[name].steps for name in begun), default=None),
+                loss=mean(point.validation_loss for point in points) if points else None,
+                metric=mean(point.metric for point in points) if points else None,
+                # The worst of the ends is the row's: a diverged seed is what the user must see.
+                status=min(statuses) if len(statuses) == len(names) else RUNNING,
+            )
+        for key, state in before.items():
+            self._display.changed(board, state, board.states[key])
 
-    @contextmanager
-    def batched(self) -> Generator[None]:
-        """Show what is told in this block when it ends: rows that move at once are counted at once."""
-        self._held = []
-        try:
-            yield
-        finally:
-            held, self._held = self._held, None
-            if self._board is not None:
-                for before, now in held:
-                    self._display.changed(self._board, before, now)
-
-    def message(self, text: str) -> None:
-        """Say something that stays."""
-        self._display.say(printable(text))
-
-    def mark_resumed(self) -> None:
-        """What has been told so far was done earlier, before an interruption: it says nothing of the pace."""
-        if self._board is not None:
-            self._board.mark_resumed()
-
-    def close(self) -> None:
-        """End the display; may be called twice."""
+    def _close(self) -> None:
         if self._board is not None:
             self._board = None
             self._display.ended()
 
-    def __enter__(self) -> "Progress":
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+def _key(run: RunInfo) -> str:
+    return f"{run.configuration} {run.lr:g}"
 
 
-@final
-class QuietDisplay(Display):
-    """Shows nothing."""
+def _counted(runs: int, rows: int) -> str:
+    """How many runs, and of how many configurations where these are fewer.
 
-    def started(self, board: ProgressState) -> None: ...
-    def changed(self, board: ProgressState, before: RowState, now: RowState) -> None: ...
-    def say(self, text: str) -> None: ...
-    def ended(self) -> None: ...
-
-
-@final
-class PlainDisplay(Display):
-    """Lines without control characters: one for each row that ends, and one for the whole every few seconds.
-
-    Args:
-        stream: Where the lines go.
+    Examples:
+        >>> _counted(1, 1), _counted(4, 4), _counted(3, 1), _counted(6, 2)
+        ('1 run', '4 runs', '3 runs of 1 configuration', '6 runs of 2 configurations')
     """
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self._said = 0.0
-
-    def started(self, board: ProgressState) -> None:
-        self._said = 0.0
-        self.say(board.title)
-
-    def changed(self, board: ProgressState, before: RowState, now: RowState) -> None:
-        elapsed = board.elapsed
-        if now.done and not before.done:
-            lr = "" if now.row.lr is None else f" (lr {now.row.lr:g})"
-            found = [
-                f"{name} {number(value)}"
-                for name, value in (("loss", now.loss), (board.metric, now.metric))
-                if value is not None
-            ]
-            ended = f"{now.row.name}{lr} {now.status} at step {now.step:,}"
-            self.say(f"[{duration(elapsed)}] {', '.join([ended, *found])}")
-        elif elapsed - self._said >= max(LOG_SECONDS, LOG_SHARE * elapsed):
-            self._said = elapsed
-            self.say(f"[{duration(elapsed)}] {board.share:.0%} done{board.left()}; {counts(board.states.values())}")
-
-    def say(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
-
-    def ended(self) -> None: ...
+    counted = f"{runs} run{'' if runs == 1 else 's'}"
+    return counted if runs == rows else f"{counted} of {rows} configuration{'' if rows == 1 else 's'}"
 
 
 def _live(stream: Stream) -> Display:
@@ -295,17 +149,17 @@ def progress(kind: str = "auto", stream: Stream | None = None) -> Progress:
         stream: Where it goes; standard error when not given, so that standard output holds results only.
 
     Returns:
-        A display to start, update and close, best in a `with` block.
+        An observer; `Ended` closes its display.
 
     Raises:
         ConfigError: The kind is not known.
 
     Examples:
-        >>> with progress("plain", stream=sys.stdout) as shown:
-        ...     shown.start("Training 1 configuration", [ProgressRow("r4", "r4", 4, 1e-3, 2)], metric="accuracy")
-        ...     shown.update("r4", 100, total=200, loss=0.5, metric=0.9, status="finished")
-        Training 1 configuration
-        [0:00] r4 (lr 0.001) finished at step 100, loss 0.5000, accuracy 0.9000
+        >>> shown = progress("plain", stream=sys.stdout)
+        >>> shown.on_event(Started((RunInfo("r4-s0", "r4", "r = 4", "lora", 4, 1e-3, 0, 64, 200),), "accuracy"))
+        Training 1 run
+        >>> shown.on_event(RunEnded(Outcome("r4-s0", {}, "finished", None, 200, 200, 4, 1.0)))
+        [0:00] r4 (lr 0.001) finished at step 0
     """
     out = sys.stderr if stream is None else stream
     if kind == "auto":
@@ -314,40 +168,3 @@ def progress(kind: str = "auto", stream: Stream | None = None) -> Progress:
         known = ", ".join(f'"{name}"' for name in ("auto", *DISPLAYS))
         raise ConfigError(f'progress "{kind}" is not known; there are {known}.{suggest(kind, DISPLAYS)}')
     return Progress(DISPLAYS[kind](out))
-
-
-def counts(states: Iterable[RowState]) -> str:
-    """How many rows have which status.
-
-    Examples:
-        >>> row = ProgressRow("a", "a", None, None, 1)
-        >>> counts([RowState(row), RowState(row, status="running"), RowState(row)])
-        '1 running, 2 waiting'
-    """
-    found = Counter(state.status for state in states)
-    order = [RUNNING, *sorted(found.keys() - {RUNNING, WAITING}), WAITING]
-    return ", ".join(f"{found[status]} {status}" for status in order if found[status])
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds.
-
-    Examples:
-        >>> duration(75.4), duration(3600)
-        ('1:15', '1:00:00')
-    """
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
-def number(value: float | None) -> str:
-    """Four digits of a loss or a metric, or nothing.
-
-    Examples:
-        >>> number(0.97123), number(12345.6), number(None)
-        ('0.9712', '1.235e+04', '')
-    """
-    if value is None:
-        return ""
-    return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"

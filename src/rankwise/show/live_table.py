@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rankwise.show.live import RUNNING, WAITING, Display, ProgressState, RowState, Stream, counts, duration, number
+from rankwise.show.state import RUNNING, WAITING, Display, ProgressState, RowState, Stream, counts, duration, number
 
 FRAMES_PER_SECOND = 2
 """A frame of 24 rows takes some 12 ms of the interpreter, which the training loop needs; the eye asks for no more."""

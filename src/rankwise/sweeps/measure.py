@@ -13,7 +13,7 @@ from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import State
 from rankwise.sweeps.problem import Problem, Run, Scores, SweepState
 from rankwise.train.data.tensors import Data, pick
-from rankwise.train.evaluation import evaluate_rows, in_parts, joined
+from rankwise.train.evaluation import evaluate_rows, in_parts
 
 TEST = ""
 """The name of the problem's own test data among others."""
@@ -114,4 +114,4 @@ def base_rows(model: nn.Module, problem: Problem, data: Data, function: PerAdapt
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return _numpy(joined(found)[0, order.argsort().to(device)])
+    return _numpy(metric.joined(found)[0, order.argsort().to(device)])

@@ -11,14 +11,14 @@ from rankwise.sweeps.choose.rule import accuracy_tolerance
 PROTOCOLS = ("standard", "published")
 
 
-def parts(text: str) -> list[str]:
+def parts(text: str) -> tuple[str, ...]:
     """Return the parts of a list that has commas or spaces between them.
 
     Examples:
         >>> parts("1, 2 4")
-        ['1', '2', '4']
+        ('1', '2', '4')
     """
-    return re.split(r"\s*,\s*|\s+", text.strip())
+    return tuple(re.split(r"\s*,\s*|\s+", text.strip()))
 
 
 def parse_numbers(text: str) -> tuple[int, ...]:
@@ -91,6 +91,8 @@ class DigitsOptions:
     lr: tuple[float, ...] | None = None
     baseline_lr: tuple[float, ...] | None = None
     alpha: float | None = None
+    optimiser: str = "adamw"
+    variant: tuple[str, ...] = ("lora",)
     rungs: tuple[int, ...] | None = None
     deciding: Deciding = field(default_factory=Deciding)
     device: str = "auto"
@@ -135,6 +137,11 @@ class DigitsOptions:
         return plain_settings(asdict(self))
 
 
+ADDED: dict[str, Any] = {"optimiser": "adamw", "variant": ("lora",)}
+"""Options that earlier versions lacked, with the value that does what these did: it is left out of settings, so that
+their unfinished runs can be resumed."""
+
+
 def plain_settings(options: dict[str, Any]) -> dict[str, Any]:
     """Options as a file for --config has them: flag -> plain value, without those that are None.
 
@@ -143,5 +150,6 @@ def plain_settings(options: dict[str, Any]) -> dict[str, Any]:
         {'batch-size': 8, 'seeds': [3]}
     """
     flat = {key: v for key, v in options.items() if key != "deciding"} | options.get("deciding", {})
+    flat = {key: v for key, v in flat.items() if key not in ADDED or v != ADDED[key]}
     plain = {key.replace("_", "-"): list(v) if isinstance(v, tuple) else v for key, v in flat.items()}
     return {key: str(v) if hasattr(v, "__fspath__") else v for key, v in plain.items() if v is not None}

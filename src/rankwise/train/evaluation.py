@@ -90,7 +90,7 @@ def evaluate_rows(
     `attached(training=False)`. The mean over the rows is the function's value for the data set.
 
     A function that returns a scalar for a batch counts for each of its rows. For one that returns sums and what to
-    divide them by (a loss over tokens) see `ratio_rows`.
+    divide them by (a loss over tokens) see `ratio_rows`, for one of counts `CountMetric`.
 
     Args:
         pack: The adapters.
@@ -118,7 +118,7 @@ def evaluate_rows(
         measured=pack.evaluation_bytes.setdefault(len(pack), {}),
     )
     back = order.argsort().to(pack.device)
-    return [joined(part)[:, back] for part in zip(*found, strict=True)]
+    return [f.joined(part)[:, back] for f, part in zip(functions, zip(*found, strict=True), strict=True)]
 
 
 def piece_of(functions: Sequence[PerAdapter]) -> int:
@@ -146,31 +146,4 @@ def _by_seed(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed: Feed
         measured=pack.evaluation_bytes.setdefault(len(pack), {}),
     )
     back = places.argsort(1)[pack.batch_of].to(pack.device)
-    return [joined(part).gather(1, back) for part in zip(*found, strict=True)]
-
-
-def joined(parts: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
-    """Parts of `PerAdapter.rows` as one: what each row adds to the mean, for every adapter."""
-    values = torch.cat([values for values, _ in parts], dim=1)
-    counts = [count for _, count in parts if count is not None]
-    return ratio_rows(values, torch.cat(counts, dim=1)) if counts else values
-
-
-def ratio_rows(sums: Tensor, counts: Tensor) -> Tensor:
-    r"""What each row adds to a ratio of sums, such as a loss a token: (..., n).
-
-    $$u_i = R + \frac{s_i - R\, n_i}{\bar n}, \qquad R = \frac{\sum s_i}{\sum n_i}$$
-
-    The mean over rows is R, and the spread is that of R itself: long and short rows differ in n as well as in s, which
-    s_i alone would count as error of R.
-
-    References:
-        Cochran, Sampling Techniques, 3rd edition, 1977, section 6.3 (ratio estimates).
-
-    Examples:
-        >>> ratio_rows(torch.tensor([2.0, 6.0]), torch.tensor([1.0, 3.0]))
-        tensor([2., 2.])
-    """
-    mean = counts.mean(-1, keepdim=True)
-    ratio = sums.mean(-1, keepdim=True) / mean
-    return ratio + (sums - ratio * counts) / mean
+    return [f.joined(part).gather(1, back) for f, part in zip(functions, zip(*found, strict=True), strict=True)]

@@ -1,13 +1,13 @@
 """The training of a pack: epochs, validation, schedules, stopping, keeping the best weights.
 
 Everything that differs between adapters is a vector with an entry for each; adapters that are done leave the pack.
-`PackTraining` holds all of it, can stop after any step, give its state and go on from it; `train_pack` runs it to
-its end.
+`PackTraining` holds all of it, can stop after any step, give its state and go on from it.
 """
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,11 +20,13 @@ from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import State
+from rankwise.results.kinds import Status
 from rankwise.train.crossfit import CrossFit
 from rankwise.train.data.cuts import Cutting, half_of
 from rankwise.train.data.feed import Feed
 from rankwise.train.data.tensors import Data, count_rows, pick, take
 from rankwise.train.evaluation import evaluate_rows
+from rankwise.train.events import Stepped
 from rankwise.train.machine.memory import peak_bytes
 from rankwise.train.outcome import Outcome, Point
 from rankwise.train.schedules import Schedules
@@ -41,8 +43,9 @@ PROBED = (1 / 6, 1 / 2, 5 / 6)
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch gave: a point for each adapter that took part, and the runs that ended with it."""
+    """What an epoch gave: its last steps, a point for each adapter that took part, and the runs that ended with it."""
 
+    stepped: Stepped
     points: list[Point]
     ended: list[Outcome]
 
@@ -119,6 +122,7 @@ class PackTraining:
         self._best = pack.rows()
         self._total, self._norms = torch.zeros(len(pack), device=pack.device), pack.gradient_norms()
         self._example = self._feed.example_of(train, self._batch_size)
+        self._unread: list[tuple[Tensor, Tensor]] = []
         self.epoch = 0
         """Epochs that are over."""
         self.done = False
@@ -149,6 +153,23 @@ class PackTraining:
         Returns:
             What the epoch gave; None where it was stopped within.
         """
+        with closing(self.by_step()) as steps:
+            for epoch in steps:
+                if epoch is not None:
+                    return epoch
+                if pause():
+                    break
+        return None
+
+    def by_step(self) -> Generator[Epoch | None]:
+        """Train to the end of the epoch step by step, evaluate, and let those leave that are done.
+
+        Closed after any step, training stops there, and the next call goes on as if nothing had been. Until it is
+        closed or at its end the model is not the plain base.
+
+        Yields:
+            None after each step but the epoch's last, then what the epoch gave.
+        """
         pack, of = self._pack, self._stopping
         weight_decay = of.weight_decay if of.weight_decay.any() else None
         clip = of.clip if of.clip.isfinite().any() else None
@@ -163,11 +184,16 @@ class PackTraining:
                 batch = self._feed.prepare(take(self._train, rows))
                 losses = pack.step(batch, rates, weight_decay, clip, self._feed.rows_a_pass)
                 self._total += losses * rows.shape[1]
+                self._unread.append((losses, rates))
                 if within + 1 < self.steps_an_epoch:
-                    if pause():
-                        return None
+                    yield None
                 else:
                     self._norms = pack.gradient_norms()
+        yield self._end_epoch(rates)
+
+    def _end_epoch(self, rates: Tensor) -> Epoch:
+        """Evaluate, and let those leave that are done."""
+        pack, of = self._pack, self._stopping
         with pack.attached(self._example, training=False):
             own = self._rows("validation")
             losses, metrics = evaluate_rows(pack, self._validation, self._functions, self._feed, own)
@@ -182,7 +208,18 @@ class PackTraining:
         points = [Point(name, pack.steps, *numbers) for name, *numbers in zip(of.names, *columns, strict=True)]
         self.epoch += 1
         self._total = torch.zeros_like(self._total)
-        return Epoch(points, self._leave(of.ended(finite.tolist(), self.epoch)))
+        stepped = self.read_steps()
+        return Epoch(stepped, points, self._leave(of.ended(finite.tolist(), self.epoch)))
+
+    def read_steps(self) -> Stepped:
+        """Losses and rates of the steps since they were last read, from the device, which this waits for."""
+        unread, self._unread = self._unread, []
+        losses, rates = (
+            (tuple(map(tuple, torch.stack(column).tolist())) if column else () for column in zip(*unread, strict=True))
+            if unread
+            else ((), ())
+        )
+        return Stepped(tuple(self._stopping.names), self.steps, losses, rates)
 
     def peak_bytes(self) -> int:
         """The memory that the gradients of the largest step take beyond the base's and the pack's own, measured by
@@ -246,10 +283,6 @@ class PackTraining:
             return None
         return torch.stack([getattr(self._cuts[seed], part) for seed in self._pack.seeds])
 
-    def prune(self, reasons: Mapping[str, str]) -> list[Outcome]:
-        """Let runs leave between two epochs, each for a reason; their outcomes have the status "pruned"."""
-        return self._leave({name: ("pruned", reason) for name, reason in reasons.items()})
-
     def kept(self) -> dict[str, State]:
         """The tensors that each run still in training would hand out if it ended now: the best, or the last."""
         best, last = self._pack.states(self._best), self._pack.states()
@@ -312,7 +345,7 @@ class PackTraining:
     def _seconds(self) -> float:
         return time.perf_counter() - self._started
 
-    def _leave(self, ended: Mapping[str, tuple[str, str | None]]) -> list[Outcome]:
+    def _leave(self, ended: Mapping[str, tuple[Status, str | None]]) -> list[Outcome]:
         if not ended:
             return []
         seconds, of, states = self._seconds(), self._stopping, self.kept()
@@ -352,44 +385,3 @@ class PackTraining:
         if self._crossfit is not None:
             self._crossfit.keep(mask)
         self._schedules.keep(mask.cpu())
-
-
-def train_pack(
-    model: nn.Module,
-    runs: Sequence[tuple[Member, Training]],
-    train: Data,
-    validation: Data,
-    loss: PerBatch,
-    metric: PerBatch,
-    *,
-    states: Mapping[str, State] | None = None,
-    feed: Feed | None = None,
-    on_epoch: Callable[[list[Point]], None] = lambda points: None,
-) -> Iterator[Outcome]:
-    """Train runs together in one pack, and hand out each one as soon as it is done.
-
-    Args:
-        model: As `PackTraining` takes it, like all that is not named here.
-        runs: What to train and how.
-        train: Training data.
-        validation: Validation data.
-        loss: The loss.
-        metric: The metric.
-        states: Tensors to start from, by member name; others start from their initialisation.
-        feed: How data reach the model.
-        on_epoch: Called after every epoch with a point for each adapter that took part.
-
-    Yields:
-        The outcomes, in the order in which runs end.
-
-    Raises:
-        ConfigError: The runs have different batch sizes.
-        DataError: A data set is empty or its tensors differ in length.
-        PackError: These runs can't share a pack.
-    """
-    training = PackTraining(model, runs, train, validation, loss, metric, states=states, feed=feed)
-    while not training.done:
-        epoch = training.advance()
-        if epoch is not None:
-            on_epoch(epoch.points)
-            yield from epoch.ended

@@ -1,7 +1,7 @@
 """`Training`: how one adapter is trained, and the only place with these defaults."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from rankwise.errors import ConfigError, suggest
 from rankwise.pack.step.table import OPTIMISERS
@@ -9,7 +9,15 @@ from rankwise.train.schedules import SCHEDULES
 
 WEIGHTS = ("best", "last")
 
-NO_LR = math.nan
+
+class _NoRate(float):
+    """One object in every process: a pickle holds its name."""
+
+    def __reduce__(self) -> str:
+        return "NO_LR"
+
+
+NO_LR = _NoRate("nan")
 """The learning rate of settings that say none: a sweep has its own."""
 
 
@@ -20,7 +28,7 @@ class Training:
     Args:
         lr: Learning rate; left out where a sweep tries several.
         weight_decay: Decoupled with AdamW, a part of the gradient with SGD.
-        optimiser: "adamw" or "sgd".
+        optimiser: A name in `rankwise.pack.step.table.OPTIMISERS`, such as "adamw" or "sgd".
         betas: AdamW's decay rates of the first and second moment.
         eps: AdamW's epsilon.
         momentum: SGD's.
@@ -74,8 +82,6 @@ class Training:
             raise ConfigError(f"momentum is {self.momentum!r}; it must be at least 0 and below 1, such as 0.9.")
         if self.nesterov and not self.momentum:
             raise ConfigError("nesterov is True and momentum 0; Nesterov's step needs a momentum, such as 0.9.")
-        if self.momentum and self.optimiser == "adamw":
-            raise ConfigError(f"momentum is {self.momentum}, which is SGD's; give optimiser=\"sgd\", or AdamW's betas.")
         if self.clip is not None and not self.clip > 0:
             raise ConfigError(f"clip is {self.clip!r}; it must be a positive norm, or left out.")
         named = (
@@ -86,6 +92,20 @@ class Training:
         for what, name, known in named:
             if name not in known:
                 raise ConfigError(f'{what} "{name}" is not known; there are {", ".join(known)}.{suggest(name, known)}')
+        self._check_settings_of_optimiser()
+
+    def _check_settings_of_optimiser(self) -> None:
+        """Raise where a setting was changed that the chosen optimiser doesn't have."""
+        own = OPTIMISERS[self.optimiser].settings
+        defaults = {one.name: one.default for one in fields(self)}
+        for setting in dict.fromkeys(setting for kind in OPTIMISERS.values() for setting in kind.settings):
+            value = getattr(self, setting)
+            if setting not in own and value != defaults[setting]:
+                owners = [name for name, kind in OPTIMISERS.items() if setting in kind.settings]
+                raise ConfigError(
+                    f'{setting} is {value}, a setting of {" and ".join(owners)}; optimiser="{self.optimiser}" has '
+                    f"{', '.join(own) or 'none'}. Leave it out, or choose the other optimiser."
+                )
 
     @property
     def has_lr(self) -> bool:

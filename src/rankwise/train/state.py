@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from rankwise.pack.resolved import State
+from rankwise.train.outcome import Outcome
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,25 @@ class TrainingState:
         """The tensors that each run would hand out if it ended now, given which of "best" and "last" it keeps."""
         best, now = self.states("best"), self.states("now")
         return {name: (best if weights[name] == "best" else now)[name] for name in self.names}
+
+    def prune(
+        self, reasons: Mapping[str, str], weights: Mapping[str, str]
+    ) -> "tuple[list[Outcome], TrainingState | None]":
+        """Let runs leave between two epochs.
+
+        Args:
+            reasons: Run -> why it leaves.
+            weights: Run -> which of its weights it hands out, "best" or "last".
+
+        Returns:
+            Their outcomes, with the status "pruned", and the state of the others; None where no run is left.
+        """
+        states, plain = self.kept(weights), self.plain
+        best_steps = dict(zip(self.names, self.vectors("stopping")["best_step"].tolist(), strict=True))
+        at = plain["steps"], plain["epoch"], plain["seconds"]
+        outcomes = [Outcome(n, states[n], "pruned", reason, best_steps[n], *at) for n, reason in reasons.items()]
+        left = [name for name in self.names if name not in reasons]
+        return outcomes, self.only(left) if left else None
 
     def only(self, names: Sequence[str]) -> "TrainingState":
         """The same of some of the runs."""

@@ -77,7 +77,6 @@ def test_what_another_thread_does_is_refused(model: nn.Module, block: str, use: 
 
 def test_one_thread_may_nest_blocks(model: nn.Module) -> None:
     with rankwise.disabled(model), rankwise.by_row(model, ["a", "b"]), rankwise.disabled(model):
-        rankwise.activate(model, "a")
         model(torch.ones(2, 4))
     assert not in_another_thread(lambda: model(torch.ones(2, 4)))
 

@@ -208,7 +208,7 @@ def test_a_model_whose_rows_come_second_is_found_with_an_example():
     message = r"shape \(3, 4, 6\); its first dimension must be the 4 rows"
     with pytest.raises(AdapterError, match=message), by_row(model, ["a", "b"] * 2):
         run(model, tall)
-    assert model.linear.lora.by_row == ()
+    assert model.linear.lora.by_row is None
     assert model.linear.lora.active == ("b",)
 
 

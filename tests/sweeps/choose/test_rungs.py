@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.errors import ConfigError
-from rankwise.show.live import progress
 from rankwise.sweeps.choose.configurations import RunScore
 from rankwise.sweeps.choose.rungs import worst_runs
 from rankwise.sweeps.run.run import run_sweep
+from rankwise.train.events import Observers
 from small_sweep import small_model, small_problem, small_run, small_runs
 
 N = 50
@@ -131,7 +131,7 @@ def test_the_smallest_within_the_tolerance_and_the_best_always_stay(
 
 def test_a_sweep_with_rungs() -> None:
     runs = [small_run(c, seed, lr) for c in ("r1", "r4", "full") for lr in (1e-5, 1e-4, 0.003, 0.03) for seed in (0, 1)]
-    found = run_sweep(small_model(), runs, small_problem(), progress("quiet"), rungs=(1, 2))
+    found = run_sweep(small_model(), runs, small_problem(), Observers(), rungs=(1, 2))
     assert found.complete
     for configuration in ("r1", "r4", "full"):
         own = [run for run in runs if run.configuration == configuration]
@@ -147,8 +147,8 @@ def test_a_sweep_with_rungs() -> None:
 
 def test_who_stays_is_as_without_the_others() -> None:
     """A run that stays has the weights, to rounding, that it has without rungs."""
-    with_rungs = run_sweep(small_model(), small_runs(), small_problem(), progress("quiet"), rungs=(1,))
-    without = run_sweep(small_model(), small_runs(), small_problem(), progress("quiet"))
+    with_rungs = run_sweep(small_model(), small_runs(), small_problem(), Observers(), rungs=(1,))
+    without = run_sweep(small_model(), small_runs(), small_problem(), Observers())
     stayed = [name for name, outcome in with_rungs.outcomes.items() if outcome.status == "finished"]
     assert len(stayed) == 6
     for name in stayed:
@@ -159,4 +159,4 @@ def test_who_stays_is_as_without_the_others() -> None:
 @pytest.mark.parametrize("rungs", [(2, 1), (0, 1), (1, 1)])
 def test_rungs_rise(rungs: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="give rising numbers of epochs"):
-        run_sweep(small_model(), small_runs(), small_problem(), progress("quiet"), rungs=rungs)
+        run_sweep(small_model(), small_runs(), small_problem(), Observers(), rungs=rungs)

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from rankwise.lora.config import LoRAConfig
-from rankwise.show.live import progress
 from rankwise.sweeps.candidates.grid import Candidate
 from rankwise.sweeps.run.forecast import forecast_sweep
 from rankwise.sweeps.run.stage import Search
 from rankwise.sweeps.run.stages import Stages
 from rankwise.train import loop
+from rankwise.train.events import Observers
 from rankwise.train.settings import Training
 from small_sweep import small_model, small_problem
 
@@ -27,7 +27,7 @@ FULL = Candidate(name="full", label="", method="full", training=TRAINING, lrs=(0
 def stages(epochs: int = 3, **more: object) -> Stages:
     candidates = [replace(c, training=replace(TRAINING, epochs=epochs)) for c in (*ADAPTERS, FULL)]
     given = {"model": small_model(), "problem": small_problem(), "candidates": candidates, "seeds": (0, 1), **more}
-    return Stages(progress=progress("quiet"), **given)  # pyright: ignore[reportArgumentType]
+    return Stages(observers=Observers(), **given)  # pyright: ignore[reportArgumentType]
 
 
 def test_the_packs_are_those_that_train():

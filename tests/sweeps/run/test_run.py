@@ -1,6 +1,5 @@
 """A sweep: packs by what can share one, every run measured, an interrupt keeps what had finished."""
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -8,13 +7,11 @@ import pytest
 import torch
 
 from rankwise.errors import TargetError
-from rankwise.show.live import PlainDisplay, Progress, progress
 from rankwise.sweeps.measure import measure_base
 from rankwise.sweeps.plan.plan import plan_packs
 from rankwise.sweeps.run.run import run_sweep
-from rankwise.sweeps.run.watch import ProgressByConfiguration
 from rankwise.train import loop
-from rankwise.train.outcome import Outcome, Point
+from rankwise.train.events import Observers
 from small_sweep import accuracy, loss, results_of, small_model, small_problem, small_run, small_runs, swept
 
 
@@ -69,7 +66,7 @@ def test_an_interrupt_keeps_what_had_finished(epoch: int, monkeypatch: pytest.Mo
     monkeypatch.setattr(loop, "evaluate_rows", counted)
 
     model = small_model()
-    found = run_sweep(model, runs, type(problem)(problem.splits, loss, interrupting), progress("quiet"))
+    found = run_sweep(model, runs, type(problem)(problem.splits, loss, interrupting), Observers())
     assert not found.complete
     assert [*found.scores] == ([] if epoch == 1 else ["r1-lr0.03-s0"])
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), small_model().parameters(), strict=True))
@@ -89,39 +86,6 @@ def test_the_base_is_measured_as_it_is() -> None:
     data = problem.splits["data"].test
     assert measure_base(model, problem, data) == accuracy(model(data[0]), data).mean().item()
     assert model.training
-
-
-def test_watch_shows_a_row_for_each_configuration_and_rate(capsys: pytest.CaptureFixture[str]) -> None:
-    runs = {"a-s0": ("a", 4, 0.1), "a-s1": ("a", 4, 0.1), "b-s0": ("b", None, 0.2)}
-    watch = ProgressByConfiguration(progress("plain"), runs, dict.fromkeys(runs, 9), "accuracy")
-    watch.points([Point("a-s0", 3, 1.0, 0.4, 0.5, 0.1, 1.0), Point("a-s1", 3, 1.0, 0.6, 0.7, 0.1, 1.0)])
-    watch.ended(Outcome("a-s0", {}, "finished", None, 3, 3, 1, 0.1))
-    assert "finished" not in capsys.readouterr().err, "a seed is still at it"
-    watch.ended(Outcome("a-s1", {}, "diverged", "", 3, 3, 1, 0.1))
-    assert "a (lr 0.1) diverged at step 3, loss 0.5000, accuracy 0.6000" in capsys.readouterr().err
-    watch.ended(Outcome("b-s0", {}, "diverged", "", 0, 0, 0, 0.1))
-    assert "b (lr 0.2) diverged at step 0\n" in capsys.readouterr().err, "ended before its first point"
-
-
-def test_watch_counts_what_moves_at_once_and_looks_into_epochs(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("rankwise.sweeps.run.watch.time.monotonic", lambda: now[0])
-    runs = {f"r{r}-s0": (f"r{r}", r, 0.1) for r in (1, 2, 4, 8)}
-    watch = ProgressByConfiguration(
-        Progress(PlainDisplay(sys.stderr), lambda: now[0]), runs, dict.fromkeys(runs, 100), "accuracy"
-    )
-    now[0] = 60.0
-    watch.report_step(lambda: list(runs)[:3], 10)
-    now[0] = 60.5
-    watch.report_step(lambda: list(runs)[:3], 11)
-    now[0] = 120.0
-    watch.points([Point(run, 20, 1.0, 0.5, 0.5, 0.1, 1.0) for run in list(runs)[:3]])
-    assert capsys.readouterr().err.splitlines()[1:] == [
-        "[1:00] 8% done, about 12:20 left; 3 running, 1 waiting",
-        "[2:00] 15% done, about 11:20 left; 3 running, 1 waiting",
-    ]
 
 
 def test_the_same_sweep_gives_the_same_results() -> None:

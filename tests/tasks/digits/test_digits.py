@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 
 from rankwise import disabled, load_adapter, merge
 from rankwise.errors import DataError
-from rankwise.experiment import run_in_directory
-from rankwise.report import validate
-from rankwise.show.live import progress
+from rankwise.experiment import run_experiment
+from rankwise.results import parsed, plain
 from rankwise.sweeps.candidates.grid import runs_of
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.run.location import RunLocation
@@ -34,6 +33,7 @@ from rankwise.tasks.digits.digits import (
 from rankwise.tasks.digits.mnist import Split, load_digits_data
 from rankwise.tasks.digits.run import make_digits
 from rankwise.tasks.options import DigitsOptions
+from rankwise.train.events import Observers
 
 CPU = torch.device("cpu")
 
@@ -41,10 +41,10 @@ CPU = torch.device("cpu")
 def run(out: Path, **changed: Any) -> dict[str, Any]:
     given = {"ranks": (1, 4), "seeds": (0, 3), "epochs": 2, "lr": (3e-3,), "baseline_lr": (1e-3,), **changed}
     given = {"deciding": Deciding(plan="grid"), **given}
-    with progress("quiet") as shown:
+    with Observers() as shown:
         place = RunLocation(directory=out, config="digits: {}\n", command="rankwise", how_to_resume="rankwise digits")
-        results, _ = run_in_directory(place, partial(make_digits, DigitsOptions(**given)), shown)
-    return results
+        results, _, _ = run_experiment(partial(make_digits, DigitsOptions(**given)), place, shown)
+    return plain(results)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def saved_base(place: Path) -> torch.nn.Sequential:
 
 
 def test_sizes(results: dict[str, Any]) -> None:
-    validate(results)
+    parsed(results)
     assert results["base"]["parameters"] == 54_725
     found = {run["configuration"]: run["trainable_parameters"] for run in results["runs"]}
     assert found == {"r1": 1045, "r4": 4 * 1045, "full": 54_725}
@@ -111,7 +111,7 @@ def test_the_same_command_gives_the_same_results(tmp_path: Path, results: dict[s
 
 def test_published_protocol(tmp_path: Path) -> None:
     results = run(tmp_path / "published", protocol="published", ranks=(2,), seeds=(0,), lr=None, baseline_lr=None)
-    validate(results)
+    parsed(results)
     by_name = {c["name"]: c for c in results["configurations"]}
     assert [*by_name] == ["r2", "full-mistake", "full-notebook", "full"]
     assert results["relative_to"] == {
@@ -167,3 +167,11 @@ def test_each_seed_can_cut_its_own_validation_images() -> None:
     assert not tested & {pixels.numpy().tobytes() for pixels in new.rotation.pool[0]}
     cuts = [{*new.rotation.cut(seed).validation.tolist()} for seed in range(7)]
     assert len(set[int]().union(*cuts)) == 7 * new.rotation.n_validation
+
+
+def test_every_variant_is_tried_at_every_rank() -> None:
+    tried = candidates_of(DigitsOptions(ranks=(1, 2), variant=("lora", "dora")))
+    assert [c.name for c in tried] == ["r1", "r2", "r1 dora", "r2 dora", "full"]
+    assert tried[2].label == "r = 1, dora"
+    assert [c.lora.variant for c in tried if c.lora is not None] == ["lora", "lora", "dora", "dora"]
+    assert [c.name for c in candidates_of(DigitsOptions(ranks=(1,), variant=("dora",)))] == ["r1", "full"]

@@ -77,3 +77,25 @@ def test_from_a_file_to_a_merged_model(kind: str, tmp_path: Path, capsys: pytest
     assert read_labels(out) == read_labels(folder)
     with torch.no_grad():
         torch.testing.assert_close(merged(**batch).logits, outputs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "metric"), [("one", "f1"), ("several", "mcc")])
+def test_classifiers_judged_by_other_metrics(
+    kind: str, metric: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, data, run = (tmp_path / name for name in ("bert", "data.jsonl", "run"))
+    make_model("bert").save_pretrained(base)
+    make_tokenizer().save_pretrained(base)
+    labels = LABELS.get(kind, ["abc"[n % 7 % 3] for n in range(48)])
+    rows = [{"text": text, "label": label} for text, label in zip(TEXTS, labels, strict=True)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    flags = ["--model", str(base), "--task", "classify", "--data", str(data), "--test", str(data), "--ranks", "4"]
+    flags += ["--epochs", "2", "--batch-size", "8", "--lr", "1e-2", "--search", "0", "--plan", "grid", "--seeds", "2"]
+    assert main(["sweep", *flags, "--metric", metric, "--no-widen", "--quiet", "--out", str(run)]) == 0
+    results = read_results(run)
+    assert results["metric"]["name"] == {"f1": "macro F1", "mcc": "Matthews correlation"}[metric]
+    trained = next(one for one in results["runs"] if one["configuration"] == "r4")
+    capsys.readouterr()
+    assert main(["evaluate", str(run / str(trained["adapter"])), "--data", str(data), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["figures"][Path(str(trained["adapter"])).name]
+    assert trained["metric"] == pytest.approx(figures[metric], rel=1e-5, abs=1e-6)

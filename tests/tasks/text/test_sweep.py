@@ -150,16 +150,16 @@ def test_going_on_after_an_interruption(
 ) -> None:
     from rankwise.train import loop
 
-    advance = loop.PackTraining.advance
+    by_step = loop.PackTraining.by_step
     calls: list[int] = []
 
-    def interrupted(self: Any, pause: Any) -> Any:
+    def interrupted(self: Any) -> Any:
         calls.append(1)
         if len(calls) == at:
             raise KeyboardInterrupt
-        return advance(self, pause)
+        return by_step(self)
 
-    monkeypatch.setattr(loop.PackTraining, "advance", interrupted)
+    monkeypatch.setattr(loop.PackTraining, "by_step", interrupted)
     out = tmp_path / "out"
     assert run(folders, out, "bert", "classify", "--search", "20", "--checkpoint-epochs", "1", ranks="1") == 130
     assert f"go on with: rankwise sweep --resume {out}" in capsys.readouterr().err
@@ -184,6 +184,7 @@ def test_going_on_after_an_interruption(
         (["--max-length", "100000"], "--max-length is 100,000"),
         (["--dtype", "float16"], "The model is in float16 on the CPU"),
         (["--device", "cuda:7"], 'There is no device "cuda:7"'),
+        (["--metric", "bleu"], '--metric is "bleu"; data with one label a text can be judged by accuracy, f1, mcc.'),
         (["--join"], "--join joins texts to imitate"),
         (["--task", "sft"], "is not a causal model"),
     ],

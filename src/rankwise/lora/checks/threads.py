@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError
+from rankwise.lora.adapter import loras_in
 from rankwise.lora.targets.modules import Adapter
 
 _lock = threading.Lock()
@@ -58,13 +59,18 @@ def _message(model: nn.Module, what: str) -> str:
 
 
 def check_free(model: nn.Module) -> None:
-    """Refuse to change a model that another thread or task holds.
+    """Refuse to change a model that another thread or task holds, or whose rows have adapters of their own.
 
     Raises:
-        AdapterError: Another is inside a block of `held_by_thread`.
+        AdapterError: Another is inside a block of `held_by_thread`, or this is inside `by_row`.
     """
     with _lock:
         _check(model)
+    if any(lora.by_row is not None for _, _, lora in loras_in(model)):
+        raise AdapterError(
+            f"The rows of this {type(model).__name__} have adapters of their own inside by_row, so which adapters it "
+            "has and which of them act can't be changed; leave the block first."
+        )
 
 
 def _check(model: nn.Module) -> None:

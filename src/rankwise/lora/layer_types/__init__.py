@@ -135,6 +135,9 @@ def obstacle(layer: nn.Module) -> str:
     row = layer_type_of(layer)
     if row is None:
         return "its class is in no row of LAYER_TYPES; register_layer_type adds one"
+    if getattr(layer, "weight", None) is None:
+        kept = [name for name, _ in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))]
+        return f"it has no weight but {', '.join(kept) or 'nothing'}; load it without compression"
     weight = weight_of(layer)
     if is_lazy(weight):
         return "its shape is unknown until the first forward; run one first"

@@ -9,6 +9,7 @@ With groups the weight is (out, in / groups, kernel), and A (r, in / groups * ke
 any r will do, a depthwise layer costs r (kernel + channels), and delta has rank r as a matrix.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import AdapterError
+from rankwise.lora import maths
 from rankwise.lora.layer_types.row import LayerType, weight_of
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -69,13 +71,18 @@ def crosses_groups(layer: nn.Module, A: Tensor) -> bool:
 
 
 def _update(layer: Convolution, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
-    down = A.view(A.shape[0], -1, *layer.kernel_size)
-    if crosses_groups(layer, A):
-        return _pointwise(layer, _convolve(layer, x, down, 1), B)
-    if _forms_delta(layer, A.shape[0]):
+    crosses = crosses_groups(layer, A)
+    if not crosses and _forms_delta(layer, A.shape[0]):
         return _convolve(layer, x, _delta(layer, A, B), layer.groups)
-    down = torch.cat([down] * layer.groups) if layer.groups > 1 else down
-    return _pointwise(layer, _convolve(layer, x, down, layer.groups), B)
+
+    def down(x: Tensor, A: Tensor) -> Tensor:
+        kernels = A.view(A.shape[0], -1, *layer.kernel_size)
+        shared = layer.groups > 1 and not crosses
+        return _convolve(
+            layer, x, torch.cat([kernels] * layer.groups) if shared else kernels, 1 if crosses else layer.groups
+        )
+
+    return maths.lora_update(x, A, B, down=down, up=functools.partial(_pointwise, layer))
 
 
 def _delta(layer: Convolution, A: Tensor, B: Tensor) -> Tensor:
@@ -85,7 +92,7 @@ def _delta(layer: Convolution, A: Tensor, B: Tensor) -> Tensor:
             f"only those of one of {layer.groups} groups, so delta can't be added to it. Such an adapter (PEFT's) acts "
             "unmerged, where the layer is called; where its weight is read without a call, leave the layer out."
         )
-    return (B @ A).view(weight_of(layer).shape)
+    return maths.lora_delta(A, B).view(weight_of(layer).shape)
 
 
 # Transposed convolution
@@ -106,15 +113,19 @@ def _update_transposed(
 ) -> Tensor:
     if _forms_delta(layer, A.shape[0]):
         return _convolve_transposed(layer, x, _delta_transposed(layer, A, B), output_size)
-    down = A.view(A.shape[0], -1, *layer.kernel_size).transpose(0, 1)
-    down = torch.cat([down] * layer.groups) if layer.groups > 1 else down
-    return _pointwise(layer, _convolve_transposed(layer, x, down, output_size), B)
+
+    def down(x: Tensor, A: Tensor) -> Tensor:
+        kernels = A.view(A.shape[0], -1, *layer.kernel_size).transpose(0, 1)
+        kernels = torch.cat([kernels] * layer.groups) if layer.groups > 1 else kernels
+        return _convolve_transposed(layer, x, kernels, output_size)
+
+    return maths.lora_update(x, A, B, down=down, up=functools.partial(_pointwise, layer))
 
 
 def _delta_transposed(layer: TransposedConvolution, A: Tensor, B: Tensor) -> Tensor:
     """Delta as the weight has it: (in, out / groups, kernel), where a Conv has (out, in / groups, kernel)."""
     groups, kernel = layer.groups, layer.kernel_size
-    by_group = (B @ A).view(groups, layer.out_channels // groups, layer.in_channels // groups, *kernel)
+    by_group = maths.lora_delta(A, B).view(groups, layer.out_channels // groups, layer.in_channels // groups, *kernel)
     return by_group.transpose(1, 2).reshape(layer.in_channels, layer.out_channels // groups, *kernel)
 
 

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from rankwise.lora import maths
 from rankwise.lora.layer_types.linear import delta_transposed
 from rankwise.lora.layer_types.row import LayerType, weight_of
 
@@ -25,11 +26,15 @@ def _update(
     `scale_grad_by_freq` and `sparse` say how the gradient of the base's weight is made, which is frozen; the
     adapter's gradients are plain.
     """
-    columns = nn.functional.embedding(x, A.mT)
-    if layer.padding_idx is not None:
-        # Not F.embedding's own argument: under vmap it is ignored in the backward pass.
-        columns = torch.where((x == layer.padding_idx).unsqueeze(-1), columns.detach(), columns)
-    return columns @ B.mT
+
+    def column_of(x: Tensor, A: Tensor) -> Tensor:
+        columns = nn.functional.embedding(x, A.mT)
+        if layer.padding_idx is not None:
+            # Not F.embedding's own argument: under vmap it is ignored in the backward pass.
+            columns = torch.where((x == layer.padding_idx).unsqueeze(-1), columns.detach(), columns)
+        return columns
+
+    return maths.lora_update(x, A, B, down=column_of)
 
 
 def _obstacle(layer: nn.Module) -> str:

@@ -2,8 +2,8 @@
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
+from rankwise.lora import maths
 from rankwise.lora.layer_types.row import LayerType, weight_of
 
 
@@ -20,20 +20,17 @@ def _dims_transposed(layer: nn.Module) -> tuple[int, int]:
 def linear_update(
     layer: nn.Module, x: Float[Tensor, "*batch d_in"], A: Float[Tensor, "r d_in"], B: Float[Tensor, "d_out r"]
 ) -> Float[Tensor, "*batch d_out"]:
-    """B A x, through the r-wide middle: `rankwise.lora.maths.lora_update` without the scale.
-
-    That is x @ A.mT @ B.mT; `linear` transposes without a call from Python, a tenth of a small layer's time.
-    """
-    return linear(linear(x, A), B)
+    """B A x."""
+    return maths.lora_update(x, A, B)
 
 
 def _delta(layer: nn.Module, A: Tensor, B: Tensor) -> Tensor:
-    return B @ A
+    return maths.lora_delta(A, B)
 
 
 def delta_transposed(layer: nn.Module, A: Tensor, B: Tensor) -> Tensor:
     """Delta for a weight stored as (d_in, d_out)."""
-    return (B @ A).mT
+    return maths.lora_delta(A, B).mT
 
 
 LINEAR = LayerType("Linear", _dims, linear_update, _delta, matrix=True, linear=True, outputs=0)

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from rankwise.errors import AdapterError
+from rankwise.lora import maths
 from rankwise.lora.layer_types.row import LayerType
 
 
@@ -29,9 +30,9 @@ def _delta(layer: Any, A: Tensor, B: Tensor, *, name: str) -> Tensor:
     """B A; for a stack A is (experts * r, d_in) and B (d_out, experts * r), expert after expert."""
     weight: Tensor = getattr(layer, name)
     if weight.ndim == 2:
-        return B @ A
+        return maths.lora_delta(A, B)
     n = weight.shape[0]
-    delta = B.unflatten(1, (n, -1)).transpose(0, 1) @ A.unflatten(0, (n, -1))
+    delta = maths.lora_delta(A.unflatten(0, (n, -1)), B.unflatten(1, (n, -1)).transpose(0, 1))
     return delta.mT if _is_in_out(layer, weight) else delta
 
 

@@ -10,7 +10,7 @@ References:
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +101,19 @@ def in_eight_bits(weight: Tensor) -> bool:
         (True, False)
     """
     return weight.is_floating_point() and weight.dtype.itemsize == 1
+
+
+def is_opaque(weight: Tensor) -> bool:
+    """Tell whether a tensor's class computes operations in a way of its own, or its layout leaves numbers out.
+
+    So do the weights of libraries that quantise, known here or not; W + delta can't be written to them.
+
+    Examples:
+        >>> is_opaque(nn.Parameter(torch.eye(2))), is_opaque(torch.eye(2).to_sparse())
+        (False, True)
+    """
+    own = cast(Any, type(weight))
+    return own.__torch_dispatch__ is not cast(Any, Tensor).__torch_dispatch__ or weight.layout != torch.strided
 
 
 def keep_unpacked(model: nn.Module) -> None:

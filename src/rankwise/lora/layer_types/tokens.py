@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import TargetError
+from rankwise.lora import maths
 from rankwise.lora.layer_types.row import LayerType, weight_of
 
 
@@ -73,10 +74,15 @@ def _dims(layer: Any, *, width: int) -> tuple[int, int]:
 
 def _looked_up(layer: nn.Embedding, x: Tensor, A: Tensor, B: Tensor, *, tokens: tuple[int, ...], size: int) -> Tensor:
     """For each index its column of B; a column of zeros for those that aren't trained."""
-    chosen = torch.tensor(tokens, device=x.device)
-    n = len(tokens)
-    place = chosen.new_full((size,), n).index_copy(0, chosen, torch.arange(n, device=x.device))[x]
-    added = nn.functional.embedding(place, nn.functional.pad(B, (0, 1)).mT)
+
+    def place_of(x: Tensor, A: Tensor) -> Tensor:
+        chosen, n = torch.tensor(tokens, device=x.device), len(tokens)
+        return chosen.new_full((size,), n).index_copy(0, chosen, torch.arange(n, device=x.device))[x]
+
+    def column_of(place: Tensor, B: Tensor) -> Tensor:
+        return nn.functional.embedding(place, nn.functional.pad(B, (0, 1)).mT)
+
+    added = maths.lora_update(x, A, B, down=place_of, up=column_of)
     if layer.padding_idx is None:
         return added
     # The padding index gets no gradient, as in the base.
@@ -84,9 +90,12 @@ def _looked_up(layer: nn.Embedding, x: Tensor, A: Tensor, B: Tensor, *, tokens: 
 
 
 def _multiplied(layer: Any, x: Tensor, A: Tensor, B: Tensor, *, tokens: tuple[int, ...], size: int) -> Tensor:
-    """The outputs of the trained rows at their places, zeros elsewhere."""
-    own = x @ B
-    return own.new_zeros(*own.shape[:-1], size).index_copy(-1, torch.tensor(tokens, device=x.device), own)
+    """The outputs of the trained rows at their places, zeros elsewhere: here the weight is (B A)^T."""
+
+    def placed(own: Tensor, A_T: Tensor) -> Tensor:
+        return own.new_zeros(*own.shape[:-1], size).index_copy(-1, torch.tensor(tokens, device=x.device), own)
+
+    return maths.lora_update(x, B.mT, A.mT, up=placed)
 
 
 def _delta(layer: Any, A: Tensor, B: Tensor, *, tokens: tuple[int, ...], size: int) -> Tensor:

@@ -5,6 +5,7 @@ place. Paths leave out what it adds, so an adapter of a wrapped model has the na
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,6 +24,9 @@ _WRAPPERS = {
     "torch.nn.parallel.distributed.DistributedDataParallel": "module",
     "torch.nn.parallel.data_parallel.DataParallel": "module",
     "torch.optim.swa_utils.AveragedModel": "module",
+    "timm.utils.model_ema.ModelEmaV2": "module",
+    "timm.utils.model_ema.ModelEmaV3": "module",
+    "opacus.grad_sample.grad_sample_module.GradSampleModule": "_module",
     "deepspeed.runtime.engine.DeepSpeedEngine": "module",
     "lightning.fabric.wrappers._FabricModule": "_forward_module",
     "lightning_fabric.wrappers._FabricModule": "_forward_module",
@@ -33,13 +37,22 @@ WRAPPER_WORDS = frozenset(_WRAPPERS.values()) - {"module"}
 """What wrappers add to a path; "module" is left out, for it is also a name that models use."""
 
 
+_OF_BLOCKS = {"disabled", "by_row"}
+"""Attributes of adapters that last as long as a `with` block."""
+
+
 class Adapter(nn.Module):
     """A submodule that belongs to an adapter, not to the base."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy gets: one made inside `disabled` or `by_row` is as outside, since it never leaves them."""
+        return {name: value for name, value in self.__dict__.items() if name not in _OF_BLOCKS}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Adapter":
         """Move or cast as any module does, but keep the numbers where `fn` throws them away (`to_empty`, "meta").
 
-        A base gets its numbers from a checkpoint afterwards; an adapter's are nowhere else.
+        A base gets its numbers from a checkpoint afterwards; an adapter's are nowhere else. 8-bit floats, in which some
+        tools store a base between its forwards, would round them.
         """
         before = [
             (module, name, p.detach())
@@ -56,6 +69,10 @@ class Adapter(nn.Module):
                     module._parameters[name] = nn.Parameter(values, requires_grad=required)
                 elif not values.is_meta:
                     parameter.data.copy_(values)
+        for module, name, values in before:
+            parameter = module._parameters[name]
+            if parameter is not None and parameter.itemsize == 1 < values.itemsize:
+                parameter.data = values.to(parameter.device)
         return self
 
 
@@ -136,16 +153,20 @@ def submodule(model: nn.Module, path: str) -> nn.Module:
 
 
 def path_of_key(model: nn.Module, key: str) -> str:
-    """Return the path of a key of `model.state_dict()`, without what wrappers add.
+    """Return the path of a key of `model.state_dict()`, without what wrappers add; empty for what is a wrapper's own.
 
     Examples:
         >>> path_of_key(nn.DataParallel(nn.Sequential(nn.Linear(2, 2))), "module.0.weight")
         '0.weight'
+        >>> path_of_key(torch.optim.swa_utils.AveragedModel(nn.Linear(2, 2)), "n_averaged")
+        ''
     """
     kept: list[str] = []
     module: nn.Module | None = model
     for piece in key.split("."):
         while module is not None and (child := _wrapped_child(type(module))) not in ("", piece):
+            if piece in module._buffers or piece in module._parameters:  # pyright: ignore[reportPrivateUsage]
+                return ""
             module = module._modules.get(child)  # pyright: ignore[reportPrivateUsage]
         if module is None or not _wrapped_child(type(module)):
             kept.append(piece)

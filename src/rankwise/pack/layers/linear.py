@@ -19,7 +19,8 @@ $$dW = dy^T x, \qquad dA = s\,B^T dW, \qquad d(sB) = dW A^T, \qquad dx = dy\,(W 
 
 Gradients of A and B are not handed to autograd but written where the optimiser reads them. Why a function of its own:
 plain autograd keeps more tensors, records a dozen nodes a bucket, can't add in place onto the frozen product, and
-copies every gradient. `rankwise.lora.maths.lora_update` is the same in one line.
+copies every gradient. `rankwise.lora.maths.lora_update` is the same in one line; every pack is compared with it before
+its first step (`rankwise.pack.model.packed_model`).
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,5 @@
-"""One adapter of a pack run alone: its W + s B A and its own weights put into the model for one forward pass.
+"""One adapter of a pack run alone, by definition (`rankwise.lora.maths.lora_model`): its W + s B A and its own weights
+put into the model for one forward pass.
 
 Where that can't be, the update is added to the layer's output: a quantised weight can't take in s B A, and with dropout
 the update reads another input than the layer.
@@ -11,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from rankwise.errors import PackError
+from rankwise.lora import maths
 from rankwise.lora.targets.find import Target
-from rankwise.lora.variants import Variant, VariantTensors
+from rankwise.lora.variants import VARIANTS
 from rankwise.pack.noise.forwards import Forward, replaced_forwards
 from rankwise.pack.noise.keyed import Noise
 from rankwise.pack.resolved import Resolved
@@ -37,19 +38,24 @@ class OneByOne:
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         self._places = [(i, k, m) for i, b in enumerate(store.buckets) for k, m in enumerate(b.members)]
         self._leaves: dict[tuple[int, str, int], tuple[Tensor, Gradient]] = {}
+        self._tensors: dict[tuple[int, str, int], dict[str, Tensor]] = {}
         for i, bucket in enumerate(store.buckets):
             first = bucket.members[0]
             # What takes a weight's place has its type; all that is added to one is summed first.
             wide = {name for name, weight in model.named_parameters() if weight.dtype == torch.float32}
-            stacks = {
-                name: store.stack(i, name, exact=name not in first.whole or name in wide) for name in first.shapes
-            }
-            for t in first.targets:
-                stacks[f"{t.name}.A"], stacks[f"{t.name}.B"] = store.low_rank(i, t.name, exact=True)
-            for key, stack in stacks.items():
-                # Each adapter's own: one that a step doesn't use must be told from one with a gradient of zero.
-                for k in range(len(bucket)):
-                    self._leaves[i, key, k] = stack[k].detach().requires_grad_(), store.gradient(i, key)
+            stacks = {name: (store.stack(i, name, exact=name in wide), store.gradient(i, name)) for name in first.whole}
+            found = {t.name: store.tensors(i, t.name, exact=True) for t in first.targets}
+            for module, tensors in found.items():
+                stacks |= {f"{module}.{key}": (s, g) for key, (s, g) in tensors.items() if g is not None}
+            # Each adapter's own: one that a step doesn't use must be told from one with a gradient of zero.
+            for k in range(len(bucket)):
+                for key, (stack, gradient) in stacks.items():
+                    self._leaves[i, key, k] = stack[k].detach().requires_grad_(), gradient
+                for module, tensors in found.items():
+                    self._tensors[i, module, k] = {
+                        key: stack[k] if gradient is None else self._leaves[i, f"{module}.{key}", k][0]
+                        for key, (stack, gradient) in tensors.items()
+                    }
 
     def collect(self) -> None:
         """Put the gradients that autograd has computed where they belong."""
@@ -71,19 +77,15 @@ class OneByOne:
             or (noise is not None and drops(t) and bool(bucket.dropout(t.name, self._store.theta)[k]))
         }
 
-    def _weights(self, place: int, added: Collection[str]) -> dict[str, Tensor]:
-        """The parameters that the adapter at this place of the pack has in place of the base's, by their names."""
+    def _deltas(self, place: int, added: Collection[str]) -> dict[str, Tensor]:
+        """The changes of weights by the adapter at this place of the pack. One that several modules share has one."""
+        deltas: dict[str, Tensor] = {}
         i, k, member = self._places[place]
-        own = {name: self._leaves[i, name, k][0] for name in member.whole}
         for t in member.targets:
-            if t.name in added:
-                continue
-            weight: Tensor = getattr(t.module, t.parameter)
-            A, B, variant, tensors = self._tensors(place, t)
-            delta = variant.delta(t.layer_type, t.module, A, B, 1.0, tensors)
-            # A weight that several modules have is replaced in all of them.
-            own[self._names[weight]] = (weight.detach() + delta).to(weight.dtype)
-        return own
+            if t.name not in added:
+                delta = VARIANTS[t.variant].delta(t.layer_type, t.module, self._tensors[i, t.name, k], 1.0)
+                deltas[f"model.{self._names[getattr(t.module, t.parameter)]}"] = delta
+        return deltas
 
     def __call__(
         self,
@@ -102,34 +104,28 @@ class OneByOne:
             then: Called with the outputs while the adapter's weights stand in the model.
         """
         added = self._added(place, noise)
-        weights = {f"model.{name}": value for name, value in self._weights(place, added).items()}
+        i, k, member = self._places[place]
+        trained = {f"model.{name}": self._leaves[i, name, k][0] for name in member.whole}
         modules = {name: target.module for name, target in added.items()}
         with replaced_forwards(modules, lambda name, forward: self._adding(place, added[name], forward, noise)):
             try:
-                return functional_call(self._caller, weights, (batch, then))
+                return maths.lora_model(self._caller, self._deltas(place, added), (batch, then), trained)
             except RuntimeError as error:
                 refuse_known(error)
                 raise
 
-    def _tensors(self, place: int, target: Target) -> tuple[Tensor, Tensor, Variant, VariantTensors]:
-        """A, s B, the variant and what it trains beside them, of one target of the adapter at this place."""
-        i, k, _ = self._places[place]
-        variant = self._store.buckets[i].variant(target.name)
-        A, B, *own = (self._leaves[i, f"{target.name}.{key}", k][0] for key in ("A", "B", *variant.tensors))
-        return A, B, variant, dict(zip(variant.tensors, own, strict=True))
-
     def _adding(self, place: int, target: Target, forward: Forward, noise: Noise | None) -> Forward:
         """A layer's forward with the update of the adapter at this place added to its output."""
         i, k, _ = self._places[place]
-        A, B, variant, tensors = self._tensors(place, target)
+        tensors, variant = self._tensors[i, target.name, k], VARIANTS[target.variant]
         dropout = self._store.buckets[i].dropout(target.name, self._store.theta)[k : k + 1]
 
         def call(x: Tensor, *rest: Any, **named: Any) -> Tensor:
             y: Tensor = forward(x, *rest, **named)
-            inputs = x if target.layer_type.reads_indices else x.to(A.dtype)
+            inputs = x if target.layer_type.reads_indices else x.to(next(iter(tensors.values())).dtype)
             if noise is not None and drops(target) and bool(dropout):
                 inputs = noise.dropout(f"{target.name}.lora", inputs, dropout)
-            added = variant.forward(target.layer_type, target.module, inputs, y, A, B, 1.0, tensors, rest, named)
+            added = variant.forward(target.layer_type, target.module, inputs, y, tensors, 1.0, rest, named)
             return y + added.to(y.dtype)
 
         return call

@@ -27,6 +27,7 @@ anew; a large one spends nothing, and kept it would lie beside the activations."
 class PackedAdamW(PackedOptimiser):
     """Adam with decoupled weight decay."""
 
+    settings = ("betas", "eps")
     names = ("first", "second")
 
     def prepare(self) -> None:

@@ -24,6 +24,9 @@ class PackedOptimiser(ABC):
         store: The pack's numbers; its `grads` hold the gradients when `step` is called, and are left alone.
     """
 
+    settings: ClassVar[tuple[str, ...]]
+    """The fields of `Member` and `Training` that it reads; others must be left at their defaults."""
+
     names: ClassVar[tuple[str, ...]]
     """What its vectors are called in checkpoints."""
 

@@ -20,6 +20,7 @@ from rankwise.pack.step.optimiser import ExpandedValues, PackedOptimiser
 class PackedSGD(PackedOptimiser):
     """Stochastic gradient descent with momentum. Weight decay is a gradient here, not decoupled as in AdamW."""
 
+    settings = ("momentum", "nesterov")
     names = ("velocity",)
 
     def prepare(self) -> None:

@@ -20,6 +20,9 @@ STARTING_SEEDS = 3
 BELIEVED_FROM = 4
 """Seeds from which the estimate of how many more would decide is believed."""
 
+DOUBT = 3
+"""How many times too large the estimate may be before that: the spread of few seeds is hardly known."""
+
 LARGER_AFTER_OPEN = 3
 """How many larger sizes are tried after one that no number of seeds could decide."""
 
@@ -50,12 +53,15 @@ class Step:
         name: The configuration; "" at the end.
         seeds: How many seeds it is to have then.
         path: The configurations that have been decided, or given up, on the way here.
+        in_play: The sizes among which the answer can still lie, the next one included: those that may be asked for
+            with as many seeds.
     """
 
     kind: Literal["train", "seeds", "neighbour", "end"]
     name: str
     seeds: int
     path: tuple[str, ...]
+    in_play: tuple[str, ...] = ()
 
 
 def next_step(
@@ -82,14 +88,14 @@ def next_step(
     start = min(STARTING_SEEDS, most_seeds)
     while low + 1 < high:
         name = ladder.names[at]
-        comparison = compared(name)
+        comparison, in_play = compared(name), ladder.names[low + 1 : high]
         if comparison is None or comparison.n_seeds < start:
-            return Step("train", name, start, tuple(path))
+            return Step("train", name, start, tuple(path), in_play)
         largest = at == len(ladder.names) - 1
         if comparison.state == "open" and _seeds_can_help(comparison, most_seeds, largest):
             wanted = comparison.more_seeds_needed or 1
             more = max(1, min(wanted, at_once, most_seeds - comparison.n_seeds))
-            return Step("seeds", name, comparison.n_seeds + more, tuple(path))
+            return Step("seeds", name, comparison.n_seeds + more, tuple(path), in_play)
         path.append(name)
         if comparison.state == "shown":
             high = at
@@ -111,12 +117,11 @@ def _seeds_can_help(comparison: Comparison, most_seeds: int, largest: bool) -> b
     that is needed to know that nothing smaller will do."""
     if comparison.n_seeds >= most_seeds:
         return False
-    if comparison.n_seeds < BELIEVED_FROM:
-        # Of few seeds the spread is hardly known, and so is how many more would do.
-        return True
-    if comparison.more_seeds_needed is None or ((comparison.p_within or 0.0) < 0.5 and not largest):
+    more = comparison.more_seeds_needed
+    believed = comparison.n_seeds >= BELIEVED_FROM
+    if more is None or ((comparison.p_within or 0.0) < 0.5 and not (largest and believed)):
         return False
-    return comparison.n_seeds + comparison.more_seeds_needed <= most_seeds
+    return comparison.n_seeds + more <= most_seeds * (1 if believed else DOUBT)
 
 
 def neighbour_rates(tried: Sequence[float], grid: Sequence[float], smaller_than_middle: bool) -> list[float]:

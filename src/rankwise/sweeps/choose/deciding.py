@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rankwise.errors import ConfigError, suggest
+from rankwise.errors import ConfigError, option, suggest
 from rankwise.sweeps.choose.rule import Rule, parse_tolerance
 
 PLANS = ("auto", "grid")
@@ -12,6 +12,10 @@ MOST_SEEDS = 16
 
 GRID_SEEDS = 3
 """Seeds of a grid, unless the user says otherwise."""
+
+LOOKS = 10
+"""As how many independent looks the looks of an adaptive plan count, after each seed and at several sizes, where it is
+strict; simulated (`benchmarks/answer.py synthetic`)."""
 
 ROTATE_FROM = 4
 """Seeds from which each of them validates on rows of its own, where the validation data is not given."""
@@ -25,7 +29,9 @@ class Deciding:
         tolerance: How much worse than the reference is good enough: "1%", "0.5 points", or 0.02 in the metric's unit.
             [default: 1% of an accuracy, and at most 5% of its gain over the base; of a loss 5% of that gain]
         confidence: Probability at which something counts as shown.
-        strict: Test a grid's sizes from the largest down and stop at the first that fails.
+        strict: Keep the chance of naming a size that lies just outside at 1 - confidence in the worst case: test sizes
+            from the largest down, stop at the first that fails, and in an adaptive plan ask each of its many looks for
+            a tenth of that chance. It takes more runs.
         plan: "auto" trains only what the decision needs, "grid" everything.
         curve: Train every size in an adaptive plan, at least with the starting seeds. [default: where it is cheap]
         max_runs: Training runs of an adaptive plan at the most, the search included.
@@ -57,11 +63,16 @@ class Deciding:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} is {value}; give a positive number, or leave it out.")
+            if value is not None and self.plan == "grid":
+                raise ConfigError(f"{option(name)} has no effect in a grid, which trains everything; leave it out.")
         self.rule(True)
 
     def rule(self, higher_is_better: bool) -> Rule:
         """What is asked of an answer by a metric."""
-        return Rule(parse_tolerance(self.tolerance, higher_is_better), higher_is_better, self.confidence, self.strict)
+        confidence = self.confidence
+        if self.strict and self.plan == "auto":
+            confidence = 1 - (1 - confidence) / LOOKS
+        return Rule(parse_tolerance(self.tolerance, higher_is_better), higher_is_better, confidence, self.strict)
 
     def seeds(self, given: tuple[int, ...] | None) -> tuple[int, ...]:
         """The seeds: those given, else as many as the plan takes at the most."""

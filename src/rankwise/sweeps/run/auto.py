@@ -1,7 +1,8 @@
 """The adaptive plan: learning rates at a middle size and the reference, then sizes by bisection, seeds as needed.
 
-Runs share packs where that is cheap: where a further adapter costs little beside the first, all sizes train with each
-seed and the path is followed through what is there already; else only what the path asks for trains.
+Runs share packs where that is cheap: where a further adapter costs little beside the first, all sizes train with the
+starting seeds, and with each further seed those among which the answer can still lie; the path is followed through what
+is there already. Else only what the path asks for trains.
 """
 
 import time
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rankwise.pack.resolved import resolve
-from rankwise.sweeps.candidates.grid import Candidate
+from rankwise.sweeps.candidates.ladders import ladders_of
 from rankwise.sweeps.choose.adaptive import STARTING_SEEDS, Ladder, Step, neighbour_rates, next_step
 from rankwise.sweeps.choose.answer import CANDIDATES, Comparison, Floors, compare, pair
 from rankwise.sweeps.choose.configurations import Configuration, choose_learning_rates, signed
@@ -20,7 +21,7 @@ from rankwise.sweeps.choose.rule import Rule
 from rankwise.sweeps.choose.within import difference_bound
 from rankwise.sweeps.choose.wording import probability
 from rankwise.sweeps.problem import Run, SweepState
-from rankwise.sweeps.run.stage import PlannedStage, StageResult
+from rankwise.sweeps.run.stage import Phases, PlannedStage, StageResult
 
 if TYPE_CHECKING:
     from rankwise.sweeps.run.stages import Stages
@@ -69,7 +70,7 @@ class Walk:
     """An adaptive plan under way.
 
     Args:
-        stages: Trains runs.
+        stages: What is trained on what.
         auto: The settings.
     """
 
@@ -101,29 +102,29 @@ class Walk:
             and self.parameters[c.name] < self.parameters[self.reference.name]
             and self.parameters[c.name] <= limit
         ]
-        self.ladders = _ladders(sorted(sized, key=lambda c: (self.parameters[c.name], c.name)))
+        self.ladders = ladders_of(sorted(sized, key=lambda c: (self.parameters[c.name], c.name)))
         on_ladders = {name for ladder in self.ladders for name in ladder.names} | {self.reference.name}
         self.others = [c for c in stages.candidates if c.name not in on_ladders]
         self.rates: dict[str, float] = {}
 
-    def run(self) -> StageResult:
+    def phases(self) -> Phases[StageResult]:
         """Search for rates, follow the ladders, complete the curve.
 
         Raises:
             KeyboardInterrupt: Interrupted while learning rates were searched.
         """
-        edges, told = self._search()
+        edges, told = yield from self._search()
         if not self.ladders:
             others = dict.fromkeys((c.name for c in self.others), self._starting)
-            self._train({self.reference.name: self._starting}, others)
+            yield from self._train({self.reference.name: self._starting}, others)
         cheap = self._cheap()
         self.curve = cheap if self.auto.curve is None else self.auto.curve
         for ladder in self.ladders:
-            self._follow(ladder, cheap)
+            yield from self._follow(ladder, cheap)
             if self._stopped or self._nothing_gained():
                 break
         if self.curve and not self._stopped:
-            self._complete_curve()
+            yield from self._complete_curve()
         swept = self.swept or SweepState((), {}, complete=True)
         if swept.complete:
             swept.note([self._saved()])
@@ -152,7 +153,7 @@ class Walk:
     def _stopped(self) -> bool:
         return self.swept is not None and not self.swept.complete
 
-    def _search(self) -> tuple[dict[str, bool], list[dict[str, object]]]:
+    def _search(self) -> Phases[tuple[dict[str, bool], list[dict[str, object]]]]:
         """Find learning rates at each ladder's middle, the reference, and what has rates of its own kind."""
         middles = [self.candidates[ladder.middle] for ladder in self.ladders]
         heads = [c for ladder in self.ladders for n in ladder.names if (c := self.candidates[n]).method == "head"]
@@ -162,11 +163,11 @@ class Walk:
         told: list[dict[str, object]] = []
         found: Mapping[str, float] = {}
         if several:
-            self.stages.progress.message(
+            self.stages.observers.message(
                 f"Searching for learning rates at {', '.join(c.label for c in several)}; the others take theirs from "
                 "them."
             )
-            found, edges, told = self.stages.search_rates(several, SEARCH_SEED)
+            found, edges, told = yield from self.stages.search_rates(several, SEARCH_SEED)
             self.searched = len(told)
         self.rates = {c.name: found.get(c.name, c.lrs[0]) for c in chosen}
         for ladder in self.ladders:
@@ -188,24 +189,25 @@ class Walk:
             runs = [self.candidates[name].run(self.rates[name], seed) for name in names[:4]]
             price = self.stages.measured_price(runs)
         cheap = price < CHEAP
-        self.stages.progress.message(
+        self.stages.observers.message(
             f"A further adapter costs {100 * price:.0f}% of the first, so "
             + ("all sizes train together." if cheap else "sizes are tried one after another, by bisection.")
         )
         return cheap
 
-    def _follow(self, ladder: Ladder, cheap: bool) -> None:
+    def _follow(self, ladder: Ladder, cheap: bool) -> Phases[None]:
         """Take steps on a ladder until it ends."""
         neighbours: set[str] = set()
         together = [*ladder.names, *(c.name for c in self.others if self.curve)] if cheap else []
         start = self._starting
-        going = self._train(dict.fromkeys([self.reference.name, ladder.middle], start), dict.fromkeys(together, start))
+        both = dict.fromkeys([self.reference.name, ladder.middle], start)
+        going = yield from self._train(both, dict.fromkeys(together, start))
         while going and not self._stopped:
             if self._nothing_gained():
                 n = self._asked(self.reference.name)
                 if n >= min(GAIN_SEEDS, len(self.stages.seeds)):
                     return
-                going = self._train({self.reference.name: n + 1, ladder.middle: n + 1})
+                going = yield from self._train({self.reference.name: n + 1, ladder.middle: n + 1})
                 continue
             step = next_step(
                 ladder,
@@ -220,31 +222,44 @@ class Walk:
             self._say(step)
             if step.kind == "neighbour":
                 neighbours.add(step.name)
-                going = self._try_neighbour(step.name, ladder)
+                going = yield from self._try_neighbour(step.name, ladder, at_once=cheap)
                 continue
-            beside = dict.fromkeys(together, step.seeds) if step.kind == "seeds" else {}
-            going = self._train({step.name: step.seeds, self.reference.name: step.seeds}, beside)
+            beside = dict.fromkeys(step.in_play, step.seeds) if cheap and step.kind == "seeds" else {}
+            going = yield from self._train({step.name: step.seeds, self.reference.name: step.seeds}, beside)
 
-    def _try_neighbour(self, name: str, ladder: Ladder) -> bool:
+    def _try_neighbour(self, name: str, ladder: Ladder, *, at_once: bool) -> Phases[bool]:
         """Train a configuration at a neighbouring learning rate, and take that where it does better with the same
-        seeds; False where the budgets don't allow it."""
-        lower = self._lost(name) or ladder.names.index(name) < ladder.names.index(ladder.middle)
-        before = self.rates[name]
+        seeds; False where the budgets don't allow it.
+
+        Args:
+            name: The configuration.
+            ladder: Its ladder.
+            at_once: Whether all starting seeds train together; else a first seed that does no better ends the try.
+        """
+        lost = self._lost(name)
+        lower = lost or ladder.names.index(name) < ladder.names.index(ladder.middle)
+        before, going, better = self.rates[name], True, False
         for lr in neighbour_rates([before], self.candidates[name].lrs, lower):
-            old = self._mean(name)
-            self.rates[name] = lr
-            going = self._train({name: self._starting})
-            new = self._mean(name)
-            if new is None or (old is not None and signed(new - old, self.auto.rule.higher_is_better) <= 0):
+            # A rate that lost a seed is no measure for another.
+            for n in (self._starting,) if at_once or lost else dict.fromkeys((1, self._starting)):
+                self.rates[name] = before
+                old = self._mean(name, n)
+                self.rates[name] = lr
+                going = yield from self._train({name: n})
+                new = self._mean(name, n)
+                better = new is not None and (old is None or signed(new - old, self.auto.rule.higher_is_better) > 0)
+                if not (going and better):
+                    break
+            if not better:
                 self.rates[name] = before
             if not going:
                 return False
         return True
 
-    def _mean(self, name: str) -> float | None:
-        """The mean over the starting seeds; None where one of them has no run that counts."""
+    def _mean(self, name: str, n: int) -> float | None:
+        """The mean over the first n seeds; None where one of them has no run that counts."""
         c = self._chosen().get(name)
-        first = self.stages.seeds[: self._starting]
+        first = self.stages.seeds[:n]
         if c is None or not {*first} <= {*c.seeds}:
             return None
         return float(np.mean([run.validation.mean() for run in c.runs if run.seed in first]))
@@ -259,7 +274,7 @@ class Walk:
             if (run := self.candidates[name].run(self.rates[name], seed)).name not in known
         ]
 
-    def _train(self, wanted: Mapping[str, int], beside: Mapping[str, int] | None = None) -> bool:
+    def _train(self, wanted: Mapping[str, int], beside: Mapping[str, int] | None = None) -> Phases[bool]:
         """Train what is missing of these configurations with so many seeds, and of others as far as the budgets allow;
         False where they don't even allow the first."""
         runs, more = self._missing(wanted), self._missing({**wanted, **(beside or {})})
@@ -269,13 +284,13 @@ class Walk:
                 label = self.candidates[next(iter(wanted))].label
                 self.swept.note([f"The plan ended after {over}, before {label} was decided."])
             return False
-        self._add(runs if self._over(len(more)) is not None else more)
+        yield from self._add(runs if self._over(len(more)) is not None else more)
         return True
 
-    def _add(self, runs: Sequence[Run]) -> None:
+    def _add(self, runs: Sequence[Run]) -> Phases[None]:
         if not runs:
             return
-        more = self.stages.train(runs)
+        more = yield from self.stages.train(runs)
         if self.swept is None:
             self.swept = more
         else:
@@ -323,7 +338,7 @@ class Walk:
         """What was reached of a budget that allows no more runs; None where all allow them."""
         swept, auto = self.swept, self.auto
         done = self.searched + (0 if swept is None else len(swept.runs))
-        minutes = (time.monotonic() - self.began) / 60
+        minutes = (time.monotonic() - self.began + self.stages.seconds_before) / 60
         if more and auto.max_runs is not None and done + more > auto.max_runs:
             return f"{done} runs, of {auto.max_runs} allowed"
         # However long the search took: without a comparison there is no answer.
@@ -331,7 +346,7 @@ class Walk:
             return f"{minutes:.0f} minutes, of {auto.max_minutes:g} allowed"
         return None
 
-    def _complete_curve(self) -> None:
+    def _complete_curve(self) -> Phases[None]:
         names = [name for ladder in self.ladders for name in ladder.names] + [c.name for c in self.others]
         missing = [name for name in names if self._asked(name) < self._starting]
         runs = self._missing(dict.fromkeys(missing, self._starting))
@@ -339,8 +354,8 @@ class Walk:
             return
         labels, over = ", ".join(self.candidates[name].label for name in missing), self._over(len(runs))
         if over is None:
-            self.stages.progress.message(f"The decision is made; {labels} complete the curve.")
-            self._add(runs)
+            self.stages.observers.message(f"The decision is made; {labels} complete the curve.")
+            yield from self._add(runs)
         elif self.swept is not None:
             self.swept.note([f"The plan ended after {over}; {labels} would complete the curve."])
 
@@ -357,7 +372,7 @@ class Walk:
             "seeds": f"{step.seeds} seeds of {label} and {self.reference.label}",
             "neighbour": f"{label} at a neighbouring learning rate",
         }[step.kind]
-        self.stages.progress.message(f"{'; '.join(said)}. Next: {what}." if said else f"Next: {what}.")
+        self.stages.observers.message(f"{'; '.join(said)}. Next: {what}." if said else f"Next: {what}.")
 
     def _saved(self) -> str:
         runs = 0 if self.swept is None else len(self.swept.runs)
@@ -372,18 +387,3 @@ STATES = {
     "not": "is shown not to be",
     "open": "is open",
 }
-
-
-def _ladders(sized: Sequence[Candidate]) -> list[Ladder]:
-    """Candidates of one kind, whatever their rank, in one ladder each; the head alone is the smallest of the first."""
-    kinds: dict[object, list[str]] = {}
-    for c in sized:
-        key = None if c.lora is None else str(replace(c.lora, r=1, alpha=1.0))
-        kinds.setdefault(key, []).append(c.name)
-    heads = kinds.pop(None, [])
-    names = list(kinds.values())
-    if not names:
-        return [Ladder(tuple(heads))] if heads else []
-    order = {c.name: i for i, c in enumerate(sized)}
-    names[0] = sorted([*heads, *names[0]], key=order.__getitem__)
-    return [Ladder(tuple(group)) for group in names]

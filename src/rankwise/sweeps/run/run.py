@@ -1,20 +1,22 @@
 """Run a sweep: packs of runs over one base, then one evaluation of everything that finished."""
 
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
 from torch import nn
 
 from rankwise.errors import CheckpointError, ConfigError
 from rankwise.pack.resolved import resolve
-from rankwise.show.live import Progress
 from rankwise.sweeps.measure import measure
 from rankwise.sweeps.plan.fitting import Probes
 from rankwise.sweeps.plan.plan import check_plan, fingerprints, make_plan, read_plan, surroundings, write_plan
 from rankwise.sweeps.problem import Problem, Run, SweepState
-from rankwise.sweeps.run.course import Course
-from rankwise.sweeps.run.watch import ProgressByConfiguration
+from rankwise.sweeps.run.scheduler import Scheduler
+from rankwise.sweeps.run.worker import LocalWorker, WorkerFactory
+from rankwise.sweeps.storage.checkpoints import Keeper
 from rankwise.train.checkpoints import Checkpoints, Every
+from rankwise.train.events import Message, Observer, RunInfo, Started
 from rankwise.train.machine.interrupts import stop_on_signals
 
 
@@ -22,7 +24,7 @@ def run_sweep(
     model: nn.Module,
     runs: Sequence[Run],
     problem: Problem,
-    progress: Progress,
+    observer: Observer,
     *,
     rungs: Sequence[int] = (),
     checkpoints: Path | None = None,
@@ -31,6 +33,7 @@ def run_sweep(
     tests: bool = True,
     memory: int | None = None,
     probes: Probes | None = None,
+    worker_of: WorkerFactory = LocalWorker,
 ) -> SweepState:
     """Train every run and measure those that finished.
 
@@ -41,7 +44,7 @@ def run_sweep(
         model: The base; its weights are the same, bit for bit, afterwards.
         runs: What to train.
         problem: Data, loss and metric.
-        progress: Where it is shown.
+        observer: Hears what happens.
         rungs: Epochs, rising, after which the worst configurations leave (`sweeps.choose.rungs`); none by default.
         checkpoints: A folder for the plan and the checkpoints; the caller removes it when the results are safe. None
             to keep nothing.
@@ -51,6 +54,7 @@ def run_sweep(
         memory: Bytes that a pack may need beside the base; what doesn't fit trains in packs one after another. By
             default nine tenths of what the device has free. An unfinished run keeps the packs of its plan.
         probes: What steps take in memory, as far as it was measured before.
+        worker_of: Makes the worker that trains the packs; by default one in this process.
 
     Raises:
         CheckpointError: The unfinished run can't be gone on with: there is none, or it is of other runs, data or base.
@@ -79,31 +83,44 @@ def run_sweep(
     swept.note(plan.notes)
     by_name = {run.name: run for run in runs}
     packs = [[by_name[name] for name in pack] for pack in plan.packs]
-    watch = ProgressByConfiguration(
-        progress,
-        {run.name: (run.configuration, run.r, run.training.lr) for run in runs},
-        {run.name: run.training.epochs * -(-problem.train_rows(run.data) // run.training.batch_size) for run in runs},
-        problem.metric_name,
-    )
-    course: Course | None = None
-    kept = None if checkpoints is None else Checkpoints(checkpoints, progress.message, every)
-    try:
-        with stop_on_signals(heard=kept is not None) as stop:
-            course = Course(model, packs, problem, plan.rungs, swept, watch, kept, stop)
+    observer.on_event(Started(tuple(_info(run, parameters[run.name], problem) for run in runs), problem.metric_name))
+    kept = None
+    if checkpoints is not None:
+        kept = Checkpoints(checkpoints, lambda text: observer.on_event(Message(text)), every)
+    keeper = None if kept is None else Keeper(kept, swept)
+    with stop_on_signals(heard=kept is not None) as stop:
+        worker = worker_of(model, problem, lambda: stop.asked or (kept is not None and kept.due()))
+        scheduler = Scheduler(model, packs, problem, plan.rungs, swept, observer, keeper, stop)
+        with suppress(KeyboardInterrupt):
             if resume:
-                course.resume()
-            course.run()
-    except KeyboardInterrupt:
-        pass
+                scheduler.resume()
+            for jobs in scheduler.rounds():
+                with closing(worker.train(jobs)) as events:
+                    for event in events:
+                        scheduler.take(event)
     swept.complete = len(swept.outcomes) == len(runs)
-    # Packs that turned out too large have been split meanwhile.
-    packs = packs if course is None else course.packs
     finished = sum(outcome.status == "finished" for outcome in swept.outcomes.values())
     if tests and finished:
-        progress.message(f"Measuring {finished:,} finished run{'' if finished == 1 else 's'} on test data")
-    for i, pack in enumerate(packs):
+        measuring = f"Measuring {finished:,} finished run{'' if finished == 1 else 's'} on test data"
+        observer.on_event(Message(measuring))
+    # Packs that turned out too large have been split meanwhile.
+    for i, pack in enumerate(scheduler.packs):
         peak = plan.base_bytes + sum(plan.memory[run.name] for run in pack)
         swept.packs |= {run.name: i for run in pack}
         swept.memory |= {run.name: peak for run in pack}
         measure(model, pack, problem, swept, tests=tests)
     return swept
+
+
+def _info(run: Run, parameters: int, problem: Problem) -> RunInfo:
+    return RunInfo(
+        name=run.name,
+        configuration=run.configuration,
+        label=run.label,
+        method=run.method,
+        r=run.r,
+        lr=run.training.lr,
+        seed=run.member.seed,
+        parameters=parameters,
+        steps=run.training.epochs * -(-problem.train_rows(run.data) // run.training.batch_size),
+    )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rankwise.sweeps.problem import SweepState
 from rankwise.train.checkpoints import Checkpoints, Tensors
+from rankwise.train.events import EpochEnded, Event
 from rankwise.train.outcome import Outcome, Point
 from rankwise.train.state import TrainingState
 
@@ -40,6 +41,11 @@ class Keeper:
         self._logs: list[str] = []
         self._logged = (0, 0)
         """Outcomes and points that are in the logs."""
+
+    def on_event(self, event: Event) -> None:
+        """Count the epochs after which a checkpoint is due."""
+        if isinstance(event, EpochEnded):
+            self._checkpoints.epoch_over()
 
     def write(self, waiting: Mapping[int, TrainingState], stage: int) -> bool:
         """Write a checkpoint; a failure is said, and training can go on.

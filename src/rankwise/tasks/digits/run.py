@@ -1,12 +1,11 @@
 """`rankwise digits` from options to an experiment."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
 from rankwise.experiment import Experiment
-from rankwise.show.live import Progress
+from rankwise.results.origin import RelativeTo
 from rankwise.sweeps.provenance import config_hash
 from rankwise.tasks.digits.digits import (
     PUBLISHED_BASELINE,
@@ -18,15 +17,16 @@ from rankwise.tasks.digits.digits import (
 )
 from rankwise.tasks.digits.mnist import load_digits_data
 from rankwise.tasks.options import DigitsOptions
+from rankwise.train.events import Observers
 from rankwise.train.machine.device import device_note, find_device
 
 
-def make_digits(options: DigitsOptions, progress: Progress, base: Mapping[str, Tensor] | None) -> Experiment:
+def make_digits(options: DigitsOptions, observers: Observers, base: Mapping[str, Tensor] | None) -> Experiment:
     """Read the data and train the base.
 
     Args:
         options: The settings.
-        progress: Where it is said that the base trains.
+        observers: Hear that the base trains.
         base: The base's weights, where it was trained before.
 
     Raises:
@@ -37,11 +37,11 @@ def make_digits(options: DigitsOptions, progress: Progress, base: Mapping[str, T
     problem = make_problem(raw, device)
     candidates = candidates_of(options)
     for line in device_note(options.device, device):
-        progress.message(line)
+        observers.message(line)
     if base is not None:
         model = base_from(base, device)
     else:
-        progress.message(f"Pretraining the base on the digits 0-4 ({len(problem.splits['old'].train[0]):,} images)")
+        observers.message(f"Pretraining the base on the digits 0-4 ({len(problem.splits['old'].train[0]):,} images)")
         model = pretrain(problem, options)
     published = options.protocol == "published"
     return Experiment(
@@ -53,11 +53,9 @@ def make_digits(options: DigitsOptions, progress: Progress, base: Mapping[str, T
         base_name="base",
         keep_base=True,
         rungs=options.rungs or (),
-        about={
-            "config_hash": config_hash(options.settings()),
-            "data": {"name": options.data, **raw.fingerprints()},
-            "published": published_table() if published else None,
-        },
+        config_hash=config_hash(options.settings()),
+        data_info=raw.info(),
+        published=published_table() if published else None,
         grid={"ranks": list(options.ranks), "seeds": list(options.seed_list), "protocol": options.protocol},
         comparable=[c.name for c in candidates if c.data == "new"],
         relative_to=_published_baseline(sum(p.numel() for p in model.parameters())) if published else None,
@@ -65,9 +63,5 @@ def make_digits(options: DigitsOptions, progress: Progress, base: Mapping[str, T
     )
 
 
-def _published_baseline(parameters: int) -> Mapping[str, Any]:
-    return {
-        "label": "the published baseline",
-        "metric": PUBLISHED_BASELINE[1],
-        "trainable_parameters": parameters,
-    }
+def _published_baseline(parameters: int) -> RelativeTo:
+    return RelativeTo(label="the published baseline", metric=PUBLISHED_BASELINE[1], trainable_parameters=parameters)

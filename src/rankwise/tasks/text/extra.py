@@ -1,4 +1,4 @@
-"""The packages of the extra `text` are loaded where they are used; without one, a line says what to install."""
+"""The packages of an extra are loaded where they are used; without one, a line says what to install."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -7,11 +7,12 @@ from rankwise.errors import ConfigError
 
 
 @contextmanager
-def requires_extra(what: str) -> Generator[None]:
-    """Import packages of the extra inside this block.
+def requires_extra(what: str, extra: str = "text") -> Generator[None]:
+    """Import packages of an extra inside this block.
 
     Args:
         what: What needs them, for the message; a plural.
+        extra: The extra that has them.
 
     Raises:
         ConfigError: One of them is not installed.
@@ -27,6 +28,6 @@ def requires_extra(what: str) -> Generator[None]:
         yield
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f'{what} need the package "{error.name}", of the extra "text": run pip install ".[text]" in a checkout of '
-            "Rankwise."
+            f'{what} need the package "{error.name}", of the extra "{extra}": run pip install ".[{extra}]" in a '
+            "checkout of Rankwise."
         ) from error

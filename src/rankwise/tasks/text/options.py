@@ -4,17 +4,37 @@ import datetime
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
 from rankwise.errors import ConfigError, suggest
 from rankwise.sweeps.choose.deciding import Deciding
-from rankwise.tasks.flags import DECIDING, listed
+from rankwise.tasks.flags import DECIDING, flag_group, listed
 from rankwise.tasks.options import parse_numbers, parse_rates, parse_seeds, plain_settings
+from rankwise.tasks.text.idle import check_idle
 
-TASKS = ("classify", "sft")
+TASKS = {
+    "classify": "texts with labels",
+    "sft": "texts to imitate",
+    "images": "images with labels",
+}
+"""Task -> what its examples are."""
+
+OF_TEXTS = ("max_length", "labels", "pooling", "loss_on", "chat", "chat_template", "separator", "join")
+"""Options that say how texts are read."""
 
 DEFAULT_RANK = 8
 """Of a single adapter."""
+
+
+def check_task(task: str) -> None:
+    """Refuse a task that there is not.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if task not in TASKS:
+        known = ", ".join(f"{name} ({examples})" for name, examples in TASKS.items())
+        raise ConfigError(f'--task is "{task}"; it is one of {known}.{suggest(task, TASKS)}')
 
 
 def parse_columns(text: str) -> tuple[tuple[str, str], ...]:
@@ -58,13 +78,13 @@ def _today() -> str:
     return datetime.date.today().isoformat()
 
 
-MAIN = Group("Main options", sort_key=0)
-DATA = Group("Data", sort_key=1)
-GRID = Group("What is tried", sort_key=2)
-ADAPTER = Group("Adapters", sort_key=3)
-TRAINING = Group("Training", sort_key=4)
-TEXTS = Group("Texts", sort_key=5)
-BASE = Group("Base", sort_key=6)
+MAIN = flag_group("Main options", 0)
+DATA = flag_group("Data", 1)
+GRID = flag_group("What is tried", 2)
+ADAPTER = flag_group("Adapters", 3)
+TRAINING = flag_group("Training", 4)
+TEXTS = flag_group("Texts", 5)
+BASE = flag_group("Base", 6)
 
 Numbers = Annotated[tuple[int, ...], listed(parse_numbers)]
 Rates = Annotated[tuple[float, ...], listed(parse_rates)]
@@ -79,8 +99,9 @@ class TextOptions:
 
     Args:
         model: The base: a folder, a .gguf file, or a name on the Hugging Face hub.
-        task: "classify" (texts with labels) or "sft" (texts to imitate).
-        data: Training examples: a .jsonl, .json, .csv, .tsv or .parquet file, or a hub name.
+        task: "classify" (texts with labels), "sft" (texts to imitate) or "images" (images with labels).
+        data: Training examples: a .jsonl, .json, .csv, .tsv or .parquet file, or a hub name. Images: a folder with a
+            folder for each label, or a file with the columns path and label.
         validation: Validation examples, which decide. [default: cut off the training examples]
         test: Test examples, read once. [default: cut off the training examples]
         columns: Which columns hold what, where they are not called so: prompt=mr,completion=ref.
@@ -114,10 +135,13 @@ class TextOptions:
         exclude_modules: Modules to leave out.
         init: How A and B start: kaiming, gaussian or notebook.
         scaling: "alpha/r" or "alpha/sqrt(r)".
+        variant: What is trained in a layer: lora, dora, ...; of several each is tried at every rank. A name that isn't
+            known lists them.
         epochs: Passes over the training data.
         batch_size: Examples a step, of each run.
         rows_a_pass: Examples of a step that pass through the model at once; less takes less memory. [default: all]
-        schedule: How the learning rate moves: constant, cosine, plateau.
+        optimiser: Optimiser of all runs, such as adamw or sgd; a name that isn't known lists them.
+        schedule: How the learning rate moves: constant, cosine, linear, plateau.
         warmup: Steps over which the learning rate rises.
         weight_decay: AdamW's.
         clip: Largest norm of each run's gradient; 0 for none.
@@ -126,6 +150,8 @@ class TextOptions:
         gradient_checkpointing: Compute activations anew in the backward pass: less memory, a third more time.
         max_length: The most tokens of an example. [default: the model's context]
         labels: "one", "several" or "number" a text. [default: seen from the data]
+        metric: What decides among classifiers: accuracy, f1 (macro F1) or mcc (Matthews' correlation); of numbers
+            error. [default: accuracy, or error]
         pooling: A classifier's input: "model" for the architecture's own classifier, which transformers loads; "mean"
             for the mean of an encoder's outputs; "auto" for the first where there is one.
         loss_on: Learn the "answer" of each example, or "all" of it.
@@ -181,10 +207,12 @@ class TextOptions:
     exclude_modules: Annotated[Names, Parameter(group=ADAPTER, show_default=False)] = ()
     init: Annotated[str, Parameter(group=ADAPTER)] = "kaiming"
     scaling: Annotated[str, Parameter(group=ADAPTER)] = "alpha/r"
+    variant: Annotated[Names, Parameter(group=ADAPTER)] = ("lora",)
 
     epochs: Annotated[int, Parameter(group=MAIN)] = 3
     batch_size: Annotated[int, Parameter(group=TRAINING)] = 32
     rows_a_pass: Annotated[int | None, Parameter(group=TRAINING)] = None
+    optimiser: Annotated[str, Parameter(group=TRAINING)] = "adamw"
     schedule: Annotated[str, Parameter(group=TRAINING)] = "cosine"
     warmup: Annotated[int, Parameter(group=TRAINING)] = 0
     weight_decay: Annotated[float, Parameter(group=TRAINING)] = 0.0
@@ -195,6 +223,7 @@ class TextOptions:
 
     max_length: Annotated[int | None, Parameter(group=TEXTS)] = None
     labels: Annotated[str | None, Parameter(group=TEXTS)] = None
+    metric: Annotated[str | None, Parameter(group=TEXTS)] = None
     pooling: Annotated[str, Parameter(group=TEXTS)] = "auto"
     loss_on: Annotated[str, Parameter(group=TEXTS)] = "answer"
     chat: Annotated[bool | None, Parameter(group=TEXTS)] = None
@@ -211,11 +240,12 @@ class TextOptions:
     trust_remote_code: Annotated[bool, Parameter(group=BASE, negative="", show_default=False)] = False
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise ConfigError(
-                f'--task is "{self.task}"; it is classify (texts with labels) or sft (texts to imitate).'
-                f"{suggest(self.task, TASKS)}"
-            )
+        check_task(self.task)
+        if self.task == "images":
+            for option in fields(self):
+                if option.name in OF_TEXTS and getattr(self, option.name) != option.default:
+                    flag = option.name.replace("_", "-")
+                    raise ConfigError(f"--{flag} is about texts, and --task is images; leave it out.")
         if not self.ranks or min(self.ranks) < 1:
             raise ConfigError(f"--ranks is {list(self.ranks)}; give one or more whole numbers of at least 1.")
         if self.seeds is not None and (not self.seeds or min(self.seeds) < 0):
@@ -243,8 +273,13 @@ class TextOptions:
         for what, share in (("validation-share", self.validation_share), ("test-share", self.test_share)):
             if not 0 < share < 1:
                 raise ConfigError(f"--{what} is {share}; it is a share of the training data, such as 0.1.")
+        if self.metric is not None and self.task == "sft":
+            raise ConfigError(
+                "--metric chooses what decides among classifiers; texts to imitate are judged by their loss."
+            )
         if self.join and self.task != "sft":
             raise ConfigError("--join joins texts to imitate (--task sft); texts with labels stay apart.")
+        check_idle(self)
 
     @property
     def fresh_ranks(self) -> tuple[int, ...]:
@@ -301,7 +336,12 @@ class TrainOptions(TextOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for what, given in (("ranks", self.ranks), ("seeds", self.seed_list), ("lr", self.lr)):
+        for what, given in (
+            ("ranks", self.ranks),
+            ("seeds", self.seed_list),
+            ("lr", self.lr),
+            ("variant", self.variant),
+        ):
             if len(given) != 1:
                 raise ConfigError(
                     f"rankwise train trains one adapter, and --{what} names {len(given)}; give one, or run rankwise "

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,20 +13,19 @@ from rankwise.api import check_model
 from rankwise.experiment import Experiment
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.targets.find import ALL_LINEAR
-from rankwise.report.schema import Results
-from rankwise.show.live import Progress
+from rankwise.results import Results
 from rankwise.streams import stream
 from rankwise.sweeps.candidates.baselines import baselines
 from rankwise.sweeps.candidates.grid import Candidate
+from rankwise.sweeps.candidates.naming import label_of, names_of
 from rankwise.sweeps.candidates.warm_start import candidate_from
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, SweepState
 from rankwise.sweeps.run.stage import Search
 from rankwise.sweeps.storage.owned import TRAINED_ON
+from rankwise.tasks.images.ready import ready_images
 from rankwise.tasks.text.card.facts import facts_of
 from rankwise.tasks.text.card.model_card import write_card
-from rankwise.tasks.text.data.loading import TextData, load_examples
-from rankwise.tasks.text.data.seen import checksums, run_of, write_seen
-from rankwise.tasks.text.data.splits import ExampleSplits as Examples
+from rankwise.tasks.text.data.seen import run_of, write_seen
 from rankwise.tasks.text.model.dropout import silence_dropout
 from rankwise.tasks.text.model.heads import MeanPooledClassifier
 from rankwise.tasks.text.options import TextOptions
@@ -36,13 +34,15 @@ from rankwise.tasks.text.train.classify import ready_classify
 from rankwise.tasks.text.train.sft import ready_sft
 from rankwise.tasks.text.trained import Trained
 from rankwise.train.data.tensors import count_rows, pick
+from rankwise.train.events import Observers
 from rankwise.train.machine.device import device_note, find_device
 from rankwise.train.machine.precision import choose_precision, precision_note
 from rankwise.train.settings import Training
 
-TASKS: dict[str, Callable[[TextOptions, Examples, Mapping[str, tuple[str, ...]]], BuiltTask]] = {
+TASKS: dict[str, Callable[[TextOptions], BuiltTask]] = {
     "classify": ready_classify,
     "sft": ready_sft,
+    "images": ready_images,
 }
 """Name -> what makes the task ready to train."""
 
@@ -50,39 +50,24 @@ SEARCH = "search"
 """The splits on which learning rates are looked for."""
 
 
-def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tensor] | None = None) -> Experiment:
+def make_text(options: TextOptions, observers: Observers, base: Mapping[str, Tensor] | None = None) -> Experiment:
     """Read data and model, and say what ranks are tried.
 
     Args:
         options: The settings.
-        progress: Where notes and an example are shown.
+        observers: Hear notes and an example.
         base: Not used: the base is read again from where it was.
 
     Raises:
         RankwiseError: Something in the options or the data can't be used.
     """
+    adapters_of(options, {})  # first, before a model is loaded
+    training_of(options)
     device = find_device(options.device)
     precision = choose_precision(options.precision, options.dtype, device)
     chosen = device_note(options.device, device)
     options = replace(options, device=str(device))
-    where = TextData(
-        data=options.data,
-        validation=options.validation,
-        test=options.test,
-        columns=dict(options.columns),
-        validation_share=options.validation_share,
-        test_share=options.test_share,
-        split_seed=options.split_seed,
-        several=options.task == "classify" and options.labels == "several",
-        skip_bad_lines=options.skip_bad_lines,
-        limit_train=options.limit_train,
-        limit_validation=options.limit_validation,
-        limit_test=options.limit_test,
-    )
-    examples, label_names = load_examples(where, options.task)
-    ready = TASKS[options.task](options, examples, label_names)
-    # Where each seed cuts its own validation rows, those of one seed are trained on by others.
-    inputs = checksums((*examples.train, *(examples.validation if ready.splits.rotation else ())))
+    ready = TASKS[options.task](options)
     check_model(ready.loaded.model, mend="give --dtype bfloat16, or leave --dtype out")
     chosen += precision_note(options.precision, precision, ready.loaded.model, device)
     notes = [*ready.notes, *_quantised(options, ready)]
@@ -93,14 +78,14 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
     if options.gradient_checkpointing:
         _checkpoint(ready.loaded.model)
     for line in [*chosen, *notes, *([ready.example] if ready.example else [])]:
-        progress.message(line)
+        observers.message(line)
     problem = Problem(
         splits={DATA: ready.splits, **_search_splits(options, ready.splits)},
         loss=ready.loss,
         metric=ready.metric,
         metric_name=ready.metric_name,
         higher_is_better=ready.higher_is_better,
-        feed=replace(ready.feed(options.rows_a_pass), precision=precision),
+        feed=replace(ready.feed, rows_a_pass=options.rows_a_pass, precision=precision),
         constant=ready.constant,
     )
     return Experiment(
@@ -116,14 +101,13 @@ def make_text(options: TextOptions, progress: Progress, base: Mapping[str, Tenso
         widen=options.widen,
         deciding=options.deciding,
         notes=notes,
-        beside=partial(_beside, options, ready, inputs),
+        beside=partial(_beside, options, ready),
     )
 
 
 def _beside(
     options: TextOptions,
     ready: BuiltTask,
-    inputs: np.ndarray,
     folder: Path,
     run: Run,
     results: Results,
@@ -134,16 +118,16 @@ def _beside(
     """
     if ready.beside is not None:
         ready.beside(folder)
-    classifier = options.task == "classify"
     pooling = "mean" if isinstance(ready.loaded.model, MeanPooledClassifier) else "model"
     Trained(
         max_length=options.max_length,
-        loss_on=None if classifier else options.loss_on,
-        pooling=pooling if classifier else None,
+        loss_on=options.loss_on if options.task == "sft" else None,
+        pooling=pooling if options.task == "classify" else None,
         quantize=options.quantize,
+        reads=ready.reads,
     ).save(folder)
     if not (run_of(folder) / TRAINED_ON).exists():
-        write_seen(run_of(folder), inputs)
+        write_seen(run_of(folder), ready.inputs)
     write_card(facts_of(folder, run, results, swept, options, ready), folder)
 
 
@@ -170,12 +154,16 @@ def _checkpoint(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
-    """Every rank, adapters that are trained on, the head alone where there is one, and full fine-tuning."""
-    loaded = ready.loaded
-    training = Training(
+def training_of(options: TextOptions) -> Training:
+    """How every run is trained, at the first learning rate.
+
+    Raises:
+        ConfigError: A value is out of its range, or a name is not known.
+    """
+    return Training(
         lr=options.lr[0],
         weight_decay=options.weight_decay,
+        optimiser=options.optimiser,
         clip=options.clip or None,
         batch_size=options.batch_size,
         epochs=options.epochs,
@@ -183,29 +171,56 @@ def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
         warmup=options.warmup,
         patience=options.patience,
     )
+
+
+def adapters_of(options: TextOptions, extra: Mapping[str, Any], targets: Any = None) -> list[LoRAConfig]:
+    """The settings of the adapters that are trained from the beginning: every variant at every rank.
+
+    Args:
+        options: The settings.
+        extra: Goes into their files.
+        targets: What they adapt where the options name nothing; None for all linear layers.
+
+    Raises:
+        ConfigError: A value is out of its range, or a name is not known.
+    """
+    named = options.target_modules != (ALL_LINEAR,)
+    return [
+        LoRAConfig(
+            r=r,
+            alpha=options.alpha,
+            dropout=options.dropout,
+            target_modules=options.target_modules if named else targets or ALL_LINEAR,
+            exclude_modules=options.exclude_modules,
+            init=options.init,
+            scaling=options.scaling,
+            variant=variant,
+            extra=extra,
+        )
+        for variant in options.variant
+        for r in options.fresh_ranks
+    ]
+
+
+def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
+    """Every rank, adapters that are trained on, the head alone where there is one, and full fine-tuning."""
+    loaded = ready.loaded
+    training = training_of(options)
     extra = {"task_type": ready.task_type} if ready.task_type else {}
+    adapters = adapters_of(options, extra, ready.targets)
     ranks = [
         Candidate(
-            name=f"r{r}",
-            label=f"r = {r}",
+            name=name,
+            label=label_of(name, lora),
             method="lora",
             training=training,
             lrs=options.lr,
-            lora=LoRAConfig(
-                r=r,
-                alpha=options.alpha,
-                dropout=options.dropout,
-                target_modules=ALL_LINEAR if options.target_modules == (ALL_LINEAR,) else options.target_modules,
-                exclude_modules=options.exclude_modules,
-                init=options.init,
-                scaling=options.scaling,
-                extra=extra,
-            ),
+            lora=lora,
             whole=loaded.head,
             whole_rate=options.head_rate,
             start=loaded.initial_head,
         )
-        for r in options.fresh_ranks
+        for name, lora in zip(names_of(adapters), adapters, strict=True)
     ]
     started = [
         candidate_from(

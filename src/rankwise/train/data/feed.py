@@ -53,6 +53,7 @@ class Feed:
         rows_a_pass: Rows of each batch that training passes at once, the gradients of the parts being added up; None
             for the whole batch.
         precision: In which precision the model computes, one of `rankwise.pack.precision.PRECISIONS`.
+        notes: What the user should know of it.
     """
 
     call: Callable[[nn.Module, Batch], Tensor] = call_model
@@ -63,6 +64,7 @@ class Feed:
     rows_at_once: int = ROWS_AT_ONCE
     rows_a_pass: int | None = None
     precision: str = "float32"
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for what, rows in (("rows_at_once", self.rows_at_once), ("rows_a_pass", self.rows_a_pass)):

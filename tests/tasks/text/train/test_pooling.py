@@ -13,12 +13,12 @@ from torch import Tensor
 
 pytest.importorskip("transformers")
 from rankwise.errors import ConfigError
-from rankwise.experiment import Experiment, run_in_directory
-from rankwise.show.live import Progress, progress
+from rankwise.experiment import Experiment, run_experiment
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.run.location import RunLocation
 from rankwise.tasks.text.options import TextOptions
 from rankwise.tasks.text.run import make_text
+from rankwise.train.events import Observers
 from text_models import make_model, make_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning")
@@ -58,7 +58,7 @@ def options_of(folder: Path, kind: str, task: str, rotate: bool = True, **more: 
 
 
 def made(options: TextOptions) -> Experiment:
-    with progress("quiet") as shown:
+    with Observers() as shown:
         experiment = make_text(options, shown)
     experiment.check()
     return experiment
@@ -69,13 +69,13 @@ def test_every_seed_has_examples_of_its_own(folder: Path, tmp_path: Path, kind: 
     options = options_of(folder, kind, task)
     experiments: list[Experiment] = []
 
-    def make(shown: Progress, base: Mapping[str, Tensor] | None) -> Experiment:
+    def make(shown: Observers, base: Mapping[str, Tensor] | None) -> Experiment:
         experiments.append(make_text(options, shown))
         return experiments[0]
 
-    with progress("quiet") as shown:
+    with Observers() as shown:
         place = RunLocation(directory=tmp_path / "out", config="", command="rankwise", how_to_resume="")
-        results, _ = run_in_directory(place, make, shown)
+        results, _, _ = run_experiment(make, place, shown)
     arrays = np.load(tmp_path / "out" / "predictions.npz")
     rotation = experiments[0].problem.splits["data"].rotation
     assert rotation is not None

@@ -67,6 +67,7 @@ class CardFacts:
         purpose: In a few words, what the adapter is for.
         notes: What was said about the data.
         pooled: Whether it is a classifier over the mean of an encoder's outputs.
+        images: Whether it classifies images.
         labels: A classifier's.
         pad_token: A token for padding, where the tokenizer has none itself.
         chat_template: Whether prompts are written by a chat template.
@@ -87,6 +88,7 @@ class CardFacts:
     purpose: str = ""
     notes: tuple[str, ...] = ()
     pooled: bool = False
+    images: bool = False
     labels: Labels | None = None
     pad_token: str | None = None
     chat_template: bool = False

@@ -16,44 +16,13 @@ from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.encode.tokens import Tokenizer, pad_token_of, text_config
 from rankwise.tasks.text.extra import requires_extra
 from rankwise.tasks.text.model.calls import ModelCall, find_inputs
+from rankwise.tasks.text.model.causal import check_causal
 from rankwise.tasks.text.model.heads import MeanPooledClassifier, find_head, initial_head
-from rankwise.tasks.text.model.hub_names import check_owner
 from rankwise.tasks.text.model.quiet import silence_transformers
+from rankwise.tasks.text.model.source import ModelOptions, ModelSource
 from rankwise.tasks.text.model.trained_heads import match_head, reset_outputs
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 TASKS = ("classify", "sft")
-
-POOLINGS = ("auto", "mean", "model")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """How a model is loaded.
-
-    Args:
-        dtype: Of the base: "float32", "bfloat16" or "float16".
-        device: Where it goes: "cpu", "cuda", "cuda:1", ...
-        attention: "sdpa", "eager" or another implementation of transformers; None takes its choice.
-        trust_remote_code: Run Python code that comes with the model.
-        pooling: Of classifiers: "model" (the architecture's own classifier, `AutoModelForSequenceClassification`),
-            "mean" (a new head over the mean of an encoder's outputs), or "auto": "model" where the architecture has a
-            classifier, else "mean".
-        quantization: A quantisation configuration of transformers, handed on.
-    """
-
-    dtype: str = "float32"
-    device: str = "cpu"
-    attention: str | None = None
-    trust_remote_code: bool = False
-    pooling: str = "auto"
-    quantization: Any = None
-
-    def __post_init__(self) -> None:
-        for what, value, known in (("dtype", self.dtype, tuple(DTYPES)), ("pooling", self.pooling, POOLINGS)):
-            if value not in known:
-                raise ConfigError(f'--{what} is "{value}"; it is one of {", ".join(known)}.{suggest(value, known)}')
 
 
 @dataclass(frozen=True)
@@ -120,7 +89,7 @@ def load_text_model(
     if task not in TASKS:
         raise ConfigError(f'Task "{task}" is not known; there are {", ".join(TASKS)}.{suggest(task, TASKS)}')
     options = options or ModelOptions()
-    source = _Source(str(name), options)
+    source = ModelSource(str(name), options)
     with requires_extra("language models"):
         import_module("transformers")
     with silence_transformers(gguf=source.gguf is not None), torch.random.fork_rng(devices=[]):
@@ -191,90 +160,7 @@ def _with_usable_positions(model: nn.Module, config: Any) -> Any:
     return usable
 
 
-class _Source:
-    """Where a model comes from, and its mistakes in one line each."""
-
-    def __init__(self, name: str, options: ModelOptions) -> None:
-        self.name, self.options = name, options
-        path = Path(name).expanduser()
-        self.gguf = path.name if path.suffix == ".gguf" else None
-        if self.gguf and not path.is_file():
-            raise ConfigError(f"There is no file {path}; give a .gguf file, a folder or a hub name.")
-        self.place = str(path.parent if self.gguf else path) if path.exists() else name
-        if not path.exists():
-            with requires_extra("language models"):
-                import_module("huggingface_hub")
-            check_owner(name)
-
-    def load(self, auto_class: str, **more: Any) -> Any:
-        """`transformers.<auto_class>.from_pretrained`.
-
-        Raises:
-            ConfigError: It can't be loaded.
-        """
-        import transformers
-        from safetensors import SafetensorError
-
-        if self.gguf:
-            with requires_extra("GGUF files"):
-                import_module("gguf")
-            more["gguf_file"] = self.gguf
-        try:
-            # A name whose owner says "run my code" must be asked for; None would ask on the terminal.
-            trust = self.options.trust_remote_code
-            return getattr(transformers, auto_class).from_pretrained(self.place, trust_remote_code=trust, **more)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-            raise ConfigError(self._explain(auto_class, error)) from error
-
-    def load_model(self, auto_class: str, *, new_head: bool = False, **more: Any) -> tuple[Any, list[str]]:
-        """The model, and the parameters that its checkpoint does not have (or has in another shape).
-
-        Args:
-            auto_class: Of transformers.
-            new_head: Whether what stands beside the base may have another shape than in the checkpoint.
-            more: Handed on.
-
-        Raises:
-            ConfigError: It can't be loaded, or a weight has another shape than its configuration says.
-        """
-        options = self.options
-        more |= {"attn_implementation": options.attention, "quantization_config": options.quantization}
-        given = {key: value for key, value in more.items() if value is not None}
-        # Weights of another shape are refused here: transformers' own error does not say which they are.
-        given |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, info = self.load(auto_class, dtype=DTYPES[options.dtype], **given)
-        mismatched = sorted((name, tuple(own), tuple(wanted)) for name, own, wanted in info["mismatched_keys"])
-        inside = f"{model.base_model_prefix}." if new_head else ""
-        if wrong := [entry for entry in mismatched if entry[0].startswith(inside)]:
-            name, own, wanted = wrong[0]
-            raise ConfigError(
-                f'{len(wrong)} weights of "{self.name}" have another shape than its config.json says ("{name}" is '
-                f"{own}, and would be {wanted}); take the config.json that belongs to these weights."
-            )
-        return model, [*info["missing_keys"], *(name for name, _, _ in mismatched)]
-
-    def _explain(self, auto_class: str, error: Exception) -> str:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        path = Path(self.place)
-        if "trust_remote_code" in str(error) or "custom code" in str(error):
-            return (
-                f'"{self.name}" needs Python code that comes with it, which is not run unasked; '
-                "read that code, then give --trust-remote-code."
-            )
-        if path.is_dir() and not self.gguf and not (path / "config.json").is_file():
-            return f"{path} has no config.json; a model's folder holds config.json, weights and a tokenizer."
-        if auto_class == "AutoConfig" and isinstance(error, OSError) and not path.exists():
-            return (
-                f'There is no folder "{self.name}", and no model of that name on the hub or among the files kept from '
-                f"it ({first})"
-            )
-        what = {"AutoConfig": "configuration", "AutoTokenizer": "tokenizer"}.get(auto_class, "model")
-        other = what == "model" and isinstance(error, ImportError) and self.options.attention is not None
-        advice = " Install it, or leave --attention out." if other else ""
-        return f'The {what} of "{self.name}" can\'t be loaded: {first}{advice}'
-
-
-def _load_sft(source: _Source, config: Any) -> nn.Module:
+def _load_sft(source: ModelSource, config: Any) -> nn.Module:
     if getattr(config, "is_encoder_decoder", False):
         auto_class, mapping = "AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING"
     else:
@@ -290,11 +176,13 @@ def _load_sft(source: _Source, config: Any) -> nn.Module:
             f'The checkpoint of "{source.name}" has no weights for {len(missing)} parameters of a '
             f"{type(model).__name__} ({sorted(missing)[0]}, ...); is it one of this model?"
         )
+    if auto_class == "AutoModelForCausalLM":
+        check_causal(model.eval(), text_config(config).vocab_size, source.name)
     return model
 
 
 def _load_classifier(
-    source: _Source, config: Any, labels: Labels | None, *, keep_head: bool
+    source: ModelSource, config: Any, labels: Labels | None, *, keep_head: bool
 ) -> tuple[nn.Module, tuple[str, ...], tuple[str, ...]]:
     if labels is None:
         raise ConfigError("A classifier needs its labels; give those of `find_labels`.")
@@ -316,7 +204,7 @@ def _load_classifier(
         id2label=names,
         label2id={name: i for i, name in names.items()},
         problem_type=labels.problem_type,
-        new_head=True,
+        in_head=lambda model, name: not name.startswith(f"{model.base_model_prefix}."),
     )
     if not keep_head:
         missing += reset_outputs(model, len(names))
@@ -324,7 +212,7 @@ def _load_classifier(
     return model, head, new
 
 
-def _encoder_class(source: _Source, config: Any) -> str:
+def _encoder_class(source: ModelSource, config: Any) -> str:
     """What loads the encoder whose outputs are averaged; of an encoder-decoder, its encoder alone."""
     if not getattr(config, "is_encoder_decoder", False):
         return "AutoModel"
@@ -354,7 +242,7 @@ def _is_encoder(config: Any) -> bool:
     return not causal and not both and _has_class(config, "MODEL_FOR_MASKED_LM_MAPPING")
 
 
-def _published_with_mean(source: _Source) -> bool:
+def _published_with_mean(source: ModelSource) -> bool:
     """Whether it is a sentence encoder: published for sentence-transformers, with the mean as its pooling."""
     from transformers.utils.hub import cached_file
 

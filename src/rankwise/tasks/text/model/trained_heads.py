@@ -10,18 +10,21 @@ from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.encode.tokens import text_config
 
 
-def match_head(config: Any, labels: Labels | None, *, fixed_order: bool = False) -> tuple[Labels | None, str | None]:
+def match_head(
+    config: Any, labels: Labels | None, *, fixed_order: bool = False, classifier: str = "SequenceClassification"
+) -> tuple[Labels | None, str | None]:
     """The labels in the order in which a checkpoint's head has them.
 
     Args:
         config: The checkpoint's configuration.
         labels: What is to be predicted.
         fixed_order: Whether the labels' order must stay.
+        classifier: What the names of classes that classify have in them.
 
     Returns:
         The labels, and why the head can't be taken over; None where it can, or where there is none.
     """
-    names = own_names(config)
+    names = own_names(config, classifier)
     if labels is None or names is None:
         return labels, None
     if labels.kind == "number":
@@ -36,9 +39,9 @@ def match_head(config: Any, labels: Labels | None, *, fixed_order: bool = False)
     return replace(labels, names=ordered), None
 
 
-def own_names(config: Any) -> list[str] | None:
+def own_names(config: Any, classifier: str) -> list[str] | None:
     """What a checkpoint of a classifier calls its outputs; None where its architecture is no classifier."""
-    if not any("SequenceClassification" in name for name in config.architectures or ()):
+    if not any(classifier in name for name in config.architectures or ()):
         return None
     names: dict[int, str] | None = getattr(config, "id2label", None) or getattr(text_config(config), "id2label", None)
     return None if names is None else [str(names[i]) for i in sorted(names)]

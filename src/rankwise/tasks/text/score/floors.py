@@ -1,14 +1,15 @@
 """What a classifier must beat: the best constant answer."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rankwise.pack.counts import CountMetric
 from rankwise.tasks.text.data.labels import Labels
-from rankwise.tasks.text.score.metrics import CLASSIFY_METRICS
 
 FLOORS = {"one": "majority class", "several": "commonest labels", "number": "median"}
 """Kind of label -> what the floor is called among the figures."""
@@ -45,20 +46,23 @@ def floor_outputs(labels: Labels, right: Tensor) -> Tensor:
     return torch.where(torch.tensor(commonest) > 0, shares, -shares).expand(n, -1)
 
 
-def constant_rows(labels: Labels, training: Any, rows: Any) -> np.ndarray:
-    """The metric of each row for the best constant answer to the training data, as in `Problem.constant`.
+def constant_rows(labels: Labels, metric: Callable[[Any, Any], Tensor], training: Any, rows: Any) -> np.ndarray:
+    """What each row adds to the metric of the best constant answer to the training data, as in `Problem.constant`.
 
     Args:
         labels: What is predicted.
+        metric: The metric of one adapter.
         training: Training data, with the right answers in "labels".
         rows: The rows to answer, likewise.
 
     Examples:
         >>> numbers = Labels("number", ("value",))
-        >>> constant_rows(numbers, {"labels": torch.tensor([[1.0], [2.0], [9.0]])}, {"labels": torch.tensor([[5.0]])})
+        >>> metric = lambda outputs, batch: (outputs - batch["labels"]).abs()[:, 0]
+        >>> data = {"labels": torch.tensor([[1.0], [2.0], [9.0]])}
+        >>> constant_rows(numbers, metric, data, {"labels": torch.tensor([[5.0]])})
         array([3.], dtype=float32)
     """
     outputs = floor_outputs(labels, training["labels"].cpu())[:1]
     right = rows["labels"].cpu()
-    metric = CLASSIFY_METRICS[labels.kind].by_row(outputs.expand(len(right), -1), {"labels": right})
-    return metric.float().numpy()
+    values = metric(outputs.expand(len(right), -1), {"labels": right})
+    return (metric.rows(values) if isinstance(metric, CountMetric) else values).float().numpy()

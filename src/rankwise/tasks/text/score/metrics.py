@@ -1,44 +1,23 @@
 """Metrics of one adapter: of single rows, or of all predictions of a data set at once.
 
-Functions of rows have the shape f(outputs, batch) and are averaged over rows. F1, MCC and correlation are no means over
-rows: they are functions of all predictions and labels, with any leading dimensions (adapters, bootstrap samples).
+Functions of rows have the shape f(outputs, batch) and are averaged over rows. F1 and MCC are no means over rows: they
+are functions of counts that are summed over the rows, so that they can decide a sweep as `CountMetric`s. All functions
+of a whole data set take any leading dimensions (adapters, bootstrap samples).
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rankwise.tasks.text.encode.tokens import IGNORED
-from rankwise.tasks.text.score.losses import targets_of, token_sums
+from rankwise.errors import ConfigError
+from rankwise.pack.counts import CountMetric
 
 Batch = Mapping[str, Tensor]
-
-
-def token_accuracy(outputs: Float[Tensor, "rows T V"], batch: Batch) -> Float[Tensor, " rows"]:
-    """Share of each row's tokens with loss that are the likeliest, given the right ones before."""
-    targets = targets_of(batch)
-    counted = targets != IGNORED
-    hits = (outputs.argmax(-1) == targets) & counted
-    return hits.sum(-1) / counted.sum(-1).clamp_min(1)
-
-
-def answer_match(outputs: Float[Tensor, "rows T V"], batch: Batch) -> Float[Tensor, " rows"]:
-    """1 where every token with loss is the likeliest: greedy generation would give the answer word for word."""
-    targets = targets_of(batch)
-    return ((outputs.argmax(-1) == targets) | (targets == IGNORED)).all(-1).float()
-
-
-def perplexity(outputs: Float[Tensor, "rows T V"], batch: Batch) -> Float[Tensor, ""]:
-    """exp of the mean cross-entropy over the tokens with loss of a whole data set in one batch.
-
-    Perplexities of several batches can't be averaged: add up `token_sums` and take exp(sum / count).
-    """
-    sums, counts = token_sums(outputs, batch)
-    return (sums.sum() / counts.sum().clamp_min(1)).exp()
 
 
 def perplexity_of(loss: float) -> float:
@@ -101,50 +80,77 @@ def confusion(
     return truth.transpose(-1, -2) @ said
 
 
-def macro_f1(predictions: Tensor, labels: Tensor, n: int) -> Tensor:
-    r"""F1 of each label, averaged over the labels that occur or were predicted.
-
-    $$F_1 = \frac{2\,TP}{2\,TP + FP + FN}$$
+def label_counts(predictions: Tensor, labels: Tensor, n: int) -> Float[Tensor, "*lead rows three_n"]:
+    """What each row adds, label by label, to the number of hits, of predictions and of right answers.
 
     Args:
         predictions: (*lead, rows) numbers of labels, or (*lead, rows, n) of 0 and 1.
         labels: The right ones, alike; leading dimensions broadcast.
         n: How many labels there are.
 
-    Returns:
-        (*lead).
+    Examples:
+        >>> label_counts(torch.tensor([1]), torch.tensor([0]), 2)
+        tensor([[0., 0., 0., 1., 1., 0.]])
     """
-    if predictions.is_floating_point():
-        hits = (predictions * labels).sum(-2)
-        total = predictions.sum(-2) + labels.sum(-2)
-    else:
-        counts = confusion(predictions, labels, n)
-        hits = counts.diagonal(dim1=-2, dim2=-1)
-        total = counts.sum(-1) + counts.sum(-2)
+    if not predictions.is_floating_point():
+        every = torch.arange(n, device=labels.device)
+        predictions, labels = ((t.unsqueeze(-1) == every).float() for t in (predictions, labels))
+    predictions, labels = torch.broadcast_tensors(predictions, labels)
+    return torch.cat([predictions * labels, predictions, labels], -1)
+
+
+def outcome_counts(predictions: Tensor, labels: Tensor) -> Float[Tensor, "*lead rows 6"]:
+    """`label_counts` of several labels a row, each (row, label) counting as a prediction of two classes."""
+    parts = [label_counts(a, b, a.shape[-1]) for a, b in ((predictions, labels), (1 - predictions, 1 - labels))]
+    yes, no = (part.unflatten(-1, (3, -1)).sum(-1) for part in parts)
+    return torch.stack([no, yes], -1).flatten(-2)
+
+
+def f1_of_counts(sums: Float[Tensor, "*lead three_n"]) -> Float[Tensor, "*lead"]:
+    r"""F1 of each label, averaged over the labels that occur or were predicted.
+
+    $$F_1 = \frac{2\,TP}{2\,TP + FP + FN}$$
+
+    Args:
+        sums: Of `label_counts` over rows.
+    """
+    hits, said, true = sums.unflatten(-1, (3, -1)).unbind(-2)
+    total = said + true
     present = total > 0
     return torch.where(present, 2 * hits / total.clamp_min(1), 0).sum(-1) / present.sum(-1).clamp_min(1)
 
 
-def matthews(predictions: Tensor, labels: Tensor, n: int) -> Tensor:
+def mcc_of_counts(sums: Float[Tensor, "*lead three_n"]) -> Float[Tensor, "*lead"]:
     r"""Matthews' correlation coefficient, for any number of labels; 0 where all predictions or all labels are one.
 
     $$\frac{c s - \sum_k p_k t_k}{\sqrt{(s^2 - \sum_k p_k^2)(s^2 - \sum_k t_k^2)}}$$
 
-    with s rows, c of them right, and label k predicted p_k and true t_k times. For several labels a row, each
-    (row, label) is one prediction of two classes.
+    with s rows, c of them right, and label k predicted p_k and true t_k times.
+
+    Args:
+        sums: Of `label_counts` over rows, or of `outcome_counts` where a row has several labels.
 
     References:
         Gorodkin, Comparing two K-category assignments by a K-category correlation coefficient, 2004.
     """
-    if predictions.is_floating_point():
-        predictions, labels, n = predictions.long().flatten(-2), labels.long().flatten(-2), 2
     # Counts are squared: in float32 they would be rounded from 4,096 rows on.
-    counts = confusion(predictions, labels, n).double()
-    true, said = counts.sum(-1), counts.sum(-2)
-    s, c = counts.sum((-2, -1)), counts.diagonal(dim1=-2, dim2=-1).sum(-1)
+    hits, said, true = sums.double().unflatten(-1, (3, -1)).unbind(-2)
+    s, c = true.sum(-1), hits.sum(-1)
     product = (s.square() - said.square().sum(-1)) * (s.square() - true.square().sum(-1))
     value = (c * s - (said * true).sum(-1)) / product.clamp_min(1).sqrt()
     return torch.where(product > 0, value, 0).float()
+
+
+def macro_f1(predictions: Tensor, labels: Tensor, n: int) -> Tensor:
+    """`f1_of_counts` of a data set: (*lead). Arguments as for `label_counts`."""
+    return f1_of_counts(label_counts(predictions, labels, n).sum(-2))
+
+
+def matthews(predictions: Tensor, labels: Tensor, n: int) -> Tensor:
+    """`mcc_of_counts` of a data set: (*lead). Arguments as for `label_counts`."""
+    several = predictions.is_floating_point()
+    counts = outcome_counts(predictions, labels) if several else label_counts(predictions, labels, n)
+    return mcc_of_counts(counts.double().sum(-2))
 
 
 def pearson(predictions: Float[Tensor, "*lead rows"], labels: Float[Tensor, "*#lead rows"]) -> Float[Tensor, "*lead"]:
@@ -161,20 +167,55 @@ class Metric:
     Args:
         name: As in results.
         higher_is_better: Which way is better.
-        by_row: f(outputs, batch) of one adapter.
+        function: f(outputs, batch) of one adapter: a value for each row, or a `CountMetric`.
     """
 
     name: str
     higher_is_better: bool
-    by_row: Callable[[Tensor, Batch], Tensor]
+    function: Callable[[Any, Batch], Tensor]
 
 
-CLASSIFY_METRICS = {
-    "one": Metric("accuracy", True, accuracy),
-    "several": Metric("exact match of labels", True, several_accuracy),
-    "number": Metric("mean absolute error", False, absolute_error),
+def _counts_of_one(outputs: Tensor, batch: Batch) -> Tensor:
+    return label_counts(predict(outputs, "one"), batch["labels"], outputs.shape[-1])
+
+
+def _counts_of_several(outputs: Tensor, batch: Batch) -> Tensor:
+    return label_counts(predict(outputs, "several"), batch["labels"], outputs.shape[-1])
+
+
+def _outcomes_of_several(outputs: Tensor, batch: Batch) -> Tensor:
+    return outcome_counts(predict(outputs, "several"), batch["labels"])
+
+
+CLASSIFY_METRICS: dict[str, dict[str, Metric]] = {
+    "one": {
+        "accuracy": Metric("accuracy", True, accuracy),
+        "f1": Metric("macro F1", True, CountMetric(_counts_of_one, f1_of_counts)),
+        "mcc": Metric("Matthews correlation", True, CountMetric(_counts_of_one, mcc_of_counts)),
+    },
+    "several": {
+        "accuracy": Metric("exact match of labels", True, several_accuracy),
+        "f1": Metric("macro F1", True, CountMetric(_counts_of_several, f1_of_counts)),
+        "mcc": Metric("Matthews correlation", True, CountMetric(_outcomes_of_several, mcc_of_counts)),
+    },
+    "number": {"error": Metric("mean absolute error", False, absolute_error)},
 }
-"""What a classifier is judged by, for each kind of label; the rest is said beside it."""
+"""What a classifier can be judged by, for each kind of label; the first by default, the rest is said beside it."""
+
+
+def metric_of(kind: str, name: str | None) -> Metric:
+    """The metric by the name that `--metric` gives it; None for the default.
+
+    Raises:
+        ConfigError: There is none of this name for this kind of label.
+    """
+    known = CLASSIFY_METRICS[kind]
+    if name is None:
+        return next(iter(known.values()))
+    if name not in known:
+        what = {"one": "one label a text", "several": "several labels a text", "number": "a number a text"}[kind]
+        raise ConfigError(f'--metric is "{name}"; data with {what} can be judged by {", ".join(known)}.')
+    return known[name]
 
 
 def classify_figures(outputs: Float[Tensor, "*lead rows C"], labels: Tensor, kind: str) -> dict[str, Tensor]:

@@ -1,8 +1,9 @@
-"""A task made ready to train: model, tensors, loss and metric. Each task's file says how; here is what they share."""
+"""A task made ready to train: model, data, loss and metric. Each task's file says how; here is what they share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -10,8 +11,12 @@ from torch import Tensor, nn
 
 from rankwise.pack.losses import PerBatch
 from rankwise.sweeps.problem import Splits
+from rankwise.tasks.text.data.labels import Labels
+from rankwise.tasks.text.data.loading import TextData, load_examples
+from rankwise.tasks.text.data.seen import checksums
+from rankwise.tasks.text.data.splits import ExampleSplits
 from rankwise.tasks.text.encode.batches import bucketed_order, trim
-from rankwise.tasks.text.model.models import ModelOptions, TextModel
+from rankwise.tasks.text.model.models import ModelOptions
 from rankwise.tasks.text.options import TextOptions
 from rankwise.train.data.feed import Feed
 from rankwise.train.data.tensors import Data
@@ -23,6 +28,35 @@ TOKENS_AT_ONCE = 1 << 14
 """Tokens, over all adapters, that an evaluation passes at once."""
 
 
+@runtime_checkable
+class LoadedModel(Protocol):
+    """A model that a task has loaded."""
+
+    @property
+    def model(self) -> nn.Module:
+        """In eval mode."""
+        ...
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """Modules that belong to each adapter, for `Member.whole`."""
+        ...
+
+    @property
+    def new_head(self) -> tuple[str, ...]:
+        """Those of them that begin from the adapter's seed."""
+        ...
+
+    @property
+    def labels(self) -> Labels | None:
+        """What a classifier predicts."""
+        ...
+
+    def initial_head(self, seed: int) -> dict[str, Tensor]:
+        """The head's tensors before training, for an adapter of this seed."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuiltTask:
     """A task made ready.
@@ -30,7 +64,8 @@ class BuiltTask:
     Args:
         loaded: The model.
         splits: Tensors of each split.
-        call: (model, batch) -> what loss and metric take.
+        inputs: Checksums of the inputs that it trains on.
+        feed: How its batches reach the model.
         loss: Of one adapter.
         metric: Of one adapter.
         metric_name: What it is called.
@@ -42,11 +77,15 @@ class BuiltTask:
         beside: Writes what belongs beside an adapter into its folder.
         constant: The metric of each row for the best constant prediction, as in `Problem`; None where there is none.
         check_start: Refuses the folder of an adapter that was trained for something else.
+        pad_token: A token for padding that was chosen, where the tokenizer has none.
+        targets: Modules to adapt in place of "all-linear"; None where that will do.
+        reads: What its examples are: "texts" or "images".
     """
 
-    loaded: TextModel
+    loaded: LoadedModel
     splits: Splits
-    call: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+    inputs: np.ndarray
+    feed: Feed
     loss: PerBatch
     metric: PerBatch
     metric_name: str
@@ -58,6 +97,9 @@ class BuiltTask:
     beside: Callable[[Path], object] | None = None
     constant: Callable[[Data, Data], np.ndarray] | None = None
     check_start: Callable[[Path], object] = lambda folder: None
+    pad_token: str | None = None
+    targets: tuple[str, ...] | None = None
+    reads: str = "texts"
 
     def checked_start(self, folder: Path) -> Path:
         """The folder of an adapter to train on, unless it was trained for something else.
@@ -68,18 +110,53 @@ class BuiltTask:
         self.check_start(folder)
         return folder
 
-    def feed(self, rows_a_pass: int | None) -> Feed:
-        """How its batches reach the model: alike lengths together, cut to their width."""
-        width = max(lengths_of(self.splits.validation))
-        return Feed(
-            call=self.call,
-            prepare=trim,
-            example=with_gap,
-            order=_by_length,
-            evaluation_order=_shortest_first,
-            rows_at_once=max(1, TOKENS_AT_ONCE // width),
-            rows_a_pass=rows_a_pass,
-        )
+
+def text_feed(call: Callable[[nn.Module, Mapping[str, Tensor]], Tensor], splits: Splits) -> Feed:
+    """How texts reach the model: alike lengths together, cut to their width.
+
+    Args:
+        call: (model, batch) -> what loss and metric take.
+        splits: The texts.
+    """
+    return Feed(
+        call=call,
+        prepare=trim,
+        example=with_gap,
+        order=_by_length,
+        evaluation_order=_shortest_first,
+        rows_at_once=max(1, TOKENS_AT_ONCE // max(lengths_of(splits.validation))),
+    )
+
+
+def texts_of(options: TextOptions) -> tuple[ExampleSplits, dict[str, tuple[str, ...]]]:
+    """The texts that the options name, and the names of labels by column where the data gives them in an order.
+
+    Raises:
+        DataError: A file is missing, empty, or can't be understood.
+    """
+    where = TextData(
+        data=options.data,
+        validation=options.validation,
+        test=options.test,
+        columns=dict(options.columns),
+        validation_share=options.validation_share,
+        test_share=options.test_share,
+        split_seed=options.split_seed,
+        several=None if options.labels is None else options.labels == "several",
+        skip_bad_lines=options.skip_bad_lines,
+        limit_train=options.limit_train,
+        limit_validation=options.limit_validation,
+        limit_test=options.limit_test,
+    )
+    return load_examples(where, options.task)
+
+
+def trained_inputs(examples: ExampleSplits, splits: Splits) -> np.ndarray:
+    """Checksums of the inputs that are trained on.
+
+    Where each seed cuts its own validation rows, those of one seed are trained on by others.
+    """
+    return checksums((*examples.train, *(examples.validation if splits.rotation else ())))
 
 
 def model_options(options: TextOptions) -> ModelOptions:

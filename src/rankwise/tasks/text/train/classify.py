@@ -1,14 +1,13 @@
 """The task `classify`: texts with labels. Each adapter has a head of its own, saved with it."""
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rankwise.errors import ConfigError, DataError
 from rankwise.sweeps.problem import Splits
+from rankwise.tasks.text.data.label_notes import label_notes
 from rankwise.tasks.text.data.labels import Labels, find_labels
-from rankwise.tasks.text.data.splits import ExampleSplits as Examples
 from rankwise.tasks.text.encode.classify import ClassifyData, tokenize_classify
 from rankwise.tasks.text.encode.tokens import pad_token_of
 from rankwise.tasks.text.model.heads import MeanPooledClassifier, begin_at
@@ -16,8 +15,15 @@ from rankwise.tasks.text.model.models import load_text_model
 from rankwise.tasks.text.options import TextOptions
 from rankwise.tasks.text.score.floors import constant_rows
 from rankwise.tasks.text.score.losses import CLASSIFY_LOSSES
-from rankwise.tasks.text.score.metrics import CLASSIFY_METRICS
-from rankwise.tasks.text.train.built_task import SPLITS, BuiltTask, model_options
+from rankwise.tasks.text.score.metrics import metric_of
+from rankwise.tasks.text.train.built_task import (
+    SPLITS,
+    BuiltTask,
+    model_options,
+    text_feed,
+    texts_of,
+    trained_inputs,
+)
 from rankwise.tasks.text.train.pooling import pooled_splits, widened
 from rankwise.tasks.text.trained import read_trained
 
@@ -33,21 +39,18 @@ def _check_start(labels: Labels, pooled: bool, folder: Path) -> None:
         )
 
 
-def ready_classify(options: TextOptions, examples: Examples, label_names: Mapping[str, tuple[str, ...]]) -> BuiltTask:
+def ready_classify(options: TextOptions) -> BuiltTask:
     """Load the model with a head for the labels, and make tensors of the texts.
-
-    Args:
-        options: The settings.
-        examples: The texts.
-        label_names: Names of labels by column, where the data gives them in an order.
 
     Raises:
         ConfigError: There is no such model, or the kind of label is unknown.
-        DataError: Labels don't fit.
+        DataError: The texts can't be read, or their labels don't fit.
     """
+    examples, label_names = texts_of(options)
     column = dict(options.columns).get("label", "label")
     train: list[Any] = list(examples.train)
     labels = find_labels(train, options.labels, label_names.get(column, ()), places=examples.places)
+    metric = metric_of(labels.kind, options.metric)
     loaded = load_text_model(options.model, "classify", labels, model_options(options))
     labels = loaded.labels or labels
     parts: dict[str, ClassifyData] = {}
@@ -75,19 +78,25 @@ def ready_classify(options: TextOptions, examples: Examples, label_names: Mappin
         splits = pooled_splits(**tensors, inputs=inputs)
     if labels.kind == "number" and loaded.new_head:
         begin_at(loaded.model, loaded.new_head, float(parts["train"].data["labels"].median()))
-    metric = CLASSIFY_METRICS[labels.kind]
     pooled = isinstance(loaded.model, MeanPooledClassifier)
     return BuiltTask(
         loaded=loaded,
         splits=splits,
-        call=loaded.call,
+        inputs=trained_inputs(examples, splits),
+        feed=text_feed(loaded.call, splits),
         loss=CLASSIFY_LOSSES[labels.kind],
-        metric=metric.by_row,
+        metric=metric.function,
         metric_name=metric.name,
         higher_is_better=metric.higher_is_better,
         task_type=None if pooled else "SEQ_CLS",
-        notes=[*examples.notes, *loaded.notes, *dict.fromkeys(note for part in parts.values() for note in part.notes)],
+        notes=[
+            *examples.notes,
+            *label_notes(labels, parts["train"].examples, options.labels),
+            *loaded.notes,
+            *dict.fromkeys(note for part in parts.values() for note in part.notes),
+        ],
         beside=labels.save,
-        constant=partial(constant_rows, labels),
+        constant=partial(constant_rows, labels, metric.function),
         check_start=partial(_check_start, labels, pooled),
+        pad_token=loaded.pad_token,
     )

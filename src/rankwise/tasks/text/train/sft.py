@@ -1,6 +1,5 @@
 """The task `sft`: texts to imitate, with the loss on the answers or on everything."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +8,6 @@ from torch import Tensor
 from rankwise.errors import DataError
 from rankwise.sweeps.problem import Splits
 from rankwise.tasks.text.data.examples import SftExample
-from rankwise.tasks.text.data.splits import ExampleSplits as Examples
 from rankwise.tasks.text.encode.batches import as_tensors
 from rankwise.tasks.text.encode.joining import check_joining, join
 from rankwise.tasks.text.encode.rendering import show_plain
@@ -20,20 +18,28 @@ from rankwise.tasks.text.model.models import TextModel, load_text_model
 from rankwise.tasks.text.options import TextOptions
 from rankwise.tasks.text.prompting import Prompting
 from rankwise.tasks.text.score.vocabulary import TokenLoss, lean_head, row_loss
-from rankwise.tasks.text.train.built_task import SPLITS, BuiltTask, model_options
+from rankwise.tasks.text.train.built_task import (
+    SPLITS,
+    BuiltTask,
+    model_options,
+    text_feed,
+    texts_of,
+    trained_inputs,
+)
 from rankwise.tasks.text.train.pooling import pooled_splits
 from rankwise.train.data.tensors import pick
 
 METRIC = "loss a token"
 
 
-def ready_sft(options: TextOptions, examples: Examples, label_names: Mapping[str, tuple[str, ...]]) -> BuiltTask:
+def ready_sft(options: TextOptions) -> BuiltTask:
     """Load the model, and make tensors of the texts.
 
     Raises:
         ConfigError: There is no such model, or it writes no text, or a template is missing.
         DataError: Nothing can be learnt from the texts.
     """
+    examples, _ = texts_of(options)
     loaded = load_text_model(options.model, "sft", options=model_options(options))
     how = SftOptions(
         loss_on=options.loss_on,
@@ -73,7 +79,8 @@ def ready_sft(options: TextOptions, examples: Examples, label_names: Mapping[str
     return BuiltTask(
         loaded=loaded,
         splits=splits,
-        call=TokenLoss(loaded.call, lean_head(loaded.model, loaded.call, example)),
+        inputs=trained_inputs(examples, splits),
+        feed=text_feed(TokenLoss(loaded.call, lean_head(loaded.model, loaded.call, example)), splits),
         loss=row_loss,
         metric=row_loss,
         metric_name=METRIC,
@@ -83,6 +90,7 @@ def ready_sft(options: TextOptions, examples: Examples, label_names: Mapping[str
         examples={what: len(part.rows) for what, part in parts.items()},
         beside=_prompting(first[0], loaded.tokenizer, how).save,
         example=show_plain(parts["train"].rows[0], loaded.tokenizer, loaded.encoder_decoder),
+        pad_token=loaded.pad_token,
     )
 
 

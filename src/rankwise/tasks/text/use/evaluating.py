@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -123,7 +124,7 @@ def evaluate_texts(
     if limit is not None and limit < len(rows):
         rows = [rows[i] for i in drawn(rows, limit, SEED, "test")]
         notes.append(f"{limit:,} of {len(examples):,} examples are used, drawn with seed {SEED}.")
-    notes += _seen(adapted, rows, data)
+    notes += seen_notes(adapted.names, adapted.folders, rows, data)
     if adapted.task == "classify":
         found = _classify(adapted, names, rows, data, skip_bad_lines)
         return replace(found, notes=[*notes, *found.notes])
@@ -135,11 +136,18 @@ def evaluate_texts(
     return Evaluation(data=data, figures=figures, notes=[*notes, *said])
 
 
-def _seen(adapted: ServedModel, examples: Sequence[Any], data: str) -> list[str]:
-    """Say of which adapters the examples are training examples."""
+def seen_notes(names: Sequence[str], folders: Sequence[Path], examples: Sequence[Any], data: str) -> list[str]:
+    """Say of which adapters the examples are training examples.
+
+    Args:
+        names: Of the adapters.
+        folders: Of each.
+        examples: The examples.
+        data: Where they come from, for the notes.
+    """
     counts: dict[int, list[str]] = {}
-    by_run = {run: count_seen(folder, examples) for run, folder in {run_of(f): f for f in adapted.folders}.items()}
-    for name, folder in zip(adapted.names, adapted.folders, strict=True):
+    by_run = {run: count_seen(folder, examples) for run, folder in {run_of(f): f for f in folders}.items()}
+    for name, folder in zip(names, folders, strict=True):
         counts.setdefault(by_run[run_of(folder)], []).append(name)
     return [
         f"{n:,} of {len(examples):,} examples of {data} have an input that {', '.join(names)} "
@@ -155,29 +163,46 @@ def _classify(adapted: ServedModel, names: Sequence[str], rows: Sequence[Any], d
         raise DataError("There are no labels to compare with.")
     longest = adapted.one_way().max_length
     prepared = tokenize_classify(rows, labels, loaded.tokenizer, loaded.config, "test", longest, skip_bad_lines=skip)
-    right = prepared.data["labels"]
     outputs = {name: classifier_outputs(adapted, name, prepared.data) for name in names}
+    return replace(
+        classifier_evaluation(data, prepared.examples, labels, prepared.data["labels"], outputs),
+        notes=[*prepared.notes, *([] if BASE in names else [NO_HEAD])],
+    )
+
+
+NO_HEAD = "The base has no figures: it has no head that is trained for these labels."
+
+
+def classifier_evaluation(
+    data: str, examples: Sequence[Labelled], labels: Labels, right: Tensor, outputs: Mapping[str, Tensor]
+) -> Evaluation:
+    """Everything that outputs of classifiers say.
+
+    Args:
+        data: Where the examples come from.
+        examples: The examples.
+        labels: What is predicted.
+        right: The right answers, from `Labels.encode`.
+        outputs: Name -> logits of the examples.
+    """
     with_floor = {FLOORS[labels.kind]: floor_outputs(labels, right), **outputs}
-    notes = [*prepared.notes]
-    if BASE not in names:
-        notes.append("The base has no figures: it has no head that is trained for these labels.")
     confusions = {name: confusion_of(found, right, labels) for name, found in outputs.items()}
     return Evaluation(
         data=data,
-        figures={name: _figures(found, prepared.data, labels.kind) for name, found in with_floor.items()},
-        notes=notes,
+        figures={name: _figures(found, right, labels.kind) for name, found in with_floor.items()},
+        notes=(),
         labels=labels,
-        examples=prepared.examples,
+        examples=examples,
         predictions={name: predictions_of(found, labels) for name, found in outputs.items()},
         classes={name: class_figures(found, right, labels) for name, found in outputs.items()},
         confusions={name: counts for name, counts in confusions.items() if counts is not None},
     )
 
 
-def _figures(outputs: Tensor, data: Mapping[str, Tensor], kind: str) -> Figures:
-    loss = CLASSIFY_LOSSES[kind](outputs, data)
+def _figures(outputs: Tensor, right: Tensor, kind: str) -> Figures:
+    loss = CLASSIFY_LOSSES[kind](outputs, {"labels": right})
     mean = loss if isinstance(loss, Tensor) else loss[0] / loss[1]
-    figures = classify_figures(outputs, data["labels"], kind)
+    figures = classify_figures(outputs, right, kind)
     return {"loss": float(mean.mean()), **{key: float(value) for key, value in figures.items()}}
 
 

@@ -3,14 +3,13 @@
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
-from rankwise.errors import ConfigError, suggest
-from rankwise.tasks.flags import listed
-from rankwise.tasks.text.options import TASKS, parse_separator
+from rankwise.tasks.flags import flag_group, listed
+from rankwise.tasks.text.options import check_task, parse_separator
 
-BASE = Group("Base", sort_key=6)
-TEXTS = Group("Texts", sort_key=5)
+BASE = flag_group("Base", 6)
+TEXTS = flag_group("Texts", 5)
 
 NOT_QUANTIZED = "none"
 """--quantize that leaves the base as it is, whatever the adapter was trained over."""
@@ -89,8 +88,5 @@ class UseOptions:
     trust_remote_code: Annotated[bool, Parameter(group=BASE, negative="", show_default=False)] = False
 
     def __post_init__(self) -> None:
-        if self.task is not None and self.task not in TASKS:
-            raise ConfigError(
-                f'--task is "{self.task}"; it is classify (texts with labels) or sft (texts to imitate).'
-                f"{suggest(self.task, TASKS)}"
-            )
+        if self.task is not None:
+            check_task(self.task)

@@ -80,13 +80,14 @@ def predict(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> list[Prediction] | dict[str, list[Prediction]]:
-    """Label texts with a classifier that `rankwise sweep` or `rankwise train` has saved.
+    """Label texts or images with a classifier that `rankwise sweep` or `rankwise train` has saved.
 
     The base is loaded at every call, so give all texts at once.
 
     Args:
         adapters: The folder of an adapter, or several of one base and one set of labels.
-        texts: A text, or a list of texts, or of pairs of texts for a classifier of pairs.
+        texts: A text, or a list of texts, or of pairs of texts for a classifier of pairs; for a classifier of images
+            the image files.
         model: The base; None takes what the adapter names.
         device: "cpu", "cuda", "cuda:1", ...
         dtype: Of the base: "float32", "bfloat16" or "float16".
@@ -103,20 +104,32 @@ def predict(
         print(said.label, said.probability)
         ```
     """
+    from rankwise.tasks.images.reading import LabelledImage
     from rankwise.tasks.text.data.prompts import as_text
+    from rankwise.tasks.text.use.images import load_adapted_images, predict_images
     from rankwise.tasks.text.use.options import UseOptions
     from rankwise.tasks.text.use.predicting import predict_texts
-    from rankwise.tasks.text.use.served import load_adapted
+    from rankwise.tasks.text.use.served import load_adapted, reads_images
 
     one = isinstance(adapters, str | Path)
+    folders = [Path(folder) for folder in ([adapters] if one else adapters)]
+    how = UseOptions(model=model, device=device, dtype=dtype)
+    if reads_images(folders):
+        files = [LabelledImage(i, str(file), "") for i, file in enumerate([texts] if isinstance(texts, str) else texts)]
+        served = load_adapted_images(folders, how)
+        labelled = predict_images(served, files)
+        return labelled[served.names[0]] if one else labelled
     given: list[Text] = [texts] if isinstance(texts, str) else list(texts)
+    for i, text in enumerate(given, start=1):
+        parts = [text] if isinstance(text, str) else list(text) if isinstance(text, tuple | list) else []
+        if len(parts) not in (1, 2) or not all(isinstance(part, str) for part in parts):
+            raise DataError(f"Text {i} is {text!r}; give texts, or pairs of texts.")
     pairs = [(text, None) if isinstance(text, str) else text for text in given]
     examples = [as_text(i, text, pair) for i, (text, pair) in enumerate(pairs, start=1)]
     if empty := next((example.line for example in examples if not example.text.strip()), None):
         raise DataError(f"Text {empty} is empty; give texts with at least a letter.")
     if not examples:
         raise DataError("There are no texts; give one or more.")
-    folders = [Path(folder) for folder in ([adapters] if one else adapters)]
-    adapted = load_adapted(folders, UseOptions(model=model, device=device, dtype=dtype))
+    adapted = load_adapted(folders, how)
     found, _ = predict_texts(adapted, examples)
     return found[adapted.names[0]] if one else found

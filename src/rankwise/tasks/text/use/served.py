@@ -2,14 +2,18 @@
 
 import json
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+from torch import nn
+
 from rankwise.adapter_files import load_adapter
-from rankwise.errors import AdapterFileError, ConfigError
+from rankwise.errors import AdapterError, AdapterFileError, ConfigError
 from rankwise.lora.active import activate, disabled
+from rankwise.sweeps.storage.owned import why_no_adapter
 from rankwise.tasks.text.data.labels import FILE as LABELS
 from rankwise.tasks.text.data.labels import Labels, read_labels
 from rankwise.tasks.text.encode.sft import SftOptions
@@ -20,6 +24,7 @@ from rankwise.tasks.text.prompting import Prompting, read_prompting
 from rankwise.tasks.text.trained import Trained, read_trained
 from rankwise.tasks.text.use.options import NOT_QUANTIZED, UseOptions
 from rankwise.train.machine.device import device_note, find_device
+from rankwise.writing import read_regular
 
 Kept = TypeVar("Kept")
 
@@ -74,14 +79,50 @@ class ServedModel:
     @contextmanager
     def acting(self, name: str) -> Generator[None]:
         """Let one adapter act alone, or none (`BASE`), for the length of a `with` block."""
-        if name != BASE:
-            activate(self.loaded.model, _inside(self.names.index(name)))
+        with acting_alone(self.loaded.model, self.names, name):
             yield
-        elif self.names:
-            with disabled(self.loaded.model):
-                yield
-        else:
+
+
+@contextmanager
+def acting_alone(model: nn.Module, names: Sequence[str], name: str) -> Generator[None]:
+    """Let one adapter act alone, or none (`BASE`), for the length of a `with` block.
+
+    Args:
+        model: The model.
+        names: Of its adapters, in the order in which they were put on it.
+        name: Which of them.
+    """
+    if name != BASE:
+        activate(model, name_inside(names.index(name)))
+        yield
+    elif names:
+        with disabled(model):
             yield
+    else:
+        yield
+
+
+def reads_images(folders: Sequence[Path]) -> bool:
+    """Whether saved adapters classify images; `rankwise.tasks.text.use.images` serves these."""
+    return any(trained is not None and trained.reads == "images" for trained in map(read_trained, folders))
+
+
+def model_of(folders: Sequence[Path], given: str | None) -> str:
+    """The base of saved adapters.
+
+    Args:
+        folders: The adapters'.
+        given: What the user says it is; None takes what the adapters name.
+
+    Raises:
+        ConfigError: They name none, or different ones.
+        AdapterFileError: An adapter is missing.
+    """
+    bases = {base for base in map(base_of, folders) if base}
+    if given is None and len(bases) != 1:
+        said = f"the adapters name {len(bases)} bases ({', '.join(sorted(bases))})" if bases else "no adapter names one"
+        raise ConfigError(f"The base is not known: {said}; give it with --model.")
+    return given or bases.pop()
 
 
 def load_adapted(folders: Sequence[Path], options: UseOptions, *, rounded: bool = False) -> ServedModel:
@@ -98,15 +139,15 @@ def load_adapted(folders: Sequence[Path], options: UseOptions, *, rounded: bool 
         DataError: Adapters have different labels, or a file beside one is damaged.
     """
     device = find_device(options.device)
-    named = {folder: _base_of(folder) for folder in folders}
-    bases = {base for base in named.values() if base}
-    if options.model is None and len(bases) != 1:
-        said = f"the adapters name {len(bases)} bases ({', '.join(sorted(bases))})" if bases else "no adapter names one"
-        raise ConfigError(f"The base is not known: {said}; give it with --model.")
-    model = options.model or bases.pop()
-    labelled = [folder for folder in folders if (folder / LABELS).exists()]
+    model = model_of(folders, options.model)
+    if reads_images(folders):
+        raise ConfigError(
+            f"{', '.join(map(str, folders))} classifies images; rankwise predict and rankwise evaluate take it, and "
+            "README.md in its folder shows how transformers loads it."
+        )
+    labelled = any((folder / LABELS).exists() for folder in folders)
     task = options.task or ("classify" if labelled else "sft")
-    labels = _labels(folders, labelled) if task == "classify" else None
+    labels = labels_of(folders) if task == "classify" else None
     trained = [kept or Trained() for kept in _kept(folders, read_trained)]
     pooling = options.pooling or _same("pooling", map(_pooling, trained, folders or [None]))
     quantized = options.quantize or _same("quantize", (kept.quantize or NOT_QUANTIZED for kept in trained))
@@ -132,9 +173,11 @@ def load_adapted(folders: Sequence[Path], options: UseOptions, *, rounded: bool 
     date = options.date or (dates[0] if dates else None)
     ways = tuple(_way(*kept, options, date) for kept in zip(trained, taught, strict=True))
     for i, folder in enumerate(folders):
-        load_adapter(loaded.model, folder, _inside(i))
+        load_adapter(loaded.model, folder, name_inside(i))
     loaded.model.eval()
-    names, notes = _names(folders), (*device_note(options.device, device), *loaded.notes)
+    if folders and task == "sft":
+        _see_readers(loaded)
+    names, notes = names_of(folders), (*device_note(options.device, device), *loaded.notes)
     if task == "sft":
         notes += (*put_aside(loaded.model, loaded.tokenizer),)
     if len({(way.chat, way.chat_template, way.separator) for way in ways}) > 1:
@@ -150,16 +193,16 @@ def load_adapted(folders: Sequence[Path], options: UseOptions, *, rounded: bool 
     return ServedModel(loaded, task, labels, names, ways, options.max_length, notes, tuple(folders))
 
 
-def _inside(i: int) -> str:
+def name_inside(i: int) -> str:
     """What an adapter is called in the model, where names have no dots."""
     return f"adapter_{i}"
 
 
-def _names(folders: Sequence[Path]) -> tuple[str, ...]:
+def names_of(folders: Sequence[Path]) -> tuple[str, ...]:
     """The folders' last names where these differ, and none is called as the base; else their whole paths.
 
     Examples:
-        >>> _names([Path("a/r1"), Path("a/r2")]), _names([Path("a/r1"), Path("b/r1")])
+        >>> names_of([Path("a/r1"), Path("a/r2")]), names_of([Path("a/r1"), Path("b/r1")])
         (('r1', 'r2'), ('a/r1', 'b/r1'))
     """
     short = [folder.resolve().name if folder.name in ("", "..") else folder.name for folder in folders]
@@ -167,7 +210,18 @@ def _names(folders: Sequence[Path]) -> tuple[str, ...]:
     return tuple(short) if unique else tuple(str(folder) for folder in folders)
 
 
-def _base_of(folder: Path) -> str | None:
+@torch.no_grad()
+def _see_readers(loaded: TextModel) -> None:
+    """Run the model once without a cache: what reads a weight without calling its layer is found in the first forward,
+    and a forward that fills a cache can't be taken back."""
+    device = next(loaded.model.parameters()).device
+    ids = torch.zeros(1, 2, dtype=torch.long, device=device)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids}
+    with suppress(AdapterError):  # which says that such a weight was found, and to call the model again
+        loaded.call(loaded.model, batch)
+
+
+def base_of(folder: Path) -> str | None:
     """What an adapter says its base is.
 
     Raises:
@@ -175,8 +229,10 @@ def _base_of(folder: Path) -> str | None:
     """
     path = folder / "adapter_config.json"
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(read_regular(path))
     except OSError as error:
+        if why := why_no_adapter(folder):
+            raise AdapterFileError(why) from error
         raise AdapterFileError(
             f"{path} can't be read ({error.strerror}); an adapter's folder holds adapter_config.json and "
             "adapter_model.safetensors."
@@ -199,7 +255,14 @@ def _pooling(trained: Trained, folder: Path | None) -> str:
     return "mean" if fields.get("modules_to_save") == ["head"] and not fields.get("task_type") else "model"
 
 
-def _labels(folders: Sequence[Path], labelled: Sequence[Path]) -> Labels:
+def labels_of(folders: Sequence[Path]) -> Labels:
+    """The labels of classifiers.
+
+    Raises:
+        ConfigError: None are saved beside an adapter.
+        DataError: The adapters have different ones.
+    """
+    labelled = [folder for folder in folders if (folder / LABELS).exists()]
     if not labelled:
         raise ConfigError(
             f"There is no {LABELS} in {', '.join(map(str, folders)) or 'an adapter, as none is given'}; a classifier's "

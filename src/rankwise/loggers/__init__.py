@@ -1,0 +1,1 @@
+"""Loggers: observers that write the numbers of a sweep where other programs read them, one file each."""

@@ -1,0 +1,104 @@
+"""Layers that run again in the backward pass (activation checkpoints): the adapters must be those of the forward pass.
+
+torch recomputes what it needs and sees only that shapes agree, so another adapter's numbers would give wrong gradients
+silently. What acted is remembered where torch remembers the forward pass itself:
+
+- Checkpoints without reentrance save tensors and take those of the second run. A tensor with the number of what acts is
+  saved along: the second run's must be the first one's.
+- Checkpoints with reentrance run without gradients first. The call of torch's own function is found on Python's stack,
+  in both runs.
+"""
+
+import sys
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
+
+from rankwise.errors import AdapterError
+from rankwise.lora.offloaded import in_fake_mode
+
+Acting = tuple[str, ...]
+"""Names of the adapters that act."""
+
+_numbers: dict[Acting, Tensor] = {}
+"""What has acted -> its number, as a tensor that autograd can save."""
+
+_FIRST_RUN = cast("Any", CheckpointFunction.forward).__code__
+_SECOND_RUN = cast("Any", CheckpointFunction.backward).__code__
+_ACTED = "_rankwise_acted"
+"""Attribute of torch's record of a checkpoint: layer -> what acted."""
+
+
+def wrong_gradients(now: Acting, then: Acting) -> AdapterError:
+    """Return the error for a layer that runs again with other adapters."""
+    return AdapterError(
+        f"The backward pass runs a layer again with the adapters {list(now)}, which ran with {list(then)} in the "
+        "forward pass: gradients would be wrong. Call activate, or leave `disabled`, after backward."
+    )
+
+
+class _Mark(torch.autograd.Function):
+    """The identity. Its backward compares what acted in the forward pass with what acts where that runs again."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, acting: Acting, number: Tensor) -> Tensor:
+        ctx.acting = acting
+        ctx.save_for_backward(number)
+        if tensor.is_leaf or tensor._is_view():
+            return tensor.view_as(tensor)
+        ctx.mark_dirty(tensor)  # a view could not be changed in place by what follows
+        return tensor
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (number,) = ctx.saved_tensors
+        again = next((acting for acting, own in _numbers.items() if int(own) == int(number)), ctx.acting)
+        if again != ctx.acting:
+            raise wrong_gradients(again, ctx.acting)
+        return gradients[0], None, None
+
+
+def marked(tensor: Tensor, acting: Acting) -> Tensor:
+    """Return a tensor that an adapter had a part in; inside a checkpoint its backward sees that the same act again.
+
+    Args:
+        tensor: The tensor, which nothing else has but as a parameter.
+        acting: The adapters that act.
+    """
+    if not tensor.requires_grad or torch.compiler.is_compiling() or not _is_saved_elsewhere():
+        return tensor
+    number = _numbers.setdefault(acting, torch.tensor(len(_numbers), device="cpu"))
+    return cast("Any", _Mark).apply(tensor, acting, number)
+
+
+def _is_saved_elsewhere() -> bool:
+    """Tell whether hooks act on the tensors that autograd saves, as inside checkpoints."""
+    if not torch.is_grad_enabled() or in_fake_mode() or torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore
+        return False
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None  # pyright: ignore
+
+
+def check_same(layer: nn.Module, acting: Acting) -> None:
+    """Compare what acts with what acted in the first run of the checkpoints with reentrance around this call.
+
+    Args:
+        layer: Whose call it is. In eval mode nothing is noted: looking through the stack takes microseconds.
+        acting: The adapters that act.
+
+    Raises:
+        AdapterError: Others acted.
+    """
+    in_backward = torch._C._current_graph_task_id() != -1  # pyright: ignore[reportPrivateUsage]
+    if not in_backward and (torch.is_grad_enabled() or not layer.training):
+        return
+    frame: Any = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    while frame is not None:
+        if frame.f_code is _FIRST_RUN:
+            frame.f_locals["ctx"].__dict__.setdefault(_ACTED, {})[id(layer)] = acting
+        elif frame.f_code is _SECOND_RUN:
+            then = getattr(frame.f_locals["ctx"], _ACTED, {}).get(id(layer), acting)
+            if then != acting:
+                raise wrong_gradients(acting, then)
+        frame = frame.f_back

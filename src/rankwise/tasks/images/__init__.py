@@ -1,0 +1,1 @@
+"""Images with labels: `rankwise sweep --task images`."""

@@ -1,0 +1,98 @@
+"""The task `images`: images with labels. Each adapter has a head of its own, saved with it."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from rankwise.lora.targets.find import ALL_LINEAR
+from rankwise.sweeps.problem import Splits
+from rankwise.tasks.images.model import conv_targets, load_image_model
+from rankwise.tasks.images.pixels import CHECKSUMS, LABELS, ROWS, Pixels
+from rankwise.tasks.images.reading import LabelledImage, check_labels, places_of, read_images
+from rankwise.tasks.text.data.labels import find_labels
+from rankwise.tasks.text.data.splits import split_examples
+from rankwise.tasks.text.options import TextOptions
+from rankwise.tasks.text.score.floors import constant_rows
+from rankwise.tasks.text.score.losses import CLASSIFY_LOSSES
+from rankwise.tasks.text.score.metrics import metric_of
+from rankwise.tasks.text.train.built_task import SPLITS, BuiltTask, model_options, trained_inputs
+from rankwise.tasks.text.train.pooling import pooled_splits
+from rankwise.train.data.feed import Feed
+
+IMAGES_AT_ONCE = 1024
+"""Images, over all adapters, that an evaluation passes at once; fewer where they would take too much memory."""
+
+KIND = "one"
+"""The kind of label."""
+
+
+def ready_images(options: TextOptions) -> BuiltTask:
+    """Load the model with a head for the labels, and list the images.
+
+    Raises:
+        ConfigError: There is no such model.
+        DataError: Images can't be read, or their labels don't fit.
+    """
+    columns, notes = dict(options.columns), list[str]()
+    given: dict[str, list[LabelledImage] | None] = {}
+    for split, place in places_of(options.data, options.validation, options.test).items():
+        given[split] = None
+        if place is not None:
+            given[split], said = read_images(place, columns, skip_bad=options.skip_bad_lines)
+            notes += said
+    check_labels({what: images for what, images in given.items() if images is not None})
+    limits = {"train": options.limit_train, "validation": options.limit_validation, "test": options.limit_test}
+    examples = split_examples(
+        given["train"] or [],
+        given["validation"],
+        given["test"],
+        validation_share=options.validation_share,
+        test_share=options.test_share,
+        seed=options.split_seed,
+        limits=limits,
+    )
+    images: dict[str, list[LabelledImage]] = {
+        what: [image for image in getattr(examples, what) if isinstance(image, LabelledImage)] for what in SPLITS
+    }
+    labels = find_labels(images["train"], KIND)
+    loaded = load_image_model(options.model, labels, model_options(options))
+    labels = loaded.labels
+    files: list[str] = []
+    data: dict[str, dict[str, Tensor]] = {}
+    for what, part in images.items():
+        data[what] = {
+            ROWS: torch.arange(len(files), len(files) + len(part), device=options.device),
+            # By these a resumed run knows its data again.
+            CHECKSUMS: torch.tensor([int(image.checksum[:15], 16) for image in part], device=options.device),
+            LABELS: labels.encode(part, SPLITS[what]).to(options.device),
+        }
+        files += [image.text for image in part]
+    splits = Splits(data["train"], data["validation"], data["test"])
+    if given["validation"] is None:
+        splits = pooled_splits(**data, inputs=[image.source for image in (*images["train"], *images["validation"])])
+    targets = conv_targets(loaded.model, loaded.head)
+    if targets is not None and options.target_modules == (ALL_LINEAR,):
+        notes.append(f"The model has no linear layers but its head; its {len(targets)} convolutions are adapted.")
+    metric = metric_of(KIND, options.metric)
+    return BuiltTask(
+        loaded=loaded,
+        splits=splits,
+        inputs=trained_inputs(examples, splits),
+        feed=Feed(
+            call=loaded.call,
+            prepare=Pixels(files, loaded.processor, loaded.mode),
+            rows_at_once=IMAGES_AT_ONCE,
+        ),
+        loss=CLASSIFY_LOSSES[KIND],
+        metric=metric.function,
+        metric_name=metric.name,
+        higher_is_better=metric.higher_is_better,
+        task_type=None,
+        notes=[*notes, *examples.notes, *loaded.notes],
+        beside=labels.save,
+        constant=partial(constant_rows, labels, metric.function),
+        check_start=labels.check_same,
+        targets=targets,
+        reads="images",
+    )
