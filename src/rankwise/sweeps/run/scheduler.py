@@ -68,8 +68,11 @@ class Scheduler:
 
     def _seconds(self, i: int) -> float:
         """Training time of a pack so far."""
-        ended = [self._swept.outcomes[run.name].seconds for run in self.packs[i] if run.name in self._swept.outcomes]
-        return max([*ended, *([self._waiting[i].plain["seconds"]] if i in self._waiting else [])], default=0.0)
+        outcomes = self._swept.outcomes
+        seconds = [outcomes[run.name].seconds for run in self.packs[i] if run.name in outcomes]
+        if i in self._waiting:
+            seconds.append(float(self._waiting[i].plain["seconds"]))
+        return max(seconds, default=0.0)
 
     def run(self) -> None:
         """Train everything that has not ended.
