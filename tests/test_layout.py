@@ -93,6 +93,7 @@ ORDER = [
     "sweeps.base_figures",
     "sweeps.run",
     "sweeps.caching",
+    "sweeps.arguments",
     "report",
     "experiment",
     "show",
@@ -128,7 +129,7 @@ DOORS = {
     "adapter_files": "adapter_files.merged",
     "pack": "pack.pack",
     "train": "train.loop",
-    "sweeps": "sweeps.caching",
+    "sweeps": "sweeps.arguments",
     "tasks": "tasks.text.use",
     "tasks.text": "tasks.text.use",
 }
