@@ -1,7 +1,7 @@
 """`sweep`: the smallest adapter that does the job, for a model, data and loss of one's own."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from rankwise.adapter_files import load_adapter
 from rankwise.errors import ConfigError, arguments_named
-from rankwise.experiment import Experiment, run_experiment, run_in_place
-from rankwise.lora.checks.threads import held_by_thread
+from rankwise.experiment import Experiment, run_experiment
 from rankwise.lora.inject import Report
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.pack import call_model
@@ -22,7 +21,7 @@ from rankwise.report import answer_words
 from rankwise.report.table import markdown_table
 from rankwise.results import AnswerResult, Results
 from rankwise.show.live import progress as shown_by
-from rankwise.sweeps.arguments import candidates_from, problem_of, seeds_of, splits_of
+from rankwise.sweeps.arguments import candidates_from, feed_of, problem_of, seeds_of, splits_of, unused_seeds
 from rankwise.sweeps.caching import cached
 from rankwise.sweeps.candidates.from_user import Config
 from rankwise.sweeps.candidates.given import as_counts, as_list
@@ -31,7 +30,7 @@ from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.record import add_next
 from rankwise.sweeps.run.extend import was_rotated
-from rankwise.sweeps.run.location import RunLocation, beginning_of, starting_now
+from rankwise.sweeps.run.location import RunLocation
 from rankwise.sweeps.storage.adapters import put_on
 from rankwise.sweeps.storage.directory import can_resume
 from rankwise.sweeps.storage.owned import holds_results
@@ -151,7 +150,7 @@ def sweep(
     max_minutes: float | None = None,
     max_parameters: int | None = None,
     rotate: bool | None = None,
-    call: Callable[[nn.Module, Any], Tensor] = call_model,
+    call: Callable[[nn.Module, Any], Tensor] | Feed = call_model,
     rows_a_pass: int | None = None,
     rows_at_once: int = ROWS_AT_ONCE,
     cache: bool | str | Path = False,
@@ -202,7 +201,8 @@ def sweep(
         rotate: Whether each seed cuts a tenth of its own off for validation; only where `validation` is None. None does
             from 4 seeds on.
         call: (model, batch) -> outputs; by default a mapping is passed by name (without "labels"), of a tuple the
-            first element.
+            first element. Or a `rankwise.train.data.feed.Feed`, which also makes batches of rows: files are read, texts
+            put together.
         rows_a_pass: Rows of a batch that training passes at once; None for the whole batch.
         rows_at_once: Rows, over all adapters, that an evaluation passes at once.
         cache: Whether what lies before the first adapted layer runs once for each row, not in every step, its outputs
@@ -253,7 +253,7 @@ def sweep(
         rotate=rotate,
     )
     candidates = candidates_from(model, configs, as_list(head), training or Training(), lrs, baseline)
-    feed = Feed(call=call, rows_at_once=rows_at_once, rows_a_pass=rows_a_pass)
+    feed = feed_of(call, rows_at_once, rows_a_pass)
     problem = problem_of(splits, loss, metric, metric_name, higher_is_better, feed)
     planned = _experiment(model, candidates, seeds, problem, deciding, base_name, rungs, widen, notes)
     place = None if out is None else _location(planned, Path(out), overwrite, resume, every)
@@ -283,7 +283,7 @@ def _experiment(
         rungs=as_counts(rungs, "rungs"),
         widen=widen,
         deciding=deciding,
-        notes=notes,
+        notes=[*notes, *problem.feed.notes, *unused_seeds(candidates)],
     )
 
 
@@ -316,19 +316,18 @@ def _run(
     planned: Experiment, place: RunLocation | None, cache: bool | str | Path, observers: Observers
 ) -> tuple[Results, SweepState, list[Path]]:
     """Run what is planned, with the outputs before its first adapted layer cached where that is asked for."""
-    model, where = planned.model, Path(cache) if isinstance(cache, str) else cache
-    with (
-        nullcontext() if place is None else place.held(),
-        cached(model, planned.candidates, planned.problem, where, observers.message) as (candidates, problem),
-    ):
-        experiment = replace(planned, candidates=candidates, problem=problem)
-        experiment.check()
-        with held_by_thread(model, "a sweep"):
-            if place is not None:
-                return run_in_place(experiment, place, beginning_of(place), observers)
-            results, swept, files = run_experiment(experiment, starting_now("rankwise.sweep(...)"), None, observers)
-            add_next(results, len(planned.seeds), lambda more, then: f"rankwise.sweep(..., seeds={then})")
-            return results, swept, files
+    where = Path(cache) if isinstance(cache, str) else cache
+    with ExitStack() as caches:
+
+        def make(heard: Observers, base: Mapping[str, Tensor] | None) -> Experiment:
+            reading = cached(planned.model, planned.candidates, planned.problem, where, heard.message)
+            candidates, problem = caches.enter_context(reading)
+            return replace(planned, candidates=candidates, problem=problem)
+
+        results, swept, files = run_experiment(make, place, observers)
+    if place is None:
+        add_next(results, len(planned.seeds), lambda more, then: f"rankwise.sweep(..., seeds={then})")
+    return results, swept, files
 
 
 def check_model(model: nn.Module, *, mend: str = "convert it first: model.float()") -> None:

@@ -7,7 +7,8 @@ written and drawn.
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from rankwise.sweeps.provenance import Provenance, data_info, grid_of, versions
 from rankwise.sweeps.record import add_next, make_results
 from rankwise.sweeps.run.auto import Auto
 from rankwise.sweeps.run.extend import plan_of
-from rankwise.sweeps.run.location import RunLocation, RunStart, beginning_of, start_run
+from rankwise.sweeps.run.location import RunLocation, RunStart, beginning_of, start_run, starting_now
 from rankwise.sweeps.run.stage import Finished, Search, StageResult
 from rankwise.sweeps.run.stages import Stages, mark_edges
 from rankwise.sweeps.storage.adapters import BASE_IN_DIRECTORY, Adapters, adapter_folders
@@ -137,8 +138,9 @@ class Experiment:
                     raise DataError(f"The {what} data has 1 row; give two or more, as there is no interval of one.")
         one = next((c for c in self.candidates if c.method == "lora"), self.candidates[0])
         data, feed = self.problem.splits[one.data], self.problem.feed
-        problem, member = self.problem, one.run(one.lrs[0], self.seeds[0]).member
-        check_training(self.model, member, data.train, data.validation, problem.loss, problem.metric, feed)
+        problem, run = self.problem, one.run(one.lrs[0], self.seeds[0])
+        roles, size = (problem.loss, problem.metric), run.training.batch_size
+        check_training(self.model, run.member, data.train, data.validation, *roles, feed, size)
 
     @property
     def rule(self) -> Rule:
@@ -238,104 +240,91 @@ ExperimentFactory = Callable[[Observers, Mapping[str, Tensor] | None], Experimen
 make the base."""
 
 
-def run_in_directory(place: RunLocation, make: ExperimentFactory, observers: Observers) -> tuple[Results, list[Path]]:
-    """Make an experiment, run it in its place from the beginning or from where it was, and write the run directory.
+def run_experiment(
+    make: ExperimentFactory, place: RunLocation | None, observers: Observers
+) -> tuple[Results, SweepState, list[Path]]:
+    """Make an experiment, train, measure, decide, and write results and report.
+
+    Args:
+        make: Makes it, once its place is held.
+        place: Where the results go, and where it is resumed from or extended; None keeps them in memory alone.
+        observers: Hear what happens.
 
     Returns:
-        The results, and the files of the report.
+        The results, what the runs gave, and the files of the report.
 
     Raises:
-        RankwiseError: Something in the settings, the data or the place can't be used.
-        KeyboardInterrupt: Interrupted before any run had finished.
+        RankwiseError: Something in the settings, the runs, the data or the place can't be used, or what lies in the
+            place is of another run.
+        KeyboardInterrupt: Interrupted before any run had finished; there are no results yet.
     """
-    with place.held():
-        begun = beginning_of(place)
-        base = None if begun is None else begun.base if place.extend else begun.base or {}
+    with _begun(make, place, observers) as (experiment, beginning, finished):
+        clock = time.perf_counter()
+        figures = measure_figures(experiment.model, experiment.problem, experiment.data_name)
+        if place is not None:
+            (check_measured if place.resume else write_measured)(place.kept, experiment.model, figures.all)
+        doubts = experiment.doubts()
+        for line in [*experiment.power(), *doubts]:
+            observers.message(line)
+        floors = experiment.floors()
+        stages = experiment.stages(observers, place, floors, finished)
+        found = stages.run()
+        swept = found.swept
+        if not swept.complete and (finished is not None or not swept.scores):
+            raise KeyboardInterrupt  # nothing worth writing; earlier results stay as they are
+        swept.notes[:0] = [*experiment.notes, *doubts]
+        swept.notes.append(figures.untouched(experiment.model, experiment.problem, experiment.data_name))
+        earlier = set[str]() if finished is None else {run.name for run in finished.swept.runs}
+        folders = {} if place is None else adapter_folders(swept, place.directory, earlier)
+        results = make_results(
+            swept,
+            experiment.problem,
+            experiment.rule,
+            _provenance(
+                experiment, beginning, place, figures, found, time.perf_counter() - clock + stages.seconds_before
+            ),
+            Choice(
+                comparable=experiment.comparable,
+                floors=floors,
+                path=found.path,
+                reference=found.reference,
+                rates=found.rates,
+            ),
+            relative_to=experiment.relative_to,
+            adapters=folders,
+        )
+        mark_edges(found.edges, experiment.candidates, results.configurations)
+        if place is not None and place.how_to_extend is not None:
+            add_next(results, len(experiment.seeds), place.how_to_extend)
+        observers.on_event(Ended(results.answer and results.answer.verdict, answer_words(results)))
+        if place is None:
+            return results, swept, []
+        new = {name: folder for name, folder in folders.items() if name not in earlier}
+        return results, swept, _write(experiment, place, results, swept, new, extends=finished is not None)
+
+
+@contextmanager
+def _begun(
+    make: ExperimentFactory, place: RunLocation | None, observers: Observers
+) -> Generator[tuple[Experiment, RunStart, Finished | None]]:
+    """Make an experiment, and begin, resume or extend it in its place, which is held to the end of the block.
+
+    Yields:
+        The experiment, its beginning, and the runs of the finished sweep that it extends.
+    """
+    with nullcontext() if place is None else place.held():
+        beginning = None if place is None else beginning_of(place)
+        base = None if place is None or beginning is None else beginning.base if place.extend else beginning.base or {}
         experiment = make(observers, base)
         experiment.check()
         with held_by_thread(experiment.model, "a sweep"):
-            results, _, files = run_in_place(experiment, place, begun, observers)
-        return results, files
-
-
-def run_in_place(
-    experiment: Experiment, place: RunLocation, begun: RunStart | None, observers: Observers
-) -> tuple[Results, SweepState, list[Path]]:
-    """Run an experiment in a place that is held, from the beginning or from what lies there (`beginning_of`).
-
-    Raises:
-        RankwiseError: What lies in the place is of another run, or something can't be used.
-    """
-    finished = None if begun is None else experiment.finished(begun)
-    if begun is None or place.extend:
-        earlier = None if begun is None else begun.earlier
-        begun = start_run(place, experiment.model.state_dict() if experiment.keep_base else None, earlier)
-    return run_experiment(experiment, begun, place, observers, finished)
-
-
-def run_experiment(
-    experiment: Experiment,
-    beginning: RunStart,
-    place: RunLocation | None,
-    observers: Observers,
-    finished: Finished | None = None,
-) -> tuple[Results, SweepState, list[Path]]:
-    """Train, measure, decide, and write results and report.
-
-    Args:
-        experiment: What.
-        beginning: From `begin`, `resume_run` or `now`.
-        place: Where the results go; None keeps them in memory alone.
-        observers: Hear what happens.
-        finished: The runs of the finished sweep that this one extends.
-
-    Returns:
-        The content of `results.json`, what the runs gave, and the files of the report.
-
-    Raises:
-        RankwiseError: Something in the runs, the data or the place can't be used.
-        KeyboardInterrupt: Interrupted before any run had finished; there are no results yet.
-    """
-    model, problem, clock = experiment.model, experiment.problem, time.perf_counter()
-    figures = measure_figures(model, problem, experiment.data_name)
-    if place is not None:
-        (check_measured if place.resume else write_measured)(place.kept, model, figures.all)
-    doubts = experiment.doubts()
-    for line in [*experiment.power(), *doubts]:
-        observers.message(line)
-    floors = experiment.floors()
-    stages = experiment.stages(observers, place, floors, finished)
-    found = stages.run()
-    swept = found.swept
-    if not swept.complete and (finished is not None or not swept.scores):
-        raise KeyboardInterrupt  # nothing worth writing; earlier results stay as they are
-    swept.notes[:0] = [*experiment.notes, *doubts]
-    swept.notes.append(figures.untouched(model, problem, experiment.data_name))
-    earlier = set[str]() if finished is None else {run.name for run in finished.swept.runs}
-    folders = {} if place is None else adapter_folders(swept, place.directory, earlier)
-    results = make_results(
-        swept,
-        problem,
-        experiment.rule,
-        _provenance(experiment, beginning, place, figures, found, time.perf_counter() - clock + stages.seconds_before),
-        Choice(
-            comparable=experiment.comparable,
-            floors=floors,
-            path=found.path,
-            reference=found.reference,
-            rates=found.rates,
-        ),
-        relative_to=experiment.relative_to,
-        adapters=folders,
-    )
-    mark_edges(found.edges, experiment.candidates, results.configurations)
-    if place is not None and place.how_to_extend is not None:
-        add_next(results, len(experiment.seeds), place.how_to_extend)
-    observers.on_event(Ended(results.answer and results.answer.verdict, answer_words(results)))
-    if place is None:
-        return results, swept, []
-    new = {name: folder for name, folder in folders.items() if name not in earlier}
-    return results, swept, _write(experiment, place, results, swept, new, extends=finished is not None)
+            finished = None if beginning is None else experiment.finished(beginning)
+            if place is None:
+                beginning = starting_now("rankwise.sweep(...)")
+            elif beginning is None or place.extend:
+                earlier = None if beginning is None else beginning.earlier
+                beginning = start_run(place, experiment.model.state_dict() if experiment.keep_base else None, earlier)
+            yield experiment, beginning, finished
 
 
 def _provenance(

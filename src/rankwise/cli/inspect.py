@@ -131,6 +131,8 @@ def _show(found: "Inspection", run: AdapterRun | None, *, each: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from rankwise.adapter_files.peft.config import variant_of
+    from rankwise.lora.variants import VARIANTS
     from rankwise.shown import printable
 
     console = Console(soft_wrap=False)
@@ -144,8 +146,9 @@ def _show(found: "Inspection", run: AdapterRun | None, *, each: bool) -> None:
         value = found.settings.get(key)
         if value not in (None, [], ""):
             line(f"  {word}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
-    variant = "DoRA" if found.settings.get("use_dora") else "LoRA"
-    line(f"  kind: {variant}, scale alpha / {'sqrt(r)' if found.settings.get('use_rslora') else 'r'}")
+    variant = VARIANTS[variant_of(found.settings)]
+    scale = f"alpha / {'sqrt(r)' if found.settings.get('use_rslora') else 'r'}" if variant.scaled else "1"
+    line(f"  kind: {variant.label}, scale {scale}")
     if run is not None:
         metric = "" if run.metric is None else f", test {run.metric_name} {run.metric:.4g}"
         rate = "" if run.lr is None else f"learning rate {run.lr:g}, "

@@ -1,9 +1,10 @@
 """What `rankwise.sweep` is given, as data, candidates and a problem."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from rankwise.pack.losses import PerBatch
 from rankwise.sweeps.candidates.baselines import baselines
@@ -85,3 +86,16 @@ def seeds_of(deciding: Deciding, seeds: int | Sequence[int] | None, n_candidates
     counted = tuple(range(seeds)) if isinstance(seeds, int) else seeds
     chosen = deciding.seeds(None if counted is None else as_counts(counted, "seeds"))
     return chosen[:1] if seeds is None and n_candidates == 1 and deciding.plan == "auto" else chosen
+
+
+def feed_of(call: Callable[[nn.Module, Any], Tensor] | Feed, rows_at_once: int, rows_a_pass: int | None) -> Feed:
+    """How rows reach the model."""
+    feed = call if isinstance(call, Feed) else Feed(call=call)
+    return replace(feed, rows_at_once=rows_at_once, rows_a_pass=rows_a_pass)
+
+
+def unused_seeds(candidates: Sequence[Candidate]) -> list[str]:
+    """A note where a configuration has a seed of its own."""
+    if any(c.lora is not None and c.lora.seed for c in candidates):
+        return ["The seed of a LoRAConfig is not used; `seeds` has those that are trained."]
+    return []

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from rankwise import disabled, load_adapter, merge
 from rankwise.errors import DataError
-from rankwise.experiment import run_in_directory
+from rankwise.experiment import run_experiment
 from rankwise.results import parsed, plain
 from rankwise.sweeps.candidates.grid import runs_of
 from rankwise.sweeps.choose.deciding import Deciding
@@ -43,7 +43,7 @@ def run(out: Path, **changed: Any) -> dict[str, Any]:
     given = {"deciding": Deciding(plan="grid"), **given}
     with Observers() as shown:
         place = RunLocation(directory=out, config="digits: {}\n", command="rankwise", how_to_resume="rankwise digits")
-        results, _ = run_in_directory(place, partial(make_digits, DigitsOptions(**given)), shown)
+        results, _, _ = run_experiment(partial(make_digits, DigitsOptions(**given)), place, shown)
     return plain(results)
 
 
@@ -180,3 +180,11 @@ def test_each_seed_can_cut_its_own_validation_images() -> None:
     assert not tested & {pixels.numpy().tobytes() for pixels in new.rotation.pool[0]}
     cuts = [{*new.rotation.cut(seed).validation.tolist()} for seed in range(7)]
     assert len(set[int]().union(*cuts)) == 7 * new.rotation.n_validation
+
+
+def test_every_variant_is_tried_at_every_rank() -> None:
+    tried = candidates_of(DigitsOptions(ranks=(1, 2), variant=("lora", "dora")))
+    assert [c.name for c in tried] == ["r1", "r2", "r1 dora", "r2 dora", "full"]
+    assert tried[2].label == "r = 1, dora"
+    assert [c.lora.variant for c in tried if c.lora is not None] == ["lora", "lora", "dora", "dora"]
+    assert [c.name for c in candidates_of(DigitsOptions(ranks=(1,), variant=("dora",)))] == ["r1", "full"]

@@ -22,7 +22,7 @@ from rankwise.sweeps.plan.plan import run_fingerprint
 from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.run.auto import Auto, Walk
 from rankwise.sweeps.run.run import run_sweep
-from rankwise.sweeps.run.stage import Finished, Phase, Phases, PlannedStage, Search, StageResult, carry_out
+from rankwise.sweeps.run.stage import Decisions, Finished, Phase, Phases, PlannedStage, Search, StageResult
 from rankwise.sweeps.run.worker import LocalWorker, WorkerFactory
 from rankwise.sweeps.storage.owned import PRICE
 from rankwise.train.checkpoints import Every
@@ -76,7 +76,6 @@ class Stages:
     worker_of: WorkerFactory = LocalWorker
     seconds_before: float = 0.0
     """Training time of the interrupted run that this one resumes, as far as it has come to it."""
-    _stage: int = 0
     _rates: dict[str, tuple[float, bool]] = field(default_factory=dict[str, tuple[float, bool]])
     _price: float | None = None
 
@@ -86,7 +85,26 @@ class Stages:
         Raises:
             KeyboardInterrupt: Interrupted while learning rates were looked for.
         """
-        result = carry_out(self._phases(), self._carry_out)
+        phases = Decisions(self._phases())
+        for i, phase in enumerate(phases):
+            folder = self.checkpoints if i == 0 or self.checkpoints is None else self.checkpoints / f"stage-{i}"
+            came = run_sweep(
+                self.model,
+                phase.runs,
+                self.problem,
+                self.observers,
+                rungs=phase.rungs,
+                checkpoints=folder,
+                every=self.every,
+                # A later stage may not have begun.
+                resume=self.resume and folder is not None and (i == 0 or (folder / PLAN).exists()),
+                tests=phase.tests,
+                probes=self.probes,
+                worker_of=self.worker_of,
+            )
+            self.seconds_before += came.seconds_before
+            phases.take(came)
+        result = phases.result
         result.search_rates, result.price = self._rates, self._price
         if self.finished is not None:
             _complete(result.swept, self.finished.swept, [c.name for c in self.candidates])
@@ -259,28 +277,6 @@ class Stages:
         if missing:
             swept.add((yield Phase(missing, rungs, tests)))
         swept.runs = list(runs)
-        return swept
-
-    def _carry_out(self, phase: Phase) -> SweepState:
-        folder = self.checkpoints
-        if folder is not None and self._stage:
-            folder = folder / f"stage-{self._stage}"
-        self._stage += 1
-        swept = run_sweep(
-            self.model,
-            phase.runs,
-            self.problem,
-            self.observers,
-            rungs=phase.rungs,
-            checkpoints=folder,
-            every=self.every,
-            # A later stage may not have begun.
-            resume=self.resume and folder is not None and (self._stage == 1 or (folder / PLAN).exists()),
-            tests=phase.tests,
-            probes=self.probes,
-            worker_of=self.worker_of,
-        )
-        self.seconds_before += swept.seconds_before
         return swept
 
 

@@ -4,15 +4,17 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from rankwise.adapter_files import save_adapter
 from rankwise.collector import collector_paused
 from rankwise.errors import AdapterError
+from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import Report, attach, check_new_name, eject
-from rankwise.lora.targets.find import Targets, find_targets
+from rankwise.lora.layer.initial import initial_tensors
+from rankwise.lora.targets.find import Target, Targets, find_targets
 from rankwise.lora.trained_modules import enclosing_modules
-from rankwise.lora.variants import VARIANTS, variant_name
+from rankwise.lora.variants import VARIANTS
 from rankwise.pack.resolved import State
 from rankwise.sweeps.problem import Run, SweepState
 
@@ -54,14 +56,19 @@ def put_on(model: nn.Module, run: Run, state: State, name: str) -> Report:
     check_new_name(model, name)
     found = find_targets(model, lora)
     adapted = [target for target in found.adapted if target.name not in whole]
-    pairs = {target.name: (state[f"{target.name}.A"], state[f"{target.name}.B"]) for target in adapted}
-    beside = {target.name: VARIANTS[variant_name(lora.variant, target.layer_type)].tensors for target in adapted}
-    own = {name: {key: state[f"{name}.{key}"] for key in keys} for name, keys in beside.items()}
-    of_adapter = {f"{name}.{key}" for name in pairs for key in ("A", "B", *beside[name])}
+    tensors = {target.name: _tensors_of(target, lora, state) for target in adapted}
+    of_adapter = {f"{name}.{key}" for name, own in tensors.items() for key in own}
     trained_whole = {key: value for key, value in state.items() if key not in of_adapter}
     config = replace(lora, modules_to_save=enclosing_modules(model, whole))
     with collector_paused():
-        return attach(model, Targets(adapted, found.left_out), pairs, config, name, trained_whole, own)
+        return attach(model, Targets(adapted, found.left_out), tensors, config, name, trained_whole)
+
+
+def _tensors_of(target: Target, lora: LoRAConfig, state: State) -> dict[str, Tensor]:
+    """What a run has in a layer: from its state what it has trained, and what is frozen as its settings draw it."""
+    declared = [one for one in VARIANTS[target.variant].tensors if not one.shared]
+    drawn = {} if all(one.trained for one in declared) else initial_tensors(target, lora)
+    return {one.name: state[f"{target.name}.{one.name}"] if one.trained else drawn[one.name] for one in declared}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rankwise.tasks.text.sidecar import read_sidecar, write_sidecar
 
@@ -56,7 +56,7 @@ def _prompting(content: Any) -> Prompting:
     known = isinstance(template, str | None) or (isinstance(template, dict) and all(map(_is_text, template.values())))
     if not (isinstance(chat, bool) and isinstance(separator, str) and known and isinstance(date, str | None)):
         raise TypeError("a setting is of another type")
-    return Prompting(chat, separator, template, date)
+    return Prompting(chat, separator, cast(Any, template), date)
 
 
 def _is_text(value: Any) -> bool:
