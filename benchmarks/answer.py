@@ -28,7 +28,7 @@ from rankwise.sweeps.choose.rule import Rule, Tolerance, parse_tolerance
 from rankwise.sweeps.problem import Scores, SweepState
 from rankwise.sweeps.run.auto import Auto, Walk
 from rankwise.sweeps.run.run import run_sweep
-from rankwise.sweeps.run.stage import Phase, carry_out
+from rankwise.sweeps.run.stage import Decisions, Phase
 from rankwise.tasks.digits.digits import candidates_of, make_problem, pretrain
 from rankwise.tasks.digits.mnist import RawDigits, Split, load_digits_data
 from rankwise.tasks.options import DigitsOptions
@@ -270,7 +270,10 @@ class MadeUp(Replayed):
 
 def decided(walk: Walk, rule: Rule, floors: Floors):
     """The plan followed to its end, and the answer: as the package's own record of a sweep takes it."""
-    found = carry_out(walk.phases(), walk.stages.carried_out)
+    phases = Decisions(walk.phases())
+    for phase in phases:
+        phases.take(walk.stages.carried_out(phase))
+    found = phases.result
     runs_at = [run for run in found.swept.runs if run.training.lr == found.rates[run.configuration]]
     configurations = choose_learning_rates([found.swept.score(run) for run in runs_at], True)
     (reference,) = (c for c in configurations if c.name == found.reference)

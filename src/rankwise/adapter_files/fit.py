@@ -115,7 +115,11 @@ def find_not_finite(read: AdapterFile, findings: Findings) -> None:
     """Find numbers of an adapter that no training should have left: one such value spoils every output."""
     parts = read.parts
     tensors = [(path, tensor) for path, pair in parts.pairs.items() for tensor in pair]
-    tensors += [*parts.magnitudes.items(), *parts.tokens.items(), *parts.biases.items()]
+    tensors += [
+        *((path, t) for path, own in parts.own.items() for t in own.values()),
+        *parts.tokens.items(),
+        *parts.biases.items(),
+    ]
     for path, tensor in tensors:
         if not bool(torch.isfinite(tensor).all()):
             findings.add(

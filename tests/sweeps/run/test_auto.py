@@ -15,13 +15,14 @@ from torch import nn
 import rankwise
 from rankwise import LoRAConfig, Training
 from rankwise.errors import ConfigError
+from rankwise.results import plain
 from rankwise.sweeps.candidates.grid import Candidate, runs_of
 from rankwise.sweeps.choose.answer import Answer, Floors, decide, reference_of
 from rankwise.sweeps.choose.configurations import choose_learning_rates
 from rankwise.sweeps.choose.rule import Rule, Tolerance
 from rankwise.sweeps.problem import Run, Scores, SweepState
 from rankwise.sweeps.run.auto import GAIN_SEEDS, SEARCH_SEED, Auto, Walk
-from rankwise.sweeps.run.stage import Phase, Phases, StageResult, carry_out
+from rankwise.sweeps.run.stage import Decisions, Phase, Phases, StageResult
 from rankwise.train import loop
 from rankwise.train.checkpoints import Every
 from rankwise.train.outcome import Outcome
@@ -60,6 +61,7 @@ class MadeUp:
     candidates: Sequence[Candidate] = (*RANKS, FULL)
     seeds: tuple[int, ...] = tuple(range(8))
     price: float = 1.0
+    seconds_before: float = 0.0
     rungs: tuple[int, ...] = ()
     seconds_before: float = 0.0
     phases: list[list[str]] = field(default_factory=list)
@@ -71,6 +73,12 @@ class MadeUp:
 
     def train(self, runs: Sequence[Run]) -> Phases[SweepState]:
         return (yield Phase(runs))
+
+    def followed(self, walk: Walk) -> StageResult:
+        phases = Decisions(walk.phases())
+        for phase in phases:
+            phases.take(self.carried_out(phase))
+        return phases.result
 
     def carried_out(self, phase: Phase) -> SweepState:
         runs = phase.runs
@@ -116,7 +124,7 @@ def rising(first_good: int, full: float = 0.95) -> Callable[[str, float, int], f
 
 def walked(stages: MadeUp, **given: Any) -> tuple[StageResult, Answer]:
     auto = Auto(**{"rule": RULE, "floors": Floors(base=lambda rows: np.zeros(ROWS)), "curve": False, **given})
-    found = carry_out(Walk(stages, auto).phases(), stages.carried_out)  # pyright: ignore[reportArgumentType]
+    found = stages.followed(Walk(stages, auto))  # pyright: ignore[reportArgumentType]
     rates = found.rates or {}
     runs = [run for run in found.swept.runs if run.training.lr == rates[run.configuration]]
     configurations = choose_learning_rates([found.swept.score(run) for run in runs], True)
@@ -326,7 +334,7 @@ def test_a_reference_that_loses_seeds_ends_nothing(seeds: tuple[int, ...]) -> No
 def test_all_that_diverges_ends_too() -> None:
     stages = MadeUp(lambda name, lr, seed: None)
     walk = Walk(stages, Auto(rule=RULE, floors=Floors(), curve=True))  # pyright: ignore[reportArgumentType]
-    found = carry_out(walk.phases(), stages.carried_out)
+    found = stages.followed(walk)
     assert not found.swept.scores
     assert found.swept.complete
 
@@ -350,7 +358,7 @@ def sweep(**more: Any) -> rankwise.Sweep:
 
 
 def comparable(found: rankwise.Sweep) -> Mapping[str, Any]:
-    results = {k: v for k, v in found.results.items() if k not in ("seconds", "started", "config_hash")}
+    results = {k: v for k, v in plain(found.results).items() if k not in ("seconds", "started", "config_hash")}
     runs = [{k: v for k, v in run.items() if k not in ("seconds", "adapter")} for run in results["runs"]]
     answer = {k: v for k, v in results["answer"].items() if k != "adapter"}
     return results | {"runs": runs, "answer": answer}
@@ -427,3 +435,10 @@ def test_rungs_are_for_learning_rates_only() -> None:
     found = sweep(rungs=(1, 2), seeds=3)
     assert "pruned" in {one["status"] for one in found.results["grid"]["search"]}
     assert {run["status"] for run in found.results["runs"]} == {"finished"}
+
+
+def test_minutes_before_a_resumption_count() -> None:
+    stages = MadeUp(rising(4), seconds_before=120.0)
+    found, _ = walked(stages, max_minutes=1.5, curve=True)
+    assert seeds_by_name(found) == {"r4": 3, "full": 3}
+    assert any("2 minutes, of 1.5 allowed" in note for note in found.swept.notes)

@@ -31,7 +31,13 @@ def check_savable(model: nn.Module, name: str, layers: Layers, whole: Mapping[st
         AdapterError: Tensors are sharded or have no data; or layers are gone or numbers not finite, and `strict`.
     """
     for path, (_, lora) in layers.items():
-        if name not in lora.A or lora.A[name].ndim != 2:
+        held, declared = lora.parameters_of(name), lora.variant_of(name).tensors
+        if not {"A", "B"} <= held.keys():
+            raise AdapterError(
+                f'Adapter "{name}" is of variant "{lora.configs[name].variant}", which has no A and B, and no form in '
+                "PEFT's files. Merge it instead: merge(model)."
+            )
+        if any(held[one.name] is None or held[one.name].ndim != one.ndim for one in declared):
             raise AdapterError(
                 f'A and B of "{path}" are sharded by FullyShardedDataParallel. Save inside `with '
                 "FullyShardedDataParallel.summon_full_params(model):`, with use_orig_params=True."
@@ -94,7 +100,7 @@ def check_base_as_before(model: nn.Module, held: Collection[str], strict: bool) 
 
 def _tensors(name: str, layers: Layers, whole: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for path, (_, lora) in layers.items():
-        for tensor in (*lora.pair(name), *(lora.fetched(key, name) for key in lora.own(name))):
+        for tensor in lora.tensors(name).values():
             yield path, tensor.detach()
     # A buffer may hold infinite numbers on purpose: masks do.
     yield from ((path, gathered(t.detach())) for path, t in whole.items() if isinstance(t, nn.Parameter))

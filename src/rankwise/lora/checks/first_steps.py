@@ -26,7 +26,7 @@ _GIVE_UP = 1000
 
 @dataclass
 class _Start:
-    """The matrix of an adapter that is zero at the start (B, or A of an embedding), and so shows that it moved.
+    """A tensor of an adapter that is zero at the start (B, or A of an embedding), and so shows that it moved.
 
     It is looked up at every use: others may put another parameter in its place.
     """
@@ -34,12 +34,11 @@ class _Start:
     path: str
     lora: LoRA
     name: str
+    key: str
 
     @property
     def matrix(self) -> Tensor:
-        lora = self.lora
-        reads_columns = lora.layer_type.reads_indices != (self.name in lora.flipped)
-        return (lora.A if reads_columns and not lora.kind_of(self.name).tokens else lora.B)[self.name]
+        return self.lora.parameters_of(self.name)[self.key]
 
 
 class Steps:
@@ -122,11 +121,18 @@ def _warn_of_unfrozen(model: nn.Module) -> None:
 
 
 def _zeros(model: nn.Module, name: str) -> list[_Start]:
-    starts = [_Start(path, lora, name) for path, (_, lora) in adapted_layers(model).items() if name in lora.scale]
+    starts = [
+        _Start(path, lora, name, declared.name)
+        for path, (_, lora) in adapted_layers(model).items()
+        if name in lora.scale
+        for declared in lora.variant_of(name).trained
+        if lora.parameters_of(name)[declared.name].numel()
+    ]
     # No optimiser steps what functional_call or vmap has put in a parameter's place; of a sharded one a part is here.
     matrices = [start.matrix for start in starts]
     real = all(isinstance(it, nn.Parameter) and has_data(it) and not is_sharded(it) for it in matrices)
-    return _still_zero(starts) if real else []
+    zero = _still_zero(starts) if real else []
+    return list({start.path: start for start in reversed(zero)}.values())[::-1]
 
 
 def _still_zero(starts: list[_Start]) -> list[_Start]:

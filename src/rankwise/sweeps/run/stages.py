@@ -12,16 +12,17 @@ from typing import Any
 from torch import nn
 
 from rankwise.errors import ConfigError, option
+from rankwise.results import ConfigurationResult
 from rankwise.sweeps.candidates.grid import Candidate, runs_of, wider
 from rankwise.sweeps.choose.configurations import RunScore, by_configuration, choose_learning_rates
+from rankwise.sweeps.findings import finite
 from rankwise.sweeps.plan.fitting import Probes, training_of
 from rankwise.sweeps.plan.plan import FILE as PLAN
 from rankwise.sweeps.plan.plan import run_fingerprint
 from rankwise.sweeps.problem import Problem, Run, SweepState
-from rankwise.sweeps.record import finite
 from rankwise.sweeps.run.auto import Auto, Walk
 from rankwise.sweeps.run.run import run_sweep
-from rankwise.sweeps.run.stage import Finished, Phase, Phases, PlannedStage, Search, StageResult, carry_out
+from rankwise.sweeps.run.stage import Decisions, Finished, Phase, Phases, PlannedStage, Search, StageResult
 from rankwise.sweeps.run.worker import LocalWorker, WorkerFactory
 from rankwise.sweeps.storage.owned import PRICE
 from rankwise.train.checkpoints import Every
@@ -75,7 +76,6 @@ class Stages:
     worker_of: WorkerFactory = LocalWorker
     seconds_before: float = 0.0
     """Training time of the interrupted run that this one resumes, as far as it has come to it."""
-    _stage: int = 0
     _rates: dict[str, tuple[float, bool]] = field(default_factory=dict[str, tuple[float, bool]])
     _price: float | None = None
 
@@ -85,7 +85,26 @@ class Stages:
         Raises:
             KeyboardInterrupt: Interrupted while learning rates were looked for.
         """
-        result = carry_out(self._phases(), self._carry_out)
+        phases = Decisions(self._phases())
+        for i, phase in enumerate(phases):
+            folder = self.checkpoints if i == 0 or self.checkpoints is None else self.checkpoints / f"stage-{i}"
+            came = run_sweep(
+                self.model,
+                phase.runs,
+                self.problem,
+                self.observers,
+                rungs=phase.rungs,
+                checkpoints=folder,
+                every=self.every,
+                # A later stage may not have begun.
+                resume=self.resume and folder is not None and (i == 0 or (folder / PLAN).exists()),
+                tests=phase.tests,
+                probes=self.probes,
+                worker_of=self.worker_of,
+            )
+            self.seconds_before += came.seconds_before
+            phases.take(came)
+        result = phases.result
         result.search_rates, result.price = self._rates, self._price
         if self.finished is not None:
             _complete(result.swept, self.finished.swept, [c.name for c in self.candidates])
@@ -260,28 +279,6 @@ class Stages:
         swept.runs = list(runs)
         return swept
 
-    def _carry_out(self, phase: Phase) -> SweepState:
-        folder = self.checkpoints
-        if folder is not None and self._stage:
-            folder = folder / f"stage-{self._stage}"
-        self._stage += 1
-        swept = run_sweep(
-            self.model,
-            phase.runs,
-            self.problem,
-            self.observers,
-            rungs=phase.rungs,
-            checkpoints=folder,
-            every=self.every,
-            # A later stage may not have begun.
-            resume=self.resume and folder is not None and (self._stage == 1 or (folder / PLAN).exists()),
-            tests=phase.tests,
-            probes=self.probes,
-            worker_of=self.worker_of,
-        )
-        self.seconds_before += swept.seconds_before
-        return swept
-
 
 def _complete(swept: SweepState, earlier: SweepState, order: Sequence[str]) -> None:
     """Add the runs of an earlier sweep that the longer one did not ask for, and number packs after the earlier ones."""
@@ -326,14 +323,14 @@ def _search_rows(swept: SweepState) -> list[dict[str, Any]]:
 
 
 def mark_edges(
-    found: Mapping[str, bool], candidates: Sequence[Candidate], configurations: Sequence[dict[str, Any]]
+    found: Mapping[str, bool], candidates: Sequence[Candidate], configurations: Sequence[ConfigurationResult]
 ) -> None:
     """Mark in configurations of `results.json` whether their learning rate lies at the edge of what was tried, by the
     search too; a rate with untried neighbours in the grid is not at its edge."""
     grids = {c.name: c.lrs for c in candidates}
     for configuration in configurations:
-        grid, lr = grids.get(configuration["name"], ()), configuration["lr"]
-        if found.get(configuration["name"]):
-            configuration["lr_at_edge_of_grid"] = True
+        grid, lr = grids.get(configuration.name, ()), configuration.lr
+        if found.get(configuration.name):
+            configuration.lr_at_edge_of_grid = True
         elif lr is not None and len(grid) > 1 and min(grid) < lr < max(grid):
-            configuration["lr_at_edge_of_grid"] = False
+            configuration.lr_at_edge_of_grid = False

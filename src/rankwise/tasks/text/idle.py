@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rankwise.errors import ConfigError
 
-if TYPE_CHECKING:
-    from rankwise.tasks.text.options import TextOptions
+Options = Any
+"""`TextOptions`, which refuse such settings as they are made."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class _Idle:
     """
 
     names: tuple[str, ...]
-    where: Callable[["TextOptions"], bool]
+    where: Callable[[Options], bool]
     because: str
 
 
-_OF_ADAPTERS = ("alpha", "dropout", "target_modules", "exclude_modules", "init", "scaling")
+_OF_ADAPTERS = ("alpha", "dropout", "target_modules", "exclude_modules", "init", "scaling", "variant")
 
 _RULES = (
     _Idle(
@@ -51,7 +51,7 @@ _RULES = (
 )
 
 
-def check_idle(options: "TextOptions") -> None:
+def check_idle(options: Options) -> None:
     """Refuse a setting that has no effect.
 
     Raises:
@@ -64,7 +64,7 @@ def check_idle(options: "TextOptions") -> None:
             raise ConfigError(f"--{given[0].replace('_', '-')} has no effect {rule.because}; leave it out.")
 
 
-def _defaults(options: "TextOptions") -> Mapping[str, Any]:
+def _defaults(options: Options) -> Mapping[str, Any]:
     return {
         field.name: field.default if field.default_factory is MISSING else field.default_factory()
         for field in fields(options)

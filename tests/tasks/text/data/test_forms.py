@@ -78,6 +78,12 @@ def test_a_list_of_labels_that_is_none_is_named():
 @pytest.mark.parametrize(
     ("row", "task", "columns", "message"),
     [
+        (
+            {"instruction": "a", "context": "b", "response": "c", "category": "d"},
+            "sft",
+            {},
+            "as in --columns instruction=instruction,output=response,input=context",
+        ),
         ({"question": "a"}, "sft", {}, "has the columns question; sft needs messages; or prompt, completion; or"),
         (
             {"text": "a", "category": "b", "source": "c"},

@@ -30,7 +30,8 @@ def check_causal(model: nn.Module, vocabulary: int, name: str) -> None:
     first = next(model.parameters())
     ids = torch.arange(TOKENS, device=first.device).remainder(vocabulary).repeat(2, 1)
     ids[1, -1] = (ids[1, -1] + 1) % vocabulary
-    before, after = find_inputs(model)(model, {"input_ids": ids})[:, :-1].float()
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    before, after = find_inputs(model)(model, batch)[:, :-1].float()
     tolerance = min(100 * torch.finfo(first.dtype).eps, MOST_ROUNDING) * before.abs().max()
     if (difference := (before - after).abs().max()) > tolerance:
         raise ConfigError(

@@ -159,6 +159,10 @@ def _record_of(number: int, value: Any) -> Record | Bad:
     return checked(Record(number, {str(key): content for key, content in value.items()}))
 
 
+_OF_ONE = ("messages", "conversations", "conversation")
+"""Lists that are a part of one record."""
+
+
 def _read_json(path: Path) -> Read:
     """A list of objects, an object that holds one list of them, or JSON lines under the name .json."""
     with open_text(path) as file:
@@ -172,7 +176,7 @@ def _read_json(path: Path) -> Read:
     except (ValueError, RecursionError):
         return _read_jsonl(path)
     if isinstance(value, dict):
-        lists = [inner for inner in value.values() if isinstance(inner, list)]
+        lists = [inner for key, inner in value.items() if isinstance(inner, list) and key not in _OF_ONE]
         value = lists[0] if len(lists) == 1 else [value]
     if not isinstance(value, list):
         raise DataError(f"{path} holds a JSON {type(value).__name__}; a list of objects is needed.")
