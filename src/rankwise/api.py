@@ -1,7 +1,7 @@
 """`sweep`: the smallest adapter that does the job, for a model, data and loss of one's own."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,39 +12,32 @@ from torch import Tensor, nn
 
 from rankwise.adapter_files import load_adapter
 from rankwise.errors import ConfigError, arguments_named
-from rankwise.experiment import Experiment, run_experiment, run_in_place
-from rankwise.lora.checks.threads import held_by_thread
+from rankwise.experiment import Experiment, run_experiment
 from rankwise.lora.inject import Report
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.pack import call_model
 from rankwise.pack.resolved import State
 from rankwise.report import answer_words
-from rankwise.report.schema import Results
 from rankwise.report.table import markdown_table
+from rankwise.results import AnswerResult, Results
 from rankwise.show.live import progress as shown_by
+from rankwise.sweeps.arguments import candidates_from, feed_of, problem_of, seeds_of, splits_of, unused_seeds
 from rankwise.sweeps.caching import cached
-from rankwise.sweeps.candidates.baselines import baselines
-from rankwise.sweeps.candidates.from_user import Config, candidates_of
-from rankwise.sweeps.candidates.given import as_counts, as_list, as_rates, trained_whole
-from rankwise.sweeps.candidates.grid import LORA_LRS
+from rankwise.sweeps.candidates.from_user import Config
+from rankwise.sweeps.candidates.given import as_counts, as_list
+from rankwise.sweeps.candidates.grid import LORA_LRS, Candidate
 from rankwise.sweeps.choose.deciding import Deciding
-from rankwise.sweeps.problem import DATA, Problem, Run, Splits, SweepState
+from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.record import add_next
 from rankwise.sweeps.run.extend import was_rotated
-from rankwise.sweeps.run.location import RunLocation, beginning_of, starting_now
+from rankwise.sweeps.run.location import RunLocation
 from rankwise.sweeps.storage.adapters import put_on
 from rankwise.sweeps.storage.directory import can_resume
 from rankwise.sweeps.storage.owned import holds_results
 from rankwise.train.checkpoints import Every
-from rankwise.train.data.cuts import pooled
 from rankwise.train.data.feed import ROWS_AT_ONCE, Feed
-from rankwise.train.data.loaders import cut_off, in_memory
-from rankwise.train.data.tensors import Data
 from rankwise.train.events import Observer, Observers
 from rankwise.train.settings import Training
-
-SHARE_CUT = 0.1
-"""Of the training data, for validation or test data that are not given."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +57,9 @@ class Sweep:
     directory: Path | None = None
 
     @property
-    def answer(self) -> dict[str, Any] | None:
+    def answer(self) -> AnswerResult | None:
         """The answer, as in `results.json`; None where there is none."""
-        return self.results["answer"]
+        return self.results.answer
 
     def table(self) -> str:
         """The table, as Markdown."""
@@ -81,7 +74,7 @@ class Sweep:
 
         Args:
             model: The base.
-            run: Which, by its name in `results["runs"]`; None takes the recommended configuration's best seed.
+            run: Which, by its name in `results.runs`; None takes the recommended configuration's best seed.
             name: What the adapter is to be called.
 
         Raises:
@@ -103,7 +96,7 @@ class Sweep:
         return state
 
     def _folder(self, run: str) -> Path:
-        folder = next(one["adapter"] for one in self.results["runs"] if one["name"] == run)
+        folder = next(one.adapter for one in self.results.runs if one.name == run)
         if folder is None or self.directory is None:
             raise ConfigError(
                 f"{run} was trained by the earlier sweep that this one extends; its tensors were not saved."
@@ -114,9 +107,11 @@ class Sweep:
         if name is None:
             if self.answer is None:
                 raise ConfigError("The sweep has no answer; name one of its runs.")
-            own = [c for c in self.results["configurations"] if c["name"] == self.answer["name"]]
-            sign = 1 if self.results["metric"]["higher_is_better"] else -1
-            scores = {run: self.swept.scores[run].decisive.mean() for run in own[0]["runs"]}
+            chosen = self.results.configuration(self.answer.name)
+            sign = 1 if self.results.metric.higher_is_better else -1
+            scores = {run: self.swept.scores[run].decisive.mean() for run in (chosen.runs if chosen else [])}
+            if not scores:
+                raise ConfigError(f"The answer is {self.answer.name}, which has no run; name one of the sweep's runs.")
             name = max(scores, key=lambda run: sign * scores[run])
         found = [run for run in self.swept.runs if run.name == name and run.name in self.swept.outcomes]
         if not found:
@@ -155,7 +150,7 @@ def sweep(
     max_minutes: float | None = None,
     max_parameters: int | None = None,
     rotate: bool | None = None,
-    call: Callable[[nn.Module, Any], Tensor] = call_model,
+    call: Callable[[nn.Module, Any], Tensor] | Feed = call_model,
     rows_a_pass: int | None = None,
     rows_at_once: int = ROWS_AT_ONCE,
     cache: bool | str | Path = False,
@@ -206,7 +201,8 @@ def sweep(
         rotate: Whether each seed cuts a tenth of its own off for validation; only where `validation` is None. None does
             from 4 seeds on.
         call: (model, batch) -> outputs; by default a mapping is passed by name (without "labels"), of a tuple the
-            first element.
+            first element. Or a `rankwise.train.data.feed.Feed`, which also makes batches of rows: files are read, texts
+            put together.
         rows_a_pass: Rows of a batch that training passes at once; None for the whole batch.
         rows_at_once: Rows, over all adapters, that an evaluation passes at once.
         cache: Whether what lies before the first adapted layer runs once for each row, not in every step, its outputs
@@ -240,15 +236,11 @@ def sweep(
         ...     training=Training(epochs=2),
         ...     progress="quiet",
         ... )
-        >>> [c["name"] for c in found.results["configurations"]]
+        >>> [c.name for c in found.results.configurations]
         ['r1', 'r2', 'full']
     """
     check_model(model)
-    device = next(model.parameters()).device
-    splits, notes = _splits(train, validation, test, device)
-    own = training or Training()
-    if own.has_lr:
-        notes.append(f"The learning rate of `training`, {own.lr:g}, is not used; `lrs` has those that are tried.")
+    splits, notes = splits_of(model, train, validation, test, training)
     deciding = Deciding(
         tolerance=tolerance,
         confidence=confidence,
@@ -260,74 +252,82 @@ def sweep(
         max_parameters=max_parameters,
         rotate=rotate,
     )
-    if resume and out is not None and rotate is None and splits.rotation is not None:
-        # Seeds that are added validate as those before them.
-        deciding = replace(deciding, rotate=was_rotated(Path(out)))
-    counted = tuple(range(seeds)) if isinstance(seeds, int) else seeds
-    whole, rates = trained_whole(model, as_list(head)), as_rates(lrs, "lrs")
-    full = baseline if isinstance(baseline, bool) else as_rates(baseline, "baseline")
-    candidates = [
-        *candidates_of(model, configs, whole, own, rates),
-        *baselines(model, whole, own, rates, full),
-    ]
-    if any(c.lora is not None and c.lora.seed for c in candidates):
-        notes.append("The seed of a LoRAConfig is not used; `seeds` has those that are trained.")
-    chosen = deciding.seeds(None if counted is None else as_counts(counted, "seeds"))
-    if seeds is None and len(candidates) == 1 and deciding.plan == "auto":
-        chosen = chosen[:1]  # there is nothing to decide
-    ups = metric is not None if higher_is_better is None else higher_is_better
-    problem = Problem(
-        splits={DATA: splits},
-        loss=loss,
-        metric=metric or loss,
-        metric_name=metric_name or ("loss" if metric is None else "metric"),
-        higher_is_better=ups,
-        feed=Feed(call=call, rows_at_once=rows_at_once, rows_a_pass=rows_a_pass),
-        # The cache is made for the rows that are read.
-        rotate=splits.rotation is not None and deciding.rotates(len(chosen)),
-    )
-    config = yaml.safe_dump({"sweep": {c.name: str(c) for c in candidates} | {"seeds": list(chosen)}}, sort_keys=False)
-    place = None
-    if out is not None:
-        again = resume and can_resume(Path(out))
-        more = resume and not again and holds_results(Path(out))
-        place = RunLocation(
-            directory=Path(out),
-            config=config,
-            command="rankwise.sweep(...)",
-            how_to_resume="rankwise.sweep(..., resume=True)",
-            overwrite=overwrite,
-            resume=again,
-            extend=more,
-            how_to_extend=lambda more, then: f"rankwise.sweep(..., out={str(out)!r}, resume=True, seeds={then})",
-            every=every,
-        )
-    where = Path(cache) if isinstance(cache, str) else cache
-    with (
-        nullcontext() if place is None else place.held(),
-        Observers([shown_by(progress), *observers]) as heard,
-        cached(model, candidates, problem, where, heard.message) as (tried, feeding),
-    ):
-        experiment = Experiment(
-            task="sweep",
-            model=model,
-            candidates=tried,
-            seeds=chosen,
-            problem=feeding,
-            base_name=base_name,
-            rungs=as_counts(rungs, "rungs"),
-            widen=widen,
-            deciding=deciding,
-            notes=notes,
-        )
-        experiment.check()
-        with held_by_thread(model, "a sweep"):
-            if place is None:
-                results, swept, files = run_experiment(experiment, starting_now("rankwise.sweep(...)"), None, heard)
-                add_next(results, len(chosen), lambda more, then: f"rankwise.sweep(..., seeds={then})")
-            else:
-                results, swept, files = run_in_place(experiment, place, beginning_of(place), heard)
+    candidates = candidates_from(model, configs, as_list(head), training or Training(), lrs, baseline)
+    feed = feed_of(call, rows_at_once, rows_a_pass)
+    problem = problem_of(splits, loss, metric, metric_name, higher_is_better, feed)
+    planned = _experiment(model, candidates, seeds, problem, deciding, base_name, rungs, widen, notes)
+    place = None if out is None else _location(planned, Path(out), overwrite, resume, every)
+    with Observers([shown_by(progress), *observers]) as heard:
+        results, swept, files = _run(_as_before(planned, place), place, cache, heard)
     return Sweep(results, swept, tuple(files), None if out is None else Path(out))
+
+
+def _experiment(
+    model: nn.Module,
+    candidates: Sequence[Candidate],
+    seeds: int | Sequence[int] | None,
+    problem: Problem,
+    deciding: Deciding,
+    base_name: str,
+    rungs: int | Sequence[int],
+    widen: bool,
+    notes: Sequence[str],
+) -> Experiment:
+    return Experiment(
+        task="sweep",
+        model=model,
+        candidates=candidates,
+        seeds=seeds_of(deciding, seeds, len(candidates)),
+        problem=problem,
+        base_name=base_name,
+        rungs=as_counts(rungs, "rungs"),
+        widen=widen,
+        deciding=deciding,
+        notes=[*notes, *problem.feed.notes, *unused_seeds(candidates)],
+    )
+
+
+def _location(planned: Experiment, out: Path, overwrite: bool, resume: bool, every: Every | None) -> RunLocation:
+    """The run directory, and whether an unfinished run in it is resumed or a finished one extended."""
+    again = resume and can_resume(out)
+    config = {c.name: str(c) for c in planned.candidates} | {"seeds": list(planned.seeds)}
+    return RunLocation(
+        directory=out,
+        config=yaml.safe_dump({"sweep": config}, sort_keys=False),
+        command="rankwise.sweep(...)",
+        how_to_resume="rankwise.sweep(..., resume=True)",
+        overwrite=overwrite,
+        resume=again,
+        extend=resume and not again and holds_results(out),
+        how_to_extend=lambda more, then: f"rankwise.sweep(..., out={str(out)!r}, resume=True, seeds={then})",
+        every=every,
+    )
+
+
+def _as_before(planned: Experiment, place: RunLocation | None) -> Experiment:
+    """Where seeds are added to a finished sweep, they validate as those before them."""
+    deciding = planned.deciding
+    if place is None or not (place.resume or place.extend) or deciding.rotate is not None or not planned.can_rotate:
+        return planned
+    return replace(planned, deciding=replace(deciding, rotate=was_rotated(place.directory)))
+
+
+def _run(
+    planned: Experiment, place: RunLocation | None, cache: bool | str | Path, observers: Observers
+) -> tuple[Results, SweepState, list[Path]]:
+    """Run what is planned, with the outputs before its first adapted layer cached where that is asked for."""
+    where = Path(cache) if isinstance(cache, str) else cache
+    with ExitStack() as caches:
+
+        def make(heard: Observers, base: Mapping[str, Tensor] | None) -> Experiment:
+            reading = cached(planned.model, planned.candidates, planned.problem, where, heard.message)
+            candidates, problem = caches.enter_context(reading)
+            return replace(planned, candidates=candidates, problem=problem)
+
+        results, swept, files = run_experiment(make, place, observers)
+    if place is None:
+        add_next(results, len(planned.seeds), lambda more, then: f"rankwise.sweep(..., seeds={then})")
+    return results, swept, files
 
 
 def check_model(model: nn.Module, *, mend: str = "convert it first: model.float()") -> None:
@@ -347,18 +347,3 @@ def check_model(model: nn.Module, *, mend: str = "convert it first: model.float(
         raise ConfigError("The model was made inside torch.inference_mode(), so it can't be trained; make it outside.")
     if parameter.device.type == "cpu" and parameter.dtype == torch.float16:
         raise ConfigError(f"The model is in float16 on the CPU, where float16 is slow and its sums overflow; {mend}.")
-
-
-def _splits(train: Any, validation: Any, test: Any, device: torch.device) -> tuple[Splits, list[str]]:
-    rest, notes = in_memory(train, "training", device), list[str]()
-    parts: dict[str, Data] = {}
-    for what, given in (("test", test), ("validation", validation)):
-        if given is not None:
-            parts[what] = in_memory(given, what, device)
-            continue
-        rest, parts[what] = cut_off(rest, SHARE_CUT, what)
-        notes.append(f"A tenth of the training data is cut off for {what}.")
-    if validation is not None:
-        return Splits(rest, parts["validation"], parts["test"]), notes
-    own, cut, rotation = pooled(rest, parts["validation"])
-    return Splits(own, cut, parts["test"], rotation), notes

@@ -9,6 +9,7 @@ from torch import Tensor
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.resolved import State
+from rankwise.results.kinds import Method, Status
 from rankwise.sweeps.choose.configurations import RunScore
 from rankwise.train.data.cuts import Rotation
 from rankwise.train.data.feed import Feed
@@ -39,7 +40,7 @@ class Run:
     name: str
     configuration: str
     label: str
-    method: str
+    method: Method
     member: Member
     training: Training
     data: str = DATA
@@ -217,7 +218,7 @@ class SweepState:
 
 
 def score_of(
-    run: Run, parameters: int, validation: np.ndarray, status: str, rows: np.ndarray | None = None
+    run: Run, parameters: int, validation: np.ndarray, status: Status, rows: np.ndarray | None = None
 ) -> RunScore:
     """A run with the metric of each validation example, as the rules of choosing take it."""
     return RunScore(

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from rankwise import disabled, load_adapter, merge
 from rankwise.errors import DataError
-from rankwise.experiment import run_in_directory
-from rankwise.report import validate
+from rankwise.experiment import run_experiment
+from rankwise.results import parsed, plain
 from rankwise.sweeps.candidates.grid import runs_of
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.run.location import RunLocation
@@ -43,8 +43,8 @@ def run(out: Path, **changed: Any) -> dict[str, Any]:
     given = {"deciding": Deciding(plan="grid"), **given}
     with Observers() as shown:
         place = RunLocation(directory=out, config="digits: {}\n", command="rankwise", how_to_resume="rankwise digits")
-        results, _ = run_in_directory(place, partial(make_digits, DigitsOptions(**given)), shown)
-    return results
+        results, _, _ = run_experiment(partial(make_digits, DigitsOptions(**given)), place, shown)
+    return plain(results)
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +66,26 @@ def saved_base(place: Path) -> torch.nn.Sequential:
 
 
 def test_sizes(results: dict[str, Any]) -> None:
-    validate(results)
+    parsed(results)
     assert results["base"]["parameters"] == 54_725
     found = {run["configuration"]: run["trainable_parameters"] for run in results["runs"]}
     assert found == {"r1": 1045, "r4": 4 * 1045, "full": 54_725}
     runs = runs_of(candidates_of(DigitsOptions()), range(5))
     assert len(runs) == 7 * len(LORA_LRS) * 5 + len(BASELINE_LRS) * 5
     assert len({run.name for run in runs}) == len(runs)
+
+
+def test_the_file_has_the_keys_that_it_had_before_it_had_types(results: dict[str, Any]) -> None:
+    golden = json.loads((Path(__file__).parents[2] / "results" / "golden" / "digits_grid.json").read_text())
+    assert [*results] == [*golden]
+    for part in ("versions", "data", "plan", "grid", "metric", "base", "relative_to"):
+        assert [*results[part]] == [*golden[part]], part
+    assert [*results["data"]["test"]] == [*golden["data"]["test"]]
+    for part in ("runs", "configurations"):
+        assert {tuple(one) for one in results[part]} == {tuple(one) for one in golden[part]}, part
+    kinds = {tuple(run["config"]) for run in golden["runs"]}
+    assert {tuple(run["config"]) for run in results["runs"]} == kinds
+    assert [key for key in results["answer"] if key != "next"] == [*golden["answer"]]
 
 
 def test_adapter_off_gives_the_base_and_on_the_recorded_accuracy(place: Path, results: dict[str, Any]) -> None:
@@ -111,7 +124,7 @@ def test_the_same_command_gives_the_same_results(tmp_path: Path, results: dict[s
 
 def test_published_protocol(tmp_path: Path) -> None:
     results = run(tmp_path / "published", protocol="published", ranks=(2,), seeds=(0,), lr=None, baseline_lr=None)
-    validate(results)
+    parsed(results)
     by_name = {c["name"]: c for c in results["configurations"]}
     assert [*by_name] == ["r2", "full-mistake", "full-notebook", "full"]
     assert results["relative_to"] == {
@@ -167,3 +180,11 @@ def test_each_seed_can_cut_its_own_validation_images() -> None:
     assert not tested & {pixels.numpy().tobytes() for pixels in new.rotation.pool[0]}
     cuts = [{*new.rotation.cut(seed).validation.tolist()} for seed in range(7)]
     assert len(set[int]().union(*cuts)) == 7 * new.rotation.n_validation
+
+
+def test_every_variant_is_tried_at_every_rank() -> None:
+    tried = candidates_of(DigitsOptions(ranks=(1, 2), variant=("lora", "dora")))
+    assert [c.name for c in tried] == ["r1", "r2", "r1 dora", "r2 dora", "full"]
+    assert tried[2].label == "r = 1, dora"
+    assert [c.lora.variant for c in tried if c.lora is not None] == ["lora", "lora", "dora", "dora"]
+    assert [c.name for c in candidates_of(DigitsOptions(ranks=(1,), variant=("dora",)))] == ["r1", "full"]

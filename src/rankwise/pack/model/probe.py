@@ -8,40 +8,81 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from rankwise.errors import PackError
+from rankwise.pack.memory import ran_out
 from rankwise.pack.noise.forwards import Forward, replaced_forwards
 
 Seen = list[tuple[str, list[Tensor], list[Tensor]]]
 """Every call of a module, in the order in which they end: its name, tensors that went in, tensors that came out."""
 
 
-def refuse_mixed_rows(model: nn.Module, run: Callable[[Sequence[int]], Tensor], rows: int = 2, when: str = "") -> None:
+def refuse_mixed_rows(
+    model: nn.Module, run: Callable[[Sequence[int]], Tensor], rows: int = 2, fewer: int | None = None, when: str = ""
+) -> None:
     """Raise where an output depends on other rows of its batch, and name the module that mixes them.
 
     Args:
         model: In the mode in which it is looked at, its noise silent.
-        run: Runs it on these rows of an example, which differ.
-        rows: How many rows the example has.
+        run: Runs it on these rows of an example.
+        rows: How many rows pass at once.
+        fewer: How many it is looked at where the model can't run on so many: those of one batch.
         when: In which mode, for the message.
 
     Raises:
         PackError: The model mixes rows.
     """
-    everything = list(range(rows))
-    together = run(everything)
-    for part in [[i] for i in everything[:2]] + ([everything[2:]] if rows > 2 else []):
-        alone = run(part)
-        if together.shape[0] * len(part) != rows * alone.shape[0]:
+    together, rows = _as_many_as_run(run, [rows, fewer or rows])
+    for part in ([0], [1]):
+        alone = _alone(run, part, rows, when)
+        if together.shape[0] != rows * alone.shape[0]:
             raise PackError(
                 f"The model gave outputs of shape {tuple(together.shape)} for {rows} rows and {tuple(alone.shape)} for "
-                f"{len(part)}; packs need outputs with the rows of the batch first."
+                "1; packs need outputs with the rows of the batch first."
             )
-        made = alone.shape[0] // len(part)
-        if not same(together[part[0] * made : (part[-1] + 1) * made], alone, coarsest(model)):
-            where = _mixing(model, run, part, [i for i in everything if i not in part])
-            raise PackError(
-                f"A row's output depends on the other rows of its batch: {when}they are mixed in {where}. In a pack "
-                "the rows of all adapters pass through the model together, so each row must be computed on its own."
-            )
+        if not _as_together(model, together, alone, part, rows):
+            _refuse(_mixing(model, run, part, [i for i in range(rows) if i not in part]), when)
+    # Other neighbours, in other places; and rows that are alike fill what has room for some only: an expert, say.
+    others = [*[0] * (rows - rows // 4), *reversed(range(rows - rows // 4, rows))]
+    if not _as_together(model, together, _alone(run, others, rows, when), others, rows):
+        _refuse(place_of(model, differing(model, lambda: run(others), lambda: run([0]))), when)
+
+
+def _as_together(model: nn.Module, together: Tensor, outputs: Tensor, rows: Sequence[int], n: int) -> bool:
+    """Whether the outputs of these rows are what they are among all n rows."""
+    made = together.shape[0] // n
+    expected = together.unflatten(0, (n, made))[list(rows)].flatten(0, 1)
+    return same(expected, outputs, coarsest(model))
+
+
+def _refuse(where: str, when: str) -> None:
+    raise PackError(
+        f"A row's output depends on the other rows of its batch: {when}they are mixed in {where}. In a pack "
+        "the rows of all adapters pass through the model together, so each row must be computed on its own."
+    )
+
+
+def _as_many_as_run(run: Callable[[Sequence[int]], Tensor], numbers: Sequence[int]) -> tuple[Tensor, int]:
+    """The outputs of the first of these numbers of rows that the model can run on, and the number."""
+    for rows in numbers[:-1]:
+        try:
+            return run(list(range(rows))), rows
+        except (RuntimeError, ValueError, IndexError) as error:
+            if ran_out(error):
+                raise
+    return run(list(range(numbers[-1]))), numbers[-1]
+
+
+def _alone(run: Callable[[Sequence[int]], Tensor], part: Sequence[int], rows: int, when: str) -> Tensor:
+    """The outputs of a part of the rows that can be computed together."""
+    try:
+        return run(part)
+    except (RuntimeError, ValueError, IndexError) as error:
+        if ran_out(error):
+            raise
+        raise PackError(
+            f"The model computes {rows} rows together, and {'one alone' if len(part) == 1 else len(part)} not "
+            f"({' '.join(str(error).split())[:120]}): {when}it mixes rows, as batch normalisation does. In a pack "
+            "the rows of all adapters pass through the model together, so each row must be computed on its own."
+        ) from error
 
 
 def _mixing(

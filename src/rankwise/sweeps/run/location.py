@@ -71,7 +71,7 @@ class RunStart:
     @property
     def seconds_before(self) -> float:
         """Time that the earlier run took."""
-        return 0.0 if self.earlier is None else self.earlier.results["seconds"] or 0.0
+        return 0.0 if self.earlier is None else self.earlier.results.seconds or 0.0
 
 
 def beginning_of(place: RunLocation) -> RunStart | None:

@@ -1,7 +1,7 @@
 """Run a sweep: packs of runs over one base, then one evaluation of everything that finished."""
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from torch import nn
@@ -13,7 +13,7 @@ from rankwise.sweeps.plan.fitting import Probes
 from rankwise.sweeps.plan.plan import check_plan, fingerprints, make_plan, read_plan, surroundings, write_plan
 from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.run.scheduler import Scheduler
-from rankwise.sweeps.run.worker import LocalWorker
+from rankwise.sweeps.run.worker import LocalWorker, WorkerFactory
 from rankwise.sweeps.storage.checkpoints import Keeper
 from rankwise.train.checkpoints import Checkpoints, Every
 from rankwise.train.events import Message, Observer, RunInfo, Started
@@ -33,6 +33,7 @@ def run_sweep(
     tests: bool = True,
     memory: int | None = None,
     probes: Probes | None = None,
+    worker_of: WorkerFactory = LocalWorker,
 ) -> SweepState:
     """Train every run and measure those that finished.
 
@@ -53,6 +54,7 @@ def run_sweep(
         memory: Bytes that a pack may need beside the base; what doesn't fit trains in packs one after another. By
             default nine tenths of what the device has free. An unfinished run keeps the packs of its plan.
         probes: What steps take in memory, as far as it was measured before.
+        worker_of: Makes the worker that trains the packs; by default one in this process.
 
     Raises:
         CheckpointError: The unfinished run can't be gone on with: there is none, or it is of other runs, data or base.
@@ -87,12 +89,15 @@ def run_sweep(
         kept = Checkpoints(checkpoints, lambda text: observer.on_event(Message(text)), every)
     keeper = None if kept is None else Keeper(kept, swept)
     with stop_on_signals(heard=kept is not None) as stop:
-        worker = LocalWorker(model, problem, lambda: stop.asked or (kept is not None and kept.due()))
-        scheduler = Scheduler(model, packs, problem, plan.rungs, swept, worker, observer, keeper, stop)
+        worker = worker_of(model, problem, lambda: stop.asked or (kept is not None and kept.due()))
+        scheduler = Scheduler(model, packs, problem, plan.rungs, swept, observer, keeper, stop)
         with suppress(KeyboardInterrupt):
             if resume:
                 scheduler.resume()
-            scheduler.run()
+            for jobs in scheduler.rounds():
+                with closing(worker.train(jobs)) as events:
+                    for event in events:
+                        scheduler.take(event)
     swept.complete = len(swept.outcomes) == len(runs)
     finished = sum(outcome.status == "finished" for outcome in swept.outcomes.values())
     if tests and finished:

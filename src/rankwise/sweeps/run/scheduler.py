@@ -1,10 +1,9 @@
 """What trains next: packs to the end or from rung to rung, in halves where memory runs out; what is under way is kept.
 
-The scheduler hands packs to a worker and takes in what comes of them. It decides and keeps; it does not train.
+The scheduler says which packs are to train and takes in what comes of them. It decides and keeps; it does not train.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 
 import numpy as np
 from torch import nn
@@ -14,7 +13,7 @@ from rankwise.sweeps.choose.configurations import RunScore
 from rankwise.sweeps.choose.rungs import worst_runs
 from rankwise.sweeps.measure import validate
 from rankwise.sweeps.problem import Problem, Run, SweepState, score_of
-from rankwise.sweeps.run.worker import PackJob, PackState, Worker
+from rankwise.sweeps.run.worker import PackJob, PackState
 from rankwise.sweeps.storage.checkpoints import Keeper
 from rankwise.train.events import Event, Observer, Resumed, RunEnded
 from rankwise.train.machine.interrupts import Stop
@@ -30,7 +29,6 @@ class Scheduler:
         problem: Data, loss and metric.
         rungs: Epochs, rising, after which the worst configurations leave.
         swept: What is found; filled here.
-        worker: Trains the packs.
         observer: Hears what happens.
         keeper: Keeps the state on disk; None to keep none.
         stop: Tells when to stop.
@@ -43,7 +41,6 @@ class Scheduler:
         problem: Problem,
         rungs: Sequence[int],
         swept: SweepState,
-        worker: Worker,
         observer: Observer,
         keeper: Keeper | None,
         stop: Stop,
@@ -51,7 +48,7 @@ class Scheduler:
         self._model, self._problem, self._rungs = model, problem, rungs
         self.packs = [list(pack) for pack in packs]
         """The runs by pack, as they train now."""
-        self._swept, self._worker, self._keeper, self._stop = swept, worker, keeper, stop
+        self._swept, self._keeper, self._stop = swept, keeper, stop
         self._observers: list[Observer] = [swept, *([] if keeper is None else [keeper]), observer]
         self._waiting: dict[int, TrainingState] = {}
         self._stage = 0
@@ -68,29 +65,22 @@ class Scheduler:
 
     def _seconds(self, i: int) -> float:
         """Training time of a pack so far."""
-        outcomes = self._swept.outcomes
-        seconds = [outcomes[run.name].seconds for run in self.packs[i] if run.name in outcomes]
+        known = [self._swept.outcomes[run.name].seconds for run in self.packs[i] if run.name in self._swept.outcomes]
         if i in self._waiting:
-            seconds.append(float(self._waiting[i].plain["seconds"]))
-        return max(seconds, default=0.0)
+            known.append(float(self._waiting[i].plain["seconds"]))
+        return max(known, default=0.0)
 
-    def run(self) -> None:
-        """Train everything that has not ended.
+    def rounds(self) -> Iterator[Iterator[PackJob]]:
+        """Yield the packs to train until every run has ended; what comes of them is to be taken in before the next.
 
-        Raises:
-            KeyboardInterrupt: Asked to stop; the state has been kept.
-            PackError: A step of a single run does not fit into memory.
+        Yields:
+            Packs to their next rung, each made when it is asked for.
         """
         for stage in range(self._stage, len(self._rungs) + 1):
             until = self._rungs[stage] if stage < len(self._rungs) else None
             # Again where packs turned out too large and were split.
             while any(self._has_work(i, until) for i in range(len(self.packs))):
-                with closing(self._worker.train(self._jobs(until))) as events:
-                    for event in events:
-                        if isinstance(event, PackState):
-                            self._take(event)
-                        else:
-                            self._tell(event)
+                yield self._jobs(until)
             if until is not None:
                 self._rung(until)
             self._stage = stage + 1
@@ -108,12 +98,23 @@ class Scheduler:
         reached = until is not None and i in self._waiting and self._waiting[i].plain["epoch"] >= until
         return not over and not reached
 
+    def take(self, event: Event | PackState) -> None:
+        """Take in what a worker yields.
+
+        Raises:
+            KeyboardInterrupt: Asked to stop; the state has been kept.
+            PackError: A step of a single run does not fit into memory.
+        """
+        if isinstance(event, PackState):
+            self._take_state(event)
+        else:
+            self._tell(event)
+
     def _tell(self, event: Event) -> None:
         for observer in self._observers:
             observer.on_event(event)
 
-    def _take(self, pack: PackState) -> None:
-        """Take in a pack that a worker hands over."""
+    def _take_state(self, pack: PackState) -> None:
         if pack.state is None:
             self._waiting.pop(pack.pack, None)
         else:

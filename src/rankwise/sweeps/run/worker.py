@@ -121,3 +121,8 @@ class LocalWorker:
                 # Outside the handler, where the error's frames hold the failed step's tensors no longer.
                 torch.cuda.empty_cache()
             yield PackState(pack, "too large" if short else "over", state)
+
+
+WorkerFactory = Callable[[nn.Module, Problem, Callable[[], bool]], Worker]
+"""(base, problem, whether a state is wanted now) -> a worker. The base and the problem are those of the process that
+runs the sweep; a worker elsewhere has loaded the same ones."""

@@ -153,11 +153,13 @@ class TextOptions:
         exclude_modules: Modules to leave out.
         init: How A and B start: kaiming, gaussian or notebook.
         scaling: "alpha/r" or "alpha/sqrt(r)".
+        variant: What is trained in a layer: lora, dora, ...; of several each is tried at every rank. A name that isn't
+            known lists them.
         epochs: Passes over the training data.
         batch_size: Examples a step, of each run.
         rows_a_pass: Examples of a step that pass through the model at once; less takes less memory. [default: all]
         optimiser: Optimiser of all runs, such as adamw or sgd; a name that isn't known lists them.
-        schedule: How the learning rate moves: constant, cosine, plateau.
+        schedule: How the learning rate moves: constant, cosine, linear, plateau.
         warmup: Steps over which the learning rate rises.
         weight_decay: AdamW's.
         clip: Largest norm of each run's gradient; 0 for none.
@@ -223,6 +225,7 @@ class TextOptions:
     exclude_modules: Annotated[Names, Parameter(group=ADAPTER, show_default=False)] = ()
     init: Annotated[str, Parameter(group=ADAPTER)] = "kaiming"
     scaling: Annotated[str, Parameter(group=ADAPTER)] = "alpha/r"
+    variant: Annotated[Names, Parameter(group=ADAPTER)] = ("lora",)
 
     epochs: Annotated[int, Parameter(group=MAIN)] = 3
     batch_size: Annotated[int, Parameter(group=TRAINING)] = 32
@@ -351,7 +354,12 @@ class TrainOptions(TextOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for what, given in (("ranks", self.ranks), ("seeds", self.seed_list), ("lr", self.lr)):
+        for what, given in (
+            ("ranks", self.ranks),
+            ("seeds", self.seed_list),
+            ("lr", self.lr),
+            ("variant", self.variant),
+        ):
             if len(given) != 1:
                 raise ConfigError(
                     f"rankwise train trains one adapter, and --{what} names {len(given)}; give one, or run rankwise "
