@@ -107,7 +107,7 @@ class BuiltTask:
         """The folder of an adapter to train on, unless it was trained for something else.
 
         Raises:
-            AdapterFileError: It is a run's directory, or the adapter that a run recommends, and the run recommends none.
+            AdapterFileError: It is a run's directory, or the adapter that a run recommends where it recommends none.
             DataError: It was.
         """
         if why := why_no_adapter(folder):
