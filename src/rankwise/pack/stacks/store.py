@@ -236,7 +236,10 @@ class Store:
     def unused(self) -> list[tuple[int, str, int]]:
         """What had no part in this step: (bucket, key, adapter's place in the bucket)."""
         return [
-            (i, key, k) for (i, key), gradient in self._gradients.items() for k in gradient.unused(len(self.buckets[i]))
+            (i, key, k)
+            for (i, key), gradient in self._gradients.items()
+            if gradient.fresh or gradient.written is not None  # all of them have gradients otherwise
+            for k in gradient.unused(len(self.buckets[i]))
         ]
 
     def keep(self, masks: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
@@ -322,7 +325,7 @@ class Store:
         """Random numbers in all A and B and in what is zero, a little of them on vectors and on what is trained whole;
         padding stays as it is.
 
-        s B A has about a seventh of the size of a layer's weight, whatever s is: with larger updates attention saturates
+        s B A has a seventh of the size of the weight, whatever s is: with larger updates attention saturates
         and rounding is blown up, to 1e-3 of the gradients of MiniLM at s = 32 in float32.
         """
         for bucket in self.buckets:
