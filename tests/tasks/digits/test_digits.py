@@ -75,6 +75,19 @@ def test_sizes(results: dict[str, Any]) -> None:
     assert len({run.name for run in runs}) == len(runs)
 
 
+def test_the_file_has_the_keys_that_it_had_before_it_had_types(results: dict[str, Any]) -> None:
+    golden = json.loads((Path(__file__).parents[2] / "results" / "golden" / "digits_grid.json").read_text())
+    assert [*results] == [*golden]
+    for part in ("versions", "data", "plan", "grid", "metric", "base", "relative_to"):
+        assert [*results[part]] == [*golden[part]], part
+    assert [*results["data"]["test"]] == [*golden["data"]["test"]]
+    for part in ("runs", "configurations"):
+        assert {tuple(one) for one in results[part]} == {tuple(one) for one in golden[part]}, part
+    kinds = {tuple(run["config"]) for run in golden["runs"]}
+    assert {tuple(run["config"]) for run in results["runs"]} == kinds
+    assert [key for key in results["answer"] if key != "next"] == [*golden["answer"]]
+
+
 def test_adapter_off_gives_the_base_and_on_the_recorded_accuracy(place: Path, results: dict[str, Any]) -> None:
     problem = make_problem(load_digits_data(), CPU)
     new, old = problem.splits["new"].test, problem.splits["old"].test
