@@ -6,14 +6,13 @@ One file a command; nothing heavy is loaded before a command runs, so `--help` i
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cyclopts import CycloptsError
 from cyclopts.config import Dict
 
 from rankwise.cli.app import EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_OK, app
 from rankwise.cli.compare import compare
-from rankwise.cli.continuing import settings_of
+from rankwise.cli.continuing import as_config, settings_of
 from rankwise.cli.digits import digits
 from rankwise.cli.evaluate import evaluate
 from rankwise.cli.generate import generate
@@ -23,6 +22,7 @@ from rankwise.cli.predict import predict
 from rankwise.cli.report import report
 from rankwise.cli.sweep import sweep
 from rankwise.cli.train import train
+from rankwise.cli.work import work
 from rankwise.errors import ConfigError, RankwiseError, flags_named, suggest
 from rankwise.shown import printable
 from rankwise.tasks.options import parse_numbers
@@ -39,6 +39,7 @@ __all__ = [
     "report",
     "sweep",
     "train",
+    "work",
 ]
 """The commands (importing one registers it), and what runs them."""
 
@@ -66,7 +67,7 @@ def _continued(directory: Path, arguments: Sequence[str]) -> Dict:
     except ValueError:
         raise ConfigError(f'--more-seeds is "{seeds}"; give the number of seeds to add, such as 3.') from None
     added = None if ranks is None else parse_numbers(ranks)
-    return _as_config(settings_of(directory, number, added), directory)
+    return as_config(settings_of(directory, number, added), directory)
 
 
 def _settings(path: Path) -> Dict:
@@ -92,16 +93,7 @@ def _settings(path: Path) -> Dict:
         raise ConfigError(
             f'{path} has settings of "{name}"; there are commands {", ".join(commands)}.{suggest(str(name), commands)}'
         )
-    return _as_config(settings, path)
-
-
-def _as_config(settings: dict[str, Any], path: Path) -> Dict:
-    for options in settings.values():
-        for name in ("seeds", "seed"):
-            # As text a list of one would read like a number of seeds.
-            if isinstance(options.get(name), list):
-                options[name] = "".join(f"{seed}," for seed in options[name])
-    return Dict(settings, source=str(path))
+    return as_config(settings, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from rankwise.experiment import Experiment, ExperimentFactory
     from rankwise.sweeps.run.forecast import Forecast
+    from rankwise.sweeps.run.units.phase import Workers
     from rankwise.train.events import Observers
 
 
@@ -72,6 +73,10 @@ class RunOptions:
         Show nothing while training.
     json:
         Print the answer as JSON on standard output; everything else goes to standard error.
+    prepare:
+        Write the run to --out with its first units of work, print their numbers, and stop; `rankwise work` trains them.
+    max_workers:
+        Packs that train at the same time; large packs are cut where workers would stand idle.
     """
 
     out: Annotated[Path | None, Parameter(group=MAIN)] = None
@@ -89,11 +94,24 @@ class RunOptions:
     log_to: Annotated[tuple[str, ...], listed(parts)] = ()
     quiet: Annotated[bool, Parameter(negative="", show_default=False)] = False
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    prepare: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    max_workers: int | None = None
 
     @property
     def extends(self) -> bool:
         """Whether a finished run is extended."""
         return self.more_seeds is not None or self.more_ranks is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(RunOptions):
+    """How a command runs whose experiment someone else wants: nothing is trained.
+
+    Args:
+        take: Takes the command, its configuration as YAML, and what makes the experiment; returns the exit code.
+    """
+
+    take: "Callable[[str, str, ExperimentFactory], int]"
 
 
 def train(
@@ -119,6 +137,8 @@ def train(
     if how.resume is not None:
         how = replace(how, resume=pointed_to(how.resume))
     text = yaml.safe_dump({command: settings}, sort_keys=False)
+    if isinstance(how, Task):
+        return how.take(command, text, make)
     if how.resume is not None:
         for flag, value in (("--out", how.out), ("--overwrite", how.overwrite or None), ("--config", how.config)):
             if value is not None:
@@ -133,16 +153,27 @@ def train(
         return EXIT_OK
     if how.dry_run:
         return _print_forecast(how, make)
+    _check_workers(how, settings)
     given = how.resume or how.out
     with new_run(name_of(command, settings.get("data"))) if given is None else nullcontext(given) as directory:
-        return _train_in(directory, command, text, how, _with_forecast(make) if forecast and not how.quiet else make)
+        return train_in(directory, command, text, how, _with_forecast(make) if forecast and not how.quiet else make)
 
 
-def _train_in(directory: Path, command: str, config: str, how: RunOptions, make: "ExperimentFactory") -> int:
+def train_in(
+    directory: Path,
+    command: str,
+    config: str,
+    how: RunOptions,
+    make: "ExperimentFactory",
+    workers: "Workers | None" = None,
+) -> int:
+    """Train in a directory, and show the answer, or the units that the sweep waits for."""
     from rankwise.experiment import run_in_directory
     from rankwise.loggers.table import loggers
     from rankwise.show.live import progress
     from rankwise.sweeps.run.location import RunLocation
+    from rankwise.sweeps.run.units.apart import UnitsPending
+    from rankwise.sweeps.run.units.unit import ranges
     from rankwise.sweeps.storage.directory import can_resume
     from rankwise.sweeps.storage.owned import BEST, holds_results
     from rankwise.train.checkpoints import Every
@@ -160,10 +191,14 @@ def _train_in(directory: Path, command: str, config: str, how: RunOptions, make:
         extend=how.extends,
         how_to_extend=None if command == "train" else lambda more, then: f"{again} --more-seeds {more}",
         every=Every(how.checkpoint_epochs, how.checkpoint_seconds),
+        workers=workers or _workers(how),
     )
     try:
         with Observers([progress("quiet" if how.quiet else "auto"), *logging]) as observers:
             results, files = run_in_directory(place, make, observers)
+    except UnitsPending as pending:
+        print(ranges(pending.numbers))
+        return EXIT_OK
     except KeyboardInterrupt:
         if holds_results(directory) and not can_resume(directory):
             again = f"rankwise report {shlex.quote(str(directory))}"
@@ -190,6 +225,30 @@ def _train_in(directory: Path, command: str, config: str, how: RunOptions, make:
         print(f"Interrupted: what had finished is in {directory}; go on with: {place.how_to_resume}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return EXIT_DIVERGED if any(run["status"] == "diverged" for run in results["runs"]) else EXIT_OK
+
+
+def _check_workers(how: RunOptions, settings: dict[str, Any]) -> None:
+    """Refuse flags of workers that don't go together.
+
+    Raises:
+        ConfigError: They don't.
+    """
+    if how.max_workers is not None and how.max_workers < 1:
+        raise ConfigError(f"--max-workers is {how.max_workers}; it must be a whole number of at least 1.")
+    if how.max_workers is not None and not how.prepare:
+        raise ConfigError("--max-workers goes with --prepare, which plans packs for so many workers; give both.")
+    if how.prepare and settings.get("max-minutes") is not None:
+        raise ConfigError(
+            "--max-minutes does not go with --prepare: nothing measures the time of workers that others start; give "
+            "--max-runs."
+        )
+
+
+def _workers(how: RunOptions) -> "Workers | None":
+    """What trains the packs; None for this process."""
+    from rankwise.sweeps.run.units.apart import Apart
+
+    return Apart(how.max_workers or 1) if how.prepare else None
 
 
 def _with_forecast(make: "ExperimentFactory") -> "ExperimentFactory":

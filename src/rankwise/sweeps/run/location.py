@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rankwise.sweeps.run.extend import Earlier, read_base, read_earlier
+from rankwise.sweeps.run.units.phase import Workers
 from rankwise.sweeps.storage.directory import begin_run, held, read_begun
 from rankwise.sweeps.storage.owned import UNFINISHED
 from rankwise.train.checkpoints import Every
@@ -28,6 +29,7 @@ class RunLocation:
         extend: Whether to continue from the finished run in the directory.
         how_to_extend: (seeds to add, seeds then) -> a command that adds them, for the report.
         every: How often a checkpoint is written.
+        workers: Train the packs; None trains them in this process.
     """
 
     directory: Path
@@ -39,6 +41,7 @@ class RunLocation:
     extend: bool = False
     how_to_extend: Callable[[int, int], str] | None = None
     every: Every | None = None
+    workers: Workers | None = None
 
     @property
     def kept(self) -> Path:

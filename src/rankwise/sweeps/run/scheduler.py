@@ -116,7 +116,7 @@ class Scheduler:
                 raise KeyboardInterrupt
         elif pack.status == "too large" and pack.state is not None:
             self._split(pack.pack, pack.state)
-        elif pack.state is None:
+        elif pack.state is None and not self._worker.keeps:
             self._keep()
 
     def _split(self, i: int, state: TrainingState) -> None:

@@ -22,6 +22,7 @@ from rankwise.sweeps.record import finite
 from rankwise.sweeps.run.auto import Auto, Walk
 from rankwise.sweeps.run.run import run_sweep
 from rankwise.sweeps.run.stage import Finished, PlannedStage, Search, StageResult
+from rankwise.sweeps.run.units.phase import Workers
 from rankwise.sweeps.storage.owned import PRICE
 from rankwise.train.checkpoints import Every
 from rankwise.train.data.tensors import count_rows
@@ -54,6 +55,7 @@ class Stages:
         resume: Whether to go on with what is in the folder.
         probes: What steps take in memory, as far as it was measured before.
         finished: Runs of an earlier sweep; those that are asked for again are taken from it.
+        workers: Train the packs; None trains them in this process.
     """
 
     model: nn.Module
@@ -70,6 +72,7 @@ class Stages:
     resume: bool = False
     probes: Probes = field(default_factory=Probes)
     finished: Finished | None = None
+    workers: Workers | None = None
     _stage: int = 0
     _rates: dict[str, tuple[float, bool]] = field(default_factory=dict[str, tuple[float, bool]])
     _price: float | None = None
@@ -271,6 +274,8 @@ class Stages:
             resume=self.resume and folder is not None and (self._stage == 1 or (folder / PLAN).exists()),
             tests=tests,
             probes=self.probes,
+            workers=self.workers,
+            root=self.checkpoints,
         )
 
 

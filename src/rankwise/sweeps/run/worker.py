@@ -57,6 +57,11 @@ class PackState:
 class Worker(Protocol):
     """Trains packs, in this process or elsewhere."""
 
+    @property
+    def keeps(self) -> bool:
+        """Whether it keeps what it trains in the run directory, so that no one else need until the next rung."""
+        ...
+
     def train(self, jobs: Iterable[PackJob]) -> Generator[Event | PackState]:
         """Train packs, each to its rung, in any order and as many at a time as there is room for.
 
@@ -80,6 +85,8 @@ class LocalWorker:
         problem: Data, loss and metric.
         wanted: Asked after every step; where it says True, the pack's state is handed over, and training goes on.
     """
+
+    keeps = False
 
     def __init__(self, model: nn.Module, problem: Problem, wanted: Callable[[], bool] = lambda: False) -> None:
         self._model, self._problem, self._wanted = model, problem, wanted

@@ -75,6 +75,7 @@ class Keeper:
             "outcomes": outcomes,
             "runs": [run.name for run in swept.runs],
             "logs": [*kept, *log],
+            "notes": swept.notes,
         }
         if not self._checkpoints.write(parts, plain):
             return False
@@ -93,6 +94,7 @@ class Keeper:
             return {}, 0
         plain, swept = found.plain, self._swept
         self.cut = plain.get("cut")
+        swept.note(plain.get("notes", []))
         states: dict[int, dict[str, Tensor]] = {}
         deciding: dict[int, np.ndarray] = {}
         for log in plain["logs"]:
