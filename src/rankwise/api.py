@@ -32,6 +32,7 @@ from rankwise.sweeps.problem import DATA, Problem, Run, Splits, SweepState
 from rankwise.sweeps.record import add_next
 from rankwise.sweeps.run.extend import was_rotated
 from rankwise.sweeps.run.location import RunLocation, beginning_of, starting_now
+from rankwise.sweeps.run.units.on_ray import Ray
 from rankwise.sweeps.storage.adapters import put_on
 from rankwise.sweeps.storage.directory import can_resume
 from rankwise.sweeps.storage.owned import holds_results
@@ -166,6 +167,7 @@ def sweep(
     every: Every | None = None,
     progress: str = "auto",
     observers: Sequence[Observer] = (),
+    workers: Ray | None = None,
 ) -> Sweep:
     """Train many adapters together over one frozen model, hold them against full fine-tuning, and recommend one.
 
@@ -219,6 +221,8 @@ def sweep(
             `configs` add some. Where there is nothing, the sweep begins.
         every: How often a checkpoint is written to `out`.
         progress: "auto" (a live table in a terminal, else lines), "quiet", ...
+        workers: `rankwise.Ray(...)` trains packs on a Ray cluster; it needs `out`, which all of its machines see. The
+            model, the data and the functions are handed to workers in a pickle there. None trains in this process.
         observers: Loggers (`rankwise.loggers`), or objects of your own with a method `on_event`.
 
     Returns:
@@ -243,6 +247,8 @@ def sweep(
         >>> [c["name"] for c in found.results["configurations"]]
         ['r1', 'r2', 'full']
     """
+    if workers is not None and (out is None or cache is not False):
+        raise ConfigError("Workers need a run directory, and none of a cache: give out, and leave cache out.")
     check_model(model)
     device = next(model.parameters()).device
     splits, notes = _splits(train, validation, test, device)
@@ -299,6 +305,7 @@ def sweep(
             extend=more,
             how_to_extend=lambda more, then: f"rankwise.sweep(..., out={str(out)!r}, resume=True, seeds={then})",
             every=every,
+            workers=workers,
         )
     where = Path(cache) if isinstance(cache, str) else cache
     with (
@@ -324,6 +331,8 @@ def sweep(
                 results, swept, files = run_experiment(experiment, starting_now("rankwise.sweep(...)"), None, heard)
                 add_next(results, len(chosen), lambda more, then: f"rankwise.sweep(..., seeds={then})")
             else:
+                if workers is not None:
+                    place = replace(place, workers=workers.of(experiment))
                 results, swept, files = run_in_place(experiment, place, beginning_of(place), heard)
     return Sweep(results, swept, tuple(files), None if out is None else Path(out))
 

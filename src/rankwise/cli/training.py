@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK, HOW, MAIN
 from rankwise.cli.continuing import settings_of
 from rankwise.cli.places import name_of, new_run, pointed_to
+from rankwise.cli.recorded import Recorded, wanted
 from rankwise.errors import ConfigError
 from rankwise.shown import cleaned
 from rankwise.tasks.flags import listed
@@ -75,8 +76,14 @@ class RunOptions:
         Print the answer as JSON on standard output; everything else goes to standard error.
     prepare:
         Write the run to --out with its first units of work, print their numbers, and stop; `rankwise work` trains them.
+    ray:
+        Train packs on a Ray cluster: local (this machine, all of its GPUs), auto, or the head's host:port.
     max_workers:
         Packs that train at the same time; large packs are cut where workers would stand idle.
+    cpus_per_worker:
+        CPUs, and threads, of a worker on Ray. [default: half of a machine's, or its share for each GPU]
+    gpus_per_worker:
+        GPUs of a worker on Ray. [default: 1 where there are some]
     """
 
     out: Annotated[Path | None, Parameter(group=MAIN)] = None
@@ -95,23 +102,15 @@ class RunOptions:
     quiet: Annotated[bool, Parameter(negative="", show_default=False)] = False
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False
     prepare: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    ray: str | None = None
     max_workers: int | None = None
+    cpus_per_worker: int | None = None
+    gpus_per_worker: float | None = None
 
     @property
     def extends(self) -> bool:
         """Whether a finished run is extended."""
         return self.more_seeds is not None or self.more_ranks is not None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task(RunOptions):
-    """How a command runs whose experiment someone else wants: nothing is trained.
-
-    Args:
-        take: Takes the command, its configuration as YAML, and what makes the experiment; returns the exit code.
-    """
-
-    take: "Callable[[str, str, ExperimentFactory], int]"
 
 
 def train(
@@ -137,8 +136,8 @@ def train(
     if how.resume is not None:
         how = replace(how, resume=pointed_to(how.resume))
     text = yaml.safe_dump({command: settings}, sort_keys=False)
-    if isinstance(how, Task):
-        return how.take(command, text, make)
+    if (task := wanted()) is not None:
+        return task(command, text, make)
     if how.resume is not None:
         for flag, value in (("--out", how.out), ("--overwrite", how.overwrite or None), ("--config", how.config)):
             if value is not None:
@@ -191,7 +190,7 @@ def train_in(
         extend=how.extends,
         how_to_extend=None if command == "train" else lambda more, then: f"{again} --more-seeds {more}",
         every=Every(how.checkpoint_epochs, how.checkpoint_seconds),
-        workers=workers or _workers(how),
+        workers=workers or _workers(how, directory),
     )
     try:
         with Observers([progress("quiet" if how.quiet else "auto"), *logging]) as observers:
@@ -235,8 +234,13 @@ def _check_workers(how: RunOptions, settings: dict[str, Any]) -> None:
     """
     if how.max_workers is not None and how.max_workers < 1:
         raise ConfigError(f"--max-workers is {how.max_workers}; it must be a whole number of at least 1.")
-    if how.max_workers is not None and not how.prepare:
-        raise ConfigError("--max-workers goes with --prepare, which plans packs for so many workers; give both.")
+    if how.max_workers is not None and not how.prepare and how.ray is None:
+        raise ConfigError("--max-workers plans packs for so many workers; give it with --ray or --prepare.")
+    for flag, value in (("cpus", how.cpus_per_worker), ("gpus", how.gpus_per_worker)):
+        if value is not None and how.ray is None:
+            raise ConfigError(f"--{flag}-per-worker goes with --ray; give both.")
+    if how.prepare and how.ray is not None:
+        raise ConfigError("--prepare writes units for other processes, and --ray starts some; give one of them.")
     if how.prepare and settings.get("max-minutes") is not None:
         raise ConfigError(
             "--max-minutes does not go with --prepare: nothing measures the time of workers that others start; give "
@@ -244,10 +248,19 @@ def _check_workers(how: RunOptions, settings: dict[str, Any]) -> None:
         )
 
 
-def _workers(how: RunOptions) -> "Workers | None":
+def _workers(how: RunOptions, directory: Path) -> "Workers | None":
     """What trains the packs; None for this process."""
     from rankwise.sweeps.run.units.apart import Apart
+    from rankwise.sweeps.run.units.on_ray import Ray
 
+    if how.ray is not None:
+        return Ray(
+            address=how.ray,
+            max_workers=how.max_workers,
+            cpus_per_worker=how.cpus_per_worker,
+            gpus_per_worker=how.gpus_per_worker,
+            make=Recorded(directory.absolute()),
+        )
     return Apart(how.max_workers or 1) if how.prepare else None
 
 

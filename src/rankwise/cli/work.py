@@ -1,16 +1,15 @@
 """`rankwise work`."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from rankwise.cli.app import EXIT_ANSWERED, EXIT_DIVERGED, EXIT_LATER, EXIT_OK, app
-from rankwise.cli.continuing import as_config, settings_of
 from rankwise.cli.places import pointed_to
-from rankwise.cli.training import RunOptions, Task, train_in
+from rankwise.cli.recorded import experiment_in, with_experiment
+from rankwise.cli.training import RunOptions, train_in
 from rankwise.errors import BusyError, ConfigError
 
 if TYPE_CHECKING:
@@ -89,13 +88,11 @@ def _train(directory: Path, number: int, how: RunOptions) -> int:
         from rankwise.show.live import progress
         from rankwise.sweeps.plan.plan import fingerprints_of
         from rankwise.sweeps.run.units.train import train_unit
-        from rankwise.sweeps.storage.directory import read_begun
         from rankwise.train.events import Observers
         from rankwise.train.machine.interrupts import stop_on_signals
 
         with Observers([progress("quiet" if how.quiet else "plain")]) as observers:
-            _, base, _ = read_begun(directory)
-            experiment = make(observers, base or {})
+            experiment = experiment_in(directory, make, observers)
             runs = unit.spec.runs_from(experiment.candidates)
             known = fingerprints_of(experiment.model, experiment.problem)
             with held_by_thread(experiment.model, "a sweep"), stop_on_signals() as stop:
@@ -111,28 +108,3 @@ def _train(directory: Path, number: int, how: RunOptions) -> int:
         return EXIT_OK
 
     return EXIT_OK if unit.done else with_experiment(directory, take)
-
-
-def with_experiment(directory: Path, take: Callable[[str, str, "ExperimentFactory"], int]) -> int:
-    """Have what makes the experiment of an unfinished run handed over, from the configuration that it began with.
-
-    Args:
-        directory: The run directory.
-        take: Takes the command, its configuration as YAML, and what makes the experiment.
-
-    Returns:
-        What `take` returns.
-
-    Raises:
-        CheckpointError: There is no unfinished run, or its configuration is damaged.
-    """
-    settings = settings_of(directory, None, None)
-    command = next(iter(settings))
-    before = app.config
-    app.config = (as_config(settings, directory),)
-    try:
-        function, bound, _ = app.parse_args([command], exit_on_error=False, print_error=False)
-    finally:
-        app.config = before
-    bound.arguments["how"] = Task(take=take)
-    return function(*bound.args, **bound.kwargs)

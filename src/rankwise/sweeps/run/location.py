@@ -1,7 +1,7 @@
 """Where a run keeps its results, and how it starts or is resumed there."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,13 +48,19 @@ class RunLocation:
         """Where the run is kept while it is under way."""
         return self.directory / UNFINISHED
 
-    def held(self) -> AbstractContextManager[None]:
-        """Hold the directory for this run, from before anything costly to the end.
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """Hold the directory for this run, from before anything costly to the end, when workers are let go.
 
         Raises:
             OutputError: Results can't be written there, or another run holds it.
         """
-        return held(self.directory, overwrite=self.overwrite, resume=self.resume or self.extend)
+        with held(self.directory, overwrite=self.overwrite, resume=self.resume or self.extend):
+            try:
+                yield
+            finally:
+                if self.workers is not None:
+                    self.workers.close()
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,9 @@ class Apart:
 
     at_once: int = 1
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def worker(self, phase: Phase, due: Callable[[], bool]) -> Worker:
         """What trains the packs of a stage.
 

@@ -18,6 +18,9 @@ class Here:
 
     at_once = 1
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def worker(self, phase: Phase, due: Callable[[], bool]) -> Worker:
         """What trains the packs of a stage."""
         units = None if phase.root is None else Units(phase.root / UNITS)

@@ -75,6 +75,10 @@ class Workers(Protocol):
         """Packs that train at the same time, at the most."""
         ...
 
+    def close(self) -> None:
+        """Let go of what was held for the run."""
+        ...
+
     def worker(self, phase: Phase, due: Callable[[], bool]) -> Worker:
         """What trains the packs of a stage; `due` tells when a checkpoint is."""
         ...

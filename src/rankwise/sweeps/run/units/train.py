@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from torch import nn
 
 from rankwise.errors import CheckpointError
+from rankwise.sweeps.plan.fitting import training_of
 from rankwise.sweeps.plan.plan import check_plan, fingerprints
 from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.run.units.unit import Result, Unit, keep, made_with
@@ -80,3 +81,21 @@ def train_unit(
                     raise KeyboardInterrupt
         else:
             unit.finish(Result("over", swept, None))
+
+
+def give_up(unit: Unit, runs: Sequence[Run], model: nn.Module, problem: Problem) -> None:
+    """Mark a unit as too large for the memory of the workers, so that its pack is split from its last checkpoint.
+
+    Raises:
+        BusyError: Another process trains it.
+        OutputError: It can't be written.
+    """
+    with unit.held():
+        swept = SweepState(runs, {})
+        keeper = Keeper(Checkpoints(unit.folder, lambda text: None), swept)
+        waiting, _ = keeper.read()
+        state = waiting.get(unit.spec.pack)
+        if state is None and not swept.outcomes:
+            state = training_of(model, runs, problem).state()
+        keep(keeper, unit, state)
+        unit.finish(Result("too large" if state is not None else "over", swept, state))

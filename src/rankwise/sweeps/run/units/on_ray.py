@@ -1,0 +1,342 @@
+"""Packs train as units on a Ray cluster: an actor a worker, which loads the base once and trains one unit at a time.
+
+Ray Core only. What a worker has trained lies in the run directory, not in Ray's object store; so a worker that dies
+costs what its unit did since its last checkpoint, and a driver that dies can be resumed, on Ray or without.
+"""
+
+import os
+import socket
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, final
+
+from rankwise.errors import BusyError, ConfigError, RankwiseError, option
+from rankwise.sweeps.plan.plan import fingerprints_of
+from rankwise.sweeps.run.units.phase import PendingUnit, Phase, units_of
+from rankwise.sweeps.run.units.train import give_up, train_unit
+from rankwise.sweeps.run.units.unit import Made, Unit, Units
+from rankwise.sweeps.run.units.worker import UnitsWorker
+from rankwise.sweeps.run.worker import Worker
+from rankwise.sweeps.storage.owned import EXPERIMENT
+from rankwise.train.checkpoints import Every
+from rankwise.train.events import EpochEnded, Event, Message, Stepped
+from rankwise.train.machine.interrupts import Stop
+from rankwise.writing import write_durably
+
+LOCAL, AUTO = "local", "auto"
+ANSWERS_IN = 5.0
+"""Seconds in which an address must answer."""
+
+MOST_DEATHS = 10
+"""Workers that may die over one unit without a new checkpoint; more are no accident."""
+
+TOO_LARGE_AFTER = 2
+"""Times that a unit may run out of the machine's memory before it is split."""
+
+
+@dataclass(frozen=True)
+class Unpickled:
+    """Makes an experiment that was begun from Python: from its file in the run directory."""
+
+    path: Path
+
+    def __call__(self) -> Made:
+        """Read it."""
+        from ray.cloudpickle import loads  # pyright: ignore[reportPrivateImportUsage]
+
+        return loads(self.path.read_bytes())
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What workers need of an experiment."""
+
+    model: Any
+    problem: Any
+    candidates: Any
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Ray:
+    """Train packs on a Ray cluster.
+
+    Args:
+        address: "local" starts Ray on this machine; "auto" takes the cluster of RAY_ADDRESS or the one that runs here;
+            else host:port of a cluster's head.
+        max_workers: At the most; None for as many as the cluster has room for.
+        cpus_per_worker: Also a worker's threads. None takes half of a machine's, or its share for each GPU.
+        gpus_per_worker: None takes one where the cluster has some.
+        make: Makes the experiment on a worker; None hands the driver's over through the run directory.
+
+    Raises:
+        ConfigError: A number can't be used, or Ray is not installed.
+
+    Examples:
+        >>> Ray(max_workers=0)
+        Traceback (most recent call last):
+        rankwise.errors.ConfigError: max_workers is 0; it must be a whole number of at least 1.
+    """
+
+    address: str = AUTO
+    max_workers: int | None = None
+    cpus_per_worker: int | None = None
+    gpus_per_worker: float | None = None
+    make: Callable[[], Made] | None = None
+    _pool: "list[Any]" = field(default_factory=list[Any], repr=False, compare=False)
+    _began: "list[bool]" = field(default_factory=list[bool], repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for what in ("max_workers", "cpus_per_worker"):
+            if (value := getattr(self, what)) is not None and value < 1:
+                raise ConfigError(f"{option(what)} is {value}; it must be a whole number of at least 1.")
+        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
+            raise ConfigError(f"{option('gpus_per_worker')} is {self.gpus_per_worker}; it must be 0 or more.")
+        if find_spec("ray") is None:
+            raise ConfigError(
+                'Workers on Ray need the package "ray", of the extra "ray": run pip install ".[ray]" in a checkout.'
+            )
+
+    def of(self, made: Made) -> "Ray":
+        """The same for an experiment that the driver has made, which workers read from the run directory."""
+        return (
+            self
+            if self.make is not None
+            else replace(self, make=_Held(Plain(made.model, made.problem, made.candidates)))
+        )
+
+    @property
+    def at_once(self) -> int:
+        """Packs that train at the same time: as many as the cluster has room for workers.
+
+        Raises:
+            ConfigError: The cluster does not answer, or has no room for one.
+        """
+        cpus, gpus = self._each()
+        found = _resources()
+        room = [int(found.get("CPU", 0) // cpus), *([int(found.get("GPU", 0) // gpus)] if gpus else [])]
+        if min(room) < 1:
+            raise ConfigError(
+                f"A worker takes {cpus:g} CPUs and {gpus:g} GPUs, and the cluster has {found.get('CPU', 0):g} and "
+                f"{found.get('GPU', 0):g}; give {option('cpus_per_worker')} and {option('gpus_per_worker')}."
+            )
+        return min(*room, self.max_workers) if self.max_workers else min(room)
+
+    def worker(self, phase: Phase, due: Callable[[], bool]) -> Worker:
+        """What trains the packs of a stage.
+
+        Raises:
+            ConfigError: There is no run directory, or the cluster does not answer.
+            OutputError: The experiment can't be written for the workers.
+        """
+        units = units_of(phase)
+        if isinstance(self.make, _Held) and phase.root is not None:
+            from ray.cloudpickle import dumps  # pyright: ignore[reportPrivateImportUsage]
+
+            write_durably(phase.root.absolute() / EXPERIMENT, dumps(self.make.made))
+        return UnitsWorker(phase, units, self)
+
+    def close(self) -> None:
+        """End the workers, and Ray where it was started for this run."""
+        import ray
+
+        for actor in self._pool:
+            ray.kill(actor)
+        self._pool.clear()
+        if self._began:
+            self._began.clear()
+            ray.shutdown()
+
+    def run(self, pending: Sequence[PendingUnit], phase: Phase) -> Generator[Event | Unit]:
+        """Train units, as many at a time as there are workers; a dead worker's unit is given to another.
+
+        Raises:
+            KeyboardInterrupt: Asked to stop; units continue from their last checkpoints.
+            RankwiseError: A worker can't train a unit.
+        """
+        import ray
+        from ray.exceptions import OutOfMemoryError, RayActorError, RaySystemError, RayTaskError, WorkerCrashedError
+
+        queue, running = deque(pending), dict[Any, tuple[Any, PendingUnit]]()
+        deaths, short, limit = Counter[int](), Counter[int](), self.at_once
+        try:
+            while queue or running:
+                if phase.stop.asked:
+                    raise KeyboardInterrupt
+                while queue and len(running) < limit:
+                    one = queue.popleft()
+                    actor = self._pool.pop() if self._pool else self._actor(phase)
+                    events = actor.run.options(num_returns="streaming").remote(one.unit.number, phase.every)
+                    running[events] = actor, one
+                waited: Any = ray.wait(list(running), num_returns=1, timeout=0.5, fetch_local=False)
+                for events in waited[0]:
+                    actor, one = running[events]
+                    number = one.unit.number
+                    try:
+                        yield ray.get(next(events))
+                    except StopIteration:
+                        del running[events]
+                        self._pool.append(actor)
+                        yield one.unit
+                    except (RayActorError, RaySystemError, OutOfMemoryError, WorkerCrashedError) as error:
+                        del running[events]
+                        deaths[number] += 1
+                        short[number] += isinstance(error, OutOfMemoryError) or "memory" in str(error).lower()
+                        if deaths[number] > MOST_DEATHS:
+                            raise ConfigError(
+                                f"{deaths[number]} workers died over unit {number}, the last one with: "
+                                f"{' '.join(str(error).split())[:300]}"
+                            ) from error
+                        if short[number] >= TOO_LARGE_AFTER:
+                            give_up(one.unit, one.runs, phase.model, phase.problem)
+                            yield one.unit
+                            continue
+                        queue.append(one)
+                        limit = max(1, _room(self))
+                        yield Message(f"The worker of unit {number} died; another continues from its last checkpoint.")
+                    except RayTaskError as error:
+                        del running[events]
+                        self._pool.append(actor)
+                        if not isinstance(error.cause, BusyError):
+                            raise (error.cause if isinstance(error.cause, RankwiseError) else error) from error
+                        queue.append(one)
+        finally:
+            for actor, _ in running.values():
+                ray.kill(actor)
+
+    def _each(self) -> tuple[int, float]:
+        """CPUs and GPUs of a worker."""
+        self._connect()
+        found = _resources()
+        gpus = float(found.get("GPU", 0) >= 1) if self.gpus_per_worker is None else self.gpus_per_worker
+        cpus = found.get("CPU", 1)
+        share = cpus * gpus / found["GPU"] if gpus and found.get("GPU") else cpus / found["nodes"] / 2
+        return self.cpus_per_worker or max(1, int(share)), gpus
+
+    def _actor(self, phase: Phase) -> Any:
+        """Start a worker."""
+        import ray
+
+        cpus, gpus = self._each()
+        if self.make is None or phase.root is None:
+            raise ConfigError("Workers on Ray were given nothing to make the experiment from.")
+        root = phase.root.absolute()
+        make = Unpickled(root / EXPERIMENT) if isinstance(self.make, _Held) else self.make
+        kind: Any = ray.remote(num_cpus=cpus, num_gpus=gpus)(UnitActor)
+        return kind.remote(make, units_of(phase).folder.absolute(), cpus, Path.cwd())
+
+    def _connect(self) -> None:
+        import logging
+
+        import ray
+
+        if ray.is_initialized():
+            return
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
+        if self.address == LOCAL:
+            ray.init(address="local", **options)
+        else:
+            del options["include_dashboard"]
+            address = os.environ.get("RAY_ADDRESS", AUTO) if self.address == AUTO else self.address
+            if address != AUTO:
+                _check_address(address)
+            try:
+                ray.init(address=address, **options)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise ConfigError(
+                    f"No Ray cluster answers at {address} ({' '.join(str(error).split())[:200]}); start one with "
+                    "`ray start --head`, or take this machine alone with the address local."
+                ) from error
+        self._began.append(True)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """An experiment that lies in the driver's memory."""
+
+    made: Plain
+
+    def __call__(self) -> Made:
+        return self.made
+
+
+class UnitActor:
+    """A worker: trains units of one run, one at a time.
+
+    Args:
+        make: Makes the experiment.
+        units: The folder of the units.
+        threads: Of torch.
+        place: The driver's working folder, for paths in the settings.
+    """
+
+    def __init__(self, make: Callable[[], Made], units: Path, threads: int, place: Path) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        if place.is_dir():
+            os.chdir(place)
+        self._make, self._units = make, Units(units)
+        self._made: Made | None = None
+        self._known: dict[str, str] = {}
+
+    def run(self, number: int, every: Every | None) -> Generator[Event]:
+        """Train a unit; yields what a display shows of it.
+
+        Raises:
+            ConfigError: The run directory can't be reached from here.
+        """
+        if not self._units.folder.is_dir():
+            raise ConfigError(
+                f"{self._units.folder} can't be reached from {socket.gethostname()}, where a worker runs; give an "
+                f"{option('out')} that all machines share."
+            )
+        if self._made is None:
+            self._made = self._make()
+            self._known = fingerprints_of(self._made.model, self._made.problem)
+        unit, messages = self._units.unit(number), list[str]()
+        runs = unit.spec.runs_from(self._made.candidates)
+        training = train_unit(
+            unit, runs, self._made.model, self._made.problem, self._known, stop=Stop(), say=messages.append, every=every
+        )
+        for event in training:
+            yield from map(Message, messages)
+            messages.clear()
+            if isinstance(event, Stepped | EpochEnded):
+                yield event
+
+
+def _resources() -> dict[str, float]:
+    """What the cluster has in all, with its number of machines."""
+    import ray
+
+    return {**ray.cluster_resources(), "nodes": max(1, sum(bool(node["Alive"]) for node in ray.nodes()))}
+
+
+def _room(workers: Ray) -> int:
+    """Workers that the cluster has room for now; 0 where a machine that went took the last of it."""
+    try:
+        return workers.at_once
+    except ConfigError:
+        return 0
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address at which nothing answers soon.
+
+    Raises:
+        ConfigError: Nothing does, or it is none that can be used.
+    """
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise ConfigError(
+            f'The Ray address is "{address}"; give {LOCAL}, {AUTO}, or host:port of the cluster\'s head, on one of its '
+            "machines (elsewhere, use `ray job submit`)."
+        )
+    try:
+        socket.create_connection((host, int(port)), ANSWERS_IN).close()
+    except OSError as error:
+        raise ConfigError(f"Nothing answers at the Ray address {address} ({error.strerror or error}).") from error
