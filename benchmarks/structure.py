@@ -29,6 +29,9 @@ ROOMS = ("lora", "pack", "tasks/text")
 READERS = ("report", "experiment", "api", "cli", "tasks/text/card")
 """Modules and folders that read results."""
 
+OTHER_MAPPINGS = {"about", "begun", "changed", "config", "facts", "parts"}
+"""Names of values in these modules that are no results: a run's beginning, `config.yaml`, PEFT's settings, splits."""
+
 PROBING_STEPS = 10
 """More gradients than a probe of memory or time computes."""
 
@@ -199,19 +202,28 @@ def keys_of_results(package: Path) -> set[str]:
 
 
 def string_subscripts(sources: list[Source], keys: set[str]) -> dict[str, int]:
-    """`x["key"]` of a key of results in the modules that read results, by file."""
+    """`x["key"]` of a key of results in the modules that read results, by file; `OTHER_MAPPINGS` left out."""
     counts: Counter[str] = Counter()
     for source in sources:
         if any(source.is_in(place) for place in READERS):
             counts[source.name] += sum(
-                isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and node.slice.value in keys
+                isinstance(node, ast.Subscript)
+                and isinstance(node.slice, ast.Constant)
+                and node.slice.value in keys
+                and name_of(node.value) not in OTHER_MAPPINGS
                 for node in ast.walk(source.tree)
             )
     return {name: n for name, n in counts.most_common() if n}
 
 
-def frames_to_gradient(package: Path) -> list[str]:
-    """The longest way of a training step of `rankwise digits` from the command to the gradient, as call frames.
+def name_of(value: ast.expr) -> str:
+    """`about` of `about` and of `beginning.about`; nothing for other expressions."""
+    return value.attr if isinstance(value, ast.Attribute) else value.id if isinstance(value, ast.Name) else ""
+
+
+def frames_to_gradient(package: Path) -> dict[str, list[str]]:
+    """The longest ways of a training step of `rankwise digits` from the command to the gradient, as call frames: of a
+    run of the sweep, and of the base, which the task trains before.
 
     Only the package's own frames count; generators and context managers are among them. Ways that fewer than
     `PROBING_STEPS` gradients take are those of probes, not of training.
@@ -267,7 +279,9 @@ def frames_to_gradient(package: Path) -> list[str]:
         sys.exit(
             f"`rankwise digits` ended with {code} and {len(ways)} ways to a gradient; frames need a run that trains."
         )
-    return list(max(ways, key=len))
+    of_runs = [way for way in ways if any(frame.startswith("sweeps/") for frame in way)]
+    of_base = [way for way in ways if way not in of_runs]
+    return {"run": list(max(of_runs, key=len)), "base": list(max(of_base, key=len))}
 
 
 def measure(package: Path, frames: bool = True) -> dict[str, Any]:
@@ -280,7 +294,7 @@ def measure(package: Path, frames: bool = True) -> dict[str, Any]:
         "longest_functions": longest_functions(sources),
         "most_parameters": most_parameters(sources),
         "string_subscripts": string_subscripts(sources, keys_of_results(package)),
-        "frames": frames_to_gradient(package) if frames else [],
+        "frames": frames_to_gradient(package) if frames else {},
     }
 
 
@@ -298,8 +312,8 @@ def show(found: dict[str, Any]) -> str:
         f"string subscripts        {sum(found['string_subscripts'].values())} into results: "
         + ", ".join(f"{name} {n}" for name, n in found["string_subscripts"].items()),
     ]
-    if found["frames"]:
-        rows.append(f"frames to a gradient     {len(found['frames'])}: " + " > ".join(found["frames"]))
+    for whose, frames in found["frames"].items():
+        rows.append(f"frames to a gradient     {len(frames)} ({whose}): " + " > ".join(frames))
     return "\n".join(rows)
 
 

@@ -17,7 +17,8 @@ import torch
 from rankwise import experiment
 from rankwise.cli import main
 from rankwise.pack.pack import Pack
-from rankwise.sweeps.run import location, scheduler
+from rankwise.sweeps.run import auto, location, scheduler
+from rankwise.sweeps.run.stages import Stages
 from rankwise.sweeps.storage import directory
 from rankwise.tasks.digits import digits
 from rankwise.train import checkpoints, loop, state
@@ -133,6 +134,21 @@ def while_pruning(nth: int) -> None:
     state.TrainingState.prune = killing(nth, state.TrainingState.prune)
 
 
+def at_a_decision(nth: int) -> None:
+    """When the adaptive plan asks what is next."""
+    auto.next_step = killing(nth, auto.next_step)
+
+
+def in_a_comparison(nth: int) -> None:
+    """While a size is held against the reference for such a decision."""
+    auto.compare = killing(nth, auto.compare)
+
+
+def after_the_search(nth: int) -> None:
+    """When learning rates have been found, and at the nth choice among what has been trained since."""
+    auto.choose_learning_rates = killing(nth, auto.choose_learning_rates)
+
+
 KINDS: dict[str, Callable[[int], None]] = {
     "none": lambda nth: None,
     "fsync": lambda nth: in_a_checkpoint("fsync", nth),
@@ -142,10 +158,15 @@ KINDS: dict[str, Callable[[int], None]] = {
     "evaluation": in_evaluation,
     "rung": at_a_rung,
     "pruning": while_pruning,
+    "decision": at_a_decision,
+    "comparison": in_a_comparison,
+    "choice": after_the_search,
     "placing": at_the_placing,
     "results": at_the_results,
 }
 
 if __name__ == "__main__":
+    # The price of a further adapter is measured in seconds, and decides what trains together: it is fixed here.
+    Stages.measured_price = lambda self, runs: 1.0
     KINDS[sys.argv[1]](int(sys.argv[2]))
     sys.exit(main(sys.argv[3:]))

@@ -9,9 +9,13 @@ from torch import Tensor, nn
 
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
+from rankwise.results import Results, plain
+from rankwise.results.origin import BaseInfo, DataInfo, Grid, SplitSize
 from rankwise.sweeps.choose.rule import Rule, parse_tolerance
+from rankwise.sweeps.findings import Choice
 from rankwise.sweeps.problem import Problem, Run, Splits, SweepState
-from rankwise.sweeps.record import Results, make_results
+from rankwise.sweeps.provenance import Provenance
+from rankwise.sweeps.record import make_results
 from rankwise.sweeps.run.run import run_sweep
 from rankwise.train.events import Observers
 from rankwise.train.loop import PackTraining
@@ -65,23 +69,26 @@ def swept(runs: Sequence[Run], problem: Problem | None = None) -> SweepState:
     return run_sweep(small_model(), runs, problem or small_problem(), Observers())
 
 
-def results_of(found: SweepState, tolerance: str | float | None = None, **given: Any) -> Results:
-    about = {
-        "task": "test",
-        "command": "rankwise test",
-        "config_hash": "0" * 64,
-        "started": "2026-01-01T00:00:00+00:00",
-    }
-    about |= {
-        "seconds": 1.0,
-        "versions": {"python": "3.11"},
-        "device": "cpu",
-        "data": {"train": {"n": 40}, "validation": {"n": 30}, "test": {"n": 20}},
-    }
-    about |= {"published": None, "grid": {}}
-    base = {"name": "base", "sha256": "0" * 64, "parameters": 83, "metric": 0.3}
+def typed_results_of(found: SweepState, tolerance: str | float | None = None, **choice: Any) -> Results:
+    about = Provenance(
+        task="test",
+        command="rankwise test",
+        config_hash="0" * 64,
+        started="2026-01-01T00:00:00+00:00",
+        seconds=1.0,
+        versions={"python": "3.11"},
+        device="cpu",
+        data=DataInfo(train=SplitSize(n=40), validation=SplitSize(n=30), test=SplitSize(n=20)),
+        grid=Grid(),
+        base=BaseInfo(name="base", sha256="0" * 64, parameters=83, metric=0.3),
+    )
     rule = Rule(parse_tolerance(tolerance, True), True)
-    return make_results(found, small_problem(), rule, base=base, about=about, adapters={}, **given)
+    return make_results(found, small_problem(), rule, about, Choice(**choice), adapters={})
+
+
+def results_of(found: SweepState, tolerance: str | float | None = None, **choice: Any) -> dict[str, Any]:
+    """The content of `results.json`."""
+    return plain(typed_results_of(found, tolerance, **choice))
 
 
 def same_when_gone_on_with(training: Callable[[], PackTraining], state: TrainingState) -> dict[str, Tensor]:

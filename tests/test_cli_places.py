@@ -74,7 +74,7 @@ def test_an_interrupted_run_blocks_nothing_but_itself(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweeping.Course, "run", interrupted)
+        patch.setattr(sweeping.Scheduler, "rounds", interrupted)
         assert main(["digits", *QUICK, "--data", str(data), "--quiet"]) == 130
     first = pointed_to(Path("runs/last"))
     assert f"rankwise digits --resume {first}" in capsys.readouterr().err

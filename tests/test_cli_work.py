@@ -4,11 +4,13 @@ import os
 import shutil
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rankwise import experiment
 from rankwise.cli import main
 from rankwise.locking import locked
 from rankwise.sweeps.plan.fitting import spread
@@ -19,6 +21,14 @@ from test_resume import contents
 
 FLAGS = ["--ranks", "1,2", "--seeds", "1", "--lr", "1e-3,3e-2", "--baseline-lr", "1e-3,1e-2", "--batch-size", "8"]
 FLAGS += ["--epochs", "3", "--rungs", "1", "--plan", "grid", "--quiet"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_figures() -> Iterator[None]:
+    """The report is drawn from the results, which are compared; drawing takes longer than all else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "write_report", lambda results, directory: [])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +168,7 @@ def test_mistakes(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "--max-workers is 0" in refused(capsys, *new, "--max-workers", "0", "--prepare")
     assert "goes with --ray" in refused(capsys, *new, "--gpus-per-worker", "1")
     assert "give one of them" in refused(capsys, *new, "--ray", "local", "--prepare")
+    new[new.index("grid")] = "auto"
     assert "does not go with --prepare" in refused(capsys, *new, "--prepare", "--max-minutes", "5")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from test_cli import folder_of_digits
+from test_cli import folder_of_digits, idx
 
 TESTS = Path(__file__).parent
 FLAGS = [
@@ -30,6 +30,8 @@ FLAGS = [
 ]
 FLAGS += ["--epochs", "5", "--rungs", "1,3", "--plan", "grid", "--quiet"]
 OFTEN = ["--checkpoint-epochs", "1"]
+ADAPTIVE = ["--ranks", "1,2,4,8", "--seeds", "6", "--lr", "1e-3,1e-2", "--baseline-lr", "1e-3,3e-3"]
+ADAPTIVE += ["--batch-size", "32", "--epochs", "4", "--tolerance", "6%", "--plan", "auto", "--quiet"]
 
 SOME = [("half", 9), ("evaluation", 4), ("rung", 2)]
 """Moments that every run of the tests tries; `ALL` has them and more."""
@@ -39,6 +41,12 @@ AT_A_RUNG = [("rung", 1), ("rung", 2), ("pruning", 2)]
 IN_EVALUATION = [("evaluation", 1), ("evaluation", 4), ("evaluation", 9)]
 AT_THE_END = [("placing", 2), ("results", 1)]
 ALL = [*IN_A_WRITE, *AT_A_RUNG, *IN_EVALUATION, *AT_THE_END, *(("random", i) for i in range(5))]
+
+AT_A_DECISION = [*(("decision", i) for i in (1, 2, 4, 6, 8)), ("comparison", 4), ("comparison", 17)]
+AFTER_A_CHOICE = [("choice", 2), ("choice", 40)]
+ADAPTIVE_WRITES = [("fsync", 3), ("fsync", 40), ("replace", 7), ("replace", 50), ("half", 5), ("half", 30)]
+ALL_ADAPTIVE = [*AT_A_DECISION, *AFTER_A_CHOICE, *ADAPTIVE_WRITES]
+ALL_ADAPTIVE += [("step", 150), ("evaluation", 3), ("evaluation", 30), ("placing", 2), ("random", 7)]
 
 
 def command(kind: str, nth: int, *flags: str) -> list[str]:
@@ -84,6 +92,31 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def patterns(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images that can be told apart, so that sizes differ: a pattern for each digit, and noise."""
+    folder, random = tmp_path_factory.mktemp("digits") / "patterns", np.random.default_rng(0)
+    folder.mkdir()
+    pattern = random.integers(0, 256, (10, 28, 28))
+    for prefix, n in (("train", 400), ("t10k", 100)):
+        labels = np.arange(n) % 10
+        images = np.clip(pattern[labels] + random.normal(0, 120, (n, 28, 28)), 0, 255)
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx(images.astype(np.uint8)))
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(labels.astype(np.uint8)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def decided(tmp_path_factory: pytest.TempPathFactory, patterns: Path) -> tuple[dict[str, Any], float]:
+    """What the adaptive sweep gives when it is left alone, and the seconds that it takes."""
+    out = tmp_path_factory.mktemp("decided") / "out"
+    done = ended("none", 0, *ADAPTIVE, "--data", str(patterns), "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    found = contents(out)
+    assert found["results"]["answer"]["verdict"] == "shown"
+    return found, json.loads((out / "results.json").read_text())["seconds"]
+
+
+@pytest.fixture(scope="module")
 def left_alone(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[dict[str, Any], float]:
     """What the run gives when it is left alone, and the seconds that it takes."""
     out = tmp_path_factory.mktemp("alone") / "out"
@@ -111,7 +144,7 @@ def assert_goes_on(out: Path, left_alone: dict[str, Any]) -> None:
 def test_killed_at_some_moments(
     tmp_path: Path, data: Path, left_alone: tuple[dict[str, Any], float], kind: str, nth: int
 ) -> None:
-    killed_and_resumed(tmp_path, data, left_alone, kind, nth)
+    killed_and_resumed([*FLAGS, "--data", str(data)], tmp_path, left_alone, kind, nth)
 
 
 @pytest.mark.slow
@@ -119,14 +152,22 @@ def test_killed_at_some_moments(
 def test_killed_at_20_moments(
     tmp_path: Path, data: Path, left_alone: tuple[dict[str, Any], float], kind: str, nth: int
 ) -> None:
-    killed_and_resumed(tmp_path, data, left_alone, kind, nth)
+    killed_and_resumed([*FLAGS, "--data", str(data)], tmp_path, left_alone, kind, nth)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "nth"), ALL_ADAPTIVE)
+def test_an_adaptive_sweep_killed_at_20_moments(
+    tmp_path: Path, patterns: Path, decided: tuple[dict[str, Any], float], kind: str, nth: int
+) -> None:
+    killed_and_resumed([*ADAPTIVE, "--data", str(patterns)], tmp_path, decided, kind, nth)
 
 
 def killed_and_resumed(
-    tmp_path: Path, data: Path, left_alone: tuple[dict[str, Any], float], kind: str, nth: int
+    flags: list[str], tmp_path: Path, left_alone: tuple[dict[str, Any], float], kind: str, nth: int
 ) -> None:
     found, seconds = left_alone
-    flags = [*FLAGS, *OFTEN, "--data", str(data), "--out", str(tmp_path / "out")]
+    flags = [*flags, *OFTEN, "--out", str(tmp_path / "out")]
     if kind == "random":
         code = ended_after(random.Random(nth).uniform(0, 0.5 * seconds), *flags)
     else:
@@ -136,5 +177,5 @@ def killed_and_resumed(
 
 
 def test_there_are_20_moments() -> None:
-    assert len(ALL) == 20
+    assert len(ALL) == len(ALL_ADAPTIVE) == 20
     assert {*SOME} <= {*ALL}

@@ -82,7 +82,7 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("rankwise.sweeps.run.run.Scheduler.run", interrupted)
+        patch.setattr("rankwise.sweeps.run.run.Scheduler.rounds", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(out=tmp_path / "out", every=Every(epochs=1))
     return tmp_path / "out"

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_results import sample_results
+from msgspec.structs import replace
 
 from rankwise.adapter_files import read_adapter
 from rankwise.cli import main
 from rankwise.errors import AdapterFileError, CheckpointError, DataError, OutputError
 from rankwise.report import read_results, write_report
-from rankwise.shown import cleaned, csv_cell, json_line, printable
+from rankwise.results import plain, printable_results
+from rankwise.shown import csv_cell, json_line, printable
 from rankwise.tasks.text.data.labels import read_labels
 from rankwise.writing import read_checked
+from sample_results import sample_results
 
 HOSTILE = [
     *("[/x]", "[bold red]", r"$\frac$", "$x_1$", "\x1b]0;owned\x07\x1b[2J", "\x9b2J", "\ud800", "\u202egnp.exe"),
@@ -52,13 +54,13 @@ def test_cells(value: object, shown: object) -> None:
 @pytest.mark.parametrize("text", HOSTILE)
 def test_reports_of_hostile_results(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
     results = sample_results()
-    for c in results["configurations"]:
-        c["label"] += text
-    results["configurations"][0]["label"] = text
-    results["runs"][0]["name"] = text
-    results["metric"]["name"] = text
-    results["notes"].append(text)
-    (tmp_path / "results.json").write_text(json.dumps(results))
+    for c in results.configurations:
+        c.label += text
+    results.configurations[0].label = text
+    results.runs[0].name = text
+    results.metric.name = text
+    results.notes.append(text)
+    (tmp_path / "results.json").write_text(json.dumps(plain(results)))
     assert main(["report", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert not set(out + err) & set("\x1b\x07\x9b\ud800\u202e")
@@ -71,16 +73,16 @@ def test_reports_of_hostile_results(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_a_results_file_reads_as_it_was_written(tmp_path: Path) -> None:
     results = sample_results()
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    assert read_results(tmp_path) == results == cleaned(results)
+    (tmp_path / "results.json").write_text(json.dumps(plain(results)))
+    assert read_results(tmp_path) == results == printable_results(results)
 
 
 def test_a_figure_of_many_configurations(tmp_path: Path) -> None:
     results = sample_results()
-    first = next(c for c in results["configurations"] if c["method"] == "lora")
+    first = next(c for c in results.configurations if c.method == "lora")
     for i in range(150):
         more = {"name": f"x{i}", "label": f"configuration {i}", "trainable_parameters": 1000 + 97 * i}
-        results["configurations"].append({**first, **more, "mean": 0.9 + 0.0004 * i, "runs": []})
+        results.configurations.append(replace(first, **more, mean=0.9 + 0.0004 * i, runs=[]))
     write_report(results, tmp_path)  # minutes, before
     assert (tmp_path / "accuracy_vs_parameters.png").exists()
 

@@ -18,6 +18,7 @@ import rankwise
 from rankwise import LoRAConfig, Training
 from rankwise.errors import ConfigError, DataError, PackError
 from rankwise.pack.member import Member
+from rankwise.results import plain
 from rankwise.sweeps.candidates.grid import Candidate, modules_with_parameters
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits
 from rankwise.sweeps.run.run import run_sweep
@@ -62,7 +63,7 @@ def test_ranks_seeds_and_baseline(tmp_path: Path) -> None:
     assert "accuracy" in found.table()
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert (tmp_path / "out" / "report.html").exists()
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["answer"] == found.answer
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["answer"] == plain(found.answer)
 
     name = "r4-lr0.03-s1"
     outputs = {}
@@ -129,7 +130,7 @@ def test_a_saved_adapter_as_a_start(tmp_path: Path) -> None:
 
 def test_a_loss_is_the_metric_where_none_is_given() -> None:
     found = run(metric=None, metric_name=None, baseline=False)
-    assert found.results["metric"] == {"name": "loss", "higher_is_better": False}
+    assert dict(found.results.metric) == {"name": "loss", "higher_is_better": False}
     assert found.answer is not None
 
 
@@ -298,7 +299,7 @@ def test_a_metric_that_is_no_number_costs_its_own_figures_only(tmp_path: Path) -
     assert values["r1-lr0.003-s0"] is not None
     assert values["r1-lr3-s0"] is None
     assert {c["lr"] for c in found.results["configurations"]} == {0.003}
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["answer"] == found.answer
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["answer"] == plain(found.answer)
 
 
 def test_test_data_on_which_the_metric_is_no_number(tmp_path: Path) -> None:

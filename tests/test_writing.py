@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import rankwise
-from rankwise.errors import CheckpointError
+from rankwise.errors import CheckpointError, OutputError
 from rankwise.sweeps.storage.directory import begin_run
-from rankwise.writing import read_checked, write_checked
+from rankwise.writing import check_not_read, read_checked, write_checked
 
 
 @pytest.fixture(params=[0o022, 0o002, 0o077])
@@ -66,3 +66,15 @@ def test_any_changed_byte_is_noticed(tmp_path: Path) -> None:
             assert read_checked(path, "numbers-1") == content, i  # white space
         except CheckpointError:
             continue
+
+
+def test_nothing_is_written_over_what_is_read(tmp_path: Path) -> None:
+    folder, data, other = tmp_path / "adapter", tmp_path / "a.csv", tmp_path / "b.csv"
+    folder.mkdir()
+    for path in (folder / "x.json", data, other):
+        path.write_text("mine")
+    (tmp_path / "link.csv").symlink_to(data)
+    for out in (data, tmp_path / "link.csv", folder / "x.json", folder / "new.json", folder / "deep" / "new.json"):
+        with pytest.raises(OutputError, match="which is read; give --out another place"):
+            check_not_read(out, [data, folder])
+    check_not_read(other, [data, folder, tmp_path / "owner" / "name"])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rankwise.quantising import quantize
     from rankwise.sweeps.run.units.on_ray import Ray
     from rankwise.tasks.text.use.prediction import predict
+    from rankwise.tasks.trainers.sweep_trainer import sweep_trainer
     from rankwise.train.settings import Training
 
 __version__ = "0.1.0"
@@ -49,6 +50,7 @@ __all__ = [
     "save_merged",
     "swap_adapter",
     "sweep",
+    "sweep_trainer",
     "unmerge",
 ]
 
@@ -77,6 +79,7 @@ _HOMES = {
     "save_merged": "rankwise.adapter_files",
     "swap_adapter": "rankwise.adapter_files",
     "sweep": "rankwise.api",
+    "sweep_trainer": "rankwise.tasks.trainers.sweep_trainer",
     "unmerge": "rankwise.lora.merge",
 }
 """Public name -> the module that holds it."""

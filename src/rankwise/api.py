@@ -1,7 +1,7 @@
 """`sweep`: the smallest adapter that does the job, for a model, data and loss of one's own."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,14 @@ from torch import Tensor, nn
 
 from rankwise.adapter_files import load_adapter
 from rankwise.errors import ConfigError, arguments_named
-from rankwise.experiment import Experiment, run_experiment, run_in_place
-from rankwise.lora.checks.threads import held_by_thread
+from rankwise.experiment import Experiment, run_experiment
 from rankwise.lora.inject import Report
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.pack import call_model
 from rankwise.pack.resolved import State
 from rankwise.report import answer_words
-from rankwise.report.schema import Results
 from rankwise.report.table import markdown_table
+from rankwise.results import AnswerResult, Results
 from rankwise.show.live import progress as shown_by
 from rankwise.sweeps.caching import cached
 from rankwise.sweeps.candidates.baselines import baselines
@@ -31,7 +30,7 @@ from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, SweepState
 from rankwise.sweeps.record import add_next
 from rankwise.sweeps.run.extend import was_rotated
-from rankwise.sweeps.run.location import RunLocation, beginning_of, starting_now
+from rankwise.sweeps.run.location import RunLocation
 from rankwise.sweeps.run.units.on_ray import Ray
 from rankwise.sweeps.storage.adapters import put_on
 from rankwise.sweeps.storage.directory import can_resume
@@ -65,9 +64,9 @@ class Sweep:
     directory: Path | None = None
 
     @property
-    def answer(self) -> dict[str, Any] | None:
+    def answer(self) -> AnswerResult | None:
         """The answer, as in `results.json`; None where there is none."""
-        return self.results["answer"]
+        return self.results.answer
 
     def table(self) -> str:
         """The table, as Markdown."""
@@ -82,7 +81,7 @@ class Sweep:
 
         Args:
             model: The base.
-            run: Which, by its name in `results["runs"]`; None takes the recommended configuration's best seed.
+            run: Which, by its name in `results.runs`; None takes the recommended configuration's best seed.
             name: What the adapter is to be called.
 
         Raises:
@@ -104,7 +103,7 @@ class Sweep:
         return state
 
     def _folder(self, run: str) -> Path:
-        folder = next(one["adapter"] for one in self.results["runs"] if one["name"] == run)
+        folder = next(one.adapter for one in self.results.runs if one.name == run)
         if folder is None or self.directory is None:
             raise ConfigError(
                 f"{run} was trained by the earlier sweep that this one extends; its tensors were not saved."
@@ -115,9 +114,11 @@ class Sweep:
         if name is None:
             if self.answer is None:
                 raise ConfigError("The sweep has no answer; name one of its runs.")
-            own = [c for c in self.results["configurations"] if c["name"] == self.answer["name"]]
-            sign = 1 if self.results["metric"]["higher_is_better"] else -1
-            scores = {run: self.swept.scores[run].decisive.mean() for run in own[0]["runs"]}
+            chosen = self.results.configuration(self.answer.name)
+            sign = 1 if self.results.metric.higher_is_better else -1
+            scores = {run: self.swept.scores[run].decisive.mean() for run in (chosen.runs if chosen else [])}
+            if not scores:
+                raise ConfigError(f"The answer is {self.answer.name}, which has no run; name one of the sweep's runs.")
             name = max(scores, key=lambda run: sign * scores[run])
         found = [run for run in self.swept.runs if run.name == name and run.name in self.swept.outcomes]
         if not found:
@@ -156,7 +157,7 @@ def sweep(
     max_minutes: float | None = None,
     max_parameters: int | None = None,
     rotate: bool | None = None,
-    call: Callable[[nn.Module, Any], Tensor] = call_model,
+    call: Callable[[nn.Module, Any], Tensor] | Feed = call_model,
     rows_a_pass: int | None = None,
     rows_at_once: int = ROWS_AT_ONCE,
     cache: bool | str | Path = False,
@@ -208,7 +209,8 @@ def sweep(
         rotate: Whether each seed cuts a tenth of its own off for validation; only where `validation` is None. None does
             from 4 seeds on.
         call: (model, batch) -> outputs; by default a mapping is passed by name (without "labels"), of a tuple the
-            first element.
+            first element. Or a `rankwise.train.data.feed.Feed`, which also makes batches of rows: files are read, texts
+            put together.
         rows_a_pass: Rows of a batch that training passes at once; None for the whole batch.
         rows_at_once: Rows, over all adapters, that an evaluation passes at once.
         cache: Whether what lies before the first adapted layer runs once for each row, not in every step, its outputs
@@ -244,14 +246,16 @@ def sweep(
         ...     training=Training(epochs=2),
         ...     progress="quiet",
         ... )
-        >>> [c["name"] for c in found.results["configurations"]]
+        >>> [c.name for c in found.results.configurations]
         ['r1', 'r2', 'full']
     """
     if workers is not None and (out is None or cache is not False):
         raise ConfigError("Workers need a run directory, and none of a cache: give out, and leave cache out.")
     check_model(model)
+    feed = call if isinstance(call, Feed) else Feed(call=call)
     device = next(model.parameters()).device
     splits, notes = _splits(train, validation, test, device)
+    notes += feed.notes
     own = training or Training()
     if own.has_lr:
         notes.append(f"The learning rate of `training`, {own.lr:g}, is not used; `lrs` has those that are tried.")
@@ -286,7 +290,7 @@ def sweep(
         metric=metric or loss,
         metric_name=metric_name or ("loss" if metric is None else "metric"),
         higher_is_better=ups,
-        feed=Feed(call=call, rows_at_once=rows_at_once, rows_a_pass=rows_a_pass),
+        feed=replace(feed, rows_at_once=rows_at_once, rows_a_pass=rows_a_pass),
         # The cache is made for the rows that are read.
         rotate=splits.rotation is not None and deciding.rotates(len(chosen)),
     )
@@ -308,32 +312,29 @@ def sweep(
             workers=workers,
         )
     where = Path(cache) if isinstance(cache, str) else cache
-    with (
-        nullcontext() if place is None else place.held(),
-        Observers([shown_by(progress), *observers]) as heard,
-        cached(model, candidates, problem, where, heard.message) as (tried, feeding),
-    ):
-        experiment = Experiment(
-            task="sweep",
-            model=model,
-            candidates=tried,
-            seeds=chosen,
-            problem=feeding,
-            base_name=base_name,
-            rungs=as_counts(rungs, "rungs"),
-            widen=widen,
-            deciding=deciding,
-            notes=notes,
-        )
-        experiment.check()
-        with held_by_thread(model, "a sweep"):
-            if place is None:
-                results, swept, files = run_experiment(experiment, starting_now("rankwise.sweep(...)"), None, heard)
-                add_next(results, len(chosen), lambda more, then: f"rankwise.sweep(..., seeds={then})")
-            else:
-                if workers is not None:
-                    place = replace(place, workers=workers.of(experiment))
-                results, swept, files = run_in_place(experiment, place, beginning_of(place), heard)
+    with Observers([shown_by(progress), *observers]) as heard, ExitStack() as caches:
+
+        def make(heard: Observers, base: Mapping[str, Tensor] | None) -> Experiment:
+            tried, feeding = caches.enter_context(cached(model, candidates, problem, where, heard.message))
+            experiment = Experiment(
+                task="sweep",
+                model=model,
+                candidates=tried,
+                seeds=chosen,
+                problem=feeding,
+                base_name=base_name,
+                rungs=as_counts(rungs, "rungs"),
+                widen=widen,
+                deciding=deciding,
+                notes=notes,
+            )
+            if workers is not None:
+                workers.hand_over(experiment)
+            return experiment
+
+        results, swept, files = run_experiment(make, place, heard)
+    if place is None:
+        add_next(results, len(chosen), lambda more, then: f"rankwise.sweep(..., seeds={then})")
     return Sweep(results, swept, tuple(files), None if out is None else Path(out))
 
 

@@ -6,38 +6,42 @@ written and drawn.
 """
 
 import hashlib
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from torch import Tensor, nn
 
 from rankwise.errors import ConfigError, DataError, OutputError
 from rankwise.lora.checks.threads import held_by_thread
 from rankwise.pack.resolved import resolve
 from rankwise.report import answer_words, write_report
+from rankwise.results import Results, plain
+from rankwise.results.origin import DataInfo, Published, RelativeTo, SearchedRate
+from rankwise.sweeps.base_figures import BaseFigures, measure_figures
 from rankwise.sweeps.candidates.grid import Candidate, runs_of
 from rankwise.sweeps.choose.answer import Floors
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.choose.power import power_words
 from rankwise.sweeps.choose.rule import Rule, accuracy_tolerance
+from rankwise.sweeps.findings import Choice
 from rankwise.sweeps.floors import measured_floors
 from rankwise.sweeps.measure import measure_base
 from rankwise.sweeps.plan.doubts import rank_doubts
 from rankwise.sweeps.plan.fitting import Probes
-from rankwise.sweeps.plan.plan import fingerprint
 from rankwise.sweeps.problem import DATA, Problem, Run, SweepState
-from rankwise.sweeps.provenance import data_of, grid_of, versions
-from rankwise.sweeps.record import Results, add_next, make_results
+from rankwise.sweeps.provenance import Provenance, data_info, grid_of, versions
+from rankwise.sweeps.record import add_next, make_results
 from rankwise.sweeps.run.auto import Auto
 from rankwise.sweeps.run.extend import plan_of
-from rankwise.sweeps.run.location import RunLocation, RunStart, beginning_of, start_run
-from rankwise.sweeps.run.stage import Finished, Search
+from rankwise.sweeps.run.location import RunLocation, RunStart, beginning_of, start_run, starting_now
+from rankwise.sweeps.run.stage import Finished, Search, StageResult
 from rankwise.sweeps.run.stages import Stages, mark_edges
-from rankwise.sweeps.storage.adapters import Adapters
+from rankwise.sweeps.storage.adapters import BASE_IN_DIRECTORY, Adapters, adapter_folders
 from rankwise.sweeps.storage.directory import end_run, write_run
 from rankwise.sweeps.storage.owned import BASE_FILE
 from rankwise.sweeps.storage.same_problem import LOSS, check_measured, first_loss, write_measured
@@ -63,7 +67,9 @@ class Experiment:
         rungs: Epochs after which the worst configurations leave.
         search: How learning rates are looked for beforehand; None trains all of the grid.
         widen: Whether learning rates beyond the grid are tried where the best one lies at its edge.
-        about: More fields of `results.json`: "data", "published", "config_hash".
+        config_hash: Of the settings; None takes that of the configuration that is written.
+        data_info: What the data are; None for their sizes and checksums.
+        published: Somebody else's table, to be shown beside the results.
         grid: More of what is tried, for `results.json`.
         comparable: Configurations that can be reference or answer; None for all.
         relative_to: What the relative columns are relative to; None for the reference.
@@ -83,10 +89,12 @@ class Experiment:
     rungs: Sequence[int] = ()
     search: Search | None = None
     widen: bool = False
-    about: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    config_hash: str | None = None
+    data_info: DataInfo | None = None
+    published: Published | None = None
     grid: Mapping[str, Any] = field(default_factory=dict[str, Any])
     comparable: Sequence[str] | None = None
-    relative_to: Mapping[str, Any] | None = None
+    relative_to: RelativeTo | None = None
     deciding: Deciding = field(default_factory=lambda: Deciding(plan="grid"))
     notes: Sequence[str] = ()
     beside: Callable[[Path, Run, Results, SweepState], object] | None = None
@@ -130,8 +138,9 @@ class Experiment:
                     raise DataError(f"The {what} data has 1 row; give two or more, as there is no interval of one.")
         one = next((c for c in self.candidates if c.method == "lora"), self.candidates[0])
         data, feed = self.problem.splits[one.data], self.problem.feed
-        problem, member = self.problem, one.run(one.lrs[0], self.seeds[0]).member
-        check_training(self.model, member, data.train, data.validation, problem.loss, problem.metric, feed)
+        problem, run = self.problem, one.run(one.lrs[0], self.seeds[0])
+        roles, size = (problem.loss, problem.metric), run.training.batch_size
+        check_training(self.model, run.member, data.train, data.validation, *roles, feed, size)
 
     @property
     def rule(self) -> Rule:
@@ -157,8 +166,14 @@ class Experiment:
         """The splits that the answer is about."""
         return DATA if DATA in self.problem.splits else self.candidates[0].data
 
-    def data(self) -> Mapping[str, Any]:
-        return self.about.get("data") or data_of(self.problem, self.data_name)
+    def data(self) -> DataInfo:
+        """What the data are that the answer is about."""
+        return self.data_info or data_info(self.problem, self.data_name)
+
+    def floors(self) -> Floors:
+        """What fine-tuning must beat."""
+        floors = measured_floors(self.model, self.problem, self.data_name)
+        return floors if self.base_has_metric else replace(floors, base=lambda rows: None)
 
     def measured(self) -> dict[str, float]:
         """The base's loss on the first rows and its metric on the validation data."""
@@ -178,8 +193,9 @@ class Experiment:
         if beginning.earlier is None:
             return None
         measured = self.measured()
+        data, plan = plain(self.data()), self.plan(measured)
         return beginning.earlier.finished(
-            self.model, self.problem, self.candidates, data=self.data(), plan=self.plan(measured), measured=measured
+            self.model, self.problem, self.candidates, data=data, plan=plan, measured=measured
         )
 
     def stages(
@@ -221,167 +237,146 @@ class Experiment:
 
 
 ExperimentFactory = Callable[[Observers, Mapping[str, Tensor] | None], Experiment]
-"""Makes an experiment: given who hears what is done meanwhile, and, where a run is gone on with, the base's weights
-as they were kept (none where the task doesn't make the base)."""
-
-
-def run_in_directory(place: RunLocation, make: ExperimentFactory, observers: Observers) -> tuple[Results, list[Path]]:
-    """Make an experiment, run it in its place from the beginning or from where it was, and write the run directory.
-
-    Returns:
-        The content of `results.json`, and the files of the report.
-
-    Raises:
-        RankwiseError: Something in the settings, the data or the place can't be used.
-        KeyboardInterrupt: Interrupted before any run had finished.
-    """
-    with place.held():
-        begun = beginning_of(place)
-        base = None if begun is None else begun.base if place.extend else begun.base or {}
-        experiment = make(observers, base)
-        experiment.check()
-        with held_by_thread(experiment.model, "a sweep"):
-            results, _, files = run_in_place(experiment, place, begun, observers)
-        return results, files
-
-
-def run_in_place(
-    experiment: Experiment, place: RunLocation, begun: RunStart | None, observers: Observers
-) -> tuple[Results, SweepState, list[Path]]:
-    """Run an experiment in a place that is held, from the beginning or from what lies there (`beginning_of`).
-
-    Raises:
-        RankwiseError: What lies in the place is of another run, or something can't be used.
-    """
-    finished = None if begun is None else experiment.finished(begun)
-    if begun is None or place.extend:
-        earlier = None if begun is None else begun.earlier
-        begun = start_run(place, experiment.model.state_dict() if experiment.keep_base else None, earlier)
-    return run_experiment(experiment, begun, place, observers, finished)
-
-
-BASE_IN_DIRECTORY = "../../base"
-"""What an adapter calls a base that lies beside `adapters/` in the run directory."""
+"""(who hears what is done, the base's weights of a resumed run) -> the experiment; no weights where the task doesn't
+make the base."""
 
 
 def run_experiment(
+    make: ExperimentFactory, place: RunLocation | None, observers: Observers
+) -> tuple[Results, SweepState, list[Path]]:
+    """Make an experiment, train, measure, decide, and write results and report.
+
+    Args:
+        make: Makes it, once its place is held.
+        place: Where the results go, and where it is resumed from or extended; None keeps them in memory alone.
+        observers: Hear what happens.
+
+    Returns:
+        The results, what the runs gave, and the files of the report.
+
+    Raises:
+        RankwiseError: Something in the settings, the runs, the data or the place can't be used, or what lies in the
+            place is of another run.
+        KeyboardInterrupt: Interrupted before any run had finished; there are no results yet.
+    """
+    with _begun(make, place, observers) as (experiment, beginning, finished):
+        clock = time.perf_counter()
+        figures = measure_figures(experiment.model, experiment.problem, experiment.data_name)
+        if place is not None:
+            (check_measured if place.resume else write_measured)(place.kept, experiment.model, figures.all)
+        doubts = experiment.doubts()
+        for line in [*experiment.power(), *doubts]:
+            observers.message(line)
+        floors = experiment.floors()
+        stages = experiment.stages(observers, place, floors, finished)
+        found = stages.run()
+        swept = found.swept
+        if not swept.complete and (finished is not None or not swept.scores):
+            raise KeyboardInterrupt  # nothing worth writing; earlier results stay as they are
+        swept.notes[:0] = [*experiment.notes, *doubts]
+        swept.notes.append(figures.untouched(experiment.model, experiment.problem, experiment.data_name))
+        earlier = set[str]() if finished is None else {run.name for run in finished.swept.runs}
+        folders = {} if place is None else adapter_folders(swept, place.directory, earlier)
+        results = make_results(
+            swept,
+            experiment.problem,
+            experiment.rule,
+            _provenance(
+                experiment, beginning, place, figures, found, time.perf_counter() - clock + stages.seconds_before
+            ),
+            Choice(
+                comparable=experiment.comparable,
+                floors=floors,
+                path=found.path,
+                reference=found.reference,
+                rates=found.rates,
+            ),
+            relative_to=experiment.relative_to,
+            adapters=folders,
+        )
+        mark_edges(found.edges, experiment.candidates, results.configurations)
+        if place is not None and place.how_to_extend is not None:
+            add_next(results, len(experiment.seeds), place.how_to_extend)
+        observers.on_event(Ended(results.answer and results.answer.verdict, answer_words(results)))
+        if place is None:
+            return results, swept, []
+        new = {name: folder for name, folder in folders.items() if name not in earlier}
+        return results, swept, _write(experiment, place, results, swept, new, extends=finished is not None)
+
+
+@contextmanager
+def _begun(
+    make: ExperimentFactory, place: RunLocation | None, observers: Observers
+) -> Generator[tuple[Experiment, RunStart, Finished | None]]:
+    """Make an experiment, and begin, resume or extend it in its place, which is held to the end of the block.
+
+    Yields:
+        The experiment, its beginning, and the runs of the finished sweep that it extends.
+    """
+    with nullcontext() if place is None else place.held():
+        beginning = None if place is None else beginning_of(place)
+        base = None if place is None or beginning is None else beginning.base if place.extend else beginning.base or {}
+        experiment = make(observers, base)
+        experiment.check()
+        with held_by_thread(experiment.model, "a sweep"):
+            finished = None if beginning is None else experiment.finished(beginning)
+            if place is None:
+                beginning = starting_now("rankwise.sweep(...)")
+            elif beginning is None or place.extend:
+                earlier = None if beginning is None else beginning.earlier
+                beginning = start_run(place, experiment.model.state_dict() if experiment.keep_base else None, earlier)
+            yield experiment, beginning, finished
+
+
+def _provenance(
     experiment: Experiment,
     beginning: RunStart,
     place: RunLocation | None,
-    observers: Observers,
-    finished: Finished | None = None,
-) -> tuple[Results, SweepState, list[Path]]:
-    """Train, measure, decide, and write results and report.
-
-    Args:
-        experiment: What.
-        beginning: From `begin`, `resume_run` or `now`.
-        place: Where the results go; None keeps them in memory alone.
-        observers: Hear what happens.
-        finished: The runs of the finished sweep that this one extends.
-
-    Returns:
-        The content of `results.json`, what the runs gave, and the files of the report.
-
-    Raises:
-        RankwiseError: Something in the runs, the data or the place can't be used.
-        KeyboardInterrupt: Interrupted before any run had finished; there are no results yet.
-    """
-    model, problem = experiment.model, experiment.problem
-    clock = time.perf_counter()
-    which = experiment.data_name
-    splits = problem.splits[which]
-    tests = {problem.metric_name: splits.test, **problem.other_tests}
-    base_metrics = {name: measure_base(model, problem, data) for name, data in tests.items()}
-    floors = measured_floors(model, problem, which)
-    if not experiment.base_has_metric:
-        floors = replace(floors, base=lambda rows: None)
-    on_validation = measure_base(model, problem, splits.validation)
-    if not all(map(math.isfinite, [*base_metrics.values(), on_validation])):
-        raise ConfigError(
-            f"The {problem.metric_name} is not finite on the base: {[*base_metrics.values(), on_validation]}. It must "
-            "be a number on every row of the validation and test data."
-        )
-    first = {LOSS: first_loss(model, problem, splits), "validation metric": on_validation}
-    if place is not None:
-        measured = dict(first)
-        measured |= {f"test {name}": value for name, value in base_metrics.items()}
-        (check_measured if place.resume else write_measured)(place.kept, model, measured)
-    doubts = experiment.doubts()
-    for line in [*experiment.power(), *doubts]:
-        observers.message(line)
-    before = fingerprint(model.state_dict())
-    found = experiment.stages(observers, place, floors, finished).run()
-    swept, runs = found.swept, found.swept.runs
-    if not swept.complete and (finished is not None or not swept.scores):
-        raise KeyboardInterrupt  # nothing worth writing; earlier results stay as they are
-    after = fingerprint(model.state_dict())
-    again = {name: measure_base(model, problem, data) for name, data in tests.items()}
-    swept.notes[:0] = [*experiment.notes, *doubts]
-    swept.notes.append(_untouched(before == after and base_metrics == again))
-    folders = {
-        run.name: f"adapters/{run.name}"
-        for run in runs
-        if run.method == "lora" and run.name in swept.outcomes and swept.outcomes[run.name].status == "finished"
-    }
-    earlier = {} if finished is None or place is None else {run.name for run in finished.swept.runs}
-    if place is not None:  # the adapter of an earlier run may have been removed
-        folders = {
-            n: folder for n, folder in folders.items() if n not in earlier or (place.directory / folder).is_dir()
-        }
-    known = base_metrics if experiment.base_has_metric else {}
-    results = make_results(
-        swept,
-        problem,
-        experiment.rule,
-        base={
-            "name": experiment.base_name,
-            "sha256": before,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "metric": known.get(problem.metric_name),
-            "validation_metric": on_validation,
-            **{name: value for name, value in known.items() if name != problem.metric_name},
-        },
-        about={
-            "task": experiment.task,
-            **beginning.about,
-            "config_hash": hashlib.sha256((place.config if place else "").encode()).hexdigest(),
-            "seconds": time.perf_counter() - clock + beginning.seconds_before,
-            "versions": versions(),
-            "device": str(next(model.parameters()).device),
-            "published": None,
-            **experiment.about,
-            "data": experiment.data(),
-            "plan": {**experiment.plan(first), "search": found.search_rates, "price": found.price},
-            "grid": {**grid_of(runs), **({"search": found.searched} if found.searched else {}), **experiment.grid},
-        },
-        comparable=experiment.comparable,
-        relative_to=experiment.relative_to,
-        floors=floors,
-        path=found.path,
-        reference=found.reference,
-        rates=found.rates,
-        adapters=folders if place else {},
+    figures: BaseFigures,
+    found: StageResult,
+    seconds: float,
+) -> Provenance:
+    """Where the results of an experiment come from."""
+    config = place.config if place else ""
+    searched = [msgspec.convert(one, SearchedRate) for one in found.searched]
+    metric_name, has_metric = experiment.problem.metric_name, experiment.base_has_metric
+    return Provenance(
+        task=experiment.task,
+        command=beginning.about["command"],
+        started=beginning.about["started"],
+        config_hash=experiment.config_hash or hashlib.sha256(config.encode()).hexdigest(),
+        seconds=seconds + beginning.seconds_before,
+        versions=versions(),
+        device=str(next(experiment.model.parameters()).device),
+        data=experiment.data(),
+        grid=grid_of(found.swept.runs, searched, experiment.grid),
+        base=figures.info(experiment.base_name, metric_name, has_metric=has_metric),
+        published=experiment.published,
+        plan={**experiment.plan(figures.planned), "search": found.search_rates, "price": found.price},
     )
-    mark_edges(found.edges, experiment.candidates, results["configurations"])
-    if place is not None and place.how_to_extend is not None:
-        add_next(results, len(experiment.seeds), place.how_to_extend)
-    answer = results["answer"]
-    observers.on_event(Ended(answer and answer["verdict"], answer_words(results)))
-    if place is None:
-        return results, swept, []
+
+
+def _write(
+    experiment: Experiment,
+    place: RunLocation,
+    results: Results,
+    swept: SweepState,
+    folders: Mapping[str, str],
+    *,
+    extends: bool,
+) -> list[Path]:
+    """Write results, adapters (run -> folder) and report; return the files of the report."""
     base_name = BASE_IN_DIRECTORY if experiment.keep_base else experiment.base_name
     beside = experiment.beside or (lambda folder, run, results, swept: None)
-    new = {name: folder for name, folder in folders.items() if name not in earlier}
-    adapters = Adapters(model, new, base_name, lambda folder, run: beside(folder, run, results, swept))
+    adapters = Adapters(experiment.model, folders, base_name, lambda folder, run: beside(folder, run, results, swept))
     try:
         with interrupts_ignored():
-            keep_base = experiment.keep_base and (finished is None or not (place.directory / BASE_FILE).exists())
-            write_run(place.directory, results, place.config, swept, adapters, keep_base, extends=finished is not None)
+            keep_base = experiment.keep_base and not (extends and (place.directory / BASE_FILE).exists())
+            write_run(place.directory, results, place.config, swept, adapters, keep_base, extends=extends)
         try:
             files = write_report(results, place.directory)
         except KeyboardInterrupt:
-            if results["complete"]:
+            if results.complete:
                 end_run(place.directory)  # the report can be drawn from the results at any time
             raise
     except OutputError as error:
@@ -389,12 +384,6 @@ def run_experiment(
             f"{error} What has been trained is kept in {place.kept}; make room and go on with: {place.how_to_resume}"
         ) from error
     with interrupts_ignored():
-        if results["complete"]:
+        if results.complete:
             end_run(place.directory)
-    return results, swept, files
-
-
-def _untouched(same: bool) -> str:
-    if same:
-        return "With the adapter off the base is what it was, bit for bit."
-    return "The base has changed in training: this is a fault of the program, please report it."
+    return files

@@ -35,15 +35,30 @@ def cleaned(value: Any) -> Any:
     return [cleaned(entry) for entry in cast("list[Any]", value)] if isinstance(value, list) else value
 
 
-def json_line(value: Any) -> str:
-    r"""Return a line of JSON: letters of all scripts as they are, characters that would act on a terminal escaped.
+def json_line(value: Any, indent: int | None = None) -> str:
+    r"""Return JSON: letters of all scripts as they are, characters that would act on a terminal escaped.
+
+    Args:
+        value: What JSON can hold.
+        indent: Spaces of each level; None for a single line.
 
     Examples:
         >>> json_line({"ü": "\x9b2J"})
         '{"ü": "\\u009b2J"}'
     """
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
     return _ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """Return a text that can be shown in a line: printable, and cut where it is long.
+
+    Examples:
+        >>> shortened("a" * 100, 10)
+        'aaaaaaaaa…'
+    """
+    text = printable(text)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def csv_cell(value: Any) -> Any:

@@ -7,7 +7,7 @@ import os
 import signal
 import stat
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -65,6 +65,24 @@ def write_durably(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def check_not_read(path: Path, read: Iterable[Path]) -> None:
+    """Refuse to write a file over what the same command reads.
+
+    Args:
+        path: The file.
+        read: Files, and folders of which everything is read.
+
+    Raises:
+        OutputError: It is one of these files, or lies in one of these folders.
+    """
+    for one in read:
+        same = one.is_file() and path.exists() and path.samefile(one)
+        inside = one.is_dir() and path.resolve().is_relative_to(one.resolve())
+        if same or inside:
+            where = "is" if same else "lies in"
+            raise OutputError(f"{path} {where} {one}, which is read; give --out another place.")
 
 
 def sort_metadata(path: Path) -> None:

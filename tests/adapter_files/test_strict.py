@@ -229,6 +229,6 @@ def test_a_layer_whose_magnitudes_do_not_fit_stays_the_bases(tmp_path):
     model = mlp()
     report = load_adapter(model, tmp_path, strict=False)
     assert {target.name for target in report.adapted} == {"block.up", "block.down", "down"}
-    assert 'The magnitudes of "up" have shape (7,)' in report.findings[0]
+    assert 'The magnitude of "up" has shape (7,)' in report.findings[0]
     x = torch.randn(2, 6)
     assert alike(model.up(x), mlp().up(x))

@@ -121,6 +121,24 @@ def test_peft_names_modules_by_the_ends_of_their_paths():
         assert trained == sum(p.numel() for p in theirs.parameters() if p.requires_grad)
 
 
+def test_peft_loads_a_file_of_a_head_whose_name_ends_others_too(tmp_path):
+    torch.manual_seed(0)
+    config = DistilBertConfig(vocab_size=20, dim=16, hidden_dim=24, n_layers=1, n_heads=2)
+    base, ids = DistilBertForSequenceClassification(config).eval(), torch.arange(6)[None]
+    model = copy.deepcopy(base)
+    inject(model, LoRAConfig(r=2, target_modules="q_lin", modules_to_save=["classifier"]))
+    fill(trainable_parameters(model))
+    save_adapter(model, tmp_path)
+    again = copy.deepcopy(base)
+    assert list(load_adapter(again, tmp_path).whole) == ["classifier.bias", "classifier.weight"]
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path).eval()
+    torch.testing.assert_close(theirs(ids).logits, model(ids).logits)
+    inject(again, LoRAConfig(r=2, target_modules=["q_lin", "pre_classifier"], modules_to_save=["classifier"]), "both")
+    with pytest.warns(UserWarning, match='takes modules_to_save "classifier" for "pre_classifier" too'):
+        save_adapter(again, tmp_path, "both")
+
+
 def test_an_entry_of_modules_to_save_that_no_task_explains_must_match():
     fields = {"task_type": "SEQ_CLS", "target_modules": ["query"], "modules_to_save": ["pooller", "score"]}
     with pytest.raises(TargetError, match='No module matches modules_to_save "pooller"'):

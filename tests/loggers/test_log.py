@@ -122,13 +122,6 @@ def test_unknown_loggers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "out").exists()
 
 
-def test_the_last_event_is_told_once() -> None:
-    heard = Heard()
-    with Observers([heard]) as observers:
-        observers.message("hello")
-    assert heard.closed == [(None, "")]
-
-
 def test_flags_name_loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[str, Path, bool, Heard]] = []
 
@@ -142,11 +135,11 @@ def test_flags_name_loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(LOGGERS, "one", making("one"))
     monkeypatch.setitem(LOGGERS, "other", making("other"))
 
-    def run(place: Any, make: Any, observers: Observers) -> Any:
+    def run(make: Any, place: Any, observers: Observers) -> Any:
         observers.message("hello")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rankwise.experiment.run_in_directory", run)
+    monkeypatch.setattr("rankwise.experiment.run_experiment", run)
     out = tmp_path / "out"
     assert main(["digits", "--quiet", "--out", str(out), "--log-to", "one", "--log-to", "other,one"]) == 130
     assert [(name, folder, append) for name, folder, append, _ in made] == [

@@ -73,7 +73,7 @@ def values(tensors, start=0.0):
 def ours(model, **settings):
     inject(model, LoRAConfig(r=2, alpha=6.0, variant="dora", **settings))
     values(tensor for pair in adapter_tensors(model).values() for tensor in pair)
-    values((tensor for _, lora in adapted_layers(model).values() for tensor in lora.own("default").values()), 1.1)
+    values((lora.magnitude["default"] for _, lora in adapted_layers(model).values()), 1.1)
     return model
 
 
@@ -98,7 +98,7 @@ def test_outputs_gradients_and_merged_weights_are_pefts(tmp_path):
         A = layer.lora_embedding_A["default"] if embedding else layer.lora_A["default"].weight
         B = layer.lora_embedding_B["default"] if embedding else layer.lora_B["default"].weight
         m = layer.lora_magnitude_vector["default"].weight
-        own = lora.own("default")["magnitude"]
+        own = lora.magnitude["default"]
         for mine, other in ((lora.A["default"], A), (lora.B["default"], B), (own, m)):
             if embedding and mine is lora.A["default"]:
                 # A padding index gets no gradient here, as in the base; PEFT trains it.
@@ -229,7 +229,7 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(TargetError, match="shares its weight with a layer that reads it transposed; pass untie=True"):
         inject(tied, LoRAConfig(variant="dora", target_modules="head"))
     save_adapter(ours(chain(), target_modules=NAMES), tmp_path)
-    with pytest.raises(AdapterFileError, match="is of a DoRA adapter, whose magnitudes only load_adapter can use"):
+    with pytest.raises(AdapterFileError, match="is of a DoRA adapter, whose magnitude only load_adapter can use"):
         read_adapter(tmp_path)
 
 
@@ -241,10 +241,10 @@ def test_damaged_files(tmp_path):
     tensors = load_file(path)
     key = "base_model.model.linear.lora_magnitude_vector"
     save_file({k: t for k, t in tensors.items() if k != key}, path)
-    with pytest.raises(AdapterFileError, match=f'has no "{key}"; with use_dora every module has A, B and magnitudes'):
+    with pytest.raises(AdapterFileError, match=f'has no "{key}"; with use_dora every module has A, B and magnitude'):
         load_adapter(chain(), tmp_path)
     save_file({**tensors, key: torch.ones(7)}, path)
-    with pytest.raises(AdapterFileError, match=r'magnitudes of "linear" have shape \(7,\)'):
+    with pytest.raises(AdapterFileError, match=r'magnitude of "linear" has shape \(7,\)'):
         load_adapter(chain(), tmp_path)
     save_file(tensors, path)
     config = tmp_path / "adapter_config.json"

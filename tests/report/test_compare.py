@@ -3,18 +3,19 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from sample_results import sample_results
 
 from rankwise.cli import main
 from rankwise.errors import ConfigError
 from rankwise.report.compare import compare_runs, draw_comparison
+from rankwise.results import Results, plain, read_results
+from rankwise.results.origin import MetricInfo
 from rankwise.sweeps.choose.statistics import interval
+from sample_results import sample_results
 
-Change = Callable[[dict[str, Any]], None]
+Change = Callable[[Results], None]
 N = 60
 
 
@@ -23,9 +24,9 @@ def write_run(directory: Path, seed: int, change: Change = lambda results: None)
     results = sample_results((1, 4), seeds=2)
     change(results)
     g = np.random.default_rng(seed)
-    rows = {run["name"]: g.integers(0, 2, N).astype(np.float32) for run in results["runs"]}
+    rows = {run.name: g.integers(0, 2, N).astype(np.float32) for run in results.runs}
     directory.mkdir()
-    (directory / "results.json").write_text(json.dumps(results))
+    (directory / "results.json").write_text(json.dumps(plain(results)))
     np.savez(directory / "predictions.npz", **{f"test/{name}": values for name, values in rows.items()})  # pyright: ignore[reportArgumentType]
     return rows
 
@@ -35,22 +36,22 @@ def test_differences_are_paired(tmp_path: Path) -> None:
     found = compare_runs([tmp_path / "a", tmp_path / "b"])
     assert found.names == ("a", "b")
     assert found.notes == ()
-    results = json.loads((tmp_path / "a" / "results.json").read_text())
-    for c in results["configurations"]:
-        ours, theirs = found.rows[c["label"]]
+    results = read_results(tmp_path / "a")
+    for c in results.configurations:
+        ours, theirs = found.rows[c.label]
         assert ours is not None
         assert theirs is not None
-        assert (ours.mean, ours.is_answer, ours.difference) == (c["mean"], c["is_answer"], None)
-        values = np.stack([second[name] - first[name] for name in c["runs"]]).astype(np.float64)
+        assert (ours.mean, ours.is_answer, ours.difference) == (c.mean, c.is_answer, None)
+        values = np.stack([second[name] - first[name] for name in c.runs]).astype(np.float64)
         assert theirs.difference == pytest.approx(values.mean())
         assert theirs.difference_interval == pytest.approx(interval(values))
 
 
 def test_other_test_data_and_other_configurations(tmp_path: Path) -> None:
-    def other(results: dict[str, Any]) -> None:
-        results["data"]["test"]["sha256"] = "0" * 64
-        results["configurations"] = [c for c in results["configurations"] if c["label"] != "r = 4"]
-        results["answer"] = None
+    def other(results: Results) -> None:
+        results.data.test.sha256 = "0" * 64
+        results.configurations = [c for c in results.configurations if c.label != "r = 4"]
+        results.answer = None
 
     write_run(tmp_path / "a", 0)
     write_run(tmp_path / "b", 1, other)
@@ -61,8 +62,8 @@ def test_other_test_data_and_other_configurations(tmp_path: Path) -> None:
 
 
 def test_what_can_not_be_compared(tmp_path: Path) -> None:
-    def by_loss(results: dict[str, Any]) -> None:
-        results["metric"] = {"name": "loss", "higher_is_better": False}
+    def by_loss(results: Results) -> None:
+        results.metric = MetricInfo(name="loss", higher_is_better=False)
 
     write_run(tmp_path / "a", 0)
     write_run(tmp_path / "b", 1, by_loss)

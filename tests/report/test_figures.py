@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
-from sample_results import sample_results
 
 from rankwise.report.figures import FIGURES, FULL_SIZE, PAGE_SIZE, build_figure, draw_figures, figure_svg
 from rankwise.report.points import scene
+from sample_results import sample_results
 
 BASELINES = [("the notebook's baseline (digits 0-4)", 0.984), ("its budget on 5-9", 0.931), ("LoRA's budget", 0.984)]
 SAMPLES: list[dict[str, Any]] = [
@@ -55,7 +55,7 @@ def test_labels_are_inside_and_apart(given: dict[str, Any], name: str, size: tup
     results = sample_results(**given)
     figure = build_figure(results, name, size)
     assert figure is not None
-    ranks = [c["label"] for c in results["configurations"] if c["method"] == "lora"]
+    ranks = [c.label for c in results.configurations if c.method == "lora"]
     texts = labels(figure)
     assert {text.get_text().removesuffix(", the answer") for text in texts} >= set(ranks)
     frame = figure.axes[0].get_window_extent()
@@ -96,15 +96,16 @@ def test_lower_is_better_turns_the_band_round() -> None:
 
 def test_what_has_no_parameters_is_left_out() -> None:
     results = sample_results()
-    results["configurations"][0]["trainable_parameters"] = 0
-    results["configurations"][1]["mean"] = None
+    results.configurations[0].trainable_parameters = 0
+    results.configurations[1].mean = None
     assert scene(results, relative=False).lora[0].label == "r = 4"
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:
-    results = sample_results() | {"relative_to": None}
+    results = sample_results()
+    results.relative_to = None
     assert [path.stem for path in draw_figures(results, tmp_path)] == [FIGURES[0], FIGURES[0]]
-    for c in results["configurations"]:
-        c["mean"] = None
+    for c in results.configurations:
+        c.mean = None
     assert draw_figures(results, tmp_path) == []
     assert figure_svg(results, "relative") is None

@@ -5,11 +5,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from sample_results import LRS, sample_results
 
 from rankwise.errors import OutputError
 from rankwise.report import read_results, write_report
 from rankwise.report.page import page, rate_table, runs_of, write_page
+from rankwise.results.outcomes import MeanInterval
+from sample_results import LRS, change, sample_results
 
 VOID = {"meta", "br", "link", "img"}
 
@@ -86,11 +87,14 @@ def test_what_is_shown() -> None:
 def test_names_are_escaped() -> None:
     evil = '<script>alert("x")</script>'
     results = sample_results([4], published=True)
-    results |= {"task": evil, "command": evil, "notes": [evil], "device": evil, "versions": {evil: evil}}
-    results["configurations"][0]["label"] = results["runs"][0]["reason"] = results["published"]["source"] = evil
-    results["metric"]["name"] = 'accuracy"><script>'
-    results["relative_to"]["label"] = results["base"]["name"] = evil
-    results["configurations"][0]["other_metrics"] = {evil: {"mean": 0.5, "interval": None}}
+    change(results, task=evil, command=evil, notes=[evil], device=evil, versions={evil: evil})
+    results.configurations[0].label = results.runs[0].reason = evil
+    assert results.published is not None
+    assert results.relative_to is not None
+    results.published.source = evil
+    results.metric.name = 'accuracy"><script>'
+    results.relative_to.label = results.base.name = evil
+    results.configurations[0].other_metrics = {evil: MeanInterval(mean=0.5, interval=None)}
     reader = Reader(page(results))
     assert "script" not in reader.tags
     assert 'alert("x")' in reader.words
@@ -108,7 +112,7 @@ def test_pages_of_unusual_sweeps(given: dict) -> None:
 
 def test_a_page_of_nothing() -> None:
     results = sample_results(answer_r=None, base_metric=None, complete=False)
-    results |= {"configurations": [], "runs": [], "relative_to": None}
+    change(results, configurations=[], runs=[], relative_to=None)
     words = Reader(page(results)).words
     assert "No answer yet" in words
     assert "The table" not in words
@@ -119,7 +123,7 @@ def test_learning_rates() -> None:
     rates, rows = rate_table(results)
     assert rates == ["1e-05", "3e-05", "0.0001", "0.0003", "0.001"]
     assert [row.label for row in rows] == ["r = 4", "full fine-tuning"]
-    values = [run["validation_metric"] for run in results["runs"] if run["name"].startswith("r4-lr0.001-")]
+    values = [run.validation_metric for run in results.runs if run.name.startswith("r4-lr0.001-")]
     assert rows[0].cells == ["", "", rows[0].cells[2], rows[0].cells[3], f"{sum(values) / 2:.3f}"]
     assert rows[0].chosen == 4
     assert rows[1].chosen == 2
@@ -127,25 +131,25 @@ def test_learning_rates() -> None:
 
 def test_diverged_runs_are_counted() -> None:
     results = sample_results([4], seeds=2)
-    for run in results["runs"][:2]:
-        run |= {"status": "diverged", "validation_metric": None}
-    results["runs"][2]["status"] = "diverged"
-    results["runs"][2]["validation_metric"] = None
+    for run in results.runs[:2]:
+        change(run, status="diverged", validation_metric=None)
+    results.runs[2].status = "diverged"
+    results.runs[2].validation_metric = None
     _, rows = rate_table(results)
     assert rows[0].cells[2] == "2 diverged"
-    assert rows[0].cells[3] == f"{results['runs'][3]['validation_metric']:.3f}, 1 diverged"
+    assert rows[0].cells[3] == f"{results.runs[3].validation_metric:.3f}, 1 diverged"
 
 
 def test_whose_run_it_is() -> None:
     results = sample_results([4], baselines=[("a", 0.9), ("b", 0.95)], seeds=1)
-    assert {c["name"]: len(list(runs_of(results, c))) for c in results["configurations"]} == {
+    assert {c.name: len(list(runs_of(results, c))) for c in results.configurations} == {
         "r4": len(LRS),
         "full-0": len(LRS),
         "full": len(LRS),
     }
-    for run in results["runs"]:
-        del run["configuration"]
-    assert {c["name"]: len(list(runs_of(results, c))) for c in results["configurations"]} == {
+    for run in results.runs:
+        run.configuration = None
+    assert {c.name: len(list(runs_of(results, c))) for c in results.configurations} == {
         "r4": len(LRS),
         "full-0": 1,
         "full": 1,

@@ -3,14 +3,14 @@
 import csv
 import io
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
-from sample_results import sample_results
 
 from rankwise.errors import OutputError
 from rankwise.report.table import RUN_COLUMNS, legend, markdown_table, table_rows, terminal_table, write_csv
+from rankwise.results import Results
+from sample_results import change, sample_results
 
 BASELINES = [("the notebook's baseline", 0.984), ("its budget on 5-9", 0.931), ("LoRA's budget on 5-9", 0.984)]
 
@@ -65,7 +65,7 @@ def test_published_values_stand_beside_and_alone() -> None:
 
 def test_legend() -> None:
     results = sample_results(edge=["r8"])
-    results["notes"] = ["2 runs diverged"]
+    results.notes = ["2 runs diverged"]
     text = markdown_table(results)
     assert "- 100% is full fine-tuning: 54,725 trainable parameters, test accuracy 0.984." in text
     assert "0.001 †" in text
@@ -89,23 +89,24 @@ def test_one_that_stands_alone_is_relative_to_nothing() -> None:
 
 def test_a_configuration_without_test_metric() -> None:
     results = sample_results()
-    results["configurations"][0] |= {"mean": None, "interval": None, "relative_metric": None}
+    change(results.configurations[0], mean=None, interval=None, relative_metric=None)
     assert cells(markdown_table(results))["r = 1"][2] == "–"  # noqa: RUF001
 
 
 def test_labels_do_not_break_the_table() -> None:
     results = sample_results()
-    results["configurations"][0]["label"] = "a | b\n<b>*"
+    results.configurations[0].label = "a | b\n<b>*"
     assert r"| a \| b \<b>\* |" in markdown_table(results)
 
 
 def test_no_configurations() -> None:
-    results = sample_results(answer_r=None, base_metric=None) | {"configurations": [], "relative_to": None}
+    results = sample_results(answer_r=None, base_metric=None)
+    change(results, configurations=[], relative_to=None)
     assert markdown_table(results) == "\n"
     assert terminal_table(results).row_count == 0
 
 
-def terminal_lines(results: dict[str, Any], width: int) -> list[str]:
+def terminal_lines(results: Results, width: int) -> list[str]:
     console = Console(width=width, file=io.StringIO())
     console.print(terminal_table(results, width))
     lines = console.file.getvalue().splitlines()
@@ -117,7 +118,7 @@ def terminal_lines(results: dict[str, Any], width: int) -> list[str]:
 @pytest.mark.parametrize("width", [50, 60, 70, 80, 100, 140])
 def test_long_labels_break_between_words(label: str, width: int) -> None:
     results = sample_results(edge=["r8"])
-    results["configurations"][-1]["label"] = label
+    results.configurations[-1].label = label
     lines = terminal_lines(results, width)
     words = [word for line in lines for word in line.split()]
     assert all(word in words for word in label.split()), "a word is never cut"
@@ -135,7 +136,7 @@ def test_a_wide_terminal_shows_intervals() -> None:
 def test_terminal_table_fits_80_columns() -> None:
     console = Console(width=80, file=io.StringIO())
     results = sample_results(edge=["r8"])
-    results["configurations"][0]["label"] = "[bold] 1"
+    results.configurations[0].label = "[bold] 1"
     console.print(terminal_table(results))
     text = console.file.getvalue()
     assert "r = 4 ◀" in text
@@ -150,8 +151,8 @@ def test_csv_has_a_line_a_run(tmp_path: Path) -> None:
     write_csv(results, path)
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert tuple(rows[0]) == (*RUN_COLUMNS, "accuracy_on_0_4")
-    assert [row["name"] for row in rows] == [run["name"] for run in results["runs"]]
-    assert float(rows[0]["validation_metric"]) == results["runs"][0]["validation_metric"], "numbers are in full"
+    assert [row["name"] for row in rows] == [run.name for run in results.runs]
+    assert float(rows[0]["validation_metric"]) == results.runs[0].validation_metric, "numbers are in full"
     assert rows[0]["metric"] == rows[0]["accuracy_on_0_4"] == ""
     assert rows[-1]["r"] == ""
     assert [file.name for file in tmp_path.iterdir()] == ["results.csv"]

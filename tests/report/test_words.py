@@ -1,19 +1,27 @@
 """The answer in words."""
 
+import re
 from typing import Any
 
 import pytest
-from sample_results import sample_results
 
 from rankwise.errors import flags_named
 from rankwise.report import numbers
-from rankwise.report.schema import validate
-from rankwise.report.words import answer_words, explanation, headline
+from rankwise.report.words import answer_words, explanation, headline, trade_off
+from rankwise.results import AnswerResult, Results
+from rankwise.results.origin import SearchedRate
+from rankwise.results.outcomes import Gain
+from sample_results import change, sample_results
+
+
+def answer_of(results: Results) -> AnswerResult:
+    assert results.answer is not None
+    return results.answer
 
 
 def test_headline_holds_the_numbers_of_the_answer() -> None:
     results = sample_results()
-    results["answer"] |= {"relative_metric": 0.979, "relative_metric_interval": [0.974, 0.983]}
+    change(answer_of(results), relative_metric=0.979, relative_metric_interval=(0.974, 0.983))
     assert headline(results) == (
         "Shown: r = 4, 4,180 parameters (7.6% of full fine-tuning), reaches 97.9% of its test accuracy "
         "(95% interval 97.4 to 98.3)."
@@ -58,11 +66,11 @@ def test_an_edge_that_does_not_touch_the_answer_is_not_said_here() -> None:
 def test_after_a_search_the_rates_to_add_lie_beyond_those_searched(searched: tuple[float, ...], direction: str) -> None:
     """Only the rate that was found is among the runs then."""
     results = sample_results(edge=["r4"])
-    results["runs"] = [run for run in results["runs"] if run["configuration"] != "r4" or run["lr"] == 1e-3]
-    results["grid"]["search"] = [{"configuration": "r4", "lr": lr} for lr in searched]
-    (r4,) = [c for c in results["configurations"] if c["name"] == "r4"]
+    results.runs = [run for run in results.runs if run.configuration != "r4" or run.lr == 1e-3]
+    results.grid.search = [SearchedRate(configuration="r4", lr=lr) for lr in searched]
+    (r4,) = [c for c in results.configurations if c.name == "r4"]
     for method, flag in (("lora", "--lr"), ("head", "--head-lr")):
-        r4["method"] = method
+        r4.method = method
         with flags_named():
             assert f"give {direction} rates with {flag}." in answer_words(results)
         assert f"give {direction} rates with lrs." in answer_words(results), "in Python"
@@ -71,50 +79,67 @@ def test_after_a_search_the_rates_to_add_lie_beyond_those_searched(searched: tup
 def test_of_a_metric_below_nothing_there_are_no_shares() -> None:
     """A log likelihood, say: the absolute values are told."""
     results = sample_results()
-    results["answer"] |= {"relative_metric": None, "relative_metric_interval": None}
-    for c in results["configurations"]:
-        c |= {"mean": c["mean"] - 3, "relative_metric": None}
+    change(answer_of(results), relative_metric=None, relative_metric_interval=None)
+    for c in results.configurations:
+        change(c, mean=(c.mean or 0) - 3, relative_metric=None)
     assert "has a test accuracy of -2.040" in headline(results)
     assert " reaches " not in answer_words(results)
 
 
+@pytest.mark.parametrize(
+    ("given", "shares"),
+    [
+        ({}, ["r = 1", "r = 2", "r = 4", "r = 8", "r = 16", "r = 32"]),
+        ({"separable": False}, ["r = 1", "r = 2", "r = 4", "r = 8", "r = 16", "r = 32"]),
+        ({"baselines": [], "ranks": [1, 2, 4], "answer_r": 2}, ["r = 1", "r = 2"]),
+        ({"baselines": [], "ranks": [1, 2, 4], "answer_r": 2, "separable": False}, []),
+        ({"ranks": [4, 64], "baselines": [("full fine-tuning", 0.95)]}, ["r = 4"]),
+    ],
+    ids=str,
+)
+def test_shares_are_those_of_smaller_adapters_of_something_known(given: dict[str, Any], shares: list[str]) -> None:
+    """An adapter is no share of itself, and nothing is good enough for an undecided sweep without a baseline."""
+    results = sample_results(**given)
+    for c in results.configurations:
+        c.on_pareto_front = True
+    said = " ".join(trade_off(results))
+    assert re.findall(r"r = \d+(?=:)", said) == shares
+
+
+def test_where_nothing_smaller_was_tried_nothing_smaller_is_compared() -> None:
+    results = sample_results([4, 8], baselines=[], answer_r=4, separable=False)
+    change(answer_of(results), reference="r4", name="r4", leaning=None)
+    for c in results.configurations:
+        c.state = "open" if c.name == "r8" else None
+    assert headline(results) == (
+        "Undecided: nothing smaller than r = 4 was tried. Until something is, use r = 4, 4,180 parameters, test "
+        "accuracy 0.960 (95% interval 0.957 to 0.963)."
+    )
+    results.configurations.insert(0, sample_results([1], answer_r=1).configurations[0])
+    assert headline(results).startswith("Undecided: nothing smaller than r = 4 is shown to do as well. Until it is")
+
+
 def test_where_nothing_is_gained_the_base_is_the_answer() -> None:
     results = sample_results()
-    results["answer"] |= {"verdict": "no_gain", "name": "base", "r": None, "trainable_parameters": 0}
+    change(answer_of(results), verdict="no_gain", name="base", r=None, trainable_parameters=0)
     assert headline(results) == (
         "No gain: fine-tuning is not shown to beat the base (test accuracy 0.330). Use the base, with 0 parameters."
     )
-    results["answer"]["gain"] = {"over": "constant", "mean": 0.0, "lower_bound": -0.1}
+    answer_of(results).gain = Gain(over="constant", mean=0.0, lower_bound=-0.1)
     assert "always predicting the most frequent class" in headline(results)
-
-
-def test_results_of_format_1_are_read_as_what_they_show() -> None:
-    """Format 1 called a configuration the answer whose mean alone passed."""
-    results = sample_results(separable=False)
-    old = {k: v for k, v in results["answer"].items() if k not in ("verdict", "confidence", "leaning")}
-    old |= {"name": "r4", "separable": False}
-    configurations = [
-        {k: v for k, v in c.items() if k not in ("p_within", "state")} | {"is_answer": c["name"] == "r4"}
-        for c in results["configurations"]
-    ]
-    read = validate({**results, "format": "rankwise-results-1", "answer": old, "configurations": configurations})
-    assert (read["answer"]["verdict"], read["answer"]["name"]) == ("undecided", "full")
-    assert read["answer"]["leaning"] == {"name": "r4", "p_within": None}
-    assert not any(c["is_answer"] for c in read["configurations"])
-    shown = validate({**results, "format": "rankwise-results-1", "answer": old | {"separable": True}})
-    assert (shown["answer"]["verdict"], shown["answer"]["name"]) == ("shown", "r4")
+    assert trade_off(results) == []
 
 
 def test_no_run_finished() -> None:
     results = sample_results(answer_r=None)
-    for run in results["runs"]:
-        run["status"] = "diverged"
+    for run in results.runs:
+        run.status = "diverged"
     assert headline(results) == "No answer: no run finished."
 
 
 def test_before_the_test_data_is_read() -> None:
     results = sample_results()
-    results["answer"]["relative_metric"] = None
+    answer_of(results).relative_metric = None
     assert headline(results).endswith("does as well on validation data; there are no figures on test data.")
 
 

@@ -8,9 +8,11 @@ import jsonschema
 import numpy as np
 import pytest
 
-from rankwise.report import answer_words, terminal_table, validate
-from rankwise.report.schema import schema
+from rankwise.report import answer_words, terminal_table
+from rankwise.results import parsed
+from rankwise.results.schema import shipped_schema
 from rankwise.sweeps.problem import SweepState
+from rankwise.sweeps.record import recommended_adapter
 from small_sweep import results_of, small_run, small_runs, swept
 
 
@@ -26,10 +28,9 @@ def results(found: SweepState) -> dict[str, Any]:
 
 def check(results: dict[str, Any]) -> None:
     as_read = json.loads(json.dumps(results, allow_nan=False))
-    jsonschema.Draft202012Validator(schema()).validate(as_read)
-    validate(as_read)
-    terminal_table(as_read)
-    assert answer_words(as_read)
+    jsonschema.Draft202012Validator(shipped_schema()).validate(as_read)
+    terminal_table(parsed(as_read))
+    assert answer_words(parsed(as_read))
 
 
 def test_follows_the_schema(results: dict[str, Any]) -> None:
@@ -99,7 +100,7 @@ def test_an_unfinished_sweep_has_no_answer(found: SweepState) -> None:
     stopped = [run for run in results["runs"] if run["status"] == "stopped"]
     assert len(stopped) == 8
     assert all(run["metric"] is None and run["reason"] == "interrupted" for run in stopped)
-    assert "not complete (4 runs finished so far)" in answer_words(results)
+    assert "not complete (4 runs finished so far)" in answer_words(parsed(results))
 
 
 def test_diverged_runs_are_told_and_count_for_nothing() -> None:
@@ -156,7 +157,6 @@ def test_where_the_answer_is_a_head_alone_the_smallest_adapter_shown_is_recommen
     from rankwise.sweeps.choose.configurations import RunScore, choose_learning_rates
     from rankwise.sweeps.choose.reason import reason
     from rankwise.sweeps.choose.rule import Rule, Tolerance
-    from rankwise.sweeps.record import _adapter
 
     sizes = {"head": ("head", None, 5), "r1": ("lora", 1, 20), "r2": ("lora", 2, 40), "full": ("full", None, 900)}
     hits = np.arange(1000) < 970
@@ -179,6 +179,6 @@ def test_where_the_answer_is_a_head_alone_the_smallest_adapter_shown_is_recommen
     assert (answer.name, answer.verdict) == ("head", "shown")
     assert isinstance(answer.comparisons["r1"], Comparison)
     folders = {f"{name}-s{s}": f"adapters/{name}-s{s}" for name in ("r1", "r2") for s in range(3)}
-    assert _adapter(answer, by_name, folders, True) == "adapters/r1-s0"
+    assert recommended_adapter(answer, by_name, folders, True) == "adapters/r1-s0"
     words = reason(answer, {name: name for name in sizes}, answer.smaller, "2 points", strict=False)
     assert "not saved as one; the smallest adapter that is shown is r1." in words

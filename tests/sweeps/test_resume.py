@@ -231,3 +231,12 @@ def test_patterns_that_are_functions_are_the_same_in_every_process(tmp_path: Pat
 
     run(tmp_path, signalling(2, signal.SIGTERM), runs=chosen())
     assert run(tmp_path, runs=chosen(), resume=True).complete
+
+
+def test_the_time_before_is_known(tmp_path: Path) -> None:
+    first = run(tmp_path, signalling(6, signal.SIGTERM))
+    assert (first.complete, first.seconds_before) == (False, 0.0)
+    trained = [outcome.seconds for outcome in first.outcomes.values()]
+    again = run(tmp_path, resume=True)
+    assert again.seconds_before >= max(trained, default=0.0)
+    assert 0 < again.seconds_before <= sum(outcome.seconds for outcome in again.outcomes.values())

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from rankwise.adapter_files.base.checksums import BASE
+from rankwise.adapter_files.base.checksums import BASE, TENSORS
 from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.folder import AdapterFile
 from rankwise.adapter_files.peft.embeddings import embeddings_of
@@ -62,7 +62,10 @@ def whole_of_file(model: nn.Module, read: AdapterFile, findings: Findings) -> di
 
 def _is_announced(name: str, read: AdapterFile) -> bool:
     owner, _, leaf = name.rpartition(".")
-    return is_saved(owner, read.fields) or (leaf == "bias" and read.fields.get("bias", "none") != "none")
+    # A file of ours names whole paths, and holds for PEFT what the ends of these mean to it besides.
+    ours = TENSORS in read.metadata
+    saved = is_inside(owner, read.fields.get("modules_to_save") or ()) if ours else is_saved(owner, read.fields)
+    return saved or (leaf == "bias" and read.fields.get("bias", "none") != "none")
 
 
 def _cause(embeddings: Collection[str], name: str, tensor: Tensor) -> str:
@@ -112,7 +115,11 @@ def find_not_finite(read: AdapterFile, findings: Findings) -> None:
     """Find numbers of an adapter that no training should have left: one such value spoils every output."""
     parts = read.parts
     tensors = [(path, tensor) for path, pair in parts.pairs.items() for tensor in pair]
-    tensors += [*parts.magnitudes.items(), *parts.tokens.items(), *parts.biases.items()]
+    tensors += [
+        *((path, t) for path, own in parts.own.items() for t in own.values()),
+        *parts.tokens.items(),
+        *parts.biases.items(),
+    ]
     for path, tensor in tensors:
         if not bool(torch.isfinite(tensor).all()):
             findings.add(

@@ -21,19 +21,18 @@ from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.peft.config import (
     CONFIG_FILE,
     SCALING_OF_RSLORA,
-    VARIANT_OF_DORA,
     PeftName,
     check_unknown_fields,
     fields_of,
     foreign_fields,
     peft_values,
     read_fields,
+    variant_of,
 )
 from rankwise.adapter_files.peft.foreign_keys import Known, as_usual, fields_as_usual
 from rankwise.adapter_files.peft.keys import (
     BASE_LAYER,
     LINEAR_KEYS,
-    MAGNITUDE_KEY,
     TOKENS_KEY,
     Parts,
     is_pair,
@@ -46,6 +45,7 @@ from rankwise.errors import AdapterFileError, ConfigError, OutputError
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.offloaded import gathered
 from rankwise.lora.targets.patterns import pinned
+from rankwise.lora.variants import VARIANTS
 from rankwise.writing import sort_metadata
 
 
@@ -55,7 +55,8 @@ def write_adapter(
     tensors: Mapping[str, tuple[Tensor, Tensor]],
     *,
     whole: Mapping[str, Tensor] | None = None,
-    magnitudes: Mapping[str, Tensor] | None = None,
+    own: Mapping[str, Mapping[str, Tensor]] | None = None,
+    shared: Mapping[str, Tensor] | None = None,
     tokens: Mapping[str, tuple[tuple[int, ...], Tensor]] | None = None,
     base_name: str | None = None,
     facts: Mapping[str, Any] | None = None,
@@ -74,7 +75,9 @@ def write_adapter(
             layers than Linear. Types are kept.
         whole: Path of a parameter or buffer, as PEFT has it -> what the adapter has in its place. `modules_to_save` and
             `bias` of the configuration must announce it, unless it is an embedding of an enlarged vocabulary.
-        magnitudes: Module path -> DoRA's magnitudes, as PEFT shapes them; needed where the configuration is of DoRA.
+        own: Module path -> what the configuration's variant has there beside A and B (DoRA's "magnitude"), as PEFT
+            shapes it.
+        shared: What all modules of the variant share, by name; A and B of `tensors` are then parts of it.
         tokens: Module path -> tokens whose rows were trained, and these rows.
         base_name: What the base is called; None leaves what the configuration brought along.
         facts: What settings say of the base, where the configuration brought nothing.
@@ -111,13 +114,19 @@ def write_adapter(
         for name, pair in tensors.items()
         for end, tensor in zip((key_ends or {}).get(name, LINEAR_KEYS), pair, strict=True)
     }
-    beside = magnitudes or {}
-    if beside.keys() != (tensors.keys() if config.variant == VARIANT_OF_DORA[True] else set()):
-        raise AdapterFileError(
-            f'The variant is "{config.variant}" and {len(beside)} of {len(tensors)} modules have magnitudes; '
-            'with "dora" all have, else none.'
-        )
-    keyed |= {key_of(name, MAGNITUDE_KEY): tensor for name, tensor in beside.items()}
+    variant, of_modules, of_all = VARIANTS[config.variant], own or {}, shared or {}
+    ends = {one.name: one.key for one in variant.tensors if one.key and not one.shared}
+    for name in {**tensors, **of_modules}:
+        if (found := of_modules.get(name, {})).keys() != ends.keys() or name not in tensors:
+            raise AdapterFileError(
+                f'The variant is "{config.variant}", whose modules have {", ".join(ends) or "nothing"} beside A and B; '
+                f'"{name}" has {", ".join(found) or "nothing"}.'
+            )
+    if of_all.keys() != {one.name for one in variant.shared}:
+        raise AdapterFileError(f'The variant is "{config.variant}"; its modules share {[*of_all] or "nothing"}.')
+    if of_all:
+        keyed = {f"base_model.{one.key}": of_all[one.name] for one in variant.shared}
+    keyed |= {key_of(name, ends[key]): t for name, found in of_modules.items() for key, t in found.items()}
     keyed |= {key_of(name, TOKENS_KEY): rows for name, (_, rows) in (tokens or {}).items()}
     keyed |= {key_of("", name): tensor for name, tensor in (whole or {}).items()}
     # Copies: safetensors refuses tensors that share memory, as slices of a stack do.
@@ -175,8 +184,10 @@ def read_adapter(
         findings.add(f"{read.path} adapts parameters (target_parameters), whose form only load_adapter knows.")
     if read.parts.biases:
         findings.add(f"{read.path} has biases of B (lora_bias), which only load_adapter can use.")
-    if read.parts.magnitudes:
-        findings.add(f"{read.path} is of a DoRA adapter, whose magnitudes only load_adapter can use.")
+    if read.parts.own:
+        variant = VARIANTS[variant_of(read.fields)]
+        what = " and ".join(one.name for one in variant.tensors if one.key)
+        findings.add(f"{read.path} is of a {variant.label} adapter, whose {what} only load_adapter can use.")
     if read.parts.tokens:
         findings.add(f"{read.path} brings rows of single tokens, which only load_adapter can use.")
     return config_of(read, {name: (name, 1) for name in read.parts.pairs}, findings), read.parts.pairs
@@ -315,9 +326,10 @@ def config_of(read: AdapterFile, named: Mapping[str, tuple[str, int]], findings:
             scaling=SCALING_OF_RSLORA[bool(fields.get("use_rslora"))],
             modules_to_save=tuple(fields.get("modules_to_save") or ()),
             bias=fields.get("bias") or "none",
-            variant=VARIANT_OF_DORA[bool(fields.get("use_dora"))],
+            variant=variant_of(fields),
             trainable_tokens=tokens_of_fields(fields, list(parts.tokens)),
             extra=foreign_fields(fields),
+            **VARIANTS[variant_of(fields)].peft.read(fields),
         )
     except ConfigError as error:
         raise AdapterFileError(f"{read.settings} can't be used: {error}") from error

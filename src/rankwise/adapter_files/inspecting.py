@@ -15,7 +15,8 @@ from torch import Tensor
 
 from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.folder import AdapterFile, read_whole
-from rankwise.adapter_files.peft.config import peft_values
+from rankwise.adapter_files.peft.config import peft_values, variant_of
+from rankwise.lora.variants import VARIANTS
 
 
 @dataclass(frozen=True)
@@ -102,20 +103,23 @@ def _modules(read: AdapterFile) -> list[InspectedModule]:
     fields, parts = read.fields, read.parts
     ranks = peft_values(fields.get("rank_pattern"), fields["r"], parts.pairs)
     alphas = peft_values(fields.get("alpha_pattern"), fields.get("lora_alpha", 8), parts.pairs)
+    shared = VARIANTS[variant_of(fields)].shared
     found: list[InspectedModule] = []
     for path, (A, B) in sorted(parts.pairs.items(), key=lambda pair: _natural(pair[0])):
         r = ranks[path]
         s = alphas[path] / (math.sqrt(r) if fields.get("use_rslora") else r)
-        extra = [more[path] for more in (parts.magnitudes, parts.biases) if path in more]
+        own = [*parts.own.get(path, {}).values(), *([parts.biases[path]] if path in parts.biases else [])]
+        trained = own if shared else [A, B, *own]
         # Of a stack of experts, and of a grouped convolution, A and B are not the two halves of one matrix.
-        values = s * singular_values(A, B) if A.shape[0] == B.shape[1] == r else None
+        # What all modules share says nothing of one of them.
+        values = s * singular_values(A, B) if not shared and A.shape[0] == B.shape[1] == r else None
         found.append(
             InspectedModule(
                 path=path,
                 r=r,
                 alpha=alphas[path],
                 shapes=(tuple(A.shape), tuple(B.shape)),
-                parameters=sum(tensor.numel() for tensor in (A, B, *extra)),
+                parameters=sum(tensor.numel() for tensor in trained),
                 norm=None if values is None else float(values.norm()),
                 largest=None if values is None else float(values.max()),
                 effective_rank=None if values is None else effective_rank(values),

@@ -93,7 +93,9 @@ def load_loralib(
             slices=slices or {},
         )
         targets = find_targets(model, config)
-        matrices = {target.name: _fitting(where, target, pairs) for target in targets.adapted}
+        matrices = {
+            target.name: dict(zip("AB", _fitting(where, target, pairs), strict=True)) for target in targets.adapted
+        }
         whole = _biases_that_fit(where, model, biases)
         elsewhere = any(bias.rpartition(".")[0] not in pairs for bias in whole)
         config = replace(config, bias="all" if elsewhere else "lora_only" if whole else "none")

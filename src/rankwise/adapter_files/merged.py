@@ -13,6 +13,7 @@ from rankwise.adapter_files.tensor_file import write_tensors
 from rankwise.errors import AdapterError, OutputError
 from rankwise.locking import staging
 from rankwise.lora.base.state import without_adapters
+from rankwise.lora.checks.foreign import check_unwrapped_by_peft
 from rankwise.lora.merge import MergeReport, merge, unmerge
 from rankwise.lora.targets.modules import unwrapped
 from rankwise.writing import plain_mode
@@ -65,6 +66,7 @@ def save_merged(
             f"The configuration of the {type(model).__name__} says that its weights are quantised, so a merged model "
             "would be read wrongly. Load the base without quantisation, load the adapter on it, and save that."
         )
+    check_unwrapped_by_peft(model)
     report = merge(model, dequantize=dequantize)
     try:
         with staging(folder) as staged:

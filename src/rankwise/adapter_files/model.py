@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rankwise.adapter_files.base.checksums import BaseRecord, check_base
 from rankwise.adapter_files.base.record import adapted_weights, other_tensors
-from rankwise.adapter_files.base.savable import check_savable
+from rankwise.adapter_files.base.savable import check_base_as_before, check_savable
 from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.fit import (
     as_here,
@@ -27,10 +27,11 @@ from rankwise.adapter_files.peft.base_facts import base_facts
 from rankwise.adapter_files.peft.config import CONFIG_FILE
 from rankwise.adapter_files.peft.embeddings import embeddings_of, embeddings_to_save
 from rankwise.adapter_files.peft.foreign_keys import known_of
+from rankwise.adapter_files.peft.saved_modules import also_meant
 from rankwise.adapter_files.placing import (
     FileLayout,
     as_filed,
-    magnitudes_of_file,
+    own_of_file,
     settings_names,
     targets_of_file,
     weights_of_file,
@@ -40,12 +41,14 @@ from rankwise.collector import collector_paused
 from rankwise.errors import AdapterFileError
 from rankwise.lora.adapter import LoRA, layers_with
 from rankwise.lora.base.buffers import changed_buffers
-from rankwise.lora.checks.foreign import check_attachable
+from rankwise.lora.checks.foreign import check_attachable, check_unwrapped_by_peft
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import Report, attach, check_new_name
 from rankwise.lora.targets.find import Target, Targets
-from rankwise.lora.targets.modules import named_once
+from rankwise.lora.targets.modules import base_tensors, named_once
+from rankwise.lora.targets.patterns import as_list
 from rankwise.lora.trained_modules import whole_tensors
+from rankwise.lora.variants import VARIANTS
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def save_adapter(
     """
     with collector_paused():  # names and patterns make many small objects too
         with_tokens = layers_with(model, name)
+        check_unwrapped_by_peft(model)
         modules = named_once(model)
         config = next(iter(with_tokens.values()))[1].configs[name]
         whole = whole_tensors(model, name)
@@ -117,12 +121,15 @@ def save_adapter(
         rows = tokens_as_filed(with_tokens, name, whole)
         chosen = {path: {*lora.kind_of(name).tokens} for path, (_, lora) in with_tokens.items()}
         whole |= embeddings_to_save(model, base_name, save_embeddings, chosen, whole)
+        also = also_meant(model, tuple(map(str, as_list(config.modules_to_save))), with_tokens)
         drifted = {path: now for path, (_, now) in changed_buffers(model).items() if path not in whole}
+        drifted |= {path: base_tensors(model)[path] for path in check_base_as_before(model, {*whole, *drifted}, strict)}
         whole |= drifted
         # What the file itself brings need not be the base's, nor rows of tokens that were drawn at random.
         compared = {path: it for path, it in layers.items() if f"{path}.weight" not in whole}
         adapted = {path: (layer, lora.parameter) for path, (layer, lora) in compared.items()}
         without = {*whole} - {*drifted} | {*_weight_paths(with_tokens)}
+        whole |= {path: tensor for path, tensor in also.items() if path not in whole}
         if save_embeddings is False:
             without |= {f"{path}.weight" for path in embeddings_of(model)}
         return write_adapter(
@@ -130,7 +137,8 @@ def save_adapter(
             filed.config,
             filed.tensors,
             whole={filed.paths.whole(path, filed.tensors, rows): tensor for path, tensor in whole.items()},
-            magnitudes=filed.magnitudes,
+            own=filed.own,
+            shared=filed.shared,
             tokens=rows,
             base=BaseRecord(adapted_weights(adapted), other_tensors(model, without), drifted),
             base_name=base_name,
@@ -204,7 +212,7 @@ def load_adapter(
         check_attachable(model)
         fitting = read_for(model, directory, name, findings, allow_pickle, untie)
         targets = Targets(fitting.targets, [])
-        report = attach(model, targets, fitting.pairs, fitting.config, name, fitting.whole, fitting.own)
+        report = attach(model, targets, fitting.tensors, fitting.config, name, fitting.whole, fitting.shared)
     return LoadReport(**vars(report), findings=findings.listed, notes=fitting.notes)
 
 
@@ -215,17 +223,17 @@ class Fitting:
     Args:
         config: The file's settings.
         targets: The weights it adapts.
-        pairs: Their names -> A and B as matrices.
+        tensors: Their names -> what the variant has there, A and B as matrices; shared tensors apart.
+        shared: What all layers share.
         whole: Path of a parameter -> what the file has in its place.
-        own: Names of the targets -> what the variant has beside A and B; None where it has nothing.
         notes: What couldn't be checked, and where PEFT may have trained another function.
     """
 
     config: LoRAConfig
     targets: list[Target]
-    pairs: dict[str, tuple[Tensor, Tensor]]
+    tensors: dict[str, dict[str, Tensor]]
+    shared: dict[str, Tensor]
     whole: dict[str, Tensor]
-    own: dict[str, dict[str, Tensor]] | None
     notes: list[str]
 
 
@@ -249,9 +257,9 @@ def read_for(
     config = config_of(read, settings_names(weights, read.parts.pairs), findings)
     pairs = read.parts.pairs
     targets, converted, paths = targets_of_file(model, modules, weights, config, pairs, untie, findings)
-    own = magnitudes_of_file(targets, paths, read.parts.magnitudes, findings) if read.parts.magnitudes else None
+    own = own_of_file(targets, paths, read.parts.own, findings) if read.parts.own else {}
     # Any stand-in for magnitudes would change the layer, so its A and B are of no use without them.
-    targets = [target for target in targets if own is None or target.name in own]
+    targets = [target for target in targets if not read.parts.own or target.name in own]
     whole = whole_of_file(model, read, findings)
     find_missing(modules, read, targets, whole, findings)
     chosen = tokens_of_fields(read.fields, list(read.parts.tokens))
@@ -265,6 +273,7 @@ def read_for(
     base = BaseRecord(
         adapted_weights({target.name: (target.module, target.parameter) for target in targets}),
         other_tensors(model, {*whole, *_weights_of(tokens)}),
+        paths=base_tensors(model),
     )
     embeddings = [f"{path}.weight" for path in embeddings_of(model)]
     notes = check_base(read.path, read.metadata, base, findings, embeddings)
@@ -274,8 +283,16 @@ def read_for(
     config = replace(config, modules_to_save=saved_modules_of_file(modules, read, whole))
     place = {module: i for i, (module, _) in enumerate(modules)}
     targets = sorted([*targets, *tokens], key=lambda target: place[target.module])
-    own = None if own is None else {**own, **{target.name: {} for target in tokens}}
-    return Fitting(config, targets, {**converted, **of_tokens}, whole, own, notes)
+    both = {**converted, **of_tokens}
+    shared = {one.name for one in VARIANTS[config.variant].shared}
+    tensors = {
+        target.name: {
+            **{key: tensor for key, tensor in zip("AB", both[target.name], strict=True) if key not in shared},
+            **own.get(target.name, {}),
+        }
+        for target in targets
+    }
+    return Fitting(config, targets, tensors, read.parts.shared, whole, notes)
 
 
 def _weights_of(tokens: Sequence[Target]) -> Iterator[str]:

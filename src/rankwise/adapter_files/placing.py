@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.adapter_files.findings import Findings
-from rankwise.adapter_files.peft.config import VARIANT_OF_DORA, PeftName
+from rankwise.adapter_files.peft.config import PeftName
 from rankwise.adapter_files.peft.layer_tensors import form_of, growth_of, is_compact
 from rankwise.adapter_files.peft.paths import IN_PROJ, PeftLocation, PeftPaths, paths_of_file, paths_of_layers
 from rankwise.errors import AdapterError, suggest
 from rankwise.lora.adapter import LoRA
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer_types import LayerType, obstacle
-from rankwise.lora.layer_types.convolution import Convolution
 from rankwise.lora.layer_types.parameter import parameter_type
 from rankwise.lora.layer_types.sliced import block_form
 from rankwise.lora.targets.find import Target
@@ -46,7 +45,8 @@ class FileLayout:
         tensors: PEFT's path -> A and B as PEFT shapes them.
         named: PEFT's path -> what the settings call it.
         key_ends: PEFT's path -> ends of the keys of A and B.
-        magnitudes: PEFT's path -> DoRA's magnitudes, as PEFT shapes them.
+        own: PEFT's path -> what the variant has there beside A and B, by name, as PEFT shapes it.
+        shared: What all layers share, by name.
         paths: Where PEFT has the weights.
     """
 
@@ -54,7 +54,8 @@ class FileLayout:
     tensors: dict[str, Pair]
     named: dict[str, PeftName]
     key_ends: dict[str, tuple[str, str]]
-    magnitudes: dict[str, Tensor]
+    own: dict[str, dict[str, Tensor]]
+    shared: dict[str, Tensor]
     paths: PeftPaths
 
 
@@ -70,9 +71,9 @@ def as_filed(modules: Sequence[Named], layers: Layers, name: str, config: LoRACo
     Raises:
         AdapterError: Two weights would lie in one place of the file.
     """
-    paths = paths_of_layers(modules, layers, config.variant == VARIANT_OF_DORA[False])
+    paths = paths_of_layers(modules, layers, config.variant == "lora")
     firsts = {module: names[0] for module, names in modules}
-    filed = FileLayout(config, {}, {}, {}, {}, paths)
+    filed = FileLayout(config, {}, {}, {}, {}, {}, paths)
     settings: dict[str, tuple[int, float]] = {}
     patterned = matching_values(config.alpha_pattern, layers)
     compact = _is_too_large(layers, name)
@@ -83,7 +84,10 @@ def as_filed(modules: Sequence[Named], layers: Layers, name: str, config: LoRACo
                 f'"{path}" and another weight of its module would lie in one place of a file in PEFT\'s format. Save '
                 "adapters of them one by one."
             )
-        A, B = (tensor.detach() for tensor in lora.pair(name))
+        tensors = {key: tensor.detach() for key, tensor in lora.tensors(name).items()}
+        shared = {one.name for one in lora.variant_of(name).shared}
+        filed.shared.update({key: tensor for key, tensor in tensors.items() if key in shared})
+        A, B = _cut(tensors["A"], tensors["B"], row, layer) if shared else (tensors["A"], tensors["B"])
         # PEFT has no slices: an ordinary adapter of the summed rank is the same function.
         whole = block_form(B, row.slices, own.dims(layer)[1]) if row.slices else B
         form = form_of(own, compact and growth_of(layer, A) > 1, place.bare)
@@ -96,8 +100,12 @@ def as_filed(modules: Sequence[Named], layers: Layers, name: str, config: LoRACo
         called = place.name if settings.setdefault(place.name, values) == values else place.path
         settings[called] = values
         filed.named[place.path] = PeftName(called, place.bare, r)
-        for tensor in (lora.fetched(key, name) for key in lora.own(name)):
-            filed.magnitudes[place.path] = tensor.detach().view(_magnitude_shape(layer, tensor.numel()))
+        declared = [one for one in lora.variant_of(name).tensors if one.key and not one.shared]
+        if declared:
+            held = {one.name: tensors[one.name] for one in declared}
+            filed.own[place.path] = {
+                one.name: held[one.name].view(one.filed(layer, tuple(held[one.name].shape))) for one in declared
+            }
     alphas = {called: alpha for called, (_, alpha) in settings.items()}
     return replace(filed, config=replace(config, alpha_pattern=pinned(alphas, config.alpha)))
 
@@ -107,13 +115,16 @@ def _row_of_all(lora: LoRA) -> LayerType:
     return parameter_type(lora.parameter) if lora.is_parameter else lora.layer_type
 
 
-def _magnitude_shape(layer: nn.Module, d_out: int) -> tuple[int, ...]:
-    return (1, d_out, *(1,) * len(layer.kernel_size)) if isinstance(layer, Convolution) else (d_out,)
+def _cut(A: Tensor, B: Tensor, kind: LayerType, layer: nn.Module) -> Pair:
+    """The part of an A and B that all layers share which belongs to one of them."""
+    d_in, d_out = kind.dims(layer)
+    return A[:, :d_in], B[:d_out]
 
 
 def _is_too_large(layers: Layers, name: str) -> bool:
     """Tell whether PEFT's form would be too large a file, and warn that PEFT can't read this one then."""
-    grown = [(lora.A[name].numel(), growth_of(layer, lora.A[name])) for layer, lora in layers.values()]
+    matrices = [(layer, lora.parameters_of(name)["A"]) for layer, lora in layers.values()]
+    grown = [(A.numel(), growth_of(layer, A)) for layer, A in matrices]
     numbers = sum(own * growth for own, growth in grown if growth > 1)
     if numbers <= _MOST_GROWTH:
         return False
@@ -220,7 +231,7 @@ def targets_of_file(
     converted: dict[str, Pair] = {}
     paths: dict[str, str] = {}
     known = [name for _, names in modules for name in names]
-    for path, (A, B) in tensors.items():
+    for path, filed in tensors.items():
         found = weights.get(path)
         if found is None:
             findings.add(
@@ -229,6 +240,8 @@ def targets_of_file(
             )
             continue
         weight = found.weight
+        kind = None if found.blocked or not VARIANTS[config.variant].shared else weight.layer_type
+        A, B = filed if kind is None else _cut(*filed, kind, weight.module)
         others = targets.setdefault(weight.module, {})
         if weight.parameter in others:
             findings.add(
@@ -291,32 +304,42 @@ def _target(
         aliases=tuple(weight.names[1:]),
         parameter=weight.parameter,
         reader=reader_of(model, weight),
+        variant=config.variant,
     )
 
 
-def magnitudes_of_file(
-    targets: Iterable[Target], paths: Mapping[str, str], magnitudes: Mapping[str, Tensor], findings: Findings
+def own_of_file(
+    targets: Iterable[Target],
+    paths: Mapping[str, str],
+    own: Mapping[str, Mapping[str, Tensor]],
+    findings: Findings,
 ) -> dict[str, dict[str, Tensor]]:
-    """Return DoRA's magnitudes of a file by the targets' names, without those that don't fit.
+    """Return what the variant of a file has beside A and B by the targets' names, without those that don't fit.
 
     Args:
         targets: The targets.
         paths: Their names -> PEFT's paths.
-        magnitudes: PEFT's path -> magnitudes.
+        own: PEFT's path -> tensors by name.
         findings: Takes what doesn't fit.
     """
-    own: dict[str, dict[str, Tensor]] = {}
+    fitting: dict[str, dict[str, Tensor]] = {}
     for target in targets:
-        path = paths[target.name]
-        tensor, needed = magnitudes[path], _magnitude_shape(target.module, target.d_out)
-        if tuple(tensor.shape) != needed or not tensor.is_floating_point():
-            findings.add(
-                f'The magnitudes of "{path}" have shape {tuple(tensor.shape)} and type {tensor.dtype}; the base layer '
-                f"needs {needed} floating-point numbers. Was it trained on another model?"
-            )
+        path, found = paths[target.name], dict[str, Tensor]()
+        for one in VARIANTS[target.variant].tensors:
+            if not one.key or one.shared:
+                continue
+            tensor, shape = own[path][one.name], one.shape(target.sizes)
+            needed = one.filed(target.module, shape)
+            if tuple(tensor.shape) != needed or not tensor.is_floating_point():
+                findings.add(
+                    f'The {one.name} of "{path}" has shape {tuple(tensor.shape)} and type {tensor.dtype}; the base '
+                    f"layer needs {needed} floating-point numbers. Was it trained on another model?"
+                )
+                break
+            found[one.name] = tensor.reshape(shape)
         else:
-            own[target.name] = {"magnitude": tensor.flatten()}
-    return own
+            fitting[target.name] = found
+    return fitting
 
 
 def _cause(row: LayerType, tensor: Tensor, needed: tuple[int, ...]) -> str:

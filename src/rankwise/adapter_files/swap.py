@@ -1,7 +1,7 @@
 """The values of an adapter file in place of an attached adapter's: compiled code stays valid."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from rankwise.lora.adapter import LoRA, layers_with
 from rankwise.lora.offloaded import has_data
 from rankwise.lora.targets.find import Target
 from rankwise.lora.trained_modules import whole_tensors
+from rankwise.lora.variants import VARIANTS, VariantTensor
 
 
 def swap_adapter(
@@ -64,13 +65,12 @@ def swap_adapter(
     for target in read.targets:
         lora = layers[target.name][1]
         _check_layer(target.name, lora, name, target, read.config.variant)
-        # Each matrix of a stack is filled up by itself.
-        A, B = (tensor.unflatten(dim, (target.stack, -1)) for dim, tensor in enumerate(read.pairs[target.name]))
-        more = lora.A[name].shape[0] // target.stack - target.r
-        new.append((lora.A[name], nn.functional.pad(A, (0, 0, 0, more)).flatten(0, 1)))
-        new.append((lora.B[name], nn.functional.pad(B * (target.scale / lora.scale[name]), (0, more)).flatten(1)))
-        beside: Mapping[str, Tensor] = (read.own or {}).get(target.name, {})
-        new += [(lora.own(name)[key], tensor) for key, tensor in beside.items()]
+        held = lora.parameters_of(name)
+        for one in VARIANTS[target.variant].tensors:
+            if not one.shared:
+                values = read.tensors[target.name][one.name]
+                values = values * (target.scale / lora.scale[name]) if one.up else values
+                new.append((held[one.name], _filled_up(values, one, target.stack, held[one.name])))
     if not all(has_data(tensor) for tensor, _ in new):
         raise AdapterError(
             f'The numbers of "{name}" lie elsewhere (accelerate has offloaded the model, or it is on the meta device), '
@@ -80,6 +80,16 @@ def swap_adapter(
         for tensor, values in new:
             tensor.copy_(values)
     return [*findings.listed, *read.notes]
+
+
+def _filled_up(values: Tensor, one: VariantTensor, stack: int, like: Tensor) -> Tensor:
+    """A file's tensor at the rank of the attached adapter's; each matrix of a stack is filled up by itself."""
+    if one.rank_dim is None:
+        return values
+    each, dim = values.unflatten(one.rank_dim, (stack, -1)), one.rank_dim
+    more = like.shape[dim] // stack - each.shape[dim + 1]
+    after = [0, 0] * (each.ndim - 2 - dim)
+    return nn.functional.pad(each, (*after, 0, more), value=one.pad).flatten(dim, dim + 1)
 
 
 def _check_alike(what: str, own: Collection[str], read: Collection[str], name: str, directory: object) -> None:
@@ -98,7 +108,12 @@ def _check_layer(path: str, lora: LoRA, name: str, target: Target, variant: str)
     if own.variant != variant or lora.kind_of(name).slices:
         of = "on slices" if lora.kind_of(name).slices else f'of variant "{own.variant}"'
         raise AdapterError(f'"{name}" is {of} and the file of variant "{variant}"; load it under another name.')
-    r = lora.A[name].shape[0] // target.stack
+    if VARIANTS[variant].shared:
+        raise AdapterError(
+            f'"{name}" is of variant "{variant}", whose layers share tensors that a file may not fit; load it under '
+            "another name."
+        )
+    r = lora.parameters_of(name)["A"].shape[0] // target.stack
     if target.r > r:
         raise AdapterError(
             f'The file has r = {target.r} at "{path}", and "{name}" r = {r}. Only a smaller r can be filled up: inject '

@@ -40,7 +40,7 @@ def tokens_as_filed(layers: Layers, name: str, whole: Mapping[str, Tensor]) -> d
     for path, (layer, lora) in layers.items():
         tokens = lora.kind_of(name).tokens
         if tokens and path in lora.configs[name].trainable_tokens:
-            B = lora.pair(name)[1].detach()
+            B = lora.tensors(name)["B"].detach()
             weight = whole.get(f"{path}.weight", _weight_before(layer, lora))
             filed[path] = tokens, _base_rows(weight, tokens, B) + B.mT
     return filed

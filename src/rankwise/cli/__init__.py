@@ -6,13 +6,13 @@ One file a command; nothing heavy is loaded before a command runs, so `--help` i
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cyclopts import CycloptsError
-from cyclopts.config import Dict
 
 from rankwise.cli.app import EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_OK, app
 from rankwise.cli.compare import compare
-from rankwise.cli.continuing import as_config, settings_of
+from rankwise.cli.continuing import settings_of
 from rankwise.cli.digits import digits
 from rankwise.cli.evaluate import evaluate
 from rankwise.cli.generate import generate
@@ -23,9 +23,12 @@ from rankwise.cli.report import report
 from rankwise.cli.sweep import sweep
 from rankwise.cli.train import train
 from rankwise.cli.work import work
-from rankwise.errors import ConfigError, RankwiseError, flags_named, suggest
+from rankwise.errors import ConfigError, RankwiseError, flags_named
 from rankwise.shown import printable
 from rankwise.tasks.options import parse_numbers
+
+if TYPE_CHECKING:
+    from cyclopts.config import Dict
 
 __all__ = [
     "compare",
@@ -54,13 +57,15 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _continued(directory: Path, arguments: Sequence[str]) -> Dict:
+def _continued(directory: Path, arguments: Sequence[str]) -> "Dict":
     """The settings of the run in a directory, with the seeds and ranks that are added to it.
 
     Raises:
         ConfigError: What is added is no number, or can't be added.
         CheckpointError: There is no such run.
     """
+    from rankwise.cli.settings_file import as_config
+
     seeds, ranks = _value_of("--more-seeds", arguments), _value_of("--more-ranks", arguments)
     try:
         number = None if seeds is None else int(seeds)
@@ -70,30 +75,16 @@ def _continued(directory: Path, arguments: Sequence[str]) -> Dict:
     return as_config(settings_of(directory, number, added), directory)
 
 
-def _settings(path: Path) -> Dict:
-    """Read a --config file.
+def _from_file(path: Path, arguments: Sequence[str]) -> "Dict":
+    """The settings in a --config file.
 
     Raises:
-        ConfigError: It is missing, or not YAML with the settings of commands.
+        ConfigError: They can't be used.
     """
-    import yaml
+    from rankwise.cli.settings_file import read_settings
 
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path} can't be read ({error.strerror}); --config takes a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict) or not all(isinstance(value, dict) for value in settings.values()):
-        raise ConfigError(
-            f'{path} does not hold the settings of a command; write "digits:" and below it, indented, "ranks: [1, 2]".'
-        )
     commands = [name for name in app if not name.startswith("-")]
-    for name in sorted(settings.keys() - set(commands), key=str):
-        raise ConfigError(
-            f'{path} has settings of "{name}"; there are commands {", ".join(commands)}.{suggest(str(name), commands)}'
-        )
-    return as_config(settings, path)
+    return read_settings(path, next(iter(arguments), None), commands)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if resume is not None:
                 app.config = (_continued(Path(resume), arguments),)
             else:
-                app.config = () if path is None else (_settings(Path(path)),)
+                app.config = () if path is None else (_from_file(Path(path), arguments),)
             result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return result if isinstance(result, int) else EXIT_OK
     except RankwiseError as error:

@@ -1,6 +1,8 @@
 """The application that commands register with."""
 
-from cyclopts import App, Group
+from cyclopts import App
+
+from rankwise.tasks.flags import flag_group
 
 EXIT_OK, EXIT_MISTAKE, EXIT_DIVERGED, EXIT_INTERRUPTED = 0, 2, 3, 130
 EXIT_ANSWERED, EXIT_LATER = 10, 75
@@ -18,10 +20,11 @@ app = App(
     version_flags=["--version"],
     # Ctrl-C has an exit code and a message of ours.
     suppress_keyboard_interrupt=False,
+    group_parameters=flag_group("Parameters"),
 )
 
 app.register_install_completion_command(name="--install-completion")
 
-MAIN = Group("Main options", sort_key=0)
-TRAINING = Group("Training", sort_key=4)
-HOW = Group("How it runs", sort_key=10)
+MAIN = flag_group("Main options", 0)
+TRAINING = flag_group("Training", 4)
+HOW = flag_group("How it runs", 10)

@@ -1,6 +1,5 @@
 """`rankwise compare`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -39,11 +38,11 @@ def compare(
 
     from rankwise.report import numbers
     from rankwise.report.compare import cell_words, compare_runs, difference_words, draw_comparison
-    from rankwise.shown import printable
+    from rankwise.shown import json_line, printable
 
     found = compare_runs(runs)
     if json_:
-        print(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+        print(json_line(asdict(found), indent=2))
     else:
         console = Console(soft_wrap=False)
         console.print(f"Test {numbers.words(found.metric)}", highlight=False, markup=False)

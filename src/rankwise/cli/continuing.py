@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cyclopts.config import Dict
-
 from rankwise.errors import CheckpointError, ConfigError
 from rankwise.sweeps.choose.deciding import Deciding
 
@@ -89,13 +87,3 @@ def extended(settings: dict[str, Any], more_seeds: int | None, more_ranks: Seque
             raise ConfigError(f"--more-ranks names {known}, which the run has already; it has {ranks}.")
         changed["ranks"] = sorted({*ranks, *more_ranks})
     return {command: changed}
-
-
-def as_config(settings: dict[str, Any], path: Path) -> Dict:
-    """Settings of commands, as the command line reads them; `path` is where they come from, for messages."""
-    for options in settings.values():
-        for name in ("seeds", "seed"):
-            # As text a list of one would read like a number of seeds.
-            if isinstance(options.get(name), list):
-                options[name] = "".join(f"{seed}," for seed in options[name])
-    return Dict(settings, source=str(path))

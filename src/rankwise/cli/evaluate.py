@@ -1,6 +1,5 @@
 """`rankwise evaluate`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from rankwise.cli.app import EXIT_OK, app
-from rankwise.shown import printable
+from rankwise.shown import json_line, printable, shortened
 from rankwise.tasks.flags import listed
 from rankwise.tasks.text.options import parse_columns
 from rankwise.tasks.text.use.options import UseOptions
@@ -66,11 +65,16 @@ def evaluate(
         Print the figures as JSON.
     """
     from rankwise.tasks.text.use.evaluating import evaluate_texts
+    from rankwise.tasks.text.use.evaluation_files import check_report
     from rankwise.tasks.text.use.generating import Writing
     from rankwise.tasks.text.use.images import evaluate_images, load_adapted_images
     from rankwise.tasks.text.use.served import load_adapted, reads_images
-    from rankwise.writing import replacing
+    from rankwise.writing import check_not_read, replacing
 
+    if out is not None:
+        check_not_read(out, [Path(data), *adapters])
+    if report is not None:
+        check_report(report)
     options = options or UseOptions()
     if reads_images(adapters):
         served = load_adapted_images(adapters, options)
@@ -88,15 +92,14 @@ def evaluate(
             generate=generate,
             writing=Writing(max_new_tokens=max_new_tokens),
         )
-    content = json.dumps(found.plain(), indent=2, ensure_ascii=False)
     if json_:
-        print(content)
+        print(json_line(found.plain(), indent=2))
     else:
         _show(found)
     # Last: a place that can't be written costs no figures.
     if out is not None:
         with replacing(out) as temporary:
-            temporary.write_text(content + "\n", encoding="utf-8")
+            temporary.write_text(json_line(found.plain(), indent=2) + "\n", encoding="utf-8")
     if report is not None:
         from rankwise.tasks.text.use.evaluation_files import write_evaluation
 
@@ -127,5 +130,5 @@ def _show(found: "Evaluation") -> None:
     for name, counts in found.confusions.items():
         pairs = most_confused(counts, found.labels) if found.labels else []
         if pairs:
-            shown = "; ".join(f'"{said}" for "{right}" ({n:,})' for right, said, n in pairs)
-            console.print(f"{name} most often says {shown}.", highlight=False, markup=False)
+            shown = "; ".join(f'"{shortened(said)}" for "{shortened(right)}" ({n:,})' for right, said, n in pairs)
+            console.print(f"{printable(name)} most often says {shown}.", highlight=False, markup=False)

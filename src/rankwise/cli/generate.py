@@ -87,7 +87,7 @@ def generate(
     adapted = load_adapted(adapters, options or UseOptions())
     check_writes(adapted)
     for note in (*adapted.notes, *notes):
-        print(note, file=sys.stderr)
+        print(printable(note), file=sys.stderr)
     names = [*([BASE] if base or not adapted.names else []), *adapted.names]
     if given is not None:
         if len(given) > 1:
@@ -96,7 +96,7 @@ def generate(
             if not places:
                 raise DataError(said[0])
             for note in said:
-                print(note, file=sys.stderr)
+                print(printable(note), file=sys.stderr)
         for start in range(0, len(given), batch_size):
             # Each batch as soon as it is answered; equal prompts in two of them are drawn anew.
             _answer(adapted, names, given[start : start + batch_size], replace(how, seed=seed + start), as_json=json_)
@@ -134,5 +134,7 @@ def _typed() -> Iterator[str]:
             line = input("> " if sys.stdin.isatty() else "")
         except EOFError:
             return
-        if line.strip():
-            yield line
+        except UnicodeDecodeError as error:
+            raise DataError("Standard input is no UTF-8 text; save it as UTF-8.") from error
+        if line.strip("\ufeff \t\r\n"):
+            yield line.removeprefix("\ufeff")

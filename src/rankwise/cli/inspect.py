@@ -3,7 +3,8 @@
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,7 +61,27 @@ def inspect(
     return EXIT_OK
 
 
-def _run_of(adapter: Path) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class AdapterRun:
+    """The run that an adapter came from, as `--json` prints it."""
+
+    directory: str
+    command: str
+    started: str
+    metric_name: str
+    base_metric: float | None
+    training_examples: int
+    name: str
+    configuration: str | None
+    lr: float | None
+    seed: int | None
+    epochs: float | None
+    steps: int | None
+    status: str
+    metric: float | None
+
+
+def _run_of(adapter: Path) -> AdapterRun | None:
     """What the run directory that the adapter lies in says of it; None where it lies in none."""
     from rankwise.errors import OutputError
     from rankwise.report import read_results
@@ -71,23 +92,28 @@ def _run_of(adapter: Path) -> dict[str, Any] | None:
         results = read_results(directory / "results.json")
     except OutputError:
         return None
-    row = next((run for run in results["runs"] if run["adapter"] == f"adapters/{folder.name}"), None)
-    if row is None:
+    run = next((run for run in results.runs if run.adapter == f"adapters/{folder.name}"), None)
+    if run is None:
         return None
-    return {
-        "directory": str(directory),
-        "command": results.get("command"),
-        "started": results.get("started"),
-        "metric_name": results["metric"]["name"],
-        "base_metric": results["base"]["metric"],
-        "training_examples": results["data"]["train"]["n"],
-        **{key: row.get(key) for key in ("name", "configuration", "lr", "seed", "epochs", "steps", "status", "metric")},
-    }
+    return AdapterRun(
+        directory=str(directory),
+        command=results.command,
+        started=results.started,
+        metric_name=results.metric.name,
+        base_metric=results.base.metric,
+        training_examples=results.data.train.n,
+        name=run.name,
+        configuration=run.configuration,
+        lr=run.lr,
+        seed=run.seed,
+        epochs=run.epochs,
+        steps=run.steps,
+        status=run.status,
+        metric=run.metric,
+    )
 
 
-def _plain(found: "Inspection", run: dict[str, Any] | None) -> dict[str, Any]:
-    from dataclasses import asdict
-
+def _plain(found: "Inspection", run: AdapterRun | None) -> dict[str, Any]:
     return {
         "folder": str(found.folder),
         "trainable_parameters": found.parameters,
@@ -96,15 +122,17 @@ def _plain(found: "Inspection", run: dict[str, Any] | None) -> dict[str, Any]:
         "settings": found.settings,
         "modules": [asdict(module) for module in found.modules],
         "saved_whole": {path: {"shape": shape, "norm": norm} for path, (shape, norm) in found.saved.items()},
-        "run": run,
+        "run": None if run is None else asdict(run),
         "findings": list(found.findings),
     }
 
 
-def _show(found: "Inspection", run: Mapping[str, Any] | None, *, each: bool) -> None:
+def _show(found: "Inspection", run: AdapterRun | None, *, each: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from rankwise.adapter_files.peft.config import variant_of
+    from rankwise.lora.variants import VARIANTS
     from rankwise.shown import printable
 
     console = Console(soft_wrap=False)
@@ -118,14 +146,15 @@ def _show(found: "Inspection", run: Mapping[str, Any] | None, *, each: bool) -> 
         value = found.settings.get(key)
         if value not in (None, [], ""):
             line(f"  {word}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
-    variant = "DoRA" if found.settings.get("use_dora") else "LoRA"
-    line(f"  kind: {variant}, scale alpha / {'sqrt(r)' if found.settings.get('use_rslora') else 'r'}")
+    variant = VARIANTS[variant_of(found.settings)]
+    scale = f"alpha / {'sqrt(r)' if found.settings.get('use_rslora') else 'r'}" if variant.scaled else "1"
+    line(f"  kind: {variant.label}, scale {scale}")
     if run is not None:
-        metric = "" if run["metric"] is None else f", test {run['metric_name']} {run['metric']:.4g}"
-        rate = "" if run["lr"] is None else f"learning rate {run['lr']:g}, "
-        line(f"  run: {run['name']} of {run['directory']} ({run['started']})")
-        line(f"  trained: {rate}seed {run['seed']}, {run['training_examples']:,} examples, {run['status']}{metric}")
-        line(f"  command: {run['command']}")
+        metric = "" if run.metric is None else f", test {run.metric_name} {run.metric:.4g}"
+        rate = "" if run.lr is None else f"learning rate {run.lr:g}, "
+        line(f"  run: {run.name} of {run.directory} ({run.started})")
+        line(f"  trained: {rate}seed {run.seed}, {run.training_examples:,} examples, {run.status}{metric}")
+        line(f"  command: {run.command}")
     groups = _groups(found.modules, each=each)
     above = _shared_path(groups)
     table = Table(box=None, header_style="")

@@ -68,6 +68,7 @@ def predict(
     from rankwise.tasks.text.use.images import listed_images, load_adapted_images
     from rankwise.tasks.text.use.prediction_files import format_of
     from rankwise.tasks.text.use.served import load_adapted, reads_images
+    from rankwise.writing import check_not_read
 
     if text is not None and file is not None:
         raise ConfigError("--text and --file are both given; leave one of them out.")
@@ -82,13 +83,14 @@ def predict(
         raise DataError("The text is empty; give --text one with at least a letter.")
     if out is not None:
         format_of(out)
+        check_not_read(out, [*([] if file is None else [file]), *adapters])
     options = options or UseOptions()
     if reads_images(adapters):
         if file is None:
             raise ConfigError("The adapter classifies images; give --file an image, or a folder of images.")
         show = _Show(load_adapted_images(adapters, options), format_, out, all_labels)
         for note in show.adapted.notes:
-            print(note, file=sys.stderr)
+            print(printable(note), file=sys.stderr)
         show(listed_images(file))
         return EXIT_OK
     texts, notes = (None if text is None else [as_text(1, text)]), []
@@ -96,7 +98,7 @@ def predict(
         texts, notes = read_texts(file, dict(columns), skip_bad_lines=skip_bad_lines)
     show = _Show(load_adapted(adapters, options), format_, out, all_labels)
     for note in (*show.adapted.notes, *notes):
-        print(note, file=sys.stderr)
+        print(printable(note), file=sys.stderr)
     if texts is None and out is None and format_ == "text" and sys.stdin.isatty():
         for line in _typed():
             try:
@@ -126,11 +128,13 @@ class _Show:
         else:
             found, notes = predict_texts(self.adapted, texts)
         for note in notes:
-            print(note, file=sys.stderr)
+            print(printable(note), file=sys.stderr)
         if self._out is not None:
             print(write_predictions(texts, found, self._out, every=self._all))
         elif self._format != "text":
-            print(predictions_as(self._format, texts, found, every=self._all), end="")
+            content = predictions_as(self._format, texts, found, every=self._all)
+            # A file or another program gets the texts as they are.
+            print(printable(content) if sys.stdout.isatty() else content, end="")
         else:
             for i, text in enumerate(texts):
                 print(printable(" | ".join(filter(None, (text.text, text.text_pair)))))
@@ -142,10 +146,11 @@ class _Show:
 def _lines() -> "Iterator[Labelled]":
     """Texts on standard input, one a line."""
     from rankwise.tasks.text.data.prompts import as_text
+    from rankwise.tasks.text.read.text_files import read_lines
 
-    for i, line in enumerate(sys.stdin, start=1):
+    for i, line in enumerate(read_lines(sys.stdin), start=1):
         if line.strip():
-            yield as_text(i, line.rstrip("\n"))
+            yield as_text(i, line)
 
 
 def _typed() -> "Iterator[list[Labelled]]":

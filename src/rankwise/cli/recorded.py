@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankwise.cli.app import app
-from rankwise.cli.continuing import as_config, settings_of
+from rankwise.cli.continuing import settings_of
 
 if TYPE_CHECKING:
     from rankwise.experiment import Experiment, ExperimentFactory
@@ -37,6 +37,8 @@ def with_experiment(directory: Path, take: "Take") -> int:
     Raises:
         CheckpointError: There is no unfinished run, or its configuration is damaged.
     """
+    from rankwise.cli.settings_file import as_config
+
     settings = settings_of(directory, None, None)
     command = next(iter(settings))
     before = app.config

@@ -14,9 +14,9 @@ from cyclopts import Parameter
 from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK, HOW, MAIN
 from rankwise.cli.continuing import settings_of
 from rankwise.cli.places import name_of, new_run, pointed_to
-from rankwise.cli.recorded import Recorded, wanted
+from rankwise.cli.recorded import wanted
+from rankwise.cli.workers import check_workers, workers_of
 from rankwise.errors import ConfigError
-from rankwise.shown import cleaned
 from rankwise.tasks.flags import listed
 from rankwise.tasks.options import parse_numbers, parts
 
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rankwise.experiment import Experiment, ExperimentFactory
+    from rankwise.results import Results
     from rankwise.sweeps.run.forecast import Forecast
-    from rankwise.sweeps.run.units.phase import Workers
+    from rankwise.sweeps.run.location import RunLocation
+    from rankwise.sweeps.run.units.context import Workers
     from rankwise.train.events import Observers
 
 
@@ -123,7 +125,7 @@ def train(
         settings: Its complete configuration, flag -> value, plain.
         how: How it runs.
         make: Makes the experiment.
-        foretell: Whether to say, before training, what memory and time it will take.
+        forecast: Whether to say, before training, what memory and time it will take.
 
     Returns:
         The exit code.
@@ -133,29 +135,21 @@ def train(
     """
     import yaml
 
-    if how.resume is not None:
-        how = replace(how, resume=pointed_to(how.resume))
-    text = yaml.safe_dump({command: settings}, sort_keys=False)
-    if (task := wanted()) is not None:
-        return task(command, text, make)
-    if how.resume is not None:
-        for flag, value in (("--out", how.out), ("--overwrite", how.overwrite or None), ("--config", how.config)):
-            if value is not None:
-                raise ConfigError(f"{flag} does not go with --resume, which takes all from {how.resume}; leave it out.")
-        _check_same(command, settings, how)
-        if how.dry_run:
-            raise ConfigError("--dry-run does not go with --resume: the run's plan is made; leave one of them out.")
-    elif how.extends:
-        raise ConfigError("--more-seeds and --more-ranks add to a finished run; give its directory with --resume.")
+    config = yaml.safe_dump({command: settings}, sort_keys=False)
+    if (take := wanted()) is not None:
+        return take(command, config, make)
+    how = _checked(command, settings, how)
     if how.print_config:
-        print(text, end="")
+        print(config, end="")
         return EXIT_OK
     if how.dry_run:
         return _print_forecast(how, make)
-    _check_workers(how, settings)
+    check_workers(how, settings)
     given = how.resume or how.out
     with new_run(name_of(command, settings.get("data"))) if given is None else nullcontext(given) as directory:
-        return train_in(directory, command, text, how, _with_forecast(make) if forecast and not how.quiet else make)
+        if forecast and not how.quiet:
+            make = _with_forecast(make)
+        return train_in(directory, command, config, how, make)
 
 
 def train_in(
@@ -167,101 +161,94 @@ def train_in(
     workers: "Workers | None" = None,
 ) -> int:
     """Train in a directory, and show the answer, or the units that the sweep waits for."""
-    from rankwise.experiment import run_in_directory
+    from rankwise.experiment import run_experiment
     from rankwise.loggers.table import loggers
     from rankwise.show.live import progress
-    from rankwise.sweeps.run.location import RunLocation
     from rankwise.sweeps.run.units.apart import UnitsPending
     from rankwise.sweeps.run.units.unit import ranges
-    from rankwise.sweeps.storage.directory import can_resume
-    from rankwise.sweeps.storage.owned import BEST, holds_results
-    from rankwise.train.checkpoints import Every
     from rankwise.train.events import Observers
 
     logging = loggers(how.log_to, directory / "logs", append=how.resume is not None)
+    place = replace(_location(directory, command, config, how), workers=workers or workers_of(how, directory))
+    try:
+        with Observers([progress("quiet" if how.quiet else "auto"), *logging]) as observers:
+            results, _, files = run_experiment(make, place, observers)
+    except UnitsPending as pending:
+        print(ranges(pending.numbers))
+        return EXIT_OK
+    except KeyboardInterrupt:
+        return _interrupted(place)
+    return _show_results(results, files, place, how)
+
+
+def _checked(command: str, settings: dict[str, Any], how: RunOptions) -> RunOptions:
+    """How a command runs, the run that is resumed being a directory; refuse flags that don't go together."""
+    if how.resume is None:
+        if how.extends:
+            raise ConfigError("--more-seeds and --more-ranks add to a finished run; give its directory with --resume.")
+        return how
+    how = replace(how, resume=pointed_to(how.resume))
+    for flag, value in (("--out", how.out), ("--overwrite", how.overwrite or None), ("--config", how.config)):
+        if value is not None:
+            raise ConfigError(f"{flag} does not go with --resume, which takes all from {how.resume}; leave it out.")
+    _check_same(command, settings, how)
+    if how.dry_run:
+        raise ConfigError("--dry-run does not go with --resume: the run's plan is made; leave one of them out.")
+    return how
+
+
+def _location(directory: Path, command: str, config: str, how: RunOptions) -> "RunLocation":
+    from rankwise.sweeps.run.location import RunLocation
+    from rankwise.train.checkpoints import Every
+
     log_to = f" --log-to {','.join(how.log_to)}" if how.log_to else ""
-    place = RunLocation(
+    again = f"rankwise {command} --resume {shlex.quote(str(directory))}{log_to}"
+    return RunLocation(
         directory=directory,
         config=config,
         command=shlex.join(["rankwise", *sys.argv[1:]]),
-        how_to_resume=(again := f"rankwise {command} --resume {shlex.quote(str(directory))}{log_to}"),
+        how_to_resume=again,
         overwrite=how.overwrite,
         resume=how.resume is not None and not how.extends,
         extend=how.extends,
         how_to_extend=None if command == "train" else lambda more, then: f"{again} --more-seeds {more}",
         every=Every(how.checkpoint_epochs, how.checkpoint_seconds),
-        workers=workers or _workers(how, directory),
     )
-    try:
-        with Observers([progress("quiet" if how.quiet else "auto"), *logging]) as observers:
-            results, files = run_in_directory(place, make, observers)
-    except UnitsPending as pending:
-        print(ranges(pending.numbers))
-        return EXIT_OK
-    except KeyboardInterrupt:
-        if holds_results(directory) and not can_resume(directory):
-            again = f"rankwise report {shlex.quote(str(directory))}"
-            print(
-                f"Interrupted while the report was drawn; the results are in place. Draw it: {again}", file=sys.stderr
-            )
-            return EXIT_INTERRUPTED
-        if holds_results(directory) and can_resume(directory):
-            print(
-                f"Interrupted; the earlier results are as they were. Go on with: {place.how_to_resume}", file=sys.stderr
-            )
-            return EXIT_INTERRUPTED
+
+
+def _interrupted(place: "RunLocation") -> int:
+    """Say what an interrupt has left."""
+    from rankwise.sweeps.storage.directory import can_resume
+    from rankwise.sweeps.storage.owned import holds_results
+
+    directory = place.directory
+    if holds_results(directory) and not can_resume(directory):
+        again = f"rankwise report {shlex.quote(str(directory))}"
+        said = f"Interrupted while the report was drawn; the results are in place. Draw it: {again}"
+    elif holds_results(directory):
+        said = f"Interrupted; the earlier results are as they were. Go on with: {place.how_to_resume}"
+    else:
         what = f"go on with: {place.how_to_resume}" if can_resume(directory) else "nothing was written."
-        print(f"Interrupted before any run had finished; {what}", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    adapter = (results["answer"] or {}).get("adapter")
+        said = f"Interrupted before any run had finished; {what}"
+    print(said, file=sys.stderr)
+    return EXIT_INTERRUPTED
+
+
+def _show_results(results: "Results", files: Sequence[Path], place: "RunLocation", how: RunOptions) -> int:
+    from rankwise.sweeps.storage.owned import BEST
+
+    directory = place.directory
+    adapter = None if results.answer is None else results.answer.adapter
     best = directory / BEST
     show(
         results, [*files, *([best if best.is_symlink() else directory / adapter] if adapter else [])], as_json=how.json
     )
-    if best.is_symlink() and results["task"] in NEXT and not how.json:
-        print(f"Next: {NEXT[results['task']].format(shlex.quote(str(best)))}")
-    if not results["complete"]:
+    if best.is_symlink() and results.task in NEXT and not how.json:
+        print(f"Next: {NEXT[results.task].format(shlex.quote(str(best)))}")
+    if not results.complete:
         print(f"Interrupted: what had finished is in {directory}; go on with: {place.how_to_resume}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return EXIT_DIVERGED if any(run["status"] == "diverged" for run in results["runs"]) else EXIT_OK
-
-
-def _check_workers(how: RunOptions, settings: dict[str, Any]) -> None:
-    """Refuse flags of workers that don't go together.
-
-    Raises:
-        ConfigError: They don't.
-    """
-    if how.max_workers is not None and how.max_workers < 1:
-        raise ConfigError(f"--max-workers is {how.max_workers}; it must be a whole number of at least 1.")
-    if how.max_workers is not None and not how.prepare and how.ray is None:
-        raise ConfigError("--max-workers plans packs for so many workers; give it with --ray or --prepare.")
-    for flag, value in (("cpus", how.cpus_per_worker), ("gpus", how.gpus_per_worker)):
-        if value is not None and how.ray is None:
-            raise ConfigError(f"--{flag}-per-worker goes with --ray; give both.")
-    if how.prepare and how.ray is not None:
-        raise ConfigError("--prepare writes units for other processes, and --ray starts some; give one of them.")
-    if how.prepare and settings.get("max-minutes") is not None:
-        raise ConfigError(
-            "--max-minutes does not go with --prepare: nothing measures the time of workers that others start; give "
-            "--max-runs."
-        )
-
-
-def _workers(how: RunOptions, directory: Path) -> "Workers | None":
-    """What trains the packs; None for this process."""
-    from rankwise.sweeps.run.units.apart import Apart
-    from rankwise.sweeps.run.units.on_ray import Ray
-
-    if how.ray is not None:
-        return Ray(
-            address=how.ray,
-            max_workers=how.max_workers,
-            cpus_per_worker=how.cpus_per_worker,
-            gpus_per_worker=how.gpus_per_worker,
-            make=Recorded(directory.absolute()),
-        )
-    return Apart(how.max_workers or 1) if how.prepare else None
+    return EXIT_DIVERGED if any(run.status == "diverged" for run in results.runs) else EXIT_OK
 
 
 def _with_forecast(make: "ExperimentFactory") -> "ExperimentFactory":
@@ -332,20 +319,21 @@ def _show_forecast(found: "Forecast", *, as_json: bool) -> None:
     )
 
 
-def show(results: dict[str, Any], files: Sequence[Path], *, as_json: bool) -> None:
+def show(results: "Results", files: Sequence[Path], *, as_json: bool) -> None:
     """Print table, answer and files."""
     from rich.console import Console
 
     from rankwise.report import answer_words, terminal_table
+    from rankwise.results import plain, printable_results
 
     console = Console(stderr=as_json, soft_wrap=False)
-    results = cleaned(results)
+    results = printable_results(results)
     console.print(terminal_table(results, console.width))
     console.print(answer_words(results), highlight=False, markup=False)
     for path in files:
         print(path, file=sys.stderr if as_json else sys.stdout)
     if as_json:
-        print(json.dumps(results["answer"]))
+        print(json.dumps(plain(results.answer)))
 
 
 def _check_same(command: str, settings: dict[str, Any], how: RunOptions) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rankwise.errors import ConfigError, option, suggest
 from rankwise.loggers.csv import CSVLog
+from rankwise.loggers.mlflow import MLflowLog
 from rankwise.loggers.tensorboard import TensorBoardLog
 from rankwise.loggers.trackio import TrackioLog
 from rankwise.loggers.wandb import WandbLog
@@ -15,6 +16,7 @@ LOGGERS: dict[str, Callable[[Path, bool], Observer]] = {
     "tensorboard": lambda folder, append: TensorBoardLog(folder / "tensorboard", append=append),
     "wandb": lambda folder, append: WandbLog(folder, append=append),
     "trackio": lambda folder, append: TrackioLog(folder, append=append),
+    "mlflow": lambda folder, append: MLflowLog(folder, append=append),
 }
 """Name -> what makes the logger, given the folder for logs and whether what was logged there before stays."""
 

@@ -134,11 +134,9 @@ def rename(model: nn.Module, old: str, new: str) -> None:
 
 
 def _rename(lora: LoRA, old: str, new: str) -> None:
-    for key in lora.own(old):
-        beside = lora.get_submodule(key)._parameters  # pyright: ignore[reportPrivateUsage]
-        beside[new] = beside.pop(old)
-    for kept in (lora.A, lora.B):
-        kept[new] = kept.pop(old)
+    for key in lora.parameters_of(old):
+        held = lora.get_submodule(key)._parameters  # pyright: ignore[reportPrivateUsage]
+        held[new] = held.pop(old)
     lora.scale[new], lora.configs[new] = lora.scale.pop(old), lora.configs.pop(old)
     lora.rows = {new if name == old else name: row for name, row in lora.rows.items()}
     lora.active = tuple(new if name == old else name for name in lora.active)
@@ -200,7 +198,7 @@ def by_row(model: nn.Module, names: Sequence[str | None], *, example: Any = None
 
 def _member(lora: LoRA, name: str) -> RowAdapter:
     variant = variant_name(lora.configs[name].variant, lora.kind_of(name))
-    return variant, lora.kind_of(name), *lora.pair(name), lora.scale[name], lora.own(name)
+    return variant, lora.kind_of(name), lora.tensors(name), lora.scale[name]
 
 
 def _check_by_row(model: nn.Module, chosen: Iterable[str], n_rows: int) -> None:

@@ -52,9 +52,7 @@ class LoRA(Holding):
 
     def delta(self, layer: nn.Module, name: str) -> Tensor:
         """Return what an adapter adds to the weight."""
-        A, B = self.pair(name)
-        own = {key: self.fetched(key, name).to(A.device) for key in self.own(name)}
-        return self.variant_of(name).delta(self.kind_of(name), layer, A, B, self.scale[name], own)
+        return self.variant_of(name).delta(self.kind_of(name), layer, self.tensors(name), self.scale[name])
 
     @property
     def has_reader(self) -> bool:
@@ -100,27 +98,22 @@ class LoRA(Holding):
         B_of: dict[str, Tensor] = kept["B"]._parameters
         base, device = output, inputs.device
         for name in self.active:
+            if self.varied and (name in self.rows or self.configs[name].variant != "lora"):
+                added = marked(self._varied(layer, name, inputs, base, rest, named), self.active)
+                output = output - added.to(output.dtype)
+                continue
             pair = A_of[name], B_of[name]
             if pair[0].device != device:
                 pair = self.brought(name, device)
             elif name in self.flipped:
                 pair = flip(*pair)
-            varied = self.varied and (name in self.rows or self.configs[name].variant != "lora")
             x, scale = inputs, self.scale[name]
             if not layer_type.reads_indices and x.dtype != pair[0].dtype:
-                if varied:
-                    x = x.to(pair[0].dtype)  # norms of rows need more than half precision
-                else:
-                    # Not x, which would be kept in float32 for the backward pass.
-                    pair = pair[0].to(x.dtype), pair[1].to(x.dtype)
+                # Not x, which would be kept in float32 for the backward pass.
+                pair = pair[0].to(x.dtype), pair[1].to(x.dtype)
             A, B = pair
-            p = self.configs[name].dropout if self.training and not layer_type.reads_indices else 0.0
-            if p and not self.kind_of(name).tokens:
-                x = nn.functional.dropout(x, p)
-            if varied:
-                update = marked(self._varied(layer, name, x, base, A, B, rest, named), self.active)
-                output = output - update.to(output.dtype)
-                continue
+            if self.training and self.configs[name].dropout and not layer_type.reads_indices:
+                x = nn.functional.dropout(x, self.configs[name].dropout)
             # Minus the negative: the same numbers, but subtracting the +0 of B = 0 leaves every bit of the
             # output, while adding it would turn -0 into +0. The scale takes no call of its own.
             update = layer_type.update(layer, x, A, B if scale < 0 else -B, *rest, **named)
@@ -153,20 +146,17 @@ class LoRA(Holding):
         name: str,
         x: Tensor,
         base: Tensor,
-        A: Tensor,
-        B: Tensor,
         rest: tuple[Any, ...],
         named: dict[str, Any],
     ) -> Tensor:
-        """The negative of what an adapter of another variant adds to the layer's output, without a negative zero."""
-        own = {
-            key: self.fetched(key, name).to(x.device) if tensor.device != x.device else tensor
-            for key, tensor in self.own(name).items()
-        }
-        added = self.variant_of(name).forward(
-            self.kind_of(name), layer, x, base, A, B, self.scale[name], own, rest, named
-        )
-        return 0.0 - added
+        """The negative of what an adapter of another variant, or on a part of the layer, adds to the layer's output,
+        without a negative zero."""
+        kind, tensors = self.kind_of(name), self.tensors(name, x.device)
+        if not kind.reads_indices:
+            x = x.to(next(iter(tensors.values())).dtype)  # norms of rows need more than half precision
+            if self.training and self.configs[name].dropout and not kind.tokens:
+                x = nn.functional.dropout(x, self.configs[name].dropout)
+        return 0.0 - self.variant_of(name).forward(kind, layer, x, base, tensors, self.scale[name], rest, named)
 
     def put_sum(self, reader: nn.Module, args: tuple[Any, ...]) -> None:
         """The pre-hook of a weight that is read without a call: let the reader find W + delta in its place."""
@@ -181,7 +171,7 @@ class LoRA(Holding):
                 "W + delta would be rounded to 8 bits. Leave the layer out of the adapter."
             )
         values = data_of(layer, self.parameter) if weight.is_meta else weight
-        total = values.to(self.A[self.active[0]].dtype)
+        total = values.to(next(iter(self.parameters_of(self.active[0]).values())).dtype)
         for name in self.active:
             # As in `add_update`: minus the negative, without a negative zero of its own.
             total = total - (0.0 - self.delta(layer, name).to(total.device))

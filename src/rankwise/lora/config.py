@@ -46,8 +46,9 @@ class LoRAConfig:
         modules_to_save: Patterns of modules that are trained whole beside A and B, such as a new head: the adapter
             has a copy of all their parameters and buffers.
         bias: Biases that are trained too: "none", "all", or "lora_only" (those of the target modules).
-        variant: What is made of A and B: "lora", or "dora", which trains a magnitude for each output beside them. With
-            "dora" dropout acts on the input of A alone.
+        variant: What is trained in a layer and made of it, a name in `rankwise.lora.variants.VARIANTS`: "lora" (A and
+            B), or "dora", which trains a magnitude for each output with them. With "dora" dropout acts on the input of
+            A alone.
         trainable_tokens: Tokens whose rows of the embedding are trained, each adapter having its own: numbers, for the
             input embedding, or pattern -> numbers. Layers that share the weight (a tied output head) see the rows too.
             New tokens need `model.resize_token_embeddings` first.
@@ -117,11 +118,15 @@ class LoRAConfig:
             usable = all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in tokens)
             if not usable or len({*tokens}) < len(tokens) or (isinstance(given, Mapping) and not tokens):
                 raise ConfigError(f"trainable_tokens are {tokens!r}; numbers of tokens are needed, each once.")
+        if conflict := VARIANTS[self.variant].conflict(self):
+            raise ConfigError(f'variant "{self.variant}" {conflict}')
         if not self.target_modules:
             raise ConfigError('target_modules is empty; name modules, or give "all-linear".')
 
     def scale(self, r: int | None = None, alpha: float | None = None) -> float:
-        """The number s in h = W x + s B A x, for this rank and alpha or for given ones."""
+        """The number s in h = W x + s B A x, for this rank and alpha or for given ones; 1 of a variant without s."""
+        if not VARIANTS[self.variant].scaled:
+            return 1.0
         r = self.r if r is None else r
         alpha = self.alpha if alpha is None else alpha
         return SCALINGS[self.scaling](alpha, r)

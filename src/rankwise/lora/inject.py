@@ -1,6 +1,7 @@
 """Attach adapters to a model and take them off again."""
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,16 +12,18 @@ from torch import Tensor, nn
 from rankwise.collector import collector_paused
 from rankwise.errors import AdapterError, TargetError
 from rankwise.lora.adapter import LoRA, adapted_layers, layers_with, lora_of
-from rankwise.lora.base.buffers import remember_buffers, restore_buffers
+from rankwise.lora.base.buffers import is_large, remember_buffers, restore_buffers
+from rankwise.lora.base.samples import changed_base, forget_samples
 from rankwise.lora.base.statistics import freeze_statistics, thaw_statistics
 from rankwise.lora.checks.first_forward import move_to_readers, stop_watching, warn_of_missed, watch
 from rankwise.lora.checks.first_steps import count_steps, stop_counting
 from rankwise.lora.checks.foreign import check_attachable
 from rankwise.lora.checks.reads import WeightPlace, places_of, uses_of, with_readers
+from rankwise.lora.checks.still_there import stop_watching_structure, watch_structure
 from rankwise.lora.checks.threads import check_free
 from rankwise.lora.config import LoRAConfig
-from rankwise.lora.inits import initial_adapter
 from rankwise.lora.layer.holding import Attached
+from rankwise.lora.layer.initial import initial_tensors, shared_tensors, with_shared
 from rankwise.lora.layer_types import LayerType, layer_type_of
 from rankwise.lora.layer_types.quantised import keep_unpacked, numbers_in
 from rankwise.lora.offloaded import register
@@ -40,6 +43,7 @@ from rankwise.lora.trained_modules import (
     whole_readers,
     whole_tensors,
 )
+from rankwise.lora.variants import VariantTensors
 
 _THAWED = "_rankwise_thawed"
 """Attribute of an injected model: names of the parameters that were trainable before."""
@@ -104,7 +108,7 @@ def inject(
         targets = with_readers(targets, uses) if uses else targets
         if dry_run:
             return forecast(model, targets, config, name, whole)
-        tensors = {target.name: initial_pair(target, config) for target in targets.adapted}
+        tensors = {target.name: initial_tensors(target, config) for target in targets.adapted}
         report = attach(model, targets, tensors, config, name, whole)
         if uses:
             stop_watching(model)
@@ -132,44 +136,25 @@ def _with_whole(
     return targets, config, whole
 
 
-def initial_pair(target: Target, config: LoRAConfig) -> tuple[Tensor, Tensor]:
-    """Draw A and B; each matrix of a stack has its own, one after another. Single rows start as the base's."""
-    if target.layer_type.tokens:
-        return torch.zeros(target.r, 0, device="cpu"), torch.zeros(target.d_out, target.r, device="cpu")
-    pairs = [
-        initial_adapter(
-            config.init,
-            seed=config.seed,
-            module=target.name if target.stack == 1 else f"{target.name}[{place}]",
-            r=target.r,
-            d_in=target.d_in,
-            d_out=target.d_out,
-            zero_A=target.layer_type.reads_indices,
-        )
-        for place in range(target.stack)
-    ]
-    return pairs[0] if len(pairs) == 1 else (torch.cat([A for A, _ in pairs]), torch.cat([B for _, B in pairs], 1))
-
-
 def attach(
     model: nn.Module,
     targets: Targets,
-    tensors: Mapping[str, tuple[Tensor, Tensor]],
+    tensors: Mapping[str, VariantTensors],
     config: LoRAConfig,
     name: str,
     whole: Mapping[str, Tensor] | None = None,
-    own: Mapping[str, Mapping[str, Tensor]] | None = None,
+    shared: Mapping[str, Tensor] | None = None,
 ) -> Report:
-    """Attach given A and B, as `inject` does with fresh ones.
+    """Attach given tensors, as `inject` does with fresh ones.
 
     Args:
         model: The model the targets were found in.
         targets: The modules to adapt.
-        tensors: Module name -> (A, B).
+        tensors: Module name -> what the variant has there, A and B as a rule; shared tensors apart.
         config: Kept with the adapter, its patterns written out as names of modules.
         name: The adapter's name, which `check_new_name` has let pass.
         whole: Path of a parameter or buffer -> what the adapter has in its place.
-        own: Module name -> what the variant trains beside A and B; None lets it start afresh.
+        shared: What all layers have in common; None lets the configuration's seed draw it.
 
     Returns:
         The report of `inject`.
@@ -186,21 +171,13 @@ def attach(
     frozen = _freeze(model)
     for lora in others:
         lora.switch(())
+    drawn = shared_tensors(targets.adapted, config) if shared is None else shared
+    tensors = with_shared(targets.adapted, tensors, _shared_parameters(targets, config, drawn))
     for target in targets.adapted:
         lora = _lora_at(target.module, target.layer_type, target.parameter, target.reader)
         if target.untie:
             lora.tied_weight = (_copy_weight(target.module),)
-        A, B = tensors[target.name]
-        lora.add(
-            name,
-            A,
-            B,
-            target.scale,
-            config,
-            target.module,
-            None if own is None else own[target.name],
-            target.layer_type,
-        )
+        lora.add(name, tensors[target.name], target.scale, config, target.module, target.layer_type)
         lora.switch((name,))
         for tie in target.ties:
             other = _lora_at(tie.module, tie.layer_type, "weight", tie.reader)
@@ -210,15 +187,21 @@ def attach(
     activate_whole(model, [name])
     _enlist(model, name, whole or {})
     statistics = freeze_statistics(model)
+    watch_structure(model)
+    count_steps(model, name)  # before what watches the first forward, for which a look at weights is a reading
     watch(model)
-    count_steps(model, name)
     counts = {path: tensor.numel() for path, tensor in whole_tensors(model, name).items() if tensor.requires_grad}
-    adapted = [
-        replace(target, extra=sum(t.numel() for t in lora.own(name).values()))
-        for target in targets.adapted
-        if (lora := lora_of(target.module, target.parameter)) is not None
-    ]
-    return Report(name, adapted, targets.left_out, frozen, counts, statistics)
+    return Report(name, targets.adapted, targets.left_out, frozen, counts, statistics)
+
+
+def _shared_parameters(targets: Targets, config: LoRAConfig, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return frozen parameters that all layers are to have in common, where the first of them has its weight."""
+    if not shared:
+        return {}
+    weight = next(target.weight for target in targets.adapted if target.variant == config.variant)
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    device = torch.device("cpu") if weight.is_meta else weight.device
+    return {key: nn.Parameter(tensor.detach().to(device, dtype), requires_grad=False) for key, tensor in shared.items()}
 
 
 def _enlist(model: nn.Module, name: str, whole: Mapping[str, Tensor]) -> None:
@@ -334,9 +317,26 @@ def eject(model: nn.Module, name: str | None = None) -> None:
     # Last: merged, a layer's own base may be what an adapter has in its place.
     remove_whole(model, name)
     if not adapted_layers(model):
+        stop_watching_structure(model)
         thaw_statistics(model)
+        _warn_of_buffers(model)
+        forget_samples(model)
         restore_buffers(model)
         _thaw(model)
+    else:
+        watch_structure(model)
+
+
+def _warn_of_buffers(model: nn.Module) -> None:
+    """Say which buffers training has changed that `eject` has no copies of."""
+    changed, own = changed_base(model), base_tensors(model)
+    large = (path for path in changed.lasting if not isinstance(own[path], nn.Parameter) and is_large(own[path]))
+    if path := next(iter([*changed.fleeting, *large]), None):
+        warnings.warn(
+            f'The buffer "{path}" has changed since training began, and no copy of it was made (it is in no '
+            "checkpoint, or larger than 64 MiB): eject can't give back what it was.",
+            stacklevel=3,
+        )
 
 
 def _thaw(model: nn.Module) -> None:

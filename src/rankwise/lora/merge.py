@@ -204,7 +204,12 @@ def _with_ties(model: nn.Module, layers: Layers) -> tuple[Layers, dict[str, list
 
 
 def _same_adapters(one: LoRA, other: LoRA) -> bool:
-    return one.active == other.active and all(one.A[name] is other.A[name] for name in one.active)
+    return one.active == other.active and all(_same_tensors(one, other, name) for name in one.active)
+
+
+def _same_tensors(one: LoRA, other: LoRA, name: str) -> bool:
+    mine, theirs = one.parameters_of(name), other.parameters_of(name)
+    return mine.keys() == theirs.keys() and all(tensor is theirs[key] for key, tensor in mine.items())
 
 
 def _wide_weight(layer: nn.Module, lora: LoRA) -> Tensor:

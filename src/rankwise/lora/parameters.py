@@ -1,4 +1,4 @@
-"""What an adapter trains: its A and B, what its variant has beside them, and what it trains whole."""
+"""What an adapter trains: the tensors of its variant, A and B as a rule, and what it trains whole."""
 
 from torch import nn
 
@@ -21,13 +21,16 @@ def adapter_tensors(model: nn.Module, name: str = "default") -> dict[str, tuple[
         >>> {name: (A.shape, B.shape) for name, (A, B) in adapter_tensors(layer).items()}
         {'': (torch.Size([1, 3]), torch.Size([2, 1]))}
     """
-    pairs = {path: (lora.A[name], lora.B[name]) for path, (_, lora) in layers_with(model, name).items()}
-    first = {id(A): path for path, (A, _) in reversed(pairs.items())}
-    return {path: pair for path, pair in pairs.items() if first[id(pair[0])] == path}
+    layers = {path: lora for path, (_, lora) in layers_with(model, name).items()}
+    # Layers that share a weight have the same trained parameters; A itself may be one that all layers have.
+    trained = {path: tuple(map(id, lora.trained(name))) for path, lora in layers.items()}
+    first = {own: path for path, own in reversed(trained.items())}
+    chosen = {path: lora.parameters_of(name) for path, lora in layers.items() if first[trained[path]] == path}
+    return {path: (held["A"], held["B"]) for path, held in chosen.items() if {"A", "B"} <= held.keys()}
 
 
 def trainable_parameters(model: nn.Module, name: str = "default") -> list[nn.Parameter]:
-    """Return A and B of every module of an adapter, what its variant and what it trains whole, for the optimiser.
+    """Return what an adapter trains in every module (A and B as a rule), and what it trains whole, for the optimiser.
 
     Raises:
         AdapterError: The model has no such adapter.
@@ -39,14 +42,12 @@ def trainable_parameters(model: nn.Module, name: str = "default") -> list[nn.Par
         >>> len(trainable_parameters(layer))
         2
     """
-    # An A without numbers, of single rows of a weight, is no parameter to train.
-    pairs = [parameter for pair in adapter_tensors(model, name).values() for parameter in pair if parameter.numel()]
-    own = dict.fromkeys(tensor for _, lora in layers_with(model, name).values() for tensor in lora.own(name).values())
-    return [*pairs, *own, *whole_parameters(model, name)]
+    own = dict.fromkeys(tensor for _, lora in layers_with(model, name).values() for tensor in lora.trained(name))
+    return [*own, *whole_parameters(model, name)]
 
 
 def count_parameters(model: nn.Module, name: str = "default") -> int:
-    """Return the trainable numbers of an adapter: r (d_in + d_out) of every module, and what is trained whole.
+    """Return the trainable numbers of an adapter: of LoRA r (d_in + d_out) a module, and what is trained whole.
 
     Raises:
         AdapterError: The model has no such adapter.

@@ -1,9 +1,7 @@
 """What attaching an adapter would meet and add, before anything is changed."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from rankwise.errors import AdapterError, TargetError
@@ -15,7 +13,7 @@ from rankwise.lora.report import Report
 from rankwise.lora.targets.find import Target, Targets
 from rankwise.lora.targets.modules import base_tensors, child_name
 from rankwise.lora.trained_modules import check_whole
-from rankwise.lora.variants import VARIANTS, variant_name
+from rankwise.lora.variants import VARIANTS
 
 
 def check_targets(model: nn.Module, targets: Targets, config: LoRAConfig, whole: Mapping[str, Tensor]) -> None:
@@ -34,7 +32,7 @@ def check_targets(model: nn.Module, targets: Targets, config: LoRAConfig, whole:
     check_attachable(model)
     check_whole(model, whole)
     for target in targets.adapted:
-        variant = VARIANTS[variant_name(config.variant, target.layer_type)]
+        variant = VARIANTS[target.variant]
         reason = variant.obstacle(target.layer_type, target.module)
         if not variant.transposes and any(tie.flipped for tie in target.ties):
             reason = "it shares its weight with a layer that reads it transposed; pass untie=True"
@@ -88,19 +86,7 @@ def forecast(model: nn.Module, targets: Targets, config: LoRAConfig, name: str, 
         AdapterError, TargetError: As `check_targets` says.
     """
     check_targets(model, targets, config, whole)
-    adapted = [replace(target, extra=_beside(target, config)) for target in targets.adapted]
     numbers = sum(map(numbers_in, base_parameters(model).values()))
     trained = base_tensors(model, buffers=False)
     counts = {path: tensor.numel() for path, tensor in whole.items() if path in trained and tensor.is_floating_point()}
-    return Report(name, adapted, targets.left_out, numbers, counts)
-
-
-def _beside(target: Target, config: LoRAConfig) -> int:
-    """Return how many numbers the variant trains in a target beside A and B."""
-    variant = VARIANTS[variant_name(config.variant, target.layer_type)]
-    if not variant.tensors:
-        return 0
-    with torch.no_grad():
-        A, B = torch.zeros(1, target.d_in, device="cpu"), torch.zeros(target.d_out, 1, device="cpu")
-        own = variant.init(target.layer_type, target.module, A, B, 1.0)
-    return sum(tensor.numel() for tensor in own.values())
+    return Report(name, targets.adapted, targets.left_out, numbers, counts)

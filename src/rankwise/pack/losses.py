@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from numbers import Number
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,7 @@ from rankwise.pack.counts import CountMetric, ratio_rows
 from rankwise.pack.groups import Groups
 from rankwise.pack.memory import ran_out
 from rankwise.pack.model.probe import same
+from rankwise.pack.noise.generators import Generators
 
 Result = Tensor | tuple[Tensor, Tensor]
 
@@ -155,9 +157,25 @@ class PerAdapter:
         return sums, counts
 
     def _function(self, outputs: Any, batch: Batch) -> Any:
-        """What the user's function returns, numbers as tensors; checked by `_returns_rows`."""
+        """What the user's function returns, numbers and arrays as tensors; checked by `_returns_rows`."""
         got: Any = self._user(outputs, batch)
         return tuple(_tensor(one) for one in got) if isinstance(got, tuple) else _tensor(got)  # pyright: ignore[reportUnknownVariableType]
+
+    def _refuse_draw(self, outputs: Tensor, batch: Batch) -> Any:
+        """What the function returns.
+
+        Raises:
+            PackError: It depends on random numbers.
+        """
+        got, drawn = Generators().drawn_by(lambda: self._function(outputs, batch), all_of_them=True)
+        # Whoever checks types draws too, and nothing depends on it.
+        if drawn and not _alike(got, self._function(outputs, batch)):
+            raise PackError(
+                f"The {self._what} draws random numbers from {drawn}, so it would be another one at each call, and in "
+                "each pack. Draw them in the model's forward or in call=..., where model.training says whether to, and "
+                "where they follow from seed and step."
+            )
+        return got
 
     def _apply(self, outputs: Tensor, batch: Batch, groups: Groups) -> Result:
         got = self._called(outputs, batch, groups)
@@ -205,7 +223,7 @@ class PerAdapter:
 
     def _returns_rows(self, outputs: Tensor, batch: Batch, groups: Groups) -> bool:
         with torch.no_grad():
-            got = self._function(outputs[0], _of_one(batch, groups.batch_of[0]))
+            got = self._refuse_draw(outputs[0], _of_one(batch, groups.batch_of[0]))
         rows = outputs.shape[1]
         values: tuple[Any, ...] = got if isinstance(got, tuple) else (got,)
         if self._counted is not None:
@@ -219,13 +237,15 @@ class PerAdapter:
                 self._refuse_mixed((exact(got),), outputs[0], _of_one(batch, groups.batch_of[0]))
             return True
         if len(values) not in (1, 2) or not all(
-            isinstance(v, Tensor) and tuple(v.shape) in ((), (rows,)) and v.dim() == values[0].dim()  # pyright: ignore[reportUnnecessaryIsInstance]
+            isinstance(v, Tensor)  # pyright: ignore[reportUnnecessaryIsInstance]
+            and tuple(v.shape) in ((), (rows,))
+            and v.dim() == values[0].dim()
+            and not v.is_complex()
             for v in values
         ):
-            shapes = [f"shape {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__ for v in values]  # pyright: ignore[reportUnnecessaryIsInstance]
             raise PackError(
-                f"The {self._what} returned {' and '.join(shapes)} for a batch of {rows} rows; it must return a scalar "
-                "tensor or one value a row, or a pair of these: sums and what to divide them by."
+                f"The {self._what} returned {' and '.join(map(_form, values))} for a batch of {rows} rows; it must "
+                "return a scalar tensor or one value a row, or a pair of these: sums and what to divide them by."
             )
         if values[0].dim() == 1 and rows > 1:
             self._refuse_mixed(values, outputs[0], _of_one(batch, groups.batch_of[0]))
@@ -260,8 +280,23 @@ def exact(values: Tensor) -> Tensor:
 
 
 def _tensor(value: Any) -> Any:
-    """A number as a tensor; anything else as it is."""
+    """A number or an array as a tensor; anything else as it is."""
+    if isinstance(value, np.ndarray | np.generic):
+        # An array that can't be written to makes torch warn.
+        return torch.from_numpy(np.array(value)) if value.dtype.kind in "biuf" else value
     return torch.tensor(float(value)) if isinstance(value, Number) else value  # pyright: ignore[reportArgumentType]
+
+
+def _alike(one: Any, other: Any) -> bool:
+    pairs = zip(*(got if isinstance(got, tuple) else (got,) for got in (one, other)), strict=True)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    return all(same(a, b) for a, b in pairs if isinstance(a, Tensor))
+
+
+def _form(value: Any) -> str:
+    """What a function returned, in words."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{'complex numbers of ' if value.is_complex() else ''}shape {tuple(value.shape)}"
 
 
 def _of_one(batch: Batch, g: int) -> Batch:

@@ -18,6 +18,21 @@ def set_mode(model: nn.Module, training: bool) -> None:
 
 
 @contextmanager
+def left_as_found(model: nn.Module) -> Generator[None]:
+    """Inside this block no parameter asks for a gradient; afterwards all modes and flags are as they were."""
+    modes = {module: module.training for module in model.modules()}
+    required = {p: p.requires_grad for p in model.parameters()}
+    try:
+        model.requires_grad_(False)
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, requires_grad in required.items():
+            parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
 def statistics_frozen(model: nn.Module) -> Generator[None]:
     """Inside this block modules with statistics of their own are in eval mode: of a spectral norm, reading the weight
     in train mode is enough to update them."""
@@ -40,3 +55,15 @@ def _has_statistics(module: nn.Module) -> bool:
         return isinstance(module, nn.modules.batchnorm._BatchNorm) or bool(module.track_running_stats)  # pyright: ignore[reportPrivateUsage]
     hooks = module._forward_pre_hooks.values()  # pyright: ignore[reportPrivateUsage]
     return isinstance(module, _SpectralNorm) or any(isinstance(hook, SpectralNorm) for hook in hooks)
+
+
+@contextmanager
+def in_eval(model: nn.Module) -> Generator[None]:
+    """Inside this block a model is in eval mode; afterwards each module has the mode that it had."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -199,17 +199,23 @@ class Pack:
         n = tensors_of(batch)[0].shape[1]
         self.store.begin()
         if rows is None or rows >= n:
-            losses = self._loss.mean(
-                self._running.forward(batch, self._by_seed, Draws(self.seeds, self.steps)), batch, self._by_seed
-            )
-            self._backward(losses)
+            outputs = self._running.forward(batch, self._by_seed, Draws(self.seeds, self.steps))
+            losses = self._loss.mean(outputs, batch, self._by_seed)
+            self._backward(losses, outputs)
             self.store.finish()
         else:
             losses = self._accumulate(batch, n, rows)
         return losses.detach()
 
-    def _backward(self, losses: Tensor) -> None:
-        if not losses.requires_grad:
+    def _backward(self, losses: Tensor, outputs: Tensor) -> None:
+        """Add the gradients of the losses to the store; none where this step uses no adapted layer, as where
+        LayerDrop leaves all of them out."""
+        if not outputs.requires_grad and not (self._running.draws or self._optimiser.has_moved()):
+            raise PackError(
+                "The outputs have no gradient: no adapted layer has a part in them, or the model detaches them. Adapt "
+                "layers that the outputs depend on."
+            )
+        if outputs.requires_grad and not losses.requires_grad:
             raise PackError(
                 "The loss has no gradient: it doesn't depend on the outputs, or is a count, a truth value, a detached "
                 "tensor or a plain number. Return a tensor computed from the outputs."
@@ -229,7 +235,10 @@ class Pack:
             if start == 0 and self._loss_scale is not None:
                 # About the weight of the whole: sums in its place would overflow where the mean of the batch does not.
                 expected = torch.where(counts > 0, counts.detach() * n / rows, float(n))
-            self._backward(sums / expected)
+            if not self._loss.is_by_row(outputs, part, self._by_seed):
+                own = Groups(self.batch_of[:1], len(self.seeds), self.device)
+                self._loss.require_mean(outputs[:1].detach(), part, own)
+            self._backward(sums / expected, outputs)
             total, weight = total + sums.detach(), weight + counts.detach()
         self.store.finish()
         self.store.multiply(self.store.grads, expected / weight)

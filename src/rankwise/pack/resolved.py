@@ -1,24 +1,24 @@
 """A member of a pack with its patterns resolved on a model: which modules, of what shape, at what scale."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from rankwise.errors import PackError
-from rankwise.lora.inject import initial_pair
+from rankwise.lora.layer.initial import initial_tensors, shared_tensors, with_shared
 from rankwise.lora.layer_types import layer_type_of
 from rankwise.lora.layer_types.quantised import in_eight_bits
 from rankwise.lora.targets.find import Target, find_targets
 from rankwise.lora.targets.modules import base_tensors, submodule
-from rankwise.lora.variants import VARIANTS, variant_name
+from rankwise.lora.variants import LORA, VARIANTS
 from rankwise.pack.member import Member
 from rankwise.pack.modes import statistics_frozen
 
 State = dict[str, Tensor]
-"""One adapter's tensors: "<module>.A", "<module>.B" and what its variant trains beside them ("<module>.magnitude"), and
-a tensor trained whole under its own name."""
+"""What one adapter trains: its variant's tensors ("<module>.A", "<module>.B", "<module>.magnitude"), and a tensor
+trained whole under its own name."""
 
 
 def bucket_rank(r: int) -> int:
@@ -40,9 +40,9 @@ class Resolved:
 
     Args:
         member: The member.
-        targets: The modules with A and B.
+        targets: The modules with an adapter.
         whole: Names of the parameters trained whole.
-        shapes: Their shapes, and those of what the variant trains beside A and B.
+        shapes: Shapes of what is trained, by its key in `State`.
     """
 
     member: Member
@@ -57,21 +57,14 @@ class Resolved:
         return variant, low_rank, self.whole, self.member.betas, self.member.eps
 
     def start(self, model: nn.Module) -> State:
-        """The adapter before training: initial A and B, and a copy of what is trained whole."""
+        """What is trained, before training: initial A and B, as a rule, and a copy of what is trained whole."""
         state: State = {}
         for t in self.targets:
             config = self.member.lora
             if config is None:
                 continue
-            # Over a base in double precision nothing is trained in less.
-            wide = {p.dtype for p in t.module.parameters() if p.dtype == torch.float64}
-            A, B = (tensor.to(next(iter(wide), tensor.dtype)) for tensor in initial_pair(t, config))
-            state[f"{t.name}.A"], state[f"{t.name}.B"] = A, B
-            variant = VARIANTS[variant_name(config.variant, t.layer_type)]
-            if variant.tensors:
-                like = A.to(next(model.parameters()).device)
-                own = variant.init(t.layer_type, t.module, like, B.to(like.device), t.scale)
-                state |= {f"{t.name}.{key}": tensor for key, tensor in own.items()}
+            tensors = initial_tensors(t, config)
+            state |= {f"{t.name}.{one.name}": tensors[one.name] for one in VARIANTS[t.variant].trained}
         parameters = base_tensors(model, buffers=False)
         for name in self.whole:
             state[name] = parameters[name].detach().clone()
@@ -79,9 +72,21 @@ class Resolved:
 
     def parameter_count(self) -> int:
         """How many numbers this member trains."""
-        return sum(t.stack * t.r * (t.d_in + t.d_out) for t in self.targets) + sum(
-            torch.Size(shape).numel() for shape in self.shapes.values()
-        )
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def frozen(self) -> State:
+        """What the variant has in the modules and doesn't train, keyed as `State`. It follows from the settings."""
+        config = self.member.lora
+        if config is None or len(VARIANTS[config.variant].trained) == len(VARIANTS[config.variant].tensors):
+            return {}
+        own = {t.name: initial_tensors(t, config) for t in self.targets}
+        tensors = with_shared(self.targets, own, shared_tensors(self.targets, config))
+        return {
+            f"{t.name}.{one.name}": tensors[t.name][one.name]
+            for t in self.targets
+            for one in VARIANTS[t.variant].tensors
+            if not one.trained
+        }
 
 
 def resolve(model: nn.Module, member: Member) -> Resolved:
@@ -99,7 +104,7 @@ def _resolve(model: nn.Module, member: Member) -> Resolved:
     if member.lora is not None and (member.lora.modules_to_save or member.lora.bias != "none"):
         raise PackError(
             "modules_to_save and bias of a LoRAConfig aren't trained in a pack; name what an adapter trains whole in "
-            "its Member: Member(whole=...)."
+            "its Member (whole=...), or in sweep(head=...)."
         )
     found = [] if member.lora is None else find_targets(model, member.lora).adapted
     targets = tuple(t for t in found if t.name not in member.whole)
@@ -116,27 +121,15 @@ def _resolve(model: nn.Module, member: Member) -> Resolved:
         if row is not None and row.quantised is not None:
             raise PackError(f'"{module}" is quantised, so "{member.name}" can\'t train it whole. Adapt it instead.')
     shapes = {name: tuple(parameters[name].shape) for name in whole}
-    return Resolved(member, targets, whole, shapes | _shapes_of_variant(member, targets))
-
-
-def _shapes_of_variant(member: Member, targets: Iterable[Target]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of what a variant trains beside A and B.
-
-    Raises:
-        PackError: The variant can't adapt a target.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    if member.lora is None:
-        return shapes
     for t in targets:
-        variant = VARIANTS[variant_name(member.lora.variant, t.layer_type)]
-        if not variant.tensors:
+        variant = VARIANTS[t.variant]
+        if variant is LORA:
             continue
         if reason := variant.obstacle(t.layer_type, t.module) or ("its weight is shared" if t.ties else ""):
             raise PackError(f'"{t.name}" can\'t be adapted by "{member.name}" in a pack: {reason}.')
-        with torch.no_grad():
-            device = getattr(t.module, t.parameter).device
-            A, B = torch.zeros(1, t.d_in, device=device), torch.zeros(t.d_out, 1, device=device)
-            own = variant.init(t.layer_type, t.module, A, B, 1.0)
-        shapes |= {f"{t.name}.{key}": tuple(tensor.shape) for key, tensor in own.items()}
-    return shapes
+    return Resolved(member, targets, whole, {**shapes_of(targets), **shapes})
+
+
+def shapes_of(targets: Iterable[Target]) -> dict[str, tuple[int, ...]]:
+    """The shapes of what is trained in these modules, by key in `State`."""
+    return {f"{t.name}.{key}": shape for t in targets for key, shape in VARIANTS[t.variant].shapes(t.sizes).items()}

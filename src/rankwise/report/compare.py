@@ -5,13 +5,12 @@ their test data.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from rankwise.errors import ConfigError
 from rankwise.report import numbers
-from rankwise.report.schema import Results, read_results
+from rankwise.results import Results, read_results
 from rankwise.sweeps.choose.statistics import interval
 
 PREDICTIONS = "predictions.npz"
@@ -71,7 +70,7 @@ def compare_runs(directories: Sequence[Path]) -> Comparison:
     if len(directories) < 2:
         raise ConfigError(f"{len(directories)} run is given; two or more are compared.")
     runs = [_Run(directory) for directory in directories]
-    metrics = {run.results["metric"]["name"] for run in runs}
+    metrics = {run.results.metric.name for run in runs}
     if len(metrics) > 1:
         raise ConfigError(
             f"The runs are judged by different metrics ({', '.join(sorted(metrics))}), which can't be compared."
@@ -87,8 +86,8 @@ def compare_runs(directories: Sequence[Path]) -> Comparison:
         )
     return Comparison(
         names=names,
-        metric=runs[0].results["metric"]["name"],
-        higher_is_better=runs[0].results["metric"]["higher_is_better"],
+        metric=runs[0].results.metric.name,
+        higher_is_better=runs[0].results.metric.higher_is_better,
         rows={label: tuple(_cells(label, runs)) for label in labels},
         notes=tuple(notes),
     )
@@ -99,20 +98,20 @@ class _Run:
 
     def __init__(self, directory: Path) -> None:
         self.results: Results = read_results(directory)
-        self.configurations: dict[str, Any] = {c["label"]: c for c in self.results["configurations"]}
-        test = self.results["data"]["test"]
-        self.test = test["n"], test["sha256"]
+        self.configurations = {c.label: c for c in self.results.configurations}
+        test = self.results.data.test
+        self.test = test.n, test.sha256
         path = directory / PREDICTIONS
         self._rows: dict[str, np.ndarray] = {}
         if path.is_file():
             with np.load(path, allow_pickle=False) as file:
                 self._rows = {key.removeprefix("test/"): file[key] for key in file if key.startswith("test/")}
-        self._seeds = {run["name"]: run["seed"] for run in self.results["runs"]}
+        self._seeds = {run.name: run.seed for run in self.results.runs if run.seed is not None}
 
     def rows(self, label: str) -> dict[int, np.ndarray]:
         """Seed -> metric of each test example."""
-        names = self.configurations[label]["runs"] if label in self.configurations else []
-        return {self._seeds[name]: self._rows[name] for name in names if name in self._rows}
+        names = self.configurations[label].runs if label in self.configurations else []
+        return {self._seeds[name]: self._rows[name] for name in names if name in self._rows and name in self._seeds}
 
 
 def _cells(label: str, runs: Sequence[_Run]) -> list[Cell | None]:
@@ -126,10 +125,10 @@ def _cells(label: str, runs: Sequence[_Run]) -> list[Cell | None]:
         paired = None if run is first or run.test != first.test else _difference(run.rows(label), first.rows(label))
         cells.append(
             Cell(
-                mean=c["mean"],
-                interval=None if c["interval"] is None else (c["interval"][0], c["interval"][1]),
-                trainable_parameters=c["trainable_parameters"],
-                is_answer=c["is_answer"],
+                mean=c.mean,
+                interval=c.interval,
+                trainable_parameters=c.trainable_parameters,
+                is_answer=c.is_answer,
                 difference=None if paired is None else paired[0],
                 difference_interval=None if paired is None else paired[1],
             )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from rankwise.report import numbers
 from rankwise.report.plot import draw_scene
 from rankwise.report.points import INK, MUTED, scene
-from rankwise.report.schema import Results
+from rankwise.results import Results
 from rankwise.writing import replacing
 
 if TYPE_CHECKING:
@@ -104,15 +104,15 @@ def build_figure(results: Results, name: str, size: tuple[float, float]) -> "Fig
     figure = Figure(figsize=size, dpi=160)
     wide, high = size
     ax = figure.add_axes((0.85 / wide, 0.62 / high, 1 - 1.05 / wide, 1 - 1.32 / high))
-    metric = numbers.words(results["metric"]["name"])
+    metric = numbers.words(results.metric.name)
     title = f"Test {metric} against trainable parameters"
-    if relative:
-        title = f"Relative to {results['relative_to']['label']}"
+    if relative and results.relative_to is not None:
+        title = f"Relative to {results.relative_to.label}"
     _heading(figure, title, _subtitle(results))
     share = "% of its " if relative else ""
     ax.set_xlabel(f"{share}trainable parameters (log scale)", color=INK)
     ax.set_ylabel(f"{share}test {metric}", color=INK)
-    draw_scene(ax, shown, relative=relative, higher_is_better=results["metric"]["higher_is_better"])
+    draw_scene(ax, shown, relative=relative, higher_is_better=results.metric.higher_is_better)
     return figure
 
 
@@ -125,11 +125,11 @@ def _heading(figure: "Figure", title: str, subtitle: str) -> None:
 
 
 def _subtitle(results: Results) -> str:
-    seeds = {c["n_seeds"] for c in results["configurations"] if c["mean"] is not None}
+    seeds = {c.n_seeds for c in results.configurations if c.mean is not None}
     many = f"{min(seeds)} to {max(seeds)} seeds" if len(seeds) > 1 else f"{min(seeds)} seed{'s' * (seeds != {1})}"
     parts = [f"means of {many} with 95% intervals" if seeds != {1} else "1 seed, 95% intervals of test sampling only"]
-    if results["base"]["metric"] is not None:
-        parts.append(f"the base before fine-tuning: {numbers.metric(results['base']['metric'])}")
-    if not results["metric"]["higher_is_better"]:
+    if results.base.metric is not None:
+        parts.append(f"the base before fine-tuning: {numbers.metric(results.base.metric)}")
+    if not results.metric.higher_is_better:
         parts.append("lower is better")
     return "; ".join(parts)

@@ -9,9 +9,10 @@ from pathlib import Path
 from rankwise.report import numbers
 from rankwise.report.figures import FIGURES, figure_svg
 from rankwise.report.points import BLUE, GRID, INK, MUTED, VERMILLION
-from rankwise.report.schema import Results
 from rankwise.report.table import legend, table_rows
 from rankwise.report.words import answer_name, explanation, headline
+from rankwise.results import ConfigurationResult, Results, RunResult, plain
+from rankwise.results.outcomes import MeanInterval
 from rankwise.writing import replacing
 
 PAGE_COLOURS = {INK: "--ink", MUTED: "--muted", GRID: "--line", BLUE: "--blue", VERMILLION: "--vermillion"}
@@ -62,9 +63,9 @@ def page(results: Results) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     rates, rate_rows = rate_table(results)
     return environment.from_string(template).render(
-        task=results["task"],
-        metric=numbers.words(results["metric"]["name"]),
-        higher_is_better=results["metric"]["higher_is_better"],
+        task=results.task,
+        metric=numbers.words(results.metric.name),
+        higher_is_better=results.metric.higher_is_better,
         headline=headline(results),
         explanation=explanation(results),
         rows=table_rows(results),
@@ -75,7 +76,7 @@ def page(results: Results) -> str:
         other_names=[numbers.words(name) for name in other_names(results)],
         other_rows=list(other_rows(results)),
         run_headings=RUN_HEADINGS,
-        runs=[_run_cells(run) for run in results["runs"]],
+        runs=[_run_cells(run) for run in results.runs],
         facts=list(facts(results)),
     )
 
@@ -94,7 +95,7 @@ def inline_svg(results: Results, name: str) -> str:
         svg = svg.replace(colour, f"var({variable})")
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
-    words = numbers.words(results["metric"]["name"])
+    words = numbers.words(results.metric.name)
     title = f"Test {words} against trainable parameters" + (", relative" if name == "relative" else "")
     svg = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", svg, count=1)
@@ -110,13 +111,13 @@ def rate_table(results: Results) -> tuple[list[str], list[RateRow]]:
 
     A cell is the mean validation metric over the seeds that have one; runs that diverged are counted beside it.
     """
-    rates = sorted({run["lr"] for run in results["runs"] if run["lr"] is not None})
+    rates = sorted({run.lr for run in results.runs if run.lr is not None})
     rows: list[RateRow] = []
-    for c in results["configurations"]:
+    for c in results.configurations:
         runs = list(runs_of(results, c))
-        cells = [_rate_cell([run for run in runs if run["lr"] == rate]) for rate in rates]
+        cells = [_rate_cell([run for run in runs if run.lr == rate]) for rate in rates]
         if any(cells):
-            rows.append(RateRow(c["label"], cells, rates.index(c["lr"]) if c["lr"] in rates else None))
+            rows.append(RateRow(c.label, cells, rates.index(c.lr) if c.lr in rates else None))
     used = [i for i in range(len(rates)) if any(row.cells[i] for row in rows)]
     rows = [
         RateRow(row.label, [row.cells[i] for i in used], used.index(row.chosen) if row.chosen in used else None)
@@ -125,79 +126,78 @@ def rate_table(results: Results) -> tuple[list[str], list[RateRow]]:
     return [numbers.learning_rate(rates[i]) for i in used], rows
 
 
-def _rate_cell(runs: list[Results]) -> str:
-    values = [run["validation_metric"] for run in runs if run["validation_metric"] is not None]
-    diverged = sum(run["status"] == "diverged" for run in runs)
+def _rate_cell(runs: list[RunResult]) -> str:
+    values = [run.validation_metric for run in runs if run.validation_metric is not None]
+    diverged = sum(run.status == "diverged" for run in runs)
     parts = [numbers.metric(sum(values) / len(values))] if values else []
     return ", ".join(parts + ([f"{diverged} diverged"] if diverged else []))
 
 
-def runs_of(results: Results, c: Results) -> Iterator[Results]:
+def runs_of(results: Results, c: ConfigurationResult) -> Iterator[RunResult]:
     """Yield every run of a configuration, at all learning rates.
 
     A run that does not name its configuration belongs to the one that lists it, else to the only one of its
     method and rank.
     """
-    kinds = [(other["method"], other["r"]) for other in results["configurations"]]
-    listed = {name: other["name"] for other in results["configurations"] for name in other["runs"]}
-    alone = kinds.count((c["method"], c["r"])) == 1
-    for run in results["runs"]:
-        owner = run.get("configuration") or listed.get(run["name"])
-        if owner == c["name"] or (owner is None and alone and (run["method"], run["r"]) == (c["method"], c["r"])):
+    kinds = [(other.method, other.r) for other in results.configurations]
+    listed = {name: other.name for other in results.configurations for name in other.runs}
+    alone = kinds.count((c.method, c.r)) == 1
+    for run in results.runs:
+        owner = run.configuration or listed.get(run.name)
+        if owner == c.name or (owner is None and alone and (run.method, run.r) == (c.method, c.r)):
             yield run
 
 
 def other_names(results: Results) -> list[str]:
     """Return the names of the further metrics, forgetting among them, in the order of their first mention."""
-    return list(dict.fromkeys(name for c in results["configurations"] for name in c["other_metrics"]))
+    return list(dict.fromkeys(name for c in results.configurations for name in c.other_metrics))
 
 
 def other_rows(results: Results) -> Iterator[tuple[str, list[str]]]:
     """Yield (label, mean and interval of each of `other_names`) for every configuration that has any."""
-    for c in results["configurations"]:
-        if c["other_metrics"]:
-            yield c["label"], [_with_interval(c["other_metrics"].get(name)) for name in other_names(results)]
+    for c in results.configurations:
+        if c.other_metrics:
+            yield c.label, [_with_interval(c.other_metrics.get(name)) for name in other_names(results)]
 
 
-def _with_interval(value: Results | None) -> str:
+def _with_interval(value: MeanInterval | None) -> str:
     if value is None:
         return ""
-    ends = f" ({numbers.interval(value['interval'])})" if value["interval"] else ""
-    return numbers.metric(value["mean"]) + ends
+    ends = f" ({numbers.interval(value.interval)})" if value.interval else ""
+    return numbers.metric(value.mean) + ends
 
 
-def _run_cells(run: Results) -> list[str]:
-    status = run["status"] + (f" ({run['reason']})" if run["reason"] else "")
+def _run_cells(run: RunResult) -> list[str]:
+    status = run.status + (f" ({run.reason})" if run.reason else "")
     return [
-        run["name"],
-        numbers.count(run["trainable_parameters"]),
-        numbers.metric(run["validation_metric"]),
-        numbers.metric(run["metric"]),
-        numbers.count(run["best_step"]),
-        numbers.count(run["steps"]),
-        numbers.duration(run["seconds"]),
+        run.name,
+        numbers.count(run.trainable_parameters),
+        numbers.metric(run.validation_metric),
+        numbers.metric(run.metric),
+        numbers.count(run.best_step),
+        numbers.count(run.steps),
+        numbers.duration(run.seconds),
         status,
     ]
 
 
 def facts(results: Results) -> Iterator[tuple[str, str]]:
     """Yield (what, value): all that is needed to run the sweep again and to know that it is the same."""
-    yield "command", results["command"]
-    yield "started", results["started"]
-    yield "took", numbers.duration(results["seconds"])
-    yield "device", results["device"]
-    yield "versions", ", ".join(f"{name} {version}" for name, version in results["versions"].items() if version)
-    base = results["base"]
-    yield "base", f"{base['name']}, {numbers.count(base['parameters'])} parameters{_sha(base['sha256'])}"
-    for name in ("train", "validation", "test"):
-        part = results["data"][name]
-        yield f"{name} data", f"{numbers.count(part['n'])} examples{_sha(part.get('sha256'))}"
-    for name, value in results["grid"].items():
+    yield "command", results.command
+    yield "started", results.started
+    yield "took", numbers.duration(results.seconds)
+    yield "device", results.device
+    yield "versions", ", ".join(f"{name} {version}" for name, version in results.versions.items() if version)
+    base = results.base
+    yield "base", f"{base.name}, {numbers.count(base.parameters)} parameters{_sha(base.sha256)}"
+    for name, part in results.data.splits.items():
+        yield f"{name} data", f"{numbers.count(part.n)} examples{_sha(part.sha256)}"
+    for name, value in plain(results.grid).items():
         yield f"grid: {numbers.words(name)}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    answer = results["answer"]
-    if answer is not None and answer_name(results) is not None and answer["adapter"]:
-        yield "adapter", answer["adapter"]
-    yield "configuration", results["config_hash"]
+    answer = results.answer
+    if answer is not None and answer_name(results) is not None and answer.adapter:
+        yield "adapter", answer.adapter
+    yield "configuration", results.config_hash
 
 
 def _sha(digest: str | None) -> str:

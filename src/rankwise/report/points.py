@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rankwise.report.schema import Results
-from rankwise.report.words import answer_name, configuration
+from rankwise.report.words import answer_name
+from rankwise.results import ConfigurationResult, Results
+from rankwise.results.origin import PublishedRow
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#667080", "#e3e6ea", "#ffffff"
 BLUE, VERMILLION, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#e69f00", "#009e73", "#cc79a7"
@@ -70,27 +71,37 @@ def scene(results: Results, *, relative: bool) -> Scene:
         results: The content of `results.json`.
         relative: Both axes in percent of `relative_to`.
     """
-    parameters, metric = ("relative_parameters", "relative_metric") if relative else ("trainable_parameters", "mean")
-    percent, unit = (100, (results["relative_to"] or {}).get("metric")) if relative else (1, 1)
+    unit = 1.0
+    if relative:
+        unit = None if results.relative_to is None else results.relative_to.metric
     if not unit or unit < 0:
         return Scene((), (), (), None, MUTED)
-    reference = results["answer"]["reference"] if results["answer"] else None
+    scale = 100 / unit if relative else 1.0
+    reference = None if results.answer is None else results.answer.reference
     lora: list[PlotPoint] = []
     others: list[PlotPoint] = []
-    drawn = [c for c in results["configurations"] if c["mean"] is not None and c[metric] is not None and c[parameters]]
+    drawn = [(c, spot) for c in results.configurations if (spot := _spot(c, relative)) is not None]
     styles = iter(OTHER_STYLES * (1 + len(drawn) // len(OTHER_STYLES)))
-    for c in sorted(drawn, key=lambda c: (c["name"] != reference, c[parameters])):
-        colour, marker = LORA_STYLE if c["method"] == "lora" else next(styles)
-        ends = None if c["interval"] is None else tuple(end * percent / unit for end in c["interval"])
-        answer = c["name"] == answer_name(results)
-        label, x, y = drawable(c["label"]), c[parameters] * percent, c[metric] * percent
-        point = PlotPoint(label, x, y, ends, colour, marker, answer, c.get("state") or "")
-        (lora if c["method"] == "lora" else others).append(point)
+    for c, (x, y) in sorted(drawn, key=lambda one: (one[0].name != reference, one[1][0])):
+        colour, marker = LORA_STYLE if c.method == "lora" else next(styles)
+        ends = None if c.interval is None else (c.interval[0] * scale, c.interval[1] * scale)
+        answer = c.name == answer_name(results)
+        point = PlotPoint(drawable(c.label), x, y, ends, colour, marker, answer, c.state or "")
+        (lora if c.method == "lora" else others).append(point)
     lora.sort(key=lambda point: point.x)
-    held_against = configuration(results, reference)
-    colour = VERMILLION if held_against is not None and held_against["method"] != "lora" else BLUE
-    band = _band(results, percent / unit)
+    held_against = results.configuration(reference)
+    colour = VERMILLION if held_against is not None and held_against.method != "lora" else BLUE
+    band = _band(results, scale)
     return Scene(tuple(lora), tuple(others), tuple(_published(results, relative)), band, colour)
+
+
+def _spot(c: ConfigurationResult | PublishedRow, relative: bool) -> tuple[float, float] | None:
+    """Where a model's mark lies; None where a figure is missing, or there is no place for 0 parameters."""
+    metric = c.metric if isinstance(c, PublishedRow) else c.mean
+    x, y = (c.relative_parameters, c.relative_metric) if relative else (c.trainable_parameters, metric)
+    if not x or y is None or (metric is None and isinstance(c, ConfigurationResult)):
+        return None
+    return (100 * x, 100 * y) if relative else (x, y)
 
 
 def drawable(label: str) -> str:
@@ -104,17 +115,15 @@ def drawable(label: str) -> str:
 
 
 def _published(results: Results, relative: bool) -> Iterator[PlotPoint]:
-    for row in (results["published"] or {}).get("rows", []):
-        if relative and row["relative_parameters"] and row["relative_metric"] is not None:
-            yield PlotPoint(row["label"], 100 * row["relative_parameters"], 100 * row["relative_metric"])
-        elif not relative and row["trainable_parameters"] and row["metric"] is not None:
-            yield PlotPoint(row["label"], row["trainable_parameters"], row["metric"])
+    for row in [] if results.published is None else results.published.rows:
+        if (spot := _spot(row, relative)) is not None:
+            yield PlotPoint(row.label, *spot)
 
 
 def _band(results: Results, scale: float) -> tuple[float, float] | None:
-    answer = results["answer"]
-    reference = configuration(results, answer["reference"]) if answer else None
-    if answer is None or reference is None or reference["mean"] is None or answer["tolerance"] is None:
+    answer = results.answer
+    reference = None if answer is None else results.configuration(answer.reference)
+    if answer is None or reference is None or reference.mean is None or answer.tolerance is None:
         return None
-    sign = -1 if results["metric"]["higher_is_better"] else 1
-    return reference["mean"] * scale, (reference["mean"] + sign * answer["tolerance"]) * scale
+    sign = -1 if results.metric.higher_is_better else 1
+    return reference.mean * scale, (reference.mean + sign * answer.tolerance) * scale

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankwise.report import numbers
-from rankwise.report.schema import Results
 from rankwise.report.words import answer_name, sentence, stands_alone
+from rankwise.results import ConfigurationResult, Results, State
+from rankwise.results.origin import PublishedRow
 from rankwise.shown import csv_cell
 from rankwise.sweeps.choose.wording import probability
 from rankwise.writing import replacing
@@ -69,87 +70,121 @@ def table_rows(results: Results) -> list[TableRow]:
     Beside them stand the base as it is, where nothing else says how good it is, and published rows that have no
     counterpart.
     """
-    rows = [_row(results, c, published_for(results, c)) for c in results["configurations"]]
-    base = results["base"]
-    if base["metric"] is not None and all(c["method"] != "base" for c in results["configurations"]):
-        rows.insert(0, _row(results, {"label": "the base as it is", "trainable_parameters": 0, "mean": base["metric"]}))
-    if results["published"]:
-        used = [published_for(results, c) for c in results["configurations"]]
-        alone = [row for row in results["published"]["rows"] if row not in used]
-        rows += [_row(results, {"label": row["label"]}, row) for row in alone]
+    name = numbers.words(results.metric.name)
+    used = [published_for(results, c) for c in results.configurations]
+    rows = [_row(results, c, published) for c, published in zip(results.configurations, used, strict=True)]
+    if results.base.metric is not None and all(c.method != "base" for c in results.configurations):
+        figures = {"trainable parameters": numbers.count(0), f"test {name}": numbers.metric(results.base.metric)}
+        rows.insert(0, TableRow("the base as it is", _empty(name) | figures))
+    for row in [] if results.published is None else results.published.rows:
+        if row not in used:
+            cells = {f"test {name}": numbers.metric(None), **_published_cells(name, row)}
+            rows.append(TableRow(row.label, _empty(name) | cells))
     if stands_alone(results):
-        none = dict.fromkeys(("% of parameters", f"% of {numbers.words(results['metric']['name'])}", "front"), "")
+        none = dict.fromkeys(("% of parameters", f"% of {name}", "front"), "")
         rows = [TableRow(row.label, row.cells | none, row.is_answer) for row in rows]
-    empty = {name for name in (rows[0].cells if rows else ()) if all(not row.cells[name] for row in rows)}
+    empty = {heading for heading in _empty(name) if all(not row.cells[heading] for row in rows)}
     return [TableRow(row.label, {k: v for k, v in row.cells.items() if k not in empty}, row.is_answer) for row in rows]
 
 
-def _row(results: Results, c: Results, published: Results | None = None) -> TableRow:
-    name = numbers.words(results["metric"]["name"])
-    ours = c.get("mean") is not None
-    lr = numbers.learning_rate(c["lr"]) if c.get("lr") is not None else ""
+def _empty(name: str) -> dict[str, str]:
+    """A row without figures: every column heading, in order.
+
+    Args:
+        name: What the metric is called.
+    """
+    headings = (
+        "trainable parameters",
+        f"test {name}",
+        "95% interval",
+        "seeds",
+        "% of parameters",
+        f"% of {name}",
+        WITHIN,
+        "learning rate",
+        "front",
+        f"published {name}",
+        f"published % of {name}",
+    )
+    return dict.fromkeys(headings, "")
+
+
+def _row(results: Results, c: ConfigurationResult, published: PublishedRow | None) -> TableRow:
+    name = numbers.words(results.metric.name)
     cells = {
-        "trainable parameters": numbers.count(c["trainable_parameters"]) if "trainable_parameters" in c else "",
-        f"test {name}": numbers.metric(c.get("mean")),
-        "95% interval": numbers.interval(c["interval"]) if c.get("interval") else "",
-        "seeds": str(c["n_seeds"]) if "n_seeds" in c else "",
-        "% of parameters": numbers.percent(c["relative_parameters"], "") if _has(c, "relative_parameters") else "",
-        f"% of {name}": numbers.percent(c["relative_metric"], "") if ours and _has(c, "relative_metric") else "",
+        "trainable parameters": numbers.count(c.trainable_parameters),
+        f"test {name}": numbers.metric(c.mean),
+        "95% interval": numbers.interval(c.interval) if c.interval else "",
+        "seeds": str(c.n_seeds),
+        "% of parameters": _share(c.relative_parameters),
+        f"% of {name}": "" if c.mean is None else _share(c.relative_metric),
         WITHIN: _within(c),
-        "learning rate": f"{lr} {EDGE}" if lr and c["lr_at_edge_of_grid"] else lr,
-        "front": FRONT if c.get("on_pareto_front") else "",
-        f"published {name}": numbers.metric(published["metric"]) if published else "",
-        f"published % of {name}": numbers.percent(published["relative_metric"], "") if published else "",
+        "learning rate": _rate(c),
+        "front": FRONT if c.on_pareto_front else "",
+        **({} if published is None else _published_cells(name, published)),
     }
-    return TableRow(c["label"], cells, "name" in c and c["name"] == answer_name(results))
+    return TableRow(c.label, _empty(name) | cells, c.name == answer_name(results))
 
 
-STATES = {"shown": "shown", "not": "shown not", "open": "open"}
+def _published_cells(name: str, row: PublishedRow) -> dict[str, str]:
+    return {
+        f"published {name}": numbers.metric(row.metric),
+        f"published % of {name}": numbers.percent(row.relative_metric, ""),
+    }
 
 
-def _within(c: Results) -> str:
-    """Whether a configuration is shown to lie within the tolerance, and with what probability it does."""
-    if not c.get("state"):
+def _share(value: float | None) -> str:
+    return "" if value is None else numbers.percent(value, "")
+
+
+def _rate(c: ConfigurationResult) -> str:
+    """The chosen learning rate, marked where it lies at the edge of the grid."""
+    if c.lr is None:
         return ""
-    p = c["p_within"]
-    return STATES[c["state"]] + ("" if p is None else f", {probability(p)}")
+    return numbers.learning_rate(c.lr) + (f" {EDGE}" if c.lr_at_edge_of_grid else "")
 
 
-def _has(c: Results, key: str) -> bool:
-    return c.get(key) is not None
+STATES: dict[State, str] = {"shown": "shown", "not": "shown not", "open": "open"}
 
 
-def published_for(results: Results, c: Results) -> Results | None:
+def _within(c: ConfigurationResult) -> str:
+    """Whether a configuration is shown to lie within the tolerance, and with what probability it does."""
+    if c.state is None:
+        return ""
+    return STATES[c.state] + ("" if c.p_within is None else f", {probability(c.p_within)}")
+
+
+def published_for(results: Results, c: ConfigurationResult) -> PublishedRow | None:
     """The published row to show beside a configuration: the one that names it, else the same method and rank.
 
     Where several configurations share method and rank, only a row that names one of them is shown beside it.
     """
-    rows = results["published"]["rows"] if results["published"] else []
+    rows = [] if results.published is None else results.published.rows
     for row in rows:
-        if row.get("configuration") == c["name"]:
+        if row.configuration == c.name:
             return row
-    kind = (c["method"], c["r"])
-    if sum((other["method"], other["r"]) == kind for other in results["configurations"]) > 1:
+    kind = (c.method, c.r)
+    if sum((other.method, other.r) == kind for other in results.configurations) > 1:
         return None
-    return next((row for row in rows if (row["method"], row["r"]) == kind and not row.get("configuration")), None)
+    return next((row for row in rows if (row.method, row.r) == kind and not row.configuration), None)
 
 
 def legend(results: Results) -> list[str]:
     """Return the sentences that stand under the table: what its signs mean, then the notes of the sweep."""
     sentences: list[str] = []
     cells = [cell for row in table_rows(results) for cell in row.cells.values()]
-    relative = results["relative_to"]
-    answer = results["answer"]
-    if answer is not None and any(c["state"] for c in results["configurations"]):
+    relative = results.relative_to
+    answer = results.answer
+    if answer is not None and any(c.state for c in results.configurations):
         sentences.append(
-            f"Within tolerance: whether a configuration is shown, at {probability(answer['confidence'])} or more, "
-            f"to lie within {answer.get('tolerance_words') or numbers.metric(answer['tolerance'])}, and the "
+            f"Within tolerance: whether a configuration is shown, at {probability(answer.confidence)} or more, "
+            f"to lie within {answer.tolerance_words or numbers.metric(answer.tolerance)}, and the "
             "probability that it does, from validation data."
         )
     if relative is not None and not stands_alone(results):
         sentences.append(
-            f"100% is {relative['label']}: {numbers.count(relative['trainable_parameters'])} trainable parameters, "
-            f"test {numbers.words(results['metric']['name'])} {numbers.metric(relative['metric'])}."
+            f"100% is {relative.label}: {numbers.count(relative.trainable_parameters)} trainable parameters, "
+            f"test {numbers.words(results.metric.name)} {numbers.metric(relative.metric)}."
         )
     if FRONT in cells:
         sentences.append(f"{FRONT} is on the Pareto front: nothing with fewer parameters does as well.")
@@ -157,11 +192,11 @@ def legend(results: Results) -> list[str]:
         sentences.append(
             f"{EDGE} is the best learning rate tried, at the edge of the grid: a better one may lie outside."
         )
-    sentences += [sentence(note) for note in results["notes"]]
-    if results["published"]:
-        sentences.append(f"Published values: {results['published']['source'].removesuffix('.')}.")
-        if results["published"]["note"]:
-            sentences.append(sentence(results["published"]["note"]))
+    sentences += [sentence(note) for note in results.notes]
+    if results.published:
+        sentences.append(f"Published values: {results.published.source.removesuffix('.')}.")
+        if results.published.note:
+            sentences.append(sentence(results.published.note))
     return list(dict.fromkeys(sentences))
 
 
@@ -250,11 +285,11 @@ def write_csv(results: Results, path: Path) -> None:
         results: The content of `results.json`.
         path: The file, replaced whole.
     """
-    runs = results["runs"]
-    others = sorted({name for run in runs for name in run.get("other_metrics", {})} - set(RUN_COLUMNS))
+    runs = results.runs
+    others = sorted({name for run in runs for name in run.other_metrics} - set(RUN_COLUMNS))
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(map(csv_cell, [*RUN_COLUMNS, *others]))
         for run in runs:
-            other = run.get("other_metrics", {})
-            writer.writerow(map(csv_cell, [*(run[name] for name in RUN_COLUMNS), *map(other.get, others)]))
+            values = [getattr(run, name) for name in RUN_COLUMNS]
+            writer.writerow(map(csv_cell, [*values, *map(run.other_metrics.get, others)]))

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from rankwise.errors import option
 from rankwise.report import numbers
-from rankwise.report.schema import Results
+from rankwise.results import AnswerResult, ConfigurationResult, Results, Verdict
+from rankwise.results.kinds import Interval
 from rankwise.sweeps.choose.wording import floor_words, probability
 
 
@@ -15,66 +16,66 @@ def headline(results: Results) -> str:
         For example "Shown: r = 4, 4,180 parameters (7.6% of full fine-tuning), reaches 97.9% of its test accuracy (95%
         interval 97.4 to 98.3)."
     """
-    answer = results["answer"]
+    answer = results.answer
     if answer is None:
         return _no_answer(results)
     if stands_alone(results):
         return _alone(results)
-    return HEADLINES[answer["verdict"]](results, answer)
+    return HEADLINES[answer.verdict](results, answer)
 
 
-def _shown(results: Results, answer: Results) -> str:
-    chosen, reference = configuration(results, answer["name"]), configuration(results, answer["reference"])
+def _shown(results: Results, answer: AnswerResult) -> str:
+    chosen, reference = results.configuration(answer.name), results.configuration(answer.reference)
     if chosen is None or reference is None:
         return _no_answer(results)
-    name = numbers.words(results["metric"]["name"])
-    start = f"Shown: {chosen['label']}, {numbers.count(answer['trainable_parameters'])} parameters"
-    if answer["relative_parameters"] is not None:
-        start += f" ({numbers.percent(answer['relative_parameters'])} of {reference_words(reference)})"
-    ours, theirs = chosen["mean"], reference["mean"]
+    name = numbers.words(results.metric.name)
+    start = f"Shown: {chosen.label}, {numbers.count(answer.trainable_parameters)} parameters"
+    if answer.relative_parameters is not None:
+        start += f" ({numbers.percent(answer.relative_parameters)} of {reference_words(reference)})"
+    ours, theirs = chosen.mean, reference.mean
     # There are no shares of a reference that got nothing right, or less.
-    if ours is None or theirs is None or (answer["relative_metric"] is None and theirs > 0):
+    if ours is None or theirs is None or (answer.relative_metric is None and theirs > 0):
         return f"{start}, does as well on validation data; there are no figures on test data."
-    higher = results["metric"]["higher_is_better"]
-    if higher and answer["relative_metric"] is not None:
-        ends = _brackets(_percent_ends, answer["relative_metric_interval"])
-        return f"{start}, reaches {numbers.percent(answer['relative_metric'])} of its test {name}{ends}."
-    ends = _brackets(numbers.interval, chosen["interval"])
+    higher = results.metric.higher_is_better
+    if higher and answer.relative_metric is not None:
+        ends = _brackets(_percent_ends, answer.relative_metric_interval)
+        return f"{start}, reaches {numbers.percent(answer.relative_metric)} of its test {name}{ends}."
+    ends = _brackets(numbers.interval, chosen.interval)
     return (
         f"{start}, has a test {name} of {numbers.metric(ours)}{ends}, against "
         f"{numbers.metric(theirs)}{'' if higher else '; lower is better'}."
     )
 
 
-def _nothing_smaller(results: Results, answer: Results) -> str:
-    return f"Nothing smaller will do: use {_figures_of(results, answer['reference'])}."
+def _nothing_smaller(results: Results, answer: AnswerResult) -> str:
+    return f"Nothing smaller will do: use {_figures_of(results, answer.reference)}."
 
 
-def _no_gain(results: Results, answer: Results) -> str:
-    metric, base = numbers.words(results["metric"]["name"]), results["base"]["metric"]
+def _no_gain(results: Results, answer: AnswerResult) -> str:
+    metric, base = numbers.words(results.metric.name), results.base.metric
     with_metric = "" if base is None else f" (test {metric} {numbers.metric(base)})"
-    if (answer.get("gain") or {}).get("over") == "constant":
-        over = floor_words("constant", higher_is_better=results["metric"]["higher_is_better"])
+    if answer.gain is not None and answer.gain.over == "constant":
+        over = floor_words("constant", higher_is_better=results.metric.higher_is_better)
         return f"No gain: fine-tuning is not shown to beat {over}."
     return f"No gain: fine-tuning is not shown to beat the base{with_metric}. Use the base, with 0 parameters."
 
 
-def _undecided(results: Results, answer: Results) -> str:
-    reference = configuration(results, answer["reference"])
-    label = reference_words(reference) if reference else answer["reference"]
-    leaning = answer["leaning"]
-    towards = configuration(results, leaning["name"]) if leaning else None
+def _undecided(results: Results, answer: AnswerResult) -> str:
+    reference = results.configuration(answer.reference)
+    label = reference_words(reference) if reference else answer.reference
+    figures = _figures_of(results, answer.reference)
+    if reference is not None and not _smaller(results, reference):
+        return f"Undecided: nothing smaller than {label} was tried. Until something is, use {figures}."
+    leaning = answer.leaning
+    towards = None if leaning is None else results.configuration(leaning.name)
     lean = ""
-    if towards is not None:
-        p = "" if leaning["p_within"] is None else f" ({probability(leaning['p_within'])})"
-        lean = f" {towards['label']} more likely than not does{p}."
-    return (
-        f"Undecided: nothing smaller than {label} is shown to do as well.{lean} Until it is decided, use "
-        f"{_figures_of(results, answer['reference'])}."
-    )
+    if leaning is not None and towards is not None:
+        p = "" if leaning.p_within is None else f" ({probability(leaning.p_within)})"
+        lean = f" {towards.label} more likely than not does{p}."
+    return f"Undecided: nothing smaller than {label} is shown to do as well.{lean} Until it is decided, use {figures}."
 
 
-HEADLINES: dict[str, Callable[[Results, Results], str]] = {
+HEADLINES: dict[Verdict, Callable[[Results, AnswerResult], str]] = {
     "shown": _shown,
     "nothing_smaller": _nothing_smaller,
     "no_gain": _no_gain,
@@ -83,46 +84,46 @@ HEADLINES: dict[str, Callable[[Results, Results], str]] = {
 """Verdict -> how it is put."""
 
 
-def _figures_of(results: Results, name: str) -> str:
+def _figures_of(results: Results, name: str | None) -> str:
     """A configuration with its size and its test metric."""
-    c = configuration(results, name)
+    c = results.configuration(name)
     if c is None:
-        return name
-    metric = numbers.words(results["metric"]["name"])
-    size = f"{reference_words(c)}, {numbers.count(c['trainable_parameters'])} parameters"
-    if c["mean"] is None:
+        return name or "the reference"
+    metric = numbers.words(results.metric.name)
+    size = f"{reference_words(c)}, {numbers.count(c.trainable_parameters)} parameters"
+    if c.mean is None:
         return size
-    return f"{size}, test {metric} {numbers.metric(c['mean'])}{_brackets(numbers.interval, c['interval'])}"
+    return f"{size}, test {metric} {numbers.metric(c.mean)}{_brackets(numbers.interval, c.interval)}"
 
 
 def _alone(results: Results) -> str:
     """Of the only configuration there is."""
-    base = results["base"]["metric"]
+    base = results.base.metric
     against = "there is nothing to compare it with" if base is None else f"the base has {numbers.metric(base)}"
-    figures = _figures_of(results, results["configurations"][0]["name"])
+    figures = _figures_of(results, results.configurations[0].name)
     return f"{figures.replace(', ', ': ', 1)}; {against}."
 
 
 def explanation(results: Results) -> list[str]:
     """Say why, how sure it is, and what to be careful with: whole sentences, the most important first."""
     sentences: list[str] = []
-    answer = results["answer"]
+    answer = results.answer
     if answer is not None:
-        if answer["reason"] and not stands_alone(results):
-            sentences.append(sentence(answer["reason"]))
-        if answer.get("next"):
-            sentences.append(f"Add seeds with `{answer['next']}`.")
-        if not results["complete"]:
+        if answer.reason and not stands_alone(results):
+            sentences.append(sentence(answer.reason))
+        if answer.next:
+            sentences.append(f"Add seeds with `{answer.next}`.")
+        if not results.complete:
             sentences.append(f"The sweep is not complete ({_progress(results)}), so the answer may still change.")
-        names = dict.fromkeys([answer["name"], answer["reference"]])
-        concerned = [c for name in names if (c := configuration(results, name)) and c["lr_at_edge_of_grid"]]
+        names = dict.fromkeys([answer.name, answer.reference])
+        concerned = [c for name in names if (c := results.configuration(name)) and c.lr_at_edge_of_grid]
         if concerned:
             sentences.append(
                 f"The best learning rate of {' and of '.join(map(reference_words, concerned))} lies at the edge of "
                 "the grid, so a better one may lie outside, which could change the answer; "
                 f"give {' and '.join(dict.fromkeys(_rates_to_add(results, c) for c in concerned))}."
             )
-    if results["configurations"] and max(c["n_seeds"] for c in results["configurations"]) == 1:
+    if results.configurations and max(c.n_seeds for c in results.configurations) == 1:
         sentences.append(
             "With one seed the intervals hold only the error of sampling test examples, not the luck of training."
         )
@@ -130,19 +131,33 @@ def explanation(results: Results) -> list[str]:
 
 
 def trade_off(results: Results) -> list[str]:
-    """What each adapter on the Pareto front buys, in one sentence, for those who would settle for less; none without
-    a reference to be relative to."""
-    relative = None if stands_alone(results) else results["relative_to"]
-    front = [c for c in results["configurations"] if c["method"] == "lora" and c["on_pareto_front"]]
-    if relative is None or not front or not results["metric"]["higher_is_better"]:
+    """What each smaller adapter on the Pareto front buys, in one sentence, for those who would settle for less.
+
+    Nothing where fine-tuning gains nothing, or where there is nothing known to be good enough that shares could be of:
+    no reference, or an adapter that nothing is decided against.
+    """
+    relative, answer = results.relative_to, results.answer
+    if relative is None or stands_alone(results) or not results.metric.higher_is_better:
         return []
+    if answer is not None and answer.verdict in ("no_gain", "undecided"):
+        reference = results.configuration(answer.reference)
+        of_adapter = reference is not None and reference.method == "lora" and reference.label == relative.label
+        if answer.verdict == "no_gain" or of_adapter:
+            return []
+    front = [c for c in results.configurations if c.method == "lora" and c.on_pareto_front]
     bought = [
-        f"{c['label']}: {numbers.count(c['trainable_parameters'])} parameters "
-        f"({numbers.percent(c['relative_parameters'])}) reach {numbers.percent(c['relative_metric'])}"
+        f"{c.label}: {numbers.count(c.trainable_parameters)} parameters "
+        f"({numbers.percent(c.relative_parameters)}) reach {numbers.percent(c.relative_metric)}"
         for c in front
-        if c["relative_metric"] is not None
+        if c.relative_metric is not None and c.relative_parameters is not None and c.relative_parameters < 1
     ]
-    return [f"Of {relative['label']}, {'; '.join(bought)}."] if bought else []
+    return [f"Of {relative.label}, {'; '.join(bought)}."] if bought else []
+
+
+def _smaller(results: Results, reference: ConfigurationResult) -> list[ConfigurationResult]:
+    """What was compared with the reference and trains fewer parameters."""
+    tried = [c for c in results.configurations if c.state is not None and c.method in ("lora", "head")]
+    return [c for c in tried if c.trainable_parameters < reference.trainable_parameters]
 
 
 def answer_words(results: Results) -> str:
@@ -156,19 +171,14 @@ def answer_words(results: Results) -> str:
 
 def answer_name(results: Results) -> str | None:
     """The name of the configuration that is shown to be the answer; None while nothing is decided."""
-    answer = results["answer"]
-    return None if answer is None or answer["verdict"] == "undecided" else answer["name"]
-
-
-def configuration(results: Results, name: str | None) -> Results | None:
-    """The configuration of this name."""
-    return next((c for c in results["configurations"] if c["name"] == name), None)
+    answer = results.answer
+    return None if answer is None or answer.verdict == "undecided" else answer.name
 
 
 def stands_alone(results: Results) -> bool:
     """Whether there is one configuration and nothing that it is relative to but itself."""
-    only, relative = results["configurations"], results["relative_to"]
-    return len(only) == 1 and (relative is None or relative["label"] == only[0]["label"])
+    only, relative = results.configurations, results.relative_to
+    return len(only) == 1 and (relative is None or relative.label == only[0].label)
 
 
 def sentence(text: str) -> str:
@@ -182,40 +192,41 @@ def sentence(text: str) -> str:
     return text + ("" if text.endswith((".", "!", "?")) else ".")
 
 
-def reference_words(reference: Results) -> str:
+def reference_words(reference: ConfigurationResult) -> str:
     """A baseline's label may tell only what kind of full fine-tuning it is; here the words themselves are needed."""
-    label = reference["label"]
-    return f"full fine-tuning, {label}" if reference["method"] == "full" and "full" not in label.lower() else label
+    label = reference.label
+    return f"full fine-tuning, {label}" if reference.method == "full" and "full" not in label.lower() else label
 
 
-def _rates_to_add(results: Results, c: Results) -> str:
+def _rates_to_add(results: Results, c: ConfigurationResult) -> str:
     """Which learning rates to try where the best one of those tried is the lowest or the highest."""
-    all_tried = [*results["runs"], *results["grid"].get("search", [])]
-    tried = [run["lr"] for run in all_tried if run["configuration"] == c["name"] and run["lr"] is not None]
+    all_tried = [*results.runs, *(results.grid.search or [])]
+    tried = [run.lr for run in all_tried if run.configuration == c.name and run.lr is not None]
+    lowest = c.lr is None or c.lr <= min(tried, default=c.lr)
     names = {"full": ("baseline", "baseline-lr"), "head": ("lrs", "head-lr")}
-    flag = option(*names.get(c["method"], ("lrs", "lr")))
-    return f"{'lower' if c['lr'] <= min(tried, default=c['lr']) else 'higher'} rates with {flag}"
+    flag = option(*names.get(c.method, ("lrs", "lr")))
+    return f"{'lower' if lowest else 'higher'} rates with {flag}"
 
 
 def _no_answer(results: Results) -> str:
-    if not results["complete"]:
+    if not results.complete:
         return f"No answer yet: the sweep is not complete ({_progress(results)})."
-    reason = (results["answer"] or {}).get("reason")
+    reason = None if results.answer is None else results.answer.reason
     if reason:
         return f"No answer: {sentence(reason)}"
-    if not any(run["status"] == "finished" for run in results["runs"]):
+    if not any(run.status == "finished" for run in results.runs):
         return "No answer: no run finished."
     return "No answer: no configuration comes close enough to the reference."
 
 
 def _progress(results: Results) -> str:
-    finished = sum(run["status"] == "finished" for run in results["runs"])
+    finished = sum(run.status == "finished" for run in results.runs)
     return f"{finished:,} run{'' if finished == 1 else 's'} finished so far"
 
 
-def _percent_ends(ends: list[float]) -> str:
+def _percent_ends(ends: Interval) -> str:
     return f"{numbers.percent(ends[0], '')} to {numbers.percent(ends[1], '')}"
 
 
-def _brackets(write: Callable[[list[float]], str], ends: list[float] | None) -> str:
+def _brackets(write: Callable[[Interval], str], ends: Interval | None) -> str:
     return "" if ends is None else f" (95% interval {write(ends)})"

@@ -4,9 +4,8 @@ from pathlib import Path
 
 from rankwise.report.figures import draw_figures
 from rankwise.report.page import write_page
-from rankwise.report.schema import Results
 from rankwise.report.table import markdown_table, write_csv
-from rankwise.shown import cleaned
+from rankwise.results import Results, printable_results
 from rankwise.writing import replacing
 
 
@@ -25,7 +24,7 @@ def write_report(results: Results, directory: str | Path) -> list[Path]:
     Raises:
         OutputError: The directory can't be written.
     """
-    directory, results = Path(directory), cleaned(results)
+    directory, results = Path(directory), printable_results(results)
     table, runs = directory / "table.md", directory / "results.csv"
     with replacing(table) as temporary:
         temporary.write_text(markdown_table(results), encoding="utf-8")

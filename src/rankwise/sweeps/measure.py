@@ -12,7 +12,6 @@ from rankwise.pack.losses import PerAdapter
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import State
 from rankwise.sweeps.problem import Problem, Run, Scores, SweepState
-from rankwise.train.data.feed import EXAMPLE_ROWS
 from rankwise.train.data.tensors import Data, pick
 from rankwise.train.evaluation import evaluate_rows, in_parts
 
@@ -75,7 +74,7 @@ def _pack(model: nn.Module, runs: Sequence[Run], states: Mapping[str, State], pr
 
 
 def _example(data: Data, problem: Problem) -> Data:
-    return problem.feed.example(problem.feed.prepare(pick(data, lambda t: t[:EXAMPLE_ROWS])))
+    return problem.feed.example_of(data)
 
 
 def _numpy(values: Tensor) -> np.ndarray:

@@ -9,6 +9,7 @@ from torch import Tensor
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.resolved import State
+from rankwise.results.kinds import Method, Status
 from rankwise.sweeps.choose.configurations import RunScore
 from rankwise.train.data.cuts import Rotation
 from rankwise.train.data.feed import Feed
@@ -39,7 +40,7 @@ class Run:
     name: str
     configuration: str
     label: str
-    method: str
+    method: Method
     member: Member
     training: Training
     data: str = DATA
@@ -153,6 +154,7 @@ class SweepState:
         memory: Bytes that the pack needs, base included, by run: as measured on single steps before training.
         complete: Whether every planned run has ended.
         notes: What the user should know of how it ran.
+        seconds_before: Training time of an interrupted run that this one resumed.
     """
 
     runs: Sequence[Run]
@@ -164,6 +166,7 @@ class SweepState:
     memory: dict[str, int] = field(default_factory=dict)
     complete: bool = False
     notes: list[str] = field(default_factory=list)
+    seconds_before: float = 0.0
 
     def on_event(self, event: Event) -> None:
         """Record the points of an epoch, or the end of a run."""
@@ -184,6 +187,7 @@ class SweepState:
         self.memory |= more.memory
         self.packs |= {name: first + pack for name, pack in more.packs.items()}
         self.complete = self.complete and more.complete
+        self.seconds_before += more.seconds_before
         self.note(more.notes)
 
     def only(self, names: Sequence[str]) -> "SweepState":
@@ -214,7 +218,7 @@ class SweepState:
 
 
 def score_of(
-    run: Run, parameters: int, validation: np.ndarray, status: str, rows: np.ndarray | None = None
+    run: Run, parameters: int, validation: np.ndarray, status: Status, rows: np.ndarray | None = None
 ) -> RunScore:
     """A run with the metric of each validation example, as the rules of choosing take it."""
     return RunScore(

@@ -1,12 +1,35 @@
-"""How options of tasks are read from a command line: lists, with commas or spaces between their parts."""
+"""How options are read from a command line: groups, lists with commas or spaces between their parts, whole numbers."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
-from cyclopts import Group, Parameter, Token
+from cyclopts import ArgumentCollection, Group, Parameter, Token
 
-DECIDING = Group("How it decides", sort_key=3)
+from rankwise.errors import ConfigError
+
+
+def _check_whole(arguments: ArgumentCollection) -> None:
+    """Refuse 2.5 where a whole number is needed; cyclopts would round it.
+
+    Raises:
+        ConfigError: One is given.
+    """
+    for argument in arguments:
+        hints = {argument.hint, *get_args(argument.hint)}
+        if int not in hints or float in hints or argument.parameter.converter is not None:
+            continue
+        for token in argument.tokens:
+            if "." in token.value and not float(token.value).is_integer():
+                raise ConfigError(f"{argument.name} is {token.value}; give a whole number.")
+
+
+def flag_group(name: str, sort_key: int | None = None) -> Group:
+    """A group of flags in the help, whose whole numbers are not rounded."""
+    return Group(name, sort_key=sort_key, validator=_check_whole)
+
+
+DECIDING = flag_group("How it decides", 3)
 
 
 def listed(

@@ -20,9 +20,10 @@ from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import State
+from rankwise.results.kinds import Status
 from rankwise.train.crossfit import CrossFit
 from rankwise.train.data.cuts import Cutting, half_of
-from rankwise.train.data.feed import EXAMPLE_ROWS, Feed
+from rankwise.train.data.feed import Feed
 from rankwise.train.data.tensors import Data, count_rows, pick, take
 from rankwise.train.evaluation import evaluate_rows
 from rankwise.train.events import Stepped
@@ -120,7 +121,7 @@ class PackTraining:
             self._crossfit = CrossFit(half, pack.device, pack.dtype)
         self._best = pack.rows()
         self._total, self._norms = torch.zeros(len(pack), device=pack.device), pack.gradient_norms()
-        self._example = self._feed.example(self._feed.prepare(pick(train, lambda t: t[:EXAMPLE_ROWS])))
+        self._example = self._feed.example_of(train, self._batch_size)
         self._unread: list[tuple[Tensor, Tensor]] = []
         self.epoch = 0
         """Epochs that are over."""
@@ -344,7 +345,7 @@ class PackTraining:
     def _seconds(self) -> float:
         return time.perf_counter() - self._started
 
-    def _leave(self, ended: Mapping[str, tuple[str, str | None]]) -> list[Outcome]:
+    def _leave(self, ended: Mapping[str, tuple[Status, str | None]]) -> list[Outcome]:
         if not ended:
             return []
         seconds, of, states = self._seconds(), self._stopping, self.kept()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rankwise.pack.resolved import State
+from rankwise.results.kinds import Status
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Outcome:
 
     name: str
     state: State
-    status: str
+    status: Status
     reason: str | None
     best_step: int
     steps: int

@@ -8,7 +8,7 @@ from rankwise.pack.groups import Groups
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
-from rankwise.train.data.feed import EXAMPLE_ROWS, Feed
+from rankwise.train.data.feed import Feed
 from rankwise.train.data.tensors import Data, count_rows, pick
 
 ROWS, AT_ONCE = 128, 8
@@ -16,7 +16,14 @@ ROWS, AT_ONCE = 128, 8
 
 
 def check_training(
-    model: nn.Module, member: Member, train: Data, validation: Data, loss: PerBatch, metric: PerBatch, feed: Feed
+    model: nn.Module,
+    member: Member,
+    train: Data,
+    validation: Data,
+    loss: PerBatch,
+    metric: PerBatch,
+    feed: Feed,
+    batch_size: int,
 ) -> None:
     """Refuse what can't be trained or measured.
 
@@ -28,12 +35,13 @@ def check_training(
         loss: The loss.
         metric: The metric.
         feed: How data reach the model.
+        batch_size: Rows of a training step.
 
     Raises:
         PackError: The model can't be trained in a pack, or a scalar that has to be a mean of rows is none.
     """
     pack = Pack(model, [member], loss, call=feed.call)
-    example = feed.example(feed.prepare(pick(train, lambda t: t[:EXAMPLE_ROWS])))
+    example = feed.example_of(train, batch_size)
     with pack.attached(example, training=True):
         pass
     with pack.attached(example, training=False):

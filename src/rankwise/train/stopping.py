@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from rankwise.results.kinds import Status
 from rankwise.train.settings import Training
 
 
@@ -45,14 +46,14 @@ class Stopping:
         self.since_best = torch.where(better, 0, self.since_best + 1)
         return better
 
-    def ended(self, finite: Sequence[bool], epochs: int) -> dict[str, tuple[str, str | None]]:
+    def ended(self, finite: Sequence[bool], epochs: int) -> dict[str, tuple[Status, str | None]]:
         """The adapters that are done after so many epochs: name -> (status, reason).
 
         Args:
             finite: Whether each one's losses in the last epoch were finite.
             epochs: Passes over the data so far.
         """
-        ended: dict[str, tuple[str, str | None]] = {}
+        ended: dict[str, tuple[Status, str | None]] = {}
         rows = zip(self.names, self.trainings, finite, self.since_best.tolist(), strict=True)
         for name, training, ok, since_best in rows:
             if not ok:

@@ -50,13 +50,12 @@ def train(model, steps, accumulated=1, make=OPTIMISERS["SGD"]):
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_what_has_not_moved_is_said_after_ten_steps(name, accumulated):
     model = made()
-    hooks = len(Detours()._forward_pre_hooks)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(model, 10, accumulated, OPTIMISERS[name])
     with pytest.warns(UserWarning, match=r'After 10 optimiser steps 1 of 3 .* not moved: "unused"\. No gradient'):
         model(torch.ones(2, 4))
-    assert len(model._forward_pre_hooks) == hooks
+    assert len(model._forward_pre_hooks) == 1  # which looks at the structure
 
 
 def test_evaluation_is_not_counted_and_copies_count_on():
@@ -78,14 +77,14 @@ def test_where_all_moves_nothing_is_said():
     inject(model, LoRAConfig(r=2))
     train(model, 30)
     assert all(bool(B.any()) for _, B in adapter_tensors(model).values())
-    assert not model._forward_pre_hooks
+    assert len(model._forward_pre_hooks) == 1
 
 
 def test_a_model_that_is_not_stepped_is_left_alone():
     model = made()
     for _ in range(1000):
         model(torch.ones(1, 4))
-    assert not model._forward_pre_hooks
+    assert len(model._forward_pre_hooks) == 1
 
 
 def test_eject_stops_the_counting():

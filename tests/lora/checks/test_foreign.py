@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from adapted_models import fill
-from rankwise.adapter_files import load_adapter, save_adapter
+from rankwise.adapter_files import load_adapter, save_adapter, save_merged
 from rankwise.errors import AdapterError, AdapterFileError
 from rankwise.lora import LoRAConfig, activate, inject, merge, trainable_parameters
 
@@ -52,6 +52,31 @@ def test_models_with_adapters_of_pefts_are_refused(settings, tmp_path):
     inject(theirs.unload(), LoRAConfig(r=2))
 
 
+def test_a_model_that_peft_wraps_after_inject_is_not_saved_under_its_names(tmp_path):
+    inject(model := make(), LoRAConfig(r=2))
+    outputs = model(x())
+    theirs = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["0"]))
+    assert torch.equal(theirs(x()), outputs)
+    for wrapped in (theirs, model):
+        with pytest.raises(AdapterError, match='0" is a Linear of peft, put around the layer after inject'):
+            save_adapter(wrapped, tmp_path)
+        with pytest.raises(AdapterError, match=r"Take peft's adapters off first \(unload\(\)\)"):
+            save_merged(wrapped, tmp_path / "merged")
+    save_adapter(theirs.unload(), tmp_path)
+    load_adapter(fresh := make(), tmp_path)
+    assert torch.equal(fresh(x()), outputs)
+
+
+@pytest.mark.parametrize("freeze", [lambda m: m.requires_grad_(False), peft.prepare_model_for_kbit_training])
+def test_a_new_adapter_that_is_frozen_after_inject_is_said(freeze):
+    inject(model := make(), LoRAConfig(r=2))
+    freeze(model)
+    with pytest.warns(
+        UserWarning, match="none of its parameters ask for gradients, so training leaves it without effect"
+    ):
+        model.train()(x().requires_grad_())
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("variant", ["lora", "dora"])
 def test_an_adapter_sharded_by_fsdp2_is_saved_whole(process, variant, tmp_path):
@@ -67,6 +92,31 @@ def test_an_adapter_sharded_by_fsdp2_is_saved_whole(process, variant, tmp_path):
         merge(model)
     with pytest.raises(AdapterError, match="is sharded over processes"):
         inject(model, LoRAConfig(r=2), "second")
+
+
+def trained(model):
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        optimiser.zero_grad()
+        model.train()(x()).square().mean().backward()
+        optimiser.step()
+    return model
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_sharded_by_fsdp2_trains_as_one_that_is_not(process, tmp_path):
+    plain, model, base = make(), make(), make()
+    for one in (plain, model):
+        inject(one, LoRAConfig(r=2))
+    fully_shard(model, mesh=process)
+    load_adapter(base, save_adapter(trained(model), tmp_path))
+    torch.testing.assert_close(base(x()), trained(plain)(x()))
+
+
+def test_saving_leaves_the_memory_of_the_base_resizable(tmp_path):
+    inject(model := make(), LoRAConfig(r=2))
+    save_adapter(model, tmp_path)
+    assert all(p.untyped_storage().resizable() for p in model.parameters())  # FSDP frees what it has gathered
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -143,6 +143,13 @@ class TestVerdicts:
         assert (answer.verdict, answer.floor) == ("no_gain", "constant")
         assert "most frequent class" in told(answer)
 
+    def test_too_few_examples_can_still_show_that_something_is_worse(self):
+        answer = decided(runs_of("r1", 0.9, wobble=0.05, n=200), full(0.95, n=200), tolerance=0.01)
+        assert (answer.verdict, answer.leaning, answer.comparisons["r1"].state) == ("undecided", None, "open")
+        assert answer.more_seeds_needed
+        assert f"About {answer.more_seeds_needed} more seed" in told(answer)
+        assert "could show that nothing smaller is" in told(answer)
+
     def test_one_seed_is_undecided_and_says_why(self):
         answer = decided(runs_of("r1", 0.98, seeds=1), full(0.98, seeds=1))
         assert (answer.verdict, answer.comparisons["r1"].p_within, answer.leaning) == ("undecided", None, None)
@@ -152,6 +159,8 @@ class TestVerdicts:
         answer = decided(runs_of("r1", 1.0, n=5), full(1.0, n=5), tolerance=0.01)
         assert (answer.verdict, answer.rows_needed) == ("undecided", 299)
         assert "needs at least 299" in told(answer)
+        assert answer.more_seeds_needed is None, "seeds add no validation examples"
+        assert "seed" not in told(answer)
         # Not one row short of them either.
         assert decided(runs_of("r1", 1.0, n=298), full(1.0, n=298)).verdict == "undecided"
         assert decided(runs_of("r1", 1.0, n=600), full(1.0, n=600)).verdict == "shown"

@@ -15,13 +15,14 @@ from torch import nn
 import rankwise
 from rankwise import LoRAConfig, Training
 from rankwise.errors import ConfigError
+from rankwise.results import plain
 from rankwise.sweeps.candidates.grid import Candidate, runs_of
 from rankwise.sweeps.choose.answer import Answer, Floors, decide, reference_of
 from rankwise.sweeps.choose.configurations import choose_learning_rates
 from rankwise.sweeps.choose.rule import Rule, Tolerance
 from rankwise.sweeps.problem import Run, Scores, SweepState
 from rankwise.sweeps.run.auto import GAIN_SEEDS, SEARCH_SEED, Auto, Walk
-from rankwise.sweeps.run.stage import StageResult
+from rankwise.sweeps.run.stage import Decisions, Phase, Phases, StageResult
 from rankwise.train import loop
 from rankwise.train.checkpoints import Every
 from rankwise.train.outcome import Outcome
@@ -60,7 +61,9 @@ class MadeUp:
     candidates: Sequence[Candidate] = (*RANKS, FULL)
     seeds: tuple[int, ...] = tuple(range(8))
     price: float = 1.0
+    seconds_before: float = 0.0
     rungs: tuple[int, ...] = ()
+    seconds_before: float = 0.0
     phases: list[list[str]] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
 
@@ -68,7 +71,17 @@ class MadeUp:
         self.model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40))
         self.observers = SimpleNamespace(message=self.messages.append)
 
-    def train(self, runs: Sequence[Run]) -> SweepState:
+    def train(self, runs: Sequence[Run]) -> Phases[SweepState]:
+        return (yield Phase(runs))
+
+    def followed(self, walk: Walk) -> StageResult:
+        phases = Decisions(walk.phases())
+        for phase in phases:
+            phases.take(self.carried_out(phase))
+        return phases.result
+
+    def carried_out(self, phase: Phase) -> SweepState:
+        runs = phase.runs
         self.phases.append([run.name for run in runs])
         found = SweepState(runs, {run.name: parameters_of(run) for run in runs}, complete=True)
         for run in runs:
@@ -81,7 +94,8 @@ class MadeUp:
                 found.scores[run.name] = Scores(np.roll(hits, run.member.seed), 0.0, np.empty(0), {})
         return found
 
-    def search_rates(self, candidates: Sequence[Candidate], seed: int) -> tuple[Any, Any, Any]:
+    def search_rates(self, candidates: Sequence[Candidate], seed: int) -> Phases[tuple[Any, Any, Any]]:
+        yield from ()
         assert seed == SEARCH_SEED
         told = [(c.name, lr, self.accuracy(c.name, lr, seed) or 0.0) for c in candidates for lr in c.lrs]
         rates = {c.name: max((value, -lr, lr) for name, lr, value in told if name == c.name)[2] for c in candidates}
@@ -110,7 +124,7 @@ def rising(first_good: int, full: float = 0.95) -> Callable[[str, float, int], f
 
 def walked(stages: MadeUp, **given: Any) -> tuple[StageResult, Answer]:
     auto = Auto(**{"rule": RULE, "floors": Floors(base=lambda rows: np.zeros(ROWS)), "curve": False, **given})
-    found = Walk(stages, auto).run()  # pyright: ignore[reportArgumentType]
+    found = stages.followed(Walk(stages, auto))  # pyright: ignore[reportArgumentType]
     rates = found.rates or {}
     runs = [run for run in found.swept.runs if run.training.lr == rates[run.configuration]]
     configurations = choose_learning_rates([found.swept.score(run) for run in runs], True)
@@ -178,6 +192,18 @@ def test_where_adapters_are_cheap_all_train_together() -> None:
     assert len(stages.phases[0]) == 6 * 3
     assert seeds_by_name(found) == dict.fromkeys(("r1", "r2", "r4", "r8", "r16", "full"), 3)
     assert found.path == ("r4", "r1", "r2")
+
+
+def test_further_seeds_are_for_sizes_that_can_still_be_the_answer() -> None:
+    """r = 4 is shown at once, so larger ones keep the starting seeds; r = 2 is near the edge."""
+
+    def accuracy(name: str, lr: float, seed: int) -> float:
+        return 0.95 - (0.004 + 0.02 * (seed % 2) if name == "r2" else 0.1 if name == "r1" else 0)
+
+    found, _ = walked(MadeUp(accuracy, price=0.1, seeds=tuple(range(16))))
+    seeds = seeds_by_name(found)
+    assert seeds["r2"] > 3
+    assert {seeds[name] for name in ("r4", "r8", "r16")} == {3}
 
 
 def test_the_curve_is_completed_after_the_decision() -> None:
@@ -307,7 +333,8 @@ def test_a_reference_that_loses_seeds_ends_nothing(seeds: tuple[int, ...]) -> No
 
 def test_all_that_diverges_ends_too() -> None:
     stages = MadeUp(lambda name, lr, seed: None)
-    found = Walk(stages, Auto(rule=RULE, floors=Floors(), curve=True)).run()  # pyright: ignore[reportArgumentType]
+    walk = Walk(stages, Auto(rule=RULE, floors=Floors(), curve=True))  # pyright: ignore[reportArgumentType]
+    found = stages.followed(walk)
     assert not found.swept.scores
     assert found.swept.complete
 
@@ -331,7 +358,7 @@ def sweep(**more: Any) -> rankwise.Sweep:
 
 
 def comparable(found: rankwise.Sweep) -> Mapping[str, Any]:
-    results = {k: v for k, v in found.results.items() if k not in ("seconds", "started", "config_hash")}
+    results = {k: v for k, v in plain(found.results).items() if k not in ("seconds", "started", "config_hash")}
     runs = [{k: v for k, v in run.items() if k not in ("seconds", "adapter")} for run in results["runs"]]
     answer = {k: v for k, v in results["answer"].items() if k != "adapter"}
     return results | {"runs": runs, "answer": answer}
@@ -408,3 +435,10 @@ def test_rungs_are_for_learning_rates_only() -> None:
     found = sweep(rungs=(1, 2), seeds=3)
     assert "pruned" in {one["status"] for one in found.results["grid"]["search"]}
     assert {run["status"] for run in found.results["runs"]} == {"finished"}
+
+
+def test_minutes_before_a_resumption_count() -> None:
+    stages = MadeUp(rising(4), seconds_before=120.0)
+    found, _ = walked(stages, max_minutes=1.5, curve=True)
+    assert seeds_by_name(found) == {"r4": 3, "full": 3}
+    assert any("2 minutes, of 1.5 allowed" in note for note in found.swept.notes)

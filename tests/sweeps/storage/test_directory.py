@@ -13,7 +13,7 @@ from rankwise.errors import OutputError, flags_named
 from rankwise.sweeps.problem import SweepState
 from rankwise.sweeps.storage.adapters import Adapters
 from rankwise.sweeps.storage.directory import check_directory, write_run
-from small_sweep import results_of, small_model, small_run, swept
+from small_sweep import small_model, small_run, swept, typed_results_of
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +23,9 @@ def found() -> SweepState:
 
 def write(directory: Path, found: SweepState) -> None:
     folders = {"r2-lr0.03-s0": "adapters/r2-lr0.03-s0"}
-    results = results_of(found)
-    for run in results["runs"]:
-        run["adapter"] = folders.get(run["name"])
+    results = typed_results_of(found)
+    for run in results.runs:
+        run.adapter = folders.get(run.name)
     write_run(
         directory,
         results,

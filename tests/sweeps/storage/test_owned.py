@@ -7,7 +7,7 @@ import pytest
 
 from rankwise.errors import OutputError
 from rankwise.sweeps.storage.directory import begin_run, check_directory, check_foreign, end_run, held
-from rankwise.sweeps.storage.owned import foreign
+from rankwise.sweeps.storage.owned import foreign, why_no_adapter
 
 RESULTS = {"format": "rankwise-results-1", "runs": [{"adapter": "adapters/r1-s0"}, {"adapter": None}]}
 
@@ -133,3 +133,29 @@ def test_what_killed_runs_have_left_is_cleared(tmp_path: Path) -> None:
     with held(tmp_path, overwrite=True, resume=False):
         names = {path.name for path in tmp_path.iterdir() if path.name.startswith(".")}
         assert names == {".mine.77.tmp", ".rankwise.lock"}
+
+
+def test_why_there_is_no_adapter(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    adapter = run / "adapters" / "r1-s0"
+    assert why_no_adapter(adapter) is None
+    assert why_no_adapter(tmp_path / "elsewhere" / "best") is None
+    assert (
+        why_no_adapter(run)
+        == f"{run} is a run's directory and no adapter; give one of its adapters, such as {adapter}."
+    )
+    answer = {"verdict": "undecided", "adapter": "adapters/r1-s0", "next": "rankwise sweep --more-seeds 2"}
+    for content, words in (
+        (answer, "its answer is undecided. rankwise sweep --more-seeds 2 may decide it; an adapter of your own choice"),
+        ({"verdict": "shown", "adapter": None}, "its answer is no adapter. an adapter"),
+        (None, "it has no answer. an adapter"),
+    ):
+        (run / "results.json").write_text(json.dumps({**RESULTS, "answer": content}))
+        found = why_no_adapter(run / "best")
+        assert found is not None
+        assert words in found
+        assert found.endswith(f"is given by its folder, such as {adapter}.")
+    begun = unfinished(tmp_path / "begun")
+    assert f"holds an unfinished run, which has recommended no adapter yet; finish it with --resume {begun}" in str(
+        why_no_adapter(begun / "best")
+    )

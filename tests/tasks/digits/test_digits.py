@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from rankwise import disabled, load_adapter, merge
 from rankwise.errors import DataError
-from rankwise.experiment import run_in_directory
-from rankwise.report import validate
+from rankwise.experiment import run_experiment
+from rankwise.results import parsed, plain
 from rankwise.sweeps.candidates.grid import runs_of
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.run.location import RunLocation
@@ -43,8 +43,8 @@ def run(out: Path, **changed: Any) -> dict[str, Any]:
     given = {"deciding": Deciding(plan="grid"), **given}
     with Observers() as shown:
         place = RunLocation(directory=out, config="digits: {}\n", command="rankwise", how_to_resume="rankwise digits")
-        results, _ = run_in_directory(place, partial(make_digits, DigitsOptions(**given)), shown)
-    return results
+        results, _, _ = run_experiment(partial(make_digits, DigitsOptions(**given)), place, shown)
+    return plain(results)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def saved_base(place: Path) -> torch.nn.Sequential:
 
 
 def test_sizes(results: dict[str, Any]) -> None:
-    validate(results)
+    parsed(results)
     assert results["base"]["parameters"] == 54_725
     found = {run["configuration"]: run["trainable_parameters"] for run in results["runs"]}
     assert found == {"r1": 1045, "r4": 4 * 1045, "full": 54_725}
@@ -111,7 +111,7 @@ def test_the_same_command_gives_the_same_results(tmp_path: Path, results: dict[s
 
 def test_published_protocol(tmp_path: Path) -> None:
     results = run(tmp_path / "published", protocol="published", ranks=(2,), seeds=(0,), lr=None, baseline_lr=None)
-    validate(results)
+    parsed(results)
     by_name = {c["name"]: c for c in results["configurations"]}
     assert [*by_name] == ["r2", "full-mistake", "full-notebook", "full"]
     assert results["relative_to"] == {

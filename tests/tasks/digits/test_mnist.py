@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from rankwise.errors import DataError
+from rankwise.results.origin import SplitSize
 from rankwise.tasks.digits import mnist
 from rankwise.tasks.digits.mnist import Split, cache_directory, fetch_mnist, load_digits_data
 
@@ -50,15 +51,16 @@ class TestEmbedded:
 
     def test_fingerprints_are_of_the_bytes(self) -> None:
         data = load_digits_data("embedded")
-        found = data.fingerprints()
+        found = data.info()
         expected = hashlib.sha256(data.test.images.tobytes() + data.test.labels.tobytes()).hexdigest()
-        assert found["test"] == {"n": 2000, "sha256": expected}
-        assert len({entry["sha256"] for entry in found.values()}) == 3
+        assert found.others == {"name": "embedded"}
+        assert found.test == SplitSize(n=2000, sha256=expected)
+        assert len({split.sha256 for split in found.splits.values()}) == 3
 
     def test_a_view_has_the_fingerprint_of_its_copy(self) -> None:
         data = load_digits_data().test
         view = Split(data.images[::2], data.labels[::2])
-        assert view.fingerprint() == Split(view.images.copy(), view.labels.copy()).fingerprint()
+        assert view.size() == Split(view.images.copy(), view.labels.copy()).size()
 
 
 class TestFolder:
@@ -79,7 +81,7 @@ class TestFolder:
         given = np.frombuffer(files["train-images-idx3-ubyte"][16:], np.uint8).reshape(36, -1)
         assert sorted(map(bytes, both)) == sorted(map(bytes, given))
         assert not np.array_equal(both, given), "the split is at random"
-        assert data.fingerprints() == again.fingerprints()
+        assert data.info() == again.info()
         labels = {bytes(image): label for image, label in zip(given, np.arange(36) % 10, strict=True)}
         assert all(labels[bytes(i)] == y for i, y in zip(data.train.images, data.train.labels, strict=True))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 pytest.importorskip("transformers")
 from transformers import (
@@ -20,11 +21,11 @@ from transformers import (
 
 from rankwise.cli import main
 from rankwise.errors import ConfigError
-from rankwise.tasks.text.data.examples import Chat
+from rankwise.tasks.text.data.examples import Chat, Pair
 from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.encode.sft import SftOptions, prompt_text, tokenize_sft
-from rankwise.tasks.text.encode.templates import dated, template_text
-from rankwise.tasks.text.encode.tokens import find_context
+from rankwise.tasks.text.encode.templates import template_text, writes_date
+from rankwise.tasks.text.encode.tokens import find_answer_context, find_context, reading_config
 from rankwise.tasks.text.model.models import ModelOptions, load_text_model
 from rankwise.tasks.text.options import TextOptions
 from rankwise.tasks.text.prompting import Prompting, read_prompting
@@ -93,7 +94,7 @@ def test_the_bases_own_settings_of_generation_change_no_answer(
     assert model.generation_config is before
     said = any("put aside" in note for note in adapted.notes)
     assert said == (
-        next(iter(settings)) in ("stop_strings", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
+        next(iter(settings)) not in ("return_dict_in_generate", "prompt_lookup_num_tokens", "cache_implementation")
     )
 
 
@@ -147,6 +148,8 @@ WAYS = {
     "asked first": "{% if strftime_now is defined %}{{ 'Today: ' + strftime_now('%d %b %Y') }}{% endif %}" + CHATML,
     "set": "{% set day = strftime_now( \"%d %b %Y\" ) %}{{ 'Today: ' + day + '\n' }}" + CHATML,
     "filtered": "{{ 'Today: ' + (strftime_now('%d %b %Y') | trim) + '\n' }}" + CHATML,
+    "by a variable": "{% set day = '%d %b %Y' %}{{ 'Today: ' + strftime_now(day) + '\n' }}" + CHATML,
+    "in a macro": "{% macro day() %}{{ strftime_now ('%d %b %Y') }}{% endmacro %}{{ 'Today: ' + day() }}" + CHATML,
 }  # fmt: skip
 
 
@@ -158,7 +161,7 @@ def test_a_template_writes_the_date_of_the_run(template: str) -> None:
     [row] = tokenize_sft([chat], tokenizer, CAUSAL, options).rows
     assert "Today: 04 Jul 2026" in tokenizer.decode(row.ids)
     assert "Today: 04 Jul 2026" in prompt_text(chat, tokenizer, options)[0]
-    assert dated(template, None) == template
+    assert writes_date(tokenizer)
 
 
 def test_a_date_that_is_none() -> None:
@@ -282,3 +285,28 @@ def test_examples_stay_within_the_context_up_to_which_rows_do_not_mix() -> None:
         },
     )
     assert find_context(layered, tokenizer) == 8
+
+
+def test_contexts_under_other_names() -> None:
+    tokenizer: Any = SimpleNamespace(model_max_length=10**30)
+    led = transformers.LEDConfig(max_encoder_position_embeddings=64, max_decoder_position_embeddings=16)
+    assert (find_context(led, tokenizer), find_answer_context(led, 64)) == (64, 16)
+    assert find_context(transformers.MptConfig(max_seq_len=32), tokenizer) == 32
+    part = {"vocab_size": 9, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    encoder = transformers.BertConfig(max_position_embeddings=24, **part)
+    decoder = transformers.BertConfig(max_position_embeddings=12, is_decoder=True, add_cross_attention=True, **part)
+    both = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    assert find_context(reading_config(both), tokenizer) == 24
+    assert find_answer_context(both, 24) == 12
+    t5 = transformers.T5Config()
+    assert find_answer_context(t5, find_context(t5, tokenizer)) == 512
+
+
+def test_answers_are_cut_where_the_decoder_ends() -> None:
+    led = transformers.LEDConfig(
+        vocab_size=VOCABULARY, max_encoder_position_embeddings=64, max_decoder_position_embeddings=8, eos_token_id=1
+    )
+    prompt = Pair(1, "one two three " * 4, "cat sat on the mat " * 4)
+    made = tokenize_sft([prompt], make_tokenizer(), led)
+    assert (len(made.rows[0].ids) <= 64, len(made.rows[0].labels)) == (True, 8)
+    assert "longer than 64 tokens (of an answer 8)" in made.notes[-1]

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankwise.adapter_files.findings import Findings
 from rankwise.errors import AdapterFileError
@@ -42,11 +42,13 @@ class BaseRecord:
         adapted: Path of an adapted layer -> its weight.
         others: Path of any other parameter or buffer -> its values.
         buffers: Paths of the buffers that the file holds because training has changed them.
+        paths: All paths of parameters and buffers of a model that a file is read for.
     """
 
     adapted: Mapping[str, Tensor | None] = field(default_factory=dict[str, Tensor | None])
     others: Mapping[str, Tensor | None] = field(default_factory=dict[str, Tensor | None])
     buffers: Collection[str] = ()
+    paths: Collection[str] = ()
 
 
 def metadata_of(flat: Mapping[str, Tensor], config: str, base: BaseRecord) -> dict[str, str]:
@@ -142,7 +144,31 @@ def check_base(
             "base, or was a new head, drawn at random, left out of the adapter? Load the adapter's own base and train "
             "a new head with the adapter (modules_to_save), or pass strict=False if you know that it fits."
         )
-    return _not_compared(skipped)
+    elif gone := next((name for name, values in others.items() if _is_missing(name, values, base.paths)), None):
+        findings.add(
+            f'{path} was saved over a base with "{gone}", which this model lacks. Is it another base, or a part of it? '
+            "Load the adapter's own base, or pass strict=False if you know that it fits."
+        )
+    recorded = {*adapted, *(f"{name}.weight".lstrip(".") for name in adapted), *others, *embeddings}
+    complete = bool(others) and not skipped and base.adapted.keys() <= adapted.keys()
+    return [*_not_compared(skipped), *(_unknown(base, recorded) if complete else ())]
+
+
+def _is_missing(name: str, values: tuple[str, ...], paths: Collection[str]) -> bool:
+    """Tell whether a model lacks a tensor of the base that was saved over; whole numbers (positions) come and go."""
+    dtype = getattr(torch, values[0], None)
+    return bool(paths) and name not in paths and isinstance(dtype, torch.dtype) and dtype.is_floating_point
+
+
+def _unknown(base: BaseRecord, recorded: Collection[str]) -> list[str]:
+    """Say how many parameters of this model the base that was saved over didn't have."""
+    more = [name for name, tensor in base.others.items() if name not in recorded and isinstance(tensor, nn.Parameter)]
+    if not more:
+        return []
+    return [
+        f'The model has {len(more)} parameters that the base lacked when the adapter was saved ("{more[0]}"): is it '
+        "another base, or was a part added since? Compare its outputs."
+    ]
 
 
 def _stored(path: Path, metadata: Mapping[str, str], entry: str) -> dict[str, tuple[str, ...]]:
@@ -210,7 +236,8 @@ def _describe(weight: Tensor, dtype: torch.dtype | None = None) -> str:
     dtype = dtype or weight.dtype
     # A view by steps: `weight` is never copied as a whole.
     flat = weight.detach().flatten()
-    sample = flat[:: max(1, -(-flat.numel() // SAMPLED))].to("cpu", dtype)
+    # A copy: numpy would keep FSDP from resizing the memory that a tensor lies in.
+    sample = flat[:: max(1, -(-flat.numel() // SAMPLED))].to("cpu", dtype, copy=True)
     digest = hashlib.sha256(f"{tuple(weight.shape)}".encode())
     digest.update(_bytes(sample))
     return f"{_name_of(dtype)} {digest.hexdigest()[:16]}"

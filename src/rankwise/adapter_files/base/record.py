@@ -5,21 +5,24 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from rankwise.lora.adapter import LoRA, lora_of, loras_in
+from rankwise.lora.adapter import lora_of
 from rankwise.lora.base.buffers import changed_buffers
-from rankwise.lora.targets.modules import base_tensors, walk
-from rankwise.lora.trained_modules import wholes
+from rankwise.lora.base.values import base_values, fleeting_buffers
 
 Places = Mapping[str, tuple[nn.Module, str]]
 """Path -> a module and the name of its weight."""
 
 
 def adapted_weights(places: Places) -> dict[str, Tensor | None]:
-    """Return the base's weights, also of merged layers; None where they are no plain tensors that can be looked at."""
+    """Return the base's weights, also of merged layers; None where they are no plain tensors that can be looked at.
+
+    A weight that is computed (parametrised) is None too: what it is computed from is recorded, and may be in the file.
+    """
     weights: dict[str, Tensor | None] = {}
     for path, (layer, parameter) in places.items():
         lora = lora_of(layer, parameter)
-        weights[path] = _plain(lora.base_weight if lora is not None and lora.merged else getattr(layer, parameter))
+        own = layer._parameters.get(parameter)  # pyright: ignore[reportPrivateUsage]
+        weights[path] = _plain(lora.base_weight if lora is not None and lora.merged else own)
     return weights
 
 
@@ -30,30 +33,13 @@ def other_tensors(model: nn.Module, without: Collection[str]) -> dict[str, Tenso
         model: A model, injected or not.
         without: Paths to leave out.
     """
-    fleeting = _not_persistent(model)
-    base = {path: tensor for path, tensor in base_tensors(model).items() if path not in fleeting}
-    for names, _, lora in loras_in(model):
-        if lora.merged:
-            base.update((f"{name}.{lora.parameter}".lstrip("."), _before(lora)) for name in names)
-    for path, (_, whole) in wholes(model).items():
-        base |= {f"{path}.{leaf}".lstrip("."): t for leaf, t in whole.before.items() if t is not None}
+    fleeting = fleeting_buffers(model)
+    base = {path: tensor for path, tensor in base_values(model).items() if path not in fleeting and tensor is not None}
     base |= {path: before for path, (before, _) in changed_buffers(model).items()}
     firsts: dict[int, str] = {}
     for path, tensor in base.items():
         firsts.setdefault(id(tensor), path)
     return {path: _plain(base[path]) for path in firsts.values() if path not in without}
-
-
-def _before(lora: LoRA) -> Tensor:
-    return torch.empty(0, device="meta") if lora.base_weight is None else lora.base_weight
-
-
-def _not_persistent(model: nn.Module) -> set[str]:
-    return {
-        f"{path}.{leaf}" if path else leaf
-        for path, module in walk(model)
-        for leaf in module._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage]
-    }
 
 
 def _plain(tensor: Tensor | None) -> Tensor | None:

@@ -1,15 +1,18 @@
 """What stands against saving an adapter: layers that are gone, numbers that are not finite, sharded tensors."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA
+from rankwise.lora.base.buffers import is_large
+from rankwise.lora.base.samples import changed_base
 from rankwise.lora.checks.complete import lost_message, lost_paths
 from rankwise.lora.offloaded import gathered, has_data
+from rankwise.lora.targets.modules import base_tensors
 
 Layers = Mapping[str, tuple[nn.Module, LoRA]]
 
@@ -28,7 +31,13 @@ def check_savable(model: nn.Module, name: str, layers: Layers, whole: Mapping[st
         AdapterError: Tensors are sharded or have no data; or layers are gone or numbers not finite, and `strict`.
     """
     for path, (_, lora) in layers.items():
-        if name not in lora.A or lora.A[name].ndim != 2:
+        held, declared = lora.parameters_of(name), lora.variant_of(name).tensors
+        if not {"A", "B"} <= held.keys():
+            raise AdapterError(
+                f'Adapter "{name}" is of variant "{lora.configs[name].variant}", which has no A and B, and no form in '
+                "PEFT's files. Merge it instead: merge(model)."
+            )
+        if any(held[one.name] is None or held[one.name].ndim != one.ndim for one in declared):
             raise AdapterError(
                 f'A and B of "{path}" are sharded by FullyShardedDataParallel. Save inside `with '
                 "FullyShardedDataParallel.summon_full_params(model):`, with use_orig_params=True."
@@ -54,9 +63,44 @@ def check_savable(model: nn.Module, name: str, layers: Layers, whole: Mapping[st
         warnings.warn(problem, stacklevel=4)
 
 
+def check_base_as_before(model: nn.Module, held: Collection[str], strict: bool) -> list[str]:
+    """Raise, or warn, where the base has changed since training began and a file doesn't hold what it is now.
+
+    Args:
+        model: The model.
+        held: Paths of the parameters and buffers that the file holds.
+        strict: Whether that is an error.
+
+    Returns:
+        Paths of large buffers that have changed, which the file can hold.
+
+    Raises:
+        AdapterError: It has, and `strict`.
+    """
+    changed, buffers = changed_base(model), base_tensors(model)
+    large = [it for it in changed.lasting if not isinstance(buffers[it], nn.Parameter) and is_large(buffers[it])]
+    if lost := [path for path in changed.lasting if path not in held and path not in large]:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        problem = (
+            f'The base\'s "{lost[0]}"{more} has changed since training began (unfrozen after inject, or written to by '
+            "the model itself), and an adapter's file doesn't hold it. Train it with the adapter (modules_to_save, "
+            "bias), or save all of the model."
+        )
+        if strict:
+            raise AdapterError(f"{problem} To save what there is: strict=False.")
+        warnings.warn(problem, stacklevel=4)
+    if fleeting := [path for path in changed.fleeting if path not in held]:
+        warnings.warn(
+            f'The buffer "{fleeting[0]}" has changed since training began. It is in no checkpoint (persistent=False), '
+            "so the file doesn't hold it either; compare the outputs of the loaded adapter.",
+            stacklevel=4,
+        )
+    return large
+
+
 def _tensors(name: str, layers: Layers, whole: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for path, (_, lora) in layers.items():
-        for tensor in (*lora.pair(name), *(lora.fetched(key, name) for key in lora.own(name))):
+        for tensor in lora.tensors(name).values():
             yield path, tensor.detach()
     # A buffer may hold infinite numbers on purpose: masks do.
     yield from ((path, gathered(t.detach())) for path, t in whole.items() if isinstance(t, nn.Parameter))

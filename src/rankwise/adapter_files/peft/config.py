@@ -14,16 +14,15 @@ from rankwise.adapter_files.peft.regexes import compiled
 from rankwise.errors import AdapterFileError
 from rankwise.lora.config import BIASES, LoRAConfig
 from rankwise.lora.targets.patterns import as_list, matching_values, pinned
+from rankwise.lora.variants import VARIANTS
 from rankwise.writing import read_regular
 
 CONFIG_FILE = "adapter_config.json"
 
-VARIANT_OF_DORA = {False: "lora", True: "dora"}
-
 SCALING_OF_RSLORA = {False: "alpha/r", True: "alpha/sqrt(r)"}
 
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "peft_type": ("LORA",),
+    "peft_type": tuple(dict.fromkeys(variant.peft.type for variant in VARIANTS.values())),
     # Other inits move the base's weights, so A and B alone don't give the model back.
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
     **dict.fromkeys(("use_qalora", "use_bdlora"), (False, None)),
@@ -96,7 +95,11 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "r": (_is_rank, "a whole number of at least 1"),
     "lora_alpha": (_is_number, "a finite number"),
     "lora_dropout": (_is_number, "a finite number"),
-    "use_dora": (lambda value: value is None or isinstance(value, bool), "true or false"),
+    **{
+        variant.peft.switch: (lambda value: value is None or isinstance(value, bool), "true or false")
+        for variant in VARIANTS.values()
+        if variant.peft.switch
+    },
     "lora_bias": (lambda value: value is None or isinstance(value, bool), "true or false"),
     "use_rslora": (lambda value: value is None or isinstance(value, bool), "true or false"),
     "target_modules": (_is_names, "a list of names or one regular expression"),
@@ -117,6 +120,21 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
 }
 """Field -> (is it of the right type?, what is needed)."""
+
+_OF_VARIANTS = {name for variant in VARIANTS.values() for name in (variant.peft.switch, *variant.peft.fields)} - {""}
+"""Fields of single variants."""
+
+
+def variant_of(fields: Mapping[str, Any]) -> str:
+    """Return the name of the variant that a file's settings are of.
+
+    Examples:
+        >>> variant_of({"peft_type": "LORA"}), variant_of({"peft_type": "LORA", "use_dora": True})
+        ('lora', 'dora')
+    """
+    forms = {name: variant.peft for name, variant in VARIANTS.items() if variant.peft.type == fields.get("peft_type")}
+    switched = [name for name, form in forms.items() if form.switch and fields.get(form.switch)]
+    return next(iter(switched), next((name for name, form in forms.items() if not form.switch), "lora"))
 
 
 # Writing
@@ -157,7 +175,8 @@ def fields_of(
         "task_type": None,
     }
     rows = {path: list(chosen) for path, chosen in tokens.items()} or None
-    return {
+    form = VARIANTS[config.variant].peft
+    written = {
         **foreign,
         **config.extra,
         # Readers from before it was thought of don't know the field.
@@ -176,9 +195,10 @@ def fields_of(
         "rank_pattern": _as_peft(pinned(ranks, config.r)),
         "target_modules": modules if reached.keys() <= {*modules} else "|".join(map(re.escape, modules)),
         "target_parameters": parameters or None,
-        "use_dora": config.variant == VARIANT_OF_DORA[True],
+        **{other.peft.switch: other.peft is form for other in VARIANTS.values() if other.peft.switch},
         "use_rslora": config.scaling == SCALING_OF_RSLORA[True],
     }
+    return written if form.type == "LORA" else form.as_peft(written, config)
 
 
 _WRITTEN = {
@@ -192,7 +212,8 @@ _WRITTEN = {
         "lora_alpha",
     ),
     *("lora_bias", "lora_dropout", "modules_to_save", "peft_type", "r", "rank_pattern", "runtime_config"),
-    *("target_modules", "target_parameters", "use_dora", "use_rslora"),
+    *("target_modules", "target_parameters", "use_rslora"),
+    *_OF_VARIANTS,
 }
 """Fields that are ours to write, whatever a file said; all others are kept as they came."""
 
@@ -228,6 +249,7 @@ def read_fields(path: Path) -> tuple[dict[str, Any], str]:
             a way that isn't supported.
     """
     fields, text = read_json(path)
+    fields = VARIANTS[variant_of(fields)].peft.as_lora(fields)
     check_fields(path, fields)
     return fields, text
 
@@ -266,7 +288,8 @@ def check_fields(where: object, fields: Mapping[str, Any]) -> None:
         AdapterFileError: As said.
     """
     if "peft_type" not in fields:
-        raise AdapterFileError(f'{where} has no "peft_type"; it must be "LORA".')
+        types = " or ".join(f'"{name}"' for name in _UNSUPPORTED["peft_type"])
+        raise AdapterFileError(f'{where} has no "peft_type"; it must be {types}.')
     for field, neutral in _UNSUPPORTED.items():
         if field in fields and not any(fields[field] is value or fields[field] == value for value in neutral):
             raise AdapterFileError(
@@ -283,7 +306,7 @@ def check_fields(where: object, fields: Mapping[str, Any]) -> None:
 
 def check_unknown_fields(where: object, fields: Mapping[str, Any], findings: Findings) -> None:
     """Warn of fields that a newer PEFT may have added; find those whose name says that they change the maths."""
-    unknown = sorted(fields.keys() - _UNSUPPORTED.keys() - _WITHOUT_EFFECT - _TYPES.keys())
+    unknown = sorted(fields.keys() - _UNSUPPORTED.keys() - _WITHOUT_EFFECT - _TYPES.keys() - _OF_VARIANTS)
     for field in unknown:
         # By PEFT's habit a variant is switched on by `use_...`, or by settings of its own.
         if fields[field] and (field.startswith("use_") or field.endswith("_config")):

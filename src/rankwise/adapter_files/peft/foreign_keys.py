@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rankwise.adapter_files.peft.embeddings import embeddings_of
-from rankwise.adapter_files.peft.keys import MAGNITUDE_KEY, PREFIX
+from rankwise.adapter_files.peft.keys import OWN_KEYS, PREFIX
 from rankwise.lora.targets.modules import WRAPPER_WORDS, base_tensors, walk
 
 _RENAMED = (
@@ -22,7 +22,7 @@ _RENAMED = (
 )
 """How paths of vision-language models begin in transformers before 4.52, and since."""
 
-_PART = re.compile(r"\.(lora_|base_layer\.|token_adapter\.)")
+_PART = re.compile(rf"\.(lora_|{'|'.join(OWN_KEYS)}|base_layer\.|token_adapter\.)")
 """Where the module's path ends in a key of an adapter."""
 
 
@@ -74,7 +74,7 @@ def _key(key: str, known: Known) -> str:
     if inside not in known.tensors:
         part = _PART.search(inside)
         path, end = (inside[: part.start()], inside[part.start() :]) if part else (inside, "")
-        if end.endswith(f".{MAGNITUDE_KEY}.weight"):
+        if any(end == f".{own}.weight" or end.endswith(f".{own}.weight") for own in OWN_KEYS):
             end = end.removesuffix(".weight")
         inside = _path(path, known) + end
     return f"{prefix}{inside}"

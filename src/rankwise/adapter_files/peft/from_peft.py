@@ -16,16 +16,17 @@ from rankwise.adapter_files.peft.base_facts import HEADS
 from rankwise.adapter_files.peft.config import (
     CONFIG_FILE,
     SCALING_OF_RSLORA,
-    VARIANT_OF_DORA,
     check_fields,
     check_unknown_fields,
     foreign_fields,
     read_json,
+    variant_of,
 )
 from rankwise.adapter_files.peft.targets import PeftTargets
 from rankwise.errors import ConfigError
 from rankwise.lora.config import LoRAConfig, TargetPattern
 from rankwise.lora.targets.patterns import as_list
+from rankwise.lora.variants import VARIANTS
 
 _INITS = {"true": "kaiming", "null": "kaiming", '"gaussian"': "gaussian"}
 """`init_lora_weights`, as JSON -> name in `INITS`."""
@@ -34,6 +35,8 @@ _INITS = {"true": "kaiming", "null": "kaiming", '"gaussian"': "gaussian"}
 def config_from_peft(source: Any, *, strict: bool = True) -> LoRAConfig:
     """Return PEFT's settings as ours; see `LoRAConfig.from_peft`."""
     where, fields = _fields_of(source)
+    variant = variant_of(fields)
+    fields = VARIANTS[variant].peft.as_lora(fields)
     check_fields(where, fields)
     if fields.get("lora_bias"):
         raise ConfigError(
@@ -61,9 +64,10 @@ def config_from_peft(source: Any, *, strict: bool = True) -> LoRAConfig:
             scaling=SCALING_OF_RSLORA[bool(fields.get("use_rslora"))],
             modules_to_save=_saved_of(fields),
             bias=fields.get("bias") or "none",
-            variant=VARIANT_OF_DORA[bool(fields.get("use_dora"))],
+            variant=variant,
             trainable_tokens=fields.get("trainable_token_indices") or (),
             extra=foreign_fields(fields),
+            **VARIANTS[variant].peft.read(fields),
         )
     except ConfigError as error:
         raise ConfigError(f"{where} can't be used: {error}") from error

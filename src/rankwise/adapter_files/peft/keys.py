@@ -8,14 +8,26 @@ from typing import Any
 from torch import Tensor
 
 from rankwise.adapter_files.findings import Findings
+from rankwise.adapter_files.peft.config import variant_of
 from rankwise.adapter_files.peft.layer_tensors import KEY_ENDS
+from rankwise.lora.variants import VARIANTS, Variant
 
 PREFIX = "base_model.model"
 BASE_LAYER = "base_layer"
 """What PEFT puts between an adapted layer and its own parameters."""
 
-MAGNITUDE_KEY = "lora_magnitude_vector"
-"""End of the key of DoRA's magnitudes."""
+OWN_KEYS = {
+    tensor.key: name
+    for name, variant in VARIANTS.items()
+    for tensor in variant.tensors
+    if tensor.key and not tensor.shared
+}
+"""End of the key of what a variant has in every module beside A and B, or in their place -> the variant."""
+
+SHARED_KEYS = {
+    f"base_model.{tensor.key}": name for name, variant in VARIANTS.items() for tensor in variant.shared if tensor.key
+}
+"""Key of what all modules of a variant share -> the variant."""
 
 TOKENS_OWNER = "token_adapter"
 """What PEFT puts around a layer of which it trains single rows."""
@@ -33,7 +45,11 @@ _RESIZED = {"embed_tokens", "lm_head"}
 """Layers whose weight PEFT saves whole, without saying so in its settings, after the vocabulary was resized."""
 
 _CAUSES = {
-    rf".*{MAGNITUDE_KEY}.*": "It is of a DoRA adapter, but the settings don't say use_dora.",
+    **{
+        rf".*{key}.*": f"It is of a {variant.label} adapter, but the settings don't say {variant.peft.mark}."
+        for key, name in {**OWN_KEYS, **SHARED_KEYS}.items()
+        for variant in [VARIANTS[name]]
+    },
     r".*lora_B\.bias": "It is a bias of an adapter, but the settings don't say lora_bias.",
     r".*\.lora_[AB]": "It is of loralib; load_loralib reads its files.",
     r".*lora_[AB]\.[^.]+\.weight": "It names an adapter inside the key: was it saved with state_dict()?",
@@ -42,7 +58,7 @@ _CAUSES = {
 """Form of a key that can't be used -> why."""
 
 
-_OF_ADAPTERS = re.compile(r"(^|\.)lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)")
+_OF_ADAPTERS = re.compile(rf"(^|\.)(lora_(A|B|embedding_A|embedding_B)|{'|'.join(OWN_KEYS)})(\.|$)")
 """What is in keys of adapters, and in those of a base only by a strange chance."""
 
 
@@ -53,14 +69,16 @@ class Parts:
     Args:
         pairs: Module path -> (A, B).
         whole: Path of a parameter or buffer of the base -> what the adapter has in its place.
-        magnitudes: Module path -> DoRA's magnitudes, in PEFT's shape.
+        own: Module path -> what its variant has there beside A and B, by name, in PEFT's shape.
+        shared: What all modules of its variant share, by name.
         tokens: Module path -> rows of single tokens.
         biases: Module path -> the bias of its B.
     """
 
     pairs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     whole: dict[str, Tensor] = field(default_factory=dict)
-    magnitudes: dict[str, Tensor] = field(default_factory=dict)
+    own: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    shared: dict[str, Tensor] = field(default_factory=dict)
     tokens: dict[str, Tensor] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
 
@@ -120,7 +138,10 @@ def sorted_parts(
     """
     halves: dict[str, dict[str, Tensor]] = {}
     others: dict[str, str] = {}
-    magnitudes: dict[str, Tensor] = {}
+    own: dict[str, dict[str, Tensor]] = {}
+    variant = VARIANTS[variant_of(fields)]
+    ends = {tensor.key: tensor.name for tensor in variant.tensors if tensor.key and not tensor.shared}
+    shared = {f"base_model.{tensor.key}": tensor.name for tensor in variant.shared}
     biases: dict[str, Tensor] = {}
     parts = Parts()
     for key in flat:
@@ -134,8 +155,11 @@ def sorted_parts(
         if fields.get("lora_bias") and inside != key and f".{inside}".endswith(f".{BIAS_KEY}"):
             biases[inside.removesuffix(BIAS_KEY).rstrip(".")] = flat[key]
             continue
-        if fields.get("use_dora") and inside != key and inside.endswith(MAGNITUDE_KEY):
-            magnitudes[inside.removesuffix(MAGNITUDE_KEY).rstrip(".")] = flat[key]
+        if key in shared:
+            parts.shared[shared[key]] = flat[key]
+            continue
+        if inside != key and (own_end := next((end for end in ends if f".{inside}".endswith(f".{end}")), None)):
+            own.setdefault(inside.removesuffix(own_end).rstrip("."), {})[ends[own_end]] = flat[key]
             continue
         end = next((end for end in KEY_ENDS if inside == end or inside.endswith(f".{end}")), None)
         if inside == key or (end is None and _OF_ADAPTERS.search(key)):
@@ -147,11 +171,18 @@ def sorted_parts(
     for name, half in halves.items():
         if _is_pair(where, name, half, findings):
             parts.pairs[name] = (half["A"], half["B"])
-    for name in sorted(magnitudes.keys() ^ parts.pairs.keys()) if fields.get("use_dora") else ():
-        missing = MAGNITUDE_KEY if name in parts.pairs else LINEAR_KEYS[0]
-        findings.add(f'{where} has no "{key_of(name, missing)}"; with use_dora every module has A, B and magnitudes.')
-        parts.pairs.pop(name, None)
-    parts.magnitudes = {name: tensor for name, tensor in magnitudes.items() if name in parts.pairs}
+    if variant.shared:
+        _share_pairs(where, variant, own, parts, findings)
+    for name in sorted(own.keys() | parts.pairs.keys()) if ends else ():
+        missing = [end for end, tensor in ends.items() if tensor not in own.get(name, {})]
+        missing += [] if name in parts.pairs else [LINEAR_KEYS[0]]
+        if missing:
+            every = " and ".join(["A, B", *(tensor.name for tensor in variant.tensors if tensor.key)])
+            findings.add(
+                f'{where} has no "{key_of(name, missing[0])}"; with {variant.peft.mark} every module has {every}.'
+            )
+            parts.pairs.pop(name, None)
+    parts.own = {name: tensors for name, tensors in own.items() if name in parts.pairs}
     for name in sorted(biases.keys() ^ parts.pairs.keys()) if fields.get("lora_bias") else ():
         missing = BIAS_KEY if name in parts.pairs else LINEAR_KEYS[0]
         findings.add(f'{where} has no "{key_of(name, missing)}"; with lora_bias every module has A, B and a bias.')
@@ -160,11 +191,25 @@ def sorted_parts(
     is_whole = _test_of_whole(fields, {*halves, *parts.tokens}, embeddings)
     for key, inside in others.items():
         name = _in_base(inside, known) or _path_of_whole(inside)
-        if inside not in buffers and not is_whole(name, inside):
+        if not {inside, name} & {*buffers} and not is_whole(name, inside):
             findings.add(_of_no_use(where, key))
         elif name:
             parts.whole[name] = flat[key]
     return parts
+
+
+def _share_pairs(
+    where: object, variant: Variant, own: Mapping[str, Mapping[str, Tensor]], parts: Parts, findings: Findings
+) -> None:
+    """Give every module of a file the A and B that all share, before they are cut to its size."""
+    missing = [tensor.key for tensor in variant.shared if tensor.name not in parts.shared]
+    if missing:
+        findings.add(
+            f'{where} has no "base_model.{missing[0]}", which all modules of a {variant.label} adapter share, and '
+            "drawing it again may give other numbers on another machine. Save the adapter with its projections."
+        )
+    elif _is_pair(where, "base_model", parts.shared, findings):
+        parts.pairs |= dict.fromkeys(own, (parts.shared["A"], parts.shared["B"]))
 
 
 def _in_base(inside: str, known: Collection[str]) -> str:

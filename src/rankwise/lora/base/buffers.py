@@ -30,9 +30,7 @@ class BaseBuffers:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.values: dict[str, Tensor] = {
-            path: buffer.detach().to("cpu", copy=True) for path, buffer in _persistent(model).items()
-        }
+        self.values: dict[str, Any] = {path: self.kept(tensor) for path, tensor in self.of(model).items()}
         self.handle: RemovableHandle = unwrapped(model).register_load_state_dict_pre_hook(self.reload)
 
     def reload(self, model: nn.Module, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
@@ -43,10 +41,20 @@ class BaseBuffers:
         for path in self.values:
             value = state.get(f"{prefix}{path}")
             if isinstance(value, Tensor) and not value.is_meta:
-                self.values[path] = value.detach().to("cpu", copy=True)
+                self.values[path] = self.kept(value)
+
+    @staticmethod
+    def of(model: nn.Module) -> Mapping[str, Tensor]:
+        """Return what is remembered, by path."""
+        return buffers_kept(model)
+
+    @staticmethod
+    def kept(tensor: Tensor) -> Any:
+        """Return what is remembered of a tensor."""
+        return tensor.detach().to("cpu", copy=True)
 
 
-def _persistent(model: nn.Module) -> dict[str, Tensor]:
+def buffers_kept(model: nn.Module) -> dict[str, Tensor]:
     """Return the buffers that a checkpoint of the model holds, without the statistics that `inject` freezes."""
     found: dict[str, Tensor] = {}
     for path, module in walk(model):
@@ -54,9 +62,14 @@ def _persistent(model: nn.Module) -> dict[str, Tensor]:
             fleeting = leaf in module._non_persistent_buffers_set or has_statistics(module)  # pyright: ignore[reportPrivateUsage]
             if buffer is None or fleeting or type(buffer) is not Tensor or buffer.layout != torch.strided:
                 continue
-            if not buffer.is_meta and buffer.nbytes <= LARGEST:
+            if not buffer.is_meta and not is_large(buffer):
                 found[f"{path}.{leaf}" if path else leaf] = buffer
     return found
+
+
+def is_large(buffer: Tensor) -> bool:
+    """Tell whether a buffer is too large to be copied."""
+    return buffer.nbytes > LARGEST
 
 
 def _recorded(model: nn.Module) -> BaseBuffers | None:
@@ -65,7 +78,7 @@ def _recorded(model: nn.Module) -> BaseBuffers | None:
 
 def remember_buffers(model: nn.Module) -> None:
     """Copy the base's buffers, unless that has been done."""
-    if _recorded(model) is None and _persistent(model):
+    if _recorded(model) is None and buffers_kept(model):
         setattr(unwrapped(model), _BUFFERS, BaseBuffers(model))
 
 

@@ -58,7 +58,7 @@ def without_adapters(model: nn.Module) -> OrderedDict[str, Any]:
     metadata: dict[str, Any] = getattr(state, "_metadata", {})
     keys = {key: path_of_key(model, key) for key in state}
     adapters = _adapter_paths(model)
-    base = OrderedDict((path, state[key]) for key, path in keys.items() if not _is_below(path, adapters))
+    base = OrderedDict((path, state[key]) for key, path in keys.items() if path and not _is_below(path, adapters))
     own = {path_of_key(model, key) if key else "": value for key, value in metadata.items()}
     own = {path: value for path, value in own.items() if not _is_below(path, adapters)}
     setattr(base, "_metadata", own)  # noqa: B010  (load_state_dict reads it; OrderedDict declares no such attribute)

@@ -9,9 +9,11 @@ an adapter trains whole (`modules_to_save`) has statistics of its own and moves 
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from rankwise.errors import AdapterError
+from rankwise.lora.offloaded import has_data, in_fake_mode
 from rankwise.lora.targets.modules import named_once, unwrapped
 from rankwise.lora.trained_modules import WHOLE_CHILD, TrainedModules
 
@@ -27,12 +29,13 @@ class FrozenStatistics:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.names: list[str] = []
+        self.norms: dict[str, nn.Module] = {}
         self.handles: list[RemovableHandle] = []
         self.held: set[nn.Module] = set()
+        self.before: dict[nn.Module, Statistics] = {}
         for module, names in named_once(model):
             if has_statistics(module):
-                self.names.append(names[0])
+                self.norms[names[0]] = module
                 self.handles += [
                     module.register_forward_pre_hook(self.hold, prepend=True),
                     module.register_forward_hook(self.release, always_call=True),
@@ -40,17 +43,72 @@ class FrozenStatistics:
 
     def hold(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
         """Before the call: eval mode, unless the active adapter has the layer whole."""
+        if norm.training and not torch.compiler.is_compiling():
+            self._refuse_reset(norm)
         whole = norm._modules.get(WHOLE_CHILD)  # pyright: ignore[reportPrivateUsage]
         own = isinstance(whole, TrainedModules) and whole.active and not whole.disabled and not whole.merged
         if norm.training and not own:
             norm.training = False
             self.held.add(norm)
 
+    def _refuse_reset(self, norm: Any) -> None:
+        """Raise where the statistics were thrown away, to be taken anew by training forwards: they stay frozen."""
+        if not has_data(norm.running_mean) or in_fake_mode():
+            return
+        before, version = self.before.get(norm), version_of(norm.running_mean)
+        if before is None or (before.mean_is, before.version) != (id(norm.running_mean), version):
+            if before is not None and before.moved and not _have_moved(norm):
+                before.give_back(norm)
+                name = next(name for name, module in self.norms.items() if module is norm)
+                raise AdapterError(
+                    f'The statistics of "{name}" were reset (update_bn of torch.optim.swa_utils, reset_running_stats). '
+                    "An adapter keeps those of the base, so no forward would take them anew; they have been given "
+                    "back. Merge and eject first, or train the layer whole (modules_to_save)."
+                )
+            self.before[norm] = Statistics(norm)
+
     def release(self, norm: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """After the call, also after one that failed: the mode from before."""
         if norm in self.held:
             self.held.discard(norm)
             norm.training = True
+
+
+class Statistics:
+    """What the statistics of a normalisation layer are, to be given back.
+
+    Args:
+        norm: The layer.
+    """
+
+    def __init__(self, norm: Any) -> None:
+        self.moved, self.momentum = _have_moved(norm), norm.momentum
+        self.values: dict[str, Tensor] = {name: t.detach().clone() for name, t in _statistics_of(norm).items()}
+        self.mean_is, self.version = id(norm.running_mean), version_of(norm.running_mean)
+
+    def give_back(self, norm: Any) -> None:
+        """Give a layer these statistics."""
+        with torch.no_grad():
+            for name, tensor in _statistics_of(norm).items():
+                tensor.copy_(self.values[name])
+        norm.momentum = self.momentum
+        self.mean_is, self.version = id(norm.running_mean), version_of(norm.running_mean)
+
+
+def _statistics_of(norm: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer for name, buffer in norm.named_buffers(recurse=False) if name in _NAMES}
+
+
+_NAMES = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def _have_moved(norm: Any) -> bool:
+    return bool(norm.running_mean.any()) or not bool((norm.running_var == 1).all())
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place; tensors of inference mode don't say."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def has_statistics(module: nn.Module) -> bool:
@@ -68,9 +126,16 @@ def freeze_statistics(model: nn.Module) -> tuple[str, ...]:
     """Freeze the statistics of a model's normalisation layers, and return the paths of these."""
     thaw_statistics(model)
     frozen = FrozenStatistics(model)
-    if frozen.names:
+    if frozen.norms:
         setattr(unwrapped(model), _FROZEN, frozen)
-    return tuple(frozen.names)
+    return tuple(frozen.norms)
+
+
+def frozen_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the normalisation layers whose statistics are frozen, by path."""
+    found = (module.__dict__.get(_FROZEN) for module in model.modules())
+    frozen = next((it for it in found if isinstance(it, FrozenStatistics)), None)
+    return {} if frozen is None else frozen.norms
 
 
 def thaw_statistics(model: nn.Module) -> None:

@@ -111,14 +111,19 @@ def warn_of_missed(model: nn.Module, called: Iterable[nn.Module]) -> None:
     """Warn of the adapted layers that a forward neither called nor read, under none of the names of their weight."""
     called = {*called, unwrapped(model)}
     places = list(_places(model))
-    reached = {id(A) for _, lora, place in places if place.reader in called for A in lora.A.values()}
-    missed = [path for path, lora, _ in places if not any(id(A) in reached for A in lora.A.values())]
+    reached = {id(it) for _, lora, place in places if place.reader in called for it in _trained(lora)}
+    missed = [path for path, lora, _ in places if not any(id(it) in reached for it in _trained(lora))]
     if missed:
         warnings.warn(
             f"The first forward reached {len(missed)} of the adapted layers not at all: {_listed(missed)}. There the "
             "adapter does nothing. If this input only took another way, all is well.",
             stacklevel=2,
         )
+
+
+def _trained(lora: LoRA) -> Iterator[Tensor]:
+    for name in lora.names:
+        yield from lora.trained(name)
 
 
 def _listed(paths: list[str]) -> str:

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.lora.adapter import LoRA, adapted_layers
+from rankwise.lora.base.samples import remember_base
 from rankwise.lora.checks.complete import check_complete
+from rankwise.lora.checks.foreign import is_sharded
 from rankwise.lora.offloaded import has_data, in_fake_mode
+from rankwise.lora.targets.modules import base_tensors
 
 _STEPS = "_rankwise_steps"
 """Attribute of an injected model until ten steps are seen: the `Steps`."""
@@ -23,7 +26,7 @@ _GIVE_UP = 1000
 
 @dataclass
 class _Start:
-    """The matrix of an adapter that is zero at the start (B, or A of an embedding), and so shows that it moved.
+    """A tensor of an adapter that is zero at the start (B, or A of an embedding), and so shows that it moved.
 
     It is looked up at every use: others may put another parameter in its place.
     """
@@ -31,12 +34,11 @@ class _Start:
     path: str
     lora: LoRA
     name: str
+    key: str
 
     @property
     def matrix(self) -> Tensor:
-        lora = self.lora
-        reads_columns = lora.layer_type.reads_indices != (self.name in lora.flipped)
-        return (lora.A if reads_columns and not lora.kind_of(self.name).tokens else lora.B)[self.name]
+        return self.lora.parameters_of(self.name)[self.key]
 
 
 class Steps:
@@ -66,7 +68,17 @@ class Steps:
         if not self.forwards:
             if any(self.name in lora.scale for _, lora in adapted_layers(model).values()):
                 check_complete(model, self.name)
+            remember_base(model)
+            _warn_of_unfrozen(model)
             self.starts = _zeros(model, self.name)
+            acting = [start for start in self.starts if self.name in start.lora.active]
+            if acting and not any(start.matrix.requires_grad for start in acting):
+                warnings.warn(
+                    f'Adapter "{self.name}" is new and none of its parameters ask for gradients, so training leaves it '
+                    "without effect. They were frozen after inject, by requires_grad_(False) on the model or by "
+                    "prepare_model_for_kbit_training; call that first.",
+                    stacklevel=3,
+                )
             if len(self.starts) < 2:
                 stop_counting(model)
                 return
@@ -96,11 +108,31 @@ class Steps:
             )
 
 
+def _warn_of_unfrozen(model: nn.Module) -> None:
+    """Warn of the base's own parameters that a user has unfrozen: no adapter's file holds what is trained there."""
+    asking = [path for path, p in base_tensors(model, buffers=False).items() if p.requires_grad]
+    if asking:
+        more = f" and {len(asking) - 1} more" if len(asking) > 1 else ""
+        warnings.warn(
+            f'The base\'s "{asking[0]}"{more} asks for gradients, though inject froze it. What is trained there is in '
+            "no adapter's file. To train it with the adapter: modules_to_save, or bias.",
+            stacklevel=4,
+        )
+
+
 def _zeros(model: nn.Module, name: str) -> list[_Start]:
-    starts = [_Start(path, lora, name) for path, (_, lora) in adapted_layers(model).items() if name in lora.scale]
-    # No optimiser steps what functional_call or vmap has put in a parameter's place.
-    real = all(isinstance(start.matrix, nn.Parameter) and has_data(start.matrix) for start in starts)
-    return _still_zero(starts) if real else []
+    starts = [
+        _Start(path, lora, name, declared.name)
+        for path, (_, lora) in adapted_layers(model).items()
+        if name in lora.scale
+        for declared in lora.variant_of(name).trained
+        if lora.parameters_of(name)[declared.name].numel()
+    ]
+    # No optimiser steps what functional_call or vmap has put in a parameter's place; of a sharded one a part is here.
+    matrices = [start.matrix for start in starts]
+    real = all(isinstance(it, nn.Parameter) and has_data(it) and not is_sharded(it) for it in matrices)
+    zero = _still_zero(starts) if real else []
+    return list({start.path: start for start in reversed(zero)}.values())[::-1]
 
 
 def _still_zero(starts: list[_Start]) -> list[_Start]:

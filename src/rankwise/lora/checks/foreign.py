@@ -18,6 +18,20 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
+def check_unwrapped_by_peft(model: nn.Module) -> None:
+    """Raise for a model that peft has wrapped since `inject`: names of its modules are peft's.
+
+    Raises:
+        AdapterError: It has adapters of peft's.
+    """
+    for path, module in walk(model):
+        if _is_a(module, _PEFT):
+            raise AdapterError(
+                f'"{path}" is a {type(module).__name__} of peft, put around the layer after inject, so a file would '
+                "have peft's names for it and load on no base. Take peft's adapters off first (unload())."
+            )
+
+
 def check_attachable(model: nn.Module) -> None:
     """Raise for a model of which other tools have wrapped the layers.
 

@@ -1,42 +1,54 @@
-"""One thread at a time changes what a model computes: `by_row`, `disabled`, packs and `activate` act on its layers."""
+"""One thread or task at a time changes what a model computes: `by_row`, `disabled`, packs and `activate` act on its
+layers."""
 
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import loras_in
+from rankwise.lora.targets.modules import Adapter
 
 _lock = threading.Lock()
 _held: "WeakKeyDictionary[nn.Module, list[Guard]]" = WeakKeyDictionary()
+_mine: "ContextVar[frozenset[Guard]]" = ContextVar("_mine", default=frozenset())
+"""The guards of this thread, or of this task of asyncio and those that it has started."""
 
 
 class Guard:
-    """A forward pre-hook that refuses every thread but one.
+    """A hook before and after the forwards of a held model's modules: it refuses all threads and tasks but the holder.
+
+    Each module has it, since another thread may be within the model's forward when the block begins, or call a part.
 
     Args:
-        thread: Its identifier; None lets all pass, as on a copy of the model.
         what: What holds the model.
+        free: Whether all pass, as on a copy of the model.
     """
 
-    def __init__(self, thread: int | None, what: str) -> None:
-        self.thread, self.what = thread, what
+    def __init__(self, what: str, *, free: bool = False) -> None:
+        self.what, self.free = what, free
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:
         """Refuse a forward of another thread, those of a backward pass and of replicas aside."""
-        if torch.compiler.is_compiling() or self.thread in (None, threading.get_ident()):
+        if torch.compiler.is_compiling() or self.free or self in _mine.get():
             return
         in_backward = torch._C._current_graph_task_id() != -1  # pyright: ignore
         if not in_backward and "_is_replica" not in module.__dict__:
             raise AdapterError(_message(module, self.what))
 
-    def __reduce__(self) -> tuple[type["Guard"], tuple[None, str]]:
-        return Guard, (None, self.what)
+    def __reduce__(self) -> Any:
+        return _free_guard, (self.what,)
+
+
+def _free_guard(what: str) -> Guard:
+    return Guard(what, free=True)
 
 
 def _message(model: nn.Module, what: str) -> str:
@@ -47,10 +59,10 @@ def _message(model: nn.Module, what: str) -> str:
 
 
 def check_free(model: nn.Module) -> None:
-    """Refuse to change a model that another thread holds, or whose rows have adapters of their own.
+    """Refuse to change a model that another thread or task holds, or whose rows have adapters of their own.
 
     Raises:
-        AdapterError: Another thread is inside a block of `held_by_thread`, or this is inside `by_row`.
+        AdapterError: Another is inside a block of `held_by_thread`, or this is inside `by_row`.
     """
     with _lock:
         _check(model)
@@ -62,17 +74,31 @@ def check_free(model: nn.Module) -> None:
 
 
 def _check(model: nn.Module) -> None:
-    guards = _held.get(model)
-    if guards and guards[-1].thread != threading.get_ident():
-        raise AdapterError(_message(model, guards[-1].what))
+    """Raise where the model, or a part of it, is held elsewhere."""
+    if not _held:
+        return
+    mine = _mine.get()
+    for module in model.modules():
+        if any(guard not in mine for guard in _held.get(module, ())):
+            raise AdapterError(_message(model, _held[module][-1].what))
+
+
+def _of_the_base(module: nn.Module, seen: set[nn.Module]) -> Iterator[nn.Module]:
+    """A module and all inside it, but for adapters and scripts, which take no hooks."""
+    if module in seen or isinstance(module, Adapter | torch.jit.ScriptModule):
+        return
+    seen.add(module)
+    yield module
+    for child in module.children():
+        yield from _of_the_base(child, seen)
 
 
 @contextmanager
 def held_by_thread(model: nn.Module, what: str) -> Generator[None]:
-    """Hold a model for this thread: others can neither run it nor hold it inside this block.
+    """Hold a model for this thread, or task of asyncio: others can neither run it nor hold it inside this block.
 
     Raises:
-        AdapterError: Another thread holds it.
+        AdapterError: Another holds it, or a part of it; or a block that was entered later is still open at the end.
 
     Examples:
         >>> model = nn.Linear(2, 2)
@@ -80,17 +106,35 @@ def held_by_thread(model: nn.Module, what: str) -> Generator[None]:
         ...     model(torch.ones(2)).shape
         torch.Size([2])
     """
-    guard = Guard(threading.get_ident(), what)
+    guard, handles = Guard(what), list[RemovableHandle]()
+    modules = list(_of_the_base(model, set()))
     with _lock:
         _check(model)
-        _held.setdefault(model, []).append(guard)
-    handle = model.register_forward_pre_hook(guard)
+        for module in modules:
+            _held.setdefault(module, []).append(guard)
+    _mine.set(_mine.get() | {guard})
+    last = True
     try:
+        for module in modules:
+            handles.append(module.register_forward_pre_hook(guard))
+            if any(isinstance(child, Adapter) for child in module.children()):
+                # What was inside this layer when the block began has had its update from elsewhere.
+                handles.append(module.register_forward_hook(guard))
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+        _mine.set(_mine.get() - {guard})
         with _lock:
-            guards = _held[model]
-            guards.remove(guard)
-            if not guards:
-                del _held[model]
+            for module in modules:
+                guards = _held[module]
+                last = last and guards[-1] is guard
+                guards.remove(guard)
+                if not guards:
+                    del _held[module]
+        if not last:
+            raise AdapterError(
+                f"{what} was left while a block of the same {type(model).__name__} that was entered later is still "
+                "open, so outputs inside may have been another adapter's. Leave blocks in the reverse order; give each "
+                "generator a copy of the model."
+            )

@@ -15,7 +15,7 @@ from rankwise.lora.layer_types import LayerType
 from rankwise.lora.layer_types.quantised import with_weight_of
 from rankwise.lora.offloaded import data_of, gathered, register
 from rankwise.lora.targets.ties import flip
-from rankwise.lora.variants import VARIANTS, Variant, variant_name
+from rankwise.lora.variants import LORA, VARIANTS, Variant, VariantTensors, variant_name
 
 NO_ROWS: Mapping[str, LayerType] = MappingProxyType({})
 
@@ -79,12 +79,10 @@ class Holding(Checkpointed):
     def add(
         self,
         name: str,
-        A: Tensor,
-        B: Tensor,
+        tensors: VariantTensors,
         scale: float,
         config: LoRAConfig,
         layer: nn.Module,
-        own: Mapping[str, Tensor] | None = None,
         row: LayerType | None = None,
     ) -> None:
         """Take in an adapter: in float32, or float64 over a float64 weight, and on the weight's device.
@@ -93,51 +91,54 @@ class Holding(Checkpointed):
 
         Args:
             name: Its name.
-            A, B: As matrices.
+            tensors: What its variant has in a layer; A and B as matrices. A shared one is taken in as it is.
             scale: s.
             config: Kept with it.
             layer: The layer.
-            own: What its variant trains beside A and B; None lets the variant make it.
             row: How it sees the layer, where that differs from the other adapters' way (slices).
         """
         row = row or self.layer_type
         weight, variant = self.weight(layer), VARIANTS[variant_name(config.variant, row)]
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         device = torch.device("cpu") if weight.is_meta else weight.device
-        # Without numbers there is nothing to train, and DistributedDataParallel would wait for a gradient.
-        register(self.A, name, nn.Parameter(A.detach().to(device, dtype), requires_grad=A.numel() > 0))
-        register(self.B, name, nn.Parameter(B.detach().to(device, dtype)))
         self.scale[name], self.configs[name] = scale, config
         if row.partial:
             self._see_as(name, row)
-        if variant.tensors:
-            if own is None:
-                with torch.no_grad():
-                    own = variant.init(self.layer_type, layer, self.A[name], self.B[name], scale)
-            for key in variant.tensors:
-                self._keep(key, name, nn.Parameter(own[key].detach().to(device, dtype)))
+        self.varied = self.varied or variant is not LORA
+        for declared in variant.tensors:
+            tensor = tensors[declared.name]
+            if not declared.shared:
+                # Without numbers there is nothing to train, and DistributedDataParallel would wait for a gradient.
+                trained = declared.trained and tensor.numel() > 0
+                tensor = nn.Parameter(tensor.detach().to(device, dtype), requires_grad=trained)
+            self._hold(declared.name, name, tensor)
 
     def _see_as(self, name: str, row: LayerType) -> None:
         """Let an adapter see the layer in a way of its own."""
         self.varied, self.rows = True, {**self.rows, name: row}
 
-    def _keep(self, key: str, name: str, tensor: nn.Parameter) -> None:
-        """Take in what an adapter trains beside A and B."""
-        self.varied = True
+    def _hold(self, key: str, name: str, tensor: Any) -> None:
+        """Take in a tensor of an adapter."""
         if key not in self._modules:
             self.add_module(key, nn.ParameterDict())
         register(self.get_submodule(key), name, tensor)
 
-    def own(self, name: str) -> dict[str, Any]:
-        """Return what an adapter trains beside A and B."""
-        return {key: self.get_submodule(key)._parameters[name] for key in self.variant_of(name).tensors}
+    def parameters_of(self, name: str) -> dict[str, Any]:
+        """Return an adapter's tensors as they are held: the parameters themselves, None where they are gone."""
+        held: dict[str, Any] = self._modules
+        return {declared.name: held[declared.name]._parameters.get(name) for declared in self.variant_of(name).tensors}
+
+    def trained(self, name: str) -> list[Any]:
+        """Return the parameters that an adapter trains here, or what functional_call has put in their place."""
+        held, declared = self.parameters_of(name), self.variant_of(name).trained
+        return [held[it.name] for it in declared if held[it.name] is not None and held[it.name].numel()]
 
     def kind_of(self, name: str) -> LayerType:
         """Return how an adapter sees the layer."""
         return self.rows.get(name, self.layer_type)
 
     def variant_of(self, name: str) -> Variant:
-        """Return what an adapter makes of A and B here."""
+        """Return what an adapter makes of its tensors here."""
         return VARIANTS[variant_name(self.configs[name].variant, self.kind_of(name))]
 
     @property
@@ -157,21 +158,34 @@ class Holding(Checkpointed):
         """Use the adapter of another layer that has this one's weight: its very A and B."""
         if row.partial:
             self._see_as(name, row)
-        register(self.A, name, other.A[name])
-        register(self.B, name, other.B[name])
         self.scale[name], self.configs[name] = other.scale[name], other.configs[name]
         self.flipped += (name,) if flipped else ()
         self.joined = {**self.joined, name: (other,)}
-        for key, tensor in other.own(name).items():
-            self._keep(key, name, tensor)
+        self.varied = self.varied or other.varied
+        for key, tensor in other.parameters_of(name).items():
+            self._hold(key, name, tensor)
 
-    def pair(self, name: str) -> tuple[Tensor, Tensor]:
-        """Return A and B as this layer uses them."""
-        pair = self.A[name], self.B[name]
-        if pair[0].is_meta or pair[1].is_meta:
-            pair = self.fetched("A", name), self.fetched("B", name)
-        pair = gathered(pair[0]), gathered(pair[1])
-        return flip(*pair) if name in self.flipped else pair
+    def tensors(self, name: str, device: torch.device | None = None) -> dict[str, Tensor]:
+        """Return an adapter's tensors as this layer uses them.
+
+        Args:
+            name: The adapter.
+            device: Where to; None for where they are, what all layers share beside the others. Without data they can
+                only go to the meta device.
+        """
+        held: dict[str, Tensor] = self.parameters_of(name)
+        if device is None or device.type != "meta":
+            if any(tensor.is_meta for tensor in held.values()):
+                held = {key: self.fetched(key, name) for key in held}
+            held = {key: gathered(tensor) for key, tensor in held.items()}
+        if device is None:
+            shared = {declared.name for declared in self.variant_of(name).shared}
+            device = next((tensor.device for key, tensor in held.items() if key not in shared), None)
+        held = {key: tensor if tensor.device == device else tensor.to(device) for key, tensor in held.items()}
+        if name in self.flipped:
+            A, B = flip(held["A"], held["B"])
+            return {**held, "A": A, "B": B}
+        return held
 
     def fetched(self, key: str, name: str) -> Tensor:
         """Return a tensor that has been offloaded; checkpoints have those of layers that share an adapter once."""
@@ -181,18 +195,15 @@ class Holding(Checkpointed):
         return gathered(data_of(source.get_submodule(key), name))
 
     def brought(self, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return A and B on the device of the layer's input; without data they can only go to the meta device."""
-        if device.type == "meta":
-            pair = self.A[name].to(device), self.B[name].to(device)
-            return flip(*pair) if name in self.flipped else pair
-        A, B = self.pair(name)
-        return A.to(device), B.to(device)
+        """Return A and B on the device of the layer's input."""
+        tensors = self.tensors(name, device)
+        return tensors["A"], tensors["B"]
 
     def remove(self, name: str) -> None:
         """Forget an adapter."""
-        for key in self.own(name):
+        for key in self.parameters_of(name):
             del self.get_submodule(key)._parameters[name]
-        for kept in (self.A, self.B, self.scale, self.configs):
+        for kept in (self.scale, self.configs):
             del kept[name]
         if name in self.rows:
             self.rows = {other: row for other, row in self.rows.items() if other != name}
@@ -208,11 +219,7 @@ class Holding(Checkpointed):
 
     def keys_of(self, name: str) -> dict[str, Any]:
         """Return an adapter's tensors by their keys below this module."""
-        return {
-            f"A.{name}": self.A._parameters[name],
-            f"B.{name}": self.B._parameters[name],
-            **{f"{key}.{name}": tensor for key, tensor in self.own(name).items()},
-        }
+        return {f"{key}.{name}": tensor for key, tensor in self.parameters_of(name).items()}
 
     def switch(self, names: tuple[str, ...]) -> None:
         """Let these adapters act. The others' tensors ask for no gradient meanwhile."""

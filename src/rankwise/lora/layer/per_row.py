@@ -1,15 +1,16 @@
 """Each row of a batch through an adapter of its own, or through none: grouped products, one for all rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rankwise.errors import AdapterError
 from rankwise.lora.layer_types import LayerType
-from rankwise.lora.variants import VARIANTS
+from rankwise.lora.variants import VARIANTS, VariantTensor, VariantTensors
 
 
 @dataclass(frozen=True)
@@ -19,24 +20,21 @@ class Group:
     Args:
         variant: Of all of them.
         row: How they see the layer.
-        A: (K, r, d_in), filled up with zeros to the largest r.
-        B: (K, d_out, r), times the scales.
-        own: What the variant has beside them, stacked.
+        tensors: What the variant has, stacked, and filled up to the largest r: A (K, r, d_in), B (K, d_out, r) times
+            the scales.
         index: For each row of the batch the place of its adapter in the stack.
         acts: For each row whether its adapter is in this group at all.
     """
 
     variant: str
     row: LayerType
-    A: Tensor
-    B: Tensor
-    own: Mapping[str, Tensor]
+    tensors: VariantTensors
     index: Tensor
     acts: Tensor
 
 
-RowAdapter = tuple[str, LayerType, Tensor, Tensor, float, Mapping[str, Tensor]]
-"""Variant, row of the layer, A, B, scale, and what the variant has beside, of one adapter."""
+RowAdapter = tuple[str, LayerType, VariantTensors, float]
+"""Variant, row of the layer, tensors and scale of one adapter."""
 
 
 def grouped(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> tuple[Group, ...]:
@@ -47,27 +45,38 @@ def grouped(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> tu
         rows: Adapter of each row; None, and one that the layer doesn't have, leave the row the base's.
     """
     kinds: dict[tuple[Any, ...], list[str]] = {}
-    for name, (variant, row, A, *_) in members.items():
+    for name, (variant, row, tensors, _) in members.items():
         # A and B of slices lie slice after slice, so they can't be filled up at the end, and rows are certain tokens'.
-        kinds.setdefault((variant, row.slices, row.tokens, A.shape[0] if row.partial else 0), []).append(name)
+        shapes = tuple(tensor.shape for tensor in tensors.values()) if row.partial else ()
+        kinds.setdefault((variant, row.slices, row.tokens, shapes), []).append(name)
     return tuple(_group({name: members[name] for name in names}, rows) for names in kinds.values())
 
 
 def _group(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> Group:
     variant, row, *_ = next(iter(members.values()))
-    r = max(A.shape[0] for _, _, A, *_ in members.values())
-    pad = torch.nn.functional.pad
-    device = next(iter(members.values()))[2].device
+    stacks = {declared.name: _stacked(declared, members.values()) for declared in VARIANTS[variant].tensors}
+    device = next(iter(stacks.values())).device
     places = {name: place for place, name in enumerate(members)}
     return Group(
         variant=variant,
         row=row,
-        A=torch.stack([pad(A, (0, 0, 0, r - A.shape[0])) for _, _, A, *_ in members.values()]),
-        B=torch.stack([pad(B * scale, (0, r - B.shape[1])) for _, _, _, B, scale, _ in members.values()]),
-        own={key: torch.stack([own[key] for *_, own in members.values()]) for key in VARIANTS[variant].tensors},
+        tensors=stacks,
         index=torch.tensor([places.get(name or "", 0) for name in rows], device=device),
         acts=torch.tensor([name in places for name in rows], device=device),
     )
+
+
+def _stacked(declared: VariantTensor, members: Iterable[RowAdapter]) -> Tensor:
+    """The tensors of one name, each filled up to the largest rank, and times the scale where they take it."""
+    found = [
+        tensors[declared.name] * scale if declared.up else tensors[declared.name] for _, _, tensors, scale in members
+    ]
+    dim = declared.rank_dim
+    if dim is None:
+        return torch.stack(found)
+    most = max(tensor.shape[dim] for tensor in found)
+    after = [0, 0] * (found[0].ndim - 1 - dim)
+    return torch.stack([pad(tensor, (*after, 0, most - tensor.shape[dim]), value=declared.pad) for tensor in found])
 
 
 def add_by_row(
@@ -88,16 +97,14 @@ def add_by_row(
             )
         forward = VARIANTS[group.variant].forward
 
-        def one_row(x: Tensor, y: Tensor, A: Tensor, B: Tensor, own: Any, group: Group = group, forward: Any = forward):
-            return forward(group.row, layer, x, y, A, B, 1.0, own, rest, named)
+        def one_row(x: Tensor, y: Tensor, tensors: Any, group: Group = group, forward: Any = forward):
+            return forward(group.row, layer, x, y, tensors, 1.0, rest, named)
 
-        inputs = x if group.row.reads_indices else x.to(group.A.dtype)
+        inputs = x if group.row.reads_indices else x.to(next(iter(group.tensors.values())).dtype)
         added = torch.vmap(one_row)(
             inputs.unflatten(0, (n_rows, -1)),
             output.unflatten(0, (n_rows, -1)),
-            group.A[group.index],
-            group.B[group.index],
-            {key: tensor[group.index] for key, tensor in group.own.items()},
+            {key: tensor[group.index] for key, tensor in group.tensors.items()},
         )
         acts = group.acts.view(n_rows, *[1] * (added.ndim - 1))
         # Chosen, not multiplied by zero: a row without an adapter keeps the base's bits.

@@ -24,6 +24,9 @@ _WRAPPERS = {
     "torch.nn.parallel.distributed.DistributedDataParallel": "module",
     "torch.nn.parallel.data_parallel.DataParallel": "module",
     "torch.optim.swa_utils.AveragedModel": "module",
+    "timm.utils.model_ema.ModelEmaV2": "module",
+    "timm.utils.model_ema.ModelEmaV3": "module",
+    "opacus.grad_sample.grad_sample_module.GradSampleModule": "_module",
     "deepspeed.runtime.engine.DeepSpeedEngine": "module",
     "lightning.fabric.wrappers._FabricModule": "_forward_module",
     "lightning_fabric.wrappers._FabricModule": "_forward_module",
@@ -150,16 +153,20 @@ def submodule(model: nn.Module, path: str) -> nn.Module:
 
 
 def path_of_key(model: nn.Module, key: str) -> str:
-    """Return the path of a key of `model.state_dict()`, without what wrappers add.
+    """Return the path of a key of `model.state_dict()`, without what wrappers add; empty for what is a wrapper's own.
 
     Examples:
         >>> path_of_key(nn.DataParallel(nn.Sequential(nn.Linear(2, 2))), "module.0.weight")
         '0.weight'
+        >>> path_of_key(torch.optim.swa_utils.AveragedModel(nn.Linear(2, 2)), "n_averaged")
+        ''
     """
     kept: list[str] = []
     module: nn.Module | None = model
     for piece in key.split("."):
         while module is not None and (child := _wrapped_child(type(module))) not in ("", piece):
+            if piece in module._buffers or piece in module._parameters:  # pyright: ignore[reportPrivateUsage]
+                return ""
             module = module._modules.get(child)  # pyright: ignore[reportPrivateUsage]
         if module is None or not _wrapped_child(type(module)):
             kept.append(piece)

@@ -1,13 +1,15 @@
 """A weight to adapt, with the numbers of its adapter; what is left out, and why."""
 
+import math
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
-from rankwise.lora.layer_types import LayerType
-from rankwise.lora.maths import parameter_count
+from rankwise.lora.layer_types import LayerType, layer_type_of
+from rankwise.lora.layer_types.parameter import parameter_type
 from rankwise.lora.targets.readers import Reader
 from rankwise.lora.targets.ties import Tie
+from rankwise.lora.variants import VARIANTS, Sizes
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Target:
         parameter: Name of the weight in the module.
         reader: The module whose forward reads the weight; None where the layer is called, so that the update of
             its output can be added.
-        extra: Numbers that the adapter's variant trains here beside A and B; known once it is attached.
+        variant: Name of the adapter's variant here.
     """
 
     name: str
@@ -46,12 +48,27 @@ class Target:
     untie: bool = False
     parameter: str = "weight"
     reader: Reader | None = None
-    extra: int = 0
+    variant: str = "lora"
 
     @property
     def parameters(self) -> int:
-        """Trainable numbers: r (d_in + d_out), for each matrix of a stack, and what a variant has beside."""
-        return self.stack * parameter_count(self.r, self.d_in, self.d_out) + self.extra
+        """Trainable numbers: of LoRA r (d_in + d_out), for each matrix of a stack."""
+        return sum(map(math.prod, VARIANTS[self.variant].shapes(self.sizes).values()))
+
+    @property
+    def sizes(self) -> Sizes:
+        """What the shapes of the adapter's tensors depend on."""
+        outputs = None
+        if self.layer_type.slices:
+            is_own = self.layer_type.name == "Parameter"
+            of_all = parameter_type(self.parameter) if is_own else layer_type_of(self.module)
+            outputs = None if of_all is None else of_all.dims(self.module)[1]
+        return Sizes(self.r, self.d_in, self.d_out, self.stack, outputs)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight itself."""
+        return getattr(self.module, self.parameter)
 
     @property
     def stack(self) -> int:

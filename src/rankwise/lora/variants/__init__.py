@@ -1,17 +1,30 @@
-"""Variants of the method, found through one table: a new one is one new file with three functions and one row here."""
+"""Variants of the method, found through one table: a new one is one new file and one row here.
+
+Its file declares the tensors of an adapter in one layer, and what is made of them; everything else, from the hook to
+packs and PEFT's files, goes by these declarations.
+"""
 
 from rankwise.lora.layer_types import LayerType
 from rankwise.lora.variants.dora import DORA
 from rankwise.lora.variants.lora import LORA
-from rankwise.lora.variants.variant import Variant, VariantTensors
+from rankwise.lora.variants.variant import Site, Sizes, Variant, VariantTensor, VariantTensors
 
-__all__ = ["VARIANTS", "Variant", "VariantTensors", "variant_name"]
+__all__ = [
+    "LORA",
+    "VARIANTS",
+    "Site",
+    "Sizes",
+    "Variant",
+    "VariantTensor",
+    "VariantTensors",
+    "variant_name",
+]
 
 VARIANTS: dict[str, Variant] = {"lora": LORA, "dora": DORA}
 """The variant by the name that `LoRAConfig.variant` gives it."""
 
 
-def variant_name(name: str, row: LayerType) -> str:
+def variant_name(name: str, kind: LayerType) -> str:
     """Return the variant that an adapter's is in one layer: single rows of a weight are added plainly in all.
 
     Examples:
@@ -19,4 +32,4 @@ def variant_name(name: str, row: LayerType) -> str:
         >>> variant_name("dora", EMBEDDING)
         'dora'
     """
-    return "lora" if row.tokens else name
+    return "lora" if kind.tokens else name

@@ -1,7 +1,7 @@
 r"""LoRA itself: $\Delta W = s\,B A$.
 
 References:
-    Hu et al., LoRA, 2021, section 4.1. https://arxiv.org/abs/2106.09685
+    Hu et al., LoRA, 2021, section 4.1.
 """
 
 from collections.abc import Mapping
@@ -10,30 +10,32 @@ from typing import Any
 from torch import Tensor
 
 from rankwise.lora.layer_types import LayerType
-from rankwise.lora.variants.variant import Variant, VariantTensors
+from rankwise.lora.variants.variant import Site, Variant, VariantTensor, VariantTensors
+
+A_ = VariantTensor("A", lambda sizes: (sizes.stack * sizes.r, sizes.d_in), rank_dim=0)
+B_ = VariantTensor("B", lambda sizes: (sizes.d_out, sizes.stack * sizes.r), rank_dim=1, up=True)
 
 
-def _init(row: LayerType, layer: Any, A: Tensor, B: Tensor, scale: float) -> dict[str, Tensor]:
-    return {}
+def _start(site: Site) -> dict[str, Tensor]:
+    A, B = site.draw()
+    return {"A": A, "B": B}
 
 
 def _forward(
-    row: LayerType,
+    kind: LayerType,
     layer: Any,
     x: Tensor,
     y: Tensor,
-    A: Tensor,
-    B: Tensor,
+    tensors: VariantTensors,
     scale: float,
-    own: VariantTensors,
     rest: tuple[Any, ...],
     named: Mapping[str, Any],
 ) -> Tensor:
-    return row.update(layer, x, A, B * scale, *rest, **named)
+    return kind.update(layer, x, tensors["A"], tensors["B"] * scale, *rest, **named)
 
 
-def _delta(row: LayerType, layer: Any, A: Tensor, B: Tensor, scale: float, own: VariantTensors) -> Tensor:
-    return row.delta(layer, A, B * scale)
+def _delta(kind: LayerType, layer: Any, tensors: VariantTensors, scale: float) -> Tensor:
+    return kind.delta(layer, tensors["A"], tensors["B"] * scale)
 
 
-LORA = Variant(_init, _forward, _delta)
+LORA = Variant("LoRA", (A_, B_), _start, _forward, _delta)

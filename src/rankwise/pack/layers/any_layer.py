@@ -9,6 +9,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from rankwise.lora.layer_types import LayerType
+from rankwise.lora.variants import LORA
 from rankwise.pack.groups import Groups
 from rankwise.pack.layers.slots import LayerSlot, slots_in
 from rankwise.pack.memory import ran_out
@@ -41,17 +42,16 @@ class GeneralLayer:
         own = [key for key, _ in module.named_parameters(recurse=False)]
         self._keys = {key: f"{name}.{key}" if name else key for key in own}
         self._leaves: dict[tuple[int, str], tuple[Tensor, Gradient]] = {}
+        self._tensors: dict[int, dict[str, Tensor]] = {}
         for part in self._parts:
             if part.adapts:
-                further = store.buckets[part.i].variant(name).tensors
-                # What a variant computes from all of W, A and B (norms of rows) needs more than half precision.
-                exact = bool(further)
-                for key, stack in zip("AB", store.low_rank(part.i, name, exact=exact), strict=True):
-                    self._leaves[part.i, key] = _leaf(stack), store.gradient(part.i, f"{name}.{key}")
-                for key in further:
-                    full = f"{name}.{key}"
-                    stack = store.stack(part.i, full, exact=exact)
-                    self._leaves[part.i, full] = _leaf(stack), store.gradient(part.i, full)
+                # What another variant computes from all of W, A and B (norms of rows) needs more than half precision.
+                exact = store.buckets[part.i].variant(name) is not LORA
+                self._tensors[part.i] = {}
+                for key, (stack, gradient) in store.tensors(part.i, name, exact=exact).items():
+                    self._tensors[part.i][key] = stack if gradient is None else _leaf(stack)
+                    if gradient is not None:
+                        self._leaves[part.i, f"{name}.{key}"] = self._tensors[part.i][key], gradient
             if part.whole:
                 for key, full in self._keys.items():
                     self._leaves[part.i, key] = _leaf(store.stack(part.i, full)), store.gradient(part.i, full)
@@ -119,12 +119,11 @@ class GeneralLayer:
             return None
         bucket = self._store.buckets[part.i]
         variant, row = bucket.variant(self._name), bucket.row(self._name)
-        keys = {"A": "A", "B": "B", **{key: f"{self._name}.{key}" for key in variant.tensors}}
-        tensors = {key: self._leaves[part.i, leaf][0] for key, leaf in keys.items()}
-        x = x if row.reads_indices else x.to(tensors["A"].dtype)
+        tensors = self._tensors[part.i]
+        x = x if row.reads_indices else x.to(next(iter(tensors.values())).dtype)
 
         def one(t: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return variant.forward(row, self._module, x, y, t["A"], t["B"], 1.0, t, rest, named)
+            return variant.forward(row, self._module, x, y, t, 1.0, rest, named)
 
         return self._mapped(one, tensors, x[part.start : part.stop], y)
 

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rankwise.lora.layer_types import layer_type_of
+from rankwise.lora.variants import LORA
 from rankwise.pack.groups import Groups
 from rankwise.pack.layers.any_layer import GeneralLayer
 from rankwise.pack.layers.half import Halves
@@ -32,7 +33,7 @@ def packed_layer(
     row = layer_type_of(module)
     calls: Any = type(module).forward
     adapting = [bucket for bucket in store.buckets if bucket.adapts(name)]
-    varied = any(bucket.variant(name).tensors or bucket.row(name).partial for bucket in adapting)
+    varied = any(bucket.variant(name) is not LORA or bucket.row(name).partial for bucket in adapting)
     plain = row is not None and row.linear and row.quantised is None and not varied
     # An older weight norm computes the weight from parameters of other names.
     ordinary = {key for key, _ in module.named_parameters(recurse=False)} <= {"weight", "bias"}

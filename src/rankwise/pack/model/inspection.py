@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import PackError
 from rankwise.pack.batches import Batch, chosen_rows, tensors_of
+from rankwise.pack.model.base_state import BaseState
 from rankwise.pack.model.probe import coarsest, differing, place_of, refuse_mixed_rows, same
 from rankwise.pack.model.trace import Trace, rows_dim, trace
 from rankwise.pack.modes import set_mode
@@ -22,9 +23,6 @@ SharedBatches = Callable[[Batch], Tensor]
 
 ALL_KEPT = 1 - 2.0**-24
 """In place of every uniform number: dropout drops nothing."""
-
-MOST_ROWS = 4
-"""Rows on which it is looked whether they mix."""
 
 
 @dataclass(frozen=True)
@@ -57,23 +55,26 @@ class Inspection:
         return dims
 
 
-def inspect_model(model: nn.Module, run: SharedBatches, example: Batch, training: bool) -> Inspection:
+def inspect_model(
+    model: nn.Module, run: SharedBatches, example: Batch, base: BaseState, *, rows: int, training: bool
+) -> Inspection:
     """Run a model on a few rows and find what a pack must know of it. Its buffers and modes stay as they were.
 
     Args:
         model: The model.
         run: Runs it on a batch.
         example: Two rows or more.
+        base: What the model holds now.
+        rows: On how many rows it is looked whether they mix: as many as pass at once.
         training: Whether it is to run in train mode.
 
     Raises:
         PackError: It can't be trained in a pack.
     """
     set_mode(model, training)
-    buffers = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers() if not buffer.is_meta}
     try:
         first, larger, again = (_trace(model, run, example, range(rows)) for rows in (2, 3, 2))
-        _refuse_changed(model, {name: before for name, (_, before) in buffers.items()}, training)
+        base.check(training=training, quick=False)
         dims, unsure = _dims(first, larger)
         odd = [f"{place_of(model, name)} draws random numbers from {what}" for name, what in first.unanswered.items()]
         odd += [
@@ -85,37 +86,16 @@ def inspect_model(model: nn.Module, run: SharedBatches, example: Batch, training
         if not training:
             _refuse_noise(model, run, example, first)
         rowless = "" if unkeyed else _rowless(model, run, example, dims)
-        _refuse_mixed(model, run, example, training, training and not unkeyed)
+        _refuse_mixed(model, run, example, max(2, rows), training, training and not unkeyed)
         return Inspection(first, larger, dims, rowless, unkeyed)
     finally:
-        for name, (buffer, before) in buffers.items():
-            path, _, key = name.rpartition(".")
-            buffer.copy_(before)
-            model.get_submodule(path)._buffers[key] = buffer  # pyright: ignore[reportPrivateUsage]
+        base.restore()
         set_mode(model, training)
 
 
 def _trace(model: nn.Module, run: SharedBatches, example: Batch, rows: Sequence[int], **noted: Any) -> Trace:
     batch = chosen_rows(example, rows)
     return trace(model, lambda: run(batch), len(rows), **noted)
-
-
-def _refuse_changed(model: nn.Module, before: Mapping[str, Tensor], training: bool) -> None:
-    """Raise where forward passes have changed a buffer."""
-    for name, buffer in model.named_buffers():
-        # One of another shape, or a new one, is a cache.
-        if name in before and buffer.shape == before[name].shape and not _is_equal(buffer, before[name]):
-            path = name.rpartition(".")[0]
-            kind = type(model.get_submodule(path)).__name__
-            raise PackError(
-                f'A forward pass in {"train" if training else "eval"} mode changes the buffer "{name}" ({kind}). All '
-                "adapters would write to it, and the base would not stay what it is. Freeze it (put the module into "
-                "eval mode in its own train method, or switch its updates off), or keep it out of the model."
-            )
-
-
-def _is_equal(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def _dims(first: Trace, larger: Trace) -> tuple[dict[str, list[int | None]], list[str]]:
@@ -174,16 +154,20 @@ def _rowless(model: nn.Module, run: SharedBatches, example: Batch, dims: Mapping
     return "" if alike else f"{place_of(model, min(found)[0])} draws noise that all rows share"
 
 
-def _refuse_mixed(model: nn.Module, run: SharedBatches, example: Batch, training: bool, also_in_training: bool) -> None:
+def _refuse_mixed(
+    model: nn.Module, run: SharedBatches, example: Batch, rows: int, training: bool, also_in_training: bool
+) -> None:
     """Raise where rows mix, in eval mode, where noise is refused too, or in train mode without its noise."""
-    rows = min(MOST_ROWS, max(2, len(tensors_of(example)[0])))
     set_mode(model, False)
     if training:
         _refuse_noise(model, run, example, _trace(model, run, example, range(2)))
+    fewer = len(tensors_of(example)[0])
     with torch.no_grad():
-        refuse_mixed_rows(model, lambda chosen: run(chosen_rows(example, chosen)), rows)
+        refuse_mixed_rows(model, lambda chosen: run(chosen_rows(example, chosen)), rows, fewer)
     if also_in_training:
         set_mode(model, True)
-        refuse_mixed_rows(
-            model, lambda chosen: _trace(model, run, example, chosen, constant=ALL_KEPT).outputs, rows, "in training "
-        )
+
+        def silent(chosen: Sequence[int]) -> Tensor:
+            return _trace(model, run, example, chosen, constant=ALL_KEPT).outputs
+
+        refuse_mixed_rows(model, silent, rows, fewer, "in training ")

@@ -7,7 +7,7 @@ the update reads another input than the layer.
 Slow and simple. The probe holds the pack against it, and a model whose layers can't be batched trains through it.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from rankwise.errors import PackError
 from rankwise.lora import maths
 from rankwise.lora.targets.find import Target
-from rankwise.lora.variants import Variant, VariantTensors
+from rankwise.lora.variants import VARIANTS
 from rankwise.pack.noise.forwards import Forward, replaced_forwards
 from rankwise.pack.noise.keyed import Noise
+from rankwise.pack.resolved import Resolved
 from rankwise.pack.stacks.store import Gradient, Store
 
 
@@ -37,19 +38,24 @@ class OneByOne:
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         self._places = [(i, k, m) for i, b in enumerate(store.buckets) for k, m in enumerate(b.members)]
         self._leaves: dict[tuple[int, str, int], tuple[Tensor, Gradient]] = {}
+        self._tensors: dict[tuple[int, str, int], dict[str, Tensor]] = {}
         for i, bucket in enumerate(store.buckets):
             first = bucket.members[0]
             # What takes a weight's place has its type; all that is added to one is summed first.
             wide = {name for name, weight in model.named_parameters() if weight.dtype == torch.float32}
-            stacks = {
-                name: store.stack(i, name, exact=name not in first.whole or name in wide) for name in first.shapes
-            }
-            for t in first.targets:
-                stacks[f"{t.name}.A"], stacks[f"{t.name}.B"] = store.low_rank(i, t.name, exact=True)
-            for key, stack in stacks.items():
-                # Each adapter's own: one that a step doesn't use must be told from one with a gradient of zero.
-                for k in range(len(bucket)):
-                    self._leaves[i, key, k] = stack[k].detach().requires_grad_(), store.gradient(i, key)
+            stacks = {name: (store.stack(i, name, exact=name in wide), store.gradient(i, name)) for name in first.whole}
+            found = {t.name: store.tensors(i, t.name, exact=True) for t in first.targets}
+            for module, tensors in found.items():
+                stacks |= {f"{module}.{key}": (s, g) for key, (s, g) in tensors.items() if g is not None}
+            # Each adapter's own: one that a step doesn't use must be told from one with a gradient of zero.
+            for k in range(len(bucket)):
+                for key, (stack, gradient) in stacks.items():
+                    self._leaves[i, key, k] = stack[k].detach().requires_grad_(), gradient
+                for module, tensors in found.items():
+                    self._tensors[i, module, k] = {
+                        key: stack[k] if gradient is None else self._leaves[i, f"{module}.{key}", k][0]
+                        for key, (stack, gradient) in tensors.items()
+                    }
 
     def collect(self) -> None:
         """Put the gradients that autograd has computed where they belong."""
@@ -74,10 +80,10 @@ class OneByOne:
     def _deltas(self, place: int, added: Collection[str]) -> dict[str, Tensor]:
         """The changes of weights by the adapter at this place of the pack. One that several modules share has one."""
         deltas: dict[str, Tensor] = {}
-        for t in self._places[place][2].targets:
+        i, k, member = self._places[place]
+        for t in member.targets:
             if t.name not in added:
-                A, B, variant, tensors = self._tensors(place, t)
-                delta = variant.delta(t.layer_type, t.module, A, B, 1.0, tensors)
+                delta = VARIANTS[t.variant].delta(t.layer_type, t.module, self._tensors[i, t.name, k], 1.0)
                 deltas[f"model.{self._names[getattr(t.module, t.parameter)]}"] = delta
         return deltas
 
@@ -102,27 +108,24 @@ class OneByOne:
         trained = {f"model.{name}": self._leaves[i, name, k][0] for name in member.whole}
         modules = {name: target.module for name, target in added.items()}
         with replaced_forwards(modules, lambda name, forward: self._adding(place, added[name], forward, noise)):
-            return maths.lora_model(self._caller, self._deltas(place, added), (batch, then), trained)
-
-    def _tensors(self, place: int, target: Target) -> tuple[Tensor, Tensor, Variant, VariantTensors]:
-        """A, s B, the variant and what it trains beside them, of one target of the adapter at this place."""
-        i, k, _ = self._places[place]
-        variant = self._store.buckets[i].variant(target.name)
-        A, B, *own = (self._leaves[i, f"{target.name}.{key}", k][0] for key in ("A", "B", *variant.tensors))
-        return A, B, variant, dict(zip(variant.tensors, own, strict=True))
+            try:
+                return maths.lora_model(self._caller, self._deltas(place, added), (batch, then), trained)
+            except RuntimeError as error:
+                refuse_known(error)
+                raise
 
     def _adding(self, place: int, target: Target, forward: Forward, noise: Noise | None) -> Forward:
         """A layer's forward with the update of the adapter at this place added to its output."""
         i, k, _ = self._places[place]
-        A, B, variant, tensors = self._tensors(place, target)
+        tensors, variant = self._tensors[i, target.name, k], VARIANTS[target.variant]
         dropout = self._store.buckets[i].dropout(target.name, self._store.theta)[k : k + 1]
 
         def call(x: Tensor, *rest: Any, **named: Any) -> Tensor:
             y: Tensor = forward(x, *rest, **named)
-            inputs = x if target.layer_type.reads_indices else x.to(A.dtype)
+            inputs = x if target.layer_type.reads_indices else x.to(next(iter(tensors.values())).dtype)
             if noise is not None and drops(target) and bool(dropout):
                 inputs = noise.dropout(f"{target.name}.lora", inputs, dropout)
-            added = variant.forward(target.layer_type, target.module, inputs, y, A, B, 1.0, tensors, rest, named)
+            added = variant.forward(target.layer_type, target.module, inputs, y, tensors, 1.0, rest, named)
             return y + added.to(y.dtype)
 
         return call
@@ -144,11 +147,7 @@ def backward_once(model: nn.Module, loss: Tensor) -> None:
         with replaced_forwards(dict(model.named_modules()), noting):
             torch.autograd.backward(loss)
     except RuntimeError as error:
-        if "inplace operation" in str(error):
-            raise PackError(
-                "The model writes to a tensor in place that the gradient of an adapted layer still needs "
-                f"({' '.join(str(error).split())[:160]}). Write x = x + y instead of x += y there."
-            ) from error
+        refuse_known(error)
         if not again:
             raise
     if again:
@@ -156,6 +155,47 @@ def backward_once(model: nn.Module, loss: Tensor) -> None:
             f'"{again[0]}" runs again in the backward pass (gradient checkpointing), and the adapters run one after '
             "another here, each with weights of its own in place of the model's. Switch checkpointing off."
         )
+
+
+KNOWN = {
+    "inplace": "The model writes to a tensor in place that the gradient of an adapted layer still needs ({}). Write "
+    "x = x + y instead of x += y there.",
+    "through the graph a second time": "The model calls backward inside its own forward pass ({}). Use "
+    "torch.autograd.grad with the inputs there, which leaves the step's own gradients alone.",
+    "randomness error mode": "Dropout acts inside torch.func.vmap ({}). Set the dropout of the adapters and of the "
+    "model to 0, or map with randomness='different'.",
+}
+"""What is wrong with a model, by a part of torch's message; the first words of the message take the place of {}."""
+
+
+def refuse_known(error: RuntimeError) -> None:
+    """Raise an error of torch's in words of what is wrong with the model, where that is known.
+
+    Raises:
+        PackError: It is.
+    """
+    for part, words in KNOWN.items():
+        if part in str(error):
+            raise PackError(words.format(" ".join(str(error).split())[:160])) from error
+
+
+def acting_dropout(members: Sequence[Resolved]) -> list[str]:
+    """Where the dropout of adapters that run one after another doesn't act, as notes.
+
+    Raises:
+        PackError: It can't be right.
+    """
+    dropping = [m for m in members if m.member.lora is not None and m.member.lora.dropout]
+    tied = next((t.name for m in dropping for t in m.targets if t.ties), None)
+    if tied is not None:
+        raise PackError(
+            f'The weight of "{tied}" is shared by several modules; in a pack its adapter can\'t have dropout of '
+            "its own. Set dropout to 0, or copy the weight first."
+        )
+    unread = {t.name for m in dropping for t in m.targets if t.reader is not None}
+    if not unread:
+        return []
+    return [f"Dropout doesn't act on {', '.join(sorted(unread))}: these weights are read without calling the layer."]
 
 
 def drops(target: Target) -> bool:

@@ -5,39 +5,38 @@ What lies before the branch point runs once for each batch, what lies after it o
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from rankwise.errors import PackError
 from rankwise.lora.layer_types.quantised import keep_unpacked
 from rankwise.lora.targets.modules import submodule
 from rankwise.pack.batches import Batch, lazily, mapped, rows_of, stacked, tensors_of
 from rankwise.pack.groups import Groups
-from rankwise.pack.layers.choose import PackedLayer, called_without_rows, is_one_layer, packed_layer
+from rankwise.pack.layers.choose import PackedLayer, is_one_layer, packed_layer
 from rankwise.pack.layers.half import Halves, halved
-from rankwise.pack.memory import ran_out
+from rankwise.pack.model.base_state import BaseState
+from rankwise.pack.model.comparing import CannotJoin, difference
 from rankwise.pack.model.inspection import Inspection, inspect_model
-from rankwise.pack.model.one_by_one import OneByOne, backward_once
-from rankwise.pack.model.probe import coarsest, same
-from rankwise.pack.model.trace import DOOR, Branch, find_branch, find_without_rows, form_of, has_no_rows, trace
-from rankwise.pack.modes import set_mode, statistics_frozen
+from rankwise.pack.model.one_by_one import OneByOne, acting_dropout, backward_once
+from rankwise.pack.model.parting import NewArguments, Passing, packed_forward, parting_forward
+from rankwise.pack.model.probe import coarsest
+from rankwise.pack.model.trace import DOOR, Branch, find_branch, find_without_rows, trace
+from rankwise.pack.model.turns import Turns, refuse_draw_in_eval
+from rankwise.pack.modes import left_as_found, set_mode, statistics_frozen
+from rankwise.pack.noise.answers import Answer
 from rankwise.pack.noise.forwards import Forward, replaced_forwards
 from rankwise.pack.noise.generators import Generators
-from rankwise.pack.noise.keyed import Draws, Noise, answered
+from rankwise.pack.noise.keyed import Draws, Noise, answer_of, answered
 from rankwise.pack.resolved import Resolved
 from rankwise.pack.stacks.store import Store
-from rankwise.streams import stream
 
 Call = Callable[[nn.Module, Batch], Tensor]
 """How a model is run on a batch."""
 
 
-class _NewArguments(Exception):  # noqa: N818  (no error: the branch point is looked for again)
-    """A block is called with arguments that no earlier pass had."""
+MOST_ROWS = 64
+"""Rows on which it is looked whether they mix, at the most, unless an example has more."""
 
 
 class PackedModel:
@@ -53,12 +52,14 @@ class PackedModel:
     def __init__(self, model: nn.Module, store: Store, call: Call, halves: Halves | None = None) -> None:
         self._model, self._store, self._call, self._halves = model, store, call, halves
         self._noise = Noise()
-        self._generators = Generators(model)
+        self._generators, self._base = Generators(model), BaseState(model)
         self._own_stream = False
         self._looked_in_training = False
         self._branch: Branch | None = None
-        self._alone: OneByOne | None = None
-        self._alone_sure = False
+        self._turns: Turns | None = None
+        self._turns_sure = False
+        self._one_step = False  # whether adapters run one after another in this step only
+        self._root: Answer | None = None
         self._forwards: dict[str, Forward] = {}
         self._without_rows: Mapping[str, torch.Size] = {}
         self.notes: list[str] = []  # what a user should know of how the pack runs
@@ -76,8 +77,8 @@ class PackedModel:
             # Kept from the start: while the pack is attached, `module.forward` is the pack's own.
             self._forwards.setdefault(name, module.forward)
         self._layers = self._made(self._halves)
-        if self._alone is not None:
-            self._alone = OneByOne(self._model, self._store, self._call)
+        if self._turns is not None:
+            self._turns = self._new_turns()
         if self._branch is not None and self._branch.inside and self._branch.name not in self._modules:
             self._branch = None  # the rows parted in a layer that nothing adapts any more
 
@@ -91,6 +92,11 @@ class PackedModel:
 
     def _members(self) -> list[Resolved]:
         return [member for bucket in self._store.buckets for member in bucket.members]
+
+    @property
+    def draws(self) -> bool:
+        """Whether the model draws noise in training."""
+        return self._own_stream or bool(self._keyed)
 
     def __len__(self) -> int:
         return len(self._store)
@@ -107,22 +113,18 @@ class PackedModel:
         Raises:
             PackError: The model can't be trained in a pack.
         """
-        modes = {module: module.training for module in self._model.modules()}
-        required = {p: p.requires_grad for p in self._model.parameters()}
-        try:
-            self._model.requires_grad_(False)
+        with left_as_found(self._model):
             keep_unpacked(self._model)
             set_mode(self._model, training)
             if self._branch is None or (training and not self._looked_in_training):
                 self._inspect(example, seeds, training)
             # The caller may be inside no_grad.
             with self._replaced(training) as self._attached, torch.enable_grad():
-                yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-            for parameter, requires_grad in required.items():
-                parameter.requires_grad_(requires_grad)
+                try:
+                    yield
+                finally:
+                    if self._one_step:
+                        self._turns, self._one_step = None, False
 
     @contextmanager
     def _replaced(self, training: bool) -> Generator[ExitStack]:
@@ -133,58 +135,34 @@ class PackedModel:
             yield stack
 
     def _replace(self, stack: ExitStack) -> None:
-        if self._alone is None:
+        if self._turns is None:
             stack.enter_context(replaced_forwards(self._modules, self._packed))
             blocks = {name: self._model.get_submodule(name) for name in (self._branch or DOOR).blocks}
             stack.enter_context(replaced_forwards(blocks, self._branch_block))
             if self._halves is not None:
                 stack.enter_context(halved(self._model, self._modules, self._halves))
         if self._training:
-            noisy = {name: self._model.get_submodule(name) for name in self._keyed}
+            noisy = {name: self._model.get_submodule(name) for name in self._keyed if name}
             stack.enter_context(replaced_forwards(noisy, answered(self._noise)))
+            if "" in self._keyed:
+                # The model itself, what is done to its inputs and outputs, and its hooks.
+                self._root = answer_of(self._noise, "")
+                stack.callback(setattr, self, "_root", None)
+
+    def _called(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Run the model on a batch, with its own noise answered."""
+        with self._root or nullcontext():
+            return self._call(model, batch)
 
     def _packed(self, name: str, forward: Forward) -> Forward:
-        branch = self._branch or DOOR
-        shared = branch.inside and branch.name == name
         noise = self._noise if self._training else None
-
-        def call(x: Tensor, *rest: Any, **named: Any) -> Tensor:
-            # Looked up at every call: adapters that leave the pack leave its layers.
-            layer = self._layers[name]
-            if has_no_rows(x, self._without_rows.get(name), len(self) * self._rows):
-                return called_without_rows(layer, x, self._groups, self._rows, noise, *rest, **named)
-            n = self._groups.n_batches if shared else len(self)
-            if x.shape[0] % (n * self._rows):
-                raise PackError(
-                    f'"{name}" got an input of shape {tuple(x.shape)}, which isn\'t made of {self._rows} rows for each '
-                    f"of {n}: the model gives it a part of the rows, which a pack can't tell apart. Adapt other layers."
-                )
-            return layer(x, self._groups, shared, noise, *rest, **named)
-
-        return call
+        branch = self._branch or DOOR
+        return packed_forward(
+            name, lambda: self._now, lambda name: self._layers[name], branch, self._without_rows, noise
+        )
 
     def _branch_block(self, name: str, forward: Forward) -> Forward:
-        branch = self._branch or DOOR
-        places, form = branch.blocks[name], branch.forms[name]
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            n = self._groups.n_batches
-            if n != len(self):
-                flat, spec = tree_flatten((args, kwargs))
-                if form_of(args, kwargs, flat) != form:
-                    raise _NewArguments
-                for i, t in enumerate(flat):
-                    if not isinstance(t, Tensor):
-                        continue
-                    # transformers makes no mask for a batch without gaps.
-                    if i not in places:
-                        raise _NewArguments
-                    if places[i] and t.shape[0] == places[i] * n * self._rows:
-                        flat[i] = self._groups.fan_out(t.unflatten(0, (n, -1))).flatten(0, 1)
-                args, kwargs = tree_unflatten(flat, spec)
-            return forward(*args, **kwargs)
-
-        return call
+        return parting_forward(name, forward, lambda: self._now, self._branch or DOOR)
 
     def forward(self, batch: Batch, groups: Groups, draws: Draws, *, knows_arguments: bool = False) -> Tensor:
         """Outputs (K, rows, ...) of all adapters, inside `attached`.
@@ -195,46 +173,70 @@ class PackedModel:
             draws: What the noise is keyed on.
             knows_arguments: Whether blocks with new arguments are an error.
         """
-        if self._alone is not None:
-            alone = self._alone
-            return torch.stack([self._forward_alone(k, batch, groups, draws, alone) for k in range(len(self))])
-        self._groups, self._rows = groups, tensors_of(batch)[0].shape[1]
+        outputs = self._any_way(batch, groups, draws, knows_arguments)
+        self._base.check(training=self._training)
+        return outputs
+
+    def _any_way(self, batch: Batch, groups: Groups, draws: Draws, knows_arguments: bool) -> Tensor:
+        """Outputs of one pass for all adapters, or of one after another; arguments as for `forward`."""
+        reason = ""
+        if self._turns is None:
+            try:
+                return self._together(batch, groups, draws, knows_arguments)
+            except CannotJoin as error:
+                if knows_arguments:
+                    raise
+                reason = str(error)
+        turns = self._turns or self._part(reason)
         try:
-            outputs = self._forward(batch, groups, draws)
-        except _NewArguments:
+            return turns.forward(batch, groups, draws, training=self._training)
+        finally:
+            if not self._training:
+                self._rejoin()
+
+    def _together(self, batch: Batch, groups: Groups, draws: Draws, knows_arguments: bool) -> Tensor:
+        """Outputs (K, rows, ...) of one pass over the rows of all adapters; arguments as for `forward`."""
+        self._now = Passing(groups, tensors_of(batch)[0].shape[1])
+        try:
+            outputs, drawn = self._forward(batch, groups, draws)
+        except NewArguments:
             if knows_arguments:
                 raise
             self._look_again(batch, groups)
-            outputs = self._forward(batch, groups, draws)
-        if outputs.shape[0] != len(self) * self._rows:
-            raise ValueError(f"outputs of shape {tuple(outputs.shape)} for {len(self)} adapters of {self._rows} rows")
+            outputs, drawn = self._forward(batch, groups, draws)
+        if drawn and not self._training:
+            refuse_draw_in_eval(drawn)
+        if drawn:
+            raise CannotJoin(f"the model draws random numbers from {drawn}, which it doesn't on the first rows,")
+        if outputs.shape[0] != len(self) * self._now.rows:
+            raise ValueError(
+                f"outputs of shape {tuple(outputs.shape)} for {len(self)} adapters of {self._now.rows} rows"
+            )
         return outputs.unflatten(0, (len(self), -1))
 
-    def _forward(self, batch: Batch, groups: Groups, draws: Draws) -> Tensor:
+    def _part(self, reason: str) -> Turns:
+        """Let the adapters run one after another in this step."""
+        self._attached.close()
+        self._turns, self._one_step = self._new_turns(), True
+        self._replace(self._attached)
+        note = f"Steps in which {reason} run one adapter after another."
+        if note not in self.notes:
+            self.notes.append(note)
+        return self._turns
+
+    def _rejoin(self) -> None:
+        """End a step in which the adapters ran one after another."""
+        if self._one_step:
+            self._attached.close()
+            self._turns, self._one_step = None, False
+            self._replace(self._attached)
+
+    def _forward(self, batch: Batch, groups: Groups, draws: Draws) -> tuple[Tensor, str]:
         branch = self._branch or DOOR
         self._noise.before = branch.before
         self._noise.begin(groups, draws)
         flat = lazily(batch, lambda t: (t if branch.name else groups.fan_out(t)).flatten(0, 1))
-        return self._call(self._model, flat)
-
-    def _forward_alone(
-        self,
-        k: int,
-        batch: Batch,
-        groups: Groups,
-        draws: Draws,
-        alone: OneByOne,
-        then: Callable[[Tensor], object] = lambda outputs: None,
-    ) -> Tensor:
-        g = groups.batch_of[k]
-        self._noise.before = ()
-        own = replace(draws, seeds=draws.seeds[g : g + 1])
-        self._noise.begin(Groups([0], 1, self._store.theta.device), own)
-        key = own.seeds[0], draws.step, draws.first
-        # A copy: a model may write to its inputs, and the next adapter reads them too.
-        rows = lazily(batch, lambda t: t[g].clone())
-        with self._generators.keyed(*key) if self._training and self._own_stream else nullcontext():
-            return alone(k, rows, self._noise if self._training else None, then)
+        return self._generators.drawn_by(lambda: self._called(self._model, flat))
 
     def _look_again(self, batch: Batch, groups: Groups) -> None:
         """Find the branch point anew, for a batch whose blocks get new arguments; else the rows part at the door."""
@@ -249,7 +251,7 @@ class PackedModel:
         if self._branch.name and self._mismatch(own, groups, training=False):
             self._branch = DOOR
         set_mode(self._model, self._training)
-        self._groups, self._rows = groups, tensors_of(batch)[0].shape[1]
+        self._now = Passing(groups, tensors_of(batch)[0].shape[1])
         self._replace(self._attached)
 
     def backward(self, losses: Tensor) -> None:
@@ -259,15 +261,18 @@ class PackedModel:
         self._store.step_runs[0] = True
         try:
             # Not autograd.grad: reentrant checkpointing can't be differentiated by given inputs.
-            if self._alone is None or self._alone_sure:
+            if not losses.requires_grad:
+                pass
+            elif self._turns is None or self._turns_sure:
                 torch.autograd.backward(losses.sum())
             else:
                 backward_once(self._model, losses.sum())
-                self._alone_sure = True
+                self._turns_sure = True
         finally:
             self._store.step_runs[0] = False
-        if self._alone is not None:
-            self._alone.collect()
+        if self._turns is not None:
+            self._turns.alone.collect()
+            self._rejoin()
             return
         for leaf, gradient in [pair for layer in self._layers.values() for pair in layer.leaves]:
             if leaf.grad is not None:
@@ -276,9 +281,18 @@ class PackedModel:
 
     def _inspect(self, example: Batch, seeds: Sequence[int], training: bool) -> None:
         """Find where the model draws noise and where the rows part, and hold the pack against its adapters alone."""
-        found = inspect_model(self._model, lambda batch: self._call(self._model, batch), example, training)
+        n = len(tensors_of(example)[0])
+        rows = max(n, min(MOST_ROWS, n * len(self)))
+        found = inspect_model(
+            self._model,
+            lambda batch: self._call(self._model, batch),
+            example,
+            self._base,
+            rows=rows,
+            training=training,
+        )
         self._looked_in_training = training
-        self._alone = None
+        self._turns = None
         self._keyed = list(found.dims) if training else []
         self._own_stream = training and bool(found.unkeyed)
         self._without_rows = find_without_rows(found.first, found.larger)
@@ -318,22 +332,16 @@ class PackedModel:
                         break
                 else:
                     return tried
-        dropping = [m for m in self._members() if m.member.lora is not None and m.member.lora.dropout]
-        tied = next((t.name for m in dropping for t in m.targets if t.ties), None)
-        if tied is not None:
-            raise PackError(
-                f'The weight of "{tied}" is shared by several modules; in a pack its adapter can\'t have dropout of '
-                "its own. Set dropout to 0, or copy the weight first."
-            )
-        if unread := {t.name for m in dropping for t in m.targets if t.reader is not None}:
-            self.notes.append(
-                f"Dropout doesn't act on {', '.join(sorted(unread))}: these weights are read without calling the layer."
-            )
+        self.notes += acting_dropout(self._members())
         if len(self) > 1:
             what = "adapters" if all(m.member.lora is not None for m in self._members()) else "runs"
             self.notes.append(f"The {what} run one after another, since {problem}.")
-        self._alone = OneByOne(self._model, self._store, self._call)
+        self._turns = self._new_turns()
         return DOOR
+
+    def _new_turns(self) -> Turns:
+        alone = OneByOne(self._model, self._store, self._called)
+        return Turns(alone, self._noise, self._generators, streams=self._own_stream)
 
     def _mismatch(
         self, batches: Sequence[Batch], groups: Groups, seeds: Sequence[int] = (0,), *, training: bool
@@ -353,47 +361,39 @@ class PackedModel:
             # Rounding to bfloat16 would hide differences.
             self._halves, self._layers = None, self._made(None)
         store.randomise()
-        alone = OneByOne(self._model, store, self._call)
+        turns = Turns(OneByOne(self._model, store, self._called), self._noise, self._generators)
         joined, draws = stacked(batches), Draws([*seeds, *[0] * groups.n_batches][: groups.n_batches], 0)
-        # Gradients of half precision may overflow, and tell little.
-        gradients = training and torch.finfo(dtype).bits >= 32
+
+        @contextmanager
+        def as_turns() -> Generator[None]:
+            self._turns = turns
+            with self._replaced(training):
+                yield
+
+        def one(k: int, then: Callable[[Tensor], object]) -> Tensor:
+            def and_then(outputs: Tensor) -> None:
+                self._noise.backward()
+                then(outputs)
+
+            return turns.one(k, joined, groups, draws, training=training, then=and_then)
+
         set_mode(self._model, training)
         try:
-            with torch.set_grad_enabled(gradients):
-                try:
-                    with self._replaced(training):
-                        store.begin()
-                        ours = self.forward(joined, groups, draws, knows_arguments=True)
-                        weights = torch.rand(ours.shape[1:], generator=stream("probe", "weights")).to(ours)
-                        if gradients:
-                            self.backward((ours * weights).flatten(1).sum(1))
-                        store.finish()
-                        of_pack = store.grads.clone()
-                except (RuntimeError, ValueError, IndexError, TypeError, PackError, _NewArguments) as error:
-                    if ran_out(error):
-                        raise  # no fault of the model's
-                    return "the model can't compute the rows of all of them in one forward pass"
-
-                def then(outputs: Tensor) -> None:
-                    self._noise.backward()
-                    if gradients:
-                        (outputs * weights).sum().backward()
-
-                self._alone = alone
-                with self._replaced(training):
-                    store.begin()
-                    for k, member in enumerate(self._members()):
-                        theirs = self._forward_alone(k, joined, groups, draws, alone, then)
-                        if not same(ours[k].detach(), theirs.detach(), dtype):
-                            return f'the outputs of "{member.member.name}" in the pack differ from its own'
-                    alone.collect()
-                    store.finish()
-            difference, size = store.norms(of_pack - store.grads), store.norms(store.grads)
-            if gradients and not bool((difference <= 1e4 * torch.finfo(dtype).eps * size).all()):
-                return "the gradients in the pack differ from those of its adapters alone"
-            return ""
+            return difference(
+                store,
+                [member.member.name for member in self._members()],
+                as_pack=self._replaced(training),
+                together=lambda: self.forward(joined, groups, draws, knows_arguments=True),
+                backward=self.backward,
+                as_turns=as_turns(),
+                one=one,
+                collect=turns.alone.collect,
+                # Gradients of half precision may overflow, and tell little.
+                gradients=training and torch.finfo(dtype).bits >= 32,
+                dtype=dtype,
+            )
         finally:
-            self._alone = None
+            self._turns = None
             self._halves, self._layers = halves, layers
             store.theta.copy_(before)
             store.refresh()

@@ -8,28 +8,32 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from rankwise.errors import PackError
+from rankwise.pack.memory import ran_out
 from rankwise.pack.noise.forwards import Forward, replaced_forwards
 
 Seen = list[tuple[str, list[Tensor], list[Tensor]]]
 """Every call of a module, in the order in which they end: its name, tensors that went in, tensors that came out."""
 
 
-def refuse_mixed_rows(model: nn.Module, run: Callable[[Sequence[int]], Tensor], rows: int = 2, when: str = "") -> None:
+def refuse_mixed_rows(
+    model: nn.Module, run: Callable[[Sequence[int]], Tensor], rows: int = 2, fewer: int | None = None, when: str = ""
+) -> None:
     """Raise where an output depends on other rows of its batch, and name the module that mixes them.
 
     Args:
         model: In the mode in which it is looked at, its noise silent.
-        run: Runs it on these rows of an example, which differ.
-        rows: How many rows the example has.
+        run: Runs it on these rows of an example.
+        rows: How many rows pass at once.
+        fewer: How many it is looked at where the model can't run on so many: those of one batch.
         when: In which mode, for the message.
 
     Raises:
         PackError: The model mixes rows.
     """
+    together, rows = _as_many_as_run(run, [rows, fewer or rows])
     everything = list(range(rows))
-    together = run(everything)
     for part in [[i] for i in everything[:2]] + ([everything[2:]] if rows > 2 else []):
-        alone = run(part)
+        alone = _alone(run, part, rows, when)
         if together.shape[0] * len(part) != rows * alone.shape[0]:
             raise PackError(
                 f"The model gave outputs of shape {tuple(together.shape)} for {rows} rows and {tuple(alone.shape)} for "
@@ -37,11 +41,43 @@ def refuse_mixed_rows(model: nn.Module, run: Callable[[Sequence[int]], Tensor], 
             )
         made = alone.shape[0] // len(part)
         if not same(together[part[0] * made : (part[-1] + 1) * made], alone, coarsest(model)):
-            where = _mixing(model, run, part, [i for i in everything if i not in part])
-            raise PackError(
-                f"A row's output depends on the other rows of its batch: {when}they are mixed in {where}. In a pack "
-                "the rows of all adapters pass through the model together, so each row must be computed on its own."
-            )
+            _refuse(_mixing(model, run, part, [i for i in everything if i not in part]), when)
+    # Rows that are all alike fill what has room for some of them only: an expert, say.
+    alike, one = run([0] * rows), run([0])
+    if not same(alike, one.repeat(rows, *[1] * (one.dim() - 1)), coarsest(model)):
+        _refuse(place_of(model, differing(model, lambda: run([0] * rows), lambda: run([0]))), when)
+
+
+def _refuse(where: str, when: str) -> None:
+    raise PackError(
+        f"A row's output depends on the other rows of its batch: {when}they are mixed in {where}. In a pack "
+        "the rows of all adapters pass through the model together, so each row must be computed on its own."
+    )
+
+
+def _as_many_as_run(run: Callable[[Sequence[int]], Tensor], numbers: Sequence[int]) -> tuple[Tensor, int]:
+    """The outputs of the first of these numbers of rows that the model can run on, and the number."""
+    for rows in numbers[:-1]:
+        try:
+            return run(list(range(rows))), rows
+        except (RuntimeError, ValueError, IndexError) as error:
+            if ran_out(error):
+                raise
+    return run(list(range(numbers[-1]))), numbers[-1]
+
+
+def _alone(run: Callable[[Sequence[int]], Tensor], part: Sequence[int], rows: int, when: str) -> Tensor:
+    """The outputs of a part of the rows that can be computed together."""
+    try:
+        return run(part)
+    except (RuntimeError, ValueError, IndexError) as error:
+        if ran_out(error):
+            raise
+        raise PackError(
+            f"The model computes {rows} rows together, and {'one alone' if len(part) == 1 else len(part)} not "
+            f"({' '.join(str(error).split())[:120]}): {when}it mixes rows, as batch normalisation does. In a pack "
+            "the rows of all adapters pass through the model together, so each row must be computed on its own."
+        ) from error
 
 
 def _mixing(

@@ -206,11 +206,16 @@ def placed(like: Tensor | None, where: Mapping[str, Any]) -> tuple[torch.device,
     return torch.device(device), dtype
 
 
+def answer_of(noise: Noise, module: str) -> Answer:
+    """The mode that answers draws from `noise`, as those of a module."""
+    return Answer(_Keyed(noise, module))
+
+
 def answered(noise: Noise) -> Callable[[str, Forward], Forward]:
     """The wrapper for `replaced_forwards` that answers a module's draws from `noise`."""
 
     def wrap(name: str, forward: Forward) -> Forward:
-        mode = Answer(_Keyed(noise, name))
+        mode = answer_of(noise, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             with mode:

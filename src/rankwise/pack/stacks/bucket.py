@@ -5,17 +5,18 @@ For a module, the A of all adapters of a bucket are one contiguous (K, r, d_in),
 are one matrix. B lies transposed because products that give thin columns, as a gradient (d_out, r) is, take up to ten
 times as long on a CPU as those that give thin rows.
 
-Ranks up to the next power of four share a bucket, padded with zeros to the largest rank in it. The padding
-stays zero: the gradient of a zero column of B is dy^T (x A^T) with zero rows of A, and the other way round.
+Ranks up to the next power of four share a bucket, padded to the largest rank in it; A and B with zeros. The padding
+stays as it is: the gradient of a zero column of B is dy^T (x A^T) with zero rows of A, and the other way round.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankwise.lora.layer_types import LayerType
-from rankwise.lora.variants import VARIANTS, Variant, variant_name
+from rankwise.lora.variants import VARIANTS, Variant, VariantTensor
 from rankwise.pack.resolved import Resolved, State
 
 
@@ -31,12 +32,18 @@ class Bucket:
         first = self.members[0]
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Of one adapter's tensor, padded, by its key in `State`."""
+        self._modules = {t.name: i for i, t in enumerate(first.targets)}
+        self._ranks = [max(m.targets[i].r for m in self.members) for i in range(len(first.targets))]
+        self._declared: dict[str, tuple[int, VariantTensor]] = {}
         for i, t in enumerate(first.targets):
-            r = max(m.targets[i].r for m in self.members)
-            self.shapes[f"{t.name}.A"], self.shapes[f"{t.name}.B"] = (t.stack * r, t.d_in), (t.d_out, t.stack * r)
-        self.shapes |= first.shapes
-        self.ups = {f"{t.name}.B" for t in first.targets}
+            sizes = replace(t.sizes, r=self._ranks[i])
+            self._declared |= {f"{t.name}.{one.name}": (i, one) for one in VARIANTS[t.variant].tensors}
+            self.shapes |= {f"{t.name}.{name}": s for name, s in VARIANTS[t.variant].shapes(sizes).items()}
+        self.shapes |= {name: first.shapes[name] for name in first.whole}
+        self.ups = {key for key, (_, one) in self._declared.items() if one.up}
         """The keys of the up-projections."""
+        self.frozen: dict[str, Tensor] = {}
+        """The stacks of what the variant has and doesn't train, by key: not in the vectors."""
         self._starts: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -60,25 +67,24 @@ class Bucket:
         return vector[start : start + len(self) * n].view(len(self), n)
 
     def adapts(self, module: str) -> bool:
-        """Whether this bucket has A and B for the module."""
-        return f"{module}.A" in self.shapes
+        """Whether this bucket has an adapter for the module."""
+        return module in self._modules
 
     def scale(self, module: str, like: Tensor) -> Tensor:
         """Each adapter's s in h = W x + s B A x, for a module: (K, 1, 1)."""
-        i = [t.name for t in self.members[0].targets].index(module)
+        i = self._modules[module]
         return like.new_tensor([m.targets[i].scale for m in self.members]).view(-1, 1, 1)
 
     def variant(self, module: str) -> Variant:
-        """What its adapters make of A and B in a module that they adapt."""
-        config = self.members[0].member.lora
-        return VARIANTS["lora" if config is None else variant_name(config.variant, self.row(module))]
+        """What its adapters are in a module that they adapt."""
+        return VARIANTS[self.members[0].targets[self._modules[module]].variant]
 
     def row(self, module: str) -> LayerType:
         """How its adapters see a module that they adapt."""
-        return next(t.layer_type for t in self.members[0].targets if t.name == module)
+        return self.members[0].targets[self._modules[module]].layer_type
 
     def dropout(self, module: str, like: Tensor) -> Tensor:
-        """Each adapter's dropout (K,) on its inputs in a module; 0 where it has no A and B there."""
+        """Each adapter's dropout (K,) on its inputs in a module; 0 where it has no adapter there."""
         configs = [m.member.lora for m in self.members]
         drops = self.adapts(module) and not self.row(module).tokens
         p = [config.dropout if config is not None and drops else 0.0 for config in configs]
@@ -90,26 +96,56 @@ class Bucket:
         if not stay:
             return None
         cut = Bucket(stay)
-        cut.shapes = self.shapes  # the padding stays as it was: rows are cut, nothing is moved inside them
+        # The padding stays as it was: rows are cut, nothing is moved inside them.
+        cut.shapes, cut._ranks = self.shapes, self._ranks
+        cut.frozen = {key: stack[mask.to(stack.device)] for key, stack in self.frozen.items()}
         return cut
+
+    def freeze(self, like: Tensor) -> None:
+        """Stack what the variant has and doesn't train, padded, in the type and on the device of `like`."""
+        states = [m.frozen() for m in self.members]
+        stacks: dict[tuple[int, ...], Tensor] = {}
+        for key in states[0]:
+            # What all modules share is one tensor of each adapter, and one stack.
+            own = [state[key] for state in states]
+            same = tuple(map(id, own))
+            if same not in stacks:
+                stacks[same] = torch.stack([self._padded(key, tensor).to(like) for tensor in own])
+            self.frozen[key] = stacks[same]
+
+    def _padded(self, key: str, tensor: Tensor) -> Tensor:
+        """One adapter's own tensor at the bucket's rank."""
+        i, declared = self._declared[key]
+        dim, stack = declared.rank_dim, self.members[0].targets[i].stack
+        if dim is None:
+            return tensor
+        each = tensor.unflatten(dim, (stack, -1))
+        more = self._ranks[i] - each.shape[dim + 1]
+        after = [0, 0] * (each.ndim - 2 - dim)
+        return nn.functional.pad(each, (*after, 0, more), value=declared.pad).flatten(dim, dim + 1)
+
+    def fill_padding(self, vector: Tensor) -> None:
+        """Give the padding its value, where that isn't 0; before anything is written into the vector."""
+        for key, (_, declared) in self._declared.items():
+            if declared.trained and declared.pad:
+                self.view(vector, key).fill_(declared.pad)
+
+    def own(self, key: str, k: int, tensor: Tensor) -> Tensor:
+        """The part of adapter k's padded tensor that is its own; each matrix of a stack has its dimension."""
+        if key not in self._declared or self._declared[key][1].rank_dim is None:
+            return tensor
+        i, declared = self._declared[key]
+        target, dim = self.members[k].targets[i], declared.rank_dim or 0
+        return tensor.unflatten(dim, (target.stack, -1)).narrow(dim + 1, 0, target.r)
 
     def write(self, vector: Tensor, k: int, state: State) -> None:
         """Put adapter k's own tensors into a vector; the padding is left alone."""
-        stacks = {
-            f"{t.name}.{letter}": (dim, t.stack) for t in self.members[k].targets for dim, letter in enumerate("AB")
-        }
         for key, value in state.items():
-            place, own = self.view(vector, key)[k], value.to(vector)
-            if key in stacks:  # the padding is inside each matrix of a stack
-                place, own = (tensor.unflatten(stacks[key][0], (stacks[key][1], -1)) for tensor in (place, own))
-            place[tuple(slice(n) for n in own.shape)] = own
+            place = self.own(key, k, self.view(vector, key)[k])
+            place[...] = value.to(vector).reshape(place.shape)
 
     def read(self, vector: Tensor, k: int) -> State:
         """Adapter k's own tensors in a vector, cut to its rank, copied to the CPU."""
-        member, state = self.members[k], {}
-        for t in member.targets:
-            A, B = (self.view(vector, f"{t.name}.{letter}")[k] for letter in "AB")
-            state[f"{t.name}.A"] = A.unflatten(0, (t.stack, -1))[:, : t.r].flatten(0, 1)
-            state[f"{t.name}.B"] = B.unflatten(1, (t.stack, -1))[:, :, : t.r].flatten(1, 2)
-        state |= {name: self.view(vector, name)[k] for name in member.shapes}
+        shapes = self.members[k].shapes
+        state = {key: self.own(key, k, self.view(vector, key)[k]).reshape(shapes[key]) for key in shapes}
         return {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.lora.targets.modules import base_tensors
+from rankwise.lora.variants import LORA, Sizes
 from rankwise.pack.groups import SharedBatches
 from rankwise.pack.precision import HALF, rounds
 from rankwise.pack.resolved import Resolved, State
@@ -126,9 +127,12 @@ class Store:
         if half:
             self._types |= dict.fromkeys(_rounded(self.buckets, model), HALF)
         exact = torch.float32
-        for other in (dtype, *self._types.values()):
+        for other in (dtype, *self._types.values(), *_types_of_weights(self.buckets)):
             exact = torch.promote_types(exact, other)
         theta = torch.zeros(self._lay_out(), device=device, dtype=exact)
+        for bucket in self.buckets:
+            bucket.fill_padding(theta)
+            bucket.freeze(theta)
         members = [m for bucket in self.buckets for m in bucket.members]
         self.write(theta, {m.member.name: {**m.start(model), **states.get(m.member.name, {})} for m in members})
         self._take(theta)
@@ -151,7 +155,7 @@ class Store:
         self.theta = theta
         self.grads = torch.zeros_like(theta)
         scales = [
-            bucket.scale(key.removesuffix(".B"), theta).expand(len(bucket), *bucket.shapes[key]).reshape(-1)
+            bucket.scale(key.rpartition(".")[0], theta).expand(len(bucket), *bucket.shapes[key]).reshape(-1)
             for bucket in self.buckets
             for key in bucket.shapes
             if key in bucket.ups
@@ -187,9 +191,26 @@ class Store:
             module: The module.
             exact: Not in half precision, whatever the base is in.
         """
-        bucket, key = self.buckets[i], f"{module}.B"
-        B = self._scaled if exact else self._copies.get(self._types[key], self._scaled)
-        return self.stack(i, f"{module}.A", exact=exact), bucket.view(B, key)
+        return self.stack(i, f"{module}.A", exact=exact), self._up(i, f"{module}.B", exact)
+
+    def _up(self, i: int, key: str, exact: bool) -> Tensor:
+        """An up-projection times the scale."""
+        copy = None if exact or key not in self._types else self._copies.get(self._types[key])
+        return self.buckets[i].view(self._scaled if copy is None else copy, key)
+
+    def tensors(self, i: int, module: str, *, exact: bool = False) -> dict[str, tuple[Tensor, Gradient | None]]:
+        """What the variant has in a module in bucket i, up-projections times the scale, and where each one's gradient
+        goes, None for what is frozen. Arguments as for `low_rank`."""
+        bucket = self.buckets[i]
+        found: dict[str, tuple[Tensor, Gradient | None]] = {}
+        for one in bucket.variant(module).tensors:
+            key = f"{module}.{one.name}"
+            if not one.trained:
+                found[one.name] = bucket.frozen[key], None
+            else:
+                stack = self._up(i, key, exact) if one.up else self.stack(i, key, exact=exact)
+                found[one.name] = stack, self.gradient(i, key)
+        return found
 
     def stack(self, i: int, key: str, *, exact: bool = False) -> Tensor:
         """The parameters under one key in bucket i: (K, ...). None of up-projections. Arguments as for `low_rank`."""
@@ -298,14 +319,15 @@ class Store:
                 bucket.write(vector, k, states[m.member.name])
 
     def randomise(self) -> None:
-        """Random numbers in all A and B, a little of them on what is trained whole; padding stays zero."""
+        """Random numbers in all A and B and in what is zero, a little of them on vectors and on what is trained whole;
+        padding stays as it is."""
         for bucket in self.buckets:
             for k, m in enumerate(bucket.members):
                 state = bucket.read(self.theta, k)
-                low_rank = {f"{t.name}.{letter}" for t in m.targets for letter in "AB"}
                 for key, value in state.items():
                     draws = torch.rand(value.shape, generator=stream("probe", m.member.name, key)).to(value) - 0.5
-                    state[key] = draws / value.shape[-1] ** 0.5 if key in low_rank else value * (1 + 0.1 * draws)
+                    anew = key not in m.whole and (value.ndim > 1 or not bool(value.any()))
+                    state[key] = draws / value.shape[-1] ** 0.5 if anew else value * (1 + 0.1 * draws)
                 bucket.write(self.theta, k, state)
         self.refresh()
 
@@ -315,7 +337,7 @@ def _rounded(buckets: Sequence[Bucket], model: nn.Module) -> list[str]:
     adapted: dict[str, bool] = {}
     for bucket in buckets:
         for t in bucket.members[0].targets:
-            plain = rounds(t.module) and not bucket.variant(t.name).tensors and not t.layer_type.partial
+            plain = rounds(t.module) and bucket.variant(t.name) is LORA and not t.layer_type.partial
             adapted[t.name] = plain and adapted.get(t.name, True)
     whole = {name for bucket in buckets for name in bucket.members[0].whole if name.endswith(".weight")}
     own = [
@@ -323,20 +345,31 @@ def _rounded(buckets: Sequence[Bucket], model: nn.Module) -> list[str]:
         for name in whole
         if rounds(model.get_submodule(name.removesuffix(".weight"))) and adapted.get(name.removesuffix(".weight"), True)
     ]
-    return [*own, *(f"{name}.{letter}" for name, plain in adapted.items() if plain for letter in "AB")]
+    return [
+        *own,
+        *(f"{name}.{letter}" for name, plain in adapted.items() if plain for letter in LORA.shapes(Sizes(1, 1, 1))),
+    ]
 
 
 def _types_of(buckets: Iterable[Bucket], model: nn.Module, default: torch.dtype) -> dict[str, torch.dtype]:
     """The type in which each stack is computed with, by its key: that of the weight it stands for or beside.
 
-    What a variant has of its own is not among them: it is never rounded.
+    What other variants have is not among them: norms of rows, and what is computed from vectors, need more than half
+    precision.
     """
     parameters = base_tensors(model, buffers=False)
     weights: dict[str, Tensor] = {}
     for bucket in buckets:
         first = bucket.members[0]
         for t in first.targets:
-            weights[f"{t.name}.A"] = weights[f"{t.name}.B"] = getattr(t.module, t.parameter)
+            if t.variant == "lora":
+                weights |= {f"{t.name}.{key}": t.weight for key in LORA.shapes(t.sizes)}
         for name in first.whole:
             weights[name] = parameters[name]
     return {key: weight.dtype if weight.is_floating_point() else default for key, weight in weights.items()}
+
+
+def _types_of_weights(buckets: Iterable[Bucket]) -> set[torch.dtype]:
+    """The types of the adapted weights that hold plain numbers."""
+    weights = [t.weight for bucket in buckets for t in bucket.members[0].targets]
+    return {weight.dtype for weight in weights if weight.is_floating_point() and weight.dtype.itemsize > 1}

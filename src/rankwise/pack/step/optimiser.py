@@ -58,6 +58,10 @@ class PackedOptimiser(ABC):
             place = self.store.buckets[i].members[k].member.name, key
             self.missed[place] = self.missed.get(place, 0) + 1
 
+    def has_moved(self) -> bool:
+        """Whether an earlier step had a gradient."""
+        return any(bool(vector.any()) for vector in self.vectors)
+
     @abstractmethod
     def prepare(self) -> None:
         """Make anew what follows from which adapters are in the pack."""

@@ -9,6 +9,7 @@ from rankwise.errors import ConfigError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.pack.resolved import State
+from rankwise.results.kinds import Method
 from rankwise.sweeps.candidates.naming import check_distinct, check_name, folder_name
 from rankwise.sweeps.problem import DATA, Run
 from rankwise.train.settings import Training
@@ -47,7 +48,7 @@ class Candidate:
 
     name: str
     label: str
-    method: str
+    method: Method
     training: Training
     lrs: tuple[float, ...]
     lora: LoRAConfig | None = None

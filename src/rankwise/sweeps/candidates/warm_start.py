@@ -53,8 +53,12 @@ def read_start(model: nn.Module, folder: Path) -> Start:
         config = next(iter(layers.values()))[1].configs[PASSING]
         state: State = {}
         for path, (_, lora) in layers.items():
-            A, B = lora.pair(PASSING)
-            tensors = {"A": A, "B": B, **lora.own(PASSING)}
+            variant, tensors = lora.variant_of(PASSING), lora.tensors(PASSING)
+            if len(variant.trained) < len(variant.tensors):
+                raise AdapterFileError(
+                    f"{folder} is a {variant.label} adapter, whose frozen tensors a sweep draws anew for each seed, so "
+                    "it can't be a starting point. Train one from the beginning, or merge it into the base."
+                )
             state |= {f"{path}.{key}": tensor.detach().clone() for key, tensor in tensors.items()}
         kept = whole_tensors(model, PASSING)
         frozen = [key for key, tensor in kept.items() if isinstance(tensor, nn.Parameter) and not tensor.requires_grad]
@@ -76,7 +80,7 @@ def read_start(model: nn.Module, folder: Path) -> Start:
     start = Start(replace(config, modules_to_save=()), modules, state | whole)
     # A pack starts what it is given no tensors for anew, and says nothing.
     found = resolve(model, Member(name=PASSING, lora=start.lora, whole=modules))
-    needed = {f"{target.name}.{key}" for target in found.targets for key in "AB"} | found.shapes.keys()
+    needed = found.shapes.keys()
     if needed != start.state.keys():
         odd = sorted(needed ^ start.state.keys())
         raise AdapterFileError(f'{folder} can\'t be trained on in a pack: "{odd[0]}" is in one of the two only.')

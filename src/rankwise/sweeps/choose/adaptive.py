@@ -53,12 +53,15 @@ class Step:
         name: The configuration; "" at the end.
         seeds: How many seeds it is to have then.
         path: The configurations that have been decided, or given up, on the way here.
+        in_play: The sizes among which the answer can still lie, the next one included: those that may be asked for
+            with as many seeds.
     """
 
     kind: Literal["train", "seeds", "neighbour", "end"]
     name: str
     seeds: int
     path: tuple[str, ...]
+    in_play: tuple[str, ...] = ()
 
 
 def next_step(
@@ -85,14 +88,14 @@ def next_step(
     start = min(STARTING_SEEDS, most_seeds)
     while low + 1 < high:
         name = ladder.names[at]
-        comparison = compared(name)
+        comparison, in_play = compared(name), ladder.names[low + 1 : high]
         if comparison is None or comparison.n_seeds < start:
-            return Step("train", name, start, tuple(path))
+            return Step("train", name, start, tuple(path), in_play)
         largest = at == len(ladder.names) - 1
         if comparison.state == "open" and _seeds_can_help(comparison, most_seeds, largest):
             wanted = comparison.more_seeds_needed or 1
             more = max(1, min(wanted, at_once, most_seeds - comparison.n_seeds))
-            return Step("seeds", name, comparison.n_seeds + more, tuple(path))
+            return Step("seeds", name, comparison.n_seeds + more, tuple(path), in_play)
         path.append(name)
         if comparison.state == "shown":
             high = at

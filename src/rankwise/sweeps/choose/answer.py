@@ -13,11 +13,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from rankwise.errors import DataError
+from rankwise.results.kinds import Floor, State, Verdict
 from rankwise.sweeps.choose.configurations import Configuration, signed
 from rankwise.sweeps.choose.rule import Rule
 from rankwise.sweeps.choose.within import Paired, Within, difference_bound, rows_needed, seeds_to_decide, within
@@ -25,14 +25,11 @@ from rankwise.sweeps.choose.within import Paired, Within, difference_bound, rows
 CANDIDATES = frozenset({"lora", "head"})
 """Methods that can be the answer beside the reference and the base."""
 
-Verdict = Literal["shown", "nothing_smaller", "no_gain", "undecided"]
-State = Literal["shown", "not", "open"]
-
 BASE = "base"
 """The name of the answer where fine-tuning is not shown to gain anything."""
 
 
-Floor = Callable[[np.ndarray | None], np.ndarray | None]
+FloorValues = Callable[[np.ndarray | None], np.ndarray | None]
 """Rows of the pool (None: the shared validation rows) -> the metric of the base, or of a constant, on each of them;
 None where it is not known."""
 
@@ -46,13 +43,16 @@ class Floors:
         constant: The best constant prediction (for classifiers the majority class of the training data), per row.
     """
 
-    base: Floor = lambda rows: None
-    constant: Floor = lambda rows: None
+    base: FloorValues = lambda rows: None
+    constant: FloorValues = lambda rows: None
 
-    def better(self, rows: Sequence[np.ndarray | None], higher_is_better: bool) -> tuple[str, list[np.ndarray]] | None:
+    def better(
+        self, rows: Sequence[np.ndarray | None], higher_is_better: bool
+    ) -> tuple[Floor, list[np.ndarray]] | None:
         """The name and the values, by seed, of the better of the two; None where neither is known."""
-        known: dict[str, list[np.ndarray]] = {}
-        for name, floor in (("base", self.base), ("constant", self.constant)):
+        known: dict[Floor, list[np.ndarray]] = {}
+        floors: tuple[tuple[Floor, FloorValues], ...] = (("base", self.base), ("constant", self.constant))
+        for name, floor in floors:
             values = [floor(one) for one in rows]
             present = [v.astype(np.float64) for v in values if v is not None and np.isfinite(v).all()]
             if present and len(present) == len(values):
@@ -127,7 +127,7 @@ class Answer:
     confidence: float
     leaning: str | None
     gain: tuple[float, float] | None
-    floor: str | None
+    floor: Floor | None
     rows: int
     rows_needed: int
     rotated: bool
@@ -229,7 +229,6 @@ def compare(
         return None
     found = within(paired, rule.tolerance, rule.confidence)
     state = _state(found, paired, rule)
-    more = 0 if state != "open" else seeds_to_decide(paired, rule.tolerance, rule.confidence)
     return Comparison(
         configuration.name,
         found.difference,
@@ -238,8 +237,17 @@ def compare(
         found.probability,
         len(paired.ours),
         state,
-        more,
+        _seeds_to_add(found, paired, rule) if state == "open" else 0,
     )
+
+
+def _seeds_to_add(found: Within, paired: Paired, rule: Rule) -> int | None:
+    """Seeds that could decide an open comparison; None where validation rows that all seeds share are too few to show
+    what the means are near to."""
+    short = not paired.rotated and paired.distinct_rows < _rows_needed(paired, rule)
+    if short and found.probability is not None and found.probability >= 0.5:
+        return None
+    return seeds_to_decide(paired, rule.tolerance, rule.confidence)
 
 
 def _state(found: Within, paired: Paired, rule: Rule) -> State:

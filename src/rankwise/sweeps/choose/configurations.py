@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from rankwise.errors import ConfigError
+from rankwise.results.kinds import Method, Status
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,14 +28,14 @@ class RunScore:
     """
 
     name: str
-    method: str
+    method: Method
     r: int | None
     lr: float | None
     seed: int
     trainable_parameters: int
     validation: Shaped[np.ndarray, " n_examples"]
     configuration: str = ""
-    status: str = "finished"
+    status: Status = "finished"
     rows: Int[np.ndarray, " n_examples"] | None = None
 
     @property
@@ -63,7 +64,7 @@ class Configuration:
     """
 
     name: str
-    method: str
+    method: Method
     r: int | None
     lr: float | None
     lr_at_edge_of_grid: bool
@@ -86,7 +87,7 @@ class Configuration:
         return np.stack([by_seed[seed].astype(np.float64) for seed in seeds])
 
 
-def configuration_name(method: str, r: int | None, configuration: str = "") -> str:
+def configuration_name(method: Method, r: int | None, configuration: str = "") -> str:
     """The name of a configuration: the given one, else method and rank.
 
     Examples:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rankwise.errors import ConfigError, suggest
+from rankwise.errors import ConfigError, option, suggest
 from rankwise.sweeps.choose.rule import Rule, parse_tolerance
 
 PLANS = ("auto", "grid")
@@ -63,6 +63,8 @@ class Deciding:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} is {value}; give a positive number, or leave it out.")
+            if value is not None and self.plan == "grid":
+                raise ConfigError(f"{option(name)} has no effect in a grid, which trains everything; leave it out.")
         self.rule(True)
 
     def rule(self, higher_is_better: bool) -> Rule:

@@ -99,10 +99,13 @@ def _undecided(
             f"more. {meanwhile}"
         ]
     if answer.rows < answer.rows_needed:
-        return [
-            f"Nothing can be shown with {answer.rows:,} validation examples: a tolerance of "
-            f"{amount(answer.tolerance, answer.binary)} needs at least {answer.rows_needed:,}. {meanwhile}"
-        ]
+        few = (
+            f"Nothing can be shown to be within the tolerance with {answer.rows:,} validation examples: "
+            f"{amount(answer.tolerance, answer.binary)} needs at least {answer.rows_needed:,}."
+        )
+        more = answer.more_seeds_needed
+        outside = [f"About {_seeds(more)} could show that nothing smaller is."] if more else []
+        return [few, *outside, meanwhile]
     sentences = [f"Nothing smaller than {reference} is shown to be {within}."]
     sentences += _sorted_out(compared, labels)
     if answer.detectable_difference is not None:
@@ -113,12 +116,16 @@ def _undecided(
         )
     more = answer.more_seeds_needed
     if more:
-        sentences.append(f"About {more} more seed{'' if more == 1 else 's'} could decide.")
+        sentences.append(f"About {_seeds(more)} could decide.")
     elif answer.rotated:
         sentences.append("More seeds are unlikely to decide; more data or a wider tolerance could.")
     else:
         sentences.append("More seeds on the same validation examples can't decide; more validation examples could.")
     return [*sentences, meanwhile]
+
+
+def _seeds(more: int) -> str:
+    return f"{more} more seed{'' if more == 1 else 's'}"
 
 
 def _sorted_out(compared: Sequence[Comparison], labels: Mapping[str, str]) -> list[str]:

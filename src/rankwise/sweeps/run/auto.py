@@ -1,7 +1,8 @@
 """The adaptive plan: learning rates at a middle size and the reference, then sizes by bisection, seeds as needed.
 
-Runs share packs where that is cheap: where a further adapter costs little beside the first, all sizes train with each
-seed and the path is followed through what is there already; else only what the path asks for trains.
+Runs share packs where that is cheap: where a further adapter costs little beside the first, all sizes train with the
+starting seeds, and with each further seed those among which the answer can still lie; the path is followed through what
+is there already. Else only what the path asks for trains.
 """
 
 import time
@@ -20,7 +21,7 @@ from rankwise.sweeps.choose.rule import Rule
 from rankwise.sweeps.choose.within import difference_bound
 from rankwise.sweeps.choose.wording import probability
 from rankwise.sweeps.problem import Run, SweepState
-from rankwise.sweeps.run.stage import PlannedStage, StageResult
+from rankwise.sweeps.run.stage import Phases, PlannedStage, StageResult
 
 if TYPE_CHECKING:
     from rankwise.sweeps.run.stages import Stages
@@ -69,7 +70,7 @@ class Walk:
     """An adaptive plan under way.
 
     Args:
-        stages: Trains runs.
+        stages: What is trained on what.
         auto: The settings.
     """
 
@@ -106,24 +107,24 @@ class Walk:
         self.others = [c for c in stages.candidates if c.name not in on_ladders]
         self.rates: dict[str, float] = {}
 
-    def run(self) -> StageResult:
+    def phases(self) -> Phases[StageResult]:
         """Search for rates, follow the ladders, complete the curve.
 
         Raises:
             KeyboardInterrupt: Interrupted while learning rates were searched.
         """
-        edges, told = self._search()
+        edges, told = yield from self._search()
         if not self.ladders:
             others = dict.fromkeys((c.name for c in self.others), self._starting)
-            self._train({self.reference.name: self._starting}, others)
+            yield from self._train({self.reference.name: self._starting}, others)
         cheap = self._cheap()
         self.curve = cheap if self.auto.curve is None else self.auto.curve
         for ladder in self.ladders:
-            self._follow(ladder, cheap)
+            yield from self._follow(ladder, cheap)
             if self._stopped or self._nothing_gained():
                 break
         if self.curve and not self._stopped:
-            self._complete_curve()
+            yield from self._complete_curve()
         swept = self.swept or SweepState((), {}, complete=True)
         if swept.complete:
             swept.note([self._saved()])
@@ -152,7 +153,7 @@ class Walk:
     def _stopped(self) -> bool:
         return self.swept is not None and not self.swept.complete
 
-    def _search(self) -> tuple[dict[str, bool], list[dict[str, object]]]:
+    def _search(self) -> Phases[tuple[dict[str, bool], list[dict[str, object]]]]:
         """Find learning rates at each ladder's middle, the reference, and what has rates of its own kind."""
         middles = [self.candidates[ladder.middle] for ladder in self.ladders]
         heads = [c for ladder in self.ladders for n in ladder.names if (c := self.candidates[n]).method == "head"]
@@ -166,7 +167,7 @@ class Walk:
                 f"Searching for learning rates at {', '.join(c.label for c in several)}; the others take theirs from "
                 "them."
             )
-            found, edges, told = self.stages.search_rates(several, SEARCH_SEED)
+            found, edges, told = yield from self.stages.search_rates(several, SEARCH_SEED)
             self.searched = len(told)
         self.rates = {c.name: found.get(c.name, c.lrs[0]) for c in chosen}
         for ladder in self.ladders:
@@ -194,18 +195,19 @@ class Walk:
         )
         return cheap
 
-    def _follow(self, ladder: Ladder, cheap: bool) -> None:
+    def _follow(self, ladder: Ladder, cheap: bool) -> Phases[None]:
         """Take steps on a ladder until it ends."""
         neighbours: set[str] = set()
         together = [*ladder.names, *(c.name for c in self.others if self.curve)] if cheap else []
         start = self._starting
-        going = self._train(dict.fromkeys([self.reference.name, ladder.middle], start), dict.fromkeys(together, start))
+        both = dict.fromkeys([self.reference.name, ladder.middle], start)
+        going = yield from self._train(both, dict.fromkeys(together, start))
         while going and not self._stopped:
             if self._nothing_gained():
                 n = self._asked(self.reference.name)
                 if n >= min(GAIN_SEEDS, len(self.stages.seeds)):
                     return
-                going = self._train({self.reference.name: n + 1, ladder.middle: n + 1})
+                going = yield from self._train({self.reference.name: n + 1, ladder.middle: n + 1})
                 continue
             step = next_step(
                 ladder,
@@ -220,12 +222,12 @@ class Walk:
             self._say(step)
             if step.kind == "neighbour":
                 neighbours.add(step.name)
-                going = self._try_neighbour(step.name, ladder, at_once=cheap)
+                going = yield from self._try_neighbour(step.name, ladder, at_once=cheap)
                 continue
-            beside = dict.fromkeys(together, step.seeds) if step.kind == "seeds" else {}
-            going = self._train({step.name: step.seeds, self.reference.name: step.seeds}, beside)
+            beside = dict.fromkeys(step.in_play, step.seeds) if cheap and step.kind == "seeds" else {}
+            going = yield from self._train({step.name: step.seeds, self.reference.name: step.seeds}, beside)
 
-    def _try_neighbour(self, name: str, ladder: Ladder, *, at_once: bool) -> bool:
+    def _try_neighbour(self, name: str, ladder: Ladder, *, at_once: bool) -> Phases[bool]:
         """Train a configuration at a neighbouring learning rate, and take that where it does better with the same
         seeds; False where the budgets don't allow it.
 
@@ -243,7 +245,7 @@ class Walk:
                 self.rates[name] = before
                 old = self._mean(name, n)
                 self.rates[name] = lr
-                going = self._train({name: n})
+                going = yield from self._train({name: n})
                 new = self._mean(name, n)
                 better = new is not None and (old is None or signed(new - old, self.auto.rule.higher_is_better) > 0)
                 if not (going and better):
@@ -272,7 +274,7 @@ class Walk:
             if (run := self.candidates[name].run(self.rates[name], seed)).name not in known
         ]
 
-    def _train(self, wanted: Mapping[str, int], beside: Mapping[str, int] | None = None) -> bool:
+    def _train(self, wanted: Mapping[str, int], beside: Mapping[str, int] | None = None) -> Phases[bool]:
         """Train what is missing of these configurations with so many seeds, and of others as far as the budgets allow;
         False where they don't even allow the first."""
         runs, more = self._missing(wanted), self._missing({**wanted, **(beside or {})})
@@ -282,13 +284,13 @@ class Walk:
                 label = self.candidates[next(iter(wanted))].label
                 self.swept.note([f"The plan ended after {over}, before {label} was decided."])
             return False
-        self._add(runs if self._over(len(more)) is not None else more)
+        yield from self._add(runs if self._over(len(more)) is not None else more)
         return True
 
-    def _add(self, runs: Sequence[Run]) -> None:
+    def _add(self, runs: Sequence[Run]) -> Phases[None]:
         if not runs:
             return
-        more = self.stages.train(runs)
+        more = yield from self.stages.train(runs)
         if self.swept is None:
             self.swept = more
         else:
@@ -336,7 +338,7 @@ class Walk:
         """What was reached of a budget that allows no more runs; None where all allow them."""
         swept, auto = self.swept, self.auto
         done = self.searched + (0 if swept is None else len(swept.runs))
-        minutes = (time.monotonic() - self.began) / 60
+        minutes = (time.monotonic() - self.began + self.stages.seconds_before) / 60
         if more and auto.max_runs is not None and done + more > auto.max_runs:
             return f"{done} runs, of {auto.max_runs} allowed"
         # However long the search took: without a comparison there is no answer.
@@ -344,7 +346,7 @@ class Walk:
             return f"{minutes:.0f} minutes, of {auto.max_minutes:g} allowed"
         return None
 
-    def _complete_curve(self) -> None:
+    def _complete_curve(self) -> Phases[None]:
         names = [name for ladder in self.ladders for name in ladder.names] + [c.name for c in self.others]
         missing = [name for name in names if self._asked(name) < self._starting]
         runs = self._missing(dict.fromkeys(missing, self._starting))
@@ -353,7 +355,7 @@ class Walk:
         labels, over = ", ".join(self.candidates[name].label for name in missing), self._over(len(runs))
         if over is None:
             self.stages.observers.message(f"The decision is made; {labels} complete the curve.")
-            self._add(runs)
+            yield from self._add(runs)
         elif self.swept is not None:
             self.swept.note([f"The plan ended after {over}; {labels} would complete the curve."])
 

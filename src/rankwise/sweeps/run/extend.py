@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rankwise.errors import CheckpointError, option
+from rankwise.errors import CheckpointError, OutputError, option
+from rankwise.results import FORMAT, Results, parsed, plain
 from rankwise.sweeps.candidates.grid import Candidate
 from rankwise.sweeps.plan.plan import fingerprint, run_fingerprint
 from rankwise.sweeps.problem import Problem, Run, Scores, SweepState
-from rankwise.sweeps.record import FORMAT
 from rankwise.sweeps.run.stage import Finished
 from rankwise.sweeps.storage.owned import BASE_FILE, EARLIER_FILES
 from rankwise.sweeps.storage.same_problem import ELSEWHERE, LOSS, SAME
@@ -47,7 +47,7 @@ class Earlier:
 
     directory: Path
     files: Mapping[str, bytes]
-    results: dict[str, Any]
+    results: Results
 
     def finished(
         self,
@@ -74,12 +74,13 @@ class Earlier:
                 missing in the longer sweep, or a file is damaged.
         """
         results = self.results
-        if (sha := fingerprint(model.state_dict())) != results["base"]["sha256"]:
+        if (sha := fingerprint(model.state_dict())) != results.base.sha256:
             raise self._refused(
-                f"the base has other weights now: SHA-256 {sha[:12]}, and {str(results['base']['sha256'])[:12]} then"
+                f"the base has other weights now: SHA-256 {sha[:12]}, and {str(results.base.sha256)[:12]} then"
             )
+        before = plain(results.data)
         for part, now in json.loads(json.dumps(data)).items():
-            if now != results["data"].get(part):
+            if now != before.get(part):
                 raise self._refused(f"the {part} data differ from those it was run on")
         self._check_plan(plan)
         self._check_measured(measured, model)
@@ -89,9 +90,13 @@ class Earlier:
             if isinstance(error, CheckpointError):
                 raise
             raise self._refused("its results are damaged") from error
-        search = {name: (float(lr), bool(edge)) for name, (lr, edge) in results["plan"]["search"].items()}
-        searched = results["grid"].get("search", [])
-        return Finished(swept, fingerprints, search, searched, results["plan"]["price"])
+        search = {name: (float(lr), bool(edge)) for name, (lr, edge) in self.plan["search"].items()}
+        return Finished(swept, fingerprints, search, plain(results.grid.search or []), self.plan["price"])
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What was planned."""
+        return self.results.plan or {}
 
     def _refused(self, fact: str) -> CheckpointError:
         return CheckpointError(
@@ -100,7 +105,7 @@ class Earlier:
         )
 
     def _check_plan(self, plan: Mapping[str, Any]) -> None:
-        before, now = self.results["plan"], json.loads(json.dumps(plan))
+        before, now = self.plan, json.loads(json.dumps(plan))
         for name, value in now["settings"].items():
             if name not in FREE and value != before["settings"].get(name):
                 raise self._refused(f"{option(name)} is {value} now, and was {before['settings'].get(name)}")
@@ -115,9 +120,9 @@ class Earlier:
     def _check_measured(self, measured: Mapping[str, float], model: nn.Module) -> None:
         """Whether model code, loss and metric are the same: none of them has a checksum."""
         device, version = str(next(model.parameters()).device), torch.__version__
-        same = self.results["device"] == device == "cpu" and self.results["versions"]["torch"] == version
+        same = self.results.device == device == "cpu" and self.results.versions["torch"] == version
         for name, now in measured.items():
-            then = self.results["plan"]["measured"].get(name)
+            then = self.plan["measured"].get(name)
             if name != LOSS and not same:
                 continue  # metrics that count rows flip single rows elsewhere
             now = now if math.isfinite(now) else None
@@ -138,29 +143,37 @@ class Earlier:
         swept = SweepState(runs, {}, complete=True)
         parameters: dict[str, int] = {}
         fingerprints: dict[str, str] = {}
-        for plain in self.results["runs"]:
-            run = by_name[plain["configuration"]].run(plain["lr"], plain["seed"])
+        for earlier in self.results.runs:
+            settings, pack = earlier.settings, earlier.pack
+            if earlier.configuration is None or earlier.lr is None or earlier.seed is None or pack is None:
+                raise ValueError("a run has no configuration, learning rate, seed or pack")
+            run = by_name[earlier.configuration].run(earlier.lr, earlier.seed)
             name = run.name
-            if name != plain["name"] or run_fingerprint(run) != plain["settings"]:
-                raise self._refused(f"{plain['name']} has other settings now")
+            if name != earlier.name or settings is None or run_fingerprint(run) != settings:
+                raise self._refused(f"{earlier.name} has other settings now")
             runs.append(run)
-            parameters[name], fingerprints[name] = plain["trainable_parameters"], plain["settings"]
+            parameters[name], fingerprints[name] = earlier.trainable_parameters, settings
             deciding, rows = arrays.get(f"deciding/{name}"), arrays.get(f"rows/{name}")
             swept.outcomes[name] = Outcome(
                 name=name,
                 state={},
                 deciding=deciding,
-                **{key: plain[key] for key in ("status", "reason", "best_step", "steps", "epochs", "seconds")},
+                status=earlier.status,
+                reason=earlier.reason,
+                best_step=earlier.best_step or 0,
+                steps=earlier.steps or 0,
+                epochs=int(earlier.epochs or 0),
+                seconds=earlier.seconds or 0.0,
             )
-            swept.packs[name] = plain["pack"]
-            if plain["peak_memory_bytes"] is not None:
-                swept.memory[name] = plain["peak_memory_bytes"]
+            swept.packs[name] = pack
+            if earlier.peak_memory_bytes is not None:
+                swept.memory[name] = earlier.peak_memory_bytes
             if f"validation/{name}" not in arrays:
                 continue
             now = problem.rows_of(run)
             if (rows is None) != (now is None) or (rows is not None and not np.array_equal(rows, np.asarray(now))):
                 raise self._refused(f"seed {run.member.seed} validates on other rows now")
-            loss = plain["validation_loss"]
+            loss = earlier.validation_loss
             swept.scores[name] = Scores(
                 arrays[f"validation/{name}"],
                 math.nan if loss is None else loss,
@@ -203,7 +216,10 @@ def read_earlier(directory: Path, files: Mapping[str, bytes] | None = None) -> E
         )
     if not results.get("complete"):
         raise CheckpointError(f"The run in {directory} is not finished, so it can't be extended.")
-    return Earlier(directory, files, results)
+    try:
+        return Earlier(directory, files, parsed(results))
+    except OutputError as error:
+        raise CheckpointError(f"The results in {directory} can't be extended: {error}") from error
 
 
 def read_base(directory: Path) -> dict[str, Tensor] | None:

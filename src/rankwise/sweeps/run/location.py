@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rankwise.sweeps.run.extend import Earlier, read_base, read_earlier
-from rankwise.sweeps.run.units.phase import Workers
+from rankwise.sweeps.run.units.context import Workers
 from rankwise.sweeps.storage.directory import begin_run, held, read_begun
 from rankwise.sweeps.storage.owned import UNFINISHED
 from rankwise.train.checkpoints import Every
@@ -80,7 +80,7 @@ class RunStart:
     @property
     def seconds_before(self) -> float:
         """Time that the earlier run took."""
-        return 0.0 if self.earlier is None else self.earlier.results["seconds"] or 0.0
+        return 0.0 if self.earlier is None else self.earlier.results.seconds or 0.0
 
 
 def beginning_of(place: RunLocation) -> RunStart | None:

@@ -1,7 +1,7 @@
 """Run a sweep: packs of runs over one base, then one evaluation of everything that finished."""
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from torch import nn
@@ -13,8 +13,8 @@ from rankwise.sweeps.plan.fitting import Probes
 from rankwise.sweeps.plan.plan import check_plan, fingerprints, make_plan, read_plan, surroundings, write_plan
 from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.run.scheduler import Scheduler
+from rankwise.sweeps.run.units.context import StageContext, Workers
 from rankwise.sweeps.run.units.here import Here
-from rankwise.sweeps.run.units.phase import Phase, Workers
 from rankwise.sweeps.storage.checkpoints import Keeper
 from rankwise.train.checkpoints import Checkpoints, Every
 from rankwise.train.events import Message, Observer, RunInfo, Started
@@ -93,13 +93,16 @@ def run_sweep(
         kept = Checkpoints(checkpoints, lambda text: observer.on_event(Message(text)), every)
     keeper = None if kept is None else Keeper(kept, swept)
     with stop_on_signals(heard=kept is not None) as stop:
-        phase = Phase(model, problem, checkpoints, root or checkpoints, plan.sha256, stop, every)
-        worker = workers.worker(phase, lambda: kept is not None and kept.due())
-        scheduler = Scheduler(model, packs, problem, plan.rungs, swept, worker, observer, keeper, stop)
+        context = StageContext(model, problem, checkpoints, root or checkpoints, plan.sha256, swept, stop, every)
+        worker = workers.worker(context, lambda: kept is not None and kept.due())
+        scheduler = Scheduler(model, packs, problem, plan.rungs, swept, observer, keeper, stop)
         with suppress(KeyboardInterrupt):
             if resume:
                 scheduler.resume()
-            scheduler.run()
+            for jobs in scheduler.rounds():
+                with closing(worker.train(jobs)) as events:
+                    for event in events:
+                        scheduler.take(event)
     # Packs that train at the same time end in any order.
     order = {run.name: i for i, run in enumerate(runs)}
     swept.curve.sort(key=lambda point: (order[point.run], point.step))

@@ -1,10 +1,9 @@
 """What trains next: packs to the end or from rung to rung, in halves where memory runs out; what is under way is kept.
 
-The scheduler hands packs to a worker and takes in what comes of them. It decides and keeps; it does not train.
+The scheduler says which packs are to train and takes in what comes of them. It decides and keeps; it does not train.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 
 import numpy as np
 from torch import nn
@@ -14,8 +13,8 @@ from rankwise.sweeps.choose.configurations import RunScore
 from rankwise.sweeps.choose.rungs import worst_runs
 from rankwise.sweeps.measure import validate
 from rankwise.sweeps.problem import Problem, Run, SweepState, score_of
-from rankwise.sweeps.run.worker import PackJob, PackState, Worker
-from rankwise.sweeps.storage.checkpoints import Keeper
+from rankwise.sweeps.run.worker import PackJob, PackState
+from rankwise.sweeps.storage.checkpoints import Keeper, Moment, moment
 from rankwise.train.events import Event, Observer, Resumed, RunEnded
 from rankwise.train.machine.interrupts import Stop
 from rankwise.train.state import TrainingState
@@ -30,7 +29,6 @@ class Scheduler:
         problem: Data, loss and metric.
         rungs: Epochs, rising, after which the worst configurations leave.
         swept: What is found; filled here.
-        worker: Trains the packs.
         observer: Hears what happens.
         keeper: Keeps the state on disk; None to keep none.
         stop: Tells when to stop.
@@ -43,7 +41,6 @@ class Scheduler:
         problem: Problem,
         rungs: Sequence[int],
         swept: SweepState,
-        worker: Worker,
         observer: Observer,
         keeper: Keeper | None,
         stop: Stop,
@@ -51,9 +48,11 @@ class Scheduler:
         self._model, self._problem, self._rungs = model, problem, rungs
         self.packs = [list(pack) for pack in packs]
         """The runs by pack, as they train now."""
-        self._swept, self._worker, self._keeper, self._stop = swept, worker, keeper, stop
+        self._swept, self._keeper, self._stop = swept, keeper, stop
         self._observers: list[Observer] = [swept, *([] if keeper is None else [keeper]), observer]
         self._waiting: dict[int, TrainingState] = {}
+        self._out: dict[int, Moment] = {}
+        """Where packs were that a worker has now."""
         self._stage = 0
 
     def resume(self) -> None:
@@ -63,25 +62,27 @@ class Scheduler:
             if self._keeper.cut is not None:
                 by_name = {run.name: run for pack in self.packs for run in pack}
                 self.packs = [[by_name[name] for name in pack] for pack in self._keeper.cut]
+            self._swept.seconds_before = sum(map(self._seconds, range(len(self.packs))))
             self._tell(Resumed(tuple(self._swept.curve), tuple(self._swept.outcomes.values())))
 
-    def run(self) -> None:
-        """Train everything that has not ended.
+    def _seconds(self, i: int) -> float:
+        """Training time of a pack so far."""
+        known = [self._swept.outcomes[run.name].seconds for run in self.packs[i] if run.name in self._swept.outcomes]
+        if i in self._waiting:
+            known.append(float(self._waiting[i].plain["seconds"]))
+        return max(known, default=0.0)
 
-        Raises:
-            KeyboardInterrupt: Asked to stop; the state has been kept.
-            PackError: A step of a single run does not fit into memory.
+    def rounds(self) -> Iterator[Iterator[PackJob]]:
+        """Yield the packs to train until every run has ended; what comes of them is to be taken in before the next.
+
+        Yields:
+            Packs to their next rung, each made when it is asked for.
         """
         for stage in range(self._stage, len(self._rungs) + 1):
             until = self._rungs[stage] if stage < len(self._rungs) else None
             # Again where packs turned out too large and were split.
             while any(self._has_work(i, until) for i in range(len(self.packs))):
-                with closing(self._worker.train(self._jobs(until))) as events:
-                    for event in events:
-                        if isinstance(event, PackState):
-                            self._take(event)
-                        else:
-                            self._tell(event)
+                yield self._jobs(until)
             if until is not None:
                 self._rung(until)
             self._stage = stage + 1
@@ -91,32 +92,51 @@ class Scheduler:
         i = 0  # no fixed range: halves of packs are added at the end
         while i < len(self.packs):
             if self._has_work(i, until):
-                yield PackJob(i, tuple(self.packs[i]), self._waiting.pop(i, None), until)
+                yield PackJob(i, tuple(self.packs[i]), self._hand_out(i), until)
             i += 1
+
+    def _hand_out(self, i: int) -> TrainingState | None:
+        """The state of a pack that a worker gets; a copy would only take memory."""
+        state = self._waiting.pop(i, None)
+        if state is not None:
+            self._out[i] = moment(state)
+        return state
 
     def _has_work(self, i: int, until: int | None) -> bool:
         over = all(run.name in self._swept.outcomes for run in self.packs[i])
         reached = until is not None and i in self._waiting and self._waiting[i].plain["epoch"] >= until
         return not over and not reached
 
+    def take(self, event: Event | PackState) -> None:
+        """Take in what a worker yields.
+
+        Raises:
+            KeyboardInterrupt: Asked to stop; the state has been kept.
+            PackError: A step of a single run does not fit into memory.
+        """
+        if isinstance(event, PackState):
+            self._take_state(event)
+        else:
+            self._tell(event)
+
     def _tell(self, event: Event) -> None:
         for observer in self._observers:
             observer.on_event(event)
 
-    def _take(self, pack: PackState) -> None:
-        """Take in a pack that a worker hands over."""
+    def _take_state(self, pack: PackState) -> None:
+        self._out.pop(pack.pack, None)
         if pack.state is None:
             self._waiting.pop(pack.pack, None)
         else:
             self._waiting[pack.pack] = pack.state
         if pack.status == "under way":
             self._keep()
-            self._waiting.pop(pack.pack, None)  # the worker trains on; a copy would only take memory
+            self._hand_out(pack.pack)  # the worker trains on
             if self._stop.asked:
                 raise KeyboardInterrupt
         elif pack.status == "too large" and pack.state is not None:
             self._split(pack.pack, pack.state)
-        elif pack.state is None and not self._worker.keeps:
+        elif pack.state is None:
             self._keep()
 
     def _split(self, i: int, state: TrainingState) -> None:
@@ -141,10 +161,11 @@ class Scheduler:
             f"Memory ran out for {len(names)} runs at a time; they went on in packs of {len(names) - len(leaving)} and "
             f"{len(leaving)}."
         )
+        self._keep()  # before the halves are handed out
 
     def _keep(self) -> None:
         if self._keeper is not None:
-            self._keeper.write(self._waiting, self._stage)
+            self._keeper.write(self._waiting, self._stage, self._out)
 
     def _rung(self, epochs: int) -> None:
         """Let the worst leave, of the runs on each data set."""

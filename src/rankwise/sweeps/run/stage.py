@@ -1,8 +1,8 @@
 """The stages of a sweep as data: what is planned, what was searched, what came of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from rankwise.sweeps.problem import Run, SweepState
 
@@ -23,6 +23,54 @@ class Search:
     data: str
     seeds: tuple[int, ...] = (0,)
     rungs: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Runs that are trained and measured before anything further is decided.
+
+    Args:
+        runs: What trains.
+        rungs: Epochs after which the worst configurations leave.
+        tests: Whether finished runs are measured on test data too.
+    """
+
+    runs: Sequence[Run]
+    rungs: Sequence[int] = ()
+    tests: bool = True
+
+
+T = TypeVar("T")
+Phases = Generator[Phase, SweepState, T]
+"""What decides: yields the next phase, is sent what came of it, and returns a result."""
+
+
+class Decisions(Generic[T]):
+    """Phases in a loop, for whoever trains them: iterate, and hand back what came of each.
+
+    Args:
+        phases: What decides.
+    """
+
+    result: T
+    """Once there is nothing more to train."""
+
+    def __init__(self, phases: Phases[T]) -> None:
+        self._phases = phases
+        self._came: SweepState | None = None
+
+    def __iter__(self) -> Iterator[Phase]:
+        while True:
+            try:
+                phase = next(self._phases) if self._came is None else self._phases.send(self._came)
+            except StopIteration as end:
+                self.result = end.value
+                return
+            yield phase
+
+    def take(self, came: SweepState) -> None:
+        """Take in what came of the phase that was handed out last."""
+        self._came = came
 
 
 @dataclass(frozen=True)

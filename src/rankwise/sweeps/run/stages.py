@@ -12,17 +12,18 @@ from typing import Any
 from torch import nn
 
 from rankwise.errors import ConfigError, option
+from rankwise.results import ConfigurationResult
 from rankwise.sweeps.candidates.grid import Candidate, runs_of, wider
 from rankwise.sweeps.choose.configurations import RunScore, by_configuration, choose_learning_rates
+from rankwise.sweeps.findings import finite
 from rankwise.sweeps.plan.fitting import Probes, training_of
 from rankwise.sweeps.plan.plan import FILE as PLAN
 from rankwise.sweeps.plan.plan import run_fingerprint
 from rankwise.sweeps.problem import Problem, Run, SweepState
-from rankwise.sweeps.record import finite
 from rankwise.sweeps.run.auto import Auto, Walk
 from rankwise.sweeps.run.run import run_sweep
-from rankwise.sweeps.run.stage import Finished, PlannedStage, Search, StageResult
-from rankwise.sweeps.run.units.phase import Workers
+from rankwise.sweeps.run.stage import Decisions, Finished, Phase, Phases, PlannedStage, Search, StageResult
+from rankwise.sweeps.run.units.context import Workers
 from rankwise.sweeps.storage.owned import PRICE
 from rankwise.train.checkpoints import Every
 from rankwise.train.data.tensors import count_rows
@@ -73,7 +74,8 @@ class Stages:
     probes: Probes = field(default_factory=Probes)
     finished: Finished | None = None
     workers: Workers | None = None
-    _stage: int = 0
+    seconds_before: float = 0.0
+    """Training time of the interrupted run that this one resumes, as far as it has come to it."""
     _rates: dict[str, tuple[float, bool]] = field(default_factory=dict[str, tuple[float, bool]])
     _price: float | None = None
 
@@ -83,7 +85,27 @@ class Stages:
         Raises:
             KeyboardInterrupt: Interrupted while learning rates were looked for.
         """
-        result = self._run()
+        phases = Decisions(self._phases())
+        for i, phase in enumerate(phases):
+            folder = self.checkpoints if i == 0 or self.checkpoints is None else self.checkpoints / f"stage-{i}"
+            came = run_sweep(
+                self.model,
+                phase.runs,
+                self.problem,
+                self.observers,
+                rungs=phase.rungs,
+                checkpoints=folder,
+                every=self.every,
+                # A later stage may not have begun.
+                resume=self.resume and folder is not None and (i == 0 or (folder / PLAN).exists()),
+                tests=phase.tests,
+                probes=self.probes,
+                workers=self.workers,
+                root=self.checkpoints,
+            )
+            self.seconds_before += came.seconds_before
+            phases.take(came)
+        result = phases.result
         result.search_rates, result.price = self._rates, self._price
         if self.finished is not None:
             _complete(result.swept, self.finished.swept, [c.name for c in self.candidates])
@@ -93,18 +115,19 @@ class Stages:
                 result.swept.note(["At the rungs the runs that were added were compared with one another only."])
         return result
 
-    def _run(self) -> StageResult:
+    def _phases(self) -> Phases[StageResult]:
         if self.auto is not None:
-            return Walk(self, self.auto).run()
+            return (yield from Walk(self, self.auto).phases())
         if self.search is None:
-            return StageResult(self._grid(runs_of(self.candidates, self.seeds), self.rungs, self.seeds, None))
-        rates, edges, told = self.search_rates(self.candidates, self.search.seeds[0])
+            runs = runs_of(self.candidates, self.seeds)
+            return StageResult((yield from self._grid(runs, self.rungs, self.seeds, None)))
+        rates, edges, told = yield from self.search_rates(self.candidates, self.search.seeds[0])
         runs = [c.run(rates.get(c.name, c.lrs[0]), seed) for c in self.candidates for seed in self.seeds]
-        return StageResult(self._train(runs, self.rungs, tests=True), edges, told)
+        return StageResult((yield from self._train(runs, self.rungs, tests=True)), edges, told)
 
     def search_rates(
         self, candidates: Sequence[Candidate], seed: int
-    ) -> tuple[dict[str, float], dict[str, bool], list[dict[str, Any]]]:
+    ) -> Phases[tuple[dict[str, float], dict[str, bool], list[dict[str, Any]]]]:
         """Find learning rates of some candidates with one seed, the worse half leaving after a quarter of the epochs.
 
         Args:
@@ -122,13 +145,13 @@ class Stages:
         told = [] if self.finished is None else [*self.finished.searched]
         candidates = [c for c in candidates if c.name not in known]
         if candidates:
-            told += self._search(candidates, seed)
+            told += yield from self._search(candidates, seed)
         return {n: lr for n, (lr, _) in self._rates.items()}, {n: edge for n, (_, edge) in self._rates.items()}, told
 
-    def _search(self, candidates: Sequence[Candidate], seed: int) -> list[dict[str, Any]]:
+    def _search(self, candidates: Sequence[Candidate], seed: int) -> Phases[list[dict[str, Any]]]:
         runs, rungs = self.searching(candidates, seed)
         seeds, data = ((seed,), None) if self.search is None else (self.search.seeds, self.search.data)
-        searched = self._grid(runs, rungs, seeds, data, tests=False)
+        searched = yield from self._grid(runs, rungs, seeds, data, tests=False)
         if not searched.complete:
             raise KeyboardInterrupt
         rates, edges = self._best_rates(searched)
@@ -150,8 +173,8 @@ class Stages:
         known = {name: lr for name, lr in rates.items() if lr is not None}
         return known, {c.name: c.lr_at_edge_of_grid for c in chosen}
 
-    def train(self, runs: Sequence[Run]) -> SweepState:
-        """Train a phase of the adaptive plan to its end, and measure what finished."""
+    def train(self, runs: Sequence[Run]) -> Phases[SweepState]:
+        """Train runs of the adaptive plan to their end, and measure what finished."""
         return self._train(runs, (), tests=True)
 
     def measured_price(self, runs: Sequence[Run]) -> float:
@@ -218,15 +241,15 @@ class Stages:
         seeds: Sequence[int],
         data: str | None,
         tests: bool | None = None,
-    ) -> SweepState:
+    ) -> Phases[SweepState]:
         """Train a grid, and what widens it."""
         tests = data is None if tests is None else tests
-        swept = self._train(runs, rungs, tests=tests)
+        swept = yield from self._train(runs, rungs, tests=tests)
         for _ in range(MOST_WIDENINGS if self.widen else 0):
             more = self._beyond(swept, seeds, data) if swept.complete else []
             if not more:
                 break
-            swept.add(self._train(more, (), tests=tests))
+            swept.add((yield from self._train(more, (), tests=tests)))
         return swept
 
     def _beyond(self, swept: SweepState, seeds: Sequence[int], data: str | None) -> list[Run]:
@@ -240,7 +263,7 @@ class Stages:
                 runs += [by_name[c.name].run(lr, seed, data) for seed in seeds]
         return runs if data is None else [self._standing_in(run) for run in runs]
 
-    def _train(self, runs: Sequence[Run], rungs: Sequence[int], *, tests: bool) -> SweepState:
+    def _train(self, runs: Sequence[Run], rungs: Sequence[int], *, tests: bool) -> Phases[SweepState]:
         """Train runs, but for those that an earlier sweep has finished."""
         earlier = self.finished
         known = (
@@ -249,34 +272,13 @@ class Stages:
             else [run.name for run in runs if earlier.fingerprints.get(run.name) == run_fingerprint(run)]
         )
         if earlier is None or not known:
-            return self._train_anew(runs, rungs, tests=tests)
+            return (yield Phase(runs, rungs, tests))
         swept = earlier.swept.only(known)
         missing = [run for run in runs if run.name not in swept.outcomes]
         if missing:
-            swept.add(self._train_anew(missing, rungs, tests=tests))
+            swept.add((yield Phase(missing, rungs, tests)))
         swept.runs = list(runs)
         return swept
-
-    def _train_anew(self, runs: Sequence[Run], rungs: Sequence[int], *, tests: bool) -> SweepState:
-        folder = self.checkpoints
-        if folder is not None and self._stage:
-            folder = folder / f"stage-{self._stage}"
-        self._stage += 1
-        return run_sweep(
-            self.model,
-            runs,
-            self.problem,
-            self.observers,
-            rungs=rungs,
-            checkpoints=folder,
-            every=self.every,
-            # A later stage may not have begun.
-            resume=self.resume and folder is not None and (self._stage == 1 or (folder / PLAN).exists()),
-            tests=tests,
-            probes=self.probes,
-            workers=self.workers,
-            root=self.checkpoints,
-        )
 
 
 def _complete(swept: SweepState, earlier: SweepState, order: Sequence[str]) -> None:
@@ -322,14 +324,14 @@ def _search_rows(swept: SweepState) -> list[dict[str, Any]]:
 
 
 def mark_edges(
-    found: Mapping[str, bool], candidates: Sequence[Candidate], configurations: Sequence[dict[str, Any]]
+    found: Mapping[str, bool], candidates: Sequence[Candidate], configurations: Sequence[ConfigurationResult]
 ) -> None:
     """Mark in configurations of `results.json` whether their learning rate lies at the edge of what was tried, by the
     search too; a rate with untried neighbours in the grid is not at its edge."""
     grids = {c.name: c.lrs for c in candidates}
     for configuration in configurations:
-        grid, lr = grids.get(configuration["name"], ()), configuration["lr"]
-        if found.get(configuration["name"]):
-            configuration["lr_at_edge_of_grid"] = True
+        grid, lr = grids.get(configuration.name, ()), configuration.lr
+        if found.get(configuration.name):
+            configuration.lr_at_edge_of_grid = True
         elif lr is not None and len(grid) > 1 and min(grid) < lr < max(grid):
-            configuration["lr_at_edge_of_grid"] = False
+            configuration.lr_at_edge_of_grid = False

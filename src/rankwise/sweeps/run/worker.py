@@ -57,11 +57,6 @@ class PackState:
 class Worker(Protocol):
     """Trains packs, in this process or elsewhere."""
 
-    @property
-    def keeps(self) -> bool:
-        """Whether it keeps what it trains in the run directory, so that no one else need until the next rung."""
-        ...
-
     def train(self, jobs: Iterable[PackJob]) -> Generator[Event | PackState]:
         """Train packs, each to its rung, in any order and as many at a time as there is room for.
 
@@ -85,8 +80,6 @@ class LocalWorker:
         problem: Data, loss and metric.
         wanted: Asked after every step; where it says True, the pack's state is handed over, and training goes on.
     """
-
-    keeps = False
 
     def __init__(self, model: nn.Module, problem: Problem, wanted: Callable[[], bool] = lambda: False) -> None:
         self._model, self._problem, self._wanted = model, problem, wanted
@@ -128,3 +121,8 @@ class LocalWorker:
                 # Outside the handler, where the error's frames hold the failed step's tensors no longer.
                 torch.cuda.empty_cache()
             yield PackState(pack, "too large" if short else "over", state)
+
+
+WorkerFactory = Callable[[nn.Module, Problem, Callable[[], bool]], Worker]
+"""(base, problem, whether a state is wanted now) -> a worker. The base and the problem are those of the process that
+runs the sweep; a worker elsewhere has loaded the same ones."""

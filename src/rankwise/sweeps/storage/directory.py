@@ -9,13 +9,13 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from rankwise.errors import CheckpointError, OutputError, option
 from rankwise.locking import locked
+from rankwise.results import Results, plain
 from rankwise.shown import csv_cell
 from rankwise.sweeps.problem import SweepState
 from rankwise.sweeps.storage.adapters import Adapters
@@ -212,7 +212,7 @@ def end_run(directory: Path) -> None:
 
 def write_run(
     directory: Path,
-    results: Mapping[str, Any],
+    results: Results,
     config: str,
     swept: SweepState,
     adapters: Adapters,
@@ -276,19 +276,19 @@ def _add_adapters(staged: Path, directory: Path, names: Sequence[str]) -> None:
         (staged / ADAPTERS).rmdir()
 
 
-def _link_best(directory: Path, results: Mapping[str, Any]) -> None:
+def _link_best(directory: Path, results: Results) -> None:
     """Let `best` point to the recommended adapter; while nothing is decided there is none."""
-    answer = results["answer"]
+    answer = results.answer
     (directory / BEST).unlink(missing_ok=True)
-    if answer is None or answer["verdict"] == "undecided" or answer["adapter"] is None:
+    if answer is None or answer.verdict == "undecided" or answer.adapter is None:
         return
     with suppress(OSError):  # no links on this file system
-        (directory / BEST).symlink_to(answer["adapter"], target_is_directory=True)
+        (directory / BEST).symlink_to(answer.adapter, target_is_directory=True)
 
 
 def _write_files(
     directory: Path,
-    results: Mapping[str, Any],
+    results: Results,
     config: str,
     swept: SweepState,
     adapters: Adapters,
@@ -312,7 +312,7 @@ def _write_files(
             arrays |= {f"other/{test}/{name}": values for test, values in scores.other.items()}
         with temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
-    for name, text in (("config.yaml", config), (MARK, json.dumps(results, indent=1, allow_nan=False) + "\n")):
+    for name, text in (("config.yaml", config), (MARK, json.dumps(plain(results), indent=1, allow_nan=False) + "\n")):
         with replacing(directory / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 

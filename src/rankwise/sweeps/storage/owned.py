@@ -85,6 +85,37 @@ def holds_unfinished(directory: Path) -> bool:
     return (folder / PLAN).exists() and _is_unfinished(folder)
 
 
+def why_no_adapter(folder: Path) -> str | None:
+    """Why there is no adapter in a folder that belongs to a run, and what to give instead; None where there is one, or
+    no run."""
+    if holds_results(folder) or holds_unfinished(folder):
+        named = sorted(adapters_of(folder))
+        which = f", such as {folder / ADAPTERS / named[0]}" if named else ""
+        best = f"{folder / BEST}, or " if (folder / BEST).is_dir() else ""
+        return f"{folder} is a run's directory and no adapter; give {best}one of its adapters{which}."
+    run = folder.parent
+    if folder.name != BEST or folder.exists():
+        return None
+    if not holds_results(run):
+        unfinished = (
+            f"{run} holds an unfinished run, which has recommended no adapter yet; finish it with --resume {run}."
+        )
+        return unfinished if holds_unfinished(run) else None
+    answer: Any = _json(run / MARK).get("answer") or {}
+    named = sorted(adapters_of(run))
+    adapter = answer.get("adapter") or (f"{ADAPTERS}/{named[0]}" if named else None)
+    why = (
+        "its answer is undecided"
+        if answer.get("verdict") == "undecided"
+        else "its answer is no adapter"
+        if answer
+        else "it has no answer"
+    )
+    more = f" {answer['next']} may decide it;" if isinstance(answer.get("next"), str) else ""
+    one = f" an adapter of your own choice is given by its folder, such as {run / adapter}" if adapter else ""
+    return f"{run} recommends no adapter, so there is no {folder}: {why}.{more}{one}.".replace(";.", ".")
+
+
 def foreign(directory: Path) -> Iterator[Path]:
     """Yield what a run in this directory would replace or remove though it is not Rankwise's.
 

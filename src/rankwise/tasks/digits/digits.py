@@ -7,7 +7,6 @@ those of a notebook, "LoRA from Scratch", that implements arXiv 2106.09685 by ha
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 from rankwise.errors import CheckpointError, ConfigError, DataError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
+from rankwise.results import Method
+from rankwise.results.origin import Published, PublishedRow
 from rankwise.streams import stream_seed
 from rankwise.sweeps.candidates.grid import Candidate
 from rankwise.sweeps.floors import majority_class
@@ -253,16 +254,22 @@ MISTAKE = (
 )
 
 
-def published_table() -> Mapping[str, object]:
-    """The notebook's table as `results.json` holds it."""
+def published_table() -> Published:
+    """The notebook's table."""
     parameters, metric = PUBLISHED_BASELINE
-    rows: list[dict[str, Any]] = [
-        {"label": f"r = {r}", "method": "lora", "r": r, "trainable_parameters": n, "metric": value}
-        for r, (n, value) in PUBLISHED.items()
-    ]
-    baseline = {"label": "baseline", "method": "full", "r": None, "trainable_parameters": parameters, "metric": metric}
-    rows.append({**baseline, "configuration": "full-mistake"})
-    for row in rows:
-        row["relative_parameters"] = row["trainable_parameters"] / parameters
-        row["relative_metric"] = row["metric"] / metric
-    return {"source": "LoRA from Scratch (notebook)", "note": MISTAKE, "rows": rows}
+
+    def row(label: str, method: Method, r: int | None, n: int, value: float, **more: str) -> PublishedRow:
+        return PublishedRow(
+            label=label,
+            method=method,
+            r=r,
+            trainable_parameters=n,
+            metric=value,
+            relative_parameters=n / parameters,
+            relative_metric=value / metric,
+            **more,
+        )
+
+    rows = [row(f"r = {r}", "lora", r, n, value) for r, (n, value) in PUBLISHED.items()]
+    rows.append(row("baseline", "full", None, parameters, metric, configuration="full-mistake"))
+    return Published(source="LoRA from Scratch (notebook)", note=MISTAKE, rows=rows)

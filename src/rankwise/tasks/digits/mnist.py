@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from rankwise.errors import DataError, suggest
+from rankwise.results.origin import DataInfo, SplitSize
 from rankwise.streams import stream
 from rankwise.tasks.digits.download import Progress, download
 from rankwise.tasks.digits.idx import read_content, read_idx
@@ -48,16 +49,16 @@ class Split:
     images: NDArray[np.uint8]
     labels: NDArray[np.uint8]
 
-    def fingerprint(self) -> dict[str, int | str]:
-        """Return {"n", "sha256"}: SHA-256 over the images' bytes, then the labels'.
+    def size(self) -> SplitSize:
+        """Return how many images there are, and the SHA-256 of the images' bytes and then the labels'.
 
         Examples:
-            >>> Split(np.zeros((1, 28, 28), np.uint8), np.zeros(1, np.uint8)).fingerprint()["n"]
+            >>> Split(np.zeros((1, 28, 28), np.uint8), np.zeros(1, np.uint8)).size().n
             1
         """
         digest = hashlib.sha256(np.ascontiguousarray(self.images).tobytes())
         digest.update(np.ascontiguousarray(self.labels).tobytes())
-        return {"n": len(self.labels), "sha256": digest.hexdigest()}
+        return SplitSize(n=len(self.labels), sha256=digest.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,10 @@ class RawDigits:
     validation: Split
     test: Split
 
-    def fingerprints(self) -> dict[str, dict[str, int | str]]:
-        """Return each split's `fingerprint` by name, as `results.json` holds them under "data"."""
-        return {name: getattr(self, name).fingerprint() for name in EMBEDDED_SPLITS}
+    def info(self) -> DataInfo:
+        """Return the data set's name, and size and checksum of each split."""
+        train, validation, test = (split.size() for split in (self.train, self.validation, self.test))
+        return DataInfo(others={"name": self.name}, train=train, validation=validation, test=test)
 
 
 def load_digits_data(where: str | Path = "embedded", progress: Progress | None = None) -> RawDigits:

@@ -1,11 +1,11 @@
 """`rankwise digits` from options to an experiment."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
 from rankwise.experiment import Experiment
+from rankwise.results.origin import RelativeTo
 from rankwise.sweeps.provenance import config_hash
 from rankwise.tasks.digits.digits import (
     PUBLISHED_BASELINE,
@@ -53,11 +53,9 @@ def make_digits(options: DigitsOptions, observers: Observers, base: Mapping[str,
         base_name="base",
         keep_base=True,
         rungs=options.rungs or (),
-        about={
-            "config_hash": config_hash(options.settings()),
-            "data": {"name": options.data, **raw.fingerprints()},
-            "published": published_table() if published else None,
-        },
+        config_hash=config_hash(options.settings()),
+        data_info=raw.info(),
+        published=published_table() if published else None,
         grid={"ranks": list(options.ranks), "seeds": list(options.seed_list), "protocol": options.protocol},
         comparable=[c.name for c in candidates if c.data == "new"],
         relative_to=_published_baseline(sum(p.numel() for p in model.parameters())) if published else None,
@@ -65,9 +63,5 @@ def make_digits(options: DigitsOptions, observers: Observers, base: Mapping[str,
     )
 
 
-def _published_baseline(parameters: int) -> Mapping[str, Any]:
-    return {
-        "label": "the published baseline",
-        "metric": PUBLISHED_BASELINE[1],
-        "trainable_parameters": parameters,
-    }
+def _published_baseline(parameters: int) -> RelativeTo:
+    return RelativeTo(label="the published baseline", metric=PUBLISHED_BASELINE[1], trainable_parameters=parameters)

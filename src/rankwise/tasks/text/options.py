@@ -4,12 +4,13 @@ import datetime
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
 from rankwise.errors import ConfigError, suggest
 from rankwise.sweeps.choose.deciding import Deciding
-from rankwise.tasks.flags import DECIDING, listed
+from rankwise.tasks.flags import DECIDING, flag_group, listed
 from rankwise.tasks.options import parse_numbers, parse_rates, parse_seeds, plain_settings
+from rankwise.tasks.text.idle import check_idle
 
 TASKS = {
     "classify": "texts with labels",
@@ -77,13 +78,13 @@ def _today() -> str:
     return datetime.date.today().isoformat()
 
 
-MAIN = Group("Main options", sort_key=0)
-DATA = Group("Data", sort_key=1)
-GRID = Group("What is tried", sort_key=2)
-ADAPTER = Group("Adapters", sort_key=3)
-TRAINING = Group("Training", sort_key=4)
-TEXTS = Group("Texts", sort_key=5)
-BASE = Group("Base", sort_key=6)
+MAIN = flag_group("Main options", 0)
+DATA = flag_group("Data", 1)
+GRID = flag_group("What is tried", 2)
+ADAPTER = flag_group("Adapters", 3)
+TRAINING = flag_group("Training", 4)
+TEXTS = flag_group("Texts", 5)
+BASE = flag_group("Base", 6)
 
 Numbers = Annotated[tuple[int, ...], listed(parse_numbers)]
 Rates = Annotated[tuple[float, ...], listed(parse_rates)]
@@ -138,7 +139,7 @@ class TextOptions:
         batch_size: Examples a step, of each run.
         rows_a_pass: Examples of a step that pass through the model at once; less takes less memory. [default: all]
         optimiser: Optimiser of all runs, such as adamw or sgd; a name that isn't known lists them.
-        schedule: How the learning rate moves: constant, cosine, plateau.
+        schedule: How the learning rate moves: constant, cosine, linear, plateau.
         warmup: Steps over which the learning rate rises.
         weight_decay: AdamW's.
         clip: Largest norm of each run's gradient; 0 for none.
@@ -275,6 +276,7 @@ class TextOptions:
             )
         if self.join and self.task != "sft":
             raise ConfigError("--join joins texts to imitate (--task sft); texts with labels stay apart.")
+        check_idle(self)
 
     @property
     def fresh_ranks(self) -> tuple[int, ...]:

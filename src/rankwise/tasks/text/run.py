@@ -13,7 +13,7 @@ from rankwise.api import check_model
 from rankwise.experiment import Experiment
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.targets.find import ALL_LINEAR
-from rankwise.report.schema import Results
+from rankwise.results import Results
 from rankwise.streams import stream
 from rankwise.sweeps.candidates.baselines import baselines
 from rankwise.sweeps.candidates.grid import Candidate

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from rankwise.errors import ConfigError
 from rankwise.pack.batches import Batch
 from rankwise.pack.pack import call_model
-from rankwise.train.data.tensors import Data, count_rows, shuffled
+from rankwise.train.data.tensors import Data, count_rows, pick, shuffled
 
 ROWS_AT_ONCE = 1 << 16
 """Rows, over all adapters, that an evaluation passes through a small model at once."""
 
 EXAMPLE_ROWS = 4
-"""Rows of an example, on which it is looked what the model does."""
+"""Rows of an example, on which it is looked what the model does, at least."""
 
 
 def random_order(data: Data, seeds: Sequence[int], epoch: int, batch_size: int, rows: Tensor | None = None) -> Tensor:
@@ -53,6 +53,7 @@ class Feed:
         rows_a_pass: Rows of each batch that training passes at once, the gradients of the parts being added up; None
             for the whole batch.
         precision: In which precision the model computes, one of `rankwise.pack.precision.PRECISIONS`.
+        notes: What the user should know of it.
     """
 
     call: Callable[[nn.Module, Batch], Tensor] = call_model
@@ -63,8 +64,15 @@ class Feed:
     rows_at_once: int = ROWS_AT_ONCE
     rows_a_pass: int | None = None
     precision: str = "float32"
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for what, rows in (("rows_at_once", self.rows_at_once), ("rows_a_pass", self.rows_a_pass)):
             if rows is not None and (isinstance(rows, bool) or rows != int(rows) or rows < 1):
                 raise ConfigError(f"{what} is {rows!r}; it must be a whole number of rows, at least 1.")
+
+    def example_of(self, data: Data, batch_size: int = 0) -> Batch:
+        """The first rows of a data set, on which it is looked what the model does: as many as a step passes at once,
+        since rows may mix from some number on."""
+        rows = max(EXAMPLE_ROWS, min(batch_size, self.rows_a_pass or batch_size))
+        return self.example(self.prepare(pick(data, lambda t: t[:rows])))

@@ -1,6 +1,7 @@
 """A user's data as tensors in memory: what training takes its batches from."""
 
 from collections.abc import Iterable, Mapping
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ def in_memory(data: Any, what: str, device: torch.device) -> Data:
     where they are: one that gives other rows the second time (shuffling, random augmentation) is refused.
 
     Args:
-        data: A tensor or array; a tuple, list or mapping of them; a torch Dataset or DataLoader.
+        data: A tensor or array; a tuple, list or mapping of them; a torch Dataset or DataLoader; a list of rows.
         what: "training", "validation" or "test", for messages.
         device: Where they go.
 
@@ -129,9 +130,16 @@ def _same_again(parts: list[Data], data: Any, what: str) -> None:
 def _batches(data: Any) -> Iterable[Any]:
     from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+    if (isinstance(data, Dataset) and not isinstance(data, IterableDataset)) or _is_list_of_rows(data):
         return DataLoader(data, batch_size=ROWS_READ)  # pyright: ignore[reportUnknownArgumentType]
     return data
+
+
+def _is_list_of_rows(data: Any) -> bool:
+    """Whether a list or tuple holds single rows, not batches: a part of the first one is a number."""
+    first: Any = data[0] if isinstance(data, list | tuple) and data else None
+    parts: Iterable[Any] = first.values() if isinstance(first, Mapping) else first if isinstance(first, tuple) else ()  # pyright: ignore[reportUnknownVariableType]
+    return any(isinstance(part, Number) or getattr(part, "ndim", None) == 0 for part in parts)
 
 
 def cut_off(data: Data, share: float, what: str) -> tuple[Data, Data]:

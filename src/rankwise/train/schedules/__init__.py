@@ -10,10 +10,16 @@ from torch import Tensor
 
 from rankwise.train.schedules.constant import Constant
 from rankwise.train.schedules.cosine import Cosine
+from rankwise.train.schedules.linear import Linear
 from rankwise.train.schedules.plateau import Plateau
 from rankwise.train.schedules.schedule import Schedule
 
-SCHEDULES: dict[str, type[Schedule]] = {"constant": Constant, "cosine": Cosine, "plateau": Plateau}
+SCHEDULES: dict[str, type[Schedule]] = {
+    "constant": Constant,
+    "cosine": Cosine,
+    "linear": Linear,
+    "plateau": Plateau,
+}
 
 
 class Schedules:

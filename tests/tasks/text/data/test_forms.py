@@ -71,13 +71,19 @@ def test_several_labels_in_one_text(label, found):
 
 
 def test_a_list_of_labels_that_is_none_is_named():
-    with pytest.raises(DataError, match=r'line 1 \("label" is a text that is no JSON list\)'):
+    with pytest.raises(DataError, match=r"line 1 \(the label begins as a list and is none"):
         read_examples(records_of({"text": "x", "label": "[a, b]"}), "classify", several=True)
 
 
 @pytest.mark.parametrize(
     ("row", "task", "columns", "message"),
     [
+        (
+            {"instruction": "a", "context": "b", "response": "c", "category": "d"},
+            "sft",
+            {},
+            "as in --columns instruction=instruction,output=response,input=context",
+        ),
         ({"question": "a"}, "sft", {}, "has the columns question; sft needs messages; or prompt, completion; or"),
         (
             {"text": "a", "category": "b", "source": "c"},
@@ -106,7 +112,7 @@ def test_columns_that_fit_no_form(row, task, columns, message):
         ({"messages": "x"}, "a text that is no JSON list"),
         ({"messages": HELLO[:1]}, 'the last message is of role "user", not "assistant"'),
         ({"messages": [{"role": "bot", "content": "x"}]}, 'message 1 has the role "bot"; roles are system'),
-        ({"messages": [{"role": "user"}]}, "message 1 is not"),
+        ({"messages": [{"role": "user"}]}, 'message 1 has the keys "role"; a message is'),
         ({"messages": ["x"]}, "message 1 is not"),
     ],
 )

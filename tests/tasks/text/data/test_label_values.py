@@ -146,3 +146,63 @@ def test_the_order_is_the_same_in_every_process() -> None:
         for seed in ("1", "2", "3")
     }  # fmt: skip
     assert len(printed) == 1
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ([0.2, 0.8], "a list with the number 0.2; a row of scores is no list of labels"),
+        ([3, 1, 3], "a list that has the number 3 twice, so it is a row of values"),
+        ([1, -1, 1], "a list that has the number 1 twice"),
+    ],
+)
+def test_rows_of_values_are_no_lists_of_labels(label: list[Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        label_of(label)
+
+
+LISTS = {
+    "python": ["['a', 'b']", "['a']", "['b', \"c's\"]", "[]"],
+    "json": ['["a", "b"]', '["a"]', '["b", "c\'s"]', "[]"],
+}
+
+
+@pytest.mark.parametrize("labels", LISTS.values(), ids=LISTS.keys())
+def test_lists_in_a_table_are_several_labels(tmp_path: Path, labels: list[str]) -> None:
+    data = written(tmp_path / "a.jsonl", labels * 5)
+    splits, _ = load_examples(TextData(data=data), "classify")
+    assert {e.label for e in splits.train} == {("a", "b"), ("a",), ("b", "c's"), ()}
+    assert any("each label is written as a list" in note for note in splits.notes)
+    splits, _ = load_examples(TextData(data=data, several=False), "classify")
+    assert {e.label for e in splits.train} == {*labels}
+
+
+def test_lists_without_commas_are_refused(tmp_path: Path) -> None:
+    """As numpy writes them; in Python two texts side by side are one."""
+    data = written(tmp_path / "a.jsonl", ["['a' 'b']"] * 5)
+    with pytest.raises(DataError, match="begins as a list and is none"):
+        load_examples(TextData(data=data), "classify")
+
+
+def test_numbers_that_32_bits_do_not_tell_apart() -> None:
+    examples = [Labelled(i, "x", 16777216.5 + 2 * (i % 3)) for i in range(9)]
+    with pytest.raises(DataError, match=r"differ by about 1.63, and 32 bits round them by up to"):
+        find_labels(examples)
+    with pytest.raises(DataError, match=r"label 1e\+39, which is beyond what 32 bits hold"):
+        Labels("number", ("value",)).encode([Labelled(1, "x", 1e39)], "training")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"kind": "two", "names": ["a", "b"]},
+        {"kind": "one", "names": [0, 1]},
+        {"kind": "one", "names": "ab"},
+        {"kind": "one", "names": ["a", "a"]},
+        {"kind": "one", "names": []},
+    ],
+)
+def test_files_of_labels_that_are_none(tmp_path: Path, content: dict[str, Any]) -> None:
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"labels\.json is damaged"):
+        read_labels(tmp_path)

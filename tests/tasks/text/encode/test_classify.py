@@ -1,10 +1,14 @@
 """Labelled texts as tensors."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 pytest.importorskip("transformers")
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
 from rankwise.errors import ConfigError, DataError
 from rankwise.tasks.text.data.examples import Labelled
 from rankwise.tasks.text.data.labels import Labels, find_labels
@@ -82,3 +86,41 @@ def test_a_text_for_an_encoder_decoder_ends_with_its_eos():
             BOTH,
             "test",
         )
+
+
+def with_ends() -> Any:
+    """A tokenizer that puts [CLS] before a text and [SEP] after each."""
+    tokenizer = Tokenizer(models.WordLevel({"[CLS]": 0, "[SEP]": 1, "[PAD]": 2, "a": 3, "b": 4}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 0), ("[SEP]", 1)]
+    )
+    names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
+
+
+def test_a_text_without_a_second_one_is_the_same_beside_pairs():
+    tokenizer = with_ends()
+    alone, pair = Labelled(1, "a b", "a"), Labelled(2, "a", "b", "b")
+    both = tokenize_classify([alone, pair], LABELS, tokenizer, CONFIG, "test")
+    for i, example in enumerate((alone, pair)):
+        one = tokenize_classify([example], LABELS, tokenizer, CONFIG, "test")
+        for key in ("input_ids", "token_type_ids"):
+            assert both.data[key][i, : one.lengths[0]].tolist() == one.data[key][0].tolist()
+    assert both.lengths == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("[CLS] a", [0, 3, 1]),
+        ("a [SEP]", [0, 3, 1]),
+        ("[CLS] a [SEP]", [0, 3, 1]),
+        ("a [SEP] b", [0, 3, 1, 4, 1]),
+        ("[CLS][CLS] a", [0, 0, 0, 3, 1]),
+    ],
+)
+def test_the_ends_of_a_text_stand_once(text: str, ids: list[int]):
+    found = tokenize_classify([Labelled(1, text, "a")], LABELS, with_ends(), CONFIG, "test")
+    assert found.data["input_ids"][0].tolist() == ids

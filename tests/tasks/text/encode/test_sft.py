@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("transformers")
 from rankwise.errors import ConfigError, DataError
-from rankwise.tasks.text.data.examples import Chat, Pair, Plain
+from rankwise.tasks.text.data.examples import Chat, Pair, Plain, SftExample
 from rankwise.tasks.text.encode.rendering import show_plain, show_rich
 from rankwise.tasks.text.encode.sft import SftOptions, prompt_text, tokenize_sft
 from rankwise.tasks.text.encode.tokens import IGNORED
@@ -182,3 +182,49 @@ def test_an_example_is_shown_with_what_carries_loss():
     assert bold == learnt(row, tokenizer)
     _, row, tokenizer = tokenized(Pair(1, "one two", "three"), BOTH)
     assert show_plain(row, tokenizer, encoder_decoder=True).endswith("one two«three»")
+
+
+SPOKEN = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+OPENED = CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<think>' }}{% endif")
+OUTSIDE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}<think>{% generation %}"
+    "{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "loss_on", "note"),
+    [
+        (
+            OPENED,
+            "all",
+            'asks for an answer with "<think>", which it does not write before answers (all conversations).',
+        ),
+        (OUTSIDE, "answer", 'writes "<think>" before an answer without marking it as one, and does not ask for'),
+    ],
+)
+def test_answers_that_are_asked_for_otherwise_than_written(template: str, loss_on: str, note: str) -> None:
+    tokenizer = make_tokenizer(template=template)
+    found = tokenize_sft([Chat(1, tuple(SPOKEN))], tokenizer, CAUSAL, SftOptions(loss_on=loss_on))
+    assert any(note in said for said in found.notes)
+    plain = tokenize_sft([Chat(1, tuple(SPOKEN))], make_tokenizer(), CAUSAL)
+    assert not any("asks for" in said or "without marking" in said for said in plain.notes)
+
+
+@pytest.mark.parametrize(
+    ("example", "options", "note"),
+    [
+        (Chat(1, tuple(SPOKEN)), SftOptions(separator=" "), "--separator has no effect"),
+        (Chat(1, tuple(SPOKEN)), SftOptions(chat=False), "--no-chat has no effect on messages"),
+        (Pair(1, "one ", "two"), SftOptions(chat_template=CHATML), "--chat-template has no effect"),
+        (Plain(1, "one two"), SftOptions(chat=True), "--chat has no effect"),
+    ],
+)
+def test_settings_that_no_example_uses(example: SftExample, options: SftOptions, note: str) -> None:
+    assert any(note in said for said in tokenize_sft([example], make_tokenizer(), CAUSAL, options).notes)
+
+
+def test_a_template_that_takes_all_memory_is_refused() -> None:
+    with pytest.raises(DataError, match=r"the chat template fails on the conversation:.*MemoryError"):
+        tokenize_sft([Chat(1, tuple(SPOKEN))], make_tokenizer(template="{{ 'a' * 10**17 }}"), CAUSAL)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 pytest.importorskip("transformers")
 from rankwise.errors import ConfigError
-from rankwise.experiment import Experiment, run_in_directory
+from rankwise.experiment import Experiment, run_experiment
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.run.location import RunLocation
 from rankwise.tasks.text.options import TextOptions
@@ -75,7 +75,7 @@ def test_every_seed_has_examples_of_its_own(folder: Path, tmp_path: Path, kind: 
 
     with Observers() as shown:
         place = RunLocation(directory=tmp_path / "out", config="", command="rankwise", how_to_resume="")
-        results, _ = run_in_directory(place, make, shown)
+        results, _, _ = run_experiment(make, place, shown)
     arrays = np.load(tmp_path / "out" / "predictions.npz")
     rotation = experiments[0].problem.splits["data"].rotation
     assert rotation is not None

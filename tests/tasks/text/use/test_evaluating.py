@@ -17,7 +17,14 @@ from rankwise.cli import main
 from rankwise.tasks.text.data.examples import Labelled
 from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.data.seen import checksums, count_seen, write_seen
-from rankwise.tasks.text.score.classes import class_figures, confusion_of, most_confused
+from rankwise.tasks.text.score.classes import (
+    class_figures,
+    confusion_of,
+    draw_confusion,
+    most_confused,
+    write_classes,
+    write_confusion,
+)
 from rankwise.tasks.text.score.floors import floor_outputs
 from rankwise.tasks.text.score.losses import CLASSIFY_LOSSES
 from rankwise.tasks.text.score.metrics import classify_figures
@@ -162,3 +169,44 @@ def test_inspect_names_the_run(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert run["training_examples"] == 30
     assert main(["inspect", str(adapter_of(place))]) == 0
     assert f"seed {row['seed']}, 30 examples, finished, test accuracy" in " ".join(capsys.readouterr().out.split())
+
+
+HOSTILE = Labels("one", ("=HYPERLINK(1)", "$\\frac{$", "\x1b[2Jx", "_a", "long " * 4000))
+
+
+def test_labels_from_elsewhere_act_nowhere(tmp_path: Path) -> None:
+    right = torch.arange(5)
+    outputs = torch.eye(5).roll(1, 0)
+    counts = confusion_of(outputs, right, HOSTILE)
+    assert counts is not None
+    draw_confusion(counts, HOSTILE, "$ _\x1b", tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size < 2**20
+    write_classes({"=a": class_figures(outputs, right, HOSTILE)}, tmp_path / "a.csv")
+    write_confusion(counts, HOSTILE, tmp_path / "b.csv")
+    for name in ("a.csv", "b.csv"):
+        cells = [cell for row in csv.reader((tmp_path / name).open(newline="")) for cell in row]
+        assert "'=HYPERLINK(1)" in cells
+        assert not any(cell.startswith("=") for cell in cells)
+
+
+def test_many_labels_are_drawn_in_a_picture_of_a_usual_size(tmp_path: Path) -> None:
+    labels = Labels("one", tuple(f"label {i}" for i in range(1000)))
+    draw_confusion(torch.eye(1000), labels, "a", tmp_path / "a.png")
+    header = (tmp_path / "a.png").read_bytes()[16:24]
+    assert max(int.from_bytes(header[:4]), int.from_bytes(header[4:])) < 5000
+
+
+def test_a_report_replaces_no_file_of_the_user(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("predictions.csv", "confusion-mine.png"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        arguments = ["evaluate", str(adapter_of(place)), "--data", str(place / "new.jsonl"), "--report", str(folder)]
+        assert main(arguments) == 2
+        assert f"holds {name}, which is no file of an evaluation" in capsys.readouterr().err
+        assert (folder / name).read_text() == "mine"
+    data = tmp_path / "new.jsonl"
+    data.write_text((place / "new.jsonl").read_text())
+    assert main(["evaluate", str(adapter_of(place)), "--data", str(data), "--out", str(data)]) == 2
+    assert main(["predict", str(adapter_of(place)), "--file", str(data), "--out", str(data)]) == 2
+    assert data.read_text() == (place / "new.jsonl").read_text()

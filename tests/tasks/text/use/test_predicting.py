@@ -1,6 +1,7 @@
 """`rankwise predict` and `rankwise.predict`: labels and probabilities are the adapter's own, wherever the texts are."""
 
 import csv
+import gzip
 import io
 import json
 from pathlib import Path
@@ -170,3 +171,41 @@ def test_mistakes_in_python(place: Path) -> None:
         rankwise.predict(place / "one", [])
     with pytest.raises(ConfigError, match="The base is not known"):
         rankwise.predict([], ["a"])
+
+
+@pytest.mark.parametrize("text", ["a\ud83db", "caf\udce9"])
+def test_texts_that_are_none(place: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DataError, match=r"Line 1 is no text: (half of a surrogate pair|not UTF-8)"):
+        rankwise.predict(place / "one", [text])
+    assert main(["predict", str(place / "one"), "--text", text]) == 2
+    assert "Line 1 is no text" in capsys.readouterr().err
+
+
+def test_things_that_are_no_texts(place: Path) -> None:
+    things: list[Any] = [None, 3, ("a", None), ("a", "b", "c")]
+    for thing in things:
+        with pytest.raises(DataError, match=r"Text 2 is .*; give texts, or pairs of texts"):
+            rankwise.predict(place / "one", ["fine", thing])
+
+
+def test_standard_input_begins_with_a_mark(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\ufeffThe cat\x0csat\r\none\n".encode()), "utf-8"))
+    assert main(["predict", str(place / "one"), "--format", "jsonl"]) == 0
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == ["The cat\x0csat", "one"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8"))
+    assert main(["predict", str(place / "one")]) == 2
+    assert "Standard input is no UTF-8 text" in capsys.readouterr().err
+
+
+def test_prompts_in_a_file_that_was_cut(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"The cat\n" * 99)[:-9])
+    assert main(["predict", str(place / "one"), "--file", str(tmp_path / "a.txt.gz")]) == 2
+    assert "a.txt.gz can't be read (Compressed file ended" in capsys.readouterr().err
+
+
+def test_a_run_in_place_of_its_adapter(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in (place / "runs" / "one", place / "runs" / "one" / "best"):
+        assert main(["predict", str(folder), "--text", "one"]) == 2
+        assert "adapter" in capsys.readouterr().err

@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from rankwise.sweeps.run.units.phase import PendingUnit, Phase, units_of
+from rankwise.sweeps.run.units.context import PendingUnit, StageContext, units_of
 from rankwise.sweeps.run.units.unit import Unit
 from rankwise.sweeps.run.units.worker import UnitsWorker
 from rankwise.sweeps.run.worker import Worker
@@ -37,15 +37,15 @@ class Apart:
     def close(self) -> None:
         """Nothing is held."""
 
-    def worker(self, phase: Phase, due: Callable[[], bool]) -> Worker:
+    def worker(self, context: StageContext, due: Callable[[], bool]) -> Worker:
         """What trains the packs of a stage.
 
         Raises:
             ConfigError: There is no run directory.
         """
-        return UnitsWorker(phase, units_of(phase), self)
+        return UnitsWorker(context, units_of(context), self)
 
-    def run(self, pending: Sequence[PendingUnit], phase: Phase) -> Generator[Event | Unit]:
+    def run(self, pending: Sequence[PendingUnit], context: StageContext) -> Generator[Event | Unit]:
         """Stop.
 
         Raises:

@@ -8,14 +8,14 @@ import os
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, final
 
 from rankwise.errors import BusyError, ConfigError, RankwiseError, option
 from rankwise.sweeps.plan.plan import fingerprints_of
-from rankwise.sweeps.run.units.phase import PendingUnit, Phase, units_of
+from rankwise.sweeps.run.units.context import PendingUnit, StageContext, units_of
 from rankwise.sweeps.run.units.train import give_up, train_unit
 from rankwise.sweeps.run.units.unit import Made, Unit, Units
 from rankwise.sweeps.run.units.worker import UnitsWorker
@@ -45,9 +45,10 @@ class Unpickled:
 
     def __call__(self) -> Made:
         """Read it."""
-        from ray.cloudpickle import loads  # pyright: ignore[reportPrivateImportUsage]
+        from ray import cloudpickle
 
-        return loads(self.path.read_bytes())
+        pickling: Any = cloudpickle
+        return pickling.loads(self.path.read_bytes())
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Ray:
     gpus_per_worker: float | None = None
     make: Callable[[], Made] | None = None
     _pool: "list[Any]" = field(default_factory=list[Any], repr=False, compare=False)
+    _held: "list[Plain]" = field(default_factory=list[Plain], repr=False, compare=False)
     _began: "list[bool]" = field(default_factory=list[bool], repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -100,13 +102,10 @@ class Ray:
                 'Workers on Ray need the package "ray", of the extra "ray": run pip install ".[ray]" in a checkout.'
             )
 
-    def of(self, made: Made) -> "Ray":
-        """The same for an experiment that the driver has made, which workers read from the run directory."""
-        return (
-            self
-            if self.make is not None
-            else replace(self, make=_Held(Plain(made.model, made.problem, made.candidates)))
-        )
+    def hand_over(self, made: Made) -> None:
+        """Have workers read the driver's experiment from the run directory, where nothing else makes it."""
+        if self.make is None:
+            self._held[:] = [Plain(made.model, made.problem, made.candidates)]
 
     @property
     def at_once(self) -> int:
@@ -125,19 +124,20 @@ class Ray:
             )
         return min(*room, self.max_workers) if self.max_workers else min(room)
 
-    def worker(self, phase: Phase, due: Callable[[], bool]) -> Worker:
+    def worker(self, context: StageContext, due: Callable[[], bool]) -> Worker:
         """What trains the packs of a stage.
 
         Raises:
             ConfigError: There is no run directory, or the cluster does not answer.
             OutputError: The experiment can't be written for the workers.
         """
-        units = units_of(phase)
-        if isinstance(self.make, _Held) and phase.root is not None:
-            from ray.cloudpickle import dumps  # pyright: ignore[reportPrivateImportUsage]
+        units = units_of(context)
+        if self._held and context.root is not None:
+            from ray import cloudpickle
 
-            write_durably(phase.root.absolute() / EXPERIMENT, dumps(self.make.made))
-        return UnitsWorker(phase, units, self)
+            pickling: Any = cloudpickle
+            write_durably(context.root.absolute() / EXPERIMENT, pickling.dumps(self._held[0]))
+        return UnitsWorker(context, units, self)
 
     def close(self) -> None:
         """End the workers, and Ray where it was started for this run."""
@@ -150,7 +150,7 @@ class Ray:
             self._began.clear()
             ray.shutdown()
 
-    def run(self, pending: Sequence[PendingUnit], phase: Phase) -> Generator[Event | Unit]:
+    def run(self, pending: Sequence[PendingUnit], context: StageContext) -> Generator[Event | Unit]:
         """Train units, as many at a time as there are workers; a dead worker's unit is given to another.
 
         Raises:
@@ -164,19 +164,20 @@ class Ray:
         deaths, short, limit = Counter[int](), Counter[int](), self.at_once
         try:
             while queue or running:
-                if phase.stop.asked:
+                if context.stop.asked:
                     raise KeyboardInterrupt
                 while queue and len(running) < limit:
                     one = queue.popleft()
-                    actor = self._pool.pop() if self._pool else self._actor(phase)
-                    events = actor.run.options(num_returns="streaming").remote(one.unit.number, phase.every)
+                    actor = self._pool.pop() if self._pool else self._actor(context)
+                    events = actor.run.options(num_returns="streaming").remote(one.unit.number, context.every)
                     running[events] = actor, one
                 waited: Any = ray.wait(list(running), num_returns=1, timeout=0.5, fetch_local=False)
                 for events in waited[0]:
                     actor, one = running[events]
                     number = one.unit.number
                     try:
-                        yield ray.get(next(events))
+                        event: Any = ray.get(next(events))
+                        yield event
                     except StopIteration:
                         del running[events]
                         self._pool.append(actor)
@@ -191,7 +192,7 @@ class Ray:
                                 f"{' '.join(str(error).split())[:300]}"
                             ) from error
                         if short[number] >= TOO_LARGE_AFTER:
-                            give_up(one.unit, one.runs, phase.model, phase.problem)
+                            give_up(one.unit, one.runs, context.model, context.problem)
                             yield one.unit
                             continue
                         queue.append(one)
@@ -216,17 +217,15 @@ class Ray:
         share = cpus * gpus / found["GPU"] if gpus and found.get("GPU") else cpus / found["nodes"] / 2
         return self.cpus_per_worker or max(1, int(share)), gpus
 
-    def _actor(self, phase: Phase) -> Any:
+    def _actor(self, context: StageContext) -> Any:
         """Start a worker."""
         import ray
 
         cpus, gpus = self._each()
-        if self.make is None or phase.root is None:
-            raise ConfigError("Workers on Ray were given nothing to make the experiment from.")
-        root = phase.root.absolute()
-        make = Unpickled(root / EXPERIMENT) if isinstance(self.make, _Held) else self.make
+        units = units_of(context).folder.absolute()
+        make = self.make or Unpickled(units.parent / EXPERIMENT)
         kind: Any = ray.remote(num_cpus=cpus, num_gpus=gpus)(UnitActor)
-        return kind.remote(make, units_of(phase).folder.absolute(), cpus, Path.cwd())
+        return kind.remote(make, units, cpus, Path.cwd())
 
     def _connect(self) -> None:
         import logging
@@ -251,16 +250,6 @@ class Ray:
                     "`ray start --head`, or take this machine alone with the address local."
                 ) from error
         self._began.append(True)
-
-
-@dataclass(frozen=True)
-class _Held:
-    """An experiment that lies in the driver's memory."""
-
-    made: Plain
-
-    def __call__(self) -> Made:
-        return self.made
 
 
 class UnitActor:

@@ -4,7 +4,7 @@ from collections.abc import Generator, Iterable
 from itertools import groupby
 from typing import final
 
-from rankwise.sweeps.run.units.phase import PendingUnit, Phase, Runner
+from rankwise.sweeps.run.units.context import PendingUnit, Runner, StageContext
 from rankwise.sweeps.run.units.unit import Result, Unit, Units, spec_of
 from rankwise.sweeps.run.worker import PackJob, PackState
 from rankwise.train.events import EpochEnded, Event, Message, RunEnded, Stepped
@@ -15,29 +15,27 @@ class UnitsWorker:
     """Trains packs as units of the run directory.
 
     Args:
-        phase: Where, and for whom.
+        context: Where, and for whom.
         units: Where units lie.
         runner: Sees to those that are not done.
     """
 
-    keeps = True
-
-    def __init__(self, phase: Phase, units: Units, runner: Runner) -> None:
-        self._phase, self._units, self._runner = phase, units, runner
+    def __init__(self, context: StageContext, units: Units, runner: Runner) -> None:
+        self._context, self._units, self._runner = context, units, runner
 
     def train(self, jobs: Iterable[PackJob]) -> Generator[Event | PackState]:
         """Train packs, each to its rung; a point is told once, however often its unit was begun."""
-        phase = self._phase
+        context = self._context
         pending: dict[int, PendingUnit] = {}
+        told = {(point.run, point.step) for point in context.swept.curve}
         for job in jobs:
-            unit = self._units.unit_of(spec_of(job, phase.stage, phase.sha256, phase.model, phase.problem), job)
+            unit = self._units.unit_of(spec_of(job, context.stage, context.sha256, context.model, context.problem), job)
             if (result := unit.result(job.runs)) is None:
                 pending[unit.number] = PendingUnit(unit, job.runs)
             else:
-                yield from _told(unit, result, set())
-        told: set[tuple[str, int]] = set()
+                yield from _told(unit, result, told)
         while pending:
-            for event in self._runner.run(list(pending.values()), phase):
+            for event in self._runner.run(list(pending.values()), context):
                 if isinstance(event, Unit):
                     result = event.result(pending[event.number].runs)
                     if result is not None:  # else its files are damaged, and it is done again

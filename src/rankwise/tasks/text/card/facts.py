@@ -4,7 +4,7 @@ import json
 from importlib import metadata
 from pathlib import Path
 
-from rankwise.report.schema import Results
+from rankwise.results import Results
 from rankwise.sweeps.problem import Run, SweepState
 from rankwise.tasks.text.card.model_card import CardFacts, CurvePoint, Figure, SplitFacts
 from rankwise.tasks.text.model.heads import MeanPooledClassifier
@@ -29,25 +29,25 @@ def facts_of(
         options: The settings of the sweep.
         ready: The task.
     """
-    row = next(found for found in results["runs"] if found["name"] == run.name)
+    trained = next(found for found in results.runs if found.name == run.name)
     sources = {"train": options.data, "validation": options.validation, "test": options.test}
     prompting = read_prompting(folder)
     pooled = isinstance(ready.loaded.model, MeanPooledClassifier)
     training = {
         "learning rate": f"{run.training.lr:g}, {run.training.schedule}",
-        "epochs": f"{row['epochs']}, batches of {run.training.batch_size}",
+        "epochs": f"{trained.epochs}, batches of {run.training.batch_size}",
         "seed": str(run.member.seed),
     }
     return CardFacts(
         name=run.name,
         base=options.model,
         config=json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")),
-        trainable_parameters=row["trainable_parameters"],
+        trainable_parameters=trained.trainable_parameters,
         data=tuple(
-            SplitFacts(name, ready.examples.get(name, facts["n"]), sources[name] or f"cut off {options.data}")
-            for name, facts in results["data"].items()
+            SplitFacts(name, ready.examples.get(name, split.n), sources[name] or f"cut off {options.data}")
+            for name, split in results.data.splits.items()
         ),
-        figures=_figures(Figure(results["metric"]["name"], results["base"]["metric"], row["metric"]), options.task),
+        figures=_figures(Figure(results.metric.name, results.base.metric, trained.metric), options.task),
         curve=tuple(
             CurvePoint(point.step, point.train_loss, point.validation_loss)
             for point in swept.curve

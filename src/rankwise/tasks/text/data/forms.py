@@ -258,6 +258,7 @@ _OTHER_NAMES = {
     "completion": ("answer", "response", "output", "target", "summary", "highlights", "solution", "reply", "ref"),
     "instruction": ("task", "question", "prompt"),
     "output": ("response", "answer", "completion"),
+    "input": ("context",),
     "messages": ("conversations", "conversation", "dialog", "dialogue", "chat"),
     "text": ("sentence", "content", "body", "review", "tweet", "document", "comment", "title"),
     "label": ("labels", "category", "class", "sentiment", "target", "intent", "topic", "score", "rating", "stars"),
@@ -266,13 +267,30 @@ _OTHER_NAMES = {
 
 
 def _shown(forms: Mapping[str, Form], records: Records) -> str:
-    """How to name columns: those that are called as the roles of a form often are, else only the roles."""
+    """How to name columns: those that are called as the roles of a form, or as these often are, else only the roles.
+
+    Of several forms the one of which most roles have columns of their own names.
+    """
     known = {column.casefold(): column for column in records.columns}
+    fitting: list[tuple[int, dict[str, str]]] = []
     for form in forms.values():
-        found = {role: next((known[n] for n in (role, *_OTHER_NAMES[role]) if n in known), None) for role in form.roles}
-        columns = [column for column in found.values() if column is not None]
-        if len({*columns}) == len(form.roles):
-            return ",".join(f"{role}={column}" for role, column in found.items())
+        found = {role: _column_for(role, known) for role in form.roles}
+        named = {role: column for role, column in found.items() if column is not None}
+        if len(named) < len(form.roles) or len({*named.values()}) < len(named):
+            continue
+        for role in form.optional:
+            column = _column_for(role, known)
+            if column not in (None, role) and column not in named.values():
+                named[role] = str(column)
+        fitting.append((sum(role == column for role, column in named.items()), named))
+    if fitting:
+        _, named = max(fitting, key=lambda one: one[0])
+        return ",".join(f"{role}={column}" for role, column in named.items())
     # The form with the fewest roles that has more than one, if any: a text alone is rarely what is meant.
     roles = min((form.roles for form in forms.values()), key=lambda roles: (len(roles) != 2, len(roles)))
     return ",".join(f"{role}=COLUMN" for role in roles)
+
+
+def _column_for(role: str, known: Mapping[str, str]) -> str | None:
+    """The column that is called as a role, or as it often is."""
+    return next((known[name] for name in (role, *_OTHER_NAMES.get(role, ())) if name in known), None)

@@ -1,12 +1,16 @@
 """Labels as data hold them: names, numbers, lists of names, and rows of 0 and 1 with a place for each label."""
 
+import ast
+import json
 import math
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
 from rankwise.tasks.text.data.examples import Label
-from rankwise.tasks.text.data.messages import WrongValueError, json_list
+from rankwise.tasks.text.data.messages import WrongValueError
 
 
 def label_of(value: Any) -> Label:
@@ -20,10 +24,23 @@ def label_of(value: Any) -> Label:
         ('true', ('true', '2', 'b'), '3', 0.5)
     """
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return tuple(dict.fromkeys(_name(item, "a label in the list") for item in value))
+        return _names(value)
     if isinstance(value, float | Decimal):
         return float(value)
     return _name(value, "the label")
+
+
+def _names(values: Sequence[Any]) -> tuple[str, ...]:
+    """Several names; numbers in a list are names only where they can't be scores or a value for each place."""
+    numbers = [value for value in values if isinstance(value, int | float | Decimal)]
+    if score := next((n for n in numbers if math.isfinite(n) and n != int(n)), None):
+        raise WrongValueError(f"the label is a list with the number {score}; a row of scores is no list of labels")
+    if twice := next((n for n, count in Counter(numbers).items() if count > 1), None):
+        raise WrongValueError(
+            f"the label is a list that has the number {twice} twice, so it is a row of values and no list of labels; "
+            "of rows only those of 0 and 1 can be used"
+        )
+    return tuple(dict.fromkeys(_name(value, "a label in the list") for value in values))
 
 
 def _name(value: Any, what: str) -> str:
@@ -45,15 +62,42 @@ def _name(value: Any, what: str) -> str:
     raise WrongValueError(f"{what} is a {type(value).__name__}; it is a text, a number, or a list of these")
 
 
+_ITEM = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?|True|False)"""
+_PYTHON_LIST = re.compile(rf"\[\s*(?:{_ITEM}\s*(?:,\s*{_ITEM}\s*)*(?:,\s*)?)?\]", re.DOTALL)
+"""A list as Python writes it, which is how pandas writes lists into a CSV file. Two texts without a comma between them,
+as numpy writes them, would be read as one."""
+
+
 def several_of(value: Any) -> Any:
-    """Several labels, where a CSV file holds them as a JSON list; a text is one label.
+    """Several labels, where a CSV file holds them as a list in JSON or in Python; any other text is one label.
 
     Raises:
-        WrongValueError: It begins as a list and is no JSON.
+        WrongValueError: It begins as a list and is none.
+
+    Examples:
+        >>> several_of('["a", "b"]'), several_of("['a', 'b']"), several_of("a")
+        (['a', 'b'], ['a', 'b'], 'a')
     """
-    if not (isinstance(value, str) and value.strip().startswith("[")):
+    if not isinstance(value, str) or not value.strip().startswith("["):
         return value
-    return json_list(value, "label")
+    text = value.strip()
+    try:
+        return json.loads(text)
+    except ValueError:
+        if _PYTHON_LIST.fullmatch(text):
+            return ast.literal_eval(text)
+    raise WrongValueError('the label begins as a list and is none; several labels are written as ["a", "b"]')
+
+
+def are_lists(values: Iterable[Any]) -> bool:
+    """Whether every label is a text that looks like a list.
+
+    Examples:
+        >>> are_lists(["['a']", "[]"]), are_lists(["a", "['a']"]), are_lists([["a"]])
+        (True, False, False)
+    """
+    texts = [value.strip() if isinstance(value, str) else "" for value in values]
+    return bool(texts) and all(text.startswith("[") and text.endswith("]") for text in texts)
 
 
 def count_places(values: Sequence[Any]) -> int | None:

@@ -137,7 +137,11 @@ def read_labels(folder: Path) -> Labels:
     path = folder / FILE
     try:
         content = json.loads(read_regular(path))
-        return Labels(content["kind"], tuple(content["names"]), bool(content.get("places", False)))
+        kind, names = content["kind"], content["names"]
+        texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if kind not in KINDS or not texts or not names or len({*names}) != len(names):
+            raise ValueError("no kind of label, or no different names")
+        return Labels(kind, tuple(names), bool(content.get("places", False)))
     except OSError as error:
         raise DataError(f"{path} can't be read ({error.strerror}); it is saved beside an adapter.") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -181,6 +185,7 @@ def find_labels(
             f'--labels is "{found}", and the labels are rows of 0 and 1, which are several labels a text; leave it out.'
         )
     if found == "number":
+        _check_told_apart(train)
         return Labels(found, ("value",))
     counts = {e.line: len(_several(e.label)) for e in train}
     if found == "one" and (wrong := next((line for line, n in counts.items() if n != 1), None)) is not None:
@@ -189,6 +194,35 @@ def find_labels(
     if len(seen) < 2:
         raise DataError(f"The training data has {len(seen)} different labels; a classifier needs at least 2.")
     return Labels(found, tuple(names) or tuple(sorted(seen, key=_order(seen))), places)
+
+
+MOST_ROUNDED = 1e-3
+"""Of the spread of the labels: the most that 32 bits may change a number to predict."""
+
+
+def _check_told_apart(train: Sequence[Labelled]) -> None:
+    """Refuse numbers that differ by less than 32 bits tell apart.
+
+    Raises:
+        DataError: They do.
+    """
+    numbers = [number for e in train if (number := _finite(e.label)) is not None]
+    if not numbers or max(map(abs, numbers)) > torch.finfo(torch.float32).max:
+        return  # named with its line when it is encoded
+    values = torch.tensor(numbers, dtype=torch.float64)
+    rounded = float((values - values.float().double()).abs().max())
+    spread = float(values.std(correction=0))
+    if spread and rounded > MOST_ROUNDED * spread:
+        raise DataError(
+            f"The labels are numbers around {float(values.median()):.10g} that differ by about {spread:.3g}, and 32 "
+            f"bits round them by up to {rounded:.3g}; subtract a constant from them."
+        )
+
+
+def _finite(label: Label) -> float | None:
+    if isinstance(label, tuple):
+        return None
+    return _number_in(str(label))
 
 
 def _order(labels: Iterable[str]) -> Callable[[str], tuple[int, str]]:
@@ -233,4 +267,8 @@ def _number(example: Labelled) -> float:
         raise BadLineError(example.line, f' has the label "{example.label}"; a number is needed.') from None
     if not math.isfinite(value):
         raise BadLineError(example.line, f" has the label {value}; a finite number is needed.")
+    if abs(value) > torch.finfo(torch.float32).max:
+        raise BadLineError(
+            example.line, f" has the label {value:g}, which is beyond what 32 bits hold; scale the labels."
+        )
     return value

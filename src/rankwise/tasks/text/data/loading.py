@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rankwise.tasks.text.data.examples import Example
 from rankwise.tasks.text.data.forms import find_places, read_examples
-from rankwise.tasks.text.data.label_values import place_names
+from rankwise.tasks.text.data.label_values import are_lists, place_names
 from rankwise.tasks.text.data.splits import ExampleSplits, split_examples
 from rankwise.tasks.text.read.sources import Records, read_records
 
@@ -24,7 +24,8 @@ class TextData:
         validation_share: How much is cut off for validation.
         test_share: How much is cut off for test.
         split_seed: Of the cuts and draws; the same for all seeds of a sweep.
-        several: Whether a label may be several, so that a text such as '["a", "b"]' is a list of them.
+        several: Whether a label may be several, so that a text such as '["a", "b"]' is a list of them; None where that
+            is to be seen from the data.
         skip_bad_lines: Leave out what can't be read, and say so.
         limit_train: How many training examples are used at the most, drawn after the cuts; None for all.
         limit_validation: How many validation examples.
@@ -38,7 +39,7 @@ class TextData:
     validation_share: float = 0.1
     test_share: float = 0.1
     split_seed: int = 0
-    several: bool = False
+    several: bool | None = None
     skip_bad_lines: bool = False
     limit_train: int | None = None
     limit_validation: int | None = None
@@ -69,14 +70,21 @@ def load_examples(where: TextData, task: str) -> tuple[ExampleSplits, dict[str, 
         return records
 
     first = read(where.data, "train")
-    places = find_places(first, column, several=where.several) if task == "classify" else None
+    several = bool(where.several)
+    if task == "classify" and where.several is None and are_lists(row.values.get(column) for row in first.rows):
+        several = True
+        notes.append(
+            f"{first.source}: each label is written as a list, so a text may have several labels; --labels one takes "
+            "them for names."
+        )
+    places = find_places(first, column, several=several) if task == "classify" else None
     if places is not None:
         label_names.setdefault(column, place_names(places))
         notes.append(f"{first.source}: each label is a row of 0 and 1; its {places} places stand for {places} labels.")
 
     def make(records: Records) -> list[Example]:
         examples, said = read_examples(
-            records, task, where.columns, several=where.several, places=places, skip_bad_lines=where.skip_bad_lines
+            records, task, where.columns, several=several, places=places, skip_bad_lines=where.skip_bad_lines
         )
         notes.extend(said)
         return examples

@@ -64,7 +64,9 @@ def _message(i: int, message: Any) -> Message:
     if content is None and role == "assistant" and calls:
         content = ""
     if not isinstance(content, str):
-        raise WrongValueError(f'message {i} is not {{"role": ..., "content": text}}')
+        has = ", ".join(f'"{key}"' for key, value in message.items() if value is not None)
+        what = f"has the keys {has}" if content is None else f'has a {type(content).__name__} as "content"'
+        raise WrongValueError(f'message {i} {what}; a message is {{"role": ..., "content": text}}')
     if role not in ROLES:
         raise WrongValueError(f'message {i} has the role "{role}"; roles are {", ".join(ROLES)}')
     # A table of messages has every key in every message, empty where a message lacks it.

@@ -1,6 +1,7 @@
 """Prompts to answer and texts to label, from a file of examples, whose answers are not read, or from a text with one on
 each line."""
 
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from rankwise.errors import DataError
 from rankwise.tasks.text.data.examples import Example, Labelled, Pair, SftExample
 from rankwise.tasks.text.data.forms import read_examples
+from rankwise.tasks.text.read.bad_lines import BadLineError
 from rankwise.tasks.text.read.records import Bad, Record, checked
 from rankwise.tasks.text.read.sources import has_reader, read_records
 from rankwise.tasks.text.read.text_files import open_text, split_lines
@@ -57,8 +59,23 @@ def read_texts(
 
 
 def as_text(line: int, text: str, pair: str | None = None) -> Labelled:
-    """A text to label, or two."""
+    """A text to label, or two.
+
+    Raises:
+        BadLineError: It is no text that can be written as UTF-8.
+    """
+    check_text(line, text if pair is None else text + pair)
     return Labelled(line, text, "?", pair)
+
+
+def check_text(line: int, text: str) -> None:
+    """Refuse a text with bytes that were no UTF-8, or with half of a surrogate pair.
+
+    Raises:
+        BadLineError: It has some.
+    """
+    if isinstance(bad := checked(Record(line, {"": text})), Bad):
+        raise BadLineError(line, f" is no text: {bad.reason}.")
 
 
 def _read(
@@ -79,8 +96,8 @@ def _read(
     try:
         with open_text(file) as opened:
             text = opened.read()
-    except OSError as error:
-        raise DataError(f"{file} can't be read ({error.strerror or error}); {takes}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{file} can't be read ({getattr(error, 'strerror', None) or error}); {takes}") from error
     if isinstance(checked(Record(1, {"": text})), Bad):
         raise DataError(f"{file} can't be read (it is no UTF-8 text); {takes}")
     found = [of_line(i, line) for i, line in enumerate(split_lines(text), start=1) if line.strip()]

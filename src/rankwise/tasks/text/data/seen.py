@@ -1,6 +1,7 @@
 """Which inputs a run was trained on, by checksums in its directory: an evaluation says when it repeats them."""
 
 import hashlib
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from rankwise.sweeps.storage.owned import TRAINED_ON as FILE
 from rankwise.tasks.text.data.examples import Example
 from rankwise.tasks.text.data.splits import plainly
+from rankwise.writing import read_regular, replacing
 
 _BYTES = 8
 """Of a checksum: two of a billion inputs are alike with probability 1 in 37."""
@@ -31,8 +33,6 @@ def write_seen(directory: Path, inputs: np.ndarray) -> Path:
     Raises:
         OutputError: It can't be written.
     """
-    from rankwise.writing import replacing
-
     with replacing(directory / FILE) as temporary, temporary.open("wb") as file:
         np.save(file, inputs)
     return directory / FILE
@@ -46,8 +46,13 @@ def run_of(adapter: Path) -> Path:
 def count_seen(adapter: Path, examples: Sequence[Example]) -> int:
     """How many of these examples have an input that the adapter was trained on; 0 where that is not known."""
     try:
-        known = np.load(run_of(adapter) / FILE, allow_pickle=False)
-    except (OSError, ValueError):  # not in a run's directory, or in one from before this was kept
+        known = np.load(io.BytesIO(read_regular(run_of(adapter) / FILE)), allow_pickle=False)
+    except (
+        OSError,
+        ValueError,
+        MemoryError,
+        SyntaxError,
+    ):  # not in a run's directory, or in one from before this was kept
         return 0
     return int(np.isin(np.array([_checksum(example) for example in examples], dtype=np.uint64), known).sum())
 

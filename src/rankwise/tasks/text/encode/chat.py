@@ -1,5 +1,6 @@
 """Conversations as tokens, with loss on the answers: where in the text they stand, and what the template leaves out."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -153,10 +154,13 @@ class Use:
     Args:
         written: What it writes.
         left_out: What it does not write.
+        asked: How it asks for an answer otherwise than it writes one, as a sentence without its end; None where it does
+            not.
     """
 
     written: tuple[str, ...]
     left_out: tuple[str, ...]
+    asked: str | None = None
 
 
 def use_of(template: Template, chat: Chat) -> Use:
@@ -178,7 +182,31 @@ def use_of(template: Template, chat: Chat) -> Use:
     return Use(
         written=tuple(what for what in parts if what not in unread),
         left_out=(*(f'a part of what messages of the role "{role}" say' for role in cut), *unread),
+        asked=_asked_otherwise(template, chat, text),
     )
+
+
+def _asked_otherwise(template: Template, chat: Chat, text: str) -> str | None:
+    """Where what stands before the last answer is not what the template asks for an answer with."""
+    i = len(chat.messages) - 1
+    if i == 0 or chat.messages[i]["role"] != "assistant":
+        return None
+    asking = template.write(chat, chat.messages[:i], answer_next=True)
+    if not text.startswith(asking):
+        end = asking[_alike(asking, text) :]
+        return f"The chat template asks for an answer with {_quoted(end)}, which it does not write before answers"
+    spans = template.write_marked(chat)[1] if template.marks_answers(chat) else []
+    between = text[len(asking) : spans[-1][0]] if spans else ""
+    if not between.strip():
+        return None
+    return (
+        f"The chat template writes {_quoted(between)} before an answer without marking it as one, and does not ask for "
+        "an answer with it: the model does not learn to write it"
+    )
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text if len(text) <= 40 else f"{text[:37]}...", ensure_ascii=False)
 
 
 def _written_alike(template: Template, chat: Chat, messages: Sequence[Message], text: str) -> bool:

@@ -10,6 +10,7 @@ from rankwise.errors import DataError
 from rankwise.tasks.text.data.examples import Labelled
 from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.encode.batches import fill_up
+from rankwise.tasks.text.encode.pieces import once
 from rankwise.tasks.text.encode.tokens import Tokenizer, check_known, find_context, pad_token_of, text_config
 from rankwise.tasks.text.read.bad_lines import BadLineError, usable
 
@@ -99,10 +100,21 @@ def tokenize_texts(
     return ClassifyData(data, list(map(len, rows)), tuple(notes), tuple(examples))
 
 
-def _encode(tokenizer: Tokenizer, examples: Sequence[Labelled], **how: Any) -> Any:
-    """Token ids of texts, or of pairs. (`verbose` warns of every long text; they are counted elsewhere.)"""
-    pairs = [e.text_pair or "" for e in examples] if any(e.text_pair for e in examples) else None
-    return tokenizer([e.text for e in examples], pairs, **how)
+def _encode(tokenizer: Tokenizer, examples: Sequence[Labelled], **how: Any) -> dict[str, list[list[int]]]:
+    """Token ids of texts and of pairs, each as it is encoded alone. (`verbose` warns of every long text; they are
+    counted elsewhere.)"""
+    found: dict[str, list[list[int]]] = {}
+    for paired in (False, True):
+        places = [i for i, e in enumerate(examples) if (e.text_pair is not None) == paired]
+        if not places:
+            continue
+        texts = [examples[i].text for i in places]
+        encoded = tokenizer(texts, [examples[i].text_pair for i in places] if paired else None, **how)
+        for key, rows in encoded.items():
+            into = found.setdefault(key, [[] for _ in examples])
+            for i, text, row, ids in zip(places, texts, rows, encoded["input_ids"], strict=True):
+                into[i] = row if paired else row[once(tokenizer, text, ids)]
+    return found
 
 
 def _check_tokens(example: Labelled, ids: Sequence[int], tokenizer: Tokenizer, config: Any) -> None:

@@ -32,15 +32,29 @@ def encode_around(tokenizer: Tokenizer, text: str, *, target: bool = False) -> l
     """
     given = {"text_target" if target else "text": text}
     ids: list[int] = list(tokenizer(**given, verbose=False)["input_ids"])
+    return ids[once(tokenizer, text, ids)]
+
+
+def once(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> slice:
+    """The part of a text's tokens that has those which the tokenizer puts around it once, where the text has them too.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> tokenizer = SimpleNamespace(bos_token_id=1, cls_token_id=None, eos_token_id=2, sep_token_id=None)
+        >>> tokenizer.convert_ids_to_tokens = {1: "<s>", 2: "</s>"}.get
+        >>> once(tokenizer, "<s>a", [1, 1, 5, 2])
+        slice(1, 4, None)
+    """
+    start, stop = 0, len(ids)
     for token in {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}:
         written = tokenizer.convert_ids_to_tokens(token)
-        if ids[:2] == [token, token] and not text.startswith(written * 2):
-            ids = ids[1:]
+        if list(ids[:2]) == [token, token] and not text.startswith(written * 2):
+            start = 1
     for token in {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}:
         written = tokenizer.convert_ids_to_tokens(token)
-        if ids[-2:] == [token, token] and not text.endswith(written * 2):
-            ids = ids[:-1]
-    return ids
+        if list(ids[-2:]) == [token, token] and stop - start > 1 and not text.endswith(written * 2):
+            stop -= 1
+    return slice(start, stop)
 
 
 def encode_pieces(tokenizer: Tokenizer, text: str, starts: Sequence[int]) -> Piece:

@@ -18,8 +18,10 @@ from rankwise.tasks.text.encode.tokens import (
     Tokens,
     Truncation,
     check_known,
+    find_answer_context,
     find_context,
     prepared,
+    reading_config,
     text_config,
 )
 from rankwise.tasks.text.read.bad_lines import BadLineError, usable
@@ -87,8 +89,9 @@ def tokenize_sft(
         set_chat_template(tokenizer, options.chat_template)
     template = Template(tokenizer, options.date)
     encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
-    config = text_config(config)
-    context = find_context(config, tokenizer, options.max_length)
+    reads, writes = reading_config(config), text_config(config)
+    context = find_context(reads, tokenizer, options.max_length)
+    answers = find_answer_context(config, context) if encoder_decoder else None
 
     uses: list[Use] = []
 
@@ -98,17 +101,17 @@ def tokenize_sft(
             row = _one_for_encoder_decoder(example, chat, template, options)
         else:
             row = _one_for_causal(example, chat, template, options)
-        check_known(row.line, row.ids, tokenizer, config)
-        check_known(row.line, row.labels, tokenizer, config)
+        check_known(row.line, row.ids, tokenizer, reads)
+        check_known(row.line, row.labels, tokenizer, writes)
         if chat is not None:
             uses.append(use_of(template, chat))
         return row
 
     made, notes = usable(examples, one, f"{what} examples".lstrip(), skip=skip_bad_lines)
     rows = [row for _, row in made]
-    notes += _template_notes(uses)
+    notes += [*_template_notes(uses), *_idle_notes([example for example, _ in made], tokenizer, options)]
     notes += [] if encoder_decoder else _notes([e for e, _ in made], rows, tokenizer, options)
-    return prepared(rows, tokenizer, Truncation(context, what), encoder_decoder, notes)
+    return prepared(rows, tokenizer, Truncation(context, what, answers), encoder_decoder, notes)
 
 
 def prompt_text(example: SftExample, tokenizer: Tokenizer, options: SftOptions) -> tuple[str, bool]:
@@ -192,13 +195,32 @@ def _template_notes(uses: Sequence[Use]) -> list[str]:
     """What the chat template writes of conversations beyond roles and contents, and what it leaves out."""
     written = list(dict.fromkeys(what for use in uses for what in use.written))
     left_out = Counter(what for use in uses for what in use.left_out)
+    asked = Counter(use.asked for use in uses if use.asked is not None)
     return [
+        *(f"{what} ({_some(n, len(uses)).lower()} conversations)." for what, n in asked.items()),
         *([f"The chat template writes {', '.join(written)}."] if written else []),
         *(
             f"The chat template does not write {what} ({'all' if n == len(uses) else 'some'} conversations)."
             for what, n in left_out.items()
         ),
     ]
+
+
+def _idle_notes(examples: Sequence[SftExample], tokenizer: Tokenizer, options: SftOptions) -> list[str]:
+    """Settings that a user gave and that these examples have no use for."""
+    chats = sum(as_chat(example, tokenizer, options) is not None for example in examples)
+    idle: list[str] = []
+    if options.separator and chats == len(examples):
+        idle.append("--separator has no effect: all examples are written by the chat template.")
+    if options.chat_template is not None and not chats:
+        idle.append(
+            "--chat-template has no effect: no example is written as a conversation; --chat writes them as one."
+        )
+    if options.chat is False and any(isinstance(example, Chat) for example in examples):
+        idle.append("--no-chat has no effect on messages, which a chat template always writes.")
+    if options.chat and all(isinstance(example, Plain) for example in examples):
+        idle.append("--chat has no effect: plain texts are not written as conversations.")
+    return idle
 
 
 def _notes(

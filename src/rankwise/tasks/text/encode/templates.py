@@ -92,13 +92,10 @@ def template_text(tokenizer: Tokenizer, tools: Sequence[Any] = ()) -> str:
     return named
 
 
-_DATE = re.compile(r"""strftime_now\(\s*(?:format\s*=\s*)?(?:'([^']*)'|"([^"]*)")\s*\)""")
-
-
 def writes_date(tokenizer: Tokenizer) -> bool:
     """Whether a template of the tokenizer writes today's date."""
     named: Any = tokenizer.chat_template or ""
-    return any("strftime_now(" in text for text in (named.values() if isinstance(named, dict) else [named]))
+    return any(_NOW in text for text in (named.values() if isinstance(named, dict) else [named]))
 
 
 def read_date(text: str) -> datetime.date:
@@ -117,25 +114,33 @@ def read_date(text: str) -> datetime.date:
         raise ConfigError(f'--date is "{text}"; it is a date such as 2026-11-29.') from None
 
 
+_DIRECTIVES = "aAbBcCdDeFgGhHIjklmMnpPrRStTuUVwWxXyY"
+"""What may stand after a percent sign, with or without a dash."""
+
+
 def dated(template: str, date: str | None) -> str:
-    """The template with one date in place of today's.
+    """The template with a macro of its own in place of the function that gives today's date, however it calls that.
 
     Examples:
-        >>> dated("Today is {{ strftime_now('%d %b %Y') }}.", "2026-07-04")
-        "Today is {{ ('04 Jul 2026') }}."
+        >>> from jinja2 import Environment
+        >>> text = dated("{% set form = '%d %b %Y' %}{{ strftime_now(form) }}", "2026-07-04")
+        >>> Environment(trim_blocks=True).from_string(text).render()
+        '04 Jul 2026'
     """
-    if date is None:
+    if date is None or _NOW not in template:
         return template
     day = datetime.datetime.combine(read_date(date), datetime.time())
+    # Two percent signs stand for one, and don't begin a directive.
+    steps = [("%%", "\0"), *((f"%{sign}{d}", day.strftime(f"%{sign}{d}")) for sign in ("-", "") for d in _DIRECTIVES)]
+    filters = "".join(f"|replace({old!r},{new!r})" for old, new in [*steps, ("\0", "%")])
+    # In a line of its own, which `trim_blocks` takes away with its end.
+    return f"{{% macro {_NOW}(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}\n{template}"
 
-    def written(found: re.Match[str]) -> str:
-        text = day.strftime(found[1] if found[1] is not None else found[2])
-        return f"({text!r})"
 
-    return _DATE.sub(written, template)
+_NOW = "strftime_now"
+"""What templates call the function that gives today's date."""
 
-
-_FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_FAILURES = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 """What a template's expressions may raise."""
 
 
@@ -215,7 +220,11 @@ class Template:
         def apply(turns: list[Message]) -> tuple[str, list[tuple[int, int]]]:
             if not marks:
                 return self.tokenizer.apply_chat_template(
-                    turns, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=answer_next
+                    turns,
+                    tools=tools,
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=answer_next,
                 ), []
             more: dict[str, Any] = self.tokenizer.special_tokens_map
             written: Any = render_jinja_template(
@@ -238,7 +247,8 @@ class Template:
                     raise
                 return apply(as_text)
         except TemplateSyntaxError as error:
-            raise ConfigError(f"The chat template is no Jinja: {error.message} (line {error.lineno} of it).") from error
+            line = error.lineno - (template != template_text(self.tokenizer, chat.tools))
+            raise ConfigError(f"The chat template is no Jinja: {error.message} (line {line} of it).") from error
         except TemplateError as error:
             raise BadLineError(chat.line, f": the chat template refuses the conversation: {error}") from error
         except _FAILURES as error:

@@ -81,6 +81,12 @@ def text_config(config: Any) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
+def reading_config(config: Any) -> Any:
+    """What a configuration says of the model that reads: of an encoder-decoder made of two models its encoder."""
+    encoder = getattr(config, "encoder", None)
+    return encoder if hasattr(encoder, "get_text_config") else text_config(config)
+
+
 def check_known(line: int, ids: Sequence[int], tokenizer: Tokenizer, config: Any) -> None:
     """Refuse an example with a token that the model has no embedding for.
 
@@ -103,6 +109,26 @@ def check_known(line: int, ids: Sequence[int], tokenizer: Tokenizer, config: Any
         )
 
 
+_CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_encoder_position_embeddings")
+"""What configurations call the most tokens that the model reads."""
+
+_ANSWERS = ("max_decoder_position_embeddings", "max_target_positions")
+"""What those of encoder-decoders call the most tokens that it writes, where that is another number."""
+
+
+def find_answer_context(config: Any, context: int) -> int:
+    """The most tokens of an encoder-decoder's answer.
+
+    Args:
+        config: The model's configuration, all of it.
+        context: The most tokens that it reads, or that were asked for.
+    """
+    of_decoder = text_config(config)
+    names = _ANSWERS if reading_config(config) is of_decoder else (*_CONTEXTS, *_ANSWERS)
+    limits = [n for name in names if isinstance(n := getattr(of_decoder, name, None), int) and n > 0]
+    return min([context, *limits])
+
+
 def find_context(config: Any, tokenizer: Tokenizer, asked: int | None = None) -> int:
     """The most tokens an example may have: what was asked for, else the model's context.
 
@@ -114,7 +140,7 @@ def find_context(config: Any, tokenizer: Tokenizer, asked: int | None = None) ->
     Raises:
         ConfigError: More was asked for than the model can read, or less than 2.
     """
-    known = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    known = [getattr(config, name, None) for name in _CONTEXTS]
     short = _short_context(config)
     known.append(short)
     limits = [n for n in (*known, tokenizer.model_max_length) if isinstance(n, int) and 0 < n < 1 << 30]
@@ -155,6 +181,7 @@ class Truncation:
     Args:
         context: The most tokens of an example.
         what: "training", "validation" or "test", for messages; "" for examples of no split.
+        answers: The most tokens of an encoder-decoder's answer; None for as many.
         longer: How many were longer.
         longest: Tokens of the longest of them.
         lost: Lines of those in which no token with loss is left.
@@ -162,17 +189,18 @@ class Truncation:
 
     context: int
     what: str = ""
+    answers: int | None = None
     longer: int = 0
     longest: int = 0
     lost: list[int] = field(default_factory=list[int])
 
     def cut(self, row: Tokens, encoder_decoder: bool = False) -> Tokens | None:
         """The example within the context, or None where no token with loss is left."""
-        most = max(len(row.ids), len(row.labels))
-        if most > self.context:
+        answers = self.answers or self.context
+        if len(row.ids) > self.context or len(row.labels) > answers:
             self.longer += 1
-            self.longest = max(self.longest, most)
-            row = Tokens(row.line, row.ids[: self.context], row.labels[: self.context])
+            self.longest = max(self.longest, len(row.ids), len(row.labels))
+            row = Tokens(row.line, row.ids[: self.context], row.labels[:answers])
         if not encoder_decoder:
             # The first token is predicted from nothing; joined, it must not be predicted from another example.
             row = Tokens(row.line, row.ids, [IGNORED, *row.labels[1:]])
@@ -196,8 +224,9 @@ class Truncation:
         notes: list[str] = []
         if self.longer:
             notes.append(
-                f"{self.longer:,} of {n:,} {examples} are longer than {self.context:,} tokens (the longest has "
-                f"{self.longest:,}) and were cut at their end."
+                f"{self.longer:,} of {n:,} {examples} are longer than {self.context:,} tokens"
+                + ("" if self.answers in (None, self.context) else f" (of an answer {self.answers:,})")
+                + f" (the longest has {self.longest:,}) and were cut at their end."
             )
         if self.lost:
             where = ", ".join(map(str, self.lost[:5])) + (", ..." if len(self.lost) > 5 else "")

@@ -9,8 +9,20 @@ from rankwise.tasks.text.encode.tokens import Tokenizer
 _BEGINNINGS = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
 """What a decoder begins with is part of the model; all else that generation_config.json sets is a way of choosing."""
 
-_CHOOSING = ("stop_strings", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias")
-"""Settings without which the base's answers differ so much that it is said."""
+_OWN = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "max_length", "max_new_tokens", "use_cache")
+"""Settings that are not named as put aside: of draws and lengths, which a user gives; and of how it is computed."""
+
+_SIGNS = (
+    "_token_id",
+    "output_",
+    "return_dict",
+    "_from_model_config",
+    "transformers_version",
+    "cache_",
+    "prompt_lookup",
+    "assistant",
+)
+"""In names of settings that choose no token."""
 
 
 @contextmanager
@@ -42,7 +54,13 @@ def own_ends(model: Any, tokenizer: Tokenizer) -> list[int]:
 def put_aside(model: Any, tokenizer: Tokenizer) -> list[str]:
     """A note of the settings that are put aside and would change what the base says; empty where there are none."""
     config = getattr(model, "generation_config", None)
-    found = [name for name in _CHOOSING if getattr(config, name, None)]
+    if config is None:
+        return []
+    found = [
+        name
+        for name in config.to_diff_dict()
+        if getattr(config, name, None) and name not in _OWN and not any(sign in name for sign in _SIGNS)
+    ]
     strings = getattr(config, "stop_strings", None) or []
     if all(text in tokenizer.get_vocab() for text in ([strings] if isinstance(strings, str) else strings)):
         found = [name for name in found if name != "stop_strings"]

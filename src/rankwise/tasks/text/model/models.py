@@ -16,6 +16,7 @@ from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.encode.tokens import Tokenizer, pad_token_of, text_config
 from rankwise.tasks.text.extra import requires_extra
 from rankwise.tasks.text.model.calls import ModelCall, find_inputs
+from rankwise.tasks.text.model.causal import check_causal
 from rankwise.tasks.text.model.heads import MeanPooledClassifier, find_head, initial_head
 from rankwise.tasks.text.model.quiet import silence_transformers
 from rankwise.tasks.text.model.source import ModelOptions, ModelSource
@@ -175,6 +176,8 @@ def _load_sft(source: ModelSource, config: Any) -> nn.Module:
             f'The checkpoint of "{source.name}" has no weights for {len(missing)} parameters of a '
             f"{type(model).__name__} ({sorted(missing)[0]}, ...); is it one of this model?"
         )
+    if auto_class == "AutoModelForCausalLM":
+        check_causal(model.eval(), text_config(config).vocab_size, source.name)
     return model
 
 

@@ -131,7 +131,7 @@ def _bare(line: str) -> str:
 
 def _json_record(number: int, line: str) -> Record | Bad:
     try:
-        value = json.loads(_bare(line))
+        value = json.loads(_bare(line), object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         if isinstance(bad := checked(Record(number, {"": line})), Bad):
             return bad
@@ -141,10 +141,26 @@ def _json_record(number: int, line: str) -> Record | Bad:
     return _record_of(number, value)
 
 
+class _TwiceError(ValueError):
+    """A key stands twice in one object, so one of its values would be lost."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _TwiceError(f'"{next(key for key in keys if keys.count(key) > 1)}" stands twice in one object')
+    return found
+
+
 def _record_of(number: int, value: Any) -> Record | Bad:
     if not isinstance(value, dict):
         return Bad(number, f"a JSON {type(value).__name__}, not an object")
     return checked(Record(number, {str(key): content for key, content in value.items()}))
+
+
+_OF_ONE = ("messages", "conversations", "conversation")
+"""Lists that are a part of one record."""
 
 
 def _read_json(path: Path) -> Read:
@@ -152,11 +168,15 @@ def _read_json(path: Path) -> Read:
     with open_text(path) as file:
         content = file.read()
     try:
-        value = json.loads(content)
+        value = json.loads(content, object_pairs_hook=_object)
+    except _TwiceError as error:
+        if content.lstrip().startswith("["):
+            raise DataError(f"{path}: {error}; leave one of them out.") from error
+        return _read_jsonl(path)
     except (ValueError, RecursionError):
         return _read_jsonl(path)
     if isinstance(value, dict):
-        lists = [inner for inner in value.values() if isinstance(inner, list)]
+        lists = [inner for key, inner in value.items() if isinstance(inner, list) and key not in _OF_ONE]
         value = lists[0] if len(lists) == 1 else [value]
     if not isinstance(value, list):
         raise DataError(f"{path} holds a JSON {type(value).__name__}; a list of objects is needed.")
@@ -207,15 +227,52 @@ def _from_hub(where: str, split: str) -> Records:
 
 
 def _from_dataset(source: str, data: Any) -> Records:
-    names = {
-        column: tuple(feature.names)
-        for column, feature in data.features.items()
-        if type(feature).__name__ == "ClassLabel"
-    }
+    names = {column: found for column, feature in data.features.items() if (found := _class_names(feature))}
     rows = [Record(number, dict(values)) for number, values in enumerate(data, start=1)]
+    absent = 0
     for row in rows:
-        for column, own in names.items():
-            number = row.values[column]
-            # -1 is the hub's word for "no label", as in hidden test sets.
-            row.values[column] = own[number] if number is not None and number >= 0 else None
-    return _records(source, rows, names)
+        for column, value in row.values.items():
+            if column in names:
+                row.values[column] = _named(value, names[column])
+            elif isinstance(value, list | dict):
+                row.values[column], n = without_nulls(value)
+                absent += n
+    notes = (
+        (
+            f"{source}: {absent:,} nulls inside of lists and objects are taken for keys that are not there, as a table "
+            "has every key in every row.",
+        )
+        if absent
+        else ()
+    )
+    return _records(source, rows, names, notes)
+
+
+def _class_names(feature: Any) -> tuple[str, ...]:
+    """The names of classes that a column holds as numbers, or as lists of numbers."""
+    inner = getattr(feature, "feature", feature)
+    return tuple(inner.names) if type(inner).__name__ == "ClassLabel" else ()
+
+
+def _named(value: Any, names: tuple[str, ...]) -> Any:
+    if isinstance(value, list):
+        return [_named(one, names) for one in value]
+    # -1 is the hub's word for "no label", as in hidden test sets.
+    return names[value] if value is not None and value >= 0 else None
+
+
+def without_nulls(value: Any, depth: int = 0) -> tuple[Any, int]:
+    """A value of a table without the keys that are null in it, and how many of them lie deeper than a list's objects.
+
+    Examples:
+        >>> without_nulls([{"name": "f", "arguments": {"city": "Paris", "date": None}}])
+        ([{'name': 'f', 'arguments': {'city': 'Paris'}}], 1)
+    """
+    if isinstance(value, list):
+        parts = [without_nulls(one, depth) for one in value]
+        return [part for part, _ in parts], sum(n for _, n in parts)
+    if not isinstance(value, dict):
+        return value, 0
+    whole = {key: without_nulls(one, depth + 1) for key, one in value.items() if one is not None}
+    gone = len(value) - len(whole) if depth else 0
+    return {key: part for key, (part, _) in whole.items()}, gone + sum(n for _, n in whole.values())

@@ -1,9 +1,10 @@
 """Text files opened as UTF-8, plain or compressed, and refused by name where they are something else."""
 
 import gzip
+from collections.abc import Iterator
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rankwise.errors import DataError
 
@@ -26,6 +27,19 @@ def open_text(path: Path) -> TextIOWrapper:
     if encoding is not None:
         raise DataError(f"{path} is {encoding}; save it as UTF-8.")
     return opened(path, mode="rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def read_lines(stream: TextIO) -> Iterator[str]:
+    """The lines of a stream such as standard input, without their ends and the mark that UTF-8 text may begin with.
+
+    Raises:
+        DataError: It is no UTF-8.
+    """
+    try:
+        for i, line in enumerate(stream):
+            yield (line.removeprefix("\ufeff") if i == 0 else line).rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise DataError("Standard input is no UTF-8 text; save it as UTF-8.") from error
 
 
 def split_lines(text: str) -> list[str]:

@@ -8,12 +8,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rankwise.shown import csv_cell, printable, shortened
 from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.score.metrics import confusion, predict
 from rankwise.writing import replacing
 
 MOST_NUMBERED = 15
 """Labels up to which the cells of a confusion matrix have their numbers written in."""
+
+
+MOST_NAMED = 150
+"""Labels up to which rows and columns of a drawn confusion matrix have their names."""
+
+MOST_LETTERS = 40
+"""Of a label's name in a drawing."""
+
+MOST_INCHES = 24.0
+"""The longest side of a drawn confusion matrix."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,9 @@ def write_classes(figures: Mapping[str, Mapping[str, ClassFigures]], path: Path)
         writer.writerow(("adapter", "label", "n", "precision", "recall", "f1"))
         for adapter, classes in figures.items():
             for label, it in classes.items():
-                writer.writerow((adapter, label, it.n, *(f"{x:.6g}" for x in (it.precision, it.recall, it.f1))))
+                writer.writerow(
+                    (csv_cell(adapter), csv_cell(label), it.n, *(f"{x:.6g}" for x in (it.precision, it.recall, it.f1)))
+                )
     return path
 
 
@@ -80,9 +93,9 @@ def write_confusion(counts: Float[Tensor, "n n"], labels: Labels, path: Path) ->
 
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("label", *labels.names))
+        writer.writerow(("label", *map(csv_cell, labels.names)))
         for name, row in zip(labels.names, counts.long().tolist(), strict=True):
-            writer.writerow((name, *row))
+            writer.writerow((csv_cell(name), *row))
     return path
 
 
@@ -97,7 +110,7 @@ def draw_confusion(counts: Float[Tensor, "n n"], labels: Labels, title: str, pat
     from matplotlib.figure import Figure
 
     n = len(labels.names)
-    side = max(4.0, 0.16 * n if n > MOST_NUMBERED else 0.45 * n)
+    side = min(max(4.0, 0.16 * n if n > MOST_NUMBERED else 0.45 * n), MOST_INCHES)
     text = 8 if n <= MOST_NUMBERED else 6
     figure = Figure(figsize=(side + 2.2, side + 2.0), layout="constrained")
     FigureCanvasAgg(figure)
@@ -105,10 +118,13 @@ def draw_confusion(counts: Float[Tensor, "n n"], labels: Labels, title: str, pat
     shares = (counts / counts.sum(1, keepdim=True).clamp_min(1)).tolist()
     # By the root of the share, so that a few mistakes among many examples are seen.
     image = ax.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
-    ax.set_xticks(range(n), labels.names, rotation=90, fontsize=text)
-    ax.set_yticks(range(n), labels.names, fontsize=text)
-    ax.set(xlabel="predicted", ylabel="right label")
-    ax.set_title(title, fontsize=10)
+    if n <= MOST_NAMED:
+        names = [shortened(name, MOST_LETTERS) for name in labels.names]
+        ax.set_xticks(range(n), names, rotation=90, fontsize=text, parse_math=False)
+        ax.set_yticks(range(n), names, fontsize=text, parse_math=False)
+    where = "" if n <= MOST_NAMED else f" (of {n:,}, in the order of the CSV file)"
+    ax.set(xlabel=f"predicted{where}", ylabel=f"right label{where}")
+    ax.set_title(printable(title), fontsize=10, parse_math=False)
     if n <= MOST_NUMBERED:
         for i, row in enumerate(counts.long().tolist()):
             for j, number in enumerate(row):

@@ -6,6 +6,7 @@ from typing import Any
 
 from rankwise.errors import ConfigError, DataError
 from rankwise.sweeps.problem import Splits
+from rankwise.tasks.text.data.label_notes import label_notes
 from rankwise.tasks.text.data.labels import Labels, find_labels
 from rankwise.tasks.text.encode.classify import ClassifyData, tokenize_classify
 from rankwise.tasks.text.encode.tokens import pad_token_of
@@ -88,7 +89,12 @@ def ready_classify(options: TextOptions) -> BuiltTask:
         metric_name=metric.name,
         higher_is_better=metric.higher_is_better,
         task_type=None if pooled else "SEQ_CLS",
-        notes=[*examples.notes, *loaded.notes, *dict.fromkeys(note for part in parts.values() for note in part.notes)],
+        notes=[
+            *examples.notes,
+            *label_notes(labels, parts["train"].examples, options.labels),
+            *loaded.notes,
+            *dict.fromkeys(note for part in parts.values() for note in part.notes),
+        ],
         beside=labels.save,
         constant=partial(constant_rows, labels, metric.function),
         check_start=partial(_check_start, labels, pooled),

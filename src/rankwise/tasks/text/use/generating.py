@@ -9,10 +9,11 @@ from torch import Tensor
 
 from rankwise.errors import ConfigError
 from rankwise.tasks.text.data.examples import Pair, SftExample
+from rankwise.tasks.text.data.prompts import check_text
 from rankwise.tasks.text.encode.chat import answer_end
 from rankwise.tasks.text.encode.sft import prompt_ids
 from rankwise.tasks.text.encode.templates import Template, chat_template, has_template
-from rankwise.tasks.text.encode.tokens import check_known, find_context, text_config
+from rankwise.tasks.text.encode.tokens import check_known, find_answer_context, find_context, reading_config
 from rankwise.tasks.text.model.generation_settings import own_ends, own_settings_aside
 from rankwise.tasks.text.read.bad_lines import BadLineError, numbers, usable
 from rankwise.tasks.text.use.served import ServedModel
@@ -43,7 +44,12 @@ class Writing:
 
 
 def as_prompt(text: str, line: int = 1) -> Pair:
-    """A prompt without its answer."""
+    """A prompt without its answer.
+
+    Raises:
+        BadLineError: It is no text that can be written as UTF-8.
+    """
+    check_text(line, text)
     return Pair(line, text, "")
 
 
@@ -89,6 +95,10 @@ def write_texts(adapted: ServedModel, name: str, prompts: Sequence[SftExample], 
         else {"do_sample": False}
     )
     ends = _ends(adapted, name)
+    # A decoder's positions end where those of a causal model's prompt do, which have been looked at.
+    longest = (
+        find_answer_context(loaded.config, how.max_new_tokens + 1) - 1 if loaded.encoder_decoder else how.max_new_tokens
+    )
     with adapted.acting(name), own_settings_aside(model), torch.random.fork_rng():
         torch.manual_seed(how.seed)
         for start in range(0, len(order), how.batch_size):
@@ -98,7 +108,7 @@ def write_texts(adapted: ServedModel, name: str, prompts: Sequence[SftExample], 
                 **{key: value.to(device) for key, value in batch.items()},
                 **drawn,
                 **({"eos_token_id": ends} if ends else {}),
-                max_new_tokens=how.max_new_tokens,
+                max_new_tokens=longest,
                 pad_token_id=tokenizer.pad_token_id,
             )
             given = 0 if loaded.encoder_decoder else batch["input_ids"].shape[1]
@@ -121,7 +131,7 @@ def _tokens(adapted: ServedModel, name: str, prompts: Sequence[SftExample]) -> l
             ids = prompt_ids(prompt, loaded.tokenizer, way, encoder_decoder=loaded.encoder_decoder)
             if not ids:
                 raise BadLineError(prompt.line, ": the prompt is empty; there is nothing to continue.")
-            check_known(prompt.line, ids, loaded.tokenizer, text_config(loaded.config))
+            check_known(prompt.line, ids, loaded.tokenizer, reading_config(loaded.config))
             found.append(ids)
     return found
 
@@ -193,7 +203,7 @@ def with_room(
 
 
 def _context(adapted: ServedModel) -> int:
-    return find_context(text_config(adapted.loaded.config), adapted.loaded.tokenizer, adapted.max_length)
+    return find_context(reading_config(adapted.loaded.config), adapted.loaded.tokenizer, adapted.max_length)
 
 
 def _check_room(

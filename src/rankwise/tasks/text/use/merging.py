@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import ConfigError, OutputError
+from rankwise.locking import staging
 from rankwise.lora.inject import eject
 from rankwise.lora.merge import MergeReport, merge
 from rankwise.tasks.text.card.model_card import AUTO_CLASSES, render
@@ -90,22 +91,19 @@ def merge_into_folder(adapted: ServedModel, folder: Path) -> Merged:
         body.config.id2label = labels.by_number
         body.config.label2id = {name: i for i, name in labels.by_number.items()}
         body.config.problem_type = labels.problem_type
-    temporary = folder.with_name(f".{folder.name}.unfinished")
     try:
-        with silence_transformers():
-            body.save_pretrained(temporary)
-        with chat_template(tokenizer, adapted.way(BASE).chat_template):
-            tokenizer.save_pretrained(temporary)
-        if isinstance(model, MeanPooledClassifier):
-            write_sentence_encoder(temporary, model.head, tokenizer.model_max_length)
-        if labels is not None:
-            labels.save(temporary)
-        for path in temporary.glob("*.safetensors"):
-            plain_mode(path)
-        (temporary / "README.md").write_text(_card(adapted, folder.name), encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
+        with staging(folder) as temporary:
+            with silence_transformers():
+                body.save_pretrained(temporary)
+            with chat_template(tokenizer, adapted.way(BASE).chat_template):
+                tokenizer.save_pretrained(temporary)
+            if isinstance(model, MeanPooledClassifier):
+                write_sentence_encoder(temporary, model.head, tokenizer.model_max_length)
+            if labels is not None:
+                labels.save(temporary)
+            for path in temporary.glob("*.safetensors"):
+                plain_mode(path)
+            (temporary / "README.md").write_text(_card(adapted, folder.name), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{folder} can't be written ({error.strerror or error}); give --out another one.") from error
     return Merged(folder, report, (*adapted.notes, _how_to_load(adapted, folder)))

@@ -3,13 +3,13 @@
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
-from rankwise.tasks.flags import listed
+from rankwise.tasks.flags import flag_group, listed
 from rankwise.tasks.text.options import check_task, parse_separator
 
-BASE = Group("Base", sort_key=6)
-TEXTS = Group("Texts", sort_key=5)
+BASE = flag_group("Base", 6)
+TEXTS = flag_group("Texts", 5)
 
 NOT_QUANTIZED = "none"
 """--quantize that leaves the base as it is, whatever the adapter was trained over."""

@@ -120,6 +120,10 @@ def predict(
         labelled = predict_images(served, files)
         return labelled[served.names[0]] if one else labelled
     given: list[Text] = [texts] if isinstance(texts, str) else list(texts)
+    for i, text in enumerate(given, start=1):
+        parts = [text] if isinstance(text, str) else list(text) if isinstance(text, tuple | list) else []
+        if len(parts) not in (1, 2) or not all(isinstance(part, str) for part in parts):
+            raise DataError(f"Text {i} is {text!r}; give texts, or pairs of texts.")
     pairs = [(text, None) if isinstance(text, str) else text for text in given]
     examples = [as_text(i, text, pair) for i, (text, pair) in enumerate(pairs, start=1)]
     if empty := next((example.line for example in examples if not example.text.strip()), None):

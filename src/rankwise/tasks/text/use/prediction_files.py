@@ -71,7 +71,7 @@ def predictions_as(
     rows = [_flat(record, only) for record in records]
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
+    writer.writerow({name: csv_cell(name) for name in rows[0]})
     writer.writerows(rows)
     return table.getvalue()
 

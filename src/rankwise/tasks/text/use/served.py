@@ -2,16 +2,18 @@
 
 import json
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from rankwise.adapter_files import load_adapter
-from rankwise.errors import AdapterFileError, ConfigError
+from rankwise.errors import AdapterError, AdapterFileError, ConfigError
 from rankwise.lora.active import activate, disabled
+from rankwise.sweeps.storage.owned import why_no_adapter
 from rankwise.tasks.text.data.labels import FILE as LABELS
 from rankwise.tasks.text.data.labels import Labels, read_labels
 from rankwise.tasks.text.encode.sft import SftOptions
@@ -22,6 +24,7 @@ from rankwise.tasks.text.prompting import Prompting, read_prompting
 from rankwise.tasks.text.trained import Trained, read_trained
 from rankwise.tasks.text.use.options import NOT_QUANTIZED, UseOptions
 from rankwise.train.machine.device import device_note, find_device
+from rankwise.writing import read_regular
 
 Kept = TypeVar("Kept")
 
@@ -172,6 +175,8 @@ def load_adapted(folders: Sequence[Path], options: UseOptions, *, rounded: bool 
     for i, folder in enumerate(folders):
         load_adapter(loaded.model, folder, name_inside(i))
     loaded.model.eval()
+    if folders and task == "sft":
+        _see_readers(loaded)
     names, notes = names_of(folders), (*device_note(options.device, device), *loaded.notes)
     if task == "sft":
         notes += (*put_aside(loaded.model, loaded.tokenizer),)
@@ -205,6 +210,17 @@ def names_of(folders: Sequence[Path]) -> tuple[str, ...]:
     return tuple(short) if unique else tuple(str(folder) for folder in folders)
 
 
+@torch.no_grad()
+def _see_readers(loaded: TextModel) -> None:
+    """Run the model once without a cache: what reads a weight without calling its layer is found in the first forward,
+    and a forward that fills a cache can't be taken back."""
+    device = next(loaded.model.parameters()).device
+    ids = torch.zeros(1, 2, dtype=torch.long, device=device)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids}
+    with suppress(AdapterError):  # which says that such a weight was found, and to call the model again
+        loaded.call(loaded.model, batch)
+
+
 def base_of(folder: Path) -> str | None:
     """What an adapter says its base is.
 
@@ -213,8 +229,10 @@ def base_of(folder: Path) -> str | None:
     """
     path = folder / "adapter_config.json"
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(read_regular(path))
     except OSError as error:
+        if why := why_no_adapter(folder):
+            raise AdapterFileError(why) from error
         raise AdapterFileError(
             f"{path} can't be read ({error.strerror}); an adapter's folder holds adapter_config.json and "
             "adapter_model.safetensors."

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 
 from rankwise.errors import ConfigError, option
-from rankwise.sweeps.problem import Problem, Run
+from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.run.units.unit import Unit, Units
 from rankwise.sweeps.run.worker import Worker
 from rankwise.sweeps.storage.owned import UNITS
@@ -18,7 +18,7 @@ from rankwise.train.machine.interrupts import Stop
 
 
 @dataclass(frozen=True)
-class Phase:
+class StageContext:
     """Where packs are trained, and for whom.
 
     Args:
@@ -27,6 +27,7 @@ class Phase:
         folder: Plan and checkpoints of the stage; None where nothing is kept.
         root: The same of the whole run.
         sha256: Fingerprints of the stage's plan.
+        swept: What the stage has found so far.
         stop: Whether someone has asked training to stop.
         every: How often a checkpoint is written.
     """
@@ -36,6 +37,7 @@ class Phase:
     folder: Path | None
     root: Path | None
     sha256: Mapping[str, str]
+    swept: SweepState
     stop: Stop
     every: Every | None = None
 
@@ -57,7 +59,7 @@ class PendingUnit:
 class Runner(Protocol):
     """Sees to it that units are trained."""
 
-    def run(self, pending: Sequence[PendingUnit], phase: Phase) -> Generator[Event | Unit]:
+    def run(self, pending: Sequence[PendingUnit], context: StageContext) -> Generator[Event | Unit]:
         """Have units trained.
 
         Yields:
@@ -79,17 +81,17 @@ class Workers(Protocol):
         """Let go of what was held for the run."""
         ...
 
-    def worker(self, phase: Phase, due: Callable[[], bool]) -> Worker:
+    def worker(self, context: StageContext, due: Callable[[], bool]) -> Worker:
         """What trains the packs of a stage; `due` tells when a checkpoint is."""
         ...
 
 
-def units_of(phase: Phase) -> Units:
-    """The units of a phase.
+def units_of(context: StageContext) -> Units:
+    """The units of a context.
 
     Raises:
         ConfigError: There is no run directory.
     """
-    if phase.root is None:
+    if context.root is None:
         raise ConfigError(f"Workers need a run directory; give one with {option('out')}.")
-    return Units(phase.root / UNITS)
+    return Units(context.root / UNITS)

@@ -4,6 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from rankwise.results import Results, parsed
+from rankwise.results.record import Record
+
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 LRS = (1e-4, 3e-4, 1e-3)
 FULL = 54_725
@@ -15,7 +18,7 @@ def lora_accuracy(r: int) -> float:
     return 0.981 - 0.11 * r**-1.2
 
 
-def sample_results(
+def sample_content(
     ranks: Sequence[int] = RANKS,
     *,
     baselines: Sequence[tuple[str, float]] = (("full fine-tuning", 0.984),),
@@ -32,7 +35,7 @@ def sample_results(
     forgetting: bool = True,
     base_metric: float | None = 0.33,
 ) -> dict[str, Any]:
-    """Build valid results.
+    """Build the content of a valid `results.json`.
 
     Args:
         ranks: One configuration each.
@@ -156,6 +159,17 @@ def sample_results(
         "grid": {"ranks": list(ranks), "lrs": list(LRS), "seeds": list(range(seeds))},
         "answer": answer,
     }
+
+
+def sample_results(*args: Any, **given: Any) -> Results:
+    """`sample_content` as its types."""
+    return parsed(sample_content(*args, **given))
+
+
+def change(record: Record, **values: Any) -> None:
+    """Give attributes of a record other values."""
+    for name, value in values.items():
+        setattr(record, name, value)
 
 
 def _run(

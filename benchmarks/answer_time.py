@@ -1,0 +1,105 @@
+"""What an answer costs in time: the whole digits sweep against one peft run of the same data.
+
+    python benchmarks/answer_time.py [--tolerance 3%] [--repeats 3] [--threads 2]
+
+One side trains one adapter with peft (r = 8) and full fine-tuning beside it, as one would by hand: AdamW, batches of 64,
+60 epochs at the most, stopped after 10 without a better validation loss, validation after every epoch, test at the end.
+The other is `rankwise digits`: search for learning rates, adaptive plan, all ranks, baseline, evaluation, adapters and
+results. Pretraining the base is left out of both. They take turns; the median of the ratios is printed.
+"""
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rankwise.sweeps.problem import Splits
+from rankwise.tasks.digits.digits import WHOLE, make_problem, pretrain
+from rankwise.tasks.digits.mnist import load_digits_data
+from rankwise.tasks.options import DigitsOptions
+from rankwise.train.data.tensors import shuffled
+
+
+def trained(model: nn.Module, data: Splits, lr: float) -> tuple[int, float]:
+    """Train as one would by hand, and return the epochs and the test accuracy of the best one."""
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, fused=True)
+    (x, y), best, waited, kept = data.train, float("inf"), 0, {}
+    epoch = 0
+    for epoch in range(60):
+        model.train()
+        for rows in shuffled(len(y), 0, epoch).split(64):
+            optimiser.zero_grad()
+            F.nll_loss(model(x[rows]), y[rows]).backward()
+            optimiser.step()
+        model.eval()
+        with torch.no_grad():
+            loss = float(F.nll_loss(model(data.validation[0]), data.validation[1]))
+        waited = 0 if loss < best else waited + 1
+        if loss < best:
+            best, kept = loss, {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        if waited == 10:
+            break
+    model.load_state_dict(kept, strict=False)
+    with torch.no_grad():
+        return epoch + 1, float((model(data.test[0]).argmax(-1) == data.test[1]).float().mean())
+
+
+def by_hand(base: nn.Module, data: Splits) -> float:
+    """Seconds of one adapter and of full fine-tuning."""
+    from peft import LoraConfig, get_peft_model
+
+    start = time.perf_counter()
+    config = LoraConfig(r=8, lora_alpha=32, target_modules=list(WHOLE))
+    lora = trained(get_peft_model(copy.deepcopy(base), config), data, 3e-3)
+    full = trained(copy.deepcopy(base), data, 1e-3)
+    seconds = time.perf_counter() - start
+    print(f"by hand: {seconds:.1f} s; r = 8 {lora[1]:.3f} after {lora[0]} epochs, full {full[1]:.3f} after {full[0]}")
+    return seconds
+
+
+def swept(options: list[str], threads: int) -> float:
+    """Seconds of the sweep, without the pretraining of its base."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "rankwise", "digits", *options, "--out", f"{folder}/run", "--quiet"]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+        results = json.loads((Path(folder) / "run" / "results.json").read_text())
+    answer = results["answer"]
+    print(f"rankwise: {results['seconds']:.1f} s, {len(results['runs'])} runs; {answer['verdict']}: {answer['name']}")
+    return results["seconds"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tolerance", default="3%")
+    parser.add_argument("--confidence", default="0.95")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    problem = make_problem(load_digits_data("embedded"), torch.device("cpu"))
+    base, data = pretrain(problem, DigitsOptions()), problem.splits["new"]
+    # Once, unmeasured: thread pools and the allocator.
+    trained(
+        copy.deepcopy(base), Splits(*((x[:640], y[:640]) for x, y in (data.train, data.validation, data.test))), 1e-3
+    )
+    ratios: list[float] = []
+    for _ in range(args.repeats):
+        hand = by_hand(base, data)
+        sweep = swept(["--tolerance", args.tolerance, "--confidence", args.confidence], args.threads)
+        ratios.append(sweep / hand)
+    print(f"the sweep takes {statistics.median(ratios):.1f} times as long ({min(ratios):.1f} to {max(ratios):.1f})")
+
+
+if __name__ == "__main__":
+    main()

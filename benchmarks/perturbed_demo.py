@@ -1,0 +1,73 @@
+"""Whether the demo's answer depends on rounding: the same sweep on other threads, in other packs, from other last bits.
+
+    python benchmarks/perturbed_demo.py [--runs 20] [--tolerance 4%] [--confidence 0.99]
+
+Each run is `rankwise digits` in a process of its own: with one or two threads, its packs cut into one to three parts,
+and the last bit of some of the initial A moved up or down (another tenth of the numbers in each run). All of these change
+how sums round, and nothing else. The answer of each run and its probability are printed; the exit code is 1 where the
+verdict or the rank differs between runs.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+PERTURBED = """
+import sys
+import torch
+parts, key, arguments = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+from rankwise.lora.inits import INITS
+from rankwise.sweeps.plan import plan
+
+draws, cut, kaiming = torch.Generator().manual_seed(key), plan.cut_to_fit, INITS["kaiming"]
+
+def jittered(uniform, fan):
+    A, B = kaiming(uniform, fan)
+    chosen = torch.rand(A.shape, generator=draws) < 0.1
+    return torch.where(chosen, torch.nextafter(A, A + torch.randn(A.shape, generator=draws)), A), B
+
+def in_parts(pack, *rest):
+    size = -(-len(pack) // parts)
+    return [one for start in range(0, len(pack), size) for one in cut(pack[start : start + size], *rest)]
+
+INITS["kaiming"], plan.cut_to_fit = jittered, in_parts
+from rankwise.cli import main
+sys.exit(main(arguments))
+"""
+
+
+def run(k: int, options: Sequence[str], folder: Path) -> tuple[str, dict[str, object]]:
+    """One perturbed run: how it was perturbed, and its answer."""
+    threads, parts, out = 1 + k % 2, 1 + k // 2 % 3, folder / str(k)
+    command = [sys.executable, "-c", PERTURBED, str(parts), str(k), "digits", *options, "--out", str(out), "--quiet"]
+    subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, check=True, capture_output=True)
+    answer = json.loads((out / "results.json").read_text())["answer"]
+    return f"{threads} | {parts}", answer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0, help="number of the first perturbation")
+    parser.add_argument("--tolerance", default="4%")
+    parser.add_argument("--confidence", default="0.99")
+    args = parser.parse_args()
+    print("| run | threads | parts | verdict | answer | P(within) |")
+    print("|---:|---:|---:|---|---|---:|")
+    answers: set[tuple[object, object]] = set()
+    with tempfile.TemporaryDirectory() as folder:
+        for k in range(args.first, args.first + args.runs):
+            options = ["--tolerance", args.tolerance, "--confidence", args.confidence]
+            how, answer = run(k, options, Path(folder))
+            answers.add((answer["verdict"], answer["name"]))
+            print(f"| {k} | {how} | {answer['verdict']} | {answer['name']} | {answer['p_within']} |", flush=True)
+    sys.exit(len(answers) > 1)
+
+
+if __name__ == "__main__":
+    main()

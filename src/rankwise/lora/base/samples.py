@@ -1,0 +1,142 @@
+"""Samples of the base, taken as training begins: what has changed since isn't in an adapter's file.
+
+A base that `inject` has frozen changes all the same where a user unfreezes a part of it, a second optimiser steps it,
+the model's own forward writes to it, or statistics are reset.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.lora.adapter import loras_in
+from rankwise.lora.base.buffers import BaseBuffers, buffers_kept
+from rankwise.lora.base.values import base_values, fleeting_buffers
+from rankwise.lora.offloaded import has_data
+from rankwise.lora.targets.modules import base_tensors, unwrapped
+
+_SAMPLES = "_rankwise_samples"
+"""Attribute of an injected model from its first training forward on: its `BaseSamples`."""
+
+SAMPLED = 256
+"""Most entries of a tensor that are looked at."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is remembered of a tensor.
+
+    Args:
+        shape: Its shape.
+        entries: Up to 256 of its numbers, spread evenly.
+        total: Their sum, of a buffer, of which training may change a few rows; None of a parameter.
+    """
+
+    shape: torch.Size
+    entries: Tensor
+    total: Tensor | None
+
+    def is_of(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor, perhaps cast or moved since, has these values."""
+        if tensor.shape != self.shape:
+            return False
+        now, then = _entries(tensor), self.entries.to(tensor.device)
+        narrow = min((now.dtype, then.dtype), key=lambda dtype: dtype.itemsize)
+        if not torch.equal(_comparable(now.to(narrow)), _comparable(then.to(narrow))):
+            return False
+        if self.total is None or now.dtype != then.dtype:
+            return True
+        return torch.equal(_total(tensor).cpu().nan_to_num(), self.total.nan_to_num())
+
+
+def _entries(tensor: Tensor) -> Tensor:
+    flat = tensor.detach().flatten()
+    return flat[:: max(1, -(-flat.numel() // SAMPLED))]
+
+
+def _total(tensor: Tensor) -> Tensor:
+    return torch.sum(tensor.detach().abs() if tensor.is_complex() else tensor.detach(), dtype=torch.float64)
+
+
+def _comparable(tensor: Tensor) -> Tensor:
+    return (tensor.float() if tensor.itemsize == 1 else tensor).nan_to_num()
+
+
+class BaseSamples(BaseBuffers):
+    """Samples of a model's parameters, and of the buffers of which `BaseBuffers` has no copies.
+
+    Args:
+        model: The model, before an adapter trains on it.
+    """
+
+    @staticmethod
+    def of(model: nn.Module) -> Mapping[str, Tensor]:
+        """Return what is looked at."""
+        copied = buffers_kept(model)
+        return {path: tensor for path, tensor in base_tensors(model).items() if path not in copied and _plain(tensor)}
+
+    @staticmethod
+    def kept(tensor: Tensor) -> Any:
+        """Return what is remembered of a tensor."""
+        total = None if isinstance(tensor, nn.Parameter) else _total(tensor).cpu()
+        return Sample(tensor.shape, _entries(tensor).clone(), total)
+
+
+def _plain(tensor: Tensor | None) -> bool:
+    plain = tensor is not None and type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+    return tensor is not None and plain and has_data(tensor)
+
+
+def remember_base(model: nn.Module) -> None:
+    """Take samples of the base, unless that has been done or merged adapters stand in its place."""
+    if _recorded(model) is None and not any(lora.merged for _, _, lora in loras_in(model)):
+        setattr(unwrapped(model), _SAMPLES, BaseSamples(model))
+
+
+def _recorded(model: nn.Module) -> tuple[nn.Module, BaseSamples] | None:
+    for module in model.modules():
+        found = module.__dict__.get(_SAMPLES)
+        if isinstance(found, BaseSamples):
+            return module, found
+    return None
+
+
+@dataclass(frozen=True)
+class ChangedBase:
+    """What of a base is no longer what it was as training began.
+
+    Args:
+        lasting: Paths of parameters, frozen statistics and large buffers, which checkpoints hold.
+        fleeting: Paths of buffers that no checkpoint of the model holds.
+    """
+
+    lasting: tuple[str, ...] = ()
+    fleeting: tuple[str, ...] = ()
+
+
+def changed_base(model: nn.Module) -> ChangedBase:
+    """Return what has changed since training began; nothing where it has not begun."""
+    recorded = _recorded(model)
+    if recorded is None:
+        return ChangedBase()
+    inner, samples = recorded
+    now, fleeting = base_values(inner), fleeting_buffers(inner)
+    values = {path: tensor for path, tensor in now.items() if _plain(tensor)}
+    changed = [
+        path
+        for path, sample in samples.values.items()
+        if (tensor := values.get(path)) is not None and not sample.is_of(tensor)
+    ]
+    return ChangedBase(
+        tuple(path for path in changed if path not in fleeting), tuple(path for path in changed if path in fleeting)
+    )
+
+
+def forget_samples(model: nn.Module) -> None:
+    """Undo `remember_base`, in a model or any part of it."""
+    for module in model.modules():
+        found = module.__dict__.pop(_SAMPLES, None)
+        if isinstance(found, BaseSamples):
+            found.handle.remove()

@@ -1,0 +1,126 @@
+"""What a base holds, remembered, so that a forward pass that changes it is noticed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.errors import PackError
+
+SMALL, SMALL_BUFFER = 1 << 16, 1 << 22
+"""Numbers up to which a parameter and a buffer are remembered whole, so that they can be put back."""
+
+SAMPLED = 256
+"""Numbers that are remembered of a larger one."""
+
+
+@dataclass
+class _Kept:
+    """One parameter or buffer.
+
+    Args:
+        name: Its path.
+        owner: The dictionary of the module that has it.
+        tensor: The tensor.
+        mark: What changes when something is written to it.
+        copy: Its numbers, or some of them.
+        is_buffer: Whether it is a buffer.
+    """
+
+    name: str
+    owner: dict[str, Any]
+    tensor: Tensor
+    mark: tuple[int, int]
+    copy: Tensor
+    is_buffer: bool
+
+    @property
+    def key(self) -> str:
+        return self.name.rpartition(".")[2]
+
+    def is_whole(self) -> bool:
+        return self.copy.shape == self.tensor.shape
+
+
+class BaseState:
+    """The parameters and buffers of a model: small ones whole, samples of large ones.
+
+    Quantised weights and those without data are passed over: their layers and other tools exchange them.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._kept: list[_Kept] = []
+        for path, module in model.named_modules():
+            for owner, is_buffer in ((module._parameters, False), (module._buffers, True)):  # pyright: ignore[reportPrivateUsage]
+                for key, tensor in owner.items():
+                    if tensor is None or tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter):
+                        continue
+                    name = f"{path}.{key}" if path else key
+                    small = tensor.numel() <= (SMALL_BUFFER if is_buffer else SMALL)
+                    copy = tensor.detach().clone() if small else _sample(tensor)
+                    self._kept.append(_Kept(name, owner, tensor, _mark(tensor), copy, is_buffer))
+
+    def check(self, *, training: bool, quick: bool = True) -> None:
+        """Put back what forward passes have changed, and raise.
+
+        Args:
+            training: In which mode the passes were, for the message.
+            quick: Whether numbers are compared only where something tells that they were written to.
+
+        Raises:
+            PackError: They have changed a parameter or a buffer.
+        """
+        found: _Kept | None = None
+        for kept in self._kept:
+            now = kept.owner.get(kept.key)
+            if quick and now is kept.tensor and _mark(kept.tensor) == kept.mark:
+                continue
+            # Of another shape, or gone, it is a cache.
+            if now is not None and now.shape == kept.tensor.shape and not _holds(now, kept):
+                found = found or kept
+            elif kept.is_buffer and now is not kept.tensor:
+                continue
+            kept.mark = _mark(kept.tensor)
+        if found is None:
+            return
+        self.restore()
+        path = found.name.rpartition(".")[0]
+        what, kind = "buffer" if found.is_buffer else "parameter", type(self._model.get_submodule(path)).__name__
+        left = "" if found.is_whole() else " It is too large to have been put back: load the base anew."
+        raise PackError(
+            f'A forward pass in {"train" if training else "eval"} mode changes the {what} "{found.name}" ({kind}). All '
+            "adapters would write to it, and the base would not stay what it is. Freeze it (put the module into "
+            f"eval mode in its own train method, or switch its updates off), or keep it out of the model.{left}"
+        )
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put back what is remembered whole."""
+        for kept in self._kept:
+            if not kept.is_whole():
+                continue
+            if not _holds(kept.tensor, kept):
+                kept.tensor.copy_(kept.copy)
+            kept.owner[kept.key] = kept.tensor
+            kept.mark = _mark(kept.tensor)
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    flat = tensor.detach().reshape(-1) if tensor.is_contiguous() else tensor.detach().flatten()
+    return flat[:: max(1, flat.numel() // SAMPLED)].clone()
+
+
+def _mark(tensor: Tensor) -> tuple[int, int]:
+    return (0 if tensor.is_inference() else tensor._version), tensor.data_ptr()
+
+
+def _holds(tensor: Tensor, kept: _Kept) -> bool:
+    now = tensor.detach() if kept.is_whole() else _sample(tensor)
+    if now.dtype != kept.copy.dtype or now.device != kept.copy.device:
+        return True  # moved or cast as a whole
+    return torch.equal(now, kept.copy) or bool(((now == kept.copy) | ((now != now) & (kept.copy != kept.copy))).all())

@@ -1,0 +1,85 @@
+"""The forward passes of adapters that run one after another: each with its own batch, masks and random streams."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from rankwise.errors import PackError
+from rankwise.pack.batches import Batch, lazily, tensors_of
+from rankwise.pack.groups import Groups
+from rankwise.pack.model.one_by_one import OneByOne
+from rankwise.pack.noise.generators import Generators
+from rankwise.pack.noise.keyed import Draws, Noise
+
+
+class Turns:
+    """All adapters of a store, one after another.
+
+    Args:
+        alone: Runs one of them.
+        noise: Keyed numbers.
+        generators: Those that the model could draw from.
+        streams: Whether it draws from one of them in training. Each pass then has streams keyed to its seed and step;
+            else only a pass that turns out to draw.
+    """
+
+    def __init__(self, alone: OneByOne, noise: Noise, generators: Generators, *, streams: bool = False) -> None:
+        self.alone, self._noise, self._generators, self._streams = alone, noise, generators, streams
+
+    def forward(self, batch: Batch, groups: Groups, draws: Draws, *, training: bool) -> Tensor:
+        """Outputs (K, rows, ...); arguments as `PackedModel.forward` takes them."""
+        return torch.stack([self.one(k, batch, groups, draws, training=training) for k in range(len(groups.batch_of))])
+
+    def one(
+        self,
+        k: int,
+        batch: Batch,
+        groups: Groups,
+        draws: Draws,
+        *,
+        training: bool,
+        then: Callable[[Tensor], object] = lambda outputs: None,
+    ) -> Tensor:
+        """Outputs (rows, ...) of the adapter at a place.
+
+        Args:
+            k: Its place.
+            batch, groups, draws: As for `forward`.
+            training: Whether noise acts.
+            then: As `OneByOne` takes it.
+        """
+        g = groups.batch_of[k]
+        own = replace(draws, seeds=draws.seeds[g : g + 1])
+        one = Groups([0], 1, tensors_of(batch)[0].device)
+
+        def run() -> Tensor:
+            self._noise.before = ()
+            self._noise.begin(one, own)
+            # A copy: a model may write to its inputs, and the next adapter reads them too.
+            rows = lazily(batch, lambda t: t[g].clone())
+            return self.alone(k, rows, self._noise if training else None, then)
+
+        def keyed() -> Tensor:
+            with self._generators.keyed(own.seeds[0], own.step, own.first):
+                return run()
+
+        if training and self._streams:
+            return keyed()
+        outputs, drawn = self._generators.drawn_by(run)
+        if drawn and not training:
+            refuse_draw_in_eval(drawn)
+        return keyed() if drawn else outputs
+
+
+def refuse_draw_in_eval(generator: str) -> None:
+    """Refuse a model whose evaluation is a matter of chance on some rows.
+
+    Raises:
+        PackError: Always.
+    """
+    raise PackError(
+        f"The model draws random numbers from {generator} in eval mode on some batches, so no metric would be the same "
+        "twice. Switch that off, as by F.dropout(x, p, training=self.training)."
+    )

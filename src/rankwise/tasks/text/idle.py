@@ -1,0 +1,71 @@
+"""Settings that would have no effect beside others: refused, as a user who gives them expects one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+from rankwise.errors import ConfigError
+
+Options = Any
+"""`TextOptions`, which refuse such settings as they are made."""
+
+
+@dataclass(frozen=True)
+class _Idle:
+    """Settings without effect.
+
+    Args:
+        names: The settings.
+        where: Whether they have none beside these options.
+        because: Why, in words.
+    """
+
+    names: tuple[str, ...]
+    where: Callable[[Options], bool]
+    because: str
+
+
+_OF_ADAPTERS = ("alpha", "dropout", "target_modules", "exclude_modules", "init", "scaling")
+
+_RULES = (
+    _Idle(
+        ("loss_on", "chat", "chat_template", "separator"),
+        lambda options: options.task == "classify",
+        "in --task classify, whose texts have labels and no answers",
+    ),
+    _Idle(
+        ("labels", "pooling", "head_lr", "head_rate"),
+        lambda options: options.task == "sft",
+        "in --task sft, whose models have no classifier",
+    ),
+    _Idle(("validation_share",), lambda options: options.validation is not None, "beside --validation"),
+    _Idle(("test_share",), lambda options: options.test is not None, "beside --test"),
+    _Idle(("baseline_lr",), lambda options: not options.baseline, "beside --no-baseline"),
+    _Idle(("baseline_lr",), lambda options: options.quantize is not None, "beside --quantize: there is no full one"),
+    _Idle(("search_rungs",), lambda options: options.search == 0, "beside --search 0"),
+    _Idle(
+        _OF_ADAPTERS,
+        lambda options: bool(options.init_from) and not options.fresh_ranks,
+        "beside --init-from, which brings the adapter's own",
+    ),
+)
+
+
+def check_idle(options: Options) -> None:
+    """Refuse a setting that has no effect.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    defaults = _defaults(options)
+    for rule in _RULES:
+        given = [name for name in rule.names if getattr(options, name) != defaults[name]]
+        if given and rule.where(options):
+            raise ConfigError(f"--{given[0].replace('_', '-')} has no effect {rule.because}; leave it out.")
+
+
+def _defaults(options: Options) -> Mapping[str, Any]:
+    return {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in fields(options)
+    }
