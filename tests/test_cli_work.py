@@ -12,6 +12,8 @@ import pytest
 
 from rankwise import experiment
 from rankwise.cli import main
+from rankwise.cli.training import RunOptions
+from rankwise.cli.workers import idle_gpus
 from rankwise.locking import locked
 from rankwise.sweeps.plan.fitting import spread
 from rankwise.sweeps.run.units import train as unit_training
@@ -197,6 +199,15 @@ def test_packs_are_cut_for_idle_workers() -> None:
     assert sorted(map(len, packs)) == [1, 1, 2, 2]
     assert sorted(run for pack in packs for run in pack) == [0, 1, 2, 3, 4, 9]
     assert ranges([run for pack in packs for run in pack]) == "0-4,9"
+
+
+def test_idle_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert idle_gpus(RunOptions(), {"device": "auto"}) == (
+        "This machine has 4 GPUs, and one process uses one of them; --ray local uses them all."
+    )
+    assert idle_gpus(RunOptions(ray="local"), {"device": "auto"}) is None
+    assert idle_gpus(RunOptions(), {"device": "cuda:1"}) is None
 
 
 def closed_port() -> int:

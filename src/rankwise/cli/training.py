@@ -15,7 +15,7 @@ from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK, HOW, MAIN
 from rankwise.cli.continuing import settings_of
 from rankwise.cli.places import name_of, new_run, pointed_to
 from rankwise.cli.recorded import wanted
-from rankwise.cli.workers import check_workers, workers_of
+from rankwise.cli.workers import check_workers, idle_gpus, workers_of
 from rankwise.errors import ConfigError
 from rankwise.tasks.flags import listed
 from rankwise.tasks.options import parse_numbers, parts
@@ -145,6 +145,9 @@ def train(
     if how.dry_run:
         return _print_forecast(how, make)
     check_workers(how, settings)
+    advice = None if how.quiet or command == "train" else idle_gpus(how, settings)
+    if advice is not None:
+        print(advice, file=sys.stderr)
     given = how.resume or how.out
     with new_run(name_of(command, settings.get("data"))) if given is None else nullcontext(given) as directory:
         if forecast and not how.quiet:

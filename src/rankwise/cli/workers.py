@@ -47,3 +47,13 @@ def workers_of(how: "RunOptions", directory: Path) -> "Workers | None":
             make=Recorded(directory.absolute()),
         )
     return Apart(how.max_workers or 1) if how.prepare else None
+
+
+def idle_gpus(how: "RunOptions", settings: dict[str, Any]) -> str | None:
+    """Advice where a sweep would leave GPUs of this machine idle; None where there is none."""
+    import torch
+
+    n = torch.cuda.device_count()
+    if how.ray is not None or how.prepare or settings.get("device") != "auto" or n < 2:
+        return None
+    return f"This machine has {n} GPUs, and one process uses one of them; --ray local uses them all."

@@ -66,3 +66,24 @@ def test_packs_that_turn_out_too_large_are_trained_in_halves_in_a_further_round(
     assert sizes == [[8], [4, 4], [2, 2, 2, 2]]
     assert [point.step for point in found.curve if point.run == "r1-lr0.03-s0"] == [5, 10, 15]
     assert found.notes.count("Memory ran out for 4 runs at a time; they went on in packs of 2 and 2.") == 2
+
+
+def test_packs_that_a_worker_has_stay_in_the_checkpoints_that_are_written_meanwhile(tmp_path: Path) -> None:
+    class Lost(Elsewhere):
+        """Takes all packs, and dies when the first has come to its end."""
+
+        def train(self, jobs: Iterable[PackJob]) -> Generator[Event | PackState]:
+            worker, asked = LocalWorker(small_model(), small_problem()), [*jobs]
+            first_round = asked[0].state is None
+            yield from worker.train(asked if first_round else asked[:1])
+            if not first_round:
+                raise KeyboardInterrupt
+
+    whole = run_sweep(small_model(), small_runs(), small_problem(), Observers(), rungs=(1,))
+    given = (small_model(), small_runs(), small_problem(), Observers())
+    part = run_sweep(*given, rungs=(1,), checkpoints=tmp_path, workers=Here(Lost))
+    assert not part.complete
+    assert any(outcome.status == "finished" for outcome in part.outcomes.values())
+    again = run_sweep(*given, rungs=(1,), checkpoints=tmp_path, resume=True)
+    assert again.complete
+    assert comparable(again) == comparable(whole)

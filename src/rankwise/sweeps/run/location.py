@@ -53,8 +53,11 @@ class RunLocation:
         """Hold the directory for this run, from before anything costly to the end, when workers are let go.
 
         Raises:
+            ConfigError: The workers can't be reached.
             OutputError: Results can't be written there, or another run holds it.
         """
+        if self.workers is not None:
+            _ = self.workers.at_once  # whether they can be reached is known now, or else only after costly work
         with held(self.directory, overwrite=self.overwrite, resume=self.resume or self.extend):
             try:
                 yield
