@@ -33,6 +33,9 @@ ANSWERS_IN = 5.0
 MOST_DEATHS = 10
 """Workers that may die over one unit without a new checkpoint; more are no accident."""
 
+LOW_ON_MEMORY = "running low on memory"
+"""In Ray's words on a worker that it has ended to free memory. (Its words on any sudden death name memory too.)"""
+
 TOO_LARGE_AFTER = 2
 """Times that a unit may run out of the machine's memory before it is split."""
 
@@ -185,7 +188,7 @@ class Ray:
                     except (RayActorError, RaySystemError, OutOfMemoryError, WorkerCrashedError) as error:
                         del running[events]
                         deaths[number] += 1
-                        short[number] += isinstance(error, OutOfMemoryError) or "memory" in str(error).lower()
+                        short[number] += isinstance(error, OutOfMemoryError) or LOW_ON_MEMORY in str(error)
                         if deaths[number] > MOST_DEATHS:
                             raise ConfigError(
                                 f"{deaths[number]} workers died over unit {number}, the last one with: "
