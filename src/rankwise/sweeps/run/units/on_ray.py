@@ -6,6 +6,7 @@ costs what its unit did since its last checkpoint, and a driver that dies can be
 
 import os
 import socket
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,12 @@ from rankwise.writing import write_durably
 LOCAL, AUTO = "local", "auto"
 ANSWERS_IN = 5.0
 """Seconds in which an address must answer."""
+
+LOOK_EVERY = 5.0
+"""Seconds between two looks at what the cluster has room for."""
+
+STARTING = -1
+"""In place of the number of a unit: the start of a worker."""
 
 MOST_DEATHS = 10
 """Workers that may die over one unit without a new checkpoint; more are no accident."""
@@ -163,52 +170,71 @@ class Ray:
         import ray
         from ray.exceptions import OutOfMemoryError, RayActorError, RaySystemError, RayTaskError, WorkerCrashedError
 
-        queue, running = deque(pending), dict[Any, tuple[Any, PendingUnit]]()
-        deaths, short, limit = Counter[int](), Counter[int](), self.at_once
+        queue, running, starting = deque(pending), dict[Any, tuple[Any, PendingUnit]](), dict[Any, Any]()
+        deaths, short, looked, limit = Counter[int](), Counter[int](), 0.0, 1
+        died = (RayActorError, RaySystemError, OutOfMemoryError, WorkerCrashedError)
         try:
             while queue or running:
                 if context.stop.asked:
                     raise KeyboardInterrupt
-                while queue and len(running) < limit:
-                    one = queue.popleft()
-                    actor = self._pool.pop() if self._pool else self._actor(context)
+                if time.monotonic() > looked + LOOK_EVERY:  # machines come and go
+                    looked, limit = time.monotonic(), _room(self)
+                while queue and self._pool:
+                    one, actor = queue.popleft(), self._pool.pop()
                     events = actor.run.options(num_returns="streaming").remote(one.unit.number, context.every)
                     running[events] = actor, one
-                waited: Any = ray.wait(list(running), num_returns=1, timeout=0.5, fetch_local=False)
-                for events in waited[0]:
-                    actor, one = running[events]
-                    number = one.unit.number
+                # A unit is given to no worker that has not started: there may be no room for it any more.
+                while len(starting) < len(queue) and len(running) + len(starting) < limit:
+                    actor = self._actor(context)
+                    starting[actor.ready.remote()] = actor
+                waiting: Any = [*running, *starting]
+                if not waiting:
+                    time.sleep(0.5)
+                    continue
+                ready: Any = ray.wait(waiting, num_returns=1, timeout=0.5, fetch_local=False)
+                for events in ready[0]:
+                    number = running[events][1].unit.number if events in running else STARTING
                     try:
-                        event: Any = ray.get(next(events))
-                        yield event
+                        if number == STARTING:
+                            ray.get(events)
+                            self._pool.append(starting.pop(events))
+                        else:
+                            event: Any = ray.get(next(events))
+                            yield event
                     except StopIteration:
-                        del running[events]
+                        actor, one = running.pop(events)
                         self._pool.append(actor)
                         yield one.unit
-                    except (RayActorError, RaySystemError, OutOfMemoryError, WorkerCrashedError) as error:
-                        del running[events]
+                    except died as error:
                         deaths[number] += 1
-                        short[number] += isinstance(error, OutOfMemoryError) or LOW_ON_MEMORY in str(error)
                         if deaths[number] > MOST_DEATHS:
                             raise ConfigError(
-                                f"{deaths[number]} workers died over unit {number}, the last one with: "
+                                f"{deaths[number]} workers died over "
+                                f"{'their start' if number == STARTING else f'unit {number}'}, the last one with: "
                                 f"{' '.join(str(error).split())[:300]}"
                             ) from error
+                        looked = 0.0
+                        if number == STARTING:
+                            del starting[events]
+                            continue
+                        _, one = running.pop(events)
+                        short[number] += isinstance(error, OutOfMemoryError) or LOW_ON_MEMORY in str(error)
                         if short[number] >= TOO_LARGE_AFTER:
                             give_up(one.unit, one.runs, context.model, context.problem)
                             yield one.unit
                             continue
                         queue.append(one)
-                        limit = max(1, _room(self))
                         yield Message(f"The worker of unit {number} died; another continues from its last checkpoint.")
                     except RayTaskError as error:
-                        del running[events]
+                        cause = error.cause
+                        if not isinstance(cause, BusyError):
+                            raise (cause if isinstance(cause, RankwiseError) else error) from error
+                        actor, one = running.pop(events)
                         self._pool.append(actor)
-                        if not isinstance(error.cause, BusyError):
-                            raise (error.cause if isinstance(error.cause, RankwiseError) else error) from error
                         queue.append(one)
+                        time.sleep(0.5)
         finally:
-            for actor, _ in running.values():
+            for actor in [*starting.values(), *(actor for actor, _ in running.values())]:
                 ray.kill(actor)
 
     def _each(self) -> tuple[int, float]:
@@ -274,6 +300,10 @@ class UnitActor:
         self._make, self._units = make, Units(units)
         self._made: Made | None = None
         self._known: dict[str, str] = {}
+
+    def ready(self) -> bool:
+        """Whether it has started."""
+        return True
 
     def run(self, number: int, every: Every | None) -> Generator[Event]:
         """Train a unit; yields what a display shows of it.
