@@ -89,7 +89,7 @@ def begun() -> Callable[[], bool]:
 
 
 def at_step(nth: int) -> None:
-    Pack.step = killing(nth, Pack.step, begun())
+    Pack.update = killing(nth, Pack.update, begun())
 
 
 def at_the_results(nth: int) -> None:

@@ -1,6 +1,7 @@
 """`--resume` on the command line: what goes on, what is refused, what is said."""
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -137,3 +138,16 @@ def test_rungs_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_a_plan_that_is_made_is_not_foretold(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--dry-run does not go with --resume" in refused(capsys, "digits", "--resume", str(stopped), "--dry-run")
+
+
+def test_a_run_that_was_moved_or_copied_goes_on_in_its_new_place(stopped: Path) -> None:
+    copied = stopped.parent / "a copy"
+    shutil.copytree(stopped, copied)
+    moved = stopped.rename(stopped.parent / "moved")
+    metrics: list[list[float]] = []
+    for place in (copied, moved):
+        assert main(["digits", "--resume", str(place), "--quiet"]) == 0
+        metrics.append([run["metric"] for run in json.loads((place / "results.json").read_text())["runs"]])
+        assert (place / "base" / "model.safetensors").exists()
+    assert metrics[0] == metrics[1]
+    assert not stopped.exists()

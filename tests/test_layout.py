@@ -93,6 +93,7 @@ ORDER = [
     "sweeps.base_figures",
     "sweeps.run",
     "sweeps.caching",
+    "sweeps.arguments",
     "report",
     "experiment",
     "show",
@@ -129,7 +130,7 @@ DOORS = {
     "adapter_files": "adapter_files.merged",
     "pack": "pack.pack",
     "train": "train.loop",
-    "sweeps": "sweeps.caching",
+    "sweeps": "sweeps.arguments",
     "tasks": "tasks.trainers",
     "tasks.text": "tasks.text.use",
 }

@@ -94,6 +94,7 @@ def test_data_of_every_form_gives_the_same() -> None:
         {part: TensorDataset(*GIVEN[part]) for part in ("train", "validation", "test")},
         {part: DataLoader(TensorDataset(*GIVEN[part]), batch_size=7) for part in ("train", "validation", "test")},
         {part: [t.numpy() for t in GIVEN[part]] for part in ("train", "validation", "test")},
+        {part: [(x, int(y)) for x, y in zip(*GIVEN[part], strict=True)] for part in ("train", "validation", "test")},
         {
             **{part: as_mapping(GIVEN[part]) for part in ("train", "validation", "test")},
             "loss": of_mapping,

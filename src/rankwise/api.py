@@ -24,29 +24,24 @@ from rankwise.report.interactive.html import drawn, results_html
 from rankwise.report.table import markdown_table
 from rankwise.results import AnswerResult, Results
 from rankwise.show.live import progress as shown_by
+from rankwise.sweeps.arguments import candidates_from, feed_of, problem_of, seeds_of, splits_of, unused_seeds
 from rankwise.sweeps.caching import cached
-from rankwise.sweeps.candidates.baselines import baselines
-from rankwise.sweeps.candidates.from_user import Config, candidates_of
-from rankwise.sweeps.candidates.given import as_counts, as_list, as_rates, trained_whole
-from rankwise.sweeps.candidates.grid import LORA_LRS
+from rankwise.sweeps.candidates.from_user import Config
+from rankwise.sweeps.candidates.given import as_counts, as_list
+from rankwise.sweeps.candidates.grid import LORA_LRS, Candidate
 from rankwise.sweeps.choose.deciding import Deciding
-from rankwise.sweeps.problem import DATA, Problem, Run, Splits, SweepState
+from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.record import add_next
 from rankwise.sweeps.run.extend import was_rotated
 from rankwise.sweeps.run.location import RunLocation
+from rankwise.sweeps.run.units.on_ray import Ray
 from rankwise.sweeps.storage.adapters import put_on
 from rankwise.sweeps.storage.directory import can_resume
 from rankwise.sweeps.storage.owned import holds_results
 from rankwise.train.checkpoints import Every
-from rankwise.train.data.cuts import pooled
 from rankwise.train.data.feed import ROWS_AT_ONCE, Feed
-from rankwise.train.data.loaders import cut_off, in_memory
-from rankwise.train.data.tensors import Data
 from rankwise.train.events import Observer, Observers
 from rankwise.train.settings import Training
-
-SHARE_CUT = 0.1
-"""Of the training data, for validation or test data that are not given."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +189,7 @@ def sweep(
     every: Every | None = None,
     progress: str = "auto",
     observers: Sequence[Observer] = (),
+    workers: Ray | None = None,
 ) -> Sweep:
     """Train many adapters together over one frozen model, hold them against full fine-tuning, and recommend one.
 
@@ -248,6 +244,8 @@ def sweep(
             `configs` add some. Where there is nothing, the sweep begins.
         every: How often a checkpoint is written to `out`.
         progress: "auto" (a live table in a terminal, else lines), "quiet", ...
+        workers: `rankwise.Ray(...)` trains packs on a Ray cluster; it needs `out`, which all of its machines see. The
+            model, the data and the functions are handed to workers in a pickle there. None trains in this process.
         observers: Loggers (`rankwise.loggers`), or objects of your own with a method `on_event`.
 
     Returns:
@@ -272,14 +270,10 @@ def sweep(
         >>> [c.name for c in found.results.configurations]
         ['r1', 'r2', 'full']
     """
+    if workers is not None and (out is None or cache is not False):
+        raise ConfigError("Workers need a run directory, and none of a cache: give out, and leave cache out.")
     check_model(model)
-    feed = call if isinstance(call, Feed) else Feed(call=call)
-    device = next(model.parameters()).device
-    splits, notes = _splits(train, validation, test, device)
-    notes += feed.notes
-    own = training or Training()
-    if own.has_lr:
-        notes.append(f"The learning rate of `training`, {own.lr:g}, is not used; `lrs` has those that are tried.")
+    splits, notes = splits_of(model, train, validation, test, training)
     deciding = Deciding(
         tolerance=tolerance,
         confidence=confidence,
@@ -291,68 +285,86 @@ def sweep(
         max_parameters=max_parameters,
         rotate=rotate,
     )
-    if resume and out is not None and rotate is None and splits.rotation is not None:
-        # Seeds that are added validate as those before them.
-        deciding = replace(deciding, rotate=was_rotated(Path(out)))
-    counted = tuple(range(seeds)) if isinstance(seeds, int) else seeds
-    whole, rates = trained_whole(model, as_list(head)), as_rates(lrs, "lrs")
-    full = baseline if isinstance(baseline, bool) else as_rates(baseline, "baseline")
-    candidates = [
-        *candidates_of(model, configs, whole, own, rates),
-        *baselines(model, whole, own, rates, full),
-    ]
-    chosen = deciding.seeds(None if counted is None else as_counts(counted, "seeds"))
-    if seeds is None and len(candidates) == 1 and deciding.plan == "auto":
-        chosen = chosen[:1]  # there is nothing to decide
-    ups = metric is not None if higher_is_better is None else higher_is_better
-    problem = Problem(
-        splits={DATA: splits},
-        loss=loss,
-        metric=metric or loss,
-        metric_name=metric_name or ("loss" if metric is None else "metric"),
-        higher_is_better=ups,
-        feed=replace(feed, rows_at_once=rows_at_once, rows_a_pass=rows_a_pass),
-        # The cache is made for the rows that are read.
-        rotate=splits.rotation is not None and deciding.rotates(len(chosen)),
+    candidates = candidates_from(model, configs, as_list(head), training or Training(), lrs, baseline)
+    feed = feed_of(call, rows_at_once, rows_a_pass)
+    problem = problem_of(splits, loss, metric, metric_name, higher_is_better, feed)
+    planned = _experiment(model, candidates, seeds, problem, deciding, base_name, rungs, widen, notes)
+    place = None if out is None else _location(planned, Path(out), overwrite, resume, every)
+    planned = _as_before(planned, place)
+    if workers is not None and place is not None:
+        workers.hand_over(planned)
+        place = replace(place, workers=workers)
+    with Observers([shown_by(progress), *observers]) as heard:
+        results, swept, files = _run(planned, place, cache, heard)
+    return Sweep(results, swept, tuple(files), None if out is None else Path(out))
+
+
+def _experiment(
+    model: nn.Module,
+    candidates: Sequence[Candidate],
+    seeds: int | Sequence[int] | None,
+    problem: Problem,
+    deciding: Deciding,
+    base_name: str,
+    rungs: int | Sequence[int],
+    widen: bool,
+    notes: Sequence[str],
+) -> Experiment:
+    return Experiment(
+        task="sweep",
+        model=model,
+        candidates=candidates,
+        seeds=seeds_of(deciding, seeds, len(candidates)),
+        problem=problem,
+        base_name=base_name,
+        rungs=as_counts(rungs, "rungs"),
+        widen=widen,
+        deciding=deciding,
+        notes=[*notes, *problem.feed.notes, *unused_seeds(candidates)],
     )
-    config = yaml.safe_dump({"sweep": {c.name: str(c) for c in candidates} | {"seeds": list(chosen)}}, sort_keys=False)
-    place = None
-    if out is not None:
-        again = resume and can_resume(Path(out))
-        more = resume and not again and holds_results(Path(out))
-        place = RunLocation(
-            directory=Path(out),
-            config=config,
-            command="rankwise.sweep(...)",
-            how_to_resume="rankwise.sweep(..., resume=True)",
-            overwrite=overwrite,
-            resume=again,
-            extend=more,
-            how_to_extend=lambda more, then: f"rankwise.sweep(..., out={str(out)!r}, resume=True, seeds={then})",
-            every=every,
-        )
+
+
+def _location(planned: Experiment, out: Path, overwrite: bool, resume: bool, every: Every | None) -> RunLocation:
+    """The run directory, and whether an unfinished run in it is resumed or a finished one extended."""
+    again = resume and can_resume(out)
+    config = {c.name: str(c) for c in planned.candidates} | {"seeds": list(planned.seeds)}
+    return RunLocation(
+        directory=out,
+        config=yaml.safe_dump({"sweep": config}, sort_keys=False),
+        command="rankwise.sweep(...)",
+        how_to_resume="rankwise.sweep(..., resume=True)",
+        overwrite=overwrite,
+        resume=again,
+        extend=resume and not again and holds_results(out),
+        how_to_extend=lambda more, then: f"rankwise.sweep(..., out={str(out)!r}, resume=True, seeds={then})",
+        every=every,
+    )
+
+
+def _as_before(planned: Experiment, place: RunLocation | None) -> Experiment:
+    """Where seeds are added to a finished sweep, they validate as those before them."""
+    deciding = planned.deciding
+    if place is None or not (place.resume or place.extend) or deciding.rotate is not None or not planned.can_rotate:
+        return planned
+    return replace(planned, deciding=replace(deciding, rotate=was_rotated(place.directory)))
+
+
+def _run(
+    planned: Experiment, place: RunLocation | None, cache: bool | str | Path, observers: Observers
+) -> tuple[Results, SweepState, list[Path]]:
+    """Run what is planned, with the outputs before its first adapted layer cached where that is asked for."""
     where = Path(cache) if isinstance(cache, str) else cache
-    with Observers([shown_by(progress), *observers]) as heard, ExitStack() as caches:
+    with ExitStack() as caches:
 
         def make(heard: Observers, base: Mapping[str, Tensor] | None) -> Experiment:
-            tried, feeding = caches.enter_context(cached(model, candidates, problem, where, heard.message))
-            return Experiment(
-                task="sweep",
-                model=model,
-                candidates=tried,
-                seeds=chosen,
-                problem=feeding,
-                base_name=base_name,
-                rungs=as_counts(rungs, "rungs"),
-                widen=widen,
-                deciding=deciding,
-                notes=notes,
-            )
+            reading = cached(planned.model, planned.candidates, planned.problem, where, heard.message)
+            candidates, problem = caches.enter_context(reading)
+            return replace(planned, candidates=candidates, problem=problem)
 
-        results, swept, files = run_experiment(make, place, heard)
+        results, swept, files = run_experiment(make, place, observers)
     if place is None:
-        add_next(results, len(chosen), lambda more, then: f"rankwise.sweep(..., seeds={then})")
-    return Sweep(results, swept, tuple(files), None if out is None else Path(out))
+        add_next(results, len(planned.seeds), lambda more, then: f"rankwise.sweep(..., seeds={then})")
+    return results, swept, files
 
 
 def check_model(model: nn.Module, *, mend: str = "convert it first: model.float()") -> None:
@@ -377,18 +389,3 @@ def check_model(model: nn.Module, *, mend: str = "convert it first: model.float(
         raise ConfigError("The model was made inside torch.inference_mode(), so it can't be trained; make it outside.")
     if parameter.device.type == "cpu" and parameter.dtype == torch.float16:
         raise ConfigError(f"The model is in float16 on the CPU, where float16 is slow and its sums overflow; {mend}.")
-
-
-def _splits(train: Any, validation: Any, test: Any, device: torch.device) -> tuple[Splits, list[str]]:
-    rest, notes = in_memory(train, "training", device), list[str]()
-    parts: dict[str, Data] = {}
-    for what, given in (("test", test), ("validation", validation)):
-        if given is not None:
-            parts[what] = in_memory(given, what, device)
-            continue
-        rest, parts[what] = cut_off(rest, SHARE_CUT, what)
-        notes.append(f"A tenth of the training data is cut off for {what}.")
-    if validation is not None:
-        return Splits(rest, parts["validation"], parts["test"]), notes
-    own, cut, rotation = pooled(rest, parts["validation"])
-    return Splits(own, cut, parts["test"], rotation), notes

@@ -157,3 +157,13 @@ def test_a_parametrised_weight_is_refused():
     layer = adapted(parametrizations.weight_norm(nn.Linear(4, 2)))
     with pytest.raises(AdapterError, match="computed from other tensors"):
         merge(layer)
+
+
+def test_hooks_of_others_see_the_adapted_layer():
+    x, layer = torch.randn(3, 4), nn.Linear(4, 2)
+    layer.register_forward_hook(lambda layer, args, output: output.exp())
+    adapted(layer, bias="all", variant="dora")
+    layer.register_forward_hook(lambda layer, args, output: output * 3)
+    expected = layer(x)
+    merge(layer)
+    torch.testing.assert_close(layer(x), expected)

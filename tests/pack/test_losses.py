@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -114,3 +115,24 @@ def test_values_of_rows_that_depend_on_other_rows_are_refused_and_scalars_of_the
     scalar = PerAdapter(lambda outputs, batch: function(outputs, batch).mean(), "loss")
     alone = torch.stack([function(each, (batch[0][0], batch[1][0])).mean() for each in outputs])
     assert torch.allclose(scalar.mean(outputs, batch, groups), alone)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda o, b: (o.argmax(1) == b).numpy(),
+        lambda o, b: np.float32((o.argmax(1) == b).float().mean()),
+        lambda o, b: (np.asarray((o.argmax(1) == b).sum()), len(o)),
+    ],
+)
+def test_numbers_of_numpy_are_numbers(metric: Any) -> None:
+    outputs = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[0, 1, 2, 0, 1, 2]])
+    found = PerAdapter(metric, "metric").mean(outputs, labels, Groups([0, 0], 1, torch.device("cpu")))
+    assert torch.allclose(found, (outputs.argmax(2) == labels).float().mean(1))
+
+
+def test_complex_numbers_are_refused() -> None:
+    metric = PerAdapter(lambda o, b: torch.view_as_complex(o), "metric")
+    with pytest.raises(PackError, match="complex numbers of shape"):
+        metric.mean(torch.zeros(1, 4, 2), torch.zeros(1, 4), Groups([0], 1, torch.device("cpu")))

@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.artist import Artist
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
@@ -20,6 +23,7 @@ SAMPLES: list[dict[str, Any]] = [
     {"ranks": [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64], "half_width": 0.0005},
     {"metric": "loss", "higher_is_better": False},
     {"answer_r": None, "half_width": 0.02, "base_metric": None},
+    {"separable": False, "published": True, "baselines": BASELINES, "half_width": 0.01},
 ]
 
 
@@ -48,24 +52,61 @@ def labels(figure: Figure) -> list[Annotation]:
     return [text for text in figure.axes[0].texts if isinstance(text, Annotation) and text.get_text()]
 
 
+Box = tuple[float, float, float, float]
+
+
+def box(artist: Artist) -> Box:
+    return tuple(artist.get_window_extent().extents.tolist())
+
+
+def meets(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
 @pytest.mark.parametrize(("name", "size"), [(FIGURES[0], FULL_SIZE), (FIGURES[1], PAGE_SIZE)], ids=FIGURES)
 @pytest.mark.parametrize("given", SAMPLES, ids=range(len(SAMPLES)))
-def test_labels_are_inside_and_apart(given: dict[str, Any], name: str, size: tuple[float, float]) -> None:
+def test_no_text_meets_another_a_bar_a_point_or_a_grid_line(
+    given: dict[str, Any], name: str, size: tuple[float, float]
+) -> None:
     results = sample_results(**given)
     figure = build_figure(results, name, size)
     assert figure is not None
-    ranks = [c.label for c in results.configurations if c.method == "lora"]
-    texts = labels(figure)
-    assert {text.get_text().removesuffix(", the answer") for text in texts} >= set(ranks)
-    frame = figure.axes[0].get_window_extent()
-    boxes = [text.get_window_extent() for text in texts]
-    for text, box in zip(texts, boxes, strict=True):
-        assert frame.x0 <= box.x0 <= box.x1 <= frame.x1, text
-        assert frame.y0 <= box.y0 <= box.y1 <= frame.y1, text
-    for (one, a), (other, b) in itertools.combinations(zip(texts, boxes, strict=True), 2):
-        assert not a.overlaps(b), (one, other)
-    for text in figure.texts:
-        assert text.get_window_extent().x1 <= figure.bbox.x1
+    ranks = {c.label for c in results.configurations if c.method == "lora"}
+    assert {text.get_text().removesuffix(", the answer") for text in labels(figure)} >= ranks
+    FigureCanvasAgg(figure).draw()
+    (ax,), pixel = figure.axes, figure.dpi / 72
+    legend = ax.get_legend()
+    inside = [text for text in ax.texts if text.get_text()] + ([] if legend is None else legend.get_texts())
+    ticks = [
+        label
+        for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim()))
+        for label, at in zip(axis.get_ticklabels(), axis.get_ticklocs(), strict=True)
+        if low <= at <= high
+    ]
+    texts = {text: box(text) for text in (*inside, *ticks, *figure.texts, ax.xaxis.label, ax.yaxis.label)}
+    frame, edge = box(ax), figure.bbox.x1
+    for text in labels(figure):
+        left, low, right, high = texts[text]
+        assert frame[0] <= left <= right <= frame[2], text
+        assert frame[1] <= low <= high <= frame[3], text
+    assert all(texts[text][2] <= edge for text in figure.texts)
+    for (one, a), (other, b) in itertools.combinations(texts.items(), 2):
+        assert not meets(a, b), (one, other)
+    drawn: list[Box] = []
+    for point in scene(results, relative=name == "relative").points:
+        x, y = ax.transData.transform((point.x, point.y)).tolist()
+        reach = (6.5 if point.is_answer else 3) * pixel
+        drawn.append((x - reach, y - reach, x + reach, y + reach))
+        if point.interval is not None:
+            low, high = (ax.transData.transform((point.x, end))[1] for end in point.interval)
+            drawn.append((x - pixel, low, x + pixel, high))
+    for text in inside:
+        assert not any(meets(texts[text], one) for one in drawn), text
+    (grid,) = (one for one in ax.collections if isinstance(one, LineCollection) and one.get_zorder() == 0.5)
+    lines = [ax.transData.transform(line) for line in grid.get_segments()]
+    assert len({float(line[0][1]) for line in lines}) > 2
+    for text in inside:
+        assert not any(meets(texts[text], (a[0], a[1] - 0.5, b[0], b[1] + 0.5)) for a, b in lines), text
 
 
 def test_what_is_shown() -> None:

@@ -86,5 +86,6 @@ def test_the_configuration_is_complete_but_for_the_place() -> None:
 
 
 def test_the_settings_of_earlier_versions_are_as_they_were() -> None:
-    assert "optimiser" not in DigitsOptions().settings()
-    assert DigitsOptions(optimiser="sgd").settings()["optimiser"] == "sgd"
+    assert not {"optimiser", "variant"} & DigitsOptions().settings().keys()
+    changed = DigitsOptions(optimiser="sgd", variant=("lora", "dora")).settings()
+    assert (changed["optimiser"], changed["variant"]) == ("sgd", ["lora", "dora"])

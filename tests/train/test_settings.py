@@ -30,7 +30,7 @@ from rankwise.train.settings import Training
         ({"warmup": -1}, "warmup is -1; it must be a whole number of steps"),
         (
             {"schedule": "cosin"},
-            'schedule "cosin" is not known; there are constant, cosine, plateau. Did you mean "cos',
+            'schedule "cosin" is not known; there are constant, cosine, linear, plateau. Did you mean "cos',
         ),
         ({"weights": "first"}, 'weights "first" is not known; there are best, last'),
     ],

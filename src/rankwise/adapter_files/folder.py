@@ -186,7 +186,7 @@ def read_adapter(
         findings.add(f"{read.path} has biases of B (lora_bias), which only load_adapter can use.")
     if read.parts.own:
         variant = VARIANTS[variant_of(read.fields)]
-        what = " and ".join(one.name for one in variant.tensors if one.key)
+        what = " and ".join(one.name for one in variant.tensors if one.key and not one.shared)
         findings.add(f"{read.path} is of a {variant.label} adapter, whose {what} only load_adapter can use.")
     if read.parts.tokens:
         findings.add(f"{read.path} brings rows of single tokens, which only load_adapter can use.")

@@ -9,6 +9,7 @@ from rankwise.cli.training import RunOptions, train
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.tasks.flags import DECIDING, listed
 from rankwise.tasks.options import DigitsOptions, parse_numbers, parse_rates, parse_seeds
+from rankwise.tasks.text.options import parse_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +33,7 @@ def digits(
     baseline_lr: Annotated[tuple[float, ...] | None, listed(parse_rates), Parameter(group=MAIN)] = None,
     alpha: Annotated[float | None, Parameter(group=MAIN)] = None,
     optimiser: Annotated[str, Parameter(group=TRAINING)] = "adamw",
+    variant: Annotated[tuple[str, ...], listed(parse_names), Parameter(group=TRAINING)] = ("lora",),
     rungs: Annotated[tuple[int, ...] | None, listed(parse_numbers), Parameter(group=TRAINING)] = None,
     deciding: Annotated[Deciding | None, Parameter(name="*", group=DECIDING)] = None,
     device: Annotated[str, Parameter(group=MAIN)] = "auto",
@@ -66,6 +68,9 @@ def digits(
         Numerator of the scale alpha / r. [default: 32; published: r, so that the scale is 1]
     optimiser:
         Optimiser of all runs, such as adamw or sgd; a name that isn't known lists them.
+    variant:
+        What is trained in a layer: lora, dora, ...; of several each is tried at every rank. A name that isn't known
+        lists them.
     rungs:
         Epochs after which the worse half of each configuration's learning rates leaves, and ranks that a smaller one
         clearly beats: 4,12. [default: none; all train to their end]
@@ -83,6 +88,7 @@ def digits(
         baseline_lr=baseline_lr,
         alpha=alpha,
         optimiser=optimiser,
+        variant=variant,
         rungs=rungs,
         seeds=seeds,
         device=device,

@@ -69,8 +69,9 @@ class LoRA(Holding):
         self.unhook()
         load = layer.register_load_state_dict_pre_hook(self.load_base)
         if reader is None:
-            # With keyword arguments, because a layer may be called as layer(input=x).
-            self.handles = (layer.register_forward_hook(self.add_update, with_kwargs=True), load)
+            # With keyword arguments, because a layer may be called as layer(input=x). Before the hooks of others, which
+            # are to see what they see once the adapter is merged.
+            self.handles = (layer.register_forward_hook(self.add_update, prepend=True, with_kwargs=True), load)
             return
         self.below = reader.below
         put = reader.module.register_forward_pre_hook(self.put_sum)

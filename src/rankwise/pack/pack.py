@@ -153,21 +153,31 @@ class Pack:
     def step(
         self, batch: Batch, lr: Tensor, weight_decay: Tensor | None, max_norm: Tensor | None, rows: int | None = None
     ) -> Tensor:
-        """One training step of every adapter, inside `attached(training=True)`.
+        """One training step of every adapter, `gradients` and `update`, inside `attached(training=True)`.
 
         Args:
-            batch: A batch for each of `seeds`: every tensor (G, rows, ...).
-            lr: Learning rate of each adapter. These vectors may lie on the CPU, whatever the device: reading them then
-                waits for nothing.
-            weight_decay: Each adapter's, or None when all are zero.
-            max_norm: Each adapter's limit on the norm of its gradient, or None when none has one.
-            rows: How many rows of each batch to pass through the model at once; None for all. The gradients of
-                the parts are added up: the step is the same.
+            batch: As for `gradients`.
+            lr: As for `update`, like what follows.
+            weight_decay: Weight decay.
+            max_norm: Limits on the norms of gradients.
+            rows: As for `gradients`.
 
         Returns:
             Each adapter's loss, before the step.
         """
         losses = self.gradients(batch, rows)
+        self.update(lr, weight_decay, max_norm)
+        return losses
+
+    def update(self, lr: Tensor, weight_decay: Tensor | None, max_norm: Tensor | None) -> None:
+        """The second half of a step: clip the gradients, and let the optimiser move every adapter.
+
+        Args:
+            lr: Learning rate of each adapter. These vectors may lie on the CPU, whatever the device: reading them then
+                waits for nothing.
+            weight_decay: Each adapter's, or None when all are zero.
+            max_norm: Each adapter's limit on the norm of its gradient, or None when none has one.
+        """
         settled = None if self._loss_scale is None else self._loss_scale.settle(self.store)
         left_out = None if settled is None else settled.overflowed
         vectors = [self.store.theta, *self._optimiser.vectors]
@@ -183,15 +193,15 @@ class Pack:
             self._loss_scale.load_state(settled.next)
         self.store.refresh()
         self.steps += 1
-        return losses
 
     def gradients(self, batch: Batch, rows: int | None = None) -> Tensor:
         """The first half of a step: every adapter's gradients into the store, inside `attached(training=True)`; of a
         base in float16 times the factors of `LossScale`.
 
         Args:
-            batch: As for `step`.
-            rows: As for `step`.
+            batch: A batch for each of `seeds`: every tensor (G, rows, ...).
+            rows: How many rows of each batch to pass through the model at once; None for all. The gradients of
+                the parts are added up: the step is the same.
 
         Returns:
             Each adapter's loss.
@@ -201,15 +211,19 @@ class Pack:
         if rows is None or rows >= n:
             outputs = self._running.forward(batch, self._by_seed, Draws(self.seeds, self.steps))
             losses = self._loss.mean(outputs, batch, self._by_seed)
-            self._backward(losses, outputs)
+            self._running.backward(self._scaled(losses, outputs))
             self.store.finish()
         else:
             losses = self._accumulate(batch, n, rows)
         return losses.detach()
 
-    def _backward(self, losses: Tensor, outputs: Tensor) -> None:
-        """Add the gradients of the losses to the store; none where this step uses no adapted layer, as where
-        LayerDrop leaves all of them out."""
+    def _scaled(self, losses: Tensor, outputs: Tensor) -> Tensor:
+        """The losses to differentiate: times the factors of `LossScale` for a base in float16. They have no gradient
+        where this step uses no adapted layer, as where LayerDrop leaves all of them out.
+
+        Raises:
+            PackError: They have none for another reason.
+        """
         if not outputs.requires_grad and not (self._running.draws or self._optimiser.has_moved()):
             raise PackError(
                 "The outputs have no gradient: no adapted layer has a part in them, or the model detaches them. Adapt "
@@ -220,7 +234,7 @@ class Pack:
                 "The loss has no gradient: it doesn't depend on the outputs, or is a count, a truth value, a detached "
                 "tensor or a plain number. Return a tensor computed from the outputs."
             )
-        self._running.backward(losses if self._loss_scale is None else self._loss_scale.enlarge(losses))
+        return losses if self._loss_scale is None else self._loss_scale.enlarge(losses)
 
     def _accumulate(self, batch: Batch, n: int, rows: int) -> Tensor:
         """Gradients and losses of a batch that passes in parts."""
@@ -238,7 +252,7 @@ class Pack:
             if not self._loss.is_by_row(outputs, part, self._by_seed):
                 own = Groups(self.batch_of[:1], len(self.seeds), self.device)
                 self._loss.require_mean(outputs[:1].detach(), part, own)
-            self._backward(sums / expected, outputs)
+            self._running.backward(self._scaled(sums / expected, outputs))
             total, weight = total + sums.detach(), weight + counts.detach()
         self.store.finish()
         self.store.multiply(self.store.grads, expected / weight)
@@ -252,7 +266,7 @@ class Pack:
         `attached(training=False)`.
 
         Args:
-            batch: Every tensor (rows, ...); by seed, as for `step`.
+            batch: Every tensor (rows, ...); by seed, as for `gradients`.
             functions: Losses or metrics.
             by_seed: Whether there is a batch for each of `seeds`.
 

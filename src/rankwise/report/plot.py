@@ -20,6 +20,9 @@ STATE_WORDS = {
     "not": "shown not to be within",
 }
 
+GAP = 4
+"""Pixels between a text and the ends of a grid line."""
+
 DIRECT_LABELS = 2
 """Up to so many baselines are labelled beside their marks; more go into a legend, as they often lie on one spot."""
 
@@ -55,6 +58,7 @@ def draw_scene(ax: "Axes", scene: Scene, *, relative: bool, higher_is_better: bo
     # The important first: a label keeps its place once it has one.
     named = sorted((*(() if with_legend else scene.others), *scene.lora), key=lambda point: not point.is_answer)
     place_labels(ax, [_label(point) for point in named], hard, soft, TEXT_SIZE)
+    _grid(ax)
 
 
 def _set_limits(ax: "Axes", scene: Scene) -> None:
@@ -88,11 +92,28 @@ def _dress(ax: "Axes", relative: bool) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}%" if relative else _short_count(x)))
     ax.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
     ax.yaxis.set_major_formatter(PercentFormatter() if relative else ScalarFormatter(useOffset=False))
-    ax.grid(axis="y", color=GRID, linewidth=0.8)
-    ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(MUTED)
     ax.tick_params(labelcolor=INK, labelsize=TEXT_SIZE, length=3, color=MUTED)
+
+
+def _grid(ax: "Axes") -> None:
+    """Draw a line at each tick of y, interrupted where text stands; to be called last."""
+    from matplotlib.collections import LineCollection
+
+    legend = ax.get_legend()
+    texts = [box_of(text) for text in ax.texts if text.get_text()] + ([] if legend is None else [box_of(legend)])
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    lines: list[list[tuple[float, float]]] = []
+    for y in (float(tick) for tick in ax.get_yticks() if low <= tick <= high):
+        (start, height), (end, _) = ax.transData.transform([(left, y), (right, y)]).tolist()
+        behind = sorted((box[0] - GAP, box[2] + GAP) for box in texts if box[1] - GAP <= height <= box[3] + GAP)
+        for text_start, text_end in [*behind, (end, end)]:
+            if text_start > start:
+                ends = ax.transData.inverted().transform([(start, height), (text_start, height)])
+                lines.append([(float(x), y) for x, _ in ends])
+            start = max(start, text_end)
+    ax.add_collection(LineCollection(lines, colors=GRID, linewidths=0.8, zorder=0.5), autolim=False)
 
 
 def _short_count(x: float) -> str:

@@ -92,6 +92,7 @@ class DigitsOptions:
     baseline_lr: tuple[float, ...] | None = None
     alpha: float | None = None
     optimiser: str = "adamw"
+    variant: tuple[str, ...] = ("lora",)
     rungs: tuple[int, ...] | None = None
     deciding: Deciding = field(default_factory=Deciding)
     device: str = "auto"
@@ -136,7 +137,7 @@ class DigitsOptions:
         return plain_settings(asdict(self))
 
 
-ADDED = {"optimiser": "adamw"}
+ADDED: dict[str, Any] = {"optimiser": "adamw", "variant": ("lora",)}
 """Options that earlier versions lacked, with the value that does what these did: it is left out of settings, so that
 their unfinished runs can be resumed."""
 

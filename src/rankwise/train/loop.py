@@ -182,7 +182,8 @@ class PackTraining:
                 if self._schedules.moves_each_step(pack.steps):
                     rates = self._rates()
                 batch = self._feed.prepare(take(self._train, rows))
-                losses = pack.step(batch, rates, weight_decay, clip, self._feed.rows_a_pass)
+                losses = pack.gradients(batch, self._feed.rows_a_pass)
+                pack.update(rates, weight_decay, clip)
                 self._total += losses * rows.shape[1]
                 self._unread.append((losses, rates))
                 if within + 1 < self.steps_an_epoch:

@@ -49,8 +49,12 @@ def test_an_adapter_that_is_gone_altogether_is_said():
     model = normed()
     inject(model, LoRAConfig(r=2, target_modules="3"))
     model[3] = nn.Linear(20, 5)
-    with pytest.warns(UserWarning, match='"default" was attached to "all its layers"'):
+    with pytest.warns(UserWarning, match='"default" was attached to "3", which no longer holds it'):
         model(x())
+    inject(model := normed(), LoRAConfig(r=2, target_modules="3"))
+    model[3] = nn.Linear(20, 5)
+    with pytest.raises(AdapterError, match="or change the model first, then inject"):
+        model.train()(x())
 
 
 def test_norms_that_are_replaced_stay_frozen_and_wrappers_are_no_change():

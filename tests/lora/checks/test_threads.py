@@ -1,5 +1,6 @@
 """Another thread never gets outputs of a model that this one has changed for itself."""
 
+import asyncio
 import copy
 import pickle
 import threading
@@ -8,7 +9,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import rankwise
 from rankwise.errors import AdapterError
@@ -93,3 +94,83 @@ def test_an_error_frees_the_model(model: nn.Module) -> None:
     with pytest.raises(RuntimeError), rankwise.disabled(model):
         raise RuntimeError
     assert not in_another_thread(lambda: model(torch.ones(2, 4)))
+
+
+class Waits(nn.Module):
+    """Two layers, between which another thread can do something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.reached, self.go_on = threading.Event(), threading.Event()
+        self.waits = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        if self.waits:
+            self.reached.set()
+            self.go_on.wait(5)
+        return self.second(h)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_forward_under_way_when_a_block_begins_is_refused(block: str) -> None:
+    model = Waits().eval()
+    for seed, name in enumerate("ab"):
+        rankwise.inject(model, rankwise.LoRAConfig(r=1, seed=seed), name)
+    model.waits = True
+    raised: list[list[str]] = []
+    thread = threading.Thread(target=lambda: raised.append(in_another_thread(lambda: model(torch.ones(2, 4)))))
+    thread.start()
+    model.reached.wait(5)
+    with BLOCKS[block](model):
+        model.go_on.set()
+        thread.join()
+    assert f"inside {block}" in raised[0][0]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_parts_of_a_held_model_are_held(model: nn.Module, block: str) -> None:
+    with BLOCKS[block](model):
+        for use in (lambda: model[0](torch.ones(2, 4)), lambda: rankwise.disabled(model[0]).__enter__()):
+            (message,) = in_another_thread(use)
+            assert f"inside {block}" in message
+    with BLOCKS[block](model[0]):
+        (message,) = in_another_thread(lambda: rankwise.activate(model, "a"))
+        assert f"inside {block}" in message
+
+
+def test_tasks_of_one_thread_are_kept_apart(model: nn.Module) -> None:
+    async def one(name: str) -> None:
+        with rankwise.by_row(model, [name, name]):
+            await asyncio.sleep(0)
+            await asyncio.gather(within())
+
+    async def within() -> None:
+        """A task that the holder has started."""
+        model(torch.ones(2, 4))
+
+    async def both() -> list[BaseException | None]:
+        return await asyncio.gather(one("a"), one("b"), return_exceptions=True)
+
+    first, second = asyncio.run(both())
+    assert first is None
+    assert isinstance(second, AdapterError)
+
+
+def test_a_block_left_before_one_that_was_entered_later_is_an_error(model: nn.Module) -> None:
+    first, second = rankwise.disabled(model), rankwise.disabled(model)
+    first.__enter__()
+    second.__enter__()
+    with pytest.raises(AdapterError, match="Leave blocks in the reverse order"):
+        first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert not in_another_thread(lambda: model(torch.ones(2, 4)))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_scripted_modules_take_no_part(model: nn.Module) -> None:
+    model.append(torch.jit.trace(nn.Tanh(), torch.ones(2, 2)))
+    with rankwise.disabled(model):
+        assert in_another_thread(lambda: model(torch.ones(2, 4)))

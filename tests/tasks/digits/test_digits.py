@@ -75,6 +75,19 @@ def test_sizes(results: dict[str, Any]) -> None:
     assert len({run.name for run in runs}) == len(runs)
 
 
+def test_the_file_has_the_keys_that_it_had_before_it_had_types(results: dict[str, Any]) -> None:
+    golden = json.loads((Path(__file__).parents[2] / "results" / "golden" / "digits_grid.json").read_text())
+    assert [*results] == [*golden]
+    for part in ("versions", "data", "plan", "grid", "metric", "base", "relative_to"):
+        assert [*results[part]] == [*golden[part]], part
+    assert [*results["data"]["test"]] == [*golden["data"]["test"]]
+    for part in ("runs", "configurations"):
+        assert {tuple(one) for one in results[part]} == {tuple(one) for one in golden[part]}, part
+    kinds = {tuple(run["config"]) for run in golden["runs"]}
+    assert {tuple(run["config"]) for run in results["runs"]} == kinds
+    assert [key for key in results["answer"] if key != "next"] == [*golden["answer"]]
+
+
 def test_adapter_off_gives_the_base_and_on_the_recorded_accuracy(place: Path, results: dict[str, Any]) -> None:
     problem = make_problem(load_digits_data(), CPU)
     new, old = problem.splits["new"].test, problem.splits["old"].test
@@ -167,3 +180,11 @@ def test_each_seed_can_cut_its_own_validation_images() -> None:
     assert not tested & {pixels.numpy().tobytes() for pixels in new.rotation.pool[0]}
     cuts = [{*new.rotation.cut(seed).validation.tolist()} for seed in range(7)]
     assert len(set[int]().union(*cuts)) == 7 * new.rotation.n_validation
+
+
+def test_every_variant_is_tried_at_every_rank() -> None:
+    tried = candidates_of(DigitsOptions(ranks=(1, 2), variant=("lora", "dora")))
+    assert [c.name for c in tried] == ["r1", "r2", "r1 dora", "r2 dora", "full"]
+    assert tried[2].label == "r = 1, dora"
+    assert [c.lora.variant for c in tried if c.lora is not None] == ["lora", "lora", "dora", "dora"]
+    assert [c.name for c in candidates_of(DigitsOptions(ranks=(1,), variant=("dora",)))] == ["r1", "full"]

@@ -177,7 +177,8 @@ def sorted_parts(
         missing = [end for end, tensor in ends.items() if tensor not in own.get(name, {})]
         missing += [] if name in parts.pairs else [LINEAR_KEYS[0]]
         if missing:
-            every = " and ".join(["A, B", *(tensor.name for tensor in variant.tensors if tensor.key)])
+            *before, last = [*([] if variant.shared else "AB"), *ends.values()]
+            every = f"{', '.join(before)} and {last}"
             findings.add(
                 f'{where} has no "{key_of(name, missing[0])}"; with {variant.peft.mark} every module has {every}.'
             )

@@ -41,7 +41,9 @@ class StillThere:
     def take(self, model: nn.Module) -> None:
         """Note what is to stay as it is."""
         found = list(loras_in(model))
-        self.names = dict.fromkeys(name for _, _, lora in found for name in lora.scale)
+        self.attached = {
+            name: attached for _, _, lora in found for name, attached in lora.attached.items() if name in lora.scale
+        }
         self.norms = frozen_norms(model)
         whole = (layer for layer, _ in wholes(model).values())
         self.edges = _edges(model, {*(layer for _, layer, _ in found), *whole, *self.norms.values()})
@@ -69,11 +71,11 @@ class StillThere:
                 )
 
     def _changed(self, model: nn.Module) -> None:
-        for name in self.names:
+        for name, attached in self.attached.items():
             there = any(name in lora.scale for _, _, lora in loras_in(model))
-            if lost := lost_paths(model, name) if there else ["all its layers"]:
+            if lost := lost_paths(model, name) if there else [*attached.adapted]:
                 message = lost_message(name, lost)
-                if model.training and torch.is_grad_enabled() and there:
+                if model.training and torch.is_grad_enabled():
                     raise AdapterError(f"{message} Put the adapted layer back, or change the model first, then inject.")
                 self._warn(f"{message} Outputs are without it.")
         if any(True for _ in loras_in(model)):

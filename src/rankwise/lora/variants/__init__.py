@@ -8,6 +8,7 @@ from rankwise.lora.layer_types import LayerType
 from rankwise.lora.variants.dora import DORA
 from rankwise.lora.variants.lora import LORA
 from rankwise.lora.variants.variant import Site, Sizes, Variant, VariantTensor, VariantTensors
+from rankwise.lora.variants.vera import VERA
 
 __all__ = [
     "LORA",
@@ -20,7 +21,7 @@ __all__ = [
     "variant_name",
 ]
 
-VARIANTS: dict[str, Variant] = {"lora": LORA, "dora": DORA}
+VARIANTS: dict[str, Variant] = {"lora": LORA, "dora": DORA, "vera": VERA}
 """The variant by the name that `LoRAConfig.variant` gives it."""
 
 

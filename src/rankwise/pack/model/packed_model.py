@@ -35,7 +35,7 @@ Call = Callable[[nn.Module, Batch], Tensor]
 """How a model is run on a batch."""
 
 
-MOST_ROWS = 64
+MOST_ROWS = 32
 """Rows on which it is looked whether they mix, at the most, unless an example has more."""
 
 

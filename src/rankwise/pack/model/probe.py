@@ -31,21 +31,26 @@ def refuse_mixed_rows(
         PackError: The model mixes rows.
     """
     together, rows = _as_many_as_run(run, [rows, fewer or rows])
-    everything = list(range(rows))
-    for part in [[i] for i in everything[:2]] + ([everything[2:]] if rows > 2 else []):
+    for part in ([0], [1]):
         alone = _alone(run, part, rows, when)
-        if together.shape[0] * len(part) != rows * alone.shape[0]:
+        if together.shape[0] != rows * alone.shape[0]:
             raise PackError(
                 f"The model gave outputs of shape {tuple(together.shape)} for {rows} rows and {tuple(alone.shape)} for "
-                f"{len(part)}; packs need outputs with the rows of the batch first."
+                "1; packs need outputs with the rows of the batch first."
             )
-        made = alone.shape[0] // len(part)
-        if not same(together[part[0] * made : (part[-1] + 1) * made], alone, coarsest(model)):
-            _refuse(_mixing(model, run, part, [i for i in everything if i not in part]), when)
-    # Rows that are all alike fill what has room for some of them only: an expert, say.
-    alike, one = run([0] * rows), run([0])
-    if not same(alike, one.repeat(rows, *[1] * (one.dim() - 1)), coarsest(model)):
-        _refuse(place_of(model, differing(model, lambda: run([0] * rows), lambda: run([0]))), when)
+        if not _as_together(model, together, alone, part, rows):
+            _refuse(_mixing(model, run, part, [i for i in range(rows) if i not in part]), when)
+    # Other neighbours, in other places; and rows that are alike fill what has room for some only: an expert, say.
+    others = [*[0] * (rows - rows // 4), *reversed(range(rows - rows // 4, rows))]
+    if not _as_together(model, together, _alone(run, others, rows, when), others, rows):
+        _refuse(place_of(model, differing(model, lambda: run(others), lambda: run([0]))), when)
+
+
+def _as_together(model: nn.Module, together: Tensor, outputs: Tensor, rows: Sequence[int], n: int) -> bool:
+    """Whether the outputs of these rows are what they are among all n rows."""
+    made = together.shape[0] // n
+    expected = together.unflatten(0, (n, made))[list(rows)].flatten(0, 1)
+    return same(expected, outputs, coarsest(model))
 
 
 def _refuse(where: str, when: str) -> None:

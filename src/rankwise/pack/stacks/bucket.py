@@ -66,6 +66,27 @@ class Bucket:
         start, n = self._starts[key], torch.Size(self.shapes[key]).numel()
         return vector[start : start + len(self) * n].view(len(self), n)
 
+    def matrices(self, vector: Tensor, key: str) -> Tensor | None:
+        """The stack of a tensor as matrices (K, n, rows, columns), each one of a stack of experts by itself: a view of
+        the vector. None of what is no matrix."""
+        stack = self.view(vector, key)
+        if stack.ndim != 3:
+            return None
+        i, declared = self._declared.get(key, (0, None))
+        if declared is None or declared.rank_dim is None:
+            return stack.unsqueeze(1)
+        each = stack.unflatten(1 + declared.rank_dim, (self.members[0].targets[i].stack, -1))
+        return each.movedim(1 + declared.rank_dim, 1)
+
+    def own_sizes(self, key: str) -> list[tuple[int, int]]:
+        """Rows and columns of each adapter's own matrix under a key, without padding."""
+        i, declared = self._declared.get(key, (0, None))
+        if declared is None:
+            rows, columns = self.shapes[key]
+            return [(rows, columns)] * len(self)
+        shapes = [declared.shape(replace(m.targets[i].sizes, stack=1)) for m in self.members]
+        return [(shape[0], shape[1]) for shape in shapes]
+
     def adapts(self, module: str) -> bool:
         """Whether this bucket has an adapter for the module."""
         return module in self._modules

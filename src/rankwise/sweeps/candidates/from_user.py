@@ -9,7 +9,7 @@ from rankwise.errors import ConfigError
 from rankwise.lora.config import LoRAConfig
 from rankwise.sweeps.candidates.given import as_list
 from rankwise.sweeps.candidates.grid import Candidate
-from rankwise.sweeps.candidates.naming import names_of
+from rankwise.sweeps.candidates.naming import label_of, names_of
 from rankwise.sweeps.candidates.warm_start import candidate_from
 from rankwise.train.settings import Training
 
@@ -50,11 +50,9 @@ def _candidate(
     if isinstance(config, str | Path):
         return candidate_from(model, Path(config), training, lrs, name=name, head=head)
     lora = config if isinstance(config, LoRAConfig) else LoRAConfig(r=config)
-    by_rank = name == f"r{lora.r}" or name.startswith(f"r{lora.r} ")
-    label = f"r = {lora.r}{', '.join(['', *name.split(' ', 1)[1:]])}" if by_rank else f"{name} (r = {lora.r})"
     return Candidate(
         name=name,
-        label=label,
+        label=label_of(name, lora),
         method="lora",
         training=training,
         lrs=lrs,

@@ -80,6 +80,18 @@ def names_of(configs: Sequence[int | LoRAConfig | str | Path]) -> list[str]:
     return [name if (before := names[:i].count(name)) == 0 else f"{name} {before + 1}" for i, name in enumerate(names)]
 
 
+def label_of(name: str, lora: LoRAConfig) -> str:
+    """Return a configuration's name in words.
+
+    Examples:
+        >>> label_of("r8 dora", LoRAConfig(r=8)), label_of("mine", LoRAConfig(r=8))
+        ('r = 8, dora', 'mine (r = 8)')
+    """
+    if name != f"r{lora.r}" and not name.startswith(f"r{lora.r} "):
+        return f"{name} (r = {lora.r})"
+    return f"r = {lora.r}{', '.join(['', *name.split(' ', 1)[1:]])}"
+
+
 def _cut(name: str) -> str:
     return name.encode()[: MOST_BYTES - 10].decode(errors="ignore").strip()
 

@@ -307,17 +307,7 @@ def decide(
         for c in configurations
         if c is not reference and (comparison := compare(c, reference, rule, floors)) is not None
     }
-    smaller = sorted(
-        (
-            c
-            for c in configurations
-            if c.name in compared
-            and c.method in CANDIDATES
-            and c.trainable_parameters < reference.trainable_parameters
-            and (path is None or c.name in path)
-        ),
-        key=lambda c: (c.trainable_parameters, -(compared[c.name].p_within or 0.0), -compared[c.name].mean, c.name),
-    )
+    smaller = _smaller([c for c in configurations if path is None or c.name in path], reference, compared)
     gain = _gain(itself, rule)
     better = floors.better([run.rows for run in reference.runs], higher)
     chosen, verdict = _verdict(smaller, compared, gain, len(itself.ours), rule)
@@ -351,6 +341,21 @@ def decide(
         more_seeds_needed=_more(leaning, smaller, compared) if verdict == "undecided" else 0,
         smaller=tuple(c.name for c in smaller),
         comparisons=compared,
+    )
+
+
+def _smaller(
+    configurations: Sequence[Configuration], reference: Configuration, compared: Mapping[str, Comparison]
+) -> list[Configuration]:
+    """Those that could be shown, smallest first, of equally small ones the likelier first."""
+    able = [
+        c
+        for c in configurations
+        if c.name in compared and c.method in CANDIDATES and c.trainable_parameters < reference.trainable_parameters
+    ]
+    return sorted(
+        able,
+        key=lambda c: (c.trainable_parameters, -(compared[c.name].p_within or 0.0), -compared[c.name].mean, c.name),
     )
 
 

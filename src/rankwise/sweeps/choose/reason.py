@@ -38,7 +38,7 @@ def reason(
     if answer.verdict == "shown" and (len(compared) > 2 or adaptive) and not strict:
         sentences.append(
             "In the worst case, where all sizes lie just outside, a plan that looks again after each seed names one of "
-            "them in up to 30% of sweeps"
+            "them in about 25% of sweeps"
             if adaptive
             else f"The smallest of {len(compared)} sizes that passes lies just outside in up to 20% of the worst cases"
         )

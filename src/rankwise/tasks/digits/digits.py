@@ -19,6 +19,7 @@ from rankwise.results import Method
 from rankwise.results.origin import Published, PublishedRow
 from rankwise.streams import stream_seed
 from rankwise.sweeps.candidates.grid import Candidate
+from rankwise.sweeps.candidates.naming import label_of, names_of
 from rankwise.sweeps.floors import majority_class
 from rankwise.sweeps.problem import Problem, Splits
 from rankwise.tasks.digits.mnist import RawDigits, Split
@@ -158,17 +159,22 @@ BASELINE_LRS = (1e-4, 3e-4, 1e-3, 3e-3)
 def candidates_of(options: DigitsOptions) -> list[Candidate]:
     """What is tried: every rank, and the baselines."""
     protocol = protocol_of(options)
+    adapters = [
+        replace(protocol.lora, r=r, alpha=float(r) if protocol.alpha_is_r else protocol.lora.alpha, variant=variant)
+        for variant in options.variant
+        for r in options.ranks
+    ]
     ranks = [
         Candidate(
-            name=f"r{r}",
-            label=f"r = {r}",
+            name=name,
+            label=label_of(name, lora),
             method="lora",
             training=protocol.training,
             lrs=protocol.lrs,
-            lora=replace(protocol.lora, r=r, alpha=float(r) if protocol.alpha_is_r else protocol.lora.alpha),
+            lora=lora,
             data="new",
         )
-        for r in options.ranks
+        for name, lora in zip(names_of(adapters), adapters, strict=True)
     ]
     baselines = [
         Candidate(name=name, label=label, method="full", training=training, lrs=lrs, whole=WHOLE, data=data)

@@ -25,7 +25,7 @@ class _Idle:
     because: str
 
 
-_OF_ADAPTERS = ("alpha", "dropout", "target_modules", "exclude_modules", "init", "scaling")
+_OF_ADAPTERS = ("alpha", "dropout", "target_modules", "exclude_modules", "init", "scaling", "variant")
 
 _RULES = (
     _Idle(

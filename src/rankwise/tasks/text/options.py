@@ -2,6 +2,7 @@
 
 import datetime
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -60,6 +61,22 @@ def parse_names(text: str) -> tuple[str, ...]:
     return (text,) if text.startswith("re:") else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def parse_folders(text: str) -> tuple[str, ...]:
+    """Read folders with commas between them; a comma in a folder's name is told by the folder that is there.
+
+    Examples:
+        >>> parse_folders("nowhere/a, nowhere/b")
+        ('nowhere/a', 'nowhere/b')
+    """
+    parts, found = text.split(","), list[str]()
+    while parts:
+        joined = (n for n in range(len(parts), 1, -1) if Path(",".join(parts[:n]).strip()).is_dir())
+        n = next(joined, 1)
+        found.append(",".join(parts[:n]).strip())
+        parts = parts[n:]
+    return tuple(folder for folder in found if folder)
+
+
 def parse_separator(text: str) -> str:
     r"""Read a separator as a shell hands it on, where "\n" and "\t" are two characters each.
 
@@ -87,6 +104,7 @@ Numbers = Annotated[tuple[int, ...], listed(parse_numbers)]
 Rates = Annotated[tuple[float, ...], listed(parse_rates)]
 Columns = Annotated[tuple[tuple[str, str], ...], listed(parse_columns)]
 Names = Annotated[tuple[str, ...], listed(parse_names)]
+Folders = Annotated[tuple[str, ...], listed(parse_folders)]
 
 
 @Parameter(name="*")
@@ -132,6 +150,8 @@ class TextOptions:
         exclude_modules: Modules to leave out.
         init: How A and B start: kaiming, gaussian or notebook.
         scaling: "alpha/r" or "alpha/sqrt(r)".
+        variant: What is trained in a layer: lora, dora, ...; of several each is tried at every rank. A name that isn't
+            known lists them.
         epochs: Passes over the training data.
         batch_size: Examples a step, of each run.
         rows_a_pass: Examples of a step that pass through the model at once; less takes less memory. [default: all]
@@ -183,7 +203,7 @@ class TextOptions:
     skip_bad_lines: Annotated[bool, Parameter(group=DATA, negative="", show_default=False)] = False
 
     ranks: Annotated[Numbers, Parameter(group=MAIN)] = (1, 2, 4, 8, 16, 32)
-    init_from: Annotated[Names, Parameter(group=GRID, show_default=False)] = ()
+    init_from: Annotated[Folders, Parameter(group=GRID, show_default=False)] = ()
     seeds: Annotated[tuple[int, ...] | None, listed(parse_seeds), Parameter(group=MAIN)] = None
     lr: Annotated[Rates, Parameter(group=MAIN)] = (1e-4, 3e-4, 1e-3)
     baseline: Annotated[bool, Parameter(group=GRID)] = True
@@ -202,6 +222,7 @@ class TextOptions:
     exclude_modules: Annotated[Names, Parameter(group=ADAPTER, show_default=False)] = ()
     init: Annotated[str, Parameter(group=ADAPTER)] = "kaiming"
     scaling: Annotated[str, Parameter(group=ADAPTER)] = "alpha/r"
+    variant: Annotated[Names, Parameter(group=ADAPTER)] = ("lora",)
 
     epochs: Annotated[int, Parameter(group=MAIN)] = 3
     batch_size: Annotated[int, Parameter(group=TRAINING)] = 32
@@ -325,7 +346,12 @@ class TrainOptions(TextOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for what, given in (("ranks", self.ranks), ("seeds", self.seed_list), ("lr", self.lr)):
+        for what, given in (
+            ("ranks", self.ranks),
+            ("seeds", self.seed_list),
+            ("lr", self.lr),
+            ("variant", self.variant),
+        ):
             if len(given) != 1:
                 raise ConfigError(
                     f"rankwise train trains one adapter, and --{what} names {len(given)}; give one, or run rankwise "

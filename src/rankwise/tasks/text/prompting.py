@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rankwise.tasks.text.sidecar import read_sidecar, write_sidecar
 
@@ -53,11 +53,7 @@ def read_prompting(folder: Path) -> Prompting | None:
 
 def _prompting(content: Any) -> Prompting:
     chat, separator, template, date = (content.get(key) for key in ("chat", "separator", "chat_template", "date"))
-    known = isinstance(template, str | None) or (isinstance(template, dict) and all(map(_is_text, template.values())))
-    if not (isinstance(chat, bool) and isinstance(separator, str) and known and isinstance(date, str | None)):
+    texts = isinstance(separator, str) and isinstance(template, str | None) and isinstance(date, str | None)
+    if not (isinstance(chat, bool) and texts):
         raise TypeError("a setting is of another type")
-    return Prompting(chat, separator, cast(Any, template), date)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    return Prompting(chat, separator, template, date)

@@ -17,6 +17,7 @@ from rankwise.results import Results
 from rankwise.streams import stream
 from rankwise.sweeps.candidates.baselines import baselines
 from rankwise.sweeps.candidates.grid import Candidate
+from rankwise.sweeps.candidates.naming import label_of, names_of
 from rankwise.sweeps.candidates.warm_start import candidate_from
 from rankwise.sweeps.problem import DATA, Problem, Run, Splits, SweepState
 from rankwise.sweeps.run.stage import Search
@@ -60,8 +61,7 @@ def make_text(options: TextOptions, observers: Observers, base: Mapping[str, Ten
     Raises:
         RankwiseError: Something in the options or the data can't be used.
     """
-    for r in options.fresh_ranks:  # first, before a model is loaded
-        adapter_of(options, r, {})
+    adapters_of(options, {})  # first, before a model is loaded
     training_of(options)
     device = find_device(options.device)
     precision = choose_precision(options.precision, options.dtype, device)
@@ -173,28 +173,33 @@ def training_of(options: TextOptions) -> Training:
     )
 
 
-def adapter_of(options: TextOptions, r: int, extra: Mapping[str, Any], targets: Any = None) -> LoRAConfig:
-    """The settings of an adapter of this rank.
+def adapters_of(options: TextOptions, extra: Mapping[str, Any], targets: Any = None) -> list[LoRAConfig]:
+    """The settings of the adapters that are trained from the beginning: every variant at every rank.
 
     Args:
         options: The settings.
-        r: Its rank.
-        extra: Goes into its file.
-        targets: What it adapts where the options name nothing; None for all linear layers.
+        extra: Goes into their files.
+        targets: What they adapt where the options name nothing; None for all linear layers.
 
     Raises:
         ConfigError: A value is out of its range, or a name is not known.
     """
-    return LoRAConfig(
-        r=r,
-        alpha=options.alpha,
-        dropout=options.dropout,
-        target_modules=options.target_modules if options.target_modules != (ALL_LINEAR,) else targets or ALL_LINEAR,
-        exclude_modules=options.exclude_modules,
-        init=options.init,
-        scaling=options.scaling,
-        extra=extra,
-    )
+    named = options.target_modules != (ALL_LINEAR,)
+    return [
+        LoRAConfig(
+            r=r,
+            alpha=options.alpha,
+            dropout=options.dropout,
+            target_modules=options.target_modules if named else targets or ALL_LINEAR,
+            exclude_modules=options.exclude_modules,
+            init=options.init,
+            scaling=options.scaling,
+            variant=variant,
+            extra=extra,
+        )
+        for variant in options.variant
+        for r in options.fresh_ranks
+    ]
 
 
 def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
@@ -202,19 +207,20 @@ def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
     loaded = ready.loaded
     training = training_of(options)
     extra = {"task_type": ready.task_type} if ready.task_type else {}
+    adapters = adapters_of(options, extra, ready.targets)
     ranks = [
         Candidate(
-            name=f"r{r}",
-            label=f"r = {r}",
+            name=name,
+            label=label_of(name, lora),
             method="lora",
             training=training,
             lrs=options.lr,
-            lora=adapter_of(options, r, extra, ready.targets),
+            lora=lora,
             whole=loaded.head,
             whole_rate=options.head_rate,
             start=loaded.initial_head,
         )
-        for r in options.fresh_ranks
+        for name, lora in zip(names_of(adapters), adapters, strict=True)
     ]
     started = [
         candidate_from(

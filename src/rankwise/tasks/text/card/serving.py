@@ -65,7 +65,13 @@ def _is_no_text_writer(config: PeftConfig) -> bool:
     return config.get("task_type") == "SEQ_CLS"
 
 
+_NO_LORA = Rule(
+    lambda config: config.get("peft_type", "LORA") != "LORA",
+    lambda config: f"it knows LoRA only, and this adapter is of type {config['peft_type']}",
+)
+
 VLLM_RULES = (
+    _NO_LORA,
     Rule(
         lambda config: vllm_max_lora_rank(config) is None,
         lambda config: f"rank {max_rank_of(config)} is above {VLLM_RANKS[-1]}, its largest --max-lora-rank",
@@ -92,6 +98,7 @@ def _targets(config: PeftConfig) -> Sequence[str]:
 
 
 LLAMA_CPP_RULES = (
+    _NO_LORA,
     # The converter ends at a tensor that is neither A nor B.
     Rule(_has("modules_to_save"), _names("modules_to_save")),
     Rule(_has("use_dora"), lambda config: "it does not support DoRA"),

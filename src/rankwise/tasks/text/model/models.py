@@ -115,10 +115,7 @@ def load_text_model(
         _forget_gguf(model)
         notes.append(f"The weights of {source.gguf} are unpacked to {options.dtype}.")
     if len(tokenizer) > size:
-        notes.append(
-            f"The tokenizer knows {len(tokenizer):,} tokens and the model {size:,}: texts with one of the "
-            "others can't be read."
-        )
+        notes.append(_too_many_tokens(len(tokenizer), size))
     config = getattr(model, "config", config)
     for part in (config, text_config(config)):
         part.pad_token_id = tokenizer.pad_token_id  # classifiers over causal models find a text's end by it
@@ -140,6 +137,10 @@ def load_text_model(
     if new:
         model.load_state_dict(loaded.initial_head(seed=0), strict=False)
     return loaded
+
+
+def _too_many_tokens(known: int, size: int) -> str:
+    return f"The tokenizer knows {known:,} tokens and the model {size:,}: texts with one of the others can't be read."
 
 
 def _with_usable_positions(model: nn.Module, config: Any) -> Any:

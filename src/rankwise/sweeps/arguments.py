@@ -1,0 +1,101 @@
+"""What `rankwise.sweep` is given, as data, candidates and a problem."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from rankwise.pack.losses import PerBatch
+from rankwise.sweeps.candidates.baselines import baselines
+from rankwise.sweeps.candidates.from_user import Config, candidates_of
+from rankwise.sweeps.candidates.given import as_counts, as_rates, trained_whole
+from rankwise.sweeps.candidates.grid import Candidate
+from rankwise.sweeps.choose.deciding import Deciding
+from rankwise.sweeps.problem import DATA, Problem, Splits
+from rankwise.train.data.cuts import pooled
+from rankwise.train.data.feed import Feed
+from rankwise.train.data.loaders import cut_off, in_memory
+from rankwise.train.data.tensors import Data
+from rankwise.train.settings import Training
+
+SHARE_CUT = 0.1
+"""Of the training data, for validation or test data that are not given."""
+
+
+def splits_of(
+    model: nn.Module, train: Any, validation: Any, test: Any, training: Training | None
+) -> tuple[Splits, list[str]]:
+    """The data in memory, on the model's device, and what the user should know of them and of the training."""
+    device = next(model.parameters()).device
+    rest, notes = in_memory(train, "training", device), list[str]()
+    parts: dict[str, Data] = {}
+    for what, given in (("test", test), ("validation", validation)):
+        if given is not None:
+            parts[what] = in_memory(given, what, device)
+            continue
+        rest, parts[what] = cut_off(rest, SHARE_CUT, what)
+        notes.append(f"A tenth of the training data is cut off for {what}.")
+    if training is not None and training.has_lr:
+        unused = f"The learning rate of `training`, {training.lr:g}, is not used"
+        notes.append(f"{unused}; `lrs` has those that are tried.")
+    if validation is not None:
+        return Splits(rest, parts["validation"], parts["test"]), notes
+    own, cut, rotation = pooled(rest, parts["validation"])
+    return Splits(own, cut, parts["test"], rotation), notes
+
+
+def candidates_from(
+    model: nn.Module,
+    configs: Config | Iterable[Config] | Mapping[str, Config | tuple[Config, Training]],
+    head: Sequence[str],
+    training: Training,
+    lrs: float | Sequence[float],
+    baseline: bool | float | Sequence[float],
+) -> list[Candidate]:
+    """What is tried: adapters, and baselines."""
+    whole, rates = trained_whole(model, head), as_rates(lrs, "lrs")
+    full = baseline if isinstance(baseline, bool) else as_rates(baseline, "baseline")
+    return [
+        *candidates_of(model, configs, whole, training, rates),
+        *baselines(model, whole, training, rates, full),
+    ]
+
+
+def problem_of(
+    splits: Splits,
+    loss: PerBatch,
+    metric: PerBatch | None,
+    metric_name: str | None,
+    higher_is_better: bool | None,
+    feed: Feed,
+) -> Problem:
+    """Data, loss and metric; without a metric the loss is one."""
+    return Problem(
+        splits={DATA: splits},
+        loss=loss,
+        metric=metric or loss,
+        metric_name=metric_name or ("loss" if metric is None else "metric"),
+        higher_is_better=metric is not None if higher_is_better is None else higher_is_better,
+        feed=feed,
+    )
+
+
+def seeds_of(deciding: Deciding, seeds: int | Sequence[int] | None, n_candidates: int) -> Sequence[int]:
+    """The seeds that are trained; one where an adaptive plan has nothing to decide."""
+    counted = tuple(range(seeds)) if isinstance(seeds, int) else seeds
+    chosen = deciding.seeds(None if counted is None else as_counts(counted, "seeds"))
+    return chosen[:1] if seeds is None and n_candidates == 1 and deciding.plan == "auto" else chosen
+
+
+def feed_of(call: Callable[[nn.Module, Any], Tensor] | Feed, rows_at_once: int, rows_a_pass: int | None) -> Feed:
+    """How rows reach the model."""
+    feed = call if isinstance(call, Feed) else Feed(call=call)
+    return replace(feed, rows_at_once=rows_at_once, rows_a_pass=rows_a_pass)
+
+
+def unused_seeds(candidates: Sequence[Candidate]) -> list[str]:
+    """A note where a configuration has a seed of its own."""
+    if any(c.lora is not None and c.lora.seed for c in candidates):
+        return ["The seed of a LoRAConfig is not used; `seeds` has those that are trained."]
+    return []
