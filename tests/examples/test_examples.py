@@ -72,6 +72,7 @@ def test_distributed():
     assert results["last"] < 0.5 * results["first"]
 
 
+@pytest.mark.slow
 def test_the_notebook_of_the_digits():
     """Its cells, in order, with less training; the text of every cell stays as it is otherwise."""
     notebook = json.loads((EXAMPLES / "digits.ipynb").read_text(encoding="utf-8"))
