@@ -1,9 +1,9 @@
 """What every optimiser of a pack has: vectors laid out as the parameters, kept, cut and saved by adapter.
 
 A further optimiser is a subclass that names its vectors and takes a step, all elementwise over the pack's vectors, with
-each adapter's settings spread over its own numbers. One whose step joins numbers of a tensor (Shampoo, Muon) or of an
-adapter (LAMB's norms) has to do so bucket by bucket on `Bucket.view`, where the padding is zero; one that needs the
-loss again (L-BFGS) does not fit.
+each adapter's settings spread over its own numbers. One whose step joins numbers of a tensor (Muon, Shampoo) or of an
+adapter (LAMB's norms) has to do so bucket by bucket on `Bucket.matrices` or `Bucket.view`, where the padding is zero;
+one that needs the loss again (L-BFGS) does not fit.
 """
 
 from abc import ABC, abstractmethod
