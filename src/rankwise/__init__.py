@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rankwise.lora.merge import merge, unmerge
     from rankwise.pack.counts import CountMetric
     from rankwise.quantising import quantize
+    from rankwise.sweeps.run.units.on_ray import Ray
     from rankwise.tasks.text.use.prediction import predict
     from rankwise.tasks.trainers.sweep_trainer import sweep_trainer
     from rankwise.train.settings import Training
@@ -29,6 +30,7 @@ __all__ = [
     "LayerType",
     "LoRAConfig",
     "RankwiseError",
+    "Ray",
     "Sweep",
     "Training",
     "activate",
@@ -57,6 +59,7 @@ _HOMES = {
     "LayerType": "rankwise.lora.layer_types",
     "LoRAConfig": "rankwise.lora.config",
     "RankwiseError": "rankwise.errors",
+    "Ray": "rankwise.sweeps.run.units.on_ray",
     "Sweep": "rankwise.api",
     "Training": "rankwise.train.settings",
     "activate": "rankwise.lora.active",

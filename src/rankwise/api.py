@@ -31,6 +31,7 @@ from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.record import add_next
 from rankwise.sweeps.run.extend import was_rotated
 from rankwise.sweeps.run.location import RunLocation
+from rankwise.sweeps.run.units.on_ray import Ray
 from rankwise.sweeps.storage.adapters import put_on
 from rankwise.sweeps.storage.directory import can_resume
 from rankwise.sweeps.storage.owned import holds_results
@@ -161,6 +162,7 @@ def sweep(
     every: Every | None = None,
     progress: str = "auto",
     observers: Sequence[Observer] = (),
+    workers: Ray | None = None,
 ) -> Sweep:
     """Train many adapters together over one frozen model, hold them against full fine-tuning, and recommend one.
 
@@ -215,6 +217,8 @@ def sweep(
             `configs` add some. Where there is nothing, the sweep begins.
         every: How often a checkpoint is written to `out`.
         progress: "auto" (a live table in a terminal, else lines), "quiet", ...
+        workers: `rankwise.Ray(...)` trains packs on a Ray cluster; it needs `out`, which all of its machines see. The
+            model, the data and the functions are handed to workers in a pickle there. None trains in this process.
         observers: Loggers (`rankwise.loggers`), or objects of your own with a method `on_event`.
 
     Returns:
@@ -239,6 +243,8 @@ def sweep(
         >>> [c.name for c in found.results.configurations]
         ['r1', 'r2', 'full']
     """
+    if workers is not None and (out is None or cache is not False):
+        raise ConfigError("Workers need a run directory, and none of a cache: give out, and leave cache out.")
     check_model(model)
     splits, notes = splits_of(model, train, validation, test, training)
     deciding = Deciding(
@@ -257,8 +263,12 @@ def sweep(
     problem = problem_of(splits, loss, metric, metric_name, higher_is_better, feed)
     planned = _experiment(model, candidates, seeds, problem, deciding, base_name, rungs, widen, notes)
     place = None if out is None else _location(planned, Path(out), overwrite, resume, every)
+    planned = _as_before(planned, place)
+    if workers is not None and place is not None:
+        workers.hand_over(planned)
+        place = replace(place, workers=workers)
     with Observers([shown_by(progress), *observers]) as heard:
-        results, swept, files = _run(_as_before(planned, place), place, cache, heard)
+        results, swept, files = _run(planned, place, cache, heard)
     return Sweep(results, swept, tuple(files), None if out is None else Path(out))
 
 

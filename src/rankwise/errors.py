@@ -39,6 +39,10 @@ class OutputError(RankwiseError, ValueError):
     """The place for results can't be used."""
 
 
+class BusyError(OutputError):
+    """Another process is at work in this place; try again when it has ended."""
+
+
 class CheckpointError(RankwiseError, ValueError):
     """A checkpoint, or the unfinished run it belongs to, can't be used."""
 

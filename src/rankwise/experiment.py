@@ -232,6 +232,7 @@ class Experiment:
             resume=place is not None and place.resume,
             probes=self.probes,
             finished=finished,
+            workers=None if place is None else place.workers,
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rankwise.errors import OutputError
+from rankwise.errors import BusyError, OutputError
 
 LOCK = ".rankwise.lock"
 """The file that a run holds locked; the system frees it when the process ends, however it ends."""
@@ -20,7 +20,8 @@ def locked(directory: Path) -> Generator[None]:
     Where the file system knows no locks, nothing is held.
 
     Raises:
-        OutputError: Another run holds it, or it can't be written to.
+        BusyError: Another run holds it.
+        OutputError: It can't be written to.
 
     Examples:
         >>> import tempfile
@@ -108,7 +109,7 @@ def _locks(descriptor: int, path: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = os.read(descriptor, 200).decode(errors="replace")
-        raise OutputError(
+        raise BusyError(
             f"{path.parent} is in use by another run of rankwise ({holder or 'just begun'}); wait until it has "
             "ended, or give another directory."
         ) from None

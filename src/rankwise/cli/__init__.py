@@ -22,6 +22,7 @@ from rankwise.cli.predict import predict
 from rankwise.cli.report import report
 from rankwise.cli.sweep import sweep
 from rankwise.cli.train import train
+from rankwise.cli.work import work
 from rankwise.errors import ConfigError, RankwiseError, flags_named
 from rankwise.shown import printable
 from rankwise.tasks.options import parse_numbers
@@ -41,6 +42,7 @@ __all__ = [
     "report",
     "sweep",
     "train",
+    "work",
 ]
 """The commands (importing one registers it), and what runs them."""
 

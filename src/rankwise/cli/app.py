@@ -5,6 +5,8 @@ from cyclopts import App
 from rankwise.tasks.flags import flag_group
 
 EXIT_OK, EXIT_MISTAKE, EXIT_DIVERGED, EXIT_INTERRUPTED = 0, 2, 3, 130
+EXIT_ANSWERED, EXIT_LATER = 10, 75
+"""Of `rankwise work`: the answer is written; another process is at work there, so try again later."""
 
 app = App(
     name="rankwise",

@@ -1,7 +1,6 @@
 """`rankwise inspect`."""
 
 import itertools
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from rankwise.cli.app import EXIT_OK, app
+from rankwise.errors import AdapterFileError
+from rankwise.shown import json_line
 
 if TYPE_CHECKING:
     from rankwise.adapter_files.inspecting import InspectedModule, Inspection
@@ -52,10 +53,13 @@ def inspect(
         Print all of it as JSON.
     """
     from rankwise.adapter_files.inspecting import inspect_adapter
+    from rankwise.sweeps.storage.owned import why_no_adapter
 
+    if not (adapter / "adapter_config.json").exists() and (why := why_no_adapter(adapter)):
+        raise AdapterFileError(why)
     found, run = inspect_adapter(adapter), _run_of(adapter)
     if json_:
-        print(json.dumps(_plain(found, run), indent=2, ensure_ascii=False))
+        print(json_line(_plain(found, run), indent=2))
     else:
         _show(found, run, each=modules)
     return EXIT_OK

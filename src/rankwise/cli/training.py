@@ -14,6 +14,8 @@ from cyclopts import Parameter
 from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK, HOW, MAIN
 from rankwise.cli.continuing import settings_of
 from rankwise.cli.places import name_of, new_run, pointed_to
+from rankwise.cli.recorded import wanted
+from rankwise.cli.workers import check_workers, idle_gpus, workers_of
 from rankwise.errors import ConfigError
 from rankwise.tasks.flags import listed
 from rankwise.tasks.options import parse_numbers, parts
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from rankwise.results import Results
     from rankwise.sweeps.run.forecast import Forecast
     from rankwise.sweeps.run.location import RunLocation
+    from rankwise.sweeps.run.units.context import Workers
     from rankwise.train.events import Observers
 
 
@@ -73,6 +76,16 @@ class RunOptions:
         Show nothing while training.
     json:
         Print the answer as JSON on standard output; everything else goes to standard error.
+    prepare:
+        Write the run to --out with its first units of work, print their numbers, and stop; `rankwise work` trains them.
+    ray:
+        Train packs on a Ray cluster: local (this machine, all of its GPUs), auto, or the head's host:port.
+    max_workers:
+        Packs that train at the same time; large packs are cut where workers would stand idle.
+    cpus_per_worker:
+        CPUs, and threads, of a worker on Ray. [default: half of a machine's, or its share for each GPU]
+    gpus_per_worker:
+        GPUs of a worker on Ray. [default: 1 where there are some]
     """
 
     out: Annotated[Path | None, Parameter(group=MAIN)] = None
@@ -90,6 +103,11 @@ class RunOptions:
     log_to: Annotated[tuple[str, ...], listed(parts)] = ()
     quiet: Annotated[bool, Parameter(negative="", show_default=False)] = False
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    prepare: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    ray: str | None = None
+    max_workers: int | None = None
+    cpus_per_worker: int | None = None
+    gpus_per_worker: float | None = None
 
     @property
     def extends(self) -> bool:
@@ -117,30 +135,53 @@ def train(
     """
     import yaml
 
-    from rankwise.experiment import run_experiment
-    from rankwise.loggers.table import loggers
-    from rankwise.show.live import progress
-    from rankwise.train.events import Observers
-
-    how = _checked(command, settings, how)
     config = yaml.safe_dump({command: settings}, sort_keys=False)
+    if (take := wanted()) is not None:
+        return take(command, config, make)
+    how = _checked(command, settings, how)
     if how.print_config:
         print(config, end="")
         return EXIT_OK
     if how.dry_run:
         return _print_forecast(how, make)
+    check_workers(how, settings)
+    advice = None if how.quiet or command == "train" else idle_gpus(how, settings)
+    if advice is not None:
+        print(advice, file=sys.stderr)
     given = how.resume or how.out
     with new_run(name_of(command, settings.get("data"))) if given is None else nullcontext(given) as directory:
-        logging = loggers(how.log_to, directory / "logs", append=how.resume is not None)
-        place = _location(directory, command, config, how)
         if forecast and not how.quiet:
             make = _with_forecast(make)
-        try:
-            with Observers([progress("quiet" if how.quiet else "auto"), *logging]) as observers:
-                results, _, files = run_experiment(make, place, observers)
-        except KeyboardInterrupt:
-            return _interrupted(place)
-        return _show_results(results, files, place, how)
+        return train_in(directory, command, config, how, make)
+
+
+def train_in(
+    directory: Path,
+    command: str,
+    config: str,
+    how: RunOptions,
+    make: "ExperimentFactory",
+    workers: "Workers | None" = None,
+) -> int:
+    """Train in a directory, and show the answer, or the units that the sweep waits for."""
+    from rankwise.experiment import run_experiment
+    from rankwise.loggers.table import loggers
+    from rankwise.show.live import progress
+    from rankwise.sweeps.run.units.apart import UnitsPending
+    from rankwise.sweeps.run.units.unit import ranges
+    from rankwise.train.events import Observers
+
+    logging = loggers(how.log_to, directory / "logs", append=how.resume is not None)
+    place = replace(_location(directory, command, config, how), workers=workers or workers_of(how, directory))
+    try:
+        with Observers([progress("quiet" if how.quiet else "auto"), *logging]) as observers:
+            results, _, files = run_experiment(make, place, observers)
+    except UnitsPending as pending:
+        print(ranges(pending.numbers))
+        return EXIT_OK
+    except KeyboardInterrupt:
+        return _interrupted(place)
+    return _show_results(results, files, place, how)
 
 
 def _checked(command: str, settings: dict[str, Any], how: RunOptions) -> RunOptions:

@@ -9,6 +9,7 @@ from torch import nn
 
 from rankwise.sweeps.problem import Problem, SweepState
 from rankwise.sweeps.run.run import run_sweep
+from rankwise.sweeps.run.units.here import Here
 from rankwise.sweeps.run.worker import LocalWorker, PackJob, PackState
 from rankwise.train.checkpoints import Every
 from rankwise.train.events import Event, Observers
@@ -41,7 +42,7 @@ def test_packs_may_train_elsewhere_in_any_order(tmp_path: Path, rungs: tuple[int
     here = run_sweep(small_model(), small_runs(), small_problem(), Observers(), rungs=rungs)
     there = run_sweep(
         small_model(), small_runs(), small_problem(), Observers(), rungs=rungs, checkpoints=tmp_path,
-        every=Every(epochs=1), worker_of=Elsewhere,
+        every=Every(epochs=1), workers=Here(Elsewhere),
     )  # fmt: skip
     assert there.complete
     assert comparable(there) == comparable(here)
@@ -60,8 +61,29 @@ def test_packs_that_turn_out_too_large_are_trained_in_halves_in_a_further_round(
                 assert isinstance(last, PackState)
                 yield PackState(last.pack, "too large" if len(job.runs) > 3 else "over", last.state)
 
-    found = run_sweep(small_model(), small_runs()[:8], small_problem(), Observers(), worker_of=Narrow)
+    found = run_sweep(small_model(), small_runs()[:8], small_problem(), Observers(), workers=Here(Narrow))
     assert found.complete
     assert sizes == [[8], [4, 4], [2, 2, 2, 2]]
     assert [point.step for point in found.curve if point.run == "r1-lr0.03-s0"] == [5, 10, 15]
     assert found.notes.count("Memory ran out for 4 runs at a time; they went on in packs of 2 and 2.") == 2
+
+
+def test_packs_that_a_worker_has_stay_in_the_checkpoints_that_are_written_meanwhile(tmp_path: Path) -> None:
+    class Lost(Elsewhere):
+        """Takes all packs, and dies when the first has come to its end."""
+
+        def train(self, jobs: Iterable[PackJob]) -> Generator[Event | PackState]:
+            worker, asked = LocalWorker(small_model(), small_problem()), [*jobs]
+            first_round = asked[0].state is None
+            yield from worker.train(asked if first_round else asked[:1])
+            if not first_round:
+                raise KeyboardInterrupt
+
+    whole = run_sweep(small_model(), small_runs(), small_problem(), Observers(), rungs=(1,))
+    given = (small_model(), small_runs(), small_problem(), Observers())
+    part = run_sweep(*given, rungs=(1,), checkpoints=tmp_path, workers=Here(Lost))
+    assert not part.complete
+    assert any(outcome.status == "finished" for outcome in part.outcomes.values())
+    again = run_sweep(*given, rungs=(1,), checkpoints=tmp_path, resume=True)
+    assert again.complete
+    assert comparable(again) == comparable(whole)

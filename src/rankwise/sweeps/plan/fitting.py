@@ -117,3 +117,20 @@ def cut_to_fit(pack: Sequence[One], needed: Callable[[One], int], limit: int | N
         packs[-1].append(run)
         left -= needed(run)
     return packs
+
+
+def spread(packs: Sequence[Sequence[One]], n: int) -> list[list[One]]:
+    """Cut the largest packs in half until there are at least n, or every run is a pack: idle workers cost more than a
+    pack's runs save by sharing it.
+
+    Examples:
+        >>> spread([[1, 2, 3, 4, 5], [6]], 3)
+        [[1, 2, 3], [4, 5], [6]]
+        >>> spread([[1, 2]], 8)
+        [[1], [2]]
+    """
+    found = [list(pack) for pack in packs]
+    while len(found) < n and (largest := max(found, key=len, default=[])) and len(largest) > 1:
+        i, half = found.index(largest), (len(largest) + 1) // 2
+        found[i : i + 1] = [largest[:half], largest[half:]]
+    return found

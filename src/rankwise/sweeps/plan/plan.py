@@ -4,14 +4,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from rankwise.errors import CheckpointError
 from rankwise.sweeps.plan.batching import apart
-from rankwise.sweeps.plan.fitting import Probes, bytes_of_runs, cut_to_fit, limit_of
+from rankwise.sweeps.plan.fitting import Probes, bytes_of_runs, cut_to_fit, limit_of, spread
 from rankwise.sweeps.problem import Problem, Run
 from rankwise.train.prefix import own_tensors
 from rankwise.writing import read_checked, write_checked
@@ -63,6 +63,7 @@ def make_plan(
     rungs: Sequence[int],
     memory: int | None = None,
     probes: Probes | None = None,
+    at_once: int = 1,
 ) -> Plan:
     """Plan a sweep.
 
@@ -73,10 +74,11 @@ def make_plan(
         rungs: Epochs after which the worst configurations leave.
         memory: Bytes that a pack may need beside the base; by default nine tenths of what the device has free.
         probes: As `bytes_of_runs` takes it.
+        at_once: Packs that train at the same time: large ones are cut where there would be fewer.
     """
     needed, limit = bytes_of_runs(model, runs, problem, probes), limit_of(model, memory)
     whole, notes = apart(model, plan_packs(runs))
-    packs = [cut for pack in whole for cut in cut_to_fit(pack, lambda run: needed[run.name], limit)]
+    packs = spread([cut for pack in whole for cut in cut_to_fit(pack, lambda run: needed[run.name], limit)], at_once)
     return Plan(
         packs=[[run.name for run in pack] for pack in packs],
         memory=needed,
@@ -90,15 +92,28 @@ def make_plan(
     )
 
 
-def fingerprints(model: nn.Module, runs: Sequence[Run], problem: Problem) -> dict[str, str]:
-    """What a plan is for."""
+def fingerprints(
+    model: nn.Module, runs: Sequence[Run], problem: Problem, known: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """What a plan is for.
+
+    Args:
+        model: The base.
+        runs: What is trained.
+        problem: Data, loss and metric.
+        known: The fingerprints of "base" and "data", where they have been taken before.
+    """
     found = {
         "runs": hashlib.sha256("\n".join(map(_settings, runs)).encode()).hexdigest(),
-        "base": fingerprint(model.state_dict()),
-        "data": fingerprint(_named(problem)),
+        **(known or fingerprints_of(model, problem)),
     }
     cuts = _cuts(runs, problem)
     return {**found, "cuts": fingerprint(cuts)} if cuts else found
+
+
+def fingerprints_of(model: nn.Module, problem: Problem) -> dict[str, str]:
+    """Those of the base and the data, which all plans of a sweep share."""
+    return {"base": fingerprint(model.state_dict()), "data": fingerprint(_named(problem))}
 
 
 def run_fingerprint(run: Run) -> str:
@@ -141,7 +156,17 @@ WHAT_DIFFERS = {
 }
 
 
-def check_plan(plan: Plan, sha256: Mapping[str, str], made_with: Mapping[str, str], folder: Path) -> list[str]:
+@runtime_checkable
+class Planned(Protocol):
+    """What was planned: a whole plan, or a unit of it."""
+
+    @property
+    def sha256(self) -> dict[str, str]: ...
+    @property
+    def made_with(self) -> dict[str, str]: ...
+
+
+def check_plan(plan: Planned, sha256: Mapping[str, str], made_with: Mapping[str, str], folder: Path) -> list[str]:
     """Hold a plan that was read against what is there now.
 
     Args:

@@ -1,7 +1,7 @@
 """Where a run keeps its results, and how it starts or is resumed there."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rankwise.sweeps.run.extend import Earlier, read_base, read_earlier
+from rankwise.sweeps.run.units.context import Workers
 from rankwise.sweeps.storage.directory import begin_run, held, read_begun
 from rankwise.sweeps.storage.owned import UNFINISHED
 from rankwise.train.checkpoints import Every
@@ -28,6 +29,7 @@ class RunLocation:
         extend: Whether to continue from the finished run in the directory.
         how_to_extend: (seeds to add, seeds then) -> a command that adds them, for the report.
         every: How often a checkpoint is written.
+        workers: Train the packs; None trains them in this process.
     """
 
     directory: Path
@@ -39,19 +41,29 @@ class RunLocation:
     extend: bool = False
     how_to_extend: Callable[[int, int], str] | None = None
     every: Every | None = None
+    workers: Workers | None = None
 
     @property
     def kept(self) -> Path:
         """Where the run is kept while it is under way."""
         return self.directory / UNFINISHED
 
-    def held(self) -> AbstractContextManager[None]:
-        """Hold the directory for this run, from before anything costly to the end.
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """Hold the directory for this run, from before anything costly to the end, when workers are let go.
 
         Raises:
+            ConfigError: The workers can't be reached.
             OutputError: Results can't be written there, or another run holds it.
         """
-        return held(self.directory, overwrite=self.overwrite, resume=self.resume or self.extend)
+        if self.workers is not None:
+            _ = self.workers.at_once  # whether they can be reached is known now, or else only after costly work
+        with held(self.directory, overwrite=self.overwrite, resume=self.resume or self.extend):
+            try:
+                yield
+            finally:
+                if self.workers is not None:
+                    self.workers.close()
 
 
 @dataclass(frozen=True)

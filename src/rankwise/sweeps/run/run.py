@@ -13,7 +13,8 @@ from rankwise.sweeps.plan.fitting import Probes
 from rankwise.sweeps.plan.plan import check_plan, fingerprints, make_plan, read_plan, surroundings, write_plan
 from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.run.scheduler import Scheduler
-from rankwise.sweeps.run.worker import LocalWorker, WorkerFactory
+from rankwise.sweeps.run.units.context import StageContext, Workers
+from rankwise.sweeps.run.units.here import Here
 from rankwise.sweeps.storage.checkpoints import Keeper
 from rankwise.train.checkpoints import Checkpoints, Every
 from rankwise.train.events import Message, Observer, RunInfo, Started
@@ -33,7 +34,8 @@ def run_sweep(
     tests: bool = True,
     memory: int | None = None,
     probes: Probes | None = None,
-    worker_of: WorkerFactory = LocalWorker,
+    workers: Workers | None = None,
+    root: Path | None = None,
 ) -> SweepState:
     """Train every run and measure those that finished.
 
@@ -54,7 +56,8 @@ def run_sweep(
         memory: Bytes that a pack may need beside the base; what doesn't fit trains in packs one after another. By
             default nine tenths of what the device has free. An unfinished run keeps the packs of its plan.
         probes: What steps take in memory, as far as it was measured before.
-        worker_of: Makes the worker that trains the packs; by default one in this process.
+        workers: Train the packs; None trains them in this process.
+        root: The folder of the whole run, of which `checkpoints` is that of a stage; None where they are the same.
 
     Raises:
         CheckpointError: The unfinished run can't be gone on with: there is none, or it is of other runs, data or base.
@@ -65,6 +68,7 @@ def run_sweep(
     """
     if list(rungs) != sorted({*rungs}) or any(rung < 1 for rung in rungs):
         raise ConfigError(f"The rungs are {list(rungs)}; give rising numbers of epochs, such as 4, 12.")
+    workers = workers or Here()
     parameters = {run.name: resolve(model, run.member).parameter_count() for run in runs}
     swept = SweepState(runs, parameters)
     if resume:
@@ -77,7 +81,7 @@ def run_sweep(
             )
         swept.notes += check_plan(plan, fingerprints(model, runs, problem), surroundings(model), checkpoints)
     else:
-        plan = make_plan(model, runs, problem, rungs, memory, probes)
+        plan = make_plan(model, runs, problem, rungs, memory, probes, workers.at_once)
         if checkpoints is not None:
             write_plan(checkpoints, plan)
     swept.note(plan.notes)
@@ -89,7 +93,8 @@ def run_sweep(
         kept = Checkpoints(checkpoints, lambda text: observer.on_event(Message(text)), every)
     keeper = None if kept is None else Keeper(kept, swept)
     with stop_on_signals(heard=kept is not None) as stop:
-        worker = worker_of(model, problem, lambda: stop.asked or (kept is not None and kept.due()))
+        context = StageContext(model, problem, checkpoints, root or checkpoints, plan.sha256, swept, stop, every)
+        worker = workers.worker(context, lambda: kept is not None and kept.due())
         scheduler = Scheduler(model, packs, problem, plan.rungs, swept, observer, keeper, stop)
         with suppress(KeyboardInterrupt):
             if resume:
@@ -98,6 +103,9 @@ def run_sweep(
                 with closing(worker.train(jobs)) as events:
                     for event in events:
                         scheduler.take(event)
+    # Packs that train at the same time end in any order.
+    order = {run.name: i for i, run in enumerate(runs)}
+    swept.curve.sort(key=lambda point: (order[point.run], point.step))
     swept.complete = len(swept.outcomes) == len(runs)
     finished = sum(outcome.status == "finished" for outcome in swept.outcomes.values())
     if tests and finished:

@@ -14,7 +14,7 @@ from rankwise.sweeps.choose.rungs import worst_runs
 from rankwise.sweeps.measure import validate
 from rankwise.sweeps.problem import Problem, Run, SweepState, score_of
 from rankwise.sweeps.run.worker import PackJob, PackState
-from rankwise.sweeps.storage.checkpoints import Keeper
+from rankwise.sweeps.storage.checkpoints import Keeper, Moment, moment
 from rankwise.train.events import Event, Observer, Resumed, RunEnded
 from rankwise.train.machine.interrupts import Stop
 from rankwise.train.state import TrainingState
@@ -51,6 +51,8 @@ class Scheduler:
         self._swept, self._keeper, self._stop = swept, keeper, stop
         self._observers: list[Observer] = [swept, *([] if keeper is None else [keeper]), observer]
         self._waiting: dict[int, TrainingState] = {}
+        self._out: dict[int, Moment] = {}
+        """Where packs were that a worker has now."""
         self._stage = 0
 
     def resume(self) -> None:
@@ -90,8 +92,15 @@ class Scheduler:
         i = 0  # no fixed range: halves of packs are added at the end
         while i < len(self.packs):
             if self._has_work(i, until):
-                yield PackJob(i, tuple(self.packs[i]), self._waiting.pop(i, None), until)
+                yield PackJob(i, tuple(self.packs[i]), self._hand_out(i), until)
             i += 1
+
+    def _hand_out(self, i: int) -> TrainingState | None:
+        """The state of a pack that a worker gets; a copy would only take memory."""
+        state = self._waiting.pop(i, None)
+        if state is not None:
+            self._out[i] = moment(state)
+        return state
 
     def _has_work(self, i: int, until: int | None) -> bool:
         over = all(run.name in self._swept.outcomes for run in self.packs[i])
@@ -115,13 +124,14 @@ class Scheduler:
             observer.on_event(event)
 
     def _take_state(self, pack: PackState) -> None:
+        self._out.pop(pack.pack, None)
         if pack.state is None:
             self._waiting.pop(pack.pack, None)
         else:
             self._waiting[pack.pack] = pack.state
         if pack.status == "under way":
             self._keep()
-            self._waiting.pop(pack.pack, None)  # the worker trains on; a copy would only take memory
+            self._hand_out(pack.pack)  # the worker trains on
             if self._stop.asked:
                 raise KeyboardInterrupt
         elif pack.status == "too large" and pack.state is not None:
@@ -151,10 +161,11 @@ class Scheduler:
             f"Memory ran out for {len(names)} runs at a time; they went on in packs of {len(names) - len(leaving)} and "
             f"{len(leaving)}."
         )
+        self._keep()  # before the halves are handed out
 
     def _keep(self) -> None:
         if self._keeper is not None:
-            self._keeper.write(self._waiting, self._stage)
+            self._keeper.write(self._waiting, self._stage, self._out)
 
     def _rung(self, epochs: int) -> None:
         """Let the worst leave, of the runs on each data set."""

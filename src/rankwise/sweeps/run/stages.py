@@ -23,7 +23,7 @@ from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.run.auto import Auto, Walk
 from rankwise.sweeps.run.run import run_sweep
 from rankwise.sweeps.run.stage import Decisions, Finished, Phase, Phases, PlannedStage, Search, StageResult
-from rankwise.sweeps.run.worker import LocalWorker, WorkerFactory
+from rankwise.sweeps.run.units.context import Workers
 from rankwise.sweeps.storage.owned import PRICE
 from rankwise.train.checkpoints import Every
 from rankwise.train.data.tensors import count_rows
@@ -56,7 +56,7 @@ class Stages:
         resume: Whether to go on with what is in the folder.
         probes: What steps take in memory, as far as it was measured before.
         finished: Runs of an earlier sweep; those that are asked for again are taken from it.
-        worker_of: Makes the worker that trains packs.
+        workers: Train the packs; None trains them in this process.
     """
 
     model: nn.Module
@@ -73,7 +73,7 @@ class Stages:
     resume: bool = False
     probes: Probes = field(default_factory=Probes)
     finished: Finished | None = None
-    worker_of: WorkerFactory = LocalWorker
+    workers: Workers | None = None
     seconds_before: float = 0.0
     """Training time of the interrupted run that this one resumes, as far as it has come to it."""
     _rates: dict[str, tuple[float, bool]] = field(default_factory=dict[str, tuple[float, bool]])
@@ -100,7 +100,8 @@ class Stages:
                 resume=self.resume and folder is not None and (i == 0 or (folder / PLAN).exists()),
                 tests=phase.tests,
                 probes=self.probes,
-                worker_of=self.worker_of,
+                workers=self.workers,
+                root=self.checkpoints,
             )
             self.seconds_before += came.seconds_before
             phases.take(came)

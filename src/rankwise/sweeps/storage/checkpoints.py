@@ -18,6 +18,8 @@ MOST_LOGS = 16
 """Log parts before they are written as one."""
 
 OUTCOME = [field.name for field in fields(Outcome) if field.name not in ("state", "deciding")]
+Moment = tuple[int, tuple[str, ...]]
+
 NUMBERS = [field.name for field in fields(Point) if field.name not in ("run", "step")]
 
 
@@ -36,8 +38,8 @@ class Keeper:
         self._checkpoints, self._swept = checkpoints, swept
         self.cut: list[list[str]] | None = None
         """The runs of each pack, where that is no longer as planned."""
-        self._packs: dict[str, tuple[int, list[str]]] = {}
-        """Steps and runs of the packs as they were written: these tell one state of a pack from another."""
+        self._packs: dict[str, tuple[Moment, dict[str, Any]]] = {}
+        """The packs as they were written: which state, and its plain part."""
         self._logs: list[str] = []
         self._logged = (0, 0)
         """Outcomes and points that are in the logs."""
@@ -47,18 +49,29 @@ class Keeper:
         if isinstance(event, EpochEnded):
             self._checkpoints.epoch_over()
 
-    def write(self, waiting: Mapping[int, TrainingState], stage: int) -> bool:
+    def write(
+        self, waiting: Mapping[int, TrainingState], stage: int, out: "Mapping[int, Moment] | None" = None
+    ) -> bool:
         """Write a checkpoint; a failure is said, and training can go on.
 
         Args:
             waiting: The packs that have begun and not ended.
             stage: Rungs that are behind.
+            out: Where packs were that have been handed to a worker: they stay in the checkpoint as they were written.
+
+        Returns:
+            Whether it was written; not where a pack that is out had not been.
         """
         swept = self._swept
+        still = {f"pack-{i}": self._packs.get(f"pack-{i}", (None, {})) for i in out or {}}
+        if any(still[f"pack-{i}"][0] != at for i, at in (out or {}).items()):
+            return False
+        packs = {f"pack-{i}": (moment(state), state.plain) for i, state in waiting.items()}
+        packs |= {name: (at, plain) for name, (at, plain) in still.items() if at is not None}
         parts: dict[str, Tensors | None] = {
-            f"pack-{i}": None if self._packs.get(f"pack-{i}") == _place(state) else state.tensors
-            for i, state in waiting.items()
+            f"pack-{i}": None if self._moment(i) == moment(state) else state.tensors for i, state in waiting.items()
         }
+        parts |= dict.fromkeys(still)
         now = len(swept.outcomes), len(swept.curve)
         kept = self._logs if len(self._logs) < MOST_LOGS else []
         log = (
@@ -71,16 +84,20 @@ class Keeper:
         plain = {
             "stage": stage,
             "cut": self.cut,
-            "packs": {str(i): state.plain for i, state in waiting.items()},
+            "packs": {name.removeprefix("pack-"): plain for name, (_, plain) in packs.items()},
             "outcomes": outcomes,
             "runs": [run.name for run in swept.runs],
             "logs": [*kept, *log],
+            "notes": swept.notes,
         }
         if not self._checkpoints.write(parts, plain):
             return False
-        self._packs = {f"pack-{i}": _place(state) for i, state in waiting.items()}
+        self._packs = packs
         self._logs, self._logged = [*kept, *log], now
         return True
+
+    def _moment(self, i: int) -> "Moment | None":
+        return self._packs.get(f"pack-{i}", (None, {}))[0]
 
     def read(self) -> tuple[dict[int, TrainingState], int]:
         """Fill what has been found so far from the last whole checkpoint.
@@ -93,6 +110,7 @@ class Keeper:
             return {}, 0
         plain, swept = found.plain, self._swept
         self.cut = plain.get("cut")
+        swept.note(plain.get("notes", []))
         states: dict[int, dict[str, Tensor]] = {}
         deciding: dict[int, np.ndarray] = {}
         for log in plain["logs"]:
@@ -100,7 +118,7 @@ class Keeper:
         for i, outcome in enumerate(plain["outcomes"]):
             swept.outcomes[outcome["name"]] = Outcome(state=states.get(i, {}), deciding=deciding.get(i), **outcome)
         waiting = {int(i): TrainingState(dict(found.parts[f"pack-{i}"]), p) for i, p in plain["packs"].items()}
-        self._packs = {f"pack-{i}": _place(state) for i, state in waiting.items()}
+        self._packs = {f"pack-{i}": (moment(state), state.plain) for i, state in waiting.items()}
         self._logs, self._logged = plain["logs"], (len(swept.outcomes), len(swept.curve))
         return waiting, plain["stage"]
 
@@ -135,5 +153,6 @@ class Keeper:
             self._swept.curve.append(Point(run=runs[run], step=step, **named))
 
 
-def _place(state: TrainingState) -> tuple[int, list[str]]:
-    return state.plain["steps"], state.names
+def moment(state: TrainingState) -> Moment:
+    """Steps taken and runs left: these tell one state of a pack from another."""
+    return state.plain["steps"], tuple(state.names)

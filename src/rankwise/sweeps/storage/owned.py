@@ -49,6 +49,13 @@ EARLIER = "earlier"
 
 EARLIER_FILES = ("results.json", "predictions.npz", "curves.csv")
 
+UNITS, UNIT, DONE = "units", "unit.json", "done.json"
+"""In the folder of an unfinished run: units of work for other processes, each a folder with what it trains, its
+checkpoints, and a mark that it is done."""
+
+EXPERIMENT = "experiment.pickle"
+"""In the folder of an unfinished run that was begun from Python: what workers make the experiment from."""
+
 PRICE = "price.json"
 """What a further adapter cost when the run began."""
 
@@ -60,8 +67,9 @@ PLACING, PLACING_FORMAT = "placing.json", "rankwise-placing-1"
 
 _OURS = re.compile(
     rf"{ABOUT}|{PLAN}|{MEASURED}|{PRICE}|{PLACING}|config\.yaml|base(/model\.safetensors)?|"
-    rf"{EARLIER}(/({'|'.join(map(re.escape, EARLIER_FILES))}))?|(stage-\d+/)?(checkpoint-\d{{6,}}\.json|"
-    rf"\d{{6,}}-[\w-]+\.safetensors|{PLAN})|stage-\d+"
+    rf"{EARLIER}(/({'|'.join(map(re.escape, EARLIER_FILES))}))?|(stage-\d+/|{UNITS}/\d+/)?(checkpoint-\d{{6,}}\.json|"
+    rf"\d{{6,}}-[\w-]+\.safetensors|{PLAN})|stage-\d+|{EXPERIMENT}|"
+    rf"{UNITS}(/\d+(/({UNIT}|{DONE}|{re.escape(LOCK)}))?)?"
 )
 _TEMPORARY = re.compile(r"\.(.+?)\.\d+\.(tmp|mode)")
 

@@ -181,13 +181,6 @@ def test_texts_that_are_none(place: Path, text: str, capsys: pytest.CaptureFixtu
     assert "Line 1 is no text" in capsys.readouterr().err
 
 
-def test_things_that_are_no_texts(place: Path) -> None:
-    things: list[Any] = [None, 3, ("a", None), ("a", "b", "c")]
-    for thing in things:
-        with pytest.raises(DataError, match=r"Text 2 is .*; give texts, or pairs of texts"):
-            rankwise.predict(place / "one", ["fine", thing])
-
-
 def test_standard_input_begins_with_a_mark(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

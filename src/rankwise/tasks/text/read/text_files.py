@@ -1,10 +1,10 @@
 """Text files opened as UTF-8, plain or compressed, and refused by name where they are something else."""
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rankwise.errors import DataError
 
@@ -29,7 +29,7 @@ def open_text(path: Path) -> TextIOWrapper:
     return opened(path, mode="rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def read_lines(stream: TextIO) -> Iterator[str]:
+def read_lines(stream: Iterable[str]) -> Iterator[str]:
     """The lines of a stream such as standard input, without their ends and the mark that UTF-8 text may begin with.
 
     Raises:

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rankwise.errors import AdapterFileError
 from rankwise.pack.losses import PerBatch
 from rankwise.sweeps.problem import Splits
+from rankwise.sweeps.storage.owned import why_no_adapter
 from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.data.loading import TextData, load_examples
 from rankwise.tasks.text.data.seen import checksums
@@ -105,8 +107,11 @@ class BuiltTask:
         """The folder of an adapter to train on, unless it was trained for something else.
 
         Raises:
+            AdapterFileError: It is a run's directory, or the adapter that a run recommends where it recommends none.
             DataError: It was.
         """
+        if why := why_no_adapter(folder):
+            raise AdapterFileError(why)
         self.check_start(folder)
         return folder
 

@@ -1,0 +1,61 @@
+"""Packs train in this process: the setting of a run without workers."""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from rankwise.sweeps.run.units.context import PendingUnit, StageContext
+from rankwise.sweeps.run.units.train import train_unit
+from rankwise.sweeps.run.units.unit import Unit, Units
+from rankwise.sweeps.run.units.worker import UnitsWorker
+from rankwise.sweeps.run.worker import LocalWorker, Worker, WorkerFactory
+from rankwise.sweeps.storage.owned import UNITS
+from rankwise.train.events import Event, Message
+
+
+@final
+@dataclass(frozen=True)
+class Here:
+    """Trains packs in this process; the units of an earlier process that used some are continued.
+
+    Args:
+        worker_of: Makes the worker.
+    """
+
+    worker_of: WorkerFactory = LocalWorker
+
+    @property
+    def at_once(self) -> int:
+        """One after another."""
+        return 1
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def worker(self, context: StageContext, due: Callable[[], bool]) -> Worker:
+        """What trains the packs of a stage."""
+        units = None if context.root is None else Units(context.root / UNITS)
+        if units is None or not units.numbers:
+            return self.worker_of(context.model, context.problem, lambda: context.stop.asked or due())
+        return UnitsWorker(context, units, self)
+
+    def run(self, pending: Sequence[PendingUnit], context: StageContext) -> Generator[Event | Unit]:
+        """Train units one after another."""
+        for one in pending:
+            messages: list[str] = []
+            known = {key: context.sha256[key] for key in ("base", "data")}
+            training = train_unit(
+                one.unit,
+                one.runs,
+                context.model,
+                context.problem,
+                known,
+                stop=context.stop,
+                say=messages.append,
+                every=context.every,
+            )
+            for event in training:
+                yield from map(Message, messages)
+                messages.clear()
+                yield event
+            yield one.unit

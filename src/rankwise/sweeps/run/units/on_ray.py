@@ -1,0 +1,364 @@
+"""Packs train as units on a Ray cluster: an actor a worker, which loads the base once and trains one unit at a time.
+
+Ray Core only. What a worker has trained lies in the run directory, not in Ray's object store; so a worker that dies
+costs what its unit did since its last checkpoint, and a driver that dies can be resumed, on Ray or without.
+"""
+
+import os
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, final
+
+from rankwise.errors import BusyError, ConfigError, RankwiseError, option
+from rankwise.sweeps.plan.plan import fingerprints_of
+from rankwise.sweeps.run.units.context import PendingUnit, StageContext, units_of
+from rankwise.sweeps.run.units.train import give_up, train_unit
+from rankwise.sweeps.run.units.unit import Made, Unit, Units
+from rankwise.sweeps.run.units.worker import UnitsWorker
+from rankwise.sweeps.run.worker import Worker
+from rankwise.sweeps.storage.owned import EXPERIMENT
+from rankwise.train.checkpoints import Every
+from rankwise.train.events import EpochEnded, Event, Message, Stepped
+from rankwise.train.machine.interrupts import Stop
+from rankwise.writing import write_durably
+
+LOCAL, AUTO = "local", "auto"
+ANSWERS_IN = 5.0
+"""Seconds in which an address must answer."""
+
+LOOK_EVERY = 5.0
+"""Seconds between two looks at what the cluster has room for."""
+
+STARTING = -1
+"""In place of the number of a unit: the start of a worker."""
+
+MOST_DEATHS = 10
+"""Workers that may die over one unit without a new checkpoint; more are no accident."""
+
+LOW_ON_MEMORY = "running low on memory"
+"""In Ray's words on a worker that it has ended to free memory. (Its words on any sudden death name memory too.)"""
+
+TOO_LARGE_AFTER = 2
+"""Times that a unit may run out of the machine's memory before it is split."""
+
+
+@dataclass(frozen=True)
+class Unpickled:
+    """Makes an experiment that was begun from Python: from its file in the run directory."""
+
+    path: Path
+
+    def __call__(self) -> Made:
+        """Read it."""
+        from ray import cloudpickle
+
+        pickling: Any = cloudpickle
+        return pickling.loads(self.path.read_bytes())
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What workers need of an experiment."""
+
+    model: Any
+    problem: Any
+    candidates: Any
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Ray:
+    """Train packs on a Ray cluster.
+
+    Args:
+        address: "local" starts Ray on this machine; "auto" takes the cluster of RAY_ADDRESS or the one that runs here;
+            else host:port of a cluster's head.
+        max_workers: At the most; None for as many as the cluster has room for.
+        cpus_per_worker: Also a worker's threads. None takes half of a machine's, or its share for each GPU.
+        gpus_per_worker: None takes one where the cluster has some.
+        make: Makes the experiment on a worker; None hands the driver's over through the run directory.
+
+    Raises:
+        ConfigError: A number can't be used, or Ray is not installed.
+
+    Examples:
+        >>> Ray(max_workers=0)
+        Traceback (most recent call last):
+        rankwise.errors.ConfigError: max_workers is 0; it must be a whole number of at least 1.
+    """
+
+    address: str = AUTO
+    max_workers: int | None = None
+    cpus_per_worker: int | None = None
+    gpus_per_worker: float | None = None
+    make: Callable[[], Made] | None = None
+    _pool: "list[Any]" = field(default_factory=list[Any], repr=False, compare=False)
+    _held: "list[Plain]" = field(default_factory=list[Plain], repr=False, compare=False)
+    _began: "list[bool]" = field(default_factory=list[bool], repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for what in ("max_workers", "cpus_per_worker"):
+            if (value := getattr(self, what)) is not None and value < 1:
+                raise ConfigError(f"{option(what)} is {value}; it must be a whole number of at least 1.")
+        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
+            raise ConfigError(f"{option('gpus_per_worker')} is {self.gpus_per_worker}; it must be 0 or more.")
+        if find_spec("ray") is None:
+            raise ConfigError(
+                'Workers on Ray need the package "ray", of the extra "ray": run pip install ".[ray]" in a checkout.'
+            )
+
+    def hand_over(self, made: Made) -> None:
+        """Have workers read the driver's experiment from the run directory, where nothing else makes it."""
+        if self.make is None:
+            self._held[:] = [Plain(made.model, made.problem, made.candidates)]
+
+    @property
+    def at_once(self) -> int:
+        """Packs that train at the same time: as many as the cluster has room for workers.
+
+        Raises:
+            ConfigError: The cluster does not answer, or has no room for one.
+        """
+        cpus, gpus = self._each()
+        found = _resources()
+        room = [int(found.get("CPU", 0) // cpus), *([int(found.get("GPU", 0) // gpus)] if gpus else [])]
+        if min(room) < 1:
+            raise ConfigError(
+                f"A worker takes {cpus:g} CPUs and {gpus:g} GPUs, and the cluster has {found.get('CPU', 0):g} and "
+                f"{found.get('GPU', 0):g}; give {option('cpus_per_worker')} and {option('gpus_per_worker')}."
+            )
+        return min(*room, self.max_workers) if self.max_workers else min(room)
+
+    def worker(self, context: StageContext, due: Callable[[], bool]) -> Worker:
+        """What trains the packs of a stage.
+
+        Raises:
+            ConfigError: There is no run directory, or the cluster does not answer.
+            OutputError: The experiment can't be written for the workers.
+        """
+        units = units_of(context)
+        if self._held and context.root is not None:
+            from ray import cloudpickle
+
+            pickling: Any = cloudpickle
+            write_durably(context.root.absolute() / EXPERIMENT, pickling.dumps(self._held[0]))
+        return UnitsWorker(context, units, self)
+
+    def close(self) -> None:
+        """End the workers, and Ray where it was started for this run."""
+        import ray
+
+        for actor in self._pool:
+            ray.kill(actor)
+        self._pool.clear()
+        if self._began:
+            self._began.clear()
+            ray.shutdown()
+
+    def run(self, pending: Sequence[PendingUnit], context: StageContext) -> Generator[Event | Unit]:
+        """Train units, as many at a time as there are workers; a dead worker's unit is given to another.
+
+        Raises:
+            KeyboardInterrupt: Asked to stop; units continue from their last checkpoints.
+            RankwiseError: A worker can't train a unit.
+        """
+        import ray
+        from ray.exceptions import OutOfMemoryError, RayActorError, RaySystemError, RayTaskError, WorkerCrashedError
+
+        queue, running, starting = deque(pending), dict[Any, tuple[Any, PendingUnit]](), dict[Any, Any]()
+        deaths, short, looked, limit = Counter[int](), Counter[int](), 0.0, 1
+        died = (RayActorError, RaySystemError, OutOfMemoryError, WorkerCrashedError)
+        try:
+            while queue or running:
+                if context.stop.asked:
+                    raise KeyboardInterrupt
+                if time.monotonic() > looked + LOOK_EVERY:  # machines come and go
+                    looked, limit = time.monotonic(), _room(self)
+                while queue and self._pool:
+                    one, actor = queue.popleft(), self._pool.pop()
+                    events = actor.run.options(num_returns="streaming").remote(one.unit.number, context.every)
+                    running[events] = actor, one
+                # A unit is given to no worker that has not started: there may be no room for it any more.
+                while len(starting) < len(queue) and len(running) + len(starting) < limit:
+                    actor = self._actor(context)
+                    starting[actor.ready.remote()] = actor
+                waiting: Any = [*running, *starting]
+                if not waiting:
+                    time.sleep(0.5)
+                    continue
+                ready: Any = ray.wait(waiting, num_returns=1, timeout=0.5, fetch_local=False)
+                for events in ready[0]:
+                    number = running[events][1].unit.number if events in running else STARTING
+                    try:
+                        if number == STARTING:
+                            ray.get(events)
+                            self._pool.append(starting.pop(events))
+                        else:
+                            event: Any = ray.get(next(events))
+                            yield event
+                    except StopIteration:
+                        actor, one = running.pop(events)
+                        self._pool.append(actor)
+                        yield one.unit
+                    except died as error:
+                        deaths[number] += 1
+                        if deaths[number] > MOST_DEATHS:
+                            raise ConfigError(
+                                f"{deaths[number]} workers died over "
+                                f"{'their start' if number == STARTING else f'unit {number}'}, the last one with: "
+                                f"{' '.join(str(error).split())[:300]}"
+                            ) from error
+                        looked = 0.0
+                        if number == STARTING:
+                            del starting[events]
+                            continue
+                        _, one = running.pop(events)
+                        short[number] += isinstance(error, OutOfMemoryError) or LOW_ON_MEMORY in str(error)
+                        if short[number] >= TOO_LARGE_AFTER:
+                            give_up(one.unit, one.runs, context.model, context.problem)
+                            yield one.unit
+                            continue
+                        queue.append(one)
+                        yield Message(f"The worker of unit {number} died; another continues from its last checkpoint.")
+                    except RayTaskError as error:
+                        cause = error.cause
+                        if not isinstance(cause, BusyError):
+                            raise (cause if isinstance(cause, RankwiseError) else error) from error
+                        actor, one = running.pop(events)
+                        self._pool.append(actor)
+                        queue.append(one)
+                        time.sleep(0.5)
+        finally:
+            for actor in [*starting.values(), *(actor for actor, _ in running.values())]:
+                ray.kill(actor)
+
+    def _each(self) -> tuple[int, float]:
+        """CPUs and GPUs of a worker."""
+        self._connect()
+        found = _resources()
+        gpus = float(found.get("GPU", 0) >= 1) if self.gpus_per_worker is None else self.gpus_per_worker
+        cpus = found.get("CPU", 1)
+        share = cpus * gpus / found["GPU"] if gpus and found.get("GPU") else cpus / found["nodes"] / 2
+        return self.cpus_per_worker or max(1, int(share)), gpus
+
+    def _actor(self, context: StageContext) -> Any:
+        """Start a worker."""
+        import ray
+
+        cpus, gpus = self._each()
+        units = units_of(context).folder.absolute()
+        make = self.make or Unpickled(units.parent / EXPERIMENT)
+        kind: Any = ray.remote(num_cpus=cpus, num_gpus=gpus)(UnitActor)
+        return kind.remote(make, units, cpus, Path.cwd())
+
+    def _connect(self) -> None:
+        import logging
+
+        import ray
+
+        if ray.is_initialized():
+            return
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
+        if self.address == LOCAL:
+            ray.init(address="local", **options)
+        else:
+            del options["include_dashboard"]
+            address = os.environ.get("RAY_ADDRESS", AUTO) if self.address == AUTO else self.address
+            if address != AUTO:
+                _check_address(address)
+            try:
+                ray.init(address=address, **options)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise ConfigError(
+                    f"No Ray cluster answers at {address} ({' '.join(str(error).split())[:200]}); start one with "
+                    "`ray start --head`, or take this machine alone with the address local."
+                ) from error
+        self._began.append(True)
+
+
+class UnitActor:
+    """A worker: trains units of one run, one at a time.
+
+    Args:
+        make: Makes the experiment.
+        units: The folder of the units.
+        threads: Of torch.
+        place: The driver's working folder, for paths in the settings.
+    """
+
+    def __init__(self, make: Callable[[], Made], units: Path, threads: int, place: Path) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        if place.is_dir():
+            os.chdir(place)
+        self._make, self._units = make, Units(units)
+        self._made: Made | None = None
+        self._known: dict[str, str] = {}
+
+    def ready(self) -> bool:
+        """Whether it has started."""
+        return True
+
+    def run(self, number: int, every: Every | None) -> Generator[Event]:
+        """Train a unit; yields what a display shows of it.
+
+        Raises:
+            ConfigError: The run directory can't be reached from here.
+        """
+        if not self._units.folder.is_dir():
+            raise ConfigError(
+                f"{self._units.folder} can't be reached from {socket.gethostname()}, where a worker runs; give an "
+                f"{option('out')} that all machines share."
+            )
+        if self._made is None:
+            self._made = self._make()
+            self._known = fingerprints_of(self._made.model, self._made.problem)
+        unit, messages = self._units.unit(number), list[str]()
+        runs = unit.spec.runs_from(self._made.candidates)
+        training = train_unit(
+            unit, runs, self._made.model, self._made.problem, self._known, stop=Stop(), say=messages.append, every=every
+        )
+        for event in training:
+            yield from map(Message, messages)
+            messages.clear()
+            if isinstance(event, Stepped | EpochEnded):
+                yield event
+
+
+def _resources() -> dict[str, float]:
+    """What the cluster has in all, with its number of machines."""
+    import ray
+
+    return {**ray.cluster_resources(), "nodes": max(1, sum(bool(node["Alive"]) for node in ray.nodes()))}
+
+
+def _room(workers: Ray) -> int:
+    """Workers that the cluster has room for now; 0 where a machine that went took the last of it."""
+    try:
+        return workers.at_once
+    except ConfigError:
+        return 0
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address at which nothing answers soon.
+
+    Raises:
+        ConfigError: Nothing does, or it is none that can be used.
+    """
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise ConfigError(
+            f'The Ray address is "{address}"; give {LOCAL}, {AUTO}, or host:port of the cluster\'s head, on one of its '
+            "machines (elsewhere, use `ray job submit`)."
+        )
+    try:
+        socket.create_connection((host, int(port)), ANSWERS_IN).close()
+    except OSError as error:
+        raise ConfigError(f"Nothing answers at the Ray address {address} ({error.strerror or error}).") from error

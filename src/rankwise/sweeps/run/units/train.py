@@ -1,0 +1,101 @@
+"""Train one unit, wherever this process runs."""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+
+from torch import nn
+
+from rankwise.errors import CheckpointError
+from rankwise.sweeps.plan.fitting import training_of
+from rankwise.sweeps.plan.plan import check_plan, fingerprints
+from rankwise.sweeps.problem import Problem, Run, SweepState
+from rankwise.sweeps.run.units.unit import Result, Unit, keep, made_with
+from rankwise.sweeps.run.worker import LocalWorker, PackJob, PackState
+from rankwise.sweeps.storage.checkpoints import Keeper
+from rankwise.train.checkpoints import Checkpoints, Every
+from rankwise.train.events import Event
+from rankwise.train.machine.interrupts import Stop
+
+
+def train_unit(
+    unit: Unit,
+    runs: Sequence[Run],
+    model: nn.Module,
+    problem: Problem,
+    known: Mapping[str, str],
+    *,
+    stop: Stop,
+    say: Callable[[str], None],
+    every: Every | None = None,
+) -> Generator[Event]:
+    """Train a unit from its last checkpoint to its end; nothing happens where it is done.
+
+    Args:
+        unit: Which.
+        runs: Its runs, made anew.
+        model: The base.
+        problem: Data, loss and metric.
+        known: Fingerprints of base and data (`fingerprints_of`).
+        stop: Asked after every step; the unit is left where it is then.
+        say: Takes a line for the user.
+        every: How often a checkpoint is written.
+
+    Yields:
+        What happens; after an interruption from the last checkpoint on.
+
+    Raises:
+        BusyError: Another process trains it.
+        CheckpointError: The unit is of other runs, another base or other data, or its beginning is damaged.
+        OutputError: Its result can't be written.
+        KeyboardInterrupt: Asked to stop; the unit can be continued.
+    """
+    with unit.held():
+        if unit.done:
+            return
+        sha256 = fingerprints(model, runs, problem, known)
+        notes = check_plan(unit.spec, sha256, made_with(model), unit.folder)
+        swept = SweepState(runs, {})
+        checkpoints = Checkpoints(unit.folder, say, every)
+        keeper = Keeper(checkpoints, swept)
+        waiting, _ = keeper.read()
+        swept.note(notes)
+        if unit.spec.steps and not waiting and not swept.outcomes:
+            raise CheckpointError(
+                f"Unit {unit.number} has no whole checkpoint left in {unit.folder}; remove that folder, and the next "
+                "`rankwise work --next` writes the unit again."
+            )
+        state = waiting.pop(unit.spec.pack, None)
+        if state is not None or not swept.outcomes:
+            job = PackJob(unit.spec.pack, tuple(runs), state, unit.spec.until)
+            del state, waiting
+            worker = LocalWorker(model, problem, lambda: stop.asked or checkpoints.due())
+            for event in worker.train([job]):
+                if not isinstance(event, PackState):
+                    swept.on_event(event)
+                    keeper.on_event(event)
+                    yield event
+                    continue
+                keep(keeper, unit, event.state, surely=event.status != "under way")
+                if event.status != "under way":
+                    unit.finish(Result(event.status, swept, event.state))
+                elif stop.asked:
+                    raise KeyboardInterrupt
+        else:
+            unit.finish(Result("over", swept, None))
+
+
+def give_up(unit: Unit, runs: Sequence[Run], model: nn.Module, problem: Problem) -> None:
+    """Mark a unit as too large for the memory of the workers, so that its pack is split from its last checkpoint.
+
+    Raises:
+        BusyError: Another process trains it.
+        OutputError: It can't be written.
+    """
+    with unit.held():
+        swept = SweepState(runs, {})
+        keeper = Keeper(Checkpoints(unit.folder, lambda text: None), swept)
+        waiting, _ = keeper.read()
+        state = waiting.get(unit.spec.pack)
+        if state is None and not swept.outcomes:
+            state = training_of(model, runs, problem).state()
+        keep(keeper, unit, state)
+        unit.finish(Result("too large" if state is not None else "over", swept, state))

@@ -1,0 +1,60 @@
+"""A worker that hands out units: what is done is read, and a runner sees to the others."""
+
+from collections.abc import Generator, Iterable
+from itertools import groupby
+from typing import final
+
+from rankwise.sweeps.run.units.context import PendingUnit, Runner, StageContext
+from rankwise.sweeps.run.units.unit import Result, Unit, Units, spec_of
+from rankwise.sweeps.run.worker import PackJob, PackState
+from rankwise.train.events import EpochEnded, Event, Message, RunEnded, Stepped
+
+
+@final
+class UnitsWorker:
+    """Trains packs as units of the run directory.
+
+    Args:
+        context: Where, and for whom.
+        units: Where units lie.
+        runner: Sees to those that are not done.
+    """
+
+    def __init__(self, context: StageContext, units: Units, runner: Runner) -> None:
+        self._context, self._units, self._runner = context, units, runner
+
+    def train(self, jobs: Iterable[PackJob]) -> Generator[Event | PackState]:
+        """Train packs, each to its rung; a point is told once, however often its unit was begun."""
+        context = self._context
+        pending: dict[int, PendingUnit] = {}
+        told = {(point.run, point.step) for point in context.swept.curve}
+        for job in jobs:
+            unit = self._units.unit_of(spec_of(job, context.stage, context.sha256, context.model, context.problem), job)
+            if (result := unit.result(job.runs)) is None:
+                pending[unit.number] = PendingUnit(unit, job.runs)
+            else:
+                yield from _told(unit, result, told)
+        while pending:
+            for event in self._runner.run(list(pending.values()), context):
+                if isinstance(event, Unit):
+                    result = event.result(pending[event.number].runs)
+                    if result is not None:  # else its files are damaged, and it is done again
+                        del pending[event.number]
+                        yield from _told(event, result, told)
+                elif isinstance(event, EpochEnded):
+                    new = tuple(point for point in event.points if (point.run, point.step) not in told)
+                    told |= {(point.run, point.step) for point in new}
+                    if new:
+                        yield EpochEnded(new, event.notes)
+                elif isinstance(event, Stepped | Message):
+                    yield event
+
+
+def _told(unit: Unit, result: Result, told: set[tuple[str, int]]) -> Generator[Event | PackState]:
+    """What came of a unit, as the events that were not told before, and its state."""
+    new = [point for point in result.swept.curve if (point.run, point.step) not in told]
+    notes = tuple(result.swept.notes)
+    for _, points in groupby(new, key=lambda point: point.step):
+        yield EpochEnded(tuple(points), notes)
+    yield from map(RunEnded, result.swept.outcomes.values())
+    yield PackState(unit.spec.pack, result.status, result.state)
