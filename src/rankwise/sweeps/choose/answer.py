@@ -28,7 +28,6 @@ CANDIDATES = frozenset({"lora", "head"})
 BASE = "base"
 """The name of the answer where fine-tuning is not shown to gain anything."""
 
-
 FloorValues = Callable[[np.ndarray | None], np.ndarray | None]
 """Rows of the pool (None: the shared validation rows) -> the metric of the base, or of a constant, on each of them;
 None where it is not known."""

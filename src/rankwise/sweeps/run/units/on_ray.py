@@ -126,11 +126,11 @@ class Ray:
         """
         cpus, gpus = self._each()
         found = _resources()
-        room = [int(found.get("CPU", 0) // cpus), *([int(found.get("GPU", 0) // gpus)] if gpus else [])]
+        room = [int(found["CPU"] // cpus), *([int(found["GPU"] // gpus)] if gpus else [])]
         if min(room) < 1:
             raise ConfigError(
-                f"A worker takes {cpus:g} CPUs and {gpus:g} GPUs, and the cluster has {found.get('CPU', 0):g} and "
-                f"{found.get('GPU', 0):g}; give {option('cpus_per_worker')} and {option('gpus_per_worker')}."
+                f"A worker takes {cpus:g} CPUs and {gpus:g} GPUs, and the cluster has {found['CPU']:g} and "
+                f"{found['GPU']:g}; give {option('cpus_per_worker')} and {option('gpus_per_worker')}."
             )
         return min(*room, self.max_workers) if self.max_workers else min(room)
 
@@ -241,9 +241,8 @@ class Ray:
         """CPUs and GPUs of a worker."""
         self._connect()
         found = _resources()
-        gpus = float(found.get("GPU", 0) >= 1) if self.gpus_per_worker is None else self.gpus_per_worker
-        cpus = found.get("CPU", 1)
-        share = cpus * gpus / found["GPU"] if gpus and found.get("GPU") else cpus / found["nodes"] / 2
+        gpus = float(found["GPU"] >= 1) if self.gpus_per_worker is None else self.gpus_per_worker
+        share = found["CPU"] * gpus / found["GPU"] if gpus and found["GPU"] else found["CPU"] / found["nodes"] / 2
         return self.cpus_per_worker or max(1, int(share)), gpus
 
     def _actor(self, context: StageContext) -> Any:
@@ -332,10 +331,16 @@ class UnitActor:
 
 
 def _resources() -> dict[str, float]:
-    """What the cluster has in all, with its number of machines."""
+    """What the cluster has in all, with its number of machines; a cluster that one has just joined may know neither."""
     import ray
 
-    return {**ray.cluster_resources(), "nodes": max(1, sum(bool(node["Alive"]) for node in ray.nodes()))}
+    end = time.monotonic() + ANSWERS_IN
+    while True:
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        found = {kind: sum(node.get(kind, 0.0) for node in alive) for kind in ("CPU", "GPU")}
+        if found["CPU"] or time.monotonic() > end:
+            return {**found, "nodes": max(1, len(alive))}
+        time.sleep(0.1)
 
 
 def _room(workers: Ray) -> int:
