@@ -275,8 +275,8 @@ def misread(model: nn.Module, folder: Path) -> str:
         lora = lora_of(model.get_submodule(path))
         if lora is None or not math.isclose(lora.scale["default"], scale_by_the_file(fields, path, A.shape[0])):
             return f"the scale of {path} is not the file's"
-        for own in lora.own("default").values():
-            if not same(own.detach(), tensors[f"base_model.model.{path}.lora_magnitude_vector"]):
+        for name, own in lora.parameters_of("default").items():
+            if name not in ("A", "B") and not same(own.detach(), tensors[f"base_model.model.{path}.lora_magnitude_vector"]):
                 return f"the magnitudes of {path} are not the file's"
     for path, own in whole_tensors(model, "default").items():
         owner, _, leaf = path.rpartition(".")

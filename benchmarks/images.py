@@ -8,7 +8,6 @@ memory of a process that trains on n and on 4 n images of 224 x 224.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -38,7 +37,7 @@ def rankwise(*arguments: str) -> tuple[float, float]:
 def answers(root: Path, models: list[str], n: int) -> None:
     """A sweep for each model."""
     from image_models import make_image_model, make_images
-    from rankwise.report import answer_words
+    from rankwise.report import answer_words, read_results
 
     data = make_images(root / "data", n)
     for name in models:
@@ -48,8 +47,8 @@ def answers(root: Path, models: list[str], n: int) -> None:
             *("sweep", "--task", "images", "--model", str(model), "--data", str(data), "--out", str(out)),
             *("--ranks", "1,2,4", "--epochs", "5", "--lr", "1e-3,3e-3", "--seeds", "4", "--tolerance", "5%"),
         )
-        results = json.loads((out / "results.json").read_text())
-        print(f"{name}: {seconds:.0f} s, {peak:.0f} MiB, {len(results['runs'])} runs: {answer_words(results)}")
+        results = read_results(out / "results.json")
+        print(f"{name}: {seconds:.0f} s, {peak:.0f} MiB, {len(results.runs)} runs: {answer_words(results)}")
 
 
 def memory(root: Path, n: int) -> None:

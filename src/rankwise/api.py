@@ -11,13 +11,16 @@ import yaml
 from torch import Tensor, nn
 
 from rankwise.adapter_files import load_adapter
-from rankwise.errors import ConfigError, arguments_named
+from rankwise.errors import ConfigError, arguments_named, known_arguments
 from rankwise.experiment import Experiment, run_experiment
+from rankwise.lora.config import OF_PEFT
 from rankwise.lora.inject import Report
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.pack import call_model
 from rankwise.pack.resolved import State
 from rankwise.report import answer_words
+from rankwise.report.interactive.frame import frame
+from rankwise.report.interactive.html import drawn, results_html
 from rankwise.report.table import markdown_table
 from rankwise.results import AnswerResult, Results
 from rankwise.show.live import progress as shown_by
@@ -65,6 +68,29 @@ class Sweep:
     def table(self) -> str:
         """The table, as Markdown."""
         return markdown_table(self.results)
+
+    def to_pandas(self, of: str = "configurations") -> Any:
+        """A `pandas.DataFrame` with a row for each of the "configurations", or of the "runs".
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        return frame(self.results, of)
+
+    def plot(self, *, relative: bool = False) -> Any:
+        """The figure as a `matplotlib.figure.Figure`: the test metric against trainable parameters.
+
+        Args:
+            relative: Whether both are in percent of the reference's.
+
+        Raises:
+            ConfigError: There is nothing to draw: one configuration alone, or no test metric.
+        """
+        return drawn(self.results, relative=relative)
+
+    def _repr_html_(self) -> str:
+        """Answer, table and figure, for a notebook."""
+        return results_html(self.results)
 
     def __str__(self) -> str:
         """The table, and the answer in words."""
@@ -120,6 +146,7 @@ class Sweep:
         return found[0]
 
 
+@known_arguments({name: f"{advice} in a LoRAConfig" for name, advice in OF_PEFT.items()} | {"ranks": "give configs"})
 @arguments_named()
 # Wherever it is called: inside no_grad or inference_mode nothing could be trained.
 @torch.inference_mode(mode=False)
@@ -350,6 +377,11 @@ def check_model(model: nn.Module, *, mend: str = "convert it first: model.float(
     Raises:
         ConfigError: It has no parameters, or is in float16 on a CPU.
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"The model is a {type(model).__name__} ({str(model)[:40]!r}); give a torch.nn.Module. One of the hub is "
+            "loaded first, by transformers' AutoModel...from_pretrained."
+        )
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is None:
         raise ConfigError(f"The {type(model).__name__} has no parameters to adapt.")

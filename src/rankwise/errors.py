@@ -5,10 +5,15 @@ fact with the values received, the rule, and what to do.
 """
 
 import difflib
+import functools
+import inspect
 import re
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class RankwiseError(Exception):
@@ -92,6 +97,38 @@ def option(name: str, flag: str | None = None) -> str:
         '--batch-size'
     """
     return "--" + (flag or name).replace("_", "-") if _flags.get() else name
+
+
+def known_arguments(instead: Mapping[str, str]) -> Callable[[Function], Function]:
+    """Refuse an argument that a function doesn't have with an error of this family, which names the one that is meant.
+
+    Args:
+        instead: Other libraries' names of arguments -> what to write here.
+
+    Examples:
+        >>> @known_arguments({"colour": "give color"})
+        ... def draw(*, color="red"): ...
+        >>> draw(colour="blue")
+        Traceback (most recent call last):
+        rankwise.errors.ConfigError: draw has no "colour"; give color.
+    """
+
+    def decorate(function: Function) -> Function:
+        parameters = inspect.signature(function).parameters
+        known = None if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) else parameters.keys()
+        name = function.__qualname__.removesuffix(".__init__")
+
+        @functools.wraps(function)
+        def called(*args: Any, **given: Any) -> Any:
+            for argument in () if known is None else given.keys() - known:
+                meant = instead.get(argument)
+                advice = f"; {meant}." if meant else f".{suggest(argument, known or ())}"
+                raise ConfigError(f'{name} has no "{argument}"{advice}')
+            return function(*args, **given)
+
+        return called  # pyright: ignore[reportReturnType]
+
+    return decorate
 
 
 @contextmanager

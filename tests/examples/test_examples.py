@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -69,3 +70,24 @@ def test_copies_and_checkpoints():
 def test_distributed():
     results = results_of("distributed")
     assert results["last"] < 0.5 * results["first"]
+
+
+def test_the_notebook_of_the_digits():
+    """Its cells, in order, with less training; the text of every cell stays as it is otherwise."""
+    notebook = json.loads((EXAMPLES / "digits.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    less = {
+        "range(5):": "range(1):",
+        "[1, 2, 4, 8, 16, 32, 64]": "[1, 8]",
+        "epochs=12": "epochs=2",
+        "seeds=3": "seeds=1",
+    }
+    for text, instead in less.items():
+        assert sum(cell.count(text) for cell in cells) == 1
+        cells = [cell.replace(text, instead) for cell in cells]
+    scope = {}
+    for i, cell in enumerate(cells):
+        exec(compile(cell, f"cell {i}", "exec"), scope)
+    assert [c.r for c in scope["found"].results.configurations] == [1, 8, None]
+    ranks = {c.r: c.trainable_parameters for c in scope["found"].results.configurations}
+    assert ranks[8] == 8 * ranks[1]

@@ -73,7 +73,7 @@ def test_a_pack_is_its_adapters_alone_and_near_float32(kind: str) -> None:
     # Sums of a few products rounded to 8 bits: another order of adding may round them to the other side.
     assert torch.stack([(ours[key] - alone[key]).norm() for key in ours]).norm() < 0.01 * norm
     difference = torch.stack([(ours[key] - exact[key]).norm() for key in ours]).norm()
-    assert 1e-5 * norm < difference < 0.03 * norm
+    assert 1e-5 * norm < difference < 0.06 * norm
     assert all(t.dtype == torch.float32 for t in ours.values())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 

@@ -19,7 +19,6 @@ BASELINES = [("the notebook's baseline (digits 0-4)", 0.984), ("its budget on 5-
 SAMPLES: list[dict[str, Any]] = [
     {},
     {"published": True, "baselines": BASELINES},
-    {"ranks": [4], "baselines": [], "seeds": 1},
     {"baselines": [], "answer_r": 8},
     {"ranks": [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64], "half_width": 0.0005},
     {"metric": "loss", "higher_is_better": False},

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from rankwise.errors import ConfigError, suggest
+from rankwise.errors import ConfigError, known_arguments, suggest
 from rankwise.lora.inits import INITS
 from rankwise.lora.layer_types.sliced import Slice
 from rankwise.lora.maths import SCALINGS
@@ -156,3 +156,17 @@ class LoRAConfig:
         """
         # A door: what PEFT's fields mean is known in `files`, which stands below and is loaded when it is asked.
         return importlib.import_module("rankwise.adapter_files.peft.from_peft").config_from_peft(source, strict=strict)
+
+
+OF_PEFT = {
+    "lora_alpha": "give alpha",
+    "lora_dropout": "give dropout",
+    "init_lora_weights": "give init",
+    "use_rslora": 'give scaling="alpha/sqrt(r)"',
+    "use_dora": 'give variant="dora"',
+    "task_type": 'give extra={"task_type": ...}',
+    "rank": "give r",
+}
+"""Settings as PEFT and others call them -> what to write here; `LoRAConfig.from_peft` takes a whole configuration."""
+
+LoRAConfig.__init__ = known_arguments(OF_PEFT)(LoRAConfig.__init__)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 
 from rankwise.lora.targets.find import ALL_LINEAR, BY_NAME_ONLY
 from rankwise.lora.targets.target import LeftOut, Target
@@ -33,6 +34,10 @@ class Report:
     def trainable_parameters(self) -> int:
         """Numbers in A and B of this adapter, and in what it trains whole."""
         return sum(target.parameters for target in self.adapted) + sum(self.whole.values())
+
+    def _repr_html_(self) -> str:
+        """The table, for a notebook."""
+        return f"<pre>{escape(str(self), quote=False)}</pre>"
 
     def __str__(self) -> str:
         """One row for each group of modules that differ only in numbers of their path."""

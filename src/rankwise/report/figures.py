@@ -1,4 +1,4 @@
-"""The two figures: the metric against trainable parameters, and both relative to the baseline.
+"""The figures: the metric against trainable parameters, both relative to the baseline, and the losses by epoch.
 
 Colours are those of Okabe & Ito, told apart by colour-blind eyes; shapes differ too.
 
@@ -8,14 +8,16 @@ References:
 
 import io
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankwise.report import numbers
+from rankwise.report.curves import Curve, build_curves, read_curves
 from rankwise.report.plot import draw_scene
 from rankwise.report.points import INK, MUTED, scene
+from rankwise.report.words import stands_alone
 from rankwise.results import Results
 from rankwise.writing import replacing
 
@@ -23,29 +25,35 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIGURES = ("accuracy_vs_parameters", "relative")
+CURVES = "curves"
 FULL_SIZE, PAGE_SIZE = (7.4, 4.8), (5.6, 4.4)
 """Inches. The page's are small, so that their text is large enough on a phone."""
 
 
 def draw_figures(results: Results, directory: str | Path) -> list[Path]:
-    """Draw both figures as PNG and SVG; the same results give the same bytes.
+    """Draw the figures as PNG and SVG; the same results give the same bytes.
 
-    A figure for which there is nothing to draw (no test metric yet; nothing to be relative to) is left out.
+    A figure for which there is nothing to draw (no test metric yet; nothing to be relative to; one configuration alone,
+    which has no trade-off) is left out.
 
     Args:
         results: The content of `results.json`.
         directory: Where to.
 
     Returns:
-        The files written: `accuracy_vs_parameters.png|svg`, `relative.png|svg`.
+        The files written: `accuracy_vs_parameters.png|svg`, `relative.png|svg`, `curves.png|svg`.
 
     Raises:
         OutputError: The directory can't be written.
     """
     written: list[Path] = []
-    for name in FIGURES:
-        with _own_style():
-            figure = build_figure(results, name, FULL_SIZE)
+    curves = read_curves(Path(directory))
+    for name in (*FIGURES, CURVES):
+        with own_style():
+            if name == CURVES:
+                figure = build_curves(results, curves, FULL_SIZE[0])
+            else:
+                figure = build_figure(results, name, FULL_SIZE)
             for kind in ("png", "svg"):
                 path = Path(directory) / f"{name}.{kind}"
                 if figure is None:
@@ -64,12 +72,26 @@ def figure_svg(results: Results, name: str) -> str | None:
         results: The content of `results.json`.
         name: One of `FIGURES`.
     """
-    with _own_style():
-        figure = build_figure(results, name, PAGE_SIZE)
-        if figure is None:
-            return None
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata=_no_metadata("svg"), transparent=True)
+    with own_style():
+        return _as_svg(build_figure(results, name, PAGE_SIZE))
+
+
+def curves_svg(results: Results, curves: Mapping[str, Curve]) -> str | None:
+    """Return the losses by epoch as SVG text, likewise.
+
+    Args:
+        results: The content of `results.json`.
+        curves: From `read_curves`.
+    """
+    with own_style():
+        return _as_svg(build_curves(results, curves, FULL_SIZE[0]))
+
+
+def _as_svg(figure: "Figure | None") -> str | None:
+    if figure is None:
+        return None
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata=_no_metadata("svg"), transparent=True)
     return text.getvalue()
 
 
@@ -79,7 +101,7 @@ def _no_metadata(kind: str) -> dict[str, None]:
 
 
 @contextmanager
-def _own_style() -> Generator[None]:
+def own_style() -> Generator[None]:
     """matplotlib's defaults, whatever the user's own style file says, and ids in SVG that don't change."""
     import matplotlib
 
@@ -99,7 +121,7 @@ def build_figure(results: Results, name: str, size: tuple[float, float]) -> "Fig
 
     relative = name == "relative"
     shown = scene(results, relative=relative)
-    if not shown.lora and not shown.others:
+    if (not shown.lora and not shown.others) or stands_alone(results):
         return None
     figure = Figure(figsize=size, dpi=160)
     wide, high = size

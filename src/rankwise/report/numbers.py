@@ -97,3 +97,16 @@ def words(name: str) -> str:
         'accuracy on 0-4'
     """
     return re.sub(r"(?<=\d)_(?=\d)", "-", name).replace("_", " ")
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of so many letters at the most, its middle left out.
+
+    Examples:
+        >>> shortened("full fine-tuning", 9)
+        'full…ning'
+    """
+    if len(text) <= most:
+        return text
+    half = (most - 1) // 2
+    return f"{text[: most - 1 - half]}…{text[len(text) - half :]}"

@@ -1,16 +1,17 @@
 """The page: `report.html`, one file that needs nothing else, readable on a phone and in the dark."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from rankwise.report import numbers
-from rankwise.report.figures import FIGURES, figure_svg
+from rankwise.report.curves import Curve, read_curves
+from rankwise.report.figures import CURVES, FIGURES, curves_svg, figure_svg
 from rankwise.report.points import BLUE, GRID, INK, MUTED, VERMILLION
 from rankwise.report.table import legend, table_rows
-from rankwise.report.words import answer_name, explanation, headline
+from rankwise.report.words import answer_name, explanation, headline, stands_alone
 from rankwise.results import ConfigurationResult, Results, RunResult, plain
 from rankwise.results.outcomes import MeanInterval
 from rankwise.writing import replacing
@@ -51,12 +52,17 @@ def write_page(results: Results, directory: str | Path) -> Path:
     """
     path = Path(directory) / "report.html"
     with replacing(path) as temporary:
-        temporary.write_text(page(results), encoding="utf-8")
+        temporary.write_text(page(results, read_curves(Path(directory))), encoding="utf-8")
     return path
 
 
-def page(results: Results) -> str:
-    """Return the page as text; the same results give the same page."""
+def page(results: Results, curves: Mapping[str, Curve] | None = None) -> str:
+    """Return the page as text; the same results give the same page.
+
+    Args:
+        results: The content of `results.json`.
+        curves: The losses of its runs, where they are there.
+    """
     from jinja2 import Environment, StrictUndefined
 
     template = resources.files("rankwise.report").joinpath("page.html.jinja").read_text("utf-8")
@@ -64,6 +70,7 @@ def page(results: Results) -> str:
     rates, rate_rows = rate_table(results)
     return environment.from_string(template).render(
         task=results.task,
+        question="One training" if stands_alone(results) else "How many trainable parameters?",
         metric=numbers.words(results.metric.name),
         higher_is_better=results.metric.higher_is_better,
         headline=headline(results),
@@ -71,6 +78,7 @@ def page(results: Results) -> str:
         rows=table_rows(results),
         legend=legend(results),
         figures=[(name, svg) for name in FIGURES if (svg := inline_svg(results, name))],
+        curves=inline(curves_svg(results, curves or {}), CURVES, "Loss by epoch"),
         rates=rates,
         rate_rows=rate_rows,
         other_names=[numbers.words(name) for name in other_names(results)],
@@ -86,7 +94,19 @@ def inline_svg(results: Results, name: str) -> str:
 
     Ids get the figure's name in front, because two figures stand in one document.
     """
-    svg = figure_svg(results, name)
+    words = numbers.words(results.metric.name)
+    title = f"Test {words} against trainable parameters" + (", relative" if name == "relative" else "")
+    return inline(figure_svg(results, name), name, title)
+
+
+def inline(svg: str | None, name: str, title: str) -> str:
+    """Return a figure to stand inside the page; an empty string where there is none.
+
+    Args:
+        svg: As matplotlib writes it.
+        name: The figure's.
+        title: For those who don't see it.
+    """
     if svg is None:
         return ""
     svg = svg[svg.index("<svg") :]
@@ -95,8 +115,6 @@ def inline_svg(results: Results, name: str) -> str:
         svg = svg.replace(colour, f"var({variable})")
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
-    words = numbers.words(results.metric.name)
-    title = f"Test {words} against trainable parameters" + (", relative" if name == "relative" else "")
     svg = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     return svg.replace("<svg", f'<svg role="img" aria-label="{_attribute(title)}"', 1)

@@ -10,7 +10,7 @@ from rankwise.writing import replacing
 
 
 def write_report(results: Results, directory: str | Path) -> list[Path]:
-    """Write table.md, results.csv, both figures (PNG and SVG) and report.html; run again, it replaces them.
+    """Write table.md, results.csv, the figures (PNG and SVG) and report.html; run again, it replaces them.
 
     Each file is written under another name first, so none is ever half there.
 

@@ -15,6 +15,7 @@ class Record(msgspec.Struct, kw_only=True):
     The keys of the file work too, and `dict(record)` is its content.
 
     Examples:
+        >>> from rankwise.results.origin import MetricInfo
         >>> metric = MetricInfo(name="accuracy", higher_is_better=True)
         >>> metric.name, metric["name"]
         ('accuracy', 'accuracy')

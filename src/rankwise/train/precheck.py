@@ -1,15 +1,23 @@
 """A model, its loss and its metric run once, before anything is trained or written."""
 
-import torch
-from torch import nn
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rankwise.errors import PackError, RankwiseError
 from rankwise.pack.batches import lazily
 from rankwise.pack.groups import Groups
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
+from rankwise.pack.memory import ran_out
+from rankwise.pack.modes import in_eval
 from rankwise.pack.pack import Pack
-from rankwise.train.data.feed import Feed
-from rankwise.train.data.tensors import Data, count_rows, pick
+from rankwise.train.data.feed import EXAMPLE_ROWS, Feed
+from rankwise.train.data.tensors import Data, count_rows, pick, tensors_of
 
 ROWS, AT_ONCE = 128, 8
 """Rows, at the most, on which it is looked whether a scalar is a mean of rows, and how many pass the model at once."""
@@ -38,9 +46,12 @@ def check_training(
         batch_size: Rows of a training step.
 
     Raises:
-        PackError: The model can't be trained in a pack, or a scalar that has to be a mean of rows is none.
+        PackError: The model, the loss or the metric can't be computed on the first rows; the model can't be trained in
+            a pack; or a scalar that has to be a mean of rows is none.
     """
     pack = Pack(model, [member], loss, call=feed.call)
+    for what, data in (("training", train), ("validation", validation)):
+        _check_runs(model, what, data, loss, metric, feed)
     example = feed.example_of(train, batch_size)
     with pack.attached(example, training=True):
         pass
@@ -48,6 +59,64 @@ def check_training(
         if feed.rows_a_pass is not None:
             _require_mean(pack, PerAdapter(loss, "loss"), train, feed)
         _require_mean(pack, PerAdapter(metric, "metric"), validation, feed)
+
+
+@torch.no_grad()
+def _check_runs(model: nn.Module, what: str, data: Data, loss: PerBatch, metric: PerBatch, feed: Feed) -> None:
+    """Run model, loss and metric on a few rows, as a user would, and say in a line what fails.
+
+    Among the rows are those with the smallest and the largest whole number, so that labels out of range are met.
+    """
+    labels = [t for t in tensors_of(data) if t.dim() == 1 and not t.is_floating_point() and t.dtype != torch.bool]
+    extremes = {int(place) for t in labels for place in (t.argmin(), t.argmax())}
+    rows = torch.tensor(sorted({*range(min(EXAMPLE_ROWS, count_rows(data, what))), *extremes}))
+    batch = feed.prepare(pick(data, lambda t: t.index_select(0, rows.to(t.device))))
+    with in_eval(model), named(f"The model can't be run on rows of the {what} data, {shown(batch)}"):
+        outputs = feed.call(model, batch)
+    for role, function in (("loss", loss), ("metric", metric)):
+        takes = ""
+        if isinstance(function, nn.Module) or function in (F.cross_entropy, F.mse_loss, F.nll_loss):
+            takes = (
+                f" A {role} is called with outputs and the whole batch: lambda outputs, batch: "
+                'F.cross_entropy(outputs, batch[1], reduction="none").'
+            )
+        of = f"outputs ({shown(outputs)}) and the batch, {shown(batch)}"
+        with named(f"The {role} can't be computed from {of}", takes):
+            function(outputs, batch)
+
+
+@contextmanager
+def named(start: str, end: str = "") -> Generator[None]:
+    """Say in one line what a user's own code could not do inside this block.
+
+    Raises:
+        PackError: It failed.
+    """
+    try:
+        yield
+    except RankwiseError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if ran_out(error):
+            raise
+        first = " ".join(str(error).split("\n\n")[0].split())[:200].rstrip(".")
+        raise PackError(f"{start}: {type(error).__name__}: {first}.{end}") from error
+
+
+def shown(batch: Any) -> str:
+    """Types and shapes of a batch, in words.
+
+    Examples:
+        >>> shown((torch.ones(2, 3), torch.ones(2, dtype=torch.long)))
+        'float32 (2, 3), int64 (2,)'
+        >>> shown({"labels": torch.ones(2, dtype=torch.long)})
+        'labels int64 (2,)'
+    """
+    if isinstance(batch, Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}"
+    if isinstance(batch, Mapping):
+        return ", ".join(f"{key} {shown(part)}" for key, part in batch.items())
+    return ", ".join(map(shown, batch)) if isinstance(batch, tuple | list) else type(batch).__name__
 
 
 def _require_mean(pack: Pack, function: PerAdapter, data: Data, feed: Feed) -> None:

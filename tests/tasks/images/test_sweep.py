@@ -96,7 +96,9 @@ def test_images_that_have_changed_are_noticed_when_a_run_is_resumed(run, tmp_pat
 
 @pytest.mark.parametrize("option", [{"max_length": 8}, {"pooling": "mean"}, {"chat": True}, {"join": True}])
 def test_options_of_texts_are_refused(option):
-    with pytest.raises(ConfigError, match=r"is about texts, and --task is images; leave it out"):
+    with pytest.raises(
+        ConfigError, match=r"has no effect in --task images, which reads no texts; leave it out|--join joins texts"
+    ):
         TextOptions(model="m", task="images", data="d", **option)
 
 

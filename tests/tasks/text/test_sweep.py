@@ -91,7 +91,7 @@ def test_a_language_model(folders: Path, tmp_path: Path, capsys: pytest.CaptureF
     out = tmp_path / "out"
     assert run(folders, out, "llama", "sft", "--search", "0", "--no-baseline") == 0
     results = read_results(out)
-    assert results["metric"] == {"name": "loss a token", "higher_is_better": False}
+    assert dict(results["metric"]) == {"name": "loss a token", "higher_is_better": False}
     assert results["base"]["metric"] > min(c["mean"] for c in results["configurations"])
     folder = out / results["answer"]["adapter"]
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -126,7 +126,7 @@ def test_joined_rows_parts_and_checkpointing_learn_alike(folders: Path, tmp_path
     assert losses["again"] == pytest.approx(losses["plain"], rel=1e-4)
     assert run(folders, tmp_path / "joined", "llama", "sft", "--search", "0", "--no-baseline", "--join") == 0
     joined = read_results(tmp_path / "joined")
-    n = {name: facts["n"] for name, facts in joined["data"].items()}
+    n = {name: facts["n"] for name, facts in dict(joined["data"]).items()}
     assert n["train"] < 90 * 0.8, "several examples a row"
     card = (tmp_path / "joined" / joined["runs"][0]["adapter"] / "README.md").read_text()
     assert f"| train | {90 - n['validation'] - n['test']} |" in card, "examples, not rows"
@@ -173,7 +173,7 @@ def test_going_on_after_an_interruption(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--task", "classfy"], '--task is "classfy"; it is classify'),
+        (["--task", "classfy"], '--task is "classfy"; it is one of classify'),
         (["--model", "no/such"], 'There is no folder "no/such"'),
         (["--data", "none.jsonl"], "none.jsonl"),
         (["--ranks", "0"], "--ranks is"),

@@ -169,19 +169,19 @@ def test_a_sweep_of_a_trainer_of_transformers(tmp_path):
     trainer = make_trainer(tmp_path, more={"compute_metrics": accuracy, "eval_dataset": evaluated})
     weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     found = rankwise.sweep_trainer(trainer, [2], **FEW)
-    assert [c["name"] for c in found.results["configurations"]] == ["r2", "head", "full"]
-    assert (found.results["metric"]["name"], found.results["metric"]["higher_is_better"]) == ("accuracy", True)
-    assert found.results["data"]["validation"]["n"] == 8
-    assert any("cross-entropy of the label, equal to the trainer's" in note for note in found.results["notes"])
+    assert [c.name for c in found.results.configurations] == ["r2", "head", "full"]
+    assert (found.results.metric.name, found.results.metric.higher_is_better) == ("accuracy", True)
+    assert found.results.data.validation.n == 8
+    assert any("cross-entropy of the label, equal to the trainer's" in note for note in found.results.notes)
     assert all(torch.equal(p, weights[name]) for name, p in trainer.model.named_parameters())
     assert "classifier.weight" in found.state("r2-lr0.001-s0")
 
 
 def test_a_sweep_of_a_trainer_of_trl(tmp_path):
     found = rankwise.sweep_trainer(make_sft(tmp_path), [1], **FEW)
-    assert [c["name"] for c in found.results["configurations"]] == ["r1", "full"]
-    assert found.results["metric"]["name"] == "loss"
-    assert any("cross-entropy of the next token" in note for note in found.results["notes"])
+    assert [c.name for c in found.results.configurations] == ["r1", "full"]
+    assert found.results.metric.name == "loss"
+    assert any("cross-entropy of the next token" in note for note in found.results.notes)
 
 
 class Shouting(TrainerCallback):

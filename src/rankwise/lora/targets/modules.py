@@ -158,7 +158,8 @@ def path_of_key(model: nn.Module, key: str) -> str:
     Examples:
         >>> path_of_key(nn.DataParallel(nn.Sequential(nn.Linear(2, 2))), "module.0.weight")
         '0.weight'
-        >>> path_of_key(torch.optim.swa_utils.AveragedModel(nn.Linear(2, 2)), "n_averaged")
+        >>> from torch.optim.swa_utils import AveragedModel
+        >>> path_of_key(AveragedModel(nn.Linear(2, 2)), "n_averaged")
         ''
     """
     kept: list[str] = []

@@ -45,6 +45,8 @@ def _candidate(
     if isinstance(config, tuple):
         config, training = config
         lrs = (training.lr,) if training.has_lr else lrs
+    if isinstance(config, str) and config.strip().lstrip("+-").isdigit():
+        raise ConfigError(f'The rank "{config}" is a text; give it as a whole number: {config.strip()}.')
     if isinstance(config, str | Path):
         return candidate_from(model, Path(config), training, lrs, name=name, head=head)
     lora = config if isinstance(config, LoRAConfig) else LoRAConfig(r=config)

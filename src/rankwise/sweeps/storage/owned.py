@@ -31,7 +31,7 @@ REPORT = (
     "table.md",
     "results.csv",
     "report.html",
-    *(f"{name}.{kind}" for name in ("accuracy_vs_parameters", "relative") for kind in ("png", "svg")),
+    *(f"{name}.{kind}" for name in ("accuracy_vs_parameters", "relative", "curves") for kind in ("png", "svg")),
 )
 
 STAGED = ".writing."

@@ -38,6 +38,11 @@ _RULES = (
         lambda options: options.task == "sft",
         "in --task sft, whose models have no classifier",
     ),
+    _Idle(
+        ("max_length", "labels", "pooling", "loss_on", "chat", "chat_template", "separator", "join"),
+        lambda options: options.task == "images",
+        "in --task images, which reads no texts",
+    ),
     _Idle(("validation_share",), lambda options: options.validation is not None, "beside --validation"),
     _Idle(("test_share",), lambda options: options.test is not None, "beside --test"),
     _Idle(("baseline_lr",), lambda options: not options.baseline, "beside --no-baseline"),

@@ -20,9 +20,6 @@ TASKS = {
 }
 """Task -> what its examples are."""
 
-OF_TEXTS = ("max_length", "labels", "pooling", "loss_on", "chat", "chat_template", "separator", "join")
-"""Options that say how texts are read."""
-
 DEFAULT_RANK = 8
 """Of a single adapter."""
 
@@ -259,11 +256,6 @@ class TextOptions:
 
     def __post_init__(self) -> None:
         check_task(self.task)
-        if self.task == "images":
-            for option in fields(self):
-                if option.name in OF_TEXTS and getattr(self, option.name) != option.default:
-                    flag = option.name.replace("_", "-")
-                    raise ConfigError(f"--{flag} is about texts, and --task is images; leave it out.")
         if not self.ranks or min(self.ranks) < 1:
             raise ConfigError(f"--ranks is {list(self.ranks)}; give one or more whole numbers of at least 1.")
         if self.seeds is not None and (not self.seeds or min(self.seeds) < 0):

@@ -51,6 +51,12 @@ def in_memory(data: Any, what: str, device: torch.device) -> Data:
             )
         if tensor.is_sparse or tensor.is_nested:
             raise DataError(f"The {what} data holds a sparse or nested tensor; give dense ones: tensor.to_dense().")
+        if tensor.is_floating_point() and (wrong := tensor.isnan()).any():
+            rows = wrong.flatten(1).any(1) if wrong.dim() > 1 else wrong
+            raise DataError(
+                f"The {what} data has NaN in {int(rows.sum()):,} of {len(tensor):,} rows, first in row "
+                f"{int(rows.nonzero()[0])} (counted from 0); leave those rows out, or fill the gaps."
+            )
     count_rows(found, what)
     # Data of a user's own computation would keep its graph; data made in inference mode can't be trained on.
     return pick(found, lambda t: (t.clone() if t.is_inference() else t.detach()).to(device))

@@ -1,0 +1,126 @@
+"""The third figure: training and validation loss of every configuration, epoch by epoch."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rankwise.report import numbers
+from rankwise.report.points import BLUE, GRID, INK, MUTED, VERMILLION
+from rankwise.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FILE = "curves.csv"
+COLUMNS = 4
+"""Panels side by side."""
+
+MOST_PANELS = 16
+"""More configurations than that are not drawn; the file has them all."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The losses of one run.
+
+    Args:
+        steps: Steps taken, at the end of each epoch.
+        train: Mean training loss of the epoch.
+        validation: Validation loss after it.
+    """
+
+    steps: Sequence[int]
+    train: Sequence[float]
+    validation: Sequence[float]
+
+
+def read_curves(directory: Path) -> dict[str, Curve]:
+    """Read the curves of a run directory by run; none where there is no such file."""
+    try:
+        with (directory / FILE).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError:
+        return {}
+    by_run: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        by_run.setdefault(row["run"], []).append(row)
+    return {
+        run: Curve(
+            [int(point["step"]) for point in points],
+            [float(point["train_loss"]) for point in points],
+            [float(point["validation_loss"]) for point in points],
+        )
+        for run, points in by_run.items()
+    }
+
+
+def panels(results: Results, curves: Mapping[str, Curve]) -> list[tuple[str, list[Curve]]]:
+    """Return (label, curves of its runs at the chosen learning rate) of each configuration that has any."""
+    found = [(c.label, [curves[run] for run in c.runs if run in curves]) for c in results.configurations]
+    return [(label, of) for label, of in found if of][:MOST_PANELS]
+
+
+def build_curves(results: Results, curves: Mapping[str, Curve], width: float) -> "Figure | None":
+    """Return the figure: a panel for each configuration, all of one scale; None where there is nothing to draw.
+
+    Args:
+        results: The content of `results.json`.
+        curves: From `read_curves`.
+        width: In inches.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    shown = panels(results, curves)
+    if not shown:
+        return None
+    across = min(COLUMNS, len(shown))
+    down = -(-len(shown) // across)
+    figure = Figure(figsize=(width, 1.0 + (3.4 if down == 1 and across == 1 else 1.9) * down), dpi=160)
+    high = figure.get_size_inches()[1]
+    axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    figure.subplots_adjust(
+        left=0.62 / width, right=1 - 0.15 / width, top=1 - 0.85 / high, bottom=0.55 / high, wspace=0.12, hspace=0.32
+    )
+    for ax, (label, of) in zip(axes.flat, shown, strict=False):
+        for curve in of:
+            alpha = max(0.35, 1 / len(of))
+            ax.plot(curve.steps, curve.train, color=MUTED, linewidth=1.1, linestyle=(0, (4, 2)), alpha=alpha)
+            mark = "o" if len(curve.steps) == 1 else None
+            ax.plot(curve.steps, curve.validation, color=BLUE, linewidth=1.5, alpha=alpha, marker=mark)
+            best = min(range(len(curve.steps)), key=curve.validation.__getitem__)
+            ax.plot(curve.steps[best], curve.validation[best], "o", color=VERMILLION, markersize=3.2, zorder=4)
+        ax.set_title(numbers.shortened(label, 28), fontsize=9, color=INK, loc="left")
+        ax.grid(axis="y", color=GRID, linewidth=0.7)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set_color(MUTED)
+        ax.tick_params(labelcolor=INK, labelsize=8, length=2.5, color=MUTED)
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+        ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    for ax in list(axes.flat)[len(shown) :]:
+        ax.set_visible(False)
+    # Where the last row has gaps, the panel above shows the steps.
+    for ax in list(axes.flat)[max(0, len(shown) - across) : len(shown)]:
+        ax.tick_params(labelbottom=True)
+    figure.text(0.18 / width, 1 - 0.16 / high, "Loss by epoch", weight="bold", size=11.5, color=INK, va="top")
+    figure.supxlabel("steps", fontsize=9, color=INK, y=0.08 / high)
+    lines = [
+        Line2D([], [], color=MUTED, linewidth=1.1, linestyle=(0, (4, 2)), label="training, mean of the epoch"),
+        Line2D([], [], color=BLUE, linewidth=1.5, label="validation, after it"),
+        Line2D([], [], color=VERMILLION, marker="o", markersize=3.2, linestyle="none", label="lowest"),
+    ]
+    figure.legend(
+        handles=lines,
+        loc="upper left",
+        bbox_to_anchor=(0.1 / width, 1 - 0.34 / high),
+        ncols=3,
+        frameon=False,
+        fontsize=8,
+        labelcolor=INK,
+        handlelength=2.2,
+        columnspacing=1.4,
+    )
+    return figure

@@ -1,0 +1,1 @@
+"""Results in Python: data frames, and HTML for a notebook."""
