@@ -172,6 +172,7 @@ class Ray:
 
         queue, running, starting = deque(pending), dict[Any, tuple[Any, PendingUnit]](), dict[Any, Any]()
         deaths, short, looked, limit = Counter[int](), Counter[int](), 0.0, 1
+        alone = False
         died = (RayActorError, RaySystemError, OutOfMemoryError, WorkerCrashedError)
         try:
             while queue or running:
@@ -189,6 +190,9 @@ class Ray:
                     starting[actor.ready.remote()] = actor
                 waiting: Any = [*running, *starting]
                 if not waiting:
+                    if not alone:
+                        yield Message("The Ray cluster has no room for a worker now; waiting for machines.")
+                    alone = True
                     time.sleep(0.5)
                     continue
                 ready: Any = ray.wait(waiting, num_returns=1, timeout=0.5, fetch_local=False)
