@@ -119,6 +119,10 @@ class Replayed:
         self.observers, self.rungs = SimpleNamespace(message=lambda text: None), ()
         self.seconds_before = 0.0
 
+    def measured(self, run) -> tuple[np.ndarray, np.ndarray]:
+        """The deciding values of a run, and the rows they were measured on."""
+        return self.pool.arrays[f"deciding/{run.name}"], self.pool.arrays[f"rows/{run.member.seed}"]
+
     def train(self, runs):
         return (yield Phase(runs))
 
@@ -126,8 +130,7 @@ class Replayed:
         runs = phase.runs
         swept = SweepState(runs, {run.name: self.pool.parameters[run.configuration] for run in runs}, complete=True)
         for run in runs:
-            deciding = self.pool.arrays[f"deciding/{run.name}"]
-            rows = self.pool.arrays[f"rows/{run.member.seed}"]
+            deciding, rows = self.measured(run)
             swept.outcomes[run.name] = Outcome(run.name, {}, "finished", None, 0, 0, 0, 0.0)
             swept.scores[run.name] = Scores(deciding, 0.0, np.empty(0), {}, deciding, rows)
         return swept
@@ -245,23 +248,12 @@ class MadeUp(Replayed):
         super().__init__(pool, list(range(15)), 15, 1.0)
         self.k, self.n, self.means = k, n, {c.name: full if c.method == "full" else others for c in pool.candidates}
 
-    def hits(self, run) -> np.ndarray:
+    def measured(self, run) -> tuple[np.ndarray, np.ndarray]:
         seed = run.member.seed
         difficulty = np.random.default_rng([self.k, seed, 0]).standard_normal(self.n)
         own = np.random.default_rng([self.k, seed, 1 + list(self.means).index(run.configuration)])
-        return correct(own, difficulty, self.means[run.configuration], 1)[0].astype(float)
-
-    def train(self, runs):
-        return (yield Phase(runs))
-
-    def carried_out(self, phase):
-        runs = phase.runs
-        swept = SweepState(runs, {run.name: self.pool.parameters[run.configuration] for run in runs}, complete=True)
-        for run in runs:
-            rows = run.member.seed * self.n + np.arange(self.n)
-            swept.outcomes[run.name] = Outcome(run.name, {}, "finished", None, 0, 0, 0, 0.0)
-            swept.scores[run.name] = Scores(self.hits(run), 0.0, np.empty(0), {}, self.hits(run), rows)
-        return swept
+        hits = correct(own, difficulty, self.means[run.configuration], 1)[0].astype(float)
+        return hits, seed * self.n + np.arange(self.n)
 
     def search_rates(self, candidates, seed):
         yield from ()
