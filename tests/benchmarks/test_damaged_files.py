@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def test_damaged_files_are_refused_or_right():
-    results = list(damaged(400, seed=7))
+    results = list(damaged(160, seed=7))
     assert faults(results) == []
     assert {result.damage for result in results} == {*DAMAGES}
     assert {result.whose for result in results} == {"Rankwise", "peft", "peft, pickle"}
@@ -23,7 +23,7 @@ def test_damaged_files_are_refused_or_right():
     assert len(table(results)) > len(DAMAGES)
     # Each of our own files that was loaded strictly said the same as before the damage: `outcome` compares.
     flipped = [result for result in results if (result.whose, result.damage) == ("Rankwise", "bits flipped")]
-    assert len(flipped) > 20
+    assert len(flipped) > 6
     assert {result.strict for result in flipped} == {"refused"}
 
 
