@@ -36,13 +36,14 @@ def reason(
     }[answer.verdict]
     sentences = say(answer, compared, labels, reference, within)
     if answer.verdict == "shown" and (len(compared) > 2 or adaptive) and not strict:
+        error = probability(1 - answer.confidence)
         sentences.append(
             "In the worst case, where all sizes lie just outside, a plan that looks again after each seed names one of "
-            "them in about 25% of sweeps"
+            f"them several times as often as in {error} of sweeps; strict testing keeps it there."
             if adaptive
-            else f"The smallest of {len(compared)} sizes that passes lies just outside in up to 20% of the worst cases"
+            else f"The smallest of {len(compared)} sizes that passes lies just outside in up to 20% of the worst cases; "
+            f"strict testing keeps that at {error}."
         )
-        sentences[-1] += f"; strict testing keeps that at {probability(1 - answer.confidence)}."
     return " ".join(sentences)
 
 
