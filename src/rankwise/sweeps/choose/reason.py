@@ -41,8 +41,8 @@ def reason(
             "In the worst case, where all sizes lie just outside, a plan that looks again after each seed names one of "
             f"them several times as often as in {error} of sweeps; strict testing keeps it there."
             if adaptive
-            else f"The smallest of {len(compared)} sizes that passes lies just outside in up to 20% of the worst cases; "
-            f"strict testing keeps that at {error}."
+            else f"The smallest of {len(compared)} sizes that passes lies just outside in up to 20% of the worst "
+            f"cases; strict testing keeps that at {error}."
         )
     return " ".join(sentences)
 
