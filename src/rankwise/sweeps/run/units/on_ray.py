@@ -55,7 +55,7 @@ class Unpickled:
 
     def __call__(self) -> Made:
         """Read it."""
-        from ray import cloudpickle
+        from ray import cloudpickle  # pyright: ignore[reportMissingImports]
 
         pickling: Any = cloudpickle
         return pickling.loads(self.path.read_bytes())
@@ -143,7 +143,7 @@ class Ray:
         """
         units = units_of(context)
         if self._held and context.root is not None:
-            from ray import cloudpickle
+            from ray import cloudpickle  # pyright: ignore[reportMissingImports]
 
             pickling: Any = cloudpickle
             write_durably(context.root.absolute() / EXPERIMENT, pickling.dumps(self._held[0]))
@@ -151,7 +151,7 @@ class Ray:
 
     def close(self) -> None:
         """End the workers, and Ray where it was started for this run."""
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
 
         for actor in self._pool:
             ray.kill(actor)
@@ -167,8 +167,14 @@ class Ray:
             KeyboardInterrupt: Asked to stop; units continue from their last checkpoints.
             RankwiseError: A worker can't train a unit.
         """
-        import ray
-        from ray.exceptions import OutOfMemoryError, RayActorError, RaySystemError, RayTaskError, WorkerCrashedError
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray.exceptions import (  # pyright: ignore[reportMissingImports]
+            OutOfMemoryError,
+            RayActorError,
+            RaySystemError,
+            RayTaskError,
+            WorkerCrashedError,
+        )
 
         queue, running, starting = deque(pending), dict[Any, tuple[Any, PendingUnit]](), dict[Any, Any]()
         deaths, short, looked, limit = Counter[int](), Counter[int](), 0.0, 1
@@ -251,7 +257,7 @@ class Ray:
 
     def _actor(self, context: StageContext) -> Any:
         """Start a worker."""
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
 
         cpus, gpus = self._each()
         units = units_of(context).folder.absolute()
@@ -262,7 +268,7 @@ class Ray:
     def _connect(self) -> None:
         import logging
 
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
 
         if ray.is_initialized():
             return
@@ -336,7 +342,7 @@ class UnitActor:
 
 def _resources() -> dict[str, float]:
     """What the cluster has in all, with its number of machines; a cluster that one has just joined may know neither."""
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     end = time.monotonic() + ANSWERS_IN
     while True:
