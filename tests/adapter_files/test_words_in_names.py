@@ -236,3 +236,21 @@ def test_a_task_is_left_out_where_peft_would_lose_the_adapter_of_a_head(tmp_path
     theirs = peft.AutoPeftModel.from_pretrained(tmp_path / "a").eval()
     ids = torch.arange(6)[None]
     torch.testing.assert_close(theirs(ids).logits, model.eval()(ids).logits)
+
+
+def test_a_model_of_sounds_has_no_task_whose_wrapper_hands_on_texts(tmp_path):
+    """peft's model of a task calls the base with input_ids, which Whisper does not take."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 40, "num_mel_bins": 8}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    torch.manual_seed(0)
+    model = WhisperForConditionalGeneration(WhisperConfig(**sizes, **heads, **ids, max_source_positions=10))
+    base = copy.deepcopy(model)
+    inject(model, LoRAConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    fill(trainable_parameters(model))
+    save_adapter(model, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path).eval()
+    batch = {"input_features": torch.randn(1, 8, 20), "decoder_input_ids": torch.arange(4)[None]}
+    torch.testing.assert_close(theirs(**batch).logits, model.eval()(**batch).logits)

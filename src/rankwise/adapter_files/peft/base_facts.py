@@ -41,6 +41,8 @@ def base_facts(model: nn.Module, whole: Collection[str]) -> dict[str, Any]:
     task = next((task for end, task in _TASKS.items() if cls.__name__.endswith(end)), None)
     if task == "SEQ_2_SEQ_LM" and not getattr(config, "is_encoder_decoder", False):
         task = "CAUSAL_LM"  # models of texts and images
+    if getattr(unwrapped(model), "main_input_name", "input_ids") != "input_ids":
+        task = None  # peft's models of a task hand on input_ids, and this one reads sounds or images
     # With such a task peft looks for the whole head in the file, and passes over A and B of it.
     heads = [path for path, _ in walk(model) if path.endswith(HEADS.get(task or "", ("\n",)))]
     owned = base_tensors(model, buffers=False)
