@@ -55,7 +55,8 @@ def settings_of(directory: Path, more_seeds: int | None, more_ranks: Sequence[in
 def extended(settings: dict[str, Any], more_seeds: int | None, more_ranks: Sequence[int] | None) -> dict[str, Any]:
     """Settings of a finished run with seeds and ranks added.
 
-    Whether each seed has validation rows of its own stays as it was, though the number of seeds decides it elsewhere.
+    An extended run keeps its way of validating (each seed on its own rows, or all on the same), whatever the new number
+    of seeds.
 
     Raises:
         ConfigError: The command takes no more seeds and ranks, or there is nothing to add.

@@ -130,5 +130,7 @@ def _show(found: "Evaluation") -> None:
     for name, counts in found.confusions.items():
         pairs = most_confused(counts, found.labels) if found.labels else []
         if pairs:
-            shown = "; ".join(f'"{shortened(said)}" for "{shortened(right)}" ({n:,})' for right, said, n in pairs)
+            shown = "; ".join(
+                f'"{shortened(predicted)}" for "{shortened(label)}" ({n:,})' for label, predicted, n in pairs
+            )
             console.print(f"{printable(name)} most often says {shown}.", highlight=False, markup=False)

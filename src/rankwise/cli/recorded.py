@@ -77,7 +77,7 @@ class Recorded:
     directory: Path
 
     def __call__(self) -> "Experiment":
-        """Make it; what is said meanwhile, the driver has said.
+        """Make the experiment; its messages are dropped, since the driver has shown them.
 
         Raises:
             RankwiseError: Something in the settings, the data or the directory can't be used.

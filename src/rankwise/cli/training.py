@@ -53,8 +53,8 @@ class RunOptions:
     overwrite:
         Replace results, or an unfinished run, in --out.
     resume:
-        Go on with the unfinished run in this directory, with its own options, as if it had never been stopped; or with
-        a finished one, to which --more-seeds or --more-ranks add some.
+        Resume the unfinished run in this directory with the options it started with, or extend a finished one with
+        --more-seeds or --more-ranks.
     more_seeds:
         Add so many seeds to the finished run in --resume; of an adaptive plan, to those it may take at the most.
     more_ranks:
@@ -229,7 +229,7 @@ def _interrupted(place: "RunLocation") -> int:
         again = f"rankwise report {shlex.quote(str(directory))}"
         said = f"Interrupted while the report was drawn; the results are in place. Draw it: {again}"
     elif holds_results(directory):
-        said = f"Interrupted; the earlier results are as they were. Go on with: {place.how_to_resume}"
+        said = f"Interrupted; the earlier results are unchanged. Resume with: {place.how_to_resume}"
     else:
         what = f"go on with: {place.how_to_resume}" if can_resume(directory) else "nothing was written."
         said = f"Interrupted before any run had finished; {what}"

@@ -52,7 +52,7 @@ class TrackioLog(Log):
         self._finish(there)
 
     def close(self, verdict: str | None, words: str) -> None:
-        """Finish what has not ended, and log the verdict as a run of its own."""
+        """Finish the open runs, and log the verdict as a separate run."""
         for there in self._runs_there.values():
             self._finish(there)
         if verdict is not None:

@@ -50,7 +50,7 @@ class WandbLog(Log):
         there.finish(exit_code=int(outcome.status == "diverged"))
 
     def close(self, verdict: str | None, words: str) -> None:
-        """Finish what has not ended, and log the verdict as a run of its own."""
+        """Finish the open runs, and log the verdict as a separate run."""
         for there in self._runs_there.values():
             there.finish(exit_code=1)
         if verdict is not None:

@@ -51,7 +51,7 @@ def run_sweep(
         checkpoints: A folder for the plan and the checkpoints; the caller removes it when the results are safe. None
             to keep nothing.
         every: How often a checkpoint is written.
-        resume: Go on with the unfinished run in `checkpoints`, by its plan, from its last whole checkpoint.
+        resume: Resume the unfinished run in `checkpoints` from its last complete checkpoint, by its plan.
         tests: Whether finished runs are measured on test data too.
         memory: Bytes that a pack may need beside the base; what doesn't fit trains in packs one after another. By
             default nine tenths of what the device has free. An unfinished run keeps the packs of its plan.
