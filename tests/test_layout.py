@@ -11,6 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 ORDER = [
     "errors",
+    "requirements",
     "streams",
     "shown",
     "writing",
@@ -57,6 +58,7 @@ ORDER = [
     "pack.precision",
     "pack.noise",
     "pack.modes",
+    "pack.optimisers",
     "pack.member",
     "pack.resolved",
     "pack.stacks",
