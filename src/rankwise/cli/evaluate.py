@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from rankwise.cli.app import EXIT_OK, app
 from rankwise.shown import json_line, printable, shortened
 from rankwise.tasks.flags import listed
-from rankwise.tasks.text.options import parse_columns
+from rankwise.tasks.reading import parse_columns
 from rankwise.tasks.text.use.options import UseOptions
 
 if TYPE_CHECKING:

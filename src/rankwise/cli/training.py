@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK, HOW, MAIN
+from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK
 from rankwise.cli.continuing import settings_of
 from rankwise.cli.places import name_of, new_run, pointed_to
 from rankwise.cli.recorded import wanted
 from rankwise.cli.workers import check_workers, idle_gpus, workers_of
 from rankwise.errors import ConfigError
-from rankwise.tasks.flags import listed
-from rankwise.tasks.options import parse_numbers, parts
+from rankwise.tasks.flags import HOW, MAIN, listed
+from rankwise.tasks.reading import parse_numbers, parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

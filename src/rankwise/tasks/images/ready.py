@@ -34,22 +34,26 @@ def ready_images(options: TextOptions) -> BuiltTask:
         ConfigError: There is no such model.
         DataError: Images can't be read, or their labels don't fit.
     """
-    columns, notes = dict(options.columns), list[str]()
+    columns, notes = dict(options.examples.columns), list[str]()
     given: dict[str, list[LabelledImage] | None] = {}
-    for split, place in places_of(options.data, options.validation, options.test).items():
+    for split, place in places_of(options.data, options.examples.validation, options.examples.test).items():
         given[split] = None
         if place is not None:
-            given[split], said = read_images(place, columns, skip_bad=options.skip_bad_lines)
+            given[split], said = read_images(place, columns, skip_bad=options.examples.skip_bad_lines)
             notes += said
     check_labels({what: images for what, images in given.items() if images is not None})
-    limits = {"train": options.limit_train, "validation": options.limit_validation, "test": options.limit_test}
+    limits = {
+        "train": options.examples.limit_train,
+        "validation": options.examples.limit_validation,
+        "test": options.examples.limit_test,
+    }
     examples = split_examples(
         given["train"] or [],
         given["validation"],
         given["test"],
-        validation_share=options.validation_share,
-        test_share=options.test_share,
-        seed=options.split_seed,
+        validation_share=options.examples.validation_share,
+        test_share=options.examples.test_share,
+        seed=options.examples.split_seed,
         limits=limits,
     )
     images: dict[str, list[LabelledImage]] = {
@@ -62,19 +66,19 @@ def ready_images(options: TextOptions) -> BuiltTask:
     data: dict[str, dict[str, Tensor]] = {}
     for what, part in images.items():
         data[what] = {
-            ROWS: torch.arange(len(files), len(files) + len(part), device=options.device),
+            ROWS: torch.arange(len(files), len(files) + len(part), device=options.base.device),
             # By these a resumed run knows its data again.
-            CHECKSUMS: torch.tensor([int(image.checksum[:15], 16) for image in part], device=options.device),
-            LABELS: labels.encode(part, SPLITS[what]).to(options.device),
+            CHECKSUMS: torch.tensor([int(image.checksum[:15], 16) for image in part], device=options.base.device),
+            LABELS: labels.encode(part, SPLITS[what]).to(options.base.device),
         }
         files += [image.text for image in part]
     splits = Splits(data["train"], data["validation"], data["test"])
     if given["validation"] is None:
         splits = pooled_splits(**data, inputs=[image.source for image in (*images["train"], *images["validation"])])
     targets = conv_targets(loaded.model, loaded.head)
-    if targets is not None and options.target_modules == (ALL_LINEAR,):
+    if targets is not None and options.adapters.target_modules == (ALL_LINEAR,):
         notes.append(f"The model has no linear layers but its head; its {len(targets)} convolutions are adapted.")
-    metric = metric_of(KIND, options.metric)
+    metric = metric_of(KIND, options.form.metric)
     return BuiltTask(
         loaded=loaded,
         splits=splits,

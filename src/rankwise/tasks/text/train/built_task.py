@@ -139,20 +139,9 @@ def texts_of(options: TextOptions) -> tuple[ExampleSplits, dict[str, tuple[str, 
     Raises:
         DataError: A file is missing, empty, or can't be understood.
     """
-    where = TextData(
-        data=options.data,
-        validation=options.validation,
-        test=options.test,
-        columns=dict(options.columns),
-        validation_share=options.validation_share,
-        test_share=options.test_share,
-        split_seed=options.split_seed,
-        several=None if options.labels is None else options.labels == "several",
-        skip_bad_lines=options.skip_bad_lines,
-        limit_train=options.limit_train,
-        limit_validation=options.limit_validation,
-        limit_test=options.limit_test,
-    )
+    labels, settings = options.form.labels, shared(options.examples, TextData)
+    settings["columns"] = dict(options.examples.columns)
+    where = TextData(data=options.data, several=None if labels is None else labels == "several", **settings)
     return load_examples(where, options.task)
 
 
@@ -166,13 +155,7 @@ def trained_inputs(examples: ExampleSplits, splits: Splits) -> np.ndarray:
 
 def model_options(options: TextOptions) -> ModelOptions:
     """How the model is loaded."""
-    return ModelOptions(
-        dtype=options.dtype,
-        device=options.device,
-        attention=options.attention,
-        trust_remote_code=options.trust_remote_code,
-        pooling=options.pooling,
-    )
+    return ModelOptions(pooling=options.form.pooling, **shared(options.base, ModelOptions))
 
 
 def lengths_of(data: Data) -> list[int]:
