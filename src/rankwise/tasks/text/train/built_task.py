@@ -13,6 +13,7 @@ from rankwise.errors import AdapterFileError
 from rankwise.pack.losses import PerBatch
 from rankwise.sweeps.problem import Splits
 from rankwise.sweeps.storage.owned import why_no_adapter
+from rankwise.tasks.settings import shared
 from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.data.loading import TextData, load_examples
 from rankwise.tasks.text.data.seen import checksums
