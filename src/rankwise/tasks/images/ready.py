@@ -11,7 +11,7 @@ from rankwise.tasks.images.model import conv_targets, load_image_model
 from rankwise.tasks.images.pixels import CHECKSUMS, LABELS, ROWS, Pixels
 from rankwise.tasks.images.reading import LabelledImage, check_labels, places_of, read_images
 from rankwise.tasks.text.data.labels import find_labels
-from rankwise.tasks.text.data.splits import split_examples
+from rankwise.tasks.text.data.splits import ExampleSplits, split_examples
 from rankwise.tasks.text.options import TextOptions
 from rankwise.tasks.text.score.floors import constant_rows
 from rankwise.tasks.text.score.losses import CLASSIFY_LOSSES
@@ -34,31 +34,7 @@ def ready_images(options: TextOptions) -> BuiltTask:
         ConfigError: There is no such model.
         DataError: Images can't be read, or their labels don't fit.
     """
-    columns, notes = dict(options.examples.columns), list[str]()
-    given: dict[str, list[LabelledImage] | None] = {}
-    for split, place in places_of(options.data, options.examples.validation, options.examples.test).items():
-        given[split] = None
-        if place is not None:
-            given[split], said = read_images(place, columns, skip_bad=options.examples.skip_bad_lines)
-            notes += said
-    check_labels({what: images for what, images in given.items() if images is not None})
-    limits = {
-        "train": options.examples.limit_train,
-        "validation": options.examples.limit_validation,
-        "test": options.examples.limit_test,
-    }
-    examples = split_examples(
-        given["train"] or [],
-        given["validation"],
-        given["test"],
-        validation_share=options.examples.validation_share,
-        test_share=options.examples.test_share,
-        seed=options.examples.split_seed,
-        limits=limits,
-    )
-    images: dict[str, list[LabelledImage]] = {
-        what: [image for image in getattr(examples, what) if isinstance(image, LabelledImage)] for what in SPLITS
-    }
+    examples, images, given, notes = _read(options)
     labels = find_labels(images["train"], KIND)
     loaded = load_image_model(options.model, labels, model_options(options))
     labels = loaded.labels
@@ -73,7 +49,7 @@ def ready_images(options: TextOptions) -> BuiltTask:
         }
         files += [image.text for image in part]
     splits = Splits(data["train"], data["validation"], data["test"])
-    if given["validation"] is None:
+    if not given:
         splits = pooled_splits(**data, inputs=[image.source for image in (*images["train"], *images["validation"])])
     targets = conv_targets(loaded.model, loaded.head)
     if targets is not None and options.adapters.target_modules == (ALL_LINEAR,):
@@ -100,3 +76,26 @@ def ready_images(options: TextOptions) -> BuiltTask:
         targets=targets,
         reads="images",
     )
+
+
+def _read(options: TextOptions) -> tuple[ExampleSplits, dict[str, list[LabelledImage]], bool, list[str]]:
+    """The examples in splits, the images of each, whether validation images were given, and notes."""
+    where, notes = options.examples, list[str]()
+    given: dict[str, list[LabelledImage] | None] = {}
+    for split, place in places_of(options.data, where.validation, where.test).items():
+        given[split] = None
+        if place is not None:
+            given[split], said = read_images(place, dict(where.columns), skip_bad=where.skip_bad_lines)
+            notes += said
+    check_labels({what: images for what, images in given.items() if images is not None})
+    examples = split_examples(
+        given["train"] or [],
+        given["validation"],
+        given["test"],
+        validation_share=where.validation_share,
+        test_share=where.test_share,
+        seed=where.split_seed,
+        limits=where.limits(),
+    )
+    images = {what: [image for image in getattr(examples, what) if isinstance(image, LabelledImage)] for what in SPLITS}
+    return examples, images, given["validation"] is not None, notes

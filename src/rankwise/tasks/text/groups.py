@@ -70,6 +70,10 @@ class DataOptions(Group):
     limit_test: Count | None = None
     skip_bad_lines: Switch = False
 
+    def limits(self) -> dict[str, int | None]:
+        """Split -> how many of its examples are used at the most."""
+        return {"train": self.limit_train, "validation": self.limit_validation, "test": self.limit_test}
+
 
 @Parameter(name="*", group=GRID)
 @dataclass(frozen=True, kw_only=True)

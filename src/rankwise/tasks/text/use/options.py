@@ -5,9 +5,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rankwise.tasks.flags import BASE, TEXTS
-from rankwise.tasks.settings import Device, Separator, Switch
+from rankwise.requirements import Requirement, require
+from rankwise.tasks.flags import BASE, TEXTS, listed
+from rankwise.tasks.reading import parse_columns
+from rankwise.tasks.settings import Columns, Count, Device, Separator, Switch, flag
 from rankwise.tasks.text.options import check_task
+
+TEMPERATURE = Requirement(lambda t: 0 <= t < float("inf"), "it is 0 or a positive number, such as 0.7")
 
 NOT_QUANTIZED = "none"
 """--quantize that leaves the base as it is, whatever the adapter was trained over."""
@@ -68,3 +72,44 @@ class UseOptions(MergeOptions):
     chat: Annotated[bool | None, Parameter(group=TEXTS)] = None
     separator: Annotated[Separator | None, Parameter(group=TEXTS)] = None
     date: Annotated[str | None, Parameter(group=TEXTS)] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """How texts are written.
+
+    Args:
+        max_new_tokens: The most tokens of an answer.
+        temperature: 0 takes the likeliest token always; above, tokens are drawn.
+        seed: Of the draws.
+        batch_size: Prompts at once.
+    """
+
+    max_new_tokens: Count = 64
+    temperature: Annotated[float, TEMPERATURE] = 0.0
+    seed: int = 0
+    batch_size: Count = 8
+
+    def __post_init__(self) -> None:
+        require(self, flag)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedData:
+    """The examples that adapters are held against.
+
+    Args:
+        data: Examples: a .jsonl, .json, .csv, .tsv or .parquet file, or a hub name; images as in training.
+        columns: Which columns hold what, where they are not called so: prompt=mr,completion=ref.
+        split: Of a hub data set.
+        skip_bad_lines: Leave out lines that can't be used, and say so.
+        limit: Use so many examples at the most, drawn as --limit-test of a sweep draws them. [default: all]
+    """
+
+    data: str
+    columns: Annotated[Columns, listed(parse_columns, spaces=False)] = ()
+    split: str = "test"
+    skip_bad_lines: Switch = False
+    limit: int | None = None
