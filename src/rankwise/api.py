@@ -286,8 +286,7 @@ def sweep(
         rotate=rotate,
     )
     candidates = candidates_from(model, configs, as_list(head), training or Training(), lrs, baseline)
-    feed = feed_of(call, rows_at_once, rows_a_pass)
-    problem = problem_of(splits, loss, metric, metric_name, higher_is_better, feed)
+    problem = problem_of(splits, loss, metric, metric_name, higher_is_better, feed_of(call, rows_at_once, rows_a_pass))
     planned = _experiment(model, candidates, seeds, problem, deciding, base_name, rungs, widen, notes)
     place = None if out is None else _location(planned, Path(out), overwrite, resume, every)
     return _run(planned, place, cache, [shown_by(progress), *observers], workers)

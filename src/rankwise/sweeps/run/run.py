@@ -30,11 +30,14 @@ class WithinSweep:
         root: The folder of the whole run; None where it is that of the stage.
         probes: What steps take in memory, as far as it was measured before.
         tests: Whether finished runs are measured on test data too.
+        memory: Bytes that a pack may need beside the base; what doesn't fit trains in packs one after another. By
+            default nine tenths of what the device has free. An unfinished run keeps the packs of its plan.
     """
 
     root: Path | None = None
     probes: Probes | None = None
     tests: bool = True
+    memory: int | None = None
 
 
 def run_sweep(
@@ -47,7 +50,6 @@ def run_sweep(
     checkpoints: Path | None = None,
     every: Every | None = None,
     resume: bool = False,
-    memory: int | None = None,
     workers: Workers | None = None,
     within: WithinSweep | None = None,
 ) -> SweepState:
@@ -66,8 +68,6 @@ def run_sweep(
             to keep nothing.
         every: How often a checkpoint is written.
         resume: Resume the unfinished run in `checkpoints` from its last complete checkpoint, by its plan.
-        memory: Bytes that a pack may need beside the base; what doesn't fit trains in packs one after another. By
-            default nine tenths of what the device has free. An unfinished run keeps the packs of its plan.
         workers: Train the packs; None trains them in this process.
         within: The sweep of which this is a stage; None where it is all there is.
 
@@ -87,7 +87,7 @@ def run_sweep(
         plan = _resumed(checkpoints, rungs)
         swept.notes += check_plan(plan, fingerprints(model, runs, problem), surroundings(model), checkpoints or Path())
     else:
-        plan = make_plan(model, runs, problem, rungs, memory, within.probes, workers.at_once)
+        plan = make_plan(model, runs, problem, rungs, within.memory, within.probes, workers.at_once)
         if checkpoints is not None:
             write_plan(checkpoints, plan)
     swept.note(plan.notes)
