@@ -12,7 +12,7 @@ from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, adapted_layers, layers_with
 from rankwise.lora.checks.first_steps import stop_counting
 from rankwise.lora.checks.reads import call
-from rankwise.lora.checks.threads import check_free, held_by_thread
+from rankwise.lora.checks.threads import changes_model, held_by_thread
 from rankwise.lora.inject import check_new_name
 from rankwise.lora.layer.per_row import RowAdapter, grouped
 from rankwise.lora.offloaded import has_data
@@ -20,6 +20,7 @@ from rankwise.lora.trained_modules import activate_whole, check_one_whole, whole
 from rankwise.lora.variants import variant_name
 
 
+@changes_model
 def activate(model: nn.Module, *names: str) -> None:
     """Choose the adapters that act: their updates are added. Without names none acts.
 
@@ -31,7 +32,7 @@ def activate(model: nn.Module, *names: str) -> None:
 
     Raises:
         AdapterError: A name is not an adapter's, adapters are merged, this is inside `by_row`, or another thread is
-            inside `by_row` or `disabled`.
+            in a forward pass of the model, or inside `by_row` or `disabled`.
 
     Examples:
         >>> from rankwise.lora import LoRAConfig, inject
@@ -41,7 +42,6 @@ def activate(model: nn.Module, *names: str) -> None:
         >>> layer.lora.active
         ('first', 'second')
     """
-    check_free(model)
     for name in names:
         layers_with(model, name)
     layers = adapted_layers(model)
@@ -93,6 +93,7 @@ def _refuse_merged(layers: Mapping[str, tuple[nn.Module, LoRA]], what: str) -> N
             raise AdapterError(f'"{path}" holds a merged adapter, which {what} can\'t reach; call unmerge first.')
 
 
+@changes_model
 def rename(model: nn.Module, old: str, new: str) -> None:
     """Give an adapter another name. Its parameters are the same objects, so an optimiser keeps them.
 
@@ -113,7 +114,6 @@ def rename(model: nn.Module, old: str, new: str) -> None:
         >>> layer.lora.active
         ('french',)
     """
-    check_free(model)
     layers = layers_with(model, old)
     check_new_name(model, new)
     for path, (_, lora) in layers.items():

@@ -20,7 +20,7 @@ from rankwise.lora.checks.first_steps import count_steps, stop_counting
 from rankwise.lora.checks.foreign import check_attachable
 from rankwise.lora.checks.reads import WeightPlace, places_of, uses_of, with_readers
 from rankwise.lora.checks.still_there import stop_watching_structure, watch_structure
-from rankwise.lora.checks.threads import check_free
+from rankwise.lora.checks.threads import changes_model, check_free
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer.holding import Attached
 from rankwise.lora.layer.initial import initial_tensors, shared_tensors, with_shared
@@ -273,6 +273,7 @@ def _freeze(model: nn.Module) -> int:
     return sum(map(numbers_in, base.values()))
 
 
+@changes_model
 def eject(model: nn.Module, name: str | None = None) -> None:
     """Take one adapter off the model, or all.
 
@@ -294,7 +295,6 @@ def eject(model: nn.Module, name: str | None = None) -> None:
         >>> list(layer.state_dict()), layer.weight.requires_grad
         (['weight', 'bias'], True)
     """
-    check_free(model)
     stop_watching(model)
     stop_counting(model)
     layers = adapted_layers(model)
@@ -335,7 +335,7 @@ def _warn_of_buffers(model: nn.Module) -> None:
         warnings.warn(
             f'The buffer "{path}" has changed since training began, and no copy of it was made (it is in no '
             "checkpoint, or larger than 64 MiB): eject can't give back what it was.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
