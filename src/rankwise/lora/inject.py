@@ -13,6 +13,7 @@ from rankwise.collector import collector_paused
 from rankwise.errors import AdapterError, TargetError
 from rankwise.lora.adapter import LoRA, adapted_layers, layers_with, lora_of
 from rankwise.lora.base.buffers import is_large, remember_buffers, restore_buffers
+from rankwise.lora.base.counts import forget_counts, watch_counts
 from rankwise.lora.base.samples import changed_base, forget_samples
 from rankwise.lora.base.statistics import freeze_statistics, thaw_statistics
 from rankwise.lora.checks.first_forward import move_to_readers, stop_watching, warn_of_missed, watch
@@ -188,6 +189,7 @@ def attach(
     _enlist(model, name, whole or {})
     statistics = freeze_statistics(model)
     watch_structure(model)
+    watch_counts(model)
     count_steps(model, name)  # before what watches the first forward, for which a look at weights is a reading
     watch(model)
     counts = {path: tensor.numel() for path, tensor in whole_tensors(model, name).items() if tensor.requires_grad}
@@ -321,6 +323,7 @@ def eject(model: nn.Module, name: str | None = None) -> None:
         thaw_statistics(model)
         _warn_of_buffers(model)
         forget_samples(model)
+        forget_counts(model)
         restore_buffers(model)
         _thaw(model)
     else:

@@ -221,5 +221,6 @@ def test_a_forward_pass_that_begins_while_adapters_change_is_refused(
 
     monkeypatch.setattr(LoRA, "switch", slowly)
     rankwise.activate(model, "a")
-    assert len(raised) == 2 and all("inside activate" in message for message in raised)
+    assert len(raised) == 2
+    assert all("inside activate" in message for message in raised)
     assert not in_another_thread(lambda: model(torch.ones(2, 4)))

@@ -78,8 +78,8 @@ def check_free(model: nn.Module) -> None:
     _check_idle(model)
     if any(lora.by_row is not None for _, _, lora in loras_in(model)):
         raise AdapterError(
-            f"The rows of this {type(model).__name__} have adapters of their own inside by_row, so its adapters can't be "
-            "changed; leave the block first."
+            f"The rows of this {type(model).__name__} have adapters of their own inside by_row, so its adapters can't "
+            "be changed; leave the block first."
         )
 
 
@@ -90,7 +90,7 @@ def _check_idle(model: nn.Module) -> None:
     if called and any(id(module) in called for module in model.modules()):
         raise AdapterError(
             f"Another thread is in a forward pass of this {type(model).__name__}, and would get layers of the adapters "
-            "from before and from after this call. Let one thread at a time use the model (a lock), or give each a copy."
+            "from before and after this call. Let one thread at a time use the model (a lock), or give each a copy."
         )
 
 
