@@ -174,16 +174,8 @@ TOGETHER = [
     ("mlp", {"target_modules": ["lin0"]}, {"target_modules": ["lin0"]}),
     ("mlp", {"target_modules": ["lin0"]}, {"target_modules": ["lin1"]}),
     ("mlp", {"target_parameters": ["lin0.weight"]}, {"target_parameters": ["lin0.weight"]}),
-    ("mlp", {"target_parameters": ["lin0.weight"]}, {"target_parameters": ["lin1.weight"]}),
-    *[
-        ("embedding", {"target_modules": ["lin0"], "trainable_token_indices": {"emb": [0, 1, 2]}}, second)
-        for second in (
-            {"target_modules": ["lin0"], "trainable_token_indices": {"emb": [3, 4, 5, 6]}},
-            {"target_modules": ["conv1d"], "trainable_token_indices": {"emb": [3, 4, 5, 6]}},
-        )
-    ],
 ]
-"""Model, settings of two adapters that act together: those of peft's tests of several active adapters."""
+"""Model, settings of two adapters that act together: of those that peft tests, what its version 0.21.2 takes."""
 
 
 @pytest.mark.parametrize(("kind", "one", "other"), TOGETHER)
@@ -192,10 +184,6 @@ def test_two_adapters_together_are_pefts(kind, one, other, tmp_path):
     theirs = peft.get_peft_model(made(kind), LoraConfig(init_lora_weights=False, **one), "one")
     theirs.add_adapter("other", LoraConfig(init_lora_weights=False, **other))
     theirs.base_model.set_adapter(["one", "other"])
-    with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
-            if "trainable_tokens_delta" in name:
-                parameter.add_(0.5)
     theirs.eval().save_pretrained(tmp_path)
     ours = made(kind)
     for name in ("one", "other"):

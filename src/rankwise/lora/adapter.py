@@ -84,19 +84,17 @@ class LoRA(Holding):
         for handle in self.handles:
             handle.remove()
 
-    def add_update(
-        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor | None = None
-    ) -> Tensor:
+    def add_update(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Tensor | None = None) -> Tensor:
         """The forward hook: the layer's output plus the updates of the active adapters."""
+        self._check_recomputed()
+        if self.disabled or self.merged or (self.by_row is None and not self.active):
+            return output
         if output is None:
             kind = type(layer)
             raise AdapterError(
                 f"A {kind.__module__}.{kind.__name__} has taken the place of an adapted layer and its hook along, but "
                 "not its adapter (torch.ao.quantization does that). Merge before quantising, or leave that layer out."
             )
-        self._check_recomputed()
-        if self.disabled or self.merged or (self.by_row is None and not self.active):
-            return output
         inputs, rest, named = (args[0], args[1:], kwargs) if args else input_and_rest(kwargs)
         if self.by_row is not None:
             return add_by_row(self.by_row.groups(), layer, inputs, output, rest, named)

@@ -247,6 +247,6 @@ def test_numbers_that_change_inside_the_block_count_from_the_next_call_on():
             activate(model, name)
             torch.testing.assert_close(assigned[rows], model(X)[rows])
         torch.testing.assert_close(inside[[1, 3]], assigned[[1, 3]])
-    assert exact(inside[[0, 2, 4]], before[[0, 2, 4]])
+    torch.testing.assert_close(inside[[0, 2, 4]], before[[0, 2, 4]])
     assert not alike(inside[[1, 3]], before[[1, 3]])
     assert not alike(assigned[[0, 4]], before[[0, 4]])

@@ -89,10 +89,10 @@ def check_same(layer: nn.Module, acting: Acting) -> None:
     Raises:
         AdapterError: Others acted.
     """
-    # A function's forward pass has neither kind of gradients, unlike code under no_grad.
-    has_gradients = torch.is_grad_enabled() or torch._C._is_fwd_grad_enabled()  # pyright: ignore[reportPrivateUsage]
-    in_backward = torch._C._current_graph_task_id() != -1  # pyright: ignore[reportPrivateUsage]
-    if not in_backward and (has_gradients or torch.is_inference_mode_enabled()):
+    # A function's forward pass has neither kind of gradients; code under no_grad has those of forward mode.
+    if torch._C._current_graph_task_id() == -1 and (  # pyright: ignore[reportPrivateUsage]  (no backward pass)
+        torch.is_grad_enabled() or torch._C._is_fwd_grad_enabled() or torch.is_inference_mode_enabled()  # pyright: ignore[reportPrivateUsage]
+    ):
         return
     frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
