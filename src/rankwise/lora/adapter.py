@@ -84,7 +84,9 @@ class LoRA(Holding):
         for handle in self.handles:
             handle.remove()
 
-    def add_update(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Tensor | None = None) -> Tensor:
+    def add_update(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Tensor | None = None
+    ) -> Tensor | None:
         """The forward hook: the layer's output plus the updates of the active adapters."""
         self._check_recomputed()
         if self.disabled or self.merged or (self.by_row is None and not self.active):
