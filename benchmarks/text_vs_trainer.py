@@ -153,7 +153,7 @@ def members_of(part: Part, ready: BuiltTask, ranks: Sequence[int]) -> list[Membe
         Member(
             name=f"{i}",
             lora=LoRAConfig(r=r, alpha=ALPHA, target_modules=f"re:{part.targets}"),
-            whole=ready.loaded.head,
+            modules_to_save=ready.loaded.head,
         )
         for i, r in enumerate(ranks)
     ]

@@ -55,7 +55,7 @@ def small_run(configuration: str, seed: int = 0, lr: float = 0.03, **settings: A
         Training(**{"lr": lr, "batch_size": 8, "epochs": 3, **settings}),
     )
     if r is None:
-        member = Member(name=name, seed=seed, whole=("0", "2"))
+        member = Member(name=name, seed=seed, modules_to_save=("0", "2"))
         return Run(name, configuration, "full fine-tuning", "full", member, training)
     member = Member(name=name, seed=seed, lora=LoRAConfig(r=r, seed=seed))
     return Run(name, configuration, f"r = {r}", "lora", member, training)

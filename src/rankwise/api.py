@@ -113,7 +113,7 @@ class Sweep:
         return put_on(model, found, state, name) if state else load_adapter(model, self._folder(found.name), name)
 
     def state(self, run: str | None = None) -> State:
-        """The trained tensors of a run: "<module>.A", "<module>.B", and parameters trained whole by their names."""
+        """The trained tensors of a run: "<module>.A", "<module>.B", and parameters trained in full by their names."""
         found = self._run(run)
         if not (state := self.swept.outcomes[found.name].state):
             raise ConfigError(
@@ -209,7 +209,7 @@ def sweep(
         training: Batch size, epochs, schedule and so on of all runs; its learning rate is not used.
         lrs: Learning rates (or one) to try for each configuration.
         baseline: Whether full fine-tuning is trained too (at a tenth of `lrs`), or at which learning rates.
-        head: Modules that each adapter trains whole, such as a new output layer, with all modules inside them. With
+        head: Modules that each adapter trains in full, such as a new output layer, with all modules inside them. With
             one, training the head alone is tried too.
         seeds: How many, or which; of the adaptive plan at the most. None takes 16 for it, 3 for a grid.
         rungs: Epochs, rising, after which the worst configurations leave; in the adaptive plan only learning rates

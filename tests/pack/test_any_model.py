@@ -35,18 +35,25 @@ class Case:
 def cases_of(kind: Kind) -> list[Case]:
     """Five adapters that differ in everything. Their rates are low enough that rounding isn't blown up by training."""
     every, some, part = kind.targets
-    heads = [name for name in kind.whole if name != "norm"]
+    heads = [name for name in kind.modules_to_save if name != "norm"]
 
     def case(name: str, plain: Plain, whole: tuple[str, ...] = (), **lora: Any) -> Case:
         config = LoRAConfig(seed=plain.seed, dropout=plain.dropout, **lora)
         plain = replace(plain, scale=config.scale())
-        return Case(Member(name=name, seed=plain.seed, lora=config, whole=whole), plain)
+        return Case(Member(name=name, seed=plain.seed, lora=config, modules_to_save=whole), plain)
 
     return [
         case("all", Plain(0, 1e-3), r=2, target_modules=every),
         case("some", Plain(0, 3e-3, dropout=0.2), r=5, target_modules=some, scaling="alpha/sqrt(r)"),
         case("part", Plain(0, 3e-3, seed=1, clip=0.1), r=1, target_modules=part),
-        case("head", Plain(0, 1e-3, 1, weight_decay=0.1), kind.whole, r=8, target_modules=every, exclude_modules=heads),
+        case(
+            "head",
+            Plain(0, 1e-3, 1, weight_decay=0.1),
+            kind.modules_to_save,
+            r=8,
+            target_modules=every,
+            exclude_modules=heads,
+        ),
         case("other", Plain(0, 2e-3, seed=2), r=2, target_modules=every),
     ]
 

@@ -102,7 +102,7 @@ def test_updates_are_close_to_those_over_the_same_weights_in_float64(name: str, 
 @pytest.mark.parametrize("dtype", HALF)
 def test_updates_too_small_for_the_bases_type_add_up(dtype: torch.dtype) -> None:
     lr = 1e-6  # A is about 0.4: half precision has no number between it and 0.4 + 1e-6
-    members = [Member(name="lora", lora=LoRAConfig(r=2)), Member(name="whole", whole=("0", "2"))]
+    members = [Member(name="lora", lora=LoRAConfig(r=2)), Member(name="whole", modules_to_save=("0", "2"))]
     pack, start = trained(small(dtype), members, dtype, steps=20, lr=lr)
     moved = pack.states()["whole"]["0.weight"] - start["whole"]["0.weight"]
     assert moved.abs().median() >= 2 * lr
@@ -236,8 +236,8 @@ def test_layers_of_other_types_are_computed_in_their_own(half: torch.dtype) -> N
     model = Mixed()
     members = [
         Member(name="all", lora=LoRAConfig(r=2), optimiser="sgd"),
-        Member(name="head", lora=LoRAConfig(r=2, exclude_modules=["head"]), whole=("head",), optimiser="sgd"),
-        Member(name="norm", whole=("norm", "body"), optimiser="sgd"),
+        Member(name="head", lora=LoRAConfig(r=2, exclude_modules=["head"]), modules_to_save=("head",), optimiser="sgd"),
+        Member(name="norm", modules_to_save=("norm", "body"), optimiser="sgd"),
     ]
     pack, start = trained(model, members, torch.float32)
     assert not pack.notes, "all in one pass"

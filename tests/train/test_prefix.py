@@ -216,7 +216,7 @@ def top(model: nn.Module, target: str, cache: bool, **more: Any) -> rankwise.Swe
         (
             Attends,
             {"head": ("attention.out_proj",)},
-            '"attention.out_proj" is adapted or trained whole and never calle',
+            '"attention.out_proj" is adapted or trained in full and never calle',
         ),
         (Remembers, {}, "Nothing can be cached: the model gives something else"),
         (Wraps, {}, "Nothing can be cached: the model gives something else"),

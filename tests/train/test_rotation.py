@@ -50,11 +50,11 @@ def accuracy(outputs: Tensor, batch: Sequence[Tensor]) -> Tensor:
 
 
 def run(name: str, r: int | None = 2, seed: int = 0, **settings: Any) -> tuple[Member, Training]:
-    """r None trains the layers whole."""
+    """r None trains the layers in full."""
     whole = () if r else ("0", "3")
     lora = LoRAConfig(r=r, seed=seed) if r else None
     training = Training(**{"lr": 3e-2, "batch_size": 8, "epochs": 8, **settings})
-    return Member(name=name, seed=seed, lora=lora, whole=whole), training
+    return Member(name=name, seed=seed, lora=lora, modules_to_save=whole), training
 
 
 def training_of(runs: Sequence[tuple[Member, Training]], rotation: Rotation | None = ROTATION, **given: Any) -> Any:

@@ -45,7 +45,7 @@ def run(
     whole = () if r else ("0", "3")
     lora = LoRAConfig(r=r, seed=seed, dropout=dropout) if r else None
     training = Training(**{"lr": 1e-2, "batch_size": 8, "epochs": 4, **settings})
-    return Member(name=name, seed=seed, lora=lora, whole=whole), training
+    return Member(name=name, seed=seed, lora=lora, modules_to_save=whole), training
 
 
 MIXED = [

@@ -54,7 +54,7 @@ def write_adapter(
     config: LoRAConfig,
     tensors: Mapping[str, tuple[Tensor, Tensor]],
     *,
-    whole: Mapping[str, Tensor] | None = None,
+    replacements: Mapping[str, Tensor] | None = None,
     own: Mapping[str, Mapping[str, Tensor]] | None = None,
     shared: Mapping[str, Tensor] | None = None,
     tokens: Mapping[str, tuple[tuple[int, ...], Tensor]] | None = None,
@@ -73,8 +73,8 @@ def write_adapter(
         config: Gives alpha, scaling and dropout. Ranks are those of the tensors.
         tensors: Module path -> (A of shape (r, d_in), B of shape (d_out, r)), or as PEFT shapes them for other
             layers than Linear. Types are kept.
-        whole: Path of a parameter or buffer, as PEFT has it -> what the adapter has in its place. `modules_to_save` and
-            `bias` of the configuration must announce it, unless it is an embedding of an enlarged vocabulary.
+        replacements: Path of a parameter or buffer, by PEFT's path -> the adapter's own value. `modules_to_save`
+            and `bias` of the configuration must cover it, unless it is an embedding of an enlarged vocabulary.
         own: Module path -> what the configuration's variant has there beside A and B (DoRA's "magnitude"), as PEFT
             shapes it.
         shared: What all modules of the variant share, by name; A and B of `tensors` are then parts of it.
@@ -128,7 +128,7 @@ def write_adapter(
         keyed = {f"base_model.{one.key}": of_all[one.name] for one in variant.shared}
     keyed |= {key_of(name, ends[key]): t for name, found in of_modules.items() for key, t in found.items()}
     keyed |= {key_of(name, TOKENS_KEY): rows for name, (_, rows) in (tokens or {}).items()}
-    keyed |= {key_of("", name): tensor for name, tensor in (whole or {}).items()}
+    keyed |= {key_of("", name): tensor for name, tensor in (replacements or {}).items()}
     # Copies: safetensors refuses tensors that share memory, as slices of a stack do.
     flat = {
         key: gathered(tensor.detach()).to("cpu").clone(memory_format=torch.contiguous_format)
@@ -166,7 +166,7 @@ def read_adapter(
 
     Raises:
         AdapterFileError: A file is missing, damaged or of an unsupported kind; or the adapter brings parameters of
-            the base that are trained whole, which only `load_adapter` can use.
+            the base that are trained in full, which only `load_adapter` can use.
 
     Examples:
         >>> read_adapter("nowhere")
@@ -174,10 +174,10 @@ def read_adapter(
         rankwise.errors.AdapterFileError: nowhere has no adapter_config.json; an adapter is a folder with one.
     """
     findings = Findings(strict)
-    read = read_whole(Path(directory), findings, allow_pickle)
-    if read.parts.whole:
+    read = read_through(Path(directory), findings, allow_pickle)
+    if read.parts.replacements:
         findings.add(
-            f'{read.path} brings parameters trained whole ("{next(iter(read.parts.whole))}"), beside A and B; '
+            f'{read.path} brings parameters trained in full ("{next(iter(read.parts.replacements))}"), beside A and B; '
             "load_adapter puts them into a model."
         )
     if read.fields.get("target_parameters"):
@@ -254,7 +254,7 @@ class AdapterFile:
     metadata: dict[str, str]
 
 
-def read_whole(folder: Path, findings: Findings, allow_pickle: bool, known: Known | None = None) -> AdapterFile:
+def read_through(folder: Path, findings: Findings, allow_pickle: bool, known: Known | None = None) -> AdapterFile:
     """Read a folder, with all checks that need no model.
 
     Args:

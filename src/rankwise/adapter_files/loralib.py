@@ -96,10 +96,10 @@ def load_loralib(
         matrices = {
             target.name: dict(zip("AB", _fitting(where, target, pairs), strict=True)) for target in targets.adapted
         }
-        whole = _biases_that_fit(where, model, biases)
-        elsewhere = any(bias.rpartition(".")[0] not in pairs for bias in whole)
-        config = replace(config, bias="all" if elsewhere else "lora_only" if whole else "none")
-        return attach(model, targets, matrices, config, name, whole)
+        replacements = _biases_that_fit(where, model, biases)
+        elsewhere = any(bias.rpartition(".")[0] not in pairs for bias in replacements)
+        config = replace(config, bias="all" if elsewhere else "lora_only" if replacements else "none")
+        return attach(model, targets, matrices, config, name, replacements)
 
 
 def _state_of(

@@ -89,9 +89,9 @@ def as_filed(modules: Sequence[Named], layers: Layers, name: str, config: LoRACo
         filed.shared.update({key: tensor for key, tensor in tensors.items() if key in shared})
         A, B = _cut(tensors["A"], tensors["B"], row, layer) if shared else (tensors["A"], tensors["B"])
         # PEFT has no slices: an ordinary adapter of the summed rank is the same function.
-        whole = block_form(B, row.slices, own.dims(layer)[1]) if row.slices else B
+        blocks = block_form(B, row.slices, own.dims(layer)[1]) if row.slices else B
         form = form_of(own, compact and growth_of(layer, A) > 1, place.bare)
-        filed.tensors[place.path] = pair = form.write(own, layer, A, whole)
+        filed.tensors[place.path] = pair = form.write(own, layer, A, blocks)
         filed.key_ends[place.path] = form.keys
         r = pair[0].shape[0] // own.stack(layer)
         growth = r * row.stack(layer) // A.shape[0]

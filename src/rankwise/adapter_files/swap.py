@@ -12,7 +12,7 @@ from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, layers_with
 from rankwise.lora.offloaded import has_data
 from rankwise.lora.targets.find import Target
-from rankwise.lora.trained_modules import whole_tensors
+from rankwise.lora.trained_modules import replacement_tensors
 from rankwise.lora.variants import VARIANTS, VariantTensor
 
 
@@ -59,9 +59,9 @@ def swap_adapter(
     read = read_for(model, directory, name, findings, allow_pickle)
     found = {path: target for target in read.targets for path in (target.name, *(tie.name for tie in target.ties))}
     _check_alike("adapts", layers.keys(), found.keys(), name, directory)
-    own = whole_tensors(model, name)
-    _check_alike("has whole", own.keys(), read.whole.keys(), name, directory)
-    new: list[tuple[Tensor, Tensor]] = [(own[path], tensor) for path, tensor in read.whole.items()]
+    own = replacement_tensors(model, name)
+    _check_alike("has whole", own.keys(), read.replacements.keys(), name, directory)
+    new: list[tuple[Tensor, Tensor]] = [(own[path], tensor) for path, tensor in read.replacements.items()]
     for target in read.targets:
         lora = layers[target.name][1]
         _check_layer(target.name, lora, name, target, read.config.variant)

@@ -16,7 +16,7 @@ from rankwise.lora.checks.threads import check_free, held_by_thread
 from rankwise.lora.inject import check_new_name
 from rankwise.lora.layer.per_row import RowAdapter, grouped
 from rankwise.lora.offloaded import has_data
-from rankwise.lora.trained_modules import activate_whole, check_one_whole, whole_tensors, wholes
+from rankwise.lora.trained_modules import activate_trained, check_one_trained, replacement_tensors, trained_modules
 from rankwise.lora.variants import variant_name
 
 
@@ -46,8 +46,8 @@ def activate(model: nn.Module, *names: str) -> None:
         layers_with(model, name)
     layers = adapted_layers(model)
     _refuse_merged(layers, "activate")
-    check_one_whole(model, names)
-    activate_whole(model, names)
+    check_one_trained(model, names)
+    activate_trained(model, names)
     for _, lora in layers.values():
         lora.switch(tuple(name for name in dict.fromkeys(names) if name in lora.scale))
 
@@ -75,7 +75,7 @@ def disabled(model: nn.Module) -> Generator[None]:
     """
     layers = adapted_layers(model)
     _refuse_merged(layers, "disabled")
-    parts = [lora for _, lora in layers.values()] + [whole for _, whole in wholes(model).values()]
+    parts = [lora for _, lora in layers.values()] + [trained for _, trained in trained_modules(model).values()]
     with held_by_thread(model, "disabled"):
         before = [(part, part.disabled) for part in parts]
         for lora, _ in before:
@@ -125,12 +125,12 @@ def rename(model: nn.Module, old: str, new: str) -> None:
     stop_counting(model)  # it would look for the adapter by its old name
     for _, lora in layers.values():
         _rename(lora, old, new)
-    for _, whole in wholes(model).values():
-        if old in whole.own:
-            whole.own[new] = whole.own.pop(old)
-            if old in whole.parked:
-                whole.parked[new] = whole.parked.pop(old)
-            whole.active = new if whole.active == old else whole.active
+    for _, trained in trained_modules(model).values():
+        if old in trained.own:
+            trained.own[new] = trained.own.pop(old)
+            if old in trained.parked:
+                trained.parked[new] = trained.parked.pop(old)
+            trained.active = new if trained.active == old else trained.active
 
 
 def _rename(lora: LoRA, old: str, new: str) -> None:
@@ -180,20 +180,20 @@ def by_row(model: nn.Module, names: Sequence[str | None], *, example: Any = None
         _compare(model, names, example)
     with held_by_thread(model, "by_row"):
         before = [(lora, lora.by_row) for _, lora in layers.values()]
-        wholes_before = [(whole, whole.disabled) for _, whole in wholes(model).values()]
+        disabled_before = [(trained, trained.disabled) for _, trained in trained_modules(model).values()]
         try:
             with torch.no_grad():
                 for _, lora in layers.values():
                     own = [name for name in chosen if name in lora.scale]
                     lora.by_row = grouped({name: _member(lora, name) for name in own}, names)
-            for whole, _ in wholes_before:
-                whole.disabled = True
+            for trained, _ in disabled_before:
+                trained.disabled = True
             yield
         finally:
             for lora, groups in before:
                 lora.by_row = groups
-            for whole, was in wholes_before:
-                whole.disabled = was
+            for trained, was in disabled_before:
+                trained.disabled = was
 
 
 def _member(lora: LoRA, name: str) -> RowAdapter:
@@ -213,9 +213,9 @@ def _check_by_row(model: nn.Module, chosen: Iterable[str], n_rows: int) -> None:
                     f'The weight of "{path}" is read without a call, once for all rows, so adapter "{name}" can\'t act '
                     "on some of them. Activate one adapter at a time."
                 )
-        if whole := next(iter(whole_tensors(model, name)), None):
+        if trained := next(iter(replacement_tensors(model, name)), None):
             raise AdapterError(
-                f'Adapter "{name}" has "{whole}" whole, which serves all rows alike. Activate one adapter at a time.'
+                f'Adapter "{name}" has "{trained}" whole, which serves all rows alike. Activate one adapter at a time.'
             )
 
 

@@ -34,14 +34,14 @@ from rankwise.lora.targets.modules import base_tensors, child_name, unwrapped
 from rankwise.lora.targets.patterns import pinned
 from rankwise.lora.targets.readers import Reader
 from rankwise.lora.trained_modules import (
-    activate_whole,
-    attach_whole,
-    initial_whole,
+    activate_trained,
+    attach_trained,
+    initial_replacements,
     is_inside,
-    remove_whole,
+    remove_trained,
+    replacement_tensors,
     saved_modules,
-    whole_readers,
-    whole_tensors,
+    trained_readers,
 )
 from rankwise.lora.variants import VariantTensors
 
@@ -101,15 +101,15 @@ def inject(
     with collector_paused():
         check_new_name(model, name)
         check_attachable(model)
-        targets, config, whole = _with_whole(model, find_targets(model, config, untie=untie), config)
-        readers = {} if example is None else whole_readers(model, whole)
+        targets, config, replacements = _with_replacements(model, find_targets(model, config, untie=untie), config)
+        readers = {} if example is None else trained_readers(model, replacements)
         wholly = [WeightPlace(owner, path.rpartition(".")[2], host) for path, (owner, host) in readers.items()]
         uses = None if example is None else uses_of(model, [*places_of(targets), *wholly], example)
         targets = with_readers(targets, uses) if uses else targets
         if dry_run:
-            return forecast(model, targets, config, name, whole)
+            return forecast(model, targets, config, name, replacements)
         tensors = {target.name: initial_tensors(target, config) for target in targets.adapted}
-        report = attach(model, targets, tensors, config, name, whole)
+        report = attach(model, targets, tensors, config, name, replacements)
         if uses:
             stop_watching(model)
             move_to_readers(model, uses)
@@ -117,23 +117,23 @@ def inject(
         return report
 
 
-def _with_whole(
+def _with_replacements(
     model: nn.Module, targets: Targets, config: LoRAConfig
 ) -> tuple[Targets, LoRAConfig, dict[str, Tensor]]:
-    """Find what is trained whole; targets inside it get no adapter."""
+    """Find what is trained in full; targets inside it get no adapter."""
     saved = saved_modules(model, config) if config.modules_to_save else []
     within = [target for target in targets.adapted if is_inside(target.name, saved)]
     if both := next((target.name for target in within if target.layer_type.tokens), None):
         raise TargetError(
-            f'"{both}" is trained whole (modules_to_save), and rows of it by trainable_tokens: leave out one.'
+            f'"{both}" is trained in full (modules_to_save), and rows of it by trainable_tokens: leave out one.'
         )
-    left_out = [LeftOut(target.name, type(target.module).__name__, "trained whole") for target in within]
+    left_out = [LeftOut(target.name, type(target.module).__name__, "trained in full") for target in within]
     targets = Targets([it for it in targets.adapted if it not in within], [*targets.left_out, *left_out])
     if not targets.adapted:
         raise TargetError("modules_to_save takes in every target, so there is nothing to adapt.")
     config = replace(config, modules_to_save=tuple(saved))
-    whole = initial_whole(model, config, targets.adapted) if saved or config.bias != "none" else {}
-    return targets, config, whole
+    replacements = initial_replacements(model, config, targets.adapted) if saved or config.bias != "none" else {}
+    return targets, config, replacements
 
 
 def attach(
@@ -142,7 +142,7 @@ def attach(
     tensors: Mapping[str, VariantTensors],
     config: LoRAConfig,
     name: str,
-    whole: Mapping[str, Tensor] | None = None,
+    replacements: Mapping[str, Tensor] | None = None,
     shared: Mapping[str, Tensor] | None = None,
 ) -> Report:
     """Attach given tensors, as `inject` does with fresh ones.
@@ -153,17 +153,17 @@ def attach(
         tensors: Module name -> what the variant has there, A and B as a rule; shared tensors apart.
         config: Kept with the adapter, its patterns written out as names of modules.
         name: The adapter's name, which `check_new_name` has let pass.
-        whole: Path of a parameter or buffer -> what the adapter has in its place.
+        replacements: Path of a parameter or buffer -> what the adapter has in its place.
         shared: What all layers have in common; None lets the configuration's seed draw it.
 
     Returns:
         The report of `inject`.
 
     Raises:
-        AdapterError: A target has a submodule `lora` of another making; a parameter can't be trained whole.
+        AdapterError: A target has a submodule `lora` of another making; a parameter can't be trained in full.
     """
     check_free(model)
-    check_targets(model, targets, config, whole or {})
+    check_targets(model, targets, config, replacements or {})
     keep_unpacked(model)
     remember_buffers(model)
     config = _by_name(config, targets.adapted)
@@ -183,14 +183,14 @@ def attach(
             other = _lora_at(tie.module, tie.layer_type, "weight", tie.reader)
             other.join(name, lora, tie.flipped, tie.layer_type)
             other.switch((name,))
-    attach_whole(model, name, whole or {}, config)
-    activate_whole(model, [name])
-    _enlist(model, name, whole or {})
+    attach_trained(model, name, replacements or {}, config)
+    activate_trained(model, [name])
+    _enlist(model, name, replacements or {})
     statistics = freeze_statistics(model)
     watch_structure(model)
     count_steps(model, name)  # before what watches the first forward, for which a look at weights is a reading
     watch(model)
-    counts = {path: tensor.numel() for path, tensor in whole_tensors(model, name).items() if tensor.requires_grad}
+    counts = {path: tensor.numel() for path, tensor in replacement_tensors(model, name).items() if tensor.requires_grad}
     return Report(name, targets.adapted, targets.left_out, frozen, counts, statistics)
 
 
@@ -204,10 +204,10 @@ def _shared_parameters(targets: Targets, config: LoRAConfig, shared: Mapping[str
     return {key: nn.Parameter(tensor.detach().to(device, dtype), requires_grad=False) for key, tensor in shared.items()}
 
 
-def _enlist(model: nn.Module, name: str, whole: Mapping[str, Tensor]) -> None:
+def _enlist(model: nn.Module, name: str, replacements: Mapping[str, Tensor]) -> None:
     """Let every layer of an adapter know all of them, so that one that leaves the model is missed."""
     layers = layers_with(model, name)
-    attached = Attached(tuple(layers), tuple(whole))
+    attached = Attached(tuple(layers), tuple(replacements))
     for _, lora in layers.values():
         lora.attached = {**lora.attached, name: attached}
 
@@ -315,7 +315,7 @@ def eject(model: nn.Module, name: str | None = None) -> None:
             lora.unhook()
             delattr(layer, child_name(lora.parameter))
     # Last: merged, a layer's own base may be what an adapter has in its place.
-    remove_whole(model, name)
+    remove_trained(model, name)
     if not adapted_layers(model):
         stop_watching_structure(model)
         thaw_statistics(model)

@@ -14,7 +14,7 @@ from rankwise.lora.checks.threads import check_free
 from rankwise.lora.layer_types.quantised import in_eight_bits, is_opaque, make_plain, plain_weight
 from rankwise.lora.targets.modules import named_once
 from rankwise.lora.targets.ties import sharers
-from rankwise.lora.trained_merge import check_mergeable_whole, merge_whole, unmerge_whole
+from rankwise.lora.trained_merge import check_mergeable_trained, merge_trained, unmerge_trained
 from rankwise.tables import text_table
 
 
@@ -94,13 +94,13 @@ def merge(model: nn.Module, *, keep_base: bool = True, dequantize: bool = False)
     if not dequantize:
         _refuse_quantised(layers, dtype)
     layers, tied = _with_ties(model, layers)
-    check_mergeable_whole(model)
+    check_mergeable_trained(model)
     with torch.no_grad():
         # Everything is computed once to see that it can be stored, then again to store it: no second copy of
         # all weights, and nothing is half merged.
         report = MergeReport([_check_layer(path, layer, lora, dtype) for path, (layer, lora) in layers.items()])
         # First, for A and B may stand over a weight that the adapter has in the base's place.
-        merge_whole(model, keep_base)
+        merge_trained(model, keep_base)
         for path, (layer, lora) in layers.items():
             weight = lora.weight(layer)
             if (quantised := lora.row_now(layer).quantised) is not None:
@@ -144,7 +144,7 @@ def unmerge(model: nn.Module) -> None:
             )
     for layer, lora in merged.values():
         lora.restore(layer)
-    unmerge_whole(model)
+    unmerge_trained(model)
 
 
 _IN_THE_WAY: dict[str, Callable[[Tensor], bool]] = {

@@ -112,12 +112,12 @@ class PerAdapter:
             single = self._in_pieces(outputs, batch, groups, 1)
             self._refuse_unless_mean(self._apply(outputs, batch, groups), single, outputs.shape[1])
 
-    def _refuse_unless_mean(self, whole: Result, single: Result, n: int) -> None:
+    def _refuse_unless_mean(self, of_batch: Result, single: Result, n: int) -> None:
         """Raise where a scalar of all rows isn't the mean of the values of single rows; of a pair, the sum."""
-        pairs = [(whole, single)] if isinstance(whole, Tensor) else list(zip(whole, single, strict=True))
+        pairs = [(of_batch, single)] if isinstance(of_batch, Tensor) else list(zip(of_batch, single, strict=True))
         for k in range(len(pairs[0][0])):
             for of_all, of_one in pairs:
-                joined = of_one[k].mean() if isinstance(whole, Tensor) else of_one[k].sum()
+                joined = of_one[k].mean() if isinstance(of_batch, Tensor) else of_one[k].sum()
                 # A run that diverges has no value to compare.
                 if of_all[k].isfinite() and not same(joined, of_all[k]):
                     raise PackError(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rankwise.pack.losses import PerBatch
 from rankwise.sweeps.candidates.baselines import baselines
 from rankwise.sweeps.candidates.from_user import Config, candidates_of
-from rankwise.sweeps.candidates.given import as_counts, as_rates, trained_whole
+from rankwise.sweeps.candidates.given import as_counts, as_rates, modules_of_head
 from rankwise.sweeps.candidates.grid import Candidate
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.problem import DATA, Problem, Splits
@@ -54,11 +54,11 @@ def candidates_from(
     baseline: bool | float | Sequence[float],
 ) -> list[Candidate]:
     """What is tried: adapters, and baselines."""
-    whole, rates = trained_whole(model, head), as_rates(lrs, "lrs")
+    head_modules, rates = modules_of_head(model, head), as_rates(lrs, "lrs")
     full = baseline if isinstance(baseline, bool) else as_rates(baseline, "baseline")
     return [
-        *candidates_of(model, configs, whole, training, rates),
-        *baselines(model, whole, training, rates, full),
+        *candidates_of(model, configs, head_modules, training, rates),
+        *baselines(model, head_modules, training, rates, full),
     ]
 
 

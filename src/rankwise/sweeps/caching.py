@@ -55,8 +55,10 @@ def cached(
                 "before it. Switch the cache off."
             )
         adapted |= {t.name for t in resolved.targets}
-        # A weight trained whole acts in every module that has it.
-        adapted |= {path.rpartition(".")[0] for name in resolved.whole for path in paths[model.get_parameter(name)]}
+        # A weight trained in full acts in every module that has it.
+        adapted |= {
+            path.rpartition(".")[0] for name in resolved.trained_parameters for path in paths[model.get_parameter(name)]
+        }
     splits = problem.splits[DATA]
     example = problem.feed.prepare(pick(splits.train, lambda t: t[:3]))
     prefix = find_prefix(model, adapted, example, problem.feed.call)

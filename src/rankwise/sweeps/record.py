@@ -120,9 +120,9 @@ def _configuration(
     )
 
 
-def _ratio(value: float | None, whole: float | None) -> float | None:
+def _ratio(value: float | None, total: float | None) -> float | None:
     # Of nothing, or of less, there are no shares.
-    return value / whole if value is not None and whole is not None and whole > 0 else None
+    return value / total if value is not None and total is not None and total > 0 else None
 
 
 def _validation_difference(comparison: Comparison | None) -> BoundedDifference | None:

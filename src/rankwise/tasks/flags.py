@@ -9,7 +9,7 @@ from cyclopts import ArgumentCollection, Group, Parameter, Token
 from rankwise.errors import ConfigError
 
 
-def _check_whole(arguments: ArgumentCollection) -> None:
+def _check_whole_number(arguments: ArgumentCollection) -> None:
     """Refuse 2.5 where a whole number is needed; cyclopts would round it.
 
     Raises:
@@ -26,7 +26,7 @@ def _check_whole(arguments: ArgumentCollection) -> None:
 
 def flag_group(name: str, sort_key: int | None = None) -> Group:
     """A group of flags in the help, whose whole numbers are not rounded."""
-    return Group(name, sort_key=sort_key, validator=_check_whole)
+    return Group(name, sort_key=sort_key, validator=_check_whole_number)
 
 
 DECIDING = flag_group("How it decides", 3)

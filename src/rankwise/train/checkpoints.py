@@ -79,8 +79,8 @@ class _Manifest:
 
     def text(self) -> bytes:
         content = {"number": self.number, "files": self.files, "plain": self.plain}
-        whole = {"format": FORMAT, "sha256": _sha256(_canonical(content)), "content": content}
-        return json.dumps(whole, allow_nan=False).encode()
+        document = {"format": FORMAT, "sha256": _sha256(_canonical(content)), "content": content}
+        return json.dumps(document, allow_nan=False).encode()
 
 
 class Checkpoints:
@@ -222,8 +222,8 @@ class _DamagedError(Exception):
 
 def _read_manifest(path: Path) -> _Manifest:
     try:
-        whole = json.loads(read_regular(path))
-        format_, sha256, content = whole["format"], whole["sha256"], whole["content"]
+        document = json.loads(read_regular(path))
+        format_, sha256, content = document["format"], document["sha256"], document["content"]
         if format_ != FORMAT:
             raise CheckpointError(f'{path} has the format "{format_}"; this version of rankwise reads "{FORMAT}".')
         if _sha256(_canonical(content)) != sha256:

@@ -202,7 +202,7 @@ def find_prefix(model: nn.Module, adapted: Collection[str], example: Data, call:
         first, larger = (trace(model, lambda batch=batch: call(model, batch), n) for n, batch in ((2, two), (3, three)))
         if bare := next((name for name in adapted if name not in first.order), None):
             raise ConfigError(
-                f'"{bare}" is adapted or trained whole and never called, so it can\'t be told what runs before it. '
+                f'"{bare}" is adapted or trained in full and never called, so it can\'t be told what runs before it. '
                 "Leave it out, or switch the cache off."
             )
         branch = find_branch(model, adapted, first, larger)

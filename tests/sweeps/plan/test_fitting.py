@@ -154,7 +154,10 @@ class Narrow(nn.Module):
 
 def of_narrow(runs: Sequence[Run]) -> list[Run]:
     return [
-        replace(one, member=replace(one.member, whole=tuple(f"layers.{w}" for w in one.member.whole))) for one in runs
+        replace(
+            one, member=replace(one.member, modules_to_save=tuple(f"layers.{w}" for w in one.member.modules_to_save))
+        )
+        for one in runs
     ]
 
 

@@ -41,7 +41,12 @@ def lora(r: int, target: str = "0") -> Candidate:
 
 
 FULL = Candidate(
-    name="full", label="full fine-tuning", method="full", training=TRAINING, lrs=(1e-4, 1e-3), whole=("0", "1")
+    name="full",
+    label="full fine-tuning",
+    method="full",
+    training=TRAINING,
+    lrs=(1e-4, 1e-3),
+    modules_to_save=("0", "1"),
 )
 RANKS = [lora(r) for r in (1, 2, 4, 8, 16)]
 

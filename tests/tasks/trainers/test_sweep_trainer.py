@@ -125,7 +125,13 @@ def ours(trainer, order):
     data = problem.data["train"]
     setting = replace(problem.training, lr=trainer.args.learning_rate)
     loop = PackTraining(
-        trainer.model, [(Member(name="full", whole=whole), setting)], data, data, problem.loss, problem.loss, feed=feed
+        trainer.model,
+        [(Member(name="full", modules_to_save=whole), setting)],
+        data,
+        data,
+        problem.loss,
+        problem.loss,
+        feed=feed,
     )
     points, outcome = [], None
     while not loop.done:

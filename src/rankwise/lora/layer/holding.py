@@ -26,11 +26,11 @@ class Attached:
 
     Args:
         adapted: Paths of the adapted weights.
-        whole: Paths of the parameters and buffers that it has in the base's place.
+        replacements: Paths of the parameters and buffers that it has in the base's place.
     """
 
     adapted: tuple[str, ...]
-    whole: tuple[str, ...]
+    replacements: tuple[str, ...]
 
 
 class Holding(Checkpointed):

@@ -21,12 +21,12 @@ class GeneralLayer:
     """A layer that is no Linear.
 
     Its update is the layer type's own pure function, mapped over the adapters of a bucket; where vmap can't go
-    through it, adapter by adapter. A module trained whole is mapped likewise over its parameters.
+    through it, adapter by adapter. A module trained in full is mapped likewise over its parameters.
 
     Args:
         name: The module's path.
         module: The base's layer; only read.
-        row: Its row in `LAYER_TYPES`, or None where it is only trained whole.
+        row: Its row in `LAYER_TYPES`, or None where it is only trained in full.
         store: The pack's numbers.
         forward: The module's own forward.
     """
@@ -52,7 +52,7 @@ class GeneralLayer:
                     self._tensors[part.i][key] = stack if gradient is None else _leaf(stack)
                     if gradient is not None:
                         self._leaves[part.i, f"{name}.{key}"] = self._tensors[part.i][key], gradient
-            if part.whole:
+            if part.trains_layer:
                 for key, full in self._keys.items():
                     self._leaves[part.i, key] = _leaf(store.stack(part.i, full)), store.gradient(part.i, full)
         self.loops = False
@@ -80,7 +80,7 @@ class GeneralLayer:
         x = x.unflatten(0, (n, -1))
         x = groups.fan_out(x) if shared else x
         flat = x.flatten(0, 1)
-        if not any(part.whole for part in self._parts):
+        if not any(part.trains_layer for part in self._parts):
             y: Tensor = self._forward(flat, *rest, **named)
             pieces = None
         else:
@@ -101,9 +101,9 @@ class GeneralLayer:
         return torch.cat(outputs).flatten(0, 1) if len(outputs) > 1 else outputs[0].flatten(0, 1)
 
     def _base(self, part: LayerSlot, x: Tensor, rest: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
-        """The layer itself for one bucket: its adapters' own where they train it whole."""
+        """The layer itself for one bucket: its adapters' own where they train it in full."""
         own = x[part.start : part.stop]
-        if not part.whole:
+        if not part.trains_layer:
             return self._forward(own.flatten(0, 1), *rest, **named).unflatten(0, (len(own), -1))
 
         def one(weights: dict[str, Tensor], x: Tensor) -> Tensor:

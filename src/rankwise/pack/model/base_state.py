@@ -39,7 +39,7 @@ class _Kept:
     def key(self) -> str:
         return self.name.rpartition(".")[2]
 
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         return self.copy.shape == self.tensor.shape
 
 
@@ -91,7 +91,7 @@ class BaseState:
         self.restore()
         path = found.name.rpartition(".")[0]
         what, kind = "buffer" if found.is_buffer else "parameter", type(self._model.get_submodule(path)).__name__
-        left = "" if found.is_whole() else " It is too large to have been put back: load the base anew."
+        left = "" if found.is_complete() else " It is too large to have been put back: load the base anew."
         raise PackError(
             f'A forward pass in {"train" if training else "eval"} mode changes the {what} "{found.name}" ({kind}). All '
             "adapters would write to it, and the base would not stay what it is. Freeze it (put the module into "
@@ -102,7 +102,7 @@ class BaseState:
     def restore(self) -> None:
         """Put back what is remembered whole."""
         for kept in self._kept:
-            if not kept.is_whole():
+            if not kept.is_complete():
                 continue
             if not _holds(kept.tensor, kept):
                 kept.tensor.copy_(kept.copy)
@@ -120,7 +120,7 @@ def _mark(tensor: Tensor) -> tuple[int, int]:
 
 
 def _holds(tensor: Tensor, kept: _Kept) -> bool:
-    now = tensor.detach() if kept.is_whole() else _sample(tensor)
+    now = tensor.detach() if kept.is_complete() else _sample(tensor)
     if now.dtype != kept.copy.dtype or now.device != kept.copy.device:
         return True  # moved or cast as a whole
     return torch.equal(now, kept.copy) or bool(((now == kept.copy) | ((now != now) & (kept.copy != kept.copy))).all())

@@ -43,7 +43,10 @@ class OneByOne:
             first = bucket.members[0]
             # What takes a weight's place has its type; all that is added to one is summed first.
             wide = {name for name, weight in model.named_parameters() if weight.dtype == torch.float32}
-            stacks = {name: (store.stack(i, name, exact=name in wide), store.gradient(i, name)) for name in first.whole}
+            stacks = {
+                name: (store.stack(i, name, exact=name in wide), store.gradient(i, name))
+                for name in first.trained_parameters
+            }
             found = {t.name: store.tensors(i, t.name, exact=True) for t in first.targets}
             for module, tensors in found.items():
                 stacks |= {f"{module}.{key}": (s, g) for key, (s, g) in tensors.items() if g is not None}
@@ -105,7 +108,7 @@ class OneByOne:
         """
         added = self._added(place, noise)
         i, k, member = self._places[place]
-        trained = {f"model.{name}": self._leaves[i, name, k][0] for name in member.whole}
+        trained = {f"model.{name}": self._leaves[i, name, k][0] for name in member.trained_parameters}
         modules = {name: target.module for name, target in added.items()}
         with replaced_forwards(modules, lambda name, forward: self._adding(place, added[name], forward, noise)):
             try:

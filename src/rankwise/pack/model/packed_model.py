@@ -71,8 +71,8 @@ class PackedModel:
         targets = {t.name: t for m in members for t in m.targets}
         self._uncallable = next((name for name, t in targets.items() if t.reader is not None or t.ties), None)
         names = [name for name, t in targets.items() if t.reader is None]
-        whole = [name.rpartition(".")[0] for m in members for name in m.whole]
-        self._modules = {name: submodule(self._model, name) for name in (*names, *whole)}
+        trained = [name.rpartition(".")[0] for m in members for name in m.trained_parameters]
+        self._modules = {name: submodule(self._model, name) for name in (*names, *trained)}
         for name, module in self._modules.items():
             # Kept from the start: while the pack is attached, `module.forward` is the pack's own.
             self._forwards.setdefault(name, module.forward)

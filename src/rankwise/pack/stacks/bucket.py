@@ -39,7 +39,7 @@ class Bucket:
             sizes = replace(t.sizes, r=self._ranks[i])
             self._declared |= {f"{t.name}.{one.name}": (i, one) for one in VARIANTS[t.variant].tensors}
             self.shapes |= {f"{t.name}.{name}": s for name, s in VARIANTS[t.variant].shapes(sizes).items()}
-        self.shapes |= {name: first.shapes[name] for name in first.whole}
+        self.shapes |= {name: first.shapes[name] for name in first.trained_parameters}
         self.ups = {key for key, (_, one) in self._declared.items() if one.up}
         """The keys of the up-projections."""
         self.frozen: dict[str, Tensor] = {}

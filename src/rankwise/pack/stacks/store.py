@@ -297,19 +297,21 @@ class Store:
         return vector
 
     def rates(self, lr: Tensor) -> Tensor:
-        """A vector with each adapter's learning rate (K,) at all its numbers, times its `whole_rate` where due."""
+        """Each adapter's learning rate (K,) for all its numbers, times its `head_lr_multiplier` where it applies."""
         vector = self.spread(lr)
         for bucket in self.buckets:
-            for name in bucket.members[0].whole:
+            for name in bucket.members[0].trained_parameters:
                 bucket.view(vector, name)[:] *= vector.new_tensor(
                     [m.member.rate_of(name) for m in bucket.members]
                 ).view(-1, *[1] * len(bucket.shapes[name]))
         return vector
 
     @property
-    def has_whole_rates(self) -> bool:
+    def has_lr_multipliers(self) -> bool:
         """Whether an adapter trains some of its tensors at a rate of their own."""
-        return any(m.whole and m.member.whole_rate != 1 for bucket in self.buckets for m in bucket.members)
+        return any(
+            m.trained_parameters and m.member.head_lr_multiplier != 1 for bucket in self.buckets for m in bucket.members
+        )
 
     def read(self, vector: Tensor) -> dict[str, State]:
         """Every adapter's tensors in a vector, by member name."""
@@ -322,8 +324,9 @@ class Store:
                 bucket.write(vector, k, states[m.member.name])
 
     def randomise(self) -> None:
-        """Random numbers in all A and B and in what is zero, a little of them on vectors and on what is trained whole;
-        padding stays as it is.
+        """Fill A, B and what is zero with random numbers; perturb vectors and fully trained parameters slightly.
+
+        Padding stays as it is.
 
         s B A has a seventh of the size of the weight, whatever s is: with larger updates attention saturates
         and rounding is blown up, to 1e-3 of the gradients of MiniLM at s = 32 in float32.
@@ -334,7 +337,7 @@ class Store:
                 scales = {t.name: max(1.0, abs(t.scale)) for t in m.targets}
                 for key, value in state.items():
                     draws = torch.rand(value.shape, generator=stream("probe", m.member.name, key)).to(value) - 0.5
-                    anew = key not in m.whole and (value.ndim > 1 or not bool(value.any()))
+                    anew = key not in m.trained_parameters and (value.ndim > 1 or not bool(value.any()))
                     size = value.shape[-1] ** 0.5 * (scales[key.rpartition(".")[0]] if key in bucket.ups else 1.0)
                     state[key] = draws / size if anew else value * (1 + 0.1 * draws)
                 bucket.write(self.theta, k, state)
@@ -348,10 +351,10 @@ def _rounded(buckets: Sequence[Bucket], model: nn.Module) -> list[str]:
         for t in bucket.members[0].targets:
             plain = rounds(t.module) and bucket.variant(t.name) is LORA and not t.layer_type.partial
             adapted[t.name] = plain and adapted.get(t.name, True)
-    whole = {name for bucket in buckets for name in bucket.members[0].whole if name.endswith(".weight")}
+    weights = {name for bucket in buckets for name in bucket.members[0].trained_parameters if name.endswith(".weight")}
     own = [
         name
-        for name in whole
+        for name in weights
         if rounds(model.get_submodule(name.removesuffix(".weight"))) and adapted.get(name.removesuffix(".weight"), True)
     ]
     return [
@@ -373,7 +376,7 @@ def _types_of(buckets: Iterable[Bucket], model: nn.Module, default: torch.dtype)
         for t in first.targets:
             if t.variant == "lora":
                 weights |= {f"{t.name}.{key}": t.weight for key in LORA.shapes(t.sizes)}
-        for name in first.whole:
+        for name in first.trained_parameters:
             weights[name] = parameters[name]
     return {key: weight.dtype if weight.is_floating_point() else default for key, weight in weights.items()}
 

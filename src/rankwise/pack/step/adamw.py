@@ -45,7 +45,7 @@ class PackedAdamW(PackedOptimiser):
         theta = self.store.theta
         rate = lr.tolist()
         decay = [0.0] * len(rate) if weight_decay is None else weight_decay.tolist()
-        if len(set(rate)) == len(set(decay)) == 1 and not self.store.has_whole_rates:
+        if len(set(rate)) == len(set(decay)) == 1 and not self.store.has_lr_multipliers:
             self.steps += 1
             self._run_kernel(theta, rate[0], decay[0])
             return
@@ -64,8 +64,8 @@ class PackedAdamW(PackedOptimiser):
     def _run_kernel(self, target: Tensor, lr: float, weight_decay: float) -> None:
         vectors = target, self.store.grads, *self.vectors
         for (beta1, beta2, eps), keys in self._groups.items():
-            whole = len(self._groups) == 1 and not self.missed
-            params, grads, first, second = [[v] if whole else self._views(v, keys) for v in vectors]
+            at_once = len(self._groups) == 1 and not self.missed
+            params, grads, first, second = [[v] if at_once else self._views(v, keys) for v in vectors]
             # The kernel itself: torch.optim's function around it sorts tensors by device and type at every step.
             torch._fused_adamw_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
                 params,

@@ -24,7 +24,7 @@ def baselines(
 
     Args:
         model: The base.
-        head: Modules that are trained whole with every adapter.
+        head: Modules that are trained in full with every adapter.
         training: As of the adapters.
         lrs: Learning rates of the adapters.
         full: Whether full fine-tuning is trained, or at which learning rates.
@@ -44,7 +44,7 @@ def baselines(
                 method="head",
                 training=training,
                 lrs=_plain(rates),
-                whole=head,
+                modules_to_save=head,
                 **begun,
             )
         )
@@ -57,9 +57,9 @@ def baselines(
                 method="full",
                 training=training,
                 lrs=_plain(rates),
-                whole=modules_with_parameters(model),
-                whole_rate=head_rate / BASELINE_SHARE if head else 1.0,
-                whole_rate_for=head,
+                modules_to_save=modules_with_parameters(model),
+                head_lr_multiplier=head_rate / BASELINE_SHARE if head else 1.0,
+                head_lr_multiplier_for=head,
                 **begun,
             )
         )

@@ -57,5 +57,5 @@ def _candidate(
         training=training,
         lrs=lrs,
         lora=lora,
-        whole=head,
+        modules_to_save=head,
     )

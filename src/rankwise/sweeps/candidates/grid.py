@@ -39,9 +39,9 @@ class Candidate:
         training: How it is trained; its learning rate is not used.
         lrs: Learning rates to try.
         lora: The adapter, its seed aside; None where nothing is trained low-rank.
-        whole: Names of modules that are trained whole.
-        whole_rate: Their learning rate, as a multiple of the run's.
-        whole_rate_for: Those of them that it is meant for, the others taking the run's; None for all.
+        modules_to_save: Names of modules that are trained in full.
+        head_lr_multiplier: Their learning rate, as a multiple of the run's.
+        head_lr_multiplier_for: Those of them that it is meant for, the others taking the run's; None for all.
         data: Which of the problem's splits it learns.
         start: Seed -> tensors to start from; those left out start as the settings say.
     """
@@ -52,9 +52,9 @@ class Candidate:
     training: Training
     lrs: tuple[float, ...]
     lora: LoRAConfig | None = None
-    whole: tuple[str, ...] = ()
-    whole_rate: float = 1.0
-    whole_rate_for: tuple[str, ...] | None = None
+    modules_to_save: tuple[str, ...] = ()
+    head_lr_multiplier: float = 1.0
+    head_lr_multiplier_for: tuple[str, ...] | None = None
     data: str = DATA
     start: Callable[[int], State] = _from_the_model
 
@@ -66,9 +66,9 @@ class Candidate:
             name=name,
             seed=seed,
             lora=lora,
-            whole=self.whole,
-            whole_rate=self.whole_rate,
-            whole_rate_for=self.whole_rate_for,
+            modules_to_save=self.modules_to_save,
+            head_lr_multiplier=self.head_lr_multiplier,
+            head_lr_multiplier_for=self.head_lr_multiplier_for,
             optimiser=training.optimiser,
             betas=training.betas,
             eps=training.eps,
@@ -98,7 +98,7 @@ def runs_of(candidates: Iterable[Candidate], seeds: Sequence[int], data: str | N
 
 
 def modules_with_parameters(model: nn.Module) -> tuple[str, ...]:
-    """Names of all modules with parameters of their own: what full fine-tuning trains whole.
+    """Names of all modules with parameters of their own: what full fine-tuning trains in full.
 
     Of modules that share all their parameters (an output head tied to an embedding) only the first is named.
     """

@@ -319,7 +319,7 @@ def decide(
     else:
         target = chosen or reference
         name, r, parameters = target.name, target.r, target.trainable_parameters
-    whole = reference.trainable_parameters
+    total = reference.trainable_parameters
     return Answer(
         verdict=verdict,
         name=name,
@@ -328,7 +328,7 @@ def decide(
         reference=reference.name,
         tolerance=tolerance,
         binary=itself.binary,
-        relative_parameters=parameters / whole if whole else None,
+        relative_parameters=parameters / total if total else None,
         confidence=rule.confidence,
         leaning=None if leaning is None else leaning.name,
         gain=gain,

@@ -41,7 +41,7 @@ def pays(model: nn.Module, run: Run) -> bool:
     rate = 5e13 if cuda else 5e10 * torch.get_num_threads()
     numbers = resolved.parameter_count()
     work = MOVED * numbers / bandwidth + 6 * numbers * run.training.batch_size / rate
-    return CALL * len(run.member.whole) >= LEAST * work
+    return CALL * len(run.member.modules_to_save) >= LEAST * work
 
 
 def apart(model: nn.Module, packs: Sequence[Sequence[Run]]) -> tuple[list[list[Run]], list[str]]:

@@ -54,7 +54,7 @@ def kind_of(model: nn.Module, run: Run) -> tuple[object, ...]:
     resolved = resolve(model, run.member)
     targets = tuple(t.name for t in resolved.targets)
     dropout = run.member.lora is not None and run.member.lora.dropout > 0
-    return run.data, run.training.batch_size, targets, resolved.whole, dropout
+    return run.data, run.training.batch_size, targets, resolved.trained_parameters, dropout
 
 
 def bytes_of_runs(

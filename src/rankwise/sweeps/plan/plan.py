@@ -77,8 +77,8 @@ def make_plan(
         at_once: Packs that train at the same time: large ones are cut where there would be fewer.
     """
     needed, limit = bytes_of_runs(model, runs, problem, probes), limit_of(model, memory)
-    whole, notes = apart(model, plan_packs(runs))
-    packs = spread([cut for pack in whole for cut in cut_to_fit(pack, lambda run: needed[run.name], limit)], at_once)
+    planned, notes = apart(model, plan_packs(runs))
+    packs = spread([cut for pack in planned for cut in cut_to_fit(pack, lambda run: needed[run.name], limit)], at_once)
     return Plan(
         packs=[[run.name for run in pack] for pack in packs],
         memory=needed,
@@ -229,7 +229,12 @@ def _settings(run: Run) -> str:
     lora = run.member.lora
     plain = {} if lora is None else {f.name: _plain(getattr(lora, f.name)) for f in fields(lora)}
     start = fingerprint(run.start)
-    member = (run.member.seed, run.member.whole, run.member.whole_rate, run.member.whole_rate_for)
+    member = (
+        run.member.seed,
+        run.member.modules_to_save,
+        run.member.head_lr_multiplier,
+        run.member.head_lr_multiplier_for,
+    )
     parts = (run.name, run.configuration, run.method, run.data, *member, run.training, plain)
     return " ".join(map(str, (*parts, start)))
 

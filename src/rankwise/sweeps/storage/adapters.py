@@ -50,18 +50,18 @@ def put_on(model: nn.Module, run: Run, state: State, name: str) -> Report:
     Raises:
         AdapterError: The run has no A and B, or the name is taken.
     """
-    lora, whole = run.member.lora, run.member.whole
+    lora, modules = run.member.lora, run.member.modules_to_save
     if lora is None:
         raise AdapterError(f"{run.name} trains no A and B; there is no adapter of it.")
     check_new_name(model, name)
     found = find_targets(model, lora)
-    adapted = [target for target in found.adapted if target.name not in whole]
+    adapted = [target for target in found.adapted if target.name not in modules]
     tensors = {target.name: _tensors_of(target, lora, state) for target in adapted}
     of_adapter = {f"{name}.{key}" for name, own in tensors.items() for key in own}
-    trained_whole = {key: value for key, value in state.items() if key not in of_adapter}
-    config = replace(lora, modules_to_save=enclosing_modules(model, whole))
+    replacements = {key: value for key, value in state.items() if key not in of_adapter}
+    config = replace(lora, modules_to_save=enclosing_modules(model, modules))
     with collector_paused():
-        return attach(model, Targets(adapted, found.left_out), tensors, config, name, trained_whole)
+        return attach(model, Targets(adapted, found.left_out), tensors, config, name, replacements)
 
 
 def _tensors_of(target: Target, lora: LoRAConfig, state: State) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ OLD, NEW = range(5), range(5, 10)
 MEAN, STD = 0.1307, 0.3081
 """Of MNIST's training pixels divided by 255; the notebook's numbers."""
 
-WHOLE = ("0", "3", "6")
+MODULES = ("0", "3", "6")
 """The layers with weights, all of which full fine-tuning trains."""
 
 
@@ -177,7 +177,7 @@ def candidates_of(options: DigitsOptions) -> list[Candidate]:
         for name, lora in zip(names_of(adapters), adapters, strict=True)
     ]
     baselines = [
-        Candidate(name=name, label=label, method="full", training=training, lrs=lrs, whole=WHOLE, data=data)
+        Candidate(name=name, label=label, method="full", training=training, lrs=lrs, modules_to_save=MODULES, data=data)
         for name, label, data, training, lrs in protocol.baselines
     ]
     return [*ranks, *baselines]
@@ -215,7 +215,7 @@ def pretrain(problem: Problem, options: DigitsOptions) -> nn.Sequential:
         model = make_model().to(device)
     training = protocol_of(options).pretraining
     old = problem.splits["old"]
-    member = Member(name="base", seed=0, whole=WHOLE, betas=training.betas, eps=training.eps)
+    member = Member(name="base", seed=0, modules_to_save=MODULES, betas=training.betas, eps=training.eps)
     pack = PackTraining(model, [(member, training)], old.train, old.validation, loss, accuracy)
     ended: list[Outcome] = []
     with stop_on_signals() as stop:

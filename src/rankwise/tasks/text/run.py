@@ -216,8 +216,8 @@ def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
             training=training,
             lrs=options.lr,
             lora=lora,
-            whole=loaded.head,
-            whole_rate=options.head_rate,
+            modules_to_save=loaded.head,
+            head_lr_multiplier=options.head_rate,
             start=loaded.initial_head,
         )
         for name, lora in zip(names_of(adapters), adapters, strict=True)
@@ -230,7 +230,7 @@ def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
             options.lr,
             head=loaded.head,
             head_start=loaded.initial_head,
-            whole_rate=options.head_rate,
+            head_lr_multiplier=options.head_rate,
         )
         for folder in options.init_from
     ]

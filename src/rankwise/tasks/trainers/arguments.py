@@ -39,8 +39,8 @@ def _unset(value: Any) -> bool:
 
 
 RULES = (
-    Rule("max_steps", lambda n: n <= 0, "a sweep trains whole epochs; set num_train_epochs"),
-    Rule("num_train_epochs", lambda n: n >= 1 and n == int(n), "a sweep trains whole epochs; give a whole number"),
+    Rule("max_steps", lambda n: n <= 0, "a sweep trains in full epochs; set num_train_epochs"),
+    Rule("num_train_epochs", lambda n: n >= 1 and n == int(n), "a sweep trains in full epochs; give a whole number"),
     Rule("lr_scheduler_type", lambda name: _plain(name) in SCHEDULES, f"take one of {', '.join(SCHEDULES)}"),
     Rule("lr_scheduler_kwargs", _unset, "leave it out"),
     Rule("optim", lambda name: _plain(name).startswith("adamw_torch"), "a sweep has AdamW"),

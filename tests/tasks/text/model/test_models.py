@@ -166,7 +166,7 @@ def test_a_head_that_the_checkpoint_has_is_kept_where_the_labels_fit(folders, tm
 @pytest.mark.parametrize("pooling", ["mean", "model"])
 def test_a_pack_trains_heads_of_their_own(folders, pooling):
     loaded = load_text_model(folders / "bert", "classify", THREE, ModelOptions(pooling=pooling))
-    members = [Member(name=f"s{s}", seed=s, lora=LoRAConfig(r=2, seed=s), whole=loaded.head) for s in (0, 1)]
+    members = [Member(name=f"s{s}", seed=s, lora=LoRAConfig(r=2, seed=s), modules_to_save=loaded.head) for s in (0, 1)]
     heads = {m.name: loaded.initial_head(m.seed) for m in members}
     states = {m.name: resolve(loaded.model, m).start(loaded.model) | heads[m.name] for m in members}
     pack = Pack(loaded.model, members, class_loss, states=states, call=loaded.call)

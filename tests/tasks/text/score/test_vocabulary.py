@@ -87,12 +87,12 @@ def test_sums_and_gradients(kind, monkeypatch):
 
 
 def test_a_trained_head_is_run_as_a_layer():
-    """Adapted or trained whole, the head is each adapter's own."""
+    """Adapted or trained in full, the head is each adapter's own."""
     model, call, batch = setting("llama")
     run = TokenLoss(call, lean_head(model, call, batch))
     members = [
         Member(name="low", lora=LoRAConfig(r=2, target_modules=["q_proj", "lm_head"])),
-        Member(name="whole", lora=LoRAConfig(r=2, target_modules=["q_proj"]), whole=("lm_head",)),
+        Member(name="whole", lora=LoRAConfig(r=2, target_modules=["q_proj"]), modules_to_save=("lm_head",)),
         Member(name="neither", lora=LoRAConfig(r=2, target_modules=["q_proj"])),
     ]
     for chosen in (members, members[2:]):

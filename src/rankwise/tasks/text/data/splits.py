@@ -95,9 +95,9 @@ def overlap(train: Sequence[Example], test: Sequence[Example]) -> Overlap:
         Overlap(same=1, same_input=1, n=3)
     """
     inputs = {plainly(e.source) for e in train}
-    whole = {(plainly(e.source), plainly(e.answer)) for e in train}
+    known_pairs = {(plainly(e.source), plainly(e.answer)) for e in train}
     known = [e for e in test if plainly(e.source) in inputs]
-    same = sum((plainly(e.source), plainly(e.answer)) in whole for e in known)
+    same = sum((plainly(e.source), plainly(e.answer)) in known_pairs for e in known)
     return Overlap(same, len(known) - same, len(test))
 
 

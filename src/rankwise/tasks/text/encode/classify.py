@@ -81,14 +81,14 @@ def tokenize_texts(
     encoded = _encode(tokenizer, examples, truncation=False, verbose=False)
     for example, ids in zip(examples, encoded["input_ids"], strict=True):
         _check_tokens(example, ids, tokenizer, config)
-    whole = list(map(len, encoded["input_ids"]))
-    if longer := sum(n > context for n in whole):
+    lengths = list(map(len, encoded["input_ids"]))
+    if longer := sum(n > context for n in lengths):
         encoded = _encode(tokenizer, examples, truncation=True, max_length=context)
     notes = [note] if note else []
     if longer:
         notes.append(
             f"{longer:,} of {len(examples):,} {what} texts are longer than {context:,} tokens (the longest has "
-            f"{max(whole):,}) and were cut."
+            f"{max(lengths):,}) and were cut."
         )
     rows = encoded["input_ids"]
     encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))

@@ -69,10 +69,10 @@ def encode_pieces(tokenizer: Tokenizer, text: str, starts: Sequence[int]) -> Pie
         text: The text.
         starts: Where answers start in it.
     """
-    whole = _encoded(tokenizer, text)
+    encoded = _encoded(tokenizer, text)
     cuts = sorted({start for start in starts if 0 < start < len(text)})
-    if all(_agrees(tokenizer, text, whole, cut) for cut in cuts):
-        return whole
+    if all(_agrees(tokenizer, text, encoded, cut) for cut in cuts):
+        return encoded
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
     for start, stop in zip([0, *cuts], [*cuts, len(text)], strict=True):
@@ -114,7 +114,7 @@ def _encoded(tokenizer: Tokenizer, text: str) -> Piece:
     return Piece(list(encoded["input_ids"]), [(a, b) for a, b in encoded["offset_mapping"]])
 
 
-def _agrees(tokenizer: Tokenizer, text: str, whole: Piece, cut: int) -> bool:
+def _agrees(tokenizer: Tokenizer, text: str, encoded: Piece, cut: int) -> bool:
     alone: list[int] = list(tokenizer(text[:cut], add_special_tokens=False, verbose=False)["input_ids"])
-    rest = whole.offsets[len(alone) :]
-    return whole.ids[: len(alone)] == alone and all(start >= cut for start, _ in rest)
+    rest = encoded.offsets[len(alone) :]
+    return encoded.ids[: len(alone)] == alone and all(start >= cut for start, _ in rest)

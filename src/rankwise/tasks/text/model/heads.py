@@ -1,6 +1,6 @@
 """Heads of classifiers: found in a model, put on an encoder, and begun from each adapter's seed.
 
-A head belongs to each adapter: its modules are named in `Member.whole`, and its first weights depend on the seed.
+A head belongs to each adapter: `Member.modules_to_save` names its modules, and its first weights depend on the seed.
 """
 
 import math
@@ -95,7 +95,7 @@ def initial_head(model: nn.Module, head: Sequence[str], new: Sequence[str], seed
 
     Args:
         model: The classifier.
-        head: From `find_head`, as `Member.whole`.
+        head: From `find_head`, as `Member.modules_to_save`.
         new: Those of them that the checkpoint has no weights for.
         seed: The adapter's.
     """

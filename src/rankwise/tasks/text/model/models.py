@@ -36,7 +36,7 @@ class TextModel:
         config: Its configuration.
         call: (model, batch) -> logits, for `Pack(call=...)`.
         encoder_decoder: Whether it is one.
-        head: Modules that belong to each adapter, for `Member.whole`; none for sft.
+        head: Modules that belong to each adapter, for `Member.modules_to_save`; none for sft.
         new_head: Those of them that begin from the adapter's seed.
         labels: A classifier's, in the order of its outputs.
         notes: What the user should be told.

@@ -273,6 +273,6 @@ def without_nulls(value: Any, depth: int = 0) -> tuple[Any, int]:
         return [part for part, _ in parts], sum(n for _, n in parts)
     if not isinstance(value, dict):
         return value, 0
-    whole = {key: without_nulls(one, depth + 1) for key, one in value.items() if one is not None}
-    gone = len(value) - len(whole) if depth else 0
-    return {key: part for key, (part, _) in whole.items()}, gone + sum(n for _, n in whole.values())
+    cleaned = {key: without_nulls(one, depth + 1) for key, one in value.items() if one is not None}
+    gone = len(value) - len(cleaned) if depth else 0
+    return {key: part for key, (part, _) in cleaned.items()}, gone + sum(n for _, n in cleaned.values())

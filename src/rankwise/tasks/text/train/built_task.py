@@ -41,7 +41,7 @@ class LoadedModel(Protocol):
 
     @property
     def head(self) -> tuple[str, ...]:
-        """Modules that belong to each adapter, for `Member.whole`."""
+        """Modules that belong to each adapter, for `Member.modules_to_save`."""
         ...
 
     @property

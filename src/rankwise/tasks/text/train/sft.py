@@ -68,8 +68,11 @@ def ready_sft(options: TextOptions) -> BuiltTask:
     # Joined rows hold several examples, which no cut can part.
     pool = (*parts["train"].rows, *parts["validation"].rows) if options.validation is None and not options.join else ()
     if pool:
-        whole, n = _tensors(replace(parts["train"], rows=pool), loaded), len(parts["train"].rows)
-        tensors["train"], tensors["validation"] = pick(whole, lambda t: t[:n]), pick(whole, lambda t: t[n:])
+        tensors_of_pool, n = _tensors(replace(parts["train"], rows=pool), loaded), len(parts["train"].rows)
+        tensors["train"], tensors["validation"] = (
+            pick(tensors_of_pool, lambda t: t[:n]),
+            pick(tensors_of_pool, lambda t: t[n:]),
+        )
     placed = {what: {key: t.to(options.device) for key, t in data.items()} for what, data in tensors.items()}
     splits = Splits(placed["train"], placed["validation"], placed["test"])
     if pool:
