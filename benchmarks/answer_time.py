@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rankwise.sweeps.problem import Splits
-from rankwise.tasks.digits.digits import WHOLE, make_problem, pretrain
+from rankwise.tasks.digits.digits import MODULES, make_problem, pretrain
 from rankwise.tasks.digits.mnist import load_digits_data
 from rankwise.tasks.options import DigitsOptions
 from rankwise.train.data.tensors import shuffled
@@ -59,7 +59,7 @@ def by_hand(base: nn.Module, data: Splits) -> float:
     from peft import LoraConfig, get_peft_model
 
     start = time.perf_counter()
-    config = LoraConfig(r=8, lora_alpha=32, target_modules=list(WHOLE))
+    config = LoraConfig(r=8, lora_alpha=32, target_modules=list(MODULES))
     lora = trained(get_peft_model(copy.deepcopy(base), config), data, 3e-3)
     full = trained(copy.deepcopy(base), data, 1e-3)
     seconds = time.perf_counter() - start

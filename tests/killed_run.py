@@ -141,7 +141,7 @@ def at_a_decision(nth: int) -> None:
 
 def in_a_comparison(nth: int) -> None:
     """While a size is held against the reference for such a decision."""
-    auto.compare = killing(nth, auto.compare)
+    auto.compare_with_reference = killing(nth, auto.compare_with_reference)
 
 
 def after_the_search(nth: int) -> None:

@@ -12,7 +12,7 @@ from rankwise.pack.member import Member
 from rankwise.results import Results, plain
 from rankwise.results.origin import BaseInfo, DataInfo, Grid, SplitSize
 from rankwise.sweeps.choose.rule import Rule, parse_tolerance
-from rankwise.sweeps.findings import Choice
+from rankwise.sweeps.judged import Choice
 from rankwise.sweeps.problem import Problem, Run, Splits, SweepState
 from rankwise.sweeps.provenance import Provenance
 from rankwise.sweeps.record import make_results

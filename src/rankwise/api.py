@@ -17,10 +17,10 @@ from rankwise.lora.config import OF_PEFT
 from rankwise.lora.inject import Report
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.pack import call_model
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from rankwise.report import answer_words
 from rankwise.report.interactive.frame import frame
-from rankwise.report.interactive.html import drawn, results_html
+from rankwise.report.interactive.html import figure_of, results_html
 from rankwise.report.table import markdown_table
 from rankwise.results import AnswerResult, Results
 from rankwise.show.live import progress as shown_by
@@ -38,7 +38,7 @@ from rankwise.sweeps.run.units.on_ray import Ray
 from rankwise.sweeps.storage.adapters import put_on
 from rankwise.sweeps.storage.directory import can_resume
 from rankwise.sweeps.storage.owned import holds_results
-from rankwise.train.checkpoints import Every
+from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.data.feed import ROWS_AT_ONCE, Feed
 from rankwise.train.events import Observer, Observers
 from rankwise.train.settings import Training
@@ -86,7 +86,7 @@ class Sweep:
         Raises:
             ConfigError: There is nothing to draw: one configuration alone, or no test metric.
         """
-        return drawn(self.results, relative=relative)
+        return figure_of(self.results, relative=relative)
 
     def _repr_html_(self) -> str:
         """Answer, table and figure, for a notebook."""
@@ -112,7 +112,7 @@ class Sweep:
         # The state of a run that an earlier sweep has finished lies in the run directory alone.
         return put_on(model, found, state, name) if state else load_adapter(model, self._folder(found.name), name)
 
-    def state(self, run: str | None = None) -> State:
+    def state(self, run: str | None = None) -> AdapterState:
         """The trained tensors of a run: "<module>.A", "<module>.B", and parameters trained in full by their names."""
         found = self._run(run)
         if not (state := self.swept.outcomes[found.name].state):
@@ -186,7 +186,7 @@ def sweep(
     out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
-    every: Every | None = None,
+    every: CheckpointInterval | None = None,
     progress: str = "auto",
     observers: Sequence[Observer] = (),
     workers: Ray | None = None,
@@ -324,7 +324,9 @@ def _experiment(
     )
 
 
-def _location(planned: Experiment, out: Path, overwrite: bool, resume: bool, every: Every | None) -> RunLocation:
+def _location(
+    planned: Experiment, out: Path, overwrite: bool, resume: bool, every: CheckpointInterval | None
+) -> RunLocation:
     """The run directory, and whether an unfinished run in it is resumed or a finished one extended."""
     again = resume and can_resume(out)
     config = {c.name: str(c) for c in planned.candidates} | {"seeds": list(planned.seeds)}
@@ -332,11 +334,11 @@ def _location(planned: Experiment, out: Path, overwrite: bool, resume: bool, eve
         directory=out,
         config=yaml.safe_dump({"sweep": config}, sort_keys=False),
         command="rankwise.sweep(...)",
-        how_to_resume="rankwise.sweep(..., resume=True)",
+        resume_command="rankwise.sweep(..., resume=True)",
         overwrite=overwrite,
         resume=again,
         extend=resume and not again and holds_results(out),
-        how_to_extend=lambda more, then: f"rankwise.sweep(..., out={str(out)!r}, resume=True, seeds={then})",
+        extend_command=lambda more, then: f"rankwise.sweep(..., out={str(out)!r}, resume=True, seeds={then})",
         every=every,
     )
 

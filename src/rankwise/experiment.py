@@ -28,12 +28,12 @@ from rankwise.sweeps.choose.answer import Floors
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.choose.power import power_words
 from rankwise.sweeps.choose.rule import Rule, accuracy_tolerance
-from rankwise.sweeps.findings import Choice
 from rankwise.sweeps.floors import measured_floors
+from rankwise.sweeps.judged import Choice
 from rankwise.sweeps.measure import measure_base
 from rankwise.sweeps.plan.doubts import rank_doubts
 from rankwise.sweeps.plan.fitting import Probes
-from rankwise.sweeps.problem import DATA, Problem, Run, SweepState
+from rankwise.sweeps.problem import DEFAULT_DATA, Problem, Run, SweepState
 from rankwise.sweeps.provenance import Provenance, data_info, grid_of, versions
 from rankwise.sweeps.record import add_next, make_results
 from rankwise.sweeps.run.auto import Auto
@@ -152,7 +152,7 @@ class Experiment:
         problem = self.problem
         if len(self.candidates) < 2 or not problem.higher_is_better or "accuracy" not in problem.metric_name:
             return []
-        which = DATA if DATA in problem.splits else self.candidates[0].data
+        which = DEFAULT_DATA if DEFAULT_DATA in problem.splits else self.candidates[0].data
         rows = count_rows(problem.splits[which].validation, "validation")
         rotated = problem.rotation_of(which) is not None
         return [power_words(rows, len(self.seeds), rotated, self.rule, 1.0)]
@@ -164,7 +164,7 @@ class Experiment:
     @property
     def data_name(self) -> str:
         """The splits that the answer is about."""
-        return DATA if DATA in self.problem.splits else self.candidates[0].data
+        return DEFAULT_DATA if DEFAULT_DATA in self.problem.splits else self.candidates[0].data
 
     def data(self) -> DataInfo:
         """What the data are that the answer is about."""
@@ -295,8 +295,8 @@ def run_experiment(
             adapters=folders,
         )
         mark_edges(found.edges, experiment.candidates, results.configurations)
-        if place is not None and place.how_to_extend is not None:
-            add_next(results, len(experiment.seeds), place.how_to_extend)
+        if place is not None and place.extend_command is not None:
+            add_next(results, len(experiment.seeds), place.extend_command)
         observers.on_event(Ended(results.answer and results.answer.verdict, answer_words(results)))
         if place is None:
             return results, swept, []
@@ -381,7 +381,7 @@ def _write(
             raise
     except OutputError as error:
         raise OutputError(
-            f"{error} What has been trained is kept in {place.kept}; make room and go on with: {place.how_to_resume}"
+            f"{error} What has been trained is kept in {place.kept}; make room and go on with: {place.resume_command}"
         ) from error
     with interrupts_ignored():
         if results.complete:

@@ -18,7 +18,7 @@ from rankwise.lora.layer_types import layer_type_of
 from rankwise.lora.parameters import adapter_tensors, trainable_parameters
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from reference import update_difference
 from small_models import KINDS, Batch, Kind, call
 
@@ -77,10 +77,10 @@ def together(
     batches: dict[int, list[Batch]],
     leave: dict[int, Sequence[str]] | None = None,
     rows: int | None = None,
-) -> dict[str, State]:
+) -> dict[str, AdapterState]:
     pack = Pack(model, [case.member for case in cases], kind.loss, call=call)
     plain = {case.member.name: case.plain for case in cases}
-    done: dict[str, State] = {}
+    done: dict[str, AdapterState] = {}
     steps = len(batches[0])
     with pack.attached(batches[0][0], training=True):
         for step in range(steps):
@@ -94,7 +94,7 @@ def together(
     return {**pack.states(), **done}
 
 
-def alone(model: nn.Module, kind: Kind, case: Case, start: State, batches: Sequence[Batch]) -> State:
+def alone(model: nn.Module, kind: Kind, case: Case, start: AdapterState, batches: Sequence[Batch]) -> AdapterState:
     def update(module: nn.Module, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         row = layer_type_of(module)
         return x @ A.T @ B.T if row is None or row.linear else row.update(module, x, A, B)
@@ -282,7 +282,7 @@ class Attends(nn.Module):
 
 def injected_and_trained(
     model: nn.Module, member: Member, x: Tensor, y: Tensor, masks: type[KeyedDropout] = KeyedDropout
-) -> State:
+) -> AdapterState:
     """An adapter alone: `inject` and torch's AdamW, 5 steps on one batch."""
     alone = copy.deepcopy(model).train()
     assert member.lora is not None

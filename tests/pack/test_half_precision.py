@@ -15,7 +15,7 @@ from rankwise.errors import PackError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from rankwise.train.loop import PackTraining
 from rankwise.train.settings import Training
 from reference import update_difference
@@ -52,7 +52,7 @@ def trained(
     *,
     steps: int = 10,
     lr: float = 1e-2,
-) -> tuple[Pack, dict[str, State]]:
+) -> tuple[Pack, dict[str, AdapterState]]:
     pack = Pack(model, members, loss)
     start = pack.states()
     with pack.attached(batch_of(0, dtype), training=True):
@@ -131,7 +131,7 @@ def test_an_overflow_leaves_out_the_steps_of_its_adapter_alone() -> None:
             x[0, 0] = 6.0
         return x, y
 
-    def run(members: list[Member]) -> tuple[Pack, dict[str, State], list[Tensor]]:
+    def run(members: list[Member]) -> tuple[Pack, dict[str, AdapterState], list[Tensor]]:
         pack, factors = Pack(small(torch.float16), members, loss), []
         start = pack.states()
         with pack.attached(batch_of(0, torch.float16), training=True):
@@ -265,8 +265,8 @@ def test_running_out_of_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_parts_of_a_batch_overflow_no_sooner_than_the_whole() -> None:
-    ends: list[tuple[float, State]] = []
-    start: State = {}
+    ends: list[tuple[float, AdapterState]] = []
+    start: AdapterState = {}
     for rows in (None, 8):
         pack = Pack(small(torch.float16), [Member(name="a", lora=LoRAConfig(r=2))], row_loss)
         start = pack.states()["a"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rankwise.errors import CheckpointError, ConfigError, flags_named
-from rankwise.train.checkpoints import Checkpoint, Checkpoints, Every
+from rankwise.train.checkpoints import Checkpoint, CheckpointInterval, Checkpoints
 
 
 class Clock:
@@ -199,8 +199,8 @@ def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
 def test_when_one_is_due(tmp_path: Path) -> None:
     clock = Clock()
     by_itself = opened(tmp_path, clock=clock)
-    by_epochs = opened(tmp_path, every=Every(epochs=2), clock=clock)
-    by_seconds = opened(tmp_path, every=Every(seconds=5), clock=clock)
+    by_epochs = opened(tmp_path, every=CheckpointInterval(epochs=2), clock=clock)
+    by_seconds = opened(tmp_path, every=CheckpointInterval(seconds=5), clock=clock)
     clock.now = 4.9
     by_epochs.epoch_over()
     assert [each.due() for each in (by_itself, by_epochs, by_seconds)] == [False] * 3
@@ -234,8 +234,8 @@ def test_writing_takes_a_small_share_of_the_time(tmp_path: Path) -> None:
 
 def test_refused() -> None:
     with pytest.raises(ConfigError, match="epochs is 0; it must be a positive number"):
-        Every(epochs=0)
+        CheckpointInterval(epochs=0)
     with pytest.raises(ConfigError, match=r"^seconds is nan"):
-        Every(seconds=float("nan"))
+        CheckpointInterval(seconds=float("nan"))
     with flags_named(), pytest.raises(ConfigError, match=r"^--checkpoint-seconds is nan"):
-        Every(seconds=float("nan"))
+        CheckpointInterval(seconds=float("nan"))

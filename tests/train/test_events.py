@@ -19,9 +19,9 @@ from rankwise.train.events import (
     Started,
     Stepped,
 )
-from rankwise.train.outcome import Outcome, Point
+from rankwise.train.outcome import CurvePoint, Outcome
 
-POINT = Point("a", 3, 1.0, 0.5, 0.9, 0.1, 2.0)
+POINT = CurvePoint("a", 3, 1.0, 0.5, 0.9, 0.1, 2.0)
 OUTCOME = Outcome("a", {"0.A": torch.eye(2)}, "finished", None, 3, 3, 1, 0.5)
 EVENTS: list[Event] = [
     Started((RunInfo("a", "r2", "r = 2", "lora", 2, 0.1, 0, 8, 3),), "accuracy"),

@@ -144,8 +144,8 @@ def find_missing(
     if read.fields.get("target_modules") != ALL_LINEAR:
         for module, names in modules:
             if not there.intersection(names) and any(map(is_target, names)) and not obstacle(module):
-                row = layer_type_of(module)
-                key = key_of(names[0], form_of(row).keys[0] if row else LINEAR_KEYS[0])
+                kind = layer_type_of(module)
+                key = key_of(names[0], form_of(kind).keys[0] if kind else LINEAR_KEYS[0])
                 findings.add(
                     f'The adapter has no tensor "{key}", but its target_modules take in "{names[0]}" '
                     f"of this model. {cause}"

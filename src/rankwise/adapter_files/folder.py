@@ -29,7 +29,7 @@ from rankwise.adapter_files.peft.config import (
     read_fields,
     variant_of,
 )
-from rankwise.adapter_files.peft.foreign_keys import Known, as_usual, fields_as_usual
+from rankwise.adapter_files.peft.foreign_keys import KnownModel, as_usual, fields_as_usual
 from rankwise.adapter_files.peft.keys import (
     BASE_LAYER,
     LINEAR_KEYS,
@@ -254,7 +254,7 @@ class AdapterFile:
     metadata: dict[str, str]
 
 
-def read_through(folder: Path, findings: Findings, allow_pickle: bool, known: Known | None = None) -> AdapterFile:
+def read_through(folder: Path, findings: Findings, allow_pickle: bool, known: KnownModel | None = None) -> AdapterFile:
     """Read a folder, with all checks that need no model.
 
     Args:
@@ -273,7 +273,7 @@ def read_through(folder: Path, findings: Findings, allow_pickle: bool, known: Kn
     _check_finite(path, flat, findings)
     check_config(where, text, metadata, findings)
     check_unknown_fields(where, fields, findings)
-    known = known or Known()
+    known = known or KnownModel()
     fields, flat = fields_as_usual(fields, known), as_usual(flat, known)
     buffers = buffers_of(path, metadata)
     parts = sorted_parts(path, flat, fields, findings, known.tensors, tuple(known.embeddings), buffers)

@@ -18,7 +18,7 @@ from rankwise.lora.merge import MergeReport, merge, unmerge
 from rankwise.lora.targets.modules import unwrapped
 from rankwise.writing import plain_mode
 
-WEIGHTS = "model"
+WEIGHTS_STEM = "model"
 """Stem of the files with the weights, as transformers has them."""
 
 SHARD = 5_000_000_000
@@ -92,7 +92,9 @@ def _write(model: nn.Module, folder: Path, max_shard_size: int) -> None:
             raise AdapterError(f'"{key}" of the model is a {type(value).__name__}; only tensors can be saved.')
     shards = list(_shards(state, max_shard_size))
     names = [
-        f"{WEIGHTS}.safetensors" if len(shards) == 1 else f"{WEIGHTS}-{i:05d}-of-{len(shards):05d}.safetensors"
+        f"{WEIGHTS_STEM}.safetensors"
+        if len(shards) == 1
+        else f"{WEIGHTS_STEM}-{i:05d}-of-{len(shards):05d}.safetensors"
         for i in range(1, len(shards) + 1)
     ]
     for name, keys in zip(names, shards, strict=True):
@@ -101,7 +103,9 @@ def _write(model: nn.Module, folder: Path, max_shard_size: int) -> None:
     if len(shards) > 1:
         places = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
         index = {"metadata": {"total_size": sum(map(_bytes, state.values()))}, "weight_map": places}
-        (folder / f"{WEIGHTS}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (folder / f"{WEIGHTS_STEM}.safetensors.index.json").write_text(
+            json.dumps(index, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def _shards(state: Mapping[str, Tensor], most: int) -> Iterator[list[str]]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from rankwise.cli.app import MAIN, TRAINING, app
-from rankwise.cli.training import RunOptions, train
+from rankwise.cli.training import RunOptions, run_command
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.tasks.flags import DECIDING, listed
 from rankwise.tasks.options import DigitsOptions, parse_numbers, parse_rates, parse_seeds
@@ -37,7 +37,7 @@ def digits(
     rungs: Annotated[tuple[int, ...] | None, listed(parse_numbers), Parameter(group=TRAINING)] = None,
     deciding: Annotated[Deciding | None, Parameter(name="*", group=DECIDING)] = None,
     device: Annotated[str, Parameter(group=MAIN)] = "auto",
-    how: RunOptions | None = None,
+    run_options: RunOptions | None = None,
 ) -> int:
     """Train LoRA at several ranks, and full fine-tuning beside them, on handwritten digits.
 
@@ -77,7 +77,7 @@ def digits(
     device:
         Where to compute: cpu, cuda, cuda:1, mps; auto takes CUDA, then MPS (untested), then the CPU.
     """
-    how = how or RunOptions()
+    run_options = run_options or RunOptions()
     given: dict[str, Any] = {"ranks": ranks, "deciding": deciding}
     options = DigitsOptions(
         protocol=protocol,
@@ -100,4 +100,4 @@ def digits(
 
         return make_digits(options, observers, base)
 
-    return train("digits", options.settings(), how, make)
+    return run_command("digits", options.settings(), run_options, make)

@@ -72,7 +72,7 @@ def generate(
     """
     from rankwise.tasks.text.data.prompts import read_prompts
     from rankwise.tasks.text.use.generating import Writing, as_prompt, check_writes, with_room
-    from rankwise.tasks.text.use.served import BASE, load_adapted
+    from rankwise.tasks.text.use.served import BASE_NAME, load_adapted
 
     if prompt is not None and file is not None:
         raise ConfigError("--prompt and --file are both given; leave one of them out.")
@@ -80,7 +80,7 @@ def generate(
         raise ConfigError("--columns names columns of --file, which is not given; leave it out.")
     if skip_bad_lines and file is None:
         raise ConfigError("--skip-bad-lines is about --file, which is not given; leave it out.")
-    how = Writing(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size)
+    writing = Writing(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size)
     given, notes = (None if prompt is None else [as_prompt(prompt)]), []
     if file is not None:
         given, notes = read_prompts(file, dict(columns), skip_bad_lines=skip_bad_lines)
@@ -88,10 +88,10 @@ def generate(
     check_writes(adapted)
     for note in (*adapted.notes, *notes):
         print(printable(note), file=sys.stderr)
-    names = [*([BASE] if base or not adapted.names else []), *adapted.names]
+    names = [*([BASE_NAME] if base or not adapted.names else []), *adapted.names]
     if given is not None:
         if len(given) > 1:
-            places, said = with_room(adapted, names, given, how, skip_bad_lines=skip_bad_lines)
+            places, said = with_room(adapted, names, given, writing, skip_bad_lines=skip_bad_lines)
             given = [given[i] for i in places]
             if not places:
                 raise DataError(said[0])
@@ -99,22 +99,24 @@ def generate(
                 print(printable(note), file=sys.stderr)
         for start in range(0, len(given), batch_size):
             # Each batch as soon as it is answered; equal prompts in two of them are drawn anew.
-            _answer(adapted, names, given[start : start + batch_size], replace(how, seed=seed + start), as_json=json_)
+            _answer(
+                adapted, names, given[start : start + batch_size], replace(writing, seed=seed + start), as_json=json_
+            )
         return EXIT_OK
     for line in _typed():
         try:
-            _answer(adapted, names, [as_prompt(line)], how, as_json=json_)
+            _answer(adapted, names, [as_prompt(line)], writing, as_json=json_)
         except (ConfigError, DataError) as error:  # the next prompt may fit
             print(f"rankwise: {error}", file=sys.stderr)
     return EXIT_OK
 
 
 def _answer(
-    adapted: "ServedModel", names: Sequence[str], prompts: "Sequence[SftExample]", how: "Writing", *, as_json: bool
+    adapted: "ServedModel", names: Sequence[str], prompts: "Sequence[SftExample]", writing: "Writing", *, as_json: bool
 ) -> None:
     from rankwise.tasks.text.use.generating import write_texts
 
-    answers = {name: write_texts(adapted, name, prompts, how) for name in names}
+    answers = {name: write_texts(adapted, name, prompts, writing) for name in names}
     width = max(map(len, names))
     for i, text in enumerate(prompt.source for prompt in prompts):
         own = {name: answers[name][i] for name in names}

@@ -9,7 +9,7 @@ from cyclopts.config import Dict
 
 from rankwise.errors import ConfigError, suggest
 
-PLACES = ("config", "resume", "print-config")
+PLACE_FLAGS = ("config", "resume", "print-config")
 """Flags that say where settings come from, or where they go: a file can't have them."""
 
 
@@ -80,7 +80,7 @@ def read_settings(path: Path, command: str | None, commands: list[str]) -> Dict:
         flags = [str(key).replace("_", "-") for key in options]
         if twice := next((flag for flag in flags if flags.count(flag) > 1), None):
             raise ConfigError(f'{path} has "{twice}" twice, with "-" and with "_"; leave one of them out.')
-        if place := next((flag for flag in flags if flag in PLACES), None):
+        if place := next((flag for flag in flags if flag in PLACE_FLAGS), None):
             raise ConfigError(f'{path} has "{place}", which is a flag of the command line alone; leave it out.')
     return as_config(settings, path)
 

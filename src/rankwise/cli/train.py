@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @app.command
-def train(options: TrainOptions, *, how: RunOptions | None = None) -> int:
+def train(options: TrainOptions, *, run_options: RunOptions | None = None) -> int:
     """Train one adapter of a language model on a file of examples.
 
     Example: rankwise train --model HuggingFaceTB/SmolLM2-135M --task sft --data train.jsonl --rank 8
@@ -31,4 +31,4 @@ def train(options: TrainOptions, *, how: RunOptions | None = None) -> int:
 
         return make_text(options, observers, base)
 
-    return training.train("train", options.settings(), how or RunOptions(), make, forecast=True)
+    return training.train("train", options.settings(), run_options or RunOptions(), make, forecast=True)

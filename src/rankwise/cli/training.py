@@ -115,15 +115,20 @@ class RunOptions:
         return self.more_seeds is not None or self.more_ranks is not None
 
 
-def train(
-    command: str, settings: dict[str, Any], how: RunOptions, make: "ExperimentFactory", *, forecast: bool = False
+def run_command(
+    command: str,
+    settings: dict[str, Any],
+    run_options: RunOptions,
+    make: "ExperimentFactory",
+    *,
+    forecast: bool = False,
 ) -> int:
     """Run a command that trains.
 
     Args:
         command: Its name.
         settings: Its complete configuration, flag -> value, plain.
-        how: How it runs.
+        run_options: How it runs.
         make: Makes the experiment.
         forecast: Whether to say, before training, what memory and time it will take.
 
@@ -138,28 +143,28 @@ def train(
     config = yaml.safe_dump({command: settings}, sort_keys=False)
     if (take := wanted()) is not None:
         return take(command, config, make)
-    how = _checked(command, settings, how)
-    if how.print_config:
+    run_options = _checked(command, settings, run_options)
+    if run_options.print_config:
         print(config, end="")
         return EXIT_OK
-    if how.dry_run:
-        return _print_forecast(how, make)
-    check_workers(how, settings)
-    advice = None if how.quiet or command == "train" else idle_gpus(how, settings)
+    if run_options.dry_run:
+        return _print_forecast(run_options, make)
+    check_workers(run_options, settings)
+    advice = None if run_options.quiet or command == "train" else idle_gpus(run_options, settings)
     if advice is not None:
         print(advice, file=sys.stderr)
-    given = how.resume or how.out
+    given = run_options.resume or run_options.out
     with new_run(name_of(command, settings.get("data"))) if given is None else nullcontext(given) as directory:
-        if forecast and not how.quiet:
+        if forecast and not run_options.quiet:
             make = _with_forecast(make)
-        return train_in(directory, command, config, how, make)
+        return train_in(directory, command, config, run_options, make)
 
 
 def train_in(
     directory: Path,
     command: str,
     config: str,
-    how: RunOptions,
+    run_options: RunOptions,
     make: "ExperimentFactory",
     workers: "Workers | None" = None,
 ) -> int:
@@ -171,51 +176,59 @@ def train_in(
     from rankwise.sweeps.run.units.unit import ranges
     from rankwise.train.events import Observers
 
-    logging = loggers(how.log_to, directory / "logs", append=how.resume is not None)
-    place = replace(_location(directory, command, config, how), workers=workers or workers_of(how, directory))
+    logging = loggers(run_options.log_to, directory / "logs", append=run_options.resume is not None)
+    place = replace(
+        _location(directory, command, config, run_options), workers=workers or workers_of(run_options, directory)
+    )
     try:
-        with Observers([progress("quiet" if how.quiet else "auto"), *logging]) as observers:
+        with Observers([progress("quiet" if run_options.quiet else "auto"), *logging]) as observers:
             results, _, files = run_experiment(make, place, observers)
     except UnitsPending as pending:
         print(ranges(pending.numbers))
         return EXIT_OK
     except KeyboardInterrupt:
         return _interrupted(place)
-    return _show_results(results, files, place, how)
+    return _show_results(results, files, place, run_options)
 
 
-def _checked(command: str, settings: dict[str, Any], how: RunOptions) -> RunOptions:
+def _checked(command: str, settings: dict[str, Any], run_options: RunOptions) -> RunOptions:
     """How a command runs, the run that is resumed being a directory; refuse flags that don't go together."""
-    if how.resume is None:
-        if how.extends:
+    if run_options.resume is None:
+        if run_options.extends:
             raise ConfigError("--more-seeds and --more-ranks add to a finished run; give its directory with --resume.")
-        return how
-    how = replace(how, resume=pointed_to(how.resume))
-    for flag, value in (("--out", how.out), ("--overwrite", how.overwrite or None), ("--config", how.config)):
+        return run_options
+    run_options = replace(run_options, resume=pointed_to(run_options.resume))
+    for flag, value in (
+        ("--out", run_options.out),
+        ("--overwrite", run_options.overwrite or None),
+        ("--config", run_options.config),
+    ):
         if value is not None:
-            raise ConfigError(f"{flag} does not go with --resume, which takes all from {how.resume}; leave it out.")
-    _check_same(command, settings, how)
-    if how.dry_run:
+            raise ConfigError(
+                f"{flag} does not go with --resume, which takes all from {run_options.resume}; leave it out."
+            )
+    _check_same(command, settings, run_options)
+    if run_options.dry_run:
         raise ConfigError("--dry-run does not go with --resume: the run's plan is made; leave one of them out.")
-    return how
+    return run_options
 
 
-def _location(directory: Path, command: str, config: str, how: RunOptions) -> "RunLocation":
+def _location(directory: Path, command: str, config: str, run_options: RunOptions) -> "RunLocation":
     from rankwise.sweeps.run.location import RunLocation
-    from rankwise.train.checkpoints import Every
+    from rankwise.train.checkpoints import CheckpointInterval
 
-    log_to = f" --log-to {','.join(how.log_to)}" if how.log_to else ""
+    log_to = f" --log-to {','.join(run_options.log_to)}" if run_options.log_to else ""
     again = f"rankwise {command} --resume {shlex.quote(str(directory))}{log_to}"
     return RunLocation(
         directory=directory,
         config=config,
         command=shlex.join(["rankwise", *sys.argv[1:]]),
-        how_to_resume=again,
-        overwrite=how.overwrite,
-        resume=how.resume is not None and not how.extends,
-        extend=how.extends,
-        how_to_extend=None if command == "train" else lambda more, then: f"{again} --more-seeds {more}",
-        every=Every(how.checkpoint_epochs, how.checkpoint_seconds),
+        resume_command=again,
+        overwrite=run_options.overwrite,
+        resume=run_options.resume is not None and not run_options.extends,
+        extend=run_options.extends,
+        extend_command=None if command == "train" else lambda more, then: f"{again} --more-seeds {more}",
+        every=CheckpointInterval(run_options.checkpoint_epochs, run_options.checkpoint_seconds),
     )
 
 
@@ -229,27 +242,29 @@ def _interrupted(place: "RunLocation") -> int:
         again = f"rankwise report {shlex.quote(str(directory))}"
         said = f"Interrupted while the report was drawn; the results are in place. Draw it: {again}"
     elif holds_results(directory):
-        said = f"Interrupted; the earlier results are unchanged. Resume with: {place.how_to_resume}"
+        said = f"Interrupted; the earlier results are unchanged. Resume with: {place.resume_command}"
     else:
-        what = f"go on with: {place.how_to_resume}" if can_resume(directory) else "nothing was written."
+        what = f"go on with: {place.resume_command}" if can_resume(directory) else "nothing was written."
         said = f"Interrupted before any run had finished; {what}"
     print(said, file=sys.stderr)
     return EXIT_INTERRUPTED
 
 
-def _show_results(results: "Results", files: Sequence[Path], place: "RunLocation", how: RunOptions) -> int:
+def _show_results(results: "Results", files: Sequence[Path], place: "RunLocation", run_options: RunOptions) -> int:
     from rankwise.sweeps.storage.owned import BEST
 
     directory = place.directory
     adapter = None if results.answer is None else results.answer.adapter
     best = directory / BEST
-    show(
-        results, [*files, *([best if best.is_symlink() else directory / adapter] if adapter else [])], as_json=how.json
+    print_results(
+        results,
+        [*files, *([best if best.is_symlink() else directory / adapter] if adapter else [])],
+        as_json=run_options.json,
     )
-    if best.is_symlink() and results.task in NEXT and not how.json:
+    if best.is_symlink() and results.task in NEXT and not run_options.json:
         print(f"Next: {NEXT[results.task].format(shlex.quote(str(best)))}")
     if not results.complete:
-        print(f"Interrupted: what had finished is in {directory}; go on with: {place.how_to_resume}", file=sys.stderr)
+        print(f"Interrupted: what had finished is in {directory}; go on with: {place.resume_command}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return EXIT_DIVERGED if any(run.status == "diverged" for run in results.runs) else EXIT_OK
 
@@ -271,24 +286,24 @@ def _with_forecast(make: "ExperimentFactory") -> "ExperimentFactory":
 
 def _need(found: "Forecast") -> str:
     """Memory and time in words."""
-    from rankwise.report.numbers import duration, mebibytes
+    from rankwise.report.numbers import duration_text, mebibytes
 
     peak, base = mebibytes(found.peak_bytes), mebibytes(found.base_bytes)
     program = f" and the program's {mebibytes(found.program_bytes)}" if found.program_bytes else ""
-    return f"at the most {peak} MiB, the base's {base}{program} included, and about {duration(found.seconds)}"
+    return f"at the most {peak} MiB, the base's {base}{program} included, and about {duration_text(found.seconds)}"
 
 
-def _print_forecast(how: RunOptions, make: "ExperimentFactory") -> int:
+def _print_forecast(run_options: RunOptions, make: "ExperimentFactory") -> int:
     """Print what would be done."""
     from rankwise.show.live import progress
     from rankwise.sweeps.run.forecast import forecast_sweep
     from rankwise.train.events import Observers
 
-    with Observers([progress("quiet" if how.quiet else "auto")]) as observers:
+    with Observers([progress("quiet" if run_options.quiet else "auto")]) as observers:
         experiment = make(observers, None)
         experiment.check()
         found = forecast_sweep(experiment.stages(observers))
-    _show_forecast(found, as_json=how.json)
+    _show_forecast(found, as_json=run_options.json)
     return EXIT_OK
 
 
@@ -297,7 +312,7 @@ def _show_forecast(found: "Forecast", *, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from rankwise.report.numbers import duration, mebibytes
+    from rankwise.report.numbers import duration_text, mebibytes
 
     if as_json:
         print(json.dumps(found.plain()))
@@ -308,7 +323,7 @@ def _show_forecast(found: "Forecast", *, as_json: bool) -> None:
         table.add_column(column, justify="left" if column in ("for", "configurations") else "right")
     for i, pack in enumerate(found.packs):
         names = [name if n == 1 else f"{n} x {name}" for name, n in pack.configurations.items()]
-        numbers = (str(pack.epochs), mebibytes(pack.bytes), duration(pack.seconds))
+        numbers = (str(pack.epochs), mebibytes(pack.bytes), duration_text(pack.seconds))
         table.add_row(str(i), pack.stage, str(len(pack.runs)), Text(", ".join(names)), *numbers)
     console.print(table)
     limit = "" if found.limit is None else f" A pack may take {mebibytes(found.limit)} MiB."
@@ -322,7 +337,7 @@ def _show_forecast(found: "Forecast", *, as_json: bool) -> None:
     )
 
 
-def show(results: "Results", files: Sequence[Path], *, as_json: bool) -> None:
+def print_results(results: "Results", files: Sequence[Path], *, as_json: bool) -> None:
     """Print table, answer and files."""
     from rich.console import Console
 
@@ -339,12 +354,12 @@ def show(results: "Results", files: Sequence[Path], *, as_json: bool) -> None:
         print(json.dumps(plain(results.answer)))
 
 
-def _check_same(command: str, settings: dict[str, Any], how: RunOptions) -> None:
+def _check_same(command: str, settings: dict[str, Any], run_options: RunOptions) -> None:
     """Refuse settings that the run that is continued did not begin with."""
-    directory = how.resume or Path()
-    begun = settings_of(directory, how.more_seeds, how.more_ranks)
+    directory = run_options.resume or Path()
+    begun = settings_of(directory, run_options.more_seeds, run_options.more_ranks)
     if command not in begun:
-        kind = "a finished" if how.extends else "an unfinished"
+        kind = "a finished" if run_options.extends else "an unfinished"
         raise ConfigError(f"{directory} holds {kind} run of rankwise {next(iter(begun))}, not {command}.")
     for key in [*begun[command], *settings]:
         before, now = begun[command].get(key), settings.get(key)

@@ -56,19 +56,19 @@ def work(
     if holds_results(directory) and not can_resume(directory):
         print(f"The answer is written: see {directory / 'table.md'}.", file=sys.stderr)
         return EXIT_ANSWERED if next_ else EXIT_OK
-    how = RunOptions(resume=directory, quiet=quiet)
+    run_options = RunOptions(resume=directory, quiet=quiet)
     try:
-        return _decide(directory, how) if pack is None else _train(directory, pack, how)
+        return _decide(directory, run_options) if pack is None else _train(directory, pack, run_options)
     except BusyError as error:
         print(f"rankwise: {error}", file=sys.stderr)
         return EXIT_LATER
 
 
-def _decide(directory: Path, how: RunOptions) -> int:
+def _decide(directory: Path, run_options: RunOptions) -> int:
     def take(command: str, config: str, make: "ExperimentFactory") -> int:
         from rankwise.sweeps.run.units.apart import Apart
 
-        code = train_in(directory, command, config, how, make, Apart())
+        code = train_in(directory, command, config, run_options, make, Apart())
         answered = code in (EXIT_OK, EXIT_DIVERGED) and not can_resume(directory)
         return EXIT_ANSWERED if answered else code
 
@@ -77,7 +77,7 @@ def _decide(directory: Path, how: RunOptions) -> int:
     return with_experiment(directory, take)
 
 
-def _train(directory: Path, number: int, how: RunOptions) -> int:
+def _train(directory: Path, number: int, run_options: RunOptions) -> int:
     from rankwise.sweeps.run.units.unit import Units
     from rankwise.sweeps.storage.owned import UNFINISHED, UNITS
 
@@ -91,7 +91,7 @@ def _train(directory: Path, number: int, how: RunOptions) -> int:
         from rankwise.train.events import Observers
         from rankwise.train.machine.interrupts import stop_on_signals
 
-        with Observers([progress("quiet" if how.quiet else "plain")]) as observers:
+        with Observers([progress("quiet" if run_options.quiet else "plain")]) as observers:
             experiment = experiment_in(directory, make, observers)
             runs = unit.spec.runs_from(experiment.candidates)
             known = fingerprints_of(experiment.model, experiment.problem)

@@ -138,7 +138,7 @@ def _rename(lora: LoRA, old: str, new: str) -> None:
         held = lora.get_submodule(key)._parameters  # pyright: ignore[reportPrivateUsage]
         held[new] = held.pop(old)
     lora.scale[new], lora.configs[new] = lora.scale.pop(old), lora.configs.pop(old)
-    lora.rows = {new if name == old else name: row for name, row in lora.rows.items()}
+    lora.kinds = {new if name == old else name: kind for name, kind in lora.kinds.items()}
     lora.active = tuple(new if name == old else name for name in lora.active)
     lora.joined = {new if name == old else name: source for name, source in lora.joined.items()}
     lora.parked = {new if name == old else name: keys for name, keys in lora.parked.items()}

@@ -18,7 +18,7 @@ from rankwise.lora.base.statistics import freeze_statistics, thaw_statistics
 from rankwise.lora.checks.first_forward import move_to_readers, stop_watching, warn_of_missed, watch
 from rankwise.lora.checks.first_steps import count_steps, stop_counting
 from rankwise.lora.checks.foreign import check_attachable
-from rankwise.lora.checks.reads import WeightPlace, places_of, uses_of, with_readers
+from rankwise.lora.checks.reads import WeightPlace, uses_of, weight_places, with_readers
 from rankwise.lora.checks.still_there import stop_watching_structure, watch_structure
 from rankwise.lora.checks.threads import check_free
 from rankwise.lora.config import LoRAConfig
@@ -104,7 +104,7 @@ def inject(
         targets, config, replacements = _with_replacements(model, find_targets(model, config, untie=untie), config)
         readers = {} if example is None else trained_readers(model, replacements)
         wholly = [WeightPlace(owner, path.rpartition(".")[2], host) for path, (owner, host) in readers.items()]
-        uses = None if example is None else uses_of(model, [*places_of(targets), *wholly], example)
+        uses = None if example is None else uses_of(model, [*weight_places(targets), *wholly], example)
         targets = with_readers(targets, uses) if uses else targets
         if dry_run:
             return forecast(model, targets, config, name, replacements)

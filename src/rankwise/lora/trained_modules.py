@@ -270,9 +270,9 @@ def check_trained(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """
     for path in tensors:
         owner, host, inside = _places(model, path)
-        row = layer_type_of(owner)
+        kind = layer_type_of(owner)
         tensor: Tensor = getattr(owner, path.rpartition(".")[2])
-        if (row is not None and row.quantised is not None and path.endswith("weight")) or is_opaque(tensor):
+        if (kind is not None and kind.quantised is not None and path.endswith("weight")) or is_opaque(tensor):
             raise AdapterError(f'"{path}" is quantised and can\'t be trained in full; leave it out of modules_to_save.')
         if in_eight_bits(tensor):
             raise AdapterError(f'"{path}" is stored in 8-bit floats and can\'t be trained in full; leave it out.')

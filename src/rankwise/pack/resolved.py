@@ -16,7 +16,7 @@ from rankwise.lora.variants import LORA, VARIANTS
 from rankwise.pack.member import Member
 from rankwise.pack.modes import statistics_frozen
 
-State = dict[str, Tensor]
+AdapterState = dict[str, Tensor]
 """What one adapter trains: its variant's tensors ("<module>.A", "<module>.B", "<module>.magnitude"), and a tensor
 trained in full under its own name."""
 
@@ -42,7 +42,7 @@ class Resolved:
         member: The member.
         targets: The modules with an adapter.
         trained_parameters: Names of the parameters that it trains in full.
-        shapes: Shapes of what is trained, by its key in `State`.
+        shapes: Shapes of what is trained, by its key in `AdapterState`.
     """
 
     member: Member
@@ -56,9 +56,9 @@ class Resolved:
         variant = "" if self.member.lora is None else self.member.lora.variant
         return variant, low_rank, self.trained_parameters, self.member.betas, self.member.eps
 
-    def start(self, model: nn.Module) -> State:
+    def start(self, model: nn.Module) -> AdapterState:
         """What is trained, before training: initial A and B, as a rule, and a copy of what is trained in full."""
-        state: State = {}
+        state: AdapterState = {}
         for t in self.targets:
             config = self.member.lora
             if config is None:
@@ -74,8 +74,8 @@ class Resolved:
         """How many numbers this member trains."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
-    def frozen(self) -> State:
-        """What the variant has in the modules and doesn't train, keyed as `State`. It follows from the settings."""
+    def frozen(self) -> AdapterState:
+        """Tensors of the variant that are not trained, keyed as `AdapterState`; the settings fix their values."""
         config = self.member.lora
         if config is None or len(VARIANTS[config.variant].trained) == len(VARIANTS[config.variant].tensors):
             return {}
@@ -117,8 +117,8 @@ def _resolve(model: nn.Module, member: Member) -> Resolved:
         for name, _ in submodule(model, module).named_parameters(recurse=False)
     )
     for module in member.modules_to_save:
-        row = layer_type_of(submodule(model, module))
-        if row is not None and row.quantised is not None:
+        kind = layer_type_of(submodule(model, module))
+        if kind is not None and kind.quantised is not None:
             raise PackError(f'"{module}" is quantised, so "{member.name}" can\'t train it in full. Adapt it instead.')
     shapes = {name: tuple(parameters[name].shape) for name in trained}
     for t in targets:
@@ -131,5 +131,5 @@ def _resolve(model: nn.Module, member: Member) -> Resolved:
 
 
 def shapes_of(targets: Iterable[Target]) -> dict[str, tuple[int, ...]]:
-    """The shapes of what is trained in these modules, by key in `State`."""
+    """The shapes of what is trained in these modules, by key in `AdapterState`."""
     return {f"{t.name}.{key}": shape for t in targets for key, shape in VARIANTS[t.variant].shapes(t.sizes).items()}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rankwise.report import numbers
 from rankwise.report.words import answer_name, sentence, stands_alone
-from rankwise.results import ConfigurationResult, Results, State
+from rankwise.results import ConfigurationResult, Results, ToleranceState
 from rankwise.results.origin import PublishedRow
 from rankwise.shown import csv_cell
 from rankwise.sweeps.choose.wording import probability
@@ -114,7 +114,7 @@ def _row(results: Results, c: ConfigurationResult, published: PublishedRow | Non
     cells = {
         "trainable parameters": numbers.count(c.trainable_parameters),
         f"test {name}": numbers.metric(c.mean),
-        "95% interval": numbers.interval(c.interval) if c.interval else "",
+        "95% interval": numbers.interval_text(c.interval) if c.interval else "",
         "seeds": str(c.n_seeds),
         "% of parameters": _share(c.relative_parameters),
         f"% of {name}": "" if c.mean is None else _share(c.relative_metric),
@@ -144,14 +144,14 @@ def _rate(c: ConfigurationResult) -> str:
     return numbers.learning_rate(c.lr) + (f" {EDGE}" if c.lr_at_edge_of_grid else "")
 
 
-STATES: dict[State, str] = {"shown": "shown", "not": "shown not", "open": "open"}
+STATE_WORDS: dict[ToleranceState, str] = {"shown": "shown", "not": "shown not", "open": "open"}
 
 
 def _within(c: ConfigurationResult) -> str:
     """Whether a configuration is shown to lie within the tolerance, and with what probability it does."""
     if c.state is None:
         return ""
-    return STATES[c.state] + ("" if c.p_within is None else f", {probability(c.p_within)}")
+    return STATE_WORDS[c.state] + ("" if c.p_within is None else f", {probability(c.p_within)}")
 
 
 def published_for(results: Results, c: ConfigurationResult) -> PublishedRow | None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from msgspec import UNSET, UnsetType
 
-from rankwise.results.kinds import Count, Floor, Interval, Method, State, Status, Verdict
+from rankwise.results.kinds import Count, Floor, Interval, Method, Status, ToleranceState, Verdict
 from rankwise.results.record import Record
 
 
@@ -133,7 +133,7 @@ class ConfigurationResult(Record, kw_only=True):
     is_reference: bool
     is_answer: bool
     p_within: float | None
-    state: State | None
+    state: ToleranceState | None
     more_seeds_needed: Count | None = None
     other_metrics: dict[str, MeanInterval]
     runs: list[str]

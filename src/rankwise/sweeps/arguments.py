@@ -12,7 +12,7 @@ from rankwise.sweeps.candidates.from_user import Config, candidates_of
 from rankwise.sweeps.candidates.given import as_counts, as_rates, modules_of_head
 from rankwise.sweeps.candidates.grid import Candidate
 from rankwise.sweeps.choose.deciding import Deciding
-from rankwise.sweeps.problem import DATA, Problem, Splits
+from rankwise.sweeps.problem import DEFAULT_DATA, Problem, Splits
 from rankwise.train.data.cuts import pooled
 from rankwise.train.data.feed import Feed
 from rankwise.train.data.loaders import cut_off, in_memory
@@ -72,7 +72,7 @@ def problem_of(
 ) -> Problem:
     """Data, loss and metric; without a metric the loss is one."""
     return Problem(
-        splits={DATA: splits},
+        splits={DEFAULT_DATA: splits},
         loss=loss,
         metric=metric or loss,
         metric_name=metric_name or ("loss" if metric is None else "metric"),

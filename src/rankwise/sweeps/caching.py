@@ -11,7 +11,7 @@ from torch import nn
 from rankwise.errors import ConfigError, OutputError
 from rankwise.pack.resolved import resolve
 from rankwise.sweeps.candidates.grid import Candidate
-from rankwise.sweeps.problem import DATA, Problem
+from rankwise.sweeps.problem import DEFAULT_DATA, Problem
 from rankwise.train.data.tensors import count_rows, pick
 from rankwise.train.prefix import check_room, find_prefix
 
@@ -31,7 +31,7 @@ def cached(
     Args:
         model: The base.
         candidates: What is tried.
-        problem: On one set of data, `DATA`.
+        problem: On one set of data, `DEFAULT_DATA`.
         where: A folder for files; True for memory, False for no cache.
         say: Told the size beforehand.
 
@@ -59,10 +59,10 @@ def cached(
         adapted |= {
             path.rpartition(".")[0] for name in resolved.trained_parameters for path in paths[model.get_parameter(name)]
         }
-    splits = problem.splits[DATA]
+    splits = problem.splits[DEFAULT_DATA]
     example = problem.feed.prepare(pick(splits.train, lambda t: t[:3]))
     prefix = find_prefix(model, adapted, example, problem.feed.call)
-    rotation = problem.rotation_of(DATA)
+    rotation = problem.rotation_of(DEFAULT_DATA)
     sets = {"pool": rotation.pool} if rotation else {"train": splits.train, "validation": splits.validation}
     rows = sum(count_rows(data, name) for name, data in sets.items())
     needed = rows * prefix.bytes_a_row
@@ -84,7 +84,7 @@ def cached(
             [c if c.method == "full" else replace(c, data=CACHED) for c in candidates],
             replace(
                 problem,
-                splits={DATA: splits, CACHED: replace(splits, **beside, rotation=rotation)},
+                splits={DEFAULT_DATA: splits, CACHED: replace(splits, **beside, rotation=rotation)},
                 loss=prefix.reading(problem.loss),
                 metric=prefix.reading(problem.metric),
                 feed=feed,

@@ -8,17 +8,17 @@ from torch import Tensor
 
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.member import Member
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from rankwise.results.kinds import Method, Status
 from rankwise.sweeps.choose.configurations import RunScore
 from rankwise.train.data.cuts import Rotation
 from rankwise.train.data.feed import Feed
 from rankwise.train.data.tensors import Data, count_rows
 from rankwise.train.events import EpochEnded, Event, RunEnded
-from rankwise.train.outcome import Outcome, Point
+from rankwise.train.outcome import CurvePoint, Outcome
 from rankwise.train.settings import Training
 
-DATA = "data"
+DEFAULT_DATA = "data"
 """What splits are called where there is one set of them."""
 
 
@@ -43,8 +43,8 @@ class Run:
     method: Method
     member: Member
     training: Training
-    data: str = DATA
-    start: State = field(default_factory=dict[str, Tensor])
+    data: str = DEFAULT_DATA
+    start: AdapterState = field(default_factory=dict[str, Tensor])
 
     @property
     def r(self) -> int | None:
@@ -105,7 +105,7 @@ class Problem:
         rotation = self.rotation_of(data)
         return count_rows(self.splits[data].train, "training") if rotation is None else rotation.n_train
 
-    def rows_of(self, run: Run) -> np.ndarray | None:
+    def cut_rows(self, run: Run) -> np.ndarray | None:
         """The rows of the pool on which a run validates; None where all seeds validate on the same rows."""
         rotation = self.rotation_of(run.data)
         return None if rotation is None else rotation.cut(run.member.seed).validation.numpy()
@@ -161,7 +161,7 @@ class SweepState:
     parameters: Mapping[str, int]
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     scores: dict[str, Scores] = field(default_factory=dict)
-    curve: list[Point] = field(default_factory=list)
+    curve: list[CurvePoint] = field(default_factory=list)
     packs: dict[str, int] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
     complete: bool = False

@@ -22,18 +22,18 @@ from rankwise.errors import CheckpointError, ConfigError, OutputError, option
 from rankwise.writing import read_regular, write_durably
 
 FORMAT = "rankwise-checkpoint-1"
-KEPT = 2
+CHECKPOINTS_KEPT = 2
 """Checkpoints that are kept: the last, and the one before in case that the last is damaged."""
 
 SECONDS, SHARE = 20.0, 0.02
 """By default one is written after so many seconds, but never so often that writing takes more than this share."""
 
 Tensors = Mapping[str, Tensor]
-Plain = dict[str, Any]
+PlainData = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Every:
+class CheckpointInterval:
     """How often a checkpoint is written: whichever comes first; by default by the time that writing takes.
 
     Args:
@@ -63,13 +63,13 @@ class Checkpoint:
     """
 
     parts: Mapping[str, Tensors]
-    plain: Plain
+    plain: PlainData
 
 
 @dataclass
 class _Manifest:
     number: int
-    plain: Plain
+    plain: PlainData
     files: dict[str, dict[str, str]] = field(default_factory=dict)
     """Part -> {"file", "sha256"}."""
 
@@ -97,11 +97,11 @@ class Checkpoints:
         self,
         folder: Path,
         say: Callable[[str], None],
-        every: Every | None = None,
+        every: CheckpointInterval | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder, self._say, self._clock = folder, say, clock
-        self._every = every or Every()
+        self._every = every or CheckpointInterval()
         self._kept: list[_Manifest] = []
         self._number = 0
         self._written, self._took, self._epochs = clock(), 0.0, 0
@@ -121,7 +121,7 @@ class Checkpoints:
             return passed >= every.seconds
         return every.epochs is None and passed >= max(SECONDS, self._took / SHARE)
 
-    def write(self, parts: Mapping[str, Tensors | None], plain: Plain) -> bool:
+    def write(self, parts: Mapping[str, Tensors | None], plain: PlainData) -> bool:
         """Write a checkpoint.
 
         A failure (a full disk) is said and leaves the earlier ones as they were; work can go on.
@@ -147,7 +147,7 @@ class Checkpoints:
             written = False
         else:
             self._number = manifest.number
-            self._kept = [*self._kept, manifest][-KEPT:]
+            self._kept = [*self._kept, manifest][-CHECKPOINTS_KEPT:]
             written = True
         self._tidy()
         self._written, self._epochs = self._clock(), 0
@@ -177,7 +177,7 @@ class Checkpoints:
             except _DamagedError as error:
                 if read is None:
                     self._say(f"{path} is damaged ({error}); the checkpoint before it is used.")
-            if len(self._kept) == KEPT:
+            if len(self._kept) == CHECKPOINTS_KEPT:
                 break
         if found and read is None:
             self._say(f"No checkpoint in {self._folder} is whole; training starts anew.")

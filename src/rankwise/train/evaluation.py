@@ -78,7 +78,7 @@ def in_parts(
     return found
 
 
-def evaluate(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed: Feed) -> list[Tensor]:
+def means(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed: Feed) -> list[Tensor]:
     """Mean over a data set of each function for every adapter: (K,) each; inside `attached(training=False)`."""
     return [values.mean(1) for values in evaluate_rows(pack, data, functions, feed)]
 

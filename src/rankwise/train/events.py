@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, final, runtime_checkable
 
-from rankwise.train.outcome import Outcome, Point
+from rankwise.train.outcome import CurvePoint, Outcome
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Resumed:
         ended: The runs that had ended.
     """
 
-    points: tuple[Point, ...]
+    points: tuple[CurvePoint, ...]
     ended: tuple[Outcome, ...]
 
 
@@ -91,7 +91,7 @@ class EpochEnded:
         notes: What the user should know of how the pack runs, for the results.
     """
 
-    points: tuple[Point, ...]
+    points: tuple[CurvePoint, ...]
     notes: tuple[str, ...] = ()
 
 

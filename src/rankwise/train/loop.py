@@ -19,7 +19,7 @@ from rankwise.errors import CheckpointError, ConfigError
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from rankwise.results.kinds import Status
 from rankwise.train.crossfit import CrossFit
 from rankwise.train.data.cuts import Cutting, half_of
@@ -28,7 +28,7 @@ from rankwise.train.data.tensors import Data, count_rows, pick, take
 from rankwise.train.evaluation import evaluate_rows
 from rankwise.train.events import Stepped
 from rankwise.train.machine.memory import peak_bytes
-from rankwise.train.outcome import Outcome, Point
+from rankwise.train.outcome import CurvePoint, Outcome
 from rankwise.train.schedules import Schedules
 from rankwise.train.settings import Training
 from rankwise.train.state import TrainingState
@@ -46,7 +46,7 @@ class Epoch:
     """What an epoch gave: its last steps, a point for each adapter that took part, and the runs that ended with it."""
 
     stepped: Stepped
-    points: list[Point]
+    points: list[CurvePoint]
     ended: list[Outcome]
 
 
@@ -79,7 +79,7 @@ class PackTraining:
         loss: PerBatch,
         metric: PerBatch,
         *,
-        states: Mapping[str, State] | None = None,
+        states: Mapping[str, AdapterState] | None = None,
         feed: Feed | None = None,
         cut: Cutting | None = None,
     ) -> None:
@@ -206,7 +206,7 @@ class PackTraining:
             self._crossfit.observe(losses.where(finite.unsqueeze(1), torch.nan), metrics)
         self._schedules.observe(validation_loss.double().cpu())
         columns = [c.tolist() for c in (train_loss, validation_loss, validation_metric, rates, self._norms)]
-        points = [Point(name, pack.steps, *numbers) for name, *numbers in zip(of.names, *columns, strict=True)]
+        points = [CurvePoint(name, pack.steps, *numbers) for name, *numbers in zip(of.names, *columns, strict=True)]
         self.epoch += 1
         self._total = torch.zeros_like(self._total)
         stepped = self.read_steps()
@@ -284,7 +284,7 @@ class PackTraining:
             return None
         return torch.stack([getattr(self._cuts[seed], part) for seed in self._pack.seeds])
 
-    def kept(self) -> dict[str, State]:
+    def kept(self) -> dict[str, AdapterState]:
         """The tensors that each run still in training would hand out if it ended now: the best, or the last."""
         best, last = self._pack.states(self._best), self._pack.states()
         rows = zip(self._stopping.names, self._stopping.trainings, strict=True)

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from rankwise.errors import ConfigError, OutputError
 from rankwise.lora.layer_types.quantised import keep_unpacked
-from rankwise.pack.batches import Batch, lazily, rows_of, tensors_of
+from rankwise.pack.batches import Batch, batch_tensors, lazily, rows_from
 from rankwise.pack.memory import ran_out
 from rankwise.pack.model.probe import same
 from rankwise.pack.model.trace import find_branch, trace
@@ -32,7 +32,7 @@ from rankwise.train.machine.memory import free_bytes
 
 Call = Callable[[nn.Module, Batch], Tensor]
 
-ROWS = 64
+ROWS_AT_ONCE = 64
 """Rows that pass at once while the outputs are computed."""
 
 OWN, KEPT = "row/", "prefix/"
@@ -148,7 +148,7 @@ class Prefix:
         """
         n = count_rows(data, name)
         found: dict[str, Tensor] = {}
-        for rows in torch.arange(n).split(ROWS):
+        for rows in torch.arange(n).split(ROWS_AT_ONCE):
             batch = pick(data, lambda t, rows=rows: t.index_select(0, rows.to(t.device)))
             outputs = _outputs(self.model, self.call, self.kept, batch, self.branch)
             for module, output in self.kept.items():
@@ -175,7 +175,7 @@ def own_tensors(data: Data) -> list[Tensor]:
     """The tensors of a data set without the outputs that were kept beside them, which follow from it and the base."""
     if isinstance(data, Mapping):
         return [t for key, t in data.items() if not str(key).startswith(KEPT)]
-    return tensors_of(data)
+    return batch_tensors(data)
 
 
 def has_kept(batch: Batch) -> bool:
@@ -195,7 +195,7 @@ def find_prefix(model: nn.Module, adapted: Collection[str], example: Data, call:
     Raises:
         ConfigError: Nothing runs before them for sure, or what runs there draws noise.
     """
-    two, three, others = rows_of(example, 2), rows_of(example, 3), rows_of(example, 2, start=1)
+    two, three, others = rows_from(example, 2), rows_from(example, 3), rows_from(example, 2, start=1)
     with _mode(model, training=True):
         noisy = trace(model, lambda: call(model, two), 2).noisy
     with _mode(model, training=False):

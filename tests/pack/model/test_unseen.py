@@ -14,7 +14,7 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.pack.losses import PerAdapter
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from reference import update_difference
 
 Changed = Callable[[nn.Module, Tensor], Tensor]
@@ -55,7 +55,7 @@ def members(*ranks: int, dropout: float = 0.1) -> list[Member]:
 
 def trained(
     model: nn.Module, *ranks: int, rows: int | None = None, x: Tensor = X, **how: Any
-) -> tuple[dict[str, State], dict[str, State], Pack]:
+) -> tuple[dict[str, AdapterState], dict[str, AdapterState], Pack]:
     dropout = how.pop("dropout", 0.1)
     pack = Pack(
         model,

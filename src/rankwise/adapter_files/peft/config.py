@@ -162,8 +162,8 @@ def fields_of(
     ranks = {it.name: it.r for it in named}
     names, modules = sorted(ranks), sorted({it.name for it in named if not it.bare})
     parameters = sorted(it.name for it in named if it.bare)
-    alphas = {name: _whole(config.alpha) for name in names}
-    alphas |= {name: _whole(alpha) for name, alpha in matching_values(config.alpha_pattern, names).items()}
+    alphas = {name: _without_fraction(config.alpha) for name in names}
+    alphas |= {name: _without_fraction(alpha) for name, alpha in matching_values(config.alpha_pattern, names).items()}
     reached = matching_values(dict.fromkeys(modules, True), model_names)
     foreign = {
         "auto_mapping": None,
@@ -181,12 +181,12 @@ def fields_of(
         **config.extra,
         # Readers from before it was thought of don't know the field.
         **({"trainable_token_indices": rows} if rows or "trainable_token_indices" in config.extra else {}),
-        "alpha_pattern": _as_peft(pinned(alphas, _whole(config.alpha))),
+        "alpha_pattern": _as_peft(pinned(alphas, _without_fraction(config.alpha))),
         "bias": config.bias,
         "exclude_modules": None,
         "inference_mode": True,
         "layers_to_transform": None,
-        "lora_alpha": _whole(config.alpha),
+        "lora_alpha": _without_fraction(config.alpha),
         "lora_bias": False,
         "lora_dropout": 0.0 if parameters else config.dropout,
         "modules_to_save": sorted(map(str, as_list(config.modules_to_save))) or None,
@@ -228,7 +228,7 @@ def foreign_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {field: value for field, value in fields.items() if field not in _WRITTEN}
 
 
-def _whole(number: int | float) -> int | float:
+def _without_fraction(number: int | float) -> int | float:
     """Return 32 for 32.0: readers that expect a whole alpha get one where it is."""
     return int(number) if float(number).is_integer() else number
 

@@ -188,7 +188,7 @@ def _in_eval(model: nn.Module) -> Generator[None]:
             module.training = mode
 
 
-def places_of(targets: Targets) -> Iterator[WeightPlace]:
+def weight_places(targets: Targets) -> Iterator[WeightPlace]:
     """Yield the weights of targets, ties among them."""
     for target in targets.adapted:
         yield WeightPlace(target.module, target.parameter, target.reader.module if target.reader else target.module)

@@ -19,7 +19,7 @@ class Group:
 
     Args:
         variant: Of all of them.
-        row: How they see the layer.
+        kind: The layer type that they see.
         tensors: What the variant has, stacked, and filled up to the largest r: A (K, r, d_in), B (K, d_out, r) times
             the scales.
         index: For each row of the batch the place of its adapter in the stack.
@@ -27,14 +27,14 @@ class Group:
     """
 
     variant: str
-    row: LayerType
+    kind: LayerType
     tensors: VariantTensors
     index: Tensor
     acts: Tensor
 
 
 RowAdapter = tuple[str, LayerType, VariantTensors, float]
-"""Variant, row of the layer, tensors and scale of one adapter."""
+"""Variant, layer type, tensors and scale of one adapter."""
 
 
 def grouped(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> tuple[Group, ...]:
@@ -45,21 +45,21 @@ def grouped(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> tu
         rows: Adapter of each row; None, and one that the layer doesn't have, leave the row the base's.
     """
     kinds: dict[tuple[Any, ...], list[str]] = {}
-    for name, (variant, row, tensors, _) in members.items():
+    for name, (variant, kind, tensors, _) in members.items():
         # A and B of slices lie slice after slice, so they can't be filled up at the end, and rows are certain tokens'.
-        shapes = tuple(tensor.shape for tensor in tensors.values()) if row.partial else ()
-        kinds.setdefault((variant, row.slices, row.tokens, shapes), []).append(name)
+        shapes = tuple(tensor.shape for tensor in tensors.values()) if kind.partial else ()
+        kinds.setdefault((variant, kind.slices, kind.tokens, shapes), []).append(name)
     return tuple(_group({name: members[name] for name in names}, rows) for names in kinds.values())
 
 
 def _group(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> Group:
-    variant, row, *_ = next(iter(members.values()))
+    variant, kind, *_ = next(iter(members.values()))
     stacks = {declared.name: _stacked(declared, members.values()) for declared in VARIANTS[variant].tensors}
     device = next(iter(stacks.values())).device
     places = {name: place for place, name in enumerate(members)}
     return Group(
         variant=variant,
-        row=row,
+        kind=kind,
         tensors=stacks,
         index=torch.tensor([places.get(name or "", 0) for name in rows], device=device),
         acts=torch.tensor([name in places for name in rows], device=device),
@@ -98,9 +98,9 @@ def add_by_row(
         forward = VARIANTS[group.variant].forward
 
         def one_row(x: Tensor, y: Tensor, tensors: Any, group: Group = group, forward: Any = forward):
-            return forward(group.row, layer, x, y, tensors, 1.0, rest, named)
+            return forward(group.kind, layer, x, y, tensors, 1.0, rest, named)
 
-        inputs = x if group.row.reads_indices else x.to(next(iter(group.tensors.values())).dtype)
+        inputs = x if group.kind.reads_indices else x.to(next(iter(group.tensors.values())).dtype)
         added = torch.vmap(one_row)(
             inputs.unflatten(0, (n_rows, -1)),
             output.unflatten(0, (n_rows, -1)),

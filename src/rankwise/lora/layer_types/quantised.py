@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import AdapterError
+from rankwise.lora.layer_types.layer_type import LayerType, Quantised, weight_of
 from rankwise.lora.layer_types.linear import LINEAR
-from rankwise.lora.layer_types.row import LayerType, Quantised, weight_of
 from rankwise.lora.offloaded import data_of
 
 _PACKS_ITSELF = "support_avx512bf16_for_cpu"
@@ -66,20 +66,20 @@ BITSANDBYTES: dict[str, LayerType] = {
     ),
     "bitsandbytes.nn.modules.Linear4bit": replace(LINEAR, name="Linear4bit", dims=_dims, matrix=False, quantised=_4BIT),
 }
-"""Full class name -> row."""
+"""Full class name -> layer type."""
 
 QUANTISED_WEIGHTS: dict[str, Quantised] = {"torchao.utils.TorchAOBaseTensor": Quantised(_dequantise_torchao)}
 """Full name of a weight's class -> how it is read; torchao changes the weight and leaves the layer's class."""
 
 
 @functools.cache
-def with_weight_of(row: LayerType, cls: type[Tensor]) -> LayerType:
-    """Return the row of a layer whose weight is of this class: the layer's own row, quantised where the weight is."""
-    if row.quantised is not None:
-        return row
+def with_weight_of(kind: LayerType, cls: type[Tensor]) -> LayerType:
+    """Return the layer type for a weight of this class: the layer's own, quantised where the weight is."""
+    if kind.quantised is not None:
+        return kind
     names = (f"{ancestor.__module__}.{ancestor.__qualname__}" for ancestor in cls.__mro__)
-    kind = next((QUANTISED_WEIGHTS[name] for name in names if name in QUANTISED_WEIGHTS), None)
-    return row if kind is None else replace(row, quantised=kind)
+    quantised = next((QUANTISED_WEIGHTS[name] for name in names if name in QUANTISED_WEIGHTS), None)
+    return kind if quantised is None else replace(kind, quantised=quantised)
 
 
 def numbers_in(parameter: Tensor) -> int:
@@ -184,7 +184,7 @@ def make_quantised(layer: nn.Module, before: Before) -> None:
     layer._parameters["weight"] = before.weight  # pyright: ignore[reportPrivateUsage]
 
 
-def plain_weight(layer: nn.Module, row: LayerType, parameter: str = "weight") -> Tensor:
+def plain_weight(layer: nn.Module, kind: LayerType, parameter: str = "weight") -> Tensor:
     """Return a layer's weight as plain numbers, dequantised where it is quantised.
 
     Examples:
@@ -192,7 +192,7 @@ def plain_weight(layer: nn.Module, row: LayerType, parameter: str = "weight") ->
         >>> plain_weight(layer, LINEAR) is layer.weight
         True
     """
-    if row.quantised is not None:
-        return row.quantised.dequantise(layer)
+    if kind.quantised is not None:
+        return kind.quantised.dequantise(layer)
     weight = weight_of(layer) if parameter == "weight" else getattr(layer, parameter)
     return data_of(layer, parameter) if weight.is_meta else weight

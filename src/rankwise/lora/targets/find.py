@@ -120,10 +120,10 @@ class _Choice:
         Raises:
             TargetError: It is named, and can't be adapted.
         """
-        module, row, names = weight.module, weight.layer_type, [*weight.names, *weight.also]
+        module, kind, names = weight.module, weight.layer_type, [*weight.names, *weight.also]
         found = (untried or self.targets).matching(names, module)
         excluded = self.excludes.matching(names, module)
-        is_layer = row is None or row.name != "Parameter"
+        is_layer = kind is None or kind.name != "Parameter"
         blocked = obstacle(module) if is_layer else ""
         if excluded:
             self.excluded.add(module)
@@ -134,21 +134,21 @@ class _Choice:
         elif any(isinstance(pattern, str) and is_plain(pattern) for pattern in found) and not excluded:
             self._refuse(weight, blocked)
         reason = self._reason(weight, bool(found), bool(excluded), blocked)
-        if not reason and row is not None:
+        if not reason and kind is not None:
             self.chosen.append(weight)
-        elif row is not None and (untried is None or reason != UNNAMED):
+        elif kind is not None and (untried is None or reason != UNNAMED):
             self.left_out.append(LeftOut(weight.names[0], type(module).__name__ if is_layer else "Parameter", reason))
 
     def _reason(self, weight: Weight, found: bool, excluded: bool, blocked: str) -> str:
         """Return why a weight gets no adapter, or an empty string."""
-        row = weight.layer_type
-        if row is None or (not found and not self.all_linear):
+        kind = weight.layer_type
+        if kind is None or (not found and not self.all_linear):
             return UNNAMED
         if excluded or blocked:
             return "excluded" if excluded else blocked
         if found:
             return ""
-        return self.heads.get(weight.module, "") if row.linear else BY_NAME_ONLY
+        return self.heads.get(weight.module, "") if kind.linear else BY_NAME_ONLY
 
     def _refuse(self, weight: Weight, blocked: str) -> None:
         """Raise, unless a parameter may be what was meant."""
@@ -184,8 +184,8 @@ def _targets_of(
     result: list[Target] = []
     known: list[str] = []
     for weight in chosen:
-        module, row, own = weight.module, weight.layer_type, weight.names
-        if row is None:
+        module, kind, own = weight.module, weight.layer_type, weight.names
+        if kind is None:
             continue
         tied = ties.get(own[0], ())
         aliases = (*own[1:], *(name for tie in tied for name in tie.names))
@@ -198,13 +198,13 @@ def _targets_of(
         alpha = config.alpha_pattern[str(alpha_keys[0])] if alpha_keys else config.alpha
         if slice_keys := slices.matching(names, module):
             slices.mark(slice_keys)
-            row = _sliced(own[0], module, row, config.slices[str(slice_keys[0])], bool(tied))
-        d_in, d_out = row.dims(module)
+            kind = _sliced(own[0], module, kind, config.slices[str(slice_keys[0])], bool(tied))
+        d_in, d_out = kind.dims(module)
         result.append(
             Target(
                 name=own[0],
                 module=module,
-                layer_type=row,
+                layer_type=kind,
                 d_in=d_in,
                 d_out=d_out,
                 r=r,
@@ -215,7 +215,7 @@ def _targets_of(
                 untie=weight.tensor in untied,
                 parameter=weight.parameter,
                 reader=reader_of(model, weight),
-                variant=variant_name(config.variant, row),
+                variant=variant_name(config.variant, kind),
             )
         )
     _require_all_used(ranks, "adapted module matches rank_pattern", known, known)
@@ -224,12 +224,12 @@ def _targets_of(
     return result
 
 
-def _sliced(name: str, module: nn.Module, row: LayerType, slices: Sequence[Slice], is_tied: bool) -> LayerType:
-    if is_tied or row.outputs is None or row.reads_indices or row.stack(module) > 1:
+def _sliced(name: str, module: nn.Module, kind: LayerType, slices: Sequence[Slice], is_tied: bool) -> LayerType:
+    if is_tied or kind.outputs is None or kind.reads_indices or kind.stack(module) > 1:
         raise TargetError(
             f"\"{name}\" can't be adapted on slices: its weight is shared, or isn't one matrix of outputs."
         )
-    return sliced_type(row, ranges_of(name, slices, row.dims(module)[1]))
+    return sliced_type(kind, ranges_of(name, slices, kind.dims(module)[1]))
 
 
 def _require_all_used(patterns: Patterns, what: str, shown_names: Sequence[str], names: Sequence[str]) -> None:

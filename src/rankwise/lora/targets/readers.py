@@ -109,7 +109,7 @@ def _joined(path: str, name: str) -> str:
 def reader_of(model: nn.Module, weight: Weight) -> Reader | None:
     """Return the module that reads a weight, or None for a layer that is called and whose update can be added.
 
-    A layer whose class has a forward of its own may do more with the weight than the row says (standardise it,
+    A layer whose class has a forward of its own may do more with the weight than the layer type says (standardise it,
     scale the output), so it is the reader of its own weight too.
 
     Args:
@@ -136,7 +136,7 @@ def _is_reader(module: nn.Module, by_row: bool, own: bool) -> bool:
     return type(module).forward is not nn.Module.forward  # containers are never called
 
 
-def show(layer: nn.Module, name: str, before: Tensor, after: Tensor | None) -> None:
+def show_tensor(layer: nn.Module, name: str, before: Tensor, after: Tensor | None) -> None:
     """Let a layer show a tensor in the place of a parameter; None shows the parameter again.
 
     RNNs keep a list of their weights beside the parameters and read that.

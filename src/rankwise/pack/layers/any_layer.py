@@ -26,19 +26,19 @@ class GeneralLayer:
     Args:
         name: The module's path.
         module: The base's layer; only read.
-        row: Its row in `LAYER_TYPES`, or None where it is only trained in full.
+        kind: Its entry in `LAYER_TYPES`, or None where it is only trained in full.
         store: The pack's numbers.
         forward: The module's own forward.
     """
 
     def __init__(
-        self, name: str, module: nn.Module, row: LayerType | None, store: Store, forward: Callable[..., Any]
+        self, name: str, module: nn.Module, kind: LayerType | None, store: Store, forward: Callable[..., Any]
     ) -> None:
-        self._name, self._module, self._row, self._store, self._forward = name, module, row, store, forward
+        self._name, self._module, self._kind, self._store, self._forward = name, module, kind, store, forward
         self._parts = slots_in(name, store)
         self._size = len(store)
         self._dropout = torch.cat([bucket.dropout(name, store.theta) for bucket in store.buckets])
-        self._drops = bool(self._dropout.any()) and row is not None and not row.reads_indices
+        self._drops = bool(self._dropout.any()) and kind is not None and not kind.reads_indices
         own = [key for key, _ in module.named_parameters(recurse=False)]
         self._keys = {key: f"{name}.{key}" if name else key for key in own}
         self._leaves: dict[tuple[int, str], tuple[Tensor, Gradient]] = {}
@@ -114,16 +114,16 @@ class GeneralLayer:
     def _update(
         self, part: LayerSlot, x: Tensor, y: Tensor, rest: tuple[Any, ...], named: dict[str, Any]
     ) -> Tensor | None:
-        row = self._row
-        if not part.adapts or row is None:
+        kind = self._kind
+        if not part.adapts or kind is None:
             return None
         bucket = self._store.buckets[part.i]
-        variant, row = bucket.variant(self._name), bucket.row(self._name)
+        variant, kind = bucket.variant(self._name), bucket.kind(self._name)
         tensors = self._tensors[part.i]
-        x = x if row.reads_indices else x.to(next(iter(tensors.values())).dtype)
+        x = x if kind.reads_indices else x.to(next(iter(tensors.values())).dtype)
 
         def one(t: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return variant.forward(row, self._module, x, y, t, 1.0, rest, named)
+            return variant.forward(kind, self._module, x, y, t, 1.0, rest, named)
 
         return self._mapped(one, tensors, x[part.start : part.stop], y)
 

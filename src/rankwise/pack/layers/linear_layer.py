@@ -21,19 +21,19 @@ class LinearLayer:
     Args:
         name: The module's path.
         module: The base's layer; only read.
-        row: Its row in `LAYER_TYPES`.
+        kind: Its entry in `LAYER_TYPES`.
         store: The pack's numbers.
         halves: Where its products run in bfloat16 (`rankwise.pack.layers.half`), the numbers they share; else None.
     """
 
     def __init__(
-        self, name: str, module: nn.Module, row: LayerType, store: Store, halves: Halves | None = None
+        self, name: str, module: nn.Module, kind: LayerType, store: Store, halves: Halves | None = None
     ) -> None:
         self._name, self._store, self._halves = name, store, halves
         weight = weight_of(module)
-        self._transposed = row.transposed
+        self._transposed = kind.transposed
         self._exact = halves is None and weight.dtype == torch.float32
-        self._weight = weight.mT if row.transposed else weight
+        self._weight = weight.mT if kind.transposed else weight
         if halves is not None:
             self._weight = halves.weight(module)
         self._bias: Tensor | None = getattr(module, "bias", None)
@@ -45,7 +45,7 @@ class LinearLayer:
         self._any_trained = any(part.trains_layer for part in self._parts)
         self._layers: dict[object, Layer] = {}
         self._cheapest: dict[int, Callable[..., Tensor] | None] = {}
-        self._whole = {
+        self._trained_here = {
             (part.i, key): self._leaf(part.i, key)
             for part in self._parts
             if part.trains_layer
@@ -59,7 +59,7 @@ class LinearLayer:
     @property
     def leaves(self) -> list[tuple[Tensor, Gradient]]:
         """Tensors whose gradients autograd computes, and where they go."""
-        return list(self._whole.values())
+        return list(self._trained_here.values())
 
     def __call__(self, x: Tensor, groups: Groups, shared: bool, noise: Noise | None) -> Tensor:
         """The layer's output for all adapters.
@@ -123,8 +123,8 @@ class LinearLayer:
             half = half[part.start : part.stop]
         if part.trains_layer:
             weight, bias = (
-                self._whole[part.i, f"{self._name}.weight"][0],
-                self._whole.get((part.i, f"{self._name}.bias")),
+                self._trained_here[part.i, f"{self._name}.weight"][0],
+                self._trained_here.get((part.i, f"{self._name}.bias")),
             )
             weight = weight if self._transposed else weight.mT
             if weight.dtype != own.dtype:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import PackError
-from rankwise.pack.batches import Batch, chosen_rows, tensors_of
+from rankwise.pack.batches import Batch, batch_tensors, chosen_rows
 from rankwise.pack.model.base_state import BaseState
 from rankwise.pack.model.probe import coarsest, differing, place_of, refuse_mixed_rows, same
 from rankwise.pack.model.trace import Trace, rows_dim, trace
@@ -26,7 +26,7 @@ ALL_KEPT = 1 - 2.0**-24
 
 
 @dataclass(frozen=True)
-class Inspection:
+class ModelInspection:
     """What was found.
 
     Args:
@@ -57,7 +57,7 @@ class Inspection:
 
 def inspect_model(
     model: nn.Module, run: SharedBatches, example: Batch, base: BaseState, *, rows: int, training: bool
-) -> Inspection:
+) -> ModelInspection:
     """Run a model on a few rows and find what a pack must know of it. Its buffers and modes stay as they were.
 
     Args:
@@ -87,7 +87,7 @@ def inspect_model(
             _refuse_noise(model, run, example, first)
         rowless = "" if unkeyed else _rowless(model, run, example, dims)
         _refuse_mixed(model, run, example, max(2, rows), training, training and not unkeyed)
-        return Inspection(first, larger, dims, rowless, unkeyed)
+        return ModelInspection(first, larger, dims, rowless, unkeyed)
     finally:
         base.restore()
         set_mode(model, training)
@@ -161,7 +161,7 @@ def _refuse_mixed(
     set_mode(model, False)
     if training:
         _refuse_noise(model, run, example, _trace(model, run, example, range(2)))
-    fewer = len(tensors_of(example)[0])
+    fewer = len(batch_tensors(example)[0])
     with torch.no_grad():
         refuse_mixed_rows(model, lambda chosen: run(chosen_rows(example, chosen)), rows, fewer)
     if also_in_training:

@@ -29,7 +29,7 @@ class Source(Protocol):
         ...
 
 
-class Answer(TorchFunctionMode):
+class NoiseMode(TorchFunctionMode):
     """Answers calls that draw noise, while a module runs.
 
     Args:

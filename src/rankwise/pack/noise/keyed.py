@@ -5,7 +5,7 @@ and the row's place in the whole batch of the step. Adapters of one seed get the
 an element where u >= p. So an adapter meets the same masks alone, in any pack and after any split of a pack.
 
 The model's own noise (of the base) is caught where it happens: `pack.model.trace` finds the modules whose forward
-draws it and which dimension of each draw has the rows, and while such a module runs, `Answer` answers its calls.
+draws it and which dimension of each draw has the rows, and while such a module runs, `NoiseMode` answers its calls.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rankwise.errors import PackError
 from rankwise.pack.groups import Groups
-from rankwise.pack.noise.answers import Answer
+from rankwise.pack.noise.answers import NoiseMode
 from rankwise.pack.noise.forwards import Forward
 from rankwise.streams import stream
 
@@ -206,9 +206,9 @@ def placed(like: Tensor | None, where: Mapping[str, Any]) -> tuple[torch.device,
     return torch.device(device), dtype
 
 
-def answer_of(noise: Noise, module: str) -> Answer:
+def answer_of(noise: Noise, module: str) -> NoiseMode:
     """The mode that answers draws from `noise`, as those of a module."""
-    return Answer(_Keyed(noise, module))
+    return NoiseMode(_Keyed(noise, module))
 
 
 def answered(noise: Noise) -> Callable[[str, Forward], Forward]:

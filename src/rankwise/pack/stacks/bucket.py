@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rankwise.lora.layer_types import LayerType
 from rankwise.lora.variants import VARIANTS, Variant, VariantTensor
-from rankwise.pack.resolved import Resolved, State
+from rankwise.pack.resolved import AdapterState, Resolved
 
 
 class Bucket:
@@ -31,7 +31,7 @@ class Bucket:
         self.members = list(members)
         first = self.members[0]
         self.shapes: dict[str, tuple[int, ...]] = {}
-        """Of one adapter's tensor, padded, by its key in `State`."""
+        """Of one adapter's tensor, padded, by its key in `AdapterState`."""
         self._modules = {t.name: i for i, t in enumerate(first.targets)}
         self._ranks = [max(m.targets[i].r for m in self.members) for i in range(len(first.targets))]
         self._declared: dict[str, tuple[int, VariantTensor]] = {}
@@ -100,14 +100,14 @@ class Bucket:
         """What its adapters are in a module that they adapt."""
         return VARIANTS[self.members[0].targets[self._modules[module]].variant]
 
-    def row(self, module: str) -> LayerType:
+    def kind(self, module: str) -> LayerType:
         """How its adapters see a module that they adapt."""
         return self.members[0].targets[self._modules[module]].layer_type
 
     def dropout(self, module: str, like: Tensor) -> Tensor:
         """Each adapter's dropout (K,) on its inputs in a module; 0 where it has no adapter there."""
         configs = [m.member.lora for m in self.members]
-        drops = self.adapts(module) and not self.row(module).tokens
+        drops = self.adapts(module) and not self.kind(module).tokens
         p = [config.dropout if config is not None and drops else 0.0 for config in configs]
         return like.new_tensor(p)
 
@@ -159,13 +159,13 @@ class Bucket:
         target, dim = self.members[k].targets[i], declared.rank_dim or 0
         return tensor.unflatten(dim, (target.stack, -1)).narrow(dim + 1, 0, target.r)
 
-    def write(self, vector: Tensor, k: int, state: State) -> None:
+    def write(self, vector: Tensor, k: int, state: AdapterState) -> None:
         """Put adapter k's own tensors into a vector; the padding is left alone."""
         for key, value in state.items():
             place = self.own(key, k, self.view(vector, key)[k])
             place[...] = value.to(vector).reshape(place.shape)
 
-    def read(self, vector: Tensor, k: int) -> State:
+    def read(self, vector: Tensor, k: int) -> AdapterState:
         """Adapter k's own tensors in a vector, cut to its rank, copied to the CPU."""
         shapes = self.members[k].shapes
         state = {key: self.own(key, k, self.view(vector, key)[k]).reshape(shapes[key]) for key in shapes}

@@ -17,7 +17,7 @@ from rankwise.lora.targets.modules import base_tensors
 from rankwise.lora.variants import LORA, Sizes
 from rankwise.pack.groups import SharedBatches
 from rankwise.pack.precision import HALF, rounds
-from rankwise.pack.resolved import Resolved, State
+from rankwise.pack.resolved import AdapterState, Resolved
 from rankwise.pack.stacks.bucket import Bucket
 from rankwise.streams import stream
 
@@ -114,7 +114,7 @@ class Store:
         self,
         groups: Iterable[Sequence[Resolved]],
         model: nn.Module,
-        states: Mapping[str, State],
+        states: Mapping[str, AdapterState],
         device: torch.device,
         dtype: torch.dtype,
         *,
@@ -313,11 +313,11 @@ class Store:
             m.trained_parameters and m.member.head_lr_multiplier != 1 for bucket in self.buckets for m in bucket.members
         )
 
-    def read(self, vector: Tensor) -> dict[str, State]:
+    def read(self, vector: Tensor) -> dict[str, AdapterState]:
         """Every adapter's tensors in a vector, by member name."""
         return {m.member.name: b.read(vector, k) for b in self.buckets for k, m in enumerate(b.members)}
 
-    def write(self, vector: Tensor, states: Mapping[str, State]) -> None:
+    def write(self, vector: Tensor, states: Mapping[str, AdapterState]) -> None:
         """Put every adapter's tensors, by member name, into a vector; the padding is left alone."""
         for bucket in self.buckets:
             for k, m in enumerate(bucket.members):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rankwise.pack.step.optimiser import ExpandedValues, PackedOptimiser
 
-KEPT = 1 << 20
+CACHED_NUMBERS = 1 << 20
 """Numbers of a pack up to which U is kept for the next step. A small pack would spend much of its step on making it
 anew; a large one spends nothing, and kept it would lie beside the activations."""
 
@@ -58,7 +58,7 @@ class PackedAdamW(PackedOptimiser):
         if weight_decay is not None:
             self.store.multiply(theta, 1 - lr * weight_decay)
         theta.addcmul_(self._update, rates)
-        if theta.numel() > KEPT:
+        if theta.numel() > CACHED_NUMBERS:
             self._update = None
 
     def _run_kernel(self, target: Tensor, lr: float, weight_decay: float) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from rankwise.sweeps.candidates.grid import BASELINE_SHARE, HEAD_TIMES, Candidate, modules_with_parameters
 from rankwise.train.settings import Training
 
@@ -17,7 +17,7 @@ def baselines(
     lrs: tuple[float, ...],
     full: bool | Sequence[float],
     head_lrs: Sequence[float] | None = None,
-    start: Callable[[int], State] | None = None,
+    start: Callable[[int], AdapterState] | None = None,
     head_rate: float = 1.0,
 ) -> list[Candidate]:
     """What adapters are held against: the head alone, and full fine-tuning.

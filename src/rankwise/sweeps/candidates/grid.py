@@ -8,10 +8,10 @@ from torch import nn
 from rankwise.errors import ConfigError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from rankwise.results.kinds import Method
 from rankwise.sweeps.candidates.naming import check_distinct, check_name, folder_name
-from rankwise.sweeps.problem import DATA, Run
+from rankwise.sweeps.problem import DEFAULT_DATA, Run
 from rankwise.train.settings import Training
 
 LORA_LRS = (1e-4, 3e-4, 1e-3)
@@ -24,7 +24,7 @@ HEAD_TIMES = 10.0
 """Learning rates of a head that is trained alone, as a multiple of the adapters': it has to move much further."""
 
 
-def _from_the_model(seed: int) -> State:
+def _from_the_model(seed: int) -> AdapterState:
     return {}
 
 
@@ -55,8 +55,8 @@ class Candidate:
     modules_to_save: tuple[str, ...] = ()
     head_lr_multiplier: float = 1.0
     head_lr_multiplier_for: tuple[str, ...] | None = None
-    data: str = DATA
-    start: Callable[[int], State] = _from_the_model
+    data: str = DEFAULT_DATA
+    start: Callable[[int], AdapterState] = _from_the_model
 
     def run(self, lr: float, seed: int, data: str | None = None) -> Run:
         """One run, on other data than the candidate's own where they are given."""

@@ -13,9 +13,9 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import eject
 from rankwise.lora.trained_modules import replacement_tensors
 from rankwise.pack.member import Member
-from rankwise.pack.resolved import State, resolve
+from rankwise.pack.resolved import AdapterState, resolve
 from rankwise.sweeps.candidates.grid import Candidate
-from rankwise.sweeps.candidates.naming import names_of
+from rankwise.sweeps.candidates.naming import distinct_names
 from rankwise.train.settings import Training
 
 PASSING = "start"
@@ -34,7 +34,7 @@ class Start:
 
     lora: LoRAConfig
     modules_to_save: tuple[str, ...]
-    state: State
+    state: AdapterState
 
 
 def read_start(model: nn.Module, folder: Path) -> Start:
@@ -51,7 +51,7 @@ def read_start(model: nn.Module, folder: Path) -> Start:
     try:
         layers = layers_with(model, PASSING)
         config = next(iter(layers.values()))[1].configs[PASSING]
-        state: State = {}
+        state: AdapterState = {}
         for path, (_, lora) in layers.items():
             variant, tensors = lora.variant_of(PASSING), lora.tensors(PASSING)
             if len(variant.trained) < len(variant.tensors):
@@ -95,7 +95,7 @@ def candidate_from(
     *,
     name: str | None = None,
     head: tuple[str, ...] = (),
-    head_start: Callable[[int], State] = lambda seed: {},
+    head_start: Callable[[int], AdapterState] = lambda seed: {},
     head_lr_multiplier: float = 1.0,
 ) -> Candidate:
     """A saved adapter trained on, as one configuration of a sweep.
@@ -114,7 +114,7 @@ def candidate_from(
         AdapterFileError: The adapter can't be used.
     """
     start = read_start(model, folder)
-    name = name or names_of([folder.resolve()])[0]
+    name = name or distinct_names([folder.resolve()])[0]
     return Candidate(
         name=name,
         label=f"{name} (r = {start.lora.r})",

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rankwise.errors import DataError
-from rankwise.results.kinds import Floor, State, Verdict
+from rankwise.results.kinds import Floor, ToleranceState, Verdict
 from rankwise.sweeps.choose.configurations import Configuration, signed
 from rankwise.sweeps.choose.rule import Rule
 from rankwise.sweeps.choose.within import Paired, Within, difference_bound, rows_needed, seeds_to_decide, within
@@ -25,7 +25,7 @@ from rankwise.sweeps.choose.within import Paired, Within, difference_bound, rows
 CANDIDATES = frozenset({"lora", "head"})
 """Methods that can be the answer beside the reference and the base."""
 
-BASE = "base"
+BASE_ANSWER = "base"
 """The name of the answer where fine-tuning is not shown to gain anything."""
 
 FloorValues = Callable[[np.ndarray | None], np.ndarray | None]
@@ -83,7 +83,7 @@ class Comparison:
     upper_bound: float | None
     p_within: float | None
     n_seeds: int
-    state: State
+    state: ToleranceState
     more_seeds_needed: int | None
 
 
@@ -206,7 +206,7 @@ def _same_rows(one: np.ndarray | None, other: np.ndarray | None) -> bool:
     return np.array_equal(one, other)
 
 
-def compare(
+def compare_with_reference(
     configuration: Configuration, reference: Configuration, rule: Rule, floors: Floors | None = None
 ) -> Comparison | None:
     """Hold a configuration against the reference, on the seeds and validation rows both have.
@@ -249,7 +249,7 @@ def _seeds_to_add(found: Within, paired: Paired, rule: Rule) -> int | None:
     return seeds_to_decide(paired, rule.tolerance, rule.confidence)
 
 
-def _state(found: Within, paired: Paired, rule: Rule) -> State:
+def _state(found: Within, paired: Paired, rule: Rule) -> ToleranceState:
     if found.probability is None:
         return "open"
     if found.probability >= rule.confidence:
@@ -304,7 +304,7 @@ def decide(
     compared = {
         c.name: comparison
         for c in configurations
-        if c is not reference and (comparison := compare(c, reference, rule, floors)) is not None
+        if c is not reference and (comparison := compare_with_reference(c, reference, rule, floors)) is not None
     }
     smaller = _smaller([c for c in configurations if path is None or c.name in path], reference, compared)
     gain = _gain(itself, rule)
@@ -313,9 +313,11 @@ def decide(
     leaning = None
     if verdict == "undecided":
         leaning = next((c for c in smaller if (compared[c.name].p_within or 0.0) >= 0.5), None)
-    distances = [c.mean - c.lower_bound for c in compared.values() if c.lower_bound is not None and c.name != BASE]
+    distances = [
+        c.mean - c.lower_bound for c in compared.values() if c.lower_bound is not None and c.name != BASE_ANSWER
+    ]
     if verdict == "no_gain":
-        name, r, parameters = BASE, None, 0
+        name, r, parameters = BASE_ANSWER, None, 0
     else:
         target = chosen or reference
         name, r, parameters = target.name, target.r, target.trainable_parameters

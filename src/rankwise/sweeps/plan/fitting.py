@@ -20,7 +20,7 @@ SHARE = 0.9
 """Of what a device has free, what packs take by default: other programs and the allocator's gaps need some too."""
 
 
-def training_of(model: nn.Module, runs: Sequence[Run], problem: Problem) -> PackTraining:
+def pack_training(model: nn.Module, runs: Sequence[Run], problem: Problem) -> PackTraining:
     """The runs of a pack, ready to train."""
     data, rotation = problem.splits[runs[0].data], problem.rotation_of(runs[0].data)
     train, validation = (data.train, data.validation) if rotation is None else (rotation.pool, rotation.pool)
@@ -81,7 +81,7 @@ def bytes_of_runs(
     for kind, own in kinds.items():
         most, largest = max(own, key=lambda one: one[0])
         if (*kind, most) not in probes:
-            probes[*kind, most] = training_of(model, [largest], problem).peak_bytes()
+            probes[*kind, most] = pack_training(model, [largest], problem).peak_bytes()
         needed |= {run.name: probes[*kind, most] + of_one * parameters for parameters, run in own}
     return {run.name: needed[run.name] for run in runs}
 

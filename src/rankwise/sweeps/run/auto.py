@@ -15,7 +15,7 @@ import numpy as np
 from rankwise.pack.resolved import resolve
 from rankwise.sweeps.candidates.ladders import ladders_of
 from rankwise.sweeps.choose.adaptive import STARTING_SEEDS, Ladder, Step, neighbour_rates, next_step
-from rankwise.sweeps.choose.answer import CANDIDATES, Comparison, Floors, compare, pair
+from rankwise.sweeps.choose.answer import CANDIDATES, Comparison, Floors, compare_with_reference, pair
 from rankwise.sweeps.choose.configurations import Configuration, choose_learning_rates, signed
 from rankwise.sweeps.choose.rule import Rule
 from rankwise.sweeps.choose.within import difference_bound
@@ -35,7 +35,7 @@ CHEAP = 0.35
 GAIN_SEEDS = 6
 """Seeds after which a gain that is still not shown ends the plan."""
 
-AT_ONCE = 4
+SEEDS_AT_ONCE = 4
 """Seeds that may be added in one step."""
 
 
@@ -214,7 +214,7 @@ class Walk:
                 self._compared,
                 most_seeds=len(self.stages.seeds),
                 neighbours_tried=neighbours.__contains__,
-                at_once=AT_ONCE if cheap else 1,
+                at_once=SEEDS_AT_ONCE if cheap else 1,
             )
             self.path = [*dict.fromkeys([*self.path, *step.path])]
             if step.kind == "end":
@@ -318,7 +318,7 @@ class Walk:
         reference = chosen.get(self.reference.name)
         if name not in chosen or reference is None:
             return None
-        found = compare(chosen[name], reference, self.auto.rule, self.auto.floors)
+        found = compare_with_reference(chosen[name], reference, self.auto.rule, self.auto.floors)
         if self._lost(name) or found is None:
             return Comparison(name, float("-inf"), None, None, 0.0, asked, "not", 0)
         # A seed that the reference lost is not asked for again.
@@ -362,7 +362,7 @@ class Walk:
     def _say(self, step: Step) -> None:
         label = self.candidates[step.name].label
         said = [
-            f"{self.candidates[name].label} {STATES[c.state]}"
+            f"{self.candidates[name].label} {STATE_PHRASES[c.state]}"
             + ("" if c.p_within is None else f" ({probability(c.p_within)}, {c.n_seeds} seeds)")
             for name in dict.fromkeys([*step.path[-1:], step.name])
             if (c := self._compared(name)) is not None
@@ -382,7 +382,7 @@ class Walk:
         return f"The adaptive plan trained {total} runs ({self.searched} to find learning rates){fewer}."
 
 
-STATES = {
+STATE_PHRASES = {
     "shown": "is shown to be within the tolerance",
     "not": "is shown not to be",
     "open": "is open",

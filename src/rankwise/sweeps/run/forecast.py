@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from rankwise.pack.resolved import resolve
-from rankwise.sweeps.plan.fitting import Probes, kind_of, state_bytes, training_of
+from rankwise.sweeps.plan.fitting import Probes, kind_of, pack_training, state_bytes
 from rankwise.sweeps.plan.plan import make_plan
 from rankwise.sweeps.problem import Problem, Run
 from rankwise.sweeps.run.stages import Stages
@@ -122,7 +122,7 @@ def _kind(model: nn.Module, runs: Sequence[Run]) -> tuple[object, ...]:
 
 def _seconds(stages: Stages, runs: Sequence[Run], epochs: int) -> float:
     """How long a pack takes for an epoch."""
-    training = training_of(stages.model, runs, stages.problem)
+    training = pack_training(stages.model, runs, stages.problem)
     return training.seconds_an_epoch(PROBED if epochs * training.steps_an_epoch >= FEW_STEPS else (0.5,))
 
 
@@ -133,7 +133,7 @@ def _bytes(model: nn.Module, runs: Sequence[Run], problem: Problem, probes: Prob
         # As the plan has measured it.
         kind = *kind_of(model, runs[0]), resolve(model, runs[0].member).parameter_count()
     if kind not in probes:
-        probes[kind] = training_of(model, runs, problem).peak_bytes()
+        probes[kind] = pack_training(model, runs, problem).peak_bytes()
     return probes[kind] + state_bytes(model) * sum(resolve(model, run.member).parameter_count() for run in runs)
 
 

@@ -16,7 +16,7 @@ from rankwise.sweeps.run.scheduler import Scheduler
 from rankwise.sweeps.run.units.context import StageContext, Workers
 from rankwise.sweeps.run.units.here import Here
 from rankwise.sweeps.storage.checkpoints import Keeper
-from rankwise.train.checkpoints import Checkpoints, Every
+from rankwise.train.checkpoints import CheckpointInterval, Checkpoints
 from rankwise.train.events import Message, Observer, RunInfo, Started
 from rankwise.train.machine.interrupts import stop_on_signals
 
@@ -29,7 +29,7 @@ def run_sweep(
     *,
     rungs: Sequence[int] = (),
     checkpoints: Path | None = None,
-    every: Every | None = None,
+    every: CheckpointInterval | None = None,
     resume: bool = False,
     tests: bool = True,
     memory: int | None = None,

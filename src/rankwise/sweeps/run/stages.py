@@ -15,8 +15,8 @@ from rankwise.errors import ConfigError, option
 from rankwise.results import ConfigurationResult
 from rankwise.sweeps.candidates.grid import Candidate, runs_of, wider
 from rankwise.sweeps.choose.configurations import RunScore, by_configuration, choose_learning_rates
-from rankwise.sweeps.findings import finite
-from rankwise.sweeps.plan.fitting import Probes, training_of
+from rankwise.sweeps.judged import finite
+from rankwise.sweeps.plan.fitting import Probes, pack_training
 from rankwise.sweeps.plan.plan import FILE as PLAN
 from rankwise.sweeps.plan.plan import run_fingerprint
 from rankwise.sweeps.problem import Problem, Run, SweepState
@@ -25,7 +25,7 @@ from rankwise.sweeps.run.run import run_sweep
 from rankwise.sweeps.run.stage import Decisions, Finished, Phase, Phases, PlannedStage, Search, StageResult
 from rankwise.sweeps.run.units.context import Workers
 from rankwise.sweeps.storage.owned import PRICE
-from rankwise.train.checkpoints import Every
+from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.data.tensors import count_rows
 from rankwise.train.events import Observers
 from rankwise.writing import read_checked, write_checked
@@ -69,7 +69,7 @@ class Stages:
     widen: bool = False
     auto: Auto | None = None
     checkpoints: Path | None = None
-    every: Every | None = None
+    every: CheckpointInterval | None = None
     resume: bool = False
     probes: Probes = field(default_factory=Probes)
     finished: Finished | None = None
@@ -186,7 +186,7 @@ class Stages:
         if path is not None and path.exists():
             self._price = float(read_checked(path, PRICE_FORMAT)["price"])
             return self._price
-        one, all_ = (training_of(self.model, part, self.problem).seconds_an_epoch() for part in (runs[:1], runs))
+        one, all_ = (pack_training(self.model, part, self.problem).seconds_an_epoch() for part in (runs[:1], runs))
         self._price = price = max(0.0, (all_ / one - 1) / (len(runs) - 1))
         if path is not None:
             write_checked(path, PRICE_FORMAT, {"price": price})

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rankwise.pack.memory import ran_out
-from rankwise.sweeps.plan.fitting import training_of
+from rankwise.sweeps.plan.fitting import pack_training
 from rankwise.sweeps.problem import Problem, Run
 from rankwise.train.events import EpochEnded, Event, RunEnded
 from rankwise.train.state import TrainingState
@@ -88,7 +88,7 @@ class LocalWorker:
         """Train packs in the order given."""
         for job in jobs:
             pack, until = job.pack, job.until
-            training = training_of(self._model, job.runs, self._problem)
+            training = pack_training(self._model, job.runs, self._problem)
             if job.state is not None:
                 training.restore(job.state)
             del job  # what goes on in `training` takes memory once

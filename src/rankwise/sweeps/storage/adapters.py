@@ -15,7 +15,7 @@ from rankwise.lora.layer.initial import initial_tensors
 from rankwise.lora.targets.find import Target, Targets, find_targets
 from rankwise.lora.trained_modules import enclosing_modules
 from rankwise.lora.variants import VARIANTS
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from rankwise.sweeps.problem import Run, SweepState
 
 BASE_IN_DIRECTORY = "../../base"
@@ -38,7 +38,7 @@ def adapter_folders(swept: SweepState, directory: Path, earlier: Collection[str]
     return {name: folder for name, folder in folders.items() if name not in earlier or (directory / folder).is_dir()}
 
 
-def put_on(model: nn.Module, run: Run, state: State, name: str) -> Report:
+def put_on(model: nn.Module, run: Run, state: AdapterState, name: str) -> Report:
     """Attach what a run has trained to the base, as `inject` attaches a fresh adapter.
 
     Args:
@@ -64,7 +64,7 @@ def put_on(model: nn.Module, run: Run, state: State, name: str) -> Report:
         return attach(model, Targets(adapted, found.left_out), tensors, config, name, replacements)
 
 
-def _tensors_of(target: Target, lora: LoRAConfig, state: State) -> dict[str, Tensor]:
+def _tensors_of(target: Target, lora: LoRAConfig, state: AdapterState) -> dict[str, Tensor]:
     """What a run has in a layer: from its state what it has trained, and what is frozen as its settings draw it."""
     declared = [one for one in VARIANTS[target.variant].tensors if not one.shared]
     drawn = {} if all(one.trained for one in declared) else initial_tensors(target, lora)

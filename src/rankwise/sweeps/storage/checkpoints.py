@@ -11,7 +11,7 @@ from torch import Tensor
 from rankwise.sweeps.problem import SweepState
 from rankwise.train.checkpoints import Checkpoints, Tensors
 from rankwise.train.events import EpochEnded, Event
-from rankwise.train.outcome import Outcome, Point
+from rankwise.train.outcome import CurvePoint, Outcome
 from rankwise.train.state import TrainingState
 
 MOST_LOGS = 16
@@ -20,7 +20,7 @@ MOST_LOGS = 16
 OUTCOME = [field.name for field in fields(Outcome) if field.name not in ("state", "deciding")]
 Moment = tuple[int, tuple[str, ...]]
 
-NUMBERS = [field.name for field in fields(Point) if field.name not in ("run", "step")]
+NUMBERS = [field.name for field in fields(CurvePoint) if field.name not in ("run", "step")]
 
 
 class Keeper:
@@ -150,7 +150,7 @@ class Keeper:
                 deciding[int(rest)] = value.numpy()
         for (run, step), numbers in zip(log["curve/where"].tolist(), log["curve/numbers"].tolist(), strict=True):
             named: dict[str, Any] = dict(zip(NUMBERS, numbers, strict=True))
-            self._swept.curve.append(Point(run=runs[run], step=step, **named))
+            self._swept.curve.append(CurvePoint(run=runs[run], step=step, **named))
 
 
 def moment(state: TrainingState) -> Moment:

@@ -26,13 +26,13 @@ from rankwise.sweeps.storage.owned import (
     BASE_FILE,
     BEST,
     EARLIER,
-    MARK,
     PLACING,
     PLACING_FORMAT,
     RESULTS,
+    RUN_MARK,
     STAGED,
     UNFINISHED,
-    adapters_of,
+    adapter_folders,
     clear_staging,
     foreign,
     holds_results,
@@ -41,10 +41,10 @@ from rankwise.sweeps.storage.owned import (
     remove_results,
     remove_unfinished,
 )
-from rankwise.train.outcome import Point
+from rankwise.train.outcome import CurvePoint
 from rankwise.writing import plain_mode, read_checked, read_regular, replacing, write_checked, write_durably
 
-OWN_FILES = (MARK, *RESULTS, ADAPTERS, BASE_FILE.parent.name)
+OWN_FILES = (RUN_MARK, *RESULTS, ADAPTERS, BASE_FILE.parent.name)
 
 
 def check_directory(directory: Path, overwrite: bool) -> None:
@@ -244,7 +244,7 @@ def write_run(
         new = [path.name for path in (staged / ADAPTERS).iterdir()] if (staged / ADAPTERS).is_dir() else []
         # A run killed from here on finds what it has placed, and what was to go, when it is resumed.
         write_checked(
-            placing, PLACING_FORMAT, {**dict.fromkeys(OWN_FILES, ()), ADAPTERS: [*adapters_of(directory), *new]}
+            placing, PLACING_FORMAT, {**dict.fromkeys(OWN_FILES, ()), ADAPTERS: [*adapter_folders(directory), *new]}
         )
         if extends:
             # The earlier results stay whole throughout: what they name is there, or replaced by a file with more in it.
@@ -312,13 +312,16 @@ def _write_files(
             arrays |= {f"other/{test}/{name}": values for test, values in scores.other.items()}
         with temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
-    for name, text in (("config.yaml", config), (MARK, json.dumps(plain(results), indent=1, allow_nan=False) + "\n")):
+    for name, text in (
+        ("config.yaml", config),
+        (RUN_MARK, json.dumps(plain(results), indent=1, allow_nan=False) + "\n"),
+    ):
         with replacing(directory / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
-def _write_curves(path: Path, points: Sequence[Point]) -> None:
+def _write_curves(path: Path, points: Sequence[CurvePoint]) -> None:
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([field.name for field in fields(Point)])
+        writer.writerow([field.name for field in fields(CurvePoint)])
         writer.writerows(map(csv_cell, astuple(point)) for point in points)

@@ -19,7 +19,7 @@ from rankwise.results import Method
 from rankwise.results.origin import Published, PublishedRow
 from rankwise.streams import stream_seed
 from rankwise.sweeps.candidates.grid import Candidate
-from rankwise.sweeps.candidates.naming import label_of, names_of
+from rankwise.sweeps.candidates.naming import distinct_names, label_in_words
 from rankwise.sweeps.floors import majority_class
 from rankwise.sweeps.problem import Problem, Splits
 from rankwise.tasks.digits.mnist import RawDigits, Split
@@ -147,16 +147,16 @@ def _standard() -> Protocol:
         lora=LoRAConfig(),
         alpha_is_r=False,
         training=training,
-        lrs=LORA_LRS,
+        lrs=DIGITS_LRS,
         baselines=(("full", "full fine-tuning", "new", replace(training, weight_decay=0.01), BASELINE_LRS),),
     )
 
 
-LORA_LRS = (3e-4, 1e-3, 3e-3, 1e-2)
+DIGITS_LRS = (3e-4, 1e-3, 3e-3, 1e-2)
 BASELINE_LRS = (1e-4, 3e-4, 1e-3, 3e-3)
 
 
-def candidates_of(options: DigitsOptions) -> list[Candidate]:
+def digits_candidates(options: DigitsOptions) -> list[Candidate]:
     """What is tried: every rank, and the baselines."""
     protocol = protocol_of(options)
     adapters = [
@@ -167,14 +167,14 @@ def candidates_of(options: DigitsOptions) -> list[Candidate]:
     ranks = [
         Candidate(
             name=name,
-            label=label_of(name, lora),
+            label=label_in_words(name, lora),
             method="lora",
             training=protocol.training,
             lrs=protocol.lrs,
             lora=lora,
             data="new",
         )
-        for name, lora in zip(names_of(adapters), adapters, strict=True)
+        for name, lora in zip(distinct_names(adapters), adapters, strict=True)
     ]
     baselines = [
         Candidate(name=name, label=label, method="full", training=training, lrs=lrs, modules_to_save=MODULES, data=data)

@@ -9,7 +9,7 @@ from rankwise.lora.targets.find import ALL_LINEAR
 from rankwise.sweeps.problem import Splits
 from rankwise.tasks.images.model import conv_targets, load_image_model
 from rankwise.tasks.images.pixels import CHECKSUMS, LABELS, ROWS, Pixels
-from rankwise.tasks.images.reading import LabelledImage, check_labels, places_of, read_images
+from rankwise.tasks.images.reading import LabelledImage, check_labels, image_folders, read_images
 from rankwise.tasks.text.data.labels import find_labels
 from rankwise.tasks.text.data.splits import split_examples
 from rankwise.tasks.text.options import TextOptions
@@ -36,7 +36,7 @@ def ready_images(options: TextOptions) -> BuiltTask:
     """
     columns, notes = dict(options.columns), list[str]()
     given: dict[str, list[LabelledImage] | None] = {}
-    for split, place in places_of(options.data, options.validation, options.test).items():
+    for split, place in image_folders(options.data, options.validation, options.test).items():
         given[split] = None
         if place is not None:
             given[split], said = read_images(place, columns, skip_bad=options.skip_bad_lines)

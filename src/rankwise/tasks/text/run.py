@@ -17,9 +17,9 @@ from rankwise.results import Results
 from rankwise.streams import stream
 from rankwise.sweeps.candidates.baselines import baselines
 from rankwise.sweeps.candidates.grid import Candidate
-from rankwise.sweeps.candidates.naming import label_of, names_of
+from rankwise.sweeps.candidates.naming import distinct_names, label_in_words
 from rankwise.sweeps.candidates.warm_start import candidate_from
-from rankwise.sweeps.problem import DATA, Problem, Run, Splits, SweepState
+from rankwise.sweeps.problem import DEFAULT_DATA, Problem, Run, Splits, SweepState
 from rankwise.sweeps.run.stage import Search
 from rankwise.sweeps.storage.owned import TRAINED_ON
 from rankwise.tasks.images.ready import ready_images
@@ -39,7 +39,7 @@ from rankwise.train.machine.device import device_note, find_device
 from rankwise.train.machine.precision import choose_precision, precision_note
 from rankwise.train.settings import Training
 
-TASKS: dict[str, Callable[[TextOptions], BuiltTask]] = {
+BUILDERS: dict[str, Callable[[TextOptions], BuiltTask]] = {
     "classify": ready_classify,
     "sft": ready_sft,
     "images": ready_images,
@@ -61,13 +61,13 @@ def make_text(options: TextOptions, observers: Observers, base: Mapping[str, Ten
     Raises:
         RankwiseError: Something in the options or the data can't be used.
     """
-    adapters_of(options, {})  # first, before a model is loaded
-    training_of(options)
+    fresh_adapters(options, {})  # first, before a model is loaded
+    first_training(options)
     device = find_device(options.device)
     precision = choose_precision(options.precision, options.dtype, device)
     chosen = device_note(options.device, device)
     options = replace(options, device=str(device))
-    ready = TASKS[options.task](options)
+    ready = BUILDERS[options.task](options)
     check_model(ready.loaded.model, mend="give --dtype bfloat16, or leave --dtype out")
     chosen += precision_note(options.precision, precision, ready.loaded.model, device)
     notes = [*ready.notes, *_quantised(options, ready)]
@@ -80,7 +80,7 @@ def make_text(options: TextOptions, observers: Observers, base: Mapping[str, Ten
     for line in [*chosen, *notes, *([ready.example] if ready.example else [])]:
         observers.message(line)
     problem = Problem(
-        splits={DATA: ready.splits, **_search_splits(options, ready.splits)},
+        splits={DEFAULT_DATA: ready.splits, **_search_splits(options, ready.splits)},
         loss=ready.loss,
         metric=ready.metric,
         metric_name=ready.metric_name,
@@ -91,7 +91,7 @@ def make_text(options: TextOptions, observers: Observers, base: Mapping[str, Ten
     return Experiment(
         task=options.task,
         model=ready.loaded.model,
-        candidates=candidates_of(options, ready),
+        candidates=text_candidates(options, ready),
         seeds=options.seed_list,
         problem=problem,
         base_name=options.model,
@@ -154,7 +154,7 @@ def _checkpoint(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def training_of(options: TextOptions) -> Training:
+def first_training(options: TextOptions) -> Training:
     """How every run is trained, at the first learning rate.
 
     Raises:
@@ -173,7 +173,7 @@ def training_of(options: TextOptions) -> Training:
     )
 
 
-def adapters_of(options: TextOptions, extra: Mapping[str, Any], targets: Any = None) -> list[LoRAConfig]:
+def fresh_adapters(options: TextOptions, extra: Mapping[str, Any], targets: Any = None) -> list[LoRAConfig]:
     """The settings of the adapters that are trained from the beginning: every variant at every rank.
 
     Args:
@@ -202,16 +202,16 @@ def adapters_of(options: TextOptions, extra: Mapping[str, Any], targets: Any = N
     ]
 
 
-def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
+def text_candidates(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
     """Every rank, adapters that are trained on, the head alone where there is one, and full fine-tuning."""
     loaded = ready.loaded
-    training = training_of(options)
+    training = first_training(options)
     extra = {"task_type": ready.task_type} if ready.task_type else {}
-    adapters = adapters_of(options, extra, ready.targets)
+    adapters = fresh_adapters(options, extra, ready.targets)
     ranks = [
         Candidate(
             name=name,
-            label=label_of(name, lora),
+            label=label_in_words(name, lora),
             method="lora",
             training=training,
             lrs=options.lr,
@@ -220,7 +220,7 @@ def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
             head_lr_multiplier=options.head_rate,
             start=loaded.initial_head,
         )
-        for name, lora in zip(names_of(adapters), adapters, strict=True)
+        for name, lora in zip(distinct_names(adapters), adapters, strict=True)
     ]
     started = [
         candidate_from(

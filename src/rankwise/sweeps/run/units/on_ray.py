@@ -18,11 +18,11 @@ from rankwise.errors import BusyError, ConfigError, RankwiseError, option
 from rankwise.sweeps.plan.plan import fingerprints_of
 from rankwise.sweeps.run.units.context import PendingUnit, StageContext, units_of
 from rankwise.sweeps.run.units.train import give_up, train_unit
-from rankwise.sweeps.run.units.unit import Made, Unit, Units
+from rankwise.sweeps.run.units.unit import ExperimentFacts, Unit, Units
 from rankwise.sweeps.run.units.worker import UnitsWorker
 from rankwise.sweeps.run.worker import Worker
 from rankwise.sweeps.storage.owned import EXPERIMENT
-from rankwise.train.checkpoints import Every
+from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.events import EpochEnded, Event, Message, Stepped
 from rankwise.train.machine.interrupts import Stop
 from rankwise.writing import write_durably
@@ -53,7 +53,7 @@ class Unpickled:
 
     path: Path
 
-    def __call__(self) -> Made:
+    def __call__(self) -> ExperimentFacts:
         """Read it."""
         from ray import cloudpickle  # pyright: ignore[reportMissingImports]
 
@@ -62,7 +62,7 @@ class Unpickled:
 
 
 @dataclass(frozen=True)
-class Plain:
+class WorkerContext:
     """What workers need of an experiment."""
 
     model: Any
@@ -96,9 +96,9 @@ class Ray:
     max_workers: int | None = None
     cpus_per_worker: int | None = None
     gpus_per_worker: float | None = None
-    make: Callable[[], Made] | None = None
+    make: Callable[[], ExperimentFacts] | None = None
     _pool: "list[Any]" = field(default_factory=list[Any], repr=False, compare=False)
-    _held: "list[Plain]" = field(default_factory=list[Plain], repr=False, compare=False)
+    _held: "list[Plain]" = field(default_factory=list[WorkerContext], repr=False, compare=False)
     _began: "list[bool]" = field(default_factory=list[bool], repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -112,10 +112,10 @@ class Ray:
                 'Workers on Ray need the package "ray", of the extra "ray": run pip install ".[ray]" in a checkout.'
             )
 
-    def hand_over(self, made: Made) -> None:
+    def hand_over(self, made: ExperimentFacts) -> None:
         """Have workers read the driver's experiment from the run directory, where nothing else makes it."""
         if self.make is None:
-            self._held[:] = [Plain(made.model, made.problem, made.candidates)]
+            self._held[:] = [WorkerContext(made.model, made.problem, made.candidates)]
 
     @property
     def at_once(self) -> int:
@@ -300,21 +300,21 @@ class UnitActor:
         place: The driver's working folder, for paths in the settings.
     """
 
-    def __init__(self, make: Callable[[], Made], units: Path, threads: int, place: Path) -> None:
+    def __init__(self, make: Callable[[], ExperimentFacts], units: Path, threads: int, place: Path) -> None:
         import torch
 
         torch.set_num_threads(threads)
         if place.is_dir():
             os.chdir(place)
         self._make, self._units = make, Units(units)
-        self._made: Made | None = None
+        self._made: ExperimentFacts | None = None
         self._known: dict[str, str] = {}
 
     def ready(self) -> bool:
         """Whether it has started."""
         return True
 
-    def run(self, number: int, every: Every | None) -> Generator[Event]:
+    def run(self, number: int, every: CheckpointInterval | None) -> Generator[Event]:
         """Train a unit; yields what a display shows of it.
 
         Raises:

@@ -31,7 +31,7 @@ FORMAT, DONE_FORMAT = "rankwise-unit-1", "rankwise-done-1"
 
 
 @runtime_checkable
-class Made(Protocol):
+class ExperimentFacts(Protocol):
     """What an experiment is made of, as far as a worker needs it."""
 
     @property
@@ -126,7 +126,7 @@ def made_with(model: nn.Module) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Result:
+class UnitResult:
     """What came of a unit.
 
     Args:
@@ -167,7 +167,7 @@ class Unit:
         """
         return locked(self.folder)
 
-    def finish(self, result: Result) -> None:
+    def finish(self, result: UnitResult) -> None:
         """Mark the unit as done, now that its last checkpoint is the result.
 
         Raises:
@@ -175,7 +175,7 @@ class Unit:
         """
         write_checked(self.folder / DONE, DONE_FORMAT, {"status": result.status, **_counts(result)})
 
-    def result(self, runs: Sequence[Run]) -> Result | None:
+    def result(self, runs: Sequence[Run]) -> UnitResult | None:
         """Read what came of the unit; None where it is not done, or damaged, in which case it is to be done again.
 
         Args:
@@ -189,14 +189,14 @@ class Unit:
             done = read_checked(self.folder / DONE, DONE_FORMAT)
         except CheckpointError:
             done = {}
-        result = Result(done.get("status", "over"), swept, waiting.get(self.spec.pack))
+        result = UnitResult(done.get("status", "over"), swept, waiting.get(self.spec.pack))
         if done != {"status": result.status, **_counts(result)}:
             (self.folder / DONE).unlink(missing_ok=True)
             return None
         return result
 
 
-def _counts(result: Result) -> dict[str, int]:
+def _counts(result: UnitResult) -> dict[str, int]:
     return {"outcomes": len(result.swept.outcomes), "points": len(result.swept.curve)}
 
 

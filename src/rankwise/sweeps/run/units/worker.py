@@ -5,7 +5,7 @@ from itertools import groupby
 from typing import final
 
 from rankwise.sweeps.run.units.context import PendingUnit, Runner, StageContext
-from rankwise.sweeps.run.units.unit import Result, Unit, Units, spec_of
+from rankwise.sweeps.run.units.unit import Unit, UnitResult, Units, spec_of
 from rankwise.sweeps.run.worker import PackJob, PackState
 from rankwise.train.events import EpochEnded, Event, Message, RunEnded, Stepped
 
@@ -50,7 +50,7 @@ class UnitsWorker:
                     yield event
 
 
-def _told(unit: Unit, result: Result, told: set[tuple[str, int]]) -> Generator[Event | PackState]:
+def _told(unit: Unit, result: UnitResult, told: set[tuple[str, int]]) -> Generator[Event | PackState]:
     """What came of a unit, as the events that were not told before, and its state."""
     new = [point for point in result.swept.curve if (point.run, point.step) not in told]
     notes = tuple(result.swept.notes)

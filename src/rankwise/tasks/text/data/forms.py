@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rankwise.errors import DataError, suggest
-from rankwise.tasks.text.data.examples import Chat, Example, Labelled, Pair, Plain
-from rankwise.tasks.text.data.label_values import count_places, label_of, places_of, several_of
+from rankwise.tasks.text.data.examples import Chat, Example, Labelled, PlainText, PromptPair
+from rankwise.tasks.text.data.label_values import count_places, label_of, places_of_ones, several_of
 from rankwise.tasks.text.data.messages import WrongValueError, has_text, read_chat, read_history, with_system
 from rankwise.tasks.text.read.bad_lines import NAMED
 from rankwise.tasks.text.read.sources import Records
@@ -59,8 +59,8 @@ def _read(line: int, values: Mapping[str, Any]) -> Chat:
     return read_chat(line, values["messages"], values.get("tools"), values.get("system"))
 
 
-def _pair(line: int, values: Mapping[str, Any]) -> Pair:
-    return Pair(line, _text(values, "prompt"), _text(values, "completion"))
+def _pair(line: int, values: Mapping[str, Any]) -> PromptPair:
+    return PromptPair(line, _text(values, "prompt"), _text(values, "completion"))
 
 
 def _instructed(values: Mapping[str, Any]) -> str:
@@ -70,16 +70,16 @@ def _instructed(values: Mapping[str, Any]) -> str:
     return f"{instruction}\n\n{more}" if more.strip() else instruction
 
 
-def _instruction(line: int, values: Mapping[str, Any]) -> Pair | Chat:
+def _instruction(line: int, values: Mapping[str, Any]) -> PromptPair | Chat:
     return _after_others(line, values, _instructed(values), _text(values, "output"))
 
 
-def _after_others(line: int, values: Mapping[str, Any], instruction: str, output: str) -> Pair | Chat:
+def _after_others(line: int, values: Mapping[str, Any], instruction: str, output: str) -> PromptPair | Chat:
     """An instruction and its output: with a system prompt or earlier turns a conversation."""
     turns = read_history(values.get("history"))
     system = values.get("system")
     if not turns and not has_text(system):
-        return Pair(line, instruction, output, chat=True)
+        return PromptPair(line, instruction, output, chat=True)
     return with_system(
         Chat(line, (*turns, {"role": "user", "content": instruction}, {"role": "assistant", "content": output})),
         system,
@@ -92,16 +92,16 @@ def _chat_to_answer(line: int, values: Mapping[str, Any]) -> Chat:
     return replace(chat, messages=(*asked, {"role": "assistant", "content": ""}), context=frozenset[int]())
 
 
-def _prompt(line: int, values: Mapping[str, Any]) -> Pair:
-    return Pair(line, _text(values, "prompt"), "")
+def _prompt(line: int, values: Mapping[str, Any]) -> PromptPair:
+    return PromptPair(line, _text(values, "prompt"), "")
 
 
-def _instruction_to_follow(line: int, values: Mapping[str, Any]) -> Pair | Chat:
+def _instruction_to_follow(line: int, values: Mapping[str, Any]) -> PromptPair | Chat:
     return _after_others(line, values, _instructed(values), "")
 
 
-def _plain(line: int, values: Mapping[str, Any]) -> Plain:
-    return Plain(line, _text(values, "text"))
+def _plain(line: int, values: Mapping[str, Any]) -> PlainText:
+    return PlainText(line, _text(values, "text"))
 
 
 def _labelled(line: int, values: Mapping[str, Any]) -> Labelled:
@@ -176,7 +176,7 @@ def read_examples(
             values = {role: row.values.get(c) for role, c in column_of.items()}
             if "label" in values:
                 label = several_of(values["label"]) if several else values["label"]
-                values["label"] = label_of(label) if places is None else places_of(label, places)
+                values["label"] = label_of(label) if places is None else places_of_ones(label, places)
             examples.append(form.make(row.line, values))
         except WrongValueError as error:
             bad.append(f"line {row.line} ({error})")

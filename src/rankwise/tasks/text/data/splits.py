@@ -31,8 +31,8 @@ def cut(examples: Sequence[Example], share: float, seed: int, what: str) -> tupl
         DataError: The share is not between 0 and 1, or there are fewer than two different inputs.
 
     Examples:
-        >>> from rankwise.tasks.text.data.examples import Plain
-        >>> rest, part = cut([Plain(i, f"text {i}") for i in range(10)], 0.2, seed=0, what="test")
+        >>> from rankwise.tasks.text.data.examples import PlainText
+        >>> rest, part = cut([PlainText(i, f"text {i}") for i in range(10)], 0.2, seed=0, what="test")
         >>> len(rest), len(part)
         (8, 2)
     """
@@ -90,8 +90,9 @@ def overlap(train: Sequence[Example], test: Sequence[Example]) -> Overlap:
     """Count test examples that are known from training; letter case and spacing do not make a difference.
 
     Examples:
-        >>> from rankwise.tasks.text.data.examples import Pair
-        >>> overlap([Pair(1, "one", "1")], [Pair(1, "One ", "1"), Pair(2, "one", "I"), Pair(3, "two", "2")])
+        >>> from rankwise.tasks.text.data.examples import PromptPair
+        >>> test = [PromptPair(1, "One ", "1"), PromptPair(2, "one", "I"), PromptPair(3, "two", "2")]
+        >>> overlap([PromptPair(1, "one", "1")], test)
         Overlap(same=1, same_input=1, n=3)
     """
     inputs = {plainly(e.source) for e in train}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rankwise.errors import ConfigError, DataError
-from rankwise.tasks.text.data.examples import Chat, Message
+from rankwise.tasks.text.data.examples import Chat, ChatMessage
 from rankwise.tasks.text.encode.pieces import encode_pieces
 from rankwise.tasks.text.encode.templates import Template
 from rankwise.tasks.text.encode.tokens import IGNORED, Tokenizer, Tokens
@@ -107,7 +107,9 @@ _OTHERS = ("A", "1", "?")
 
 def _first_start(template: Template, chat: Chat, text: str) -> int:
     """Where the text begins to depend on a first message that is an answer: no prompt before it can be written."""
-    others: list[list[Message]] = [[{"role": "assistant", "content": other}, *chat.messages[1:]] for other in _OTHERS]
+    others: list[list[ChatMessage]] = [
+        [{"role": "assistant", "content": other}, *chat.messages[1:]] for other in _OTHERS
+    ]
     return min(_alike(text, template.write(chat, other)) for other in others)
 
 
@@ -172,7 +174,7 @@ def use_of(template: Template, chat: Chat) -> Use:
     """
     text = template.write(chat)
     cut = dict.fromkeys(m["role"] for m in chat.messages if m["content"].strip() not in text)
-    parts: dict[str, tuple[Chat, Sequence[Message]]] = {}
+    parts: dict[str, tuple[Chat, Sequence[ChatMessage]]] = {}
     for field in dict.fromkeys(key for m in chat.messages for key in m if key not in ("role", "content")):
         without = [{key: value for key, value in m.items() if key != field} for m in chat.messages]
         parts[f'"{field}" of messages'] = chat, without
@@ -209,7 +211,7 @@ def _quoted(text: str) -> str:
     return json.dumps(text if len(text) <= 40 else f"{text[:37]}...", ensure_ascii=False)
 
 
-def _written_alike(template: Template, chat: Chat, messages: Sequence[Message], text: str) -> bool:
+def _written_alike(template: Template, chat: Chat, messages: Sequence[ChatMessage], text: str) -> bool:
     try:
         return template.write(chat, messages) == text
     except BadLineError:  # it needs what has been taken out

@@ -100,7 +100,7 @@ def tokenize_texts(
     return ClassifyData(data, list(map(len, rows)), tuple(notes), tuple(examples))
 
 
-def _encode(tokenizer: Tokenizer, examples: Sequence[Labelled], **how: Any) -> dict[str, list[list[int]]]:
+def _encode(tokenizer: Tokenizer, examples: Sequence[Labelled], **tokenizing: Any) -> dict[str, list[list[int]]]:
     """Token ids of texts and of pairs, each as it is encoded alone. (`verbose` warns of every long text; they are
     counted elsewhere.)"""
     found: dict[str, list[list[int]]] = {}
@@ -109,7 +109,7 @@ def _encode(tokenizer: Tokenizer, examples: Sequence[Labelled], **how: Any) -> d
         if not places:
             continue
         texts = [examples[i].text for i in places]
-        encoded = tokenizer(texts, [examples[i].text_pair for i in places] if paired else None, **how)
+        encoded = tokenizer(texts, [examples[i].text_pair for i in places] if paired else None, **tokenizing)
         for key, rows in encoded.items():
             into = found.setdefault(key, [[] for _ in examples])
             for i, text, row, ids in zip(places, texts, rows, encoded["input_ids"], strict=True):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import ConfigError
-from rankwise.tasks.text.data.examples import Chat, Message
+from rankwise.tasks.text.data.examples import Chat, ChatMessage
 from rankwise.tasks.text.encode.tokens import Tokenizer
 from rankwise.tasks.text.read.bad_lines import BadLineError
 
@@ -144,7 +144,7 @@ _FAILURES = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeE
 """What a template's expressions may raise."""
 
 
-def _with_arguments_as_text(message: Message) -> Message:
+def _with_arguments_as_text(message: ChatMessage) -> ChatMessage:
     """The message with the arguments of its tool calls as JSON text."""
     if not message.get("tool_calls"):
         return message
@@ -181,7 +181,7 @@ class Template:
         """Whether it marks answers itself, with `{% generation %}`."""
         return re.search(r"\{%-?\s*generation\b", self.text(chat.tools)) is not None
 
-    def write(self, chat: Chat, messages: Sequence[Message] | None = None, *, answer_next: bool = False) -> str:
+    def write(self, chat: Chat, messages: Sequence[ChatMessage] | None = None, *, answer_next: bool = False) -> str:
         """The text of a conversation.
 
         Args:
@@ -209,7 +209,7 @@ class Template:
         return self._apply(chat, None, marks=True)
 
     def _apply(
-        self, chat: Chat, messages: Sequence[Message] | None, *, answer_next: bool = False, marks: bool = False
+        self, chat: Chat, messages: Sequence[ChatMessage] | None, *, answer_next: bool = False, marks: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
         from jinja2 import TemplateError, TemplateSyntaxError
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -217,7 +217,7 @@ class Template:
         turns = [*(chat.messages if messages is None else messages)]
         template, tools = self.text(chat.tools), [*chat.tools] or None
 
-        def apply(turns: list[Message]) -> tuple[str, list[tuple[int, int]]]:
+        def apply(turns: list[ChatMessage]) -> tuple[str, list[tuple[int, int]]]:
             if not marks:
                 return self.tokenizer.apply_chat_template(
                     turns,

@@ -22,7 +22,7 @@ from rankwise.tasks.text.model.quiet import silence_transformers
 from rankwise.tasks.text.model.source import ModelOptions, ModelSource
 from rankwise.tasks.text.model.trained_heads import match_head, reset_outputs
 
-TASKS = ("classify", "sft")
+MODEL_TASKS = ("classify", "sft")
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,10 @@ def load_text_model(
     Raises:
         ConfigError: There is no such model, it is not one for this task, needs code of its own, or lacks weights.
     """
-    if task not in TASKS:
-        raise ConfigError(f'Task "{task}" is not known; there are {", ".join(TASKS)}.{suggest(task, TASKS)}')
+    if task not in MODEL_TASKS:
+        raise ConfigError(
+            f'Task "{task}" is not known; there are {", ".join(MODEL_TASKS)}.{suggest(task, MODEL_TASKS)}'
+        )
     options = options or ModelOptions()
     source = ModelSource(str(name), options)
     with requires_extra("language models"):

@@ -53,7 +53,7 @@ def token_sums(
     return losses.view(targets.shape).sum(-1), (targets != IGNORED).sum(-1).to(wide.dtype)
 
 
-def token_loss(outputs: Float[Tensor, "rows T V"], batch: Batch) -> Float[Tensor, ""]:
+def mean_token_loss(outputs: Float[Tensor, "rows T V"], batch: Batch) -> Float[Tensor, ""]:
     """Mean cross-entropy over the tokens with loss; transformers' own `loss` of the same batch.
 
     A batch without such a token has the loss 0.
