@@ -27,8 +27,8 @@ from rankwise.show.live import progress as shown_by
 from rankwise.sweeps.arguments import candidates_from, feed_of, problem_of, seeds_of, splits_of, unused_seeds
 from rankwise.sweeps.caching import cached
 from rankwise.sweeps.candidates.from_user import Config
-from rankwise.sweeps.candidates.given import as_counts, as_list
 from rankwise.sweeps.candidates.grid import LORA_LRS, Candidate
+from rankwise.sweeps.candidates.user_values import as_counts, as_list
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.record import add_next

@@ -227,7 +227,7 @@ class Experiment:
             search=self.search,
             widen=self.widen,
             auto=auto,
-            checkpoints=None if place is None else place.kept,
+            checkpoints=None if place is None else place.unfinished,
             every=None if place is None else place.every,
             resume=place is not None and place.resume,
             probes=self.probes,
@@ -263,7 +263,7 @@ def run_experiment(
         clock = time.perf_counter()
         figures = measure_figures(experiment.model, experiment.problem, experiment.data_name)
         if place is not None:
-            (check_measured if place.resume else write_measured)(place.kept, experiment.model, figures.all)
+            (check_measured if place.resume else write_measured)(place.unfinished, experiment.model, figures.all)
         doubts = experiment.doubts()
         for line in [*experiment.power(), *doubts]:
             observers.message(line)
@@ -381,7 +381,8 @@ def _write(
             raise
     except OutputError as error:
         raise OutputError(
-            f"{error} What has been trained is kept in {place.kept}; make room and go on with: {place.resume_command}"
+            f"{error} What has been trained is kept in {place.unfinished}; make room and resume with: "
+            f"{place.resume_command}"
         ) from error
     with interrupts_ignored():
         if results.complete:

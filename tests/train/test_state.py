@@ -155,7 +155,7 @@ def test_pruned_runs_leave_with_what_they_have() -> None:
     for _ in range(2):
         training.advance()
         alone.advance()
-    kept = training.kept()
+    kept = training.final_states()
     weights = {member.name: settings.weights for member, settings in runs}
     pruned, left = training.state().prune({"a": "too slow", "b": "too fast"}, weights)
     assert [(o.name, o.status, o.reason, o.epochs, o.steps) for o in pruned] == [

@@ -31,4 +31,4 @@ def train(options: TrainOptions, *, run_options: RunOptions | None = None) -> in
 
         return make_text(options, observers, base)
 
-    return training.train("train", options.settings(), run_options or RunOptions(), make, forecast=True)
+    return training.run_command("train", options.settings(), run_options or RunOptions(), make, forecast=True)

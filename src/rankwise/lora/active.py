@@ -14,7 +14,7 @@ from rankwise.lora.checks.first_steps import stop_counting
 from rankwise.lora.checks.reads import call
 from rankwise.lora.checks.threads import check_free, held_by_thread
 from rankwise.lora.inject import check_new_name
-from rankwise.lora.layer.per_row import RowAdapter, grouped
+from rankwise.lora.layer.per_row import RowAdapter, group_adapters
 from rankwise.lora.offloaded import has_data
 from rankwise.lora.trained_modules import activate_trained, check_one_trained, replacement_tensors, trained_modules
 from rankwise.lora.variants import variant_name
@@ -185,7 +185,7 @@ def by_row(model: nn.Module, names: Sequence[str | None], *, example: Any = None
             with torch.no_grad():
                 for _, lora in layers.values():
                     own = [name for name in chosen if name in lora.scale]
-                    lora.by_row = grouped({name: _member(lora, name) for name in own}, names)
+                    lora.by_row = group_adapters({name: _member(lora, name) for name in own}, names)
             for trained, _ in disabled_before:
                 trained.disabled = True
             yield

@@ -302,7 +302,7 @@ class Pack:
         """The norm of each adapter's gradient in the last step, over all its tensors: (K,)."""
         return self.store.norms(self.store.grads)
 
-    def rows_of(self, states: Mapping[str, AdapterState]) -> Tensor:
+    def vector_of(self, states: Mapping[str, AdapterState]) -> Tensor:
         """The vector that holds these tensors, laid out as `rows`: the inverse of `states`."""
         rows = torch.zeros_like(self.store.theta)
         self.store.write(rows, states)
@@ -350,7 +350,7 @@ class Pack:
         kept = self._optimiser.vectors + ([] if rows is None else [rows])
         cut = self.store.keep(masks, kept)
         n = len(self._optimiser.vectors)
-        self._optimiser.moved(cut[:n])
+        self._optimiser.replace_vectors(cut[:n])
         if self._loss_scale is not None:
             self._loss_scale.keep(mask)
         self._running.prepare()

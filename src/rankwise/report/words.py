@@ -40,7 +40,7 @@ def _shown(results: Results, answer: AnswerResult) -> str:
     if higher and answer.relative_metric is not None:
         ends = _brackets(_percent_ends, answer.relative_metric_interval)
         return f"{start}, reaches {numbers.percent(answer.relative_metric)} of its test {name}{ends}."
-    ends = _brackets(numbers.interval, chosen.interval)
+    ends = _brackets(numbers.interval_text, chosen.interval)
     return (
         f"{start}, has a test {name} of {numbers.metric(ours)}{ends}, against "
         f"{numbers.metric(theirs)}{'' if higher else '; lower is better'}."
@@ -93,7 +93,7 @@ def _figures_of(results: Results, name: str | None) -> str:
     size = f"{reference_words(c)}, {numbers.count(c.trainable_parameters)} parameters"
     if c.mean is None:
         return size
-    return f"{size}, test {metric} {numbers.metric(c.mean)}{_brackets(numbers.interval, c.interval)}"
+    return f"{size}, test {metric} {numbers.metric(c.mean)}{_brackets(numbers.interval_text, c.interval)}"
 
 
 def _alone(results: Results) -> str:

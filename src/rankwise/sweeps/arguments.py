@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from rankwise.pack.losses import PerBatch
 from rankwise.sweeps.candidates.baselines import baselines
 from rankwise.sweeps.candidates.from_user import Config, candidates_of
-from rankwise.sweeps.candidates.given import as_counts, as_rates, modules_of_head
 from rankwise.sweeps.candidates.grid import Candidate
+from rankwise.sweeps.candidates.user_values import as_counts, as_rates, modules_of_head
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.problem import DEFAULT_DATA, Problem, Splits
 from rankwise.train.data.cuts import pooled

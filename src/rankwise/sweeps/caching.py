@@ -69,7 +69,7 @@ def cached(
     check_room(needed, next(model.parameters()).device, folder)
     place = "memory" if folder is None else str(folder)
     say(
-        f"Caching what {', '.join(prefix.kept)} gives for {rows:,} rows: {needed / 1e6:,.1f} MB in {place}. Up to "
+        f"Caching what {', '.join(prefix.stored)} gives for {rows:,} rows: {needed / 1e6:,.1f} MB in {place}. Up to "
         "there the model runs once a row."
     )
     with ExitStack() as stack:

@@ -43,7 +43,7 @@ def measure(model: nn.Module, runs: Sequence[Run], problem: Problem, swept: Swee
             _numpy(tested[TEST][k]) if tests else np.empty(0),
             {test: _numpy(values[k]) for test, values in tested.items() if test != TEST},
             deciding=swept.outcomes[name].deciding,
-            rows=problem.rows_of(by_name[name]),
+            rows=problem.cut_rows(by_name[name]),
         )
 
 

@@ -190,7 +190,7 @@ class SweepState:
         self.seconds_before += more.seconds_before
         self.note(more.notes)
 
-    def only(self, names: Sequence[str]) -> "SweepState":
+    def select(self, names: Sequence[str]) -> "SweepState":
         """The same of some runs, in the order of these names."""
         by_name = {run.name: run for run in self.runs}
         chosen = {*names}

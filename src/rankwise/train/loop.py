@@ -284,7 +284,7 @@ class PackTraining:
             return None
         return torch.stack([getattr(self._cuts[seed], part) for seed in self._pack.seeds])
 
-    def kept(self) -> dict[str, AdapterState]:
+    def final_states(self) -> dict[str, AdapterState]:
         """The tensors that each run still in training would hand out if it ended now: the best, or the last."""
         best, last = self._pack.states(self._best), self._pack.states()
         rows = zip(self._stopping.names, self._stopping.trainings, strict=True)
@@ -323,7 +323,7 @@ class PackTraining:
             raise CheckpointError(f"The state has {', '.join(strange)}, which this pack does not train.")
         self._keep(state.names)
         self._pack.load(state.states("now"), state.states("moments"), state.plain["steps"])
-        self._best = self._pack.rows_of(state.states("best"))
+        self._best = self._pack.vector_of(state.states("best"))
         order = [state.names.index(name) for name in self._stopping.names]
         of = {
             what: {key: v[order] for key, v in state.vectors(what).items()}
@@ -349,7 +349,7 @@ class PackTraining:
     def _leave(self, ended: Mapping[str, tuple[Status, str | None]]) -> list[Outcome]:
         if not ended:
             return []
-        seconds, of, states = self._seconds(), self._stopping, self.kept()
+        seconds, of, states = self._seconds(), self._stopping, self.final_states()
         best_steps = dict(zip(of.names, of.best_step.tolist(), strict=True))
         at = self._pack.steps, self.epoch, seconds
         outcomes = [

@@ -78,7 +78,7 @@ class BaseSamples(BaseBuffers):
         return {path: tensor for path, tensor in base_tensors(model).items() if path not in copied and _plain(tensor)}
 
     @staticmethod
-    def kept(tensor: Tensor) -> Any:
+    def copy_of(tensor: Tensor) -> Any:
         """Return what is remembered of a tensor."""
         total = None if isinstance(tensor, nn.Parameter) else _total(tensor).cpu()
         return Sample(tensor.shape, _entries(tensor).clone(), total)

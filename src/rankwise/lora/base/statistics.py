@@ -57,7 +57,7 @@ class FrozenStatistics:
             return
         before, version = self.before.get(norm), version_of(norm.running_mean)
         if before is None or (before.mean_is, before.version) != (id(norm.running_mean), version):
-            if before is not None and before.moved and not _have_moved(norm):
+            if before is not None and before.had_moved and not _have_moved(norm):
                 before.give_back(norm)
                 name = next(name for name, module in self.norms.items() if module is norm)
                 raise AdapterError(
@@ -82,7 +82,7 @@ class Statistics:
     """
 
     def __init__(self, norm: Any) -> None:
-        self.moved, self.momentum = _have_moved(norm), norm.momentum
+        self.had_moved, self.momentum = _have_moved(norm), norm.momentum
         self.values: dict[str, Tensor] = {name: t.detach().clone() for name, t in _statistics_of(norm).items()}
         self.mean_is, self.version = id(norm.running_mean), version_of(norm.running_mean)
 

@@ -34,7 +34,7 @@ class FirstForward:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.uses: Uses | None = None
+        self.reads: Uses | None = None
         self.before: Snapshot | None = None
         self.noting = ExitStack()
         self.hooks: list[RemovableHandle] = [
@@ -44,18 +44,18 @@ class FirstForward:
 
     def begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         """Note what happens from here on."""
-        if torch.compiler.is_compiling() or self.uses is not None:
+        if torch.compiler.is_compiling() or self.reads is not None:
             return
-        self.uses, self.before = Uses(model, _to_watch(model)), Snapshot(model)
-        self.noting.enter_context(self.uses.noting())
+        self.reads, self.before = Uses(model, _to_watch(model)), Snapshot(model)
+        self.noting.enter_context(self.reads.noting())
 
     def end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> object:
         """Move adapters to where weights are read, warn, and watch no longer."""
-        uses, before = self.uses, self.before
+        uses, before = self.reads, self.before
         if torch.compiler.is_compiling() or uses is None:
             return None
         self.noting.close()
-        self.uses = self.before = None
+        self.reads = self.before = None
         if output is None:  # it failed, or said nothing
             return None
         stop_watching(model)

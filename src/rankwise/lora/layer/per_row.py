@@ -37,7 +37,7 @@ RowAdapter = tuple[str, LayerType, VariantTensors, float]
 """Variant, layer type, tensors and scale of one adapter."""
 
 
-def grouped(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> tuple[Group, ...]:
+def group_adapters(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> tuple[Group, ...]:
     """Stack the adapters of a layer.
 
     Args:

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten
 from rankwise.pack.noise.answers import NoiseMode
 from rankwise.pack.noise.forwards import Forward, replaced_forwards
 from rankwise.pack.noise.generators import Generators
-from rankwise.pack.noise.keyed import kept, placed
+from rankwise.pack.noise.keyed import dropout_mask, placed
 
 ArgumentForm = str
 """The form of a call's arguments: how many by place, the names of the others, and how many values in all of them."""
@@ -125,7 +125,7 @@ class Noted:
         return torch.rand(shape, generator=generator, dtype=dtype, device=device)
 
     def dropout(self, x: Tensor, p: float, shape: torch.Size) -> Tensor:
-        return x * kept(self.numbers(shape, x.detach()), p, x.dtype)
+        return x * dropout_mask(self.numbers(shape, x.detach()), p, x.dtype)
 
 
 def trace(

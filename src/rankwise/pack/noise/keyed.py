@@ -168,18 +168,18 @@ class Noise:
         u, dim, n = self._draw(module, x.shape if shape is None else shape, x.device)
         if dim is None or self._groups is None:
             # One adapter's alone, where p is one number.
-            return x * kept(u, p.item() if isinstance(p, Tensor) else p, x.dtype)
+            return x * dropout_mask(u, p.item() if isinstance(p, Tensor) else p, x.dtype)
         stacked = x.movedim(dim, 0).unflatten(0, (n, -1))
         if isinstance(p, Tensor):
             u, p = self._groups.fan_out(u), p.view(-1, *[1] * (u.dim() - 1))
-        keep = kept(u, p, x.dtype)
+        keep = dropout_mask(u, p, x.dtype)
         # One batch's mask serves all adapters by broadcasting.
         if len(keep) not in (1, n):
             keep = self._groups.fan_out(keep)
         return (stacked * keep).flatten(0, 1).movedim(0, dim)
 
 
-def kept(u: Tensor, p: float | Tensor, dtype: torch.dtype) -> Tensor:
+def dropout_mask(u: Tensor, p: float | Tensor, dtype: torch.dtype) -> Tensor:
     """What dropout multiplies with. Where everything is dropped, zero."""
     keep = (u >= p).to(dtype)
     return keep if isinstance(p, float | int) and p >= 1 else keep.div_(1 - p)

@@ -128,10 +128,10 @@ class Bucket:
         stacks: dict[tuple[int, ...], Tensor] = {}
         for key in states[0]:
             # What all modules share is one tensor of each adapter, and one stack.
-            own = [state[key] for state in states]
-            same = tuple(map(id, own))
+            unpadded = [state[key] for state in states]
+            same = tuple(map(id, unpadded))
             if same not in stacks:
-                stacks[same] = torch.stack([self._padded(key, tensor).to(like) for tensor in own])
+                stacks[same] = torch.stack([self._padded(key, tensor).to(like) for tensor in unpadded])
             self.frozen[key] = stacks[same]
 
     def _padded(self, key: str, tensor: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class Bucket:
             if declared.trained and declared.pad:
                 self.view(vector, key).fill_(declared.pad)
 
-    def own(self, key: str, k: int, tensor: Tensor) -> Tensor:
+    def unpadded(self, key: str, k: int, tensor: Tensor) -> Tensor:
         """The part of adapter k's padded tensor that is its own; each matrix of a stack has its dimension."""
         if key not in self._declared or self._declared[key][1].rank_dim is None:
             return tensor
@@ -162,11 +162,11 @@ class Bucket:
     def write(self, vector: Tensor, k: int, state: AdapterState) -> None:
         """Put adapter k's own tensors into a vector; the padding is left alone."""
         for key, value in state.items():
-            place = self.own(key, k, self.view(vector, key)[k])
+            place = self.unpadded(key, k, self.view(vector, key)[k])
             place[...] = value.to(vector).reshape(place.shape)
 
     def read(self, vector: Tensor, k: int) -> AdapterState:
         """Adapter k's own tensors in a vector, cut to its rank, copied to the CPU."""
         shapes = self.members[k].shapes
-        state = {key: self.own(key, k, self.view(vector, key)[k]).reshape(shapes[key]) for key in shapes}
+        state = {key: self.unpadded(key, k, self.view(vector, key)[k]).reshape(shapes[key]) for key in shapes}
         return {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}

@@ -106,7 +106,7 @@ class PackedOptimiser(ABC):
             }
             self.store.write(vector, own)
 
-    def moved(self, vectors: Sequence[Tensor]) -> None:
+    def replace_vectors(self, vectors: Sequence[Tensor]) -> None:
         """Take over the moments after adapters were cut out of the store."""
         self.vectors = list(vectors)
         self.prepare()

@@ -7,9 +7,9 @@ from torch import nn
 
 from rankwise.errors import ConfigError
 from rankwise.lora.config import LoRAConfig
-from rankwise.sweeps.candidates.given import as_list
 from rankwise.sweeps.candidates.grid import Candidate
 from rankwise.sweeps.candidates.naming import distinct_names, label_in_words
+from rankwise.sweeps.candidates.user_values import as_list
 from rankwise.sweeps.candidates.warm_start import candidate_from
 from rankwise.train.settings import Training
 

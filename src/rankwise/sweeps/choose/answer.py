@@ -5,7 +5,7 @@
    the largest in place of the best, as it has to know it beforehand.
 3. First gate: did fine-tuning gain anything over the base, or over predicting one constant? If that is not shown, the
    verdict is "no_gain".
-4. For each smaller configuration the probability that it lies within the tolerance of the reference: `within`.
+4. For each smaller configuration the probability that it lies within the tolerance of the reference: `judge_within`.
 5. The smallest with a probability of at least `confidence` is the answer ("shown"); if all smaller ones are shown to
    lie outside, it is the reference ("nothing_smaller"); else nothing is decided ("undecided"), the reference stays.
 6. Test data is read once, afterwards; nothing here sees it.
@@ -18,9 +18,16 @@ import numpy as np
 
 from rankwise.errors import DataError
 from rankwise.results.kinds import Floor, ToleranceState, Verdict
+from rankwise.sweeps.choose.closeness import (
+    Paired,
+    Within,
+    difference_bound,
+    judge_within,
+    rows_needed,
+    seeds_to_decide,
+)
 from rankwise.sweeps.choose.configurations import Configuration, signed
 from rankwise.sweeps.choose.rule import Rule
-from rankwise.sweeps.choose.within import Paired, Within, difference_bound, rows_needed, seeds_to_decide, within
 
 CANDIDATES = frozenset({"lora", "head"})
 """Methods that can be the answer beside the reference and the base."""
@@ -226,7 +233,7 @@ def compare_with_reference(
     paired = pair(configuration, reference, floors or Floors(), rule.higher_is_better)
     if paired is None:
         return None
-    found = within(paired, rule.tolerance, rule.confidence)
+    found = judge_within(paired, rule.tolerance, rule.confidence)
     state = _state(found, paired, rule)
     return Comparison(
         configuration.name,

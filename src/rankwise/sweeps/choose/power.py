@@ -2,9 +2,9 @@
 
 import math
 
+from rankwise.sweeps.choose.closeness import rows_needed
 from rankwise.sweeps.choose.rule import Rule
 from rankwise.sweeps.choose.statistics import t_quantile
-from rankwise.sweeps.choose.within import rows_needed
 from rankwise.sweeps.choose.wording import amount
 
 DISAGREEMENT = 0.03

@@ -18,6 +18,7 @@ configuration is smaller and has a better mean, so it lies within the tolerance 
 from collections.abc import Iterable, Sequence
 
 from rankwise.sweeps.choose.answer import CANDIDATES, Floors, pair
+from rankwise.sweeps.choose.closeness import difference_bound
 from rankwise.sweeps.choose.configurations import (
     Configuration,
     RunScore,
@@ -26,7 +27,6 @@ from rankwise.sweeps.choose.configurations import (
     choose_learning_rates,
     merit,
 )
-from rankwise.sweeps.choose.within import difference_bound
 
 
 def worst_runs(scores: Iterable[RunScore], higher_is_better: bool, epochs: int) -> dict[str, str]:

@@ -16,9 +16,9 @@ from rankwise.pack.resolved import resolve
 from rankwise.sweeps.candidates.ladders import ladders_of
 from rankwise.sweeps.choose.adaptive import STARTING_SEEDS, Ladder, Step, neighbour_rates, next_step
 from rankwise.sweeps.choose.answer import CANDIDATES, Comparison, Floors, compare_with_reference, pair
+from rankwise.sweeps.choose.closeness import difference_bound
 from rankwise.sweeps.choose.configurations import Configuration, choose_learning_rates, signed
 from rankwise.sweeps.choose.rule import Rule
-from rankwise.sweeps.choose.within import difference_bound
 from rankwise.sweeps.choose.wording import probability
 from rankwise.sweeps.problem import Run, SweepState
 from rankwise.sweeps.run.stage import Phases, PlannedStage, StageResult
@@ -104,7 +104,7 @@ class Walk:
         ]
         self.ladders = ladders_of(sorted(sized, key=lambda c: (self.parameters[c.name], c.name)))
         on_ladders = {name for ladder in self.ladders for name in ladder.names} | {self.reference.name}
-        self.others = [c for c in stages.candidates if c.name not in on_ladders]
+        self.off_ladder = [c for c in stages.candidates if c.name not in on_ladders]
         self.rates: dict[str, float] = {}
 
     def phases(self) -> Phases[StageResult]:
@@ -115,8 +115,8 @@ class Walk:
         """
         edges, told = yield from self._search()
         if not self.ladders:
-            others = dict.fromkeys((c.name for c in self.others), self._starting)
-            yield from self._train({self.reference.name: self._starting}, others)
+            off_ladder = dict.fromkeys((c.name for c in self.off_ladder), self._starting)
+            yield from self._train({self.reference.name: self._starting}, off_ladder)
         cheap = self._cheap()
         self.curve = cheap if self.auto.curve is None else self.auto.curve
         for ladder in self.ladders:
@@ -174,7 +174,7 @@ class Walk:
             for name in ladder.names:
                 self.rates.setdefault(name, self.rates[ladder.middle])
         largest = self.rates[self.ladders[-1].middle] if self.ladders else None
-        for c in self.others:
+        for c in self.off_ladder:
             self.rates[c.name] = largest if c.method == "lora" and largest is not None else c.lrs[0]
         return edges, told
 
@@ -198,7 +198,7 @@ class Walk:
     def _follow(self, ladder: Ladder, cheap: bool) -> Phases[None]:
         """Take steps on a ladder until it ends."""
         neighbours: set[str] = set()
-        together = [*ladder.names, *(c.name for c in self.others if self.curve)] if cheap else []
+        together = [*ladder.names, *(c.name for c in self.off_ladder if self.curve)] if cheap else []
         start = self._starting
         both = dict.fromkeys([self.reference.name, ladder.middle], start)
         going = yield from self._train(both, dict.fromkeys(together, start))
@@ -347,7 +347,7 @@ class Walk:
         return None
 
     def _complete_curve(self) -> Phases[None]:
-        names = [name for ladder in self.ladders for name in ladder.names] + [c.name for c in self.others]
+        names = [name for ladder in self.ladders for name in ladder.names] + [c.name for c in self.off_ladder]
         missing = [name for name in names if self._asked(name) < self._starting]
         runs = self._missing(dict.fromkeys(missing, self._starting))
         if not runs:

@@ -170,7 +170,7 @@ class Earlier:
                 swept.memory[name] = earlier.peak_memory_bytes
             if f"validation/{name}" not in arrays:
                 continue
-            now = problem.rows_of(run)
+            now = problem.cut_rows(run)
             if (rows is None) != (now is None) or (rows is not None and not np.array_equal(rows, np.asarray(now))):
                 raise self._refused(f"seed {run.member.seed} validates on other rows now")
             loss = earlier.validation_loss

@@ -44,7 +44,7 @@ class RunLocation:
     workers: Workers | None = None
 
     @property
-    def kept(self) -> Path:
+    def unfinished(self) -> Path:
         """Where the run is kept while it is under way."""
         return self.directory / UNFINISHED
 

@@ -121,9 +121,9 @@ class Stages:
         if self.search is None:
             runs = runs_of(self.candidates, self.seeds)
             return StageResult((yield from self._grid(runs, self.rungs, self.seeds, None)))
-        rates, edges, told = yield from self.search_rates(self.candidates, self.search.seeds[0])
+        rates, edges, search_row = yield from self.search_rates(self.candidates, self.search.seeds[0])
         runs = [c.run(rates.get(c.name, c.lrs[0]), seed) for c in self.candidates for seed in self.seeds]
-        return StageResult((yield from self._train(runs, self.rungs, tests=True)), edges, told)
+        return StageResult((yield from self._train(runs, self.rungs, tests=True)), edges, search_row)
 
     def search_rates(
         self, candidates: Sequence[Candidate], seed: int
@@ -142,11 +142,15 @@ class Stages:
         """
         known = {} if self.finished is None else self.finished.rates
         self._rates |= {c.name: known[c.name] for c in candidates if c.name in known}
-        told = [] if self.finished is None else [*self.finished.searched]
+        search_row = [] if self.finished is None else [*self.finished.searched]
         candidates = [c for c in candidates if c.name not in known]
         if candidates:
-            told += yield from self._search(candidates, seed)
-        return {n: lr for n, (lr, _) in self._rates.items()}, {n: edge for n, (_, edge) in self._rates.items()}, told
+            search_row += yield from self._search(candidates, seed)
+        return (
+            {n: lr for n, (lr, _) in self._rates.items()},
+            {n: edge for n, (_, edge) in self._rates.items()},
+            search_row,
+        )
 
     def _search(self, candidates: Sequence[Candidate], seed: int) -> Phases[list[dict[str, Any]]]:
         runs, rungs = self.searching(candidates, seed)
@@ -273,7 +277,7 @@ class Stages:
         )
         if earlier is None or not known:
             return (yield Phase(runs, rungs, tests))
-        swept = earlier.swept.only(known)
+        swept = earlier.swept.select(known)
         missing = [run for run in runs if run.name not in swept.outcomes]
         if missing:
             swept.add((yield Phase(missing, rungs, tests)))
@@ -285,7 +289,7 @@ def _complete(swept: SweepState, earlier: SweepState, order: Sequence[str]) -> N
     """Add the runs of an earlier sweep that the longer one did not ask for, and number packs after the earlier ones."""
     missing = [run.name for run in earlier.runs if run.name not in swept.parameters]
     if missing:
-        swept.add(earlier.only(missing))
+        swept.add(earlier.select(missing))
     first = max(earlier.packs.values(), default=-1) + 1
     numbers = dict.fromkeys(pack for name, pack in swept.packs.items() if name not in earlier.packs)
     packs = {pack: first + i for i, pack in enumerate(numbers)}
@@ -309,7 +313,7 @@ def _last_left(swept: SweepState, configuration: str) -> float | None:
 
 
 def _search_rows(swept: SweepState) -> list[dict[str, Any]]:
-    def told(run: Run) -> dict[str, Any]:
+    def search_row(run: Run) -> dict[str, Any]:
         scores, outcome = swept.scores.get(run.name), swept.outcomes[run.name]
         return {
             "configuration": run.configuration,
@@ -320,7 +324,7 @@ def _search_rows(swept: SweepState) -> list[dict[str, Any]]:
             "status": outcome.status,
         }
 
-    return [told(run) for run in swept.runs]
+    return [search_row(run) for run in swept.runs]
 
 
 def mark_edges(

@@ -19,7 +19,7 @@ from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.extra import requires_extra
 from rankwise.tasks.text.model.calls import ModelCall, find_inputs
 from rankwise.tasks.text.model.heads import initial_head
-from rankwise.tasks.text.model.quiet import silence_transformers
+from rankwise.tasks.text.model.silence import silence_transformers
 from rankwise.tasks.text.model.source import ModelOptions, ModelSource
 from rankwise.tasks.text.model.trained_heads import match_head
 

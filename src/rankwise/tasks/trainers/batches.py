@@ -82,7 +82,7 @@ class Collated:
                 "or augmentation; a sweep needs the same examples each time. Draw them once, into the data set."
             )
 
-    def rows_of(self, part: int, device: torch.device) -> dict[str, Tensor]:
+    def numbered(self, part: int, device: torch.device) -> dict[str, Tensor]:
         """A data set as `sweep` takes it: numbers of examples, and a checksum.
 
         Raises:

@@ -147,7 +147,7 @@ def trainer_problem(trainer: Any, test: Any = None, metric: str | None = None) -
     if test is not None:
         loaders["test"] = trainer.get_test_dataloader(test)
     collated = Collated([(loader.dataset, loader.collate_fn) for loader in loaders.values()])
-    data = {what: collated.rows_of(part, device) for part, what in enumerate(loaders)}
+    data = {what: collated.numbered(part, device) for part, what in enumerate(loaders)}
     collated.check()
     call = find_inputs(model)
     n = len(data["train"]["rows"])

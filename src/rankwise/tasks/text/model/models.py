@@ -18,7 +18,7 @@ from rankwise.tasks.text.extra import requires_extra
 from rankwise.tasks.text.model.calls import ModelCall, find_inputs
 from rankwise.tasks.text.model.causal import check_causal
 from rankwise.tasks.text.model.heads import MeanPooledClassifier, find_head, initial_head
-from rankwise.tasks.text.model.quiet import silence_transformers
+from rankwise.tasks.text.model.silence import silence_transformers
 from rankwise.tasks.text.model.source import ModelOptions, ModelSource
 from rankwise.tasks.text.model.trained_heads import match_head, reset_outputs
 

@@ -12,7 +12,7 @@ from rankwise.tasks.text.card.model_card import AUTO_CLASSES, render
 from rankwise.tasks.text.encode.templates import chat_template
 from rankwise.tasks.text.encode.tokens import find_context, text_config
 from rankwise.tasks.text.model.heads import MeanPooledClassifier
-from rankwise.tasks.text.model.quiet import silence_transformers
+from rankwise.tasks.text.model.silence import silence_transformers
 from rankwise.tasks.text.trained import read_trained
 from rankwise.tasks.text.use.options import NOT_QUANTIZED, UseOptions
 from rankwise.tasks.text.use.sentence_encoder import write_sentence_encoder

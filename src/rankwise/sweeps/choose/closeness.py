@@ -95,7 +95,7 @@ class Within:
     upper: float | None
 
 
-def within(paired: Paired, tolerance: Tolerance, confidence: float = 0.95) -> Within:
+def judge_within(paired: Paired, tolerance: Tolerance, confidence: float = 0.95) -> Within:
     """Hold a configuration against the reference.
 
     Args:
