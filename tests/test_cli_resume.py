@@ -117,7 +117,7 @@ def test_a_full_disk_at_the_results(
         patch.setattr(np, "savez_compressed", full)
         message = refused(capsys, "digits", "--resume", str(stopped), "--quiet")
     assert "No space left on device" in message
-    assert message.endswith(f"make room and go on with: rankwise digits --resume {stopped}")
+    assert message.endswith(f"make room and resume with: rankwise digits --resume {stopped}")
     assert main(["digits", "--resume", str(stopped), "--quiet"]) == 0
 
 

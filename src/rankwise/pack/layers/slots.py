@@ -29,7 +29,7 @@ def slots_in(module: str, store: Store) -> list[LayerSlot]:
     start = 0
     for i, bucket in enumerate(store.buckets):
         stop = start + len(bucket)
-        trains_layer = any(name.rpartition(".")[0] == module for name in bucket.members[0].trains_layer)
+        trains_layer = any(name.rpartition(".")[0] == module for name in bucket.members[0].trained_parameters)
         parts.append(LayerSlot(i, start, stop, bucket.adapts(module), trains_layer))
         start = stop
     return parts
