@@ -5,7 +5,7 @@
     python benchmarks/answer.py synthetic --repeats 1000
 
 `pool` trains the digits experiment on disjoint samples of 10,000 images of MNIST's training set, every rank and full
-fine-tuning at each learning rate, with many seeds, each validating on a cut of its own, and measures every run on images
+fine-tuning at each learning rate, with many seeds, each validating on its own cut, and measures every run on images
 that none of the sample's runs has seen. `replay` then draws seeds of one sample in a random order and lets the
 package's own plan and rule decide on them, many times; the truth is the mean over all of the pool's seeds on the unseen
 images, against full fine-tuning at its best rate. Where a configuration's true distance to the tolerance is less than

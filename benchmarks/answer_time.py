@@ -3,7 +3,7 @@
     python benchmarks/answer_time.py [--tolerance 3%] [--repeats 3] [--threads 2]
 
 One side trains one adapter with peft (r = 8) and full fine-tuning beside it, as one would by hand: AdamW, batches of 64,
-60 epochs at the most, stopped after 10 without a better validation loss, validation after every epoch, test at the end.
+60 epochs at most, stopped after 10 without a better validation loss, validation after every epoch, test at the end.
 The other is `rankwise digits`: search for learning rates, adaptive plan, all ranks, baseline, evaluation, adapters and
 results. Pretraining the base is left out of both. They take turns; the median of the ratios is printed.
 """

@@ -5,7 +5,7 @@
 Files are cut short, have bits flipped, settings of wrong types, headers of tensor files that announce too much, or names
 with `..`. Each is loaded strictly and leniently. A fault is any other exception, a load of more than ten seconds, a path
 that appears or changes outside of what is written to, a tensor or scale that is not what the file says, or a damaged file
-of our own that is taken for a whole one.
+of our own that is read as a whole one.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The slow, obvious versions that the fast code is held against. Nothing here uses `rankwise.pack`.
+"""The slow, obvious versions that the fast code is compared with. Nothing here uses `rankwise.pack`.
 
 `train_alone` is a plain loop over one adapter: hand-written layers, `torch.optim.AdamW`, `clip_grad_norm_`, masks drawn
 from the documented key. The definition of a pack is `rankwise.lora.maths.lora_pack`.

@@ -34,7 +34,7 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         code = main(["digits", *QUICK, "--data", str(data), "--out", str(out), "--quiet"])
     assert code == 130
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said == f"Interrupted before any run had finished; go on with: rankwise digits --resume {out}"
+    assert said == f"Interrupted before any run had finished; resume with: rankwise digits --resume {out}"
     return out
 
 
@@ -74,7 +74,7 @@ def test_flags_that_say_the_same_are_no_conflict(stopped: Path) -> None:
 
 
 def test_a_new_run_does_not_take_its_place(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = f"{stopped} holds an unfinished run; go on with it by --resume {stopped}, give another directory"
+    message = f"{stopped} holds an unfinished run; resume it with --resume {stopped}, give another directory"
     assert message in refused(capsys, "digits", *QUICK, "--out", str(stopped))
     assert (
         main(

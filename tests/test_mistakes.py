@@ -79,7 +79,7 @@ for given in ({"configs": [1.5]}, {"model": "bert-base"}, {"lrs": "fast"}):
 
 
 def test_values_of_another_type():
-    """In a process of its own: the tests' checks of types would refuse them first."""
+    """In its own process: the tests' checks of types would refuse them first."""
     done = subprocess.run([sys.executable, "-c", OF_ANOTHER_TYPE], capture_output=True, text=True, check=True)
     fraction, name, rate = done.stdout.splitlines()
     assert fraction.startswith("1.5 is no configuration; give a rank (a whole number)")

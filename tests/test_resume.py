@@ -63,7 +63,7 @@ def ended(kind: str, nth: int, *flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def ended_after(seconds: float, *flags: str) -> int:
-    """Run the command, and kill it so many seconds after its training has begun."""
+    """Run the command, and kill it this many seconds after its training has begun."""
     out = Path(flags[flags.index("--out") + 1])
     with subprocess.Popen(command("none", 0, *flags), env=environment(), stdout=subprocess.DEVNULL) as process:
         while process.poll() is None and not (out / "checkpoints" / "plan.json").exists():

@@ -211,7 +211,7 @@ def sweep(
         baseline: Whether full fine-tuning is trained too (at a tenth of `lrs`), or at which learning rates.
         head: Modules that each adapter trains in full, such as a new output layer, with all modules inside them. With
             one, training the head alone is tried too.
-        seeds: How many, or which; of the adaptive plan at the most. None takes 16 for it, 3 for a grid.
+        seeds: How many, or which; of the adaptive plan at most. None takes 16 for it, 3 for a grid.
         rungs: Epochs, rising, after which the worst configurations leave; in the adaptive plan only learning rates
             leave, in the search for them.
         widen: Whether further learning rates are tried where the best one lies at the edge of those given.
@@ -224,10 +224,10 @@ def sweep(
             seeds until it is decided. "grid" trains everything.
         curve: Whether the adaptive plan trains every size, at least with its starting seeds; None does where a further
             adapter is cheap.
-        max_runs: Training runs of the adaptive plan at the most.
+        max_runs: Training runs of the adaptive plan at most.
         max_minutes: The adaptive plan begins nothing new after so many minutes.
         max_parameters: Larger adapters are left out of the decision.
-        rotate: Whether each seed cuts a tenth of its own off for validation; only where `validation` is None. None does
+        rotate: Whether each seed cuts its own tenth off for validation; only where `validation` is None. None does
             from 4 seeds on.
         call: (model, batch) -> outputs; by default a mapping is passed by name (without "labels"), of a tuple the
             first element. Or a `rankwise.train.data.feed.Feed`, which also makes batches of rows: files are read, texts

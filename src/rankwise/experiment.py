@@ -75,7 +75,7 @@ class Experiment:
         relative_to: What the relative columns are relative to; None for the reference.
         deciding: What is asked of the answer, and how runs are planned.
         notes: What the user should know.
-        beside: Writes what belongs beside an adapter: (its folder, its run, the results, what the runs gave).
+        beside: Writes what belongs next to an adapter: (its folder, its run, the results, what the runs gave).
     """
 
     task: str
@@ -129,7 +129,7 @@ class Experiment:
             resolve(self.model, run.member)
         if self.deciding.rotate and not self.can_rotate:
             raise ConfigError(
-                "rotate is True and the validation data is fixed; each seed can validate on rows of its own only where "
+                "rotate is True and the validation data is fixed; each seed can validate on its own rows only where "
                 "they are cut off the training data. Leave the validation data out, or rotate."
             )
         for splits in self.problem.splits.values():
@@ -184,12 +184,12 @@ class Experiment:
         }
 
     def plan(self, measured: Mapping[str, float]) -> dict[str, Any]:
-        """What is planned, for a longer sweep to be held against."""
+        """What is planned, for a longer sweep to be compared with."""
         settings = {**asdict(self.deciding), "rungs": list(self.rungs), "widen": self.widen}
         return plan_of(self.candidates, self.seeds, {**settings, "rotate": self.problem.rotate}, measured)
 
     def finished(self, beginning: RunStart) -> Finished | None:
-        """The runs of the finished sweep that this one extends, held against it; None where it extends none."""
+        """The runs of the finished sweep that this one extends, compared with it; None where it extends none."""
         if beginning.earlier is None:
             return None
         measured = self.measured()

@@ -144,7 +144,7 @@ def _choose(
             "skipped": bool(skipped),
             "it is the output head": layer in heads,
             "another module has its weight too": layer._parameters.get("weight") in shared,  # pyright: ignore[reportPrivateUsage]
-            "its weight is read without a call, or in a way of its own": not called_as_listed(layer),
+            "its weight is read without a call, or in its own way": not called_as_listed(layer),
             "it is the model itself": layer is model,
             f"its {d_in} inputs are no multiple of {_INPUTS[kind]}": d_in % _INPUTS[kind] != 0,
             "its weight is stored in 8-bit floats": in_eight_bits(weight_of(layer)),

@@ -182,12 +182,12 @@ def read_checked(path: Path, form: str) -> Any:
             f"{path} can't be read ({error.strerror}); there is no unfinished run to resume."
         ) from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: it is no JSON; start the run anew.") from error
+        raise CheckpointError(f"{path} is damaged: it is no JSON; start the run again.") from error
     found: Any = cast("dict[str, Any]", document).get("format") if isinstance(document, dict) else None
     if found != form:
         raise CheckpointError(f'{path} has the format "{found}"; this version of rankwise reads "{form}".')
     if document.get("sha256") != sha256_of(document.get("content")):
-        raise CheckpointError(f"{path} is damaged: its content does not match its checksum; start the run anew.")
+        raise CheckpointError(f"{path} is damaged: its content does not match its checksum; start the run again.")
     return document["content"]
 
 

@@ -156,6 +156,6 @@ def test_what_does_not_fit_is_an_error_or_listed(saved, change, message):
 
 
 def test_without_a_model_they_cannot_be_used(saved):
-    with pytest.raises(AdapterFileError, match="brings parameters trained in full"):
+    with pytest.raises(AdapterFileError, match="has fully trained parameters"):
         read_adapter(saved)
     assert list(read_adapter(saved, strict=False)[1]) == ["up"]

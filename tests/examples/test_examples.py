@@ -52,7 +52,7 @@ def test_transformers_trainer():
 
 
 def test_compiled():
-    # In a process of its own: the shape checks of the suite would be compiled too. With the back end that needs no C++
+    # In its own process: the shape checks of the suite would be compiled too. With the back end that needs no C++
     # compiler; graphs and guards are the same.
     command = [sys.executable, "-W", "error", str(EXAMPLES / "compiled.py"), "eager"]
     environment = {**os.environ, "PYTHONPATH": str(SRC)}

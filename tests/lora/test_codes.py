@@ -154,7 +154,7 @@ def test_numbers_of_another_class_or_layout_are_adapted_but_not_written_to(chang
     model[0].weight = nn.Parameter(change(model[0].weight.detach()), requires_grad=False)
     inject(model, LoRAConfig(r=2))
     model(x()).sum().backward()
-    with pytest.raises(AdapterError, match="its weight is sparse, or of a class that computes in a way of its own"):
+    with pytest.raises(AdapterError, match="its weight is sparse, or of a class that computes in its own way"):
         merge(model)
     with pytest.raises(AdapterError, match="can't be trained in full"):
         inject(

@@ -1,4 +1,4 @@
-"""Quantised layers under adapters, held against the same layers with dequantised weights."""
+"""Quantised layers under adapters, compared with the same layers with dequantised weights."""
 
 import copy
 import pickle

@@ -196,7 +196,7 @@ def test_a_failing_forward_leaves_the_bases_parameters(net):
 
 
 def test_compiled_it_follows_the_flags():
-    """In a process of its own: the checks of types in these tests are no code that can be compiled."""
+    """In its own process: the checks of types in these tests are no code that can be compiled."""
     code = """
 import torch
 from torch import nn

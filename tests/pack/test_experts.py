@@ -1,4 +1,4 @@
-"""Packs that adapt stacks of experts, held against a plain loop: W + s B A for each expert, torch's optimiser."""
+"""Packs that adapt stacks of experts, compared with a plain loop: W + s B A for each expert, torch's optimiser."""
 
 import copy
 from dataclasses import replace

@@ -245,7 +245,7 @@ def test_a_diverging_adapter_leaves_the_others_alone() -> None:
 
 
 def test_names_must_differ() -> None:
-    with pytest.raises(PackError, match="names of their own"):
+    with pytest.raises(PackError, match="their own names"):
         Pack(mlp(torch.float32), [Member(name="a", lora=LoRAConfig()), Member(name="a", lora=LoRAConfig())], row_loss)
 
 

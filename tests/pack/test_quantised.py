@@ -1,4 +1,4 @@
-"""Packs over quantised bases, held against a loop of plain torch over the dequantised base."""
+"""Packs over quantised bases, compared with a loop of plain torch over the dequantised base."""
 
 import copy
 

@@ -202,7 +202,7 @@ def test_nothing_to_go_on_with_is_said(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"plan\.json can't be read \(No such file or directory\)"):
         run(tmp_path, resume=True)
     (tmp_path / "plan.json").write_text("{")
-    with pytest.raises(CheckpointError, match="is damaged: it is no JSON; start the run anew"):
+    with pytest.raises(CheckpointError, match="is damaged: it is no JSON; start the run again"):
         run(tmp_path, resume=True)
     (tmp_path / "plan.json").write_text('{"format": "rankwise-plan-9"}')
     with pytest.raises(CheckpointError, match='has the format "rankwise-plan-9"'):

@@ -1,4 +1,4 @@
-"""Sweeps in which each seed validates on rows of its own: scores, plan, files, and an interruption anywhere."""
+"""Sweeps in which each seed validates on its own rows: scores, plan, files, and an interruption anywhere."""
 
 import json
 import signal

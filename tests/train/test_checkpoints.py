@@ -117,7 +117,7 @@ def test_when_none_is_whole_training_starts_anew(tmp_path: Path) -> None:
     (tmp_path / "000001-pack-0.safetensors").unlink()
     said: list[str] = []
     assert read(tmp_path, said) is None
-    assert said[-1] == f"No checkpoint in {tmp_path} is whole; training starts anew."
+    assert said[-1] == f"No checkpoint in {tmp_path} is whole; training starts from the beginning."
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:

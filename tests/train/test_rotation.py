@@ -1,4 +1,4 @@
-"""Seeds that train and validate on rows of their own, in one pack; and validation values that decide, cross-fitted."""
+"""Seeds that train and validate on their own rows, in one pack; and validation values that decide, cross-fitted."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -81,7 +81,7 @@ RUNS = [
 
 
 def test_a_rotated_pack_equals_each_run_alone() -> None:
-    """Every run leaves at a time of its own, the last of seed 2 among them."""
+    """Every run leaves at its own time, the last of seed 2 among them."""
     together = outcomes_of(training_of(RUNS))
     for one in RUNS:
         name = one[0].name

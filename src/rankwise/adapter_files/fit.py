@@ -1,4 +1,4 @@
-"""What of a file fits a model beside A and B: parameters trained in full, and what is missing."""
+"""What of a file fits a model in addition to A and B: parameters trained in full, and what is missing."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
@@ -95,7 +95,7 @@ def replacements_of_biases(
         findings: Takes a bias that no layer can take in.
     """
     sums: dict[str, Tensor] = {}
-    # Layers that share their weight have one A and B, and each a bias of its own.
+    # Layers that share their weight have one A and B, and each its own bias.
     for target, user in ((it, user) for it in targets for user in (it, *it.ties)):
         bias, added = getattr(user.module, "bias", None), biases[paths[user.name]]
         if target.type == "Parameter" or bias is None or bias.shape != added.shape:
@@ -238,7 +238,7 @@ def differences_in_peft(read: AdapterFile, targets: Iterable[Target]) -> list[st
         )
     if others:
         said.append(
-            f"{_some(others)}: the class has a forward of its own. Here the adapter acts on the weight; PEFT adds to "
+            f"{_some(others)}: the class has its own forward. Here the adapter acts on the weight; PEFT adds to "
             "the output, which may be another function. Compare outputs if PEFT trained it."
         )
     return said

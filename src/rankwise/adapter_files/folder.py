@@ -75,7 +75,7 @@ def write_adapter(
             layers than Linear. Types are kept.
         replacements: Path of a parameter or buffer, by PEFT's path -> the adapter's own value. `modules_to_save`
             and `bias` of the configuration must cover it, unless it is an embedding of an enlarged vocabulary.
-        own: Module path -> what the configuration's variant has there beside A and B (DoRA's "magnitude"), as PEFT
+        own: Module path -> the variant's tensors other than A and B (DoRA's "magnitude"), as PEFT
             shapes it.
         shared: What all modules of the variant share, by name; A and B of `tensors` are then parts of it.
         tokens: Module path -> tokens whose rows were trained, and these rows.
@@ -119,7 +119,7 @@ def write_adapter(
     for name in {**tensors, **of_modules}:
         if (found := of_modules.get(name, {})).keys() != ends.keys() or name not in tensors:
             raise AdapterFileError(
-                f'The variant is "{config.variant}", whose modules have {", ".join(ends) or "nothing"} beside A and B; '
+                f'The variant "{config.variant}" has {", ".join(ends) or "nothing"} in addition to A and B; '
                 f'"{name}" has {", ".join(found) or "nothing"}.'
             )
     if of_all.keys() != {one.name for one in variant.shared}:
@@ -177,7 +177,7 @@ def read_adapter(
     read = read_through(Path(directory), findings, allow_pickle)
     if read.parts.replacements:
         findings.add(
-            f'{read.path} brings parameters trained in full ("{next(iter(read.parts.replacements))}"), beside A and B; '
+            f'{read.path} has fully trained parameters ("{next(iter(read.parts.replacements))}"), not only A and B; '
             "load_adapter puts them into a model."
         )
     if read.fields.get("target_parameters"):

@@ -45,7 +45,7 @@ class FileLayout:
         tensors: PEFT's path -> A and B as PEFT shapes them.
         named: PEFT's path -> what the settings call it.
         key_ends: PEFT's path -> ends of the keys of A and B.
-        own: PEFT's path -> what the variant has there beside A and B, by name, as PEFT shapes it.
+        own: PEFT's path -> what the variant has there in addition to A and B, by name, as PEFT shapes it.
         shared: What all layers share, by name.
         paths: Where PEFT has the weights.
     """
@@ -314,7 +314,7 @@ def own_of_file(
     own: Mapping[str, Mapping[str, Tensor]],
     findings: Findings,
 ) -> dict[str, dict[str, Tensor]]:
-    """Return what the variant of a file has beside A and B by the targets' names, without those that don't fit.
+    """Return what the variant of a file has in addition to A and B by the targets' names, without those that don't fit.
 
     Args:
         targets: The targets.

@@ -111,7 +111,7 @@ def tokens_of_file(
         others: The file's other targets.
         replacements: Path of a parameter -> what the file has in its place.
         findings: Takes what has no place.
-        untie: Whether a layer that shares its weight is to get a copy of its own.
+        untie: Whether a layer that shares its weight is to get its own copy.
 
     Returns:
         The targets, and A and B by their names.

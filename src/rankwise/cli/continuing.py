@@ -46,9 +46,9 @@ def settings_of(directory: Path, more_seeds: int | None, more_ranks: Sequence[in
     try:
         settings: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path} is damaged, so the run can't be continued; start it anew.") from error
+        raise CheckpointError(f"{path} is damaged, so the run can't be continued; start it again.") from error
     if not isinstance(settings, dict):
-        raise CheckpointError(f"{path} is damaged, so the run can't be continued; start it anew.")
+        raise CheckpointError(f"{path} is damaged, so the run can't be continued; start it again.")
     return extended(settings, more_seeds, more_ranks) if more else settings  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
 

@@ -51,13 +51,13 @@ def digits(
     ranks:
         LoRA ranks: 1,2,4 or a range, 1:64:x2 (1, 2, 4, ... 64). [default: 1:64:x2]
     seeds:
-        How many seeds, or a list of them: 3, or 0,7; of the adaptive plan at the most. [default: 16; of a grid 3]
+        How many seeds, or a list of them: 3, or 0,7; of the adaptive plan at most. [default: 16; of a grid 3]
     protocol:
         "standard": equal budgets, learning rates chosen on validation data. "published": the notebook's own settings.
     data:
         "embedded" (10,000 images in the package), "mnist" (70,000, downloaded once: 12 MB), or a folder of IDX files.
     epochs:
-        Passes over the training data, at the most. [default: 60; published: 100]
+        Passes over the training data, at most. [default: 60; published: 100]
     batch_size:
         Images a step. [default: 64]
     lr:

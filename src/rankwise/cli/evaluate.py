@@ -50,7 +50,7 @@ def evaluate(
     skip_bad_lines:
         Leave out lines that can't be used, and say so.
     limit:
-        Use so many examples at the most, drawn as --limit-test of a sweep draws them. [default: all]
+        Use so many examples at most, drawn as --limit-test of a sweep draws them. [default: all]
     generate:
         For sft: write answers to so many inputs, drawn from the whole file, and hold each against all references of
         its input (exact match, BLEU, ROUGE). Inputs that leave no room for an answer are left out.

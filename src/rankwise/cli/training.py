@@ -56,13 +56,13 @@ class RunOptions:
         Resume the unfinished run in this directory with the options it started with, or extend a finished one with
         --more-seeds or --more-ranks.
     more_seeds:
-        Add so many seeds to the finished run in --resume; of an adaptive plan, to those it may take at the most.
+        Add so many seeds to the finished run in --resume; of an adaptive plan, to those it may take at most.
     more_ranks:
         Add ranks to the finished run in --resume: 3,6.
     checkpoint_epochs:
-        Write a checkpoint after every so many epochs.
+        Write a checkpoint every N epochs.
     checkpoint_seconds:
-        Write a checkpoint after every so many seconds. [default: 20, or more, so that writing takes 2% of the time]
+        Write a checkpoint every N seconds. [default: 20, or more, so that writing takes 2% of the time]
     config:
         Read settings from a YAML file, such as a run's config.yaml; flags go before it.
     print_config:
@@ -244,7 +244,7 @@ def _interrupted(place: "RunLocation") -> int:
     elif holds_results(directory):
         said = f"Interrupted; the earlier results are unchanged. Resume with: {place.resume_command}"
     else:
-        what = f"go on with: {place.resume_command}" if can_resume(directory) else "nothing was written."
+        what = f"resume with: {place.resume_command}" if can_resume(directory) else "nothing was written."
         said = f"Interrupted before any run had finished; {what}"
     print(said, file=sys.stderr)
     return EXIT_INTERRUPTED
@@ -264,7 +264,7 @@ def _show_results(results: "Results", files: Sequence[Path], place: "RunLocation
     if best.is_symlink() and results.task in NEXT and not run_options.json:
         print(f"Next: {NEXT[results.task].format(shlex.quote(str(best)))}")
     if not results.complete:
-        print(f"Interrupted: what had finished is in {directory}; go on with: {place.resume_command}", file=sys.stderr)
+        print(f"Interrupted: what had finished is in {directory}; resume with: {place.resume_command}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return EXIT_DIVERGED if any(run.status == "diverged" for run in results.runs) else EXIT_OK
 
@@ -290,7 +290,7 @@ def _need(found: "Forecast") -> str:
 
     peak, base = mebibytes(found.peak_bytes), mebibytes(found.base_bytes)
     program = f" and the program's {mebibytes(found.program_bytes)}" if found.program_bytes else ""
-    return f"at the most {peak} MiB, the base's {base}{program} included, and about {duration_text(found.seconds)}"
+    return f"at most {peak} MiB, the base's {base}{program} included, and about {duration_text(found.seconds)}"
 
 
 def _print_forecast(run_options: RunOptions, make: "ExperimentFactory") -> int:

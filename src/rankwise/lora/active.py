@@ -148,7 +148,7 @@ def _rename(lora: LoRA, old: str, new: str) -> None:
 
 @contextmanager
 def by_row(model: nn.Module, names: Sequence[str | None], *, example: Any = None) -> Generator[None]:
-    """Let each row of a batch go through an adapter of its own, for the length of a `with` block: for inference.
+    """Let each row of a batch go through its own adapter, for the length of a `with` block: for inference.
 
     All rows go through a layer at once. Every adapter among them is copied into stacks at the beginning, so new
     weights take effect in the next block.

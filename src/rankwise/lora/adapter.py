@@ -174,7 +174,7 @@ class LoRA(Holding):
         values = data_of(layer, self.parameter) if weight.is_meta else weight
         total = values.to(next(iter(self.parameters_of(self.active[0]).values())).dtype)
         for name in self.active:
-            # As in `add_update`: minus the negative, without a negative zero of its own.
+            # As in `add_update`: minus the negative, without its own negative zero.
             total = total - (0.0 - self.delta(layer, name).to(total.device))
         show_tensor(layer, self.parameter, weight, marked(total.to(weight.dtype), self.active))
 

@@ -43,8 +43,8 @@ class LoRAConfig:
             outputs 0 to 63. They have one length. `slices={"c_attn": ["0/3", "2/3"]}` adapts q and v of GPT-2.
         init: How A and B start: a name in `rankwise.lora.inits.INITS`.
         scaling: "alpha/r" (the paper) or "alpha/sqrt(r)" (rank-stabilised, rsLoRA).
-        modules_to_save: Patterns of modules that are trained in full beside A and B, such as a new head: the adapter
-            has a copy of all their parameters and buffers.
+        modules_to_save: Patterns of modules that are trained in full, in addition to A and B, such as a new head: each
+            adapter has a copy of all their parameters and buffers.
         bias: Biases that are trained too: "none", "all", or "lora_only" (those of the target modules).
         variant: What is trained in a layer and made of it, a name in `rankwise.lora.variants.VARIANTS`: "lora" (A and
             B), or "dora", which trains a magnitude for each output with them. With "dora" dropout acts on the input of

@@ -220,7 +220,7 @@ def _by_name(config: LoRAConfig, adapted: Sequence[Target]) -> LoRAConfig:
         target_modules=tuple(target.name for target in low_rank),
         exclude_modules=(),
         rank_pattern=pinned({target.name: target.r for target in low_rank}, config.r),
-        # A tied layer is filed under a name of its own.
+        # A tied layer is filed under its own name.
         alpha_pattern=pinned(
             {name: target.alpha for target in low_rank for name in (target.name, *(tie.name for tie in target.ties))},
             config.alpha,

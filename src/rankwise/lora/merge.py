@@ -151,7 +151,7 @@ _IN_THE_WAY: dict[str, Callable[[Tensor], bool]] = {
     "has no data (it is on the meta device or offloaded): load the whole model on one device": lambda it: it.is_meta,
     "is sharded over processes: gather it first": is_sharded,
     "is stored in 8-bit floats, which would round most of delta away: load the base in bfloat16": in_eight_bits,
-    "is sparse, or of a class that computes in a way of its own: load the base with plain weights": is_opaque,
+    "is sparse, or of a class that computes in its own way: load the base with plain weights": is_opaque,
 }
 """What stands against writing W + delta, with the way out -> how it is seen."""
 
@@ -197,7 +197,7 @@ def _with_ties(model: nn.Module, layers: Layers) -> tuple[Layers, dict[str, list
             if other_lora is None or not _same_adapters(lora, other_lora):
                 raise AdapterError(
                     f'"{path}" can\'t be merged: "{names[0]}" has the same weight, but not the same adapters. '
-                    "Inject or load with untie=True, which gives each a weight of its own."
+                    "Inject or load with untie=True, which gives each its own weight."
                 )
             tied[path].append(other_lora)
     return firsts, tied

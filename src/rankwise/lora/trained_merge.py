@@ -12,7 +12,7 @@ def check_mergeable_trained(model: nn.Module) -> None:
     """Raise where layers share a parameter, and the active adapters don't have the same in its place everywhere.
 
     Raises:
-        AdapterError: As said.
+        AdapterError: In these cases.
     """
     active: dict[str, Tensor] = {}
     for path, (_, trained) in trained_modules(model).items():
@@ -27,7 +27,7 @@ def check_mergeable_trained(model: nn.Module) -> None:
         if mine and not (len(mine) == len(shared) and all(torch.equal(mine[0], other) for other in mine)):
             raise AdapterError(
                 f'"{shared[0]}" and "{shared[1]}" are one parameter, and the adapter has not the same in the place of '
-                "both, so it can't be merged. Give each a parameter of its own first (for a model of transformers: "
+                "both, so it can't be merged. Give each its own parameter first (for a model of transformers: "
                 "tie_word_embeddings=False)."
             )
 

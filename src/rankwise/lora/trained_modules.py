@@ -203,7 +203,7 @@ def enclosing_modules(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]
 
     Args:
         model: The base.
-        names: Modules with parameters of their own.
+        names: Modules with their own parameters.
 
     Examples:
         >>> head = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))
@@ -283,13 +283,13 @@ def check_trained(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             )
         if isinstance(host, (*_CONTAINERS, nn.RNNBase)) or path.rpartition(".")[2] in owner.__dict__:
             raise AdapterError(
-                f'"{path}" can\'t be trained in full: a {type(host).__name__} reads it in a way of its own. '
+                f'"{path}" can\'t be trained in full: a {type(host).__name__} reads it in its own way. '
                 "Leave it out of modules_to_save and bias."
             )
 
 
 def attach_trained(model: nn.Module, name: str, tensors: Mapping[str, Tensor], config: LoRAConfig) -> None:
-    """Give an adapter parameters of its own, in the type and on the device of the base's.
+    """Give its own adapter parameters, in the type and on the device of the base's.
 
     Args:
         model: The base.
@@ -351,7 +351,7 @@ def check_one_trained(model: nn.Module, names: Iterable[str]) -> None:
     """Raise where two of these adapters have the same parameter whole: their sum would mean nothing.
 
     Raises:
-        AdapterError: As said.
+        AdapterError: In these cases.
     """
     names = [*dict.fromkeys(names)]
     for path, (_, trained) in trained_modules(model).items():

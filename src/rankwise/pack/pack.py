@@ -77,7 +77,7 @@ class Pack:
     ) -> None:
         names = [member.name for member in members]
         if not members or len(set(names)) != len(names):
-            raise PackError(f"A pack needs members with names of their own; got {names}.")
+            raise PackError(f"A pack needs members with their own names; got {names}.")
         optimisers = {member.optimiser for member in members}
         if len(optimisers) > 1:
             raise PackError(

@@ -100,7 +100,7 @@ def words(name: str) -> str:
 
 
 def shortened_middle(text: str, most: int) -> str:
-    """A text of so many letters at the most, its middle left out.
+    """A text of so many letters at most, its middle left out.
 
     Examples:
         >>> shortened_middle("full fine-tuning", 9)

@@ -25,7 +25,7 @@ class Results(Record, kw_only=True):
         device: What the runs ran on.
         published: Somebody else's table, shown beside ours.
         data: Size and SHA-256 of each split.
-        plan: Settings, seeds and learning rates, and what a search found: what a longer sweep is held against.
+        plan: Settings, seeds and learning rates, and what a search found: what a longer sweep is compared with.
         grid: What was tried.
         metric: What all runs are judged by.
         base: The base model, before fine-tuning.

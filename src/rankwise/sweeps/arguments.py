@@ -26,7 +26,7 @@ SHARE_CUT = 0.1
 def splits_of(
     model: nn.Module, train: Any, validation: Any, test: Any, training: Training | None
 ) -> tuple[Splits, list[str]]:
-    """The data in memory, on the model's device, and what the user should know of them and of the training."""
+    """The data in memory, on the model's device, and notes about them and of the training."""
     device = next(model.parameters()).device
     rest, notes = in_memory(train, "training", device), list[str]()
     parts: dict[str, Data] = {}
@@ -95,7 +95,7 @@ def feed_of(call: Callable[[nn.Module, Any], Tensor] | Feed, rows_at_once: int, 
 
 
 def unused_seeds(candidates: Sequence[Candidate]) -> list[str]:
-    """A note where a configuration has a seed of its own."""
+    """A note where a configuration has its own seed."""
     if any(c.lora is not None and c.lora.seed for c in candidates):
         return ["The seed of a LoRAConfig is not used; `seeds` has those that are trained."]
     return []

@@ -51,7 +51,7 @@ class JudgedSweep:
 
     @cached_property
     def reference(self) -> Configuration | None:
-        """What the configurations are held against; None without a finished run."""
+        """What the configurations are compared with; None without a finished run."""
         known = next((c for c in self.able if c.name == self.choice.reference), None)
         return known or (reference_of(self.able, self.problem.higher_is_better) if self.able else None)
 

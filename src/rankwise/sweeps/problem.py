@@ -83,7 +83,7 @@ class Problem:
         feed: How data reach the model.
         constant: (training data, data) -> the metric of each row of the data for the best constant prediction, such as
             the majority class; None where there is no such thing.
-        rotate: Whether each seed trains and validates on rows of its own where the splits have a rotation.
+        rotate: Whether each seed trains and validates on its own rows where the splits have a rotation.
     """
 
     splits: Mapping[str, Splits]

@@ -74,7 +74,7 @@ def add_next(results: Results, n_seeds: int, command: Callable[[int, int], str])
 
     Args:
         results: Changed.
-        n_seeds: The sweep's seeds; of an adaptive plan at the most.
+        n_seeds: The sweep's seeds; of an adaptive plan at most.
         command: (seeds to add, seeds then) -> the command.
     """
     answer = results.answer

@@ -129,7 +129,7 @@ class DigitsOptions:
 
     @property
     def seed_list(self) -> tuple[int, ...]:
-        """The seeds; of an adaptive plan at the most these."""
+        """The seeds; of an adaptive plan at most these."""
         return self.deciding.seeds(self.seeds)
 
     def settings(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ CHECKPOINTS_KEPT = 2
 """Checkpoints that are kept: the last, and the one before in case that the last is damaged."""
 
 SECONDS, SHARE = 20.0, 0.02
-"""By default one is written after so many seconds, but never so often that writing takes more than this share."""
+"""By default one is written after this many seconds, but never so often that writing takes more than this share."""
 
 Tensors = Mapping[str, Tensor]
 PlainData = dict[str, Any]
@@ -37,8 +37,8 @@ class CheckpointInterval:
     """How often a checkpoint is written: whichever comes first; by default by the time that writing takes.
 
     Args:
-        epochs: After so many epochs.
-        seconds: After so many seconds, in the middle of an epoch too.
+        epochs: After this many epochs.
+        seconds: After this many seconds, in the middle of an epoch too.
 
     Raises:
         ConfigError: A number is not positive.
@@ -84,7 +84,7 @@ class _Manifest:
 
 
 class Checkpoints:
-    """The checkpoints of one piece of work, in a folder of their own.
+    """The checkpoints of one piece of work, in their own folder.
 
     Args:
         folder: Where they lie; made when the first is written.
@@ -180,7 +180,7 @@ class Checkpoints:
             if len(self._kept) == CHECKPOINTS_KEPT:
                 break
         if found and read is None:
-            self._say(f"No checkpoint in {self._folder} is whole; training starts anew.")
+            self._say(f"No checkpoint in {self._folder} is whole; training starts from the beginning.")
         numbers = [int(match[0]) for path in self._folder.glob("*") if (match := re.search(r"\d{6,}", path.name))]
         self._number = max(numbers, default=0)
         self._written = self._clock()

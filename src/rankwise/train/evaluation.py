@@ -43,7 +43,7 @@ def in_parts(
 
     Args:
         rows: Numbers of rows.
-        at_once: Rows of a part, at the most.
+        at_once: Rows of a part, at most.
         run: The function.
         least: Rows that fit in any case: those of a training step.
         piece: Rows that belong together, counted from the first; parts hold whole pieces.

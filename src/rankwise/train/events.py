@@ -25,7 +25,7 @@ class RunInfo:
         lr: Learning rate.
         seed: Its seed.
         parameters: Trainable parameters.
-        steps: Optimiser steps, at the most.
+        steps: Optimiser steps, at most.
     """
 
     name: str

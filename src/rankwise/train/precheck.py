@@ -20,7 +20,7 @@ from rankwise.train.data.feed import EXAMPLE_ROWS, Feed
 from rankwise.train.data.tensors import Data, count_rows, pick, tensors_of
 
 ROWS, AT_ONCE = 128, 8
-"""Rows, at the most, on which it is looked whether a scalar is a mean of rows, and how many pass the model at once."""
+"""Rows, at most, on which it is looked whether a scalar is a mean of rows, and how many pass the model at once."""
 
 
 def check_training(

@@ -176,7 +176,7 @@ print(counts[1] == counts[2], counts[0] > 0)
 
 
 def test_other_rows_need_no_new_compilation():
-    # In a process of its own: a compiler can't trace the checks that the tests put on functions.
+    # In its own process: a compiler can't trace the checks that the tests put on functions.
     path = os.pathsep.join(["src", os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path}
     found = subprocess.run(

@@ -219,7 +219,7 @@ with disabled(model):
 
 
 def test_a_compiled_model_has_them():
-    # In a process of its own: the checks of types in these tests can't be compiled.
+    # In its own process: the checks of types in these tests can't be compiled.
     subprocess.run([sys.executable, "-W", "error", "-c", COMPILED], check=True)
 
 

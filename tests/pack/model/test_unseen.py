@@ -264,7 +264,7 @@ def test_a_mean_that_leaves_rows_out_is_refused_in_the_step_where_it_does() -> N
 
 @pytest.mark.parametrize("alpha", [0.5, 32.0, 4096.0])
 def test_the_probes_random_updates_are_a_small_part_of_a_weight(alpha: float) -> None:
-    """Larger ones saturate attention, and rounding is taken for a fault."""
+    """Larger ones saturate attention, and rounding is read as a fault."""
     model = nn.Sequential(nn.Linear(64, 48))
     chosen = [Member(name=f"r{r}", lora=LoRAConfig(r=r, alpha=alpha)) for r in (1, 8)]
     pack = Pack(model, chosen, lambda o, batch: o.sum(1))

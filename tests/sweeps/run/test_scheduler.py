@@ -17,7 +17,7 @@ from small_sweep import results_of, small_model, small_problem, small_runs
 
 
 class Elsewhere:
-    """Takes all packs at once, trains them in another order over a base of its own, and hands over what comes of them
+    """Takes all packs at once, trains them in another order over its own base, and hands over their outcomes
     when all are over; everything goes through a pickle."""
 
     def __init__(self, model: nn.Module, problem: Problem, wanted: Callable[[], bool]) -> None:

@@ -1,4 +1,4 @@
-"""Bases with settings of their own: of generation, of templates, of configurations in one another, of positions."""
+"""Bases with their own settings: of generation, of templates, of configurations in one another, of positions."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""An adapter is used as it was trained: what lies beside it says how, and flags say otherwise."""
+"""An adapter is used as it was trained: what lies next to it says how, and flags say otherwise."""
 
 import json
 from pathlib import Path

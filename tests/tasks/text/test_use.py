@@ -238,7 +238,7 @@ def test_answers_are_the_likeliest_tokens_up_to_the_end_that_training_taught(pla
 
 
 def test_a_prompt_has_the_tokens_that_training_puts_before_the_answer(place: Path) -> None:
-    """Also where the tokenizer ends every text with a token of its own."""
+    """Also where the tokenizer ends every text with its own token."""
     from tokenizers.processors import TemplateProcessing
 
     loaded = load_text_model(place / "llama", "sft")

@@ -1,6 +1,6 @@
 """Checksums of an adapter file and of the base it belongs to.
 
-Entries of the tensor file's metadata, beside PEFT's own `"format": "pt"`:
+Entries of the tensor file's metadata, in addition to PEFT's `"format": "pt"`:
 
 | entry | over what |
 |---|---|
@@ -12,7 +12,7 @@ Entries of the tensor file's metadata, beside PEFT's own `"format": "pt"`:
 
 `base` and `base_others` are samples. Hashing all of a base would cost seconds for every billion numbers, so up to
 256 entries of each tensor, spread evenly, and its shape are hashed. Another base differs in nearly every entry; one
-that differs in a few entries only isn't told apart.
+that differs in a few entries only isn't distinguished.
 """
 
 import hashlib

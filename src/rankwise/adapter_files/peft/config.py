@@ -285,7 +285,7 @@ def check_fields(where: object, fields: Mapping[str, Any]) -> None:
     """Raise where a field has a wrong type or changes the maths.
 
     Raises:
-        AdapterFileError: As said.
+        AdapterFileError: In these cases.
     """
     if "peft_type" not in fields:
         types = " or ".join(f'"{name}"' for name in _UNSUPPORTED["peft_type"])
@@ -308,7 +308,7 @@ def check_unknown_fields(where: object, fields: Mapping[str, Any], findings: Fin
     """Warn of fields that a newer PEFT may have added; find those whose name says that they change the maths."""
     unknown = sorted(fields.keys() - _UNSUPPORTED.keys() - _WITHOUT_EFFECT - _TYPES.keys() - _OF_VARIANTS)
     for field in unknown:
-        # By PEFT's habit a variant is switched on by `use_...`, or by settings of its own.
+        # By PEFT's habit a variant is switched on by `use_...`, or by its own settings.
         if fields[field] and (field.startswith("use_") or field.endswith("_config")):
             findings.add(
                 f"{where} sets {field} = {json.dumps(fields[field])}. It isn't known here and its name says that it "

@@ -22,7 +22,7 @@ OWN_KEYS = {
     for tensor in variant.tensors
     if tensor.key and not tensor.shared
 }
-"""End of the key of what a variant has in every module beside A and B, or in their place -> the variant."""
+"""End of the key of what a variant has in every module in addition to A and B, or in their place -> the variant."""
 
 SHARED_KEYS = {
     f"base_model.{tensor.key}": name for name, variant in VARIANTS.items() for tensor in variant.shared if tensor.key
@@ -69,7 +69,7 @@ class Parts:
     Args:
         pairs: Module path -> (A, B).
         replacements: Path of a parameter or buffer of the base -> what the adapter has in its place.
-        own: Module path -> what its variant has there beside A and B, by name, in PEFT's shape.
+        own: Module path -> what its variant has there in addition to A and B, by name, in PEFT's shape.
         shared: What all modules of its variant share, by name.
         tokens: Module path -> rows of single tokens.
         biases: Module path -> the bias of its B.

@@ -91,7 +91,7 @@ def _read_conv(kind: LayerType, layer: Convolution, A: Tensor, B: Tensor) -> tup
         return A.flatten(1), up
     if torch.equal(diagonal, diagonal[:1].expand_as(diagonal)):
         return diagonal[0].clone(), up
-    # Each group has rows of its own: as many rows for all, of which B reads its group's and has zeros for the others.
+    # Each group has its own rows: as many rows for all, of which B reads its group's and has zeros for the others.
     spread = up.new_zeros(groups, layer.out_channels // groups, groups, r // groups)
     spread[own, :, own] = up.view(groups, -1, r // groups)
     return diagonal.reshape(r, width), spread.view(layer.out_channels, r)

@@ -1,6 +1,6 @@
 """Buffers of the base that training changes: running means, codebooks, counters.
 
-Nothing can be known of what a buffer of the user's own is for, so training may change it. `inject` copies what it was:
+Nothing can be known of what a user's own buffer is for, so training may change it. `inject` copies what it was:
 `eject` gives that back, and a saved adapter holds the buffers that have changed, since it would compute something else
 without them.
 """

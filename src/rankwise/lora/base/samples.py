@@ -90,7 +90,7 @@ def _plain(tensor: Tensor | None) -> bool:
 
 
 def remember_base(model: nn.Module) -> None:
-    """Take samples of the base, unless that has been done or merged adapters stand in its place."""
+    """Take samples of the base, unless that has been done or merged adapters replace it."""
     if _recorded(model) is None and not any(lora.merged for _, _, lora in loras_in(model)):
         setattr(unwrapped(model), _SAMPLES, BaseSamples(model))
 

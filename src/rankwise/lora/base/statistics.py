@@ -3,7 +3,7 @@
 In train mode BatchNorm and InstanceNorm (with `track_running_stats`) normalise by the batch and move their running
 statistics. A file of an adapter doesn't hold these, and the base mustn't change. In an injected model such a layer
 computes as in eval mode, for the length of each call; `module.training` is what it was before and after. A layer that
-an adapter trains in full (`modules_to_save`) has statistics of its own and moves them.
+an adapter trains in full (`modules_to_save`) has its own statistics and moves them.
 """
 
 from typing import Any
@@ -52,7 +52,7 @@ class FrozenStatistics:
             self.held.add(norm)
 
     def _refuse_reset(self, norm: Any) -> None:
-        """Raise where the statistics were thrown away, to be taken anew by training forwards: they stay frozen."""
+        """Raise where the statistics were thrown away, to be taken again by training forwards: they stay frozen."""
         if not has_data(norm.running_mean) or in_fake_mode():
             return
         before, version = self.before.get(norm), version_of(norm.running_mean)

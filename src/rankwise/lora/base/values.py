@@ -1,4 +1,4 @@
-"""The base's own tensors, also while an adapter's stand in their place."""
+"""The base's own tensors, also while an adapter's replace them."""
 
 from torch import Tensor, nn
 

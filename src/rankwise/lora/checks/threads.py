@@ -59,7 +59,7 @@ def _message(model: nn.Module, what: str) -> str:
 
 
 def check_free(model: nn.Module) -> None:
-    """Refuse to change a model that another thread or task holds, or whose rows have adapters of their own.
+    """Refuse to change a model that another thread or task holds, or whose rows have their own adapters.
 
     Raises:
         AdapterError: Another is inside a block of `held_by_thread`, or this is inside `by_row`.
@@ -68,7 +68,7 @@ def check_free(model: nn.Module) -> None:
         _check(model)
     if any(lora.by_row is not None for _, _, lora in loras_in(model)):
         raise AdapterError(
-            f"The rows of this {type(model).__name__} have adapters of their own inside by_row, so which adapters it "
+            f"The rows of this {type(model).__name__} have their own adapters inside by_row, so which adapters it "
             "has and which of them act can't be changed; leave the block first."
         )
 

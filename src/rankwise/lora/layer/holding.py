@@ -47,7 +47,7 @@ class Holding(Checkpointed):
     varied: bool = False
     """Whether an adapter is of another variant than LoRA itself, or on slices."""
     kinds: Mapping[str, LayerType] = NO_ROWS
-    """Rows of adapters that see the layer in a way of their own."""
+    """Rows of adapters that see the layer in their own way."""
     merged: tuple[str, ...] = ()
     """Adapters that stand in the layer's weight now; the hook then adds nothing."""
     base_weight: Tensor | None = None
@@ -114,7 +114,7 @@ class Holding(Checkpointed):
             self._hold(declared.name, name, tensor)
 
     def _see_as(self, name: str, kind: LayerType) -> None:
-        """Let an adapter see the layer in a way of its own."""
+        """Let an adapter see the layer in its own way."""
         self.varied, self.kinds = True, {**self.kinds, name: kind}
 
     def _hold(self, key: str, name: str, tensor: Any) -> None:

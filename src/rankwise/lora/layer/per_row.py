@@ -1,4 +1,4 @@
-"""Each row of a batch through an adapter of its own, or through none: grouped products, one for all rows."""
+"""Each row of a batch through its own adapter, or through none: grouped products, one for all rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

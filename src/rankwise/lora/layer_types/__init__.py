@@ -39,7 +39,7 @@ LAYER_TYPES: dict[str, LayerType] = {
 
 
 def register_layer_type(cls: type[nn.Module], kind: LayerType) -> None:
-    """Teach Rankwise a layer class of your own; its subclasses are known with it.
+    """Teach Rankwise your own layer class; its subclasses are known with it.
 
     Its weight must be the attribute `weight`. The functions of the entry should be those of a module, not
     lambdas, where adapted models are to be pickled.

@@ -104,7 +104,7 @@ def in_eight_bits(weight: Tensor) -> bool:
 
 
 def is_opaque(weight: Tensor) -> bool:
-    """Tell whether a tensor's class computes operations in a way of its own, or its layout leaves numbers out.
+    """Tell whether a tensor's class computes operations in its own way, or its layout leaves numbers out.
 
     So do the weights of libraries that quantise, known here or not; W + delta can't be written to them.
 

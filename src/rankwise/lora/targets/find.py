@@ -31,7 +31,7 @@ def find_targets(model: nn.Module, config: LoRAConfig, *, untie: bool = False) -
         model: Any module; it may itself be the layer.
         config: Whose `target_modules`, `exclude_modules`, `rank_pattern`, `alpha_pattern`, `slices` and
             `trainable_tokens` are read.
-        untie: Whether a target that shares its weight is to get a copy of its own. Else its adapter acts in
+        untie: Whether a target that shares its weight is to get its own copy. Else its adapter acts in
             every module that has the weight.
 
     Returns:

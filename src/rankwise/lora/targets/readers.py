@@ -109,7 +109,7 @@ def _joined(path: str, name: str) -> str:
 def reader_of(model: nn.Module, weight: Weight) -> Reader | None:
     """Return the module that reads a weight, or None for a layer that is called and whose update can be added.
 
-    A layer whose class has a forward of its own may do more with the weight than the layer type says (standardise it,
+    A layer whose class has its own forward may do more with the weight than the layer type says (standardise it,
     scale the output), so it is the reader of its own weight too.
 
     Args:

@@ -48,7 +48,7 @@ def sharers(modules: Iterable[Named]) -> dict[nn.Parameter, list[Named]]:
             if parameter is None or parameter.ndim < 2:
                 continue
             if parameter.is_meta and hasattr(module, "_hf_hook"):
-                # accelerate gives every module a parameter of its own; those of one weight still have its numbers.
+                # accelerate gives every module its own parameter; those of one weight still have its numbers.
                 first = offloaded.setdefault(_numbers(data_of(module, leaf)), parameter)
                 parameter, same[parameter] = first, first
             if (module, names) not in owners.setdefault(parameter, []):

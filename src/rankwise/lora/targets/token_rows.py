@@ -22,7 +22,7 @@ def token_targets(model: nn.Module, modules: Sequence[Named], config: LoRAConfig
         model: The model.
         modules: All its modules.
         config: The configuration.
-        untie: Whether a layer that shares its weight is to get a copy of its own.
+        untie: Whether a layer that shares its weight is to get its own copy.
 
     Raises:
         TargetError: No layer, or none that is known, has these rows.

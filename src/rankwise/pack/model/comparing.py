@@ -1,4 +1,4 @@
-"""A pack held against its adapters alone: outputs, and in train mode gradients."""
+"""A pack compared with its adapters alone: outputs, and in train mode gradients."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager

@@ -99,7 +99,7 @@ def _trace(model: nn.Module, run: SharedBatches, example: Batch, rows: Sequence[
 
 
 def _dims(first: Trace, larger: Trace) -> tuple[dict[str, list[int | None]], list[str]]:
-    """Where each draw of each module has the rows; and the modules of which that can't be told."""
+    """Where each draw of each module has the rows; and the modules of which that can't be determined."""
     dims: dict[str, list[int | None]] = {}
     unsure: list[str] = []
     for name in {**first.draws, **larger.draws}:

@@ -50,7 +50,7 @@ class OneByOne:
             found = {t.name: store.tensors(i, t.name, exact=True) for t in first.targets}
             for module, tensors in found.items():
                 stacks |= {f"{module}.{key}": (s, g) for key, (s, g) in tensors.items() if g is not None}
-            # Each adapter's own: one that a step doesn't use must be told from one with a gradient of zero.
+            # Each adapter's own: one that a step doesn't use must be distinguished from one with a gradient of zero.
             for k in range(len(bucket)):
                 for key, (stack, gradient) in stacks.items():
                     self._leaves[i, key, k] = stack[k].detach().requires_grad_(), gradient
@@ -75,7 +75,7 @@ class OneByOne:
             t.name: t
             for t in member.targets
             if t.layer_type.quantised is not None
-            # A parametrised weight is computed anew at each call.
+            # A parametrised weight is recomputed at each call.
             or getattr(t.module, t.parameter) not in self._names
             or (noise is not None and drops(t) and bool(bucket.dropout(t.name, self._store.theta)[k]))
         }
@@ -156,7 +156,7 @@ def backward_once(model: nn.Module, loss: Tensor) -> None:
     if again:
         raise PackError(
             f'"{again[0]}" runs again in the backward pass (gradient checkpointing), and the adapters run one after '
-            "another here, each with weights of its own in place of the model's. Switch checkpointing off."
+            "another here, each with its own weights in place of the model's. Switch checkpointing off."
         )
 
 

@@ -36,7 +36,7 @@ Call = Callable[[nn.Module, Batch], Tensor]
 
 
 MOST_ROWS = 32
-"""Rows on which it is looked whether they mix, at the most, unless an example has more."""
+"""Rows on which it is looked whether they mix, at most, unless an example has more."""
 
 
 class PackedModel:
@@ -306,7 +306,7 @@ class PackedModel:
         """The latest branch point at which the pack equals its adapters alone; at none, they run one by one."""
         order = found.first.order
         odd = next((n for n in self._modules if n in order and self._noise.dims.get(f"{n}.lora", ()) != (0,)), None)
-        problem = "a module with weights of its own is never called, or has modules inside"
+        problem = "a module with its own weights is never called, or has modules inside"
         if found.unkeyed:
             problem = f"{found.unkeyed}: each has a stream of random numbers of its own"
         elif found.rowless and len(seeds) > 1:

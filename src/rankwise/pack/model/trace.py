@@ -307,7 +307,7 @@ def _before(seen: Trace, branch: str) -> frozenset[str]:
 
 
 def _sure(branch: Branch, seen: Trace) -> Branch:
-    """The branch, or the door where it can't be told which modules run before it."""
+    """The branch, or the door where it can't be determined which modules run before it."""
     above = set(_ancestors(branch.name))
     twice = any(seen.calls[name] > 1 for name in (branch.name, *branch.blocks))
     # Noise is drawn for one copy of the rows before the branch point and for one an adapter after it.
@@ -317,7 +317,7 @@ def _sure(branch: Branch, seen: Trace) -> Branch:
 
 
 def _with_rows(name: str, first: Trace, larger: Trace) -> dict[int, int] | None:
-    """The tensors among a module's arguments, with their length for one row; None where that can't be told."""
+    """The tensors among a module's arguments, with their length for one row; None where that can't be determined."""
     found: dict[int, int] = {}
     some, more = first.shapes[name], larger.shapes.get(name, {})
     if some.keys() != more.keys() or first.forms[name] != larger.forms[name]:

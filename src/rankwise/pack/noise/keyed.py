@@ -77,7 +77,7 @@ class Noise:
         isn't listed has them first."""
 
     def begin(self, groups: Groups, draws: Draws) -> None:
-        """Start a forward pass: from here on calls are numbered anew.
+        """Start a forward pass: from here on calls are numbered from zero.
 
         Args:
             groups: Which adapter reads which batch.
@@ -99,7 +99,7 @@ class Noise:
         if self._calls[module] > 1:
             raise PackError(
                 f'"{module}" runs {self._calls[module]} times in a forward pass and draws noise; with gradient '
-                "checkpointing its calls can't be told apart. Switch checkpointing or the model's dropout off."
+                "checkpointing its calls can't be distinguished. Switch checkpointing or the model's dropout off."
             )
         return 0
 

@@ -4,7 +4,7 @@ One vector for all adapters, modules and buckets, so that what is done to every 
 is one operation, whatever the model; and the products of a layer write their gradients where the optimiser reads them.
 
 Over a base of half precision the parameters, their gradients and moments are float32 all the same, or small updates
-would be rounded away. The model then computes with copies in the type of each weight, made anew after each step, so
+would be rounded away. The model then computes with copies in the type of each weight, rebuilt after each step, so
 that no activation is copied to float32.
 """
 
@@ -102,7 +102,7 @@ class Store:
 
     Args:
         groups: The members of each bucket.
-        model: The base, from which members without a state of their own start.
+        model: The base, from which members without their own state start.
         states: Tensors to start from, by member name; those that are left out start as the member's settings say.
         device: Where to keep them.
         dtype: The model's type, for weights that have none to compute in (quantised ones). The vectors are float64
@@ -222,7 +222,7 @@ class Store:
         return self._gradients[i, key]
 
     def begin(self) -> None:
-        """Start a step: all gradients are to be written anew."""
+        """Start a step: all gradients are to be written again."""
         for gradient in self._gradients.values():
             gradient.begin()
 
@@ -308,7 +308,7 @@ class Store:
 
     @property
     def has_lr_multipliers(self) -> bool:
-        """Whether an adapter trains some of its tensors at a rate of their own."""
+        """Whether an adapter trains some of its tensors at their own rate."""
         return any(
             m.trained_parameters and m.member.head_lr_multiplier != 1 for bucket in self.buckets for m in bucket.members
         )

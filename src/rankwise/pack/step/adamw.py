@@ -20,7 +20,7 @@ from rankwise.pack.step.optimiser import ExpandedValues, PackedOptimiser
 
 CACHED_NUMBERS = 1 << 20
 """Numbers of a pack up to which U is kept for the next step. A small pack would spend much of its step on making it
-anew; a large one spends nothing, and kept it would lie beside the activations."""
+anew; a large one spends nothing, and kept it would lie next to the activations."""
 
 
 @final

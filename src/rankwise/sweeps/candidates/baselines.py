@@ -1,4 +1,4 @@
-"""What adapters are held against: the head alone, and full fine-tuning."""
+"""What adapters are compared with: the head alone, and full fine-tuning."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ def baselines(
     start: Callable[[int], AdapterState] | None = None,
     head_rate: float = 1.0,
 ) -> list[Candidate]:
-    """What adapters are held against: the head alone, and full fine-tuning.
+    """What adapters are compared with: the head alone, and full fine-tuning.
 
     Args:
         model: The base.
@@ -30,8 +30,8 @@ def baselines(
         full: Whether full fine-tuning is trained, or at which learning rates.
         head_lrs: Learning rates of the head alone; None takes ten times `lrs`.
         start: Seed -> tensors of the head to start from.
-        head_rate: Learning rate of the head beside an adapter, as a multiple of the adapter's. In full fine-tuning, at
-            a tenth of the rates, the head learns as fast as beside an adapter.
+        head_rate: Learning rate of the head of an adapter, as a multiple of the adapter's. In full fine-tuning, at
+            a tenth of the rates, the head learns as fast as with an adapter.
     """
     begun: dict[str, Any] = {} if start is None else {"start": start}
     found: list[Candidate] = []

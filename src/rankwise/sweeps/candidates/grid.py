@@ -98,7 +98,7 @@ def runs_of(candidates: Iterable[Candidate], seeds: Sequence[int], data: str | N
 
 
 def modules_with_parameters(model: nn.Module) -> tuple[str, ...]:
-    """Names of all modules with parameters of their own: what full fine-tuning trains in full.
+    """Names of all modules with their own parameters: what full fine-tuning trains in full.
 
     Of modules that share all their parameters (an output head tied to an embedding) only the first is named.
     """

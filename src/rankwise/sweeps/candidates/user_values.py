@@ -44,7 +44,7 @@ def as_list(given: Any) -> list[Any]:
 
 
 def modules_of_head(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
-    """The modules with parameters of their own that these names stand for: of a container, those inside it.
+    """The modules with their own parameters that these names stand for: of a container, those inside it.
 
     Raises:
         ConfigError: There is no such module, or nothing in it can be trained.

@@ -24,7 +24,7 @@ PASSING = "start"
 
 @dataclass(frozen=True)
 class Start:
-    """An adapter to go on from.
+    """An adapter to continue from.
 
     Args:
         lora: Its settings.

@@ -5,7 +5,7 @@ where it is shown not to, larger ones. One that is open gets more seeds, with th
 the seeds are used up, or until no number of them could decide; then it counts as failed and larger ones are tried. A
 size that failed gets one more chance at a neighbouring learning rate before the plan ends below the answer.
 
-Everything is worked out anew from the comparisons each time, so a plan that is resumed takes the same path.
+Everything is recomputed from the comparisons each time, so a plan that is resumed takes the same path.
 """
 
 from collections.abc import Callable, Sequence
@@ -77,7 +77,7 @@ def next_step(
     Args:
         ladder: The sizes.
         compared: Configuration -> its comparison with the reference so far; None where it was not trained.
-        most_seeds: Seeds at the most.
+        most_seeds: Seeds at most.
         neighbours_tried: Configuration -> whether the neighbours of its learning rate were tried, or there are none.
         at_once: Seeds that may be added in one step, where it needs as many.
     """
@@ -125,7 +125,7 @@ def _seeds_can_help(comparison: Comparison, most_seeds: int, largest: bool) -> b
 
 
 def neighbour_rates(tried: Sequence[float], grid: Sequence[float], smaller_than_middle: bool) -> list[float]:
-    """The learning rate beside those tried that is worth a try: the best rate rises with rank, by a step at the most.
+    """The learning rate beside those tried that is worth a try: the best rate rises with rank, by a step at most.
 
     Args:
         tried: Rates of the configuration so far.

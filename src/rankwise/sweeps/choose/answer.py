@@ -78,7 +78,7 @@ class Comparison:
         mean: Mean difference, in the metric's unit.
         lower_bound: One-sided lower bound of it at the confidence asked for; None with one seed.
         upper_bound: One-sided upper bound.
-        p_within: Probability that it lies within the tolerance; None where nothing can be told.
+        p_within: Probability that it lies within the tolerance; None where it can't be estimated.
         n_seeds: Seeds both have.
         state: Whether it is shown to lie within, shown not to, or open.
         more_seeds_needed: Seeds to add until it is decided either way, if all stays as it is; None where seeds can't.
@@ -103,7 +103,7 @@ class Answer:
         name: The configuration to use: the smallest shown, else the reference; "base" where nothing is gained.
         r: Its rank; None unless its method is "lora".
         trainable_parameters: Its trainable parameters.
-        reference: What all were held against.
+        reference: What all were compared with.
         tolerance: How much worse than the reference is good enough, in the metric's unit.
         binary: Whether the metric is 0 or 1 for every row.
         relative_parameters: Trainable parameters over the reference's; None where the reference trains none.
@@ -117,7 +117,7 @@ class Answer:
         detectable_difference: How far the lower bound lies below the mean difference, in the middle of all comparisons:
             the difference that these rows and seeds can show.
         more_seeds_needed: Seeds to add until the leaning is decided; 0 where the verdict is not "undecided", None
-            where seeds can't decide or it can't be told.
+            where seeds can't decide or it can't be determined.
         smaller: Names of the configurations that could have been shown, smallest first.
         comparisons: Every configuration that could be compared, by name.
     """
@@ -144,7 +144,7 @@ class Answer:
 
 
 def reference_of(configurations: Sequence[Configuration], higher_is_better: bool) -> Configuration:
-    """What the answer is held against: full fine-tuning where there is one, else the best, on validation.
+    """What the answer is compared with: full fine-tuning where there is one, else the best, on validation.
 
     Args:
         configurations: With their learning rates chosen. The base as it is can't be the reference.
@@ -216,7 +216,7 @@ def _same_rows(one: np.ndarray | None, other: np.ndarray | None) -> bool:
 def compare_with_reference(
     configuration: Configuration, reference: Configuration, rule: Rule, floors: Floors | None = None
 ) -> Comparison | None:
-    """Hold a configuration against the reference, on the seeds and validation rows both have.
+    """Compare a configuration with the reference, on the seeds and validation rows both have.
 
     Args:
         configuration: With its learning rate chosen.
@@ -306,7 +306,7 @@ def decide(
     higher = rule.higher_is_better
     itself = pair(reference, reference, floors, higher)
     if itself is None:
-        raise DataError(f"{reference.name} has no finished run, so nothing can be held against it.")
+        raise DataError(f"{reference.name} has no finished run, so nothing can be compared with it.")
     tolerance = _tolerance_value(itself, rule)
     compared = {
         c.name: comparison

@@ -96,7 +96,7 @@ class Within:
 
 
 def judge_within(paired: Paired, tolerance: Tolerance, confidence: float = 0.95) -> Within:
-    """Hold a configuration against the reference.
+    """Compare a configuration with the reference.
 
     Args:
         paired: Both, on the same rows.

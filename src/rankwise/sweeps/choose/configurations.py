@@ -24,7 +24,7 @@ class RunScore:
         validation: Metric of each validation example: 0 or 1 for an accuracy, or a loss.
         configuration: What tells configurations apart beyond method and r, and then their name; "" where nothing does.
         status: "finished" (by its budget or its own early stopping), or "stopped", "pruned", "diverged".
-        rows: Which rows of the pool the validation rows are, where every seed has rows of its own; else None.
+        rows: Which rows of the pool the validation rows are, where every seed has its own rows; else None.
     """
 
     name: str
@@ -122,7 +122,7 @@ def choose_learning_rates(runs: Iterable[RunScore], higher_is_better: bool) -> l
     names = [configuration.name for configuration in found]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f'{names.count(name)} configurations are named "{name}"; give each a name of its own.')
+            raise ConfigError(f'{names.count(name)} configurations are named "{name}"; give each its own name.')
     return sorted(found, key=lambda configuration: (configuration.trainable_parameters, configuration.name))
 
 

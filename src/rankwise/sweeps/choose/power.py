@@ -20,7 +20,7 @@ def detectable(rows: int, seeds: int, rotated: bool, confidence: float = 0.95) -
     Args:
         rows: Validation rows of a seed.
         seeds: How many; with one nothing can be shown.
-        rotated: Whether each seed has rows of its own.
+        rotated: Whether each seed has its own rows.
         confidence: Of the verdict.
 
     Examples:
@@ -39,7 +39,7 @@ def power_words(rows: int, seeds: int, rotated: bool, rule: Rule, reference: flo
     Args:
         rows: Validation rows of a seed.
         seeds: At the most.
-        rotated: Whether each seed has rows of its own.
+        rotated: Whether each seed has its own rows.
         rule: Tolerance and confidence.
         reference: About what the reference's accuracy will be; 1 where nothing is known.
     """

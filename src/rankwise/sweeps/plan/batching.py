@@ -1,6 +1,6 @@
 r"""Whether runs of full fine-tuning gain from training in one pack.
 
-They have no product in common: each multiplies by weights of its own. One pack of them saves only the fixed cost of
+They have no product in common: each multiplies by its own weights. One pack of them saves only the fixed cost of
 the model's calls (Python, autograd, launches), which it pays once in place of K times. So it pays where a run's own
 step is short:
 

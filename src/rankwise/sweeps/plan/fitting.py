@@ -13,7 +13,7 @@ from rankwise.train.machine.memory import free_bytes
 One = TypeVar("One")
 
 COPIES = 9
-"""Numbers that are kept for each trained one, at the most: itself, the best so far, gradient, two moments, s, s B,
+"""Numbers that are kept for each trained one, at most: itself, the best so far, gradient, two moments, s, s B,
 the optimiser's update and its rate."""
 
 SHARE = 0.9
@@ -60,7 +60,7 @@ def kind_of(model: nn.Module, run: Run) -> tuple[object, ...]:
 def bytes_of_runs(
     model: nn.Module, runs: Sequence[Run], problem: Problem, probes: Probes | None = None
 ) -> dict[str, int]:
-    """Bytes that each run needs beside the base, by name.
+    """Bytes that each run needs on top of the base, by name.
 
     Of the runs that adapt the same modules and read batches of one size, the one with the most parameters takes a step
     alone; the others take as much, but for their own parameters. A pack takes less than the sum of its runs: they
@@ -87,7 +87,7 @@ def bytes_of_runs(
 
 
 def limit_of(model: nn.Module, memory: int | None) -> int | None:
-    """The bytes that a pack may take beside the base: as given, or a share of what the device has free."""
+    """The bytes that a pack may take on top of the base: as given, or a share of what the device has free."""
     if memory is not None:
         return memory
     free = free_bytes(next(model.parameters()).device)
@@ -95,7 +95,7 @@ def limit_of(model: nn.Module, memory: int | None) -> int | None:
 
 
 def cut_to_fit(pack: Sequence[One], needed: Callable[[One], int], limit: int | None) -> list[list[One]]:
-    """Cut a pack, in its order, into packs that fit; a run that doesn't fit alone is a pack of its own.
+    """Cut a pack, in its order, into packs that fit; a run that doesn't fit alone is its own pack.
 
     Args:
         pack: The runs.

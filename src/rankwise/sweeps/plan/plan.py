@@ -26,7 +26,7 @@ class Plan:
 
     Args:
         packs: Names of the runs of each pack, in the order in which packs train.
-        memory: Bytes that each run needs beside the base, by name (`rankwise.sweeps.plan.fitting`).
+        memory: Bytes that each run needs on top of the base, by name (`rankwise.sweeps.plan.fitting`).
         limit: Bytes that a pack may need; None where there is no limit.
         base_bytes: Those of the base.
         rungs: Epochs after which the worst configurations leave.
@@ -72,7 +72,7 @@ def make_plan(
         runs: What to train.
         problem: Data, loss and metric.
         rungs: Epochs after which the worst configurations leave.
-        memory: Bytes that a pack may need beside the base; by default nine tenths of what the device has free.
+        memory: Bytes that a pack may need on top of the base; by default nine tenths of what the device has free.
         probes: As `bytes_of_runs` takes it.
         at_once: Packs that train at the same time: large ones are cut where there would be fewer.
     """

@@ -49,7 +49,7 @@ class Auto:
         comparable: Configurations that can be reference or answer; None for all.
         curve: Whether every size is trained, at least with the starting seeds, once the decision is made; None does
             where a further adapter is cheap.
-        max_runs: Training runs at the most, the search for learning rates included; None for no limit.
+        max_runs: Training runs at most, the search for learning rates included; None for no limit.
         max_minutes: The plan trains nothing new after so many minutes, the first comparison aside; None for no limit.
         max_parameters: Larger sizes are left out; None for no limit.
         price: What a further adapter in a pack costs, as a share of the first; None to measure it.
@@ -154,7 +154,7 @@ class Walk:
         return self.swept is not None and not self.swept.complete
 
     def _search(self) -> Phases[tuple[dict[str, bool], list[dict[str, object]]]]:
-        """Find learning rates at each ladder's middle, the reference, and what has rates of its own kind."""
+        """Find learning rates at each ladder's middle, the reference, and what has its own rates kind."""
         middles = [self.candidates[ladder.middle] for ladder in self.ladders]
         heads = [c for ladder in self.ladders for n in ladder.names if (c := self.candidates[n]).method == "head"]
         chosen = list({c.name: c for c in [*middles, *heads, self.reference]}.values())

@@ -59,7 +59,7 @@ class Earlier:
         plan: Mapping[str, Any],
         measured: Mapping[str, float],
     ) -> Finished:
-        """Hold the results against the longer sweep, and read its runs back.
+        """Compare the results with the longer sweep, and read its runs back.
 
         Args:
             model: The base.
@@ -243,11 +243,11 @@ def read_base(directory: Path) -> dict[str, Tensor] | None:
 def plan_of(
     candidates: Sequence[Candidate], seeds: Sequence[int], settings: Mapping[str, Any], measured: Mapping[str, float]
 ) -> dict[str, Any]:
-    """What a sweep plans, as `results.json` has it for a longer sweep to be held against.
+    """What a sweep plans, as `results.json` has it for a longer sweep to be compared with.
 
     Args:
         candidates: What is tried.
-        seeds: Of the runs that count; of an adaptive plan at the most.
+        seeds: Of the runs that count; of an adaptive plan at most.
         settings: How it decides.
         measured: As `Earlier.finished` takes it.
     """
@@ -260,7 +260,7 @@ def plan_of(
 
 
 def was_rotated(directory: Path) -> bool | None:
-    """Whether each seed of the results in a directory validated on rows of its own; None where there are none."""
+    """Whether each seed of the results in a directory validated on its own rows; None where there are none."""
     try:
         results: Any = json.loads(read_regular(directory / EARLIER_FILES[0]))
         return bool(results["plan"]["settings"]["rotate"])

@@ -26,8 +26,8 @@ class PackForecast:
         stage: What the pack is trained for.
         runs: Names of its runs.
         configurations: Configuration -> how many of the runs are of it.
-        epochs: Passes over the training data, at the most.
-        bytes: Memory beside the base.
+        epochs: Passes over the training data, at most.
+        bytes: Memory on top of the base.
         seconds: Training and validation, were every run to stay to its end.
     """
 
@@ -47,7 +47,7 @@ class Forecast:
         packs: In the order in which they train.
         base_bytes: Memory of the base.
         program_bytes: Memory of the program beside base and packs.
-        limit: Bytes that a pack may need beside the base; None where there is no limit.
+        limit: Bytes that a pack may need on top of the base; None where there is no limit.
         open: What is not in the figures, in words.
     """
 
@@ -64,7 +64,7 @@ class Forecast:
 
     @property
     def peak_bytes(self) -> int:
-        """Memory at the most: the program, the base and the largest pack."""
+        """Memory at most: the program, the base and the largest pack."""
         return self.program_bytes + self.base_bytes + max(pack.bytes for pack in self.packs)
 
     @property
@@ -127,7 +127,7 @@ def _seconds(stages: Stages, runs: Sequence[Run], epochs: int) -> float:
 
 
 def _bytes(model: nn.Module, runs: Sequence[Run], problem: Problem, probes: Probes) -> int:
-    """What a pack takes beside the base: its step, measured, and what is kept for its numbers."""
+    """What a pack takes on top of the base: its step, measured, and what is kept for its numbers."""
     kind = _kind(model, runs)
     if len(runs) == 1:
         # As the plan has measured it.

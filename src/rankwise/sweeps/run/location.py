@@ -21,11 +21,11 @@ class RunLocation:
 
     Args:
         directory: The run directory.
-        config: The complete configuration as YAML, to be kept beside the results.
+        config: The complete configuration as YAML, to be stored next to the results.
         command: The command line, likewise.
-        resume_command: A command that goes on with the run, for messages.
+        resume_command: A command that resumes the run, for messages.
         overwrite: Whether earlier results may be replaced.
-        resume: Whether to go on with the unfinished run in the directory.
+        resume: Whether to resume the unfinished run in the directory.
         extend: Whether to continue from the finished run in the directory.
         extend_command: (seeds to add, seeds then) -> a command that adds them, for the report.
         every: How often a checkpoint is written.
@@ -87,7 +87,7 @@ class RunStart:
 
 
 def beginning_of(place: RunLocation) -> RunStart | None:
-    """What lies in a place for a run to continue from; None where it begins anew.
+    """What lies in a place for a run to continue from; None where it starts from the beginning.
 
     Raises:
         CheckpointError: A file of it is missing or damaged.

@@ -53,7 +53,7 @@ def run_sweep(
         every: How often a checkpoint is written.
         resume: Resume the unfinished run in `checkpoints` from its last complete checkpoint, by its plan.
         tests: Whether finished runs are measured on test data too.
-        memory: Bytes that a pack may need beside the base; what doesn't fit trains in packs one after another. By
+        memory: Bytes that a pack may need on top of the base; what doesn't fit trains in packs one after another. By
             default nine tenths of what the device has free. An unfinished run keeps the packs of its plan.
         probes: What steps take in memory, as far as it was measured before.
         workers: Train the packs; None trains them in this process.

@@ -1,6 +1,6 @@
 """What trains next: packs to the end or from rung to rung, in halves where memory runs out; what is under way is kept.
 
-The scheduler says which packs are to train and takes in what comes of them. It decides and keeps; it does not train.
+The scheduler says which packs are to train and takes in their outcomes. It decides and keeps; it does not train.
 """
 
 from collections.abc import Iterator, Sequence
@@ -73,7 +73,7 @@ class Scheduler:
         return max(known, default=0.0)
 
     def rounds(self) -> Iterator[Iterator[PackJob]]:
-        """Yield the packs to train until every run has ended; what comes of them is to be taken in before the next.
+        """Yield the packs to train until every run has ended; their outcomes are to be taken in before the next.
 
         Yields:
             Packs to their next rung, each made when it is asked for.

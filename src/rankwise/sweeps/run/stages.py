@@ -1,6 +1,6 @@
 """The stages of a sweep: looking for learning rates, training at them, trying further ones.
 
-Each stage is a sweep of its own with its own plan and checkpoints, and follows from what those before it found, so a
+Each stage is its own sweep with its own plan and checkpoints, and follows from what those before it found, so a
 run that is gone on with comes to the same stages.
 """
 
@@ -53,7 +53,7 @@ class Stages:
         auto: Settings of the adaptive plan; None trains the grid.
         checkpoints: A folder for plans and checkpoints; None to keep nothing.
         every: How often a checkpoint is written.
-        resume: Whether to go on with what is in the folder.
+        resume: Whether to resume what is in the folder.
         probes: What steps take in memory, as far as it was measured before.
         finished: Runs of an earlier sweep; those that are asked for again are taken from it.
         workers: Train the packs; None trains them in this process.

@@ -27,7 +27,7 @@ class Keeper:
     """Writes a sweep's state as checkpoints, and reads it.
 
     A pack that has not moved since the last checkpoint is not written again. What has ended since the last one is
-    written once, as a part of its own: the log.
+    written once, as its own part: the log.
 
     Args:
         checkpoints: Where.

@@ -61,8 +61,8 @@ def check_directory(directory: Path, overwrite: bool) -> None:
     another = f"give another directory with {option('out')}"
     if holds_unfinished(directory):
         raise OutputError(
-            f"{directory} holds an unfinished run; go on with it by {_resume(directory)}, {another}, or "
-            f"{_given('overwrite')} to start anew."
+            f"{directory} holds an unfinished run; resume it with {_resume(directory)}, {another}, or "
+            f"{_given('overwrite')} to start again."
         )
     if holds_results(directory):
         raise OutputError(f"{directory} holds results already; {another}, or {_given('overwrite')} to replace them.")
@@ -194,11 +194,11 @@ def read_begun(directory: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]
             files[name] = read_regular(folder / name)
         except OSError as error:
             raise CheckpointError(
-                f"The unfinished run in {directory} is damaged: {name} can't be read ({error.strerror}); start it anew."
+                f"The unfinished run in {directory} is damaged: can't read {name} ({error.strerror}); start it again."
             ) from error
         if hashlib.sha256(files[name]).hexdigest() != sha256:
             raise CheckpointError(
-                f"The unfinished run in {directory} is damaged: {name} does not match its checksum; start it anew."
+                f"The unfinished run in {directory} is damaged: {name} does not match its checksum; start it again."
             )
     base = files.get(str(BASE_FILE))
     earlier = {name.removeprefix(f"{EARLIER}/"): data for name, data in files.items() if name.startswith(f"{EARLIER}/")}
@@ -231,7 +231,7 @@ def write_run(
         adapters: How those of the finished runs are written.
         keep_base: Whether the base's weights are written too.
         extends: Whether the directory holds the results of a part of these runs: their adapters, the base and
-            whatever is not written anew stay as they are.
+            whatever is not written again stay as they are.
 
     Raises:
         OutputError: The directory can't be written, or something that is not Rankwise's has come into it.
@@ -250,7 +250,7 @@ def write_run(
             # The earlier results stay whole throughout: what they name is there, or replaced by a file with more in it.
             _add_adapters(staged, directory, new)
         else:
-            # The old mark goes first and the new one comes last, so it never stands beside files of another run.
+            # The old mark goes first and the new one comes last, so it never stands next to files of another run.
             remove_results(directory)
         for name in reversed(OWN_FILES):
             if (staged / name).exists():

@@ -186,7 +186,7 @@ def digits_candidates(options: DigitsOptions) -> list[Candidate]:
 def make_problem(raw: RawDigits, device: torch.device) -> Problem:
     """The data of the experiment: digits 5-9 to learn, 0-4 to see what is forgotten.
 
-    Training and validation images of 5-9 are one pool, which each seed may cut anew.
+    Training and validation images of 5-9 are one pool, which each seed may split differently.
     """
     new, old = (
         [select_digits(split, digits, device) for split in (raw.train, raw.validation, raw.test)]

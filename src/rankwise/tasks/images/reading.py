@@ -76,7 +76,7 @@ def read_images(
         skip_bad: Leave out files that are missing or no images, and say so.
 
     Returns:
-        The images, and what the user should be told.
+        The images, and notes for the user.
 
     Raises:
         DataError: There is no such place, it holds no images, or one of them can't be read.

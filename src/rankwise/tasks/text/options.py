@@ -123,14 +123,14 @@ class TextOptions:
         validation_share: How much is cut off for validation.
         test_share: How much is cut off for test.
         split_seed: Seed of the cuts and of the draws below; the same for all seeds of the sweep.
-        limit_train: Use so many training examples at the most, drawn at random. [default: all]
-        limit_validation: Use so many validation examples at the most.
-        limit_test: Use so many test examples at the most.
+        limit_train: Use so many training examples at most, drawn at random. [default: all]
+        limit_validation: Use so many validation examples at most.
+        limit_test: Use so many test examples at most.
         skip_bad_lines: Leave out lines that can't be used, and say so.
         ranks: LoRA ranks: 1,2,4 or a range, 1:64:x2.
         init_from: Folders of adapters to train on, each a configuration beside the ranks, with its own rank, alpha and
             targets.
-        seeds: How many seeds, or a list of them: 3, or 0,7; of an adaptive plan at the most. [default: 16; of a grid
+        seeds: How many seeds, or a list of them: 3, or 0,7; of an adaptive plan at most. [default: 16; of a grid
             3]
         lr: Learning rates of LoRA; the best is chosen for each rank.
         baseline: Train all weights too, as the reference.
@@ -160,9 +160,9 @@ class TextOptions:
         warmup: Steps over which the learning rate rises.
         weight_decay: AdamW's.
         clip: Largest norm of each run's gradient; 0 for none.
-        patience: Stop a run after so many epochs without a better validation loss. [default: never]
+        patience: Stop a run after this many epochs without a better validation loss. [default: never]
         base_dropout: Let the base's own dropout act in training.
-        gradient_checkpointing: Compute activations anew in the backward pass: less memory, a third more time.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
         max_length: The most tokens of an example. [default: the model's context]
         labels: "one", "several" or "number" a text. [default: seen from the data]
         metric: What decides among classifiers: accuracy, f1 (macro F1) or mcc (Matthews' correlation); of numbers
@@ -303,7 +303,7 @@ class TextOptions:
 
     @property
     def seed_list(self) -> tuple[int, ...]:
-        """The seeds; of an adaptive plan at the most these."""
+        """The seeds; of an adaptive plan at most these."""
         return self.deciding.seeds(self.seeds)
 
     def settings(self) -> dict[str, Any]:

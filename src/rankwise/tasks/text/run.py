@@ -147,7 +147,7 @@ def _quantised(options: TextOptions, ready: BuiltTask) -> list[str]:
 
 
 def _checkpoint(model: Any) -> None:
-    """Have a model of transformers compute activations anew in the backward pass."""
+    """Have a model of transformers Recompute activations in the backward pass."""
     inner: Any = model.encoder if isinstance(model, MeanPooledClassifier) else model
     # Its name in transformers 5.
     enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable

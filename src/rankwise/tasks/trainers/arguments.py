@@ -67,8 +67,8 @@ RULES = (
     ArgumentRule("include_for_metrics", _unset, "metrics get predictions and labels; leave it out"),
     ArgumentRule("label_names", lambda names: not names or list(names) == ["labels"], 'labels must be called "labels"'),
     # TRL's.
-    ArgumentRule("packing", _unset, "examples of one row can't be told apart; set packing=False"),
-    ArgumentRule("padding_free", _unset, "examples of one row can't be told apart; set padding_free=False"),
+    ArgumentRule("packing", _unset, "examples of one row can't be distinguished; set packing=False"),
+    ArgumentRule("padding_free", _unset, "examples of one row can't be distinguished; set padding_free=False"),
 )
 
 OWN_METHODS = ("training_step", "create_optimizer", "create_scheduler", "get_decay_parameter_names", "evaluation_loop")
@@ -117,7 +117,7 @@ def _known(cls: type) -> bool:
 
 
 def settings_of(trainer: Any, steps: int) -> tuple[Training, list[str]]:
-    """The settings of every run, and what the user should be told.
+    """The settings of every run, and notes for the user.
 
     Args:
         trainer: From `check_trainer`.
@@ -134,7 +134,7 @@ def settings_of(trainer: Any, steps: int) -> tuple[Training, list[str]]:
     if args.weight_decay:
         notes.append("Full fine-tuning decays biases and norms too; transformers leaves them out.")
     if getattr(args, "gradient_checkpointing", False):
-        notes.append("Activations are kept, not computed anew (gradient_checkpointing): that takes memory alone.")
+        notes.append("Activations are kept, not recomputed (gradient_checkpointing): that takes memory alone.")
     training = Training(
         weight_decay=args.weight_decay,
         betas=(args.adam_beta1, args.adam_beta2),

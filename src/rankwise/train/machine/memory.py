@@ -33,7 +33,7 @@ FIRST_STEP = 90 << 20
 
 
 def program_bytes(device: torch.device, base: int) -> int:
-    """What the program takes beside the base and its packs: interpreter, libraries, data. None of it is on a GPU.
+    """What the program takes on top of the base and its packs: interpreter, libraries, data. None of it is on a GPU.
 
     Args:
         device: Where the base is.
@@ -105,7 +105,7 @@ class _Living(TorchDispatchMode):
 
 
 def _has_memory(t: object) -> bool:
-    """Whether this is a tensor with numbers of its own: none that torch.func has wrapped, whose inside is counted."""
+    """Whether this is a tensor with its own numbers: none that torch.func has wrapped, whose inside is counted."""
     try:
         return isinstance(t, Tensor) and t.untyped_storage().data_ptr() >= 0
     except RuntimeError:

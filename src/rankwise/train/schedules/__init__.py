@@ -28,7 +28,7 @@ class Schedules:
     Args:
         names: Each adapter's schedule.
         warmup: Each adapter's steps of warm-up.
-        total_steps: Each adapter's steps at the most.
+        total_steps: Each adapter's steps at most.
     """
 
     def __init__(self, names: Sequence[str], warmup: Sequence[int], total_steps: Sequence[int]) -> None:

@@ -141,4 +141,4 @@ def test_the_only_column_left_is_taken_and_said():
     records = records_of({"text": "a", "category": "b"})
     (example,), notes = read_examples(records, "classify")
     assert (example.text, example.label) == ("a", "b")
-    assert notes == [f'{records.source}: the column "category" is taken for "label".']
+    assert notes == [f'{records.source}: the column "category" is read as "label".']

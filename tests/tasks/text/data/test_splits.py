@@ -60,9 +60,7 @@ def test_duplicates_are_counted_whatever_case_and_spacing():
     test = [Labelled(1, "where is  my card?", "card"), Labelled(2, "hello", "bye"), Labelled(3, "New", "hi")]
     assert overlap(train, test) == Overlap(same=1, same_input=1, n=3)
     notes = split_examples(train * 2, train, test).notes
-    assert any(
-        "1 of 3 test examples stand in the training data too, 1 more share their input" in note for note in notes
-    )
+    assert any("1 of 3 test examples are in the training data too, 1 more share their input" in note for note in notes)
     assert any("2 of 2 validation examples" in note for note in notes)
 
 

@@ -64,7 +64,7 @@ def test_where_all_logits_have_to_be_made():
     model, call, batch = setting("llama")
     whole = model.forward
     model.forward = lambda **given: whole(**given).logits.sin()
-    assert lean_head(model, call, batch) is None, "logits are made in a way of their own"
+    assert lean_head(model, call, batch) is None, "logits are made in their own way"
     model.forward = lambda **given: whole(**given).logits[:, 1:]
     assert lean_head(model, call, batch) is None, "what follows needs the head's outputs"
 

@@ -1,4 +1,4 @@
-"""Texts that each seed cuts anew: equal inputs on one side, and figures that agree with a plain pass."""
+"""Texts that each seed splits differently: equal inputs on one side, and figures that agree with a plain pass."""
 
 import json
 from collections.abc import Mapping

@@ -74,7 +74,7 @@ class Workers(Protocol):
 
     @property
     def at_once(self) -> int:
-        """Packs that train at the same time, at the most."""
+        """Packs that train at the same time, at most."""
         ...
 
     def close(self) -> None:

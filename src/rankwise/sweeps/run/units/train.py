@@ -31,7 +31,7 @@ def train_unit(
 
     Args:
         unit: Which.
-        runs: Its runs, made anew.
+        runs: Its runs, rebuilt.
         model: The base.
         problem: Data, loss and metric.
         known: Fingerprints of base and data (`fingerprints_of`).

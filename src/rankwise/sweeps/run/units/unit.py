@@ -90,7 +90,7 @@ class UnitSpec:
 
 
 def spec_of(job: PackJob, stage: str, sha256: Mapping[str, str], model: nn.Module, problem: Problem) -> UnitSpec:
-    """Describe a job, so that another process can make it anew.
+    """Describe a job, so that another process can rebuild it.
 
     Args:
         job: The job.
@@ -127,7 +127,7 @@ def made_with(model: nn.Module) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What came of a unit.
+    """The outcome of a unit.
 
     Args:
         status: "over", or "too large" where a step did not fit into memory.
@@ -176,7 +176,7 @@ class Unit:
         write_checked(self.folder / DONE, DONE_FORMAT, {"status": result.status, **_counts(result)})
 
     def result(self, runs: Sequence[Run]) -> UnitResult | None:
-        """Read what came of the unit; None where it is not done, or damaged, in which case it is to be done again.
+        """Read the outcome of the unit; None where it is not done, or damaged, in which case it is to be done again.
 
         Args:
             runs: Its runs.

@@ -51,7 +51,7 @@ class UnitsWorker:
 
 
 def _events_of(unit: Unit, result: UnitResult, reported: set[tuple[str, int]]) -> Generator[Event | PackState]:
-    """What came of a unit, as the events that were not told before, and its state."""
+    """The outcome of a unit, as the events that were not told before, and its state."""
     new = [point for point in result.swept.curve if (point.run, point.step) not in reported]
     notes = tuple(result.swept.notes)
     for _, points in groupby(new, key=lambda point: point.step):

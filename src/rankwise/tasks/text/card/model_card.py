@@ -71,7 +71,7 @@ class CardFacts:
         labels: A classifier's.
         pad_token: A token for padding, where the tokenizer has none itself.
         chat_template: Whether prompts are written by a chat template.
-        own_template: The template, where it is not the tokenizer's own; kept beside the adapter too.
+        own_template: The template, where it is not the tokenizer's own; stored next to the adapter too.
         separator: What stands between prompt and answer where no template writes them.
         version: Rankwise's.
     """

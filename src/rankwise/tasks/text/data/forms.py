@@ -150,7 +150,7 @@ def read_examples(
         skip_bad_lines: Leave out records that can't be used, and say so, instead of refusing them.
 
     Returns:
-        The examples, and what the user should be told.
+        The examples, and notes for the user.
 
     Raises:
         DataError: No form fits the columns, a named column is missing, or a record has no usable value.
@@ -227,7 +227,7 @@ def _check_columns(records: Records, forms: Mapping[str, Form], columns: Mapping
 def _only_choice(
     records: Records, forms: Mapping[str, Form], columns: dict[str, str]
 ) -> tuple[dict[str, str], list[str]]:
-    """Where all but one role of a form have columns and one column is left, it is the last role's; that is said."""
+    """Assign the only column that is left to the only role without one; a note reports it."""
     filled = {role: columns.get(role, role) for form in forms.values() for role in form.roles}
     if any(all(filled[role] in records.columns for role in form.roles) for form in forms.values()):
         return columns, []
@@ -236,7 +236,7 @@ def _only_choice(
         left = [column for column in records.columns if column not in [filled[role] for role in form.roles]]
         if len(lacking) == len(left) == 1 and len(form.roles) > 1:
             role, column = lacking[0], left[0]
-            return {**columns, role: column}, [f'{records.source}: the column "{column}" is taken for "{role}".']
+            return {**columns, role: column}, [f'{records.source}: the column "{column}" is read as "{role}".']
     return columns, []
 
 

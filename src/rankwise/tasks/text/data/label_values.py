@@ -103,7 +103,7 @@ def are_lists(values: Iterable[Any]) -> bool:
 def count_places(values: Sequence[Any]) -> int | None:
     """How many labels there are, where every value is a row of 0 and 1 with a place for each label; None elsewhere.
 
-    Rows of one length are taken for places, not for a list of the names 0 and 1: as names, all of them would hold one
+    Rows of one length are read as positions, not as lists of the names 0 and 1: as names, all of them would hold one
     label twice, or the same two.
 
     Examples:

@@ -143,7 +143,7 @@ def read_labels(folder: Path) -> Labels:
             raise ValueError("no kind of label, or no different names")
         return Labels(kind, tuple(names), bool(content.get("places", False)))
     except OSError as error:
-        raise DataError(f"{path} can't be read ({error.strerror}); it is saved beside an adapter.") from error
+        raise DataError(f"{path} can't be read ({error.strerror}); it is saved next to an adapter.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f'{path} is damaged; it holds {{"kind": ..., "names": [...]}}.') from error
 

@@ -138,7 +138,7 @@ def has_text(value: Any) -> bool:
 
 
 def with_system(chat: Chat, system: Any) -> Chat:
-    """The conversation with a system prompt that stands beside it.
+    """The conversation with a system prompt that stands next to it.
 
     Raises:
         WrongValueError: It has one already, another.

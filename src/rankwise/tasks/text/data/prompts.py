@@ -27,7 +27,7 @@ def read_prompts(
         skip_bad_lines: Leave out records that can't be used, and say so.
 
     Returns:
-        Examples whose answers mean nothing, and what the user should be told.
+        Examples whose answers mean nothing, and notes for the user.
 
     Raises:
         DataError: The file can't be read, is empty, or has no prompts; or columns of a text are named.

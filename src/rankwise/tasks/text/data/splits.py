@@ -22,7 +22,7 @@ def cut(examples: Sequence[Example], share: float, seed: int, what: str) -> tupl
         examples: The examples; their order is kept on both sides.
         share: How much to cut off, between 0 and 1; at least one input goes to each side.
         seed: Of the cut. It belongs to the data and is the same for all seeds of a sweep.
-        what: "validation" or "test": each is a cut of its own.
+        what: "validation" or "test": each is its own cut.
 
     Returns:
         What stays, and what was cut off.
@@ -67,7 +67,7 @@ class Overlap:
     """What training and test examples share.
 
     Args:
-        same: Test examples whose input and answer stand in the training data.
+        same: Test examples whose input and answer are in the training data.
         same_input: Test examples whose input does, with another answer.
         n: How many test examples there are.
     """
@@ -81,7 +81,7 @@ class Overlap:
         if not self.same + self.same_input:
             return None
         return (
-            f"{self.same:,} of {self.n:,} {what} examples stand in the training data too, "
+            f"{self.same:,} of {self.n:,} {what} examples are in the training data too, "
             f"{self.same_input:,} more share their input with it: figures on them flatter."
         )
 
@@ -122,7 +122,7 @@ class ExampleSplits:
         train: Training examples.
         validation: Validation examples.
         test: Test examples.
-        notes: What the user should be told about them.
+        notes: Notes for the user about them.
         places: Whether labels were rows of 0 and 1 with a place for each.
     """
 
@@ -152,7 +152,7 @@ def split_examples(
         validation_share: How much is cut off for validation.
         test_share: How much is cut off for test.
         seed: Of the cuts and draws.
-        limits: "train", "validation", "test" -> how many examples are used at the most, drawn after the cuts.
+        limits: "train", "validation", "test" -> how many examples are used at most, drawn after the cuts.
 
     Raises:
         DataError: There are too few examples to cut, or a limit leaves a label without one.

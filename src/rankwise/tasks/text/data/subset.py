@@ -19,7 +19,7 @@ def drawn(examples: Sequence[Example], n: int, seed: int, what: str) -> list[int
         examples: The examples.
         n: How many; all where there are no more.
         seed: Of the draw.
-        what: What they are for; each is a draw of its own.
+        what: What they are for; each is its own draw.
 
     Returns:
         Places of the drawn ones, rising.

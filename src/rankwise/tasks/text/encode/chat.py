@@ -17,7 +17,7 @@ Span = tuple[int, int]
 def tokenize_chat(template: Template, chat: Chat, *, loss_on_all: bool) -> Tokens:
     """A conversation as tokens, with loss on every answer (with the token that ends it), or on everything.
 
-    Where the answers stand in the text is marked by the template itself (`{% generation %}`), or found by writing the
+    Where the answers are in the text is marked by the template itself (`{% generation %}`), or found by writing the
     conversation as far as each answer. Answers that are context only carry no loss either way.
 
     Raises:
@@ -57,7 +57,7 @@ def find_answers(template: Template, chat: Chat) -> tuple[str, list[Span]]:
 
     Raises:
         ConfigError: The template is no Jinja.
-        BadLineError: They can't be told from the rest, or one that is to be learnt is empty.
+        BadLineError: They can't be distinguished from the rest, or one that is to be learnt is empty.
     """
     places = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
     if template.marks_answers(chat):
@@ -67,7 +67,7 @@ def find_answers(template: Template, chat: Chat) -> tuple[str, list[Span]]:
                 raise BadLineError(
                     chat.line,
                     f": the chat template marks {len(spans)} answers of {len(places)}, so those that are not to be "
-                    "learnt can't be told from the others.",
+                    "learnt can't be distinguished from the others.",
                 )
             return text, spans
     else:
@@ -94,7 +94,7 @@ def _span(template: Template, chat: Chat, text: str, i: int, k: int) -> Span:
         raise BadLineError(
             chat.line,
             f": the chat template writes the messages before answer {k} differently once the conversation goes on, so "
-            "answers can't be told from the rest; give --chat-template with {% generation %} around answers, or "
+            "answers can't be located; give --chat-template with {% generation %} around answers, or "
             "--loss-on all.",
         )
     start = len(before) if i else _first_start(template, chat, text)

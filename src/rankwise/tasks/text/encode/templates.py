@@ -119,7 +119,7 @@ _DIRECTIVES = "aAbBcCdDeFgGhHIjklmMnpPrRStTuUVwWxXyY"
 
 
 def dated(template: str, date: str | None) -> str:
-    """The template with a macro of its own in place of the function that gives today's date, however it calls that.
+    """The template with its own macro in place of the function that gives today's date, however it calls that.
 
     Examples:
         >>> from jinja2 import Environment
@@ -133,7 +133,7 @@ def dated(template: str, date: str | None) -> str:
     # Two percent signs stand for one, and don't begin a directive.
     steps = [("%%", "\0"), *((f"%{sign}{d}", day.strftime(f"%{sign}{d}")) for sign in ("-", "") for d in _DIRECTIVES)]
     filters = "".join(f"|replace({old!r},{new!r})" for old, new in [*steps, ("\0", "%")])
-    # In a line of its own, which `trim_blocks` takes away with its end.
+    # In its own line, which `trim_blocks` takes away with its end.
     return f"{{% macro {_NOW}(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}\n{template}"
 
 

@@ -69,7 +69,7 @@ def find_head(model: nn.Module, base_prefix: str, missing: Sequence[str]) -> tup
         missing: Parameters that the checkpoint did not have.
 
     Returns:
-        (names of all modules of the head, names of those that are new), each with parameters of its own.
+        (names of all modules of the head, names of those that are new), each with its own parameters.
 
     Raises:
         ConfigError: The checkpoint lacks weights of the base itself.

@@ -39,7 +39,7 @@ class TextModel:
         head: Modules that belong to each adapter, for `Member.modules_to_save`; none for sft.
         new_head: Those of them that begin from the adapter's seed.
         labels: A classifier's, in the order of its outputs.
-        notes: What the user should be told.
+        notes: Notes for the user.
         labels: What a classifier predicts.
         pad_token: The token for padding that was chosen, where the tokenizer had none.
     """

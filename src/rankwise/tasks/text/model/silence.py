@@ -12,7 +12,7 @@ def silence_transformers(*, gguf: bool = False) -> Generator[None]:
     """Without transformers' progress bars and load reports: what matters in them is said by errors and notes.
 
     Args:
-        gguf: Whether a GGUF file is unpacked, which has a bar of its own.
+        gguf: Whether a GGUF file is unpacked, which has its own bar.
     """
     from transformers.utils import logging
 

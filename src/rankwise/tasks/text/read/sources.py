@@ -29,7 +29,7 @@ class Records:
         rows: The records; at least one.
         columns: All their columns, in order of first appearance.
         label_names: Names of a hub data set's classes by column, in the order of their numbers.
-        notes: What the user should be told.
+        notes: Notes for the user.
     """
 
     source: str
@@ -239,7 +239,7 @@ def _from_dataset(source: str, data: Any) -> Records:
                 absent += n
     notes = (
         (
-            f"{source}: {absent:,} nulls inside of lists and objects are taken for keys that are not there, as a table "
+            f"{source}: {absent:,} nulls inside of lists and objects are read as keys that are not there, as a table "
             "has every key in every row.",
         )
         if absent

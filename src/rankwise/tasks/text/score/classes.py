@@ -1,4 +1,4 @@
-"""Figures of each label, and which labels are taken for which."""
+"""Figures of each label, and which labels are read as which."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -148,7 +148,7 @@ def most_confused(counts: Float[Tensor, "n n"], labels: Labels, most: int = 3) -
 
 
 def confusion_of(outputs: Float[Tensor, "rows C"], right: Tensor, labels: Labels) -> Tensor | None:
-    """How often each label was taken for each; None where a text has not one label."""
+    """How often each label was predicted as each; None where a text has not one label."""
     return (
         confusion(torch.as_tensor(predict_labels(outputs, "one")), right, len(labels.names))
         if labels.kind == "one"

@@ -21,7 +21,7 @@ Batch = Mapping[str, Tensor]
 
 
 def perplexity_of(loss: float) -> float:
-    """exp of a loss a token, at the most exp(700): JSON knows no infinity.
+    """exp of a loss a token, at most exp(700): JSON knows no infinity.
 
     Examples:
         >>> perplexity_of(0.0)

@@ -46,12 +46,12 @@ class Evaluation:
     Args:
         data: The file, as the user gave it.
         figures: Name -> figure -> value: of classifiers the floor first; then the base, unless its head is not trained.
-        notes: What the user should be told.
+        notes: Notes for the user.
         labels: A classifier's.
         examples: The labelled texts, in the order of the predictions.
         predictions: Of base and adapters, of a classifier.
         classes: Name -> label -> figures of it, likewise; none for numbers.
-        confusions: Name -> how often each label (row) was taken for each (column), where a text has one label.
+        confusions: Name -> how often each label (row) was predicted as each (column), where a text has one label.
     """
 
     data: str
@@ -93,8 +93,8 @@ def evaluate_texts(
         columns: Role -> column, where a column is not called as its role.
         split: Of a hub data set.
         skip_bad_lines: Leave out what can't be read, and say so.
-        limit: How many examples are used at the most, drawn as a sweep draws its test examples; None for all.
-        generate: For so many inputs, drawn from the whole file, answers are written and held against all references
+        limit: How many examples are used at most, drawn as a sweep draws its test examples; None for all.
+        generate: For so many inputs, drawn from the whole file, answers are written and compared with all references
             of the input; 0 for none.
         writing: How they are written.
 

@@ -181,7 +181,7 @@ def with_room(
         skip_bad_lines: Leave out prompts that can't be written, and say so, instead of refusing them.
 
     Returns:
-        Their places, and what the user should be told of the others.
+        Their places, and notes for the user of the others.
 
     Raises:
         DataError: Prompts can't be written, or have a token beyond the model's vocabulary.

@@ -35,7 +35,7 @@ class ServedImages:
         loaded: The model.
         names: What the adapters are called, in order.
         folders: Where they lie, in order.
-        notes: What the user should be told.
+        notes: Notes for the user.
     """
 
     loaded: ImageModel
@@ -123,7 +123,7 @@ def evaluate_images(
         data: A folder with a folder for each label, or a file with paths and labels.
         columns: Role -> column, where a column is not called as its role.
         skip_bad: Leave out images that can't be read, and say so.
-        limit: How many images are used at the most; None for all.
+        limit: How many images are used at most; None for all.
         generate: Must be 0: nothing is written.
 
     Raises:

@@ -27,7 +27,7 @@ class Merged:
     Args:
         folder: Where.
         report: How well each weight holds its delta.
-        notes: What the user should be told.
+        notes: Notes for the user.
     """
 
     folder: Path

@@ -22,7 +22,7 @@ class MergeOptions:
 
     Args:
         model: The base: a folder, a .gguf file, or a name on the Hugging Face hub. [default: what the adapter names]
-        task: "classify" or "sft". [default: classify where labels.json lies beside the adapter, else sft]
+        task: "classify" or "sft". [default: classify where labels.json lies next to the adapter, else sft]
         pooling: A classifier's input: "model" for the architecture's own classifier, "mean" for the mean of an
             encoder's outputs. [default: as in training]
         chat_template: A template for a tokenizer without one: a file, or Jinja text. [default: as in training]
@@ -55,7 +55,7 @@ class UseOptions:
 
     Args:
         model: The base: a folder, a .gguf file, or a name on the Hugging Face hub. [default: what the adapter names]
-        task: "classify" or "sft". [default: classify where labels.json lies beside the adapter, else sft]
+        task: "classify" or "sft". [default: classify where labels.json lies next to the adapter, else sft]
         max_length: The most tokens of an example. [default: as in training; of generate, the model's context]
         pooling: A classifier's input: "model" for the architecture's own classifier, "mean" for the mean of an
             encoder's outputs. [default: as in training]

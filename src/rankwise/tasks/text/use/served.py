@@ -43,7 +43,7 @@ class ServedModel:
         names: What the adapters are called, as the user sees them, in order.
         ways: How each of them makes tokens of examples; of the base alone, its one way.
         max_length: The most tokens of a prompt with its answer, where they are written; None takes the model's context.
-        notes: What the user should be told.
+        notes: Notes for the user.
         folders: Where the adapters lie, in order.
     """
 
@@ -259,14 +259,14 @@ def labels_of(folders: Sequence[Path]) -> Labels:
     """The labels of classifiers.
 
     Raises:
-        ConfigError: None are saved beside an adapter.
+        ConfigError: None are saved next to an adapter.
         DataError: The adapters have different ones.
     """
     labelled = [folder for folder in folders if (folder / LABELS).exists()]
     if not labelled:
         raise ConfigError(
             f"There is no {LABELS} in {', '.join(map(str, folders)) or 'an adapter, as none is given'}; a classifier's "
-            "labels are saved beside its adapter."
+            "labels are saved next to its adapter."
         )
     labels = read_labels(labelled[0])
     for folder in labelled[1:]:
@@ -275,7 +275,7 @@ def labels_of(folders: Sequence[Path]) -> Labels:
 
 
 def _kept(folders: Sequence[Path], read: Callable[[Path], Kept | None]) -> list[Kept | None]:
-    """What lies beside each adapter; where nothing does, the same as beside the first that has it."""
+    """What lies next to each adapter; where nothing does, the same as beside the first that has it."""
     found = [read(folder) for folder in folders] or [None]
     first = next((own for own in found if own is not None), None)
     return [first if own is None else own for own in found]
