@@ -26,7 +26,7 @@ from rankwise.sweeps.run.stage import Search
 from rankwise.sweeps.run.stages import Stages
 from rankwise.train.data.loaders import cut_off, in_memory
 from rankwise.train.events import Observers
-from rankwise.train.outcome import CurvePoint
+from rankwise.train.outcome import EpochPoint
 from rounding import alike
 from small_sweep import accuracy, loss, small_model, some_data
 from trained_pack import train_pack
@@ -272,7 +272,7 @@ def test_the_search_has_the_schedule_of_the_runs_that_count(monkeypatch: pytest.
 def test_a_schedule_may_be_longer_than_the_run() -> None:
     rates: dict[int | None, list[float]] = {}
     for horizon in (None, 24):
-        points: list[CurvePoint] = []
+        points: list[EpochPoint] = []
         member = Member(name="a", lora=LoRAConfig(r=1))
         training = Training(lr=1.0, batch_size=8, epochs=3, schedule="cosine", horizon=horizon)
         list(

@@ -191,11 +191,11 @@ def sweep(
     observers: Sequence[Observer] = (),
     workers: Ray | None = None,
 ) -> Sweep:
-    """Train many adapters together over one frozen model, hold them against full fine-tuning, and recommend one.
+    """Train many adapters together over one frozen model, compare them with full fine-tuning, and recommend one.
 
     Args:
         model: The base, of any class; its rows must not mix. It is the same, bit for bit, afterwards.
-        configs: Ranks (1, 2, 4), `LoRAConfig`s, or folders of saved adapters to go on from; or name -> one of
+        configs: Ranks (1, 2, 4), `LoRAConfig`s, or folders of saved adapters to continue from; or name -> one of
             these, or -> (one of these, Training) where it has its own training settings; a learning rate in them is
             the only one that is tried.
         train: Training data: tensors with the rows first (or a tuple or mapping of them), a Dataset, or a DataLoader
@@ -236,7 +236,7 @@ def sweep(
         rows_at_once: Rows, over all adapters, that an evaluation passes at once.
         cache: Whether what lies before the first adapted layer runs once for each row, not in every step, its outputs
             being kept in memory (True), or in files in this folder until the sweep ends. For adapters of upper blocks.
-            A run that began with it goes on with it, and one without without.
+            A resumed run must use the cache setting it started with.
         base_name: What the adapters' files call the base: its folder or hub name.
         out: A directory for results, report and adapters; None keeps all in memory.
         overwrite: Whether earlier results there may be replaced.

@@ -37,7 +37,7 @@ class AdapterFileError(RankwiseError, ValueError):
 
 
 class DataError(RankwiseError, ValueError):
-    """Data is missing, truncated, or not what it was said to be."""
+    """Data is missing, truncated, or not as declared."""
 
 
 class OutputError(RankwiseError, ValueError):

@@ -1,7 +1,7 @@
 """From runs and a problem to results: a sweep with everything around it, in memory or in a run directory.
 
 A task (or a user's own code) says what is trained on what; here is what all of them share: the place is checked
-before anything is computed, the run can be gone on with, the base is shown to be untouched, results are put together,
+before anything is computed, the run can be resumed, the base is shown to be untouched, results are put together,
 written and drawn.
 """
 
@@ -53,7 +53,7 @@ from rankwise.writing import interrupts_ignored
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What is trained on what, and how it is told.
+    """What is trained on what, and how it is reported.
 
     Args:
         task: Its name.
@@ -69,7 +69,7 @@ class Experiment:
         widen: Whether learning rates beyond the grid are tried where the best one lies at its edge.
         config_hash: Of the settings; None takes that of the configuration that is written.
         data_info: What the data are; None for their sizes and checksums.
-        published: Somebody else's table, to be shown beside the results.
+        published: Published figures to show with the results.
         grid: More of what is tried, for `results.json`.
         comparable: Configurations that can be reference or answer; None for all.
         relative_to: What the relative columns are relative to; None for the reference.

@@ -17,7 +17,7 @@ from rankwise.errors import CheckpointError, OutputError
 
 @contextmanager
 def replacing(path: Path, *, durably: bool = False) -> Generator[Path]:
-    """Give a temporary name beside `path`; on success it is renamed to `path`, else removed. Makes the folder.
+    """Yield a temporary path in the same folder, renamed to `path` on success, else removed. Makes the folder.
 
     Args:
         path: The file to write.

@@ -12,7 +12,7 @@ from rankwise.errors import OutputError
 from rankwise.loggers.csv import CSV_COLUMNS, CSVLog
 from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.events import Ended, EpochEnded, Resumed, RunEnded, RunInfo, Started, Stepped
-from rankwise.train.outcome import CurvePoint, Outcome
+from rankwise.train.outcome import EpochPoint, Outcome
 from rankwise.train.settings import Training
 from small_sweep import accuracy, loss, small_model, some_data
 
@@ -21,7 +21,7 @@ NAMES = tuple(run.name for run in RUNS)
 EVENTS = (
     Started(RUNS, "accuracy"),
     Stepped(NAMES, 2, ((1.0, 2.0), (0.5, float("nan"))), ((0.1, 0.1), (0.05, 0.05))),
-    EpochEnded((CurvePoint(NAMES[0], 2, 0.75, 0.6, 0.9, 0.05, 3.0),)),
+    EpochEnded((EpochPoint(NAMES[0], 2, 0.75, 0.6, 0.9, 0.05, 3.0),)),
     RunEnded(Outcome(NAMES[1], {}, "diverged", "", 2, 2, 1, 0.1)),
 )
 

@@ -18,7 +18,7 @@ from rankwise.show.live_table import LiveTable, choose, draw_board
 from rankwise.show.plain import PlainDisplay, QuietDisplay
 from rankwise.show.state import ProgressRow, ProgressState, RowState, clock_time
 from rankwise.train.events import Ended, EpochEnded, Message, Observers, Resumed, RunEnded, RunInfo, Started, Stepped
-from rankwise.train.outcome import CurvePoint, Outcome
+from rankwise.train.outcome import EpochPoint, Outcome
 
 ROWS = [ProgressRow(f"r{r}-{lr:g}", f"r{r}", r, lr, 5) for r in (1, 2, 4, 8, 16, 32, 64) for lr in (1e-4, 3e-4, 1e-3)]
 
@@ -32,7 +32,7 @@ def outcome(name, status="finished", step=3):
 
 
 def point(name, step, loss=0.5, metric=0.5):
-    return CurvePoint(name, step, 1.0, loss, metric, 0.1, 1.0)
+    return EpochPoint(name, step, 1.0, loss, metric, 0.1, 1.0)
 
 
 RUNS = tuple(info(f"{row.key}-s{seed}", row.name, row.lr) for row in ROWS for seed in range(5))

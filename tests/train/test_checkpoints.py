@@ -163,7 +163,7 @@ def test_a_failed_write_leaves_the_earlier_ones(
             if not done:
                 assert said == [
                     f"A checkpoint could not be written to {tmp_path} (No space left on device); the last one is "
-                    "kept, and training goes on."
+                    "kept, and training continues."
                 ]
     assert done == (len(calls) < nth), "three files, each flushed with its folder and renamed once"
     found = read(tmp_path)
@@ -189,7 +189,8 @@ def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert said == [
-        f"A checkpoint could not be written to {tmp_path} (File too large); the last one is kept, and training goes on."
+        f"A checkpoint could not be written to {tmp_path} (File too large); the last one is kept, "
+        "and training continues."
     ]
     assert value_of(read(tmp_path)) == 1
     assert written.write({"pack-0": tensors(2)}, {}), "and the next is written when there is room again"

@@ -13,7 +13,7 @@ from rankwise.errors import CheckpointError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.train.loop import PackTraining
-from rankwise.train.outcome import CurvePoint, Outcome
+from rankwise.train.outcome import EpochPoint, Outcome
 from rankwise.train.settings import Training
 from rankwise.train.state import TrainingState
 
@@ -74,8 +74,8 @@ def went_on(training: PackTraining, dtype: torch.dtype) -> PackTraining:
     return other
 
 
-def finish(training: PackTraining) -> tuple[list[CurvePoint], list[Outcome]]:
-    points: list[CurvePoint] = []
+def finish(training: PackTraining) -> tuple[list[EpochPoint], list[Outcome]]:
+    points: list[EpochPoint] = []
     outcomes: list[Outcome] = []
     while not training.done:
         epoch = training.advance()
@@ -85,7 +85,7 @@ def finish(training: PackTraining) -> tuple[list[CurvePoint], list[Outcome]]:
     return points, outcomes
 
 
-def bits(found: tuple[list[CurvePoint], list[Outcome]]) -> object:
+def bits(found: tuple[list[EpochPoint], list[Outcome]]) -> object:
     """Everything but the seconds; NaN made equal to itself."""
     points, outcomes = found
     return (

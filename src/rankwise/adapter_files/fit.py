@@ -62,7 +62,7 @@ def replacements_of_file(model: nn.Module, read: AdapterFile, findings: Findings
 
 def _is_announced(name: str, read: AdapterFile) -> bool:
     owner, _, leaf = name.rpartition(".")
-    # A file of ours names whole paths, and holds for PEFT what the ends of these mean to it besides.
+    # Our files name whole paths; PEFT matches ends of paths, so other modules may be listed for it.
     ours = TENSORS in read.metadata
     saved = is_inside(owner, read.fields.get("modules_to_save") or ()) if ours else is_saved(owner, read.fields)
     return saved or (leaf == "bias" and read.fields.get("bias", "none") != "none")

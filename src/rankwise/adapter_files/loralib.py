@@ -34,7 +34,7 @@ def load_loralib(
 ) -> Report:
     """Attach what `loralib.lora_state_dict` returned to the model as it was before loralib's layers came in.
 
-    loralib stores neither alpha nor which parts of a `MergedLinear` are adapted, so both are said here. Biases in
+    loralib stores neither alpha nor which parts of a `MergedLinear` are adapted, so both are arguments here. Biases in
     the file are the adapter's own, as with `LoRAConfig(bias=...)`. Convolutions get a rank of about r kernel^2, since
     loralib's delta runs over channels and kernel alike.
 

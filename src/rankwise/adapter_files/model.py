@@ -150,7 +150,7 @@ def save_adapter(
             model_names=[paths[0] for _, paths in modules],
             fan_in_fan_out=all(lora.layer_type.name == "Conv1D" for _, lora in layers.values()),
             key_ends=filed.key_ends,
-            named=filed.named,
+            named=filed.setting_names,
         )
 
 
@@ -161,7 +161,7 @@ def _weight_paths(layers: Mapping[str, tuple[nn.Module, LoRA]]) -> list[str]:
 
 def _warn_of_dropout(config: LoRAConfig, filed: FileLayout) -> None:
     """Say that a file with adapted parameters has no dropout; there it would have no input to act on."""
-    bare = {named.bare for named in filed.named.values()}
+    bare = {named.bare for named in filed.setting_names.values()}
     if config.dropout and bare == {True, False}:
         warnings.warn(
             f"The file says lora_dropout = 0, not {config.dropout:g}: PEFT refuses dropout in an adapter that has "

@@ -43,7 +43,7 @@ class FileLayout:
         config: Its configuration, whose alphas are those of the settings' names and keep the scales where PEFT's shape
             changes r.
         tensors: PEFT's path -> A and B as PEFT shapes them.
-        named: PEFT's path -> what the settings call it.
+        setting_names: PEFT's path -> what the settings call it.
         key_ends: PEFT's path -> ends of the keys of A and B.
         own: PEFT's path -> what the variant has there in addition to A and B, by name, as PEFT shapes it.
         shared: What all layers share, by name.
@@ -52,7 +52,7 @@ class FileLayout:
 
     config: LoRAConfig
     tensors: dict[str, Pair]
-    named: dict[str, PeftName]
+    setting_names: dict[str, PeftName]
     key_ends: dict[str, tuple[str, str]]
     own: dict[str, dict[str, Tensor]]
     shared: dict[str, Tensor]
@@ -99,7 +99,7 @@ def as_filed(modules: Sequence[Named], layers: Layers, name: str, config: LoRACo
         # PEFT has one r and one alpha for all of an attention; where they differ only Rankwise reads the file.
         called = place.name if settings.setdefault(place.name, values) == values else place.path
         settings[called] = values
-        filed.named[place.path] = PeftName(called, place.bare, r)
+        filed.setting_names[place.path] = PeftName(called, place.bare, r)
         declared = [one for one in lora.variant_of(name).tensors if one.key and not one.shared]
         if declared:
             held = {one.name: tensors[one.name] for one in declared}

@@ -27,7 +27,7 @@ def swap_adapter(
     """Give an attached adapter the values of a file, in place: a compiled model takes them up without recompiling.
 
     The file must adapt the same modules in the same way. A smaller r is filled up with zeros; the file's scale goes
-    into B, since the attached adapter's stands in the compiled code.
+    into B, since the compiled code has the attached adapter's scale.
 
     Args:
         model: An injected model, compiled or not.

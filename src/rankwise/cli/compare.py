@@ -15,7 +15,7 @@ def compare(
     out: Path | None = None,
     json_: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
 ) -> int:
-    """Hold finished runs against one another: test metrics side by side, and paired differences.
+    """Compare finished runs: test metrics side by side, and paired differences.
 
     Example: rankwise compare runs/mean runs/model
 

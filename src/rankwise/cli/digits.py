@@ -39,7 +39,7 @@ def digits(
     device: Annotated[str, Parameter(group=MAIN)] = "auto",
     run_options: RunOptions | None = None,
 ) -> int:
-    """Train LoRA at several ranks, and full fine-tuning beside them, on handwritten digits.
+    """Train LoRA at several ranks, and full fine-tuning, on handwritten digits.
 
     Example: rankwise digits --ranks 1,2,4,8 --seeds 3
 

@@ -33,7 +33,7 @@ def evaluate(
     json_: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
     options: UseOptions | None = None,
 ) -> int:
-    """Hold adapters and their base against a file of examples.
+    """Evaluate adapters and their base on a file of examples.
 
     Example: rankwise evaluate runs/last/adapters/* --data test.csv
 
@@ -52,7 +52,7 @@ def evaluate(
     limit:
         Use so many examples at most, drawn as --limit-test of a sweep draws them. [default: all]
     generate:
-        For sft: write answers to so many inputs, drawn from the whole file, and hold each against all references of
+        For sft: write answers to this many inputs, drawn from the whole file, and compare each with all references of
         its input (exact match, BLEU, ROUGE). Inputs that leave no room for an answer are left out.
     max_new_tokens:
         The most tokens of an answer.

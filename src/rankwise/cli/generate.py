@@ -98,7 +98,7 @@ def generate(
             for note in said:
                 print(printable(note), file=sys.stderr)
         for start in range(0, len(given), batch_size):
-            # Each batch as soon as it is answered; equal prompts in two of them are drawn anew.
+            # Each batch as soon as it is answered; equal prompts in two batches are sampled independently.
             _answer(
                 adapted, names, given[start : start + batch_size], replace(writing, seed=seed + start), as_json=json_
             )

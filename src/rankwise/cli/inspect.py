@@ -48,7 +48,7 @@ def inspect(
     adapter:
         The adapter's folder.
     modules:
-        List every module; by default those that differ in the number of their layer stand in one row.
+        List every module; by default modules that differ only in the number of their layer share a row.
     json_:
         Print all of it as JSON.
     """

@@ -21,7 +21,7 @@ def sweep(options: TextOptions, *, run_options: RunOptions | None = None) -> int
 
     Example: rankwise sweep --model sentence-transformers/all-MiniLM-L6-v2 --task classify --data train.csv
 
-    Many ranks are trained together over the frozen base, beside full fine-tuning and, for a classifier, its head
+    Many ranks are trained together over the frozen base, as are full fine-tuning and, for a classifier, its head
     alone. The answer is the fewest trainable parameters that come within the tolerance of the reference, with a table,
     two figures, a page, and every adapter in PEFT's format.
     """

@@ -23,7 +23,7 @@ def train(options: TrainOptions, *, run_options: RunOptions | None = None) -> in
     Example: rankwise train --model HuggingFaceTB/SmolLM2-135M --task sft --data train.jsonl --rank 8
 
     What it gives is what a sweep gives, with one run: test figures, curve, page, and the adapter in PEFT's format. To
-    hold it against full fine-tuning or other settings, run rankwise sweep.
+    compare it with full fine-tuning or other settings, run rankwise sweep.
     """
 
     def make(observers: "Observers", base: "Mapping[str, Tensor] | None") -> "Experiment":

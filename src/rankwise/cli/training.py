@@ -276,7 +276,7 @@ def _with_forecast(make: "ExperimentFactory") -> "ExperimentFactory":
         from rankwise.sweeps.run.forecast import forecast_sweep
 
         experiment = make(observers, base)
-        if base is None:  # a run that is gone on with has said so
+        if base is None:  # a resumed run has reported it
             found = forecast_sweep(experiment.stages(observers))
             observers.message(f"It will take {_need(found)}. {' '.join(found.open)}")
         return experiment
@@ -365,6 +365,6 @@ def _check_same(command: str, settings: dict[str, Any], run_options: RunOptions)
         before, now = begun[command].get(key), settings.get(key)
         if before != now:
             raise ConfigError(
-                f"--{key} is {now}, and {before} in {directory}; a run goes on with the options it began with, so "
+                f"--{key} is {now}, and {before} in {directory}; a run keeps the options it started with, so "
                 "leave the flag out."
             )

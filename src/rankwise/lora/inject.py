@@ -77,7 +77,7 @@ def inject(
             one: before `torch.compile` run the model once, or give this).
         untie: What to do with a target whose weight is another module's too (tied embeddings). False: one
             adapter on the weight, which acts in all of them. True: the target gets a copy of the weight, until
-            `eject`; a model that is saved while untied must be told so (transformers: `tie_word_embeddings`).
+            `eject`; set `tie_word_embeddings` (transformers) of a model that is saved while untied.
         dry_run: Only report what would be done; the model is left as it is.
 
     Returns:

@@ -335,7 +335,7 @@ class Pack:
         self.steps = steps
 
     def keep(self, mask: Tensor, rows: Tensor | None = None) -> Tensor | None:
-        """Cut out the adapters where mask is false; the others go on as if nothing had happened.
+        """Cut out the adapters where mask is false; the others continue as if nothing had happened.
 
         Inside `attached` no layer may lose its last adapter; outside any may leave.
 

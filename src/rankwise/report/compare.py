@@ -58,7 +58,7 @@ class RunComparison:
 
 
 def compare_runs(directories: Sequence[Path]) -> RunComparison:
-    """Hold finished runs against one another.
+    """Compare finished runs.
 
     Args:
         directories: Run directories, two or more.
@@ -198,7 +198,7 @@ def draw_comparison(comparison: RunComparison, path: Path) -> Path:
         cells = [cells[i] for cells in comparison.rows.values()]
         known = [(c.trainable_parameters, c.mean, c) for c in cells if c is not None and c.mean is not None]
         points = sorted(known, key=lambda point: point[0])
-        # Side by side, so that the intervals of runs of one size are told apart.
+        # Side by side, so that the intervals of runs of one size can be distinguished.
         xs = [x * 1.04 ** (i - (len(comparison.names) - 1) / 2) for x, _, _ in points]
         ys = [y for _, y, _ in points]
         ends = [c.interval or (y, y) for _, y, c in points]

@@ -1,4 +1,4 @@
-"""Put labels beside points so that they cover neither points nor one another."""
+"""Place labels next to points so that they overlap neither points nor each other."""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -92,7 +92,7 @@ def page(results: Results, curves: Mapping[str, Curve] | None = None) -> str:
 def inline_svg(results: Results, name: str) -> str:
     """Return a figure to stand inside the page, or an empty string where there is nothing to draw.
 
-    Ids get the figure's name in front, because two figures stand in one document.
+    Ids get the figure's name in front, because one document has two figures.
     """
     words = numbers.words(results.metric.name)
     title = f"Test {words} against trainable parameters" + (", relative" if name == "relative" else "")
@@ -125,9 +125,9 @@ def _attribute(text: str) -> str:
 
 
 def rate_table(results: Results) -> tuple[list[str], list[RateRow]]:
-    """Return the learning rates tried, as column headings, and for each configuration what they gave.
+    """Return the learning rates tried, as column headings, and each configuration's results.
 
-    A cell is the mean validation metric over the seeds that have one; runs that diverged are counted beside it.
+    A cell is the mean validation metric over the seeds that have one; diverged runs are counted in parentheses.
     """
     rates = sorted({run.lr for run in results.runs if run.lr is not None})
     rows: list[RateRow] = []

@@ -24,7 +24,7 @@ GAP = 4
 """Pixels between a text and the ends of a grid line."""
 
 DIRECT_LABELS = 2
-"""Up to so many baselines are labelled beside their marks; more go into a legend, as they often lie on one spot."""
+"""Label up to this many baselines directly; use a legend for more, since markers overlap."""
 
 
 def draw_scene(ax: "Axes", scene: Scene, *, relative: bool, higher_is_better: bool) -> None:

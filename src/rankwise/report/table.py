@@ -155,9 +155,9 @@ def _within(c: ConfigurationResult) -> str:
 
 
 def published_for(results: Results, c: ConfigurationResult) -> PublishedRow | None:
-    """The published row to show beside a configuration: the one that names it, else the same method and rank.
+    """The published row to show with a configuration: the one that names it, else the same method and rank.
 
-    Where several configurations share method and rank, only a row that names one of them is shown beside it.
+    Where several configurations share method and rank, only a row that names one of them is shown with it.
     """
     rows = [] if results.published is None else results.published.rows
     for row in rows:

@@ -29,7 +29,7 @@ STYLES = {RUNNING: "bold", WAITING: "dim", "finished": "green"}
 """Status -> colour of its word; every other end is a warning. The word says the same, so colour is never needed."""
 
 BAR = 4, 24
-"""Columns of the bar beside the title: with less room there is none, with more it stays so wide."""
+"""Width of the bar next to the title; with less room there is no bar."""
 
 
 @final

@@ -71,7 +71,7 @@ class ProgressState:
     """The rows' states and the clock: what every display reads.
 
     Args:
-        title: What is going on.
+        title: What is being done.
         rows: The configurations, in the order to show them.
         metric: What the metric is called.
         clock: Seconds; only differences count.

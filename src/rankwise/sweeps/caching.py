@@ -51,7 +51,7 @@ def cached(
         resolved = resolve(model, one.run(1.0, 0).member)
         if bare := next((t.name for t in resolved.targets if t.reader is not None or t.ties), None):
             raise ConfigError(
-                f'The weight of "{bare}" is shared, or read without calling its layer, so it can\'t be told what runs '
+                f'The weight of "{bare}" is shared, or read without calling its layer, so nothing says what runs '
                 "before it. Switch the cache off."
             )
         adapted |= {t.name for t in resolved.targets}

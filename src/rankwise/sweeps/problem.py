@@ -15,7 +15,7 @@ from rankwise.train.data.cuts import Rotation
 from rankwise.train.data.feed import Feed
 from rankwise.train.data.tensors import Data, count_rows
 from rankwise.train.events import EpochEnded, Event, RunEnded
-from rankwise.train.outcome import CurvePoint, Outcome
+from rankwise.train.outcome import EpochPoint, Outcome
 from rankwise.train.settings import Training
 
 DEFAULT_DATA = "data"
@@ -60,7 +60,7 @@ class Splits:
         train: To train on.
         validation: For every choice.
         test: Read once, at the end.
-        rotation: How each seed can cut training and validation rows anew; None where the validation data is fixed.
+        rotation: How each seed can split training and validation rows; None where the validation data is fixed.
     """
 
     train: Data
@@ -97,7 +97,7 @@ class Problem:
     rotate: bool = False
 
     def rotation_of(self, data: str) -> Rotation | None:
-        """How each seed cuts these splits anew; None where all seeds train and validate on the same rows."""
+        """How each seed splits the rows; None where all seeds train and validate on the same rows."""
         return self.splits[data].rotation if self.rotate else None
 
     def train_rows(self, data: str) -> int:
@@ -161,7 +161,7 @@ class SweepState:
     parameters: Mapping[str, int]
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     scores: dict[str, Scores] = field(default_factory=dict)
-    curve: list[CurvePoint] = field(default_factory=list)
+    curve: list[EpochPoint] = field(default_factory=list)
     packs: dict[str, int] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
     complete: bool = False

@@ -2,7 +2,7 @@
 
 A checkpoint is a manifest, `checkpoint-000007.json`, and the tensor files that it names with their SHA-256; what has
 not changed since the last checkpoint is named again, not written again. The manifest comes last and carries a
-checksum of its own. Every file is written beside its place, flushed to the disk and renamed. So a kill at any moment
+checksum of its own. Every file is written under a temporary name, flushed and renamed. So a kill at any moment
 leaves the last two manifests and all that they name as they were.
 """
 
@@ -124,7 +124,7 @@ class Checkpoints:
     def write(self, parts: Mapping[str, Tensors | None], plain: PlainData) -> bool:
         """Write a checkpoint.
 
-        A failure (a full disk) is said and leaves the earlier ones as they were; work can go on.
+        A failure (a full disk) is reported and leaves the earlier ones as they were; work can continue.
 
         Args:
             parts: Tensors by part; None for a part that is as it was in the last checkpoint.
@@ -143,7 +143,7 @@ class Checkpoints:
             cause = error.__cause__
             why = (cause.strerror if isinstance(cause, OSError) else None) or str(error)
             kept = "; the last one is kept" if self._kept else ""
-            self._say(f"A checkpoint could not be written to {self._folder} ({why}){kept}, and training goes on.")
+            self._say(f"A checkpoint could not be written to {self._folder} ({why}){kept}, and training continues.")
             written = False
         else:
             self._number = manifest.number

@@ -1,7 +1,7 @@
 """The training of a pack: epochs, validation, schedules, stopping, keeping the best weights.
 
 Everything that differs between adapters is a vector with an entry for each; adapters that are done leave the pack.
-`PackTraining` holds all of it, can stop after any step, give its state and go on from it.
+`PackTraining` holds all of it, can stop after any step, give its state and continue from it.
 """
 
 import statistics
@@ -28,7 +28,7 @@ from rankwise.train.data.tensors import Data, count_rows, pick, take
 from rankwise.train.evaluation import evaluate_rows
 from rankwise.train.events import Stepped
 from rankwise.train.machine.memory import peak_bytes
-from rankwise.train.outcome import CurvePoint, Outcome
+from rankwise.train.outcome import EpochPoint, Outcome
 from rankwise.train.schedules import Schedules
 from rankwise.train.settings import Training
 from rankwise.train.state import TrainingState
@@ -46,7 +46,7 @@ class Epoch:
     """What an epoch gave: its last steps, a point for each adapter that took part, and the runs that ended with it."""
 
     stepped: Stepped
-    points: list[CurvePoint]
+    points: list[EpochPoint]
     ended: list[Outcome]
 
 
@@ -148,7 +148,7 @@ class PackTraining:
 
         Args:
             pause: Asked after each step but the epoch's last; where it says True, training stops there, and the next
-                call goes on as if nothing had been.
+                call continues as if nothing had happened.
 
         Returns:
             What the epoch gave; None where it was stopped within.
@@ -164,7 +164,7 @@ class PackTraining:
     def by_step(self) -> Generator[Epoch | None]:
         """Train to the end of the epoch step by step, evaluate, and let those leave that are done.
 
-        Closed after any step, training stops there, and the next call goes on as if nothing had been. Until it is
+        Closed after any step, training stops there, and the next call continues as if nothing had happened. Until it is
         closed or at its end the model is not the plain base.
 
         Yields:
@@ -206,7 +206,7 @@ class PackTraining:
             self._crossfit.observe(losses.where(finite.unsqueeze(1), torch.nan), metrics)
         self._schedules.observe(validation_loss.double().cpu())
         columns = [c.tolist() for c in (train_loss, validation_loss, validation_metric, rates, self._norms)]
-        points = [CurvePoint(name, pack.steps, *numbers) for name, *numbers in zip(of.names, *columns, strict=True)]
+        points = [EpochPoint(name, pack.steps, *numbers) for name, *numbers in zip(of.names, *columns, strict=True)]
         self.epoch += 1
         self._total = torch.zeros_like(self._total)
         stepped = self.read_steps()
@@ -291,7 +291,7 @@ class PackTraining:
         return {name: (best if training.weights == "best" else last)[name] for name, training in rows}
 
     def state(self) -> TrainingState:
-        """All that is needed to go on from here, bit for bit, apart from the base, the data and the runs' settings."""
+        """All that is needed to continue from here, bit for bit, without the base, the data and the runs' settings."""
         names, pack = self._stopping.names, self._pack
         by_run = {"now": pack.states(), "best": pack.states(self._best), "moments": pack.optimiser_state()}
         tensors = {

@@ -9,7 +9,7 @@ from rankwise.results.kinds import Status
 
 
 @dataclass(frozen=True)
-class CurvePoint:
+class EpochPoint:
     """One adapter after one epoch: a line of curves.csv."""
 
     run: str

@@ -1,7 +1,7 @@
 """What runs before the first adapted layer, once for each row instead of once in every step.
 
 Where only the top blocks of a model are adapted, the blocks below give a row the same numbers in every epoch. Their
-outputs are kept beside the data, in memory or in files; in training a stub stands in for each of these modules and
+outputs are stored with the data, in memory or in files; in training a stub replaces each of these modules and
 hands out what was kept. Modules whose outputs nothing reads any more (all blocks below but the last) are skipped; which
 these are is found by putting NaN in their place.
 
@@ -172,14 +172,14 @@ class Prefix:
 
 
 def own_tensors(data: Data) -> list[Tensor]:
-    """The tensors of a data set without the outputs that were kept beside them, which follow from it and the base."""
+    """The tensors of a data set without the cached outputs, which follow from it and the base."""
     if isinstance(data, Mapping):
         return [t for key, t in data.items() if not str(key).startswith(KEPT)]
     return batch_tensors(data)
 
 
 def has_stored(batch: Batch) -> bool:
-    """Whether a batch has outputs that were kept beside its own tensors."""
+    """Whether a batch has cached outputs."""
     return isinstance(batch, Mapping) and f"{KEPT}0" in batch
 
 
@@ -202,7 +202,7 @@ def find_prefix(model: nn.Module, adapted: Collection[str], example: Data, call:
         first, larger = (trace(model, lambda batch=batch: call(model, batch), n) for n, batch in ((2, two), (3, three)))
         if bare := next((name for name in adapted if name not in first.order), None):
             raise ConfigError(
-                f'"{bare}" is adapted or trained in full and never called, so it can\'t be told what runs before it. '
+                f'"{bare}" is adapted or trained in full and never called, so nothing says what runs before it. '
                 "Leave it out, or switch the cache off."
             )
         branch = find_branch(model, adapted, first, larger)
@@ -255,7 +255,7 @@ def check_room(needed: int, device: torch.device, folder: Path | None) -> None:
     """Refuse what doesn't fit.
 
     Raises:
-        ConfigError: The cache is larger than the memory that is free, or is to be on disk beside another device.
+        ConfigError: The cache is larger than the memory that is free, or is on disk for a model on another device.
     """
     if folder is not None:
         if device.type != "cpu":

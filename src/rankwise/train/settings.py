@@ -37,7 +37,7 @@ class Training:
         batch_size: Rows of a step.
         epochs: Passes over the training data, at most.
         schedule: How the learning rate moves: a name in `rankwise.train.schedules.SCHEDULES`.
-        horizon: Steps over which the schedule runs its course; None for those of the run. A run that stands in for a
+        horizon: Steps over which the schedule runs its course; None for those of the run. A run that replaces a
             longer one has the longer one's: rates that suit a short course are too high for a long one.
         warmup: Steps over which the learning rate rises linearly from 0; the first takes 1/warmup of it.
         patience: Stop after this many epochs without a lower validation loss; None to train all epochs.

@@ -28,7 +28,7 @@ _EXPERTS = {"gate_up_proj", "down_proj"}
 """Stacks by which transformers' models with fused experts are known."""
 
 _EXPERT_WORDS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
-"""Last words of targets that PEFT takes for the experts' parameters in such models, whatever stands before them."""
+"""Last words of targets that PEFT reads as the experts' parameters in such models, whatever comes before them."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class FirstForward:
     """Looks at the first forward of an injected model.
 
     An adapter on a layer that is never called does nothing, and nothing fails; one on a layer that is called and
-    whose weight is read besides misses the reading. Where a weight is read while its adapter doesn't act, the adapter
+    whose weight is also read elsewhere misses it. Where a weight is read while its adapter doesn't act, the adapter
     is moved to a module around both, and the forward is run again with it. What is neither called nor read is warned
     of.
 

@@ -1,7 +1,7 @@
 """How adapters lie in `state_dict()`: each number once, also where layers share an adapter, and right while merged.
 
 While adapters are merged a layer's weight is W + delta, and A and B are in the checkpoint too. The base's own weight is
-then written beside them (`lora.base_weight`), and loading into a model with adapters gives the layer that: delta would
+then written too (`lora.base_weight`), and loading into a model with adapters gives the layer that: delta would
 count twice otherwise. A plain model takes W + delta and passes the rest over.
 """
 

@@ -49,7 +49,7 @@ class Holding(Checkpointed):
     kinds: Mapping[str, LayerType] = NO_ROWS
     """Rows of adapters that see the layer in their own way."""
     merged: tuple[str, ...] = ()
-    """Adapters that stand in the layer's weight now; the hook then adds nothing."""
+    """Adapters merged into the layer's weight now; the hook then adds nothing."""
     base_weight: Tensor | None = None
     """The weight's bits from before merging."""
     flipped: tuple[str, ...] = ()
@@ -170,7 +170,7 @@ class Holding(Checkpointed):
 
         Args:
             name: The adapter.
-            device: Where to; None for where they are, what all layers share beside the others. Without data they can
+            device: Where to; None for where they are, or where the shared tensors are. Without data they can
                 only go to the meta device.
         """
         held: dict[str, Tensor] = self.parameters_of(name)

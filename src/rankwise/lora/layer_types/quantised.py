@@ -32,7 +32,7 @@ def _dequantise_8bit(layer: Any) -> Tensor:
     from bitsandbytes.functional import int8_vectorwise_dequant
 
     weight = layer.weight
-    if weight.is_floating_point():  # not quantised yet, or anew at each forward
+    if weight.is_floating_point():  # not quantised yet, or quantised at each forward
         return weight
     # The first forward moves the scales of the rows from the weight to the layer.
     scales = weight.SCB if weight.SCB is not None else layer.state.SCB
@@ -158,11 +158,11 @@ def make_plain(path: str, layer: nn.Module, kind: Quantised, weight: Tensor) -> 
         weight: The new weight.
 
     Raises:
-        AdapterError: The layer's forward was replaced, so that it would go on reading the quantised weight.
+        AdapterError: The layer's forward was replaced and would still read the quantised weight.
     """
     if kind.plain is not None and "forward" in layer.__dict__:
         raise AdapterError(
-            f'The forward of "{path}" was replaced on the instance (by accelerate, say) and would go on reading a '
+            f'The forward of "{path}" was replaced on the instance (by accelerate, say) and would still read a '
             "quantised weight. Load the model on one device, without hooks of others."
         )
     own = layer._parameters  # pyright: ignore[reportPrivateUsage]

@@ -1,6 +1,6 @@
 """The modules of a model, each once, with all its paths; adapters are passed over, wrappers looked through.
 
-A wrapper (torch.compile, activation checkpoints, DistributedDataParallel, FSDP) holds one module and stands in its
+A wrapper (torch.compile, activation checkpoints, DistributedDataParallel, FSDP) holds one module and takes its
 place. Paths leave out what it adds, so an adapter of a wrapped model has the names it has on the plain one.
 """
 

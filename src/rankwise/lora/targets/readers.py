@@ -139,7 +139,7 @@ def _is_reader(module: nn.Module, by_row: bool, own: bool) -> bool:
 def show_tensor(layer: nn.Module, name: str, before: Tensor, after: Tensor | None) -> None:
     """Let a layer show a tensor in the place of a parameter; None shows the parameter again.
 
-    RNNs keep a list of their weights beside the parameters and read that.
+    RNNs also keep their weights in a list and read that.
     """
     if after is not None:
         layer.__dict__[name] = after

@@ -4,7 +4,7 @@ put into the model for one forward pass.
 Where that can't be, the update is added to the layer's output: a quantised weight can't take in s B A, and with dropout
 the update reads another input than the layer.
 
-Slow and simple. The probe holds the pack against it, and a model whose layers can't be batched trains through it.
+Slow and simple. The probe compares the pack with it, and a model whose layers can't be batched trains through it.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -104,7 +104,7 @@ class OneByOne:
             batch: Its rows.
             noise: Where its dropout takes its masks from; None in eval mode. A weight that is read without calling
                 its layer has no input that could be dropped, as in `inject`.
-            then: Called with the outputs while the adapter's weights stand in the model.
+            then: Called with the outputs while the model has the adapter's weights.
         """
         added = self._added(place, noise)
         i, k, member = self._places[place]
@@ -136,7 +136,7 @@ class OneByOne:
 
 def backward_once(model: nn.Module, loss: Tensor) -> None:
     """The first backward pass of adapters that run one after another: nothing may run forward again in it, as each
-    one's weights stand in the model for its own forward pass only.
+    the model has one's weights for its own forward pass only.
 
     Raises:
         PackError: Something does.

@@ -239,7 +239,7 @@ class PackedModel:
         return self._generators.drawn_by(lambda: self._called(self._model, flat))
 
     def _look_again(self, batch: Batch, groups: Groups) -> None:
-        """Find the branch point anew, for a batch whose blocks get new arguments; else the rows part at the door."""
+        """Find the branch point again for a batch whose blocks get new arguments; else branch at the model's input."""
         self._attached.close()
         rows = mapped(batch, lambda t: t.flatten(0, 1))
         n = len(batch_tensors(rows)[0])
@@ -280,7 +280,7 @@ class PackedModel:
                 leaf.grad = None
 
     def _inspect(self, example: Batch, seeds: Sequence[int], training: bool) -> None:
-        """Find where the model draws noise and where the rows part, and hold the pack against its adapters alone."""
+        """Find where the model draws noise and where the rows branch, and compare the pack with each adapter alone."""
         n = len(batch_tensors(example)[0])
         rows = max(n, min(MOST_ROWS, n * len(self)))
         found = inspect_model(

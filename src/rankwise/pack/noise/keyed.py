@@ -29,7 +29,7 @@ def uniform(
     """The numbers u in [0, 1) of some rows in one dropout call for one seed: (rows, ...), in float32.
 
     Args:
-        seed, module, call, step: What they are keyed on, beside the device.
+        seed, module, call, step: What they are keyed on, in addition to the device.
         rows: Which of the batch's rows.
         total: How many rows the batch has.
         shape: Of one row.
@@ -45,7 +45,7 @@ def uniform(
 
 @dataclass(frozen=True)
 class Draws:
-    """What the noise of a forward pass is keyed on, beside the modules.
+    """What the noise of a forward pass is keyed on, in addition to the modules.
 
     Args:
         seeds: The seed of each batch.

@@ -176,7 +176,7 @@ class Store:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Compute the scaled up-projections anew, and the copies in other types, after parameters have changed."""
+        """Recompute the scaled up-projections, and the copies in other types, after parameters have changed."""
         n = self._n_up
         torch.mul(self.theta[:n], self._scale, out=self._scaled)
         for copy in self._copies.values():
@@ -222,7 +222,7 @@ class Store:
         return self._gradients[i, key]
 
     def begin(self) -> None:
-        """Start a step: all gradients are to be written again."""
+        """Start a step: mark all gradients as not yet written."""
         for gradient in self._gradients.values():
             gradient.begin()
 
@@ -364,7 +364,7 @@ def _rounded(buckets: Sequence[Bucket], model: nn.Module) -> list[str]:
 
 
 def _types_of(buckets: Iterable[Bucket], model: nn.Module, default: torch.dtype) -> dict[str, torch.dtype]:
-    """The type in which each stack is computed with, by its key: that of the weight it stands for or beside.
+    """The type in which each stack computes, by its key: the type of the weight it replaces or adapts.
 
     What other variants have is not among them: norms of rows, and what is computed from vectors, need more than half
     precision.

@@ -64,7 +64,7 @@ class PackedOptimiser(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Make anew what follows from which adapters are in the pack."""
+        """Rebuild what depends on the pack's adapters."""
 
     @abstractmethod
     def step(self, lr: Tensor, weight_decay: Tensor | None) -> None:

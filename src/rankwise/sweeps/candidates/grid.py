@@ -115,7 +115,7 @@ def modules_with_parameters(model: nn.Module) -> tuple[str, ...]:
 def wider(candidate: Candidate, lr: float, tried: Sequence[float]) -> float | None:
     """The learning rate to try next where the best one lies at the edge of those tried; None where it doesn't.
 
-    The grid goes on by the step it has there: 3e-4, 1e-3 by 3e-3.
+    The grid continues by its last step: 3e-4, 1e-3 by 3e-3.
 
     Examples:
         >>> candidate = Candidate(name="r1", label="", method="lora", training=Training(lr=1.0), lrs=())

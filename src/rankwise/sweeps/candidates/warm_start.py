@@ -56,7 +56,7 @@ def read_start(model: nn.Module, folder: Path) -> Start:
             variant, tensors = lora.variant_of(PASSING), lora.tensors(PASSING)
             if len(variant.trained) < len(variant.tensors):
                 raise AdapterFileError(
-                    f"{folder} is a {variant.label} adapter, whose frozen tensors a sweep draws anew for each seed, so "
+                    f"{folder} is a {variant.label} adapter, whose frozen tensors a sweep draws for each seed, so "
                     "it can't be a starting point. Train one from the beginning, or merge it into the base."
                 )
             state |= {f"{path}.{key}": tensor.detach().clone() for key, tensor in tensors.items()}
@@ -78,7 +78,7 @@ def read_start(model: nn.Module, folder: Path) -> Start:
             "the others. Merge it into the base instead."
         )
     start = Start(replace(config, modules_to_save=()), modules, state | replacements)
-    # A pack starts what it is given no tensors for anew, and says nothing.
+    # A pack silently initialises whatever it gets no tensors for.
     found = resolve(model, Member(name=PASSING, lora=start.lora, modules_to_save=modules))
     needed = found.shapes.keys()
     if needed != start.state.keys():

@@ -125,7 +125,7 @@ def _seeds_can_help(comparison: Comparison, most_seeds: int, largest: bool) -> b
 
 
 def neighbour_rates(tried: Sequence[float], grid: Sequence[float], smaller_than_middle: bool) -> list[float]:
-    """The learning rate beside those tried that is worth a try: the best rate rises with rank, by a step at most.
+    """The next learning rate worth trying: the best rate rises with rank, by at most one step.
 
     Args:
         tried: Rates of the configuration so far.

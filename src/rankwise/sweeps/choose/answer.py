@@ -30,7 +30,7 @@ from rankwise.sweeps.choose.configurations import Configuration, signed
 from rankwise.sweeps.choose.rule import Rule
 
 CANDIDATES = frozenset({"lora", "head"})
-"""Methods that can be the answer beside the reference and the base."""
+"""Methods that can be the answer, other than the reference and the base."""
 
 BASE_ANSWER = "base"
 """The name of the answer where fine-tuning is not shown to gain anything."""

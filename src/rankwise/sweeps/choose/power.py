@@ -38,7 +38,7 @@ def power_words(rows: int, seeds: int, rotated: bool, rule: Rule, reference: flo
 
     Args:
         rows: Validation rows of a seed.
-        seeds: At the most.
+        seeds: The most seeds.
         rotated: Whether each seed has its own rows.
         rule: Tolerance and confidence.
         reference: About what the reference's accuracy will be; 1 where nothing is known.

@@ -167,7 +167,7 @@ class Planned(Protocol):
 
 
 def check_plan(plan: Planned, sha256: Mapping[str, str], made_with: Mapping[str, str], folder: Path) -> list[str]:
-    """Hold a plan that was read against what is there now.
+    """Compare a plan that was read with the present state.
 
     Args:
         plan: The plan.
@@ -184,14 +184,14 @@ def check_plan(plan: Planned, sha256: Mapping[str, str], made_with: Mapping[str,
     for key, words in WHAT_DIFFERS.items():
         if plan.sha256.get(key) != sha256.get(key):
             raise CheckpointError(
-                f"The run in {folder} can't be gone on with. {words} now: SHA-256 {sha256.get(key, 'none')[:12]}, and "
+                f"The run in {folder} can't be resumed. {words} now: SHA-256 {sha256.get(key, 'none')[:12]}, and "
                 f"{plan.sha256.get(key, 'none')[:12]} when it began."
             )
     changed = [key for key, value in made_with.items() if plan.made_with.get(key) != value]
     if not changed:
         return []
     before, after = (", ".join(f"{key} {found.get(key)}" for key in changed) for found in (plan.made_with, made_with))
-    return [f"The run began with {before} and went on with {after}; the last bits of its results may depend on that."]
+    return [f"The run began with {before} and continued with {after}; the last bits of its results may depend on that."]
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

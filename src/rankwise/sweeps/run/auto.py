@@ -1,6 +1,6 @@
 """The adaptive plan: learning rates at a middle size and the reference, then sizes by bisection, seeds as needed.
 
-Runs share packs where that is cheap: where a further adapter costs little beside the first, all sizes train with the
+Runs share packs where that is cheap: where a further adapter costs little more than the first, all sizes train with the
 starting seeds, and with each further seed those among which the answer can still lie; the path is followed through what
 is there already. Else only what the path asks for trains.
 """

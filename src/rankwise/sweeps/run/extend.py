@@ -28,7 +28,7 @@ from rankwise.sweeps.problem import Problem, Run, Scores, SweepState
 from rankwise.sweeps.run.stage import Finished
 from rankwise.sweeps.storage.owned import BASE_FILE, EARLIER_FILES
 from rankwise.sweeps.storage.same_problem import ELSEWHERE, LOSS, SAME
-from rankwise.train.outcome import CurvePoint, Outcome
+from rankwise.train.outcome import EpochPoint, Outcome
 from rankwise.writing import read_regular
 
 FREE = ("seeds", "max_runs", "max_minutes")
@@ -268,9 +268,9 @@ def was_rotated(directory: Path) -> bool | None:
         return None
 
 
-def _points(text: str) -> list[CurvePoint]:
-    numbers = [field.name for field in fields(CurvePoint) if field.name not in ("run", "step")]
+def _points(text: str) -> list[EpochPoint]:
+    numbers = [field.name for field in fields(EpochPoint) if field.name not in ("run", "step")]
     return [
-        CurvePoint(run=row["run"], step=int(row["step"]), **{name: float(row[name]) for name in numbers})
+        EpochPoint(run=row["run"], step=int(row["step"]), **{name: float(row[name]) for name in numbers})
         for row in csv.DictReader(io.StringIO(text))
     ]

@@ -15,7 +15,7 @@ from rankwise.train.loop import PROBED
 from rankwise.train.machine.memory import program_bytes
 
 FEW_STEPS = 100
-"""Of a training with fewer steps, one tells how long all take: probing must not take long beside it."""
+"""Trainings with fewer steps are timed by one step: probing must stay short compared with them."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Forecast:
     Args:
         packs: In the order in which they train.
         base_bytes: Memory of the base.
-        program_bytes: Memory of the program beside base and packs.
+        program_bytes: Memory of the program, without base and packs.
         limit: Bytes that a pack may need on top of the base; None where there is no limit.
         open: What is not in the figures, in words.
     """
@@ -121,7 +121,7 @@ def _kind(model: nn.Module, runs: Sequence[Run]) -> tuple[object, ...]:
 
 
 def _seconds(stages: Stages, runs: Sequence[Run], epochs: int) -> float:
-    """How long a pack takes for an epoch."""
+    """The seconds of an epoch of a pack."""
     training = pack_training(stages.model, runs, stages.problem)
     return training.seconds_an_epoch(PROBED if epochs * training.steps_an_epoch >= FEW_STEPS else (0.5,))
 

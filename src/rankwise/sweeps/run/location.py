@@ -120,7 +120,7 @@ def extend_run(place: RunLocation) -> RunStart:
 
 
 def start_run(place: RunLocation, base: Mapping[str, Tensor] | None = None, earlier: Earlier | None = None) -> RunStart:
-    """Begin a run in its place; it can be gone on with from here.
+    """Start a run in its directory; from here on it can be resumed.
 
     Args:
         place: Where.

@@ -60,7 +60,7 @@ def run_sweep(
         root: The folder of the whole run, of which `checkpoints` is that of a stage; None where they are the same.
 
     Raises:
-        CheckpointError: The unfinished run can't be gone on with: there is none, or it is of other runs, data or base.
+        CheckpointError: The run can't be resumed: none was found, or its runs, data or base differ.
         ConfigError: The rungs don't rise, or there is no folder to resume from.
         OutputError: The plan can't be written.
         PackError: Some runs can't be trained in a pack.

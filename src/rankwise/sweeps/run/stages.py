@@ -1,7 +1,7 @@
 """The stages of a sweep: looking for learning rates, training at them, trying further ones.
 
 Each stage is its own sweep with its own plan and checkpoints, and follows from what those before it found, so a
-run that is gone on with comes to the same stages.
+resumed run comes to the same stages.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ from rankwise.writing import read_checked, write_checked
 PRICE_FORMAT = "rankwise-price-1"
 
 MOST_WIDENINGS = 3
-"""How often the grid is widened where the best rate goes on lying at its edge."""
+"""How often the grid is widened while the best rate lies at its edge."""
 
 
 @dataclass(kw_only=True)

@@ -78,7 +78,7 @@ class LocalWorker:
     Args:
         model: The base; the same, bit for bit, whenever a state is handed over.
         problem: Data, loss and metric.
-        wanted: Asked after every step; where it says True, the pack's state is handed over, and training goes on.
+        wanted: Asked after every step; where it returns True, the pack's state is handed over, and training continues.
     """
 
     def __init__(self, model: nn.Module, problem: Problem, wanted: Callable[[], bool] = lambda: False) -> None:
@@ -91,7 +91,7 @@ class LocalWorker:
             training = pack_training(self._model, job.runs, self._problem)
             if job.state is not None:
                 training.restore(job.state)
-            del job  # what goes on in `training` takes memory once
+            del job  # only `training` should hold this memory
             looked, short, wanted = time.monotonic(), False, False
             while not training.done and not short and (until is None or training.epoch < until):
                 try:

@@ -41,7 +41,7 @@ from rankwise.sweeps.storage.owned import (
     remove_results,
     remove_unfinished,
 )
-from rankwise.train.outcome import CurvePoint
+from rankwise.train.outcome import EpochPoint
 from rankwise.writing import plain_mode, read_checked, read_regular, replacing, write_checked, write_durably
 
 OWN_FILES = (RUN_MARK, *RESULTS, ADAPTERS, BASE_FILE.parent.name)
@@ -320,8 +320,8 @@ def _write_files(
             temporary.write_text(text, encoding="utf-8")
 
 
-def _write_curves(path: Path, points: Sequence[CurvePoint]) -> None:
+def _write_curves(path: Path, points: Sequence[EpochPoint]) -> None:
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([field.name for field in fields(CurvePoint)])
+        writer.writerow([field.name for field in fields(EpochPoint)])
         writer.writerows(map(csv_cell, astuple(point)) for point in points)

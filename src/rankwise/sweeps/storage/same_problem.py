@@ -42,7 +42,7 @@ def write_measured(folder: Path, model: nn.Module, measured: Mapping[str, float]
 
 
 def check_measured(folder: Path, model: nn.Module, measured: Mapping[str, float]) -> None:
-    """Hold what is measured on the base now against what it was as the run began.
+    """Compare the base's figures now with those at the start of the run.
 
     Metrics that count rows are compared only where the run began on the same device and version: single rows flip.
 

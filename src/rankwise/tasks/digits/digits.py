@@ -1,6 +1,6 @@
 """The digits experiment: how many parameters does a small network need to learn five new digits?
 
-A multilayer perceptron learns the digits 0-4; that is the base. LoRA at several ranks, and full fine-tuning beside it,
+A multilayer perceptron learns the digits 0-4; that is the base. LoRA at several ranks, and full fine-tuning,
 then teach it 5-9, whose labels reuse the base's five outputs. The idea, the network and the `published` protocol are
 those of a notebook, "LoRA from Scratch", that implements arXiv 2106.09685 by hand.
 """

@@ -26,7 +26,7 @@ def download(
 ) -> Path:
     """Fetch `mirror + "/" + target.name` from the first mirror that has it; nothing happens if it is there.
 
-    What has arrived is kept in `<target>.part`, and a later call goes on from there. The file takes its own
+    What has arrived stays in `<target>.part`, and a later call continues from there. The file takes its own
     name only after `check` has passed it, so a file under that name is whole.
 
     Args:
@@ -79,7 +79,7 @@ def _fetch_checked(url: str, part: Path, check: Callable[[Path], None], progress
 
 
 def _fetch(url: str, part: Path, progress: DownloadProgress | None) -> None:
-    """Append to `part` until it is whole; go on after a break as long as each try brings something."""
+    """Append to `part` until it is complete; retry after a break while each try makes progress."""
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:

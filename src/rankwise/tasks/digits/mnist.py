@@ -121,7 +121,7 @@ def cache_directory() -> Path:
 def fetch_mnist(
     folder: Path | None = None, mirrors: Sequence[str] | None = None, progress: DownloadProgress | None = None
 ) -> Path:
-    """Download the four files of MNIST (12 MB) unless they are there; an interrupted download goes on.
+    """Download the four files of MNIST (12 MB) unless they are there; an interrupted download is resumed.
 
     Args:
         folder: Where to; `cache_directory() / "mnist"` if None.

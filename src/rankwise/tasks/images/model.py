@@ -93,7 +93,7 @@ def load_image_model(
             f'The checkpoint of "{name}" has no weights for {len(strange)} modules of the base ({strange[0]}, ...); '
             "is it one of this model?"
         )
-    # A head with as many outputs, for other labels, was loaded from the checkpoint and is reinitialised.
+    # A head with as many outputs, for other labels, was loaded from the checkpoint; reinitialise it.
     new = tuple(module for module in head if module in lost or told is not None)
     with torch.no_grad():
         for module in new:

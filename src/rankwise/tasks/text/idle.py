@@ -1,4 +1,4 @@
-"""Settings that would have no effect beside others: refused, as a user who gives them expects one."""
+"""Settings that would have no effect with others: refused, as a user who gives them expects one."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -16,7 +16,7 @@ class _Idle:
 
     Args:
         names: The settings.
-        where: Whether they have none beside these options.
+        where: Whether these options leave them without effect.
         because: Why, in words.
     """
 

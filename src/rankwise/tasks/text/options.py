@@ -62,7 +62,7 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 def parse_folders(text: str) -> tuple[str, ...]:
-    """Read folders with commas between them; a comma in a folder's name is told by the folder that is there.
+    """Read folders with commas between them; a comma may be part of an existing folder's name.
 
     Examples:
         >>> parse_folders("nowhere/a, nowhere/b")
@@ -128,7 +128,7 @@ class TextOptions:
         limit_test: Use so many test examples at most.
         skip_bad_lines: Leave out lines that can't be used, and say so.
         ranks: LoRA ranks: 1,2,4 or a range, 1:64:x2.
-        init_from: Folders of adapters to train on, each a configuration beside the ranks, with its own rank, alpha and
+        init_from: Folders of adapters to train further, each one more configuration, with its own rank, alpha and
             targets.
         seeds: How many seeds, or a list of them: 3, or 0,7; of an adaptive plan at most. [default: 16; of a grid
             3]
@@ -298,7 +298,7 @@ class TextOptions:
 
     @property
     def compared(self) -> bool:
-        """Whether the head alone and full fine-tuning are trained beside the adapters."""
+        """Whether the head alone and full fine-tuning are trained too."""
         return True
 
     @property

@@ -52,7 +52,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     """The most memory, beyond what was in use before, that a function has in use at a time.
 
     On CUDA the allocator tells. Elsewhere every tensor that an operation makes is counted as long as it lives;
-    what an operation takes for itself within is not seen.
+    what an operation allocates internally is not seen.
 
     Examples:
         >>> peak_bytes(lambda: torch.zeros(1000).exp(), torch.device("cpu"))

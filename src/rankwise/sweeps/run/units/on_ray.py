@@ -78,7 +78,7 @@ class Ray:
     Args:
         address: "local" starts Ray on this machine; "auto" takes the cluster of RAY_ADDRESS or the one that runs here;
             else host:port of a cluster's head.
-        max_workers: At the most; None for as many as the cluster has room for.
+        max_workers: The most workers; None for as many as the cluster has room for.
         cpus_per_worker: Also a worker's threads. None takes half of a machine's, or its share for each GPU.
         gpus_per_worker: None takes one where the cluster has some.
         make: Makes the experiment on a worker; None hands the driver's over through the run directory.

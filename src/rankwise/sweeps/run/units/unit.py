@@ -49,7 +49,7 @@ class UnitSpec:
     Args:
         stage: The folder of its stage; empty for the first one.
         pack: Its pack's number in the stage.
-        runs: What makes each run of the pack anew: its candidate's name, learning rate, seed, data, and horizon.
+        runs: What rebuilds each run of the pack: its candidate's name, learning rate, seed, data, and horizon.
         until: The epoch at which it stops; None to train every run to its end.
         names: The runs that are in training when it begins.
         steps: Steps that they have taken by then.
@@ -264,7 +264,7 @@ def keep(keeper: Keeper, unit: Unit, state: TrainingState | None, *, surely: boo
         keeper: Writes it.
         unit: Which.
         state: Of the runs that have not ended.
-        surely: False where the last one is good enough, as training goes on.
+        surely: False where the last one is good enough, as training continues.
 
     Raises:
         OutputError: It can't be written, and must be.

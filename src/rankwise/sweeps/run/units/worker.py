@@ -24,7 +24,7 @@ class UnitsWorker:
         self._context, self._units, self._runner = context, units, runner
 
     def train(self, jobs: Iterable[PackJob]) -> Generator[Event | PackState]:
-        """Train packs, each to its rung; a point is told once, however often its unit was begun."""
+        """Train packs, each to its rung; each point is reported once, however often its unit was started."""
         context = self._context
         pending: dict[int, PendingUnit] = {}
         reported = {(point.run, point.step) for point in context.swept.curve}
@@ -51,7 +51,7 @@ class UnitsWorker:
 
 
 def _events_of(unit: Unit, result: UnitResult, reported: set[tuple[str, int]]) -> Generator[Event | PackState]:
-    """The outcome of a unit, as the events that were not told before, and its state."""
+    """The outcome of a unit: the events that were not reported before, and its state."""
     new = [point for point in result.swept.curve if (point.run, point.step) not in reported]
     notes = tuple(result.swept.notes)
     for _, points in groupby(new, key=lambda point: point.step):

@@ -22,7 +22,7 @@ def label_notes(labels: Labels, train: Sequence[Labelled], kind: str | None) -> 
     Examples:
         >>> examples = [Labelled(1, "x", "3.9"), Labelled(2, "y", "3.10")]
         >>> label_notes(Labels("number", ("value",)), examples, None)
-        ['The labels are read as numbers to predict, from 3.1 to 3.9; --labels one takes them for names.']
+        ['The labels are read as numbers to predict, from 3.1 to 3.9; --labels one reads them as names.']
     """
     if labels.kind == "number":
         numbers = [float(e.label) for e in train if not isinstance(e.label, tuple)]

@@ -1,4 +1,4 @@
-"""Conversations as data hold them: turns, tools, marks of turns that are not to be learnt, a system prompt beside."""
+"""Conversations as data hold them: turns, tools, turns marked as not to be learnt, a separate system prompt."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ def read_chat(line: int, messages: Any, tools: Any = None, system: Any = None) -
         line: Where it stands.
         messages: Its messages, or JSON of them.
         tools: Descriptions of tools, or JSON of them; None for none.
-        system: A system prompt beside the messages; None for none.
+        system: A separate system prompt; None for none.
 
     Raises:
         WrongValueError: Something in it can't be used.
@@ -138,7 +138,7 @@ def has_text(value: Any) -> bool:
 
 
 def with_system(chat: Chat, system: Any) -> Chat:
-    """The conversation with a system prompt that stands next to it.
+    """The conversation with a separate system prompt.
 
     Raises:
         WrongValueError: It has one already, another.

@@ -91,7 +91,7 @@ def trim(batch: Mapping[str, Tensor], multiple: int = 1) -> dict[str, Tensor]:
 
 
 def _labels_tokens(batch: Mapping[str, Tensor]) -> bool:
-    """Whether the labels stand beside the tokens; a classifier's are one a row, or real numbers for several."""
+    """Whether there is a label for each token; a classifier has one a row, or real numbers for several."""
     labels = batch.get("labels")
     return labels is not None and labels.shape == batch["input_ids"].shape and not labels.is_floating_point()
 

@@ -22,7 +22,7 @@ def tokenize_chat(template: Template, chat: Chat, *, loss_on_all: bool) -> Token
 
     Raises:
         ConfigError: The tokenizer is too simple to find the answers.
-        BadLineError: The template refuses the conversation, does not write earlier messages alike as it goes on, or
+        BadLineError: The template refuses the conversation, writes earlier messages differently later, or
             writes nothing of an answer.
     """
     tokenizer = template.tokenizer
@@ -93,7 +93,7 @@ def _span(template: Template, chat: Chat, text: str, i: int, k: int) -> Span:
     if not (text.startswith(before) and text.startswith(after)):
         raise BadLineError(
             chat.line,
-            f": the chat template writes the messages before answer {k} differently once the conversation goes on, so "
+            f": the chat template writes the messages before answer {k} differently later in the conversation, so "
             "answers can't be located; give --chat-template with {% generation %} around answers, or "
             "--loss-on all.",
         )

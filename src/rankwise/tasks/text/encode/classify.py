@@ -43,7 +43,7 @@ def tokenize_classify(
     *,
     skip_bad_lines: bool = False,
 ) -> ClassifyData:
-    """Make tensors of labelled texts. A text that is too long loses its end, of two the longer one does, which is said.
+    """Make tensors of labelled texts. Long texts are truncated (of a pair, the longer one); a note counts them.
 
     Args:
         examples: From `read_examples`.

@@ -84,14 +84,14 @@ def encode_pieces(tokenizer: Tokenizer, text: str, starts: Sequence[int]) -> Pie
 
 
 def continuation(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The tokens of an answer that goes on from a prompt."""
+    """The tokens of an answer that continues a prompt."""
     if not tokenizer.is_fast:
         return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     return encode_continuation(tokenizer, text).ids
 
 
 def encode_continuation(tokenizer: Tokenizer, text: str) -> Piece:
-    """The tokens of a text that goes on from another: without the space that SentencePiece puts before a beginning.
+    """The tokens of a text that continues another: without SentencePiece's leading space.
 
     Args:
         tokenizer: A fast tokenizer.

@@ -244,7 +244,7 @@ def _notes(
 
 
 def _last_learnt(row: Tokens, tokenizer: Tokenizer) -> int | None:
-    """The last token with loss that is no white space; an end where nothing is learnt, which is said elsewhere."""
+    """The last token with loss that is not white space; the end where nothing is learnt, which other notes report."""
     learnt = [label for label in row.labels if label != IGNORED]
     return next((token for token in reversed(learnt) if tokenizer.decode([token]).strip()), tokenizer.eos_token_id)
 

@@ -19,7 +19,7 @@ class Tokens:
     """One example.
 
     Args:
-        line: Where it stands in its file.
+        line: Its line in the file.
         ids: What the model reads.
         labels: Beside each of `ids` the token itself, or `IGNORED` where it carries no loss (the first
             never does).

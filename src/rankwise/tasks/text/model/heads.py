@@ -61,7 +61,7 @@ class MeanPooledClassifier(nn.Module):
 
 
 def find_head(model: nn.Module, base_prefix: str, missing: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The modules that stand beside the base, or that its checkpoint has no weights for.
+    """The modules outside the base, or that its checkpoint has no weights for.
 
     Args:
         model: A classifier.

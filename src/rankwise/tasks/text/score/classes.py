@@ -1,4 +1,4 @@
-"""Figures of each label, and which labels are read as which."""
+"""Figures of each label, and which labels are confused."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

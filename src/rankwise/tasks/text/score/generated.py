@@ -14,7 +14,7 @@ References = Sequence[Sequence[str]]
 def group_references(
     examples: Sequence[SftExample], texts: Sequence[str] | None = None
 ) -> tuple[list[SftExample], list[list[str]]]:
-    """Examples of one and the same input as one, with all their answers: what is generated for it is compared with all.
+    """Merge examples with the same input into one with all their answers: a generated text is compared with all.
 
     Args:
         examples: The examples.

@@ -200,7 +200,7 @@ CLASSIFY_METRICS: dict[str, dict[str, Metric]] = {
     },
     "number": {"error": Metric("mean absolute error", False, absolute_error)},
 }
-"""What a classifier can be judged by, for each kind of label; the first by default, the rest is said beside it."""
+"""The metrics of a classifier, for each kind of label; the first is the default, the others are reported too."""
 
 
 def metric_of(kind: str, name: str | None) -> Metric:

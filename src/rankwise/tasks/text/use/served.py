@@ -275,7 +275,7 @@ def labels_of(folders: Sequence[Path]) -> Labels:
 
 
 def _kept(folders: Sequence[Path], read: Callable[[Path], Kept | None]) -> list[Kept | None]:
-    """What lies next to each adapter; where nothing does, the same as beside the first that has it."""
+    """Each adapter's file of this name; where it has none, that of the first adapter with one."""
     found = [read(folder) for folder in folders] or [None]
     first = next((own for own in found if own is not None), None)
     return [first if own is None else own for own in found]
