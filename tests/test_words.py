@@ -10,11 +10,11 @@ PACKAGE = Path(__file__).parent.parent / "src" / "rankwise"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 NAMES = frozenset(
-    (
-        "whole whole_rate whole_rate_for Whole Own Swept Found Expected _told Running Alone _look _parting _differs Part "
-        "parts_of row_of Place Beginning now take_up carry_out run_in Maker foresee foretell _foretelling Watch within "
-        "together go_on Board How how Ready Adapted write_beside needed_for turned only uses reached moved named "
-        "attachable grouped Filed Settled Placed Every told said kept"
+    (  # noqa: SIM905
+        "whole whole_rate whole_rate_for Whole Own Swept Found Expected _told Running Alone _look _parting _differs "
+        "Part parts_of row_of Place Beginning now take_up carry_out run_in Maker foresee foretell _foretelling Watch "
+        "within together go_on Board How how Ready Adapted write_beside needed_for turned only uses reached moved "
+        "named attachable grouped Filed Settled Placed Every told said kept"
     ).split()
 )
 """What no class, function, module or field is called: a participle or an adverb says nothing of what a thing is."""
