@@ -125,7 +125,7 @@ def test_rungs_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
     data, out = folder_of_digits(tmp_path / "data"), tmp_path / "out"
     flags = ["--ranks", "1", "--seeds", "1", "--epochs", "3", "--lr", "1e-4,1e-3,1e-2", "--baseline-lr", "1e-3"]
     flags += ["--plan", "grid"]
-    assert "--rungs is [3, 2]; give rising numbers" in refused(capsys, "digits", *flags, "--rungs", "3,2")
+    assert "--rungs is [3, 2]; give increasing numbers" in refused(capsys, "digits", *flags, "--rungs", "3,2")
     assert main(["digits", *flags, "--rungs", "1,2", "--data", str(data), "--out", str(out), "--quiet"]) == 0
     results = json.loads((out / "results.json").read_text())
     statuses = [run["status"] for run in results["runs"]]

@@ -19,7 +19,7 @@ def compare(
 
     Example: rankwise compare runs/mean runs/model
 
-    A difference is that to the first run that has the configuration, example by example and seed by seed; it is taken
+    Differences are taken from the first run with the configuration, example by example and seed by seed,
     where the two share their test data. A star marks a run's answer.
 
     Parameters

@@ -44,11 +44,11 @@ def evaluate(
     data:
         Examples: a .jsonl, .json, .csv, .tsv or .parquet file, or a hub name; images as in training.
     columns:
-        Which columns hold what, where they are not called so: prompt=mr,completion=ref.
+        Names of the columns, where they differ: prompt=mr,completion=ref.
     split:
         Of a hub data set.
     skip_bad_lines:
-        Leave out lines that can't be used, and say so.
+        Leave out lines that can't be used, with a note.
     limit:
         Use so many examples at most, drawn as --limit-test of a sweep draws them. [default: all]
     generate:
@@ -59,7 +59,7 @@ def evaluate(
     out:
         Write the figures to this JSON file.
     report:
-        Write figures, and of classifiers predictions, figures of each label and confusion matrices (CSV and PNG), into
+        Write figures (of classifiers also predictions, figures of each label and confusion matrices: CSV and PNG) into
         this folder.
     json_:
         Print the figures as JSON.
@@ -96,7 +96,7 @@ def evaluate(
         print(json_line(found.plain(), indent=2))
     else:
         _show(found)
-    # Last: a place that can't be written costs no figures.
+    # Last: an unwritable folder then costs no figures.
     if out is not None:
         with replacing(out) as temporary:
             temporary.write_text(json_line(found.plain(), indent=2) + "\n", encoding="utf-8")
@@ -133,4 +133,4 @@ def _show(found: "Evaluation") -> None:
             shown = "; ".join(
                 f'"{shortened(predicted)}" for "{shortened(label)}" ({n:,})' for label, predicted, n in pairs
             )
-            console.print(f"{printable(name)} most often says {shown}.", highlight=False, markup=False)
+            console.print(f"{printable(name)} most often predicts {shown}.", highlight=False, markup=False)

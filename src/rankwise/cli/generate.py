@@ -52,21 +52,21 @@ def generate(
         One prompt.
     file:
         A text file with a prompt on each line; or examples (.jsonl, .json, .csv, .tsv, .parquet), whose prompts are
-        answered. Prompts that leave no room for an answer are left out, and said.
+        answered. Prompts that leave no room for an answer are left out, with a note.
     columns:
-        Which columns of --file hold what, where they are not called so: prompt=mr.
+        Names of the columns of --file, where they differ: prompt=mr.
     skip_bad_lines:
-        Leave out lines of --file that can't be used, and say so.
+        Leave out lines of --file that can't be used, with a note.
     base:
         Let the base without an adapter answer too.
     max_new_tokens:
         The most tokens of an answer.
     temperature:
-        0 takes the likeliest token always; above, tokens are drawn.
+        0 always takes the likeliest token; above 0, tokens are sampled.
     seed:
-        Of the draws.
+        Seed of the sampling.
     batch_size:
-        Prompts at once.
+        Prompts in a batch.
     json_:
         Print a line of JSON for each prompt.
     """
@@ -79,7 +79,7 @@ def generate(
     if columns and file is None:
         raise ConfigError("--columns names columns of --file, which is not given; leave it out.")
     if skip_bad_lines and file is None:
-        raise ConfigError("--skip-bad-lines is about --file, which is not given; leave it out.")
+        raise ConfigError("--skip-bad-lines applies to --file, which is not given; leave it out.")
     writing = Writing(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size)
     given, notes = (None if prompt is None else [as_prompt(prompt)]), []
     if file is not None:
@@ -130,13 +130,13 @@ def _answer(
 
 
 def _typed() -> Iterator[str]:
-    """Prompts as they are typed."""
+    """Read prompts from a terminal."""
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "")
         except EOFError:
             return
         except UnicodeDecodeError as error:
-            raise DataError("Standard input is no UTF-8 text; save it as UTF-8.") from error
+            raise DataError("Standard input is not UTF-8 text; save it as UTF-8.") from error
         if line.strip("\ufeff \t\r\n"):
             yield line.removeprefix("\ufeff")

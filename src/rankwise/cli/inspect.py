@@ -40,7 +40,7 @@ def inspect(
 
     Example: rankwise inspect runs/train/adapters/r8-s0
 
-    The base is not loaded. The norm is that of the update scale * B A; its effective rank is how many directions it
+    The base is not loaded. The norm is the norm of the update scale * B A; its effective rank is how many directions it
     uses: r where all count alike, 1 where one is all.
 
     Parameters
@@ -86,7 +86,7 @@ class AdapterRun:
 
 
 def _run_of(adapter: Path) -> AdapterRun | None:
-    """What the run directory that the adapter lies in says of it; None where it lies in none."""
+    """The adapter's run, read from its run directory; None where it is in none."""
     from rankwise.errors import OutputError
     from rankwise.report import read_results
 
@@ -175,13 +175,13 @@ def _show(found: "Inspection", run: AdapterRun | None, *, each: bool) -> None:
         )
     console.print(table)
     for path, (shape, norm) in found.saved.items():
-        line(f"  whole: {path}, {'x'.join(map(str, shape))}, norm {norm:.3g}")
+        line(f"  in full: {path}, {'x'.join(map(str, shape))}, norm {norm:.3g}")
     for finding in found.findings:
         line(finding)
 
 
 def _groups(modules: "Iterable[InspectedModule]", *, each: bool) -> "dict[str, list[InspectedModule]]":
-    """Modules of one name but for numbers, and of one shape, together."""
+    """Group modules of one shape whose names differ only in numbers."""
     groups: dict[str, list[InspectedModule]] = {}
     for module in modules:
         name = module.path if each else re.sub(r"\b\d+\b", "*", module.path)
@@ -194,7 +194,7 @@ def _groups(modules: "Iterable[InspectedModule]", *, each: bool) -> "dict[str, l
 
 
 def _shared_path(paths: Iterable[str]) -> str:
-    """The path of the module that all of these lie in.
+    """The path of the module that contains all of these.
 
     Examples:
         >>> _shared_path(["h.*.up", "h.*.down"]), _shared_path(["up", "down"])

@@ -22,7 +22,7 @@ def train(options: TrainOptions, *, run_options: RunOptions | None = None) -> in
 
     Example: rankwise train --model HuggingFaceTB/SmolLM2-135M --task sft --data train.jsonl --rank 8
 
-    What it gives is what a sweep gives, with one run: test figures, curve, page, and the adapter in PEFT's format. To
+    The output is a sweep's, with one run: test figures, curve, page, and the adapter in PEFT's format. To
     compare it with full fine-tuning or other settings, run rankwise sweep.
     """
 

@@ -1,4 +1,4 @@
-"""What all commands that train have in common: flags, resuming, the live table, exit codes."""
+"""The common parts of commands that train: flags, resuming, the live table, exit codes."""
 
 import json
 import shlex
@@ -56,7 +56,7 @@ class RunOptions:
         Resume the unfinished run in this directory with the options it started with, or extend a finished one with
         --more-seeds or --more-ranks.
     more_seeds:
-        Add so many seeds to the finished run in --resume; of an adaptive plan, to those it may take at most.
+        Add this many seeds to the finished run in --resume; an adaptive plan may then take that many more.
     more_ranks:
         Add ranks to the finished run in --resume: 3,6.
     checkpoint_epochs:
@@ -64,14 +64,14 @@ class RunOptions:
     checkpoint_seconds:
         Write a checkpoint every N seconds. [default: 20, or more, so that writing takes 2% of the time]
     config:
-        Read settings from a YAML file, such as a run's config.yaml; flags go before it.
+        Read settings from a YAML file, such as a run's config.yaml; flags override it.
     print_config:
         Print the complete configuration as YAML and stop.
     dry_run:
         Print what would be trained, in which packs, in how much memory and time (from a few probing steps), and stop;
         nothing is written.
     log_to:
-        Loggers that take losses, metrics and rates of every run, such as csv,tensorboard; files go to logs/ in --out.
+        Loggers of the losses, metrics and rates of every run, such as csv,tensorboard; files go to logs/ in --out.
     quiet:
         Show nothing while training.
     json:
@@ -81,7 +81,7 @@ class RunOptions:
     ray:
         Train packs on a Ray cluster: local (this machine, all of its GPUs), auto, or the head's host:port.
     max_workers:
-        Packs that train at the same time; large packs are cut where workers would stand idle.
+        Packs that train at the same time; large packs are split where workers would be idle.
     cpus_per_worker:
         CPUs, and threads, of a worker on Ray. [default: half of a machine's, or its share for each GPU]
     gpus_per_worker:
@@ -130,7 +130,7 @@ def run_command(
         settings: Its complete configuration, flag -> value, plain.
         run_options: How it runs.
         make: Makes the experiment.
-        forecast: Whether to say, before training, what memory and time it will take.
+        forecast: Whether to print a forecast of memory and time before training.
 
     Returns:
         The exit code.
@@ -168,7 +168,7 @@ def train_in(
     make: "ExperimentFactory",
     workers: "Workers | None" = None,
 ) -> int:
-    """Train in a directory, and show the answer, or the units that the sweep waits for."""
+    """Train in a directory, and print the answer, or the units that the sweep waits for."""
     from rankwise.experiment import run_experiment
     from rankwise.loggers.table import loggers
     from rankwise.show.live import progress
@@ -192,7 +192,7 @@ def train_in(
 
 
 def _checked(command: str, settings: dict[str, Any], run_options: RunOptions) -> RunOptions:
-    """How a command runs, the run that is resumed being a directory; refuse flags that don't go together."""
+    """Resolve the directory of --resume, and refuse flags that don't go together."""
     if run_options.resume is None:
         if run_options.extends:
             raise ConfigError("--more-seeds and --more-ranks add to a finished run; give its directory with --resume.")
@@ -205,11 +205,11 @@ def _checked(command: str, settings: dict[str, Any], run_options: RunOptions) ->
     ):
         if value is not None:
             raise ConfigError(
-                f"{flag} does not go with --resume, which takes all from {run_options.resume}; leave it out."
+                f"{flag} does not go with --resume, which takes all settings from {run_options.resume}; leave it out."
             )
     _check_same(command, settings, run_options)
     if run_options.dry_run:
-        raise ConfigError("--dry-run does not go with --resume: the run's plan is made; leave one of them out.")
+        raise ConfigError("--dry-run does not go with --resume, whose plan exists already; leave one of them out.")
     return run_options
 
 
@@ -233,14 +233,14 @@ def _location(directory: Path, command: str, config: str, run_options: RunOption
 
 
 def _interrupted(place: "RunLocation") -> int:
-    """Say what an interrupt has left."""
+    """Print what remains after an interrupt."""
     from rankwise.sweeps.storage.directory import can_resume
     from rankwise.sweeps.storage.owned import holds_results
 
     directory = place.directory
     if holds_results(directory) and not can_resume(directory):
         again = f"rankwise report {shlex.quote(str(directory))}"
-        said = f"Interrupted while the report was drawn; the results are in place. Draw it: {again}"
+        said = f"Interrupted while the report was drawn; the results are complete. Draw it: {again}"
     elif holds_results(directory):
         said = f"Interrupted; the earlier results are unchanged. Resume with: {place.resume_command}"
     else:
@@ -270,7 +270,7 @@ def _show_results(results: "Results", files: Sequence[Path], place: "RunLocation
 
 
 def _with_forecast(make: "ExperimentFactory") -> "ExperimentFactory":
-    """Have what makes an experiment say what it will take, too."""
+    """Make the experiment's factory print a forecast too."""
 
     def make_and_tell(observers: "Observers", base: "Mapping[str, Tensor] | None") -> "Experiment":
         from rankwise.sweeps.run.forecast import forecast_sweep
@@ -294,7 +294,7 @@ def _need(found: "Forecast") -> str:
 
 
 def _print_forecast(run_options: RunOptions, make: "ExperimentFactory") -> int:
-    """Print what would be done."""
+    """Print the plan of a run."""
     from rankwise.show.live import progress
     from rankwise.sweeps.run.forecast import forecast_sweep
     from rankwise.train.events import Observers
@@ -355,7 +355,7 @@ def print_results(results: "Results", files: Sequence[Path], *, as_json: bool) -
 
 
 def _check_same(command: str, settings: dict[str, Any], run_options: RunOptions) -> None:
-    """Refuse settings that the run that is continued did not begin with."""
+    """Refuse settings other than the resumed run's."""
     directory = run_options.resume or Path()
     begun = settings_of(directory, run_options.more_seeds, run_options.more_ranks)
     if command not in begun:

@@ -25,11 +25,11 @@ def work(
     next_: Annotated[bool, Parameter(name="--next", negative="", show_default=False)] = False,
     quiet: Annotated[bool, Parameter(negative="", show_default=False)] = False,
 ) -> int:
-    """Do one unit of work of a sweep that was written with --prepare: for batch systems, one process a unit.
+    """Do one unit of work of a sweep made with --prepare: for batch systems, one process a unit.
 
     Example: rankwise work runs/last --pack 3
 
-    A unit is a pack of adapters to the next point at which the sweep decides. Done twice it changes nothing; stopped,
+    A unit trains a pack of adapters to the sweep's next decision. Repeating it changes nothing; stopped,
     it continues from its last checkpoint. When all units are done, --next decides, and writes the next ones or the
     answer.
 
@@ -43,9 +43,9 @@ def work(
     pack:
         Train the unit of this number.
     next_:
-        Decide what the finished units allow, and print the numbers of those that are to be done, such as 4-7.
+        Decide what the finished units allow, and print the numbers of the units to do next, such as 4-7.
     quiet:
-        Show nothing meanwhile.
+        Show nothing while training.
     """
     from rankwise.sweeps.storage.directory import can_resume
     from rankwise.sweeps.storage.owned import holds_results

@@ -1,4 +1,4 @@
-"""Flags of processes that train packs: what goes together, and what they mean."""
+"""Flags of processes that train packs: their meaning and valid combinations."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ def check_workers(run_options: "RunOptions", settings: dict[str, Any]) -> None:
     if run_options.max_workers is not None and run_options.max_workers < 1:
         raise ConfigError(f"--max-workers is {run_options.max_workers}; it must be a whole number of at least 1.")
     if run_options.max_workers is not None and not run_options.prepare and run_options.ray is None:
-        raise ConfigError("--max-workers plans packs for so many workers; give it with --ray or --prepare.")
+        raise ConfigError("--max-workers plans packs for this many workers; give it with --ray or --prepare.")
     for flag, value in (("cpus", run_options.cpus_per_worker), ("gpus", run_options.gpus_per_worker)):
         if value is not None and run_options.ray is None:
             raise ConfigError(f"--{flag}-per-worker goes with --ray; give both.")

@@ -1,4 +1,4 @@
-"""Several adapters in one model, each under its name: choose which act, for all rows or each; rename one."""
+"""Several named adapters in one model: choose the active ones, for all rows or for each row; rename one."""
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,9 +21,9 @@ from rankwise.lora.variants import variant_name
 
 
 def activate(model: nn.Module, *names: str) -> None:
-    """Choose the adapters that act: their updates are added. Without names none acts.
+    """Choose the active adapters, whose updates are added up. Without names none is active.
 
-    The choice is the model's, for all threads.
+    The choice applies to all threads.
 
     Args:
         model: An injected model.
@@ -54,9 +54,9 @@ def activate(model: nn.Module, *names: str) -> None:
 
 @contextmanager
 def disabled(model: nn.Module) -> Generator[None]:
-    """Let the model compute as its base does, for the length of a `with` block.
+    """Make the model compute as its base does inside a `with` block.
 
-    A copy of the model that is made inside is as it would be outside: its adapters act.
+    A copy of the model made inside the block has active adapters, as outside.
 
     Args:
         model: An injected model.
@@ -90,16 +90,16 @@ def disabled(model: nn.Module) -> Generator[None]:
 def _refuse_merged(layers: Mapping[str, tuple[nn.Module, LoRA]], what: str) -> None:
     for path, (_, lora) in layers.items():
         if lora.merged:
-            raise AdapterError(f'"{path}" holds a merged adapter, which {what} can\'t reach; call unmerge first.')
+            raise AdapterError(f'"{path}" holds a merged adapter, which {what} doesn\'t affect; call unmerge first.')
 
 
 def rename(model: nn.Module, old: str, new: str) -> None:
-    """Give an adapter another name. Its parameters are the same objects, so an optimiser keeps them.
+    """Rename an adapter. Its parameters stay the same objects, so optimisers keep working.
 
     Args:
         model: An injected model.
         old: The adapter.
-        new: What it is to be called.
+        new: Its new name.
 
     Raises:
         AdapterError: There is no such adapter, the new name is taken or can't be one, adapters are merged, or the model
@@ -119,8 +119,8 @@ def rename(model: nn.Module, old: str, new: str) -> None:
     for path, (_, lora) in layers.items():
         if not all(map(has_data, lora.keys_of(old).values())):
             raise AdapterError(
-                f'The numbers of "{old}" at "{path}" lie elsewhere (accelerate has offloaded the model, or it is on '
-                "the meta device), under its present name. Rename it before that."
+                f'The numbers of "{old}" at "{path}" are elsewhere (accelerate has offloaded the model, or it is on '
+                "the meta device), under its present name. Rename it before offloading."
             )
     stop_counting(model)  # it would look for the adapter by its old name
     for _, lora in layers.values():
@@ -148,20 +148,20 @@ def _rename(lora: LoRA, old: str, new: str) -> None:
 
 @contextmanager
 def by_row(model: nn.Module, names: Sequence[str | None], *, example: Any = None) -> Generator[None]:
-    """Let each row of a batch go through its own adapter, for the length of a `with` block: for inference.
+    """Send each row of a batch through its own adapter inside a `with` block, for inference.
 
-    All rows go through a layer at once. Every adapter among them is copied into stacks at the beginning, so new
+    All rows pass a layer at once. The block copies their adapters into stacks when it starts, so new
     weights take effect in the next block.
 
     Args:
         model: An injected model in eval mode.
         names: The adapter of each row of the batch; None for the base alone.
-        example: A batch of as many rows. With it the model is run once by row and once with each adapter, and
-            compared, which finds models whose layers don't have the rows first.
+        example: A batch with this many rows. The model then runs once by row and once with each adapter;
+            comparing them finds models whose layers don't have rows as the first dimension.
 
     Raises:
         AdapterError: A name is not an adapter's; the model is in training mode or merged; an adapter trains
-            parameters whole, or has a weight that is read without a call: those serve all rows alike; the
+            parameters in full, or adapts a weight that is read without a call: those are the same for all rows; the
             comparison failed; or another thread uses the model in such a block, or does so inside this one.
 
     Examples:
@@ -215,12 +215,12 @@ def _check_by_row(model: nn.Module, chosen: Iterable[str], n_rows: int) -> None:
                 )
         if trained := next(iter(replacement_tensors(model, name)), None):
             raise AdapterError(
-                f'Adapter "{name}" has "{trained}" whole, which serves all rows alike. Activate one adapter at a time.'
+                f'Adapter "{name}" trains "{trained}" in full, for all rows alike. Activate one adapter at a time.'
             )
 
 
 def _compare(model: nn.Module, names: Sequence[str | None], example: Any) -> None:
-    """Raise unless every row comes out as from its adapter alone."""
+    """Raise unless every row's output equals that of its adapter alone."""
     with torch.no_grad():
         with by_row(model, names):
             found = _tensors(call(model, example))
@@ -237,7 +237,7 @@ def _compare(model: nn.Module, names: Sequence[str | None], example: Any) -> Non
                     and not torch.allclose(one[mine], other[mine], rtol=1e-3, atol=1e-3 * float(other.abs().max()))
                 ):
                     raise AdapterError(
-                        f'Rows of adapter "{name}" come out otherwise by row than with it alone: some layer of the '
+                        f'Rows of adapter "{name}" differ by row from those with it alone: some layer of the '
                         f"{type(model).__name__} doesn't have the rows first. Activate one adapter at a time."
                     )
 

@@ -159,7 +159,7 @@ def trained_modules(model: nn.Module) -> dict[str, tuple[nn.Module, TrainedModul
 
 
 def replacement_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
-    """Return what an adapter has whole: path of the base's parameter or buffer -> the adapter's."""
+    """Return an adapter's fully trained tensors: path of the base's parameter or buffer -> the adapter's."""
     return {
         joined(path, leaf): tensor
         for path, (_, trained) in trained_modules(model).items()
@@ -168,7 +168,7 @@ def replacement_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
 
 
 def replacement_parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
-    """Return what of it is trained."""
+    """Return the trained ones of an adapter's replacements."""
     return [parameter for _, trained in trained_modules(model).values() for parameter in trained.trained(name)]
 
 
@@ -348,7 +348,7 @@ def trained_readers(model: nn.Module, paths: Iterable[str]) -> dict[str, tuple[n
 
 
 def check_one_trained(model: nn.Module, names: Iterable[str]) -> None:
-    """Raise where two of these adapters have the same parameter whole: their sum would mean nothing.
+    """Raise where two of these adapters replace the same parameter: their sum would mean nothing.
 
     Raises:
         AdapterError: In these cases.
@@ -358,7 +358,7 @@ def check_one_trained(model: nn.Module, names: Iterable[str]) -> None:
         both = [name for name in names if name in trained.own]
         if len(both) > 1:
             raise AdapterError(
-                f'Adapters "{both[0]}" and "{both[1]}" both have parameters of "{path}" whole; only one can be active.'
+                f'Adapters "{both[0]}" and "{both[1]}" both train "{path}" in full; only one can be active.'
             )
 
 

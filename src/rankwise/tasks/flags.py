@@ -1,4 +1,4 @@
-"""How options are read from a command line: groups, lists with commas or spaces between their parts, whole numbers."""
+"""Reading options from a command line: groups, lists with commas or spaces, whole numbers."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +42,7 @@ def listed(
 
     Args:
         parse: Reads it from one text.
-        spaces: Whether parts may be given as separate words; not where the command has words of its own after it.
+        spaces: Whether parts may be given as separate words; not where further words follow on the command line.
         by_flag: Flag -> what reads the text where this name of the flag is used.
     """
 

@@ -1,4 +1,4 @@
-"""What a user can set for the digits experiment. Light: the command line reads it without loading torch."""
+"""Options of the digits experiment. The command line reads this file without loading torch."""
 
 import re
 from dataclasses import asdict, dataclass, field, replace
@@ -43,7 +43,7 @@ def parse_numbers(text: str) -> tuple[int, ...]:
             low, high, by = int(first), int(last or first), int(step.removeprefix("x") or 1)
         except ValueError:
             raise ConfigError(
-                f'"{text}" is no list of whole numbers; write them as 1,2,4 or as a range: 1:64:x2, 0:4, 2:10:2.'
+                f'"{text}" is not a list of whole numbers; write them as 1,2,4 or as a range: 1:64:x2, 0:4, 2:10:2.'
             ) from None
         multiplies = step.startswith("x")
         if by < (2 if multiplies else 1) or (multiplies and low < 1) or high < low:
@@ -75,7 +75,7 @@ def parse_rates(text: str) -> tuple[float, ...]:
     try:
         return tuple(dict.fromkeys(float(part) for part in parts(text)))
     except ValueError:
-        raise ConfigError(f'"{text}" is no list of learning rates; write them as 3e-4,1e-3.') from None
+        raise ConfigError(f'"{text}" is not a list of learning rates; write them as 3e-4,1e-3.') from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class DigitsOptions:
         if self.seeds is not None and (not self.seeds or min(self.seeds) < 0):
             raise ConfigError(f"The seeds are {list(self.seeds)}; give at least one, none below 0.")
         if self.protocol == "right":
-            # The name that earlier versions gave it.
+            # Its name in earlier versions.
             object.__setattr__(self, "protocol", "standard")
         if self.protocol not in PROTOCOLS:
             raise ConfigError(
@@ -114,7 +114,7 @@ class DigitsOptions:
             if value is not None and value < 1:
                 raise ConfigError(f"--{what} is {value}; it must be a whole number of at least 1.")
         if self.rungs is not None and (not self.rungs or self.rungs[0] < 1 or [*self.rungs] != sorted({*self.rungs})):
-            raise ConfigError(f"--rungs is {list(self.rungs)}; give rising numbers of epochs, such as 4,12.")
+            raise ConfigError(f"--rungs is {list(self.rungs)}; give increasing numbers of epochs, such as 4,12.")
         for what, rates in (("lr", self.lr), ("baseline-lr", self.baseline_lr)):
             if rates is not None and not (rates and all(0 < rate < float("inf") for rate in rates)):
                 raise ConfigError(f"--{what} is {list(rates)}; give positive numbers, such as 3e-4,1e-3.")
@@ -138,7 +138,7 @@ class DigitsOptions:
 
 
 ADDED: dict[str, Any] = {"optimiser": "adamw", "variant": ("lora",)}
-"""Options that earlier versions lacked, with the value that does what these did: it is left out of settings, so that
+"""Options that earlier versions lacked, with the value that keeps their behaviour: it is left out of settings, so that
 their unfinished runs can be resumed."""
 
 

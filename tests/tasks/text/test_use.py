@@ -418,7 +418,7 @@ def test_prompts_are_written_as_in_training(place: Path, tmp_path: Path) -> None
         ),
         (["generate", "{sft}", "--file", "{root}/no.txt"], "no.txt can't be read"),
         (["generate", "{sft}", "--prompt", "a", "--temperature", "-1"], "--temperature is -1.0"),
-        (["generate", "{sft}", "--prompt", "a", "--skip-bad-lines"], "--skip-bad-lines is about --file"),
+        (["generate", "{sft}", "--prompt", "a", "--skip-bad-lines"], "--skip-bad-lines applies to --file"),
         (["generate", "{sft}", "--model", "{root}/llama", "--prompt", ""], "Line 1: the prompt is empty"),
         (
             ["evaluate", "{classify}", "--data", "{root}/labelled.jsonl", "--generate", "4"],

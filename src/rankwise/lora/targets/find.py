@@ -1,4 +1,4 @@
-"""From patterns to the modules they match, each with its rank and scale; and what was left out, and why."""
+"""From patterns to the matching modules, each with its rank and scale; and the modules left out, with reasons."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -19,7 +19,7 @@ from rankwise.lora.variants import variant_name
 ALL_LINEAR = "all-linear"
 UNNAMED = "no target names it"
 BY_NAME_ONLY = "by name only"
-"""Why "all-linear" leaves out what could be adapted but is no matrix."""
+"""Reason for which "all-linear" leaves out adaptable weights that aren't matrices."""
 
 
 def find_targets(model: nn.Module, config: LoRAConfig, *, untie: bool = False) -> Targets:
@@ -31,7 +31,7 @@ def find_targets(model: nn.Module, config: LoRAConfig, *, untie: bool = False) -
         model: Any module; it may itself be the layer.
         config: Whose `target_modules`, `exclude_modules`, `rank_pattern`, `alpha_pattern`, `slices` and
             `trainable_tokens` are read.
-        untie: Whether a target that shares its weight is to get its own copy. Else its adapter acts in
+        untie: Whether to copy the weight of a target that shares it. Otherwise its adapter acts in
             every module that has the weight.
 
     Returns:
@@ -76,7 +76,7 @@ def find_targets(model: nn.Module, config: LoRAConfig, *, untie: bool = False) -
 
 
 def _with_tokens(targets: list[Target], tokens: list[Target], place: Mapping[nn.Module, int]) -> list[Target]:
-    """Put single rows among the other targets, in the model's order.
+    """Insert single rows among the other targets, in the model's order.
 
     Raises:
         TargetError: A layer has both.
@@ -92,7 +92,7 @@ def _with_tokens(targets: list[Target], tokens: list[Target], place: Mapping[nn.
 
 
 class _Choice:
-    """What is adapted and what left out, weight after weight.
+    """Collects the adapted weights and those left out.
 
     Args:
         modules: All modules of the model.
@@ -111,7 +111,7 @@ class _Choice:
         self.adaptable: list[str] = []
 
     def take(self, weight: Weight, untried: Patterns | None = None) -> None:
-        """Take a weight into `chosen`, or into `left_out` with the reason.
+        """Add a weight to `chosen`, or to `left_out` with the reason.
 
         Args:
             weight: The weight.
@@ -151,7 +151,7 @@ class _Choice:
         return self.heads.get(weight.module, "") if kind.linear else BY_NAME_ONLY
 
     def _refuse(self, weight: Weight, blocked: str) -> None:
-        """Raise, unless a parameter may be what was meant."""
+        """Raise, unless the name may mean a parameter."""
         name, module = weight.names[0], weight.module
         if weight.layer_type is None and any(p.ndim > 1 for p in module.parameters(recurse=False)):
             blocked += f'. Name its parameter, for example "{_first_matrix(name, module)}"'
@@ -233,7 +233,7 @@ def _sliced(name: str, module: nn.Module, kind: LayerType, slices: Sequence[Slic
 
 
 def _require_all_used(patterns: Patterns, what: str, shown_names: Sequence[str], names: Sequence[str]) -> None:
-    """Raise for the first pattern that found nothing, with what there is and the nearest name."""
+    """Raise for the first pattern that matched nothing; the message lists candidates and the nearest name."""
     for pattern in patterns.unused():
         ends = sorted({name.rsplit(".", 1)[-1] for name in shown_names})
         shown = ", ".join(ends[:12]) + (", ..." if len(ends) > 12 else "")

@@ -1,4 +1,4 @@
-"""Weights that are read without calling their layer: which module's forward reads them."""
+"""Find the module whose forward reads a weight without calling its layer."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class Weight:
-    """Something an adapter can stand on.
+    """A weight that can be adapted.
 
     Args:
         module: The module that has it.
@@ -63,7 +63,7 @@ def layers_and_owned(modules: Sequence[tuple[nn.Module, list[str]]]) -> Iterator
         if owner is None:
             parents = [name.rpartition(".")[0] for name in names]
             also = tuple(parent for parent in parents if parent in attentions)
-            # What computes a parametrised weight has no weight of its own, and a number for a name.
+            # The modules of a parametrisation have no weight, and a number for a name.
             if not any(".parametrizations." in f".{name}" for name in names):
                 yield Weight(module, names, "weight", layer_type_of(module), also)
             continue

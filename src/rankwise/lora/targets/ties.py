@@ -1,4 +1,4 @@
-"""Weights that several modules have: one A and B on the weight, used through every name."""
+"""Weights shared by several modules: one A and B for the weight, used under every name."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -80,7 +80,7 @@ def find_ties(
     chosen: Sequence[Weight],
     excluded: Collection[nn.Module] = (),
 ) -> tuple[list[Weight], dict[str, tuple[Tie, ...]]]:
-    """Put the first of the layers with one weight in the place of all; the others use its adapter.
+    """Let the first of the layers with one weight represent all; the others use its adapter.
 
     Args:
         model: The model.

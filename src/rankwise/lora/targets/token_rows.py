@@ -16,7 +16,7 @@ from rankwise.lora.targets.ties import Tie, sharers
 
 
 def token_targets(model: nn.Module, modules: Sequence[Named], config: LoRAConfig, untie: bool = False) -> list[Target]:
-    """Return the targets that `trainable_tokens` means.
+    """Return the targets of `trainable_tokens`.
 
     Args:
         model: The model.
@@ -62,7 +62,7 @@ def _layers_with_tokens(
 
 
 def input_embedding(model: nn.Module, modules: Sequence[Named]) -> Named:
-    """Return the embedding that a list of tokens means: what a model of transformers calls its own, or the only one.
+    """Return the embedding for a list of tokens: a transformers model's input embedding, or the only one.
 
     Raises:
         TargetError: There is none, or several.
@@ -82,7 +82,7 @@ def input_embedding(model: nn.Module, modules: Sequence[Named]) -> Named:
 
 
 def own_embedding(model: nn.Module, which: str) -> nn.Module | None:
-    """Return what a model of transformers calls its "input" or "output" embeddings; None where it has none."""
+    """Return a transformers model's "input" or "output" embeddings; None if it has none."""
     get = getattr(model, f"get_{which}_embeddings", None)
     try:
         found = get() if callable(get) else None
@@ -133,6 +133,6 @@ def _tie(model: nn.Module, module: nn.Module, names: list[str], tokens: tuple[in
     checked_tokens(names[0], module, kind, tokens)
     if kind is None:  # rows_of has refused it
         raise TargetError(f'"{names[0]}" is no layer.')
-    # Not flipped: whichever way a layer reads the weight, B holds what is added to its rows.
+    # Not flipped: however a layer reads the weight, B is added to its rows.
     reader = reader_of(model, Weight(module, names, "weight", kind))
     return Tie(tuple(names), module, token_type(kind, module, tokens), False, reader)

@@ -67,7 +67,7 @@ def run_sweep(
         TargetError: A target pattern matches nothing.
     """
     if list(rungs) != sorted({*rungs}) or any(rung < 1 for rung in rungs):
-        raise ConfigError(f"The rungs are {list(rungs)}; give rising numbers of epochs, such as 4, 12.")
+        raise ConfigError(f"The rungs are {list(rungs)}; give increasing numbers of epochs, such as 4, 12.")
     workers = workers or Here()
     parameters = {run.name: resolve(model, run.member).parameter_count() for run in runs}
     swept = SweepState(runs, parameters)

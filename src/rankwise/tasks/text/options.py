@@ -276,7 +276,7 @@ class TextOptions:
             raise ConfigError(f"--search is {self.search}; it is a number of examples, 0 to train the whole grid.")
         for what, given in (("rungs", self.rungs), ("search-rungs", self.search_rungs)):
             if given is not None and ([*given] != sorted({*given}) or any(rung < 1 for rung in given)):
-                raise ConfigError(f"--{what} is {list(given)}; give rising numbers of epochs, such as 1,2.")
+                raise ConfigError(f"--{what} is {list(given)}; give increasing numbers of epochs, such as 1,2.")
         for what, rates in (("lr", self.lr), ("baseline-lr", self.baseline_lr), ("head-lr", self.head_lr)):
             if rates is not None and not (rates and all(0 < rate < float("inf") for rate in rates)):
                 raise ConfigError(f"--{what} is {list(rates)}; give positive numbers, such as 1e-4,1e-3.")
