@@ -114,7 +114,7 @@ def test_two_adapters_have_each_their_own(net):
     two = net(X)
     activate(net, "one")
     assert alike(net(X), one)
-    with pytest.raises(AdapterError, match=r'"one" and "two" both train "head.0" whole'):
+    with pytest.raises(AdapterError, match=r'"one" and "two" both train "head.0" in full'):
         activate(net, "one", "two")
     assert alike(net(X), one)
     activate(net, "two")

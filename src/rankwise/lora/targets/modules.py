@@ -45,7 +45,7 @@ class Adapter(nn.Module):
     """A submodule that belongs to an adapter, not to the base."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return a copy's state: made inside `disabled` or `by_row`, it is as outside, since it never leaves the block."""
+        """Return a copy's state: inside `disabled` or `by_row` as outside, as it never leaves the block."""
         return {name: value for name, value in self.__dict__.items() if name not in _OF_BLOCKS}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Adapter":
