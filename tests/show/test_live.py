@@ -3,9 +3,6 @@
 import io
 import os
 import pty
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -317,11 +314,3 @@ class TestChoice:
         for event in (Ended(), Ended(), step, RunEnded(outcome(RUNS[0].name))):
             shown.on_event(event)
         assert stream.getvalue() == "Training 1 run\n"
-
-    def test_rich_is_loaded_for_the_live_table_only(self):
-        code = (
-            "import io, sys; from rankwise.show.live import progress; progress('plain', io.StringIO()); "
-            "progress('quiet'); sys.exit('rich' in sys.modules)"
-        )
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
-        subprocess.run([sys.executable, "-c", code], check=True, env=environment)

@@ -3,22 +3,22 @@
 import json
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK, HOW, MAIN
+from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK
 from rankwise.cli.continuing import settings_of
 from rankwise.cli.places import name_of, new_run, pointed_to
 from rankwise.cli.recorded import wanted
 from rankwise.cli.workers import check_workers, idle_gpus, workers_of
 from rankwise.errors import ConfigError
-from rankwise.tasks.flags import listed
-from rankwise.tasks.options import parse_numbers, parts
+from rankwise.tasks.flags import HOW, MAIN, listed
+from rankwise.tasks.reading import parse_numbers, parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -153,11 +153,15 @@ def run_command(
     advice = None if run_options.quiet or command == "train" else idle_gpus(run_options, settings)
     if advice is not None:
         print(advice, file=sys.stderr)
+    from rankwise.experiment import run_experiment
+
     given = run_options.resume or run_options.out
     with new_run(name_of(command, settings.get("data"))) if given is None else nullcontext(given) as directory:
         if forecast and not run_options.quiet:
             make = _with_forecast(make)
-        return train_in(directory, command, config, run_options, make)
+        with _session(directory, command, config, run_options) as session:
+            session.results, _, session.files = run_experiment(make, session.place, session.observers)
+        return session.code
 
 
 def train_in(
@@ -170,6 +174,39 @@ def train_in(
 ) -> int:
     """Train in a directory, and print the answer, or the units that the sweep waits for."""
     from rankwise.experiment import run_experiment
+
+    with _session(directory, command, config, run_options, workers) as session:
+        session.results, _, session.files = run_experiment(make, session.place, session.observers)
+    return session.code
+
+
+@dataclass
+class _Session:
+    """One training in a directory.
+
+    Args:
+        place: Where it runs.
+        observers: Who hears of it.
+        results: The outcome of it.
+        files: Of the report.
+        code: The exit code, once it has ended.
+    """
+
+    place: "RunLocation"
+    observers: "Observers"
+    results: "Results | None" = None
+    files: Sequence[Path] = ()
+    code: int = EXIT_OK
+
+
+@contextmanager
+def _session(
+    directory: Path, command: str, config: str, run_options: RunOptions, workers: "Workers | None" = None
+) -> Generator[_Session]:
+    """Have a training watched; at its end show the answer, the units that it waits for, or what an interrupt left.
+
+    The experiment runs in the block, not below this function: there are few frames from a command to a gradient.
+    """
     from rankwise.loggers.table import loggers
     from rankwise.show.live import progress
     from rankwise.sweeps.run.units.apart import UnitsPending
@@ -180,15 +217,17 @@ def train_in(
     place = replace(
         _location(directory, command, config, run_options), workers=workers or workers_of(run_options, directory)
     )
+    session = _Session(place, Observers([progress("quiet" if run_options.quiet else "auto"), *logging]))
     try:
-        with Observers([progress("quiet" if run_options.quiet else "auto"), *logging]) as observers:
-            results, _, files = run_experiment(make, place, observers)
+        with session.observers:
+            yield session
     except UnitsPending as pending:
         print(ranges(pending.numbers))
-        return EXIT_OK
     except KeyboardInterrupt:
-        return _interrupted(place)
-    return _show_results(results, files, place, run_options)
+        session.code = _interrupted(place)
+    else:
+        if session.results is not None:
+            session.code = _show_results(session.results, session.files, place, run_options)
 
 
 def _checked(command: str, settings: dict[str, Any], run_options: RunOptions) -> RunOptions:

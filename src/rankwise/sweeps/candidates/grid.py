@@ -8,6 +8,7 @@ from torch import nn
 from rankwise.errors import ConfigError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
+from rankwise.pack.optimisers import optimiser_of
 from rankwise.pack.resolved import AdapterState
 from rankwise.results.kinds import Method
 from rankwise.sweeps.candidates.naming import check_distinct, check_name, folder_name
@@ -69,11 +70,7 @@ class Candidate:
             modules_to_save=self.modules_to_save,
             head_lr_multiplier=self.head_lr_multiplier,
             head_lr_multiplier_for=self.head_lr_multiplier_for,
-            optimiser=training.optimiser,
-            betas=training.betas,
-            eps=training.eps,
-            momentum=training.momentum,
-            nesterov=training.nesterov,
+            optimiser=optimiser_of(training.optimiser),
         )
         return Run(name, self.name, self.label, self.method, member, training, data or self.data, self.start(seed))
 

@@ -156,8 +156,8 @@ def read_examples(
         DataError: No form fits the columns, a named column is missing, or a record has no usable value.
 
     Examples:
-        >>> from rankwise.tasks.text.read.sources import Record, Records
-        >>> row = Record(2, {"mr": "name[Aromi]", "ref": "Aromi is a place."})
+        >>> from rankwise.tasks.text.read.sources import RawRecord, Records
+        >>> row = RawRecord(2, {"mr": "name[Aromi]", "ref": "Aromi is a place."})
         >>> records = Records("e2e.csv", (row,), ("mr", "ref"), {})
         >>> read_examples(records, "sft", {"prompt": "mr", "completion": "ref"})[0]
         [Pair(line=2, source='name[Aromi]', answer='Aromi is a place.', chat=False)]

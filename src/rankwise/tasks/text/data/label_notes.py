@@ -28,7 +28,7 @@ def label_notes(labels: Labels, train: Sequence[Labelled], kind: str | None) -> 
         numbers = [float(e.label) for e in train if not isinstance(e.label, tuple)]
         taken = "The labels are read as numbers to predict"
         span = f"from {min(numbers):g} to {max(numbers):g}"
-        return [] if kind == "number" else [f"{taken}, {span}; --labels one takes them for names."]
+        return [] if kind == "number" else [f"{taken}, {span}; --labels one reads them as names."]
     return [*_alike(labels.names), *_joined(labels.names)]
 
 
