@@ -61,7 +61,7 @@ class OtherTensors:
         shared: What all modules of the variant share, by name; A and B are then parts of it.
         tokens: Module path -> tokens whose rows were trained, and these rows.
         key_ends: Module path -> ends of the keys of A and B, where they aren't those of a Linear.
-        named: Module path -> what targets and patterns call it, where that isn't its path.
+        setting_names: Module path -> what targets and patterns call it, where that isn't its path.
     """
 
     replacements: Mapping[str, Tensor] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class OtherTensors:
     shared: Mapping[str, Tensor] = field(default_factory=dict)
     tokens: Mapping[str, tuple[tuple[int, ...], Tensor]] = field(default_factory=dict)
     key_ends: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    named: Mapping[str, PeftName] = field(default_factory=dict)
+    setting_names: Mapping[str, PeftName] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ def write_adapter(
         key: gathered(tensor.detach()).to("cpu").clone(memory_format=torch.contiguous_format)
         for key, tensor in _by_key(config.variant, tensors, others).items()
     }
-    called = {name: PeftName(name, False, A.shape[0]) for name, (A, _) in tensors.items()} | dict(others.named)
+    called = {name: PeftName(name, False, A.shape[0]) for name, (A, _) in tensors.items()} | dict(others.setting_names)
     chosen = {name: rows for name, (rows, _) in others.tokens.items()}
     fields = fields_of(config, [called[name] for name in tensors], chosen, base.model_names)
     fields |= {name: value for name, value in base.facts.items() if fields.get(name) is None}
@@ -170,7 +170,7 @@ def _by_key(variant_name: str, tensors: Mapping[str, tuple[Tensor, Tensor]], oth
     for name in {**tensors, **others.own}:
         if (found := others.own.get(name, {})).keys() != ends.keys() or name not in tensors:
             raise AdapterFileError(
-                f'The variant is "{variant_name}", whose modules have {", ".join(ends) or "nothing"} in addition to A and B; '
+                f'The variant "{variant_name}" has {", ".join(ends) or "nothing"} in addition to A and B; '
                 f'"{name}" has {", ".join(found) or "nothing"}.'
             )
     if others.shared.keys() != {one.name for one in variant.shared}:

@@ -146,7 +146,7 @@ def save_adapter(
                 shared=filed.shared,
                 tokens=rows,
                 key_ends=filed.key_ends,
-                named=filed.setting_names,
+                setting_names=filed.setting_names,
             ),
             base=FileBase(
                 record=BaseRecord(adapted_weights(adapted), other_tensors(model, without), drifted),

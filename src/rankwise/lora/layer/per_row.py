@@ -14,7 +14,7 @@ from rankwise.lora.variants import VARIANTS, VariantTensor, VariantTensors
 
 
 @dataclass(frozen=True)
-class Group:
+class StackedAdapters:
     """The adapters of one layer that are computed alike, stacked.
 
     Args:
@@ -42,7 +42,7 @@ class ByRow:
 
     Args:
         members: Returns each adapter's tensors in this layer, as they are now.
-        rows: Adapter of each row, as `grouped` takes it.
+        rows: Adapter of each row, as `group_adapters` takes it.
         held: Where the layer holds a parameter of these adapters: a dictionary, and its key there.
     """
 
@@ -55,7 +55,7 @@ class ByRow:
         self._members, self._rows, self._held = members, rows, held
         self._stack()
 
-    def groups(self) -> tuple[Group, ...]:
+    def groups(self) -> tuple[StackedAdapters, ...]:
         """The stacks, with the numbers that the adapters have now."""
         if not torch.compiler.is_compiling() and self._marks() != self._stacked:
             self._stack()
@@ -64,7 +64,7 @@ class ByRow:
     def _stack(self) -> None:
         self._stacked = self._marks()
         with torch.no_grad():
-            self._groups = grouped(self._members(), self._rows)
+            self._groups = group_adapters(self._members(), self._rows)
 
     def _marks(self) -> list[tuple[int, int]]:
         """What changes where a parameter is replaced, or written to otherwise than through `.data`."""
@@ -72,7 +72,7 @@ class ByRow:
         return [(id(t), -1 if t is None or t.is_inference() else t._version) for t in tensors]
 
 
-def grouped(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> tuple[Group, ...]:
+def group_adapters(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> tuple[StackedAdapters, ...]:
     """Stack the adapters of a layer.
 
     Args:
@@ -87,12 +87,12 @@ def grouped(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> tu
     return tuple(_group({name: members[name] for name in names}, rows) for names in kinds.values())
 
 
-def _group(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> Group:
+def _group(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> StackedAdapters:
     variant, kind, *_ = next(iter(members.values()))
     stacks = {declared.name: _stacked(declared, members.values()) for declared in VARIANTS[variant].tensors}
     device = next(iter(stacks.values())).device
     places = {name: place for place, name in enumerate(members)}
-    return Group(
+    return StackedAdapters(
         variant=variant,
         kind=kind,
         tensors=stacks,
@@ -115,7 +115,12 @@ def _stacked(declared: VariantTensor, members: Iterable[RowAdapter]) -> Tensor:
 
 
 def add_by_row(
-    groups: Sequence[Group], layer: Any, x: Tensor, output: Tensor, rest: tuple[Any, ...], named: Mapping[str, Any]
+    groups: Sequence[StackedAdapters],
+    layer: Any,
+    x: Tensor,
+    output: Tensor,
+    rest: tuple[Any, ...],
+    named: Mapping[str, Any],
 ) -> Tensor:
     """Return the layer's output with the update of each row's own adapter added.
 
@@ -132,7 +137,7 @@ def add_by_row(
             )
         forward = VARIANTS[group.variant].forward
 
-        def one_row(x: Tensor, y: Tensor, tensors: Any, group: Group = group, forward: Any = forward):
+        def one_row(x: Tensor, y: Tensor, tensors: Any, group: StackedAdapters = group, forward: Any = forward):
             return forward(group.kind, layer, x, y, tensors, 1.0, rest, named)
 
         inputs = x if group.kind.reads_indices else x.to(next(iter(group.tensors.values())).dtype)

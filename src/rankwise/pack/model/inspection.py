@@ -78,7 +78,7 @@ def inspect_model(
         first, larger = (_trace(model, run, example, range(rows)) for rows in (2, 3))
         numbers = Attributes(model)
         again = _trace(model, run, example, range(2))
-        moved = numbers.moved()
+        moved = numbers.changed_places()
         base.check(training=training, quick=False)
         dims, unsure = _dims(first, larger)
         odd = [f"{place_of(model, name)} draws random numbers from {what}" for name, what in first.unanswered.items()]

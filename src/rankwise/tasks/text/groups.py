@@ -34,7 +34,7 @@ EXAMPLES = Requirement(lambda n: n >= 0, "it is a number of examples, 0 to train
 Share = Annotated[float, SHARE]
 
 
-class Group:
+class OptionGroup:
     """Settings that are compared with their requirements as they are made."""
 
     def __post_init__(self) -> None:
@@ -43,7 +43,7 @@ class Group:
 
 @Parameter(name="*", group=DATA)
 @dataclass(frozen=True, kw_only=True)
-class DataOptions(Group):
+class DataOptions(OptionGroup):
     """Where examples are, and which of them are used.
 
     Args:
@@ -77,7 +77,7 @@ class DataOptions(Group):
 
 @Parameter(name="*", group=GRID)
 @dataclass(frozen=True, kw_only=True)
-class Grid(Group):
+class GridOptions(OptionGroup):
     """What a sweep tries.
 
     Args:
@@ -109,7 +109,7 @@ class Grid(Group):
 
 @Parameter(name="*", group=GRID)
 @dataclass(frozen=True, kw_only=True)
-class OneRun(Group):
+class OneRun(OptionGroup):
     """What is trained where nothing is compared.
 
     Args:
@@ -129,9 +129,9 @@ class OneRun(Group):
     ] = (0,)
     lr: Annotated[Rates, Parameter(group=MAIN)] = (3e-4,)
 
-    def as_grid(self) -> Grid:
+    def as_grid(self) -> GridOptions:
         """The grid of this one run."""
-        return Grid(
+        return GridOptions(
             ranks=self.ranks,
             init_from=self.init_from,
             seeds=self.seeds,
@@ -144,7 +144,7 @@ class OneRun(Group):
 
 @Parameter(name="*", group=ADAPTER)
 @dataclass(frozen=True, kw_only=True)
-class AdapterOptions(Group):
+class AdapterOptions(OptionGroup):
     """What an adapter is.
 
     Args:
@@ -167,7 +167,7 @@ class AdapterOptions(Group):
 
 @Parameter(name="*", group=TRAINING)
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions(Group):
+class TrainingOptions(OptionGroup):
     """How every run is trained.
 
     Args:
@@ -206,7 +206,7 @@ def _today() -> str:
 
 @Parameter(name="*", group=TEXTS)
 @dataclass(frozen=True, kw_only=True)
-class FormOptions(Group):
+class FormOptions(OptionGroup):
     """How texts, labels and answers are taken.
 
     Args:
@@ -238,7 +238,7 @@ class FormOptions(Group):
 
 @Parameter(name="*", group=BASE)
 @dataclass(frozen=True, kw_only=True)
-class BaseOptions(Group):
+class BaseOptions(OptionGroup):
     """How the base is loaded, and where it computes.
 
     Args:
