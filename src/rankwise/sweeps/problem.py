@@ -1,4 +1,4 @@
-"""What a sweep is asked and what it finds: runs, data, loss and metric; outcomes and scores."""
+"""The problem of a sweep and its results: runs, data, loss and metric; outcomes and scores."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from rankwise.train.outcome import EpochPoint, Outcome
 from rankwise.train.settings import Training
 
 DEFAULT_DATA = "data"
-"""What splits are called where there is one set of them."""
+"""The name of the splits where there is only one set."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Run:
 
     Args:
         name: For example "r8-lr0.001-s0"; unique.
-        configuration: What it is a repeat of, whatever its learning rate and seed: "r8", "full".
+        configuration: Its configuration, whatever its learning rate and seed: "r8", "full".
         label: The configuration in words.
         method: "lora", "full" or "head".
         member: What it trains.
-        training: How.
+        training: Its training settings.
         data: Which of the problem's splits it trains on and is tested on.
         start: Tensors to start from; those left out start as the member's settings say.
     """
@@ -71,18 +71,18 @@ class Splits:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be learned.
+    """The data, loss and metric of a sweep.
 
     Args:
         splits: Data by the names that runs give in `data`.
         loss: loss(outputs, batch) of one adapter.
         metric: metric(outputs, batch) of one adapter, one value a row.
         other_tests: Further test sets on which the metric is taken, by the metric's name there.
-        metric_name: What the metric is called.
+        metric_name: The metric's name.
         higher_is_better: False for losses.
         feed: How data reach the model.
         constant: (training data, data) -> the metric of each row of the data for the best constant prediction, such as
-            the majority class; None where there is no such thing.
+            the majority class; None where there is none.
         rotate: Whether each seed trains and validates on its own rows where the splits have a rotation.
     """
 
@@ -133,27 +133,27 @@ class Scores:
 
     @property
     def decisive(self) -> np.ndarray:
-        """The validation metric that decides: cross-fitted where there is such a one.
+        """The validation metric that decides: cross-fitted where possible.
 
-        Where the weights that are saved have no finite metric, that is what decides: the run does not count.
+        Where the saved weights have no finite metric, that metric decides, so the run does not count.
         """
         return self.validation if self.deciding is None or not np.isfinite(self.validation).all() else self.deciding
 
 
 @dataclass
 class SweepState:
-    """What a sweep has found.
+    """The results of a sweep so far.
 
     Args:
         runs: All planned runs.
         parameters: Trainable parameters by run.
-        outcomes: How each run that ended did, by name.
-        scores: Of each finished run, by name.
+        outcomes: Outcome of each run that ended, by name.
+        scores: Score of each finished run, by name.
         curve: A point for each run and epoch.
         packs: Number of the pack by run.
         memory: Bytes that the pack needs, base included, by run: as measured on single steps before training.
         complete: Whether every planned run has ended.
-        notes: What the user should know of how it ran.
+        notes: Notes for the user.
         seconds_before: Training time of an interrupted run that this one resumed.
     """
 
@@ -177,7 +177,7 @@ class SweepState:
             self.outcomes[event.outcome.name] = event.outcome
 
     def add(self, more: "SweepState") -> None:
-        """Take in what a further stage has found."""
+        """Add the results of a further stage."""
         first = max(self.packs.values(), default=-1) + 1
         self.runs = [*self.runs, *more.runs]
         self.parameters = {**self.parameters, **more.parameters}
@@ -191,7 +191,7 @@ class SweepState:
         self.note(more.notes)
 
     def select(self, names: Sequence[str]) -> "SweepState":
-        """The same of some runs, in the order of these names."""
+        """The results of these runs, in this order."""
         by_name = {run.name: run for run in self.runs}
         chosen = {*names}
         return SweepState(
@@ -206,11 +206,11 @@ class SweepState:
         )
 
     def note(self, notes: Sequence[str]) -> None:
-        """Take in what the user should know, each thing once."""
+        """Add notes for the user, each once."""
         self.notes.extend(note for note in dict.fromkeys(notes) if note not in self.notes)
 
     def score(self, run: Run) -> RunScore:
-        """What the rule of the answer needs to know of a run."""
+        """A run, as the rule of the answer uses it."""
         outcome, scores = self.outcomes.get(run.name), self.scores.get(run.name)
         validation, rows = (np.empty(0), None) if scores is None else (scores.decisive, scores.rows)
         status = "stopped" if outcome is None else outcome.status
