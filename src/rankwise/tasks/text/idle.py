@@ -8,9 +8,6 @@ from typing import Any
 from rankwise.errors import ConfigError
 from rankwise.tasks.settings import defaults_of, flag, flat
 
-Options = Any
-"""All settings of a command by name."""
-
 
 @dataclass(frozen=True)
 class _Idle:
@@ -18,12 +15,12 @@ class _Idle:
 
     Args:
         names: The settings.
-        where: Whether they have none beside these options.
+        where: Whether they have none, by all settings of the command.
         because: Why, in words.
     """
 
     names: tuple[str, ...]
-    where: Callable[[Options], bool]
+    where: Callable[[SimpleNamespace], bool]
     because: str
 
 

@@ -11,10 +11,10 @@ from rankwise.tasks.text.encode.batches import as_tensors
 from rankwise.tasks.text.encode.tokens import Prepared
 from rankwise.tasks.text.model.calls import find_inputs
 from rankwise.tasks.text.score import vocabulary
-from rankwise.tasks.text.score.losses import token_loss, token_sums
+from rankwise.tasks.text.score.losses import token_sums
 from rankwise.tasks.text.score.vocabulary import TokenLoss, lean_head, row_loss
 from text_models import make_model
-from text_reference import random_examples
+from text_reference import random_examples, token_loss
 
 
 def setting(kind: str):
