@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rankwise.adapter_files import load_adapter, load_loralib, save_adapter, save_merged, swap_adapter
     from rankwise.api import Sweep, sweep
     from rankwise.errors import RankwiseError
+    from rankwise.hub import push
     from rankwise.lora.active import activate, by_row, disabled, rename
     from rankwise.lora.base.state import base_state_dict
     from rankwise.lora.config import LoRAConfig
@@ -47,6 +48,7 @@ __all__ = [
     "load_loralib",
     "merge",
     "predict",
+    "push",
     "quantize",
     "register_layer_type",
     "rename",
@@ -79,6 +81,7 @@ _HOMES = {
     "load_loralib": "rankwise.adapter_files",
     "merge": "rankwise.lora.merge",
     "predict": "rankwise.tasks.text.use.prediction",
+    "push": "rankwise.hub",
     "quantize": "rankwise.quantising",
     "register_layer_type": "rankwise.lora.layer_types",
     "rename": "rankwise.lora.active",

@@ -19,6 +19,7 @@ from rankwise.cli.generate import generate
 from rankwise.cli.inspect import inspect
 from rankwise.cli.merge import merge
 from rankwise.cli.predict import predict
+from rankwise.cli.push import push
 from rankwise.cli.report import report
 from rankwise.cli.sweep import sweep
 from rankwise.cli.train import train
@@ -39,6 +40,7 @@ __all__ = [
     "main",
     "merge",
     "predict",
+    "push",
     "report",
     "sweep",
     "train",

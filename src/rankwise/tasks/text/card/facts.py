@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rankwise.results import Results
 from rankwise.sweeps.problem import Run, SweepState
+from rankwise.tasks.text.card.metadata import hub_name
 from rankwise.tasks.text.card.model_card import CardFacts, CurvePoint, Figure, SplitFacts
 from rankwise.tasks.text.model.heads import MeanPooledClassifier
 from rankwise.tasks.text.options import TextOptions
@@ -41,6 +42,9 @@ def facts_of(
     return CardFacts(
         name=run.name,
         base=options.model,
+        hub_base=hub_name(options.model),
+        task=options.task,
+        dataset=options.test or options.data,
         config=json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")),
         trainable_parameters=trained.trainable_parameters,
         data=tuple(
