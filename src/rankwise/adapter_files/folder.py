@@ -173,7 +173,7 @@ def _by_key(variant_name: str, tensors: Mapping[str, tuple[Tensor, Tensor]], oth
                 f'The variant is "{variant_name}", whose modules have {", ".join(ends) or "nothing"} beside A and B; '
                 f'"{name}" has {", ".join(found) or "nothing"}.'
             )
-    if others.shared.keys() != {one.name for one in variant.shared}:
+    if {*others.shared} != {one.name for one in variant.shared}:
         raise AdapterFileError(f'The variant is "{variant_name}"; its modules share {[*others.shared] or "nothing"}.')
     if others.shared:
         keyed = {f"base_model.{one.key}": others.shared[one.name] for one in variant.shared}

@@ -110,10 +110,10 @@ def defaults_of(kind: Any) -> dict[str, Any]:
     return found
 
 
-def shared(options: Any, kind: Any) -> dict[str, Any]:
-    """The settings of a group that another dataclass has under the same name."""
+def shared(options: Any, kind: Any, **changed: Any) -> dict[str, Any]:
+    """The settings of a group that another dataclass has under the same name, with those that differ."""
     names = {field.name for field in fields(kind) if field.init}
-    return {name: value for name, value in flat(options).items() if name in names}
+    return {name: value for name, value in flat(options).items() if name in names} | changed
 
 
 def _group_of(field: Field[Any]) -> Any:
