@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from adapted_models import fill
 from rankwise.errors import AdapterError
 from rankwise.lora import LoRAConfig, activate, by_row, disabled, eject, inject, merge, rename, trainable_parameters
+from rounding import alike
 
 
 def x():
@@ -111,12 +112,12 @@ def test_a_copy_made_inside_a_block_has_its_adapters():
     outputs = model(x())
     with disabled(model):
         copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
-    assert all(torch.equal(other(x()), outputs) for other in copies)
+    assert all(alike(other(x()), outputs) for other in copies)
     model = two_adapters(None).eval()
     outputs = model(x())
     with torch.no_grad(), by_row(model, [None] * 5):
         other = copy.deepcopy(model)
-    assert torch.equal(other(x()), outputs)
+    assert alike(other(x()), outputs)
 
 
 @pytest.mark.parametrize("change", [lambda m: activate(m, "first"), merge, eject, lambda m: rename(m, "first", "new")])
