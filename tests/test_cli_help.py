@@ -7,7 +7,7 @@ import yaml
 
 import rankwise
 from rankwise.cli import app, main
-from rankwise.cli.app import MAIN
+from rankwise.tasks.flags import MAIN
 
 COMMANDS = [name for name in app if not name.startswith("-")]
 TRAINING = ("digits", "sweep", "train")

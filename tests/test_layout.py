@@ -11,6 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 ORDER = [
     "errors",
+    "requirements",
     "streams",
     "shown",
     "writing",
@@ -57,6 +58,7 @@ ORDER = [
     "pack.precision",
     "pack.noise",
     "pack.modes",
+    "pack.optimisers",
     "pack.member",
     "pack.resolved",
     "pack.stacks",
@@ -100,10 +102,13 @@ ORDER = [
     "loggers",
     "api",
     "tasks.flags",
+    "tasks.reading",
+    "tasks.settings",
     "tasks.options",
     "tasks.digits",
     "tasks.text.extra",
     "tasks.text.sidecar",
+    "tasks.text.groups",
     "tasks.text.idle",
     "tasks.text.options",
     "tasks.text.read",
@@ -250,9 +255,9 @@ def catches_everything(handler: ast.ExceptHandler) -> bool:
 
 
 def swallows(handler: ast.ExceptHandler) -> bool:
-    """A handler that raises again at its end cleans up; it hides nothing."""
+    """A handler that raises the error again at its end, or another one from it, hides nothing."""
     last = handler.body[-1]
-    return not (isinstance(last, ast.Raise) and last.exc is None)
+    return not (isinstance(last, ast.Raise) and (last.exc is None or last.cause is not None))
 
 
 def test_no_catch_all_and_no_bare_assert():

@@ -211,3 +211,26 @@ def test_what_is_refused():
     refuse(adapted(mlp, ["a"], {"target_modules": "up", "modules_to_save": "down"}), 'has "block.down.weight" whole')
     attention = adapted(lambda: nn.MultiheadAttention(4, 2).eval(), ["a"], {})
     refuse(attention, "is read without a call, once for all rows")
+
+
+def test_numbers_that_change_inside_the_block_count_from_the_next_call_on():
+    model = mlp()
+    for name in "ab":
+        inject(model, LoRAConfig(r=2), name)
+        fill(trainable_parameters(model, name))
+    with torch.no_grad(), by_row(model, ["a", "b", None, "b", "a"]):
+        before = model(X)
+        for p in trainable_parameters(model, "b"):
+            p.mul_(1.5)
+        inside = model(X)
+        state = {key: torch.full_like(t, 0.1) if key.endswith(".a") else t for key, t in model.state_dict().items()}
+        model.load_state_dict(state, assign=True)
+        assigned = model(X)
+    with torch.no_grad():
+        for name, rows in (("a", [0, 4]), ("b", [1, 3])):
+            activate(model, name)
+            torch.testing.assert_close(assigned[rows], model(X)[rows])
+        torch.testing.assert_close(inside[[1, 3]], assigned[[1, 3]])
+    torch.testing.assert_close(inside[[0, 2, 4]], before[[0, 2, 4]])
+    assert not alike(inside[[1, 3]], before[[1, 3]])
+    assert not alike(assigned[[0, 4]], before[[0, 4]])
