@@ -153,6 +153,13 @@ def test_a_wheel_of_a_clean_clone_runs_elsewhere(tmp_path: Path) -> None:
     path = str(there)
     where = run(sys.executable, "-c", "import rankwise; print(rankwise.__file__)", cwd=tmp_path, PYTHONPATH=path)
     assert Path(where.strip()).is_relative_to(there)
+    rankwise = (str(there / "bin" / "rankwise"),)
+    (project,) = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert run(*rankwise, "--version", cwd=tmp_path, PYTHONPATH=path).strip() == project
     small = "--ranks 1 --seeds 1 --epochs 1 --plan grid --lr 0.001 --baseline-lr 0.001 --quiet --out run"
-    run(sys.executable, "-m", "rankwise", "digits", *small.split(), cwd=tmp_path, PYTHONPATH=path)
+    assert "Nothing was written." in run(
+        *rankwise, "digits", *small.split(), "--dry-run", cwd=tmp_path, PYTHONPATH=path
+    )
+    assert not (tmp_path / "run").exists()
+    run(*rankwise, "digits", *small.split(), cwd=tmp_path, PYTHONPATH=path)
     assert (tmp_path / "run" / "report.html").exists()
