@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rankwise.lora.layer_types import LayerType, register_layer_type
     from rankwise.lora.merge import merge, unmerge
     from rankwise.pack.counts import CountMetric
+    from rankwise.pack.optimisers import SGD, AdamW, Muon
     from rankwise.quantising import quantize
     from rankwise.sweeps.run.units.on_ray import Ray
     from rankwise.tasks.text.use.prediction import predict
@@ -27,9 +28,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "SGD",
+    "AdamW",
     "CountMetric",
     "LayerType",
     "LoRAConfig",
+    "Muon",
     "RankwiseError",
     "Ray",
     "Sweep",
@@ -57,11 +61,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AdamW": "rankwise.pack.optimisers",
     "CountMetric": "rankwise.pack.counts",
     "LayerType": "rankwise.lora.layer_types",
     "LoRAConfig": "rankwise.lora.config",
+    "Muon": "rankwise.pack.optimisers",
     "RankwiseError": "rankwise.errors",
     "Ray": "rankwise.sweeps.run.units.on_ray",
+    "SGD": "rankwise.pack.optimisers",
     "Sweep": "rankwise.api",
     "Training": "rankwise.train.settings",
     "activate": "rankwise.lora.active",

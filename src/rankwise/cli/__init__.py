@@ -26,7 +26,7 @@ from rankwise.cli.train import train
 from rankwise.cli.work import work
 from rankwise.errors import ConfigError, RankwiseError, flags_named
 from rankwise.shown import printable
-from rankwise.tasks.options import parse_numbers
+from rankwise.tasks.reading import parse_numbers
 
 if TYPE_CHECKING:
     from cyclopts.config import Dict

@@ -31,7 +31,7 @@ def facts_of(
         ready: The task.
     """
     trained = next(found for found in results.runs if found.name == run.name)
-    sources = {"train": options.data, "validation": options.validation, "test": options.test}
+    sources = {"train": options.data, "validation": options.examples.validation, "test": options.examples.test}
     prompting = read_prompting(folder)
     pooled = isinstance(ready.loaded.model, MeanPooledClassifier)
     training = {
@@ -57,7 +57,7 @@ def facts_of(
             for point in swept.curve
             if point.run == run.name
         ),
-        training=training if options.quantize is None else {**training, "base kept in": options.quantize},
+        training=training if options.base.quantize is None else {**training, "base kept in": options.base.quantize},
         purpose=PURPOSES[options.task],
         notes=tuple(ready.notes),
         pooled=pooled,
