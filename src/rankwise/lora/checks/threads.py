@@ -38,14 +38,14 @@ class Guard:
 
     Args:
         what: What holds the model.
-        free: Whether all pass, as on a copy of the model.
+        free: Whether all threads may pass, as on a copy of the model.
     """
 
     def __init__(self, what: str, *, free: bool = False) -> None:
         self.what, self.free = what, free
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:
-        """Refuse a forward of another thread, those of a backward pass and of replicas aside."""
+        """Refuse a forward of another thread, except in a backward pass or a replica."""
         if torch.compiler.is_compiling() or self.free or self in _mine.get():
             return
         in_backward = torch._C._current_graph_task_id() != -1  # pyright: ignore
@@ -142,7 +142,7 @@ def held_by_thread(model: nn.Module, what: str) -> Generator[None]:
 def changes_model(
     function: Callable[Concatenate[nn.Module, Rest], Result],
 ) -> Callable[Concatenate[nn.Module, Rest], Result]:
-    """Let a function that changes a model's adapters hold them meanwhile: no forward pass meets a part of the change.
+    """Lock a model's adapters during a function that changes them, so that no forward pass sees half a change.
 
     It refuses what `check_free` does, and a forward pass of another thread that reaches an adapted layer meanwhile.
     """
