@@ -3,7 +3,7 @@
 torch recomputes what it needs and sees only that shapes agree, so another adapter's numbers would give wrong gradients
 silently. The active adapters are recorded where torch records the forward pass itself:
 
-- Checkpoints without reentrance save tensors and use those of the second run. A tensor with the number of the active ones is
+- Checkpoints without reentrance save tensors and use those of the second run. A tensor that numbers the active set is
   saved along: the second run's must be the first one's.
 - Checkpoints with reentrance, and blocks of others that compute their backward pass by running again (reversible
   layers), run without gradients inside a `torch.autograd.Function`. Its call is found on Python's stack, in both runs.
