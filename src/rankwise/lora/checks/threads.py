@@ -124,7 +124,7 @@ def _of_the_base(module: nn.Module, seen: set[nn.Module]) -> Iterator[nn.Module]
 
 @contextmanager
 def held_by_thread(model: nn.Module, what: str) -> Generator[None]:
-    """Hold a model for this thread, or task of asyncio: others can neither run it nor hold it inside this block.
+    """Lock a model for this thread, or asyncio task: others can neither run it nor lock it inside this block.
 
     Raises:
         AdapterError: Another holds it, or a part of it; or a block that was entered later is still open at the end.
@@ -159,7 +159,7 @@ def changes_model(
 
 @contextmanager
 def _guarded(model: nn.Module, modules: Iterable[nn.Module], what: str) -> Generator[None]:
-    """Let no other thread run these modules of a model, nor hold them, inside this block."""
+    """Keep other threads from running or locking these modules of a model inside this block."""
     guard, handles, modules = Guard(what), list[RemovableHandle](), list(dict.fromkeys(modules))
     with _lock:
         _check(model)
