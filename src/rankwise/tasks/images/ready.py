@@ -82,7 +82,7 @@ def _read(options: TextOptions) -> tuple[ExampleSplits, dict[str, list[LabelledI
     """The examples in splits, the images of each, whether validation images were given, and notes."""
     where, notes = options.examples, list[str]()
     given: dict[str, list[LabelledImage] | None] = {}
-    for split, place in places_of(options.data, where.validation, where.test).items():
+    for split, place in image_folders(options.data, where.validation, where.test).items():
         given[split] = None
         if place is not None:
             given[split], said = read_images(place, dict(where.columns), skip_bad=where.skip_bad_lines)

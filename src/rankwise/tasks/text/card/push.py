@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 FILES = (CONFIG_FILE, TENSOR_FILE, LABELS, PROMPTING, TRAINED)
-"""What is uploaded beside the card, where it is there; nothing else in the folder is."""
+"""Files that are uploaded with the card, if they exist; no others are."""
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What has been uploaded.
+    """An upload.
 
     Args:
         url: Of the adapter's page.
@@ -186,7 +186,7 @@ def _is_private(api: "HfApi", repo: str) -> bool:
 
 @contextmanager
 def _refusals(repo: str) -> Generator[None]:
-    """What the hub refuses, in one line each.
+    """The hub's refusals, in one line each.
 
     Raises:
         ConfigError: The name can't be used.
