@@ -12,7 +12,14 @@ from rankwise.adapter_files.peft.config import CONFIG_FILE
 from rankwise.adapter_files.tensor_file import TENSOR_FILE
 from rankwise.errors import AdapterFileError, ConfigError, OutputError, arguments_named
 from rankwise.report.adapter_run import run_of_adapter
-from rankwise.sweeps.storage.owned import ADAPTERS, BEST, adapters_of, holds_results, holds_unfinished, why_no_adapter
+from rankwise.sweeps.storage.owned import (
+    ADAPTERS,
+    BEST,
+    adapter_folders,
+    holds_results,
+    holds_unfinished,
+    why_no_adapter,
+)
 from rankwise.tasks.text.card.metadata import Metadata, hub_name, metadata_yaml
 from rankwise.tasks.text.card.model_card import render
 from rankwise.tasks.text.data.labels import FILE as LABELS
@@ -128,7 +135,7 @@ def adapter_in(place: Path) -> Path:
     """
     folder = place
     if holds_results(place) or holds_unfinished(place):
-        named = adapters_of(place)
+        named = adapter_folders(place)
         only = place / ADAPTERS / next(iter(named)) if len(named) == 1 else None
         folder = only if only and not (place / BEST).exists() else place / BEST
     if (folder / CONFIG_FILE).is_file():
