@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rankwise.lora.merge import merge, unmerge
     from rankwise.pack.counts import CountMetric
     from rankwise.quantising import quantize
+    from rankwise.sweeps.model_metric import ModelMetric
     from rankwise.sweeps.run.units.on_ray import Ray
     from rankwise.tasks.text.use.prediction import predict
     from rankwise.tasks.trainers.sweep_trainer import sweep_trainer
@@ -29,6 +30,7 @@ __all__ = [
     "CountMetric",
     "LayerType",
     "LoRAConfig",
+    "ModelMetric",
     "RankwiseError",
     "Ray",
     "Sweep",
@@ -58,6 +60,7 @@ _HOMES = {
     "CountMetric": "rankwise.pack.counts",
     "LayerType": "rankwise.lora.layer_types",
     "LoRAConfig": "rankwise.lora.config",
+    "ModelMetric": "rankwise.sweeps.model_metric",
     "RankwiseError": "rankwise.errors",
     "Ray": "rankwise.sweeps.run.units.on_ray",
     "Sweep": "rankwise.api",

@@ -64,9 +64,9 @@ def evaluate(
     json_:
         Print the figures as JSON.
     """
+    from rankwise.tasks.text.model.writing import Writing
     from rankwise.tasks.text.use.evaluating import evaluate_texts
     from rankwise.tasks.text.use.evaluation_files import check_report
-    from rankwise.tasks.text.use.generating import Writing
     from rankwise.tasks.text.use.images import evaluate_images, load_adapted_images
     from rankwise.tasks.text.use.served import load_adapted, reads_images
     from rankwise.writing import check_not_read, replacing

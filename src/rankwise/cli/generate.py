@@ -17,7 +17,7 @@ from rankwise.tasks.text.use.options import UseOptions
 
 if TYPE_CHECKING:
     from rankwise.tasks.text.data.examples import SftExample
-    from rankwise.tasks.text.use.generating import Writing
+    from rankwise.tasks.text.model.writing import Writing
     from rankwise.tasks.text.use.served import ServedModel
 
 
@@ -71,7 +71,8 @@ def generate(
         Print a line of JSON for each prompt.
     """
     from rankwise.tasks.text.data.prompts import read_prompts
-    from rankwise.tasks.text.use.generating import Writing, as_prompt, check_writes, with_room
+    from rankwise.tasks.text.model.writing import Writing
+    from rankwise.tasks.text.use.generating import as_prompt, check_writes, with_room
     from rankwise.tasks.text.use.served import BASE, load_adapted
 
     if prompt is not None and file is not None:

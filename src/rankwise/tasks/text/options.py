@@ -165,8 +165,11 @@ class TextOptions:
         gradient_checkpointing: Compute activations anew in the backward pass: less memory, a third more time.
         max_length: The most tokens of an example. [default: the model's context]
         labels: "one", "several" or "number" a text. [default: seen from the data]
-        metric: What decides among classifiers: accuracy, f1 (macro F1) or mcc (Matthews' correlation); of numbers
-            error. [default: accuracy, or error]
+        metric: What decides. Of classifiers: accuracy, f1 (macro F1), mcc (Matthews' correlation) or loss; of numbers
+            error or loss. Of texts to imitate: loss, or bleu, rouge_l or exact_match of the answers that each trained
+            model writes. [default: accuracy, error, or the loss a token]
+        max_new_tokens: The most tokens of an answer that is written for such a metric. [default: as the longest of the
+            data]
         pooling: A classifier's input: "model" for the architecture's own classifier, which transformers loads; "mean"
             for the mean of an encoder's outputs; "auto" for the first where there is one.
         loss_on: Learn the "answer" of each example, or "all" of it.
@@ -239,6 +242,7 @@ class TextOptions:
     max_length: Annotated[int | None, Parameter(group=TEXTS)] = None
     labels: Annotated[str | None, Parameter(group=TEXTS)] = None
     metric: Annotated[str | None, Parameter(group=TEXTS)] = None
+    max_new_tokens: Annotated[int | None, Parameter(group=TEXTS)] = None
     pooling: Annotated[str, Parameter(group=TEXTS)] = "auto"
     loss_on: Annotated[str, Parameter(group=TEXTS)] = "answer"
     chat: Annotated[bool | None, Parameter(group=TEXTS)] = None
@@ -283,10 +287,8 @@ class TextOptions:
         for what, share in (("validation-share", self.validation_share), ("test-share", self.test_share)):
             if not 0 < share < 1:
                 raise ConfigError(f"--{what} is {share}; it is a share of the training data, such as 0.1.")
-        if self.metric is not None and self.task == "sft":
-            raise ConfigError(
-                "--metric chooses what decides among classifiers; texts to imitate are judged by their loss."
-            )
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ConfigError(f"--max-new-tokens is {self.max_new_tokens}; it must be a whole number of at least 1.")
         if self.join and self.task != "sft":
             raise ConfigError("--join joins texts to imitate (--task sft); texts with labels stay apart.")
         check_idle(self)

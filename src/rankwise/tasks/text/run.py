@@ -87,6 +87,9 @@ def make_text(options: TextOptions, observers: Observers, base: Mapping[str, Ten
         higher_is_better=ready.higher_is_better,
         feed=replace(ready.feed, rows_a_pass=options.rows_a_pass, precision=precision),
         constant=ready.constant,
+        model_metric=ready.model_metric,
+        loss_name=ready.loss_name,
+        loss_constant=ready.loss_constant,
     )
     return Experiment(
         task=options.task,
