@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +49,55 @@ from rankwise.lora.variants import VARIANTS
 from rankwise.writing import sort_metadata
 
 
+@dataclass(frozen=True, kw_only=True)
+class OtherTensors:
+    """What a file holds beside A and B, or how its tensors are called.
+
+    Args:
+        whole: Path of a parameter or buffer, as PEFT has it -> what the adapter has in its place. `modules_to_save` and
+            `bias` of the configuration must announce it, unless it is an embedding of an enlarged vocabulary.
+        own: Module path -> what the configuration's variant has there beside A and B (DoRA's "magnitude"), as PEFT
+            shapes it.
+        shared: What all modules of the variant share, by name; A and B are then parts of it.
+        tokens: Module path -> tokens whose rows were trained, and these rows.
+        key_ends: Module path -> ends of the keys of A and B, where they aren't those of a Linear.
+        named: Module path -> what targets and patterns call it, where that isn't its path.
+    """
+
+    whole: Mapping[str, Tensor] = field(default_factory=dict)
+    own: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    tokens: Mapping[str, tuple[tuple[int, ...], Tensor]] = field(default_factory=dict)
+    key_ends: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    named: Mapping[str, PeftName] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileBase:
+    """What a file says of the base.
+
+    Args:
+        record: For the checksums that tell another base apart.
+        facts: What settings say of it, where the configuration brought nothing.
+        model_names: Paths of all its modules, where they are known. PEFT takes a listed path for a suffix too; where
+            that would reach other modules, the targets are written as one regular expression.
+        fan_in_fan_out: PEFT's word for transformers' Conv1D layers; None leaves what the configuration brought along.
+    """
+
+    record: BaseRecord = field(default_factory=BaseRecord)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    model_names: Iterable[str] = ()
+    fan_in_fan_out: bool | None = None
+
+
 def write_adapter(
     directory: str | os.PathLike[str],
     config: LoRAConfig,
     tensors: Mapping[str, tuple[Tensor, Tensor]],
     *,
-    whole: Mapping[str, Tensor] | None = None,
-    own: Mapping[str, Mapping[str, Tensor]] | None = None,
-    shared: Mapping[str, Tensor] | None = None,
-    tokens: Mapping[str, tuple[tuple[int, ...], Tensor]] | None = None,
+    others: OtherTensors | None = None,
+    base: FileBase | None = None,
     base_name: str | None = None,
-    facts: Mapping[str, Any] | None = None,
-    base: BaseRecord | None = None,
-    model_names: Iterable[str] = (),
-    fan_in_fan_out: bool | None = None,
-    key_ends: Mapping[str, tuple[str, str]] | None = None,
-    named: Mapping[str, PeftName] | None = None,
 ) -> Path:
     """Write A and B of a set of modules; no model is needed.
 
@@ -73,20 +106,9 @@ def write_adapter(
         config: Gives alpha, scaling and dropout. Ranks are those of the tensors.
         tensors: Module path -> (A of shape (r, d_in), B of shape (d_out, r)), or as PEFT shapes them for other
             layers than Linear. Types are kept.
-        whole: Path of a parameter or buffer, as PEFT has it -> what the adapter has in its place. `modules_to_save` and
-            `bias` of the configuration must announce it, unless it is an embedding of an enlarged vocabulary.
-        own: Module path -> what the configuration's variant has there beside A and B (DoRA's "magnitude"), as PEFT
-            shapes it.
-        shared: What all modules of the variant share, by name; A and B of `tensors` are then parts of it.
-        tokens: Module path -> tokens whose rows were trained, and these rows.
+        others: What else the file holds.
+        base: What it says of the base.
         base_name: What the base is called; None leaves what the configuration brought along.
-        facts: What settings say of the base, where the configuration brought nothing.
-        base: The base, for the checksums that tell another one apart; None where it isn't known.
-        model_names: Paths of all modules of the base, where they are known. PEFT takes a listed path for a
-            suffix too; where that would reach other modules, the targets are written as one regular expression.
-        fan_in_fan_out: PEFT's word for transformers' Conv1D layers; None leaves what the configuration brought along.
-        key_ends: Module path -> ends of the keys of A and B, where they aren't those of a Linear.
-        named: Module path -> what targets and patterns call it, where that isn't its path.
 
     Returns:
         The folder.
@@ -102,6 +124,36 @@ def write_adapter(
         >>> config.alpha, tensors["fc"][0]
         (32.0, tensor([[1., 1., 1.]]))
     """
+    others, base = others or OtherTensors(), base or FileBase()
+    # Copies: safetensors refuses tensors that share memory, as slices of a stack do.
+    flat = {
+        key: gathered(tensor.detach()).to("cpu").clone(memory_format=torch.contiguous_format)
+        for key, tensor in _by_key(config.variant, tensors, others).items()
+    }
+    called = {name: PeftName(name, False, A.shape[0]) for name, (A, _) in tensors.items()} | dict(others.named)
+    chosen = {name: rows for name, (rows, _) in others.tokens.items()}
+    fields = fields_of(config, [called[name] for name in tensors], chosen, base.model_names)
+    fields |= {name: value for name, value in base.facts.items() if fields.get(name) is None}
+    if base_name is not None:
+        fields["base_model_name_or_path"] = base_name
+    if base.fan_in_fan_out is not None:
+        fields["fan_in_fan_out"] = base.fan_in_fan_out
+    text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
+    folder = Path(directory)
+    try:
+        _replace_files(folder, text, flat, metadata_of(flat, text, base.record))
+    except OSError as error:
+        raise OutputError(f"The adapter can't be written to {folder}: {error.strerror or error}.") from error
+    return folder
+
+
+def _by_key(variant_name: str, tensors: Mapping[str, tuple[Tensor, Tensor]], others: OtherTensors) -> dict[str, Tensor]:
+    """The tensors of a file by their keys.
+
+    Raises:
+        AdapterFileError: They don't fit together, or there are none.
+    """
+    variant = VARIANTS[variant_name]
     if not tensors:
         raise AdapterFileError("There are no tensors to write; an adapter has at least one module.")
     for name, (A, B) in tensors.items():
@@ -112,43 +164,22 @@ def write_adapter(
     keyed = {
         key_of(name, end): tensor
         for name, pair in tensors.items()
-        for end, tensor in zip((key_ends or {}).get(name, LINEAR_KEYS), pair, strict=True)
+        for end, tensor in zip(others.key_ends.get(name, LINEAR_KEYS), pair, strict=True)
     }
-    variant, of_modules, of_all = VARIANTS[config.variant], own or {}, shared or {}
     ends = {one.name: one.key for one in variant.tensors if one.key and not one.shared}
-    for name in {**tensors, **of_modules}:
-        if (found := of_modules.get(name, {})).keys() != ends.keys() or name not in tensors:
+    for name in {**tensors, **others.own}:
+        if (found := others.own.get(name, {})).keys() != ends.keys() or name not in tensors:
             raise AdapterFileError(
-                f'The variant is "{config.variant}", whose modules have {", ".join(ends) or "nothing"} beside A and B; '
+                f'The variant is "{variant_name}", whose modules have {", ".join(ends) or "nothing"} beside A and B; '
                 f'"{name}" has {", ".join(found) or "nothing"}.'
             )
-    if of_all.keys() != {one.name for one in variant.shared}:
-        raise AdapterFileError(f'The variant is "{config.variant}"; its modules share {[*of_all] or "nothing"}.')
-    if of_all:
-        keyed = {f"base_model.{one.key}": of_all[one.name] for one in variant.shared}
-    keyed |= {key_of(name, ends[key]): t for name, found in of_modules.items() for key, t in found.items()}
-    keyed |= {key_of(name, TOKENS_KEY): rows for name, (_, rows) in (tokens or {}).items()}
-    keyed |= {key_of("", name): tensor for name, tensor in (whole or {}).items()}
-    # Copies: safetensors refuses tensors that share memory, as slices of a stack do.
-    flat = {
-        key: gathered(tensor.detach()).to("cpu").clone(memory_format=torch.contiguous_format)
-        for key, tensor in keyed.items()
-    }
-    called = {name: PeftName(name, False, A.shape[0]) for name, (A, _) in tensors.items()} | dict(named or {})
-    chosen = {name: rows for name, (rows, _) in (tokens or {}).items()}
-    fields = fields_of(config, [called[name] for name in tensors], chosen, model_names)
-    fields |= {field: value for field, value in (facts or {}).items() if fields.get(field) is None}
-    if base_name is not None:
-        fields["base_model_name_or_path"] = base_name
-    if fan_in_fan_out is not None:
-        fields["fan_in_fan_out"] = fan_in_fan_out
-    text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
-    folder = Path(directory)
-    try:
-        _replace_files(folder, text, flat, metadata_of(flat, text, base or BaseRecord()))
-    except OSError as error:
-        raise OutputError(f"The adapter can't be written to {folder}: {error.strerror or error}.") from error
-    return folder
+    if others.shared.keys() != {one.name for one in variant.shared}:
+        raise AdapterFileError(f'The variant is "{variant_name}"; its modules share {[*others.shared] or "nothing"}.')
+    if others.shared:
+        keyed = {f"base_model.{one.key}": others.shared[one.name] for one in variant.shared}
+    keyed |= {key_of(name, ends[key]): t for name, found in others.own.items() for key, t in found.items()}
+    keyed |= {key_of(name, TOKENS_KEY): rows for name, (_, rows) in others.tokens.items()}
+    return keyed | {key_of("", name): tensor for name, tensor in others.whole.items()}
 
 
 def read_adapter(

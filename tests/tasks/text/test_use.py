@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("transformers")
 import transformers
@@ -21,8 +22,8 @@ from rankwise.report import read_results
 from rankwise.tasks.text.data.examples import Pair
 from rankwise.tasks.text.data.labels import read_labels
 from rankwise.tasks.text.encode.sft import SftOptions, prompt_ids, tokenize_sft
+from rankwise.tasks.text.groups import Writing
 from rankwise.tasks.text.model.models import ModelOptions, load_text_model
-from rankwise.tasks.text.model.writing import Writing
 from rankwise.tasks.text.prompting import Prompting, read_prompting
 from rankwise.tasks.text.use.generating import as_prompt, write_texts
 from rankwise.tasks.text.use.options import UseOptions
@@ -72,6 +73,9 @@ def test_a_card_lies_beside_each_adapter(place: Path, task: str) -> None:
     assert f"rank 2, {run['trainable_parameters']:,} trainable parameters" in card
     assert f"{run['metric']:.4g}" in card
     assert "cut off" in card
+    (index,) = yaml.safe_load(card.split("---\n")[1])["model-index"]
+    assert index["results"][0]["metrics"][0]["value"] == run["metric"]
+    assert index["results"][0]["dataset"]["type"] == "jsonl"
     if task == "sft":
         base, adapted = (math.exp(loss) for loss in (results["base"]["metric"], run["metric"]))
         assert f"| perplexity | {base:.4g} | {adapted:.4g} |" in card

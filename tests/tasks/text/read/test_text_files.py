@@ -17,7 +17,7 @@ from rankwise.tasks.text.data.prompts import read_prompts
 from rankwise.tasks.text.encode.classify import tokenize_classify
 from rankwise.tasks.text.encode.sft import tokenize_sft
 from rankwise.tasks.text.encode.templates import read_template
-from rankwise.tasks.text.model.writing import Writing
+from rankwise.tasks.text.groups import Writing
 from rankwise.tasks.text.read.bad_lines import BadLineError, usable
 from rankwise.tasks.text.read.sources import Record, Records, read_records
 from rankwise.tasks.text.use.generating import with_room

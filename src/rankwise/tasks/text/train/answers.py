@@ -13,8 +13,9 @@ from rankwise.tasks.text.encode.chat import answer_text
 from rankwise.tasks.text.encode.sft import SftOptions
 from rankwise.tasks.text.encode.templates import Template, chat_template
 from rankwise.tasks.text.encode.tokens import IGNORED, Prepared
+from rankwise.tasks.text.groups import Writing
 from rankwise.tasks.text.model.models import TextModel
-from rankwise.tasks.text.model.writing import Writer, Writing
+from rankwise.tasks.text.model.writing import Writer
 from rankwise.tasks.text.read.bad_lines import numbers
 from rankwise.tasks.text.score.generated import group_references
 from rankwise.tasks.text.score.text_counts import TextMetric

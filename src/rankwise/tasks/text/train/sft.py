@@ -10,6 +10,7 @@ from torch import Tensor
 from rankwise.errors import DataError
 from rankwise.sweeps.model_metric import ModelMetric
 from rankwise.sweeps.problem import Splits
+from rankwise.tasks.settings import shared
 from rankwise.tasks.text.data.examples import SftExample
 from rankwise.tasks.text.data.splits import ExampleSplits
 from rankwise.tasks.text.encode.batches import as_tensors
@@ -18,8 +19,8 @@ from rankwise.tasks.text.encode.rendering import show_plain
 from rankwise.tasks.text.encode.sft import SftOptions, as_chat, gap, tokenize_sft
 from rankwise.tasks.text.encode.templates import writes_date
 from rankwise.tasks.text.encode.tokens import Prepared, Tokenizer, text_config
+from rankwise.tasks.text.groups import Writing
 from rankwise.tasks.text.model.models import TextModel, load_text_model
-from rankwise.tasks.text.model.writing import Writing
 from rankwise.tasks.text.options import TextOptions
 from rankwise.tasks.text.prompting import Prompting
 from rankwise.tasks.text.score.generated import check_scorers
@@ -47,19 +48,12 @@ def ready_sft(options: TextOptions) -> BuiltTask:
         ConfigError: There is no such model, or it writes no text, or a template is missing.
         DataError: Nothing can be learnt from the texts.
     """
-    judged = text_metric_of(options.metric)
+    judged = text_metric_of(options.form.metric)
     if judged is not None:
         check_scorers()
     examples, _ = texts_of(options)
     loaded = load_text_model(options.model, "sft", options=model_options(options))
-    how = SftOptions(
-        loss_on=options.loss_on,
-        max_length=options.max_length,
-        chat=options.chat,
-        chat_template=options.chat_template,
-        separator=options.separator,
-        date=options.date,
-    )
+    how = SftOptions(**shared(options.form, SftOptions))
     parts: dict[str, Prepared] = {}
     first: list[Any] = list(examples.train[:1])
     for what, name in SPLITS.items():
@@ -67,17 +61,21 @@ def ready_sft(options: TextOptions) -> BuiltTask:
         if not rows:
             raise DataError(f"The {name} data is empty.")
         parts[what] = tokenize_sft(
-            rows, loaded.tokenizer, loaded.config, how, name, skip_bad_lines=options.skip_bad_lines
+            rows, loaded.tokenizer, loaded.config, how, name, skip_bad_lines=options.examples.skip_bad_lines
         )
     notes = [*examples.notes, *loaded.notes, *dict.fromkeys(note for part in parts.values() for note in part.notes)]
     tensors = {what: _tensors(part, loaded) for what, part in parts.items()}
-    if options.join:
+    if options.form.join:
         check_joining(loaded.model, text_config(loaded.config).vocab_size)
         joined = join(parts["train"], max(map(max, (part.lengths() for part in parts.values()))))
         tensors["train"] = joined.data
         notes.append(joined.note)
     # Joined rows hold several examples, which no cut can part.
-    pool = (*parts["train"].rows, *parts["validation"].rows) if options.validation is None and not options.join else ()
+    pool = (
+        (*parts["train"].rows, *parts["validation"].rows)
+        if options.examples.validation is None and not options.form.join
+        else ()
+    )
     if pool:
         whole, n = _tensors(replace(parts["train"], rows=pool), loaded), len(parts["train"].rows)
         tensors["train"], tensors["validation"] = pick(whole, lambda t: t[:n]), pick(whole, lambda t: t[n:])
@@ -85,7 +83,7 @@ def ready_sft(options: TextOptions) -> BuiltTask:
     if judged is not None:
         written, said = _judged_by_answers(judged, examples, parts, tensors, loaded, how, options, pooled=bool(pool))
         notes += said
-    placed = {what: {key: t.to(options.device) for key, t in data.items()} for what, data in tensors.items()}
+    placed = {what: {key: t.to(options.base.device) for key, t in data.items()} for what, data in tensors.items()}
     splits = Splits(placed["train"], placed["validation"], placed["test"])
     if pool:
         source = {example.line: example.source for example in (*examples.train, *examples.validation)}
@@ -138,8 +136,8 @@ def _judged_by_answers(
     for part, of in kept.items():
         tensors[part] = {**tensors[part], COLUMN: torch.arange(start, start + len(of))}
         start += len(of)
-    longest = options.max_new_tokens or max(map(longest_answer, parts.values()))
-    writing = Writing(max_new_tokens=longest, batch_size=options.batch_size)
+    longest = options.form.max_new_tokens or max(map(longest_answer, parts.values()))
+    writing = Writing(max_new_tokens=longest, batch_size=options.training.batch_size)
     return judged_by_answers(
         judged, [[example for part in one for example in kept[part]] for one in sets], loaded, how, writing
     )

@@ -19,7 +19,7 @@ from rankwise.tasks.text.encode.classify import tokenize_classify
 from rankwise.tasks.text.encode.sft import tokenize_sft
 from rankwise.tasks.text.encode.templates import Template, chat_template
 from rankwise.tasks.text.encode.tokens import text_config
-from rankwise.tasks.text.model.writing import Writing
+from rankwise.tasks.text.groups import Writing
 from rankwise.tasks.text.read.bad_lines import usable
 from rankwise.tasks.text.read.sources import read_records
 from rankwise.tasks.text.score.classes import ClassFigures, class_figures, confusion_of

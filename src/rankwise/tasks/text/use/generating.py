@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from rankwise.errors import ConfigError
 from rankwise.tasks.text.data.examples import Pair, SftExample
 from rankwise.tasks.text.data.prompts import check_text
-from rankwise.tasks.text.model.writing import Writer, Writing
+from rankwise.tasks.text.groups import Writing
+from rankwise.tasks.text.model.writing import Writer
 from rankwise.tasks.text.read.bad_lines import numbers, usable
 from rankwise.tasks.text.use.served import ServedModel
 
