@@ -245,7 +245,7 @@ def test_the_reference_is_tried_one_rate_further() -> None:
     stages = Stages(model=small_model(), problem=problem, candidates=(lora, full), seeds=(0,), observers=Observers())
     searching = Decisions(stages.search_rates((lora, full), 7, ("full",)))
     for phase in searching:
-        searching.take(run_sweep(stages.model, phase.runs, problem, Observers(), tests=phase.tests))
+        searching.take(run_sweep(stages.model, phase.runs, problem, Observers()))
     rates, edges, told = searching.result
     tried = [(one["configuration"], one["lr"]) for one in told]
     assert sorted(tried) == [("full", 1e-5), ("full", 1e-4), ("full", 1e-3), ("r1", 1e-4), ("r1", 1e-3)]

@@ -14,7 +14,7 @@ from rankwise.errors import ConfigError, DataError, PackError
 from rankwise.sweeps.attaching import acting
 from rankwise.sweeps.plan.plan import fingerprint
 from rankwise.sweeps.problem import Problem, Splits, SweepState
-from rankwise.sweeps.run.run import run_sweep
+from rankwise.sweeps.run.run import WithinSweep, run_sweep
 from rankwise.train.data.cuts import pooled
 from rankwise.train.events import Observers
 from small_sweep import accuracy, loss, small_model, small_problem, small_run, some_data
@@ -54,7 +54,7 @@ def test_the_model_of_a_run_gives_what_its_pack_gives(by_forward: SweepState):
 
 def test_a_search_goes_by_the_loss():
     problem = replace(small_problem(), metric=loss, model_metric=ModelMetric(right))
-    found = run_sweep(small_model(), RUNS[:1], problem, Observers(), tests=False)
+    found = run_sweep(small_model(), RUNS[:1], problem, Observers(), within=WithinSweep(tests=False))
     (scores,) = found.scores.values()
     assert scores.validation.mean() == pytest.approx(scores.validation_loss)
     assert problem.each_epoch.higher_is_better is False
