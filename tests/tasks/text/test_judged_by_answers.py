@@ -13,8 +13,9 @@ pytest.importorskip("rouge_score")
 from rankwise.cli import main
 from rankwise.errors import ConfigError, DataError
 from rankwise.report import read_results
-from rankwise.tasks.text.groups import BaseOptions, DataOptions, FormOptions, Writing
-from rankwise.tasks.text.options import TextOptions
+from rankwise.tasks.settings import compose
+from rankwise.tasks.text.groups import Writing
+from rankwise.tasks.text.options import SweepOptions
 from rankwise.tasks.text.train.answers import COLUMN
 from rankwise.tasks.text.train.sft import ready_sft
 from rankwise.tasks.text.use.evaluating import evaluate_texts
@@ -35,23 +36,18 @@ def rows(n: int, first: int = 0) -> list[dict[str, str]]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("answers")
     for kind in ("llama", "t5"):
-        make_model(kind).save_pretrained(root / kind)
+        model: Any = make_model(kind)
+        model.save_pretrained(root / kind)
         make_tokenizer().save_pretrained(root / kind)
     for name, content in (("train", rows(16)), ("test", rows(6, 100))):
         (root / f"{name}.jsonl").write_text("\n".join(map(json.dumps, content)))
     return root
 
 
-def options(place: Path, **more: Any) -> TextOptions:
+def options(place: Path, **more: Any) -> SweepOptions:
     data, test = (str(more.pop(name, place / f"{name}.jsonl")) for name in ("train", "test"))
-    return TextOptions(
-        model=str(place / "llama"),
-        task="sft",
-        data=data,
-        examples=DataOptions(test=test),
-        form=FormOptions(**{"metric": "bleu", **more}),
-        base=BaseOptions(device="cpu"),
-    )
+    given: dict[str, Any] = {"metric": "bleu", **more}
+    return compose(SweepOptions, model=str(place / "llama"), task="sft", data=data, test=test, device="cpu", **given)
 
 
 def flags(place: Path, metric: str, out: Path, kind: str = "llama") -> list[str]:
