@@ -16,14 +16,14 @@ from rankwise.lora.targets.find import Target, Targets, find_targets
 from rankwise.lora.trained_modules import enclosing_modules
 from rankwise.lora.variants import VARIANTS
 from rankwise.pack.modes import left_as_found
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from rankwise.sweeps.problem import Run
 
 ACTING = "acting"
 """What the adapter of a run is called while it acts."""
 
 
-def put_on(model: nn.Module, run: Run, state: State, name: str) -> Report:
+def put_on(model: nn.Module, run: Run, state: AdapterState, name: str) -> Report:
     """Attach what a run has trained to the base, as `inject` attaches a fresh adapter.
 
     Args:
@@ -35,21 +35,21 @@ def put_on(model: nn.Module, run: Run, state: State, name: str) -> Report:
     Raises:
         AdapterError: The run has no A and B, or the name is taken.
     """
-    lora, whole = run.member.lora, run.member.whole
+    lora, modules = run.member.lora, run.member.modules_to_save
     if lora is None:
         raise AdapterError(f"{run.name} trains no A and B; there is no adapter of it.")
     check_new_name(model, name)
     found = find_targets(model, lora)
-    adapted = [target for target in found.adapted if target.name not in whole]
+    adapted = [target for target in found.adapted if target.name not in modules]
     tensors = {target.name: _tensors_of(target, lora, state) for target in adapted}
     of_adapter = {f"{name}.{key}" for name, own in tensors.items() for key in own}
-    trained_whole = {key: value for key, value in state.items() if key not in of_adapter}
-    config = replace(lora, modules_to_save=enclosing_modules(model, whole))
+    replacements = {key: value for key, value in state.items() if key not in of_adapter}
+    config = replace(lora, modules_to_save=enclosing_modules(model, modules))
     with collector_paused():
-        return attach(model, Targets(adapted, found.left_out), tensors, config, name, trained_whole)
+        return attach(model, Targets(adapted, found.left_out), tensors, config, name, replacements)
 
 
-def _tensors_of(target: Target, lora: LoRAConfig, state: State) -> dict[str, Tensor]:
+def _tensors_of(target: Target, lora: LoRAConfig, state: AdapterState) -> dict[str, Tensor]:
     """What a run has in a layer: from its state what it has trained, and what is frozen as its settings draw it."""
     declared = [one for one in VARIANTS[target.variant].tensors if not one.shared]
     drawn = {} if all(one.trained for one in declared) else initial_tensors(target, lora)
@@ -57,7 +57,7 @@ def _tensors_of(target: Target, lora: LoRAConfig, state: State) -> dict[str, Ten
 
 
 @contextmanager
-def acting(model: nn.Module, run: Run, state: State, first: Callable[[], object]) -> Generator[None]:
+def acting(model: nn.Module, run: Run, state: AdapterState, first: Callable[[], object]) -> Generator[None]:
     """Inside this block the model is what a run has trained; afterwards it is the base, bit for bit.
 
     Args:
@@ -73,7 +73,7 @@ def acting(model: nn.Module, run: Run, state: State, first: Callable[[], object]
 
 
 @contextmanager
-def _adapter(model: nn.Module, run: Run, state: State) -> Generator[None]:
+def _adapter(model: nn.Module, run: Run, state: AdapterState) -> Generator[None]:
     put_on(model, run, state, ACTING)
     try:
         yield
@@ -83,7 +83,7 @@ def _adapter(model: nn.Module, run: Run, state: State) -> Generator[None]:
 
 @contextmanager
 @torch.no_grad()
-def _weights(model: nn.Module, state: State) -> Generator[None]:
+def _weights(model: nn.Module, state: AdapterState) -> Generator[None]:
     """Trained weights in place of the base's."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     before = {name: parameters[name].detach().clone() for name in state}

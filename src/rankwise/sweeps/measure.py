@@ -10,7 +10,7 @@ from rankwise.pack.batches import lazily
 from rankwise.pack.groups import Groups
 from rankwise.pack.losses import PerAdapter
 from rankwise.pack.pack import Pack
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from rankwise.sweeps.attaching import acting
 from rankwise.sweeps.model_metric import ModelMetric
 from rankwise.sweeps.problem import Problem, Run, Scores, SweepState
@@ -56,13 +56,13 @@ def measure(model: nn.Module, runs: Sequence[Run], problem: Problem, swept: Swee
             rows.pop(TEST, np.empty(0)),
             rows,
             deciding=deciding,
-            rows=problem.rows_of(run),
+            rows=problem.cut_rows(run),
             losses=_numpy(losses[k]) if loss.by_row and (of_model or problem.metric is not problem.loss) else None,
         )
 
 
 def _of_model(
-    model: nn.Module, run: Run, state: State, problem: Problem, metric: ModelMetric, tests: Mapping[str, Data]
+    model: nn.Module, run: Run, state: AdapterState, problem: Problem, metric: ModelMetric, tests: Mapping[str, Data]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """A metric that needs the model, of one run: on its validation data, and on test data by name."""
     feed = problem.feed
@@ -73,7 +73,7 @@ def _of_model(
 
 
 def validate(
-    model: nn.Module, runs: Sequence[Run], states: Mapping[str, State], problem: Problem
+    model: nn.Module, runs: Sequence[Run], states: Mapping[str, AdapterState], problem: Problem
 ) -> dict[str, np.ndarray]:
     """The metric of each validation example by run; all runs of one pack."""
     pack = _pack(model, runs, states, problem)
@@ -92,7 +92,7 @@ def _validation_rows(pack: Pack, data: str, problem: Problem, functions: Sequenc
     return evaluate_rows(pack, rotation.pool, functions, problem.feed, rows)
 
 
-def _pack(model: nn.Module, runs: Sequence[Run], states: Mapping[str, State], problem: Problem) -> Pack:
+def _pack(model: nn.Module, runs: Sequence[Run], states: Mapping[str, AdapterState], problem: Problem) -> Pack:
     members = [run.member for run in runs]
     feed = problem.feed
     return Pack(model, members, problem.loss, states=states, call=feed.call, precision=feed.precision)

@@ -12,7 +12,7 @@ from rankwise.sweeps.attaching import put_on
 from rankwise.sweeps.problem import Run, SweepState
 
 BASE_IN_DIRECTORY = "../../base"
-"""What an adapter calls a base that lies beside `adapters/` in the run directory."""
+"""What an adapter calls a base that lies next to `adapters/` in the run directory."""
 
 
 def adapter_folders(swept: SweepState, directory: Path, earlier: Collection[str]) -> dict[str, str]:
@@ -39,7 +39,7 @@ class Adapters:
         model: The base; it is as before afterwards.
         folders: Run -> folder of its adapter, relative to the run directory.
         base_name: What the adapters call their base.
-        beside: Writes what belongs beside the adapter of a run into its folder.
+        beside: Writes what belongs next to the adapter of a run into its folder.
     """
 
     model: nn.Module

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import DataError
 from rankwise.sweeps.model_metric import ModelMetric
-from rankwise.tasks.text.data.examples import Chat, Plain, SftExample, has_more
+from rankwise.tasks.text.data.examples import Chat, PlainText, SftExample, has_more
 from rankwise.tasks.text.encode.chat import answer_text
 from rankwise.tasks.text.encode.sft import SftOptions
 from rankwise.tasks.text.encode.templates import Template, chat_template
@@ -78,7 +78,7 @@ def judged_by_answers(
     Raises:
         DataError: There are plain texts, which have no prompts; or no prompt of a set leaves room for an answer.
     """
-    if any(isinstance(example, Plain) for one in sets for example in one):
+    if any(isinstance(example, PlainText) for one in sets for example in one):
         raise DataError("Plain texts have no prompts to answer, so only the loss can judge them; leave out --metric.")
     writer = Writer(loaded, way, way.max_length)
     answers = _answers(sets, writer, how)

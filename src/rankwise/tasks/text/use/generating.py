@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from rankwise.errors import ConfigError
-from rankwise.tasks.text.data.examples import Pair, SftExample
+from rankwise.tasks.text.data.examples import PromptPair, SftExample
 from rankwise.tasks.text.data.prompts import check_text
 from rankwise.tasks.text.groups import Writing
 from rankwise.tasks.text.model.writing import Writer
@@ -11,14 +11,14 @@ from rankwise.tasks.text.read.bad_lines import numbers, usable
 from rankwise.tasks.text.use.served import ServedModel
 
 
-def as_prompt(text: str, line: int = 1) -> Pair:
+def as_prompt(text: str, line: int = 1) -> PromptPair:
     """A prompt without its answer.
 
     Raises:
         BadLineError: It is no text that can be written as UTF-8.
     """
     check_text(line, text)
-    return Pair(line, text, "")
+    return PromptPair(line, text, "")
 
 
 def check_writes(adapted: ServedModel) -> None:
@@ -31,14 +31,14 @@ def check_writes(adapted: ServedModel) -> None:
         raise ConfigError("A classifier writes no text; rankwise evaluate tells what it says.")
 
 
-def write_texts(adapted: ServedModel, name: str, prompts: Sequence[SftExample], how: Writing) -> list[str]:
+def write_texts(adapted: ServedModel, name: str, prompts: Sequence[SftExample], writing: Writing) -> list[str]:
     """What the model answers to each prompt.
 
     Args:
         adapted: The model.
         name: Which adapter acts, or `BASE`.
         prompts: Examples, whose answers are not read.
-        how: How.
+        writing: How.
 
     Returns:
         The answers, in the order of the prompts.
@@ -49,7 +49,7 @@ def write_texts(adapted: ServedModel, name: str, prompts: Sequence[SftExample], 
     """
     check_writes(adapted)
     with adapted.acting(name):
-        return _writer(adapted, name).write(prompts, how)
+        return _writer(adapted, name).write(prompts, writing)
 
 
 def _writer(adapted: ServedModel, name: str) -> Writer:
@@ -60,7 +60,7 @@ def with_room(
     adapted: ServedModel,
     names: Sequence[str],
     prompts: Sequence[SftExample],
-    how: Writing,
+    writing: Writing,
     *,
     skip_bad_lines: bool = False,
 ) -> tuple[list[int], list[str]]:
@@ -70,17 +70,17 @@ def with_room(
         adapted: The model.
         names: Who is asked, each in its own way.
         prompts: Examples, whose answers are not read.
-        how: How answers are written.
+        writing: How answers are written.
         skip_bad_lines: Leave out prompts that can't be written, and say so, instead of refusing them.
 
     Returns:
-        Their places, and what the user should be told of the others.
+        Their places, and notes for the user of the others.
 
     Raises:
         DataError: Prompts can't be written, or have a token beyond the model's vocabulary.
     """
     writers = [_writer(adapted, name) for name in names]
-    room = writers[0].room(how)
+    room = writers[0].room(writing)
     place_of = {id(prompt): i for i, prompt in enumerate(prompts)}
     made, notes = usable(
         prompts,
@@ -92,8 +92,8 @@ def with_room(
     long = [(prompt.line, n) for prompt, n in made if n > room]
     if long:
         notes.append(
-            f"{len(long):,} of {len(prompts):,} inputs have no room for an answer of {how.max_new_tokens:,} tokens in "
-            f"the context (the longest has {max(n for _, n in long):,}) and none was written: "
-            f"{numbers([line for line, _ in long])}."
+            f"{len(long):,} of {len(prompts):,} inputs have no room for an answer of "
+            f"{writing.max_new_tokens:,} tokens in the context (the longest has {max(n for _, n in long):,}) "
+            f"and none was written: {numbers([line for line, _ in long])}."
         )
     return places, notes

@@ -9,7 +9,7 @@ import numpy as np
 
 from rankwise.results.origin import RelativeTo
 from rankwise.results.outcomes import MeanInterval
-from rankwise.sweeps.choose.answer import BASE, Answer, Floors, decide, reference_of
+from rankwise.sweeps.choose.answer import BASE_ANSWER, Answer, Floors, decide, reference_of
 from rankwise.sweeps.choose.configurations import Configuration, RunScore, choose_learning_rates, pareto_front
 from rankwise.sweeps.choose.rule import Rule, default_tolerance
 from rankwise.sweeps.choose.statistics import interval
@@ -37,7 +37,7 @@ class Choice:
     loss_floors: Floors | None = None
 
 
-class Findings:
+class JudgedSweep:
     """A sweep with its learning rates chosen and its verdict: what all parts of the results are made from."""
 
     def __init__(self, swept: SweepState, problem: Problem, rule: Rule, choice: Choice) -> None:
@@ -53,7 +53,7 @@ class Findings:
 
     @cached_property
     def reference(self) -> Configuration | None:
-        """What the configurations are held against; None without a finished run."""
+        """What the configurations are compared with; None without a finished run."""
         known = next((c for c in self.able if c.name == self.choice.reference), None)
         return known or (reference_of(self.able, self.problem.higher_is_better) if self.able else None)
 
@@ -76,7 +76,7 @@ class Findings:
 
         def judged(run: RunScore) -> RunScore:
             losses = scores[run.name]
-            return run if losses is None else replace(run, validation=losses, rows=by_loss.rows_of(runs[run.name]))
+            return run if losses is None else replace(run, validation=losses, rows=by_loss.cut_rows(runs[run.name]))
 
         able = [replace(c, runs=tuple(map(judged, c.runs))) for c in self.able]
         reference = next(c for c in able if c.name == self.reference.name)
@@ -106,7 +106,7 @@ class Findings:
         """Names of the configurations, or of the base, that nothing with as few parameters beats."""
         points = {c.name: (c.trainable_parameters, self.means[c.name]) for c in self.able if c.name in self.means}
         if base_metric is not None:
-            points[BASE] = (0, base_metric)
+            points[BASE_ANSWER] = (0, base_metric)
         return {*pareto_front(points, self.problem.higher_is_better)}
 
     def other_metrics(self, c: Configuration) -> dict[str, MeanInterval]:
