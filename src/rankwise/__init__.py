@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rankwise.pack.counts import CountMetric
     from rankwise.pack.optimisers import SGD, AdamW, Muon
     from rankwise.quantising import quantize
+    from rankwise.sweeps.model_metric import ModelMetric
     from rankwise.sweeps.run.units.on_ray import Ray
     from rankwise.tasks.text.card.push import push
     from rankwise.tasks.text.use.prediction import predict
@@ -33,6 +34,7 @@ __all__ = [
     "CountMetric",
     "LayerType",
     "LoRAConfig",
+    "ModelMetric",
     "Muon",
     "RankwiseError",
     "Ray",
@@ -65,6 +67,7 @@ _HOMES = {
     "CountMetric": "rankwise.pack.counts",
     "LayerType": "rankwise.lora.layer_types",
     "LoRAConfig": "rankwise.lora.config",
+    "ModelMetric": "rankwise.sweeps.model_metric",
     "Muon": "rankwise.pack.optimisers",
     "RankwiseError": "rankwise.errors",
     "Ray": "rankwise.sweeps.run.units.on_ray",

@@ -42,6 +42,11 @@ _RULES = (
         lambda options: options.task == "images",
         "in --task images, which reads no texts",
     ),
+    _Idle(
+        ("max_new_tokens",),
+        lambda options: options.task != "sft" or options.metric in (None, "loss"),
+        "without a metric of written answers (--metric bleu, rouge_l or exact_match)",
+    ),
     _Idle(("validation_share",), lambda options: options.validation is not None, "with --validation"),
     _Idle(("test_share",), lambda options: options.test is not None, "with --test"),
     _Idle(("baseline_lr",), lambda options: not options.baseline, "with --no-baseline"),
