@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from rankwise.lora.merge import merge, unmerge
     from rankwise.pack.counts import CountMetric
     from rankwise.quantising import quantize
+    from rankwise.surgery.combining import combine
+    from rankwise.surgery.extracting import extract
+    from rankwise.surgery.resizing import resize
     from rankwise.sweeps.run.units.on_ray import Ray
     from rankwise.tasks.text.use.prediction import predict
     from rankwise.tasks.trainers.sweep_trainer import sweep_trainer
@@ -36,8 +39,10 @@ __all__ = [
     "activate",
     "base_state_dict",
     "by_row",
+    "combine",
     "disabled",
     "eject",
+    "extract",
     "inject",
     "load_adapter",
     "load_loralib",
@@ -46,6 +51,7 @@ __all__ = [
     "quantize",
     "register_layer_type",
     "rename",
+    "resize",
     "save_adapter",
     "save_merged",
     "swap_adapter",
@@ -65,8 +71,10 @@ _HOMES = {
     "activate": "rankwise.lora.active",
     "base_state_dict": "rankwise.lora.base.state",
     "by_row": "rankwise.lora.active",
+    "combine": "rankwise.surgery.combining",
     "disabled": "rankwise.lora.active",
     "eject": "rankwise.lora.inject",
+    "extract": "rankwise.surgery.extracting",
     "inject": "rankwise.lora.inject",
     "load_adapter": "rankwise.adapter_files",
     "load_loralib": "rankwise.adapter_files",
@@ -75,6 +83,7 @@ _HOMES = {
     "quantize": "rankwise.quantising",
     "register_layer_type": "rankwise.lora.layer_types",
     "rename": "rankwise.lora.active",
+    "resize": "rankwise.surgery.resizing",
     "save_adapter": "rankwise.adapter_files",
     "save_merged": "rankwise.adapter_files",
     "swap_adapter": "rankwise.adapter_files",

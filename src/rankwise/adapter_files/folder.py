@@ -16,7 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankwise.adapter_files.base.checksums import BaseRecord, buffers_of, check_config, check_file, metadata_of
+from rankwise.adapter_files.base.checksums import (
+    PLAIN,
+    BaseRecord,
+    buffers_of,
+    check_config,
+    check_file,
+    metadata_of,
+    records_of_base,
+)
 from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.peft.config import (
     CONFIG_FILE,
@@ -142,10 +150,33 @@ def write_adapter(
         fields["base_model_name_or_path"] = base_name
     if fan_in_fan_out is not None:
         fields["fan_in_fan_out"] = fan_in_fan_out
+    return write_files(directory, fields, flat, records_of_base(base or BaseRecord()))
+
+
+def write_files(
+    directory: str | os.PathLike[str],
+    fields: Mapping[str, Any],
+    flat: Mapping[str, Tensor],
+    records: Mapping[str, str] | None,
+) -> Path:
+    """Write the two files of an adapter.
+
+    Args:
+        directory: The folder; made if need be.
+        fields: The settings, in PEFT's words.
+        flat: Key -> contiguous tensor on the CPU, none of which share memory.
+        records: What the metadata say of the base; None for a file without checksums, which is read as PEFT's.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OutputError: They can't be written.
+    """
     text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
     folder = Path(directory)
     try:
-        _replace_files(folder, text, flat, metadata_of(flat, text, base or BaseRecord()))
+        _replace_files(folder, text, flat, PLAIN if records is None else metadata_of(flat, text, records))
     except OSError as error:
         raise OutputError(f"The adapter can't be written to {folder}: {error.strerror or error}.") from error
     return folder
@@ -196,7 +227,7 @@ def read_adapter(
 # Writing
 
 
-def _replace_files(folder: Path, text: str, flat: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def _replace_files(folder: Path, text: str, flat: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Write both files beside their place, then move them in.
 
     The old configuration goes first and the new one comes last: without it there is no adapter, so an
@@ -207,7 +238,7 @@ def _replace_files(folder: Path, text: str, flat: dict[str, Tensor], metadata: d
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
-            write_tensors(Path(scratch, TENSOR_FILE), flat, metadata)
+            write_tensors(Path(scratch, TENSOR_FILE), dict(flat), metadata)
             sort_metadata(Path(scratch, TENSOR_FILE))
             Path(scratch, CONFIG_FILE).write_text(text, encoding="utf-8")
             for name in (TENSOR_FILE, CONFIG_FILE):
@@ -243,6 +274,7 @@ class AdapterFile:
         path: The file with the tensors.
         settings: The file with the settings.
         fields: The settings, in PEFT's words.
+        flat: The tensors, by their keys.
         parts: The tensors, sorted.
         metadata: Of the tensor file, with its checksums if it is ours.
     """
@@ -250,6 +282,7 @@ class AdapterFile:
     path: Path
     settings: Path
     fields: dict[str, Any]
+    flat: dict[str, Tensor]
     parts: Parts
     metadata: dict[str, str]
 
@@ -279,7 +312,7 @@ def read_whole(folder: Path, findings: Findings, allow_pickle: bool, known: Know
     parts = sorted_parts(path, flat, fields, findings, known.tensors, tuple(known.embeddings), buffers)
     if not parts.pairs:
         raise AdapterFileError(f"{path} holds no tensors of an adapter.")
-    return AdapterFile(path, where, fields, parts, metadata)
+    return AdapterFile(path, where, fields, flat, parts, metadata)
 
 
 def _check_finite(path: Path, flat: Mapping[str, Tensor], findings: Findings) -> None:

@@ -14,7 +14,7 @@ from rankwise.errors import AdapterFileError
 from rankwise.shown import json_line
 
 if TYPE_CHECKING:
-    from rankwise.adapter_files.inspecting import InspectedModule, Inspection
+    from rankwise.surgery.inspecting import InspectedModule, Inspection
 
 SHOWN = (
     ("base", "base_model_name_or_path"),
@@ -52,7 +52,7 @@ def inspect(
     json_:
         Print all of it as JSON.
     """
-    from rankwise.adapter_files.inspecting import inspect_adapter
+    from rankwise.surgery.inspecting import inspect_adapter
     from rankwise.sweeps.storage.owned import why_no_adapter
 
     if not (adapter / "adapter_config.json").exists() and (why := why_no_adapter(adapter)):

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.adapter_files import save_adapter
-from rankwise.adapter_files.inspecting import effective_rank, inspect_adapter, singular_values
+from rankwise.adapter_files.peft.matrices import as_matrices
 from rankwise.cli import main
 from rankwise.errors import AdapterFileError
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import inject
 from rankwise.lora.merge import merge
+from rankwise.surgery.inspecting import inspect_adapter
+from rankwise.surgery.spectra import effective_rank, thin_svd
 
 
 def adapted(**more: object) -> nn.Module:
@@ -59,7 +61,8 @@ def test_sizes_and_settings(tmp_path: Path) -> None:
 def test_a_convolution_is_taken_as_a_matrix() -> None:
     A, B = torch.randn(2, 3, 3, 3), torch.randn(5, 2, 1, 1)
     delta = torch.einsum("orxy,rikl->oikl", B, A).flatten(1)
-    torch.testing.assert_close(singular_values(A, B).float(), torch.linalg.svdvals(delta)[:2])
+    pair = as_matrices(A, B)
+    torch.testing.assert_close(thin_svd(pair.A[0], pair.B[0])[1].float(), torch.linalg.svdvals(delta)[:2])
 
 
 @pytest.mark.parametrize(("values", "expected"), [([3.0, 3.0, 3.0, 3.0], 4.0), ([5.0, 0.0], 1.0), ([0.0, 0.0], 0.0)])
