@@ -40,6 +40,8 @@ def test_norms_are_those_of_what_merging_adds(tmp_path: Path, scaling: str) -> N
     for name, module in found.items():
         values = torch.linalg.svdvals((model.get_submodule(name).weight - before[name]).detach().double())  # pyright: ignore[reportOperatorIssue]
         assert module.norm == pytest.approx(float(values.norm()), rel=1e-5)
+        assert module.singular_values == pytest.approx(values[: module.r].tolist(), rel=1e-4)
+        assert module.stable_rank == pytest.approx(float((values / values[0]).square().sum()), rel=1e-4)
         assert module.largest == pytest.approx(float(values.max()), rel=1e-5)
         p = [float(v) for v in values / values.sum() if v > 1e-6 * values.max()]
         assert module.effective_rank == pytest.approx(math.exp(-sum(x * math.log(x) for x in p)), rel=1e-4)
@@ -90,3 +92,28 @@ def test_a_damaged_file(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(AdapterFileError, match="damaged or cut short"):
         inspect_adapter(tmp_path / "a")
+
+
+def test_experts_and_groups_have_spectra(tmp_path: Path) -> None:
+    """Each group of PEFT's adapter of a grouped convolution is a matrix; ranks are their means."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(4, 6, 3, groups=2))
+    inject(model, LoRAConfig(r=2, alpha=2, target_modules=["0"]))
+    A, B = torch.randn(2, 6), torch.randn(6, 2)
+    with torch.no_grad():
+        for parameter, values in zip(model[0].lora.tensors("default").values(), (A, B), strict=True):  # pyright: ignore
+            parameter.copy_(values)
+    save_adapter(model, tmp_path / "a")
+    (module,) = inspect_adapter(tmp_path / "a").modules
+    assert module.r == 4
+    assert module.singular_values == pytest.approx(torch.linalg.svdvals(B @ A)[:2].tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["s.png", "s.svg"])
+def test_the_figure(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    save_adapter(adapted(), tmp_path / "a")
+    assert main(["inspect", str(tmp_path / "a"), "--figure", str(tmp_path / name)]) == 0
+    content = (tmp_path / name).read_bytes()
+    assert content.startswith(b"\x89PNG") or b"Frobenius norm" in content
+    assert main(["inspect", str(tmp_path / "a"), "--figure", str(tmp_path / "s.txt")]) == 2
+    assert "ends in none of .png, .svg, .pdf" in capsys.readouterr().err

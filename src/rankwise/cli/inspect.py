@@ -27,6 +27,9 @@ SHOWN = (
 )
 """Word -> field of the settings."""
 
+FIGURES = ("r", "alpha", "norm", "stable_rank", "effective_rank")
+"""What the table gives of each module."""
+
 
 @app.command
 def inspect(
@@ -34,14 +37,16 @@ def inspect(
     /,
     *,
     modules: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    figure: Path | None = None,
     json_: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
 ) -> int:
-    """Show what an adapter is: settings, modules, sizes, norms, effective ranks, and the run it came from.
+    """Show what an adapter is: settings, modules, sizes, norms, spectra, and the run it came from.
 
     Example: rankwise inspect runs/train/adapters/r8-s0
 
-    The base is not loaded. The norm is that of the update scale * B A; its effective rank is how many directions it
-    uses: r where all count alike, 1 where one is all.
+    The base is not loaded. The norm is the Frobenius norm of the update scale * B A. Its effective rank is how many
+    directions it uses (r where all count alike, 1 where one is all), its stable rank norm^2 / largest^2 of its singular
+    values: a low one says that a smaller rank may do (rankwise resize).
 
     Parameters
     ----------
@@ -49,8 +54,10 @@ def inspect(
         The adapter's folder.
     modules:
         List every module; by default those that differ in the number of their layer stand in one row.
+    figure:
+        Draw every module's singular values, ranks and norm into this file (.png, .svg or .pdf).
     json_:
-        Print all of it as JSON.
+        Print all of it as JSON, singular values included.
     """
     from rankwise.surgery.inspecting import inspect_adapter
     from rankwise.sweeps.storage.owned import why_no_adapter
@@ -62,6 +69,10 @@ def inspect(
         print(json_line(_plain(found, run), indent=2))
     else:
         _show(found, run, each=modules)
+    if figure is not None:
+        from rankwise.report.spectra import draw_spectra
+
+        draw_spectra(found, figure)
     return EXIT_OK
 
 
@@ -163,7 +174,7 @@ def _show(found: "Inspection", run: AdapterRun | None, *, each: bool) -> None:
     above = _shared_path(groups)
     table = Table(box=None, header_style="")
     table.add_column(f"modules in {printable(above)}" if above else "module", overflow="fold", ratio=1)
-    for column in ("n", "shape", "r", "alpha", "norm", "effective rank"):
+    for column in ("n", "shape", *(key.replace("_", " ") for key in FIGURES)):
         table.add_column(column, justify="right", no_wrap=True)
     for name, group in groups.items():
         d_out, d_in = group[0].shapes[1][0], "x".join(map(str, group[0].shapes[0][1:]))
@@ -171,7 +182,7 @@ def _show(found: "Inspection", run: AdapterRun | None, *, each: bool) -> None:
             printable(name.removeprefix(f"{above}.")),
             str(len(group)),
             f"{d_out}x{d_in}",
-            *(_span([getattr(m, key) for m in group]) for key in ("r", "alpha", "norm", "effective_rank")),
+            *(_span([getattr(m, key) for m in group]) for key in FIGURES),
         )
     console.print(table)
     for path, (shape, norm) in found.saved.items():

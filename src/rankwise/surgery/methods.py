@@ -120,4 +120,5 @@ def _largest(delta: Tensor, density: float) -> Tensor:
 
 
 def _dense(delta: Tensor, r: int) -> Factors:
-    return balanced(*torch.linalg.svd(delta, full_matrices=False), r)
+    U, S, Vt = torch.linalg.svd(delta, full_matrices=False)
+    return balanced(U, S, Vt, r)

@@ -31,8 +31,8 @@ def thin_svd(A: Float[Tensor, "*n r d_in"], B: Float[Tensor, "*n d_out r"]) -> T
         tensor([6.], dtype=torch.float64)
     """
     if A.shape[-1] < B.shape[-2]:  # tied layers have one matrix and its transpose, and one result to the last bit
-        U, S, Vt = thin_svd(B.mT, A.mT)
-        return Vt.mT, S, U.mT
+        turned = thin_svd(B.mT, A.mT)
+        return turned[2].mT, turned[1], turned[0].mT
     Q_B, R_B = torch.linalg.qr(B.double())
     Q_A, R_A = torch.linalg.qr(A.double().mT)
     U, S, Vt = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
@@ -58,11 +58,11 @@ def leading_svd(
     if r is None or min(W.shape) <= max(dense_up_to, 2 * (r + 16)):
         return torch.linalg.svd(W, full_matrices=False)
     start = torch.randn(W.shape[1], r + 16, dtype=W.dtype, generator=stream("leading_svd"))
-    Q = torch.linalg.qr(W @ start).Q
+    basis = torch.linalg.qr(W @ start).Q
     for _ in range(4):
-        Q = torch.linalg.qr(W @ torch.linalg.qr(W.mT @ Q).Q).Q
-    U, S, Vt = torch.linalg.svd(Q.mT @ W, full_matrices=False)
-    return Q @ U, S, Vt
+        basis = torch.linalg.qr(W @ torch.linalg.qr(W.mT @ basis).Q).Q
+    U, S, Vt = torch.linalg.svd(basis.mT @ W, full_matrices=False)
+    return basis @ U, S, Vt
 
 
 def balanced(

@@ -10,7 +10,8 @@ from rankwise.adapter_files.peft.layer_tensors import form_of
 from rankwise.errors import AdapterFileError
 from rankwise.lora.layer_types import layer_type_of
 
-_CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
+_CONVOLUTIONS: dict[int, Callable[..., nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
+"""Dimensions of A -> the class of its layer."""
 
 Pair = tuple[Tensor, Tensor]
 
