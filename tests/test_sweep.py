@@ -52,6 +52,7 @@ def run(configs: Any = (1, 4), model: nn.Module | None = None, **more: Any) -> r
     return rankwise.sweep(model or small_model(), configs, **{**GIVEN, **more})
 
 
+@pytest.mark.draws
 def test_ranks_seeds_and_baseline(tmp_path: Path) -> None:
     model = small_model()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -303,6 +304,7 @@ def test_a_metric_that_is_no_number_costs_its_own_figures_only(tmp_path: Path) -
     assert json.loads((tmp_path / "out" / "results.json").read_text())["answer"] == plain(found.answer)
 
 
+@pytest.mark.draws
 def test_test_data_on_which_the_metric_is_no_number(tmp_path: Path) -> None:
     """Read last: all that was trained is there all the same."""
     far = (TEST[0] * torch.where(torch.arange(40) == 7, 1e3, 1.0).unsqueeze(1), TEST[1])

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rankwise.adapter_files import load_adapter, load_loralib, save_adapter, save_merged, swap_adapter
     from rankwise.api import Sweep, sweep
     from rankwise.errors import RankwiseError
+    from rankwise.hub import push
     from rankwise.lora.active import activate, by_row, disabled, rename
     from rankwise.lora.base.state import base_state_dict
     from rankwise.lora.config import LoRAConfig
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rankwise.lora.layer_types import LayerType, register_layer_type
     from rankwise.lora.merge import merge, unmerge
     from rankwise.pack.counts import CountMetric
+    from rankwise.pack.optimisers import SGD, AdamW, Muon
     from rankwise.quantising import quantize
     from rankwise.surgery.combining import combine
     from rankwise.surgery.extracting import extract
@@ -29,9 +31,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "SGD",
+    "AdamW",
     "CountMetric",
     "LayerType",
     "LoRAConfig",
+    "Muon",
     "RankwiseError",
     "Ray",
     "Sweep",
@@ -48,6 +53,7 @@ __all__ = [
     "load_loralib",
     "merge",
     "predict",
+    "push",
     "quantize",
     "register_layer_type",
     "rename",
@@ -61,11 +67,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AdamW": "rankwise.pack.optimisers",
     "CountMetric": "rankwise.pack.counts",
     "LayerType": "rankwise.lora.layer_types",
     "LoRAConfig": "rankwise.lora.config",
+    "Muon": "rankwise.pack.optimisers",
     "RankwiseError": "rankwise.errors",
     "Ray": "rankwise.sweeps.run.units.on_ray",
+    "SGD": "rankwise.pack.optimisers",
     "Sweep": "rankwise.api",
     "Training": "rankwise.train.settings",
     "activate": "rankwise.lora.active",
@@ -80,6 +89,7 @@ _HOMES = {
     "load_loralib": "rankwise.adapter_files",
     "merge": "rankwise.lora.merge",
     "predict": "rankwise.tasks.text.use.prediction",
+    "push": "rankwise.hub",
     "quantize": "rankwise.quantising",
     "register_layer_type": "rankwise.lora.layer_types",
     "rename": "rankwise.lora.active",

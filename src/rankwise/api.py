@@ -286,17 +286,10 @@ def sweep(
         rotate=rotate,
     )
     candidates = candidates_from(model, configs, as_list(head), training or Training(), lrs, baseline)
-    feed = feed_of(call, rows_at_once, rows_a_pass)
-    problem = problem_of(splits, loss, metric, metric_name, higher_is_better, feed)
+    problem = problem_of(splits, loss, metric, metric_name, higher_is_better, feed_of(call, rows_at_once, rows_a_pass))
     planned = _experiment(model, candidates, seeds, problem, deciding, base_name, rungs, widen, notes)
     place = None if out is None else _location(planned, Path(out), overwrite, resume, every)
-    planned = _as_before(planned, place)
-    if workers is not None and place is not None:
-        workers.hand_over(planned)
-        place = replace(place, workers=workers)
-    with Observers([shown_by(progress), *observers]) as heard:
-        results, swept, files = _run(planned, place, cache, heard)
-    return Sweep(results, swept, tuple(files), None if out is None else Path(out))
+    return _run(planned, place, cache, [shown_by(progress), *observers], workers)
 
 
 def _experiment(
@@ -350,21 +343,29 @@ def _as_before(planned: Experiment, place: RunLocation | None) -> Experiment:
 
 
 def _run(
-    planned: Experiment, place: RunLocation | None, cache: bool | str | Path, observers: Observers
-) -> tuple[Results, SweepState, list[Path]]:
+    planned: Experiment,
+    place: RunLocation | None,
+    cache: bool | str | Path,
+    observers: Sequence[Observer],
+    workers: Ray | None,
+) -> Sweep:
     """Run what is planned, with the outputs before its first adapted layer cached where that is asked for."""
     where = Path(cache) if isinstance(cache, str) else cache
-    with ExitStack() as caches:
+    planned = _as_before(planned, place)
+    if workers is not None and place is not None:
+        workers.hand_over(planned)
+        place = replace(place, workers=workers)
+    with Observers(observers) as listening, ExitStack() as caches:
 
         def make(heard: Observers, base: Mapping[str, Tensor] | None) -> Experiment:
             reading = cached(planned.model, planned.candidates, planned.problem, where, heard.message)
             candidates, problem = caches.enter_context(reading)
             return replace(planned, candidates=candidates, problem=problem)
 
-        results, swept, files = run_experiment(make, place, observers)
+        results, swept, files = run_experiment(make, place, listening)
     if place is None:
         add_next(results, len(planned.seeds), lambda more, then: f"rankwise.sweep(..., seeds={then})")
-    return results, swept, files
+    return Sweep(results, swept, tuple(files), None if place is None else place.directory)
 
 
 def check_model(model: nn.Module, *, mend: str = "convert it first: model.float()") -> None:

@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -195,26 +193,20 @@ def test_a_failing_forward_leaves_the_bases_parameters(net):
     assert "weight" not in net.head[0].__dict__
 
 
+@pytest.mark.usefixtures("compilable")
 def test_compiled_it_follows_the_flags():
-    """In a process of its own: the checks of types in these tests are no code that can be compiled."""
-    code = """
-import torch
-from torch import nn
-from rankwise import LoRAConfig, activate, inject
-model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval(), torch.randn(5, 4)
-inject(model, LoRAConfig(r=1, target_modules="0", modules_to_save="2", bias="all"))
-for parameter in model.parameters():
-    nn.init.normal_(parameter)
-compiled = torch.compile(model, backend="eager", fullgraph=True)
-adapted = model(x)
-assert torch.allclose(compiled(x), adapted, rtol=0, atol=1e-5)
-activate(model)
-assert torch.allclose(compiled(x), model(x), rtol=0, atol=1e-5) and not torch.allclose(adapted, model(x))
-activate(model, "default")
-assert torch.allclose(compiled(x), adapted, rtol=0, atol=1e-5)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval(), torch.randn(5, 4)
+    inject(model, LoRAConfig(r=1, target_modules="0", modules_to_save="2", bias="all"))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    adapted = model(x)
+    assert torch.allclose(compiled(x), adapted, rtol=0, atol=1e-5)
+    activate(model)
+    assert torch.allclose(compiled(x), model(x), rtol=0, atol=1e-5)
+    assert not torch.allclose(adapted, model(x))
+    activate(model, "default")
+    assert torch.allclose(compiled(x), adapted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("saved", [["2"], ["0"], ["0", "2"]])

@@ -14,6 +14,7 @@ from pack.test_any_model import alone, made
 from rankwise.errors import PackError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
+from rankwise.pack.optimisers import SGD
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import State
 from rankwise.train.loop import PackTraining
@@ -113,7 +114,7 @@ def test_gradients_too_small_for_float16_are_scaled() -> None:
     def tiny(outputs: Tensor, batch: Any) -> Tensor:
         return row_loss(outputs, batch) * 1e-6
 
-    members = [Member(name=f"r{r}", lora=LoRAConfig(r=r), optimiser="sgd") for r in (1, 8)]
+    members = [Member(name=f"r{r}", lora=LoRAConfig(r=r), optimiser=SGD()) for r in (1, 8)]
     pack, start = trained(small(torch.float16), members, torch.float16, tiny, lr=1e4)
     exact, _ = trained(small(torch.float16).float(), members, torch.float32, tiny, lr=1e4)
     for name, state in pack.states().items():
@@ -203,7 +204,7 @@ def test_rows_that_mix_are_refused(dtype: torch.dtype, size: float) -> None:
 
 def test_dora_takes_its_norms_in_float32() -> None:
     model = small(torch.bfloat16)
-    members = [Member(name=f"r{r}", lora=LoRAConfig(r=r, variant="dora"), optimiser="sgd") for r in (1, 4)]
+    members = [Member(name=f"r{r}", lora=LoRAConfig(r=r, variant="dora"), optimiser=SGD()) for r in (1, 4)]
     pack, start = trained(model, members, torch.bfloat16)
     exact, _ = trained(in_half(model, torch.float32), members, torch.float32)
     for name, state in pack.states().items():
@@ -235,9 +236,9 @@ def test_layers_of_other_types_are_computed_in_their_own(half: torch.dtype) -> N
     torch.manual_seed(0)
     model = Mixed()
     members = [
-        Member(name="all", lora=LoRAConfig(r=2), optimiser="sgd"),
-        Member(name="head", lora=LoRAConfig(r=2, exclude_modules=["head"]), whole=("head",), optimiser="sgd"),
-        Member(name="norm", whole=("norm", "body"), optimiser="sgd"),
+        Member(name="all", lora=LoRAConfig(r=2), optimiser=SGD()),
+        Member(name="head", lora=LoRAConfig(r=2, exclude_modules=["head"]), whole=("head",), optimiser=SGD()),
+        Member(name="norm", whole=("norm", "body"), optimiser=SGD()),
     ]
     pack, start = trained(model, members, torch.float32)
     assert not pack.notes, "all in one pass"

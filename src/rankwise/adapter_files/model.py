@@ -22,7 +22,7 @@ from rankwise.adapter_files.fit import (
     whole_of_biases,
     whole_of_file,
 )
-from rankwise.adapter_files.folder import config_of, read_whole, write_adapter
+from rankwise.adapter_files.folder import FileBase, OtherTensors, config_of, read_whole, write_adapter
 from rankwise.adapter_files.peft.base_facts import base_facts
 from rankwise.adapter_files.peft.config import CONFIG_FILE
 from rankwise.adapter_files.peft.embeddings import embeddings_of, embeddings_to_save
@@ -136,17 +136,21 @@ def save_adapter(
             directory,
             filed.config,
             filed.tensors,
-            whole={filed.paths.whole(path, filed.tensors, rows): tensor for path, tensor in whole.items()},
-            own=filed.own,
-            shared=filed.shared,
-            tokens=rows,
-            base=BaseRecord(adapted_weights(adapted), other_tensors(model, without), drifted),
+            others=OtherTensors(
+                whole={filed.paths.whole(path, filed.tensors, rows): tensor for path, tensor in whole.items()},
+                own=filed.own,
+                shared=filed.shared,
+                tokens=rows,
+                key_ends=filed.key_ends,
+                named=filed.named,
+            ),
+            base=FileBase(
+                record=BaseRecord(adapted_weights(adapted), other_tensors(model, without), drifted),
+                facts=base_facts(model, whole),
+                model_names=[paths[0] for _, paths in modules],
+                fan_in_fan_out=all(lora.layer_type.name == "Conv1D" for _, lora in layers.values()),
+            ),
             base_name=base_name,
-            facts=base_facts(model, whole),
-            model_names=[paths[0] for _, paths in modules],
-            fan_in_fan_out=all(lora.layer_type.name == "Conv1D" for _, lora in layers.values()),
-            key_ends=filed.key_ends,
-            named=filed.named,
         )
 
 

@@ -10,12 +10,14 @@ from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.model import read_for
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, layers_with
+from rankwise.lora.checks.threads import changes_model
 from rankwise.lora.offloaded import has_data
 from rankwise.lora.targets.find import Target
 from rankwise.lora.trained_modules import whole_tensors
 from rankwise.lora.variants import VARIANTS, VariantTensor
 
 
+@changes_model
 def swap_adapter(
     model: nn.Module,
     directory: str | os.PathLike[str],

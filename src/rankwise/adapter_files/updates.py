@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from rankwise.adapter_files.base.checksums import TENSORS, records_of_file
+from rankwise.adapter_files.both_files import write_files
 from rankwise.adapter_files.findings import Findings
-from rankwise.adapter_files.folder import AdapterFile, read_whole, write_files
+from rankwise.adapter_files.folder import AdapterFile, read_whole
 from rankwise.adapter_files.peft.config import as_peft_pattern, peft_values, variant_of
 from rankwise.adapter_files.peft.keys import BASE_LAYER, BIAS_KEY, joined, key_of
 from rankwise.adapter_files.peft.layer_tensors import KEY_ENDS

@@ -21,6 +21,7 @@ from rankwise.cli.generate import generate
 from rankwise.cli.inspect import inspect
 from rankwise.cli.merge import merge
 from rankwise.cli.predict import predict
+from rankwise.cli.push import push
 from rankwise.cli.report import report
 from rankwise.cli.resize import resize
 from rankwise.cli.sweep import sweep
@@ -28,7 +29,7 @@ from rankwise.cli.train import train
 from rankwise.cli.work import work
 from rankwise.errors import ConfigError, RankwiseError, flags_named
 from rankwise.shown import printable
-from rankwise.tasks.options import parse_numbers
+from rankwise.tasks.reading import parse_numbers
 
 if TYPE_CHECKING:
     from cyclopts.config import Dict
@@ -44,6 +45,7 @@ __all__ = [
     "main",
     "merge",
     "predict",
+    "push",
     "report",
     "resize",
     "sweep",

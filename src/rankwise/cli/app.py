@@ -24,7 +24,3 @@ app = App(
 )
 
 app.register_install_completion_command(name="--install-completion")
-
-MAIN = flag_group("Main options", 0)
-TRAINING = flag_group("Training", 4)
-HOW = flag_group("How it runs", 10)

@@ -12,12 +12,11 @@ from rankwise.cli.app import EXIT_OK, app
 from rankwise.errors import ConfigError, DataError
 from rankwise.shown import json_line, printable
 from rankwise.tasks.flags import listed
-from rankwise.tasks.text.options import parse_columns
-from rankwise.tasks.text.use.options import UseOptions
+from rankwise.tasks.reading import parse_columns
+from rankwise.tasks.text.use.options import UseOptions, Writing
 
 if TYPE_CHECKING:
     from rankwise.tasks.text.data.examples import SftExample
-    from rankwise.tasks.text.use.generating import Writing
     from rankwise.tasks.text.use.served import ServedModel
 
 
@@ -31,10 +30,7 @@ def generate(
     ] = (),
     skip_bad_lines: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     base: bool = True,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    seed: int = 0,
-    batch_size: int = 8,
+    writing: Writing | None = None,
     json_: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
     options: UseOptions | None = None,
 ) -> int:
@@ -59,19 +55,11 @@ def generate(
         Leave out lines of --file that can't be used, and say so.
     base:
         Let the base without an adapter answer too.
-    max_new_tokens:
-        The most tokens of an answer.
-    temperature:
-        0 takes the likeliest token always; above, tokens are drawn.
-    seed:
-        Of the draws.
-    batch_size:
-        Prompts at once.
     json_:
         Print a line of JSON for each prompt.
     """
     from rankwise.tasks.text.data.prompts import read_prompts
-    from rankwise.tasks.text.use.generating import Writing, as_prompt, check_writes, with_room
+    from rankwise.tasks.text.use.generating import as_prompt, check_writes, with_room
     from rankwise.tasks.text.use.served import BASE, load_adapted
 
     if prompt is not None and file is not None:
@@ -80,7 +68,7 @@ def generate(
         raise ConfigError("--columns names columns of --file, which is not given; leave it out.")
     if skip_bad_lines and file is None:
         raise ConfigError("--skip-bad-lines is about --file, which is not given; leave it out.")
-    how = Writing(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size)
+    how = writing or Writing()
     given, notes = (None if prompt is None else [as_prompt(prompt)]), []
     if file is not None:
         given, notes = read_prompts(file, dict(columns), skip_bad_lines=skip_bad_lines)
@@ -97,9 +85,15 @@ def generate(
                 raise DataError(said[0])
             for note in said:
                 print(printable(note), file=sys.stderr)
-        for start in range(0, len(given), batch_size):
+        for start in range(0, len(given), how.batch_size):
             # Each batch as soon as it is answered; equal prompts in two of them are drawn anew.
-            _answer(adapted, names, given[start : start + batch_size], replace(how, seed=seed + start), as_json=json_)
+            _answer(
+                adapted,
+                names,
+                given[start : start + how.batch_size],
+                replace(how, seed=how.seed + start),
+                as_json=json_,
+            )
         return EXIT_OK
     for line in _typed():
         try:

@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,7 @@ from rankwise.errors import AdapterFileError
 from rankwise.shown import json_line
 
 if TYPE_CHECKING:
+    from rankwise.report.adapter_run import AdapterRun
     from rankwise.surgery.inspecting import InspectedModule, Inspection
 
 SHOWN = (
@@ -59,76 +60,25 @@ def inspect(
     json_:
         Print all of it as JSON, singular values included.
     """
+    from rankwise.report.adapter_run import run_of_adapter
     from rankwise.surgery.inspecting import inspect_adapter
     from rankwise.sweeps.storage.owned import why_no_adapter
 
     if not (adapter / "adapter_config.json").exists() and (why := why_no_adapter(adapter)):
         raise AdapterFileError(why)
-    found, run = inspect_adapter(adapter), _run_of(adapter)
+    found, run = inspect_adapter(adapter), run_of_adapter(adapter)
     if json_:
         print(json_line(_plain(found, run), indent=2))
     else:
         _show(found, run, each=modules)
     if figure is not None:
-        from rankwise.report.spectra import draw_spectra
+        from rankwise.report.adapter.spectra import draw_spectra
 
         draw_spectra(found, figure)
     return EXIT_OK
 
 
-@dataclass(frozen=True)
-class AdapterRun:
-    """The run that an adapter came from, as `--json` prints it."""
-
-    directory: str
-    command: str
-    started: str
-    metric_name: str
-    base_metric: float | None
-    training_examples: int
-    name: str
-    configuration: str | None
-    lr: float | None
-    seed: int | None
-    epochs: float | None
-    steps: int | None
-    status: str
-    metric: float | None
-
-
-def _run_of(adapter: Path) -> AdapterRun | None:
-    """What the run directory that the adapter lies in says of it; None where it lies in none."""
-    from rankwise.errors import OutputError
-    from rankwise.report import read_results
-
-    folder = adapter.resolve()
-    directory = folder.parent.parent
-    try:
-        results = read_results(directory / "results.json")
-    except OutputError:
-        return None
-    run = next((run for run in results.runs if run.adapter == f"adapters/{folder.name}"), None)
-    if run is None:
-        return None
-    return AdapterRun(
-        directory=str(directory),
-        command=results.command,
-        started=results.started,
-        metric_name=results.metric.name,
-        base_metric=results.base.metric,
-        training_examples=results.data.train.n,
-        name=run.name,
-        configuration=run.configuration,
-        lr=run.lr,
-        seed=run.seed,
-        epochs=run.epochs,
-        steps=run.steps,
-        status=run.status,
-        metric=run.metric,
-    )
-
-
-def _plain(found: "Inspection", run: AdapterRun | None) -> dict[str, Any]:
+def _plain(found: "Inspection", run: "AdapterRun | None") -> dict[str, Any]:
     return {
         "folder": str(found.folder),
         "trainable_parameters": found.parameters,
@@ -142,7 +92,7 @@ def _plain(found: "Inspection", run: AdapterRun | None) -> dict[str, Any]:
     }
 
 
-def _show(found: "Inspection", run: AdapterRun | None, *, each: bool) -> None:
+def _show(found: "Inspection", run: "AdapterRun | None", *, each: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 

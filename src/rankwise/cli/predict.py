@@ -11,7 +11,7 @@ from rankwise.cli.app import EXIT_OK, app
 from rankwise.errors import ConfigError, DataError
 from rankwise.shown import printable
 from rankwise.tasks.flags import listed
-from rankwise.tasks.text.options import parse_columns
+from rankwise.tasks.reading import parse_columns
 from rankwise.tasks.text.use.options import UseOptions
 
 if TYPE_CHECKING:

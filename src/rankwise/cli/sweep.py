@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from rankwise.cli.app import app
 from rankwise.cli.training import RunOptions, train
-from rankwise.tasks.text.options import TextOptions
+from rankwise.tasks.text.options import SweepOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @app.command
-def sweep(options: TextOptions, *, how: RunOptions | None = None) -> int:
+def sweep(options: SweepOptions, *, how: RunOptions | None = None) -> int:
     """Find the smallest adapter that does the job, for a language model and a file of examples.
 
     Example: rankwise sweep --model sentence-transformers/all-MiniLM-L6-v2 --task classify --data train.csv

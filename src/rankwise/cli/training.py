@@ -3,22 +3,22 @@
 import json
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK, HOW, MAIN
+from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK
 from rankwise.cli.continuing import settings_of
 from rankwise.cli.places import name_of, new_run, pointed_to
 from rankwise.cli.recorded import wanted
 from rankwise.cli.workers import check_workers, idle_gpus, workers_of
 from rankwise.errors import ConfigError
-from rankwise.tasks.flags import listed
-from rankwise.tasks.options import parse_numbers, parts
+from rankwise.tasks.flags import HOW, MAIN, listed
+from rankwise.tasks.reading import parse_numbers, parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -148,11 +148,15 @@ def train(
     advice = None if how.quiet or command == "train" else idle_gpus(how, settings)
     if advice is not None:
         print(advice, file=sys.stderr)
+    from rankwise.experiment import run_experiment
+
     given = how.resume or how.out
     with new_run(name_of(command, settings.get("data"))) if given is None else nullcontext(given) as directory:
         if forecast and not how.quiet:
             make = _with_forecast(make)
-        return train_in(directory, command, config, how, make)
+        with _session(directory, command, config, how) as session:
+            session.results, _, session.files = run_experiment(make, session.place, session.observers)
+        return session.code
 
 
 def train_in(
@@ -165,6 +169,39 @@ def train_in(
 ) -> int:
     """Train in a directory, and show the answer, or the units that the sweep waits for."""
     from rankwise.experiment import run_experiment
+
+    with _session(directory, command, config, how, workers) as session:
+        session.results, _, session.files = run_experiment(make, session.place, session.observers)
+    return session.code
+
+
+@dataclass
+class _Session:
+    """One training in a directory.
+
+    Args:
+        place: Where it runs.
+        observers: Who hears of it.
+        results: What came of it.
+        files: Of the report.
+        code: The exit code, once it has ended.
+    """
+
+    place: "RunLocation"
+    observers: "Observers"
+    results: "Results | None" = None
+    files: Sequence[Path] = ()
+    code: int = EXIT_OK
+
+
+@contextmanager
+def _session(
+    directory: Path, command: str, config: str, how: RunOptions, workers: "Workers | None" = None
+) -> Generator[_Session]:
+    """Have a training watched; at its end show the answer, the units that it waits for, or what an interrupt left.
+
+    The experiment runs in the block, not below this function: there are few frames from a command to a gradient.
+    """
     from rankwise.loggers.table import loggers
     from rankwise.show.live import progress
     from rankwise.sweeps.run.units.apart import UnitsPending
@@ -173,15 +210,17 @@ def train_in(
 
     logging = loggers(how.log_to, directory / "logs", append=how.resume is not None)
     place = replace(_location(directory, command, config, how), workers=workers or workers_of(how, directory))
+    session = _Session(place, Observers([progress("quiet" if how.quiet else "auto"), *logging]))
     try:
-        with Observers([progress("quiet" if how.quiet else "auto"), *logging]) as observers:
-            results, _, files = run_experiment(make, place, observers)
+        with session.observers:
+            yield session
     except UnitsPending as pending:
         print(ranges(pending.numbers))
-        return EXIT_OK
     except KeyboardInterrupt:
-        return _interrupted(place)
-    return _show_results(results, files, place, how)
+        session.code = _interrupted(place)
+    else:
+        if session.results is not None:
+            session.code = _show_results(session.results, session.files, place, how)
 
 
 def _checked(command: str, settings: dict[str, Any], how: RunOptions) -> RunOptions:

@@ -12,14 +12,15 @@ from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, adapted_layers, layers_with
 from rankwise.lora.checks.first_steps import stop_counting
 from rankwise.lora.checks.reads import call
-from rankwise.lora.checks.threads import check_free, held_by_thread
+from rankwise.lora.checks.threads import changes_model, held_by_thread
 from rankwise.lora.inject import check_new_name
-from rankwise.lora.layer.per_row import RowAdapter, grouped
+from rankwise.lora.layer.per_row import ByRow, RowAdapter
 from rankwise.lora.offloaded import has_data
 from rankwise.lora.trained_modules import activate_whole, check_one_whole, whole_tensors, wholes
 from rankwise.lora.variants import variant_name
 
 
+@changes_model
 def activate(model: nn.Module, *names: str) -> None:
     """Choose the adapters that act: their updates are added. Without names none acts.
 
@@ -31,7 +32,7 @@ def activate(model: nn.Module, *names: str) -> None:
 
     Raises:
         AdapterError: A name is not an adapter's, adapters are merged, this is inside `by_row`, or another thread is
-            inside `by_row` or `disabled`.
+            in a forward pass of the model, or inside `by_row` or `disabled`.
 
     Examples:
         >>> from rankwise.lora import LoRAConfig, inject
@@ -41,7 +42,6 @@ def activate(model: nn.Module, *names: str) -> None:
         >>> layer.lora.active
         ('first', 'second')
     """
-    check_free(model)
     for name in names:
         layers_with(model, name)
     layers = adapted_layers(model)
@@ -93,6 +93,7 @@ def _refuse_merged(layers: Mapping[str, tuple[nn.Module, LoRA]], what: str) -> N
             raise AdapterError(f'"{path}" holds a merged adapter, which {what} can\'t reach; call unmerge first.')
 
 
+@changes_model
 def rename(model: nn.Module, old: str, new: str) -> None:
     """Give an adapter another name. Its parameters are the same objects, so an optimiser keeps them.
 
@@ -113,7 +114,6 @@ def rename(model: nn.Module, old: str, new: str) -> None:
         >>> layer.lora.active
         ('french',)
     """
-    check_free(model)
     layers = layers_with(model, old)
     check_new_name(model, new)
     for path, (_, lora) in layers.items():
@@ -150,8 +150,8 @@ def _rename(lora: LoRA, old: str, new: str) -> None:
 def by_row(model: nn.Module, names: Sequence[str | None], *, example: Any = None) -> Generator[None]:
     """Let each row of a batch go through an adapter of its own, for the length of a `with` block: for inference.
 
-    All rows go through a layer at once. Every adapter among them is copied into stacks at the beginning, so new
-    weights take effect in the next block.
+    All rows go through a layer at once. Every adapter among them is copied into stacks at the beginning, and again
+    where its numbers have changed by the next call of the layer (but not through `.data`).
 
     Args:
         model: An injected model in eval mode.
@@ -182,18 +182,22 @@ def by_row(model: nn.Module, names: Sequence[str | None], *, example: Any = None
         before = [(lora, lora.by_row) for _, lora in layers.values()]
         wholes_before = [(whole, whole.disabled) for _, whole in wholes(model).values()]
         try:
-            with torch.no_grad():
-                for _, lora in layers.values():
-                    own = [name for name in chosen if name in lora.scale]
-                    lora.by_row = grouped({name: _member(lora, name) for name in own}, names)
+            for _, lora in layers.values():
+                lora.by_row = _rows_of(lora, [name for name in chosen if name in lora.scale], names)
             for whole, _ in wholes_before:
                 whole.disabled = True
             yield
         finally:
-            for lora, groups in before:
-                lora.by_row = groups
+            for lora, rows in before:
+                lora.by_row = rows
             for whole, was in wholes_before:
                 whole.disabled = was
+
+
+def _rows_of(lora: LoRA, own: Sequence[str], names: Sequence[str | None]) -> ByRow:
+    """A layer's adapters by row; `own` are those among them that the layer has."""
+    held = [(lora.get_submodule(key)._parameters, name) for name in own for key in lora.parameters_of(name)]  # pyright: ignore[reportPrivateUsage]
+    return ByRow(lambda: {name: _member(lora, name) for name in own}, names, held)
 
 
 def _member(lora: LoRA, name: str) -> RowAdapter:

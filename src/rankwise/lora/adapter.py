@@ -9,8 +9,9 @@ from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError, suggest
 from rankwise.lora.layer.calls import input_and_rest, laid_out_as
+from rankwise.lora.layer.fusing import is_being_fused, without_base
 from rankwise.lora.layer.holding import Holding
-from rankwise.lora.layer.per_row import Group, add_by_row
+from rankwise.lora.layer.per_row import ByRow, add_by_row
 from rankwise.lora.layer.recomputed import check_same, marked, wrong_gradients
 from rankwise.lora.layer_types.quantised import Before, in_eight_bits, make_quantised
 from rankwise.lora.offloaded import data_of
@@ -42,7 +43,7 @@ class LoRA(Holding):
     """What the layer was before merging gave it a plain weight in place of a quantised one."""
     acted: tuple[str, ...] | None = None
     """Adapters that acted in the last forward with gradients; None before the first one."""
-    by_row: tuple[Group, ...] | None = None
+    by_row: ByRow | None = None
     """Adapters of which each row of the batch has its own; they act instead of the active ones."""
     tied_weight: tuple[nn.Parameter, ...] = ()
     """The weight that the layer shared before it was given a copy."""
@@ -83,14 +84,22 @@ class LoRA(Holding):
         for handle in self.handles:
             handle.remove()
 
-    def add_update(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+    def add_update(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Tensor | None = None
+    ) -> Tensor | None:
         """The forward hook: the layer's output plus the updates of the active adapters."""
         self._check_recomputed()
-        if self.disabled or self.merged or not (self.by_row or self.active):
+        if self.disabled or self.merged or (self.by_row is None and not self.active):
             return output
+        if output is None:
+            kind = type(layer)
+            raise AdapterError(
+                f"A {kind.__module__}.{kind.__name__} has taken the place of an adapted layer and its hook along, but "
+                "not its adapter (torch.ao.quantization does that). Merge before quantising, or leave that layer out."
+            )
         inputs, rest, named = (args[0], args[1:], kwargs) if args else input_and_rest(kwargs)
         if self.by_row is not None:
-            return add_by_row(self.by_row, layer, inputs, output, rest, named)
+            return add_by_row(self.by_row.groups(), layer, inputs, output, rest, named)
         layer_type = self.layer_type
         # Straight to the parameters: `self.A[name]` twice would cost a third of a small layer's hook. Looked up
         # at every call, because functional_call, FSDP and load_state_dict(assign=True) put others in their place.
@@ -158,6 +167,11 @@ class LoRA(Holding):
             if self.training and self.configs[name].dropout and not kind.tokens:
                 x = nn.functional.dropout(x, self.configs[name].dropout)
         return 0.0 - self.variant_of(name).forward(kind, layer, x, base, tensors, self.scale[name], rest, named)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As of any adapter, unless torch fuses a normalisation into the layer's copy, which an adapter would miss."""
+        state = super().__getstate__()
+        return state if not is_being_fused() else without_base(state)
 
     def put_sum(self, reader: nn.Module, args: tuple[Any, ...]) -> None:
         """The pre-hook of a weight that is read without a call: let the reader find W + delta in its place."""

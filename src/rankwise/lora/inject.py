@@ -13,6 +13,7 @@ from rankwise.collector import collector_paused
 from rankwise.errors import AdapterError, TargetError
 from rankwise.lora.adapter import LoRA, adapted_layers, layers_with, lora_of
 from rankwise.lora.base.buffers import is_large, remember_buffers, restore_buffers
+from rankwise.lora.base.counts import forget_counts, watch_counts
 from rankwise.lora.base.samples import changed_base, forget_samples
 from rankwise.lora.base.statistics import freeze_statistics, thaw_statistics
 from rankwise.lora.checks.first_forward import move_to_readers, stop_watching, warn_of_missed, watch
@@ -20,7 +21,7 @@ from rankwise.lora.checks.first_steps import count_steps, stop_counting
 from rankwise.lora.checks.foreign import check_attachable
 from rankwise.lora.checks.reads import WeightPlace, places_of, uses_of, with_readers
 from rankwise.lora.checks.still_there import stop_watching_structure, watch_structure
-from rankwise.lora.checks.threads import check_free
+from rankwise.lora.checks.threads import changes_model, check_free
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer.holding import Attached
 from rankwise.lora.layer.initial import initial_tensors, shared_tensors, with_shared
@@ -188,6 +189,7 @@ def attach(
     _enlist(model, name, whole or {})
     statistics = freeze_statistics(model)
     watch_structure(model)
+    watch_counts(model)
     count_steps(model, name)  # before what watches the first forward, for which a look at weights is a reading
     watch(model)
     counts = {path: tensor.numel() for path, tensor in whole_tensors(model, name).items() if tensor.requires_grad}
@@ -273,6 +275,7 @@ def _freeze(model: nn.Module) -> int:
     return sum(map(numbers_in, base.values()))
 
 
+@changes_model
 def eject(model: nn.Module, name: str | None = None) -> None:
     """Take one adapter off the model, or all.
 
@@ -294,7 +297,6 @@ def eject(model: nn.Module, name: str | None = None) -> None:
         >>> list(layer.state_dict()), layer.weight.requires_grad
         (['weight', 'bias'], True)
     """
-    check_free(model)
     stop_watching(model)
     stop_counting(model)
     layers = adapted_layers(model)
@@ -321,6 +323,7 @@ def eject(model: nn.Module, name: str | None = None) -> None:
         thaw_statistics(model)
         _warn_of_buffers(model)
         forget_samples(model)
+        forget_counts(model)
         restore_buffers(model)
         _thaw(model)
     else:
@@ -335,7 +338,7 @@ def _warn_of_buffers(model: nn.Module) -> None:
         warnings.warn(
             f'The buffer "{path}" has changed since training began, and no copy of it was made (it is in no '
             "checkpoint, or larger than 64 MiB): eject can't give back what it was.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

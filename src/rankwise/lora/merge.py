@@ -10,7 +10,7 @@ from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, adapted_layers, lora_of
 from rankwise.lora.checks.complete import check_complete
 from rankwise.lora.checks.foreign import is_sharded
-from rankwise.lora.checks.threads import check_free
+from rankwise.lora.checks.threads import changes_model
 from rankwise.lora.layer_types.quantised import in_eight_bits, is_opaque, make_plain, plain_weight
 from rankwise.lora.targets.modules import named_once
 from rankwise.lora.targets.ties import sharers
@@ -52,6 +52,7 @@ class MergeReport:
         return text_table(["merged", "type", "entries held", "rounding error"], rows)
 
 
+@changes_model
 @torch.inference_mode(False)
 def merge(model: nn.Module, *, keep_base: bool = True, dequantize: bool = False) -> MergeReport:
     r"""Add the active adapters into the weights, in float32 or wider: inference then costs nothing more.
@@ -85,7 +86,6 @@ def merge(model: nn.Module, *, keep_base: bool = True, dequantize: bool = False)
     References:
         Hu et al., LoRA, 2021, section 4.1 ("No Additional Inference Latency").
     """
-    check_free(model)
     layers = {path: (layer, lora) for path, (layer, lora) in adapted_layers(model).items() if lora.active}
     _check_mergeable(adapted_layers(model), bool(layers))
     for name in dict.fromkeys(name for _, lora in layers.values() for name in lora.active):
@@ -115,6 +115,7 @@ def merge(model: nn.Module, *, keep_base: bool = True, dequantize: bool = False)
     return report
 
 
+@changes_model
 def unmerge(model: nn.Module) -> None:
     """Give the weights the bits they had before `merge`.
 
@@ -132,7 +133,6 @@ def unmerge(model: nn.Module) -> None:
         >>> layer.lora.merged
         ()
     """
-    check_free(model)
     merged = {path: (layer, lora) for path, (layer, lora) in adapted_layers(model).items() if lora.merged}
     if not merged:
         raise AdapterError("Nothing is merged; unmerge undoes a merge.")

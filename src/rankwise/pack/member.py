@@ -1,8 +1,9 @@
 """What one adapter of a pack is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rankwise.lora.config import LoRAConfig
+from rankwise.pack.optimisers import AdamW, Optimiser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +20,7 @@ class Member:
             further than A and B.
         whole_rate_for: Those of `whole` that `whole_rate` is meant for, the others taking the rate itself; None for
             all. A new head needs it in full fine-tuning too, and the layers below do not.
-        optimiser: A name in `rankwise.pack.step.table.OPTIMISERS`; all members of a pack have one.
-        betas: AdamW's decay rates of the first and second moment.
-        eps: AdamW's epsilon.
-        momentum: SGD's.
-        nesterov: Whether SGD's step is Nesterov's.
+        optimiser: Its optimiser's settings; all members of a pack have one optimiser.
     """
 
     name: str
@@ -32,11 +29,7 @@ class Member:
     whole: tuple[str, ...] = ()
     whole_rate: float = 1.0
     whole_rate_for: tuple[str, ...] | None = None
-    optimiser: str = "adamw"
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    momentum: float = 0.0
-    nesterov: bool = False
+    optimiser: Optimiser = field(default_factory=AdamW)
 
     def rate_of(self, parameter: str) -> float:
         """The learning rate of a parameter trained whole, as a multiple of the adapter's."""

@@ -78,7 +78,7 @@ class Pack:
         names = [member.name for member in members]
         if not members or len(set(names)) != len(names):
             raise PackError(f"A pack needs members with names of their own; got {names}.")
-        optimisers = {member.optimiser for member in members}
+        optimisers = {member.optimiser.name for member in members}
         if len(optimisers) > 1:
             raise PackError(
                 f"The members have optimisers {sorted(optimisers)}; those of a pack have one. Make two packs."

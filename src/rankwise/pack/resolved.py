@@ -54,7 +54,7 @@ class Resolved:
         """Members with equal keys share a bucket."""
         low_rank = tuple((t.name, bucket_rank(t.r), t.layer_type.slices, t.layer_type.tokens) for t in self.targets)
         variant = "" if self.member.lora is None else self.member.lora.variant
-        return variant, low_rank, self.whole, self.member.betas, self.member.eps
+        return variant, low_rank, self.whole, self.member.optimiser.bucket_key()
 
     def start(self, model: nn.Module) -> State:
         """What is trained, before training: initial A and B, as a rule, and a copy of what is trained whole."""

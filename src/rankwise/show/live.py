@@ -88,6 +88,8 @@ class Progress:
         before = {key: board.states[key] for key in dict.fromkeys(_key(self._runs[run]) for run in runs)}
         for key, state in before.items():
             names = [run.name for run in self._members[key]]
+            ended = [name in self._statuses for name in names]
+            shares = [self._steps.get(name, 0) / max(1, self._runs[name].steps) for name in names]
             points = [self._last[name] for name in names if name in self._last]
             statuses = [self._statuses[name] for name in names if name in self._statuses]
             # A run may end before its first point.
@@ -97,6 +99,8 @@ class Progress:
                 state,
                 step=max((self._steps[name] for name in begun), default=0),
                 total=max((self._runs[name].steps for name in begun), default=None),
+                # Seeds need not train together, so the furthest one says little about the others.
+                share=mean(1.0 if over else min(1.0, share) for over, share in zip(ended, shares, strict=True)),
                 loss=mean(point.validation_loss for point in points) if points else None,
                 metric=mean(point.metric for point in points) if points else None,
                 # The worst of the ends is the row's: a diverged seed is what the user must see.

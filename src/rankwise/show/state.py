@@ -49,6 +49,7 @@ class RowState:
         loss: Latest loss; None leaves the place empty.
         metric: Latest metric; None leaves the place empty.
         status: "waiting", "running", or how the row ended.
+        share: How much of the steps of all its seeds is done, from 0 to 1; a seed that has ended is done.
     """
 
     row: ProgressRow
@@ -57,6 +58,7 @@ class RowState:
     loss: float | None = None
     metric: float | None = None
     status: str = WAITING
+    share: float = 0.0
 
     @property
     def done(self) -> bool:
@@ -88,10 +90,10 @@ class ProgressState:
 
     @property
     def share(self) -> float:
-        """How much of all steps is behind us; a row that is done counts as whole, wherever it ended."""
+        """How much of the steps of all runs is done; a run that has ended counts as done, wherever it ended."""
         states = list(self.states.values())
-        shares = [1.0 if s.done else min(1.0, s.step / s.total) if s.total else 0.0 for s in states]
-        return sum(shares) / len(shares) if shares else 0.0
+        runs = sum(state.row.seeds for state in states)
+        return sum(state.share * state.row.seeds for state in states) / runs if runs else 0.0
 
     def left(self) -> str:
         """Time left in words, after a comma; nothing while there is too little to go by."""

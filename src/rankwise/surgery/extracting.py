@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rankwise.adapter_files.folder import write_adapter
+from rankwise.adapter_files.folder import FileBase, OtherTensors, write_adapter
 from rankwise.adapter_files.peft.base_facts import base_facts
 from rankwise.adapter_files.peft.keys import joined
 from rankwise.adapter_files.peft.layer_tensors import form_of
@@ -254,16 +254,20 @@ class _Parts:
             folder,
             config,
             {path: ((A / roots[path]).float(), (B / roots[path]).float()) for path, (A, B) in self.pairs.items()},
-            whole={
-                PeftPaths({}, (), ()).whole(name, self.pairs): self.after.read(key)
-                for name in sorted(whole)
-                if (key := self._tuned_key(name)) is not None
-            },
+            others=OtherTensors(
+                whole={
+                    PeftPaths({}, (), ()).whole(name, self.pairs): self.after.read(key)
+                    for name in sorted(whole)
+                    if (key := self._tuned_key(name)) is not None
+                },
+                key_ends=self.key_ends,
+            ),
+            base=FileBase(
+                facts=base_facts(self.model, whole),
+                model_names=[names[0] for _, names in named_once(self.model)],
+                fan_in_fan_out=all(_is_conv1d(self.model.get_submodule(path)) for path in self.pairs),
+            ),
             base_name=base_name,
-            facts=base_facts(self.model, whole),
-            model_names=[names[0] for _, names in named_once(self.model)],
-            fan_in_fan_out=all(_is_conv1d(self.model.get_submodule(path)) for path in self.pairs),
-            key_ends=self.key_ends,
         )
 
     def notes(self) -> Iterator[str]:

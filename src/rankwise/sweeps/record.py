@@ -144,22 +144,9 @@ def _test_difference(c: Configuration, found: Findings) -> MeanInterval | None:
 def _run(run: Run, swept: SweepState, adapters: Mapping[str, str]) -> RunResult:
     outcome, scores = swept.outcomes.get(run.name), swept.scores.get(run.name)
     lora, training = run.member.lora, run.training
-    config: dict[str, object] = {
-        "weight_decay": training.weight_decay,
-        "optimiser": training.optimiser,
-        "betas": list(training.betas),
-        "eps": training.eps,
-        "momentum": training.momentum,
-        "nesterov": training.nesterov,
-        "clip": training.clip,
-        "batch_size": training.batch_size,
-        "epochs": training.epochs,
-        "schedule": training.schedule,
-        "warmup": training.warmup,
-        "patience": training.patience,
-        "weights": training.weights,
-        "data": run.data,
-    }
+    left_out = ("lr", "horizon")
+    config: dict[str, object] = {key: value for key, value in training.record().items() if key not in left_out}
+    config |= {"betas": list(training.record()["betas"]), "data": run.data}
     if lora is not None:
         config |= {"init": lora.init, "scaling": lora.scaling, "dropout": lora.dropout}
     return RunResult(

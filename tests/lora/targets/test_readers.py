@@ -3,7 +3,6 @@
 import copy
 import pickle
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given
@@ -260,11 +259,10 @@ def test_files_go_round(name, tmp_path):
 # Dynamo looks at the gradient of whatever it finds in a module.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("name", ["attention", "encoder", "lstm cell", "experts", "scaled embedding"])
-def test_compiled(name, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # Dynamo can't trace the checks of shapes
+@pytest.mark.usefixtures("compilable")
+def test_compiled(name):
     model, _ = adapted(name)
     model.eval()
-    torch._dynamo.reset()
     out = run(name, model)
     compiled = torch.compile(model, backend="eager")
     torch.testing.assert_close(MODELS[name][1](compiled, MODELS[name][2]), out)

@@ -14,7 +14,7 @@ from rankwise.errors import PackError
 from rankwise.show.live import progress
 from rankwise.sweeps.plan.fitting import COPIES, bytes_of_runs, cut_to_fit, limit_of, training_of
 from rankwise.sweeps.problem import Problem, Run, Splits, SweepState
-from rankwise.sweeps.run.run import run_sweep
+from rankwise.sweeps.run.run import WithinSweep, run_sweep
 from rankwise.train.checkpoints import Every
 from small_sweep import accuracy, results_of, small_model, small_problem, small_run
 
@@ -34,7 +34,8 @@ def ranks(*names: str) -> list[Run]:
 
 
 def run(model: nn.Module, runs: Sequence[Run], problem: Problem | None = None, **given: Any) -> SweepState:
-    return run_sweep(model, runs, problem or wide_problem(), progress("plain"), **given)
+    within = WithinSweep(memory=given.pop("memory", None))
+    return run_sweep(model, runs, problem or wide_problem(), progress("plain"), within=within, **given)
 
 
 def same(ours: SweepState, theirs: SweepState) -> None:

@@ -21,13 +21,14 @@ from transformers import (
 
 from rankwise.cli import main
 from rankwise.errors import ConfigError
+from rankwise.tasks.settings import compose
 from rankwise.tasks.text.data.examples import Chat, Pair
 from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.encode.sft import SftOptions, prompt_text, tokenize_sft
 from rankwise.tasks.text.encode.templates import template_text, writes_date
 from rankwise.tasks.text.encode.tokens import find_answer_context, find_context, reading_config
 from rankwise.tasks.text.model.models import ModelOptions, load_text_model
-from rankwise.tasks.text.options import TextOptions
+from rankwise.tasks.text.options import SweepOptions
 from rankwise.tasks.text.prompting import Prompting, read_prompting
 from rankwise.tasks.text.use.generating import Writing, as_prompt, write_texts
 from rankwise.tasks.text.use.options import UseOptions
@@ -197,8 +198,8 @@ def test_the_date_is_kept_by_the_run_and_beside_the_adapter(llama: Path, tmp_pat
 
 def test_todays_date_is_in_the_settings_of_a_run_on_texts_to_imitate() -> None:
     given: dict[str, Any] = {"model": "m", "data": "d"}
-    assert "date" in TextOptions(task="sft", **given).settings()
-    assert "date" not in TextOptions(task="classify", **given).settings()
+    assert "date" in compose(SweepOptions, task="sft", **given).settings()
+    assert "date" not in compose(SweepOptions, task="classify", **given).settings()
 
 
 def gemma3(pad: int | None) -> Gemma3Config:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("transformers")
 import transformers
@@ -71,6 +72,9 @@ def test_a_card_lies_beside_each_adapter(place: Path, task: str) -> None:
     assert f"rank 2, {run['trainable_parameters']:,} trainable parameters" in card
     assert f"{run['metric']:.4g}" in card
     assert "cut off" in card
+    (index,) = yaml.safe_load(card.split("---\n")[1])["model-index"]
+    assert index["results"][0]["metrics"][0]["value"] == run["metric"]
+    assert index["results"][0]["dataset"]["type"] == "jsonl"
     if task == "sft":
         base, adapted = (math.exp(loss) for loss in (results["base"]["metric"], run["metric"]))
         assert f"| perplexity | {base:.4g} | {adapted:.4g} |" in card

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA
 from rankwise.lora.base.buffers import is_large
+from rankwise.lora.base.counts import counts_of
 from rankwise.lora.base.samples import changed_base
 from rankwise.lora.checks.complete import lost_message, lost_paths
 from rankwise.lora.offloaded import gathered, has_data
@@ -82,9 +83,9 @@ def check_base_as_before(model: nn.Module, held: Collection[str], strict: bool) 
     if lost := [path for path in changed.lasting if path not in held and path not in large]:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         problem = (
-            f'The base\'s "{lost[0]}"{more} has changed since training began (unfrozen after inject, or written to by '
-            "the model itself), and an adapter's file doesn't hold it. Train it with the adapter (modules_to_save, "
-            "bias), or save all of the model."
+            f'The base\'s "{lost[0]}"{more} has changed since training began (unfrozen after inject, written to by the '
+            "model itself, or cast to fewer bits and back), and an adapter's file doesn't hold it. Train it with the "
+            "adapter (modules_to_save, bias), or save all of the model."
         )
         if strict:
             raise AdapterError(f"{problem} To save what there is: strict=False.")
@@ -93,6 +94,12 @@ def check_base_as_before(model: nn.Module, held: Collection[str], strict: bool) 
         warnings.warn(
             f'The buffer "{fleeting[0]}" has changed since training began. It is in no checkpoint (persistent=False), '
             "so the file doesn't hold it either; compare the outputs of the loaded adapter.",
+            stacklevel=4,
+        )
+    if counts := counts_of(model):
+        warnings.warn(
+            f'The number "{counts[0]}" of the model, a plain attribute, changes with each training forward. No file '
+            "holds it, so where outputs depend on it, the loaded adapter gives others; register it as a buffer.",
             stacklevel=4,
         )
     return large

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.peft.regexes import compiled
 from rankwise.errors import AdapterFileError
-from rankwise.lora.config import BIASES, LoRAConfig
+from rankwise.lora.config import BIASES, LARGEST, LoRAConfig
 from rankwise.lora.targets.patterns import as_list, matching_values, pinned
 from rankwise.lora.variants import VARIANTS
 from rankwise.writing import read_regular
@@ -66,7 +65,7 @@ _LARGEST = 1 << 26
 
 def _is_number(value: object) -> bool:
     # The comparison keeps out NaN, infinities (Python's JSON has both) and whole numbers no float holds.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _is_rank(value: object) -> bool:
@@ -93,7 +92,7 @@ def _are_tokens(value: object) -> bool:
 
 _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "r": (_is_rank, "a whole number of at least 1"),
-    "lora_alpha": (_is_number, "a finite number"),
+    "lora_alpha": (_is_number, "a finite number that float32 holds"),
     "lora_dropout": (_is_number, "a finite number"),
     **{
         variant.peft.switch: (lambda value: value is None or isinstance(value, bool), "true or false")
@@ -116,7 +115,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "alpha_pattern": (
         lambda value: value is None or (isinstance(value, dict) and all(map(_is_number, value.values()))),
-        "an object of finite numbers",
+        "an object of finite numbers that float32 holds",
     ),
 }
 """Field -> (is it of the right type?, what is needed)."""

@@ -82,14 +82,17 @@ def _key(key: str, known: Known) -> str:
 
 def _path(path: str, known: Known) -> str:
     """Return a path, of a module or of a tensor, as the model has it; unchanged where nothing is known of it."""
-    there = known.modules | known.tensors
-    if path in there or not path:
+    if _is_there(path, known) or not path:
         return path
     pieces = path.split(".")
     plain = ".".join(piece for piece in pieces if piece not in WRAPPER_WORDS)
     if pieces[0] == "module" and "module" not in known.modules and known.modules:
         plain = plain.removeprefix("module.")
-    for old, new in _RENAMED if plain not in there else ():
-        if plain.startswith(old) and new + plain.removeprefix(old) in there:
+    for old, new in _RENAMED if not _is_there(plain, known) else ():
+        if plain.startswith(old) and _is_there(new + plain.removeprefix(old), known):
             return new + plain.removeprefix(old)
     return plain
+
+
+def _is_there(path: str, known: Known) -> bool:
+    return path in known.modules or path in known.tensors

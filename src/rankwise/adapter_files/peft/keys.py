@@ -136,45 +136,16 @@ def sorted_parts(
         embeddings: Paths of the model's embeddings, where the model is known.
         buffers: Paths of the buffers that the file holds because training had changed them.
     """
-    halves: dict[str, dict[str, Tensor]] = {}
-    others: dict[str, str] = {}
-    own: dict[str, dict[str, Tensor]] = {}
-    variant = VARIANTS[variant_of(fields)]
+    variant, parts = VARIANTS[variant_of(fields)], Parts()
     ends = {tensor.key: tensor.name for tensor in variant.tensors if tensor.key and not tensor.shared}
-    shared = {f"base_model.{tensor.key}": tensor.name for tensor in variant.shared}
-    biases: dict[str, Tensor] = {}
-    parts = Parts()
-    for key in flat:
-        inside = key.removeprefix(f"{PREFIX}.")
-        if inside != key and _in_base(inside, known):
-            others[key] = inside
-            continue
-        if inside != key and f".{inside}".endswith(f".{TOKENS_KEY}"):
-            parts.tokens[inside.removesuffix(TOKENS_KEY).rstrip(".")] = flat[key]
-            continue
-        if fields.get("lora_bias") and inside != key and f".{inside}".endswith(f".{BIAS_KEY}"):
-            biases[inside.removesuffix(BIAS_KEY).rstrip(".")] = flat[key]
-            continue
-        if key in shared:
-            parts.shared[shared[key]] = flat[key]
-            continue
-        if inside != key and (own_end := next((end for end in ends if f".{inside}".endswith(f".{end}")), None)):
-            own.setdefault(inside.removesuffix(own_end).rstrip("."), {})[ends[own_end]] = flat[key]
-            continue
-        end = next((end for end in KEY_ENDS if inside == end or inside.endswith(f".{end}")), None)
-        if inside == key or (end is None and _OF_ADAPTERS.search(key)):
-            findings.add(_of_no_use(where, key))
-        elif end is None:
-            others[key] = inside
-        elif _is_kernel(where, key, flat[key], findings):
-            halves.setdefault(inside[: -len(end) - 1], {})[KEY_ENDS[end]] = flat[key]
-    for name, half in halves.items():
+    found = _by_kind(where, flat, fields, findings, known, parts)
+    for name, half in found.halves.items():
         if _is_pair(where, name, half, findings):
             parts.pairs[name] = (half["A"], half["B"])
     if variant.shared:
-        _share_pairs(where, variant, own, parts, findings)
-    for name in sorted(own.keys() | parts.pairs.keys()) if ends else ():
-        missing = [end for end, tensor in ends.items() if tensor not in own.get(name, {})]
+        _share_pairs(where, variant, found.own, parts, findings)
+    for name in sorted(found.own.keys() | parts.pairs.keys()) if ends else ():
+        missing = [end for end, tensor in ends.items() if tensor not in found.own.get(name, {})]
         missing += [] if name in parts.pairs else [LINEAR_KEYS[0]]
         if missing:
             *before, last = [*([] if variant.shared else "AB"), *ends.values()]
@@ -183,20 +154,83 @@ def sorted_parts(
                 f'{where} has no "{key_of(name, missing[0])}"; with {variant.peft.mark} every module has {every}.'
             )
             parts.pairs.pop(name, None)
-    parts.own = {name: tensors for name, tensors in own.items() if name in parts.pairs}
-    for name in sorted(biases.keys() ^ parts.pairs.keys()) if fields.get("lora_bias") else ():
+    parts.own = {name: tensors for name, tensors in found.own.items() if name in parts.pairs}
+    for name in sorted(found.biases.keys() ^ parts.pairs.keys()) if fields.get("lora_bias") else ():
         missing = BIAS_KEY if name in parts.pairs else LINEAR_KEYS[0]
         findings.add(f'{where} has no "{key_of(name, missing)}"; with lora_bias every module has A, B and a bias.')
         parts.pairs.pop(name, None)
-    parts.biases = {name: tensor for name, tensor in biases.items() if name in parts.pairs}
-    is_whole = _test_of_whole(fields, {*halves, *parts.tokens}, embeddings)
-    for key, inside in others.items():
+    parts.biases = {name: tensor for name, tensor in found.biases.items() if name in parts.pairs}
+    is_whole = _test_of_whole(fields, {*found.halves, *parts.tokens}, embeddings)
+    for key, inside in found.others.items():
         name = _in_base(inside, known) or _path_of_whole(inside)
         if not {inside, name} & {*buffers} and not is_whole(name, inside):
             findings.add(_of_no_use(where, key))
         elif name:
             parts.whole[name] = flat[key]
     return parts
+
+
+@dataclass
+class _Kinds:
+    """Tensors by what their keys say, by module.
+
+    Args:
+        halves: "A" and "B" of modules.
+        own: What the variant has in modules, by name.
+        biases: Of B.
+        others: Key -> path inside the model, of tensors that may be saved whole.
+    """
+
+    halves: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    own: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)
+
+
+def _by_kind(
+    where: object,
+    flat: Mapping[str, Tensor],
+    fields: Mapping[str, Any],
+    findings: Findings,
+    known: Collection[str],
+    parts: Parts,
+) -> _Kinds:
+    """Sort tensors by their keys alone; rows of tokens and what all modules share go into `parts` at once."""
+    found, variant = _Kinds(), VARIANTS[variant_of(fields)]
+    ends = {tensor.key: tensor.name for tensor in variant.tensors if tensor.key and not tensor.shared}
+    shared = {f"base_model.{tensor.key}": tensor.name for tensor in variant.shared}
+    for key, tensor in flat.items():
+        inside = key.removeprefix(f"{PREFIX}.")
+        in_model = inside != key
+        if in_model and _in_base(inside, known):
+            found.others[key] = inside
+        elif in_model and (name := _before(inside, TOKENS_KEY)) is not None:
+            parts.tokens[name] = tensor
+        elif fields.get("lora_bias") and in_model and (name := _before(inside, BIAS_KEY)) is not None:
+            found.biases[name] = tensor
+        elif key in shared:
+            parts.shared[shared[key]] = tensor
+        elif in_model and (own := next((end for end in ends if _before(inside, end) is not None), None)):
+            found.own.setdefault(_before(inside, own) or "", {})[ends[own]] = tensor
+        else:
+            end = next((end for end in KEY_ENDS if _before(inside, end) is not None), None)
+            if not in_model or (end is None and _OF_ADAPTERS.search(key)):
+                findings.add(_of_no_use(where, key))
+            elif end is None:
+                found.others[key] = inside
+            elif _is_kernel(where, key, tensor, findings):
+                found.halves.setdefault(_before(inside, end) or "", {})[KEY_ENDS[end]] = tensor
+    return found
+
+
+def _before(inside: str, end: str) -> str | None:
+    """The module before the end of a key; None where the key has another end.
+
+    Examples:
+        >>> _before("h.up.lora_A.weight", "lora_A.weight"), _before("lora_A.weight", "lora_A.weight")
+        ('h.up', '')
+    """
+    return inside.removesuffix(end).rstrip(".") if f".{inside}".endswith(f".{end}") else None
 
 
 def _share_pairs(

@@ -1,6 +1,6 @@
 """Each row of a batch through an adapter of its own, or through none: grouped products, one for all rows."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,41 @@ class Group:
 
 RowAdapter = tuple[str, LayerType, VariantTensors, float]
 """Variant, row of the layer, tensors and scale of one adapter."""
+
+
+class ByRow:
+    """The adapters of one layer that the rows of a batch have: stacked, and stacked anew where their numbers change.
+
+    Args:
+        members: Returns each adapter's tensors in this layer, as they are now.
+        rows: Adapter of each row, as `grouped` takes it.
+        held: Where the layer holds a parameter of these adapters: a dictionary, and its key there.
+    """
+
+    def __init__(
+        self,
+        members: Callable[[], Mapping[str, RowAdapter]],
+        rows: Sequence[str | None],
+        held: Sequence[tuple[Mapping[str, Tensor | None], str]],
+    ) -> None:
+        self._members, self._rows, self._held = members, rows, held
+        self._stack()
+
+    def groups(self) -> tuple[Group, ...]:
+        """The stacks, with the numbers that the adapters have now."""
+        if not torch.compiler.is_compiling() and self._marks() != self._stacked:
+            self._stack()
+        return self._groups
+
+    def _stack(self) -> None:
+        self._stacked = self._marks()
+        with torch.no_grad():
+            self._groups = grouped(self._members(), self._rows)
+
+    def _marks(self) -> list[tuple[int, int]]:
+        """What changes where a parameter is replaced, or written to otherwise than through `.data`."""
+        tensors = [held.get(name) for held, name in self._held]
+        return [(id(t), -1 if t is None or t.is_inference() else t._version) for t in tensors]
 
 
 def grouped(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> tuple[Group, ...]:

@@ -24,6 +24,7 @@ _WRAPPERS = {
     "torch.nn.parallel.distributed.DistributedDataParallel": "module",
     "torch.nn.parallel.data_parallel.DataParallel": "module",
     "torch.optim.swa_utils.AveragedModel": "module",
+    "torch.ao.quantization.stubs.QuantWrapper": "module",
     "timm.utils.model_ema.ModelEmaV2": "module",
     "timm.utils.model_ema.ModelEmaV3": "module",
     "opacus.grad_sample.grad_sample_module.GradSampleModule": "_module",
@@ -55,7 +56,7 @@ class Adapter(nn.Module):
         tools store a base between its forwards, would round them.
         """
         before = [
-            (module, name, p.detach())
+            (module, name, p.data)  # no view of it: torch swaps no tensor that others refer to
             for module in self.modules()
             for name, p in module._parameters.items()
             if p is not None

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import PackError
+from rankwise.lora.base.attributes import Attributes, Place
 from rankwise.pack.batches import Batch, chosen_rows, tensors_of
 from rankwise.pack.model.base_state import BaseState
+from rankwise.pack.model.later import refuse_counts
 from rankwise.pack.model.probe import coarsest, differing, place_of, refuse_mixed_rows, same
 from rankwise.pack.model.trace import Trace, rows_dim, trace
 from rankwise.pack.modes import set_mode
@@ -73,7 +75,10 @@ def inspect_model(
     """
     set_mode(model, training)
     try:
-        first, larger, again = (_trace(model, run, example, range(rows)) for rows in (2, 3, 2))
+        first, larger = (_trace(model, run, example, range(rows)) for rows in (2, 3))
+        numbers = Attributes(model)
+        again = _trace(model, run, example, range(2))
+        moved = numbers.moved()
         base.check(training=training, quick=False)
         dims, unsure = _dims(first, larger)
         odd = [f"{place_of(model, name)} draws random numbers from {what}" for name, what in first.unanswered.items()]
@@ -83,6 +88,7 @@ def inspect_model(
         unkeyed = next(iter(odd), "")
         if not same(again.outputs, first.outputs, coarsest(model)):
             _refuse_unrepeatable(model, run, example)
+        _refuse_counts(model, run, example, moved, training)
         if not training:
             _refuse_noise(model, run, example, first)
         rowless = "" if unkeyed else _rowless(model, run, example, dims)
@@ -123,6 +129,20 @@ def _refuse_unrepeatable(model: nn.Module, run: SharedBatches, example: Batch) -
         "numbers were the same: it draws from a generator that can't be seeded, or remembers earlier passes. Make it a "
         "function of its inputs and weights."
     )
+
+
+def _refuse_counts(
+    model: nn.Module, run: SharedBatches, example: Batch, moved: Sequence[tuple[Place, float]], training: bool
+) -> None:
+    """Raise where outputs, in train mode or in eval mode, depend on a number that each pass changes."""
+
+    def outputs() -> Tensor:
+        return _trace(model, run, example, range(2)).outputs
+
+    for mode in dict.fromkeys((training, False)) if moved else ():
+        set_mode(model, mode)
+        refuse_counts(moved, outputs(), outputs)
+    set_mode(model, training)
 
 
 def _refuse_noise(model: nn.Module, run: SharedBatches, example: Batch, first: Trace) -> None:

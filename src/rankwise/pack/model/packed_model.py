@@ -22,7 +22,7 @@ from rankwise.pack.model.one_by_one import OneByOne, acting_dropout, backward_on
 from rankwise.pack.model.parting import NewArguments, Passing, packed_forward, parting_forward
 from rankwise.pack.model.probe import coarsest
 from rankwise.pack.model.trace import DOOR, Branch, find_branch, find_without_rows, trace
-from rankwise.pack.model.turns import Turns, refuse_draw_in_eval
+from rankwise.pack.model.turns import Turns, watched
 from rankwise.pack.modes import left_as_found, set_mode, statistics_frozen
 from rankwise.pack.noise.answers import Answer
 from rankwise.pack.noise.forwards import Forward, replaced_forwards
@@ -122,6 +122,7 @@ class PackedModel:
             with self._replaced(training) as self._attached, torch.enable_grad():
                 try:
                     yield
+                    self._base.check(training=training, quick=False)
                 finally:
                     if self._one_step:
                         self._turns, self._one_step = None, False
@@ -204,8 +205,6 @@ class PackedModel:
                 raise
             self._look_again(batch, groups)
             outputs, drawn = self._forward(batch, groups, draws)
-        if drawn and not self._training:
-            refuse_draw_in_eval(drawn)
         if drawn:
             raise CannotJoin(f"the model draws random numbers from {drawn}, which it doesn't on the first rows,")
         if outputs.shape[0] != len(self) * self._now.rows:
@@ -236,7 +235,7 @@ class PackedModel:
         self._noise.before = branch.before
         self._noise.begin(groups, draws)
         flat = lazily(batch, lambda t: (t if branch.name else groups.fan_out(t)).flatten(0, 1))
-        return self._generators.drawn_by(lambda: self._called(self._model, flat))
+        return watched(self._generators, lambda: self._called(self._model, flat), training=self._training)
 
     def _look_again(self, batch: Batch, groups: Groups) -> None:
         """Find the branch point anew, for a batch whose blocks get new arguments; else the rows part at the door."""

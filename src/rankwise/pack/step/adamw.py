@@ -16,6 +16,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from rankwise.pack.optimisers import AdamW
 from rankwise.pack.step.optimiser import ExpandedValues, PackedOptimiser
 
 KEPT = 1 << 20
@@ -27,7 +28,7 @@ anew; a large one spends nothing, and kept it would lie beside the activations."
 class PackedAdamW(PackedOptimiser):
     """Adam with decoupled weight decay."""
 
-    settings = ("betas", "eps")
+    settings = AdamW
     names = ("first", "second")
 
     def prepare(self) -> None:
@@ -37,8 +38,8 @@ class PackedAdamW(PackedOptimiser):
         # Adapters of a bucket share betas and eps. Where all buckets do, the kernel runs on the whole vectors.
         self._groups: dict[tuple[float, float, float], list[tuple[int, str]]] = {}
         for i, bucket in enumerate(self.store.buckets):
-            member = bucket.members[0].member
-            self._groups.setdefault((*member.betas, member.eps), []).extend((i, key) for key in bucket.shapes)
+            settings = self.settings_of(bucket, AdamW)[0]
+            self._groups.setdefault((*settings.betas, settings.eps), []).extend((i, key) for key in bucket.shapes)
 
     @torch.no_grad()
     def step(self, lr: Tensor, weight_decay: Tensor | None) -> None:

@@ -8,13 +8,17 @@ one that needs the loss again (L-BFGS) does not fit.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
+from rankwise.pack.optimisers import Optimiser
 from rankwise.pack.resolved import State
+from rankwise.pack.stacks.bucket import Bucket
 from rankwise.pack.stacks.store import Store
+
+Settings = TypeVar("Settings", bound=Optimiser)
 
 
 class PackedOptimiser(ABC):
@@ -24,8 +28,8 @@ class PackedOptimiser(ABC):
         store: The pack's numbers; its `grads` hold the gradients when `step` is called, and are left alone.
     """
 
-    settings: ClassVar[tuple[str, ...]]
-    """The fields of `Member` and `Training` that it reads; others must be left at their defaults."""
+    settings: ClassVar[type[Optimiser]]
+    """The settings that it takes of each adapter."""
 
     names: ClassVar[tuple[str, ...]]
     """What its vectors are called in checkpoints."""
@@ -57,6 +61,10 @@ class PackedOptimiser(ABC):
         for i, key, k in unused:
             place = self.store.buckets[i].members[k].member.name, key
             self.missed[place] = self.missed.get(place, 0) + 1
+
+    def settings_of(self, bucket: Bucket, kind: type[Settings]) -> list[Settings]:
+        """The settings of a bucket's adapters, which all have one kind of them."""
+        return [own for one in bucket.members if isinstance(own := one.member.optimiser, kind)]
 
     def has_moved(self) -> bool:
         """Whether an earlier step had a gradient."""

@@ -8,6 +8,7 @@ from torch import nn
 from rankwise.errors import ConfigError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
+from rankwise.pack.optimisers import optimiser_of
 from rankwise.pack.resolved import State
 from rankwise.results.kinds import Method
 from rankwise.sweeps.candidates.naming import check_distinct, check_name, folder_name
@@ -69,11 +70,7 @@ class Candidate:
             whole=self.whole,
             whole_rate=self.whole_rate,
             whole_rate_for=self.whole_rate_for,
-            optimiser=training.optimiser,
-            betas=training.betas,
-            eps=training.eps,
-            momentum=training.momentum,
-            nesterov=training.nesterov,
+            optimiser=optimiser_of(training.optimiser),
         )
         return Run(name, self.name, self.label, self.method, member, training, data or self.data, self.start(seed))
 

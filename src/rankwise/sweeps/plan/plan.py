@@ -52,7 +52,7 @@ def plan_packs(runs: Sequence[Run]) -> list[list[Run]]:
     are all low-rank or all train whole layers (whose products have nothing in common)."""
     packs: dict[tuple[object, ...], list[Run]] = {}
     for run in runs:
-        packs.setdefault((run.data, run.training.batch_size, run.training.optimiser, run.method), []).append(run)
+        packs.setdefault((run.data, run.training.batch_size, run.member.optimiser.name, run.method), []).append(run)
     return list(packs.values())
 
 
@@ -230,7 +230,8 @@ def _settings(run: Run) -> str:
     plain = {} if lora is None else {f.name: _plain(getattr(lora, f.name)) for f in fields(lora)}
     start = fingerprint(run.start)
     member = (run.member.seed, run.member.whole, run.member.whole_rate, run.member.whole_rate_for)
-    parts = (run.name, run.configuration, run.method, run.data, *member, run.training, plain)
+    training = ", ".join(f"{name}={value!r}" for name, value in run.training.record().items())
+    parts = (run.name, run.configuration, run.method, run.data, *member, f"Training({training})", plain)
     return " ".join(map(str, (*parts, start)))
 
 

@@ -21,7 +21,7 @@ from rankwise.sweeps.plan.plan import FILE as PLAN
 from rankwise.sweeps.plan.plan import run_fingerprint
 from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.run.auto import Auto, Walk
-from rankwise.sweeps.run.run import run_sweep
+from rankwise.sweeps.run.run import WithinSweep, run_sweep
 from rankwise.sweeps.run.stage import Decisions, Finished, Phase, Phases, PlannedStage, Search, StageResult
 from rankwise.sweeps.run.units.context import Workers
 from rankwise.sweeps.storage.owned import PRICE
@@ -98,10 +98,8 @@ class Stages:
                 every=self.every,
                 # A later stage may not have begun.
                 resume=self.resume and folder is not None and (i == 0 or (folder / PLAN).exists()),
-                tests=phase.tests,
-                probes=self.probes,
                 workers=self.workers,
-                root=self.checkpoints,
+                within=WithinSweep(self.checkpoints, self.probes, phase.tests),
             )
             self.seconds_before += came.seconds_before
             phases.take(came)

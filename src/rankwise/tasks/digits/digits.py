@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rankwise.errors import CheckpointError, ConfigError, DataError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
+from rankwise.pack.optimisers import optimiser_of
 from rankwise.results import Method
 from rankwise.results.origin import Published, PublishedRow
 from rankwise.streams import stream_seed
@@ -215,7 +216,7 @@ def pretrain(problem: Problem, options: DigitsOptions) -> nn.Sequential:
         model = make_model().to(device)
     training = protocol_of(options).pretraining
     old = problem.splits["old"]
-    member = Member(name="base", seed=0, whole=WHOLE, betas=training.betas, eps=training.eps)
+    member = Member(name="base", seed=0, whole=WHOLE, optimiser=optimiser_of(training.optimiser))
     pack = PackTraining(model, [(member, training)], old.train, old.validation, loss, accuracy)
     ended: list[Outcome] = []
     with stop_on_signals() as stop:

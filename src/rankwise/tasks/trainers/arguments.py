@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankwise.errors import ConfigError
+from rankwise.pack.optimisers import AdamW
 from rankwise.train.settings import Training
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
@@ -129,8 +130,7 @@ def training_of(trainer: Any, steps: int) -> tuple[Training, list[str]]:
         notes.append("Activations are kept, not computed anew (gradient_checkpointing): that takes memory alone.")
     training = Training(
         weight_decay=args.weight_decay,
-        betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon,
+        optimiser=AdamW(betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon),
         clip=args.max_grad_norm or None,
         batch_size=batch_size_of(args),
         epochs=int(args.num_train_epochs),

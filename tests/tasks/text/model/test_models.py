@@ -260,6 +260,10 @@ def test_code_of_its_own_is_not_run_unasked(tmp_path):
 def test_unknown_or_damaged(tmp_path, folders):
     with pytest.raises(ConfigError, match=r"The configuration of .* can't be loaded"):
         load_text_model(folder_with(tmp_path / "unknown", model_type="unheard-of"), "sft")
+    for field, value in {"max_position_embeddings": None, "hidden_size": "32", "rope_parameters": 3}.items():
+        with pytest.raises(ConfigError, match=r"The configuration of .* can't be loaded: .*") as caught:
+            load_text_model(folder_with(tmp_path / "odd", model_type="llama", **{field: value}), "sft")
+        assert "\n" not in str(caught.value)
     make_model("llama").save_pretrained(tmp_path / "bare")
     with pytest.raises(ConfigError, match=r'The tokenizer of ".*bare" can\'t be loaded'):
         load_text_model(tmp_path / "bare", "sft")

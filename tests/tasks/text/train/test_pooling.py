@@ -16,7 +16,8 @@ from rankwise.errors import ConfigError
 from rankwise.experiment import Experiment, run_experiment
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.run.location import RunLocation
-from rankwise.tasks.text.options import TextOptions
+from rankwise.tasks.settings import compose
+from rankwise.tasks.text.options import SweepOptions
 from rankwise.tasks.text.run import make_text
 from rankwise.train.events import Observers
 from text_models import make_model, make_tokenizer
@@ -43,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def options_of(folder: Path, kind: str, task: str, rotate: bool = True, **more: Any) -> TextOptions:
+def options_of(folder: Path, kind: str, task: str, rotate: bool = True, **more: Any) -> SweepOptions:
     more["deciding"] = Deciding(plan="grid", rotate=rotate)
     settings = {
         "epochs": 2,
@@ -54,10 +55,10 @@ def options_of(folder: Path, kind: str, task: str, rotate: bool = True, **more: 
         "baseline": False,
         **more,
     }
-    return TextOptions(model=str(folder / kind), task=task, data=str(folder / f"{task}.jsonl"), **settings)
+    return compose(SweepOptions, model=str(folder / kind), task=task, data=str(folder / f"{task}.jsonl"), **settings)
 
 
-def made(options: TextOptions) -> Experiment:
+def made(options: SweepOptions) -> Experiment:
     with Observers() as shown:
         experiment = make_text(options, shown)
     experiment.check()

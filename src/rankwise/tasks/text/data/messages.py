@@ -65,7 +65,7 @@ def _message(i: int, message: Any) -> Message:
         content = ""
     if not isinstance(content, str):
         has = ", ".join(f'"{key}"' for key, value in message.items() if value is not None)
-        what = f"has the keys {has}" if content is None else f'has a {type(content).__name__} as "content"'
+        what = f"has the keys {has}" if content is None else f"has content of type {type(content).__name__}"
         raise WrongValueError(f'message {i} {what}; a message is {{"role": ..., "content": text}}')
     if role not in ROLES:
         raise WrongValueError(f'message {i} has the role "{role}"; roles are {", ".join(ROLES)}')

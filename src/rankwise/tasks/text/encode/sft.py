@@ -110,6 +110,7 @@ def tokenize_sft(
     made, notes = usable(examples, one, f"{what} examples".lstrip(), skip=skip_bad_lines)
     rows = [row for _, row in made]
     notes += [*_template_notes(uses), *_idle_notes([example for example, _ in made], tokenizer, options)]
+    notes += _ends_inside([example for example, _ in made], tokenizer)
     notes += [] if encoder_decoder else _notes([e for e, _ in made], rows, tokenizer, options)
     return prepared(rows, tokenizer, Truncation(context, what, answers), encoder_decoder, notes)
 
@@ -221,6 +222,26 @@ def _idle_notes(examples: Sequence[SftExample], tokenizer: Tokenizer, options: S
     if options.chat and all(isinstance(example, Plain) for example in examples):
         idle.append("--chat has no effect: plain texts are not written as conversations.")
     return idle
+
+
+def _ends_inside(examples: Sequence[SftExample], tokenizer: Tokenizer) -> list[str]:
+    """Answers in whose middle the token stands at which generation stops."""
+    end: Any = tokenizer.eos_token
+    answers = [_answers(example) for example in examples if not isinstance(example, Plain)]
+    inside = sum(any(end in answer.rstrip().removesuffix(end) for answer in texts) for texts in answers if end)
+    if not inside:
+        return []
+    return [
+        f'{_some(inside, len(answers))} answers hold the end token "{end}" inside: generation stops there, so what '
+        "follows it is learnt and never given."
+    ]
+
+
+def _answers(example: Chat | Pair) -> list[str]:
+    if isinstance(example, Pair):
+        return [example.answer]
+    contents: list[Any] = [turn.get("content") for turn in example.messages if turn["role"] == "assistant"]
+    return [content for content in contents if isinstance(content, str)]
 
 
 def _notes(

@@ -85,12 +85,12 @@ def _ask(name: str) -> str | None:
         return "the hub has no model of that name"
     except HFValidationError:
         return "it is no name of a model on the hub"
-    except (OSError, *_transport_errors()) as error:
+    except (OSError, *transport_errors()) as error:
         return f"the hub can't be reached ({error})"
     return None
 
 
-def _transport_errors() -> list[type[Exception]]:
+def transport_errors() -> list[type[Exception]]:
     """What the HTTP library that huggingface_hub uses raises: another one from version to version."""
     names = {"httpx2": "TransportError", "httpx": "TransportError", "requests": "RequestException"}
     return [getattr(sys.modules[library], name) for library, name in names.items() if library in sys.modules]

@@ -13,6 +13,7 @@ from rankwise.errors import AdapterFileError
 from rankwise.pack.losses import PerBatch
 from rankwise.sweeps.problem import Splits
 from rankwise.sweeps.storage.owned import why_no_adapter
+from rankwise.tasks.settings import shared
 from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.data.loading import TextData, load_examples
 from rankwise.tasks.text.data.seen import checksums
@@ -139,20 +140,9 @@ def texts_of(options: TextOptions) -> tuple[ExampleSplits, dict[str, tuple[str, 
     Raises:
         DataError: A file is missing, empty, or can't be understood.
     """
-    where = TextData(
-        data=options.data,
-        validation=options.validation,
-        test=options.test,
-        columns=dict(options.columns),
-        validation_share=options.validation_share,
-        test_share=options.test_share,
-        split_seed=options.split_seed,
-        several=None if options.labels is None else options.labels == "several",
-        skip_bad_lines=options.skip_bad_lines,
-        limit_train=options.limit_train,
-        limit_validation=options.limit_validation,
-        limit_test=options.limit_test,
-    )
+    labels, settings = options.form.labels, shared(options.examples, TextData)
+    settings["columns"] = dict(options.examples.columns)
+    where = TextData(data=options.data, several=None if labels is None else labels == "several", **settings)
     return load_examples(where, options.task)
 
 
@@ -166,13 +156,7 @@ def trained_inputs(examples: ExampleSplits, splits: Splits) -> np.ndarray:
 
 def model_options(options: TextOptions) -> ModelOptions:
     """How the model is loaded."""
-    return ModelOptions(
-        dtype=options.dtype,
-        device=options.device,
-        attention=options.attention,
-        trust_remote_code=options.trust_remote_code,
-        pooling=options.pooling,
-    )
+    return ModelOptions(pooling=options.form.pooling, **shared(options.base, ModelOptions))
 
 
 def lengths_of(data: Data) -> list[int]:

@@ -1,7 +1,6 @@
 """Texts that a language model writes, with an adapter or without."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,31 +15,8 @@ from rankwise.tasks.text.encode.templates import Template, chat_template, has_te
 from rankwise.tasks.text.encode.tokens import check_known, find_answer_context, find_context, reading_config
 from rankwise.tasks.text.model.generation_settings import own_ends, own_settings_aside
 from rankwise.tasks.text.read.bad_lines import BadLineError, numbers, usable
+from rankwise.tasks.text.use.options import Writing
 from rankwise.tasks.text.use.served import ServedModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class Writing:
-    """How texts are written.
-
-    Args:
-        max_new_tokens: The most tokens of an answer.
-        temperature: 0 takes the likeliest token always; above, tokens are drawn.
-        seed: Of the draws.
-        batch_size: Prompts at once.
-    """
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    seed: int = 0
-    batch_size: int = 8
-
-    def __post_init__(self) -> None:
-        for what, value in (("max-new-tokens", self.max_new_tokens), ("batch-size", self.batch_size)):
-            if value < 1:
-                raise ConfigError(f"--{what} is {value}; it must be a whole number of at least 1.")
-        if not 0 <= self.temperature < float("inf"):
-            raise ConfigError(f"--temperature is {self.temperature}; it is 0 or a positive number, such as 0.7.")
 
 
 def as_prompt(text: str, line: int = 1) -> Pair:

@@ -13,6 +13,7 @@ from rankwise.errors import ConfigError, DataError
 from rankwise.tasks.images.model import ImageModel, load_image_model
 from rankwise.tasks.images.pixels import Pixels
 from rankwise.tasks.images.reading import ENDINGS, LabelledImage, read_images
+from rankwise.tasks.settings import shared
 from rankwise.tasks.text.data.examples import Labelled
 from rankwise.tasks.text.data.subset import drawn
 from rankwise.tasks.text.model.source import ModelOptions
@@ -71,12 +72,8 @@ def load_adapted_images(folders: Sequence[Path], options: UseOptions) -> ServedI
     """
     device = find_device(options.device)
     model, labels = model_of(folders, options.model), labels_of(folders)
-    how = ModelOptions(
-        dtype=options.dtype,
-        device=str(device),
-        attention=options.attention,
-        trust_remote_code=options.trust_remote_code,
-    )
+    # A classifier of images reads its pixels in one way.
+    how = ModelOptions(**shared(options, ModelOptions) | {"device": str(device), "pooling": "auto"})
     loaded = load_image_model(model, labels, how, fixed_order=True)
     for i, folder in enumerate(folders):
         load_adapter(loaded.model, folder, name_inside(i))

@@ -14,6 +14,7 @@ from rankwise.adapter_files import load_adapter
 from rankwise.errors import AdapterError, AdapterFileError, ConfigError
 from rankwise.lora.active import activate, disabled
 from rankwise.sweeps.storage.owned import why_no_adapter
+from rankwise.tasks.settings import shared
 from rankwise.tasks.text.data.labels import FILE as LABELS
 from rankwise.tasks.text.data.labels import Labels, read_labels
 from rankwise.tasks.text.encode.sft import SftOptions
@@ -155,13 +156,7 @@ def load_adapted(folders: Sequence[Path], options: UseOptions, *, rounded: bool 
         model,
         task,
         labels,
-        ModelOptions(
-            dtype=options.dtype,
-            device=str(device),
-            attention=options.attention,
-            trust_remote_code=options.trust_remote_code,
-            pooling=pooling,
-        ),
+        ModelOptions(**shared(options, ModelOptions) | {"device": str(device), "pooling": pooling}),
         fixed_order=True,
     )
     if quantized != NOT_QUANTIZED:
