@@ -126,7 +126,6 @@ ORDER = [
     "tasks.text.run",
     "tasks.text.use",
     "tasks.trainers",
-    "hub",
     "cli",
 ]
 """Groups in the direction of imports (docs/design.md): a file may import its own group and what stands above."""
