@@ -121,6 +121,7 @@ def write_adapter(
         OutputError: The folder can't be written.
 
     Examples:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = write_adapter(folder, LoRAConfig(r=1), {"fc": (torch.ones(1, 3), torch.ones(2, 1))})
         ...     config, tensors = read_adapter(folder)
@@ -170,7 +171,7 @@ def _by_key(variant_name: str, tensors: Mapping[str, tuple[Tensor, Tensor]], oth
                 f'The variant is "{variant_name}", whose modules have {", ".join(ends) or "nothing"} beside A and B; '
                 f'"{name}" has {", ".join(found) or "nothing"}.'
             )
-    if others.shared.keys() != {one.name for one in variant.shared}:
+    if {*others.shared} != {one.name for one in variant.shared}:
         raise AdapterFileError(f'The variant is "{variant_name}"; its modules share {[*others.shared] or "nothing"}.')
     if others.shared:
         keyed = {f"base_model.{one.key}": others.shared[one.name] for one in variant.shared}
