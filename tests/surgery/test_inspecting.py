@@ -117,3 +117,13 @@ def test_the_figure(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str
     assert content.startswith(b"\x89PNG") or b"Frobenius norm" in content
     assert main(["inspect", str(tmp_path / "a"), "--figure", str(tmp_path / "s.txt")]) == 2
     assert "ends in none of .png, .svg, .pdf" in capsys.readouterr().err
+
+
+def test_what_is_saved_whole_is_listed_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = nn.ModuleDict({"h": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)]), "up": nn.Linear(2, 2)})
+    inject(model, LoRAConfig(r=1, target_modules=["up"], modules_to_save=["0", "1"]))
+    save_adapter(model, tmp_path / "a")
+    assert main(["inspect", str(tmp_path / "a")]) == 0
+    assert "whole: 2 of h.*.weight, 2x2, norm" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "a"), "--modules"]) == 0
+    assert "whole: h.1.weight, 2x2" in capsys.readouterr().out

@@ -28,6 +28,9 @@ SHOWN = (
 )
 """Word -> field of the settings."""
 
+_NUMBER = re.compile(r"\b\d+\b")
+"""A layer's number in a path."""
+
 FIGURES = ("r", "alpha", "norm", "stable_rank", "effective_rank")
 """What the table gives of each module."""
 
@@ -135,8 +138,9 @@ def _show(found: "Inspection", run: "AdapterRun | None", *, each: bool) -> None:
             *(_span([getattr(m, key) for m in group]) for key in FIGURES),
         )
     console.print(table)
-    for path, (shape, norm) in found.saved.items():
-        line(f"  whole: {path}, {'x'.join(map(str, shape))}, norm {norm:.3g}")
+    for (name, shape), norms in _saved(found, each=each).items():
+        n = f"{len(norms)} of " if len(norms) > 1 else ""
+        line(f"  whole: {n}{name}, {'x'.join(map(str, shape))}, norm {_span(norms)}")
     for finding in found.findings:
         line(finding)
 
@@ -145,12 +149,20 @@ def _groups(modules: "Iterable[InspectedModule]", *, each: bool) -> "dict[str, l
     """Modules of one name but for numbers, and of one shape, together."""
     groups: dict[str, list[InspectedModule]] = {}
     for module in modules:
-        name = module.path if each else re.sub(r"\b\d+\b", "*", module.path)
+        name = module.path if each else _NUMBER.sub("*", module.path)
         same = next(
             (key for key in groups if key.split(" #")[0] == name and groups[key][0].shapes == module.shapes), ""
         )
         n = sum(key.split(" #")[0] == name for key in groups)
         groups.setdefault(same or (f"{name} #{n + 1}" if n else name), []).append(module)
+    return groups
+
+
+def _saved(found: "Inspection", *, each: bool) -> dict[tuple[str, tuple[int, ...]], list[float]]:
+    """The norms of what is saved whole, tensors of one name but for numbers, and of one shape, together."""
+    groups: dict[tuple[str, tuple[int, ...]], list[float]] = {}
+    for path, (shape, norm) in found.saved.items():
+        groups.setdefault((path if each else _NUMBER.sub("*", path), shape), []).append(norm)
     return groups
 
 
