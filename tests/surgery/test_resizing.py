@@ -255,3 +255,32 @@ def test_tied_layers_stay_tied(tmp_path: Path) -> None:
     again = tied()
     rankwise.load_adapter(again, tmp_path / "b")
     assert len(adapter_tensors(again)) == 1
+
+
+def test_an_attention_has_one_rank_in_peft(tmp_path: Path) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attention(x, x, x, need_weights=False)[0]
+
+    def attention() -> nn.Module:
+        torch.manual_seed(0)
+        return Attention().train()  # peft's is without effect in eval mode's fast path
+
+    x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1))
+    model = ours(attention(), r=4, target_modules=["attention.in_proj_weight", "attention.out_proj"])
+    rankwise.save_adapter(model, tmp_path / "a")
+    report = rankwise.resize(tmp_path / "a", tmp_path / "b", error=0.4)
+    assert len({update.r for update in report.updates}) == 1
+    assert all(update.error <= 0.4 for update in report.updates)
+    assert report.updates[0].r < 4
+    mine = attention()
+    rankwise.load_adapter(mine, tmp_path / "b")
+    theirs = PeftModel.from_pretrained(attention(), str(tmp_path / "b"))
+    # PEFT adds the output projection's delta twice (tests/peft_faults/test_attention.py).
+    theirs.get_submodule("base_model.model.attention.base_layer.out_proj").scaling["default"] /= 2  # pyright: ignore
+    torch.testing.assert_close(theirs(x), mine(x), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(mine(x), attention()(x), atol=1e-4)
