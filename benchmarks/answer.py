@@ -6,7 +6,7 @@
     python benchmarks/answer.py synthetic --repeats 1000
 
 `pool` trains the digits experiment on disjoint samples of 10,000 images of MNIST's training set, every rank and full
-fine-tuning at each learning rate, with many seeds, each validating on a cut of its own, and measures every run on images
+fine-tuning at each learning rate, with many seeds, each validating on its own cut, and measures every run on images
 that none of the sample's runs has seen. `replay` then draws seeds of one sample in a random order and lets the
 package's own plan and rule decide on them, many times; the truth is the mean over all of the pool's seeds on the unseen
 images, against full fine-tuning at its best rate. Where a configuration's true distance to the tolerance is less than
@@ -35,7 +35,7 @@ from rankwise.sweeps.problem import Scores, SweepState
 from rankwise.sweeps.run.auto import Auto, Walk
 from rankwise.sweeps.run.run import run_sweep
 from rankwise.sweeps.run.stage import Decisions, Phase
-from rankwise.tasks.digits.digits import candidates_of, make_problem, pretrain
+from rankwise.tasks.digits.digits import digits_candidates, make_problem, pretrain
 from rankwise.tasks.digits.mnist import RawDigits, Split, load_digits_data
 from rankwise.tasks.options import DigitsOptions
 from rankwise.train.events import Observers
@@ -83,7 +83,7 @@ def make_pool(args: argparse.Namespace) -> None:
             make_problem(raw_sample(args.data, sample, args.validation), torch.device("cpu")), rotate=True
         )
         model = pretrain(problem, chosen)
-        runs = [c.run(lr, seed) for c in candidates_of(chosen) for lr in c.lrs for seed in chosen.seed_list]
+        runs = [c.run(lr, seed) for c in digits_candidates(chosen) for lr in c.lrs for seed in chosen.seed_list]
         swept = run_sweep(model, runs, replace(problem, other_tests={}), Observers())
         floors: dict[str, np.ndarray] = {}
         from rankwise.sweeps.floors import measured_floors
@@ -163,7 +163,7 @@ def made_up_pool(seeds: int = 16) -> Pool:
     from rankwise.pack.resolved import resolve
     from rankwise.tasks.digits.digits import make_model
 
-    candidates, model = candidates_of(options(seeds, None)), make_model()
+    candidates, model = digits_candidates(options(seeds, None)), make_model()
     parameters = {c.name: resolve(model, c.run(c.lrs[0], 0).member).parameter_count() for c in candidates}
     return Pool({}, candidates, parameters, model)
 

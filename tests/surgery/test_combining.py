@@ -146,7 +146,7 @@ def test_one_adapter_and_an_unknown_method(two: tuple[Path, Path], tmp_path: Pat
         ({"target_modules": ["down"]}, 'adapts "block.down" and .* doesn\'t'),
         ({"r": 3}, "ranks 2, 3 at .* needs one rank"),
         ({"variant": "dora"}, "only plain LoRA"),
-        ({"modules_to_save": ["down"]}, 'differ in ".*down.bias", which is trained whole'),
+        ({"modules_to_save": ["down"]}, 'differ in ".*down.bias", which is trained in full'),
         ({"alpha": 0.0}, "alpha = 0"),
     ],
 )

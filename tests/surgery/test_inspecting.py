@@ -124,6 +124,6 @@ def test_what_is_saved_whole_is_listed_by_name(tmp_path: Path, capsys: pytest.Ca
     inject(model, LoRAConfig(r=1, target_modules=["up"], modules_to_save=["0", "1"]))
     save_adapter(model, tmp_path / "a")
     assert main(["inspect", str(tmp_path / "a")]) == 0
-    assert "whole: 2 of h.*.weight, 2x2, norm" in capsys.readouterr().out
+    assert "in full: 2 of h.*.weight, 2x2, norm" in capsys.readouterr().out
     assert main(["inspect", str(tmp_path / "a"), "--modules"]) == 0
-    assert "whole: h.1.weight, 2x2" in capsys.readouterr().out
+    assert "in full: h.1.weight, 2x2" in capsys.readouterr().out

@@ -47,7 +47,7 @@ def write_files(
 
 
 def _replace_files(folder: Path, text: str, flat: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write both files beside their place, then move them in.
+    """Write both files under temporary names, then move them in.
 
     The old configuration goes first and the new one comes last: without it there is no adapter, so an
     interruption between the moves leaves none, and one before them leaves the old one.

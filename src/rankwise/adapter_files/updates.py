@@ -13,7 +13,7 @@ from torch import Tensor
 from rankwise.adapter_files.base.checksums import TENSORS, records_of_file
 from rankwise.adapter_files.both_files import write_files
 from rankwise.adapter_files.findings import Findings
-from rankwise.adapter_files.folder import AdapterFile, read_whole
+from rankwise.adapter_files.folder import AdapterFile, read_through
 from rankwise.adapter_files.peft.config import as_peft_pattern, peft_values, variant_of
 from rankwise.adapter_files.peft.keys import BASE_LAYER, BIAS_KEY, joined, key_of
 from rankwise.adapter_files.peft.layer_tensors import KEY_ENDS
@@ -73,7 +73,7 @@ def read_updates(directory: str | os.PathLike[str], *, variants: Iterable[str] =
             known without the base.
     """
     folder = Path(directory)
-    file = read_whole(folder, Findings(strict=True), allow_pickle=False)
+    file = read_through(folder, Findings(strict=True), allow_pickle=False)
     variant = variant_of(file.fields)
     if variant not in variants:
         why = (

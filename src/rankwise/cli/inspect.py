@@ -57,7 +57,7 @@ def inspect(
     adapter:
         The adapter's folder.
     modules:
-        List every module; by default those that differ in the number of their layer stand in one row.
+        List every module; by default modules that differ only in the number of their layer share a row.
     figure:
         Draw every module's singular values, ranks and norm into this file (.png, .svg or .pdf).
     json_:
@@ -140,13 +140,13 @@ def _show(found: "Inspection", run: "AdapterRun | None", *, each: bool) -> None:
     console.print(table)
     for (name, shape), norms in _saved(found, each=each).items():
         n = f"{len(norms)} of " if len(norms) > 1 else ""
-        line(f"  whole: {n}{name}, {'x'.join(map(str, shape))}, norm {_span(norms)}")
+        line(f"  in full: {n}{name}, {'x'.join(map(str, shape))}, norm {_span(norms)}")
     for finding in found.findings:
         line(finding)
 
 
 def _groups(modules: "Iterable[InspectedModule]", *, each: bool) -> "dict[str, list[InspectedModule]]":
-    """Modules of one name but for numbers, and of one shape, together."""
+    """Group modules of one shape whose names differ only in numbers."""
     groups: dict[str, list[InspectedModule]] = {}
     for module in modules:
         name = module.path if each else _NUMBER.sub("*", module.path)
@@ -167,7 +167,7 @@ def _saved(found: "Inspection", *, each: bool) -> dict[tuple[str, tuple[int, ...
 
 
 def _shared_path(paths: Iterable[str]) -> str:
-    """The path of the module that all of these lie in.
+    """The path of the module that contains all of these.
 
     Examples:
         >>> _shared_path(["h.*.up", "h.*.down"]), _shared_path(["up", "down"])

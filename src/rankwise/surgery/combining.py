@@ -174,7 +174,7 @@ def _check_alike(one: StoredAdapter, other: StoredAdapter) -> None:
         values = [None if (tensor := whole.get(key)) is None else tensor.double() for whole in wholes]
         if values[0] is None or values[1] is None or not torch.equal(values[0], values[1]):
             raise AdapterFileError(
-                f'{one.folder} and {other.folder} differ in "{key}", which is trained whole. Only updates of A and B '
+                f'{one.folder} and {other.folder} differ in "{key}", which is trained in full. Only updates of A and B '
                 "can be combined; two heads would be neither's."
             )
 
