@@ -74,7 +74,7 @@ def _replace_files(folder: Path, text: str, flat: Mapping[str, Tensor], metadata
 
 
 def _flush(path: Path) -> None:
-    """Have the disk hold what was written."""
+    """Flush written files to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -54,7 +54,7 @@ from rankwise.lora.variants import VARIANTS
 
 @dataclass(frozen=True, kw_only=True)
 class OtherTensors:
-    """What a file holds in addition to A and B, or how its tensors are called.
+    """A file's tensors other than A and B, and the names of its tensors.
 
     Args:
         replacements: Path of a parameter or buffer, by PEFT's path -> the adapter's own value. `modules_to_save`
@@ -77,7 +77,7 @@ class OtherTensors:
 
 @dataclass(frozen=True, kw_only=True)
 class FileBase:
-    """What a file says of the base.
+    """A file's record of the base.
 
     Args:
         record: For the checksums that tell another base apart.
@@ -224,7 +224,7 @@ def read_adapter(
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """What a folder holds.
+    """The content of a folder.
 
     Args:
         path: The file with the tensors.

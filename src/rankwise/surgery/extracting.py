@@ -256,7 +256,7 @@ class _Parts:
             {path: ((A / roots[path]).float(), (B / roots[path]).float()) for path, (A, B) in self.pairs.items()},
             others=OtherTensors(
                 replacements={
-                    PeftPaths({}, (), ()).whole(name, self.pairs): self.after.read(key)
+                    PeftPaths({}, (), ()).saved_name(name, self.pairs): self.after.read(key)
                     for name in sorted(whole)
                     if (key := self._tuned_key(name)) is not None
                 },

@@ -1,4 +1,4 @@
-"""What an adapter's folder says of itself, without its base: settings, modules, sizes, norms and spectra."""
+"""Inspect an adapter's folder without its base: settings, modules, sizes, norms and spectra."""
 
 import math
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class InspectedModule:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a folder holds.
+    """The content of a folder.
 
     Args:
         folder: The adapter's.

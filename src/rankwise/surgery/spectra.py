@@ -155,7 +155,7 @@ def stable_rank(S: Float[Tensor, " k"]) -> float:
 
 
 def effective_rank(S: Float[Tensor, " k"]) -> float:
-    r"""How many directions an update uses.
+    r"""The number of directions that an update uses.
 
     $$\exp\Big(-\sum_i p_i \log p_i\Big), \quad p_i = \sigma_i / \sum_j \sigma_j$$
 
