@@ -7,11 +7,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankwise.adapter_files.inspecting import Inspection, inspect_adapter
 from rankwise.adapter_files.peft.config import CONFIG_FILE
 from rankwise.adapter_files.tensor_file import TENSOR_FILE
 from rankwise.errors import AdapterFileError, ConfigError, OutputError, arguments_named
 from rankwise.report.adapter_run import run_of_adapter
+from rankwise.surgery.inspecting import Inspection, inspect_adapter
 from rankwise.sweeps.storage.owned import (
     ADAPTERS,
     BEST,
