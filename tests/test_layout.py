@@ -89,7 +89,7 @@ ORDER = [
     "sweeps.candidates",
     "sweeps.plan",
     "sweeps.provenance",
-    "sweeps.findings",
+    "sweeps.judged",
     "sweeps.record",
     "sweeps.storage",
     "sweeps.base_figures",
@@ -124,7 +124,6 @@ ORDER = [
     "tasks.text.run",
     "tasks.text.use",
     "tasks.trainers",
-    "hub",
     "cli",
 ]
 """Groups in the direction of imports (docs/design.md): a file may import its own group and what stands above."""

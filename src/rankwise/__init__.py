@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from rankwise.adapter_files import load_adapter, load_loralib, save_adapter, save_merged, swap_adapter
     from rankwise.api import Sweep, sweep
     from rankwise.errors import RankwiseError
-    from rankwise.hub import push
     from rankwise.lora.active import activate, by_row, disabled, rename
     from rankwise.lora.base.state import base_state_dict
     from rankwise.lora.config import LoRAConfig
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from rankwise.pack.optimisers import SGD, AdamW, Muon
     from rankwise.quantising import quantize
     from rankwise.sweeps.run.units.on_ray import Ray
+    from rankwise.tasks.text.card.push import push
     from rankwise.tasks.text.use.prediction import predict
     from rankwise.tasks.trainers.sweep_trainer import sweep_trainer
     from rankwise.train.settings import Training
@@ -81,7 +81,7 @@ _HOMES = {
     "load_loralib": "rankwise.adapter_files",
     "merge": "rankwise.lora.merge",
     "predict": "rankwise.tasks.text.use.prediction",
-    "push": "rankwise.hub",
+    "push": "rankwise.tasks.text.card.push",
     "quantize": "rankwise.quantising",
     "register_layer_type": "rankwise.lora.layer_types",
     "rename": "rankwise.lora.active",

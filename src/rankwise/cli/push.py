@@ -35,8 +35,8 @@ def push(
     message:
         Of the commit.
     """
-    from rankwise.hub import push as upload
     from rankwise.shown import printable
+    from rankwise.tasks.text.card.push import push as upload
 
     pushed = upload(adapter, repo, private=private, message=message)
     print(f"{printable(str(pushed.folder))}: {', '.join(pushed.files)}")

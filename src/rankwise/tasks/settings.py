@@ -32,8 +32,7 @@ Seeds = Annotated[
     SEEDS,
     Parameter(
         group=MAIN,
-        help="How many seeds, or a list of them: 3, or 0,7; of an adaptive plan at the most. [default: 16; of a grid "
-        "3]",
+        help="How many seeds, or a list of them: 3, or 0,7; of an adaptive plan at most. [default: 16; of a grid 3]",
     ),
 ]
 Rates = Annotated[tuple[float, ...], listed(parse_rates), RATES]

@@ -40,12 +40,12 @@ class Training:
         nesterov: Sets its `nesterov`.
         clip: Largest norm of the gradient over all of the adapter's tensors; None for no clipping.
         batch_size: Rows of a step.
-        epochs: Passes over the training data, at the most.
+        epochs: Passes over the training data, at most.
         schedule: How the learning rate moves: a name in `rankwise.train.schedules.SCHEDULES`.
-        horizon: Steps over which the schedule runs its course; None for those of the run. A run that stands in for a
+        horizon: Steps over which the schedule runs its course; None for those of the run. A run that replaces a
             longer one has the longer one's: rates that suit a short course are too high for a long one.
         warmup: Steps over which the learning rate rises linearly from 0; the first takes 1/warmup of it.
-        patience: Stop after so many epochs without a lower validation loss; None to train all epochs.
+        patience: Stop after this many epochs without a lower validation loss; None to train all epochs.
         weights: "best": those with the lowest validation loss are kept; "last": those of the last step.
 
     Raises:

@@ -35,7 +35,7 @@ Share = Annotated[float, PART]
 
 
 class OptionGroup:
-    """Settings that are held against their requirements as they are made."""
+    """Settings that are compared with their requirements as they are made."""
 
     def __post_init__(self) -> None:
         require(self, flag)
@@ -53,9 +53,9 @@ class DataOptions(OptionGroup):
         validation_share: How much is cut off for validation.
         test_share: How much is cut off for test.
         split_seed: Seed of the cuts and of the draws below; the same for all seeds of the sweep.
-        limit_train: Use so many training examples at the most, drawn at random. [default: all]
-        limit_validation: Use so many validation examples at the most.
-        limit_test: Use so many test examples at the most.
+        limit_train: Use so many training examples at most, drawn at random. [default: all]
+        limit_validation: Use so many validation examples at most.
+        limit_test: Use so many test examples at most.
         skip_bad_lines: Leave out lines that can't be used, and say so.
     """
 
@@ -71,7 +71,7 @@ class DataOptions(OptionGroup):
     skip_bad_lines: Switch = False
 
     def limits(self) -> dict[str, int | None]:
-        """Split -> how many of its examples are used at the most."""
+        """Split -> how many of its examples are used at most."""
         return {"train": self.limit_train, "validation": self.limit_validation, "test": self.limit_test}
 
 
@@ -180,9 +180,9 @@ class TrainingOptions(OptionGroup):
         warmup: Steps over which the learning rate rises.
         weight_decay: AdamW's.
         clip: Largest norm of each run's gradient; 0 for none.
-        patience: Stop a run after so many epochs without a better validation loss. [default: never]
+        patience: Stop a run after this many epochs without a better validation loss. [default: never]
         base_dropout: Let the base's own dropout act in training.
-        gradient_checkpointing: Compute activations anew in the backward pass: less memory, a third more time.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
     """
 
     epochs: Annotated[WholeNumber, Parameter(group=MAIN)] = 3

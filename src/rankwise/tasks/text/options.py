@@ -111,7 +111,7 @@ class SweepOptions(TextOptions):
 
     @property
     def seed_list(self) -> tuple[int, ...]:
-        """The seeds; of an adaptive plan at the most these."""
+        """The seeds; of an adaptive plan at most these."""
         return self.deciding.seeds(self.grid.seeds)
 
 

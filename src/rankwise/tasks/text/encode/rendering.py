@@ -4,11 +4,11 @@ from itertools import groupby
 
 from rankwise.tasks.text.encode.tokens import IGNORED, Tokenizer, Tokens
 
-MARKS = ("«", "»")
+LOSS_MARKS = ("«", "»")
 """Around what carries loss, in plain text."""
 
 
-def runs_of(example: Tokens, tokenizer: Tokenizer, encoder_decoder: bool = False) -> list[tuple[str, bool]]:
+def loss_runs(example: Tokens, tokenizer: Tokenizer, encoder_decoder: bool = False) -> list[tuple[str, bool]]:
     """The example's text in runs: (text, whether its tokens carry loss)."""
     if encoder_decoder:
         return [(tokenizer.decode(example.ids), False), (tokenizer.decode(example.labels), True)]
@@ -18,8 +18,8 @@ def runs_of(example: Tokens, tokenizer: Tokenizer, encoder_decoder: bool = False
 
 def show_plain(example: Tokens, tokenizer: Tokenizer, encoder_decoder: bool = False) -> str:
     """The example as plain text, with « » around what carries loss."""
-    first, last = MARKS
-    runs = runs_of(example, tokenizer, encoder_decoder)
+    first, last = LOSS_MARKS
+    runs = loss_runs(example, tokenizer, encoder_decoder)
     shown = "".join(f"{first}{text}{last}" if learnt else text for text, learnt in runs)
     return f"{_heading(example)}; it stands between {first} and {last}:\n{shown}"
 

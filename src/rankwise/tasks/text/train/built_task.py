@@ -42,7 +42,7 @@ class LoadedModel(Protocol):
 
     @property
     def head(self) -> tuple[str, ...]:
-        """Modules that belong to each adapter, for `Member.whole`."""
+        """Modules that belong to each adapter, for `Member.modules_to_save`."""
         ...
 
     @property
@@ -74,10 +74,10 @@ class BuiltTask:
         metric_name: What it is called.
         higher_is_better: Whether it is.
         task_type: PEFT's word for the task, for adapter files; None where it has none.
-        notes: What the user should be told.
+        notes: Notes for the user.
         examples: Split -> how many there are, where they are not the rows of its tensors.
         example: One prepared example, to be shown.
-        beside: Writes what belongs beside an adapter into its folder.
+        beside: Writes what belongs next to an adapter into its folder.
         constant: The metric of each row for the best constant prediction, as in `Problem`; None where there is none.
         check_start: Refuses the folder of an adapter that was trained for something else.
         pad_token: A token for padding that was chosen, where the tokenizer has none.

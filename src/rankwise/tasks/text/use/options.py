@@ -24,7 +24,7 @@ class MergeOptions:
 
     Args:
         model: The base: a folder, a .gguf file, or a name on the Hugging Face hub. [default: what the adapter names]
-        task: "classify" or "sft". [default: classify where labels.json lies beside the adapter, else sft]
+        task: "classify" or "sft". [default: classify where labels.json lies next to the adapter, else sft]
         pooling: A classifier's input: "model" for the architecture's own classifier, "mean" for the mean of an
             encoder's outputs. [default: as in training]
         chat_template: A template for a tokenizer without one: a file, or Jinja text. [default: as in training]
@@ -98,14 +98,14 @@ class Writing:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedData:
-    """The examples that adapters are held against.
+    """The examples that adapters are compared with.
 
     Args:
         data: Examples: a .jsonl, .json, .csv, .tsv or .parquet file, or a hub name; images as in training.
         columns: Which columns hold what, where they are not called so: prompt=mr,completion=ref.
         split: Of a hub data set.
         skip_bad_lines: Leave out lines that can't be used, and say so.
-        limit: Use so many examples at the most, drawn as --limit-test of a sweep draws them. [default: all]
+        limit: Use so many examples at most, drawn as --limit-test of a sweep draws them. [default: all]
     """
 
     data: str

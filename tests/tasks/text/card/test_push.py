@@ -26,7 +26,7 @@ pytest.importorskip("huggingface_hub")
 # huggingface_hub uploads files in a way that its HTTP library would rather have otherwise.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
-ROOT = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[3]
 TOKEN = "hf_right"
 
 
@@ -161,7 +161,7 @@ def run(tmp_path: Path) -> Path:
     """A finished run with one of its adapters, as `best`; its results are recorded ones."""
     place = tmp_path / "run"
     place.mkdir()
-    shutil.copy(ROOT / "results" / "golden" / "digits_auto.json", place / "results.json")
+    shutil.copy(TESTS / "results" / "golden" / "digits_auto.json", place / "results.json")
     make_adapter(place / "adapters" / "r2-lr0.003-s0", base="owner/model")
     (place / "best").symlink_to("adapters/r2-lr0.003-s0")
     return place
