@@ -62,8 +62,8 @@ def make_text(options: Trains, observers: Observers, base: Mapping[str, Tensor] 
     Raises:
         RankwiseError: Something in the options or the data can't be used.
     """
-    adapters_of(options, {})  # first, before a model is loaded
-    training_of(options)
+    fresh_adapters(options, {})  # first, before a model is loaded
+    first_training(options)
     device = find_device(options.base.device)
     precision = choose_precision(options.base.precision, options.base.dtype, device)
     chosen = device_note(options.base.device, device)
@@ -155,7 +155,7 @@ def _checkpoint(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def training_of(options: Trains) -> Training:
+def first_training(options: Trains) -> Training:
     """How every run is trained, at the first learning rate.
 
     Raises:
@@ -164,7 +164,7 @@ def training_of(options: Trains) -> Training:
     return Training(**shared(options.training, Training, lr=options.grid.lr[0], clip=options.training.clip or None))
 
 
-def adapters_of(options: Trains, extra: Mapping[str, Any], targets: Any = None) -> list[LoRAConfig]:
+def fresh_adapters(options: Trains, extra: Mapping[str, Any], targets: Any = None) -> list[LoRAConfig]:
     """The settings of the adapters that are trained from the beginning: every variant at every rank.
 
     Args:
@@ -184,7 +184,7 @@ def adapters_of(options: Trains, extra: Mapping[str, Any], targets: Any = None) 
     ]
 
 
-def candidates_of(options: Trains, ready: BuiltTask) -> list[Candidate]:
+def text_candidates(options: Trains, ready: BuiltTask) -> list[Candidate]:
     """Every rank, adapters that are trained on, the head alone where there is one, and full fine-tuning."""
     loaded = ready.loaded
     training = first_training(options)

@@ -231,17 +231,17 @@ def test_a_template_that_takes_all_memory_is_refused() -> None:
 @pytest.mark.parametrize(
     ("example", "inside"),
     [
-        (Pair(1, "Hello!", " you<|im_end|> two"), True),
-        (Pair(1, "Hello!", " you<|im_end|>\n"), False),
-        (Pair(1, "Hello<|im_end|>!", " you"), False),
+        (PromptPair(1, "Hello!", " you<|im_end|> two"), True),
+        (PromptPair(1, "Hello!", " you<|im_end|>\n"), False),
+        (PromptPair(1, "Hello<|im_end|>!", " you"), False),
         (chat("one", "two<|im_end|>three"), True),
         (chat("one", "two", "three", "one"), False),
-        (Plain(1, "one<|im_end|>two"), False),
+        (PlainText(1, "one<|im_end|>two"), False),
     ],
 )
 @pytest.mark.parametrize("config", [CAUSAL, BOTH])
 def test_an_end_within_an_answer_is_said(example, inside, config):
-    if isinstance(example, Plain) and config is BOTH:
+    if isinstance(example, PlainText) and config is BOTH:
         pytest.skip("an encoder-decoder takes no plain texts")
     prepared, _, _ = tokenized(example, config)
     assert any("hold the end token" in note for note in prepared.notes) == inside

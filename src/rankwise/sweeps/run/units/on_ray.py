@@ -93,7 +93,7 @@ class Ray:
     gpus_per_worker: float | None = None
     make: Callable[[], ExperimentFacts] | None = None
     _pool: "list[Any]" = field(default_factory=list[Any], repr=False, compare=False)
-    _held: "list[Plain]" = field(default_factory=list[WorkerContext], repr=False, compare=False)
+    _held: "list[WorkerContext]" = field(default_factory=list[WorkerContext], repr=False, compare=False)
     _began: "list[bool]" = field(default_factory=list[bool], repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -227,7 +227,7 @@ def _idle_notes(examples: Sequence[SftExample], tokenizer: Tokenizer, options: S
 def _ends_inside(examples: Sequence[SftExample], tokenizer: Tokenizer) -> list[str]:
     """Answers in whose middle the token stands at which generation stops."""
     end: Any = tokenizer.eos_token
-    answers = [_answers(example) for example in examples if not isinstance(example, Plain)]
+    answers = [_answers(example) for example in examples if not isinstance(example, PlainText)]
     inside = sum(any(end in answer.rstrip().removesuffix(end) for answer in texts) for texts in answers if end)
     if not inside:
         return []
@@ -237,8 +237,8 @@ def _ends_inside(examples: Sequence[SftExample], tokenizer: Tokenizer) -> list[s
     ]
 
 
-def _answers(example: Chat | Pair) -> list[str]:
-    if isinstance(example, Pair):
+def _answers(example: Chat | PromptPair) -> list[str]:
+    if isinstance(example, PromptPair):
         return [example.answer]
     contents: list[Any] = [turn.get("content") for turn in example.messages if turn["role"] == "assistant"]
     return [content for content in contents if isinstance(content, str)]

@@ -19,7 +19,7 @@ from rankwise.tasks.text.use.options import Writing
 from rankwise.tasks.text.use.served import ServedModel
 
 
-def as_prompt(text: str, line: int = 1) -> Pair:
+def as_prompt(text: str, line: int = 1) -> PromptPair:
     """A prompt without its answer.
 
     Raises:
