@@ -98,7 +98,7 @@ def test_a_trained_head_is_run_as_a_layer():
     for chosen in (members, members[2:]):
         packs = [
             Pack(model, chosen, row_loss, call=run),
-            Pack(model, chosen, token_loss, call=call),
+            Pack(model, chosen, mean_token_loss, call=call),
         ]
         stacked = {key: t.unsqueeze(0) for key, t in batch.items()}
         lr = torch.full((len(chosen),), 1e-2).double()
