@@ -69,7 +69,7 @@ def generate(
         raise ConfigError("--columns names columns of --file, which is not given; leave it out.")
     if skip_bad_lines and file is None:
         raise ConfigError("--skip-bad-lines applies to --file, which is not given; leave it out.")
-    run_options = writing or Writing()
+    writing = writing or Writing()
     given, notes = (None if prompt is None else [as_prompt(prompt)]), []
     if file is not None:
         given, notes = read_prompts(file, dict(columns), skip_bad_lines=skip_bad_lines)
@@ -80,25 +80,25 @@ def generate(
     names = [*([BASE_NAME] if base or not adapted.names else []), *adapted.names]
     if given is not None:
         if len(given) > 1:
-            places, said = with_room(adapted, names, given, run_options, skip_bad_lines=skip_bad_lines)
+            places, said = with_room(adapted, names, given, writing, skip_bad_lines=skip_bad_lines)
             given = [given[i] for i in places]
             if not places:
                 raise DataError(said[0])
             for note in said:
                 print(printable(note), file=sys.stderr)
-        for start in range(0, len(given), run_options.batch_size):
+        for start in range(0, len(given), writing.batch_size):
             # Each batch as soon as it is answered; equal prompts in two batches are sampled independently.
             _answer(
                 adapted,
                 names,
-                given[start : start + run_options.batch_size],
-                replace(run_options, seed=run_options.seed + start),
+                given[start : start + writing.batch_size],
+                replace(writing, seed=writing.seed + start),
                 as_json=json_,
             )
         return EXIT_OK
     for line in _typed():
         try:
-            _answer(adapted, names, [as_prompt(line)], run_options, as_json=json_)
+            _answer(adapted, names, [as_prompt(line)], writing, as_json=json_)
         except (ConfigError, DataError) as error:  # the next prompt may fit
             print(f"rankwise: {error}", file=sys.stderr)
     return EXIT_OK

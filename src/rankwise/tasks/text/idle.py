@@ -15,7 +15,7 @@ class _Idle:
 
     Args:
         names: The settings.
-        where: Whether these options leave them without effect.
+        where: Whether all settings of the command leave them without effect.
         because: Why, in words.
     """
 
