@@ -9,7 +9,7 @@ from rankwise.lora.targets.find import ALL_LINEAR
 from rankwise.sweeps.problem import Splits
 from rankwise.tasks.images.model import conv_targets, load_image_model
 from rankwise.tasks.images.pixels import CHECKSUMS, LABELS, ROWS, Pixels
-from rankwise.tasks.images.reading import LabelledImage, check_labels, read_images
+from rankwise.tasks.images.reading import LabelledImage, check_labels, image_folders, read_images
 from rankwise.tasks.text.data.labels import find_labels
 from rankwise.tasks.text.data.splits import ExampleSplits, split_examples
 from rankwise.tasks.text.options import TextOptions
