@@ -125,6 +125,7 @@ def _checked(
         raise ConfigError(f'A model can\'t be quantised to "{kind}"; there are {known}.{suggest(kind, KINDS)}')
     if adapted_layers(model):
         raise TargetError("The model has adapters; quantise it before inject, or eject them first.")
+    return _choose(model, kind, Patterns(as_list(skip)))
 
 
 def _choose(

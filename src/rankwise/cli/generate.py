@@ -68,7 +68,7 @@ def generate(
         raise ConfigError("--columns names columns of --file, which is not given; leave it out.")
     if skip_bad_lines and file is None:
         raise ConfigError("--skip-bad-lines applies to --file, which is not given; leave it out.")
-    run_options = writing or Writing()
+    writing = writing or Writing()
     given, notes = (None if prompt is None else [as_prompt(prompt)]), []
     if file is not None:
         given, notes = read_prompts(file, dict(columns), skip_bad_lines=skip_bad_lines)
@@ -85,13 +85,13 @@ def generate(
                 raise DataError(said[0])
             for note in said:
                 print(printable(note), file=sys.stderr)
-        for start in range(0, len(given), run_options.batch_size):
+        for start in range(0, len(given), writing.batch_size):
             # Each batch as soon as it is answered; equal prompts in two batches are sampled independently.
             _answer(
                 adapted,
                 names,
-                given[start : start + run_options.batch_size],
-                replace(run_options, seed=run_options.seed + start),
+                given[start : start + writing.batch_size],
+                replace(writing, seed=writing.seed + start),
                 as_json=json_,
             )
         return EXIT_OK
