@@ -28,7 +28,7 @@ from rankwise.lora.layer_types.linear import LINEAR
 from rankwise.lora.layer_types.quantised import in_eight_bits, keep_unpacked, plain_weight
 from rankwise.lora.targets.find import output_heads
 from rankwise.lora.targets.modules import named_once
-from rankwise.lora.targets.patterns import Patterns
+from rankwise.lora.targets.patterns import Patterns, as_list
 from rankwise.lora.targets.ties import sharers
 from rankwise.tables import text_table
 
