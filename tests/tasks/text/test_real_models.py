@@ -22,6 +22,7 @@ from rankwise.tasks.text.encode.sft import SftOptions, prompt_text, tokenize_sft
 from rankwise.tasks.text.model.calls import ModelCall
 from rankwise.tasks.text.model.models import ModelOptions, load_text_model
 from text_models import packaged
+from text_reference import token_loss
 
 TEXTS = ["How do I locate my card?", "Where is my new card?", "What is the exchange rate?", "How are rates set?"]
 

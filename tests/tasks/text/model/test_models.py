@@ -31,6 +31,7 @@ from rankwise.tasks.text.model.models import ModelOptions, load_text_model
 from rankwise.tasks.text.score.losses import class_loss
 from rankwise.tasks.text.score.vocabulary import lean_head
 from text_models import CONFIGS, VOCABULARY, make_model, make_tokenizer
+from text_reference import token_loss
 
 THREE = Labels("one", ("a", "b", "c"))
 

@@ -10,7 +10,7 @@ from rankwise.tasks.text.encode.batches import as_tensors
 from rankwise.tasks.text.encode.tokens import IGNORED, Prepared
 from rankwise.tasks.text.score.losses import CLASSIFY_LOSSES, token_sums
 from text_models import make_model
-from text_reference import random_examples, summed_loss
+from text_reference import random_examples, summed_loss, token_loss
 
 GENERATOR = torch.Generator().manual_seed(0)
 

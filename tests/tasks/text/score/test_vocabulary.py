@@ -14,7 +14,7 @@ from rankwise.tasks.text.score import vocabulary
 from rankwise.tasks.text.score.losses import token_sums
 from rankwise.tasks.text.score.vocabulary import TokenLoss, lean_head, row_loss
 from text_models import make_model
-from text_reference import random_examples
+from text_reference import random_examples, token_loss
 
 
 def setting(kind: str):
