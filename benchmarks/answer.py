@@ -141,7 +141,7 @@ class Replayed:
             swept.scores[run.name] = Scores(deciding, 0.0, np.empty(0), {}, deciding, rows)
         return swept
 
-    def search_rates(self, candidates, seed):
+    def search_rates(self, candidates, seed, further=()):
         yield from ()
         rates, told = {}, []
         for c in candidates:
@@ -292,7 +292,7 @@ class MadeUp(Replayed):
         hits = correct(own, difficulty, self.means[run.configuration], 1)[0].astype(float)
         return hits, seed * self.n + np.arange(self.n)
 
-    def search_rates(self, candidates, seed):
+    def search_rates(self, candidates, seed, further=()):
         yield from ()
         return {c.name: c.lrs[0] for c in candidates}, {}, []
 

@@ -22,7 +22,7 @@ from rankwise.results import plain
 from rankwise.sweeps.candidates.grid import Candidate, modules_with_parameters
 from rankwise.sweeps.problem import DEFAULT_DATA, Problem, Run, Splits
 from rankwise.sweeps.run.run import run_sweep
-from rankwise.sweeps.run.stage import Search
+from rankwise.sweeps.run.stage import Decisions, Search
 from rankwise.sweeps.run.stages import Stages
 from rankwise.train.data.loaders import cut_off, in_memory
 from rankwise.train.events import Observers
@@ -235,6 +235,22 @@ def test_rates_are_looked_for_on_less_data() -> None:
     alone = run_sweep(small_model(), found.swept.runs, problem, Observers())
     for run in found.swept.runs:
         assert (found.swept.scores[run.name].test == alone.scores[run.name].test).all()
+
+
+def test_the_reference_is_tried_one_rate_further() -> None:
+    """Both do best at the highest rate given; that of full fine-tuning alone goes on, by the step that the grid has."""
+    problem = Problem({DEFAULT_DATA: Splits(TRAIN, VALIDATION, TEST)}, loss, loss, higher_is_better=False)
+    lora = Candidate(name="r1", label="", method="lora", training=QUICK, lrs=(1e-4, 1e-3), lora=LoRAConfig(r=1))
+    full = Candidate(name="full", label="", method="full", training=QUICK, lrs=(1e-5, 1e-4), modules_to_save=("0", "2"))
+    stages = Stages(model=small_model(), problem=problem, candidates=(lora, full), seeds=(0,), observers=Observers())
+    searching = Decisions(stages.search_rates((lora, full), 7, ("full",)))
+    for phase in searching:
+        searching.take(run_sweep(stages.model, phase.runs, problem, Observers()))
+    rates, edges, told = searching.result
+    tried = [(one["configuration"], one["lr"]) for one in told]
+    assert sorted(tried) == [("full", 1e-5), ("full", 1e-4), ("full", 1e-3), ("r1", 1e-4), ("r1", 1e-3)]
+    assert rates == {"r1": 1e-3, "full": 1e-3}
+    assert edges == {"r1": True, "full": True}, "the next may be better still"
 
 
 def test_the_search_has_the_schedule_of_the_runs_that_count(monkeypatch: pytest.MonkeyPatch) -> None:

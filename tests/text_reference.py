@@ -45,7 +45,7 @@ def assert_same(model, batch, rows) -> None:
         assert (a - b).norm() <= 1e-5 * max(b.norm(), 1e-2), name
 
 
-def token_loss(outputs: torch.Tensor, batch) -> torch.Tensor:
+def mean_token_loss(outputs: torch.Tensor, batch) -> torch.Tensor:
     """Mean cross-entropy over the tokens with loss, as transformers' own `loss`; 0 of a batch without one."""
     sums, counts = token_sums(outputs, batch)
     return sums.sum() / counts.sum().clamp_min(1)

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from rankwise.pack.counts import CountMetric
     from rankwise.pack.optimisers import SGD, AdamW, Muon
     from rankwise.quantising import quantize
+    from rankwise.surgery.combining import combine
+    from rankwise.surgery.extracting import extract
+    from rankwise.surgery.resizing import resize
+    from rankwise.sweeps.model_metric import ModelMetric
     from rankwise.sweeps.run.units.on_ray import Ray
     from rankwise.tasks.text.card.push import push
     from rankwise.tasks.text.use.prediction import predict
@@ -33,6 +37,7 @@ __all__ = [
     "CountMetric",
     "LayerType",
     "LoRAConfig",
+    "ModelMetric",
     "Muon",
     "RankwiseError",
     "Ray",
@@ -41,8 +46,10 @@ __all__ = [
     "activate",
     "base_state_dict",
     "by_row",
+    "combine",
     "disabled",
     "eject",
+    "extract",
     "inject",
     "load_adapter",
     "load_loralib",
@@ -52,6 +59,7 @@ __all__ = [
     "quantize",
     "register_layer_type",
     "rename",
+    "resize",
     "save_adapter",
     "save_merged",
     "swap_adapter",
@@ -65,6 +73,7 @@ _HOMES = {
     "CountMetric": "rankwise.pack.counts",
     "LayerType": "rankwise.lora.layer_types",
     "LoRAConfig": "rankwise.lora.config",
+    "ModelMetric": "rankwise.sweeps.model_metric",
     "Muon": "rankwise.pack.optimisers",
     "RankwiseError": "rankwise.errors",
     "Ray": "rankwise.sweeps.run.units.on_ray",
@@ -74,8 +83,10 @@ _HOMES = {
     "activate": "rankwise.lora.active",
     "base_state_dict": "rankwise.lora.base.state",
     "by_row": "rankwise.lora.active",
+    "combine": "rankwise.surgery.combining",
     "disabled": "rankwise.lora.active",
     "eject": "rankwise.lora.inject",
+    "extract": "rankwise.surgery.extracting",
     "inject": "rankwise.lora.inject",
     "load_adapter": "rankwise.adapter_files",
     "load_loralib": "rankwise.adapter_files",
@@ -85,6 +96,7 @@ _HOMES = {
     "quantize": "rankwise.quantising",
     "register_layer_type": "rankwise.lora.layer_types",
     "rename": "rankwise.lora.active",
+    "resize": "rankwise.surgery.resizing",
     "save_adapter": "rankwise.adapter_files",
     "save_merged": "rankwise.adapter_files",
     "swap_adapter": "rankwise.adapter_files",

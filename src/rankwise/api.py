@@ -25,17 +25,18 @@ from rankwise.report.table import markdown_table
 from rankwise.results import AnswerResult, Results
 from rankwise.show.live import progress as shown_by
 from rankwise.sweeps.arguments import candidates_from, feed_of, problem_of, seeds_of, splits_of, unused_seeds
+from rankwise.sweeps.attaching import put_on
 from rankwise.sweeps.caching import cached
 from rankwise.sweeps.candidates.from_user import Config
 from rankwise.sweeps.candidates.grid import LORA_LRS, Candidate
 from rankwise.sweeps.candidates.user_values import as_counts, as_list
 from rankwise.sweeps.choose.deciding import Deciding
+from rankwise.sweeps.model_metric import ModelMetric
 from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.record import add_next
 from rankwise.sweeps.run.extend import was_rotated
 from rankwise.sweeps.run.location import RunLocation
 from rankwise.sweeps.run.units.on_ray import Ray
-from rankwise.sweeps.storage.adapters import put_on
 from rankwise.sweeps.storage.directory import can_resume
 from rankwise.sweeps.storage.owned import holds_results
 from rankwise.train.checkpoints import CheckpointInterval
@@ -159,7 +160,7 @@ def sweep(
     validation: Any = None,
     test: Any = None,
     loss: PerBatch,
-    metric: PerBatch | None = None,
+    metric: PerBatch | ModelMetric | None = None,
     metric_name: str | None = None,
     higher_is_better: bool | None = None,
     training: Training | None = None,
@@ -203,7 +204,8 @@ def sweep(
         validation: Data that decide; None takes a tenth of the training data.
         test: Data read once, at the end; None takes a tenth of the training data.
         loss: loss(outputs, batch) of ONE adapter: a scalar, or one value a row, or (sums, counts).
-        metric: metric(outputs, batch), with the same forms of result; None takes the loss.
+        metric: metric(outputs, batch), with the same forms of result; or a `rankwise.ModelMetric`, read off the models
+            of runs that have ended; None takes the loss.
         metric_name: Its name in the results.
         higher_is_better: Whether a higher metric is better; by default True where a metric is given.
         training: Batch size, epochs, schedule and so on of all runs; its learning rate is ignored.
@@ -272,6 +274,10 @@ def sweep(
     """
     if workers is not None and (out is None or cache is not False):
         raise ConfigError("Workers need a run directory, and none of a cache: give out, and leave cache out.")
+    if isinstance(metric, ModelMetric) and cache is not False:
+        raise ConfigError(
+            "A ModelMetric runs the whole model, and a cache holds what its first layers give; leave it out."
+        )
     check_model(model)
     splits, notes = splits_of(model, train, validation, test, training)
     deciding = Deciding(

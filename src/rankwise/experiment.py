@@ -171,16 +171,25 @@ class Experiment:
         return self.data_info or data_info(self.problem, self.data_name)
 
     def floors(self) -> Floors:
-        """The floor that fine-tuning must beat."""
-        floors = measured_floors(self.model, self.problem, self.data_name)
-        return floors if self.base_has_metric else replace(floors, base=lambda rows: None)
+        """What fine-tuning must beat."""
+        return self._floors(self.problem)
+
+    def loss_floors(self) -> Floors | None:
+        """The same by the loss; None where that is the metric, or a bad base could make a gain over it look large."""
+        one = self.problem
+        told = one.model_metric is not None or (one.metric is not one.loss and one.loss_constant is not None)
+        return self._floors(one.by_loss) if told else None
+
+    def _floors(self, problem: Problem) -> Floors:
+        found = measured_floors(self.model, problem, self.data_name)
+        return found if self.base_has_metric else replace(found, base=lambda rows: None)
 
     def measured(self) -> dict[str, float]:
-        """The base's loss on the first rows and its metric on the validation data."""
+        """The base's loss on the first rows and what is read after every epoch on the validation data."""
         splits = self.problem.splits[self.data_name]
         return {
             LOSS: first_loss(self.model, self.problem, splits),
-            "validation metric": measure_base(self.model, self.problem, splits.validation),
+            "validation metric": measure_base(self.model, self.problem.each_epoch, splits.validation),
         }
 
     def plan(self, measured: Mapping[str, float]) -> dict[str, Any]:
@@ -290,6 +299,7 @@ def run_experiment(
                 path=found.path,
                 reference=found.reference,
                 rates=found.rates,
+                loss_floors=experiment.loss_floors(),
             ),
             relative_to=experiment.relative_to,
             adapters=folders,

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 import rankwise
 from rankwise import LoRAConfig, load_adapter, save_adapter
-from rankwise.adapter_files.inspecting import inspect_adapter
 from rankwise.errors import AdapterError, AdapterFileError, ConfigError, TargetError
 from rankwise.lora import count_parameters, eject, inject, merge, trainable_parameters, unmerge
 from rankwise.lora.adapter import adapted_layers
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
+from rankwise.surgery.inspecting import inspect_adapter
 from rankwise.sweeps.candidates.warm_start import read_start
 from rounding import alike
 from small_sweep import accuracy, loss, small_model, some_data

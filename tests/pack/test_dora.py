@@ -13,8 +13,8 @@ from rankwise.lora import count_parameters
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
+from rankwise.sweeps.attaching import put_on
 from rankwise.sweeps.problem import Run
-from rankwise.sweeps.storage.adapters import put_on
 from rankwise.train.settings import Training
 from reference import update_difference
 from small_models import KINDS, call

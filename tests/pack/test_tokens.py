@@ -11,9 +11,9 @@ from rankwise.adapter_files import save_adapter
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
+from rankwise.sweeps.attaching import put_on
 from rankwise.sweeps.candidates.warm_start import read_start
 from rankwise.sweeps.problem import Run
-from rankwise.sweeps.storage.adapters import put_on
 from rankwise.train.settings import Training
 from reference import update_difference
 from small_models import call, causal, next_tokens

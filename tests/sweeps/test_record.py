@@ -180,5 +180,5 @@ def test_where_the_answer_is_a_head_alone_the_smallest_adapter_shown_is_recommen
     assert isinstance(answer.comparisons["r1"], Comparison)
     folders = {f"{name}-s{s}": f"adapters/{name}-s{s}" for name in ("r1", "r2") for s in range(3)}
     assert recommended_adapter(answer, by_name, folders, True) == "adapters/r1-s0"
-    words = reason(answer, {name: name for name in sizes}, answer.smaller, "2 points", strict=False)
+    words = reason(answer, {name: name for name in sizes}, answer.smaller, "2 points", "the base", strict=False)
     assert "not saved as one; the smallest adapter that is shown is r1." in words

@@ -4,10 +4,7 @@ Reading is strict: what PEFT passes over with a warning (a wrong prefix, tensors
 error here.
 """
 
-import contextlib
-import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankwise.adapter_files.base.checksums import BaseRecord, buffers_of, check_config, check_file, metadata_of
+from rankwise.adapter_files.base.checksums import (
+    BaseRecord,
+    buffers_of,
+    check_config,
+    check_file,
+    records_of_base,
+)
+from rankwise.adapter_files.both_files import write_files
 from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.peft.config import (
     CONFIG_FILE,
@@ -39,14 +43,13 @@ from rankwise.adapter_files.peft.keys import (
     key_of,
     sorted_parts,
 )
-from rankwise.adapter_files.tensor_file import TENSOR_FILE, read_either, write_tensors
+from rankwise.adapter_files.tensor_file import read_either
 from rankwise.adapter_files.token_rows import tokens_of_fields
-from rankwise.errors import AdapterFileError, ConfigError, OutputError
+from rankwise.errors import AdapterFileError, ConfigError
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.offloaded import gathered
 from rankwise.lora.targets.patterns import pinned
 from rankwise.lora.variants import VARIANTS
-from rankwise.writing import sort_metadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +121,7 @@ def write_adapter(
         OutputError: The folder can't be written.
 
     Examples:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = write_adapter(folder, LoRAConfig(r=1), {"fc": (torch.ones(1, 3), torch.ones(2, 1))})
         ...     config, tensors = read_adapter(folder)
@@ -138,13 +142,7 @@ def write_adapter(
         fields["base_model_name_or_path"] = base_name
     if base.fan_in_fan_out is not None:
         fields["fan_in_fan_out"] = base.fan_in_fan_out
-    text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
-    folder = Path(directory)
-    try:
-        _replace_files(folder, text, flat, metadata_of(flat, text, base.record))
-    except OSError as error:
-        raise OutputError(f"The adapter can't be written to {folder}: {error.strerror or error}.") from error
-    return folder
+    return write_files(directory, fields, flat, records_of_base(base.record))
 
 
 def _by_key(variant_name: str, tensors: Mapping[str, tuple[Tensor, Tensor]], others: OtherTensors) -> dict[str, Tensor]:
@@ -224,48 +222,6 @@ def read_adapter(
     return config_of(read, {name: (name, 1) for name in read.parts.pairs}, findings), read.parts.pairs
 
 
-# Writing
-
-
-def _replace_files(folder: Path, text: str, flat: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write both files under temporary names, then move them in.
-
-    The old configuration goes first and the new one comes last: without it there is no adapter, so an
-    interruption between the moves leaves none, and one before them leaves the old one.
-    """
-    made = not folder.exists()
-    done = False
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
-            write_tensors(Path(scratch, TENSOR_FILE), flat, metadata)
-            sort_metadata(Path(scratch, TENSOR_FILE))
-            Path(scratch, CONFIG_FILE).write_text(text, encoding="utf-8")
-            for name in (TENSOR_FILE, CONFIG_FILE):
-                _flush(Path(scratch, name))
-            (folder / CONFIG_FILE).unlink(missing_ok=True)
-            for name in (TENSOR_FILE, CONFIG_FILE):
-                os.replace(Path(scratch, name), folder / name)
-        _flush(folder)
-        done = True
-    finally:
-        if made and not done:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-
-
-def _flush(path: Path) -> None:
-    """Flush written files to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-# Reading
-
-
 @dataclass(frozen=True)
 class AdapterFile:
     """The content of a folder.
@@ -274,6 +230,7 @@ class AdapterFile:
         path: The file with the tensors.
         settings: The file with the settings.
         fields: The settings, in PEFT's words.
+        flat: The tensors, by their keys.
         parts: The tensors, sorted.
         metadata: Of the tensor file, with its checksums if it is ours.
     """
@@ -281,6 +238,7 @@ class AdapterFile:
     path: Path
     settings: Path
     fields: dict[str, Any]
+    flat: dict[str, Tensor]
     parts: Parts
     metadata: dict[str, str]
 
@@ -310,7 +268,7 @@ def read_through(folder: Path, findings: Findings, allow_pickle: bool, known: Kn
     parts = sorted_parts(path, flat, fields, findings, known.tensors, tuple(known.embeddings), buffers)
     if not parts.pairs:
         raise AdapterFileError(f"{path} holds no tensors of an adapter.")
-    return AdapterFile(path, where, fields, parts, metadata)
+    return AdapterFile(path, where, fields, flat, parts, metadata)
 
 
 def _check_finite(path: Path, flat: Mapping[str, Tensor], findings: Findings) -> None:

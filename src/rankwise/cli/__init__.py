@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING
 from cyclopts import CycloptsError
 
 from rankwise.cli.app import EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_OK, app
+from rankwise.cli.combine import combine
 from rankwise.cli.compare import compare
 from rankwise.cli.continuing import settings_of
 from rankwise.cli.digits import digits
 from rankwise.cli.evaluate import evaluate
+from rankwise.cli.extract import extract
 from rankwise.cli.generate import generate
 from rankwise.cli.inspect import inspect
 from rankwise.cli.merge import merge
 from rankwise.cli.predict import predict
 from rankwise.cli.push import push
 from rankwise.cli.report import report
+from rankwise.cli.resize import resize
 from rankwise.cli.sweep import sweep
 from rankwise.cli.train import train
 from rankwise.cli.work import work
@@ -32,9 +35,11 @@ if TYPE_CHECKING:
     from cyclopts.config import Dict
 
 __all__ = [
+    "combine",
     "compare",
     "digits",
     "evaluate",
+    "extract",
     "generate",
     "inspect",
     "main",
@@ -42,6 +47,7 @@ __all__ = [
     "predict",
     "push",
     "report",
+    "resize",
     "sweep",
     "train",
     "work",

@@ -8,7 +8,8 @@ from cyclopts import Parameter
 
 from rankwise.cli.app import EXIT_OK, app
 from rankwise.shown import json_line, printable, shortened
-from rankwise.tasks.text.use.options import EvaluatedData, UseOptions, Writing
+from rankwise.tasks.text.groups import Writing
+from rankwise.tasks.text.use.options import EvaluatedData, UseOptions
 
 if TYPE_CHECKING:
     from rankwise.tasks.text.use.evaluating import Evaluation

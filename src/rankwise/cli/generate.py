@@ -13,7 +13,8 @@ from rankwise.errors import ConfigError, DataError
 from rankwise.shown import json_line, printable
 from rankwise.tasks.flags import listed
 from rankwise.tasks.reading import parse_columns
-from rankwise.tasks.text.use.options import UseOptions, Writing
+from rankwise.tasks.text.groups import Writing
+from rankwise.tasks.text.use.options import UseOptions
 
 if TYPE_CHECKING:
     from rankwise.tasks.text.data.examples import SftExample

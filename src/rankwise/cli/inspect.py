@@ -14,8 +14,8 @@ from rankwise.errors import AdapterFileError
 from rankwise.shown import json_line
 
 if TYPE_CHECKING:
-    from rankwise.adapter_files.inspecting import InspectedModule, Inspection
     from rankwise.report.adapter_run import AdapterRun
+    from rankwise.surgery.inspecting import InspectedModule, Inspection
 
 SHOWN = (
     ("base", "base_model_name_or_path"),
@@ -28,6 +28,12 @@ SHOWN = (
 )
 """Word -> field of the settings."""
 
+_NUMBER = re.compile(r"\b\d+\b")
+"""A layer's number in a path."""
+
+FIGURES = ("r", "alpha", "norm", "stable_rank", "effective_rank")
+"""What the table gives of each module."""
+
 
 @app.command
 def inspect(
@@ -35,14 +41,16 @@ def inspect(
     /,
     *,
     modules: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    figure: Path | None = None,
     json_: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
 ) -> int:
-    """Show what an adapter is: settings, modules, sizes, norms, effective ranks, and the run it came from.
+    """Show what an adapter is: settings, modules, sizes, norms, spectra, and the run it came from.
 
     Example: rankwise inspect runs/train/adapters/r8-s0
 
-    The base is not loaded. The norm is the norm of the update scale * B A; its effective rank is how many directions it
-    uses: r where all count alike, 1 where one is all.
+    The base is not loaded. The norm is the Frobenius norm of the update scale * B A. Its effective rank is how many
+    directions it uses (r where all count alike, 1 where one is all), its stable rank norm^2 / largest^2 of its singular
+    values: a low one says that a smaller rank may do (rankwise resize).
 
     Parameters
     ----------
@@ -50,11 +58,13 @@ def inspect(
         The adapter's folder.
     modules:
         List every module; by default modules that differ only in the number of their layer share a row.
+    figure:
+        Draw every module's singular values, ranks and norm into this file (.png, .svg or .pdf).
     json_:
-        Print all of it as JSON.
+        Print all of it as JSON, singular values included.
     """
-    from rankwise.adapter_files.inspecting import inspect_adapter
     from rankwise.report.adapter_run import run_of_adapter
+    from rankwise.surgery.inspecting import inspect_adapter
     from rankwise.sweeps.storage.owned import why_no_adapter
 
     if not (adapter / "adapter_config.json").exists() and (why := why_no_adapter(adapter)):
@@ -64,6 +74,10 @@ def inspect(
         print(json_line(_plain(found, run), indent=2))
     else:
         _show(found, run, each=modules)
+    if figure is not None:
+        from rankwise.report.adapter.spectra import draw_spectra
+
+        draw_spectra(found, figure)
     return EXIT_OK
 
 
@@ -113,7 +127,7 @@ def _show(found: "Inspection", run: "AdapterRun | None", *, each: bool) -> None:
     above = _shared_path(groups)
     table = Table(box=None, header_style="")
     table.add_column(f"modules in {printable(above)}" if above else "module", overflow="fold", ratio=1)
-    for column in ("n", "shape", "r", "alpha", "norm", "effective rank"):
+    for column in ("n", "shape", *(key.replace("_", " ") for key in FIGURES)):
         table.add_column(column, justify="right", no_wrap=True)
     for name, group in groups.items():
         d_out, d_in = group[0].shapes[1][0], "x".join(map(str, group[0].shapes[0][1:]))
@@ -121,11 +135,12 @@ def _show(found: "Inspection", run: "AdapterRun | None", *, each: bool) -> None:
             printable(name.removeprefix(f"{above}.")),
             str(len(group)),
             f"{d_out}x{d_in}",
-            *(_span([getattr(m, key) for m in group]) for key in ("r", "alpha", "norm", "effective_rank")),
+            *(_span([getattr(m, key) for m in group]) for key in FIGURES),
         )
     console.print(table)
-    for path, (shape, norm) in found.saved.items():
-        line(f"  in full: {path}, {'x'.join(map(str, shape))}, norm {norm:.3g}")
+    for (name, shape), norms in _saved(found, each=each).items():
+        n = f"{len(norms)} of " if len(norms) > 1 else ""
+        line(f"  in full: {n}{name}, {'x'.join(map(str, shape))}, norm {_span(norms)}")
     for finding in found.findings:
         line(finding)
 
@@ -134,12 +149,20 @@ def _groups(modules: "Iterable[InspectedModule]", *, each: bool) -> "dict[str, l
     """Group modules of one shape whose names differ only in numbers."""
     groups: dict[str, list[InspectedModule]] = {}
     for module in modules:
-        name = module.path if each else re.sub(r"\b\d+\b", "*", module.path)
+        name = module.path if each else _NUMBER.sub("*", module.path)
         same = next(
             (key for key in groups if key.split(" #")[0] == name and groups[key][0].shapes == module.shapes), ""
         )
         n = sum(key.split(" #")[0] == name for key in groups)
         groups.setdefault(same or (f"{name} #{n + 1}" if n else name), []).append(module)
+    return groups
+
+
+def _saved(found: "Inspection", *, each: bool) -> dict[tuple[str, tuple[int, ...]], list[float]]:
+    """The norms of what is saved whole, tensors of one name but for numbers, and of one shape, together."""
+    groups: dict[tuple[str, tuple[int, ...]], list[float]] = {}
+    for path, (shape, norm) in found.saved.items():
+        groups.setdefault((path if each else _NUMBER.sub("*", path), shape), []).append(norm)
     return groups
 
 

@@ -188,6 +188,11 @@ class PerAdapter:
             self._by_row = self._returns_rows(outputs, batch, groups)
         return self._by_row
 
+    @property
+    def by_row(self) -> bool:
+        """Whether the function was seen to return one value a row."""
+        return bool(self._by_row)
+
     def _called(self, outputs: Tensor, batch: Batch, groups: Groups) -> RowValues:
         if not self.is_by_row(outputs, batch, groups):
             return self._scalars(outputs, batch, groups.batch_of)

@@ -6,6 +6,7 @@ from rankwise.errors import option
 from rankwise.report import numbers
 from rankwise.results import AnswerResult, ConfigurationResult, Results, Verdict
 from rankwise.results.kinds import Interval
+from rankwise.results.outcomes import ByLoss
 from rankwise.sweeps.choose.wording import floor_words, probability
 
 
@@ -55,7 +56,7 @@ def _no_gain(results: Results, answer: AnswerResult) -> str:
     metric, base = numbers.words(results.metric.name), results.base.metric
     with_metric = "" if base is None else f" (test {metric} {numbers.metric(base)})"
     if answer.gain is not None and answer.gain.over == "constant":
-        over = floor_words("constant", higher_is_better=results.metric.higher_is_better)
+        over = floor_words("constant", results.metric.name, higher_is_better=results.metric.higher_is_better)
         return f"No gain: fine-tuning is not shown to beat {over}."
     return f"No gain: fine-tuning is not shown to beat the base{with_metric}. Use the base, with 0 parameters."
 
@@ -115,19 +116,56 @@ def explanation(results: Results) -> list[str]:
             sentences.append(f"Add seeds with `{answer.next}`.")
         if not results.complete:
             sentences.append(f"The sweep is not complete ({_progress(results)}), so the answer may still change.")
-        names = dict.fromkeys([answer.name, answer.reference])
-        concerned = [c for name in names if (c := results.configuration(name)) and c.lr_at_edge_of_grid]
-        if concerned:
-            sentences.append(
-                f"The best learning rate of {' and of '.join(map(reference_words, concerned))} lies at the edge of "
-                "the grid, so a better one may lie outside, which could change the answer; "
-                f"give {' and '.join(dict.fromkeys(_rates_to_add(results, c) for c in concerned))}."
-            )
+        sentences += _edges(results, answer)
+        if answer.by_loss and results.complete and not stands_alone(results):
+            sentences.append(_by_loss(results, answer.by_loss))
     if results.configurations and max(c.n_seeds for c in results.configurations) == 1:
         sentences.append(
             "With one seed the intervals hold only the error of sampling test examples, not the luck of training."
         )
     return sentences
+
+
+def _by_loss(results: Results, found: ByLoss) -> str:
+    """What the loss of the same runs says, in a line that says that it is not the answer."""
+    chosen, leaning = results.configuration(found.name), found.leaning
+    label = found.name if chosen is None else reference_words(chosen)
+    said = {
+        "shown": f"shown, {label}" + ("" if found.p_within is None else f", P = {probability(found.p_within)}"),
+        "nothing_smaller": f"nothing smaller than {label} will do",
+        "no_gain": "no gain is shown",
+        "undecided": "undecided",
+    }[found.verdict]
+    towards = None if leaning is None else results.configuration(leaning.name)
+    if leaning is not None and towards is not None:
+        p = "" if leaning.p_within is None else f" ({probability(leaning.p_within)})"
+        said += f", leaning to {towards.label}{p}"
+    name = "the loss" if found.metric == "loss" else numbers.words(found.metric)
+    return f"By {name}, which decides with fewer examples and is not the answer: {said}."
+
+
+def _edges(results: Results, answer: AnswerResult) -> list[str]:
+    """Which of answer and reference may do better at a learning rate that was not tried, and what that would change."""
+    sentences: list[str] = []
+    reference = results.configuration(answer.reference)
+    if reference is not None and reference.lr_at_edge_of_grid:
+        end, rates = _rates_to_add(results, reference)
+        weak = "; a reference that is too weak makes adapters look good" if answer.verdict in WEAK else ""
+        sentences.append(
+            f"The best learning rate of {reference_words(reference)}, {numbers.learning_rate(reference.lr)}, is the "
+            f"{end} that was tried, so it may do better than shown here{weak}; give {rates}."
+        )
+    chosen = None if answer.name == answer.reference else results.configuration(answer.name)
+    if chosen is not None and chosen.lr_at_edge_of_grid:
+        sentences.append(
+            f"The best learning rate of {reference_words(chosen)} lies at the edge of the grid, so a better one may "
+            f"lie outside, which could change the answer; give {_rates_to_add(results, chosen)[1]}."
+        )
+    return sentences
+
+
+WEAK: tuple[Verdict, ...] = ("shown", "undecided")
+"""Verdicts that a better reference could turn against adapters."""
 
 
 def trade_off(results: Results) -> list[str]:
@@ -198,14 +236,14 @@ def reference_words(reference: ConfigurationResult) -> str:
     return f"full fine-tuning, {label}" if reference.method == "full" and "full" not in label.lower() else label
 
 
-def _rates_to_add(results: Results, c: ConfigurationResult) -> str:
-    """The learning rates to try next where the best one tried is the lowest or the highest."""
+def _rates_to_add(results: Results, c: ConfigurationResult) -> tuple[str, str]:
+    """Which end of those tried the best learning rate is, "lowest" or "highest", and which to try in addition."""
     all_tried = [*results.runs, *(results.grid.search or [])]
     tried = [run.lr for run in all_tried if run.configuration == c.name and run.lr is not None]
     lowest = c.lr is None or c.lr <= min(tried, default=c.lr)
     names = {"full": ("baseline", "baseline-lr"), "head": ("lrs", "head-lr")}
     flag = option(*names.get(c.method, ("lrs", "lr")))
-    return f"{'lower' if lowest else 'higher'} rates with {flag}"
+    return ("lowest", f"lower rates with {flag}") if lowest else ("highest", f"higher rates with {flag}")
 
 
 def _no_answer(results: Results) -> str:

@@ -154,6 +154,27 @@ class Gain(Record, kw_only=True):
     lower_bound: float | None
 
 
+class ByLoss(Record, kw_only=True):
+    """What the same rule says by the loss of the same runs, with its default tolerance: it decides with fewer examples
+    than a share of right answers. It is not the answer.
+
+    Args:
+        metric: What the loss is called.
+        verdict: What is known by it.
+        name: Name of the configuration it would name; base where nothing is gained.
+        p_within: Probability that this configuration lies within the tolerance; null where it is reference or base.
+        leaning: Null unless this verdict is undecided.
+        tolerance: How much more than the reference's loss is good enough.
+    """
+
+    metric: str
+    verdict: Verdict
+    name: str
+    p_within: float | None
+    leaning: Leaning | None
+    tolerance: float
+
+
 class AnswerResult(Record, kw_only=True):
     """The recommendation.
 
@@ -182,6 +203,7 @@ class AnswerResult(Record, kw_only=True):
         more_seeds_needed: Seeds to add until it is decided; 0 where it is.
         reason: Why this one, or why none.
         next: A command that adds the seeds that could decide.
+        by_loss: What the loss of the same runs says; null where it is the metric, or is not known for each row.
     """
 
     verdict: Verdict
@@ -206,3 +228,4 @@ class AnswerResult(Record, kw_only=True):
     more_seeds_needed: Count | None
     reason: str | None
     next: str | UnsetType | None = UNSET
+    by_loss: ByLoss | UnsetType | None = UNSET

@@ -12,6 +12,7 @@ from rankwise.sweeps.candidates.from_user import Config, candidates_of
 from rankwise.sweeps.candidates.grid import Candidate
 from rankwise.sweeps.candidates.user_values import as_counts, as_rates, modules_of_head
 from rankwise.sweeps.choose.deciding import Deciding
+from rankwise.sweeps.model_metric import ModelMetric
 from rankwise.sweeps.problem import DEFAULT_DATA, Problem, Splits
 from rankwise.train.data.cuts import pooled
 from rankwise.train.data.feed import Feed
@@ -65,7 +66,7 @@ def candidates_from(
 def problem_of(
     splits: Splits,
     loss: PerBatch,
-    metric: PerBatch | None,
+    metric: PerBatch | ModelMetric | None,
     metric_name: str | None,
     higher_is_better: bool | None,
     feed: Feed,
@@ -74,10 +75,11 @@ def problem_of(
     return Problem(
         splits={DEFAULT_DATA: splits},
         loss=loss,
-        metric=metric or loss,
+        metric=loss if metric is None or isinstance(metric, ModelMetric) else metric,
         metric_name=metric_name or ("loss" if metric is None else "metric"),
         higher_is_better=metric is not None if higher_is_better is None else higher_is_better,
         feed=feed,
+        model_metric=metric if isinstance(metric, ModelMetric) else None,
     )
 
 

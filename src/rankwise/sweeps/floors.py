@@ -56,3 +56,24 @@ def majority_class(training: Tensor, labels: Tensor) -> np.ndarray:
     if not len(known):
         return np.zeros(len(labels))
     return (labels == torch.bincount(known).argmax()).double().cpu().numpy()
+
+
+LEAST_SHARE = 1e-6
+"""Of a class that the training data don't have: a finite loss."""
+
+
+def class_shares(training: Tensor, labels: Tensor) -> np.ndarray:
+    """The log-loss of each label under the class frequencies of the training data, the best constant prediction by it.
+
+    Args:
+        training: Class numbers of the training data, below 0 where there is none.
+        labels: Those of the rows to predict.
+
+    Examples:
+        >>> class_shares(torch.tensor([0, 1, 1, 1]), torch.tensor([1])).round(4)
+        array([0.2877], dtype=float32)
+    """
+    known = training[training >= 0]
+    counts = torch.bincount(known, minlength=int(labels.max()) + 1).float()
+    shares = (counts / max(1, len(known))).clamp_min(LEAST_SHARE)
+    return -shares.log()[labels].cpu().numpy()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -10,8 +10,8 @@ import numpy as np
 from rankwise.results.origin import RelativeTo
 from rankwise.results.outcomes import MeanInterval
 from rankwise.sweeps.choose.answer import BASE_ANSWER, Answer, Floors, decide, reference_of
-from rankwise.sweeps.choose.configurations import Configuration, choose_learning_rates, pareto_front
-from rankwise.sweeps.choose.rule import Rule
+from rankwise.sweeps.choose.configurations import Configuration, RunScore, choose_learning_rates, pareto_front
+from rankwise.sweeps.choose.rule import Rule, default_tolerance
 from rankwise.sweeps.choose.statistics import interval
 from rankwise.sweeps.problem import Problem, Run, SweepState
 
@@ -26,6 +26,7 @@ class Choice:
         path: Configurations that an adaptive plan decided on its way, the only ones that can be shown; None for all.
         reference: What an adaptive plan held them against; None, or one without results, for that of `reference_of`.
         rates: The learning rate that an adaptive plan settled on, by configuration; None chooses the best.
+        loss_floors: As `floors`, by the loss; None where it is not to be told what that says.
     """
 
     comparable: Sequence[str] | None = None
@@ -33,6 +34,7 @@ class Choice:
     path: Sequence[str] | None = None
     reference: str | None = None
     rates: Mapping[str, float] | None = None
+    loss_floors: Floors | None = None
 
 
 class JudgedSweep:
@@ -61,6 +63,28 @@ class JudgedSweep:
         if self.reference is None:
             return None
         return decide(self.able, self.reference, self.rule, self.choice.floors, self.choice.path)
+
+    @cached_property
+    def by_loss(self) -> Answer | None:
+        """What the rule says by the loss of the same runs, with the weights that are saved; None where the loss is the
+        metric, is not known for each row, or has no floor that a gain could be over."""
+        floors, by_loss = self.choice.loss_floors, self.problem.by_loss
+        runs = {run.name: run for run in self.swept.runs}
+        scores = {run.name: self.swept.scores[run.name].losses for c in self.able for run in c.runs}
+        if floors is None or self.reference is None or not all(v is not None for v in scores.values()):
+            return None
+
+        def judged(run: RunScore) -> RunScore:
+            losses = scores[run.name]
+            return run if losses is None else replace(run, validation=losses, rows=by_loss.cut_rows(runs[run.name]))
+
+        able = [replace(c, runs=tuple(map(judged, c.runs))) for c in self.able]
+        reference = next(c for c in able if c.name == self.reference.name)
+        known = floors.better([run.rows for run in reference.runs], higher_is_better=False)
+        if known is None or not all(run.counts for c in able for run in c.runs):
+            return None
+        rule = Rule(default_tolerance(False), False, self.rule.confidence, self.rule.strict)
+        return decide(able, reference, rule, floors, self.choice.path)
 
     @property
     def reference_figures(self) -> RelativeTo | None:

@@ -12,6 +12,8 @@ from rankwise.pack.groups import Groups
 from rankwise.pack.losses import PerAdapter
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import AdapterState
+from rankwise.sweeps.attaching import acting
+from rankwise.sweeps.model_metric import ModelMetric
 from rankwise.sweeps.problem import Problem, Run, Scores, SweepState
 from rankwise.train.data.tensors import Data, pick
 from rankwise.train.evaluation import evaluate_rows, in_parts
@@ -21,7 +23,11 @@ TEST = ""
 
 
 def measure(model: nn.Module, runs: Sequence[Run], problem: Problem, swept: SweepState, *, tests: bool = True) -> None:
-    """Score the finished runs of a pack; `tests` says whether to read test data."""
+    """Score the finished runs of a pack; `tests` says whether to read test data.
+
+    Where the metric needs the model itself, runs take their turns: rows pass in batches as large as fit, so that more
+    adapters at a time would not save a pass.
+    """
     finished = [run for run in runs if run.name in swept.outcomes and swept.outcomes[run.name].status == "finished"]
     if not finished:
         return
@@ -31,21 +37,40 @@ def measure(model: nn.Module, runs: Sequence[Run], problem: Problem, swept: Swee
     loss, metric = PerAdapter(problem.loss, "loss", piece=batch_size), PerAdapter(problem.metric, "metric")
     pack.step_rows = problem.feed.rows_a_pass or batch_size
     data, feed = problem.splits[finished[0].data], problem.feed
+    of_model = problem.model_metric is not None
+    read = {TEST: data.test, **problem.other_tests} if tests else {}
     with pack.attached(_example(data.validation, problem), training=False):
         losses, validation = _validation_rows(pack, finished[0].data, problem, [loss, metric])
-        read = {TEST: data.test, **problem.other_tests} if tests else {}
-        tested = {name: evaluate_rows(pack, rows, [metric], feed)[0] for name, rows in read.items()}
+        tested = {name: evaluate_rows(pack, d, [metric], feed)[0] for name, d in read.items() if not of_model}
     swept.note([*loss.notes, *metric.notes])
     by_name = {run.name: run for run in finished}
     for k, name in enumerate(member.member.name for member in pack.members):
+        run, outcome = by_name[name], swept.outcomes[name]
+        rows = {test: _numpy(values[k]) for test, values in tested.items()}
+        values, deciding = _numpy(validation[k]), outcome.deciding
+        if problem.model_metric is not None:
+            values, rows = _of_model(model, run, outcome.state, problem, problem.model_metric, read)
+            deciding = None  # of the loss: nothing was chosen by the metric on these rows
         swept.scores[name] = Scores(
-            _numpy(validation[k]),
+            values,
             float(losses[k].mean()),
-            _numpy(tested[TEST][k]) if tests else np.empty(0),
-            {test: _numpy(values[k]) for test, values in tested.items() if test != TEST},
-            deciding=swept.outcomes[name].deciding,
-            rows=problem.cut_rows(by_name[name]),
+            rows.pop(TEST, np.empty(0)),
+            rows,
+            deciding=deciding,
+            rows=problem.cut_rows(run),
+            losses=_numpy(losses[k]) if loss.by_row and (of_model or problem.metric is not problem.loss) else None,
         )
+
+
+def _of_model(
+    model: nn.Module, run: Run, state: AdapterState, problem: Problem, metric: ModelMetric, tests: Mapping[str, Data]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """A metric that needs the model, of one run: on its validation data, and on test data by name."""
+    feed = problem.feed
+    example = _example(problem.splits[run.data].validation, problem)
+    with acting(model, run, state, lambda: feed.call(model, example)):
+        validation = metric.rows(model, problem.validation_of(run))
+        return validation, {name: metric.rows(model, data) for name, data in tests.items()}
 
 
 def validate(
@@ -97,6 +122,8 @@ def base_rows(model: nn.Module, problem: Problem, data: Data, function: PerAdapt
         data: The rows.
         function: Measured in place of the metric.
     """
+    if function is None and problem.model_metric is not None:
+        return problem.model_metric.rows(model, data)
     feed, device = problem.feed, next(model.parameters()).device
     role = "loss" if problem.metric is problem.loss else "metric"
     metric, one = function or PerAdapter(problem.metric, role), Groups([0], 1, device)

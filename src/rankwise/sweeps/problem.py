@@ -1,7 +1,7 @@
 """The problem of a sweep and its results: runs, data, loss and metric; outcomes and scores."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor
@@ -11,9 +11,10 @@ from rankwise.pack.member import Member
 from rankwise.pack.resolved import AdapterState
 from rankwise.results.kinds import Method, Status
 from rankwise.sweeps.choose.configurations import RunScore
+from rankwise.sweeps.model_metric import ModelMetric
 from rankwise.train.data.cuts import Rotation
 from rankwise.train.data.feed import Feed
-from rankwise.train.data.tensors import Data, count_rows
+from rankwise.train.data.tensors import Data, count_rows, pick
 from rankwise.train.events import EpochEnded, Event, RunEnded
 from rankwise.train.outcome import EpochPoint, Outcome
 from rankwise.train.settings import Training
@@ -76,14 +77,18 @@ class Problem:
     Args:
         splits: Data by the names that runs give in `data`.
         loss: loss(outputs, batch) of one adapter.
-        metric: metric(outputs, batch) of one adapter, one value a row.
+        metric: metric(outputs, batch) of one adapter, one value a row; read after every epoch.
         other_tests: Further test sets on which the metric is taken, by the metric's name there.
-        metric_name: The metric's name.
+        metric_name: What the metric that decides is called.
         higher_is_better: False for losses.
         feed: How data reach the model.
         constant: (training data, data) -> the metric of each row of the data for the best constant prediction, such as
-            the majority class; None where there is none.
-        rotate: Whether each seed trains and validates on its own rows where the splits have a rotation.
+            the majority class; None where there is no such thing.
+        rotate: Whether each seed trains and validates on rows of its own where the splits have a rotation.
+        model_metric: What decides in place of the metric, read off the model of each run that has ended; the metric is
+            then the loss.
+        loss_name: What the loss is called.
+        loss_constant: As `constant`, for the loss.
     """
 
     splits: Mapping[str, Splits]
@@ -95,6 +100,35 @@ class Problem:
     feed: Feed = field(default_factory=Feed)
     constant: Callable[[Data, Data], np.ndarray] | None = None
     rotate: bool = False
+    model_metric: ModelMetric | None = None
+    loss_name: str = "loss"
+    loss_constant: Callable[[Data, Data], np.ndarray] | None = None
+
+    @property
+    def by_loss(self) -> "Problem":
+        """The problem judged by its loss."""
+        return replace(
+            self,
+            metric=self.loss,
+            metric_name=self.loss_name,
+            higher_is_better=False,
+            constant=self.loss_constant,
+            model_metric=None,
+        )
+
+    @property
+    def each_epoch(self) -> "Problem":
+        """The problem as it is judged while runs train: by the loss, where the metric needs the model of a run that has
+        ended."""
+        return self if self.model_metric is None else self.by_loss
+
+    def validation_of(self, run: Run) -> Data:
+        """The validation data of a run."""
+        splits, rotation = self.splits[run.data], self.rotation_of(run.data)
+        if rotation is None:
+            return splits.validation
+        rows = rotation.cut(run.member.seed).validation
+        return pick(rotation.pool, lambda t: t.index_select(0, rows.to(t.device)))
 
     def rotation_of(self, data: str) -> Rotation | None:
         """How each seed splits the rows; None where all seeds train and validate on the same rows."""
@@ -106,9 +140,14 @@ class Problem:
         return count_rows(self.splits[data].train, "training") if rotation is None else rotation.n_train
 
     def cut_rows(self, run: Run) -> np.ndarray | None:
-        """The rows of the pool on which a run validates; None where all seeds validate on the same rows."""
+        """The rows of the pool on which a run's metric is taken; None where all seeds validate on the same rows."""
         rotation = self.rotation_of(run.data)
-        return None if rotation is None else rotation.cut(run.member.seed).validation.numpy()
+        if rotation is None:
+            return None
+        rows = rotation.cut(run.member.seed).validation
+        if self.model_metric is not None:
+            rows = rows[self.model_metric.places(self.validation_of(run))]
+        return rows.numpy()
 
 
 @dataclass(frozen=True)
@@ -122,6 +161,8 @@ class Scores:
         other: On further test sets, by the metric's name there.
         deciding: The cross-fitted metric of each validation example, where there is one.
         rows: The rows of the pool that its validation examples are, where each seed has its own.
+        losses: The loss of each validation example with the weights that are saved, where the metric is not the loss
+            and the loss has a value for each row.
     """
 
     validation: np.ndarray
@@ -130,6 +171,7 @@ class Scores:
     other: Mapping[str, np.ndarray]
     deciding: np.ndarray | None = None
     rows: np.ndarray | None = None
+    losses: np.ndarray | None = None
 
     @property
     def decisive(self) -> np.ndarray:

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 import numpy as np
+from msgspec import UNSET
 
 from rankwise.results import FORMAT, AnswerResult, ConfigurationResult, Results, RunResult
 from rankwise.results.origin import MetricInfo, RelativeTo
-from rankwise.results.outcomes import BoundedDifference, Gain, Leaning, MeanInterval
+from rankwise.results.outcomes import BoundedDifference, ByLoss, Gain, Leaning, MeanInterval
 from rankwise.sweeps.choose.answer import BASE_ANSWER, Answer, Comparison
 from rankwise.sweeps.choose.configurations import Configuration, signed
 from rankwise.sweeps.choose.reason import reason
@@ -202,11 +203,9 @@ def recommended_adapter(
 
 def _answer(answer: Answer, found: JudgedSweep, adapters: Mapping[str, str]) -> AnswerResult:
     rule, labels, higher_is_better = found.rule, found.labels, found.problem.higher_is_better
-    tolerance_words = rule.tolerance.words(
-        labels[answer.reference],
-        found.problem.metric_name,
-        floor_words(answer.floor, higher_is_better=higher_is_better),
-    )
+    metric = found.problem.metric_name
+    floor = floor_words(answer.floor, metric, higher_is_better=higher_is_better)
+    tolerance_words = rule.tolerance.words(labels[answer.reference], metric, floor)
     leaning = None if answer.leaning is None else answer.comparisons[answer.leaning]
     relative, relative_interval = _relative_metric(answer, found)
     return AnswerResult(
@@ -235,9 +234,26 @@ def _answer(answer: Answer, found: JudgedSweep, adapters: Mapping[str, str]) -> 
             labels,
             answer.smaller,
             tolerance_words,
+            floor,
             strict=rule.strict,
             adaptive=found.choice.path is not None,
         ),
+        by_loss=UNSET if found.by_loss is None else _by_loss(found.by_loss, found.problem.loss_name),
+    )
+
+
+def _by_loss(answer: Answer, name: str) -> ByLoss:
+    chosen, leaning = (
+        None if one is None else answer.comparisons.get(one)
+        for one in (answer.name if answer.verdict == "shown" else None, answer.leaning)
+    )
+    return ByLoss(
+        metric=name,
+        verdict=answer.verdict,
+        name=answer.name,
+        p_within=None if chosen is None else chosen.p_within,
+        leaning=None if leaning is None else Leaning(name=leaning.name, p_within=leaning.p_within),
+        tolerance=answer.tolerance,
     )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from adapted_models import mlp, ours
 from rankwise.adapter_files import load_adapter, read_adapter, save_adapter, write_adapter
 from rankwise.adapter_files.base.checksums import BaseRecord
+from rankwise.adapter_files.folder import FileBase
 from rankwise.errors import AdapterFileError
 from rankwise.lora import LoRAConfig, base_state_dict, eject, merge
 
@@ -22,7 +23,9 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 def small(tmp_path):
     """The smallest adapter there is, with a base: few bytes, so that each can be tried."""
     pair = (torch.ones(1, 2), torch.ones(1, 1))
-    return write_adapter(tmp_path, LoRAConfig(r=1), {"f": pair}, base=BaseRecord({"f": torch.ones(1, 2)}))
+    return write_adapter(
+        tmp_path, LoRAConfig(r=1), {"f": pair}, base=FileBase(record=BaseRecord({"f": torch.ones(1, 2)}))
+    )
 
 
 @pytest.mark.parametrize(

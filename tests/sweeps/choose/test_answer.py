@@ -10,6 +10,7 @@ from rankwise.sweeps.choose.answer import Floors, compare_with_reference, decide
 from rankwise.sweeps.choose.configurations import RunScore, choose_learning_rates
 from rankwise.sweeps.choose.reason import reason
 from rankwise.sweeps.choose.rule import Rule, Tolerance, default_tolerance
+from rankwise.sweeps.choose.wording import floor_words
 
 N = 1000
 
@@ -47,7 +48,8 @@ def decided(*groups, tolerance=0.01, higher_is_better=True, floors=None, **setti
 
 def told(answer, strict=False):
     labels = {name: name for name in [*answer.comparisons, answer.reference]}
-    return reason(answer, labels, answer.smaller, "1% of full", strict=strict)
+    floor = floor_words(answer.floor, "accuracy", higher_is_better=True)
+    return reason(answer, labels, answer.smaller, "1% of full", floor, strict=strict)
 
 
 def floor(mean, n=N):

@@ -99,7 +99,9 @@ class MadeUp:
                 found.scores[run.name] = Scores(np.roll(hits, run.member.seed), 0.0, np.empty(0), {})
         return found
 
-    def search_rates(self, candidates: Sequence[Candidate], seed: int) -> Phases[tuple[Any, Any, Any]]:
+    def search_rates(
+        self, candidates: Sequence[Candidate], seed: int, further: Sequence[str] = ()
+    ) -> Phases[tuple[Any, Any, Any]]:
         yield from ()
         assert seed == SEARCH_SEED
         told = [(c.name, lr, self.accuracy(c.name, lr, seed) or 0.0) for c in candidates for lr in c.lrs]

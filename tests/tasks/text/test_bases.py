@@ -27,10 +27,11 @@ from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.encode.sft import SftOptions, prompt_text, tokenize_sft
 from rankwise.tasks.text.encode.templates import template_text, writes_date
 from rankwise.tasks.text.encode.tokens import find_answer_context, find_context, reading_config
+from rankwise.tasks.text.groups import Writing
 from rankwise.tasks.text.model.models import ModelOptions, load_text_model
 from rankwise.tasks.text.options import SweepOptions
 from rankwise.tasks.text.prompting import Prompting, read_prompting
-from rankwise.tasks.text.use.generating import Writing, as_prompt, write_texts
+from rankwise.tasks.text.use.generating import as_prompt, write_texts
 from rankwise.tasks.text.use.options import UseOptions
 from rankwise.tasks.text.use.served import BASE_NAME, load_adapted
 from text_models import CHATML, VOCABULARY, make_model, make_tokenizer

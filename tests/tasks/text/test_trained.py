@@ -11,9 +11,10 @@ pytest.importorskip("transformers")
 from rankwise.cli import main
 from rankwise.errors import ConfigError, DataError
 from rankwise.report import read_results
+from rankwise.tasks.text.groups import Writing
 from rankwise.tasks.text.prompting import Prompting
 from rankwise.tasks.text.trained import Trained, read_trained
-from rankwise.tasks.text.use.generating import Writing, as_prompt, write_texts
+from rankwise.tasks.text.use.generating import as_prompt, write_texts
 from rankwise.tasks.text.use.options import UseOptions
 from rankwise.tasks.text.use.served import BASE_NAME, load_adapted
 from rounding import alike

@@ -22,9 +22,10 @@ from rankwise.report import read_results
 from rankwise.tasks.text.data.examples import PromptPair
 from rankwise.tasks.text.data.labels import read_labels
 from rankwise.tasks.text.encode.sft import SftOptions, prompt_ids, tokenize_sft
+from rankwise.tasks.text.groups import Writing
 from rankwise.tasks.text.model.models import ModelOptions, load_text_model
 from rankwise.tasks.text.prompting import Prompting, read_prompting
-from rankwise.tasks.text.use.generating import Writing, as_prompt, write_texts
+from rankwise.tasks.text.use.generating import as_prompt, write_texts
 from rankwise.tasks.text.use.options import UseOptions
 from rankwise.tasks.text.use.served import BASE_NAME, load_adapted
 from text_models import make_model, make_tokenizer

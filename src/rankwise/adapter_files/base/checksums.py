@@ -30,6 +30,9 @@ from rankwise.adapter_files.findings import Findings
 from rankwise.errors import AdapterFileError
 
 TENSORS, CONFIG, BASE, OTHERS, BUFFERS = "sha256", "sha256_config", "base", "base_others", "buffers"
+PLAIN = {"format": "pt"}
+"""Metadata that PEFT writes."""
+
 SAMPLED = 256
 """Most entries of a base weight that are hashed."""
 
@@ -51,15 +54,26 @@ class BaseRecord:
     paths: Collection[str] = ()
 
 
-def metadata_of(flat: Mapping[str, Tensor], config: str, base: BaseRecord) -> dict[str, str]:
+def metadata_of(flat: Mapping[str, Tensor], config: str, records: Mapping[str, str]) -> dict[str, str]:
     """Return the metadata of a tensor file.
 
     Args:
         flat: Key -> contiguous tensor on the CPU.
         config: Text of `adapter_config.json`.
-        base: The base, as far as it is known.
+        records: Entries on the base, of `records_of_base` or `records_of_file`.
     """
-    entries = {"format": "pt", CONFIG: _config_checksum(config)}
+    entries = {**PLAIN, CONFIG: _config_checksum(config), **records}
+    return {**entries, TENSORS: _tensors_checksum(flat, entries)}
+
+
+def records_of_file(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return what a file's metadata say of its base, for another adapter of this base."""
+    return {entry: metadata[entry] for entry in (BASE, OTHERS, BUFFERS) if entry in metadata}
+
+
+def records_of_base(base: BaseRecord) -> dict[str, str]:
+    """Return what metadata say of a base, as far as it is known."""
+    entries: dict[str, str] = {}
     seen = {name: _describe(weight) for name, weight in base.adapted.items() if weight is not None}
     other_weights = {
         name: _describe_shaped(tensor) for name, tensor in base.other_weights.items() if tensor is not None
@@ -70,7 +84,7 @@ def metadata_of(flat: Mapping[str, Tensor], config: str, base: BaseRecord) -> di
         entries[OTHERS] = json.dumps(other_weights)
     if base.buffers:
         entries[BUFFERS] = json.dumps(sorted(base.buffers))
-    return {**entries, TENSORS: _tensors_checksum(flat, entries)}
+    return entries
 
 
 def check_file(path: Path, flat: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

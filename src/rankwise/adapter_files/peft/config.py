@@ -180,7 +180,7 @@ def fields_of(
         **config.extra,
         # Readers from before it was thought of don't know the field.
         **({"trainable_token_indices": rows} if rows or "trainable_token_indices" in config.extra else {}),
-        "alpha_pattern": _as_peft(pinned(alphas, _without_fraction(config.alpha))),
+        "alpha_pattern": as_peft_pattern(pinned(alphas, _without_fraction(config.alpha))),
         "bias": config.bias,
         "exclude_modules": None,
         "inference_mode": True,
@@ -191,7 +191,7 @@ def fields_of(
         "modules_to_save": sorted(map(str, as_list(config.modules_to_save))) or None,
         "peft_type": "LORA",
         "r": config.r,
-        "rank_pattern": _as_peft(pinned(ranks, config.r)),
+        "rank_pattern": as_peft_pattern(pinned(ranks, config.r)),
         "target_modules": modules if reached.keys() <= {*modules} else "|".join(map(re.escape, modules)),
         "target_parameters": parameters or None,
         **{other.peft.switch: other.peft is form for other in VARIANTS.values() if other.peft.switch},
@@ -232,7 +232,7 @@ def _without_fraction(number: int | float) -> int | float:
     return int(number) if float(number).is_integer() else number
 
 
-def _as_peft(pattern: Mapping[str, Any]) -> dict[str, Any]:
+def as_peft_pattern(pattern: Mapping[str, Any]) -> dict[str, Any]:
     """Spell our patterns as PEFT's: regular expressions on the end of a path, "^" where it must be all of it."""
     return {re.sub("^re:", "^", key): value for key, value in pattern.items()}
 

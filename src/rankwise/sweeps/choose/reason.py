@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rankwise.sweeps.choose.answer import Answer, Comparison
-from rankwise.sweeps.choose.wording import amount, floor_words, probability
+from rankwise.sweeps.choose.wording import amount, probability
 
 
 def reason(
@@ -11,6 +11,7 @@ def reason(
     labels: Mapping[str, str],
     smaller: Sequence[str],
     tolerance_words: str,
+    floor: str,
     *,
     strict: bool,
     adaptive: bool = False,
@@ -22,16 +23,18 @@ def reason(
         labels: Configurations in words, by name.
         smaller: Names of the configurations that could have been the answer, smallest first.
         tolerance_words: The tolerance in words.
+        floor: What the reference's gain is over, in words.
         strict: Whether the worst case is guarded against.
         adaptive: Whether an adaptive plan chose what to compare, looking again after each seed.
     """
     compared = [answer.comparisons[name] for name in smaller if name in answer.comparisons]
     reference = labels[answer.reference]
+    if answer.verdict == "no_gain":
+        return _no_gain(answer, reference, floor)
     within = f"within {tolerance_words} ({amount(answer.tolerance, answer.binary)})"
     say = {
         "shown": _shown,
         "nothing_smaller": _nothing_smaller,
-        "no_gain": _no_gain,
         "undecided": _undecided,
     }[answer.verdict]
     sentences = say(answer, compared, labels, reference, within)
@@ -77,15 +80,12 @@ def _nothing_smaller(
     ]
 
 
-def _no_gain(
-    answer: Answer, compared: Sequence[Comparison], labels: Mapping[str, str], reference: str, within: str
-) -> list[str]:
-    over = floor_words(answer.floor, higher_is_better=answer.binary)
+def _no_gain(answer: Answer, reference: str, floor: str) -> str:
     mean, bound = answer.gain or (0.0, 0.0)
-    return [
-        f"Fine-tuning is not shown to beat {over}: {reference} gains {mean:+.4f} on validation data, with a lower "
+    return (
+        f"Fine-tuning is not shown to beat {floor}: {reference} gains {mean:+.4f} on validation data, with a lower "
         f"bound of {bound:+.4f}. Use the base as it is, or train longer, with higher learning rates or more data."
-    ]
+    )
 
 
 def _undecided(

@@ -25,13 +25,20 @@ def probability(p: float) -> str:
     return f"{100 * p:.1f}%" if p > 0.985 or p < 0.015 else f"{100 * p:.0f}%"
 
 
-def floor_words(floor: str | None, *, higher_is_better: bool) -> str:
-    """What fine-tuning must beat, in words: the base, or the best constant answer, of numbers their median.
+def floor_words(floor: str | None, metric: str, *, higher_is_better: bool) -> str:
+    """What fine-tuning must beat, in words: the base, or the best constant answer by the metric.
 
     Examples:
-        >>> floor_words("constant", higher_is_better=True), floor_words("constant", higher_is_better=False)
-        ('always predicting the most frequent class', 'always predicting the median')
+        >>> floor_words("constant", "accuracy", higher_is_better=True)
+        'always predicting the most frequent class'
+        >>> floor_words("constant", "mean absolute error", higher_is_better=False)
+        'always predicting the median'
     """
     if floor != "constant":
         return "the base"
-    return f"always predicting the {'most frequent class' if higher_is_better else 'median'}"
+    what = CONSTANTS.get(metric, "the most frequent class" if higher_is_better else "the median")
+    return f"always predicting {what}"
+
+
+CONSTANTS = {"log-loss": "the frequencies of the classes", "mean squared error": "the mean"}
+"""The best constant prediction by a loss, in words."""

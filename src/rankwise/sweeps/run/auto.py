@@ -105,7 +105,7 @@ class Walk:
         self.ladders = ladders_of(sorted(sized, key=lambda c: (self.parameters[c.name], c.name)))
         on_ladders = {name for ladder in self.ladders for name in ladder.names} | {self.reference.name}
         self.off_ladder = [c for c in stages.candidates if c.name not in on_ladders]
-        self.rates: dict[str, float] = {}
+        self.rates, self.found = dict[str, float](), dict[str, float]()
 
     def phases(self) -> Phases[StageResult]:
         """Search for rates, follow the ladders, complete the curve.
@@ -131,6 +131,8 @@ class Walk:
         order = list(self.candidates)
         swept.runs = sorted(swept.runs, key=lambda run: (order.index(run.configuration), run.training.lr, run.name))
         path = tuple(name for name in self.path if not self._lost(name))
+        # A neighbour that did better is none of those that the search tried last.
+        edges = {name: edge for name, edge in edges.items() if self.rates[name] == self.found[name]}
         return StageResult(swept, edges, told, path, self.reference.name, dict(self.rates))
 
     def expected(self) -> list[PlannedStage]:
@@ -167,16 +169,24 @@ class Walk:
                 f"Searching for learning rates at {', '.join(c.label for c in several)}; the others take theirs from "
                 "them."
             )
-            found, edges, told = yield from self.stages.search_rates(several, SEARCH_SEED)
+            # A reference that is too weak makes adapters look good.
+            further = (self.reference.name,) if self._one_more() else ()
+            found, edges, told = yield from self.stages.search_rates(several, SEARCH_SEED, further)
             self.searched = len(told)
         self.rates = {c.name: found.get(c.name, c.lrs[0]) for c in chosen}
         for ladder in self.ladders:
             for name in ladder.names:
                 self.rates.setdefault(name, self.rates[ladder.middle])
+                edges.setdefault(name, edges.get(ladder.middle, False))
+        self.found = dict(self.rates)
         largest = self.rates[self.ladders[-1].middle] if self.ladders else None
         for c in self.off_ladder:
             self.rates[c.name] = largest if c.method == "lora" and largest is not None else c.lrs[0]
         return edges, told
+
+    def _one_more(self) -> bool:
+        """Whether the runs allowed are more than the first comparison takes."""
+        return self.auto.max_runs is None or self.auto.max_runs > sum(len(s.runs) for s in self.expected())
 
     def _cheap(self) -> bool:
         """Whether all sizes train together."""

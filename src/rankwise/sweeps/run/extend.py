@@ -78,6 +78,8 @@ class Earlier:
             raise self._refused(
                 f"the base has other weights now: SHA-256 {sha[:12]}, and {str(results.base.sha256)[:12]} then"
             )
+        if problem.metric_name != results.metric.name:
+            raise self._refused(f"the metric is {problem.metric_name} now, and was {results.metric.name}")
         before = plain(results.data)
         for part, now in json.loads(json.dumps(data)).items():
             if now != before.get(part):
@@ -179,8 +181,10 @@ class Earlier:
                 math.nan if loss is None else loss,
                 arrays[f"test/{name}"],
                 {test: arrays[f"other/{test}/{name}"] for test in problem.other_tests},
-                deciding=deciding,
+                # Of texts that were written no epoch was chosen, so the cross-fitted values are of the loss.
+                deciding=deciding if problem.model_metric is None else None,
                 rows=rows,
+                losses=arrays.get(f"loss/{name}"),
             )
         swept.parameters = parameters
         swept.curve = _points(self.files["curves.csv"].decode("utf-8"))

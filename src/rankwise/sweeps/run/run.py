@@ -93,7 +93,9 @@ def run_sweep(
     swept.note(plan.notes)
     by_name = {run.name: run for run in runs}
     packs = [[by_name[name] for name in pack] for pack in plan.packs]
-    observer.on_event(Started(tuple(_info(run, parameters[run.name], problem) for run in runs), problem.metric_name))
+    observer.on_event(
+        Started(tuple(_info(run, parameters[run.name], problem) for run in runs), problem.each_epoch.metric_name)
+    )
     kept = None
     if checkpoints is not None:
         kept = Checkpoints(checkpoints, lambda text: observer.on_event(Message(text)), every)
@@ -102,7 +104,7 @@ def run_sweep(
         root = within.root or checkpoints
         context = StageContext(model, problem, checkpoints, root, plan.sha256, swept, stop, every)
         worker = workers.worker(context, lambda: kept is not None and kept.due())
-        scheduler = Scheduler(model, packs, problem, plan.rungs, swept, observer, keeper, stop)
+        scheduler = Scheduler(model, packs, problem.each_epoch, plan.rungs, swept, observer, keeper, stop)
         with suppress(KeyboardInterrupt):
             if resume:
                 scheduler.resume()
@@ -144,12 +146,14 @@ def _measure(
     finished = sum(outcome.status == "finished" for outcome in swept.outcomes.values())
     if tests and finished:
         measuring = f"Measuring {finished:,} finished run{'' if finished == 1 else 's'} on test data"
+        if problem.model_metric is not None:
+            measuring = measuring.replace("on test", f"by {problem.metric_name} on validation and test")
         observer.on_event(Message(measuring))
     for i, pack in enumerate(packs):
         peak = plan.base_bytes + sum(plan.memory[run.name] for run in pack)
         swept.packs |= {run.name: i for run in pack}
         swept.memory |= {run.name: peak for run in pack}
-        measure(model, pack, problem, swept, tests=tests)
+        measure(model, pack, problem if tests else problem.each_epoch, swept, tests=tests)
 
 
 def _info(run: Run, parameters: int, problem: Problem) -> RunInfo:

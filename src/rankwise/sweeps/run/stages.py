@@ -4,7 +4,7 @@ Each stage is its own sweep with its own plan and checkpoints, and follows from 
 resumed run comes to the same stages.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -124,13 +124,15 @@ class Stages:
         return StageResult((yield from self._train(runs, self.rungs, tests=True)), edges, search_row)
 
     def search_rates(
-        self, candidates: Sequence[Candidate], seed: int
+        self, candidates: Sequence[Candidate], seed: int, further: Collection[str] = ()
     ) -> Phases[tuple[dict[str, float], dict[str, bool], list[dict[str, Any]]]]:
         """Find learning rates of some candidates with one seed, the worse half leaving after a quarter of the epochs.
 
         Args:
             candidates: Those with several rates.
             seed: Where the search has no data of its own.
+            further: Names of those for which one rate beyond the grid is tried, where the best one lies at its edge,
+                even if the grid is not to be widened.
 
         Returns:
             The best rate of each, whether it lies at the edge of its grid, and what was tried, for `results.json`.
@@ -143,17 +145,19 @@ class Stages:
         search_row = [] if self.finished is None else [*self.finished.searched]
         candidates = [c for c in candidates if c.name not in known]
         if candidates:
-            search_row += yield from self._search(candidates, seed)
+            search_row += yield from self._search(candidates, seed, further)
         return (
             {n: lr for n, (lr, _) in self._rates.items()},
             {n: edge for n, (_, edge) in self._rates.items()},
             search_row,
         )
 
-    def _search(self, candidates: Sequence[Candidate], seed: int) -> Phases[list[dict[str, Any]]]:
+    def _search(
+        self, candidates: Sequence[Candidate], seed: int, further: Collection[str]
+    ) -> Phases[list[dict[str, Any]]]:
         runs, rungs = self.searching(candidates, seed)
         seeds, data = ((seed,), None) if self.search is None else (self.search.seeds, self.search.data)
-        searched = yield from self._grid(runs, rungs, seeds, data, tests=False)
+        searched = yield from self._grid(runs, rungs, seeds, data, tests=False, further=further)
         if not searched.complete:
             raise KeyboardInterrupt
         rates, edges = self._best_rates(searched)
@@ -170,7 +174,7 @@ class Stages:
         return runs_of(candidates, (seed,)), tuple(self.rungs) or quarter
 
     def _best_rates(self, searched: SweepState) -> tuple[dict[str, float], dict[str, bool]]:
-        chosen = choose_learning_rates(scores_of(searched), self.problem.higher_is_better)
+        chosen = choose_learning_rates(scores_of(searched), self.problem.each_epoch.higher_is_better)
         rates = {c.name: c.lr if c.runs else _last_left(searched, c.name) for c in chosen}
         known = {name: lr for name, lr in rates.items() if lr is not None}
         return known, {c.name: c.lr_at_edge_of_grid for c in chosen}
@@ -243,23 +247,37 @@ class Stages:
         seeds: Sequence[int],
         data: str | None,
         tests: bool | None = None,
+        further: Collection[str] = (),
     ) -> Phases[SweepState]:
-        """Train a grid, and what widens it."""
+        """Train a grid, and what widens it; that of `further` by one rate in any case."""
         tests = data is None if tests is None else tests
         swept = yield from self._train(runs, rungs, tests=tests)
-        for _ in range(MOST_WIDENINGS if self.widen else 0):
-            more = self._beyond(swept, seeds, data) if swept.complete else []
+        higher = (self.problem if tests else self.problem.each_epoch).higher_is_better
+        for _ in range(MOST_WIDENINGS if self.widen else 1 if further else 0):
+            names = None if self.widen else further
+            more = self._beyond(swept, seeds, data, higher, names) if swept.complete else []
             if not more:
                 break
             swept.add((yield from self._train(more, (), tests=tests)))
         return swept
 
-    def _beyond(self, swept: SweepState, seeds: Sequence[int], data: str | None) -> list[Run]:
+    def _beyond(
+        self,
+        swept: SweepState,
+        seeds: Sequence[int],
+        data: str | None,
+        higher_is_better: bool,
+        names: Collection[str] | None,
+    ) -> list[Run]:
+        """Runs at a rate beyond those tried, of configurations (of these names; None for all) whose best is at the
+        edge."""
         runs: list[Run] = []
         by_name = {c.name: c for c in self.candidates}
         scores = scores_of(swept)
         tried = {name: [run.lr or 0.0 for run in group] for name, group in by_configuration(scores).items()}
-        for c in choose_learning_rates(scores, self.problem.higher_is_better):
+        for c in choose_learning_rates(scores, higher_is_better):
+            if names is not None and c.name not in names:
+                continue
             lr = wider(by_name[c.name], c.lr, tried[c.name]) if c.runs and c.lr is not None else None
             if lr is not None:
                 runs += [by_name[c.name].run(lr, seed, data) for seed in seeds]

@@ -307,7 +307,11 @@ def _write_files(
         arrays = {f"validation/{name}": scores.validation for name, scores in swept.scores.items()}
         arrays |= {f"test/{name}": scores.test for name, scores in swept.scores.items()}
         for name, scores in swept.scores.items():
-            optional = {f"deciding/{name}": scores.deciding, f"rows/{name}": scores.rows}
+            optional = {
+                f"deciding/{name}": scores.deciding,
+                f"rows/{name}": scores.rows,
+                f"loss/{name}": scores.losses,
+            }
             arrays |= {key: values for key, values in optional.items() if values is not None}
             arrays |= {f"other/{test}/{name}": values for test, values in scores.other.items()}
         with temporary.open("wb") as file:

@@ -111,9 +111,10 @@ def why_no_adapter(folder: Path) -> str | None:
         if answer
         else "it has no answer"
     )
-    more = f" {answer['next']} may decide it;" if isinstance(answer.get("next"), str) else ""
-    one = f" an adapter of your own choice is given by its folder, such as {run / adapter}" if adapter else ""
-    return f"{run} recommends no adapter, so there is no {folder}: {why}.{more}{one}.".replace(";.", ".")
+    advice = [f"{answer['next']} may decide it"] if isinstance(answer.get("next"), str) else []
+    if adapter:
+        advice.append(f"an adapter of your own choice is given by its folder, such as {run / adapter}")
+    return "; ".join([f"{run} recommends no adapter, so there is no {folder}: {why}", *advice]) + "."
 
 
 def foreign(directory: Path) -> Iterator[Path]:

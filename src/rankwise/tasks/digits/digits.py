@@ -21,7 +21,7 @@ from rankwise.results.origin import Published, PublishedRow
 from rankwise.streams import stream_seed
 from rankwise.sweeps.candidates.grid import Candidate
 from rankwise.sweeps.candidates.naming import distinct_names, label_in_words
-from rankwise.sweeps.floors import majority_class
+from rankwise.sweeps.floors import class_shares, majority_class
 from rankwise.sweeps.problem import Problem, Splits
 from rankwise.tasks.digits.mnist import RawDigits, Split
 from rankwise.tasks.options import DigitsOptions
@@ -201,6 +201,8 @@ def make_problem(raw: RawDigits, device: torch.device) -> Problem:
         metric=accuracy,
         other_tests={"accuracy_on_0_4": splits["old"].test},
         constant=lambda train, rows: majority_class(tensors_of(train)[1], tensors_of(rows)[1]),
+        loss_name="log-loss",
+        loss_constant=lambda train, rows: class_shares(tensors_of(train)[1], tensors_of(rows)[1]),
     )
 
 

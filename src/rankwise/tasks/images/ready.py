@@ -72,6 +72,8 @@ def ready_images(options: TextOptions) -> BuiltTask:
         notes=[*notes, *examples.notes, *loaded.notes],
         beside=labels.save,
         constant=partial(constant_rows, labels, metric.function),
+        loss_name=metric_of(KIND, "loss").name,
+        loss_constant=partial(constant_rows, labels, CLASSIFY_LOSSES[KIND]),
         check_start=labels.check_same,
         targets=targets,
         reads="images",

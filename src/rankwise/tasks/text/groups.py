@@ -30,6 +30,7 @@ from rankwise.tasks.settings import (
 DEFAULT_RANK = 8
 """Of a single adapter."""
 
+TEMPERATURE = Requirement(lambda t: 0 <= t < float("inf"), "it is 0 or a positive number, such as 0.7")
 EXAMPLES = Requirement(lambda n: n >= 0, "it is a number of examples, 0 to train the whole grid")
 Share = Annotated[float, PART]
 
@@ -212,8 +213,11 @@ class FormOptions(OptionGroup):
     Args:
         max_length: The most tokens of an example. [default: the model's context]
         labels: "one", "several" or "number" a text. [default: seen from the data]
-        metric: What decides among classifiers: accuracy, f1 (macro F1) or mcc (Matthews' correlation); of numbers
-            error. [default: accuracy, or error]
+        metric: What decides. Of classifiers: accuracy, f1 (macro F1), mcc (Matthews' correlation) or loss; of numbers
+            error or loss. Of texts to imitate: loss, or bleu, rouge_l or exact_match of the answers that each trained
+            model writes. [default: accuracy, error, or the loss a token]
+        max_new_tokens: The most tokens of an answer that is written for such a metric. [default: as the longest of the
+            data]
         pooling: A classifier's input: "model" for the architecture's own classifier, which transformers loads; "mean"
             for the mean of an encoder's outputs; "auto" for the first where there is one.
         loss_on: Learn the "answer" of each example, or "all" of it.
@@ -227,6 +231,7 @@ class FormOptions(OptionGroup):
     max_length: int | None = None
     labels: str | None = None
     metric: str | None = None
+    max_new_tokens: WholeNumber | None = None
     pooling: str = "auto"
     loss_on: str = "answer"
     chat: bool | None = None
@@ -258,3 +263,21 @@ class BaseOptions(OptionGroup):
     device: Device = "auto"
     attention: str | None = None
     trust_remote_code: Switch = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Writing(OptionGroup):
+    """How texts are written.
+
+    Args:
+        max_new_tokens: The most tokens of an answer.
+        temperature: 0 takes the likeliest token always; above, tokens are drawn.
+        seed: Of the draws.
+        batch_size: Prompts at once.
+    """
+
+    max_new_tokens: WholeNumber = 64
+    temperature: Annotated[float, TEMPERATURE] = 0.0
+    seed: int = 0
+    batch_size: WholeNumber = 8

@@ -15,7 +15,7 @@ class _Idle:
 
     Args:
         names: The settings.
-        where: Whether these options leave them without effect.
+        where: Whether all settings of the command leave them without effect.
         because: Why, in words.
     """
 
@@ -41,6 +41,11 @@ _RULES = (
         ("max_length", "labels", "pooling", "loss_on", "chat", "chat_template", "separator", "join"),
         lambda options: options.task == "images",
         "in --task images, which reads no texts",
+    ),
+    _Idle(
+        ("max_new_tokens",),
+        lambda options: options.task != "sft" or options.metric in (None, "loss"),
+        "without a metric of written answers (--metric bleu, rouge_l or exact_match)",
     ),
     _Idle(("validation_share",), lambda options: options.validation is not None, "with --validation"),
     _Idle(("test_share",), lambda options: options.test is not None, "with --test"),

@@ -69,10 +69,6 @@ class TextOptions:
 
     def __post_init__(self) -> None:
         check_task(self.task)
-        if self.form.metric is not None and self.task == "sft":
-            raise ConfigError(
-                "--metric chooses what decides among classifiers; texts to imitate are judged by their loss."
-            )
         if self.form.join and self.task != "sft":
             raise ConfigError("--join joins texts to imitate (--task sft); texts with labels stay apart.")
         check_idle(self)

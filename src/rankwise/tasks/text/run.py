@@ -88,6 +88,9 @@ def make_text(options: Trains, observers: Observers, base: Mapping[str, Tensor] 
         higher_is_better=ready.higher_is_better,
         feed=replace(ready.feed, rows_a_pass=options.training.rows_a_pass, precision=precision),
         constant=ready.constant,
+        model_metric=ready.model_metric,
+        loss_name=ready.loss_name,
+        loss_constant=ready.loss_constant,
     )
     return Experiment(
         task=options.task,

@@ -17,9 +17,10 @@ from rankwise.tasks.text.data.prompts import read_prompts
 from rankwise.tasks.text.encode.classify import tokenize_classify
 from rankwise.tasks.text.encode.sft import tokenize_sft
 from rankwise.tasks.text.encode.templates import read_template
+from rankwise.tasks.text.groups import Writing
 from rankwise.tasks.text.read.bad_lines import BadLineError, usable
 from rankwise.tasks.text.read.sources import RawRecord, Records, read_records
-from rankwise.tasks.text.use.generating import Writing, with_room
+from rankwise.tasks.text.use.generating import with_room
 from rankwise.tasks.text.use.options import UseOptions
 from rankwise.tasks.text.use.served import BASE_NAME, load_adapted
 from text_models import make_model, make_tokenizer

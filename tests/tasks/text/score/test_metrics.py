@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -80,6 +81,12 @@ def test_figures_of_all_adapters_at_once_are_those_of_each(kind):
     for k in range(3):
         for name, value in classify_figures(outputs[k], labels, kind).items():
             torch.testing.assert_close(together[name][k], value)
+    alone = {
+        "one": lambda out: F.cross_entropy(out, labels),
+        "several": lambda out: F.binary_cross_entropy_with_logits(out, labels),
+        "number": lambda out: F.mse_loss(out, labels),
+    }[kind]
+    together["loss"] = torch.stack([alone(out) for out in outputs])
     figure = {"error": "mean_absolute_error"}
     for name, metric in CLASSIFY_METRICS[kind].items():
         function = PerAdapter(metric.function, "metric")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rankwise.pack.counts import CountMetric
 from rankwise.tasks.text.data.labels import Labels
+from rankwise.tasks.text.score.losses import CLASSIFY_LOSSES
 
 FLOORS = {"one": "majority class", "several": "commonest labels", "number": "median"}
 """Kind of label -> what the floor is called among the figures."""
@@ -46,6 +47,24 @@ def floor_outputs(labels: Labels, right: Tensor) -> Tensor:
     return torch.where(torch.tensor(commonest) > 0, shares, -shares).expand(n, -1)
 
 
+def loss_floor_outputs(labels: Labels, right: Tensor) -> Tensor:
+    """The outputs of the constant answer with the smallest loss on these examples: (rows, C).
+
+    Of one label or of several it is each label's share as its probability; of numbers, whose loss is the squared error,
+    their mean.
+
+    Examples:
+        >>> right = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
+        >>> loss_floor_outputs(Labels("several", ("a", "b")), right)[0].sigmoid()
+        tensor([0.3333, 0.6667])
+    """
+    if labels.kind == "one":
+        return floor_outputs(labels, right)
+    mean = right.float().mean(0)
+    constant = mean if labels.kind == "number" else mean.clamp(_LEAST, 1 - _LEAST).logit()
+    return constant.expand(len(right), -1)
+
+
 def constant_rows(labels: Labels, metric: Callable[[Any, Any], Tensor], training: Any, rows: Any) -> np.ndarray:
     """Each row's metric of the best constant answer to the training data, as in `Problem.constant`.
 
@@ -62,7 +81,8 @@ def constant_rows(labels: Labels, metric: Callable[[Any, Any], Tensor], training
         >>> constant_rows(numbers, metric, data, {"labels": torch.tensor([[5.0]])})
         array([3.], dtype=float32)
     """
-    outputs = floor_outputs(labels, training["labels"].cpu())[:1]
+    best = loss_floor_outputs if metric is CLASSIFY_LOSSES[labels.kind] else floor_outputs
+    outputs = best(labels, training["labels"].cpu())[:1]
     right = rows["labels"].cpu()
     values = metric(outputs.expand(len(right), -1), {"labels": right})
     return (metric.rows(values) if isinstance(metric, CountMetric) else values).float().numpy()

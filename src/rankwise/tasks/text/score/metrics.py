@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rankwise.errors import ConfigError
 from rankwise.pack.counts import CountMetric
+from rankwise.tasks.text.score.losses import CLASSIFY_LOSSES
 
 Batch = Mapping[str, Tensor]
 
@@ -192,13 +193,18 @@ CLASSIFY_METRICS: dict[str, dict[str, Metric]] = {
         "accuracy": Metric("accuracy", True, accuracy),
         "f1": Metric("macro F1", True, CountMetric(_counts_of_one, f1_of_counts)),
         "mcc": Metric("Matthews correlation", True, CountMetric(_counts_of_one, mcc_of_counts)),
+        "loss": Metric("log-loss", False, CLASSIFY_LOSSES["one"]),
     },
     "several": {
         "accuracy": Metric("exact match of labels", True, several_accuracy),
         "f1": Metric("macro F1", True, CountMetric(_counts_of_several, f1_of_counts)),
         "mcc": Metric("Matthews correlation", True, CountMetric(_outcomes_of_several, mcc_of_counts)),
+        "loss": Metric("log-loss", False, CLASSIFY_LOSSES["several"]),
     },
-    "number": {"error": Metric("mean absolute error", False, absolute_error)},
+    "number": {
+        "error": Metric("mean absolute error", False, absolute_error),
+        "loss": Metric("mean squared error", False, CLASSIFY_LOSSES["number"]),
+    },
 }
 """The metrics of a classifier, for each kind of label; the first is the default, the others are reported too."""
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import AdapterFileError
 from rankwise.pack.losses import PerBatch
+from rankwise.sweeps.model_metric import ModelMetric
 from rankwise.sweeps.problem import Splits
 from rankwise.sweeps.storage.owned import why_no_adapter
 from rankwise.tasks.settings import shared
@@ -71,7 +72,7 @@ class BuiltTask:
         feed: How its batches reach the model.
         loss: Of one adapter.
         metric: Of one adapter.
-        metric_name: What it is called.
+        metric_name: What the one that decides is called.
         higher_is_better: Whether it is.
         task_type: PEFT's word for the task, for adapter files; None where it has none.
         notes: Notes for the user.
@@ -83,6 +84,9 @@ class BuiltTask:
         pad_token: A token for padding that was chosen, where the tokenizer has none.
         targets: Modules to adapt in place of "all-linear"; None where that will do.
         reads: What its examples are: "texts" or "images".
+        model_metric: What decides in place of the metric, as in `Problem`.
+        loss_name: What the loss is called.
+        loss_constant: As `constant`, for the loss.
     """
 
     loaded: LoadedModel
@@ -103,6 +107,9 @@ class BuiltTask:
     pad_token: str | None = None
     targets: tuple[str, ...] | None = None
     reads: str = "texts"
+    model_metric: ModelMetric | None = None
+    loss_name: str = "loss"
+    loss_constant: Callable[[Data, Data], np.ndarray] | None = None
 
     def checked_start(self, folder: Path) -> Path:
         """The folder of an adapter to train on, unless it was trained for something else.

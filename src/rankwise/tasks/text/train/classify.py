@@ -97,6 +97,8 @@ def ready_classify(options: TextOptions) -> BuiltTask:
         ],
         beside=labels.save,
         constant=partial(constant_rows, labels, metric.function),
+        loss_name=metric_of(labels.kind, "loss").name,
+        loss_constant=partial(constant_rows, labels, CLASSIFY_LOSSES[labels.kind]),
         check_start=partial(_check_start, labels, pooled),
         pad_token=loaded.pad_token,
     )

@@ -19,6 +19,7 @@ from rankwise.tasks.text.encode.classify import tokenize_classify
 from rankwise.tasks.text.encode.sft import tokenize_sft
 from rankwise.tasks.text.encode.templates import Template, chat_template
 from rankwise.tasks.text.encode.tokens import text_config
+from rankwise.tasks.text.groups import Writing
 from rankwise.tasks.text.read.bad_lines import usable
 from rankwise.tasks.text.read.sources import read_records
 from rankwise.tasks.text.score.classes import ClassFigures, class_figures, confusion_of
@@ -27,7 +28,7 @@ from rankwise.tasks.text.score.generated import check_scorers, group_references,
 from rankwise.tasks.text.score.losses import CLASSIFY_LOSSES
 from rankwise.tasks.text.score.metrics import classify_figures, perplexity_of
 from rankwise.tasks.text.score.vocabulary import TokenLoss, lean_head, row_loss
-from rankwise.tasks.text.use.generating import Writing, check_writes, with_room, write_texts
+from rankwise.tasks.text.use.generating import check_writes, with_room, write_texts
 from rankwise.tasks.text.use.outputs import classifier_outputs, outputs_of
 from rankwise.tasks.text.use.predicting import predictions_of
 from rankwise.tasks.text.use.prediction import Prediction

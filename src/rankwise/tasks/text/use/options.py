@@ -5,13 +5,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rankwise.requirements import Requirement, require
 from rankwise.tasks.flags import BASE_FLAGS, TEXTS, listed
 from rankwise.tasks.reading import parse_columns
-from rankwise.tasks.settings import Columns, Device, Separator, Switch, WholeNumber, flag
+from rankwise.tasks.settings import Columns, Device, Separator, Switch
 from rankwise.tasks.text.options import check_task
-
-TEMPERATURE = Requirement(lambda t: 0 <= t < float("inf"), "it is 0 or a positive number, such as 0.7")
 
 NOT_QUANTIZED = "none"
 """--quantize that leaves the base as it is, whatever the adapter was trained over."""
@@ -72,27 +69,6 @@ class UseOptions(MergeOptions):
     chat: Annotated[bool | None, Parameter(group=TEXTS)] = None
     separator: Annotated[Separator | None, Parameter(group=TEXTS)] = None
     date: Annotated[str | None, Parameter(group=TEXTS)] = None
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class Writing:
-    """Settings of generation.
-
-    Args:
-        max_new_tokens: The most tokens of an answer.
-        temperature: 0 takes the likeliest token always; above, tokens are drawn.
-        seed: Of the draws.
-        batch_size: Prompts at once.
-    """
-
-    max_new_tokens: WholeNumber = 64
-    temperature: Annotated[float, TEMPERATURE] = 0.0
-    seed: int = 0
-    batch_size: WholeNumber = 8
-
-    def __post_init__(self) -> None:
-        require(self, flag)
 
 
 @Parameter(name="*")

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.adapter_files import save_adapter
-from rankwise.adapter_files.inspecting import effective_rank, inspect_adapter, singular_values
+from rankwise.adapter_files.peft.matrices import as_matrices
 from rankwise.cli import main
 from rankwise.errors import AdapterFileError
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import inject
 from rankwise.lora.merge import merge
+from rankwise.surgery.inspecting import inspect_adapter
+from rankwise.surgery.spectra import effective_rank, thin_svd
 
 
 def adapted(**more: object) -> nn.Module:
@@ -38,6 +40,8 @@ def test_norms_are_those_of_what_merging_adds(tmp_path: Path, scaling: str) -> N
     for name, module in found.items():
         values = torch.linalg.svdvals((model.get_submodule(name).weight - before[name]).detach().double())  # pyright: ignore[reportOperatorIssue]
         assert module.norm == pytest.approx(float(values.norm()), rel=1e-5)
+        assert module.singular_values == pytest.approx(values[: module.r].tolist(), rel=1e-4)
+        assert module.stable_rank == pytest.approx(float((values / values[0]).square().sum()), rel=1e-4)
         assert module.largest == pytest.approx(float(values.max()), rel=1e-5)
         p = [float(v) for v in values / values.sum() if v > 1e-6 * values.max()]
         assert module.effective_rank == pytest.approx(math.exp(-sum(x * math.log(x) for x in p)), rel=1e-4)
@@ -59,7 +63,8 @@ def test_sizes_and_settings(tmp_path: Path) -> None:
 def test_a_convolution_is_taken_as_a_matrix() -> None:
     A, B = torch.randn(2, 3, 3, 3), torch.randn(5, 2, 1, 1)
     delta = torch.einsum("orxy,rikl->oikl", B, A).flatten(1)
-    torch.testing.assert_close(singular_values(A, B).float(), torch.linalg.svdvals(delta)[:2])
+    pair = as_matrices(A, B)
+    torch.testing.assert_close(thin_svd(pair.A[0], pair.B[0])[1].float(), torch.linalg.svdvals(delta)[:2])
 
 
 @pytest.mark.parametrize(("values", "expected"), [([3.0, 3.0, 3.0, 3.0], 4.0), ([5.0, 0.0], 1.0), ([0.0, 0.0], 0.0)])
@@ -87,3 +92,38 @@ def test_a_damaged_file(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(AdapterFileError, match="damaged or cut short"):
         inspect_adapter(tmp_path / "a")
+
+
+def test_experts_and_groups_have_spectra(tmp_path: Path) -> None:
+    """Each group of PEFT's adapter of a grouped convolution is a matrix; ranks are their means."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(4, 6, 3, groups=2))
+    inject(model, LoRAConfig(r=2, alpha=2, target_modules=["0"]))
+    A, B = torch.randn(2, 6), torch.randn(6, 2)
+    with torch.no_grad():
+        for parameter, values in zip(model[0].lora.tensors("default").values(), (A, B), strict=True):  # pyright: ignore
+            parameter.copy_(values)
+    save_adapter(model, tmp_path / "a")
+    (module,) = inspect_adapter(tmp_path / "a").modules
+    assert module.r == 4
+    assert module.singular_values == pytest.approx(torch.linalg.svdvals(B @ A)[:2].tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["s.png", "s.svg"])
+def test_the_figure(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    save_adapter(adapted(), tmp_path / "a")
+    assert main(["inspect", str(tmp_path / "a"), "--figure", str(tmp_path / name)]) == 0
+    content = (tmp_path / name).read_bytes()
+    assert content.startswith(b"\x89PNG") or b"Frobenius norm" in content
+    assert main(["inspect", str(tmp_path / "a"), "--figure", str(tmp_path / "s.txt")]) == 2
+    assert "ends in none of .png, .svg, .pdf" in capsys.readouterr().err
+
+
+def test_what_is_saved_whole_is_listed_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = nn.ModuleDict({"h": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)]), "up": nn.Linear(2, 2)})
+    inject(model, LoRAConfig(r=1, target_modules=["up"], modules_to_save=["0", "1"]))
+    save_adapter(model, tmp_path / "a")
+    assert main(["inspect", str(tmp_path / "a")]) == 0
+    assert "in full: 2 of h.*.weight, 2x2, norm" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "a"), "--modules"]) == 0
+    assert "in full: h.1.weight, 2x2" in capsys.readouterr().out
