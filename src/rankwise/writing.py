@@ -1,4 +1,4 @@
-"""Write files whole or not at all."""
+"""Write files atomically."""
 
 import errno
 import hashlib
@@ -49,7 +49,7 @@ def replacing(path: Path, *, durably: bool = False) -> Generator[Path]:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, and have the disk hold it: temporary file, fsync, rename, fsync of the folder.
+    """Write a file atomically and durably: temporary file, fsync, rename, fsync of the folder.
 
     Raises:
         OutputError: It can't be written.

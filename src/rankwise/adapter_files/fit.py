@@ -85,7 +85,7 @@ def replacements_of_biases(
     replacements: Mapping[str, Tensor],
     findings: Findings,
 ) -> dict[str, Tensor]:
-    r"""Return the layers' biases with those of B in them: B (A x) + b, times s, is a change s b of the layer's own.
+    r"""Return the layers' biases plus those of B: B (A x) + b, times s, changes the layer's bias by s b.
 
     Args:
         targets: The adapted modules.

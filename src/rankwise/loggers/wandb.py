@@ -36,7 +36,7 @@ class WandbLog(Log):
         self._runs_there: dict[str, Any] = {}
 
     def begin(self, run: RunInfo) -> None:
-        """Begin the run there."""
+        """Start the run in W&B."""
         self._runs_there[run.name] = self._init(run.name, asdict(run))
 
     def write(self, run: RunInfo, step: int, values: Mapping[str, float]) -> None:

@@ -77,7 +77,7 @@ def figure_svg(results: Results, name: str) -> str | None:
 
 
 def curves_svg(results: Results, curves: Mapping[str, Curve]) -> str | None:
-    """Return the losses by epoch as SVG text, likewise.
+    """Return the losses by epoch as SVG text, in the same way.
 
     Args:
         results: The content of `results.json`.

@@ -1,4 +1,4 @@
-"""Checkpoints: the state of long work on disk, whole or not at all, the one before kept until the next is whole.
+"""Checkpoints: the state of long work on disk, written atomically; the previous one stays until the next is complete.
 
 A checkpoint is a manifest, `checkpoint-000007.json`, and the tensor files that it names with their SHA-256; what has
 not changed since the last checkpoint is named again, not written again. The manifest comes last and carries a

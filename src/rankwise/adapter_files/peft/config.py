@@ -157,7 +157,7 @@ class PeftName:
 def fields_of(
     config: LoRAConfig, named: Iterable[PeftName], tokens: Mapping[str, Sequence[int]], model_names: Iterable[str]
 ) -> dict[str, Any]:
-    """Return the JSON of an adapter, without what only the caller knows."""
+    """Return the JSON of an adapter, without the fields that only the caller knows."""
     ranks = {it.name: it.r for it in named}
     names, modules = sorted(ranks), sorted({it.name for it in named if not it.bare})
     parameters = sorted(it.name for it in named if it.bare)

@@ -21,7 +21,7 @@ _LARGEST = 1 << 26
 
 
 def embeddings_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the input and output embeddings of a model of transformers by their paths; none of another's."""
+    """Return the input and output embeddings of a transformers model by their paths; none for other models."""
     found = [layer for which in ("input", "output") if (layer := own_embedding(model, which)) is not None]
     paths = dict(named_once(model)) if found else {}
     # Vision models call the module that makes patches their input embedding.
@@ -66,7 +66,7 @@ def embeddings_to_save(
 
 
 def _original_size(model: nn.Module, base_name: str | None) -> int | None:
-    """Return how many tokens the base's own configuration speaks of; None where it isn't on this machine."""
+    """Return the vocabulary size in the base's own configuration; None where it isn't on this machine."""
     names = [base_name, getattr(model, "name_or_path", None)]
     for name in filter(None, names):
         path = Path(name, "config.json")

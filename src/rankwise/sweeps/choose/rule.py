@@ -1,4 +1,4 @@
-"""What is asked of an answer: how much worse than the reference is good enough, and how sure it must be."""
+"""The rule of an answer: how much worse than the reference is good enough, and how sure it must be."""
 
 import math
 from dataclasses import dataclass
@@ -78,7 +78,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Rule:
-    """What is asked of an answer.
+    """The rule for an answer.
 
     Args:
         tolerance: How much worse than the reference is good enough.

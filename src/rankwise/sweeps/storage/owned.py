@@ -162,7 +162,7 @@ def is_staging(path: Path) -> bool:
 
 
 def clear_staging(directory: Path) -> None:
-    """Remove what killed runs have left on their way; to be called by the only run in the directory."""
+    """Remove leftovers of killed runs; only the run that holds the directory may call it."""
     for path in directory.iterdir():
         if is_staging(path):
             remove(path)

@@ -17,7 +17,7 @@ _BYTES = 8
 
 
 def checksums(examples: Iterable[Example]) -> np.ndarray:
-    """Checksums of the different inputs, rising; letter case and spacing do not make a difference.
+    """Ascending checksums of the distinct inputs; letter case and spacing make no difference.
 
     Examples:
         >>> from rankwise.tasks.text.data.examples import Labelled

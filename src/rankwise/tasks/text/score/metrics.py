@@ -163,7 +163,7 @@ def pearson(predictions: Float[Tensor, "*lead rows"], labels: Float[Tensor, "*#l
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure that a task can be judged by.
+    """A metric of a task.
 
     Args:
         name: As in results.

@@ -48,7 +48,7 @@ def check_out(folder: Path) -> None:
 
 
 def load_to_merge(folder: Path, options: UseOptions) -> ServedModel:
-    """A base with one adapter on it, to be merged: the base as it is, also where it was quantised in training.
+    """A base with one adapter, to be merged: the unquantised base, even if it was quantised in training.
 
     Raises:
         RankwiseError: As `load_adapted`.
