@@ -173,7 +173,7 @@ def _by_key(variant_name: str, tensors: Mapping[str, tuple[Tensor, Tensor]], oth
                 f'The variant "{variant_name}" has {", ".join(ends) or "nothing"} in addition to A and B; '
                 f'"{name}" has {", ".join(found) or "nothing"}.'
             )
-    if others.shared.keys() != {one.name for one in variant.shared}:
+    if {*others.shared} != {one.name for one in variant.shared}:
         raise AdapterFileError(f'The variant is "{variant_name}"; its modules share {[*others.shared] or "nothing"}.')
     if others.shared:
         keyed = {f"base_model.{one.key}": others.shared[one.name] for one in variant.shared}

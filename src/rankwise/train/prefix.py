@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from rankwise.errors import ConfigError, OutputError
+from rankwise.lora.base.modes import modes_restored
 from rankwise.lora.layer_types.quantised import keep_unpacked
 from rankwise.pack.batches import Batch, batch_tensors, lazily, rows_from
 from rankwise.pack.memory import ran_out
@@ -270,15 +271,10 @@ def check_room(needed: int, device: torch.device, folder: Path | None) -> None:
 
 @contextmanager
 def _mode(model: nn.Module, *, training: bool) -> Generator[None]:
-    modes = {module: module.training for module in model.modules()}
-    try:
+    with modes_restored(model.modules()), torch.no_grad():
         keep_unpacked(model)
         set_mode(model, training)
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+        yield
 
 
 def _has_weights(module: nn.Module) -> bool:

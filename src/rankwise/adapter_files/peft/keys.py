@@ -204,30 +204,30 @@ def _by_kind(
         in_model = inside != key
         if in_model and _in_base(inside, known):
             found.others[key] = inside
-        elif in_model and (name := _before(inside, TOKENS_KEY)) is not None:
+        elif in_model and (name := _module_before(inside, TOKENS_KEY)) is not None:
             parts.tokens[name] = tensor
-        elif fields.get("lora_bias") and in_model and (name := _before(inside, BIAS_KEY)) is not None:
+        elif fields.get("lora_bias") and in_model and (name := _module_before(inside, BIAS_KEY)) is not None:
             found.biases[name] = tensor
         elif key in shared:
             parts.shared[shared[key]] = tensor
-        elif in_model and (own := next((end for end in ends if _before(inside, end) is not None), None)):
-            found.own.setdefault(_before(inside, own) or "", {})[ends[own]] = tensor
+        elif in_model and (own := next((end for end in ends if _module_before(inside, end) is not None), None)):
+            found.own.setdefault(_module_before(inside, own) or "", {})[ends[own]] = tensor
         else:
-            end = next((end for end in KEY_ENDS if _before(inside, end) is not None), None)
+            end = next((end for end in KEY_ENDS if _module_before(inside, end) is not None), None)
             if not in_model or (end is None and _OF_ADAPTERS.search(key)):
                 findings.add(_of_no_use(where, key))
             elif end is None:
                 found.others[key] = inside
             elif _is_kernel(where, key, tensor, findings):
-                found.halves.setdefault(_before(inside, end) or "", {})[KEY_ENDS[end]] = tensor
+                found.halves.setdefault(_module_before(inside, end) or "", {})[KEY_ENDS[end]] = tensor
     return found
 
 
-def _before(inside: str, end: str) -> str | None:
+def _module_before(inside: str, end: str) -> str | None:
     """The module before the end of a key; None where the key has another end.
 
     Examples:
-        >>> _before("h.up.lora_A.weight", "lora_A.weight"), _before("lora_A.weight", "lora_A.weight")
+        >>> _module_before("h.up.lora_A.weight", "lora_A.weight"), _module_before("lora_A.weight", "lora_A.weight")
         ('h.up', '')
     """
     return inside.removesuffix(end).rstrip(".") if f".{inside}".endswith(f".{end}") else None

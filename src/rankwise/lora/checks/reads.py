@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rankwise.lora.base.modes import in_eval
 from rankwise.lora.targets.find import Targets
 from rankwise.lora.targets.modules import named_once, submodule, unwrapped
 from rankwise.lora.targets.readers import Reader
@@ -160,7 +161,7 @@ def uses_of(model: nn.Module, places: Iterable[WeightPlace], example: Any) -> Us
         True
     """
     uses = Uses(model, places)
-    with _in_eval(model), torch.random.fork_rng(), torch.no_grad(), uses.noting():
+    with in_eval(model), torch.random.fork_rng(), torch.no_grad(), uses.noting():
         call(model, example)
     return uses
 
@@ -175,17 +176,6 @@ def call(model: nn.Module, example: Any) -> Any:
     if isinstance(example, Tensor):
         return model(example)
     return model(**example) if isinstance(example, Mapping) else model(*example)
-
-
-@contextmanager
-def _in_eval(model: nn.Module) -> Generator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def weight_places(targets: Targets) -> Iterator[WeightPlace]:

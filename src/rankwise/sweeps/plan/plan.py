@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import CheckpointError
+from rankwise.pack.optimisers import optimiser_of
 from rankwise.sweeps.plan.batching import apart
 from rankwise.sweeps.plan.fitting import Probes, bytes_of_runs, cut_to_fit, limit_of, spread
 from rankwise.sweeps.problem import Problem, Run
@@ -52,7 +53,8 @@ def plan_packs(runs: Sequence[Run]) -> list[list[Run]]:
     are all low-rank or all train whole layers (whose products have nothing in common)."""
     packs: dict[tuple[object, ...], list[Run]] = {}
     for run in runs:
-        packs.setdefault((run.data, run.training.batch_size, run.member.optimiser.name, run.method), []).append(run)
+        optimiser = optimiser_of(run.training.optimiser).name
+        packs.setdefault((run.data, run.training.batch_size, optimiser, run.method), []).append(run)
     return list(packs.values())
 
 

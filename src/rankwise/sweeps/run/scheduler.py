@@ -181,7 +181,7 @@ class Scheduler:
             for run in runs:
                 status = ended[run.name].status if run.name in ended else "finished"
                 validation = values.get(run.name, np.empty(0))
-                score = score_of(run, self._swept.parameters[run.name], validation, status, self._problem.rows_of(run))
+                score = score_of(run, self._swept.parameters[run.name], validation, status, self._problem.cut_rows(run))
                 scores.setdefault(run.data, []).append(score)
         reasons: dict[str, str] = {}
         for group in scores.values():

@@ -6,12 +6,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rankwise.requirements import SHARE, Requirement, require
-from rankwise.tasks.flags import ADAPTER, BASE, DATA, GRID, MAIN, TEXTS, TRAINING, listed
+from rankwise.requirements import PART, Requirement, require
+from rankwise.tasks.flags import ADAPTER, BASE_FLAGS, DATA_FLAGS, GRID, MAIN, TEXTS, TRAINING, listed
 from rankwise.tasks.reading import parse_numbers, parse_seeds
 from rankwise.tasks.settings import (
     Columns,
-    Count,
     Device,
     Folders,
     Names,
@@ -24,6 +23,7 @@ from rankwise.tasks.settings import (
     Separator,
     Switch,
     Variants,
+    WholeNumber,
     flag,
 )
 
@@ -31,7 +31,7 @@ DEFAULT_RANK = 8
 """Of a single adapter."""
 
 EXAMPLES = Requirement(lambda n: n >= 0, "it is a number of examples, 0 to train the whole grid")
-Share = Annotated[float, SHARE]
+Share = Annotated[float, PART]
 
 
 class OptionGroup:
@@ -41,7 +41,7 @@ class OptionGroup:
         require(self, flag)
 
 
-@Parameter(name="*", group=DATA)
+@Parameter(name="*", group=DATA_FLAGS)
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(OptionGroup):
     """The source of examples, and which are used.
@@ -65,9 +65,9 @@ class DataOptions(OptionGroup):
     validation_share: Share = 0.1
     test_share: Share = 0.1
     split_seed: int = 0
-    limit_train: Count | None = None
-    limit_validation: Count | None = None
-    limit_test: Count | None = None
+    limit_train: WholeNumber | None = None
+    limit_validation: WholeNumber | None = None
+    limit_test: WholeNumber | None = None
     skip_bad_lines: Switch = False
 
     def limits(self) -> dict[str, int | None]:
@@ -185,9 +185,9 @@ class TrainingOptions(OptionGroup):
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
     """
 
-    epochs: Annotated[Count, Parameter(group=MAIN)] = 3
-    batch_size: Count = 32
-    rows_a_pass: Count | None = None
+    epochs: Annotated[WholeNumber, Parameter(group=MAIN)] = 3
+    batch_size: WholeNumber = 32
+    rows_a_pass: WholeNumber | None = None
     head_rate: Positive = 3.0
     optimiser: OptimiserName = "adamw"
     schedule: str = "cosine"
@@ -236,7 +236,7 @@ class FormOptions(OptionGroup):
     join: Switch = False
 
 
-@Parameter(name="*", group=BASE)
+@Parameter(name="*", group=BASE_FLAGS)
 @dataclass(frozen=True, kw_only=True)
 class BaseOptions(OptionGroup):
     """Settings that load the base, and its device.

@@ -161,8 +161,7 @@ def first_training(options: Trains) -> Training:
     Raises:
         ConfigError: A value is out of its range, or a name is not known.
     """
-    settings = shared(options.training, Training) | {"clip": options.training.clip or None}
-    return Training(lr=options.grid.lr[0], **settings)
+    return Training(**shared(options.training, Training, lr=options.grid.lr[0], clip=options.training.clip or None))
 
 
 def fresh_adapters(options: Trains, extra: Mapping[str, Any], targets: Any = None) -> list[LoRAConfig]:
@@ -176,11 +175,10 @@ def fresh_adapters(options: Trains, extra: Mapping[str, Any], targets: Any = Non
     Raises:
         ConfigError: A value is out of its range, or a name is not known.
     """
-    settings = shared(options.adapters, LoRAConfig)
-    if options.adapters.target_modules == (ALL_LINEAR,):
-        settings["target_modules"] = targets or ALL_LINEAR
+    named = options.adapters.target_modules
+    chosen = (targets or ALL_LINEAR) if named == (ALL_LINEAR,) else named
     return [
-        LoRAConfig(**{**settings, "r": r, "variant": variant, "extra": extra})
+        LoRAConfig(**shared(options.adapters, LoRAConfig, target_modules=chosen, r=r, variant=variant, extra=extra))
         for variant in options.adapters.variant
         for r in options.fresh_ranks
     ]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rankwise.api import Sweep, sweep
 from rankwise.errors import ConfigError, arguments_named
-from rankwise.pack.modes import in_eval
+from rankwise.lora.base.modes import in_eval
 from rankwise.sweeps.candidates.from_user import Config
 from rankwise.tasks.text.model.calls import find_inputs
 from rankwise.tasks.text.train.built_task import with_gap

@@ -160,7 +160,7 @@ def read_examples(
         >>> row = RawRecord(2, {"mr": "name[Aromi]", "ref": "Aromi is a place."})
         >>> records = Records("e2e.csv", (row,), ("mr", "ref"), {})
         >>> read_examples(records, "sft", {"prompt": "mr", "completion": "ref"})[0]
-        [Pair(line=2, source='name[Aromi]', answer='Aromi is a place.', chat=False)]
+        [PromptPair(line=2, source='name[Aromi]', answer='Aromi is a place.', chat=False)]
     """
     columns = dict(columns or {})
     forms = {name: form for name, form in FORMS.items() if task in form.tasks}

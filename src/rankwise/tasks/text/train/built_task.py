@@ -140,9 +140,9 @@ def texts_of(options: TextOptions) -> tuple[ExampleSplits, dict[str, tuple[str, 
     Raises:
         DataError: A file is missing, empty, or can't be understood.
     """
-    labels, settings = options.form.labels, shared(options.examples, TextData)
-    settings["columns"] = dict(options.examples.columns)
-    where = TextData(data=options.data, several=None if labels is None else labels == "several", **settings)
+    labels, columns = options.form.labels, dict(options.examples.columns)
+    several = None if labels is None else labels == "several"
+    where = TextData(**shared(options.examples, TextData, data=options.data, columns=columns, several=several))
     return load_examples(where, options.task)
 
 
@@ -156,7 +156,7 @@ def trained_inputs(examples: ExampleSplits, splits: Splits) -> np.ndarray:
 
 def model_options(options: TextOptions) -> ModelOptions:
     """The settings that load the model."""
-    return ModelOptions(pooling=options.form.pooling, **shared(options.base, ModelOptions))
+    return ModelOptions(**shared(options.base, ModelOptions, pooling=options.form.pooling))
 
 
 def lengths_of(data: Data) -> list[int]:

@@ -6,9 +6,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from rankwise.requirements import Requirement, require
-from rankwise.tasks.flags import BASE, TEXTS, listed
+from rankwise.tasks.flags import BASE_FLAGS, TEXTS, listed
 from rankwise.tasks.reading import parse_columns
-from rankwise.tasks.settings import Columns, Count, Device, Separator, Switch, flag
+from rankwise.tasks.settings import Columns, Device, Separator, Switch, WholeNumber, flag
 from rankwise.tasks.text.options import check_task
 
 TEMPERATURE = Requirement(lambda t: 0 <= t < float("inf"), "it is 0 or a positive number, such as 0.7")
@@ -17,7 +17,7 @@ NOT_QUANTIZED = "none"
 """--quantize that leaves the base as it is, whatever the adapter was trained over."""
 
 
-@Parameter(name="*", group=BASE)
+@Parameter(name="*", group=BASE_FLAGS)
 @dataclass(frozen=True, kw_only=True)
 class MergeOptions:
     """Settings that load a base and an adapter.
@@ -54,7 +54,7 @@ class MergeOptions:
         return UseOptions(**asdict(self))
 
 
-@Parameter(name="*", group=BASE)
+@Parameter(name="*", group=BASE_FLAGS)
 @dataclass(frozen=True, kw_only=True)
 class UseOptions(MergeOptions):
     """Settings that load a base and its adapters, and format prompts.
@@ -86,10 +86,10 @@ class Writing:
         batch_size: Prompts at once.
     """
 
-    max_new_tokens: Count = 64
+    max_new_tokens: WholeNumber = 64
     temperature: Annotated[float, TEMPERATURE] = 0.0
     seed: int = 0
-    batch_size: Count = 8
+    batch_size: WholeNumber = 8
 
     def __post_init__(self) -> None:
         require(self, flag)

@@ -156,7 +156,7 @@ def load_adapted(folders: Sequence[Path], options: UseOptions, *, rounded: bool 
         model,
         task,
         labels,
-        ModelOptions(**shared(options, ModelOptions) | {"device": str(device), "pooling": pooling}),
+        ModelOptions(**shared(options, ModelOptions, device=str(device), pooling=pooling)),
         fixed_order=True,
     )
     if quantized != NOT_QUANTIZED:
