@@ -295,7 +295,8 @@ def test_without_huggingface_hub(
 def test_the_endpoint_and_the_token_of_the_environment(hub: Hub, run: Path) -> None:
     import subprocess
 
-    given = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    here = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    given = {**os.environ, **here}
     command = (sys.executable, "-m", "rankwise", "push", str(run), "me/banking")
     done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
