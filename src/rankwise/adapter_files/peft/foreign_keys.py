@@ -94,5 +94,5 @@ def _path(path: str, known: KnownModel) -> str:
     return plain
 
 
-def _is_there(path: str, known: Known) -> bool:
+def _is_there(path: str, known: KnownModel) -> bool:
     return path in known.modules or path in known.tensors
