@@ -1,4 +1,4 @@
-"""What the base is and does before it is fine-tuned."""
+"""Figures of the base before fine-tuning."""
 
 import math
 from collections.abc import Mapping

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rankwise.lora.base.modes import in_eval
 from rankwise.pack.batches import lazily
 from rankwise.pack.groups import Groups
 from rankwise.pack.losses import PerAdapter
@@ -124,8 +125,6 @@ def base_rows(model: nn.Module, problem: Problem, data: Data, function: PerAdapt
     if function is None and problem.model_metric is not None:
         return problem.model_metric.rows(model, data)
     feed, device = problem.feed, next(model.parameters()).device
-    modes = {module: module.training for module in model.modules()}
-
     role = "loss" if problem.metric is problem.loss else "metric"
     metric, one = function or PerAdapter(problem.metric, role), Groups([0], 1, device)
 
@@ -135,10 +134,6 @@ def base_rows(model: nn.Module, problem: Problem, data: Data, function: PerAdapt
         return metric.rows(outputs.unsqueeze(0), lazily(batch, lambda t: t.unsqueeze(0)), one)
 
     order = feed.evaluation_order(data)
-    try:
-        model.eval()
+    with in_eval(model):
         found = in_parts(order.to(device), feed.rows_at_once, run, piece=metric.piece)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     return _numpy(metric.joined(found)[0, order.argsort().to(device)])

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import DataError, PackError
+from rankwise.lora.base.modes import in_eval
 from rankwise.pack.counts import CountMetric
-from rankwise.pack.modes import in_eval
 from rankwise.train.data.tensors import Data, count_rows, pick
 
 

@@ -12,7 +12,7 @@ from rankwise.sweeps.attaching import put_on
 from rankwise.sweeps.problem import Run, SweepState
 
 BASE_IN_DIRECTORY = "../../base"
-"""What an adapter calls a base that lies next to `adapters/` in the run directory."""
+"""The path from an adapter to a base next to `adapters/` in the run directory."""
 
 
 def adapter_folders(swept: SweepState, directory: Path, earlier: Collection[str]) -> dict[str, str]:
@@ -33,7 +33,7 @@ def adapter_folders(swept: SweepState, directory: Path, earlier: Collection[str]
 
 @dataclass(frozen=True)
 class Adapters:
-    """How the adapters of a sweep are written.
+    """Writes the adapters of a sweep.
 
     Args:
         model: The base; it is as before afterwards.

@@ -34,7 +34,7 @@ def ready_images(options: TextOptions) -> BuiltTask:
         ConfigError: There is no such model.
         DataError: Images can't be read, or their labels don't fit.
     """
-    examples, images, given, notes = _read(options)
+    examples, images, given, notes = _read_splits(options)
     labels = find_labels(images["train"], KIND)
     loaded = load_image_model(options.model, labels, model_options(options))
     labels = loaded.labels
@@ -80,7 +80,7 @@ def ready_images(options: TextOptions) -> BuiltTask:
     )
 
 
-def _read(options: TextOptions) -> tuple[ExampleSplits, dict[str, list[LabelledImage]], bool, list[str]]:
+def _read_splits(options: TextOptions) -> tuple[ExampleSplits, dict[str, list[LabelledImage]], bool, list[str]]:
     """The examples in splits, the images of each, whether validation images were given, and notes."""
     where, notes = options.examples, list[str]()
     given: dict[str, list[LabelledImage] | None] = {}

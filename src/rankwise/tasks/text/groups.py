@@ -6,12 +6,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rankwise.requirements import SHARE, Requirement, require
-from rankwise.tasks.flags import ADAPTER, BASE, DATA, GRID, MAIN, TEXTS, TRAINING, listed
+from rankwise.requirements import PART, Requirement, require
+from rankwise.tasks.flags import ADAPTER, BASE_FLAGS, DATA_FLAGS, GRID, MAIN, TEXTS, TRAINING, listed
 from rankwise.tasks.reading import parse_numbers, parse_seeds
 from rankwise.tasks.settings import (
     Columns,
-    Count,
     Device,
     Folders,
     Names,
@@ -24,6 +23,7 @@ from rankwise.tasks.settings import (
     Separator,
     Switch,
     Variants,
+    WholeNumber,
     flag,
 )
 
@@ -32,7 +32,7 @@ DEFAULT_RANK = 8
 
 TEMPERATURE = Requirement(lambda t: 0 <= t < float("inf"), "it is 0 or a positive number, such as 0.7")
 EXAMPLES = Requirement(lambda n: n >= 0, "it is a number of examples, 0 to train the whole grid")
-Share = Annotated[float, SHARE]
+Share = Annotated[float, PART]
 
 
 class OptionGroup:
@@ -42,10 +42,10 @@ class OptionGroup:
         require(self, flag)
 
 
-@Parameter(name="*", group=DATA)
+@Parameter(name="*", group=DATA_FLAGS)
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(OptionGroup):
-    """Where examples are, and which of them are used.
+    """The source of examples, and which are used.
 
     Args:
         validation: Validation examples, which decide. [default: cut off the training examples]
@@ -66,9 +66,9 @@ class DataOptions(OptionGroup):
     validation_share: Share = 0.1
     test_share: Share = 0.1
     split_seed: int = 0
-    limit_train: Count | None = None
-    limit_validation: Count | None = None
-    limit_test: Count | None = None
+    limit_train: WholeNumber | None = None
+    limit_validation: WholeNumber | None = None
+    limit_test: WholeNumber | None = None
     skip_bad_lines: Switch = False
 
     def limits(self) -> dict[str, int | None]:
@@ -79,7 +79,7 @@ class DataOptions(OptionGroup):
 @Parameter(name="*", group=GRID)
 @dataclass(frozen=True, kw_only=True)
 class GridOptions(OptionGroup):
-    """What a sweep tries.
+    """The grid of a sweep.
 
     Args:
         init_from: Folders of adapters to train on, each a configuration beside the ranks, with its own rank, alpha and
@@ -111,7 +111,7 @@ class GridOptions(OptionGroup):
 @Parameter(name="*", group=GRID)
 @dataclass(frozen=True, kw_only=True)
 class OneRun(OptionGroup):
-    """What is trained where nothing is compared.
+    """Settings of a single adapter.
 
     Args:
         ranks: The adapter's rank.
@@ -146,7 +146,7 @@ class OneRun(OptionGroup):
 @Parameter(name="*", group=ADAPTER)
 @dataclass(frozen=True, kw_only=True)
 class AdapterOptions(OptionGroup):
-    """What an adapter is.
+    """Settings of an adapter.
 
     Args:
         alpha: Numerator of the scale alpha / r.
@@ -169,7 +169,7 @@ class AdapterOptions(OptionGroup):
 @Parameter(name="*", group=TRAINING)
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(OptionGroup):
-    """How every run is trained.
+    """Training settings of every run.
 
     Args:
         epochs: Passes over the training data.
@@ -186,9 +186,9 @@ class TrainingOptions(OptionGroup):
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
     """
 
-    epochs: Annotated[Count, Parameter(group=MAIN)] = 3
-    batch_size: Count = 32
-    rows_a_pass: Count | None = None
+    epochs: Annotated[WholeNumber, Parameter(group=MAIN)] = 3
+    batch_size: WholeNumber = 32
+    rows_a_pass: WholeNumber | None = None
     head_rate: Positive = 3.0
     optimiser: OptimiserName = "adamw"
     schedule: str = "cosine"
@@ -208,7 +208,7 @@ def _today() -> str:
 @Parameter(name="*", group=TEXTS)
 @dataclass(frozen=True, kw_only=True)
 class FormOptions(OptionGroup):
-    """How texts, labels and answers are taken.
+    """Settings of texts, labels and answers.
 
     Args:
         max_length: The most tokens of an example. [default: the model's context]
@@ -231,7 +231,7 @@ class FormOptions(OptionGroup):
     max_length: int | None = None
     labels: str | None = None
     metric: str | None = None
-    max_new_tokens: Count | None = None
+    max_new_tokens: WholeNumber | None = None
     pooling: str = "auto"
     loss_on: str = "answer"
     chat: bool | None = None
@@ -241,10 +241,10 @@ class FormOptions(OptionGroup):
     join: Switch = False
 
 
-@Parameter(name="*", group=BASE)
+@Parameter(name="*", group=BASE_FLAGS)
 @dataclass(frozen=True, kw_only=True)
 class BaseOptions(OptionGroup):
-    """How the base is loaded, and where it computes.
+    """Settings that load the base, and its device.
 
     Args:
         dtype: The type that the base is loaded in: float32, bfloat16 or float16 (the last on a GPU). A base in half
@@ -277,7 +277,7 @@ class Writing(OptionGroup):
         batch_size: Prompts at once.
     """
 
-    max_new_tokens: Count = 64
+    max_new_tokens: WholeNumber = 64
     temperature: Annotated[float, TEMPERATURE] = 0.0
     seed: int = 0
-    batch_size: Count = 8
+    batch_size: WholeNumber = 8

@@ -1,11 +1,11 @@
-"""What a user can set where saved adapters are used. Light: the command line reads it without loading torch."""
+"""Options for using saved adapters. The command line reads this file without loading torch."""
 
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from rankwise.tasks.flags import BASE, TEXTS, listed
+from rankwise.tasks.flags import BASE_FLAGS, TEXTS, listed
 from rankwise.tasks.reading import parse_columns
 from rankwise.tasks.settings import Columns, Device, Separator, Switch
 from rankwise.tasks.text.options import check_task
@@ -14,10 +14,10 @@ NOT_QUANTIZED = "none"
 """--quantize that leaves the base as it is, whatever the adapter was trained over."""
 
 
-@Parameter(name="*", group=BASE)
+@Parameter(name="*", group=BASE_FLAGS)
 @dataclass(frozen=True, kw_only=True)
 class MergeOptions:
-    """How a base and an adapter are loaded.
+    """Settings that load a base and an adapter.
 
     Args:
         model: The base: a folder, a .gguf file, or a name on the Hugging Face hub. [default: what the adapter names]
@@ -51,10 +51,10 @@ class MergeOptions:
         return UseOptions(**asdict(self))
 
 
-@Parameter(name="*", group=BASE)
+@Parameter(name="*", group=BASE_FLAGS)
 @dataclass(frozen=True, kw_only=True)
 class UseOptions(MergeOptions):
-    """How a base and its adapters are loaded and asked.
+    """Settings that load a base and its adapters, and format prompts.
 
     Args:
         max_length: The most tokens of an example. [default: as in training; of generate, the model's context]
