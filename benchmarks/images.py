@@ -23,7 +23,7 @@ SIZE = {"timm": 32, "vit": 28, "resnet": 28}
 
 
 def rankwise(*arguments: str) -> tuple[float, float]:
-    """Run a command in a process of its own: seconds, and its peak memory in MiB."""
+    """Run a command in its own process: seconds, and its peak memory in MiB."""
     clock = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "rankwise", *arguments, "--quiet"], cwd=ROOT

@@ -13,7 +13,7 @@ is the training of a pack, as `rankwise sweep` runs it. Neither evaluates (a pac
 rows). Models and data are loaded before the clock starts; everything from the call of training to its end counts.
 
 Sides take turns in one process: seconds of the CPU's one thread and of the clock, and the ratio of each turn. Tokens are those of the
-texts, without padding, times adapters. Peak memory is resident memory of a process of its own for each side, with glibc's
+texts, without padding, times adapters. Peak memory is resident memory of its own process for each side, with glibc's
 own settings, less what program, model and data take before training. The losses are means over all steps of training.
 
 Like minilm.py the script starts itself anew with an allocator that keeps its memory, for both sides alike, unless
@@ -155,7 +155,7 @@ def members_of(part: Part, ready: BuiltTask, ranks: Sequence[int]) -> list[Membe
         Member(
             name=f"{i}",
             lora=LoRAConfig(r=r, alpha=ALPHA, target_modules=f"re:{part.targets}"),
-            whole=ready.loaded.head,
+            modules_to_save=ready.loaded.head,
         )
         for i, r in enumerate(ranks)
     ]

@@ -1,4 +1,4 @@
-"""Functions called in a process of their own, without the suite's checks of types, that can be signalled or killed.
+"""Functions called in their own process, without the suite's checks of types, that can be signalled or killed.
 
 Each process is a fork of one server that starts as a fresh interpreter and imports torch and the package once: a
 subprocess of its own takes 3 to 5 CPU seconds to get as far. Signals, exit codes, output and `os.environ` are
@@ -116,6 +116,6 @@ def start(function: Callable[..., Any], *arguments: Any) -> Generator[Running]:
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Ended:
-    """Call a function of a module on the path in a process of its own, and wait for its end."""
+    """Call a function of a module on the path in its own process, and wait for its end."""
     with start(function, *arguments) as running:
         return running.end()

@@ -139,8 +139,8 @@ def at_a_decision(nth: int) -> None:
 
 
 def in_a_comparison(nth: int) -> None:
-    """While a size is held against the reference for such a decision."""
-    auto.compare = killing(nth, auto.compare)
+    """While a size is compared with the reference for such a decision."""
+    auto.compare_with_reference = killing(nth, auto.compare_with_reference)
 
 
 def after_the_search(nth: int) -> None:

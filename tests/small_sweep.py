@@ -14,7 +14,7 @@ from rankwise.pack.member import Member
 from rankwise.results import Results, plain
 from rankwise.results.origin import BaseInfo, DataInfo, Grid, SplitSize
 from rankwise.sweeps.choose.rule import Rule, parse_tolerance
-from rankwise.sweeps.findings import Choice
+from rankwise.sweeps.judged import Choice
 from rankwise.sweeps.problem import Problem, Run, Splits, SweepState
 from rankwise.sweeps.provenance import Provenance
 from rankwise.sweeps.record import make_results
@@ -58,7 +58,7 @@ def small_run(configuration: str, seed: int = 0, lr: float = 0.03, **settings: A
         Training(**{"lr": lr, "batch_size": 8, "epochs": 3, **settings}),
     )
     if r is None:
-        member = Member(name=name, seed=seed, whole=("0", "2"))
+        member = Member(name=name, seed=seed, modules_to_save=("0", "2"))
         return Run(name, configuration, "full fine-tuning", "full", member, training)
     member = Member(name=name, seed=seed, lora=LoRAConfig(r=r, seed=seed))
     return Run(name, configuration, f"r = {r}", "lora", member, training)

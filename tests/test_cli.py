@@ -237,7 +237,7 @@ def test_ctrl_c_keeps_what_had_finished(tmp_path: Path) -> None:
     assert code == 130, log
     assert "Traceback" not in log
     out = tmp_path / "out"
-    go_on = f"go on with: rankwise digits --resume {out}"
+    go_on = f"resume with: rankwise digits --resume {out}"
     assert log.splitlines()[-1] == f"Interrupted: what had finished is in {out}; {go_on}"
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["complete"] is False
@@ -260,7 +260,7 @@ def test_ctrl_c_before_anything_had_finished(tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, log = interrupted(out, "--epochs", "500", after="Training ")
     assert code == 130, log
-    go_on = f"go on with: rankwise digits --resume {out}"
+    go_on = f"resume with: rankwise digits --resume {out}"
     assert log.splitlines()[-1] == f"Interrupted before any run had finished; {go_on}"
     assert "Traceback" not in log
     assert [path.name for path in out.iterdir()] == ["checkpoints"]

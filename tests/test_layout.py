@@ -89,7 +89,7 @@ ORDER = [
     "sweeps.candidates",
     "sweeps.plan",
     "sweeps.provenance",
-    "sweeps.findings",
+    "sweeps.judged",
     "sweeps.record",
     "sweeps.storage",
     "sweeps.base_figures",

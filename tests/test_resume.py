@@ -59,7 +59,7 @@ def ended(kind: str, nth: int, *flags: str) -> fresh.Ended:
 
 
 def ended_after(seconds: float, *flags: str) -> int:
-    """Run the command, and kill it so many seconds after its training has begun."""
+    """Run the command, and kill it this many seconds after its training has begun."""
     out = Path(flags[flags.index("--out") + 1])
     with fresh.start(killed_run.run, "none", 0, *flags) as running:
         while running.process.is_alive() and not (out / "checkpoints" / "plan.json").exists():

@@ -198,7 +198,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
             inject(nn.Sequential(layer), LoRAConfig(variant="vera", target_modules="0"))
     net = ours()
     save_adapter(net, tmp_path)
-    with pytest.raises(AdapterFileError, match="is a VeRA adapter, whose frozen tensors a sweep draws anew"):
+    with pytest.raises(AdapterFileError, match="is a VeRA adapter, whose frozen tensors a sweep draws for each seed"):
         read_start(model(), tmp_path)
     with pytest.raises(AdapterError, match='is of variant "vera", whose layers share tensors'):
         rankwise.swap_adapter(net, tmp_path)

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from rankwise.errors import ConfigError
 from rankwise.show.live import Progress, progress
-from rankwise.show.live_table import LiveTable, choose, frame
+from rankwise.show.live_table import LiveTable, choose, draw_board
 from rankwise.show.plain import PlainDisplay, QuietDisplay
-from rankwise.show.state import ProgressRow, ProgressState, RowState, duration
+from rankwise.show.state import ProgressRow, ProgressState, RowState, clock_time
 from rankwise.train.events import Ended, EpochEnded, Message, Observers, Resumed, RunEnded, RunInfo, Started, Stepped
-from rankwise.train.outcome import Outcome, Point
+from rankwise.train.outcome import EpochPoint, Outcome
 
 ROWS = [ProgressRow(f"r{r}-{lr:g}", f"r{r}", r, lr, 5) for r in (1, 2, 4, 8, 16, 32, 64) for lr in (1e-4, 3e-4, 1e-3)]
 
@@ -29,7 +29,7 @@ def outcome(name, status="finished", step=3):
 
 
 def point(name, step, loss=0.5, metric=0.5):
-    return Point(name, step, 1.0, loss, metric, 0.1, 1.0)
+    return EpochPoint(name, step, 1.0, loss, metric, 0.1, 1.0)
 
 
 RUNS = tuple(info(f"{row.key}-s{seed}", row.name, row.lr) for row in ROWS for seed in range(5))
@@ -75,7 +75,7 @@ def terminal(monkeypatch):
 def drawn(board, width=100, height=None):
     """The lines of a frame."""
     console = Console(file=io.StringIO(), width=width, height=height or 200)
-    console.print(frame(board, width, height))
+    console.print(draw_board(board, width, height))
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
 
@@ -109,7 +109,7 @@ class TestBoard:
 
     @given(st.integers(0, 10**6))
     def test_duration_reads_back(self, seconds):
-        parts = [int(part) for part in duration(seconds).split(":")]
+        parts = [int(part) for part in clock_time(seconds).split(":")]
         assert sum(part * 60**i for i, part in enumerate(reversed(parts))) == seconds
 
 

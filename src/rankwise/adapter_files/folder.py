@@ -29,7 +29,7 @@ from rankwise.adapter_files.peft.config import (
     read_fields,
     variant_of,
 )
-from rankwise.adapter_files.peft.foreign_keys import Known, as_usual, fields_as_usual
+from rankwise.adapter_files.peft.foreign_keys import KnownModel, as_usual, fields_as_usual
 from rankwise.adapter_files.peft.keys import (
     BASE_LAYER,
     LINEAR_KEYS,
@@ -51,25 +51,25 @@ from rankwise.writing import sort_metadata
 
 @dataclass(frozen=True, kw_only=True)
 class OtherTensors:
-    """What a file holds beside A and B, or how its tensors are called.
+    """What a file holds in addition to A and B, or how its tensors are called.
 
     Args:
-        whole: Path of a parameter or buffer, as PEFT has it -> what the adapter has in its place. `modules_to_save` and
-            `bias` of the configuration must announce it, unless it is an embedding of an enlarged vocabulary.
-        own: Module path -> what the configuration's variant has there beside A and B (DoRA's "magnitude"), as PEFT
+        replacements: Path of a parameter or buffer, by PEFT's path -> the adapter's own value. `modules_to_save`
+            and `bias` of the configuration must cover it, unless it is an embedding of an enlarged vocabulary.
+        own: Module path -> the variant's tensors other than A and B (DoRA's "magnitude"), as PEFT
             shapes it.
         shared: What all modules of the variant share, by name; A and B are then parts of it.
         tokens: Module path -> tokens whose rows were trained, and these rows.
         key_ends: Module path -> ends of the keys of A and B, where they aren't those of a Linear.
-        named: Module path -> what targets and patterns call it, where that isn't its path.
+        setting_names: Module path -> what targets and patterns call it, where that isn't its path.
     """
 
-    whole: Mapping[str, Tensor] = field(default_factory=dict)
+    replacements: Mapping[str, Tensor] = field(default_factory=dict)
     own: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     shared: Mapping[str, Tensor] = field(default_factory=dict)
     tokens: Mapping[str, tuple[tuple[int, ...], Tensor]] = field(default_factory=dict)
     key_ends: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    named: Mapping[str, PeftName] = field(default_factory=dict)
+    setting_names: Mapping[str, PeftName] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ def write_adapter(
         key: gathered(tensor.detach()).to("cpu").clone(memory_format=torch.contiguous_format)
         for key, tensor in _by_key(config.variant, tensors, others).items()
     }
-    called = {name: PeftName(name, False, A.shape[0]) for name, (A, _) in tensors.items()} | dict(others.named)
+    called = {name: PeftName(name, False, A.shape[0]) for name, (A, _) in tensors.items()} | dict(others.setting_names)
     chosen = {name: rows for name, (rows, _) in others.tokens.items()}
     fields = fields_of(config, [called[name] for name in tensors], chosen, base.model_names)
     fields |= {name: value for name, value in base.facts.items() if fields.get(name) is None}
@@ -170,16 +170,16 @@ def _by_key(variant_name: str, tensors: Mapping[str, tuple[Tensor, Tensor]], oth
     for name in {**tensors, **others.own}:
         if (found := others.own.get(name, {})).keys() != ends.keys() or name not in tensors:
             raise AdapterFileError(
-                f'The variant is "{variant_name}", whose modules have {", ".join(ends) or "nothing"} beside A and B; '
+                f'The variant "{variant_name}" has {", ".join(ends) or "nothing"} in addition to A and B; '
                 f'"{name}" has {", ".join(found) or "nothing"}.'
             )
-    if others.shared.keys() != {one.name for one in variant.shared}:
+    if {*others.shared} != {one.name for one in variant.shared}:
         raise AdapterFileError(f'The variant is "{variant_name}"; its modules share {[*others.shared] or "nothing"}.')
     if others.shared:
         keyed = {f"base_model.{one.key}": others.shared[one.name] for one in variant.shared}
     keyed |= {key_of(name, ends[key]): t for name, found in others.own.items() for key, t in found.items()}
     keyed |= {key_of(name, TOKENS_KEY): rows for name, (_, rows) in others.tokens.items()}
-    return keyed | {key_of("", name): tensor for name, tensor in others.whole.items()}
+    return keyed | {key_of("", name): tensor for name, tensor in others.replacements.items()}
 
 
 def read_adapter(
@@ -197,7 +197,7 @@ def read_adapter(
 
     Raises:
         AdapterFileError: A file is missing, damaged or of an unsupported kind; or the adapter brings parameters of
-            the base that are trained whole, which only `load_adapter` can use.
+            the base that are trained in full, which only `load_adapter` can use.
 
     Examples:
         >>> read_adapter("nowhere")
@@ -205,10 +205,10 @@ def read_adapter(
         rankwise.errors.AdapterFileError: nowhere has no adapter_config.json; an adapter is a folder with one.
     """
     findings = Findings(strict)
-    read = read_whole(Path(directory), findings, allow_pickle)
-    if read.parts.whole:
+    read = read_through(Path(directory), findings, allow_pickle)
+    if read.parts.replacements:
         findings.add(
-            f'{read.path} brings parameters trained whole ("{next(iter(read.parts.whole))}"), beside A and B; '
+            f'{read.path} has fully trained parameters ("{next(iter(read.parts.replacements))}"), not only A and B; '
             "load_adapter puts them into a model."
         )
     if read.fields.get("target_parameters"):
@@ -228,7 +228,7 @@ def read_adapter(
 
 
 def _replace_files(folder: Path, text: str, flat: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write both files beside their place, then move them in.
+    """Write both files under temporary names, then move them in.
 
     The old configuration goes first and the new one comes last: without it there is no adapter, so an
     interruption between the moves leaves none, and one before them leaves the old one.
@@ -285,7 +285,7 @@ class AdapterFile:
     metadata: dict[str, str]
 
 
-def read_whole(folder: Path, findings: Findings, allow_pickle: bool, known: Known | None = None) -> AdapterFile:
+def read_through(folder: Path, findings: Findings, allow_pickle: bool, known: KnownModel | None = None) -> AdapterFile:
     """Read a folder, with all checks that need no model.
 
     Args:
@@ -304,7 +304,7 @@ def read_whole(folder: Path, findings: Findings, allow_pickle: bool, known: Know
     _check_finite(path, flat, findings)
     check_config(where, text, metadata, findings)
     check_unknown_fields(where, fields, findings)
-    known = known or Known()
+    known = known or KnownModel()
     fields, flat = fields_as_usual(fields, known), as_usual(flat, known)
     buffers = buffers_of(path, metadata)
     parts = sorted_parts(path, flat, fields, findings, known.tensors, tuple(known.embeddings), buffers)

@@ -1,4 +1,4 @@
-"""The command line: commands read flags, call the code that does the work, and print. No logic of their own.
+"""The command line: commands read flags, call the code that does the work, and print. They have no other logic.
 
 One file a command; nothing heavy is loaded before a command runs, so `--help` is quick.
 """
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Returns:
-        The exit code: 0; 2 a user's mistake, said in one line; 3 finished, with runs that diverged; 130 interrupted.
+        The exit code: 0; 2 a user's mistake (one line); 3 finished, with runs that diverged; 130 interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:

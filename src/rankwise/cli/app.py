@@ -18,7 +18,7 @@ app = App(
     ),
     help_flags=["--help", "-h"],
     version_flags=["--version"],
-    # Ctrl-C has an exit code and a message of ours.
+    # We choose the exit code and the message of Ctrl-C.
     suppress_keyboard_interrupt=False,
     group_parameters=flag_group("Parameters"),
 )

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from rankwise.cli.app import app
-from rankwise.cli.training import RunOptions, train
+from rankwise.cli.training import RunOptions, run_command
 from rankwise.tasks.options import DigitsOptions
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @app.command
-def digits(*, options: DigitsOptions | None = None, how: RunOptions | None = None) -> int:
+def digits(*, options: DigitsOptions | None = None, run_options: RunOptions | None = None) -> int:
     """Train LoRA at several ranks, and full fine-tuning beside them, on handwritten digits.
 
     Example: rankwise digits --ranks 1,2,4,8 --seeds 3
@@ -31,4 +31,4 @@ def digits(*, options: DigitsOptions | None = None, how: RunOptions | None = Non
 
         return make_digits(chosen, observers, base)
 
-    return train("digits", chosen.settings(), how or RunOptions(), make)
+    return run_command("digits", chosen.settings(), run_options or RunOptions(), make)

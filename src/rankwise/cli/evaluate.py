@@ -25,7 +25,7 @@ def evaluate(
     json_: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
     options: UseOptions | None = None,
 ) -> int:
-    """Hold adapters and their base against a file of examples.
+    """Evaluate adapters and their base on a file of examples.
 
     Example: rankwise evaluate runs/last/adapters/* --data test.csv
 
@@ -34,14 +34,14 @@ def evaluate(
     adapters:
         Folders of adapters.
     generate:
-        For sft: write answers to so many inputs, drawn from the whole file, and hold each against all references of
+        For sft: write answers to this many inputs, drawn from the whole file, and compare each with all references of
         its input (exact match, BLEU, ROUGE). Inputs that leave no room for an answer are left out.
     max_new_tokens:
         The most tokens of an answer.
     out:
         Write the figures to this JSON file.
     report:
-        Write figures, and of classifiers predictions, figures of each label and confusion matrices (CSV and PNG), into
+        Write figures (of classifiers also predictions, figures of each label and confusion matrices: CSV and PNG) into
         this folder.
     json_:
         Print the figures as JSON.
@@ -82,7 +82,7 @@ def evaluate(
         print(json_line(found.plain(), indent=2))
     else:
         _show(found)
-    # Last: a place that can't be written costs no figures.
+    # Last: an unwritable folder then costs no figures.
     if out is not None:
         with replacing(out) as temporary:
             temporary.write_text(json_line(found.plain(), indent=2) + "\n", encoding="utf-8")
@@ -119,4 +119,4 @@ def _show(found: "Evaluation") -> None:
             shown = "; ".join(
                 f'"{shortened(predicted)}" for "{shortened(label)}" ({n:,})' for label, predicted, n in pairs
             )
-            console.print(f"{printable(name)} most often says {shown}.", highlight=False, markup=False)
+            console.print(f"{printable(name)} most often predicts {shown}.", highlight=False, markup=False)

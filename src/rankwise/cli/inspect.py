@@ -41,7 +41,7 @@ def inspect(
 
     Example: rankwise inspect runs/train/adapters/r8-s0
 
-    The base is not loaded. The norm is that of the update scale * B A; its effective rank is how many directions it
+    The base is not loaded. The norm is the norm of the update scale * B A; its effective rank is how many directions it
     uses: r where all count alike, 1 where one is all.
 
     Parameters
@@ -49,7 +49,7 @@ def inspect(
     adapter:
         The adapter's folder.
     modules:
-        List every module; by default those that differ in the number of their layer stand in one row.
+        List every module; by default modules that differ only in the number of their layer share a row.
     json_:
         Print all of it as JSON.
     """
@@ -125,13 +125,13 @@ def _show(found: "Inspection", run: "AdapterRun | None", *, each: bool) -> None:
         )
     console.print(table)
     for path, (shape, norm) in found.saved.items():
-        line(f"  whole: {path}, {'x'.join(map(str, shape))}, norm {norm:.3g}")
+        line(f"  in full: {path}, {'x'.join(map(str, shape))}, norm {norm:.3g}")
     for finding in found.findings:
         line(finding)
 
 
 def _groups(modules: "Iterable[InspectedModule]", *, each: bool) -> "dict[str, list[InspectedModule]]":
-    """Modules of one name but for numbers, and of one shape, together."""
+    """Group modules of one shape whose names differ only in numbers."""
     groups: dict[str, list[InspectedModule]] = {}
     for module in modules:
         name = module.path if each else re.sub(r"\b\d+\b", "*", module.path)
@@ -144,7 +144,7 @@ def _groups(modules: "Iterable[InspectedModule]", *, each: bool) -> "dict[str, l
 
 
 def _shared_path(paths: Iterable[str]) -> str:
-    """The path of the module that all of these lie in.
+    """The path of the module that contains all of these.
 
     Examples:
         >>> _shared_path(["h.*.up", "h.*.down"]), _shared_path(["up", "down"])

@@ -16,7 +16,7 @@ from rankwise.lora.layer.recomputed import check_same, marked, wrong_gradients
 from rankwise.lora.layer_types.quantised import Before, in_eight_bits, make_quantised
 from rankwise.lora.offloaded import data_of
 from rankwise.lora.targets.modules import child_name, named_once, submodule
-from rankwise.lora.targets.readers import Reader, show
+from rankwise.lora.targets.readers import Reader, show_tensor
 from rankwise.lora.targets.ties import flip
 
 
@@ -34,7 +34,7 @@ class LoRA(Holding):
 
     Args:
         layer: The layer to adapt. It is not kept.
-        layer_type: Its row in `LAYER_TYPES`.
+        layer_type: Its entry in `LAYER_TYPES`.
         parameter: Name of the weight.
     """
 
@@ -108,7 +108,7 @@ class LoRA(Holding):
         B_of: dict[str, Tensor] = kept["B"]._parameters
         base, device = output, inputs.device
         for name in self.active:
-            if self.varied and (name in self.rows or self.configs[name].variant != "lora"):
+            if self.varied and (name in self.kinds or self.configs[name].variant != "lora"):
                 added = marked(self._varied(layer, name, inputs, base, rest, named), self.active)
                 output = output - added.to(output.dtype)
                 continue
@@ -188,16 +188,16 @@ class LoRA(Holding):
         values = data_of(layer, self.parameter) if weight.is_meta else weight
         total = values.to(next(iter(self.parameters_of(self.active[0]).values())).dtype)
         for name in self.active:
-            # As in `add_update`: minus the negative, without a negative zero of its own.
+            # As in `add_update`: minus the negative, without its own negative zero.
             total = total - (0.0 - self.delta(layer, name).to(total.device))
-        show(layer, self.parameter, weight, marked(total.to(weight.dtype), self.active))
+        show_tensor(layer, self.parameter, weight, marked(total.to(weight.dtype), self.active))
 
     def take_sum(self, reader: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """The hook after it, called also where the forward failed: the parameter is to be seen again."""
         layer = submodule(reader, self.below or "")
         total = layer.__dict__.pop(self.parameter, None)
         if total is not None:
-            show(layer, self.parameter, total, None)
+            show_tensor(layer, self.parameter, total, None)
 
     def restore(self, layer: nn.Module) -> None:
         """Give the layer its weight from before merging, bit for bit."""

@@ -20,7 +20,7 @@ TargetPattern = str | Callable[[str, nn.Module], bool]
 """A name, a suffix, a glob, a range of layers in these, "re:..." (matched in full), or a predicate."""
 
 LARGEST = torch.finfo(torch.float32).max
-"""Size of alpha at the most: the scale multiplies tensors of float32."""
+"""Size of alpha at most: the scale multiplies tensors of float32."""
 
 BIASES = ("none", "all", "lora_only")
 """Which biases an adapter trains."""
@@ -46,8 +46,8 @@ class LoRAConfig:
             outputs 0 to 63. They have one length. `slices={"c_attn": ["0/3", "2/3"]}` adapts q and v of GPT-2.
         init: How A and B start: a name in `rankwise.lora.inits.INITS`.
         scaling: "alpha/r" (the paper) or "alpha/sqrt(r)" (rank-stabilised, rsLoRA).
-        modules_to_save: Patterns of modules that are trained whole beside A and B, such as a new head: the adapter
-            has a copy of all their parameters and buffers.
+        modules_to_save: Patterns of modules that are trained in full, in addition to A and B, such as a new head: each
+            adapter has a copy of all their parameters and buffers.
         bias: Biases that are trained too: "none", "all", or "lora_only" (those of the target modules).
         variant: What is trained in a layer and made of it, a name in `rankwise.lora.variants.VARIANTS`: "lora" (A and
             B), or "dora", which trains a magnitude for each output with them. With "dora" dropout acts on the input of

@@ -39,7 +39,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """Runs side by side.
 
     Args:
@@ -57,8 +57,8 @@ class Comparison:
     notes: tuple[str, ...]
 
 
-def compare_runs(directories: Sequence[Path]) -> Comparison:
-    """Hold finished runs against one another.
+def compare_runs(directories: Sequence[Path]) -> RunComparison:
+    """Compare finished runs.
 
     Args:
         directories: Run directories, two or more.
@@ -84,7 +84,7 @@ def compare_runs(directories: Sequence[Path]) -> Comparison:
             f"The test data of {', '.join(unlike)} is not that of {names[0]}: means stand side by side, and no "
             "difference is taken."
         )
-    return Comparison(
+    return RunComparison(
         names=names,
         metric=runs[0].results.metric.name,
         higher_is_better=runs[0].results.metric.higher_is_better,
@@ -163,7 +163,7 @@ def cell_words(cell: Cell | None) -> str:
     """
     if cell is None:
         return numbers.MISSING
-    ends = "" if cell.interval is None else f" ({numbers.interval(cell.interval)})"
+    ends = "" if cell.interval is None else f" ({numbers.interval_text(cell.interval)})"
     return f"{numbers.metric(cell.mean)}{ends}{' *' if cell.is_answer else ''}"
 
 
@@ -180,7 +180,7 @@ def difference_words(cell: Cell | None) -> str:
     return f"{cell.difference:+.4f} ({low:+.4f} to {high:+.4f})"
 
 
-def draw_comparison(comparison: Comparison, path: Path) -> Path:
+def draw_comparison(comparison: RunComparison, path: Path) -> Path:
     """Draw each run's test metric against its trainable parameters, as a PNG file.
 
     Raises:
@@ -198,7 +198,7 @@ def draw_comparison(comparison: Comparison, path: Path) -> Path:
         cells = [cells[i] for cells in comparison.rows.values()]
         known = [(c.trainable_parameters, c.mean, c) for c in cells if c is not None and c.mean is not None]
         points = sorted(known, key=lambda point: point[0])
-        # Side by side, so that the intervals of runs of one size are told apart.
+        # Side by side, so that the intervals of runs of one size can be distinguished.
         xs = [x * 1.04 ** (i - (len(comparison.names) - 1) / 2) for x, _, _ in points]
         ys = [y for _, y, _ in points]
         ends = [c.interval or (y, y) for _, y, c in points]

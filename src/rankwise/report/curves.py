@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FILE = "curves.csv"
 COLUMNS_READ = ("run", "step", "train_loss", "validation_loss")
 
-COLUMNS = 4
+PANELS_A_ROW = 4
 """Panels side by side."""
 
 MOST_PANELS = 16
@@ -75,7 +75,7 @@ def build_curves(results: Results, curves: Mapping[str, Curve], width: float) ->
     shown = panels(results, curves)
     if not shown:
         return None
-    across = min(COLUMNS, len(shown))
+    across = min(PANELS_A_ROW, len(shown))
     down = -(-len(shown) // across)
     figure = Figure(figsize=(width, 1.0 + (3.4 if down == 1 and across == 1 else 1.9) * down), dpi=160)
     high = figure.get_size_inches()[1]
@@ -91,7 +91,7 @@ def build_curves(results: Results, curves: Mapping[str, Curve], width: float) ->
             ax.plot(curve.steps, curve.validation, color=BLUE, linewidth=1.5, alpha=alpha, marker=mark)
             best = min(range(len(curve.steps)), key=curve.validation.__getitem__)
             ax.plot(curve.steps[best], curve.validation[best], "o", color=VERMILLION, markersize=3.2, zorder=4)
-        ax.set_title(numbers.shortened(label, 28), fontsize=9, color=INK, loc="left")
+        ax.set_title(numbers.shortened_middle(label, 28), fontsize=9, color=INK, loc="left")
         ax.grid(axis="y", color=GRID, linewidth=0.7)
         ax.spines[["top", "right"]].set_visible(False)
         ax.spines[["left", "bottom"]].set_color(MUTED)

@@ -1,6 +1,6 @@
 """The figures: the metric against trainable parameters, both relative to the baseline, and the losses by epoch.
 
-Colours are those of Okabe & Ito, told apart by colour-blind eyes; shapes differ too.
+Colours are Okabe & Ito's, which colour-blind readers can distinguish; shapes differ too.
 
 References:
     Okabe & Ito, Color Universal Design, 2008. https://jfly.uni-koeln.de/color/

@@ -1,4 +1,4 @@
-"""Put labels beside points so that they cover neither points nor one another."""
+"""Place labels next to points so that they overlap neither points nor each other."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ Box = tuple[float, float, float, float]
 LEADER_FROM = 16
 """A label further off than this (points, 1/72 inch) gets a thin line to its point."""
 
-MARK = 11
+MARK_REACH = 11
 """Reach of the largest mark, from its centre to a corner of its box, in points; a leader may run through its own."""
 
 LEADER_STEPS = 20
@@ -38,7 +38,7 @@ leader through a label or mark; of text over a curve or bar."""
 
 
 @dataclass(frozen=True)
-class Label:
+class PointLabel:
     """A text and the point it belongs to.
 
     Args:
@@ -83,10 +83,12 @@ def _places() -> Iterator[LabelPosition]:
             yield LabelPosition((float(dx * reach), float(dy * reach)), ha, va, float(distance + 2 * (dy < 0)))
 
 
-PLACES = tuple(_places())
+LABEL_PLACES = tuple(_places())
 
 
-def place_labels(ax: "Axes", labels: Sequence[Label], hard: Sequence[Box], soft: Sequence[Box], size: float) -> None:
+def place_labels(
+    ax: "Axes", labels: Sequence[PointLabel], hard: Sequence[Box], soft: Sequence[Box], size: float
+) -> None:
     """Write each label at the cheapest of a fixed set of places around its point.
 
     One label after the other takes the best place that is left, the first given first, then each may move again.
@@ -122,7 +124,7 @@ def place_labels(ax: "Axes", labels: Sequence[Label], hard: Sequence[Box], soft:
     for label, text in zip(labels, texts, strict=True):
         x, y = ax.transData.transform(label.xy).tolist()
         extent = text.get_window_extent()
-        candidates.append([_put(place, x, y, extent.width, extent.height, figure.dpi / 72) for place in PLACES])
+        candidates.append([_put(place, x, y, extent.width, extent.height, figure.dpi / 72) for place in LABEL_PLACES])
     chosen = choose_places(candidates, frame, hard, soft)
     for i, (label, text) in enumerate(zip(labels, texts, strict=True)):
         place = chosen[i].place
@@ -210,7 +212,7 @@ def _put(place: LabelPosition, x: float, y: float, width: float, height: float, 
         steps = (
             step / LEADER_STEPS
             for step in range(LEADER_STEPS)
-            if step / LEADER_STEPS * math.hypot(*place.offset) > MARK
+            if step / LEADER_STEPS * math.hypot(*place.offset) > MARK_REACH
         )
         leader = tuple((x + step * dx, y + step * dy) for step in steps)
     return PlacedLabel(place, (left - room, low - room, left + width + room, low + height + room), leader)
@@ -222,13 +224,13 @@ def box_of(artist: "Artist") -> Box:
     return box.x0, box.y0, box.x1, box.y1
 
 
-def overlap(box: Box, other: Box) -> float:
+def covered_share(box: Box, other: Box) -> float:
     """Return the share of `box` that `other` covers.
 
     Examples:
-        >>> overlap((0.0, 0.0, 2.0, 2.0), (1.0, 0.0, 5.0, 5.0))
+        >>> covered_share((0.0, 0.0, 2.0, 2.0), (1.0, 0.0, 5.0, 5.0))
         0.5
-        >>> overlap((0.0, 0.0, 2.0, 2.0), (3.0, 0.0, 5.0, 5.0))
+        >>> covered_share((0.0, 0.0, 2.0, 2.0), (3.0, 0.0, 5.0, 5.0))
         0.0
     """
     width = min(box[2], other[2]) - max(box[0], other[0])

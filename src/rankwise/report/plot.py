@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING, Any
 
-from rankwise.report.labels import Box, Label, box_of, overlap, place_labels
+from rankwise.report.labels import Box, PointLabel, box_of, covered_share, place_labels
 from rankwise.report.points import BLUE, GRID, INK, MUTED, PAPER, PlotPoint, Scene
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ GAP = 4
 """Pixels between a text and the ends of a grid line."""
 
 DIRECT_LABELS = 2
-"""Up to so many baselines are labelled beside their marks; more go into a legend, as they often lie on one spot."""
+"""Label up to this many baselines directly; use a legend for more, since markers overlap."""
 
 
 def draw_scene(ax: "Axes", scene: Scene, *, relative: bool, higher_is_better: bool) -> None:
@@ -157,10 +157,10 @@ def _published_mark() -> dict[str, Any]:
     return {"marker": "o", "color": MUTED, "markerfacecolor": "none", "markersize": 9, "linestyle": "none"}
 
 
-def _label(point: PlotPoint) -> Label:
+def _label(point: PlotPoint) -> PointLabel:
     colour = INK if point.colour == BLUE else point.colour
     text = f"{point.label}, the answer" if point.is_answer else point.label
-    return Label(text, (point.x, point.y), colour, bold=point.is_answer)
+    return PointLabel(text, (point.x, point.y), colour, bold=point.is_answer)
 
 
 def _obstacles(ax: "Axes", scene: Scene) -> tuple[list[Box], list[Box]]:
@@ -234,7 +234,9 @@ def _legend(
     cost: dict[str, int] = {}
     for corner in corners:
         box = draw(corner)
-        cost[corner] = 10 * sum(overlap(box, one) > 0 for one in hard) + sum(overlap(box, one) > 0 for one in soft)
+        cost[corner] = 10 * sum(covered_share(box, one) > 0 for one in hard) + sum(
+            covered_share(box, one) > 0 for one in soft
+        )
     return draw(min(corners, key=cost.__getitem__))
 
 
@@ -251,7 +253,7 @@ def _name_band(ax: "Axes", band: tuple[float, float], obstacles: list[Box]) -> B
     )
     box = box_of(text)
     ends = [ax.transData.transform((1, y))[1] for y in band]
-    if abs(ends[0] - ends[1]) < box[3] - box[1] or any(overlap(box, other) > 0 for other in obstacles):
+    if abs(ends[0] - ends[1]) < box[3] - box[1] or any(covered_share(box, other) > 0 for other in obstacles):
         text.set_y(band[1])
         text.set_verticalalignment("top" if band[1] < band[0] else "bottom")
     return box_of(text)

@@ -17,7 +17,7 @@ from rankwise.show.plain import PlainDisplay, QuietDisplay
 from rankwise.show.state import RUNNING, Display, ProgressRow, ProgressState, Stream
 from rankwise.shown import printable
 from rankwise.train.events import Ended, EpochEnded, Event, Message, Resumed, RunEnded, RunInfo, Started, Stepped
-from rankwise.train.outcome import Outcome, Point
+from rankwise.train.outcome import EpochPoint, Outcome
 
 
 @final
@@ -58,7 +58,7 @@ class Progress:
     def _forget(self) -> None:
         self._runs: dict[str, RunInfo] = {}
         self._steps: dict[str, int] = {}
-        self._last: dict[str, Point] = {}
+        self._last: dict[str, EpochPoint] = {}
         self._statuses: dict[str, str] = {}
         self._members: dict[str, list[RunInfo]] = {}
 
@@ -74,7 +74,7 @@ class Progress:
         self._board = ProgressState(f"Training {_counted(len(runs), len(rows))}", rows, metric, self._clock)
         self._display.started(self._board)
 
-    def _take(self, points: Sequence[Point], ended: Sequence[Outcome]) -> None:
+    def _take(self, points: Sequence[EpochPoint], ended: Sequence[Outcome]) -> None:
         for point in points:
             self._last[point.run], self._steps[point.run] = point, point.step
         self._statuses |= {outcome.name: outcome.status for outcome in ended}

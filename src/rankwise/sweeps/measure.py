@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rankwise.lora.base.modes import in_eval
 from rankwise.pack.batches import lazily
 from rankwise.pack.groups import Groups
 from rankwise.pack.losses import PerAdapter
 from rankwise.pack.pack import Pack
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from rankwise.sweeps.problem import Problem, Run, Scores, SweepState
 from rankwise.train.data.tensors import Data, pick
 from rankwise.train.evaluation import evaluate_rows, in_parts
@@ -43,12 +44,12 @@ def measure(model: nn.Module, runs: Sequence[Run], problem: Problem, swept: Swee
             _numpy(tested[TEST][k]) if tests else np.empty(0),
             {test: _numpy(values[k]) for test, values in tested.items() if test != TEST},
             deciding=swept.outcomes[name].deciding,
-            rows=problem.rows_of(by_name[name]),
+            rows=problem.cut_rows(by_name[name]),
         )
 
 
 def validate(
-    model: nn.Module, runs: Sequence[Run], states: Mapping[str, State], problem: Problem
+    model: nn.Module, runs: Sequence[Run], states: Mapping[str, AdapterState], problem: Problem
 ) -> dict[str, np.ndarray]:
     """The metric of each validation example by run; all runs of one pack."""
     pack = _pack(model, runs, states, problem)
@@ -67,7 +68,7 @@ def _validation_rows(pack: Pack, data: str, problem: Problem, functions: Sequenc
     return evaluate_rows(pack, rotation.pool, functions, problem.feed, rows)
 
 
-def _pack(model: nn.Module, runs: Sequence[Run], states: Mapping[str, State], problem: Problem) -> Pack:
+def _pack(model: nn.Module, runs: Sequence[Run], states: Mapping[str, AdapterState], problem: Problem) -> Pack:
     members = [run.member for run in runs]
     feed = problem.feed
     return Pack(model, members, problem.loss, states=states, call=feed.call, precision=feed.precision)
@@ -97,8 +98,6 @@ def base_rows(model: nn.Module, problem: Problem, data: Data, function: PerAdapt
         function: Measured in place of the metric.
     """
     feed, device = problem.feed, next(model.parameters()).device
-    modes = {module: module.training for module in model.modules()}
-
     role = "loss" if problem.metric is problem.loss else "metric"
     metric, one = function or PerAdapter(problem.metric, role), Groups([0], 1, device)
 
@@ -108,10 +107,6 @@ def base_rows(model: nn.Module, problem: Problem, data: Data, function: PerAdapt
         return metric.rows(outputs.unsqueeze(0), lazily(batch, lambda t: t.unsqueeze(0)), one)
 
     order = feed.evaluation_order(data)
-    try:
-        model.eval()
+    with in_eval(model):
         found = in_parts(order.to(device), feed.rows_at_once, run, piece=metric.piece)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     return _numpy(metric.joined(found)[0, order.argsort().to(device)])

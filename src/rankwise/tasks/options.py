@@ -1,4 +1,4 @@
-"""What a user can set for the digits experiment. Light: the command line reads it without loading torch."""
+"""Options of the digits experiment. The command line reads this file without loading torch."""
 
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
@@ -11,7 +11,6 @@ from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.choose.rule import accuracy_tolerance
 from rankwise.tasks.flags import DECIDING, MAIN, TRAINING
 from rankwise.tasks.settings import (
-    Count,
     Device,
     OptimiserName,
     Positive,
@@ -20,6 +19,7 @@ from rankwise.tasks.settings import (
     Rungs,
     Seeds,
     Variants,
+    WholeNumber,
     flag,
     plain_settings,
 )
@@ -37,7 +37,7 @@ class DigitsOptions:
             settings.
         data: "embedded" (10,000 images in the package), "mnist" (70,000, downloaded once: 12 MB), or a folder of IDX
             files.
-        epochs: Passes over the training data, at the most. [default: 60; published: 100]
+        epochs: Passes over the training data, at most. [default: 60; published: 100]
         batch_size: Images a step. [default: 64]
         lr: Learning rates of LoRA, the best of which is chosen for each rank: 3e-4,1e-3. [default: the protocol's]
         baseline_lr: Learning rates of full fine-tuning. [default: the protocol's]
@@ -51,8 +51,8 @@ class DigitsOptions:
     seeds: Seeds | None = None
     protocol: str = "standard"
     data: str = "embedded"
-    epochs: Count | None = None
-    batch_size: Annotated[Count | None, Parameter(group=TRAINING)] = None
+    epochs: WholeNumber | None = None
+    batch_size: Annotated[WholeNumber | None, Parameter(group=TRAINING)] = None
     lr: Rates | None = None
     baseline_lr: Rates | None = None
     alpha: Positive | None = None
@@ -65,7 +65,7 @@ class DigitsOptions:
     def __post_init__(self) -> None:
         require(self, flag)
         if self.protocol == "right":
-            # The name that earlier versions gave it.
+            # Its name in earlier versions.
             object.__setattr__(self, "protocol", "standard")
         if self.protocol not in PROTOCOLS:
             raise ConfigError(
@@ -81,7 +81,7 @@ class DigitsOptions:
 
     @property
     def seed_list(self) -> tuple[int, ...]:
-        """The seeds; of an adaptive plan at the most these."""
+        """The seeds; of an adaptive plan at most these."""
         return self.deciding.seeds(self.seeds)
 
     def settings(self) -> dict[str, Any]:

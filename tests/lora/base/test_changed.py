@@ -124,7 +124,7 @@ def test_statistics_of_a_layer_that_is_trained_whole_move_and_are_saved(tmp_path
     model = copy.deepcopy(base)
     inject(model, LoRAConfig(r=2, target_modules=["re:0"], modules_to_save=["1"]))
     train(model)
-    assert not torch.equal(model[1].lora_whole.own["default"].running_mean, base[1].running_mean)
+    assert not torch.equal(model[1].lora_trained.own["default"].running_mean, base[1].running_mean)
     assert torch.equal(model[1].running_mean, base[1].running_mean)
     other = copy.deepcopy(base).eval()
     load_adapter(other, save_adapter(model, tmp_path))
@@ -182,10 +182,10 @@ def replace_inside(model):
 
 @pytest.mark.parametrize("change", [replace_head, drop_block, keep_every_other, replace_inside])
 @pytest.mark.parametrize("trained_whole", [False, True])
-def test_a_lost_layer_is_missed_in_training_merging_and_saving(change, trained_whole, tmp_path):
+def test_a_lost_layer_is_missed_in_training_merging_and_saving(change, modules_of_head, tmp_path):
     model = Net()
-    whole = {"modules_to_save": ["head"]} if trained_whole else {}
-    targets = ["blocks.0", "blocks.1", "blocks.2", *([] if trained_whole else ["head"])]
+    whole = {"modules_to_save": ["head"]} if modules_of_head else {}
+    targets = ["blocks.0", "blocks.1", "blocks.2", *([] if modules_of_head else ["head"])]
     inject(model, LoRAConfig(r=2, target_modules=targets, **whole))
     model.eval()(x())
     change(model)

@@ -93,7 +93,7 @@ def test_a_buffer_that_no_checkpoint_holds_is_said(tmp_path):
     train(model)
     with pytest.warns(UserWarning, match='"offset" has changed since training began. It is in no checkpoint'):
         save_adapter(model, tmp_path)
-    with pytest.warns(UserWarning, match="eject can't give back what it was"):
+    with pytest.warns(UserWarning, match="eject can't restore it"):
         eject(model)
 
 

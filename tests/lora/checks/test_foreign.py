@@ -141,10 +141,10 @@ def test_fsdp1_is_refused_or_saved_with_its_parameters_summoned(process, tmp_pat
     assert alike(base(x()), outputs)
 
 
-@pytest.mark.parametrize("kind", ["two", "none active", "trained whole"])
+@pytest.mark.parametrize("kind", ["two", "none active", "trained in full"])
 def test_ddp_waits_for_no_gradient_of_an_adapter_that_does_not_act(process, kind):
     model = make()
-    whole = {"modules_to_save": ["2"], "target_modules": "0"} if kind == "trained whole" else {}
+    whole = {"modules_to_save": ["2"], "target_modules": "0"} if kind == "trained in full" else {}
     inject(model, LoRAConfig(r=2, **whole), "first")
     inject(model, LoRAConfig(r=2), "second")
     if kind == "none active":
@@ -163,7 +163,7 @@ def test_numbers_that_are_not_finite_are_not_saved(value, where, tmp_path):
         "A": model[0].lora.A["default"],
         "B": model[0].lora.B["default"],
         "magnitude": model[0].lora.magnitude["default"],
-        "whole": model[2].lora_whole.own["default"].weight,
+        "whole": model[2].lora_trained.own["default"].weight,
     }[where]
     tensor.data.view(-1)[0] = value
     with pytest.raises(AdapterError, match=r"not finite .* training diverged"):

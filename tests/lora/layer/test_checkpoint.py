@@ -56,7 +56,7 @@ def normed():
 
 CASES = {
     "plain": (plain, LoRAConfig(r=2), lambda model: model(x())),
-    "trained whole": (plain, LoRAConfig(r=2, target_modules="0", modules_to_save=["2"]), lambda model: model(x())),
+    "trained in full": (plain, LoRAConfig(r=2, target_modules="0", modules_to_save=["2"]), lambda model: model(x())),
     "biases": (plain, LoRAConfig(r=2, bias="all"), lambda model: model(x())),
     "dora": (plain, LoRAConfig(r=2, variant="dora"), lambda model: model(x())),
     "tied": (Tied, LoRAConfig(r=2, target_modules=["embed", "body"]), lambda model: model(x())),

@@ -1,4 +1,4 @@
-"""Weights that are read without calling their layer: attention, RNNs, experts, layers with a forward of their own."""
+"""Weights that are read without calling their layer: attention, RNNs, experts, layers with their own forward."""
 
 import copy
 import pickle
@@ -426,7 +426,7 @@ class CallsAndReads(nn.Module):
 
 
 class Positions(nn.Embedding):
-    """As ProphetNet's: a forward of its own, and a second method that looks up without a call."""
+    """As ProphetNet's: its own forward, and a second method that looks up without a call."""
 
     def forward(self, ids):
         return super().forward(ids) * 2.0
@@ -445,7 +445,7 @@ class TwoStreams(nn.Module):
 
 
 class Wraps(nn.Module):
-    """Reads the weights of an attention in a function of its own, without calling the attention."""
+    """Reads the weights of an attention in its own function, without calling the attention."""
 
     def __init__(self):
         super().__init__()

@@ -243,7 +243,7 @@ class Two(nn.Module):
         ({"conv": [1]}, {"exclude_modules": "head"}, "has no row for each token"),
         ({"words": [1]}, {}, '"words" is a target of A and B.*exclude_modules="words"'),
         ({"words": [1], "head": [2]}, {"target_modules": "fc"}, "share one weight, .*different tokens"),
-        ({"words": [1]}, {"target_modules": "fc", "modules_to_save": "words"}, "trained whole"),
+        ({"words": [1]}, {"target_modules": "fc", "modules_to_save": "words"}, "trained in full"),
     ],
 )
 def test_what_cant_be_trained_is_said(tokens, more, message):

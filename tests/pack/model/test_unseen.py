@@ -15,7 +15,7 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.pack.losses import PerAdapter
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from reference import update_difference
 
 Changed = Callable[[nn.Module, Tensor], Tensor]
@@ -56,7 +56,7 @@ def members(*ranks: int, dropout: float = 0.1) -> list[Member]:
 
 def trained(
     model: nn.Module, *ranks: int, rows: int | None = None, x: Tensor = X, **how: Any
-) -> tuple[dict[str, State], dict[str, State], Pack]:
+) -> tuple[dict[str, AdapterState], dict[str, AdapterState], Pack]:
     dropout = how.pop("dropout", 0.1)
     pack = Pack(
         model,
@@ -306,7 +306,7 @@ def test_a_mean_that_leaves_rows_out_is_refused_in_the_step_where_it_does() -> N
 
 @pytest.mark.parametrize("alpha", [0.5, 32.0, 4096.0])
 def test_the_probes_random_updates_are_a_small_part_of_a_weight(alpha: float) -> None:
-    """Larger ones saturate attention, and rounding is taken for a fault."""
+    """Larger ones saturate attention, and rounding is read as a fault."""
     model = nn.Sequential(nn.Linear(64, 48))
     chosen = [Member(name=f"r{r}", lora=LoRAConfig(r=r, alpha=alpha)) for r in (1, 8)]
     pack = Pack(model, chosen, lambda o, batch: o.sum(1))

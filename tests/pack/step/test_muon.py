@@ -59,18 +59,25 @@ class PlainMuon(Plain):
 
 def cases_of(kind: Kind) -> list[Case]:
     every, some, _ = kind.targets
-    heads = [name for name in kind.whole if name != "norm"]
+    heads = [name for name in kind.modules_to_save if name != "norm"]
 
     def case(name: str, plain: Plain, whole: tuple[str, ...] = (), **lora: Any) -> Case:
         config = LoRAConfig(seed=plain.seed, dropout=plain.dropout, **lora)
-        member = Member(name=name, seed=plain.seed, lora=config, whole=whole, optimiser=Muon())
+        member = Member(name=name, seed=plain.seed, lora=config, modules_to_save=whole, optimiser=Muon())
         return Case(member, replace(plain, scale=config.scale()))
 
     # The first two share a bucket, so one is padded; the third trains matrices and biases in full.
     return [
         case("three", PlainMuon(0, 1e-3), r=3, target_modules=every),
         case("one", PlainMuon(0, 2e-3, seed=1, weight_decay=0.1), r=1, target_modules=every),
-        case("head", PlainMuon(0, 1e-3, dropout=0.2), kind.whole, r=2, target_modules=some, exclude_modules=heads),
+        case(
+            "head",
+            PlainMuon(0, 1e-3, dropout=0.2),
+            kind.modules_to_save,
+            r=2,
+            target_modules=some,
+            exclude_modules=heads,
+        ),
     ]
 
 

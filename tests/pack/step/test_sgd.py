@@ -22,7 +22,7 @@ from small_sweep import accuracy, loss, same_when_gone_on_with, small_model, sma
 
 def cases_of(kind: Kind) -> list[Case]:
     every, some, _ = kind.targets
-    heads = [name for name in kind.whole if name != "norm"]
+    heads = [name for name in kind.modules_to_save if name != "norm"]
 
     def case(name: str, plain: Plain, whole: tuple[str, ...] = (), **lora: Any) -> Case:
         config = LoRAConfig(seed=plain.seed, dropout=plain.dropout, **lora)
@@ -31,7 +31,7 @@ def cases_of(kind: Kind) -> list[Case]:
             name=name,
             seed=plain.seed,
             lora=config,
-            whole=whole,
+            modules_to_save=whole,
             optimiser=SGD(momentum=momentum, nesterov=nesterov),
         )
         return Case(member, replace(plain, scale=config.scale()))
@@ -43,7 +43,7 @@ def cases_of(kind: Kind) -> list[Case]:
         case(
             "head",
             Plain(0, 1e-3, 1, weight_decay=0.1, sgd=(0.5, True)),
-            kind.whole,
+            kind.modules_to_save,
             r=2,
             target_modules=every,
             exclude_modules=heads,

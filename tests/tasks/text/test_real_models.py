@@ -21,7 +21,6 @@ from rankwise.tasks.text.encode.rendering import show_plain
 from rankwise.tasks.text.encode.sft import SftOptions, prompt_text, tokenize_sft
 from rankwise.tasks.text.model.calls import ModelCall
 from rankwise.tasks.text.model.models import ModelOptions, load_text_model
-from rankwise.tasks.text.score.losses import token_loss
 from text_models import packaged
 
 TEXTS = ["How do I locate my card?", "Where is my new card?", "What is the exchange rate?", "How are rates set?"]

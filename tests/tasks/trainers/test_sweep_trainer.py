@@ -11,7 +11,7 @@ from transformers import BertForSequenceClassification, Trainer, TrainerCallback
 import rankwise
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.pack.member import Member
-from rankwise.tasks.trainers.sweep_trainer import problem_of
+from rankwise.tasks.trainers.sweep_trainer import trainer_problem
 from rankwise.train.loop import PackTraining
 from text_models import CONFIGS, VOCABULARY, make_model, make_tokenizer
 
@@ -115,7 +115,7 @@ def theirs(trainer):
 
 def ours(trainer, order):
     """Train all weights on the same batches as a sweep would: losses of the epochs, and weights."""
-    problem = problem_of(trainer)
+    problem = trainer_problem(trainer)
     n = len(trainer.train_dataset)
     by_epoch = torch.tensor(order).view(-1, n)
     feed = replace(problem.feed, order=lambda data, seeds, epoch, size, rows: by_epoch[epoch].expand(len(seeds), -1))
@@ -125,7 +125,13 @@ def ours(trainer, order):
     data = problem.data["train"]
     setting = replace(problem.training, lr=trainer.args.learning_rate)
     loop = PackTraining(
-        trainer.model, [(Member(name="full", whole=whole), setting)], data, data, problem.loss, problem.loss, feed=feed
+        trainer.model,
+        [(Member(name="full", modules_to_save=whole), setting)],
+        data,
+        data,
+        problem.loss,
+        problem.loss,
+        feed=feed,
     )
     points, outcome = [], None
     while not loop.done:
@@ -265,11 +271,11 @@ def f1(prediction):
 def test_a_metric_that_is_no_mean_over_examples_is_refused_and_another_can_be_named(tmp_path):
     trainer = make_trainer(tmp_path, more={"compute_metrics": f1})
     with pytest.raises(ConfigError, match='compute_metrics gives f1, accuracy; say which decides: metric="f1"'):
-        problem_of(trainer)
+        trainer_problem(trainer)
     with pytest.raises(ConfigError, match="it is no mean over examples"):
-        problem_of(trainer, metric="f1")
-    assert problem_of(trainer, metric="accuracy").metric_name == "accuracy"
-    assert problem_of(trainer, metric="loss").metric is None
+        trainer_problem(trainer, metric="f1")
+    assert trainer_problem(trainer, metric="accuracy").metric_name == "accuracy"
+    assert trainer_problem(trainer, metric="loss").metric is None
 
 
 def test_what_is_no_trainer_is_refused():

@@ -18,14 +18,16 @@ from rankwise.lora.targets.modules import base_tensors
 Layers = Mapping[str, tuple[nn.Module, LoRA]]
 
 
-def check_savable(model: nn.Module, name: str, layers: Layers, whole: Mapping[str, Tensor], strict: bool) -> None:
+def check_savable(
+    model: nn.Module, name: str, layers: Layers, replacements: Mapping[str, Tensor], strict: bool
+) -> None:
     """Raise, or warn, unless a file can hold all of an adapter.
 
     Args:
         model: The model.
         name: The adapter.
         layers: Its adapted layers.
-        whole: What it has in place of the base's parameters and buffers.
+        replacements: What it has in place of the base's parameters and buffers.
         strict: Whether what can be saved all the same, but isn't what was trained, is an error.
 
     Raises:
@@ -46,7 +48,7 @@ def check_savable(model: nn.Module, name: str, layers: Layers, whole: Mapping[st
     problems: list[str] = []
     if lost := lost_paths(model, name):
         problems.append(lost_message(name, lost) + " Put the adapted layer back.")
-    for path, tensor in _tensors(name, layers, whole):
+    for path, tensor in _tensors(name, layers, replacements):
         if not has_data(tensor):
             raise AdapterError(
                 f'Adapter "{name}" has no numbers at "{path}": it was attached in a fake mode, or loses them on the '
@@ -105,9 +107,9 @@ def check_base_as_before(model: nn.Module, held: Collection[str], strict: bool) 
     return large
 
 
-def _tensors(name: str, layers: Layers, whole: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _tensors(name: str, layers: Layers, replacements: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for path, (_, lora) in layers.items():
         for tensor in lora.tensors(name).values():
             yield path, tensor.detach()
     # A buffer may hold infinite numbers on purpose: masks do.
-    yield from ((path, gathered(t.detach())) for path, t in whole.items() if isinstance(t, nn.Parameter))
+    yield from ((path, gathered(t.detach())) for path, t in replacements.items() if isinstance(t, nn.Parameter))

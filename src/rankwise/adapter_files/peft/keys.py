@@ -22,7 +22,7 @@ OWN_KEYS = {
     for tensor in variant.tensors
     if tensor.key and not tensor.shared
 }
-"""End of the key of what a variant has in every module beside A and B, or in their place -> the variant."""
+"""End of the key of what a variant has in every module in addition to A and B, or in their place -> the variant."""
 
 SHARED_KEYS = {
     f"base_model.{tensor.key}": name for name, variant in VARIANTS.items() for tensor in variant.shared if tensor.key
@@ -68,15 +68,15 @@ class Parts:
 
     Args:
         pairs: Module path -> (A, B).
-        whole: Path of a parameter or buffer of the base -> what the adapter has in its place.
-        own: Module path -> what its variant has there beside A and B, by name, in PEFT's shape.
+        replacements: Path of a parameter or buffer of the base -> what the adapter has in its place.
+        own: Module path -> what its variant has there in addition to A and B, by name, in PEFT's shape.
         shared: What all modules of its variant share, by name.
         tokens: Module path -> rows of single tokens.
         biases: Module path -> the bias of its B.
     """
 
     pairs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    whole: dict[str, Tensor] = field(default_factory=dict)
+    replacements: dict[str, Tensor] = field(default_factory=dict)
     own: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     shared: dict[str, Tensor] = field(default_factory=dict)
     tokens: dict[str, Tensor] = field(default_factory=dict)
@@ -99,11 +99,11 @@ def is_pair(A: Tensor, B: Tensor) -> bool:
     return A.ndim == B.ndim >= 2 and same
 
 
-def whole_key_of(name: str, adapted: Collection[str]) -> str:
+def saved_key_of(name: str, adapted: Collection[str]) -> str:
     """Return the key of a parameter that is saved whole; one of an adapted layer lies in its `base_layer`.
 
     Examples:
-        >>> whole_key_of("up.bias", {"up"}), whole_key_of("head.weight", {"up"})
+        >>> saved_key_of("up.bias", {"up"}), saved_key_of("head.weight", {"up"})
         ('base_model.model.up.base_layer.bias', 'base_model.model.head.weight')
     """
     owner, _, leaf = name.rpartition(".")
@@ -160,13 +160,13 @@ def sorted_parts(
         findings.add(f'{where} has no "{key_of(name, missing)}"; with lora_bias every module has A, B and a bias.')
         parts.pairs.pop(name, None)
     parts.biases = {name: tensor for name, tensor in found.biases.items() if name in parts.pairs}
-    is_whole = _test_of_whole(fields, {*found.halves, *parts.tokens}, embeddings)
+    saved_here = _test_of_saved(fields, {*found.halves, *parts.tokens}, embeddings)
     for key, inside in found.others.items():
-        name = _in_base(inside, known) or _path_of_whole(inside)
-        if not {inside, name} & {*buffers} and not is_whole(name, inside):
+        name = _in_base(inside, known) or _path_of_saved(inside)
+        if not {inside, name} & {*buffers} and not saved_here(name, inside):
             findings.add(_of_no_use(where, key))
         elif name:
-            parts.whole[name] = flat[key]
+            parts.replacements[name] = flat[key]
     return parts
 
 
@@ -204,30 +204,30 @@ def _by_kind(
         in_model = inside != key
         if in_model and _in_base(inside, known):
             found.others[key] = inside
-        elif in_model and (name := _before(inside, TOKENS_KEY)) is not None:
+        elif in_model and (name := _module_before(inside, TOKENS_KEY)) is not None:
             parts.tokens[name] = tensor
-        elif fields.get("lora_bias") and in_model and (name := _before(inside, BIAS_KEY)) is not None:
+        elif fields.get("lora_bias") and in_model and (name := _module_before(inside, BIAS_KEY)) is not None:
             found.biases[name] = tensor
         elif key in shared:
             parts.shared[shared[key]] = tensor
-        elif in_model and (own := next((end for end in ends if _before(inside, end) is not None), None)):
-            found.own.setdefault(_before(inside, own) or "", {})[ends[own]] = tensor
+        elif in_model and (own := next((end for end in ends if _module_before(inside, end) is not None), None)):
+            found.own.setdefault(_module_before(inside, own) or "", {})[ends[own]] = tensor
         else:
-            end = next((end for end in KEY_ENDS if _before(inside, end) is not None), None)
+            end = next((end for end in KEY_ENDS if _module_before(inside, end) is not None), None)
             if not in_model or (end is None and _OF_ADAPTERS.search(key)):
                 findings.add(_of_no_use(where, key))
             elif end is None:
                 found.others[key] = inside
             elif _is_kernel(where, key, tensor, findings):
-                found.halves.setdefault(_before(inside, end) or "", {})[KEY_ENDS[end]] = tensor
+                found.halves.setdefault(_module_before(inside, end) or "", {})[KEY_ENDS[end]] = tensor
     return found
 
 
-def _before(inside: str, end: str) -> str | None:
+def _module_before(inside: str, end: str) -> str | None:
     """The module before the end of a key; None where the key has another end.
 
     Examples:
-        >>> _before("h.up.lora_A.weight", "lora_A.weight"), _before("lora_A.weight", "lora_A.weight")
+        >>> _module_before("h.up.lora_A.weight", "lora_A.weight"), _module_before("lora_A.weight", "lora_A.weight")
         ('h.up', '')
     """
     return inside.removesuffix(end).rstrip(".") if f".{inside}".endswith(f".{end}") else None
@@ -257,7 +257,7 @@ _WRAPPED = rf"(^|\.)(?:{TOKENS_OWNER}\.)?{BASE_LAYER}\.([^.]+)$"
 """What PEFT puts before a parameter's own name where it has wrapped the module."""
 
 
-def _path_of_whole(inside: str) -> str:
+def _path_of_saved(inside: str) -> str:
     """Return the parameter's path in the base; empty for PEFT's copy of what the adapter doesn't use.
 
     With `bias` and `modules_to_save` together PEFT writes a bias three times: as used, as the wrapper's copy and
@@ -268,13 +268,13 @@ def _path_of_whole(inside: str) -> str:
     return re.sub(_WRAPPED, r"\1\2", inside)
 
 
-def _test_of_whole(
+def _test_of_saved(
     fields: Mapping[str, Any], adapted: Collection[str], embeddings: Collection[str]
 ) -> Callable[[str, str], bool]:
     """Return (path in the base, path in the file) -> can this parameter be in the file?"""
     bias = fields.get("bias")
 
-    def is_whole(name: str, inside: str) -> bool:
+    def saved_here(name: str, inside: str) -> bool:
         owner, _, leaf = name.rpartition(".")
         if not name:
             return True
@@ -285,7 +285,7 @@ def _test_of_whole(
             return True
         return is_saved(owner, fields)
 
-    return is_whole
+    return saved_here
 
 
 def is_saved(path: str, fields: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ DEPTH = 3
 """How far inside the attributes it is looked: of containers, and of plain objects."""
 
 _MOST = 100_000
-"""Numbers of a model that are looked at, at the most."""
+"""Numbers of a model that are looked at, at most."""
 
 _OF_MODULES = frozenset(vars(nn.Module()))
 
@@ -31,7 +31,7 @@ class Attributes:
         places = (place for place, _ in zip(_places(model, depth), range(_MOST), strict=False))
         self._then = {place[0]: (place, value_at(place)) for place in places}
 
-    def moved(self) -> list[tuple[Place, float]]:
+    def changed_places(self) -> list[tuple[Place, float]]:
         """The places whose numbers have changed since, and by how much a pass changes them."""
         found = ((place, value_at(place), then) for place, then in self._then.values())
         return [(place, now - then) for place, now, then in found if now is not None and now != then]

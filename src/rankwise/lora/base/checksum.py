@@ -27,9 +27,9 @@ def checksum(tensor: Tensor) -> Tensor:
     if plain.storage_offset() * plain.itemsize % 8:
         plain = plain.clone()
     bits = plain.view(-1).view(torch.uint8)
-    whole = bits.numel() // (8 * _WORDS) * (8 * _WORDS)
-    sums = bits[:whole].view(torch.int64).view(-1, _WORDS).sum(1)
+    full_words = bits.numel() // (8 * _WORDS) * (8 * _WORDS)
+    sums = bits[:full_words].view(torch.int64).view(-1, _WORDS).sum(1)
     odd = torch.arange(1, 2 * len(sums) + 1, 2, device=sums.device)
-    rest = bits[whole:].to(torch.int64)
+    rest = bits[full_words:].to(torch.int64)
     places = torch.arange(1, 2 * len(rest) + 1, 2, device=rest.device)
     return (sums * odd).sum() + (rest * places).sum() * 2**32

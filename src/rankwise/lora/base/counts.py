@@ -37,7 +37,7 @@ class Counts:
         if torch.compiler.is_compiling() or not (model.training and torch.is_grad_enabled()):
             return
         if self.numbers is not None:
-            moved = [place[0] for place, _ in self.numbers.moved()]
+            moved = [place[0] for place, _ in self.numbers.changed_places()]
             self.moved = [name for name in moved if self.looks == 1 or name in self.moved]
         if self.looks == LOOKS or (self.looks and not self.moved):
             self.hook.remove()

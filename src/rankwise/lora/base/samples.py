@@ -73,7 +73,7 @@ class BaseSamples(BaseBuffers):
         return {path: tensor for path, tensor in base_tensors(model).items() if path not in copied and _plain(tensor)}
 
     @staticmethod
-    def kept(tensor: Tensor) -> Any:
+    def copy_of(tensor: Tensor) -> Any:
         """Return what is remembered of a tensor."""
         return Sample(tensor.shape, _entries(tensor).clone(), checksum(tensor).cpu())
 
@@ -84,7 +84,7 @@ def _plain(tensor: Tensor | None) -> bool:
 
 
 def remember_base(model: nn.Module) -> None:
-    """Take samples of the base, unless that has been done or merged adapters stand in its place."""
+    """Take samples of the base, unless that has been done or merged adapters replace it."""
     if _recorded(model) is None and not any(lora.merged for _, _, lora in loras_in(model)):
         setattr(unwrapped(model), _SAMPLES, BaseSamples(model))
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rankwise.lora.base.modes import in_eval
 from rankwise.lora.targets.find import Targets
 from rankwise.lora.targets.modules import named_once, submodule, unwrapped
 from rankwise.lora.targets.readers import Reader
@@ -19,7 +20,7 @@ _NO_READING = {
     for like in ("zeros", "ones", "empty", "full")
     for name in (f"{like}_like", f"new_{like}", f"new_{like}_strided")
 } | {"aten::rand_like", "aten::randn_like", "aten::_cudnn_rnn_flatten_weight"}
-"""Operations that ask a tensor for its shape and type only, or lay it out anew (RNN.flatten_parameters)."""
+"""Operations that only ask for a tensor's shape and type, or change its layout (RNN.flatten_parameters)."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def uses_of(model: nn.Module, places: Iterable[WeightPlace], example: Any) -> Us
         True
     """
     uses = Uses(model, places)
-    with _in_eval(model), torch.random.fork_rng(), torch.no_grad(), uses.noting():
+    with in_eval(model), torch.random.fork_rng(), torch.no_grad(), uses.noting():
         call(model, example)
     return uses
 
@@ -177,18 +178,7 @@ def call(model: nn.Module, example: Any) -> Any:
     return model(**example) if isinstance(example, Mapping) else model(*example)
 
 
-@contextmanager
-def _in_eval(model: nn.Module) -> Generator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def places_of(targets: Targets) -> Iterator[WeightPlace]:
+def weight_places(targets: Targets) -> Iterator[WeightPlace]:
     """Yield the weights of targets, ties among them."""
     for target in targets.adapted:
         yield WeightPlace(target.module, target.parameter, target.reader.module if target.reader else target.module)

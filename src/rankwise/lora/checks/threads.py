@@ -68,7 +68,7 @@ def _message(model: nn.Module, what: str) -> str:
 
 
 def check_free(model: nn.Module) -> None:
-    """Refuse to change a model that another thread or task holds or runs, or whose rows have adapters of their own.
+    """Refuse to change a model that another thread or task holds or runs, or whose rows have their own adapters.
 
     Raises:
         AdapterError: Another is inside a block of `held_by_thread`, or in a forward pass; or this is inside `by_row`.
@@ -78,7 +78,7 @@ def check_free(model: nn.Module) -> None:
     _check_idle(model)
     if any(lora.by_row is not None for _, _, lora in loras_in(model)):
         raise AdapterError(
-            f"The rows of this {type(model).__name__} have adapters of their own inside by_row, so its adapters can't "
+            f"The rows of this {type(model).__name__} have their own adapters inside by_row, so its adapters can't "
             "be changed; leave the block first."
         )
 

@@ -92,7 +92,7 @@ class BaseState:
         self.restore()
         path = found.name.rpartition(".")[0]
         what, kind = "buffer" if found.is_buffer else "parameter", type(self._model.get_submodule(path)).__name__
-        left = "" if found.copy is not None else " It is too large to have been put back: load the base anew."
+        left = "" if found.copy is not None else " It is too large to have been put back: load the base again."
         raise PackError(
             f'A forward pass in {"train" if training else "eval"} mode changes the {what} "{found.name}" ({kind}). All '
             "adapters would write to it, and the base would not stay what it is. Freeze it (put the module into "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import PackError
 from rankwise.lora.base.attributes import Attributes, Place
-from rankwise.pack.batches import Batch, chosen_rows, tensors_of
+from rankwise.pack.batches import Batch, batch_tensors, chosen_rows
 from rankwise.pack.model.base_state import BaseState
 from rankwise.pack.model.later import refuse_counts
 from rankwise.pack.model.probe import coarsest, differing, place_of, refuse_mixed_rows, same
@@ -28,7 +28,7 @@ ALL_KEPT = 1 - 2.0**-24
 
 
 @dataclass(frozen=True)
-class Inspection:
+class ModelInspection:
     """What was found.
 
     Args:
@@ -59,7 +59,7 @@ class Inspection:
 
 def inspect_model(
     model: nn.Module, run: SharedBatches, example: Batch, base: BaseState, *, rows: int, training: bool
-) -> Inspection:
+) -> ModelInspection:
     """Run a model on a few rows and find what a pack must know of it. Its buffers and modes stay as they were.
 
     Args:
@@ -78,7 +78,7 @@ def inspect_model(
         first, larger = (_trace(model, run, example, range(rows)) for rows in (2, 3))
         numbers = Attributes(model)
         again = _trace(model, run, example, range(2))
-        moved = numbers.moved()
+        moved = numbers.changed_places()
         base.check(training=training, quick=False)
         dims, unsure = _dims(first, larger)
         odd = [f"{place_of(model, name)} draws random numbers from {what}" for name, what in first.unanswered.items()]
@@ -93,7 +93,7 @@ def inspect_model(
             _refuse_noise(model, run, example, first)
         rowless = "" if unkeyed else _rowless(model, run, example, dims)
         _refuse_mixed(model, run, example, max(2, rows), training, training and not unkeyed)
-        return Inspection(first, larger, dims, rowless, unkeyed)
+        return ModelInspection(first, larger, dims, rowless, unkeyed)
     finally:
         base.restore()
         set_mode(model, training)
@@ -105,7 +105,7 @@ def _trace(model: nn.Module, run: SharedBatches, example: Batch, rows: Sequence[
 
 
 def _dims(first: Trace, larger: Trace) -> tuple[dict[str, list[int | None]], list[str]]:
-    """Where each draw of each module has the rows; and the modules of which that can't be told."""
+    """Where each draw of each module has the rows; and the modules of which that can't be determined."""
     dims: dict[str, list[int | None]] = {}
     unsure: list[str] = []
     for name in {**first.draws, **larger.draws}:
@@ -181,7 +181,7 @@ def _refuse_mixed(
     set_mode(model, False)
     if training:
         _refuse_noise(model, run, example, _trace(model, run, example, range(2)))
-    fewer = len(tensors_of(example)[0])
+    fewer = len(batch_tensors(example)[0])
     with torch.no_grad():
         refuse_mixed_rows(model, lambda chosen: run(chosen_rows(example, chosen)), rows, fewer)
     if also_in_training:

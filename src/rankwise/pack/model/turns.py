@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rankwise.errors import PackError
-from rankwise.pack.batches import Batch, lazily, tensors_of
+from rankwise.pack.batches import Batch, batch_tensors, lazily
 from rankwise.pack.groups import Groups
 from rankwise.pack.model.one_by_one import OneByOne
 from rankwise.pack.model.probe import same
@@ -53,7 +53,7 @@ class Turns:
         """
         g = groups.batch_of[k]
         own = replace(draws, seeds=draws.seeds[g : g + 1])
-        one = Groups([0], 1, tensors_of(batch)[0].device)
+        one = Groups([0], 1, batch_tensors(batch)[0].device)
 
         def run() -> Tensor:
             self._noise.before = ()

@@ -17,7 +17,7 @@ from rankwise.sweeps.run.scheduler import Scheduler
 from rankwise.sweeps.run.units.context import StageContext, Workers
 from rankwise.sweeps.run.units.here import Here
 from rankwise.sweeps.storage.checkpoints import Keeper
-from rankwise.train.checkpoints import Checkpoints, Every
+from rankwise.train.checkpoints import CheckpointInterval, Checkpoints
 from rankwise.train.events import Message, Observer, RunInfo, Started
 from rankwise.train.machine.interrupts import stop_on_signals
 
@@ -30,7 +30,7 @@ class WithinSweep:
         root: The folder of the whole run; None where it is that of the stage.
         probes: What steps take in memory, as far as it was measured before.
         tests: Whether finished runs are measured on test data too.
-        memory: Bytes that a pack may need beside the base; what doesn't fit trains in packs one after another. By
+        memory: Bytes that a pack may need on top of the base; what doesn't fit trains in packs one after another. By
             default nine tenths of what the device has free. An unfinished run keeps the packs of its plan.
     """
 
@@ -48,7 +48,7 @@ def run_sweep(
     *,
     rungs: Sequence[int] = (),
     checkpoints: Path | None = None,
-    every: Every | None = None,
+    every: CheckpointInterval | None = None,
     resume: bool = False,
     workers: Workers | None = None,
     within: WithinSweep | None = None,
@@ -72,7 +72,7 @@ def run_sweep(
         within: The sweep of which this is a stage; None where it is all there is.
 
     Raises:
-        CheckpointError: The unfinished run can't be gone on with: there is none, or it is of other runs, data or base.
+        CheckpointError: The run can't be resumed: none was found, or its runs, data or base differ.
         ConfigError: The rungs don't rise, or there is no folder to resume from.
         OutputError: The plan can't be written.
         PackError: Some runs can't be trained in a pack.

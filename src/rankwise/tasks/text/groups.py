@@ -6,12 +6,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rankwise.requirements import SHARE, Requirement, require
-from rankwise.tasks.flags import ADAPTER, BASE, DATA, GRID, MAIN, TEXTS, TRAINING, listed
+from rankwise.requirements import PART, Requirement, require
+from rankwise.tasks.flags import ADAPTER, BASE_FLAGS, DATA_FLAGS, GRID, MAIN, TEXTS, TRAINING, listed
 from rankwise.tasks.reading import parse_numbers, parse_seeds
 from rankwise.tasks.settings import (
     Columns,
-    Count,
     Device,
     Folders,
     Names,
@@ -24,6 +23,7 @@ from rankwise.tasks.settings import (
     Separator,
     Switch,
     Variants,
+    WholeNumber,
     flag,
 )
 
@@ -31,19 +31,19 @@ DEFAULT_RANK = 8
 """Of a single adapter."""
 
 EXAMPLES = Requirement(lambda n: n >= 0, "it is a number of examples, 0 to train the whole grid")
-Share = Annotated[float, SHARE]
+Share = Annotated[float, PART]
 
 
-class Group:
-    """Settings that are held against their requirements as they are made."""
+class OptionGroup:
+    """Settings that are compared with their requirements as they are made."""
 
     def __post_init__(self) -> None:
         require(self, flag)
 
 
-@Parameter(name="*", group=DATA)
+@Parameter(name="*", group=DATA_FLAGS)
 @dataclass(frozen=True, kw_only=True)
-class DataOptions(Group):
+class DataOptions(OptionGroup):
     """Where examples are, and which of them are used.
 
     Args:
@@ -53,9 +53,9 @@ class DataOptions(Group):
         validation_share: How much is cut off for validation.
         test_share: How much is cut off for test.
         split_seed: Seed of the cuts and of the draws below; the same for all seeds of the sweep.
-        limit_train: Use so many training examples at the most, drawn at random. [default: all]
-        limit_validation: Use so many validation examples at the most.
-        limit_test: Use so many test examples at the most.
+        limit_train: Use so many training examples at most, drawn at random. [default: all]
+        limit_validation: Use so many validation examples at most.
+        limit_test: Use so many test examples at most.
         skip_bad_lines: Leave out lines that can't be used, and say so.
     """
 
@@ -65,19 +65,19 @@ class DataOptions(Group):
     validation_share: Share = 0.1
     test_share: Share = 0.1
     split_seed: int = 0
-    limit_train: Count | None = None
-    limit_validation: Count | None = None
-    limit_test: Count | None = None
+    limit_train: WholeNumber | None = None
+    limit_validation: WholeNumber | None = None
+    limit_test: WholeNumber | None = None
     skip_bad_lines: Switch = False
 
     def limits(self) -> dict[str, int | None]:
-        """Split -> how many of its examples are used at the most."""
+        """Split -> how many of its examples are used at most."""
         return {"train": self.limit_train, "validation": self.limit_validation, "test": self.limit_test}
 
 
 @Parameter(name="*", group=GRID)
 @dataclass(frozen=True, kw_only=True)
-class Grid(Group):
+class GridOptions(OptionGroup):
     """What a sweep tries.
 
     Args:
@@ -109,7 +109,7 @@ class Grid(Group):
 
 @Parameter(name="*", group=GRID)
 @dataclass(frozen=True, kw_only=True)
-class OneRun(Group):
+class OneRun(OptionGroup):
     """What is trained where nothing is compared.
 
     Args:
@@ -129,9 +129,9 @@ class OneRun(Group):
     ] = (0,)
     lr: Annotated[Rates, Parameter(group=MAIN)] = (3e-4,)
 
-    def as_grid(self) -> Grid:
+    def as_grid(self) -> GridOptions:
         """The grid of this one run."""
-        return Grid(
+        return GridOptions(
             ranks=self.ranks,
             init_from=self.init_from,
             seeds=self.seeds,
@@ -144,7 +144,7 @@ class OneRun(Group):
 
 @Parameter(name="*", group=ADAPTER)
 @dataclass(frozen=True, kw_only=True)
-class AdapterOptions(Group):
+class AdapterOptions(OptionGroup):
     """What an adapter is.
 
     Args:
@@ -167,7 +167,7 @@ class AdapterOptions(Group):
 
 @Parameter(name="*", group=TRAINING)
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions(Group):
+class TrainingOptions(OptionGroup):
     """How every run is trained.
 
     Args:
@@ -180,14 +180,14 @@ class TrainingOptions(Group):
         warmup: Steps over which the learning rate rises.
         weight_decay: AdamW's.
         clip: Largest norm of each run's gradient; 0 for none.
-        patience: Stop a run after so many epochs without a better validation loss. [default: never]
+        patience: Stop a run after this many epochs without a better validation loss. [default: never]
         base_dropout: Let the base's own dropout act in training.
-        gradient_checkpointing: Compute activations anew in the backward pass: less memory, a third more time.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
     """
 
-    epochs: Annotated[Count, Parameter(group=MAIN)] = 3
-    batch_size: Count = 32
-    rows_a_pass: Count | None = None
+    epochs: Annotated[WholeNumber, Parameter(group=MAIN)] = 3
+    batch_size: WholeNumber = 32
+    rows_a_pass: WholeNumber | None = None
     head_rate: Positive = 3.0
     optimiser: OptimiserName = "adamw"
     schedule: str = "cosine"
@@ -206,7 +206,7 @@ def _today() -> str:
 
 @Parameter(name="*", group=TEXTS)
 @dataclass(frozen=True, kw_only=True)
-class FormOptions(Group):
+class FormOptions(OptionGroup):
     """How texts, labels and answers are taken.
 
     Args:
@@ -236,9 +236,9 @@ class FormOptions(Group):
     join: Switch = False
 
 
-@Parameter(name="*", group=BASE)
+@Parameter(name="*", group=BASE_FLAGS)
 @dataclass(frozen=True, kw_only=True)
-class BaseOptions(Group):
+class BaseOptions(OptionGroup):
     """How the base is loaded, and where it computes.
 
     Args:

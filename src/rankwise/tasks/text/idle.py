@@ -1,4 +1,4 @@
-"""Settings that would have no effect beside others: refused, as a user who gives them expects one."""
+"""Settings that would have no effect with others: refused, as a user who gives them expects one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,9 +8,6 @@ from typing import Any
 from rankwise.errors import ConfigError
 from rankwise.tasks.settings import defaults_of, flag, flat
 
-Options = Any
-"""All settings of a command by name."""
-
 
 @dataclass(frozen=True)
 class _Idle:
@@ -18,12 +15,12 @@ class _Idle:
 
     Args:
         names: The settings.
-        where: Whether they have none beside these options.
+        where: Whether these options leave them without effect.
         because: Why, in words.
     """
 
     names: tuple[str, ...]
-    where: Callable[[Options], bool]
+    where: Callable[[SimpleNamespace], bool]
     because: str
 
 
@@ -45,15 +42,15 @@ _RULES = (
         lambda options: options.task == "images",
         "in --task images, which reads no texts",
     ),
-    _Idle(("validation_share",), lambda options: options.validation is not None, "beside --validation"),
-    _Idle(("test_share",), lambda options: options.test is not None, "beside --test"),
-    _Idle(("baseline_lr",), lambda options: not options.baseline, "beside --no-baseline"),
-    _Idle(("baseline_lr",), lambda options: options.quantize is not None, "beside --quantize: there is no full one"),
-    _Idle(("search_rungs",), lambda options: options.search == 0, "beside --search 0"),
+    _Idle(("validation_share",), lambda options: options.validation is not None, "with --validation"),
+    _Idle(("test_share",), lambda options: options.test is not None, "with --test"),
+    _Idle(("baseline_lr",), lambda options: not options.baseline, "with --no-baseline"),
+    _Idle(("baseline_lr",), lambda options: options.quantize is not None, "with --quantize: there is no full one"),
+    _Idle(("search_rungs",), lambda options: options.search == 0, "with --search 0"),
     _Idle(
         _OF_ADAPTERS,
         lambda options: options.replaces_rank,
-        "beside --init-from, which brings the adapter's own",
+        "with --init-from, which brings the adapter's own",
     ),
 )
 

@@ -15,7 +15,7 @@ from rankwise.tasks.text.groups import (
     BaseOptions,
     DataOptions,
     FormOptions,
-    Grid,
+    GridOptions,
     OneRun,
     TrainingOptions,
 )
@@ -96,7 +96,7 @@ class SweepOptions(TextOptions):
         deciding: What is asked of the answer, and how runs are planned.
     """
 
-    grid: Grid = field(default_factory=Grid)
+    grid: GridOptions = field(default_factory=GridOptions)
     deciding: Annotated[Deciding, Parameter(name="*", group=DECIDING)] = field(default_factory=Deciding)
 
     @property
@@ -111,7 +111,7 @@ class SweepOptions(TextOptions):
 
     @property
     def seed_list(self) -> tuple[int, ...]:
-        """The seeds; of an adaptive plan at the most these."""
+        """The seeds; of an adaptive plan at most these."""
         return self.deciding.seeds(self.grid.seeds)
 
 
@@ -148,7 +148,7 @@ class TrainOptions(TextOptions):
             )
 
     @property
-    def grid(self) -> Grid:
+    def grid(self) -> GridOptions:
         """The grid of the one run."""
         return self.run.as_grid()
 

@@ -17,9 +17,9 @@ from rankwise.results import Results
 from rankwise.streams import stream
 from rankwise.sweeps.candidates.baselines import baselines
 from rankwise.sweeps.candidates.grid import Candidate
-from rankwise.sweeps.candidates.naming import label_of, names_of
+from rankwise.sweeps.candidates.naming import distinct_names, label_in_words
 from rankwise.sweeps.candidates.warm_start import candidate_from
-from rankwise.sweeps.problem import DATA, Problem, Run, Splits, SweepState
+from rankwise.sweeps.problem import DEFAULT_DATA, Problem, Run, Splits, SweepState
 from rankwise.sweeps.run.stage import Search
 from rankwise.sweeps.storage.owned import TRAINED_ON
 from rankwise.tasks.images.ready import ready_images
@@ -62,8 +62,8 @@ def make_text(options: Trains, observers: Observers, base: Mapping[str, Tensor] 
     Raises:
         RankwiseError: Something in the options or the data can't be used.
     """
-    adapters_of(options, {})  # first, before a model is loaded
-    training_of(options)
+    fresh_adapters(options, {})  # first, before a model is loaded
+    first_training(options)
     device = find_device(options.base.device)
     precision = choose_precision(options.base.precision, options.base.dtype, device)
     chosen = device_note(options.base.device, device)
@@ -81,7 +81,7 @@ def make_text(options: Trains, observers: Observers, base: Mapping[str, Tensor] 
     for line in [*chosen, *notes, *([ready.example] if ready.example else [])]:
         observers.message(line)
     problem = Problem(
-        splits={DATA: ready.splits, **_search_splits(options, ready.splits)},
+        splits={DEFAULT_DATA: ready.splits, **_search_splits(options, ready.splits)},
         loss=ready.loss,
         metric=ready.metric,
         metric_name=ready.metric_name,
@@ -92,7 +92,7 @@ def make_text(options: Trains, observers: Observers, base: Mapping[str, Tensor] 
     return Experiment(
         task=options.task,
         model=ready.loaded.model,
-        candidates=candidates_of(options, ready),
+        candidates=text_candidates(options, ready),
         seeds=options.seed_list,
         problem=problem,
         base_name=options.model,
@@ -148,24 +148,23 @@ def _quantised(options: Trains, ready: BuiltTask) -> list[str]:
 
 
 def _checkpoint(model: Any) -> None:
-    """Have a model of transformers compute activations anew in the backward pass."""
+    """Have a model of transformers Recompute activations in the backward pass."""
     inner: Any = model.encoder if isinstance(model, MeanPooledClassifier) else model
     # Its name in transformers 5.
     enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 
-def training_of(options: Trains) -> Training:
+def first_training(options: Trains) -> Training:
     """How every run is trained, at the first learning rate.
 
     Raises:
         ConfigError: A value is out of its range, or a name is not known.
     """
-    settings = shared(options.training, Training) | {"clip": options.training.clip or None}
-    return Training(lr=options.grid.lr[0], **settings)
+    return Training(**shared(options.training, Training, lr=options.grid.lr[0], clip=options.training.clip or None))
 
 
-def adapters_of(options: Trains, extra: Mapping[str, Any], targets: Any = None) -> list[LoRAConfig]:
+def fresh_adapters(options: Trains, extra: Mapping[str, Any], targets: Any = None) -> list[LoRAConfig]:
     """The settings of the adapters that are trained from the beginning: every variant at every rank.
 
     Args:
@@ -176,35 +175,34 @@ def adapters_of(options: Trains, extra: Mapping[str, Any], targets: Any = None) 
     Raises:
         ConfigError: A value is out of its range, or a name is not known.
     """
-    settings = shared(options.adapters, LoRAConfig)
-    if options.adapters.target_modules == (ALL_LINEAR,):
-        settings["target_modules"] = targets or ALL_LINEAR
+    named = options.adapters.target_modules
+    chosen = (targets or ALL_LINEAR) if named == (ALL_LINEAR,) else named
     return [
-        LoRAConfig(**{**settings, "r": r, "variant": variant, "extra": extra})
+        LoRAConfig(**shared(options.adapters, LoRAConfig, target_modules=chosen, r=r, variant=variant, extra=extra))
         for variant in options.adapters.variant
         for r in options.fresh_ranks
     ]
 
 
-def candidates_of(options: Trains, ready: BuiltTask) -> list[Candidate]:
+def text_candidates(options: Trains, ready: BuiltTask) -> list[Candidate]:
     """Every rank, adapters that are trained on, the head alone where there is one, and full fine-tuning."""
     loaded = ready.loaded
-    training = training_of(options)
+    training = first_training(options)
     extra = {"task_type": ready.task_type} if ready.task_type else {}
-    adapters = adapters_of(options, extra, ready.targets)
+    adapters = fresh_adapters(options, extra, ready.targets)
     ranks = [
         Candidate(
             name=name,
-            label=label_of(name, lora),
+            label=label_in_words(name, lora),
             method="lora",
             training=training,
             lrs=options.grid.lr,
             lora=lora,
-            whole=loaded.head,
-            whole_rate=options.training.head_rate,
+            modules_to_save=loaded.head,
+            head_lr_multiplier=options.training.head_rate,
             start=loaded.initial_head,
         )
-        for name, lora in zip(names_of(adapters), adapters, strict=True)
+        for name, lora in zip(distinct_names(adapters), adapters, strict=True)
     ]
     started = [
         candidate_from(
@@ -214,7 +212,7 @@ def candidates_of(options: Trains, ready: BuiltTask) -> list[Candidate]:
             options.grid.lr,
             head=loaded.head,
             head_start=loaded.initial_head,
-            whole_rate=options.training.head_rate,
+            head_lr_multiplier=options.training.head_rate,
         )
         for folder in options.grid.init_from
     ]

@@ -20,7 +20,7 @@ FACTS = CardFacts(
     curve=tuple(CurvePoint(step, 1 / step, 2 / step) for step in range(1, 101)),
     training={"learning rate": "0.001", "epochs": "3"},
     purpose="descriptions of restaurants",
-    notes=("3 of 630 test examples stand in the training data too.",),
+    notes=("3 of 630 test examples are in the training data too.",),
     chat_template=True,
     version="0.1.0",
 )

@@ -16,7 +16,7 @@ from rankwise.tasks.text.data.examples import Labelled
 from rankwise.tasks.text.data.forms import read_examples
 from rankwise.tasks.text.data.labels import Labels, find_labels, read_labels
 from rankwise.tasks.text.data.loading import TextData, load_examples
-from rankwise.tasks.text.read.sources import Record, Records
+from rankwise.tasks.text.read.sources import RawRecord, Records
 
 
 def written(path: Path, labels: list[Any]) -> Path:
@@ -26,7 +26,7 @@ def written(path: Path, labels: list[Any]) -> Path:
 
 
 def label_of(value: Any) -> Any:
-    records = Records("a.jsonl", (Record(1, {"text": "x", "label": value}),), ("text", "label"), {})
+    records = Records("a.jsonl", (RawRecord(1, {"text": "x", "label": value}),), ("text", "label"), {})
     return read_examples(records, "classify")[0][0].label  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -8,7 +8,7 @@ from rankwise.pack.groups import Groups
 from rankwise.pack.losses import PerAdapter
 from rankwise.tasks.text.encode.batches import as_tensors
 from rankwise.tasks.text.encode.tokens import IGNORED, Prepared
-from rankwise.tasks.text.score.losses import CLASSIFY_LOSSES, token_loss, token_sums
+from rankwise.tasks.text.score.losses import CLASSIFY_LOSSES, token_sums
 from text_models import make_model
 from text_reference import random_examples, summed_loss
 

@@ -1,4 +1,4 @@
-"""Texts that each seed cuts anew: equal inputs on one side, and figures that agree with a plain pass."""
+"""Texts that each seed splits differently: equal inputs on one side, and figures that agree with a plain pass."""
 
 import json
 from collections.abc import Mapping
@@ -75,7 +75,7 @@ def test_every_seed_has_examples_of_its_own(folder: Path, tmp_path: Path, kind: 
         return experiments[0]
 
     with Observers() as shown:
-        place = RunLocation(directory=tmp_path / "out", config="", command="rankwise", how_to_resume="")
+        place = RunLocation(directory=tmp_path / "out", config="", command="rankwise", resume_command="")
         results, _, _ = run_experiment(make, place, shown)
     arrays = np.load(tmp_path / "out" / "predictions.npz")
     rotation = experiments[0].problem.splits["data"].rotation

@@ -26,7 +26,7 @@ class InHand:
         short: How many of them had too little memory.
         looked: When the cluster was last asked how many workers it has room for.
         limit: Its answer.
-        waits: Whether it was said that there is no room.
+        waits: Whether the lack of room was reported.
     """
 
     queue: deque[PendingUnit]

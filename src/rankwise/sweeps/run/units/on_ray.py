@@ -19,11 +19,11 @@ from rankwise.sweeps.plan.plan import fingerprints_of
 from rankwise.sweeps.run.units.context import PendingUnit, StageContext, units_of
 from rankwise.sweeps.run.units.in_hand import InHand
 from rankwise.sweeps.run.units.train import give_up, train_unit
-from rankwise.sweeps.run.units.unit import Made, Unit, Units
+from rankwise.sweeps.run.units.unit import ExperimentFacts, Unit, Units
 from rankwise.sweeps.run.units.worker import UnitsWorker
 from rankwise.sweeps.run.worker import Worker
 from rankwise.sweeps.storage.owned import EXPERIMENT
-from rankwise.train.checkpoints import Every
+from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.events import EpochEnded, Event, Message, Stepped
 from rankwise.train.machine.interrupts import Stop
 from rankwise.writing import write_durably
@@ -48,7 +48,7 @@ class Unpickled:
 
     path: Path
 
-    def __call__(self) -> Made:
+    def __call__(self) -> ExperimentFacts:
         """Read it."""
         from ray import cloudpickle  # pyright: ignore[reportMissingImports]
 
@@ -57,7 +57,7 @@ class Unpickled:
 
 
 @dataclass(frozen=True)
-class Plain:
+class WorkerContext:
     """What workers need of an experiment."""
 
     model: Any
@@ -73,7 +73,7 @@ class Ray:
     Args:
         address: "local" starts Ray on this machine; "auto" takes the cluster of RAY_ADDRESS or the one that runs here;
             else host:port of a cluster's head.
-        max_workers: At the most; None for as many as the cluster has room for.
+        max_workers: The most workers; None for as many as the cluster has room for.
         cpus_per_worker: Also a worker's threads. None takes half of a machine's, or its share for each GPU.
         gpus_per_worker: None takes one where the cluster has some.
         make: Makes the experiment on a worker; None hands the driver's over through the run directory.
@@ -91,9 +91,9 @@ class Ray:
     max_workers: int | None = None
     cpus_per_worker: int | None = None
     gpus_per_worker: float | None = None
-    make: Callable[[], Made] | None = None
+    make: Callable[[], ExperimentFacts] | None = None
     _pool: "list[Any]" = field(default_factory=list[Any], repr=False, compare=False)
-    _held: "list[Plain]" = field(default_factory=list[Plain], repr=False, compare=False)
+    _held: "list[WorkerContext]" = field(default_factory=list[WorkerContext], repr=False, compare=False)
     _began: "list[bool]" = field(default_factory=list[bool], repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -107,10 +107,10 @@ class Ray:
                 'Workers on Ray need the package "ray", of the extra "ray": run pip install ".[ray]" in a checkout.'
             )
 
-    def hand_over(self, made: Made) -> None:
+    def hand_over(self, made: ExperimentFacts) -> None:
         """Have workers read the driver's experiment from the run directory, where nothing else makes it."""
         if self.make is None:
-            self._held[:] = [Plain(made.model, made.problem, made.candidates)]
+            self._held[:] = [WorkerContext(made.model, made.problem, made.candidates)]
 
     @property
     def at_once(self) -> int:
@@ -293,21 +293,21 @@ class UnitActor:
         place: The driver's working folder, for paths in the settings.
     """
 
-    def __init__(self, make: Callable[[], Made], units: Path, threads: int, place: Path) -> None:
+    def __init__(self, make: Callable[[], ExperimentFacts], units: Path, threads: int, place: Path) -> None:
         import torch
 
         torch.set_num_threads(threads)
         if place.is_dir():
             os.chdir(place)
         self._make, self._units = make, Units(units)
-        self._made: Made | None = None
+        self._made: ExperimentFacts | None = None
         self._known: dict[str, str] = {}
 
     def ready(self) -> bool:
         """Whether it has started."""
         return True
 
-    def run(self, number: int, every: Every | None) -> Generator[Event]:
+    def run(self, number: int, every: CheckpointInterval | None) -> Generator[Event]:
         """Train a unit; yields what a display shows of it.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The model card of an adapter: the README.md beside it, from facts to markdown."""
+"""The model card of an adapter (its README.md), from facts to markdown."""
 
 import json
 import math
@@ -69,13 +69,13 @@ class CardFacts:
         curve: The losses during training; at most a dozen points are shown.
         training: Other settings to show: name -> value in words.
         purpose: In a few words, what the adapter is for.
-        notes: What was said about the data.
+        notes: Notes about the data.
         pooled: Whether it is a classifier over the mean of an encoder's outputs.
         images: Whether it classifies images.
         labels: A classifier's.
         pad_token: A token for padding, where the tokenizer has none itself.
         chat_template: Whether prompts are written by a chat template.
-        own_template: The template, where it is not the tokenizer's own; kept beside the adapter too.
+        own_template: The template, where it is not the tokenizer's own; stored next to the adapter too.
         separator: What stands between prompt and answer where no template writes them.
         version: Rankwise's.
     """
@@ -235,7 +235,7 @@ def _longest_run(text: str) -> int:
 
 
 def _base_arguments(base: str) -> str:
-    """How transformers is told of a base: a GGUF file by its folder and name."""
+    """Arguments that load the base in transformers: a GGUF file by its folder and name."""
     if not base.endswith(".gguf"):
         return json.dumps(base)
     path = Path(base)

@@ -1,9 +1,8 @@
 """Heads of classifiers: found in a model, put on an encoder, and begun from each adapter's seed.
 
-A head belongs to each adapter: its modules are named in `Member.whole`, and its first weights depend on the seed.
+A head belongs to each adapter: `Member.modules_to_save` names its modules, and its first weights depend on the seed.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rankwise.errors import ConfigError
+from rankwise.lora.inits.gaussian import as_normal
 from rankwise.streams import stream
 from rankwise.tasks.text.encode.tokens import text_config
 
@@ -61,7 +61,7 @@ class MeanPooledClassifier(nn.Module):
 
 
 def find_head(model: nn.Module, base_prefix: str, missing: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The modules that stand beside the base, or that its checkpoint has no weights for.
+    """The modules outside the base, or that its checkpoint has no weights for.
 
     Args:
         model: A classifier.
@@ -69,7 +69,7 @@ def find_head(model: nn.Module, base_prefix: str, missing: Sequence[str]) -> tup
         missing: Parameters that the checkpoint did not have.
 
     Returns:
-        (names of all modules of the head, names of those that are new), each with parameters of its own.
+        (names of all modules of the head, names of those that are new), each with its own parameters.
 
     Raises:
         ConfigError: The checkpoint lacks weights of the base itself.
@@ -95,7 +95,7 @@ def initial_head(model: nn.Module, head: Sequence[str], new: Sequence[str], seed
 
     Args:
         model: The classifier.
-        head: From `find_head`, as `Member.whole`.
+        head: From `find_head`, as `Member.modules_to_save`.
         new: Those of them that the checkpoint has no weights for.
         seed: The adapter's.
     """
@@ -108,9 +108,7 @@ def initial_head(model: nn.Module, head: Sequence[str], new: Sequence[str], seed
             value = parameter.detach().clone()
             if module in new and value.dim() > 1:
                 u = torch.rand(value.shape, generator=stream("head", seed, key))
-                # As in lora/inits/gaussian.py: uniform numbers through the inverse distribution function.
-                normal = math.sqrt(2) * torch.erfinv(2 * u.clamp_min(2**-25) - 1)
-                value = (std * normal).to(value)
+                value = (std * as_normal(u)).to(value)
             state[key] = value
     return state
 

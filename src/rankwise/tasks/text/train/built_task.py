@@ -42,7 +42,7 @@ class LoadedModel(Protocol):
 
     @property
     def head(self) -> tuple[str, ...]:
-        """Modules that belong to each adapter, for `Member.whole`."""
+        """Modules that belong to each adapter, for `Member.modules_to_save`."""
         ...
 
     @property
@@ -74,10 +74,10 @@ class BuiltTask:
         metric_name: What it is called.
         higher_is_better: Whether it is.
         task_type: PEFT's word for the task, for adapter files; None where it has none.
-        notes: What the user should be told.
+        notes: Notes for the user.
         examples: Split -> how many there are, where they are not the rows of its tensors.
         example: One prepared example, to be shown.
-        beside: Writes what belongs beside an adapter into its folder.
+        beside: Writes what belongs next to an adapter into its folder.
         constant: The metric of each row for the best constant prediction, as in `Problem`; None where there is none.
         check_start: Refuses the folder of an adapter that was trained for something else.
         pad_token: A token for padding that was chosen, where the tokenizer has none.
@@ -140,9 +140,9 @@ def texts_of(options: TextOptions) -> tuple[ExampleSplits, dict[str, tuple[str, 
     Raises:
         DataError: A file is missing, empty, or can't be understood.
     """
-    labels, settings = options.form.labels, shared(options.examples, TextData)
-    settings["columns"] = dict(options.examples.columns)
-    where = TextData(data=options.data, several=None if labels is None else labels == "several", **settings)
+    labels, columns = options.form.labels, dict(options.examples.columns)
+    several = None if labels is None else labels == "several"
+    where = TextData(**shared(options.examples, TextData, data=options.data, columns=columns, several=several))
     return load_examples(where, options.task)
 
 
@@ -156,7 +156,7 @@ def trained_inputs(examples: ExampleSplits, splits: Splits) -> np.ndarray:
 
 def model_options(options: TextOptions) -> ModelOptions:
     """How the model is loaded."""
-    return ModelOptions(pooling=options.form.pooling, **shared(options.base, ModelOptions))
+    return ModelOptions(**shared(options.base, ModelOptions, pooling=options.form.pooling))
 
 
 def lengths_of(data: Data) -> list[int]:

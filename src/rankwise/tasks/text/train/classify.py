@@ -1,4 +1,4 @@
-"""The task `classify`: texts with labels. Each adapter has a head of its own, saved with it."""
+"""The task `classify`: texts with labels. Each adapter has its own head, saved with it."""
 
 from functools import partial
 from pathlib import Path

@@ -6,9 +6,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from rankwise.requirements import Requirement, require
-from rankwise.tasks.flags import BASE, TEXTS, listed
+from rankwise.tasks.flags import BASE_FLAGS, TEXTS, listed
 from rankwise.tasks.reading import parse_columns
-from rankwise.tasks.settings import Columns, Count, Device, Separator, Switch, flag
+from rankwise.tasks.settings import Columns, Device, Separator, Switch, WholeNumber, flag
 from rankwise.tasks.text.options import check_task
 
 TEMPERATURE = Requirement(lambda t: 0 <= t < float("inf"), "it is 0 or a positive number, such as 0.7")
@@ -17,14 +17,14 @@ NOT_QUANTIZED = "none"
 """--quantize that leaves the base as it is, whatever the adapter was trained over."""
 
 
-@Parameter(name="*", group=BASE)
+@Parameter(name="*", group=BASE_FLAGS)
 @dataclass(frozen=True, kw_only=True)
 class MergeOptions:
     """How a base and an adapter are loaded.
 
     Args:
         model: The base: a folder, a .gguf file, or a name on the Hugging Face hub. [default: what the adapter names]
-        task: "classify" or "sft". [default: classify where labels.json lies beside the adapter, else sft]
+        task: "classify" or "sft". [default: classify where labels.json lies next to the adapter, else sft]
         pooling: A classifier's input: "model" for the architecture's own classifier, "mean" for the mean of an
             encoder's outputs. [default: as in training]
         chat_template: A template for a tokenizer without one: a file, or Jinja text. [default: as in training]
@@ -54,7 +54,7 @@ class MergeOptions:
         return UseOptions(**asdict(self))
 
 
-@Parameter(name="*", group=BASE)
+@Parameter(name="*", group=BASE_FLAGS)
 @dataclass(frozen=True, kw_only=True)
 class UseOptions(MergeOptions):
     """How a base and its adapters are loaded and asked.
@@ -86,10 +86,10 @@ class Writing:
         batch_size: Prompts at once.
     """
 
-    max_new_tokens: Count = 64
+    max_new_tokens: WholeNumber = 64
     temperature: Annotated[float, TEMPERATURE] = 0.0
     seed: int = 0
-    batch_size: Count = 8
+    batch_size: WholeNumber = 8
 
     def __post_init__(self) -> None:
         require(self, flag)
@@ -98,14 +98,14 @@ class Writing:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedData:
-    """The examples that adapters are held against.
+    """The examples that adapters are compared with.
 
     Args:
         data: Examples: a .jsonl, .json, .csv, .tsv or .parquet file, or a hub name; images as in training.
         columns: Which columns hold what, where they are not called so: prompt=mr,completion=ref.
         split: Of a hub data set.
         skip_bad_lines: Leave out lines that can't be used, and say so.
-        limit: Use so many examples at the most, drawn as --limit-test of a sweep draws them. [default: all]
+        limit: Use so many examples at most, drawn as --limit-test of a sweep draws them. [default: all]
     """
 
     data: str
