@@ -35,7 +35,7 @@ from rankwise.tables import text_table
 
 @dataclass(frozen=True)
 class QuantizeReport:
-    """What `quantize` did; prints as a table.
+    """The report of `quantize`; prints as a table.
 
     Args:
         layers: Path -> bytes of the layer's weight, before and after.

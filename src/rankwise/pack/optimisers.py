@@ -17,7 +17,7 @@ MOMENTUM_RANGE = Requirement(
 
 @dataclass(frozen=True, kw_only=True)
 class Optimiser:
-    """What all optimisers have: a name, by which `rankwise.pack.step.table.OPTIMISERS` finds what takes the steps."""
+    """Settings of an optimiser; its name is its key in `rankwise.pack.step.table.OPTIMISERS`."""
 
     name: ClassVar[str]
 
@@ -31,7 +31,7 @@ class Optimiser:
 
 @dataclass(frozen=True, kw_only=True)
 class Moments(Optimiser):
-    """What optimisers have that divide by the root of a second moment.
+    """Settings of optimisers that divide by the root of a second moment.
 
     Args:
         betas: Decay rates of the first and second moment.

@@ -148,7 +148,7 @@ def _mark(ax: "Axes", point: PlotPoint, size: float, zorder: float, hollow: bool
 
 
 def _states(scene: Scene) -> list[str]:
-    """What the marks tell apart, where they do."""
+    """The legend of the marks, where they differ."""
     present = {point.state for point in scene.points}
     return [state for state in STATE_WORDS if state in present] if present & {"open", "not"} else []
 
@@ -241,7 +241,7 @@ def _legend(
 
 
 def _name_band(ax: "Axes", band: tuple[float, float], obstacles: list[Box]) -> Box:
-    """Say what the band is, at its left end, or beyond its edge where it is thinner than the text."""
+    """Label the band at its left end, or beyond its edge where it is thinner than the text."""
     text = ax.text(
         0.01,
         0.5 * sum(band),

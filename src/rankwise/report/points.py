@@ -1,4 +1,4 @@
-"""What the figures show, as plain numbers: the points, and the band that is good enough."""
+"""The content of the figures, as plain numbers: the points, and the band that is good enough."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class PlotPoint:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that one figure shows.
+    """The content of one figure.
 
     Args:
         lora: By rank.
@@ -96,7 +96,7 @@ def scene(results: Results, *, relative: bool) -> Scene:
 
 
 def _spot(c: ConfigurationResult | PublishedRow, relative: bool) -> tuple[float, float] | None:
-    """Where a model's mark lies; None where a figure is missing, or there is no place for 0 parameters."""
+    """The position of a model's mark; None if a figure is missing, or 0 parameters can't be shown."""
     metric = c.metric if isinstance(c, PublishedRow) else c.mean
     x, y = (c.relative_parameters, c.relative_metric) if relative else (c.trainable_parameters, metric)
     if not x or y is None or (metric is None and isinstance(c, ConfigurationResult)):

@@ -21,7 +21,7 @@ TEST = ""
 
 
 def measure(model: nn.Module, runs: Sequence[Run], problem: Problem, swept: SweepState, *, tests: bool = True) -> None:
-    """Take the scores of those runs of a pack that finished; `tests` tells whether test data are read."""
+    """Score the finished runs of a pack; `tests` says whether to read test data."""
     finished = [run for run in runs if run.name in swept.outcomes and swept.outcomes[run.name].status == "finished"]
     if not finished:
         return

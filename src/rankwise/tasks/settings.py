@@ -63,7 +63,7 @@ Switch = Annotated[bool, Parameter(negative="", show_default=False)]
 
 
 def flag(name: str) -> str:
-    """What a setting is called on the command line.
+    """The flag of a setting on the command line.
 
     Examples:
         >>> flag("batch_size")

@@ -87,7 +87,7 @@ def _check_runs(model: nn.Module, what: str, data: Data, loss: PerBatch, metric:
 
 @contextmanager
 def naming_failures(start: str, end: str = "") -> Generator[None]:
-    """Say in one line what a user's own code could not do inside this block.
+    """Turn a failure of a user's code inside this block into one line.
 
     Raises:
         PackError: It failed.

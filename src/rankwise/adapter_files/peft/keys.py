@@ -14,7 +14,7 @@ from rankwise.lora.variants import VARIANTS, Variant
 
 PREFIX = "base_model.model"
 BASE_LAYER = "base_layer"
-"""What PEFT puts between an adapted layer and its own parameters."""
+"""PEFT's name between an adapted layer and its own parameters."""
 
 OWN_KEYS = {
     tensor.key: name
@@ -30,7 +30,7 @@ SHARED_KEYS = {
 """Key of what all modules of a variant share -> the variant."""
 
 TOKENS_OWNER = "token_adapter"
-"""What PEFT puts around a layer of which it trains single rows."""
+"""PEFT's wrapper of a layer with single trained rows."""
 
 TOKENS_KEY = f"{TOKENS_OWNER}.trainable_tokens_delta"
 """End of the key of single rows, which are what they have become, whatever the name says."""
@@ -59,7 +59,7 @@ _CAUSES = {
 
 
 _OF_ADAPTERS = re.compile(rf"(^|\.)(lora_(A|B|embedding_A|embedding_B)|{'|'.join(OWN_KEYS)})(\.|$)")
-"""What is in keys of adapters, and in those of a base only by a strange chance."""
+"""Parts of adapters' keys that a base's keys hardly ever have."""
 
 
 @dataclass
@@ -236,7 +236,7 @@ def _module_before(inside: str, end: str) -> str | None:
 def _share_pairs(
     where: object, variant: Variant, own: Mapping[str, Mapping[str, Tensor]], parts: Parts, findings: Findings
 ) -> None:
-    """Give every module of a file the A and B that all share, before they are cut to its size."""
+    """Assign the shared A and B to every module of a file, before they are cut to its size."""
     missing = [tensor.key for tensor in variant.shared if tensor.name not in parts.shared]
     if missing:
         findings.add(
@@ -254,7 +254,7 @@ def _in_base(inside: str, known: Collection[str]) -> str:
 
 
 _WRAPPED = rf"(^|\.)(?:{TOKENS_OWNER}\.)?{BASE_LAYER}\.([^.]+)$"
-"""What PEFT puts before a parameter's own name where it has wrapped the module."""
+"""PEFT's prefix of a parameter's name in a wrapped module."""
 
 
 def _path_of_saved(inside: str) -> str:

@@ -23,7 +23,7 @@ FILE = "plan.json"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep does, and to what; all of it plain.
+    """The plan of a sweep, as plain data.
 
     Args:
         packs: Names of the runs of each pack, in the order in which packs train.
@@ -97,7 +97,7 @@ def make_plan(
 def fingerprints(
     model: nn.Module, runs: Sequence[Run], problem: Problem, known: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """What a plan is for.
+    """The fingerprints that a plan is for.
 
     Args:
         model: The base.
@@ -114,7 +114,7 @@ def fingerprints(
 
 
 def fingerprints_of(model: nn.Module, problem: Problem) -> dict[str, str]:
-    """Those of the base and the data, which all plans of a sweep share."""
+    """The fingerprints of the base and the data, which all plans of a sweep share."""
     return {"base": fingerprint(model.state_dict()), "data": fingerprint(_named(problem))}
 
 
@@ -124,7 +124,7 @@ def run_fingerprint(run: Run) -> str:
 
 
 def surroundings(model: nn.Module) -> dict[str, str]:
-    """What the last bits of the results depend on."""
+    """The software and hardware that the last bits of the results depend on."""
     return {
         "torch": torch.__version__,
         "threads": str(torch.get_num_threads()),
@@ -160,7 +160,7 @@ WHAT_DIFFERS = {
 
 @runtime_checkable
 class Planned(Protocol):
-    """What was planned: a whole plan, or a unit of it."""
+    """A plan, or a unit of it."""
 
     @property
     def sha256(self) -> dict[str, str]: ...

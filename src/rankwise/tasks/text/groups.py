@@ -44,7 +44,7 @@ class OptionGroup:
 @Parameter(name="*", group=DATA_FLAGS)
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(OptionGroup):
-    """Where examples are, and which of them are used.
+    """The source of examples, and which are used.
 
     Args:
         validation: Validation examples, which decide. [default: cut off the training examples]
@@ -78,7 +78,7 @@ class DataOptions(OptionGroup):
 @Parameter(name="*", group=GRID)
 @dataclass(frozen=True, kw_only=True)
 class GridOptions(OptionGroup):
-    """What a sweep tries.
+    """The grid of a sweep.
 
     Args:
         init_from: Folders of adapters to train on, each a configuration beside the ranks, with its own rank, alpha and
@@ -110,7 +110,7 @@ class GridOptions(OptionGroup):
 @Parameter(name="*", group=GRID)
 @dataclass(frozen=True, kw_only=True)
 class OneRun(OptionGroup):
-    """What is trained where nothing is compared.
+    """Settings of a single adapter.
 
     Args:
         ranks: The adapter's rank.
@@ -145,7 +145,7 @@ class OneRun(OptionGroup):
 @Parameter(name="*", group=ADAPTER)
 @dataclass(frozen=True, kw_only=True)
 class AdapterOptions(OptionGroup):
-    """What an adapter is.
+    """Settings of an adapter.
 
     Args:
         alpha: Numerator of the scale alpha / r.
@@ -168,7 +168,7 @@ class AdapterOptions(OptionGroup):
 @Parameter(name="*", group=TRAINING)
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(OptionGroup):
-    """How every run is trained.
+    """Training settings of every run.
 
     Args:
         epochs: Passes over the training data.
@@ -207,7 +207,7 @@ def _today() -> str:
 @Parameter(name="*", group=TEXTS)
 @dataclass(frozen=True, kw_only=True)
 class FormOptions(OptionGroup):
-    """How texts, labels and answers are taken.
+    """Settings of texts, labels and answers.
 
     Args:
         max_length: The most tokens of an example. [default: the model's context]
@@ -239,7 +239,7 @@ class FormOptions(OptionGroup):
 @Parameter(name="*", group=BASE_FLAGS)
 @dataclass(frozen=True, kw_only=True)
 class BaseOptions(OptionGroup):
-    """How the base is loaded, and where it computes.
+    """Settings that load the base, and its device.
 
     Args:
         dtype: The type that the base is loaded in: float32, bfloat16 or float16 (the last on a GPU). A base in half

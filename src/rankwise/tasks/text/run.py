@@ -148,7 +148,7 @@ def _quantised(options: Trains, ready: BuiltTask) -> list[str]:
 
 
 def _checkpoint(model: Any) -> None:
-    """Have a model of transformers Recompute activations in the backward pass."""
+    """Enable activation checkpointing in a transformers model."""
     inner: Any = model.encoder if isinstance(model, MeanPooledClassifier) else model
     # Its name in transformers 5.
     enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
@@ -156,7 +156,7 @@ def _checkpoint(model: Any) -> None:
 
 
 def first_training(options: Trains) -> Training:
-    """How every run is trained, at the first learning rate.
+    """The training settings of every run, at the first learning rate.
 
     Raises:
         ConfigError: A value is out of its range, or a name is not known.

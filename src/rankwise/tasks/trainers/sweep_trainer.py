@@ -123,7 +123,7 @@ def sweep_trainer(
 
 
 def trainer_problem(trainer: Any, test: Any = None, metric: str | None = None) -> TrainerProblem:
-    """What a trainer trains, as a sweep takes it.
+    """A trainer's problem, in a sweep's form.
 
     Args:
         trainer: The trainer.

@@ -241,7 +241,7 @@ def test_a_template_that_takes_all_memory_is_refused() -> None:
 )
 @pytest.mark.parametrize("config", [CAUSAL, BOTH])
 def test_an_end_within_an_answer_is_said(example, inside, config):
-    if isinstance(example, Plain) and config is BOTH:
+    if isinstance(example, PlainText) and config is BOTH:
         pytest.skip("an encoder-decoder takes no plain texts")
     prepared, _, _ = tokenized(example, config)
     assert any("hold the end token" in note for note in prepared.notes) == inside

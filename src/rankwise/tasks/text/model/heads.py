@@ -114,7 +114,7 @@ def initial_head(model: nn.Module, head: Sequence[str], new: Sequence[str], seed
 
 
 def begin_at(model: nn.Module, new: Sequence[str], value: float) -> bool:
-    """Let a new head of one output begin at a number: training then has only to learn how texts differ from it.
+    """Initialise a new head of one output at a number: training then only learns the differences from it.
 
     Args:
         model: The classifier.

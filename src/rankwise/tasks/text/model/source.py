@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, a hub name or a GGUF file, and what can be wrong with it, in one line each."""
+"""The source of a model: a folder, a hub name or a GGUF file; errors are one line each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _OF_FILES = (OSError, ValueError, LookupError, TypeError, AttributeError, Import
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """How a model is loaded.
+    """The settings that load a model.
 
     Args:
         dtype: Of the base: "float32", "bfloat16" or "float16".

@@ -47,12 +47,12 @@ class LoadedModel(Protocol):
 
     @property
     def new_head(self) -> tuple[str, ...]:
-        """Those of them that begin from the adapter's seed."""
+        """The head modules that are initialised from the adapter's seed."""
         ...
 
     @property
     def labels(self) -> Labels | None:
-        """What a classifier predicts."""
+        """The labels of a classifier."""
         ...
 
     def initial_head(self, seed: int) -> dict[str, Tensor]:
@@ -118,7 +118,7 @@ class BuiltTask:
 
 
 def text_feed(call: Callable[[nn.Module, Mapping[str, Tensor]], Tensor], splits: Splits) -> Feed:
-    """How texts reach the model: alike lengths together, cut to their width.
+    """Feed texts to the model: similar lengths together, cut to their width.
 
     Args:
         call: (model, batch) -> what loss and metric take.
@@ -155,7 +155,7 @@ def trained_inputs(examples: ExampleSplits, splits: Splits) -> np.ndarray:
 
 
 def model_options(options: TextOptions) -> ModelOptions:
-    """How the model is loaded."""
+    """The settings that load the model."""
     return ModelOptions(**shared(options.base, ModelOptions, pooling=options.form.pooling))
 
 

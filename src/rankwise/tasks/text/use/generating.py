@@ -41,7 +41,7 @@ def check_writes(adapted: ServedModel) -> None:
 
 @torch.no_grad()
 def write_texts(adapted: ServedModel, name: str, prompts: Sequence[SftExample], writing: Writing) -> list[str]:
-    """What the model answers to each prompt.
+    """Generate the model's answer to each prompt.
 
     Args:
         adapted: The model.

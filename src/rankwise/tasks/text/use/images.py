@@ -95,7 +95,7 @@ def listed_images(place: Path) -> list[LabelledImage]:
 
 
 def predict_images(served: ServedImages, images: Sequence[Labelled]) -> dict[str, list[Prediction]]:
-    """Let every adapter label images: adapter -> its predictions, in the order of the images.
+    """Label images with every adapter: adapter -> its predictions, in the order of the images.
 
     Raises:
         DataError: An image can't be decoded.

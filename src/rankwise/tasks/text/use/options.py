@@ -1,4 +1,4 @@
-"""What a user can set where saved adapters are used. Light: the command line reads it without loading torch."""
+"""Options for using saved adapters. The command line reads this file without loading torch."""
 
 from dataclasses import asdict, dataclass
 from typing import Annotated
@@ -20,7 +20,7 @@ NOT_QUANTIZED = "none"
 @Parameter(name="*", group=BASE_FLAGS)
 @dataclass(frozen=True, kw_only=True)
 class MergeOptions:
-    """How a base and an adapter are loaded.
+    """Settings that load a base and an adapter.
 
     Args:
         model: The base: a folder, a .gguf file, or a name on the Hugging Face hub. [default: what the adapter names]
@@ -57,7 +57,7 @@ class MergeOptions:
 @Parameter(name="*", group=BASE_FLAGS)
 @dataclass(frozen=True, kw_only=True)
 class UseOptions(MergeOptions):
-    """How a base and its adapters are loaded and asked.
+    """Settings that load a base and its adapters, and format prompts.
 
     Args:
         max_length: The most tokens of an example. [default: as in training; of generate, the model's context]
@@ -77,7 +77,7 @@ class UseOptions(MergeOptions):
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Writing:
-    """How texts are written.
+    """Settings of generation.
 
     Args:
         max_new_tokens: The most tokens of an answer.
