@@ -332,7 +332,7 @@ def _location(planned: Experiment, out: Path, overwrite: bool, resume: bool, eve
         directory=out,
         config=yaml.safe_dump({"sweep": config}, sort_keys=False),
         command="rankwise.sweep(...)",
-        how_to_resume="rankwise.sweep(..., resume=True)",
+        how_to_resume=f"rankwise.sweep(..., out={str(out)!r}, resume=True)",
         overwrite=overwrite,
         resume=again,
         extend=resume and not again and holds_results(out),
@@ -361,7 +361,14 @@ def _run(
             candidates, problem = caches.enter_context(reading)
             return replace(planned, candidates=candidates, problem=problem)
 
-        results, swept, files = run_experiment(make, place, observers)
+        try:
+            results, swept, files = run_experiment(make, place, observers)
+        except KeyboardInterrupt as interrupt:
+            if place is None or not can_resume(place.directory):
+                raise
+            raise KeyboardInterrupt(
+                f"Interrupted before any run had finished; go on with: {place.how_to_resume}"
+            ) from interrupt
     if place is None:
         add_next(results, len(planned.seeds), lambda more, then: f"rankwise.sweep(..., seeds={then})")
     return results, swept, files

@@ -150,12 +150,11 @@ class TextOptions:
         exclude_modules: Modules to leave out.
         init: How A and B start: kaiming, gaussian or notebook.
         scaling: "alpha/r" or "alpha/sqrt(r)".
-        variant: What is trained in a layer: lora, dora, ...; of several each is tried at every rank. A name that isn't
-            known lists them.
+        variant: What is trained in a layer: lora, dora, vera; of several each is tried at every rank.
         epochs: Passes over the training data.
         batch_size: Examples a step, of each run.
         rows_a_pass: Examples of a step that pass through the model at once; less takes less memory. [default: all]
-        optimiser: Optimiser of all runs, such as adamw or sgd; a name that isn't known lists them.
+        optimiser: Optimiser of all runs: adamw, sgd, muon.
         schedule: How the learning rate moves: constant, cosine, linear, plateau.
         warmup: Steps over which the learning rate rises.
         weight_decay: AdamW's.
