@@ -2,18 +2,24 @@
 
     python benchmarks/answer.py pool --data ../shared/data/mnist --samples 7 --seeds 16 --out runs/answer
     python benchmarks/answer.py replay --out runs/answer --replays 200
+    python benchmarks/answer.py command --out runs/answer
     python benchmarks/answer.py synthetic --repeats 1000
 
 `pool` trains the digits experiment on disjoint samples of 10,000 images of MNIST's training set, every rank and full
-fine-tuning at each learning rate, with many seeds, each validating on a cut of its own, and measures every run on images
+fine-tuning at each learning rate, with many seeds, each validating on its own cut, and measures every run on images
 that none of the sample's runs has seen. `replay` then draws seeds of one sample in a random order and lets the
 package's own plan and rule decide on them, many times; the truth is the mean over all of the pool's seeds on the unseen
 images, against full fine-tuning at its best rate. Where a configuration's true distance to the tolerance is less than
-two standard errors, it is counted apart as "at the edge". `synthetic` asks the rule alone, on populations whose truth is
+two standard errors, it is counted apart as "at the edge". `command` runs `rankwise digits` on each of the samples, and
+holds its answer against the same truth. `synthetic` asks the rule alone, on populations whose truth is
 known by construction.
 """
 
 import argparse
+import io
+import json
+import tempfile
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +35,7 @@ from rankwise.sweeps.problem import Scores, SweepState
 from rankwise.sweeps.run.auto import Auto, Walk
 from rankwise.sweeps.run.run import run_sweep
 from rankwise.sweeps.run.stage import Decisions, Phase
-from rankwise.tasks.digits.digits import candidates_of, make_problem, pretrain
+from rankwise.tasks.digits.digits import digits_candidates, make_problem, pretrain
 from rankwise.tasks.digits.mnist import RawDigits, Split, load_digits_data
 from rankwise.tasks.options import DigitsOptions
 from rankwise.train.events import Observers
@@ -77,7 +83,7 @@ def make_pool(args: argparse.Namespace) -> None:
             make_problem(raw_sample(args.data, sample, args.validation), torch.device("cpu")), rotate=True
         )
         model = pretrain(problem, chosen)
-        runs = [c.run(lr, seed) for c in candidates_of(chosen) for lr in c.lrs for seed in chosen.seed_list]
+        runs = [c.run(lr, seed) for c in digits_candidates(chosen) for lr in c.lrs for seed in chosen.seed_list]
         swept = run_sweep(model, runs, replace(problem, other_tests={}), Observers())
         floors: dict[str, np.ndarray] = {}
         from rankwise.sweeps.floors import measured_floors
@@ -157,7 +163,7 @@ def made_up_pool(seeds: int = 16) -> Pool:
     from rankwise.pack.resolved import resolve
     from rankwise.tasks.digits.digits import make_model
 
-    candidates, model = candidates_of(options(seeds, None)), make_model()
+    candidates, model = digits_candidates(options(seeds, None)), make_model()
     parameters = {c.name: resolve(model, c.run(c.lrs[0], 0).member).parameter_count() for c in candidates}
     return Pool({}, candidates, parameters, model)
 
@@ -169,6 +175,45 @@ def floors_of(pool: Pool, seeds: range) -> Floors:
         return lambda rows: pool.arrays[f"{name}/{by_rows[rows.tobytes()]}"]
 
     return Floors(taken("base"), taken("constant"))
+
+
+def truth(pool: Pool, rule: Rule, seeds: range) -> tuple[str, dict[str, tuple[float, float]]]:
+    """The right answer; and by rank how far it lies inside the tolerance on unseen images, with its standard error."""
+    full, full_seeds, _ = pool.mean("full", seeds)
+    inside: dict[str, tuple[float, float]] = {}
+    for c in pool.candidates:
+        if c.method == "lora" and pool.parameters[c.name] < pool.parameters["full"]:
+            mean, own, _ = pool.mean(c.name, seeds)
+            gap = mean - (1 - rule.tolerance.of_reference) * full
+            error = float((own - (1 - rule.tolerance.of_reference) * full_seeds).std(ddof=1) / len(own) ** 0.5)
+            inside[c.name] = (gap, error)
+    return next((name for name, (gap, _) in inside.items() if gap > 0), "full"), inside
+
+
+def command(args: argparse.Namespace) -> None:
+    from rankwise.cli import main as rankwise
+    from rankwise.tasks.digits import run
+
+    seeds = range(args.seeds)
+    print("| sample | tolerance | verdict | answer | right | inside by (points) | runs | seconds |")
+    print("|---:|---:|---|---|---|---:|---:|---:|")
+    for sample in range(args.samples):
+        pool = load_pool(args.out / f"sample-{sample}-{args.validation}.npz", args.seeds)
+        run.load_digits_data = lambda _, sample=sample: raw_sample(args.data, sample, args.validation)
+        for text in args.tolerances.split(","):
+            with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+                rankwise(["digits", "--tolerance", text, "--quiet", "--device", "cpu", "--out", f"{folder}/run"])
+                results = json.loads((Path(folder) / "run" / "results.json").read_text())
+            answer, rule = results["answer"], Rule(parse_tolerance(text, True), True)
+            right, inside = truth(pool, rule, seeds)
+            gap = (
+                "{:+.2f} \u00b1 {:.2f}".format(*(100 * x for x in inside[answer["name"]]))
+                if answer["name"] in inside
+                else ""
+            )
+            cells = [sample, text, answer["verdict"], answer["name"], right, gap]
+            cells += [len(results["runs"]), f"{results['seconds']:.0f}"]
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def replay(args: argparse.Namespace) -> None:
@@ -191,15 +236,7 @@ def replay(args: argparse.Namespace) -> None:
             walk = Walk(stages, Auto(rule=rule, floors=floors_of(pool, seeds), curve=False))
             answer = decided(walk, rule, floors_of(pool, seeds))
             runs, n = runs + len(walk.swept.runs) + walk.searched, n + 1
-            full, full_seeds, _ = pool.mean("full", seeds)
-            inside = {}
-            for c in pool.candidates:
-                if c.method == "lora" and pool.parameters[c.name] < pool.parameters["full"]:
-                    mean, own, _ = pool.mean(c.name, seeds)
-                    gap = mean - (1 - rule.tolerance.of_reference) * full
-                    error = float((own - (1 - rule.tolerance.of_reference) * full_seeds).std(ddof=1) / len(own) ** 0.5)
-                    inside[c.name] = (gap, error)
-            right = next((name for name, (gap, _) in inside.items() if gap > 0), "full")
+            right, inside = truth(pool, rule, seeds)
             counts["undecided"] += answer.verdict == "undecided"
             counts["nothing_smaller"] += answer.verdict == "nothing_smaller"
             if answer.verdict == "shown":
@@ -348,19 +385,20 @@ def synthetic(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["pool", "replay", "synthetic"])
+    parser.add_argument("what", choices=["pool", "replay", "command", "synthetic"])
     parser.add_argument("--data", default="../shared/data/mnist")
     parser.add_argument("--out", type=Path, default=Path("runs/answer"))
     parser.add_argument("--samples", type=int, default=7)
     parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--validation", type=int, default=N_VALIDATION, help="images of a cut, of all ten digits")
+    parser.add_argument("--tolerances", default="1%,1.5%,2%,3%", help="of `command`")
     parser.add_argument("--replays", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=1000)
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument("--price", type=float, default=1.0, help="of a further adapter, as a share of the first")
     args = parser.parse_args()
-    {"pool": make_pool, "replay": replay, "synthetic": synthetic}[args.what](args)
+    {"pool": make_pool, "replay": replay, "command": command, "synthetic": synthetic}[args.what](args)
 
 
 if __name__ == "__main__":

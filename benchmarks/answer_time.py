@@ -3,7 +3,7 @@
     python benchmarks/answer_time.py [--tolerance 3%] [--repeats 3] [--threads 2]
 
 One side trains one adapter with peft (r = 8) and full fine-tuning beside it, as one would by hand: AdamW, batches of 64,
-60 epochs at the most, stopped after 10 without a better validation loss, validation after every epoch, test at the end.
+60 epochs at most, stopped after 10 without a better validation loss, validation after every epoch, test at the end.
 The other is `rankwise digits`: search for learning rates, adaptive plan, all ranks, baseline, evaluation, adapters and
 results. Pretraining the base is left out of both. They take turns; the median of the ratios is printed.
 """
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rankwise.sweeps.problem import Splits
-from rankwise.tasks.digits.digits import WHOLE, make_problem, pretrain
+from rankwise.tasks.digits.digits import MODULES, make_problem, pretrain
 from rankwise.tasks.digits.mnist import load_digits_data
 from rankwise.tasks.options import DigitsOptions
 from rankwise.train.data.tensors import shuffled
@@ -59,7 +59,7 @@ def by_hand(base: nn.Module, data: Splits) -> float:
     from peft import LoraConfig, get_peft_model
 
     start = time.perf_counter()
-    config = LoraConfig(r=8, lora_alpha=32, target_modules=list(WHOLE))
+    config = LoraConfig(r=8, lora_alpha=32, target_modules=list(MODULES))
     lora = trained(get_peft_model(copy.deepcopy(base), config), data, 3e-3)
     full = trained(copy.deepcopy(base), data, 1e-3)
     seconds = time.perf_counter() - start

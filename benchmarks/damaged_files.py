@@ -5,7 +5,7 @@
 Files are cut short, have bits flipped, settings of wrong types, headers of tensor files that announce too much, or names
 with `..`. Each is loaded strictly and leniently. A fault is any other exception, a load of more than ten seconds, a path
 that appears or changes outside of what is written to, a tensor or scale that is not what the file says, or a damaged file
-of our own that is taken for a whole one.
+of our own that is read as a whole one.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from rankwise import LoRAConfig, inject, load_adapter, save_adapter
 from rankwise.errors import RankwiseError
 from rankwise.lora import adapter_tensors, trainable_parameters
 from rankwise.lora.adapter import lora_of
-from rankwise.lora.trained_modules import whole_tensors
+from rankwise.lora.trained_modules import replacement_tensors
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 LIMIT_S = 10.0
@@ -280,7 +280,7 @@ def misread(model: nn.Module, folder: Path) -> str:
                 own.detach(), tensors[f"base_model.model.{path}.lora_magnitude_vector"]
             ):
                 return f"the magnitudes of {path} are not the file's"
-    for path, own in whole_tensors(model, "default").items():
+    for path, own in replacement_tensors(model, "default").items():
         owner, _, leaf = path.rpartition(".")
         keys = [f"base_model.model.{path}", f"base_model.model.{owner}.base_layer.{leaf}"]
         if not any(key in tensors and same(own.detach(), tensors[key]) for key in keys):

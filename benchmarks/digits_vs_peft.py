@@ -26,7 +26,7 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inits import initial_adapter
 from rankwise.pack.member import Member
 from rankwise.sweeps.problem import Splits
-from rankwise.tasks.digits.digits import WHOLE, accuracy, loss, make_problem, pretrain
+from rankwise.tasks.digits.digits import MODULES, accuracy, loss, make_problem, pretrain
 from rankwise.tasks.digits.mnist import load_digits_data
 from rankwise.tasks.options import DigitsOptions
 from rankwise.train.data.tensors import shuffled
@@ -41,7 +41,7 @@ def with_peft(base: nn.Module, data: Splits, r: int, seed: int, epochs: int) -> 
     """Train one adapter with peft, and return the adapted model."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=r, lora_alpha=ALPHA, target_modules=list(WHOLE))
+    config = LoraConfig(r=r, lora_alpha=ALPHA, target_modules=list(MODULES))
     model = get_peft_model(copy.deepcopy(base), config)
     for name, module in model.named_modules():
         if name.endswith("lora_A.default"):

@@ -18,7 +18,7 @@ of the one thread, which other programs on the machine disturb less than the clo
 - calls: ATen calls a step, 8 and 64 adapters.
 - memory: resident peak of a step of 16 adapters less base and program, over 16 x (16 bytes a parameter + what autograd
   keeps of one adapter's forward), and over 16 x the peak of one adapter; with glibc as it is, whose heap is left with
-  holes, and with every tensor of 1 MiB or more in a mapping of its own, which shows what the step itself needs; and
+  holes, and with every tensor of 1 MiB or more in its own mapping, which shows what the step itself needs; and
   its tensors alone, counted while they live (`rankwise.train.machine.memory`, by which packs are sized).
 
 glibc gives memory back to the system and gets it again, zeroed, at every step: a cost of the machine's that hits

@@ -2,7 +2,7 @@
 
     python benchmarks/model_zoo.py [--kinds linear,all] [--only PATTERN] [--limit N] [--results FILE] [--record]
 
-Each model is made with random weights and checked in a process of its own, one at a time: output unchanged bit for bit at
+Each model is made with random weights and checked in its own process, one at a time: output unchanged bit for bit at
 B = 0; with random A and B, eval equal to training mode without randomness; a gradient for every A and B that the output
 depends on; merged equal to unmerged; unmerge, files and eject exact; mode flags and base untouched; the same outputs
 and keys as peft, both ways. `zoo/checks.py` holds the checks. timm is needed without torchvision:
@@ -60,7 +60,7 @@ def warm_up() -> None:
 
 
 def in_process(entry: Entry, kinds: str, with_peft: bool, seconds: float) -> Result:
-    """Check one model in a process of its own, which is ended when its time is up."""
+    """Check one model in its own process, which is ended when its time is up."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     worker = context.Process(target=_work, args=(sender, entry, kinds, with_peft))

@@ -2,7 +2,7 @@
 
     python benchmarks/perturbed_demo.py [--runs 20] [--tolerance 4%] [--confidence 0.99]
 
-Each run is `rankwise digits` in a process of its own: with one or two threads, its packs cut into one to three parts,
+Each run is `rankwise digits` in its own process: with one or two threads, its packs cut into one to three parts,
 and the last bit of some of the initial A moved up or down (another tenth of the numbers in each run). All of these change
 how sums round, and nothing else. The answer of each run and its probability are printed; the exit code is 1 where the
 verdict or the rank differs between runs.

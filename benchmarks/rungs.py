@@ -39,7 +39,8 @@ from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.run.run import run_sweep
 from rankwise.tasks.digits.digits import make_problem, pretrain
 from rankwise.tasks.digits.mnist import load_digits_data
-from rankwise.tasks.options import DigitsOptions, parse_numbers
+from rankwise.tasks.options import DigitsOptions
+from rankwise.tasks.reading import parse_numbers
 from rankwise.train.events import Observers
 from rankwise.train.settings import Training
 

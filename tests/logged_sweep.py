@@ -1,7 +1,7 @@
 """A sweep's events for loggers whose packages a test stands in for."""
 
 from rankwise.train.events import Ended, EpochEnded, Event, Observer, RunEnded, RunInfo, Started, Stepped
-from rankwise.train.outcome import Outcome, Point
+from rankwise.train.outcome import EpochPoint, Outcome
 
 RUNS = tuple(RunInfo(f"r{r}-s0", f"r{r}", f"r = {r}", "lora", r, 0.1, 0, 10 * r, 4) for r in (1, 2))
 NAMES = tuple(run.name for run in RUNS)
@@ -24,7 +24,7 @@ def tell(logger: Observer, verdict: str | None = "shown") -> None:
     events: tuple[Event, ...] = (
         Started(RUNS, "accuracy"),
         Stepped(NAMES, 2, LOSSES, RATES),
-        EpochEnded((Point(NAMES[0], 2, 0.75, 0.6, 0.9, 0.3, 3.0),)),
+        EpochEnded((EpochPoint(NAMES[0], 2, 0.75, 0.6, 0.9, 0.3, 3.0),)),
         RunEnded(Outcome(NAMES[1], {}, "diverged", "", 2, 2, 1, 0.1)),
         Ended(verdict, "" if verdict is None else "r = 1 does it"),
     )

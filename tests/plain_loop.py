@@ -21,7 +21,7 @@ Batch = Mapping[str, Tensor]
 
 @dataclass
 class Plain:
-    """One adapter: A and B for each target, or modules trained whole."""
+    """One adapter: A and B for each target, or modules trained in full."""
 
     scale: float
     lr: float
@@ -29,7 +29,7 @@ class Plain:
     dropout: float = 0.0
     weight_decay: float = 0.0
     clip: float | None = None
-    whole: Sequence[str] = field(default=())
+    modules_to_save: Sequence[str] = field(default=())
     sgd: tuple[float, bool] | None = None
     """Momentum, and whether it is Nesterov's; None for AdamW."""
 
@@ -74,7 +74,7 @@ def train_plainly(
     loss: Callable[[Tensor, Batch], Tensor],
     update: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor] = lambda m, x, A, B: x @ A.T @ B.T,
 ) -> dict[str, Tensor]:
-    """Train from `start` ("<module>.A", "<module>.B", names of parameters trained whole), and return the tensors.
+    """Train from `start` ("<module>.A", "<module>.B", names of parameters trained in full), and return the tensors.
 
     The model is used up: its hooks and weights stay changed.
     """

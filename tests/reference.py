@@ -1,4 +1,4 @@
-"""The slow, obvious versions that the fast code is held against. Nothing here uses `rankwise.pack`.
+"""The slow, obvious versions that the fast code is compared with. Nothing here uses `rankwise.pack`.
 
 `train_alone` is a plain loop over one adapter: hand-written layers, `torch.optim.AdamW`, `clip_grad_norm_`, masks drawn
 from the documented key. The definition of a pack is `rankwise.lora.maths.lora_pack`.
@@ -38,7 +38,7 @@ class Alone:
     dropout: float = 0.0
     init: str = "kaiming"
     targets: Sequence[str] = ()
-    whole: Sequence[str] = ()
+    modules_to_save: Sequence[str] = ()
     schedule: Callable[[int], float] = field(default=lambda step: 1.0)
 
 
@@ -60,7 +60,7 @@ def train_alone(
         if isinstance(layer, nn.Linear) and name in alone.targets:
             A, B = initial(alone, name, layer.in_features, layer.out_features, layer.weight.dtype)
             tensors[f"{name}.A"], tensors[f"{name}.B"] = A.requires_grad_(), B.requires_grad_()
-        if name in alone.whole:
+        if name in alone.modules_to_save:
             for key, value in layer.named_parameters():
                 tensors[f"{name}.{key}"] = value.detach().clone().requires_grad_()
     optimiser = torch.optim.AdamW(list(tensors.values()), lr=alone.lr, weight_decay=alone.weight_decay)

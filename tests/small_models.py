@@ -19,7 +19,7 @@ class Kind:
     batch: Callable[[int], Batch]
     loss: Callable[[Tensor, Batch], Tensor]
     targets: tuple[Any, Any, Any]
-    whole: tuple[str, ...] = ()
+    modules_to_save: tuple[str, ...] = ()
 
 
 class Convolutional(nn.Module):
@@ -108,9 +108,13 @@ def of(name: str, auto: str, **settings: Any) -> Callable[[], nn.Module]:
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 
 KINDS: dict[str, Kind] = {
-    "mlp": Kind(mlp, pixels(6), classes, ("all-linear", "up", ["up", "down"]), whole=("down",)),
+    "mlp": Kind(mlp, pixels(6), classes, ("all-linear", "up", ["up", "down"]), modules_to_save=("down",)),
     "cnn": Kind(
-        Convolutional, pixels(3, 8, 8), classes, (["stem", "deep", "head"], "deep", ["head"]), whole=("norm", "head")
+        Convolutional,
+        pixels(3, 8, 8),
+        classes,
+        (["stem", "deep", "head"], "deep", ["head"]),
+        modules_to_save=("norm", "head"),
     ),
     "gpt2": Kind(
         of(
@@ -140,7 +144,7 @@ KINDS: dict[str, Kind] = {
         causal,
         next_tokens,
         ("all-linear", ["q_proj", "v_proj"], "re:model.layers.1.*"),
-        whole=("lm_head",),
+        modules_to_save=("lm_head",),
     ),
     "bert": Kind(
         of(
@@ -154,7 +158,7 @@ KINDS: dict[str, Kind] = {
         text,
         classes,
         ("all-linear", ["query", "value", "word_embeddings"], "re:bert.encoder.layer.1.*"),
-        whole=("classifier",),
+        modules_to_save=("classifier",),
     ),
     "vit": Kind(
         of(
@@ -169,7 +173,7 @@ KINDS: dict[str, Kind] = {
         lambda n: {"pixel_values": numbers(6, 3, 8, 8, n=n), "labels": labels(6, n)},
         classes,
         ("all-linear", ["projection", "q_proj"], "re:vit.*layers?.1.*"),
-        whole=("classifier",),
+        modules_to_save=("classifier",),
     ),
     "t5": Kind(
         of(

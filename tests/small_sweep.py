@@ -1,6 +1,8 @@
 """A sweep that takes a moment: a tiny network, two ranks and full fine-tuning, two seeds."""
 
+import pickle
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +14,12 @@ from rankwise.pack.member import Member
 from rankwise.results import Results, plain
 from rankwise.results.origin import BaseInfo, DataInfo, Grid, SplitSize
 from rankwise.sweeps.choose.rule import Rule, parse_tolerance
-from rankwise.sweeps.findings import Choice
+from rankwise.sweeps.judged import Choice
 from rankwise.sweeps.problem import Problem, Run, Splits, SweepState
 from rankwise.sweeps.provenance import Provenance
 from rankwise.sweeps.record import make_results
 from rankwise.sweeps.run.run import run_sweep
+from rankwise.sweeps.run.worker import LocalWorker
 from rankwise.train.events import Observers
 from rankwise.train.loop import PackTraining
 from rankwise.train.settings import Training
@@ -55,7 +58,7 @@ def small_run(configuration: str, seed: int = 0, lr: float = 0.03, **settings: A
         Training(**{"lr": lr, "batch_size": 8, "epochs": 3, **settings}),
     )
     if r is None:
-        member = Member(name=name, seed=seed, whole=("0", "2"))
+        member = Member(name=name, seed=seed, modules_to_save=("0", "2"))
         return Run(name, configuration, "full fine-tuning", "full", member, training)
     member = Member(name=name, seed=seed, lora=LoRAConfig(r=r, seed=seed))
     return Run(name, configuration, f"r = {r}", "lora", member, training)
@@ -67,6 +70,17 @@ def small_runs() -> list[Run]:
 
 def swept(runs: Sequence[Run], problem: Problem | None = None) -> SweepState:
     return run_sweep(small_model(), runs, problem or small_problem(), Observers())
+
+
+def train_pickled(jobs: Path, into: Path, threads: int) -> None:
+    """Train pickled jobs one after another, and pickle their events: for a process elsewhere."""
+    torch.set_num_threads(threads)
+    events = [
+        event
+        for job in pickle.loads(jobs.read_bytes())
+        for event in LocalWorker(small_model(), small_problem()).train([job])
+    ]
+    into.write_bytes(pickle.dumps(events))
 
 
 def typed_results_of(found: SweepState, tolerance: str | float | None = None, **choice: Any) -> Results:

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import yaml
 
+import fresh
 from rankwise.cli import main
 
+pytestmark = pytest.mark.draws
 SRC = Path(__file__).parent.parent / "src"
 QUICK = ["--ranks", "1,2", "--seeds", "1", "--epochs", "1", "--lr", "3e-3", "--baseline-lr", "1e-3"]
 QUICK += ["--plan", "grid"]
@@ -211,18 +213,14 @@ def test_diverged_runs_give_an_exit_code_of_their_own(tmp_path: Path, capsys: py
 
 def interrupted(out: Path, *flags: str, after: str) -> tuple[int, str]:
     """Start a run, press Ctrl-C when a line of its log begins or ends so, and give exit code and log."""
-    command = [sys.executable, "-m", "rankwise", "digits", "--ranks", "1", "--seeds", "1", "--out", str(out), *flags]
-    environment = {**os.environ, "PYTHONPATH": str(SRC), "PYTHONUNBUFFERED": "1"}
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
-        log = []
-        for line in process.stderr:
-            log.append(line)
+    arguments = ["digits", "--ranks", "1", "--seeds", "1", "--out", str(out), *flags]
+    with fresh.start(main, arguments) as running:
+        for line in running.lines():
             if after in line:
-                process.send_signal(signal.SIGINT)
+                os.kill(running.process.pid, signal.SIGINT)
                 break
-        log += process.stderr.readlines()
-    return process.returncode, "".join(log)
+        ended = running.end()
+    return ended.returncode, ended.stderr
 
 
 def test_ctrl_c_keeps_what_had_finished(tmp_path: Path) -> None:
@@ -232,7 +230,7 @@ def test_ctrl_c_keeps_what_had_finished(tmp_path: Path) -> None:
     assert code == 130, log
     assert "Traceback" not in log
     out = tmp_path / "out"
-    go_on = f"go on with: rankwise digits --resume {out}"
+    go_on = f"resume with: rankwise digits --resume {out}"
     assert log.splitlines()[-1] == f"Interrupted: what had finished is in {out}; {go_on}"
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["complete"] is False
@@ -255,7 +253,7 @@ def test_ctrl_c_before_anything_had_finished(tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, log = interrupted(out, "--epochs", "500", after="Training ")
     assert code == 130, log
-    go_on = f"go on with: rankwise digits --resume {out}"
+    go_on = f"resume with: rankwise digits --resume {out}"
     assert log.splitlines()[-1] == f"Interrupted before any run had finished; {go_on}"
     assert "Traceback" not in log
     assert [path.name for path in out.iterdir()] == ["checkpoints"]

@@ -89,12 +89,12 @@ def test_an_extension_that_is_killed(out: Path, finished: Path, tmp_path: Path, 
     alone = Path(shutil.copytree(finished, tmp_path / "alone", symlinks=True))
     more = ["--more-seeds", "2", "--quiet", "--checkpoint-epochs", "1"]
     earlier = json.loads((out / "results.json").read_text())
-    assert ended("none", 0, "--resume", str(alone), *more).returncode == 0
-    assert ended(kind, nth, "--resume", str(out), *more).returncode == -signal.SIGKILL
+    assert ended("none", 0, "digits", "--resume", str(alone), *more).returncode == 0
+    assert ended(kind, nth, "digits", "--resume", str(out), *more).returncode == -signal.SIGKILL
     found = json.loads((out / "results.json").read_text())
     assert kind == "results" or found == earlier
     assert all((out / run["adapter"]).is_dir() for run in earlier["runs"] if run["adapter"])
-    done = ended("none", 0, "--resume", str(out), "--quiet")
+    done = ended("none", 0, "digits", "--resume", str(out), "--quiet")
     assert done.returncode == 0, done.stderr
     mine, theirs = contents(out), contents(alone)
     for results in mine["results"], theirs["results"]:

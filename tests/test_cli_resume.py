@@ -34,7 +34,7 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         code = main(["digits", *QUICK, "--data", str(data), "--out", str(out), "--quiet"])
     assert code == 130
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said == f"Interrupted before any run had finished; go on with: rankwise digits --resume {out}"
+    assert said == f"Interrupted before any run had finished; resume with: rankwise digits --resume {out}"
     return out
 
 
@@ -74,7 +74,7 @@ def test_flags_that_say_the_same_are_no_conflict(stopped: Path) -> None:
 
 
 def test_a_new_run_does_not_take_its_place(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = f"{stopped} holds an unfinished run; go on with it by --resume {stopped}, give another directory"
+    message = f"{stopped} holds an unfinished run; resume it with --resume {stopped}, give another directory"
     assert message in refused(capsys, "digits", *QUICK, "--out", str(stopped))
     assert (
         main(
@@ -117,7 +117,7 @@ def test_a_full_disk_at_the_results(
         patch.setattr(np, "savez_compressed", full)
         message = refused(capsys, "digits", "--resume", str(stopped), "--quiet")
     assert "No space left on device" in message
-    assert message.endswith(f"make room and go on with: rankwise digits --resume {stopped}")
+    assert message.endswith(f"make room and resume with: rankwise digits --resume {stopped}")
     assert main(["digits", "--resume", str(stopped), "--quiet"]) == 0
 
 
@@ -125,7 +125,7 @@ def test_rungs_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
     data, out = folder_of_digits(tmp_path / "data"), tmp_path / "out"
     flags = ["--ranks", "1", "--seeds", "1", "--epochs", "3", "--lr", "1e-4,1e-3,1e-2", "--baseline-lr", "1e-3"]
     flags += ["--plan", "grid"]
-    assert "--rungs is [3, 2]; give rising numbers" in refused(capsys, "digits", *flags, "--rungs", "3,2")
+    assert "--rungs is [3, 2]; give increasing numbers" in refused(capsys, "digits", *flags, "--rungs", "3,2")
     assert main(["digits", *flags, "--rungs", "1,2", "--data", str(data), "--out", str(out), "--quiet"]) == 0
     results = json.loads((out / "results.json").read_text())
     statuses = [run["status"] for run in results["runs"]]

@@ -4,13 +4,11 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rankwise import experiment
 from rankwise.cli import main
 from rankwise.cli.training import RunOptions
 from rankwise.cli.workers import idle_gpus
@@ -23,14 +21,6 @@ from test_resume import contents
 
 FLAGS = ["--ranks", "1,2", "--seeds", "1", "--lr", "1e-3,3e-2", "--baseline-lr", "1e-3,1e-2", "--batch-size", "8"]
 FLAGS += ["--epochs", "3", "--rungs", "1", "--plan", "grid", "--quiet"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_figures() -> Iterator[None]:
-    """The report is drawn from the results, which are compared; drawing takes longer than all else."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "write_report", lambda results, directory: [])
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,30 +5,69 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rankwise
 
 SRC = Path(__file__).parent.parent / "src"
 HEAVY = ["matplotlib", "scipy", "rich", "jinja2", "safetensors", "cyclopts", "transformers", "peft", "yaml"]
 
 
+def printed_by(code: str) -> Any:
+    """What `code` prints last on standard error, as JSON, in a fresh interpreter."""
+    environment = {**os.environ, "PYTHONPATH": str(SRC)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stderr.splitlines()[-1])
+
+
 def loaded_after(code: str) -> set[str]:
     """The modules that `code` leaves in `sys.modules` of a fresh interpreter."""
-    script = f"import sys, json\n{code}\nprint(json.dumps(sorted(sys.modules)), file=sys.stderr)"
-    environment = {**os.environ, "PYTHONPATH": str(SRC)}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    return set(json.loads(done.stderr.splitlines()[-1]))
+    return set(printed_by(f"import sys, json\n{code}\nprint(json.dumps(sorted(sys.modules)), file=sys.stderr)"))
 
 
-def test_import_loads_nothing_heavy():
-    assert not loaded_after("import rankwise") & {*HEAVY, "torch"}
+STEPS = """
+import io, json, sys
+import rankwise
+found = {"the package": [*sys.modules]}
+import torch  # which may load some of the others by itself, where they are installed
+found["torch"] = [*sys.modules]
+for name in rankwise.__all__:  # a sweep draws figures and a page: that is what it is for
+    if not name.lower().startswith("sweep"):
+        getattr(rankwise, name)
+found["every name"] = [*sys.modules]
+from rankwise.show.live import progress
+progress("plain", io.StringIO())
+progress("quiet")
+found["plain progress"] = [*sys.modules]
+import rankwise.api, rankwise.cli
+found["names"] = [name for name in dir(rankwise) if name[0] != "_"]
+print(json.dumps(found), file=sys.stderr)
+"""
 
 
-def test_public_names_load_only_torch():
-    # A sweep draws figures and a page: that is what it is for.
-    others = "[name for name in rankwise.__all__ if not name.lower().startswith('sweep')]"
-    every_name = f"import rankwise\nfor name in {others}: getattr(rankwise, name)"
-    # torch may load some of them by itself where they are installed.
-    assert not (loaded_after(every_name) - loaded_after("import torch")) & set(HEAVY)
+@pytest.fixture(scope="module")
+def found() -> dict[str, list[str]]:
+    """What one fresh interpreter has loaded after each of several steps."""
+    return printed_by(STEPS)
+
+
+def test_import_loads_nothing_heavy(found: dict[str, list[str]]):
+    assert not {*found["the package"]} & {*HEAVY, "torch"}
+
+
+def test_public_names_load_only_torch(found: dict[str, list[str]]):
+    assert not ({*found["every name"]} - {*found["torch"]}) & {*HEAVY}
+
+
+def test_rich_is_loaded_for_the_live_table_only(found: dict[str, list[str]]):
+    assert "rich" not in {*found["plain progress"]} - {*found["torch"]}
+
+
+def test_submodules_add_no_public_names(found: dict[str, list[str]]):
+    assert found["names"] == sorted(rankwise.__all__)
 
 
 def test_help_does_not_load_torch():

@@ -73,25 +73,19 @@ def test_in_python(mistake):
     assert "\n" not in str(raised.value)
 
 
-OF_ANOTHER_TYPE = """
-import rankwise, torch
-x, model = torch.zeros(60, 4), torch.nn.Linear(4, 2)
-for given in ({"configs": [1.5]}, {"model": "bert-base"}, {"lrs": "fast"}):
-    sound = {"model": model, "configs": [1], "train": x, "loss": lambda o, b: o.sum(1), "progress": "quiet"}
-    try:
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"configs": [1.5]}, r"^1\.5 is no configuration; give a rank \(a whole number\)"),
+        ({"model": "bert-base"}, r"^The model is a str \('bert-base'\); give a torch\.nn\.Module"),
+        ({"lrs": "fast"}, r"^lrs is 'fast'; give one or more positive numbers"),
+    ],
+)
+def test_values_of_another_type(given, message):
+    sound = {"model": nn.Linear(4, 2), "configs": [1], "train": X, "loss": lambda o, b: o.sum(1), "progress": "quiet"}
+    with pytest.raises(RankwiseError, match=message):
         rankwise.sweep(**{**sound, **given})
-    except rankwise.RankwiseError as error:
-        print(error)
-"""
-
-
-def test_values_of_another_type():
-    """In a process of its own: the tests' checks of types would refuse them first."""
-    done = subprocess.run([sys.executable, "-c", OF_ANOTHER_TYPE], capture_output=True, text=True, check=True)
-    fraction, name, rate = done.stdout.splitlines()
-    assert fraction.startswith("1.5 is no configuration; give a rank (a whole number)")
-    assert name.startswith("The model is a str ('bert-base'); give a torch.nn.Module")
-    assert rate.startswith("lrs is 'fast'; give one or more positive numbers")
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fresh
+import killed_run
 from test_cli import folder_of_digits, idx
 
 TESTS = Path(__file__).parent
@@ -49,28 +49,24 @@ ALL_ADAPTIVE = [*AT_A_DECISION, *AFTER_A_CHOICE, *ADAPTIVE_WRITES]
 ALL_ADAPTIVE += [("step", 150), ("evaluation", 3), ("evaluation", 30), ("placing", 2), ("random", 7)]
 
 
-def command(kind: str, nth: int, *flags: str) -> list[str]:
-    return [sys.executable, str(TESTS / "killed_run.py"), kind, str(nth), "digits", *flags]
-
-
 def environment() -> dict[str, str]:
     paths = [str(TESTS.parent / "src"), str(TESTS)]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
-def ended(kind: str, nth: int, *flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(kind, nth, *flags), capture_output=True, text=True, check=False, env=environment())
+def ended(kind: str, nth: int, *flags: str) -> fresh.Ended:
+    return fresh.call(killed_run.run, kind, nth, *flags)
 
 
 def ended_after(seconds: float, *flags: str) -> int:
-    """Run the command, and kill it so many seconds after its training has begun."""
+    """Run the command, and kill it this many seconds after its training has begun."""
     out = Path(flags[flags.index("--out") + 1])
-    with subprocess.Popen(command("none", 0, *flags), env=environment(), stdout=subprocess.DEVNULL) as process:
-        while process.poll() is None and not (out / "checkpoints" / "plan.json").exists():
+    with fresh.start(killed_run.run, "none", 0, *flags) as running:
+        while running.process.is_alive() and not (out / "checkpoints" / "plan.json").exists():
             time.sleep(0.001)
         time.sleep(seconds)
-        process.kill()
-    return process.returncode
+        running.process.kill()
+        return running.end().returncode
 
 
 def contents(directory: Path) -> dict[str, Any]:
@@ -109,7 +105,7 @@ def patterns(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def decided(tmp_path_factory: pytest.TempPathFactory, patterns: Path) -> tuple[dict[str, Any], float]:
     """What the adaptive sweep gives when it is left alone, and the seconds that it takes."""
     out = tmp_path_factory.mktemp("decided") / "out"
-    done = ended("none", 0, *ADAPTIVE, "--data", str(patterns), "--out", str(out))
+    done = ended("none", 0, "digits", *ADAPTIVE, "--data", str(patterns), "--out", str(out))
     assert done.returncode == 0, done.stderr
     found = contents(out)
     assert found["results"]["answer"]["verdict"] == "shown"
@@ -120,7 +116,7 @@ def decided(tmp_path_factory: pytest.TempPathFactory, patterns: Path) -> tuple[d
 def left_alone(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[dict[str, Any], float]:
     """What the run gives when it is left alone, and the seconds that it takes."""
     out = tmp_path_factory.mktemp("alone") / "out"
-    done = ended("none", 0, *FLAGS, "--data", str(data), "--out", str(out))
+    done = ended("none", 0, "digits", *FLAGS, "--data", str(data), "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert not (out / "checkpoints").exists()
     found = contents(out)
@@ -131,7 +127,7 @@ def left_alone(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[di
 
 def assert_goes_on(out: Path, left_alone: dict[str, Any]) -> None:
     assert (out / "checkpoints" / "plan.json").exists()
-    done = ended("none", 0, "--resume", str(out), "--quiet")
+    done = ended("none", 0, "digits", "--resume", str(out), "--quiet")
     assert done.returncode == 0, done.stderr
     found = contents(out)
     assert found.keys() == left_alone.keys()
@@ -167,7 +163,7 @@ def killed_and_resumed(
     flags: list[str], tmp_path: Path, left_alone: tuple[dict[str, Any], float], kind: str, nth: int
 ) -> None:
     found, seconds = left_alone
-    flags = [*flags, *OFTEN, "--out", str(tmp_path / "out")]
+    flags = ["digits", *flags, *OFTEN, "--out", str(tmp_path / "out")]
     if kind == "random":
         code = ended_after(random.Random(nth).uniform(0, 0.5 * seconds), *flags)
     else:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rankwise import LoRAConfig, Training, sweep
 from rankwise.cli import main
 from rankwise.errors import CheckpointError, ConfigError
-from rankwise.train.checkpoints import Every
+from rankwise.train.checkpoints import CheckpointInterval
 
 
 def model(activation: type[nn.Module] = nn.Tanh) -> nn.Module:
@@ -84,7 +84,7 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with monkeypatch.context() as patch:
         patch.setattr("rankwise.sweeps.run.run.Scheduler.rounds", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run(out=tmp_path / "out", every=Every(epochs=1))
+            run(out=tmp_path / "out", every=CheckpointInterval(epochs=1))
     return tmp_path / "out"
 
 

@@ -51,15 +51,16 @@ def test_cells(value: object, shown: object) -> None:
     assert csv_cell(value) == shown
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_reports_of_hostile_results(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
-    results = sample_results()
-    for c in results.configurations:
+@pytest.mark.parametrize("texts", [HOSTILE[:8], HOSTILE[8:]])
+def test_reports_of_hostile_results(tmp_path: Path, capsys: pytest.CaptureFixture[str], texts: list[str]) -> None:
+    results = sample_results([1, 2, 4, 8])
+    drawn = results.configurations
+    for c, text in zip(drawn, [*texts, *texts], strict=False):
         c.label += text
-    results.configurations[0].label = text
-    results.runs[0].name = text
-    results.metric.name = text
-    results.notes.append(text)
+    for c, run, text in zip([*drawn, *drawn], results.runs, texts, strict=False):
+        c.label, run.name = text + c.label, text
+    results.metric.name = " ".join(texts)
+    results.notes.extend(texts)
     (tmp_path / "results.json").write_text(json.dumps(plain(results)))
     assert main(["report", str(tmp_path)]) == 0
     out, err = capsys.readouterr()

@@ -20,13 +20,13 @@ from rankwise.errors import ConfigError, DataError, PackError
 from rankwise.pack.member import Member
 from rankwise.results import plain
 from rankwise.sweeps.candidates.grid import Candidate, modules_with_parameters
-from rankwise.sweeps.problem import DATA, Problem, Run, Splits
+from rankwise.sweeps.problem import DEFAULT_DATA, Problem, Run, Splits
 from rankwise.sweeps.run.run import run_sweep
 from rankwise.sweeps.run.stage import Search
 from rankwise.sweeps.run.stages import Stages
 from rankwise.train.data.loaders import cut_off, in_memory
 from rankwise.train.events import Observers
-from rankwise.train.outcome import Point
+from rankwise.train.outcome import EpochPoint
 from rounding import alike
 from small_sweep import accuracy, loss, small_model, some_data
 from trained_pack import train_pack
@@ -52,6 +52,7 @@ def run(configs: Any = (1, 4), model: nn.Module | None = None, **more: Any) -> r
     return rankwise.sweep(model or small_model(), configs, **{**GIVEN, **more})
 
 
+@pytest.mark.draws
 def test_ranks_seeds_and_baseline(tmp_path: Path) -> None:
     model = small_model()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -157,7 +158,7 @@ def test_going_on_and_nothing_to_go_on_with(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(loop.PackTraining, "by_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(baseline=False, out=tmp_path / "out", every=rankwise.train.checkpoints.Every(1, None))
+        run(baseline=False, out=tmp_path / "out", every=rankwise.train.checkpoints.CheckpointInterval(1, None))
     found = run(baseline=False, out=tmp_path / "out", resume=True)
     assert found.results["configurations"] == expected
     assert not (tmp_path / "out" / "checkpoints").exists()
@@ -210,7 +211,7 @@ def test_rates_are_looked_for_on_less_data() -> None:
     """The runs that count are those of the rates that did best on the small data, at all seeds."""
     splits = Splits(TRAIN, VALIDATION, TEST)
     small = Splits(some_data(24, 0), VALIDATION, TEST)
-    problem = Problem({DATA: splits, "search": small}, loss, accuracy)
+    problem = Problem({DEFAULT_DATA: splits, "search": small}, loss, accuracy)
     candidates = [
         Candidate(name=f"r{r}", label="", method="lora", training=QUICK, lrs=(1e-4, 1e-2, 3e-2), lora=LoRAConfig(r=r))
         for r in (1, 4)
@@ -239,7 +240,9 @@ def test_rates_are_looked_for_on_less_data() -> None:
 def test_the_search_has_the_schedule_of_the_runs_that_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as it comes: 3 epochs of 24 rows are 9 of the 24 steps that 64 rows take."""
     problem = Problem(
-        {DATA: Splits(TRAIN, VALIDATION, TEST), "search": Splits(some_data(24, 0), VALIDATION, TEST)}, loss, accuracy
+        {DEFAULT_DATA: Splits(TRAIN, VALIDATION, TEST), "search": Splits(some_data(24, 0), VALIDATION, TEST)},
+        loss,
+        accuracy,
     )
     training = replace(QUICK, schedule="cosine")
     candidate = Candidate(name="r1", label="", method="lora", training=training, lrs=(1e-3, 1e-2), lora=LoRAConfig(r=1))
@@ -263,14 +266,14 @@ def test_the_search_has_the_schedule_of_the_runs_that_count(monkeypatch: pytest.
     searching = [run for run in trained if run.data == "search"]
     assert len(searching) > 2, "widened too"
     assert {run.training.horizon for run in searching} == {24}
-    (counts,) = [run for run in trained if run.data == DATA]
+    (counts,) = [run for run in trained if run.data == DEFAULT_DATA]
     assert counts.training.horizon is None
 
 
 def test_a_schedule_may_be_longer_than_the_run() -> None:
     rates: dict[int | None, list[float]] = {}
     for horizon in (None, 24):
-        points: list[Point] = []
+        points: list[EpochPoint] = []
         member = Member(name="a", lora=LoRAConfig(r=1))
         training = Training(lr=1.0, batch_size=8, epochs=3, schedule="cosine", horizon=horizon)
         list(
@@ -303,6 +306,7 @@ def test_a_metric_that_is_no_number_costs_its_own_figures_only(tmp_path: Path) -
     assert json.loads((tmp_path / "out" / "results.json").read_text())["answer"] == plain(found.answer)
 
 
+@pytest.mark.draws
 def test_test_data_on_which_the_metric_is_no_number(tmp_path: Path) -> None:
     """Read last: all that was trained is there all the same."""
     far = (TEST[0] * torch.where(torch.arange(40) == 7, 1e3, 1.0).unsqueeze(1), TEST[1])

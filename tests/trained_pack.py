@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rankwise.train.loop import PackTraining
-from rankwise.train.outcome import Outcome, Point
+from rankwise.train.outcome import EpochPoint, Outcome
 
 
 def train_pack(
-    *args: Any, on_epoch: Callable[[list[Point]], Any] = lambda points: None, **given: Any
+    *args: Any, on_epoch: Callable[[list[EpochPoint]], Any] = lambda points: None, **given: Any
 ) -> Iterator[Outcome]:
     """Yield the outcomes in the order in which runs end; arguments as `PackTraining` takes them."""
     training = PackTraining(*args, **given)

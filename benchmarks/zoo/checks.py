@@ -1,7 +1,7 @@
 """What is checked on every model of the zoo: attach, train mode, gradients, merge, files, and that the base is untouched.
 
 Outputs are compared in float64, where a fault stands out from rounding by ten orders of magnitude, and relative to what
-the adapter changes; a model that computes in float32 inside can't be told apart as finely, so the limit is `CLOSE`. float32
+the adapter changes; a model that computes in float32 inside can't be distinguished as finely, so the limit is `CLOSE`. float32
 is used where float64 fails.
 """
 
@@ -161,7 +161,7 @@ def _attach(
 ) -> None:
     """Inject, and see that nothing else changed: modes, keys, values, the output to the last bit.
 
-    What the first forward warns of is held against what the base's own output depends on: with the adapter filled, a
+    What the first forward warns of is compared with what the base's own output depends on: with the adapter filled, a
     router may choose other experts.
     """
     modules = dict(model.named_modules())
@@ -311,7 +311,7 @@ def _gradients(result: Result, reference: nn.Module, model: nn.Module, batch: Ba
 
 
 def _reached(base: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str, bool]:
-    """Return for every module whether the base's output depends on a matrix of its own, also one that is computed."""
+    """Return for every module whether the base's output depends on its own matrix, also one that is computed."""
     for parameter in base.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     _backward(base, batch, dtype)

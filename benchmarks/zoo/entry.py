@@ -50,7 +50,7 @@ class Entry:
             return model.train().eval()
 
     def copy(self, model: nn.Module) -> nn.Module:
-        """Copy the unchanged model; one that keeps what it computed can't be copied, and is made anew."""
+        """Copy the unchanged model; one that keeps what it computed can't be copied, and is rebuilt."""
         try:
             return copy.deepcopy(model)
         except RuntimeError:

@@ -35,7 +35,7 @@ _EXPERTS = "- peft adapts the experts' parameters in place of the modules that w
 
 _NOT_CALLED = "- peft's adapters do nothing where a weight is read without calling its layer; all others agree"
 _OTHERWISE = (
-    "- peft's adapters act otherwise where a layer's class has a forward of its own or its weight is also read; all "
+    "- peft's adapters act otherwise where a layer's class has its own forward or its weight is also read; all "
     "others agree"
 )
 _TWICE = "- peft adds the delta of an attention's out_proj twice; with half of it there all agrees"

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from rankwise.lora.layer_types import LayerType, register_layer_type
     from rankwise.lora.merge import merge, unmerge
     from rankwise.pack.counts import CountMetric
+    from rankwise.pack.optimisers import SGD, AdamW, Muon
     from rankwise.quantising import quantize
     from rankwise.sweeps.run.units.on_ray import Ray
+    from rankwise.tasks.text.card.push import push
     from rankwise.tasks.text.use.prediction import predict
     from rankwise.tasks.trainers.sweep_trainer import sweep_trainer
     from rankwise.train.settings import Training
@@ -26,9 +28,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "SGD",
+    "AdamW",
     "CountMetric",
     "LayerType",
     "LoRAConfig",
+    "Muon",
     "RankwiseError",
     "Ray",
     "Sweep",
@@ -43,6 +48,7 @@ __all__ = [
     "load_loralib",
     "merge",
     "predict",
+    "push",
     "quantize",
     "register_layer_type",
     "rename",
@@ -55,11 +61,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AdamW": "rankwise.pack.optimisers",
     "CountMetric": "rankwise.pack.counts",
     "LayerType": "rankwise.lora.layer_types",
     "LoRAConfig": "rankwise.lora.config",
+    "Muon": "rankwise.pack.optimisers",
     "RankwiseError": "rankwise.errors",
     "Ray": "rankwise.sweeps.run.units.on_ray",
+    "SGD": "rankwise.pack.optimisers",
     "Sweep": "rankwise.api",
     "Training": "rankwise.train.settings",
     "activate": "rankwise.lora.active",
@@ -72,6 +81,7 @@ _HOMES = {
     "load_loralib": "rankwise.adapter_files",
     "merge": "rankwise.lora.merge",
     "predict": "rankwise.tasks.text.use.prediction",
+    "push": "rankwise.tasks.text.card.push",
     "quantize": "rankwise.quantising",
     "register_layer_type": "rankwise.lora.layer_types",
     "rename": "rankwise.lora.active",

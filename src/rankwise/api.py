@@ -1,4 +1,4 @@
-"""`sweep`: the smallest adapter that does the job, for a model, data and loss of one's own."""
+"""`sweep`: find the smallest adapter that does the job, for your model, data and loss."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,18 +17,18 @@ from rankwise.lora.config import OF_PEFT
 from rankwise.lora.inject import Report
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.pack import call_model
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from rankwise.report import answer_words
 from rankwise.report.interactive.frame import frame
-from rankwise.report.interactive.html import drawn, results_html
+from rankwise.report.interactive.html import figure_of, results_html
 from rankwise.report.table import markdown_table
 from rankwise.results import AnswerResult, Results
 from rankwise.show.live import progress as shown_by
 from rankwise.sweeps.arguments import candidates_from, feed_of, problem_of, seeds_of, splits_of, unused_seeds
 from rankwise.sweeps.caching import cached
 from rankwise.sweeps.candidates.from_user import Config
-from rankwise.sweeps.candidates.given import as_counts, as_list
 from rankwise.sweeps.candidates.grid import LORA_LRS, Candidate
+from rankwise.sweeps.candidates.user_values import as_counts, as_list
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.record import add_next
@@ -38,7 +38,7 @@ from rankwise.sweeps.run.units.on_ray import Ray
 from rankwise.sweeps.storage.adapters import put_on
 from rankwise.sweeps.storage.directory import can_resume
 from rankwise.sweeps.storage.owned import holds_results
-from rankwise.train.checkpoints import Every
+from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.data.feed import ROWS_AT_ONCE, Feed
 from rankwise.train.events import Observer, Observers
 from rankwise.train.settings import Training
@@ -46,13 +46,13 @@ from rankwise.train.settings import Training
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep has found.
+    """The results of a sweep.
 
     Args:
         results: The content of `results.json`.
-        swept: Everything the runs gave.
-        files: What was written.
-        directory: Where; None where all is in memory.
+        swept: The outcomes, scores and curves of the runs.
+        files: The files that were written.
+        directory: The run directory; None where all is in memory.
     """
 
     results: Results
@@ -86,7 +86,7 @@ class Sweep:
         Raises:
             ConfigError: There is nothing to draw: one configuration alone, or no test metric.
         """
-        return drawn(self.results, relative=relative)
+        return figure_of(self.results, relative=relative)
 
     def _repr_html_(self) -> str:
         """Answer, table and figure, for a notebook."""
@@ -101,19 +101,19 @@ class Sweep:
 
         Args:
             model: The base.
-            run: Which, by its name in `results.runs`; None takes the recommended configuration's best seed.
-            name: What the adapter is to be called.
+            run: Its name in `results.runs`; None takes the recommended configuration's best seed.
+            name: The adapter's name.
 
         Raises:
             ConfigError: There is no such finished run.
         """
         found = self._run(run)
         state = self.swept.outcomes[found.name].state
-        # The state of a run that an earlier sweep has finished lies in the run directory alone.
+        # Only the run directory has the state of a run that an earlier sweep finished.
         return put_on(model, found, state, name) if state else load_adapter(model, self._folder(found.name), name)
 
-    def state(self, run: str | None = None) -> State:
-        """The trained tensors of a run: "<module>.A", "<module>.B", and parameters trained whole by their names."""
+    def state(self, run: str | None = None) -> AdapterState:
+        """The trained tensors of a run: "<module>.A", "<module>.B", and parameters trained in full by their names."""
         found = self._run(run)
         if not (state := self.swept.outcomes[found.name].state):
             raise ConfigError(
@@ -148,7 +148,7 @@ class Sweep:
 
 @known_arguments({name: f"{advice} in a LoRAConfig" for name, advice in OF_PEFT.items()} | {"ranks": "give configs"})
 @arguments_named()
-# Wherever it is called: inside no_grad or inference_mode nothing could be trained.
+# The caller may be inside no_grad or inference_mode, where nothing could be trained.
 @torch.inference_mode(mode=False)
 @torch.enable_grad()
 def sweep(
@@ -186,35 +186,35 @@ def sweep(
     out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
-    every: Every | None = None,
+    every: CheckpointInterval | None = None,
     progress: str = "auto",
     observers: Sequence[Observer] = (),
     workers: Ray | None = None,
 ) -> Sweep:
-    """Train many adapters together over one frozen model, hold them against full fine-tuning, and recommend one.
+    """Train many adapters together over one frozen model, compare them with full fine-tuning, and recommend one.
 
     Args:
-        model: The base, of any class; its rows must not mix. It is the same, bit for bit, afterwards.
-        configs: Ranks (1, 2, 4), `LoRAConfig`s, or folders of saved adapters to go on from; or name -> one of
-            these, or -> (one of these, Training) where it has its own training settings; a learning rate in them is
+        model: The base, of any class; its rows must not mix. The sweep leaves it unchanged, bit for bit.
+        configs: Ranks (1, 2, 4), `LoRAConfig`s, or folders of saved adapters to continue from; or name -> one of
+            these, or -> (one of these, Training) for its own training settings; a learning rate in them is
             the only one that is tried.
         train: Training data: tensors with the rows first (or a tuple or mapping of them), a Dataset, or a DataLoader
             that does not shuffle. They are kept in memory, on the model's device.
-        validation: Decides; None cuts a tenth of the training data off.
-        test: Read once, at the end; None cuts a tenth of the training data off.
+        validation: Data that decide; None takes a tenth of the training data.
+        test: Data read once, at the end; None takes a tenth of the training data.
         loss: loss(outputs, batch) of ONE adapter: a scalar, or one value a row, or (sums, counts).
-        metric: metric(outputs, batch), alike; None takes the loss.
-        metric_name: What it is called.
-        higher_is_better: Whether it is; by default True where a metric is given.
-        training: Batch size, epochs, schedule and so on of all runs; its learning rate is not used.
+        metric: metric(outputs, batch), with the same forms of result; None takes the loss.
+        metric_name: Its name in the results.
+        higher_is_better: Whether a higher metric is better; by default True where a metric is given.
+        training: Batch size, epochs, schedule and so on of all runs; its learning rate is ignored.
         lrs: Learning rates (or one) to try for each configuration.
         baseline: Whether full fine-tuning is trained too (at a tenth of `lrs`), or at which learning rates.
-        head: Modules that each adapter trains whole, such as a new output layer, with all modules inside them. With
+        head: Modules that each adapter trains in full, such as a new output layer, with all modules inside them. With
             one, training the head alone is tried too.
-        seeds: How many, or which; of the adaptive plan at the most. None takes 16 for it, 3 for a grid.
-        rungs: Epochs, rising, after which the worst configurations leave; in the adaptive plan only learning rates
-            leave, in the search for them.
-        widen: Whether further learning rates are tried where the best one lies at the edge of those given.
+        seeds: How many, or which; the most that the adaptive plan may take. None takes 16 for it, 3 for a grid.
+        rungs: Ascending epochs after which the worst configurations stop; in the adaptive plan only learning rates
+            stop, in the search for them.
+        widen: Whether to try further learning rates where the best one is at the edge of those given.
         tolerance: How much worse than the reference is good enough: "1%", "0.5 points", or a number in the metric's
             unit; by default 1% of the reference's metric and at most 5% of its gain over the base, or 5% of that gain
             where lower is better.
@@ -224,35 +224,35 @@ def sweep(
             seeds until it is decided. "grid" trains everything.
         curve: Whether the adaptive plan trains every size, at least with its starting seeds; None does where a further
             adapter is cheap.
-        max_runs: Training runs of the adaptive plan at the most.
-        max_minutes: The adaptive plan begins nothing new after so many minutes.
-        max_parameters: Larger adapters are left out of the decision.
-        rotate: Whether each seed cuts a tenth of its own off for validation; only where `validation` is None. None does
+        max_runs: The most training runs of the adaptive plan.
+        max_minutes: The adaptive plan starts nothing new after this many minutes.
+        max_parameters: Adapters with more parameters are left out of the decision.
+        rotate: Whether each seed validates on its own tenth; only where `validation` is None. None does so
             from 4 seeds on.
-        call: (model, batch) -> outputs; by default a mapping is passed by name (without "labels"), of a tuple the
+        call: (model, batch) -> outputs; by default a mapping is passed as keywords (without "labels"), of a tuple the
             first element. Or a `rankwise.train.data.feed.Feed`, which also makes batches of rows: files are read, texts
             put together.
-        rows_a_pass: Rows of a batch that training passes at once; None for the whole batch.
-        rows_at_once: Rows, over all adapters, that an evaluation passes at once.
-        cache: Whether what lies before the first adapted layer runs once for each row, not in every step, its outputs
-            being kept in memory (True), or in files in this folder until the sweep ends. For adapters of upper blocks.
-            A run that began with it goes on with it, and one without without.
-        base_name: What the adapters' files call the base: its folder or hub name.
+        rows_a_pass: Rows of a batch in one forward pass of training; None for the whole batch.
+        rows_at_once: Rows, over all adapters, in one forward pass of an evaluation.
+        cache: Whether the layers before the first adapted one run once for each row, not in every step; their outputs
+            stay in memory (True), or in files in this folder until the sweep ends. For adapters of upper blocks.
+            A resumed run must use the cache setting it started with.
+        base_name: The base's name in the adapters' files: its folder or hub name.
         out: A directory for results, report and adapters; None keeps all in memory.
-        overwrite: Whether earlier results there may be replaced.
-        resume: Whether to continue from what is in `out`: an unfinished run, or a finished one to which `seeds` and
-            `configs` add some. Where there is nothing, the sweep begins.
+        overwrite: Whether to replace earlier results there.
+        resume: Whether to continue what is in `out`: an unfinished run, or a finished one to which `seeds` and
+            `configs` add some. Where there is nothing, the sweep starts.
         every: How often a checkpoint is written to `out`.
         progress: "auto" (a live table in a terminal, else lines), "quiet", ...
         workers: `rankwise.Ray(...)` trains packs on a Ray cluster; it needs `out`, which all of its machines see. The
             model, the data and the functions are handed to workers in a pickle there. None trains in this process.
-        observers: Loggers (`rankwise.loggers`), or objects of your own with a method `on_event`.
+        observers: Loggers (`rankwise.loggers`), or any objects with a method `on_event`.
 
     Returns:
         Table, answer, and every adapter.
 
     Raises:
-        RankwiseError: Something given can't be used, in a line.
+        RankwiseError: An argument can't be used; one line says why.
         KeyboardInterrupt: Interrupted before any run had finished.
 
     Examples:
@@ -286,17 +286,10 @@ def sweep(
         rotate=rotate,
     )
     candidates = candidates_from(model, configs, as_list(head), training or Training(), lrs, baseline)
-    feed = feed_of(call, rows_at_once, rows_a_pass)
-    problem = problem_of(splits, loss, metric, metric_name, higher_is_better, feed)
+    problem = problem_of(splits, loss, metric, metric_name, higher_is_better, feed_of(call, rows_at_once, rows_a_pass))
     planned = _experiment(model, candidates, seeds, problem, deciding, base_name, rungs, widen, notes)
     place = None if out is None else _location(planned, Path(out), overwrite, resume, every)
-    planned = _as_before(planned, place)
-    if workers is not None and place is not None:
-        workers.hand_over(planned)
-        place = replace(place, workers=workers)
-    with Observers([shown_by(progress), *observers]) as heard:
-        results, swept, files = _run(planned, place, cache, heard)
-    return Sweep(results, swept, tuple(files), None if out is None else Path(out))
+    return _run(planned, place, cache, [shown_by(progress), *observers], workers)
 
 
 def _experiment(
@@ -324,7 +317,9 @@ def _experiment(
     )
 
 
-def _location(planned: Experiment, out: Path, overwrite: bool, resume: bool, every: Every | None) -> RunLocation:
+def _location(
+    planned: Experiment, out: Path, overwrite: bool, resume: bool, every: CheckpointInterval | None
+) -> RunLocation:
     """The run directory, and whether an unfinished run in it is resumed or a finished one extended."""
     again = resume and can_resume(out)
     config = {c.name: str(c) for c in planned.candidates} | {"seeds": list(planned.seeds)}
@@ -332,17 +327,17 @@ def _location(planned: Experiment, out: Path, overwrite: bool, resume: bool, eve
         directory=out,
         config=yaml.safe_dump({"sweep": config}, sort_keys=False),
         command="rankwise.sweep(...)",
-        how_to_resume=f"rankwise.sweep(..., out={str(out)!r}, resume=True)",
+        resume_command=f"rankwise.sweep(..., out={str(out)!r}, resume=True)",
         overwrite=overwrite,
         resume=again,
         extend=resume and not again and holds_results(out),
-        how_to_extend=lambda more, then: f"rankwise.sweep(..., out={str(out)!r}, resume=True, seeds={then})",
+        extend_command=lambda more, then: f"rankwise.sweep(..., out={str(out)!r}, resume=True, seeds={then})",
         every=every,
     )
 
 
 def _as_before(planned: Experiment, place: RunLocation | None) -> Experiment:
-    """Where seeds are added to a finished sweep, they validate as those before them."""
+    """Seeds that are added to a finished sweep validate as the earlier ones do."""
     deciding = planned.deciding
     if place is None or not (place.resume or place.extend) or deciding.rotate is not None or not planned.can_rotate:
         return planned
@@ -350,11 +345,19 @@ def _as_before(planned: Experiment, place: RunLocation | None) -> Experiment:
 
 
 def _run(
-    planned: Experiment, place: RunLocation | None, cache: bool | str | Path, observers: Observers
-) -> tuple[Results, SweepState, list[Path]]:
-    """Run what is planned, with the outputs before its first adapted layer cached where that is asked for."""
+    planned: Experiment,
+    place: RunLocation | None,
+    cache: bool | str | Path,
+    observers: Sequence[Observer],
+    workers: Ray | None,
+) -> Sweep:
+    """Run the experiment, with the outputs below its first adapted layer cached if the user wants that."""
     where = Path(cache) if isinstance(cache, str) else cache
-    with ExitStack() as caches:
+    planned = _as_before(planned, place)
+    if workers is not None and place is not None:
+        workers.hand_over(planned)
+        place = replace(place, workers=workers)
+    with Observers(observers) as listening, ExitStack() as caches:
 
         def make(heard: Observers, base: Mapping[str, Tensor] | None) -> Experiment:
             reading = cached(planned.model, planned.candidates, planned.problem, where, heard.message)
@@ -362,32 +365,32 @@ def _run(
             return replace(planned, candidates=candidates, problem=problem)
 
         try:
-            results, swept, files = run_experiment(make, place, observers)
+            results, swept, files = run_experiment(make, place, listening)
         except KeyboardInterrupt as interrupt:
             if place is None or not can_resume(place.directory):
                 raise
             raise KeyboardInterrupt(
-                f"Interrupted before any run had finished; go on with: {place.how_to_resume}"
+                f"Interrupted before any run had finished; go on with: {place.resume_command}"
             ) from interrupt
     if place is None:
         add_next(results, len(planned.seeds), lambda more, then: f"rankwise.sweep(..., seeds={then})")
-    return results, swept, files
+    return Sweep(results, swept, tuple(files), None if place is None else place.directory)
 
 
 def check_model(model: nn.Module, *, mend: str = "convert it first: model.float()") -> None:
-    """Refuse a model that can't be trained as it is.
+    """Refuse a model that can't be trained.
 
     Args:
         model: The model.
-        mend: What its user does about float16 on a CPU.
+        mend: The remedy for float16 on a CPU, for the message.
 
     Raises:
         ConfigError: It has no parameters, or is in float16 on a CPU.
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(
-            f"The model is a {type(model).__name__} ({str(model)[:40]!r}); give a torch.nn.Module. One of the hub is "
-            "loaded first, by transformers' AutoModel...from_pretrained."
+            f"The model is a {type(model).__name__} ({str(model)[:40]!r}); give a torch.nn.Module. Load a hub model "
+            "first, with transformers' AutoModel...from_pretrained."
         )
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is None:

@@ -17,7 +17,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class RankwiseError(Exception):
-    """Something the user gave can't be used; the message says what and how to mend it."""
+    """The user's input can't be used; the message says why and how to fix it."""
 
 
 class ConfigError(RankwiseError, ValueError):
@@ -29,7 +29,7 @@ class TargetError(RankwiseError, ValueError):
 
 
 class AdapterError(RankwiseError, ValueError):
-    """An adapter is missing, exists already, or is in the wrong state for what was asked."""
+    """An adapter is missing, exists already, or is in the wrong state for the request."""
 
 
 class AdapterFileError(RankwiseError, ValueError):
@@ -37,15 +37,15 @@ class AdapterFileError(RankwiseError, ValueError):
 
 
 class DataError(RankwiseError, ValueError):
-    """Data is missing, truncated, or not what it was said to be."""
+    """Data is missing, truncated, or not as declared."""
 
 
 class OutputError(RankwiseError, ValueError):
-    """The place for results can't be used."""
+    """The output directory can't be used."""
 
 
 class BusyError(OutputError):
-    """Another process is at work in this place; try again when it has ended."""
+    """Another process is using this directory; try again when it has ended."""
 
 
 class CheckpointError(RankwiseError, ValueError):
@@ -74,7 +74,7 @@ _flags: ContextVar[bool] = ContextVar("flags", default=False)
 
 @contextmanager
 def flags_named() -> Generator[None]:
-    """Have `option` give flags of the command line inside this block."""
+    """Let `option` return command-line flags inside this block."""
     token = _flags.set(True)
     try:
         yield
@@ -83,11 +83,11 @@ def flags_named() -> Generator[None]:
 
 
 def option(name: str, flag: str | None = None) -> str:
-    """Return what the user calls an option: an argument in Python, a flag on the command line.
+    """Return the user's name of an option: an argument in Python, a flag on the command line.
 
     Args:
         name: The argument.
-        flag: Of the command line, where it isn't called so.
+        flag: The command-line flag, where its name differs.
 
     Examples:
         >>> option("batch_size")
@@ -100,7 +100,7 @@ def option(name: str, flag: str | None = None) -> str:
 
 
 def known_arguments(instead: Mapping[str, str]) -> Callable[[Function], Function]:
-    """Refuse an argument that a function doesn't have with an error of this family, which names the one that is meant.
+    """Refuse an unknown argument with one of these errors, which suggests the argument that was meant.
 
     Args:
         instead: Other libraries' names of arguments -> what to write here.
@@ -133,7 +133,7 @@ def known_arguments(instead: Mapping[str, str]) -> Callable[[Function], Function
 
 @contextmanager
 def arguments_named() -> Generator[None]:
-    """Have errors that leave this block name arguments of Python where they name flags of the command line.
+    """Make errors that leave this block name Python arguments instead of command-line flags.
 
     Examples:
         >>> with arguments_named():

@@ -1,7 +1,7 @@
-"""From runs and a problem to results: a sweep with everything around it, in memory or in a run directory.
+"""From runs and a problem to results: a complete sweep, in memory or in a run directory.
 
-A task (or a user's own code) says what is trained on what; here is what all of them share: the place is checked
-before anything is computed, the run can be gone on with, the base is shown to be untouched, results are put together,
+A task (or a user's own code) says what to train on which data; all share the steps here: the directory is checked
+before anything is computed, the run can be resumed, the base is shown to be untouched, results are put together,
 written and drawn.
 """
 
@@ -28,12 +28,12 @@ from rankwise.sweeps.choose.answer import Floors
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.choose.power import power_words
 from rankwise.sweeps.choose.rule import Rule, accuracy_tolerance
-from rankwise.sweeps.findings import Choice
 from rankwise.sweeps.floors import measured_floors
+from rankwise.sweeps.judged import Choice
 from rankwise.sweeps.measure import measure_base
 from rankwise.sweeps.plan.doubts import rank_doubts
 from rankwise.sweeps.plan.fitting import Probes
-from rankwise.sweeps.problem import DATA, Problem, Run, SweepState
+from rankwise.sweeps.problem import DEFAULT_DATA, Problem, Run, SweepState
 from rankwise.sweeps.provenance import Provenance, data_info, grid_of, versions
 from rankwise.sweeps.record import add_next, make_results
 from rankwise.sweeps.run.auto import Auto
@@ -53,29 +53,29 @@ from rankwise.writing import interrupts_ignored
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What is trained on what, and how it is told.
+    """What to train, on which data, and how to report it.
 
     Args:
         task: Its name.
-        model: The base; the same, bit for bit, afterwards.
-        candidates: What is tried.
-        seeds: Of the runs that count.
+        model: The base; unchanged, bit for bit, afterwards.
+        candidates: The configurations to try.
+        seeds: Seeds of the runs that count.
         problem: Data, loss and metric.
-        base_name: What the base is called, in results and in the adapters' files.
+        base_name: The base's name in results and in the adapters' files.
         keep_base: Whether the base is written into the run directory, and adapters name it there.
-        base_has_metric: False where the base as it is can't do the task, having a head that is not trained yet.
-        rungs: Epochs after which the worst configurations leave.
-        search: How learning rates are looked for beforehand; None trains all of the grid.
-        widen: Whether learning rates beyond the grid are tried where the best one lies at its edge.
-        config_hash: Of the settings; None takes that of the configuration that is written.
-        data_info: What the data are; None for their sizes and checksums.
-        published: Somebody else's table, to be shown beside the results.
-        grid: More of what is tried, for `results.json`.
+        base_has_metric: False where the base can't do the task yet, having an untrained head.
+        rungs: Epochs after which the worst configurations stop.
+        search: How to search for learning rates first; None trains the whole grid.
+        widen: Whether to try learning rates beyond the grid where the best one is at its edge.
+        config_hash: Hash of the settings; None takes the hash of the written configuration.
+        data_info: Description of the data; None for sizes and checksums.
+        published: Published figures to show with the results.
+        grid: Further settings of the grid, for `results.json`.
         comparable: Configurations that can be reference or answer; None for all.
-        relative_to: What the relative columns are relative to; None for the reference.
-        deciding: What is asked of the answer, and how runs are planned.
-        notes: What the user should know.
-        beside: Writes what belongs beside an adapter: (its folder, its run, the results, what the runs gave).
+        relative_to: Configuration that the relative columns refer to; None for the reference.
+        deciding: The rule for the answer, and how runs are planned.
+        notes: Notes for the user.
+        beside: Writes an adapter's further files: (its folder, its run, the results, the sweep's state).
     """
 
     task: str
@@ -99,7 +99,7 @@ class Experiment:
     notes: Sequence[str] = ()
     beside: Callable[[Path, Run, Results, SweepState], object] | None = None
     probes: Probes = field(default_factory=Probes)
-    """What steps take in memory, once it is measured: for a forecast, or for the run itself."""
+    """The memory of steps, measured once: for a forecast, or for the run itself."""
 
     def __post_init__(self) -> None:
         rotate = self.can_rotate and self.deciding.rotates(len(self.seeds))
@@ -107,12 +107,12 @@ class Experiment:
 
     @property
     def can_rotate(self) -> bool:
-        """Whether seeds can cut their own validation rows: some data was not given as validation data."""
+        """Whether seeds can cut their own validation rows: there is no fixed validation data."""
         return any(splits.rotation is not None for splits in self.problem.splits.values())
 
     def check(self) -> None:
-        """Find what each candidate trains in the model, and whether there can be intervals; to be called before
-        anything is written.
+        """Check what each candidate trains in the model, and whether there can be intervals. Call it before
+        writing anything.
 
         Raises:
             ConfigError: The grid is empty, the tolerance is above what an accuracy can be, the runs allowed are too
@@ -129,13 +129,13 @@ class Experiment:
             resolve(self.model, run.member)
         if self.deciding.rotate and not self.can_rotate:
             raise ConfigError(
-                "rotate is True and the validation data is fixed; each seed can validate on rows of its own only where "
-                "they are cut off the training data. Leave the validation data out, or rotate."
+                "rotate is True and the validation data is fixed; each seed can validate on its own rows only where "
+                "they are cut off the training data. Leave out the validation data, or rotate."
             )
         for splits in self.problem.splits.values():
             for what, data in {"validation": splits.validation, "test": splits.test}.items():
                 if count_rows(data, what) < 2:
-                    raise DataError(f"The {what} data has 1 row; give two or more, as there is no interval of one.")
+                    raise DataError(f"The {what} data has 1 row; give two or more: one row has no interval.")
         one = next((c for c in self.candidates if c.method == "lora"), self.candidates[0])
         data, feed = self.problem.splits[one.data], self.problem.feed
         problem, run = self.problem, one.run(one.lrs[0], self.seeds[0])
@@ -144,34 +144,34 @@ class Experiment:
 
     @property
     def rule(self) -> Rule:
-        """What is asked of the answer."""
+        """The rule for the answer."""
         return self.deciding.rule(self.problem.higher_is_better)
 
     def power(self) -> list[str]:
-        """What the validation data can show, in words; nothing for metrics that are no shares, and without a choice."""
+        """What the validation data can show, in words; empty for metrics that aren't shares, and without a choice."""
         problem = self.problem
         if len(self.candidates) < 2 or not problem.higher_is_better or "accuracy" not in problem.metric_name:
             return []
-        which = DATA if DATA in problem.splits else self.candidates[0].data
+        which = DEFAULT_DATA if DEFAULT_DATA in problem.splits else self.candidates[0].data
         rows = count_rows(problem.splits[which].validation, "validation")
         rotated = problem.rotation_of(which) is not None
         return [power_words(rows, len(self.seeds), rotated, self.rule, 1.0)]
 
     def doubts(self) -> list[str]:
-        """Settings that can be used and that no one can have meant, in words."""
+        """Warnings about settings that work and are probably mistakes."""
         return rank_doubts(self.model, runs_of([replace(c, lrs=c.lrs[:1]) for c in self.candidates], self.seeds[:1]))
 
     @property
     def data_name(self) -> str:
         """The splits that the answer is about."""
-        return DATA if DATA in self.problem.splits else self.candidates[0].data
+        return DEFAULT_DATA if DEFAULT_DATA in self.problem.splits else self.candidates[0].data
 
     def data(self) -> DataInfo:
         """What the data are that the answer is about."""
         return self.data_info or data_info(self.problem, self.data_name)
 
     def floors(self) -> Floors:
-        """What fine-tuning must beat."""
+        """The floor that fine-tuning must beat."""
         floors = measured_floors(self.model, self.problem, self.data_name)
         return floors if self.base_has_metric else replace(floors, base=lambda rows: None)
 
@@ -184,12 +184,12 @@ class Experiment:
         }
 
     def plan(self, measured: Mapping[str, float]) -> dict[str, Any]:
-        """What is planned, for a longer sweep to be held against."""
+        """The plan, for comparison with a longer sweep."""
         settings = {**asdict(self.deciding), "rungs": list(self.rungs), "widen": self.widen}
         return plan_of(self.candidates, self.seeds, {**settings, "rotate": self.problem.rotate}, measured)
 
     def finished(self, beginning: RunStart) -> Finished | None:
-        """The runs of the finished sweep that this one extends, held against it; None where it extends none."""
+        """The checked runs of the finished sweep that this one extends; None where it extends none."""
         if beginning.earlier is None:
             return None
         measured = self.measured()
@@ -205,7 +205,7 @@ class Experiment:
         floors: Floors | None = None,
         finished: Finished | None = None,
     ) -> Stages:
-        """How it is trained: in a place, or in memory alone; from the beginning, or from what has finished."""
+        """How to train it: in a directory, or in memory; from the beginning, or from finished runs."""
         deciding, auto = self.deciding, None
         if deciding.plan == "auto":
             auto = Auto(
@@ -227,7 +227,7 @@ class Experiment:
             search=self.search,
             widen=self.widen,
             auto=auto,
-            checkpoints=None if place is None else place.kept,
+            checkpoints=None if place is None else place.unfinished,
             every=None if place is None else place.every,
             resume=place is not None and place.resume,
             probes=self.probes,
@@ -237,7 +237,7 @@ class Experiment:
 
 
 ExperimentFactory = Callable[[Observers, Mapping[str, Tensor] | None], Experiment]
-"""(who hears what is done, the base's weights of a resumed run) -> the experiment; no weights where the task doesn't
+"""(observers, the base's weights of a resumed run) -> the experiment; no weights where the task doesn't
 make the base."""
 
 
@@ -247,23 +247,23 @@ def run_experiment(
     """Make an experiment, train, measure, decide, and write results and report.
 
     Args:
-        make: Makes it, once its place is held.
-        place: Where the results go, and where it is resumed from or extended; None keeps them in memory alone.
-        observers: Hear what happens.
+        make: Makes it, once its directory is locked.
+        place: The run directory, to write, resume or extend; None keeps results in memory.
+        observers: Receive the events.
 
     Returns:
-        The results, what the runs gave, and the files of the report.
+        The results, the sweep's state, and the files of the report.
 
     Raises:
-        RankwiseError: Something in the settings, the runs, the data or the place can't be used, or what lies in the
-            place is of another run.
+        RankwiseError: Something in the settings, the runs, the data or the place can't be used, or the directory
+            belongs to another run.
         KeyboardInterrupt: Interrupted before any run had finished; there are no results yet.
     """
     with _begun(make, place, observers) as (experiment, beginning, finished):
         clock = time.perf_counter()
         figures = measure_figures(experiment.model, experiment.problem, experiment.data_name)
         if place is not None:
-            (check_measured if place.resume else write_measured)(place.kept, experiment.model, figures.all)
+            (check_measured if place.resume else write_measured)(place.unfinished, experiment.model, figures.all)
         doubts = experiment.doubts()
         for line in [*experiment.power(), *doubts]:
             observers.message(line)
@@ -295,8 +295,8 @@ def run_experiment(
             adapters=folders,
         )
         mark_edges(found.edges, experiment.candidates, results.configurations)
-        if place is not None and place.how_to_extend is not None:
-            add_next(results, len(experiment.seeds), place.how_to_extend)
+        if place is not None and place.extend_command is not None:
+            add_next(results, len(experiment.seeds), place.extend_command)
         observers.on_event(Ended(results.answer and results.answer.verdict, answer_words(results)))
         if place is None:
             return results, swept, []
@@ -308,10 +308,10 @@ def run_experiment(
 def _begun(
     make: ExperimentFactory, place: RunLocation | None, observers: Observers
 ) -> Generator[tuple[Experiment, RunStart, Finished | None]]:
-    """Make an experiment, and begin, resume or extend it in its place, which is held to the end of the block.
+    """Make an experiment, and start, resume or extend it in its directory, which stays locked inside the block.
 
     Yields:
-        The experiment, its beginning, and the runs of the finished sweep that it extends.
+        The experiment, its start, and the runs of the finished sweep that it extends.
     """
     with nullcontext() if place is None else place.held():
         beginning = None if place is None else beginning_of(place)
@@ -336,7 +336,7 @@ def _provenance(
     found: StageResult,
     seconds: float,
 ) -> Provenance:
-    """Where the results of an experiment come from."""
+    """The origin of an experiment's results."""
     config = place.config if place else ""
     searched = [msgspec.convert(one, SearchedRate) for one in found.searched]
     metric_name, has_metric = experiment.problem.metric_name, experiment.base_has_metric
@@ -377,11 +377,12 @@ def _write(
             files = write_report(results, place.directory)
         except KeyboardInterrupt:
             if results.complete:
-                end_run(place.directory)  # the report can be drawn from the results at any time
+                end_run(place.directory)  # `rankwise report` can draw it later
             raise
     except OutputError as error:
         raise OutputError(
-            f"{error} What has been trained is kept in {place.kept}; make room and go on with: {place.how_to_resume}"
+            f"{error} What has been trained is kept in {place.unfinished}; make room and resume with: "
+            f"{place.resume_command}"
         ) from error
     with interrupts_ignored():
         if results.complete:

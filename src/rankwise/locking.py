@@ -72,7 +72,7 @@ def staging(folder: Path) -> Generator[Path]:
     """
     beside = folder.with_name(f".{folder.name}.unfinished")
     if beside.is_symlink() or (beside.exists() and not (beside / LOCK).exists() and any(beside.iterdir())):
-        raise OutputError(f"{beside}, where {folder.name} is prepared, is there and not of rankwise; move it away.")
+        raise OutputError(f"{beside}, where {folder.name} is prepared, exists and is not rankwise's; move it away.")
     with locked(beside):
         try:
             for path in beside.iterdir():

@@ -28,7 +28,7 @@ from rankwise.lora.layer_types.linear import LINEAR
 from rankwise.lora.layer_types.quantised import in_eight_bits, keep_unpacked, plain_weight
 from rankwise.lora.targets.find import output_heads
 from rankwise.lora.targets.modules import named_once
-from rankwise.lora.targets.patterns import Patterns, as_list
+from rankwise.lora.targets.patterns import Patterns
 from rankwise.lora.targets.ties import sharers
 from rankwise.tables import text_table
 
@@ -111,10 +111,10 @@ def round_weights(model: nn.Module, kind: str, skip: TargetPattern | Sequence[Ta
     chosen = _checked(model, kind, skip)[0]
     with torch.no_grad():
         for layer, _ in chosen.values():
-            row, quantised = layer_type_of(layer), _quantised(layer, kind)
+            layer_type, quantised = layer_type_of(layer), _quantised(layer, kind)
             rounded = plain_weight(quantised, layer_type_of(quantised) or LINEAR)
             weight = layer.get_parameter("weight")
-            weight.copy_(rounded.mT if row is not None and row.transposed else rounded)
+            weight.copy_(rounded.mT if layer_type is not None and layer_type.transposed else rounded)
 
 
 def _checked(
@@ -125,7 +125,6 @@ def _checked(
         raise ConfigError(f'A model can\'t be quantised to "{kind}"; there are {known}.{suggest(kind, KINDS)}')
     if adapted_layers(model):
         raise TargetError("The model has adapters; quantise it before inject, or eject them first.")
-    return _choose(model, kind, Patterns(as_list(skip)))
 
 
 def _choose(
@@ -136,16 +135,16 @@ def _choose(
     chosen: dict[str, tuple[nn.Module, list[str]]] = {}
     left_out: dict[str, str] = {}
     for layer, paths in modules:
-        row = layer_type_of(layer)
-        if row is None or not row.linear or not row.matrix:
+        layer_type = layer_type_of(layer)
+        if layer_type is None or not layer_type.linear or not layer_type.matrix:
             continue
-        skipped, (d_in, _) = skip.matching(paths, layer), row.dims(layer)
+        skipped, (d_in, _) = skip.matching(paths, layer), layer_type.dims(layer)
         skip.mark(skipped)
         why = {
             "skipped": bool(skipped),
             "it is the output head": layer in heads,
             "another module has its weight too": layer._parameters.get("weight") in shared,  # pyright: ignore[reportPrivateUsage]
-            "its weight is read without a call, or in a way of its own": not called_as_listed(layer),
+            "its weight is read without a call, or in its own way": not called_as_listed(layer),
             "it is the model itself": layer is model,
             f"its {d_in} inputs are no multiple of {_INPUTS[kind]}": d_in % _INPUTS[kind] != 0,
             "its weight is stored in 8-bit floats": in_eight_bits(weight_of(layer)),
@@ -207,8 +206,8 @@ def _quantised(layer: nn.Module, kind: str) -> nn.Module:
         raise ConfigError(
             'Quantising needs bitsandbytes, of the extra "quant": run pip install ".[quant]" in a checkout of Rankwise.'
         ) from error
-    row, own = layer_type_of(layer), layer.get_parameter("weight").detach()
-    weight = own.mT if row is not None and row.transposed else own
+    layer_type, own = layer_type_of(layer), layer.get_parameter("weight").detach()
+    weight = own.mT if layer_type is not None and layer_type.transposed else own
     new = KINDS[kind](bitsandbytes, layer, weight.to("cpu").contiguous())
     # bitsandbytes quantises on the way to a device. Its own copy is the only one that is made.
     new = new.to(own.device).train(layer.training)

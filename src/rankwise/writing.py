@@ -17,7 +17,7 @@ from rankwise.errors import CheckpointError, OutputError
 
 @contextmanager
 def replacing(path: Path, *, durably: bool = False) -> Generator[Path]:
-    """Give a temporary name beside `path`; on success it is renamed to `path`, else removed. Makes the folder.
+    """Yield a temporary path in the same folder, renamed to `path` on success, else removed. Makes the folder.
 
     Args:
         path: The file to write.
@@ -158,8 +158,8 @@ def write_checked(path: Path, form: str, content: Any) -> None:
     Raises:
         OutputError: It can't be written.
     """
-    whole = {"format": form, "sha256": sha256_of(content), "content": content}
-    write_durably(path, (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode())
+    document = {"format": form, "sha256": sha256_of(content), "content": content}
+    write_durably(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_checked(path: Path, form: str) -> Any:
@@ -176,19 +176,19 @@ def read_checked(path: Path, form: str) -> Any:
         [1, 2]
     """
     try:
-        whole: Any = json.loads(read_regular(path))
+        document: Any = json.loads(read_regular(path))
     except OSError as error:
         raise CheckpointError(
             f"{path} can't be read ({error.strerror}); there is no unfinished run to resume."
         ) from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: it is no JSON; start the run anew.") from error
-    found: Any = cast("dict[str, Any]", whole).get("format") if isinstance(whole, dict) else None
+        raise CheckpointError(f"{path} is damaged: it is no JSON; start the run again.") from error
+    found: Any = cast("dict[str, Any]", document).get("format") if isinstance(document, dict) else None
     if found != form:
         raise CheckpointError(f'{path} has the format "{found}"; this version of rankwise reads "{form}".')
-    if whole.get("sha256") != sha256_of(whole.get("content")):
-        raise CheckpointError(f"{path} is damaged: its content does not match its checksum; start the run anew.")
-    return whole["content"]
+    if document.get("sha256") != sha256_of(document.get("content")):
+        raise CheckpointError(f"{path} is damaged: its content does not match its checksum; start the run again.")
+    return document["content"]
 
 
 def sha256_of(content: Any) -> str:

@@ -1,4 +1,4 @@
-"""Adapter files of every layer type, held against the real PEFT on outputs and keys."""
+"""Adapter files of every layer type, compared with the real PEFT on outputs and keys."""
 
 import copy
 

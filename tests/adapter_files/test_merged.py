@@ -52,7 +52,7 @@ def test_a_plain_module_loads_from_its_files(size, files, tmp_path):
     fresh = Net().eval()
     model = adapted(copy.deepcopy(fresh), modules_to_save="norm")
     with torch.no_grad():
-        model.norm.lora_whole.own["default"].weight.fill_(2.0)
+        model.norm.lora_trained.own["default"].weight.fill_(2.0)
     before, out = copy.deepcopy(model.state_dict()), merged_output(model, IDS)
     save_merged(model, tmp_path / "m", max_shard_size=size)
     found = sorted((tmp_path / "m").glob("*.safetensors"))

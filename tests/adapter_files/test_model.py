@@ -1,4 +1,4 @@
-"""Adapter files, held against the real PEFT on outputs and keys; and what an interrupted save leaves."""
+"""Adapter files, compared with the real PEFT on outputs and keys; and what an interrupted save leaves."""
 
 import json
 import os

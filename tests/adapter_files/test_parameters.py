@@ -1,4 +1,4 @@
-"""Files of adapted parameters (`target_parameters`), held against the real PEFT on outputs and keys."""
+"""Files of adapted parameters (`target_parameters`), compared with the real PEFT on outputs and keys."""
 
 import json
 import re

@@ -14,7 +14,8 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.adapter_files import load_adapter
 from rankwise.errors import RankwiseError
-from rankwise.lora import LoRAConfig, adapter_tensors, inject
+from rankwise.lora import LoRAConfig, activate, adapter_tensors, inject
+from rounding import alike
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*groups > 1. Merging is not supported"),
@@ -107,6 +108,7 @@ REFUSED = [
     ("mlp", {"target_modules": ["lin0"], "monteclora_config": {"num_samples": 2}}, "monteclora_config"),
     *[(kind, {"target_modules": [name], "lora_bias": True, "lora_alpha": 32}, "lora_bias")
       for kind, name in (("mlp", "lin0"), ("conv2d", "conv2d"), ("conv3d", "conv3d"))],
+    ("mlp", {"target_modules": ["lin0", "lin1"], "lora_bias": True, "lora_alpha": 32}, "lora_bias"),
 ]  # fmt: skip
 
 
@@ -127,7 +129,7 @@ def test_the_function_is_pefts(kind, settings, tmp_path):
     fresh, loaded = made(kind), made(kind)
     before = fresh(fresh.example)
     inject(fresh, LoRAConfig.from_peft({**settings, "target_modules": settings.get("target_modules")}))
-    assert torch.equal(fresh(fresh.example), before)
+    assert alike(fresh(fresh.example), before)
     load_adapter(loaded, tmp_path)
     torch.testing.assert_close(loaded(loaded.example), theirs(loaded.example), rtol=1e-5, atol=1e-5)
     assert adapter_tensors(fresh).keys() == adapter_tensors(loaded).keys()
@@ -167,3 +169,25 @@ def test_dora_of_pefts_grouped_convolutions_is_refused(kind, tmp_path):
     inject(copy.deepcopy(model), LoRAConfig.from_peft(settings))
     with pytest.raises(RankwiseError, match="reads all"):  # peft's A has no groups, so W + delta can't be formed
         load_adapter(model, tmp_path) and model(model.example)
+
+
+TOGETHER = [
+    ("mlp", {"target_modules": ["lin0"]}, {"target_modules": ["lin0"]}),
+    ("mlp", {"target_modules": ["lin0"]}, {"target_modules": ["lin1"]}),
+    ("mlp", {"target_parameters": ["lin0.weight"]}, {"target_parameters": ["lin0.weight"]}),
+]
+"""Model, settings of two adapters that act together: of those that peft tests, what its version 0.21.2 takes."""
+
+
+@pytest.mark.parametrize(("kind", "one", "other"), TOGETHER)
+def test_two_adapters_together_are_pefts(kind, one, other, tmp_path):
+    torch.manual_seed(0)
+    theirs = peft.get_peft_model(made(kind), LoraConfig(init_lora_weights=False, **one), "one")
+    theirs.add_adapter("other", LoraConfig(init_lora_weights=False, **other))
+    theirs.base_model.set_adapter(["one", "other"])
+    theirs.eval().save_pretrained(tmp_path)
+    ours = made(kind)
+    for name in ("one", "other"):
+        load_adapter(ours, tmp_path / name, name)
+    activate(ours, "one", "other")
+    torch.testing.assert_close(ours(ours.example), theirs(ours.example), rtol=1e-5, atol=1e-5)

@@ -1,6 +1,5 @@
 """Values of a file in place of an attached adapter's: the same function, and no new compilation."""
 
-import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -12,12 +11,7 @@ from rankwise.errors import AdapterError
 from rankwise.lora import LoRAConfig, inject, merge, trainable_parameters
 from rounding import alike
 
-
-@pytest.fixture(autouse=True)
-def no_checks_of_shapes(monkeypatch):
-    """Dynamo can't trace them."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("compilable")
 
 
 def adapted(factor=1.0, **settings):

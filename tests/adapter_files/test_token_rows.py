@@ -317,7 +317,7 @@ def test_embeddings_are_saved_on_request(tmp_path):
     # The same as the base's: nothing is kept twice.
     again = llama(False)
     load_adapter(again, tmp_path)
-    assert not any("lora_whole" in name for name, _ in again.named_modules())
+    assert not any("lora_trained" in name for name, _ in again.named_modules())
     plain = torch.nn.Sequential(torch.nn.Linear(2, 2))
     inject(plain, LoRAConfig(r=1))
     with pytest.raises(AdapterError, match="save_embeddings is for models of transformers"):

@@ -25,6 +25,7 @@ from adapted_models import fill
 from rankwise.adapter_files import load_adapter, save_adapter, save_merged
 from rankwise.errors import AdapterError, TargetError
 from rankwise.lora import LoRAConfig, base_state_dict, inject, trainable_parameters
+from rounding import alike
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft asks it
 
@@ -53,7 +54,7 @@ class Net(nn.Module):
 
 NAMES = [
     *[(word,) for word in ("lora_head", "explora_proj", "lora_A", "lora_B", "base_layer", "original_module")],
-    *[(word,) for word in ("modules_to_save", "lora_whole", "token_adapter", "lora_magnitude_vector", "_orig_mod")],
+    *[(word,) for word in ("modules_to_save", "lora_trained", "token_adapter", "lora_magnitude_vector", "_orig_mod")],
     ("lora_A", "default"),
     ("base_layer", "base_layer"),
     ("block", "original_module"),
@@ -66,12 +67,12 @@ def x():
 
 
 @pytest.mark.parametrize("path", NAMES, ids=".".join)
-@pytest.mark.parametrize("how", ["adapted", "trained whole", "biases"])
+@pytest.mark.parametrize("how", ["adapted", "trained in full", "biases"])
 def test_a_base_may_use_any_word(path, how, tmp_path):
     name = ".".join(path)
     settings = {
         "adapted": LoRAConfig(r=2, target_modules=["body", name]),
-        "trained whole": LoRAConfig(r=2, target_modules=["body"], modules_to_save=[name]),
+        "trained in full": LoRAConfig(r=2, target_modules=["body"], modules_to_save=[name]),
         "biases": LoRAConfig(r=2, target_modules=["body", name], bias="all"),
     }[how]
     base = Net(*path)
@@ -81,15 +82,17 @@ def test_a_base_may_use_any_word(path, how, tmp_path):
     assert base_state_dict(model).keys() == base.state_dict().keys()
     other = copy.deepcopy(base)
     load_adapter(other, save_adapter(model, tmp_path / "a"))
-    assert torch.equal(other(x()), model(x()))
+    assert alike(other(x()), model(x()))
     save_merged(model, tmp_path / "merged")
     assert load_file(tmp_path / "merged" / "model.safetensors").keys() == base.state_dict().keys()
 
 
 def test_a_submodule_of_the_base_is_not_written_over():
     model = nn.ModuleDict({"head": nn.Linear(4, 4), "body": nn.Linear(4, 4)})
-    model["head"].lora_whole = nn.Linear(2, 2)
-    with pytest.raises(AdapterError, match=r'"head.weight" can\'t be trained whole: .* "lora_whole" of another making'):
+    model["head"].lora_trained = nn.Linear(2, 2)
+    with pytest.raises(
+        AdapterError, match=r'"head.weight" can\'t be trained in full: .* "lora_trained" of another making'
+    ):
         inject(model, LoRAConfig(r=2, target_modules="body", modules_to_save="re:head"))
 
 
@@ -114,7 +117,7 @@ def test_peft_names_modules_by_the_ends_of_their_paths():
         model = DistilBertForSequenceClassification(config)
         inject(model, LoRAConfig.from_peft(fields))
         ours = {
-            name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad and "lora_whole" in name
+            name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad and "lora_trained" in name
         }
         assert ours == {"pre_classifier", "classifier"}
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -130,8 +133,8 @@ def test_peft_loads_a_file_of_a_head_whose_name_ends_others_too(tmp_path):
     fill(trainable_parameters(model))
     save_adapter(model, tmp_path)
     again = copy.deepcopy(base)
-    assert list(load_adapter(again, tmp_path).whole) == ["classifier.bias", "classifier.weight"]
-    assert torch.equal(again(ids).logits, model(ids).logits)
+    assert list(load_adapter(again, tmp_path).replacements) == ["classifier.bias", "classifier.weight"]
+    assert alike(again(ids).logits, model(ids).logits)
     theirs = peft.PeftModel.from_pretrained(base, tmp_path).eval()
     torch.testing.assert_close(theirs(ids).logits, model(ids).logits)
     inject(again, LoRAConfig(r=2, target_modules=["q_lin", "pre_classifier"], modules_to_save=["classifier"]), "both")

@@ -1,17 +1,14 @@
 """The examples run, do what they say, and stay short."""
 
-import ast
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-EXAMPLES, SRC = ROOT / "examples", ROOT / "src"
+EXAMPLES = ROOT / "examples"
 MOST_LINES = 60
 
 
@@ -51,14 +48,9 @@ def test_transformers_trainer():
     assert results["difference"] == 0
 
 
+@pytest.mark.usefixtures("compilable")
 def test_compiled():
-    # In a process of its own: the shape checks of the suite would be compiled too. With the back end that needs no C++
-    # compiler; graphs and guards are the same.
-    command = [sys.executable, "-W", "error", str(EXAMPLES / "compiled.py"), "eager"]
-    environment = {**os.environ, "PYTHONPATH": str(SRC)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    results = ast.literal_eval(done.stdout)
+    results = results_of("compiled", "eager")  # the back end that needs no C++ compiler; graphs and guards are the same
     assert results["last"] < 0.8 * results["first"]
     assert max(results[name] for name in ("difference", "after new values", "disabled")) < 1e-5
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 import rankwise
 from rankwise.errors import OutputError
-from rankwise.loggers.csv import COLUMNS, CSVLog
-from rankwise.train.checkpoints import Every
+from rankwise.loggers.csv import CSV_COLUMNS, CSVLog
+from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.events import Ended, EpochEnded, Resumed, RunEnded, RunInfo, Started, Stepped
-from rankwise.train.outcome import Outcome, Point
+from rankwise.train.outcome import EpochPoint, Outcome
 from rankwise.train.settings import Training
 from small_sweep import accuracy, loss, small_model, some_data
 
@@ -21,7 +21,7 @@ NAMES = tuple(run.name for run in RUNS)
 EVENTS = (
     Started(RUNS, "accuracy"),
     Stepped(NAMES, 2, ((1.0, 2.0), (0.5, float("nan"))), ((0.1, 0.1), (0.05, 0.05))),
-    EpochEnded((Point(NAMES[0], 2, 0.75, 0.6, 0.9, 0.05, 3.0),)),
+    EpochEnded((EpochPoint(NAMES[0], 2, 0.75, 0.6, 0.9, 0.05, 3.0),)),
     RunEnded(Outcome(NAMES[1], {}, "diverged", "", 2, 2, 1, 0.1)),
 )
 
@@ -37,7 +37,7 @@ def log(folder: Path, *events: object, append: bool = False) -> list[dict[str, s
 
 def test_every_number_is_a_line(tmp_path: Path) -> None:
     lines = log(tmp_path / "logs", *EVENTS)
-    assert tuple(lines[0]) == COLUMNS
+    assert tuple(lines[0]) == CSV_COLUMNS
     values = {(line["run"], line["step"], line["name"]): line["value"] for line in lines}
     # A name that a spreadsheet would compute is text.
     assert values["'=r1-s0", "2", "train/loss"] == "0.5"
@@ -75,7 +75,7 @@ def test_an_interrupted_sweep_and_its_resumption_log_what_one_sweep_logs(tmp_pat
             rankwise.sweep(
                 small_model(), [1, 4], train=some_data(40, 0), validation=some_data(30, 1), test=some_data(20, 2),
                 loss=loss, metric=accuracy, training=Training(batch_size=8, epochs=4), lrs=0.03, plan="grid", seeds=1,
-                progress="quiet", out=out, resume=True, every=Every(epochs=1), observers=[CSVLog(folder)],
+                progress="quiet", out=out, resume=True, every=CheckpointInterval(epochs=1), observers=[CSVLog(folder)],
             )  # fmt: skip
         except KeyboardInterrupt:
             assert calls

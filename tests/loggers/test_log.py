@@ -111,7 +111,7 @@ def test_a_logger_that_cant_write_costs_no_training() -> None:
 
     found = rankwise.sweep(small_model(), [1], **GIVEN, observers=[Full(), heard, Listening()])
     assert heard.ended == {run["name"]: "finished" for run in found.results["runs"]}
-    assert "Full can't write (No space left on device); training goes on without it." in messages
+    assert "Full can't write (No space left on device); training continues without it." in messages
 
 
 def test_unknown_loggers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,13 +10,13 @@ import pytest
 from rankwise.errors import ConfigError
 from rankwise.loggers.tensorboard import TensorBoardLog
 from rankwise.train.events import Ended, EpochEnded, Resumed, RunEnded, RunInfo, Started, Stepped
-from rankwise.train.outcome import Outcome, Point
+from rankwise.train.outcome import EpochPoint, Outcome
 
 RUN = RunInfo("r1-s0", "r1", "r = 1", "lora", 1, 0.1, 0, 10, 4)
 EVENTS = (
     Started((RUN,), "accuracy"),
     Stepped((RUN.name,), 2, ((1.0,), (0.5,)), ((0.1,), (0.25,))),
-    EpochEnded((Point(RUN.name, 2, 0.75, 0.625, 0.875, 0.05, 3.0),)),
+    EpochEnded((EpochPoint(RUN.name, 2, 0.75, 0.625, 0.875, 0.05, 3.0),)),
     RunEnded(Outcome(RUN.name, {}, "finished", None, 2, 2, 1, 0.1)),
     Ended("shown", "r = 1 does it"),
 )

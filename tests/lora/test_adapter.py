@@ -4,7 +4,6 @@ import copy
 import io
 import pickle
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given
@@ -229,8 +228,8 @@ def test_functional_call_and_vmap_put_other_tensors_in_place():
         torch.testing.assert_close(out[k], model(x))
 
 
-def test_compiled_code_honours_the_flags(monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # Dynamo can't trace the checks of shapes
+@pytest.mark.usefixtures("compilable")
+def test_compiled_code_honours_the_flags():
     model, x = adapted(), torch.randn(3, 4)
     plain = copy.deepcopy(model)
     compiled = torch.compile(model, backend="eager", fullgraph=True)

@@ -32,6 +32,7 @@ def test_a_config_is_never_edited():
         ({"rank_pattern": {"q": -1}}, "r is -1"),
         ({"alpha": float("nan")}, "alpha is nan; it must be a finite number"),
         ({"alpha_pattern": {"q": float("inf")}}, "alpha is inf"),
+        ({"alpha": -1e39}, r"alpha is -1e\+39; it must be a finite number that float32 holds"),
         ({"dropout": 1.0}, r"dropout is 1.0; a probability in \[0, 1\)"),
         ({"init": "kaimin"}, 'init "kaimin" is not known; there are .* Did you mean "kaiming"'),
         ({"scaling": "alpha"}, 'scaling "alpha" is not known; there are "alpha/r"'),

@@ -1,4 +1,4 @@
-"""DoRA, held against the real PEFT: outputs, merged weights, gradients, files."""
+"""DoRA, compared with the real PEFT: outputs, merged weights, gradients, files."""
 
 import copy
 import pickle

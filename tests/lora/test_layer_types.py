@@ -300,7 +300,7 @@ def test_all_linear_takes_the_linear_rows_only():
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (nn.ReLU(), "in no row of LAYER_TYPES; register_layer_type adds one"),
+        (nn.ReLU(), "not in LAYER_TYPES; register_layer_type adds it"),
         (nn.LazyLinear(3), "run one first"),
         (nn.LazyConv2d(3, 3), "run one first"),
         (nn.Conv1d(2, 2, 1, dtype=torch.complex64), "of type complex64; a floating-point"),

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.errors import AdapterError
 from rankwise.lora import LoRAConfig, activate, adapter_tensors, disabled, inject, merge, unmerge
-from rounding import alike
+from rounding import alike, exact
 
 sizes = st.integers(1, 6)
 
@@ -56,6 +56,8 @@ def test_the_sum_is_taken_in_float32_and_rounded_once():
     W = layer.weight.float()
     adapted(layer)
     A, B = adapter_tensors(layer)[""]
+    exact(A, 2**-6)
+    exact(B, 2**-6)
     merge(layer)
     assert torch.equal(layer.weight, (W + 16.0 * (B @ A)).bfloat16())
 

@@ -1,4 +1,4 @@
-"""Quantised layers under adapters, held against the same layers with dequantised weights."""
+"""Quantised layers under adapters, compared with the same layers with dequantised weights."""
 
 import copy
 import pickle
@@ -164,7 +164,7 @@ def test_frozen_4bit_layers_beside_the_adapted_pass_gradients_after_eval():
 
 def test_a_quantised_layer_can_not_be_trained_whole():
     model = Net("nf4")
-    with pytest.raises(AdapterError, match=r'"down.weight" is quantised and can\'t be trained whole'):
+    with pytest.raises(AdapterError, match=r'"down.weight" is quantised and can\'t be trained in full'):
         inject(model, LoRAConfig(r=1, target_modules="up", modules_to_save="down"))
 
 

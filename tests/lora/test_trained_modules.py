@@ -1,9 +1,7 @@
-"""Parameters that an adapter trains whole: its own while it is active, the base's otherwise."""
+"""Parameters that an adapter trains in full: its own while it is active, the base's otherwise."""
 
 import copy
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -21,7 +19,7 @@ from rankwise.lora import (
     trainable_parameters,
     unmerge,
 )
-from rankwise.lora.trained_modules import whole_tensors
+from rankwise.lora.trained_modules import replacement_tensors
 from rounding import alike
 
 
@@ -57,11 +55,11 @@ def test_a_fresh_one_computes_as_the_base_and_trains_its_own_copy(net):
     before, state = net(X), copy.deepcopy(net.state_dict())
     report = inject(net, LoRAConfig(r=2, target_modules="fc", modules_to_save=["head"], bias="all"))
     assert alike(net(X), before)
-    assert set(whole_tensors(net, "default")) == {"fc.bias", "norm.bias", *(f"head.{key}" for key in net.head.state_dict() if "lora" not in key)}  # fmt: skip # noqa: E501
+    assert set(replacement_tensors(net, "default")) == {"fc.bias", "norm.bias", *(f"head.{key}" for key in net.head.state_dict() if "lora" not in key)}  # fmt: skip # noqa: E501
     trained = {id(p) for p in net.parameters() if p.requires_grad}
     assert trained == {id(p) for p in trainable_parameters(net)}
     assert report.trainable_parameters == sum(p.numel() for p in trainable_parameters(net))
-    assert "trained whole" in str(report)
+    assert "trained in full" in str(report)
     train(net)
     assert not alike(net(X), before)
     with disabled(net):
@@ -81,18 +79,18 @@ def test_buffers_are_the_adapters_own(net):
     net.train()
     net(X)
     assert torch.equal(net.head[1].running_mean, mean)
-    assert not torch.equal(whole_tensors(net, "default")["head.1.running_mean"], mean)
+    assert not torch.equal(replacement_tensors(net, "default")["head.1.running_mean"], mean)
 
 
 def test_lora_only_is_the_biases_of_targets(net):
     inject(net, LoRAConfig(r=1, target_modules=["fc", "head.0"], bias="lora_only"))
-    assert set(whole_tensors(net, "default")) == {"fc.bias", "head.0.bias"}
+    assert set(replacement_tensors(net, "default")) == {"fc.bias", "head.0.bias"}
 
 
 def test_targets_inside_are_left_out(net):
     report = inject(net, LoRAConfig(r=1, modules_to_save="head"))
     assert [target.name for target in report.adapted] == ["fc"]
-    assert [(out.name, out.reason) for out in report.left_out] == [("head.0", "trained whole")]
+    assert [(out.name, out.reason) for out in report.left_out] == [("head.0", "trained in full")]
     eject(net)
     with pytest.raises(TargetError, match="modules_to_save takes in every target"):
         inject(net, LoRAConfig(target_modules="head.0", modules_to_save="head"))
@@ -114,7 +112,7 @@ def test_two_adapters_have_each_their_own(net):
     two = net(X)
     activate(net, "one")
     assert alike(net(X), one)
-    with pytest.raises(AdapterError, match=r'"one" and "two" both have parameters of "head.0" whole'):
+    with pytest.raises(AdapterError, match=r'"one" and "two" both train "head.0" in full'):
         activate(net, "one", "two")
     assert alike(net(X), one)
     activate(net, "two")
@@ -169,7 +167,7 @@ def test_the_output_layer_of_an_attention():
     before = layer(x)
     inject(layer, LoRAConfig(r=1, target_modules="linear1", bias="all", modules_to_save="self_attn"))
     torch.testing.assert_close(layer(x), before)
-    for tensor in whole_tensors(layer, "default").values():
+    for tensor in replacement_tensors(layer, "default").values():
         nn.init.normal_(tensor)
     expected, plain = layer(x), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     merge(layer, keep_base=False)
@@ -182,7 +180,7 @@ def test_the_output_layer_of_an_attention():
 def test_what_cannot_be_redirected_is_refused():
     model = nn.ModuleDict({"fc": nn.Linear(2, 2), "rnn": nn.LSTM(2, 2)})
     before = list(model.state_dict())
-    with pytest.raises(AdapterError, match=r'"rnn.weight_ih_l0" can\'t be trained whole: a LSTM reads it'):
+    with pytest.raises(AdapterError, match=r'"rnn.weight_ih_l0" can\'t be trained in full: a LSTM reads it'):
         inject(model, LoRAConfig(target_modules="fc", modules_to_save="rnn"))
     assert list(model.state_dict()) == before
     assert model["fc"].weight.requires_grad
@@ -195,26 +193,20 @@ def test_a_failing_forward_leaves_the_bases_parameters(net):
     assert "weight" not in net.head[0].__dict__
 
 
+@pytest.mark.usefixtures("compilable")
 def test_compiled_it_follows_the_flags():
-    """In a process of its own: the checks of types in these tests are no code that can be compiled."""
-    code = """
-import torch
-from torch import nn
-from rankwise import LoRAConfig, activate, inject
-model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval(), torch.randn(5, 4)
-inject(model, LoRAConfig(r=1, target_modules="0", modules_to_save="2", bias="all"))
-for parameter in model.parameters():
-    nn.init.normal_(parameter)
-compiled = torch.compile(model, backend="eager", fullgraph=True)
-adapted = model(x)
-assert torch.allclose(compiled(x), adapted, rtol=0, atol=1e-5)
-activate(model)
-assert torch.allclose(compiled(x), model(x), rtol=0, atol=1e-5) and not torch.allclose(adapted, model(x))
-activate(model, "default")
-assert torch.allclose(compiled(x), adapted, rtol=0, atol=1e-5)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval(), torch.randn(5, 4)
+    inject(model, LoRAConfig(r=1, target_modules="0", modules_to_save="2", bias="all"))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    adapted = model(x)
+    assert torch.allclose(compiled(x), adapted, rtol=0, atol=1e-5)
+    activate(model)
+    assert torch.allclose(compiled(x), model(x), rtol=0, atol=1e-5)
+    assert not torch.allclose(adapted, model(x))
+    activate(model, "default")
+    assert torch.allclose(compiled(x), adapted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("saved", [["2"], ["0"], ["0", "2"]])
@@ -227,14 +219,14 @@ def test_a_shared_parameter_is_merged_only_where_all_layers_get_the_same(saved):
         merge(model)
         unmerge(model)
     with torch.no_grad():
-        model.get_parameter(f"{saved[-1]}.lora_whole.own.default.weight").add_(1.0)
+        model.get_parameter(f"{saved[-1]}.lora_trained.own.default.weight").add_(1.0)
         adapted = model(x)
         with pytest.raises(AdapterError, match=r'"0\.weight" and "2\.weight" are one parameter'):
             merge(model)
         assert alike(model(x), adapted)
         assert torch.equal(model[0].weight, before)
         for name in saved:
-            model.get_parameter(f"{name}.lora_whole.own.default.weight").copy_(before + 2.0)
+            model.get_parameter(f"{name}.lora_trained.own.default.weight").copy_(before + 2.0)
         if len(saved) == 2:
             adapted = model(x)
             merge(model)
@@ -292,7 +284,7 @@ def test_a_head_that_shares_its_weight_is_its_own_in_its_own_place_only():
     inject(model, LoRAConfig(r=2, target_modules="1", modules_to_save="2"))
     model(x)
     with torch.no_grad():
-        model[2].lora_whole.own["default"].weight.zero_()
+        model[2].lora_trained.own["default"].weight.zero_()
     torch.testing.assert_close(model(x), base[2].bias.expand(3, 4))
     torch.testing.assert_close(model[0](x), base[0](x))
 

@@ -18,7 +18,7 @@ from rankwise.lora.layer_types import layer_type_of
 from rankwise.lora.parameters import adapter_tensors, trainable_parameters
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from reference import update_difference
 from small_models import KINDS, Batch, Kind, call
 
@@ -35,18 +35,25 @@ class Case:
 def cases_of(kind: Kind) -> list[Case]:
     """Five adapters that differ in everything. Their rates are low enough that rounding isn't blown up by training."""
     every, some, part = kind.targets
-    heads = [name for name in kind.whole if name != "norm"]
+    heads = [name for name in kind.modules_to_save if name != "norm"]
 
     def case(name: str, plain: Plain, whole: tuple[str, ...] = (), **lora: Any) -> Case:
         config = LoRAConfig(seed=plain.seed, dropout=plain.dropout, **lora)
         plain = replace(plain, scale=config.scale())
-        return Case(Member(name=name, seed=plain.seed, lora=config, whole=whole), plain)
+        return Case(Member(name=name, seed=plain.seed, lora=config, modules_to_save=whole), plain)
 
     return [
         case("all", Plain(0, 1e-3), r=2, target_modules=every),
         case("some", Plain(0, 3e-3, dropout=0.2), r=5, target_modules=some, scaling="alpha/sqrt(r)"),
         case("part", Plain(0, 3e-3, seed=1, clip=0.1), r=1, target_modules=part),
-        case("head", Plain(0, 1e-3, 1, weight_decay=0.1), kind.whole, r=8, target_modules=every, exclude_modules=heads),
+        case(
+            "head",
+            Plain(0, 1e-3, 1, weight_decay=0.1),
+            kind.modules_to_save,
+            r=8,
+            target_modules=every,
+            exclude_modules=heads,
+        ),
         case("other", Plain(0, 2e-3, seed=2), r=2, target_modules=every),
     ]
 
@@ -70,10 +77,10 @@ def together(
     batches: dict[int, list[Batch]],
     leave: dict[int, Sequence[str]] | None = None,
     rows: int | None = None,
-) -> dict[str, State]:
+) -> dict[str, AdapterState]:
     pack = Pack(model, [case.member for case in cases], kind.loss, call=call)
     plain = {case.member.name: case.plain for case in cases}
-    done: dict[str, State] = {}
+    done: dict[str, AdapterState] = {}
     steps = len(batches[0])
     with pack.attached(batches[0][0], training=True):
         for step in range(steps):
@@ -87,7 +94,7 @@ def together(
     return {**pack.states(), **done}
 
 
-def alone(model: nn.Module, kind: Kind, case: Case, start: State, batches: Sequence[Batch]) -> State:
+def alone(model: nn.Module, kind: Kind, case: Case, start: AdapterState, batches: Sequence[Batch]) -> AdapterState:
     def update(module: nn.Module, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         row = layer_type_of(module)
         return x @ A.T @ B.T if row is None or row.linear else row.update(module, x, A, B)
@@ -275,7 +282,7 @@ class Attends(nn.Module):
 
 def injected_and_trained(
     model: nn.Module, member: Member, x: Tensor, y: Tensor, masks: type[KeyedDropout] = KeyedDropout
-) -> State:
+) -> AdapterState:
     """An adapter alone: `inject` and torch's AdamW, 5 steps on one batch."""
     alone = copy.deepcopy(model).train()
     assert member.lora is not None

@@ -49,9 +49,9 @@ def gradients(
 MEMBERS = {
     "ranks": [Member(name=f"r{r}", lora=LoRAConfig(r=r, target_modules=["q", "v", "out"])) for r in (1, 4, 9)],
     "dropout": [Member(name=f"r{r}", lora=LoRAConfig(r=r, target_modules=["q"], dropout=0.3)) for r in (1, 4)],
-    "whole": [Member(name=f"m{i}", whole=("words", "q", "norm", "out")) for i in range(2)],
+    "whole": [Member(name=f"m{i}", modules_to_save=("words", "q", "norm", "out")) for i in range(2)],
     "head": [
-        Member(name="one", lora=LoRAConfig(r=2, target_modules=["q", "k"]), whole=("out",)),
+        Member(name="one", lora=LoRAConfig(r=2, target_modules=["q", "k"]), modules_to_save=("out",)),
         Member(name="two", lora=LoRAConfig(r=2, target_modules=["q"])),
     ],
     "embedding": [Member(name=f"m{i}", lora=LoRAConfig(r=2, target_modules=["words", "k"])) for i in range(2)],

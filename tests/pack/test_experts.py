@@ -1,4 +1,4 @@
-"""Packs that adapt stacks of experts, held against a plain loop: W + s B A for each expert, torch's optimiser."""
+"""Packs that adapt stacks of experts, compared with a plain loop: W + s B A for each expert, torch's optimiser."""
 
 import copy
 from dataclasses import replace
@@ -14,7 +14,7 @@ from zoo.transformers_models import make
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from reference import update_difference
 
 STEPS = 8
@@ -58,7 +58,7 @@ def loss(outputs: Tensor, batch: Any) -> Tensor:
     return F.cross_entropy(outputs[:, :-1].flatten(0, 1), batch["ids"][:, 1:].flatten())
 
 
-def train_plainly(model: nn.Module, name: str, start: State, transposed: bool) -> State:
+def train_plainly(model: nn.Module, name: str, start: AdapterState, transposed: bool) -> AdapterState:
     """The loop that anyone would write; the ranks are read off the tensors."""
     _, seed, lr = MEMBERS[name]
     alpha = MEMBERS[name][0]["alpha"]

@@ -14,8 +14,9 @@ from pack.test_any_model import alone, made
 from rankwise.errors import PackError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
+from rankwise.pack.optimisers import SGD
 from rankwise.pack.pack import Pack
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from rankwise.train.loop import PackTraining
 from rankwise.train.settings import Training
 from reference import update_difference
@@ -52,7 +53,7 @@ def trained(
     *,
     steps: int = 10,
     lr: float = 1e-2,
-) -> tuple[Pack, dict[str, State]]:
+) -> tuple[Pack, dict[str, AdapterState]]:
     pack = Pack(model, members, loss)
     start = pack.states()
     with pack.attached(batch_of(0, dtype), training=True):
@@ -102,7 +103,7 @@ def test_updates_are_close_to_those_over_the_same_weights_in_float64(name: str, 
 @pytest.mark.parametrize("dtype", HALF)
 def test_updates_too_small_for_the_bases_type_add_up(dtype: torch.dtype) -> None:
     lr = 1e-6  # A is about 0.4: half precision has no number between it and 0.4 + 1e-6
-    members = [Member(name="lora", lora=LoRAConfig(r=2)), Member(name="whole", whole=("0", "2"))]
+    members = [Member(name="lora", lora=LoRAConfig(r=2)), Member(name="whole", modules_to_save=("0", "2"))]
     pack, start = trained(small(dtype), members, dtype, steps=20, lr=lr)
     moved = pack.states()["whole"]["0.weight"] - start["whole"]["0.weight"]
     assert moved.abs().median() >= 2 * lr
@@ -113,7 +114,7 @@ def test_gradients_too_small_for_float16_are_scaled() -> None:
     def tiny(outputs: Tensor, batch: Any) -> Tensor:
         return row_loss(outputs, batch) * 1e-6
 
-    members = [Member(name=f"r{r}", lora=LoRAConfig(r=r), optimiser="sgd") for r in (1, 8)]
+    members = [Member(name=f"r{r}", lora=LoRAConfig(r=r), optimiser=SGD()) for r in (1, 8)]
     pack, start = trained(small(torch.float16), members, torch.float16, tiny, lr=1e4)
     exact, _ = trained(small(torch.float16).float(), members, torch.float32, tiny, lr=1e4)
     for name, state in pack.states().items():
@@ -131,7 +132,7 @@ def test_an_overflow_leaves_out_the_steps_of_its_adapter_alone() -> None:
             x[0, 0] = 6.0
         return x, y
 
-    def run(members: list[Member]) -> tuple[Pack, dict[str, State], list[Tensor]]:
+    def run(members: list[Member]) -> tuple[Pack, dict[str, AdapterState], list[Tensor]]:
         pack, factors = Pack(small(torch.float16), members, loss), []
         start = pack.states()
         with pack.attached(batch_of(0, torch.float16), training=True):
@@ -203,7 +204,7 @@ def test_rows_that_mix_are_refused(dtype: torch.dtype, size: float) -> None:
 
 def test_dora_takes_its_norms_in_float32() -> None:
     model = small(torch.bfloat16)
-    members = [Member(name=f"r{r}", lora=LoRAConfig(r=r, variant="dora"), optimiser="sgd") for r in (1, 4)]
+    members = [Member(name=f"r{r}", lora=LoRAConfig(r=r, variant="dora"), optimiser=SGD()) for r in (1, 4)]
     pack, start = trained(model, members, torch.bfloat16)
     exact, _ = trained(in_half(model, torch.float32), members, torch.float32)
     for name, state in pack.states().items():
@@ -235,9 +236,9 @@ def test_layers_of_other_types_are_computed_in_their_own(half: torch.dtype) -> N
     torch.manual_seed(0)
     model = Mixed()
     members = [
-        Member(name="all", lora=LoRAConfig(r=2), optimiser="sgd"),
-        Member(name="head", lora=LoRAConfig(r=2, exclude_modules=["head"]), whole=("head",), optimiser="sgd"),
-        Member(name="norm", whole=("norm", "body"), optimiser="sgd"),
+        Member(name="all", lora=LoRAConfig(r=2), optimiser=SGD()),
+        Member(name="head", lora=LoRAConfig(r=2, exclude_modules=["head"]), modules_to_save=("head",), optimiser=SGD()),
+        Member(name="norm", modules_to_save=("norm", "body"), optimiser=SGD()),
     ]
     pack, start = trained(model, members, torch.float32)
     assert not pack.notes, "all in one pass"
@@ -265,8 +266,8 @@ def test_running_out_of_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_parts_of_a_batch_overflow_no_sooner_than_the_whole() -> None:
-    ends: list[tuple[float, State]] = []
-    start: State = {}
+    ends: list[tuple[float, AdapterState]] = []
+    start: AdapterState = {}
     for rows in (None, 8):
         pack = Pack(small(torch.float16), [Member(name="a", lora=LoRAConfig(r=2))], row_loss)
         start = pack.states()["a"]

@@ -58,7 +58,7 @@ class Case:
             if a.targets
             else None
         )
-        return Member(name=self.name, seed=a.seed, lora=lora, whole=tuple(a.whole))
+        return Member(name=self.name, seed=a.seed, lora=lora, modules_to_save=tuple(a.modules_to_save))
 
 
 def train_together(
@@ -120,10 +120,10 @@ MIXED = [
     Case("a", ref.Alone(r=1, scale=2.0, lr=1e-2, seed=0, targets=LINEARS, clip=0.5)),
     Case("b", ref.Alone(r=3, scale=1.0, lr=3e-3, seed=1, targets=("0",), weight_decay=0.1)),
     Case("c", ref.Alone(r=5, scale=1.0, lr=1e-2, seed=0, targets=("3", "6"), dropout=0.2)),
-    Case("d", ref.Alone(r=2, scale=0.5, lr=1e-2, seed=2, targets=("0", "3"), whole=("6",), dropout=0.3)),
-    Case("e", ref.Alone(r=1, scale=1.0, lr=1e-3, seed=1, whole=LINEARS, weight_decay=0.01)),
+    Case("d", ref.Alone(r=2, scale=0.5, lr=1e-2, seed=2, targets=("0", "3"), modules_to_save=("6",), dropout=0.3)),
+    Case("e", ref.Alone(r=1, scale=1.0, lr=1e-3, seed=1, modules_to_save=LINEARS, weight_decay=0.01)),
     Case("f", ref.Alone(r=20, scale=1.0, lr=1e-2, seed=0, targets=LINEARS, schedule=lambda t: 0.98**t)),
-    Case("g", ref.Alone(r=1, scale=1.0, lr=1e-2, seed=2, whole=("6",))),
+    Case("g", ref.Alone(r=1, scale=1.0, lr=1e-2, seed=2, modules_to_save=("6",))),
 ]
 
 
@@ -245,7 +245,7 @@ def test_a_diverging_adapter_leaves_the_others_alone() -> None:
 
 
 def test_names_must_differ() -> None:
-    with pytest.raises(PackError, match="names of their own"):
+    with pytest.raises(PackError, match="their own names"):
         Pack(mlp(torch.float32), [Member(name="a", lora=LoRAConfig()), Member(name="a", lora=LoRAConfig())], row_loss)
 
 
@@ -259,7 +259,7 @@ def test_adapters_over_noise_that_cannot_be_keyed_run_one_after_another_and_say_
 
 def test_whole_rate_can_be_meant_for_some_modules_only():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
-    member = Member(name="full", whole=("0", "1"), whole_rate=30.0, whole_rate_for=("1",))
+    member = Member(name="full", modules_to_save=("0", "1"), head_lr_multiplier=30.0, head_lr_multiplier_for=("1",))
     assert [member.rate_of(name) for name in ("0.weight", "0.bias", "1.weight", "1.bias")] == [1.0, 1.0, 30.0, 30.0]
     pack = Pack(model, [member], lambda outputs, batch: F.cross_entropy(outputs, batch[1], reduction="none"))
     rates = pack.store.rates(torch.tensor([1e-4]))

@@ -1,4 +1,4 @@
-"""Packs over quantised bases, held against a loop of plain torch over the dequantised base."""
+"""Packs over quantised bases, compared with a loop of plain torch over the dequantised base."""
 
 import copy
 
@@ -98,8 +98,8 @@ def test_outlier_columns_mix_rows_and_are_refused_by_name():
 
 
 def test_a_quantised_layer_is_not_trained_whole():
-    with pytest.raises(PackError, match='"down" is quantised, so "a" can\'t train it whole'):
-        Pack(Net("nf4"), [Member(name="a", whole=("down",))], loss, call=call)
+    with pytest.raises(PackError, match='"down" is quantised, so "a" can\'t train it in full'):
+        Pack(Net("nf4"), [Member(name="a", modules_to_save=("down",))], loss, call=call)
 
 
 def test_a_model_without_a_plain_weight():

@@ -75,7 +75,7 @@ def test_whole_models_have_autograd_s_gradients() -> None:
     torch.manual_seed(0)
     model = Positions(True).double()
     batch = torch.randint(20, (4, TOKENS)), torch.randint(3, (4,))
-    pack = Pack(model, [Member(name=f"m{i}", whole=WHOLE) for i in range(2)], loss)
+    pack = Pack(model, [Member(name=f"m{i}", modules_to_save=WHOLE) for i in range(2)], loss)
     with pack.attached(batch, training=True):
         pack.gradients(tuple(t.unsqueeze(0) for t in batch))
     parameters = dict(model.named_parameters())
@@ -90,7 +90,7 @@ def test_batches_of_another_length_than_the_example(leading: bool) -> None:
     torch.manual_seed(0)
     model = Positions(leading).double()
     example = torch.randint(20, (4, TOKENS)), torch.randint(3, (4,))
-    members = [Member(name=f"m{i}", whole=WHOLE) for i in range(3)]
+    members = [Member(name=f"m{i}", modules_to_save=WHOLE) for i in range(3)]
     found: list[list[Tensor]] = []
     for own in (members, members[:1]):
         pack = Pack(model, own, loss)

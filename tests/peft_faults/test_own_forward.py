@@ -1,4 +1,4 @@
-"""Layers whose class has a forward of its own: peft 0.21.2 adds to the output, here delta is added to the weight."""
+"""Layers whose class has its own forward: peft 0.21.2 adds to the output, here delta is added to the weight."""
 
 import warnings
 
@@ -64,7 +64,7 @@ def test_the_weight_that_is_standardised_is_that_with_delta(tmp_path):
 def test_that_peft_may_have_trained_another_function_is_said(tmp_path):
     theirs = saved_by_peft(lambda: Standardised(3, 4, 2), tmp_path)
     model = made(lambda: Standardised(3, 4, 2))
-    with pytest.warns(UserWarning, match=r'^"0" \(Standardised\): the class has a forward of its own'):
+    with pytest.warns(UserWarning, match=r'^"0" \(Standardised\): the class has its own forward'):
         load_adapter(model, tmp_path)
     # The fault itself: A is Standardised too, and what it gives is added to the output.
     assert not torch.allclose(theirs(X), model(X), atol=1e-3)

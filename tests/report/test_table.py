@@ -59,7 +59,7 @@ def test_published_values_stand_beside_and_alone() -> None:
     assert rows["r = 1"]["published accuracy"] == "0.875"
     assert rows["the notebook's baseline"]["published accuracy"] == "0.984"
     assert rows["LoRA's budget on 5-9"]["published accuracy"] == "", "three share method and rank; one is named"
-    assert rows["r = 64"]["published accuracy"] == "0.980", "not run here: a row of its own"
+    assert rows["r = 64"]["published accuracy"] == "0.980", "not run here: its own row"
     assert "0.984 is not that of 5-9" in markdown_table(results)
 
 

@@ -152,8 +152,8 @@ def test_missing_numbers_have_a_sign() -> None:
         numbers.count,
         numbers.metric,
         numbers.percent,
-        numbers.interval,
+        numbers.interval_text,
         numbers.learning_rate,
-        numbers.duration,
+        numbers.duration_text,
     )
     assert {write(None) for write in writers} == {numbers.MISSING}

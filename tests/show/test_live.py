@@ -3,9 +3,7 @@
 import io
 import os
 import pty
-import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -15,12 +13,12 @@ from rich.console import Console
 
 from rankwise.errors import ConfigError
 from rankwise.show.live import Progress, progress
-from rankwise.show.live_table import LiveTable, choose, frame
+from rankwise.show.live_table import LiveTable, choose, draw_board
 from rankwise.show.notebook import NotebookTable
 from rankwise.show.plain import PlainDisplay, QuietDisplay
-from rankwise.show.state import ProgressRow, ProgressState, RowState, duration
+from rankwise.show.state import ProgressRow, ProgressState, RowState, clock_time
 from rankwise.train.events import Ended, EpochEnded, Message, Observers, Resumed, RunEnded, RunInfo, Started, Stepped
-from rankwise.train.outcome import Outcome, Point
+from rankwise.train.outcome import EpochPoint, Outcome
 
 ROWS = [ProgressRow(f"r{r}-{lr:g}", f"r{r}", r, lr, 5) for r in (1, 2, 4, 8, 16, 32, 64) for lr in (1e-4, 3e-4, 1e-3)]
 
@@ -34,7 +32,7 @@ def outcome(name, status="finished", step=3):
 
 
 def point(name, step, loss=0.5, metric=0.5):
-    return Point(name, step, 1.0, loss, metric, 0.1, 1.0)
+    return EpochPoint(name, step, 1.0, loss, metric, 0.1, 1.0)
 
 
 RUNS = tuple(info(f"{row.key}-s{seed}", row.name, row.lr) for row in ROWS for seed in range(5))
@@ -80,45 +78,41 @@ def terminal(monkeypatch):
 def drawn(board, width=100, height=None):
     """The lines of a frame."""
     console = Console(file=io.StringIO(), width=width, height=height or 200)
-    console.print(frame(board, width, height))
+    console.print(draw_board(board, width, height))
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
 
 class TestBoard:
-    def test_a_row_that_is_done_counts_as_whole(self, clock):
-        board = ProgressState("t", ROWS[:4], "accuracy", clock)
-        board.states[ROWS[0].key] = RowState(ROWS[0], step=10, total=100, status="finished")
-        board.states[ROWS[1].key] = RowState(ROWS[1], step=50, total=100, status="running")
-        assert board.share == pytest.approx(1.5 / 4)
+    def test_the_share_is_that_of_all_runs(self, clock):
+        one, three = (ProgressRow(name, name, None, None, seeds) for name, seeds in (("a", 1), ("b", 3)))
+        board = ProgressState("t", [one, three], "accuracy", clock)
+        board.states["a"] = RowState(one, share=1.0)
+        board.states["b"] = RowState(three, share=0.5)
+        assert board.share == pytest.approx((1 + 3 * 0.5) / 4)
 
     def test_time_left_is_in_proportion(self, clock):
         board = ProgressState("t", ROWS[:1], "accuracy", clock)
         clock.now = 30.0
         assert board.left() == ""
-        board.states[ROWS[0].key] = RowState(ROWS[0], step=25, total=100, status="running")
+        board.states[ROWS[0].key] = RowState(ROWS[0], status="running", share=0.25)
         assert board.left() == ", about 1:30 left"
-        board.states[ROWS[0].key] = RowState(ROWS[0], step=25, total=100, status="finished")
+        board.states[ROWS[0].key] = RowState(ROWS[0], status="finished", share=1.0)
         assert board.left() == ""
 
     def test_what_was_done_before_an_interruption_tells_nothing_of_the_pace(self, clock):
         board = ProgressState("t", ROWS[:1], "accuracy", clock)
-        board.states[ROWS[0].key] = RowState(ROWS[0], step=9000, total=10000, status="running")
+        board.states[ROWS[0].key] = RowState(ROWS[0], status="running", share=0.9)
         board.mark_resumed()
         assert board.left() == ""
         clock.now = 10.0
-        board.states[ROWS[0].key] = RowState(ROWS[0], step=9003, total=10000, status="running")
+        board.states[ROWS[0].key] = RowState(ROWS[0], status="running", share=0.9003)
         assert board.left() == "", "too little to go by"
-        board.states[ROWS[0].key] = RowState(ROWS[0], step=9100, total=10000, status="running")
+        board.states[ROWS[0].key] = RowState(ROWS[0], status="running", share=0.91)
         assert board.left() == ", about 1:30 left"
-
-    def test_steps_at_most_may_be_unknown(self, clock):
-        board = ProgressState("t", ROWS[:1], "accuracy", clock)
-        board.states[ROWS[0].key] = RowState(ROWS[0], step=25, status="running")
-        assert board.share == 0
 
     @given(st.integers(0, 10**6))
     def test_duration_reads_back(self, seconds):
-        parts = [int(part) for part in duration(seconds).split(":")]
+        parts = [int(part) for part in clock_time(seconds).split(":")]
         assert sum(part * 60**i for i, part in enumerate(reversed(parts))) == seconds
 
 
@@ -194,6 +188,20 @@ class TestProgress:
         assert stream.getvalue().splitlines()[1:] == [
             "[1:00] 8% done, about 12:20 left; 3 running, 1 waiting",
             "[2:00] 15% done, about 11:20 left; 3 running, 1 waiting",
+        ]
+
+    def test_seeds_that_train_one_after_another_count_one_by_one(self, clock):
+        stream = io.StringIO()
+        shown = Progress(PlainDisplay(stream), clock)
+        shown.on_event(Started((*(info(f"a-s{seed}") for seed in range(3)), info("b-s0", "b")), "accuracy"))
+        clock.now = 60.0
+        shown.on_event(EpochEnded((point("a-s0", 60),)))
+        shown.on_event(RunEnded(outcome("a-s0", step=60)))
+        clock.now = 120.0
+        shown.on_event(EpochEnded((point("a-s1", 20),)))
+        assert stream.getvalue().splitlines()[1:] == [
+            "[1:00] 15% done, about 5:40 left; 1 running, 1 waiting",
+            "[2:00] 30% done, about 4:40 left; 1 running, 1 waiting",
         ]
 
     def test_what_was_done_before_an_interruption_is_shown_and_tells_nothing_of_the_pace(self, clock):
@@ -309,14 +317,6 @@ class TestChoice:
         for event in (Ended(), Ended(), step, RunEnded(outcome(RUNS[0].name))):
             shown.on_event(event)
         assert stream.getvalue() == "Training 1 run\n"
-
-    def test_rich_is_loaded_for_the_live_table_only(self):
-        code = (
-            "import io, sys; from rankwise.show.live import progress; progress('plain', io.StringIO()); "
-            "progress('quiet'); sys.exit('rich' in sys.modules)"
-        )
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
-        subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 class Kernel:

@@ -18,11 +18,11 @@ from rankwise.show.live import progress
 from rankwise.sweeps.plan.plan import read_plan, write_plan
 from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.run.run import run_sweep
-from rankwise.train.checkpoints import Every
+from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.writing import write_durably
 from small_sweep import accuracy, loss, results_of, small_model, small_problem, small_run, small_runs
 
-OFTEN = Every(epochs=1)
+OFTEN = CheckpointInterval(epochs=1)
 
 
 def run(folder: Path | None, problem: Problem | None = None, runs: list[Run] | None = None, **given: Any) -> SweepState:
@@ -202,7 +202,7 @@ def test_nothing_to_go_on_with_is_said(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"plan\.json can't be read \(No such file or directory\)"):
         run(tmp_path, resume=True)
     (tmp_path / "plan.json").write_text("{")
-    with pytest.raises(CheckpointError, match="is damaged: it is no JSON; start the run anew"):
+    with pytest.raises(CheckpointError, match="is damaged: it is no JSON; start the run again"):
         run(tmp_path, resume=True)
     (tmp_path / "plan.json").write_text('{"format": "rankwise-plan-9"}')
     with pytest.raises(CheckpointError, match='has the format "rankwise-plan-9"'):

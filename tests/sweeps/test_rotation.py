@@ -1,4 +1,4 @@
-"""Sweeps in which each seed validates on rows of its own: scores, plan, files, and an interruption anywhere."""
+"""Sweeps in which each seed validates on its own rows: scores, plan, files, and an interruption anywhere."""
 
 import json
 import signal
@@ -15,7 +15,7 @@ from rankwise.errors import CheckpointError
 from rankwise.sweeps.plan.plan import read_plan
 from rankwise.sweeps.problem import Problem, Run, Splits, SweepState
 from rankwise.sweeps.run.run import run_sweep
-from rankwise.train.checkpoints import Every
+from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.data.cuts import pooled
 from rankwise.train.events import Observers
 from small_sweep import accuracy, loss, small_model, small_run, some_data
@@ -31,7 +31,7 @@ def rotated(metric: Any = accuracy) -> Problem:
 
 def swept(folder: Path | None = None, runs: list[Run] = RUNS, **given: Any) -> SweepState:
     problem = given.pop("problem", None) or rotated()
-    every = Every(epochs=1)
+    every = CheckpointInterval(epochs=1)
     return run_sweep(small_model(), runs, problem, Observers(), checkpoints=folder, every=every, **given)
 
 

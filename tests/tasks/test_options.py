@@ -7,7 +7,8 @@ import pytest
 
 from rankwise.errors import ConfigError
 from rankwise.sweeps.choose.deciding import Deciding
-from rankwise.tasks.options import DigitsOptions, parse_numbers, parse_rates, parse_seeds
+from rankwise.tasks.options import DigitsOptions
+from rankwise.tasks.reading import parse_numbers, parse_rates, parse_seeds
 
 
 @pytest.mark.parametrize(
@@ -53,9 +54,9 @@ def test_rates() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"ranks": ()}, r"The ranks are \[\]"),
-        ({"ranks": (4, 0)}, r"The ranks are \[4, 0\]; give one or more whole numbers of at least 1"),
-        ({"seeds": (-1,)}, r"The seeds are \[-1\]"),
+        ({"ranks": ()}, r"--ranks is \[\]"),
+        ({"ranks": (4, 0)}, r"--ranks is \[4, 0\]; give one or more whole numbers of at least 1"),
+        ({"seeds": (-1,)}, r"--seeds is \[-1\]"),
         ({"protocol": "publish"}, 'Protocol "publish" is not known; .* Did you mean "published"'),
         ({"epochs": 0}, "--epochs is 0"),
         ({"batch_size": -3}, "--batch-size is -3"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rankwise.errors import CheckpointError, ConfigError, flags_named
-from rankwise.train.checkpoints import Checkpoint, Checkpoints, Every
+from rankwise.train.checkpoints import Checkpoint, CheckpointInterval, Checkpoints
 
 
 class Clock:
@@ -117,7 +117,7 @@ def test_when_none_is_whole_training_starts_anew(tmp_path: Path) -> None:
     (tmp_path / "000001-pack-0.safetensors").unlink()
     said: list[str] = []
     assert read(tmp_path, said) is None
-    assert said[-1] == f"No checkpoint in {tmp_path} is whole; training starts anew."
+    assert said[-1] == f"No checkpoint in {tmp_path} is whole; training starts from the beginning."
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_failed_write_leaves_the_earlier_ones(
             if not done:
                 assert said == [
                     f"A checkpoint could not be written to {tmp_path} (No space left on device); the last one is "
-                    "kept, and training goes on."
+                    "kept, and training continues."
                 ]
     assert done == (len(calls) < nth), "three files, each flushed with its folder and renamed once"
     found = read(tmp_path)
@@ -189,7 +189,8 @@ def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert said == [
-        f"A checkpoint could not be written to {tmp_path} (File too large); the last one is kept, and training goes on."
+        f"A checkpoint could not be written to {tmp_path} (File too large); the last one is kept, "
+        "and training continues."
     ]
     assert value_of(read(tmp_path)) == 1
     assert written.write({"pack-0": tensors(2)}, {}), "and the next is written when there is room again"
@@ -199,8 +200,8 @@ def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
 def test_when_one_is_due(tmp_path: Path) -> None:
     clock = Clock()
     by_itself = opened(tmp_path, clock=clock)
-    by_epochs = opened(tmp_path, every=Every(epochs=2), clock=clock)
-    by_seconds = opened(tmp_path, every=Every(seconds=5), clock=clock)
+    by_epochs = opened(tmp_path, every=CheckpointInterval(epochs=2), clock=clock)
+    by_seconds = opened(tmp_path, every=CheckpointInterval(seconds=5), clock=clock)
     clock.now = 4.9
     by_epochs.epoch_over()
     assert [each.due() for each in (by_itself, by_epochs, by_seconds)] == [False] * 3
@@ -234,8 +235,8 @@ def test_writing_takes_a_small_share_of_the_time(tmp_path: Path) -> None:
 
 def test_refused() -> None:
     with pytest.raises(ConfigError, match="epochs is 0; it must be a positive number"):
-        Every(epochs=0)
+        CheckpointInterval(epochs=0)
     with pytest.raises(ConfigError, match=r"^seconds is nan"):
-        Every(seconds=float("nan"))
+        CheckpointInterval(seconds=float("nan"))
     with flags_named(), pytest.raises(ConfigError, match=r"^--checkpoint-seconds is nan"):
-        Every(seconds=float("nan"))
+        CheckpointInterval(seconds=float("nan"))

@@ -8,7 +8,7 @@ from rankwise.pack.losses import PerAdapter
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
 from rankwise.train.data.feed import Feed
-from rankwise.train.evaluation import evaluate, evaluate_rows
+from rankwise.train.evaluation import evaluate_rows, means
 
 
 def squares(outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -43,7 +43,7 @@ def test_sums_and_counts_are_averaged_over_the_counts() -> None:
     pack, data = setting()
     with pack.attached(data, training=False):
         (values,) = evaluate_rows(pack, data, [PerAdapter(squares, "loss")], Feed())
-        (mean,) = evaluate(pack, data, [PerAdapter(sums, "metric")], Feed(rows_at_once=8))
+        (mean,) = means(pack, data, [PerAdapter(sums, "metric")], Feed(rows_at_once=8))
     weights = data[1][:, 0].abs().round() + 1
     torch.testing.assert_close(mean, (values * weights).sum(1) / weights.sum())
     assert not torch.allclose(mean, values.mean(1))

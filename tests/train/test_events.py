@@ -19,9 +19,9 @@ from rankwise.train.events import (
     Started,
     Stepped,
 )
-from rankwise.train.outcome import Outcome, Point
+from rankwise.train.outcome import EpochPoint, Outcome
 
-POINT = Point("a", 3, 1.0, 0.5, 0.9, 0.1, 2.0)
+POINT = EpochPoint("a", 3, 1.0, 0.5, 0.9, 0.1, 2.0)
 OUTCOME = Outcome("a", {"0.A": torch.eye(2)}, "finished", None, 3, 3, 1, 0.5)
 EVENTS: list[Event] = [
     Started((RunInfo("a", "r2", "r = 2", "lora", 2, 0.1, 0, 8, 3),), "accuracy"),
@@ -84,7 +84,7 @@ def test_an_observer_that_cant_write_hears_no_more() -> None:
         for event in EVENTS:
             observers.on_event(event)
     assert full.events == EVENTS[:4]
-    lost = Message("Full can't write (No space left on device); training goes on without it.")
+    lost = Message("Full can't write (No space left on device); training continues without it.")
     assert [event for event in heard.events if event != lost] == EVENTS
     assert lost in heard.events
 

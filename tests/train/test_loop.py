@@ -14,7 +14,7 @@ from rankwise.pack.member import Member
 from rankwise.train.data.feed import Feed
 from rankwise.train.data.tensors import Data
 from rankwise.train.loop import PackTraining
-from rankwise.train.outcome import Outcome, Point
+from rankwise.train.outcome import EpochPoint, Outcome
 from rankwise.train.settings import Training
 from trained_pack import train_pack
 
@@ -44,14 +44,14 @@ def accuracy(outputs: Tensor, batch: Sequence[Tensor]) -> Tensor:
 
 
 def run(name: str, r: int | None = 2, seed: int = 0, **settings: Any) -> tuple[Member, Training]:
-    """r None trains the layers whole."""
+    """r None trains the layers in full."""
     whole = () if r else ("0", "3")
     lora = LoRAConfig(r=r, seed=seed) if r else None
     training = Training(**{"lr": 1e-2, "batch_size": 8, "epochs": 4, **settings})
-    return Member(name=name, seed=seed, lora=lora, whole=whole), training
+    return Member(name=name, seed=seed, lora=lora, modules_to_save=whole), training
 
 
-def trained(*runs: tuple[Member, Training], points: list[Point] | None = None, **given: Any) -> dict[str, Outcome]:
+def trained(*runs: tuple[Member, Training], points: list[EpochPoint] | None = None, **given: Any) -> dict[str, Outcome]:
     model = given.pop("model", None) or make_model()
     noted = (lambda found: None) if points is None else points.extend
     data = {"train": TRAIN, "validation": VALIDATION, **given}
@@ -100,7 +100,7 @@ def test_whole_layers_train_together_too() -> None:
 
 
 def test_best_and_last_weights() -> None:
-    points: list[Point] = []
+    points: list[EpochPoint] = []
     # Rising validation loss after a while, because the rate is too high.
     runs = [run(weights, lr=0.5, epochs=8, weights=weights) for weights in ("best", "last")]
     outcomes = trained(*runs, points=points)
@@ -133,7 +133,7 @@ def test_all_may_diverge() -> None:
 
 
 def test_a_point_for_each_run_and_epoch() -> None:
-    points: list[Point] = []
+    points: list[EpochPoint] = []
     trained(run("a", epochs=2), run("b", epochs=3, schedule="cosine", lr=1.0), points=points)
     assert [(p.run, p.step) for p in points] == [("a", 3), ("b", 3), ("a", 6), ("b", 6), ("b", 9)]
     assert all(p.grad_norm > 0 and 0 <= p.metric <= 1 for p in points)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import rankwise
 from rankwise import LoRAConfig, Training
 from rankwise.errors import ConfigError, OutputError
-from rankwise.train.checkpoints import Every
+from rankwise.train.checkpoints import CheckpointInterval
 from small_models import KINDS, Batch, Kind, call
 
 UPPER = {
@@ -216,7 +216,7 @@ def top(model: nn.Module, target: str, cache: bool, **more: Any) -> rankwise.Swe
         (
             Attends,
             {"head": ("attention.out_proj",)},
-            '"attention.out_proj" is adapted or trained whole and never calle',
+            '"attention.out_proj" is adapted or trained in full and never calle',
         ),
         (Remembers, {}, "Nothing can be cached: the model gives something else"),
         (Wraps, {}, "Nothing can be cached: the model gives something else"),
@@ -325,6 +325,6 @@ def test_a_cached_sweep_goes_on_where_what_is_kept_differs_in_its_last_bits(
     with monkeypatch.context() as patch:
         patch.setattr(PackTraining, "by_step", stopped)
         with pytest.raises(KeyboardInterrupt):
-            top(model, "2", cache=True, out=tmp_path / "out", every=Every(epochs=1))
+            top(model, "2", cache=True, out=tmp_path / "out", every=CheckpointInterval(epochs=1))
     monkeypatch.setattr(prefix.Prefix, "beside", moved)
     assert top(model, "2", cache=True, out=tmp_path / "out", resume=True).results["complete"]

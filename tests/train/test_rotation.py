@@ -1,4 +1,4 @@
-"""Seeds that train and validate on rows of their own, in one pack; and validation values that decide, cross-fitted."""
+"""Seeds that train and validate on their own rows, in one pack; and validation values that decide, cross-fitted."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -50,11 +50,11 @@ def accuracy(outputs: Tensor, batch: Sequence[Tensor]) -> Tensor:
 
 
 def run(name: str, r: int | None = 2, seed: int = 0, **settings: Any) -> tuple[Member, Training]:
-    """r None trains the layers whole."""
+    """r None trains the layers in full."""
     whole = () if r else ("0", "3")
     lora = LoRAConfig(r=r, seed=seed) if r else None
     training = Training(**{"lr": 3e-2, "batch_size": 8, "epochs": 8, **settings})
-    return Member(name=name, seed=seed, lora=lora, whole=whole), training
+    return Member(name=name, seed=seed, lora=lora, modules_to_save=whole), training
 
 
 def training_of(runs: Sequence[tuple[Member, Training]], rotation: Rotation | None = ROTATION, **given: Any) -> Any:
@@ -81,7 +81,7 @@ RUNS = [
 
 
 def test_a_rotated_pack_equals_each_run_alone() -> None:
-    """Every run leaves at a time of its own, the last of seed 2 among them."""
+    """Every run leaves at its own time, the last of seed 2 among them."""
     together = outcomes_of(training_of(RUNS))
     for one in RUNS:
         name = one[0].name

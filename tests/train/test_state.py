@@ -13,7 +13,7 @@ from rankwise.errors import CheckpointError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.train.loop import PackTraining
-from rankwise.train.outcome import Outcome, Point
+from rankwise.train.outcome import EpochPoint, Outcome
 from rankwise.train.settings import Training
 from rankwise.train.state import TrainingState
 
@@ -45,7 +45,7 @@ def run(
     whole = () if r else ("0", "3")
     lora = LoRAConfig(r=r, seed=seed, dropout=dropout) if r else None
     training = Training(**{"lr": 1e-2, "batch_size": 8, "epochs": 4, **settings})
-    return Member(name=name, seed=seed, lora=lora, whole=whole), training
+    return Member(name=name, seed=seed, lora=lora, modules_to_save=whole), training
 
 
 MIXED = [
@@ -74,8 +74,8 @@ def went_on(training: PackTraining, dtype: torch.dtype) -> PackTraining:
     return other
 
 
-def finish(training: PackTraining) -> tuple[list[Point], list[Outcome]]:
-    points: list[Point] = []
+def finish(training: PackTraining) -> tuple[list[EpochPoint], list[Outcome]]:
+    points: list[EpochPoint] = []
     outcomes: list[Outcome] = []
     while not training.done:
         epoch = training.advance()
@@ -85,7 +85,7 @@ def finish(training: PackTraining) -> tuple[list[Point], list[Outcome]]:
     return points, outcomes
 
 
-def bits(found: tuple[list[Point], list[Outcome]]) -> object:
+def bits(found: tuple[list[EpochPoint], list[Outcome]]) -> object:
     """Everything but the seconds; NaN made equal to itself."""
     points, outcomes = found
     return (
@@ -155,7 +155,7 @@ def test_pruned_runs_leave_with_what_they_have() -> None:
     for _ in range(2):
         training.advance()
         alone.advance()
-    kept = training.kept()
+    kept = training.final_states()
     weights = {member.name: settings.weights for member, settings in runs}
     pruned, left = training.state().prune({"a": "too slow", "b": "too fast"}, weights)
     assert [(o.name, o.status, o.reason, o.epochs, o.steps) for o in pruned] == [

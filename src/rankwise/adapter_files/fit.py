@@ -1,4 +1,4 @@
-"""What of a file fits a model beside A and B: parameters trained whole, and what is missing."""
+"""What of a file fits a model in addition to A and B: parameters trained in full, and what is missing."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
@@ -15,7 +15,7 @@ from rankwise.adapter_files.peft.keys import (
     LINEAR_KEYS,
     is_saved,
     key_of,
-    whole_key_of,
+    saved_key_of,
     with_ancestors,
 )
 from rankwise.adapter_files.peft.layer_tensors import form_of
@@ -31,13 +31,13 @@ Modules = Sequence[tuple[nn.Module, list[str]]]
 """Every module of a model once, with all its paths."""
 
 
-def whole_of_file(model: nn.Module, read: AdapterFile, findings: Findings) -> dict[str, Tensor]:
+def replacements_of_file(model: nn.Module, read: AdapterFile, findings: Findings) -> dict[str, Tensor]:
     """Return what the file has in place of the base's parameters; each must be there and have the right shape."""
     own = base_tensors(model)
     embeddings = embeddings_of(model)
     fitting: dict[str, Tensor] = {}
-    for name, tensor in read.parts.whole.items():
-        key = whole_key_of(name, read.parts.pairs)
+    for name, tensor in read.parts.replacements.items():
+        key = saved_key_of(name, read.parts.pairs)
         if name not in own:
             findings.add(
                 f'The file has "{key}", which the model lacks.{suggest(name, own)} Was it trained on another model?'
@@ -62,7 +62,7 @@ def whole_of_file(model: nn.Module, read: AdapterFile, findings: Findings) -> di
 
 def _is_announced(name: str, read: AdapterFile) -> bool:
     owner, _, leaf = name.rpartition(".")
-    # A file of ours names whole paths, and holds for PEFT what the ends of these mean to it besides.
+    # Our files name whole paths; PEFT matches ends of paths, so other modules may be listed for it.
     ours = TENSORS in read.metadata
     saved = is_inside(owner, read.fields.get("modules_to_save") or ()) if ours else is_saved(owner, read.fields)
     return saved or (leaf == "bias" and read.fields.get("bias", "none") != "none")
@@ -78,11 +78,11 @@ def _cause(embeddings: Collection[str], name: str, tensor: Tensor) -> str:
     return "Has the model another number of classes than the one it was trained on?"
 
 
-def whole_of_biases(
+def replacements_of_biases(
     targets: Iterable[Target],
     paths: Mapping[str, str],
     biases: Mapping[str, Tensor],
-    whole: Mapping[str, Tensor],
+    replacements: Mapping[str, Tensor],
     findings: Findings,
 ) -> dict[str, Tensor]:
     r"""Return the layers' biases with those of B in them: B (A x) + b, times s, is a change s b of the layer's own.
@@ -91,11 +91,11 @@ def whole_of_biases(
         targets: The adapted modules.
         paths: Their names -> PEFT's paths.
         biases: PEFT's path -> b.
-        whole: What the file has in place of the base's parameters, biases among them.
+        replacements: What the file has in place of the base's parameters, biases among them.
         findings: Takes a bias that no layer can take in.
     """
     sums: dict[str, Tensor] = {}
-    # Layers that share their weight have one A and B, and each a bias of its own.
+    # Layers that share their weight have one A and B, and each its own bias.
     for target, user in ((it, user) for it in targets for user in (it, *it.ties)):
         bias, added = getattr(user.module, "bias", None), biases[paths[user.name]]
         if target.type == "Parameter" or bias is None or bias.shape != added.shape:
@@ -106,7 +106,7 @@ def whole_of_biases(
             )
         else:
             name = ".".join(filter(None, (user.name, "bias")))
-            own = whole.get(name, bias.detach())
+            own = replacements.get(name, bias.detach())
             sums[name] = own + target.scale * added.to(own.device, own.dtype)
     return sums
 
@@ -133,7 +133,7 @@ def find_missing(
     modules: Modules,
     read: AdapterFile,
     targets: Iterable[Target],
-    whole: Mapping[str, Tensor],
+    replacements: Mapping[str, Tensor],
     findings: Findings,
 ) -> None:
     """Find what the settings announce, the model has, and the file lacks."""
@@ -144,8 +144,8 @@ def find_missing(
     if read.fields.get("target_modules") != ALL_LINEAR:
         for module, names in modules:
             if not there.intersection(names) and any(map(is_target, names)) and not obstacle(module):
-                row = layer_type_of(module)
-                key = key_of(names[0], form_of(row).keys[0] if row else LINEAR_KEYS[0])
+                kind = layer_type_of(module)
+                key = key_of(names[0], form_of(kind).keys[0] if kind else LINEAR_KEYS[0])
                 findings.add(
                     f'The adapter has no tensor "{key}", but its target_modules take in "{names[0]}" '
                     f"of this model. {cause}"
@@ -161,9 +161,9 @@ def find_missing(
             missing = is_bias or (
                 saved and any(_is_saved(path, saved, known) for name in names for path in with_ancestors(name))
             )
-            if missing and tensor is not None and not any(path in read.parts.whole for path in paths):
+            if missing and tensor is not None and not any(path in read.parts.replacements for path in paths):
                 findings.add(
-                    f'The adapter has no tensor "{whole_key_of(paths[0], reached)}", which modules_to_save or bias '
+                    f'The adapter has no tensor "{saved_key_of(paths[0], reached)}", which modules_to_save or bias '
                     f"announces. {cause}"
                 )
 
@@ -193,20 +193,22 @@ def _missing_parameters(modules: Modules, read: AdapterFile) -> Iterator[str]:
             yield place.name
 
 
-def as_here(model: nn.Module, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def as_here(model: nn.Module, replacements: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return what a file has in place of the base's parameters by the paths that these have in the model."""
     own = base_tensors(model).keys()
-    inside = {path: path.replace(f"{BASE_LAYER}.", "") for path in whole}
-    return {path if path in own or inside[path] not in own else inside[path]: whole[path] for path in whole}
+    inside = {path: path.replace(f"{BASE_LAYER}.", "") for path in replacements}
+    return {
+        path if path in own or inside[path] not in own else inside[path]: replacements[path] for path in replacements
+    }
 
 
-def saved_modules_of_file(modules: Modules, read: AdapterFile, whole: Mapping[str, Tensor]) -> tuple[str, ...]:
+def saved_modules_of_file(modules: Modules, read: AdapterFile, replacements: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Return the paths that `modules_to_save` of a file means in this model, where the file has something for them."""
     saved = tuple(read.fields.get("modules_to_save") or ())
     found: list[str] = []
     for _, names in modules if saved else []:
         name = next((name for name in names if name.endswith(saved)), None)
-        if name is not None and not is_inside(name, found) and any(is_inside(path, [name]) for path in whole):
+        if name is not None and not is_inside(name, found) and any(is_inside(path, [name]) for path in replacements):
             found.append(name)
     return tuple(found)
 
@@ -236,7 +238,7 @@ def differences_in_peft(read: AdapterFile, targets: Iterable[Target]) -> list[st
         )
     if others:
         said.append(
-            f"{_some(others)}: the class has a forward of its own. Here the adapter acts on the weight; PEFT adds to "
+            f"{_some(others)}: the class has its own forward. Here the adapter acts on the weight; PEFT adds to "
             "the output, which may be another function. Compare outputs if PEFT trained it."
         )
     return said

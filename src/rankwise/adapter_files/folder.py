@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from rankwise.adapter_files.peft.config import (
     read_fields,
     variant_of,
 )
-from rankwise.adapter_files.peft.foreign_keys import Known, as_usual, fields_as_usual
+from rankwise.adapter_files.peft.foreign_keys import KnownModel, as_usual, fields_as_usual
 from rankwise.adapter_files.peft.keys import (
     BASE_LAYER,
     LINEAR_KEYS,
@@ -49,22 +49,55 @@ from rankwise.lora.variants import VARIANTS
 from rankwise.writing import sort_metadata
 
 
+@dataclass(frozen=True, kw_only=True)
+class OtherTensors:
+    """What a file holds in addition to A and B, or how its tensors are called.
+
+    Args:
+        replacements: Path of a parameter or buffer, by PEFT's path -> the adapter's own value. `modules_to_save`
+            and `bias` of the configuration must cover it, unless it is an embedding of an enlarged vocabulary.
+        own: Module path -> the variant's tensors other than A and B (DoRA's "magnitude"), as PEFT
+            shapes it.
+        shared: What all modules of the variant share, by name; A and B are then parts of it.
+        tokens: Module path -> tokens whose rows were trained, and these rows.
+        key_ends: Module path -> ends of the keys of A and B, where they aren't those of a Linear.
+        setting_names: Module path -> what targets and patterns call it, where that isn't its path.
+    """
+
+    replacements: Mapping[str, Tensor] = field(default_factory=dict)
+    own: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    tokens: Mapping[str, tuple[tuple[int, ...], Tensor]] = field(default_factory=dict)
+    key_ends: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    setting_names: Mapping[str, PeftName] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileBase:
+    """What a file says of the base.
+
+    Args:
+        record: For the checksums that tell another base apart.
+        facts: What settings say of it, where the configuration brought nothing.
+        model_names: Paths of all its modules, where they are known. PEFT takes a listed path for a suffix too; where
+            that would reach other modules, the targets are written as one regular expression.
+        fan_in_fan_out: PEFT's word for transformers' Conv1D layers; None leaves what the configuration brought along.
+    """
+
+    record: BaseRecord = field(default_factory=BaseRecord)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    model_names: Iterable[str] = ()
+    fan_in_fan_out: bool | None = None
+
+
 def write_adapter(
     directory: str | os.PathLike[str],
     config: LoRAConfig,
     tensors: Mapping[str, tuple[Tensor, Tensor]],
     *,
-    whole: Mapping[str, Tensor] | None = None,
-    own: Mapping[str, Mapping[str, Tensor]] | None = None,
-    shared: Mapping[str, Tensor] | None = None,
-    tokens: Mapping[str, tuple[tuple[int, ...], Tensor]] | None = None,
+    others: OtherTensors | None = None,
+    base: FileBase | None = None,
     base_name: str | None = None,
-    facts: Mapping[str, Any] | None = None,
-    base: BaseRecord | None = None,
-    model_names: Iterable[str] = (),
-    fan_in_fan_out: bool | None = None,
-    key_ends: Mapping[str, tuple[str, str]] | None = None,
-    named: Mapping[str, PeftName] | None = None,
 ) -> Path:
     """Write A and B of a set of modules; no model is needed.
 
@@ -73,20 +106,9 @@ def write_adapter(
         config: Gives alpha, scaling and dropout. Ranks are those of the tensors.
         tensors: Module path -> (A of shape (r, d_in), B of shape (d_out, r)), or as PEFT shapes them for other
             layers than Linear. Types are kept.
-        whole: Path of a parameter or buffer, as PEFT has it -> what the adapter has in its place. `modules_to_save` and
-            `bias` of the configuration must announce it, unless it is an embedding of an enlarged vocabulary.
-        own: Module path -> what the configuration's variant has there beside A and B (DoRA's "magnitude"), as PEFT
-            shapes it.
-        shared: What all modules of the variant share, by name; A and B of `tensors` are then parts of it.
-        tokens: Module path -> tokens whose rows were trained, and these rows.
+        others: What else the file holds.
+        base: What it says of the base.
         base_name: What the base is called; None leaves what the configuration brought along.
-        facts: What settings say of the base, where the configuration brought nothing.
-        base: The base, for the checksums that tell another one apart; None where it isn't known.
-        model_names: Paths of all modules of the base, where they are known. PEFT takes a listed path for a
-            suffix too; where that would reach other modules, the targets are written as one regular expression.
-        fan_in_fan_out: PEFT's word for transformers' Conv1D layers; None leaves what the configuration brought along.
-        key_ends: Module path -> ends of the keys of A and B, where they aren't those of a Linear.
-        named: Module path -> what targets and patterns call it, where that isn't its path.
 
     Returns:
         The folder.
@@ -102,6 +124,36 @@ def write_adapter(
         >>> config.alpha, tensors["fc"][0]
         (32.0, tensor([[1., 1., 1.]]))
     """
+    others, base = others or OtherTensors(), base or FileBase()
+    # Copies: safetensors refuses tensors that share memory, as slices of a stack do.
+    flat = {
+        key: gathered(tensor.detach()).to("cpu").clone(memory_format=torch.contiguous_format)
+        for key, tensor in _by_key(config.variant, tensors, others).items()
+    }
+    called = {name: PeftName(name, False, A.shape[0]) for name, (A, _) in tensors.items()} | dict(others.setting_names)
+    chosen = {name: rows for name, (rows, _) in others.tokens.items()}
+    fields = fields_of(config, [called[name] for name in tensors], chosen, base.model_names)
+    fields |= {name: value for name, value in base.facts.items() if fields.get(name) is None}
+    if base_name is not None:
+        fields["base_model_name_or_path"] = base_name
+    if base.fan_in_fan_out is not None:
+        fields["fan_in_fan_out"] = base.fan_in_fan_out
+    text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
+    folder = Path(directory)
+    try:
+        _replace_files(folder, text, flat, metadata_of(flat, text, base.record))
+    except OSError as error:
+        raise OutputError(f"The adapter can't be written to {folder}: {error.strerror or error}.") from error
+    return folder
+
+
+def _by_key(variant_name: str, tensors: Mapping[str, tuple[Tensor, Tensor]], others: OtherTensors) -> dict[str, Tensor]:
+    """The tensors of a file by their keys.
+
+    Raises:
+        AdapterFileError: They don't fit together, or there are none.
+    """
+    variant = VARIANTS[variant_name]
     if not tensors:
         raise AdapterFileError("There are no tensors to write; an adapter has at least one module.")
     for name, (A, B) in tensors.items():
@@ -112,43 +164,22 @@ def write_adapter(
     keyed = {
         key_of(name, end): tensor
         for name, pair in tensors.items()
-        for end, tensor in zip((key_ends or {}).get(name, LINEAR_KEYS), pair, strict=True)
+        for end, tensor in zip(others.key_ends.get(name, LINEAR_KEYS), pair, strict=True)
     }
-    variant, of_modules, of_all = VARIANTS[config.variant], own or {}, shared or {}
     ends = {one.name: one.key for one in variant.tensors if one.key and not one.shared}
-    for name in {**tensors, **of_modules}:
-        if (found := of_modules.get(name, {})).keys() != ends.keys() or name not in tensors:
+    for name in {**tensors, **others.own}:
+        if (found := others.own.get(name, {})).keys() != ends.keys() or name not in tensors:
             raise AdapterFileError(
-                f'The variant is "{config.variant}", whose modules have {", ".join(ends) or "nothing"} beside A and B; '
+                f'The variant "{variant_name}" has {", ".join(ends) or "nothing"} in addition to A and B; '
                 f'"{name}" has {", ".join(found) or "nothing"}.'
             )
-    if of_all.keys() != {one.name for one in variant.shared}:
-        raise AdapterFileError(f'The variant is "{config.variant}"; its modules share {[*of_all] or "nothing"}.')
-    if of_all:
-        keyed = {f"base_model.{one.key}": of_all[one.name] for one in variant.shared}
-    keyed |= {key_of(name, ends[key]): t for name, found in of_modules.items() for key, t in found.items()}
-    keyed |= {key_of(name, TOKENS_KEY): rows for name, (_, rows) in (tokens or {}).items()}
-    keyed |= {key_of("", name): tensor for name, tensor in (whole or {}).items()}
-    # Copies: safetensors refuses tensors that share memory, as slices of a stack do.
-    flat = {
-        key: gathered(tensor.detach()).to("cpu").clone(memory_format=torch.contiguous_format)
-        for key, tensor in keyed.items()
-    }
-    called = {name: PeftName(name, False, A.shape[0]) for name, (A, _) in tensors.items()} | dict(named or {})
-    chosen = {name: rows for name, (rows, _) in (tokens or {}).items()}
-    fields = fields_of(config, [called[name] for name in tensors], chosen, model_names)
-    fields |= {field: value for field, value in (facts or {}).items() if fields.get(field) is None}
-    if base_name is not None:
-        fields["base_model_name_or_path"] = base_name
-    if fan_in_fan_out is not None:
-        fields["fan_in_fan_out"] = fan_in_fan_out
-    text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
-    folder = Path(directory)
-    try:
-        _replace_files(folder, text, flat, metadata_of(flat, text, base or BaseRecord()))
-    except OSError as error:
-        raise OutputError(f"The adapter can't be written to {folder}: {error.strerror or error}.") from error
-    return folder
+    if others.shared.keys() != {one.name for one in variant.shared}:
+        raise AdapterFileError(f'The variant is "{variant_name}"; its modules share {[*others.shared] or "nothing"}.')
+    if others.shared:
+        keyed = {f"base_model.{one.key}": others.shared[one.name] for one in variant.shared}
+    keyed |= {key_of(name, ends[key]): t for name, found in others.own.items() for key, t in found.items()}
+    keyed |= {key_of(name, TOKENS_KEY): rows for name, (_, rows) in others.tokens.items()}
+    return keyed | {key_of("", name): tensor for name, tensor in others.replacements.items()}
 
 
 def read_adapter(
@@ -166,7 +197,7 @@ def read_adapter(
 
     Raises:
         AdapterFileError: A file is missing, damaged or of an unsupported kind; or the adapter brings parameters of
-            the base that are trained whole, which only `load_adapter` can use.
+            the base that are trained in full, which only `load_adapter` can use.
 
     Examples:
         >>> read_adapter("nowhere")
@@ -174,10 +205,10 @@ def read_adapter(
         rankwise.errors.AdapterFileError: nowhere has no adapter_config.json; an adapter is a folder with one.
     """
     findings = Findings(strict)
-    read = read_whole(Path(directory), findings, allow_pickle)
-    if read.parts.whole:
+    read = read_through(Path(directory), findings, allow_pickle)
+    if read.parts.replacements:
         findings.add(
-            f'{read.path} brings parameters trained whole ("{next(iter(read.parts.whole))}"), beside A and B; '
+            f'{read.path} has fully trained parameters ("{next(iter(read.parts.replacements))}"), not only A and B; '
             "load_adapter puts them into a model."
         )
     if read.fields.get("target_parameters"):
@@ -197,7 +228,7 @@ def read_adapter(
 
 
 def _replace_files(folder: Path, text: str, flat: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write both files beside their place, then move them in.
+    """Write both files under temporary names, then move them in.
 
     The old configuration goes first and the new one comes last: without it there is no adapter, so an
     interruption between the moves leaves none, and one before them leaves the old one.
@@ -254,7 +285,7 @@ class AdapterFile:
     metadata: dict[str, str]
 
 
-def read_whole(folder: Path, findings: Findings, allow_pickle: bool, known: Known | None = None) -> AdapterFile:
+def read_through(folder: Path, findings: Findings, allow_pickle: bool, known: KnownModel | None = None) -> AdapterFile:
     """Read a folder, with all checks that need no model.
 
     Args:
@@ -273,7 +304,7 @@ def read_whole(folder: Path, findings: Findings, allow_pickle: bool, known: Know
     _check_finite(path, flat, findings)
     check_config(where, text, metadata, findings)
     check_unknown_fields(where, fields, findings)
-    known = known or Known()
+    known = known or KnownModel()
     fields, flat = fields_as_usual(fields, known), as_usual(flat, known)
     buffers = buffers_of(path, metadata)
     parts = sorted_parts(path, flat, fields, findings, known.tensors, tuple(known.embeddings), buffers)

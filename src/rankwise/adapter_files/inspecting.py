@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rankwise.adapter_files.findings import Findings
-from rankwise.adapter_files.folder import AdapterFile, read_whole
+from rankwise.adapter_files.folder import AdapterFile, read_through
 from rankwise.adapter_files.peft.config import peft_values, variant_of
 from rankwise.lora.variants import VARIANTS
 
@@ -53,7 +53,7 @@ class Inspection:
         folder: The adapter's.
         settings: The content of `adapter_config.json`.
         modules: The adapted modules.
-        saved: Path of a parameter that is trained whole -> its shape and norm.
+        saved: Path of a parameter that is trained in full -> its shape and norm.
         bytes: Size of the tensor file.
         dtypes: Types of the tensors.
         findings: What can't be used, or is not as it was written.
@@ -83,7 +83,7 @@ def inspect_adapter(folder: Path) -> Inspection:
         AdapterFileError: A file is missing, damaged or of an unsupported kind.
     """
     findings = Findings(strict=False)
-    read = read_whole(folder, findings, allow_pickle=False)
+    read = read_through(folder, findings, allow_pickle=False)
     tensors = [tensor for pair in read.parts.pairs.values() for tensor in pair]
     return Inspection(
         folder=folder,
@@ -91,7 +91,7 @@ def inspect_adapter(folder: Path) -> Inspection:
         modules=tuple(_modules(read)),
         saved={
             path: (tuple(tensor.shape), float(tensor.double().norm()))
-            for path, tensor in {**read.parts.whole, **read.parts.tokens}.items()
+            for path, tensor in {**read.parts.replacements, **read.parts.tokens}.items()
         },
         bytes=read.path.stat().st_size,
         dtypes=tuple(dict.fromkeys(str(t.dtype).removeprefix("torch.") for t in tensors)),

@@ -34,7 +34,7 @@ def load_loralib(
 ) -> Report:
     """Attach what `loralib.lora_state_dict` returned to the model as it was before loralib's layers came in.
 
-    loralib stores neither alpha nor which parts of a `MergedLinear` are adapted, so both are said here. Biases in
+    loralib stores neither alpha nor which parts of a `MergedLinear` are adapted, so both are arguments here. Biases in
     the file are the adapter's own, as with `LoRAConfig(bias=...)`. Convolutions get a rank of about r kernel^2, since
     loralib's delta runs over channels and kernel alike.
 
@@ -96,10 +96,10 @@ def load_loralib(
         matrices = {
             target.name: dict(zip("AB", _fitting(where, target, pairs), strict=True)) for target in targets.adapted
         }
-        whole = _biases_that_fit(where, model, biases)
-        elsewhere = any(bias.rpartition(".")[0] not in pairs for bias in whole)
-        config = replace(config, bias="all" if elsewhere else "lora_only" if whole else "none")
-        return attach(model, targets, matrices, config, name, whole)
+        replacements = _biases_that_fit(where, model, biases)
+        elsewhere = any(bias.rpartition(".")[0] not in pairs for bias in replacements)
+        config = replace(config, bias="all" if elsewhere else "lora_only" if replacements else "none")
+        return attach(model, targets, matrices, config, name, replacements)
 
 
 def _state_of(

@@ -18,11 +18,11 @@ from rankwise.lora.merge import MergeReport, merge, unmerge
 from rankwise.lora.targets.modules import unwrapped
 from rankwise.writing import plain_mode
 
-WEIGHTS = "model"
+WEIGHTS_STEM = "model"
 """Stem of the files with the weights, as transformers has them."""
 
 SHARD = 5_000_000_000
-"""Bytes: the size of a file of weights that transformers and the hub take for a whole one."""
+"""Bytes: the size of a file of weights that transformers and the hub read as a complete one."""
 
 
 def save_merged(
@@ -37,7 +37,7 @@ def save_merged(
     Args:
         model: An injected model.
         directory: The folder; it must not be there, or be empty.
-        max_shard_size: Bytes of the largest file. One file at a time is held in memory beside the model, and the old
+        max_shard_size: Bytes of the largest file. One file at a time is held in memory with the model, and the old
             weights of the adapted layers are kept on the CPU while it lasts.
         dequantize: As of `merge`: quantised layers that are adapted are saved with plain weights.
 
@@ -81,7 +81,7 @@ def save_merged(
 def _write(model: nn.Module, folder: Path, max_shard_size: int) -> None:
     state = without_adapters(model)
     save: Any = getattr(unwrapped(model), "save_pretrained", None)
-    # Others of that name (diffusers', the hub's mixin) would write the adapters beside the merged weights.
+    # Others of that name (diffusers', the hub's mixin) would write the adapters with the merged weights.
     if callable(save) and "state_dict" in inspect.signature(save).parameters:
         save(folder, state_dict=state, max_shard_size=max_shard_size)
         for path in folder.rglob("*.safetensors"):
@@ -92,7 +92,9 @@ def _write(model: nn.Module, folder: Path, max_shard_size: int) -> None:
             raise AdapterError(f'"{key}" of the model is a {type(value).__name__}; only tensors can be saved.')
     shards = list(_shards(state, max_shard_size))
     names = [
-        f"{WEIGHTS}.safetensors" if len(shards) == 1 else f"{WEIGHTS}-{i:05d}-of-{len(shards):05d}.safetensors"
+        f"{WEIGHTS_STEM}.safetensors"
+        if len(shards) == 1
+        else f"{WEIGHTS_STEM}-{i:05d}-of-{len(shards):05d}.safetensors"
         for i in range(1, len(shards) + 1)
     ]
     for name, keys in zip(names, shards, strict=True):
@@ -101,7 +103,9 @@ def _write(model: nn.Module, folder: Path, max_shard_size: int) -> None:
     if len(shards) > 1:
         places = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
         index = {"metadata": {"total_size": sum(map(_bytes, state.values()))}, "weight_map": places}
-        (folder / f"{WEIGHTS}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (folder / f"{WEIGHTS_STEM}.safetensors.index.json").write_text(
+            json.dumps(index, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def _shards(state: Mapping[str, Tensor], most: int) -> Iterator[list[str]]:

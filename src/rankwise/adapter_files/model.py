@@ -18,11 +18,11 @@ from rankwise.adapter_files.fit import (
     differences_in_peft,
     find_missing,
     find_not_finite,
+    replacements_of_biases,
+    replacements_of_file,
     saved_modules_of_file,
-    whole_of_biases,
-    whole_of_file,
 )
-from rankwise.adapter_files.folder import config_of, read_whole, write_adapter
+from rankwise.adapter_files.folder import FileBase, OtherTensors, config_of, read_through, write_adapter
 from rankwise.adapter_files.peft.base_facts import base_facts
 from rankwise.adapter_files.peft.config import CONFIG_FILE
 from rankwise.adapter_files.peft.embeddings import embeddings_of, embeddings_to_save
@@ -47,7 +47,7 @@ from rankwise.lora.inject import Report, attach, check_new_name
 from rankwise.lora.targets.find import Target, Targets
 from rankwise.lora.targets.modules import base_tensors, named_once
 from rankwise.lora.targets.patterns import as_list
-from rankwise.lora.trained_modules import whole_tensors
+from rankwise.lora.trained_modules import replacement_tensors
 from rankwise.lora.variants import VARIANTS
 
 
@@ -113,40 +113,48 @@ def save_adapter(
         check_unwrapped_by_peft(model)
         modules = named_once(model)
         config = next(iter(with_tokens.values()))[1].configs[name]
-        whole = whole_tensors(model, name)
-        check_savable(model, name, with_tokens, whole, strict)
+        replacements = replacement_tensors(model, name)
+        check_savable(model, name, with_tokens, replacements, strict)
         layers = {path: (layer, lora) for path, (layer, lora) in with_tokens.items() if not lora.kind_of(name).tokens}
         filed = as_filed(modules, layers, name, config)
         _warn_of_dropout(config, filed)
-        rows = tokens_as_filed(with_tokens, name, whole)
+        rows = tokens_as_filed(with_tokens, name, replacements)
         chosen = {path: {*lora.kind_of(name).tokens} for path, (_, lora) in with_tokens.items()}
-        whole |= embeddings_to_save(model, base_name, save_embeddings, chosen, whole)
+        replacements |= embeddings_to_save(model, base_name, save_embeddings, chosen, replacements)
         also = also_meant(model, tuple(map(str, as_list(config.modules_to_save))), with_tokens)
-        drifted = {path: now for path, (_, now) in changed_buffers(model).items() if path not in whole}
-        drifted |= {path: base_tensors(model)[path] for path in check_base_as_before(model, {*whole, *drifted}, strict)}
-        whole |= drifted
+        drifted = {path: now for path, (_, now) in changed_buffers(model).items() if path not in replacements}
+        drifted |= {
+            path: base_tensors(model)[path] for path in check_base_as_before(model, {*replacements, *drifted}, strict)
+        }
+        replacements |= drifted
         # What the file itself brings need not be the base's, nor rows of tokens that were drawn at random.
-        compared = {path: it for path, it in layers.items() if f"{path}.weight" not in whole}
+        compared = {path: it for path, it in layers.items() if f"{path}.weight" not in replacements}
         adapted = {path: (layer, lora.parameter) for path, (layer, lora) in compared.items()}
-        without = {*whole} - {*drifted} | {*_weight_paths(with_tokens)}
-        whole |= {path: tensor for path, tensor in also.items() if path not in whole}
+        without = {*replacements} - {*drifted} | {*_weight_paths(with_tokens)}
+        replacements |= {path: tensor for path, tensor in also.items() if path not in replacements}
         if save_embeddings is False:
             without |= {f"{path}.weight" for path in embeddings_of(model)}
         return write_adapter(
             directory,
             filed.config,
             filed.tensors,
-            whole={filed.paths.whole(path, filed.tensors, rows): tensor for path, tensor in whole.items()},
-            own=filed.own,
-            shared=filed.shared,
-            tokens=rows,
-            base=BaseRecord(adapted_weights(adapted), other_tensors(model, without), drifted),
+            others=OtherTensors(
+                replacements={
+                    filed.paths.saved_name(path, filed.tensors, rows): tensor for path, tensor in replacements.items()
+                },
+                own=filed.own,
+                shared=filed.shared,
+                tokens=rows,
+                key_ends=filed.key_ends,
+                setting_names=filed.setting_names,
+            ),
+            base=FileBase(
+                record=BaseRecord(adapted_weights(adapted), other_tensors(model, without), drifted),
+                facts=base_facts(model, replacements),
+                model_names=[paths[0] for _, paths in modules],
+                fan_in_fan_out=all(lora.layer_type.name == "Conv1D" for _, lora in layers.values()),
+            ),
             base_name=base_name,
-            facts=base_facts(model, whole),
-            model_names=[paths[0] for _, paths in modules],
-            fan_in_fan_out=all(lora.layer_type.name == "Conv1D" for _, lora in layers.values()),
-            key_ends=filed.key_ends,
-            named=filed.named,
         )
 
 
@@ -157,7 +165,7 @@ def _weight_paths(layers: Mapping[str, tuple[nn.Module, LoRA]]) -> list[str]:
 
 def _warn_of_dropout(config: LoRAConfig, filed: FileLayout) -> None:
     """Say that a file with adapted parameters has no dropout; there it would have no input to act on."""
-    bare = {named.bare for named in filed.named.values()}
+    bare = {named.bare for named in filed.setting_names.values()}
     if config.dropout and bare == {True, False}:
         warnings.warn(
             f"The file says lora_dropout = 0, not {config.dropout:g}: PEFT refuses dropout in an adapter that has "
@@ -212,7 +220,7 @@ def load_adapter(
         check_attachable(model)
         fitting = read_for(model, directory, name, findings, allow_pickle, untie)
         targets = Targets(fitting.targets, [])
-        report = attach(model, targets, fitting.tensors, fitting.config, name, fitting.whole, fitting.shared)
+        report = attach(model, targets, fitting.tensors, fitting.config, name, fitting.replacements, fitting.shared)
     return LoadReport(**vars(report), findings=findings.listed, notes=fitting.notes)
 
 
@@ -225,7 +233,7 @@ class Fitting:
         targets: The weights it adapts.
         tensors: Their names -> what the variant has there, A and B as matrices; shared tensors apart.
         shared: What all layers share.
-        whole: Path of a parameter -> what the file has in its place.
+        replacements: Path of a parameter -> what the file has in its place.
         notes: What couldn't be checked, and where PEFT may have trained another function.
     """
 
@@ -233,7 +241,7 @@ class Fitting:
     targets: list[Target]
     tensors: dict[str, dict[str, Tensor]]
     shared: dict[str, Tensor]
-    whole: dict[str, Tensor]
+    replacements: dict[str, Tensor]
     notes: list[str]
 
 
@@ -249,10 +257,10 @@ def read_for(
     folder = Path(directory)
     if not (folder / CONFIG_FILE).exists() and (folder / name / CONFIG_FILE).exists():
         folder = folder / name
-    read = read_whole(folder, findings, allow_pickle, known_of(model))
+    read = read_through(folder, findings, allow_pickle, known_of(model))
     find_not_finite(read, findings)
     modules = named_once(model)
-    read = replace(read, parts=replace(read.parts, whole=as_here(model, read.parts.whole)))
+    read = replace(read, parts=replace(read.parts, replacements=as_here(model, read.parts.replacements)))
     weights = weights_of_file(modules, read.fields, read.parts.pairs)
     config = config_of(read, settings_names(weights, read.parts.pairs), findings)
     pairs = read.parts.pairs
@@ -260,19 +268,21 @@ def read_for(
     own = own_of_file(targets, paths, read.parts.own, findings) if read.parts.own else {}
     # Any stand-in for magnitudes would change the layer, so its A and B are of no use without them.
     targets = [target for target in targets if not read.parts.own or target.name in own]
-    whole = whole_of_file(model, read, findings)
-    find_missing(modules, read, targets, whole, findings)
+    replacements = replacements_of_file(model, read, findings)
+    find_missing(modules, read, targets, replacements, findings)
     chosen = tokens_of_fields(read.fields, list(read.parts.tokens))
     find_unfiled(model, modules, read.path, read.fields, read.parts.tokens, findings)
-    tokens, of_tokens = tokens_of_file(model, modules, read.parts.tokens, chosen, targets, whole, findings, untie)
+    tokens, of_tokens = tokens_of_file(
+        model, modules, read.parts.tokens, chosen, targets, replacements, findings, untie
+    )
     if read.parts.biases:
         config = replace(config, bias="lora_only" if config.bias == "none" else config.bias)
-        whole |= whole_of_biases(targets, paths, read.parts.biases, whole, findings)
+        replacements |= replacements_of_biases(targets, paths, read.parts.biases, replacements, findings)
     if not targets:
         raise AdapterFileError(f"Nothing of {read.path} fits the model: {findings.listed[0]}")
     base = BaseRecord(
         adapted_weights({target.name: (target.module, target.parameter) for target in targets}),
-        other_tensors(model, {*whole, *_weights_of(tokens)}),
+        other_tensors(model, {*replacements, *_weights_of(tokens)}),
         paths=base_tensors(model),
     )
     embeddings = [f"{path}.weight" for path in embeddings_of(model)]
@@ -280,7 +290,7 @@ def read_for(
     for difference in differences_in_peft(read, [*targets, *tokens]):
         warnings.warn(difference, stacklevel=3)
         notes.append(difference)
-    config = replace(config, modules_to_save=saved_modules_of_file(modules, read, whole))
+    config = replace(config, modules_to_save=saved_modules_of_file(modules, read, replacements))
     place = {module: i for i, (module, _) in enumerate(modules)}
     targets = sorted([*targets, *tokens], key=lambda target: place[target.module])
     both = {**converted, **of_tokens}
@@ -292,7 +302,7 @@ def read_for(
         }
         for target in targets
     }
-    return Fitting(config, targets, tensors, read.parts.shared, whole, notes)
+    return Fitting(config, targets, tensors, read.parts.shared, replacements, notes)
 
 
 def _weights_of(tokens: Sequence[Target]) -> Iterator[str]:

@@ -43,16 +43,16 @@ class FileLayout:
         config: Its configuration, whose alphas are those of the settings' names and keep the scales where PEFT's shape
             changes r.
         tensors: PEFT's path -> A and B as PEFT shapes them.
-        named: PEFT's path -> what the settings call it.
+        setting_names: PEFT's path -> what the settings call it.
         key_ends: PEFT's path -> ends of the keys of A and B.
-        own: PEFT's path -> what the variant has there beside A and B, by name, as PEFT shapes it.
+        own: PEFT's path -> what the variant has there in addition to A and B, by name, as PEFT shapes it.
         shared: What all layers share, by name.
         paths: Where PEFT has the weights.
     """
 
     config: LoRAConfig
     tensors: dict[str, Pair]
-    named: dict[str, PeftName]
+    setting_names: dict[str, PeftName]
     key_ends: dict[str, tuple[str, str]]
     own: dict[str, dict[str, Tensor]]
     shared: dict[str, Tensor]
@@ -78,7 +78,7 @@ def as_filed(modules: Sequence[Named], layers: Layers, name: str, config: LoRACo
     patterned = matching_values(config.alpha_pattern, layers)
     compact = _is_too_large(layers, name)
     for path, (layer, lora) in layers.items():
-        place, row, own = paths.place(layer, firsts[layer], lora.parameter), lora.kind_of(name), _row_of_all(lora)
+        place, kind, own = paths.place(layer, firsts[layer], lora.parameter), lora.kind_of(name), _kind_of_all(lora)
         if place.path in filed.tensors:
             raise AdapterError(
                 f'"{path}" and another weight of its module would lie in one place of a file in PEFT\'s format. Save '
@@ -87,19 +87,19 @@ def as_filed(modules: Sequence[Named], layers: Layers, name: str, config: LoRACo
         tensors = {key: tensor.detach() for key, tensor in lora.tensors(name).items()}
         shared = {one.name for one in lora.variant_of(name).shared}
         filed.shared.update({key: tensor for key, tensor in tensors.items() if key in shared})
-        A, B = _cut(tensors["A"], tensors["B"], row, layer) if shared else (tensors["A"], tensors["B"])
+        A, B = _cut(tensors["A"], tensors["B"], kind, layer) if shared else (tensors["A"], tensors["B"])
         # PEFT has no slices: an ordinary adapter of the summed rank is the same function.
-        whole = block_form(B, row.slices, own.dims(layer)[1]) if row.slices else B
+        blocks = block_form(B, kind.slices, own.dims(layer)[1]) if kind.slices else B
         form = form_of(own, compact and growth_of(layer, A) > 1, place.bare)
-        filed.tensors[place.path] = pair = form.write(own, layer, A, whole)
+        filed.tensors[place.path] = pair = form.write(own, layer, A, blocks)
         filed.key_ends[place.path] = form.keys
         r = pair[0].shape[0] // own.stack(layer)
-        growth = r * row.stack(layer) // A.shape[0]
+        growth = r * kind.stack(layer) // A.shape[0]
         values = r, patterned.get(path, config.alpha) * _alpha_factor(config, growth)
         # PEFT has one r and one alpha for all of an attention; where they differ only Rankwise reads the file.
         called = place.name if settings.setdefault(place.name, values) == values else place.path
         settings[called] = values
-        filed.named[place.path] = PeftName(called, place.bare, r)
+        filed.setting_names[place.path] = PeftName(called, place.bare, r)
         declared = [one for one in lora.variant_of(name).tensors if one.key and not one.shared]
         if declared:
             held = {one.name: tensors[one.name] for one in declared}
@@ -110,7 +110,7 @@ def as_filed(modules: Sequence[Named], layers: Layers, name: str, config: LoRACo
     return replace(filed, config=replace(config, alpha_pattern=pinned(alphas, config.alpha)))
 
 
-def _row_of_all(lora: LoRA) -> LayerType:
+def _kind_of_all(lora: LoRA) -> LayerType:
     """Return how the weight is seen by an adapter that isn't on slices of it."""
     return parameter_type(lora.parameter) if lora.is_parameter else lora.layer_type
 
@@ -160,18 +160,18 @@ class PairTarget:
     @functools.cached_property
     def blocked(self) -> str:
         """Why no adapter can act here, or an empty string."""
-        row, module = self.weight.layer_type, self.weight.module
-        if row is not None and row.name == "Parameter":
+        kind, module = self.weight.layer_type, self.weight.module
+        if kind is not None and kind.name == "Parameter":
             return ""
-        if self.place.bare and row is not None and not row.matrix:
+        if self.place.bare and kind is not None and not kind.matrix:
             return "its weight is no matrix, and named in target_parameters, so PEFT has it as a stack of matrices"
         return obstacle(module)
 
 
 def settings_names(weights: Mapping[str, PairTarget], pairs: Mapping[str, Pair]) -> dict[str, tuple[str, int]]:
     """Return what the settings call each pair whose A a weight can have, and how many matrices the weight is."""
-    rows = {path: found.weight.layer_type for path, found in weights.items() if not found.blocked}
-    stacks = {path: row.stack(weights[path].weight.module) for path, row in rows.items() if row is not None}
+    types = {path: found.weight.layer_type for path, found in weights.items() if not found.blocked}
+    stacks = {path: kind.stack(weights[path].weight.module) for path, kind in types.items() if kind is not None}
     return {path: (weights[path].place.name, n) for path, n in stacks.items() if pairs[path][0].shape[0] % n == 0}
 
 
@@ -253,9 +253,9 @@ def targets_of_file(
         if target is None:
             continue
         others[weight.parameter] = target
-        row, module = target.layer_type, target.module
-        form = form_of(row, is_compact(module, A), found.place.bare)
-        converted[target.name], paths[target.name] = form.read(row, module, A, B), path
+        kind, module = target.layer_type, target.module
+        form = form_of(kind, is_compact(module, A), found.place.bare)
+        converted[target.name], paths[target.name] = form.read(kind, module, A, B), path
     joined = [target for others in targets.values() for target in others.values()]
     if VARIANTS[config.variant].transposes or untie:
         joined = _joined(
@@ -274,28 +274,28 @@ def _target(
     findings: Findings,
 ) -> Target | None:
     weight, bare = found.weight, found.place.bare
-    module, row, r = weight.module, weight.layer_type, tensors[0].shape[0]
-    if row is None or found.blocked:
+    module, kind, r = weight.module, weight.layer_type, tensors[0].shape[0]
+    if kind is None or found.blocked:
         findings.add(f'The adapter has tensors for "{path}", a {type(module).__name__} here: {found.blocked}.')
         return None
-    form = form_of(row, is_compact(module, tensors[0]), bare)
-    for place, (letter, tensor, needed) in enumerate(zip("AB", tensors, form.shapes(row, module, r), strict=True)):
-        if tensor.shape != needed or r % row.stack(module):
-            rank = "r" if row.stack(module) == 1 else f"{row.stack(module)} r"
+    form = form_of(kind, is_compact(module, tensors[0]), bare)
+    for place, (letter, tensor, needed) in enumerate(zip("AB", tensors, form.shapes(kind, module, r), strict=True)):
+        if tensor.shape != needed or r % kind.stack(module):
+            rank = "r" if kind.stack(module) == 1 else f"{kind.stack(module)} r"
             text = ", ".join(rank if n == place else str(size) for n, size in enumerate(needed))
             findings.add(
                 f'lora_{letter} of "{path}" has shape {tuple(tensor.shape)}; the base layer needs ({text}). '
-                + _cause(row, tensor, needed)
+                + _cause(kind, tensor, needed)
             )
             return None
-    own_r = form.read(row, module, *tensors)[0].shape[0] // row.stack(module)
-    growth = r // row.stack(module) // own_r
+    own_r = form.read(kind, module, *tensors)[0].shape[0] // kind.stack(module)
+    growth = r // kind.stack(module) // own_r
     alpha = filed_alpha / _alpha_factor(config, growth)
-    d_in, d_out = row.dims(module)
+    d_in, d_out = kind.dims(module)
     return Target(
         name=weight.names[0],
         module=module,
-        layer_type=row,
+        layer_type=kind,
         d_in=d_in,
         d_out=d_out,
         r=own_r,
@@ -314,7 +314,7 @@ def own_of_file(
     own: Mapping[str, Mapping[str, Tensor]],
     findings: Findings,
 ) -> dict[str, dict[str, Tensor]]:
-    """Return what the variant of a file has beside A and B by the targets' names, without those that don't fit.
+    """Return what the variant of a file has in addition to A and B by the targets' names, without those that don't fit.
 
     Args:
         targets: The targets.
@@ -342,9 +342,9 @@ def own_of_file(
     return fitting
 
 
-def _cause(row: LayerType, tensor: Tensor, needed: tuple[int, ...]) -> str:
+def _cause(kind: LayerType, tensor: Tensor, needed: tuple[int, ...]) -> str:
     """Guess why shapes differ."""
-    if row.reads_indices and tensor.ndim == 2 and tensor.shape[0] == needed[0] and tensor.shape[1] > needed[1]:
+    if kind.reads_indices and tensor.ndim == 2 and tensor.shape[0] == needed[0] and tensor.shape[1] > needed[1]:
         return (
             "Was it trained on another model, or with a larger vocabulary? For that call "
             f"model.resize_token_embeddings({tensor.shape[1]}) first."

@@ -10,12 +10,14 @@ from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.model import read_for
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, layers_with
+from rankwise.lora.checks.threads import changes_model
 from rankwise.lora.offloaded import has_data
 from rankwise.lora.targets.find import Target
-from rankwise.lora.trained_modules import whole_tensors
+from rankwise.lora.trained_modules import replacement_tensors
 from rankwise.lora.variants import VARIANTS, VariantTensor
 
 
+@changes_model
 def swap_adapter(
     model: nn.Module,
     directory: str | os.PathLike[str],
@@ -27,7 +29,7 @@ def swap_adapter(
     """Give an attached adapter the values of a file, in place: a compiled model takes them up without recompiling.
 
     The file must adapt the same modules in the same way. A smaller r is filled up with zeros; the file's scale goes
-    into B, since the attached adapter's stands in the compiled code.
+    into B, since the compiled code has the attached adapter's scale.
 
     Args:
         model: An injected model, compiled or not.
@@ -59,9 +61,9 @@ def swap_adapter(
     read = read_for(model, directory, name, findings, allow_pickle)
     found = {path: target for target in read.targets for path in (target.name, *(tie.name for tie in target.ties))}
     _check_alike("adapts", layers.keys(), found.keys(), name, directory)
-    own = whole_tensors(model, name)
-    _check_alike("has whole", own.keys(), read.whole.keys(), name, directory)
-    new: list[tuple[Tensor, Tensor]] = [(own[path], tensor) for path, tensor in read.whole.items()]
+    own = replacement_tensors(model, name)
+    _check_alike("has whole", own.keys(), read.replacements.keys(), name, directory)
+    new: list[tuple[Tensor, Tensor]] = [(own[path], tensor) for path, tensor in read.replacements.items()]
     for target in read.targets:
         lora = layers[target.name][1]
         _check_layer(target.name, lora, name, target, read.config.variant)

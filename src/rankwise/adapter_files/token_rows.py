@@ -28,20 +28,20 @@ Rows = tuple[tuple[int, ...], Tensor]
 """Tokens, and the row of each."""
 
 
-def tokens_as_filed(layers: Layers, name: str, whole: Mapping[str, Tensor]) -> dict[str, Rows]:
+def tokens_as_filed(layers: Layers, name: str, replacements: Mapping[str, Tensor]) -> dict[str, Rows]:
     """Return the rows of an adapter's tokens by path of their layer, each weight's once.
 
     Args:
         layers: The adapted layers.
         name: The adapter.
-        whole: Path of a parameter -> what the adapter has in its place.
+        replacements: Path of a parameter -> what the adapter has in its place.
     """
     filed: dict[str, Rows] = {}
     for path, (layer, lora) in layers.items():
         tokens = lora.kind_of(name).tokens
         if tokens and path in lora.configs[name].trainable_tokens:
             B = lora.tensors(name)["B"].detach()
-            weight = whole.get(f"{path}.weight", _weight_before(layer, lora))
+            weight = replacements.get(f"{path}.weight", _weight_before(layer, lora))
             filed[path] = tokens, _base_rows(weight, tokens, B) + B.mT
     return filed
 
@@ -97,7 +97,7 @@ def tokens_of_file(
     rows: Mapping[str, Tensor],
     tokens: Mapping[str, Sequence[int]],
     others: Sequence[Target],
-    whole: Mapping[str, Tensor],
+    replacements: Mapping[str, Tensor],
     findings: Findings,
     untie: bool = False,
 ) -> tuple[list[Target], dict[str, tuple[Tensor, Tensor]]]:
@@ -109,9 +109,9 @@ def tokens_of_file(
         rows: Path of a layer -> rows of tokens.
         tokens: Path of a layer -> the tokens.
         others: The file's other targets.
-        whole: Path of a parameter -> what the file has in its place.
+        replacements: Path of a parameter -> what the file has in its place.
         findings: Takes what has no place.
-        untie: Whether a layer that shares its weight is to get a copy of its own.
+        untie: Whether a layer that shares its weight is to get its own copy.
 
     Returns:
         The targets, and A and B by their names.
@@ -151,7 +151,7 @@ def tokens_of_file(
                 f"needs {(target.r, target.d_out)} floating-point numbers. Was it trained on another model?"
             )
             continue
-        weight = whole.get(f"{target.name}.weight")
+        weight = replacements.get(f"{target.name}.weight")
         weight = data_of(module, "weight") if weight is None else weight
         wide = torch.promote_types(values.dtype, torch.float32)
         B = (values.to(weight.device, wide) - _base_rows(weight, tokens[path], values.to(weight.device, wide))).mT

@@ -1,4 +1,4 @@
-"""The command line: commands read flags, call the code that does the work, and print. No logic of their own.
+"""The command line: commands read flags, call the code that does the work, and print. They have no other logic.
 
 One file a command; nothing heavy is loaded before a command runs, so `--help` is quick.
 """
@@ -20,13 +20,14 @@ from rankwise.cli.generate import generate
 from rankwise.cli.inspect import inspect
 from rankwise.cli.merge import merge
 from rankwise.cli.predict import predict
+from rankwise.cli.push import push
 from rankwise.cli.report import report
 from rankwise.cli.sweep import sweep
 from rankwise.cli.train import train
 from rankwise.cli.work import work
 from rankwise.errors import ConfigError, RankwiseError, flags_named
 from rankwise.shown import printable
-from rankwise.tasks.options import parse_numbers
+from rankwise.tasks.reading import parse_numbers
 
 if TYPE_CHECKING:
     from cyclopts.config import Dict
@@ -40,6 +41,7 @@ __all__ = [
     "main",
     "merge",
     "predict",
+    "push",
     "report",
     "sweep",
     "train",
@@ -92,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Returns:
-        The exit code: 0; 2 a user's mistake, said in one line; 3 finished, with runs that diverged; 130 interrupted;
-        141 standard output was closed before all was printed.
+        The exit code: 0; 2 a user's mistake (one line); 3 finished, with runs that diverged; 130 interrupted; 141
+        standard output was closed before all was printed.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:

@@ -18,14 +18,10 @@ app = App(
     ),
     help_flags=["--help", "-h"],
     version_flags=["--version"],
-    # Ctrl-C has an exit code and a message of ours.
+    # We choose the exit code and the message of Ctrl-C.
     suppress_keyboard_interrupt=False,
     # After the main options, and before what a command shares with others.
     group_parameters=flag_group("Options", 1),
 )
 
 app.register_install_completion_command(name="--install-completion")
-
-MAIN = flag_group("Main options", 0)
-TRAINING = flag_group("Training", 4)
-HOW = flag_group("How it runs", 10)

@@ -15,11 +15,11 @@ def compare(
     out: Path | None = None,
     json_: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
 ) -> int:
-    """Hold finished runs against one another: test metrics side by side, and paired differences.
+    """Compare finished runs: test metrics side by side, and paired differences.
 
     Example: rankwise compare runs/mean runs/model
 
-    A difference is that to the first run that has the configuration, example by example and seed by seed; it is taken
+    Differences are taken from the first run with the configuration, example by example and seed by seed,
     where the two share their test data. A star marks a run's answer.
 
     Parameters

@@ -1,4 +1,4 @@
-"""The settings of a run that is resumed, or of a finished run that is extended by seeds and ranks."""
+"""The settings of a resumed run, or of a finished run that is extended by seeds and ranks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ EXTENDED = ("digits", "sweep")
 
 
 def settings_of(directory: Path, more_seeds: int | None, more_ranks: Sequence[int] | None) -> dict[str, Any]:
-    """The settings with which a run continues: of the unfinished run, or of the finished one with what is added.
+    """The settings of the next run: the unfinished run's, or the finished run's with the additions.
 
     Args:
         directory: The run directory.
@@ -46,9 +46,9 @@ def settings_of(directory: Path, more_seeds: int | None, more_ranks: Sequence[in
     try:
         settings: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path} is damaged, so the run can't be continued; start it anew.") from error
+        raise CheckpointError(f"{path} is damaged, so the run can't be continued; start it again.") from error
     if not isinstance(settings, dict):
-        raise CheckpointError(f"{path} is damaged, so the run can't be continued; start it anew.")
+        raise CheckpointError(f"{path} is damaged, so the run can't be continued; start it again.")
     return extended(settings, more_seeds, more_ranks) if more else settings  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
 

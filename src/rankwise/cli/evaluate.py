@@ -8,9 +8,7 @@ from cyclopts import Parameter
 
 from rankwise.cli.app import EXIT_OK, app
 from rankwise.shown import json_line, printable, shortened
-from rankwise.tasks.flags import listed
-from rankwise.tasks.text.options import parse_columns
-from rankwise.tasks.text.use.options import UseOptions
+from rankwise.tasks.text.use.options import EvaluatedData, UseOptions, Writing
 
 if TYPE_CHECKING:
     from rankwise.tasks.text.use.evaluating import Evaluation
@@ -19,13 +17,7 @@ if TYPE_CHECKING:
 @app.command
 def evaluate(
     *adapters: Path,
-    data: str,
-    columns: Annotated[
-        tuple[tuple[str, str], ...], listed(parse_columns, spaces=False), Parameter(show_default=False)
-    ] = (),
-    split: str = "test",
-    skip_bad_lines: Annotated[bool, Parameter(negative="", show_default=False)] = False,
-    limit: int | None = None,
+    examples: EvaluatedData,
     generate: int = 0,
     max_new_tokens: int = 64,
     out: Path | None = None,
@@ -33,7 +25,7 @@ def evaluate(
     json_: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
     options: UseOptions | None = None,
 ) -> int:
-    """Hold adapters and their base against a file of examples.
+    """Evaluate adapters and their base on a file of examples.
 
     Example: rankwise evaluate runs/last/adapters/* --data test.csv
 
@@ -41,54 +33,48 @@ def evaluate(
     ----------
     adapters:
         Folders of adapters.
-    data:
-        Examples: a .jsonl, .json, .csv, .tsv or .parquet file, or a hub name; images as in training.
-    columns:
-        Which columns hold what, where they are not called so: prompt=mr,completion=ref.
-    split:
-        Of a hub data set.
-    skip_bad_lines:
-        Leave out lines that can't be used, and say so.
-    limit:
-        Use so many examples at the most, drawn as --limit-test of a sweep draws them. [default: all]
     generate:
-        For sft: write answers to so many inputs, drawn from the whole file, and hold each against all references of
+        For sft: write answers to this many inputs, drawn from the whole file, and compare each with all references of
         its input (exact match, BLEU, ROUGE). Inputs that leave no room for an answer are left out.
     max_new_tokens:
         The most tokens of an answer.
     out:
         Write the figures to this JSON file.
     report:
-        Write figures, and of classifiers predictions, figures of each label and confusion matrices (CSV and PNG), into
+        Write figures (of classifiers also predictions, figures of each label and confusion matrices: CSV and PNG) into
         this folder.
     json_:
         Print the figures as JSON.
     """
     from rankwise.tasks.text.use.evaluating import evaluate_texts
     from rankwise.tasks.text.use.evaluation_files import check_report
-    from rankwise.tasks.text.use.generating import Writing
     from rankwise.tasks.text.use.images import evaluate_images, load_adapted_images
     from rankwise.tasks.text.use.served import load_adapted, reads_images
     from rankwise.writing import check_not_read, replacing
 
     if out is not None:
-        check_not_read(out, [Path(data), *adapters])
+        check_not_read(out, [Path(examples.data), *adapters])
     if report is not None:
         check_report(report)
     options = options or UseOptions()
     if reads_images(adapters):
         served = load_adapted_images(adapters, options)
         found = evaluate_images(
-            served, data, columns=dict(columns), skip_bad=skip_bad_lines, limit=limit, generate=generate
+            served,
+            examples.data,
+            columns=dict(examples.columns),
+            skip_bad=examples.skip_bad_lines,
+            limit=examples.limit,
+            generate=generate,
         )
     else:
         found = evaluate_texts(
             load_adapted(adapters, options),
-            data,
-            columns=dict(columns),
-            split=split,
-            skip_bad_lines=skip_bad_lines,
-            limit=limit,
+            examples.data,
+            columns=dict(examples.columns),
+            split=examples.split,
+            skip_bad_lines=examples.skip_bad_lines,
+            limit=examples.limit,
             generate=generate,
             writing=Writing(max_new_tokens=max_new_tokens),
         )
@@ -96,7 +82,7 @@ def evaluate(
         print(json_line(found.plain(), indent=2))
     else:
         _show(found)
-    # Last: a place that can't be written costs no figures.
+    # Last: an unwritable folder then costs no figures.
     if out is not None:
         with replacing(out) as temporary:
             temporary.write_text(json_line(found.plain(), indent=2) + "\n", encoding="utf-8")
@@ -133,4 +119,4 @@ def _show(found: "Evaluation") -> None:
             shown = "; ".join(
                 f'"{shortened(predicted)}" for "{shortened(label)}" ({n:,})' for label, predicted, n in pairs
             )
-            console.print(f"{printable(name)} most often says {shown}.", highlight=False, markup=False)
+            console.print(f"{printable(name)} most often predicts {shown}.", highlight=False, markup=False)

@@ -12,12 +12,11 @@ from rankwise.cli.app import EXIT_OK, app
 from rankwise.errors import ConfigError, DataError
 from rankwise.shown import json_line, printable
 from rankwise.tasks.flags import listed
-from rankwise.tasks.text.options import parse_columns
-from rankwise.tasks.text.use.options import UseOptions
+from rankwise.tasks.reading import parse_columns
+from rankwise.tasks.text.use.options import UseOptions, Writing
 
 if TYPE_CHECKING:
     from rankwise.tasks.text.data.examples import SftExample
-    from rankwise.tasks.text.use.generating import Writing
     from rankwise.tasks.text.use.served import ServedModel
 
 
@@ -31,10 +30,7 @@ def generate(
     ] = (),
     skip_bad_lines: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     base: bool = True,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    seed: int = 0,
-    batch_size: int = 8,
+    writing: Writing | None = None,
     json_: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
     options: UseOptions | None = None,
 ) -> int:
@@ -52,35 +48,27 @@ def generate(
         One prompt.
     file:
         A text file with a prompt on each line; or examples (.jsonl, .json, .csv, .tsv, .parquet), whose prompts are
-        answered. Prompts that leave no room for an answer are left out, and said.
+        answered. Prompts that leave no room for an answer are left out, with a note.
     columns:
-        Which columns of --file hold what, where they are not called so: prompt=mr.
+        Names of the columns of --file, where they differ: prompt=mr.
     skip_bad_lines:
-        Leave out lines of --file that can't be used, and say so.
+        Leave out lines of --file that can't be used, with a note.
     base:
         Let the base without an adapter answer too.
-    max_new_tokens:
-        The most tokens of an answer.
-    temperature:
-        0 takes the likeliest token always; above, tokens are drawn.
-    seed:
-        Of the draws.
-    batch_size:
-        Prompts at once.
     json_:
         Print a line of JSON for each prompt.
     """
     from rankwise.tasks.text.data.prompts import read_prompts
-    from rankwise.tasks.text.use.generating import Writing, as_prompt, check_writes, with_room
-    from rankwise.tasks.text.use.served import BASE, load_adapted
+    from rankwise.tasks.text.use.generating import as_prompt, check_writes, with_room
+    from rankwise.tasks.text.use.served import BASE_NAME, load_adapted
 
     if prompt is not None and file is not None:
         raise ConfigError("--prompt and --file are both given; leave one of them out.")
     if columns and file is None:
         raise ConfigError("--columns names columns of --file, which is not given; leave it out.")
     if skip_bad_lines and file is None:
-        raise ConfigError("--skip-bad-lines is about --file, which is not given; leave it out.")
-    how = Writing(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size)
+        raise ConfigError("--skip-bad-lines applies to --file, which is not given; leave it out.")
+    run_options = writing or Writing()
     given, notes = (None if prompt is None else [as_prompt(prompt)]), []
     if file is not None:
         given, notes = read_prompts(file, dict(columns), skip_bad_lines=skip_bad_lines)
@@ -88,33 +76,39 @@ def generate(
     check_writes(adapted)
     for note in (*adapted.notes, *notes):
         print(printable(note), file=sys.stderr)
-    names = [*([BASE] if base or not adapted.names else []), *adapted.names]
+    names = [*([BASE_NAME] if base or not adapted.names else []), *adapted.names]
     if given is not None:
         if len(given) > 1:
-            places, said = with_room(adapted, names, given, how, skip_bad_lines=skip_bad_lines)
+            places, said = with_room(adapted, names, given, writing, skip_bad_lines=skip_bad_lines)
             given = [given[i] for i in places]
             if not places:
                 raise DataError(said[0])
             for note in said:
                 print(printable(note), file=sys.stderr)
-        for start in range(0, len(given), batch_size):
-            # Each batch as soon as it is answered; equal prompts in two of them are drawn anew.
-            _answer(adapted, names, given[start : start + batch_size], replace(how, seed=seed + start), as_json=json_)
+        for start in range(0, len(given), run_options.batch_size):
+            # Each batch as soon as it is answered; equal prompts in two batches are sampled independently.
+            _answer(
+                adapted,
+                names,
+                given[start : start + run_options.batch_size],
+                replace(run_options, seed=run_options.seed + start),
+                as_json=json_,
+            )
         return EXIT_OK
     for line in _typed():
         try:
-            _answer(adapted, names, [as_prompt(line)], how, as_json=json_)
+            _answer(adapted, names, [as_prompt(line)], writing, as_json=json_)
         except (ConfigError, DataError) as error:  # the next prompt may fit
             print(f"rankwise: {error}", file=sys.stderr)
     return EXIT_OK
 
 
 def _answer(
-    adapted: "ServedModel", names: Sequence[str], prompts: "Sequence[SftExample]", how: "Writing", *, as_json: bool
+    adapted: "ServedModel", names: Sequence[str], prompts: "Sequence[SftExample]", writing: "Writing", *, as_json: bool
 ) -> None:
     from rankwise.tasks.text.use.generating import write_texts
 
-    answers = {name: write_texts(adapted, name, prompts, how) for name in names}
+    answers = {name: write_texts(adapted, name, prompts, writing) for name in names}
     width = max(map(len, names))
     for i, text in enumerate(prompt.source for prompt in prompts):
         own = {name: answers[name][i] for name in names}
@@ -128,13 +122,13 @@ def _answer(
 
 
 def _typed() -> Iterator[str]:
-    """Prompts as they are typed."""
+    """Read prompts from a terminal."""
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "")
         except EOFError:
             return
         except UnicodeDecodeError as error:
-            raise DataError("Standard input is no UTF-8 text; save it as UTF-8.") from error
+            raise DataError("Standard input is not UTF-8 text; save it as UTF-8.") from error
         if line.strip("\ufeff \t\r\n"):
             yield line.removeprefix("\ufeff")

@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ from rankwise.shown import json_line
 
 if TYPE_CHECKING:
     from rankwise.adapter_files.inspecting import InspectedModule, Inspection
+    from rankwise.report.adapter_run import AdapterRun
 
 SHOWN = (
     ("base", "base_model_name_or_path"),
@@ -40,7 +41,7 @@ def inspect(
 
     Example: rankwise inspect runs/train/adapters/r8-s0
 
-    The base is not loaded. The norm is that of the update scale * B A; its effective rank is how many directions it
+    The base is not loaded. The norm is the norm of the update scale * B A; its effective rank is how many directions it
     uses: r where all count alike, 1 where one is all.
 
     Parameters
@@ -48,16 +49,17 @@ def inspect(
     adapter:
         The adapter's folder.
     modules:
-        List every module; by default those that differ in the number of their layer stand in one row.
+        List every module; by default modules that differ only in the number of their layer share a row.
     json_:
         Print all of it as JSON.
     """
     from rankwise.adapter_files.inspecting import inspect_adapter
+    from rankwise.report.adapter_run import run_of_adapter
     from rankwise.sweeps.storage.owned import why_no_adapter
 
     if not (adapter / "adapter_config.json").exists() and (why := why_no_adapter(adapter)):
         raise AdapterFileError(why)
-    found, run = inspect_adapter(adapter), _run_of(adapter)
+    found, run = inspect_adapter(adapter), run_of_adapter(adapter)
     if json_:
         print(json_line(_plain(found, run), indent=2))
     else:
@@ -65,59 +67,7 @@ def inspect(
     return EXIT_OK
 
 
-@dataclass(frozen=True)
-class AdapterRun:
-    """The run that an adapter came from, as `--json` prints it."""
-
-    directory: str
-    command: str
-    started: str
-    metric_name: str
-    base_metric: float | None
-    training_examples: int
-    name: str
-    configuration: str | None
-    lr: float | None
-    seed: int | None
-    epochs: float | None
-    steps: int | None
-    status: str
-    metric: float | None
-
-
-def _run_of(adapter: Path) -> AdapterRun | None:
-    """What the run directory that the adapter lies in says of it; None where it lies in none."""
-    from rankwise.errors import OutputError
-    from rankwise.report import read_results
-
-    folder = adapter.resolve()
-    directory = folder.parent.parent
-    try:
-        results = read_results(directory / "results.json")
-    except OutputError:
-        return None
-    run = next((run for run in results.runs if run.adapter == f"adapters/{folder.name}"), None)
-    if run is None:
-        return None
-    return AdapterRun(
-        directory=str(directory),
-        command=results.command,
-        started=results.started,
-        metric_name=results.metric.name,
-        base_metric=results.base.metric,
-        training_examples=results.data.train.n,
-        name=run.name,
-        configuration=run.configuration,
-        lr=run.lr,
-        seed=run.seed,
-        epochs=run.epochs,
-        steps=run.steps,
-        status=run.status,
-        metric=run.metric,
-    )
-
-
-def _plain(found: "Inspection", run: AdapterRun | None) -> dict[str, Any]:
+def _plain(found: "Inspection", run: "AdapterRun | None") -> dict[str, Any]:
     return {
         "folder": str(found.folder),
         "trainable_parameters": found.parameters,
@@ -131,7 +81,7 @@ def _plain(found: "Inspection", run: AdapterRun | None) -> dict[str, Any]:
     }
 
 
-def _show(found: "Inspection", run: AdapterRun | None, *, each: bool) -> None:
+def _show(found: "Inspection", run: "AdapterRun | None", *, each: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -175,13 +125,13 @@ def _show(found: "Inspection", run: AdapterRun | None, *, each: bool) -> None:
         )
     console.print(table)
     for path, (shape, norm) in found.saved.items():
-        line(f"  whole: {path}, {'x'.join(map(str, shape))}, norm {norm:.3g}")
+        line(f"  in full: {path}, {'x'.join(map(str, shape))}, norm {norm:.3g}")
     for finding in found.findings:
         line(finding)
 
 
 def _groups(modules: "Iterable[InspectedModule]", *, each: bool) -> "dict[str, list[InspectedModule]]":
-    """Modules of one name but for numbers, and of one shape, together."""
+    """Group modules of one shape whose names differ only in numbers."""
     groups: dict[str, list[InspectedModule]] = {}
     for module in modules:
         name = module.path if each else re.sub(r"\b\d+\b", "*", module.path)
@@ -194,7 +144,7 @@ def _groups(modules: "Iterable[InspectedModule]", *, each: bool) -> "dict[str, l
 
 
 def _shared_path(paths: Iterable[str]) -> str:
-    """The path of the module that all of these lie in.
+    """The path of the module that contains all of these.
 
     Examples:
         >>> _shared_path(["h.*.up", "h.*.down"]), _shared_path(["up", "down"])

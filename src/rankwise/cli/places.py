@@ -14,18 +14,18 @@ RUNS = Path("runs")
 LAST = "last"
 
 NOTHING_SAID = ("train", "training", "data", "dataset", "examples", "all", "test")
-"""Names of files that tell less than the name of their folder."""
+"""File names that say less than their folder's name."""
 
 
 def name_of(command: str, data: str | None) -> str:
-    """Return what a run is called: after its data, else after its command.
+    """Name a run after its data, else after its command.
 
     Examples:
         >>> name_of("sweep", "banking77/train.csv"), name_of("train", "emails.jsonl"), name_of("digits", "embedded")
         ('banking77', 'emails', 'digits')
     """
     path = Path(data or "")
-    # A folder and the name on a hub have no ending; what "digits" takes is no name of data.
+    # Folders and hub names have no suffix; the values of --data of "digits" name no data.
     stem = path.name if path.suffix not in (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet") else path.stem
     if stem.lower() in NOTHING_SAID:
         stem = path.absolute().parent.name
@@ -35,7 +35,7 @@ def name_of(command: str, data: str | None) -> str:
 
 @contextmanager
 def new_run(name: str, parent: Path = RUNS) -> Generator[Path]:
-    """Make a new folder, such as runs/2026-11-29-banking77-1, and let `last` point to it; removed where it stays empty.
+    """Make a new folder, such as runs/2026-11-29-banking77-1, and point `last` to it; remove it if it stays empty.
 
     Raises:
         OutputError: It can't be made.
@@ -69,7 +69,7 @@ def _make(parent: Path, stem: str) -> Path:
 
 
 def _point(last: Path, target: str | None) -> None:
-    """Let a link point somewhere, or be gone; a file or folder in its place stays."""
+    """Set or remove a link; leave a file or folder of that name alone."""
     if last.exists() and not last.is_symlink():
         return
     with suppress(OSError):  # no links on this file system

@@ -11,7 +11,7 @@ from rankwise.cli.app import EXIT_OK, app
 from rankwise.errors import ConfigError, DataError
 from rankwise.shown import printable
 from rankwise.tasks.flags import listed
-from rankwise.tasks.text.options import parse_columns
+from rankwise.tasks.reading import parse_columns
 from rankwise.tasks.text.use.options import UseOptions
 
 if TYPE_CHECKING:
@@ -54,15 +54,15 @@ def predict(
         A text file with a text on each line; or texts in a column (.jsonl, .json, .csv, .tsv, .parquet). An image, or
         a folder of images.
     columns:
-        Which columns of --file hold what, where they are not called so: text=question.
+        Names of the columns of --file, where they differ: text=question.
     skip_bad_lines:
-        Leave out lines of --file that can't be used, and say so.
+        Leave out lines of --file that can't be used, with a note.
     out:
         Write the predictions to this .csv or .jsonl file.
     format_:
-        How they are printed: text, csv or jsonl.
+        The format on the terminal: text, csv or jsonl.
     all_labels:
-        Write the probability of every label, not of the predicted one alone.
+        Write the probability of every label, not only of the predicted one.
     """
     from rankwise.tasks.text.data.prompts import as_text, read_texts
     from rankwise.tasks.text.use.images import listed_images, load_adapted_images
@@ -74,7 +74,7 @@ def predict(
         raise ConfigError("--text and --file are both given; leave one of them out.")
     for flag, value in (("--columns", columns), ("--skip-bad-lines", skip_bad_lines)):
         if value and file is None:
-            raise ConfigError(f"{flag} is about --file, which is not given; leave it out.")
+            raise ConfigError(f"{flag} applies to --file, which is not given; leave it out.")
     if format_ not in FORMATS:
         raise ConfigError(f'--format is "{format_}"; it is one of {", ".join(FORMATS)}.')
     if not adapters:
@@ -111,7 +111,7 @@ def predict(
 
 
 class _Show:
-    """Predicts, and prints or writes what came out."""
+    """Predicts, and prints or writes the predictions."""
 
     def __init__(self, adapted: "ServedModel | ServedImages", format_: str, out: Path | None, all_labels: bool) -> None:
         self.adapted, self._format, self._out, self._all = adapted, format_, out, all_labels
@@ -133,7 +133,7 @@ class _Show:
             print(write_predictions(texts, found, self._out, every=self._all))
         elif self._format != "text":
             content = predictions_as(self._format, texts, found, every=self._all)
-            # A file or another program gets the texts as they are.
+            # A file or another program gets the texts unchanged.
             print(printable(content) if sys.stdout.isatty() else content, end="")
         else:
             for i, text in enumerate(texts):
@@ -154,7 +154,7 @@ def _lines() -> "Iterator[Labelled]":
 
 
 def _typed() -> "Iterator[list[Labelled]]":
-    """Texts as they are typed at a terminal."""
+    """Read texts from a terminal."""
     from rankwise.tasks.text.data.prompts import as_text
 
     while True:

@@ -14,25 +14,25 @@ if TYPE_CHECKING:
     from rankwise.train.events import Observers
 
     Take = Callable[[str, str, ExperimentFactory], int]
-    """Takes a command, its configuration as YAML, and what makes its experiment; returns an exit code."""
+    """(command, its configuration as YAML, a function that makes its experiment) -> exit code."""
 
 _wanted: "ContextVar[Take | None]" = ContextVar("wanted", default=None)
 
 
 def wanted() -> "Take | None":
-    """Who wants the experiment of the command that runs, in place of its training; None where it is to train."""
+    """Receives the experiment of the running command in place of training; None where it should train."""
     return _wanted.get()
 
 
 def with_experiment(directory: Path, take: "Take") -> int:
-    """Have what makes the experiment of an unfinished run handed over, from the configuration that it began with.
+    """Make the experiment of an unfinished run available, from the configuration that it started with.
 
     Args:
         directory: The run directory.
-        take: Takes the command, its configuration as YAML, and what makes the experiment.
+        take: Called with the command, its configuration as YAML, and a function that makes the experiment.
 
     Returns:
-        What `take` returns.
+        The result of `take`.
 
     Raises:
         CheckpointError: There is no unfinished run, or its configuration is damaged.

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rankwise.cli.app import EXIT_OK, app
-from rankwise.cli.training import show
+from rankwise.cli.training import print_results
 
 
 @app.command
@@ -20,5 +20,5 @@ def report(directory: Path, /) -> int:
     from rankwise.report import read_results, write_report
 
     results = read_results(directory / "results.json")
-    show(results, write_report(results, directory), as_json=False)
+    print_results(results, write_report(results, directory), as_json=False)
     return EXIT_OK

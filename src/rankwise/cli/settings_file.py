@@ -1,4 +1,4 @@
-"""Settings of commands from a YAML file, whose values are what is written there."""
+"""Settings of commands from a YAML file, whose values are read literally."""
 
 from collections.abc import Hashable
 from pathlib import Path
@@ -9,12 +9,12 @@ from cyclopts.config import Dict
 
 from rankwise.errors import ConfigError, suggest
 
-PLACES = ("config", "resume", "print-config")
-"""Flags that say where settings come from, or where they go: a file can't have them."""
+PLACE_FLAGS = ("config", "resume", "print-config")
+"""Flags for the source and target of settings: a file can't have them."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without the numbers that version 1.2 has dropped: 1:8 was 68, 010 was 8, 1_000 was 1000."""
+    """YAML without the number forms that version 1.2 dropped: 1:8 was 68, 010 was 8, 1_000 was 1000."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[object] = set()
@@ -30,14 +30,14 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in _PLAIN]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-# Numbers and dates stay as they are written: a flag's own reader makes of them what it needs.
+# Numbers and dates stay text: each flag's reader converts them.
 
 
 def parse_settings(text: str) -> Any:
-    """Read YAML: texts, lists and mappings, true, false and null; numbers and dates as the text that stands there.
+    """Read YAML: texts, lists and mappings, true, false and null; numbers and dates stay text.
 
     Raises:
-        yaml.YAMLError: It is no YAML, or names a setting twice.
+        yaml.YAMLError: It is not YAML, or names a setting twice.
 
     Examples:
         >>> parse_settings("ranks: 1:8\\nepochs: 3\\nbaseline: no\\ndate: 2026-11-29")
@@ -80,8 +80,8 @@ def read_settings(path: Path, command: str | None, commands: list[str]) -> Dict:
         flags = [str(key).replace("_", "-") for key in options]
         if twice := next((flag for flag in flags if flags.count(flag) > 1), None):
             raise ConfigError(f'{path} has "{twice}" twice, with "-" and with "_"; leave one of them out.')
-        if place := next((flag for flag in flags if flag in PLACES), None):
-            raise ConfigError(f'{path} has "{place}", which is a flag of the command line alone; leave it out.')
+        if place := next((flag for flag in flags if flag in PLACE_FLAGS), None):
+            raise ConfigError(f'{path} has "{place}", which is only a command-line flag; leave it out.')
     return as_config(settings, path)
 
 

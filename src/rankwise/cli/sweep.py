@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 from rankwise.cli.app import app
-from rankwise.cli.training import RunOptions, train
-from rankwise.tasks.text.options import TextOptions
+from rankwise.cli.training import RunOptions, run_command
+from rankwise.tasks.text.options import SweepOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 @app.command
-def sweep(options: TextOptions, *, how: RunOptions | None = None) -> int:
+def sweep(options: SweepOptions, *, run_options: RunOptions | None = None) -> int:
     """Find the smallest adapter that does the job, for a model of texts or images and your examples.
 
     Example: rankwise sweep --model sentence-transformers/all-MiniLM-L6-v2 --task classify --data train.csv
 
-    Many ranks are trained together over the frozen base, beside full fine-tuning and, for a classifier, its head
+    Many ranks are trained together over the frozen base, as are full fine-tuning and, for a classifier, its head
     alone. The answer is the fewest trainable parameters that come within the tolerance of the reference, with a table,
     figures, a page, and every adapter in PEFT's format.
     """
@@ -31,4 +31,4 @@ def sweep(options: TextOptions, *, how: RunOptions | None = None) -> int:
 
         return make_text(options, observers, base)
 
-    return train("sweep", options.settings(), how or RunOptions(), make)
+    return run_command("sweep", options.settings(), run_options or RunOptions(), make)

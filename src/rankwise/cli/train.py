@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 @app.command
-def train(options: TrainOptions, *, how: RunOptions | None = None) -> int:
+def train(options: TrainOptions, *, run_options: RunOptions | None = None) -> int:
     """Train one adapter of a language model on a file of examples.
 
     Example: rankwise train --model HuggingFaceTB/SmolLM2-135M --task sft --data train.jsonl --rank 8
 
-    What it gives is what a sweep gives, with one run: test figures, curve, page, and the adapter in PEFT's format. To
-    hold it against full fine-tuning or other settings, run rankwise sweep.
+    The output is a sweep's, with one run: test figures, curve, page, and the adapter in PEFT's format. To
+    compare it with full fine-tuning or other settings, run rankwise sweep.
     """
 
     def make(observers: "Observers", base: "Mapping[str, Tensor] | None") -> "Experiment":
@@ -31,4 +31,4 @@ def train(options: TrainOptions, *, how: RunOptions | None = None) -> int:
 
         return make_text(options, observers, base)
 
-    return training.train("train", options.settings(), how or RunOptions(), make, forecast=True)
+    return training.run_command("train", options.settings(), run_options or RunOptions(), make, forecast=True)

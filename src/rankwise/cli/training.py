@@ -1,24 +1,24 @@
-"""What all commands that train have in common: flags, resuming, the live table, exit codes."""
+"""The common parts of commands that train: flags, resuming, the live table, exit codes."""
 
 import json
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK, HOW, MAIN
+from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK
 from rankwise.cli.continuing import settings_of
 from rankwise.cli.places import name_of, new_run, pointed_to
 from rankwise.cli.recorded import wanted
 from rankwise.cli.workers import check_workers, idle_gpus, workers_of
 from rankwise.errors import ConfigError
-from rankwise.tasks.flags import listed
-from rankwise.tasks.options import parse_numbers, parts
+from rankwise.tasks.flags import HOW, MAIN, listed
+from rankwise.tasks.reading import parse_numbers, parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,22 +56,22 @@ class RunOptions:
         Resume the unfinished run in this directory with the options it started with, or extend a finished one with
         --more-seeds or --more-ranks.
     more_seeds:
-        Add so many seeds to the finished run in --resume; of an adaptive plan, to those it may take at the most.
+        Add this many seeds to the finished run in --resume; an adaptive plan may then take that many more.
     more_ranks:
         Add ranks to the finished run in --resume: 3,6.
     checkpoint_epochs:
-        Write a checkpoint after every so many epochs.
+        Write a checkpoint every N epochs.
     checkpoint_seconds:
-        Write a checkpoint after every so many seconds. [default: 20, or more, so that writing takes 2% of the time]
+        Write a checkpoint every N seconds. [default: 20, or more, so that writing takes 2% of the time]
     config:
-        Read settings from a YAML file, such as a run's config.yaml; flags go before it.
+        Read settings from a YAML file, such as a run's config.yaml; flags override it.
     print_config:
         Print the complete configuration as YAML and stop.
     dry_run:
         Print what would be trained, in which packs, in how much memory and time (from a few probing steps), and stop;
         nothing is written.
     log_to:
-        Loggers that take losses, metrics and rates of every run: csv, tensorboard, wandb, trackio, mlflow; files go to
+        Loggers of the losses, metrics and rates of every run: csv, tensorboard, wandb, trackio, mlflow; files go to
         logs/ in --out.
     quiet:
         Show nothing while training.
@@ -82,7 +82,7 @@ class RunOptions:
     ray:
         Train packs on a Ray cluster: local (this machine, all of its GPUs), auto, or the head's host:port.
     max_workers:
-        Packs that train at the same time; large packs are cut where workers would stand idle.
+        Packs that train at the same time; large packs are split where workers would be idle.
     cpus_per_worker:
         CPUs, and threads, of a worker on Ray. [default: half of a machine's, or its share for each GPU]
     gpus_per_worker:
@@ -116,17 +116,22 @@ class RunOptions:
         return self.more_seeds is not None or self.more_ranks is not None
 
 
-def train(
-    command: str, settings: dict[str, Any], how: RunOptions, make: "ExperimentFactory", *, forecast: bool = False
+def run_command(
+    command: str,
+    settings: dict[str, Any],
+    run_options: RunOptions,
+    make: "ExperimentFactory",
+    *,
+    forecast: bool = False,
 ) -> int:
     """Run a command that trains.
 
     Args:
         command: Its name.
         settings: Its complete configuration, flag -> value, plain.
-        how: How it runs.
+        run_options: How it runs.
         make: Makes the experiment.
-        forecast: Whether to say, before training, what memory and time it will take.
+        forecast: Whether to print a forecast of memory and time before training.
 
     Returns:
         The exit code.
@@ -139,130 +144,179 @@ def train(
     config = yaml.safe_dump({command: settings}, sort_keys=False)
     if (take := wanted()) is not None:
         return take(command, config, make)
-    how = _checked(command, settings, how)
-    if how.print_config:
+    run_options = _checked(command, settings, run_options)
+    if run_options.print_config:
         print(config, end="")
         return EXIT_OK
-    if how.dry_run:
-        return _print_forecast(how, make)
-    check_workers(how, settings)
-    advice = None if how.quiet or command == "train" else idle_gpus(how, settings)
+    if run_options.dry_run:
+        return _print_forecast(run_options, make)
+    check_workers(run_options, settings)
+    advice = None if run_options.quiet or command == "train" else idle_gpus(run_options, settings)
     if advice is not None:
         print(advice, file=sys.stderr)
-    given = how.resume or how.out
+    from rankwise.experiment import run_experiment
+
+    given = run_options.resume or run_options.out
     with new_run(name_of(command, settings.get("data"))) if given is None else nullcontext(given) as directory:
-        if forecast and not how.quiet:
+        if forecast and not run_options.quiet:
             make = _with_forecast(make)
-        return train_in(directory, command, config, how, make)
+        with _session(directory, command, config, run_options) as session:
+            session.results, _, session.files = run_experiment(make, session.place, session.observers)
+        return session.code
 
 
 def train_in(
     directory: Path,
     command: str,
     config: str,
-    how: RunOptions,
+    run_options: RunOptions,
     make: "ExperimentFactory",
     workers: "Workers | None" = None,
 ) -> int:
-    """Train in a directory, and show the answer, or the units that the sweep waits for."""
+    """Train in a directory, and print the answer, or the units that the sweep waits for."""
     from rankwise.experiment import run_experiment
+
+    with _session(directory, command, config, run_options, workers) as session:
+        session.results, _, session.files = run_experiment(make, session.place, session.observers)
+    return session.code
+
+
+@dataclass
+class _Session:
+    """One training in a directory.
+
+    Args:
+        place: Where it runs.
+        observers: Who hears of it.
+        results: The outcome of it.
+        files: Of the report.
+        code: The exit code, once it has ended.
+    """
+
+    place: "RunLocation"
+    observers: "Observers"
+    results: "Results | None" = None
+    files: Sequence[Path] = ()
+    code: int = EXIT_OK
+
+
+@contextmanager
+def _session(
+    directory: Path, command: str, config: str, run_options: RunOptions, workers: "Workers | None" = None
+) -> Generator[_Session]:
+    """Have a training watched; at its end show the answer, the units that it waits for, or what an interrupt left.
+
+    The experiment runs in the block, not below this function: there are few frames from a command to a gradient.
+    """
     from rankwise.loggers.table import loggers
     from rankwise.show.live import progress
     from rankwise.sweeps.run.units.apart import UnitsPending
     from rankwise.sweeps.run.units.unit import ranges
     from rankwise.train.events import Observers
 
-    logging = loggers(how.log_to, directory / "logs", append=how.resume is not None)
-    place = replace(_location(directory, command, config, how), workers=workers or workers_of(how, directory))
+    logging = loggers(run_options.log_to, directory / "logs", append=run_options.resume is not None)
+    place = replace(
+        _location(directory, command, config, run_options), workers=workers or workers_of(run_options, directory)
+    )
+    session = _Session(place, Observers([progress("quiet" if run_options.quiet else "auto"), *logging]))
     try:
-        with Observers([progress("quiet" if how.quiet else "auto"), *logging]) as observers:
-            results, _, files = run_experiment(make, place, observers)
+        with session.observers:
+            yield session
     except UnitsPending as pending:
         print(ranges(pending.numbers))
-        return EXIT_OK
     except KeyboardInterrupt:
-        return _interrupted(place)
-    return _show_results(results, files, place, how)
+        session.code = _interrupted(place)
+    else:
+        if session.results is not None:
+            session.code = _show_results(session.results, session.files, place, run_options)
 
 
-def _checked(command: str, settings: dict[str, Any], how: RunOptions) -> RunOptions:
-    """How a command runs, the run that is resumed being a directory; refuse flags that don't go together."""
-    if how.resume is None:
-        if how.extends:
+def _checked(command: str, settings: dict[str, Any], run_options: RunOptions) -> RunOptions:
+    """Resolve the directory of --resume, and refuse flags that don't go together."""
+    if run_options.resume is None:
+        if run_options.extends:
             raise ConfigError("--more-seeds and --more-ranks add to a finished run; give its directory with --resume.")
-        return how
-    how = replace(how, resume=pointed_to(how.resume))
-    for flag, value in (("--out", how.out), ("--overwrite", how.overwrite or None), ("--config", how.config)):
+        return run_options
+    run_options = replace(run_options, resume=pointed_to(run_options.resume))
+    for flag, value in (
+        ("--out", run_options.out),
+        ("--overwrite", run_options.overwrite or None),
+        ("--config", run_options.config),
+    ):
         if value is not None:
-            raise ConfigError(f"{flag} does not go with --resume, which takes all from {how.resume}; leave it out.")
-    _check_same(command, settings, how)
-    if how.dry_run:
-        raise ConfigError("--dry-run does not go with --resume: the run's plan is made; leave one of them out.")
-    return how
+            raise ConfigError(
+                f"{flag} does not go with --resume, which takes all settings from {run_options.resume}; leave it out."
+            )
+    _check_same(command, settings, run_options)
+    if run_options.dry_run:
+        raise ConfigError("--dry-run does not go with --resume, whose plan exists already; leave one of them out.")
+    return run_options
 
 
-def _location(directory: Path, command: str, config: str, how: RunOptions) -> "RunLocation":
+def _location(directory: Path, command: str, config: str, run_options: RunOptions) -> "RunLocation":
     from rankwise.sweeps.run.location import RunLocation
-    from rankwise.train.checkpoints import Every
+    from rankwise.train.checkpoints import CheckpointInterval
 
-    log_to = f" --log-to {','.join(how.log_to)}" if how.log_to else ""
+    log_to = f" --log-to {','.join(run_options.log_to)}" if run_options.log_to else ""
     again = f"rankwise {command} --resume {shlex.quote(str(directory))}{log_to}"
     return RunLocation(
         directory=directory,
         config=config,
         command=shlex.join(["rankwise", *sys.argv[1:]]),
-        how_to_resume=again,
-        overwrite=how.overwrite,
-        resume=how.resume is not None and not how.extends,
-        extend=how.extends,
-        how_to_extend=None if command == "train" else lambda more, then: f"{again} --more-seeds {more}",
-        every=Every(how.checkpoint_epochs, how.checkpoint_seconds),
+        resume_command=again,
+        overwrite=run_options.overwrite,
+        resume=run_options.resume is not None and not run_options.extends,
+        extend=run_options.extends,
+        extend_command=None if command == "train" else lambda more, then: f"{again} --more-seeds {more}",
+        every=CheckpointInterval(run_options.checkpoint_epochs, run_options.checkpoint_seconds),
     )
 
 
 def _interrupted(place: "RunLocation") -> int:
-    """Say what an interrupt has left."""
+    """Print what remains after an interrupt."""
     from rankwise.sweeps.storage.directory import can_resume
     from rankwise.sweeps.storage.owned import holds_results
 
     directory = place.directory
     if holds_results(directory) and not can_resume(directory):
         again = f"rankwise report {shlex.quote(str(directory))}"
-        said = f"Interrupted while the report was drawn; the results are in place. Draw it: {again}"
+        said = f"Interrupted while the report was drawn; the results are complete. Draw it: {again}"
     elif holds_results(directory):
-        said = f"Interrupted; the earlier results are unchanged. Resume with: {place.how_to_resume}"
+        said = f"Interrupted; the earlier results are unchanged. Resume with: {place.resume_command}"
     else:
-        what = f"go on with: {place.how_to_resume}" if can_resume(directory) else "nothing was written."
+        what = f"resume with: {place.resume_command}" if can_resume(directory) else "nothing was written."
         said = f"Interrupted before any run had finished; {what}"
     print(said, file=sys.stderr)
     return EXIT_INTERRUPTED
 
 
-def _show_results(results: "Results", files: Sequence[Path], place: "RunLocation", how: RunOptions) -> int:
+def _show_results(results: "Results", files: Sequence[Path], place: "RunLocation", run_options: RunOptions) -> int:
     from rankwise.sweeps.storage.owned import BEST
 
     directory = place.directory
     adapter = None if results.answer is None else results.answer.adapter
     best = directory / BEST
-    show(
-        results, [*files, *([best if best.is_symlink() else directory / adapter] if adapter else [])], as_json=how.json
+    print_results(
+        results,
+        [*files, *([best if best.is_symlink() else directory / adapter] if adapter else [])],
+        as_json=run_options.json,
     )
-    if best.is_symlink() and results.task in NEXT and not how.json:
+    if best.is_symlink() and results.task in NEXT and not run_options.json:
         print(f"Next: {NEXT[results.task].format(shlex.quote(str(best)))}")
     if not results.complete:
-        print(f"Interrupted: what had finished is in {directory}; go on with: {place.how_to_resume}", file=sys.stderr)
+        print(f"Interrupted: what had finished is in {directory}; resume with: {place.resume_command}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return EXIT_DIVERGED if any(run.status == "diverged" for run in results.runs) else EXIT_OK
 
 
 def _with_forecast(make: "ExperimentFactory") -> "ExperimentFactory":
-    """Have what makes an experiment say what it will take, too."""
+    """Make the experiment's factory print a forecast too."""
 
     def make_and_tell(observers: "Observers", base: "Mapping[str, Tensor] | None") -> "Experiment":
         from rankwise.sweeps.run.forecast import forecast_sweep
 
         experiment = make(observers, base)
-        if base is None:  # a run that is gone on with has said so
+        if base is None:  # a resumed run has reported it
             found = forecast_sweep(experiment.stages(observers))
             observers.message(f"It will take {_need(found)}. {' '.join(found.open)}")
         return experiment
@@ -272,26 +326,26 @@ def _with_forecast(make: "ExperimentFactory") -> "ExperimentFactory":
 
 def _need(found: "Forecast") -> str:
     """Memory, disk and time in words."""
-    from rankwise.report.numbers import duration, mebibytes
+    from rankwise.report.numbers import duration_text, mebibytes
 
     peak, base = mebibytes(found.peak_bytes), mebibytes(found.base_bytes)
     program = f" and the program's {mebibytes(found.program_bytes)}" if found.program_bytes else ""
     disk = f"{mebibytes(found.disk_bytes)} MiB of disk, of which {mebibytes(found.adapter_bytes)} stay"
     memory = f"{peak} MiB of memory, the base's {base}{program} included"
-    return f"at the most {memory}, {disk}, and about {duration(found.seconds)}"
+    return f"at most {memory}, {disk}, and about {duration_text(found.seconds)}"
 
 
-def _print_forecast(how: RunOptions, make: "ExperimentFactory") -> int:
-    """Print what would be done."""
+def _print_forecast(run_options: RunOptions, make: "ExperimentFactory") -> int:
+    """Print the plan of a run."""
     from rankwise.show.live import progress
     from rankwise.sweeps.run.forecast import forecast_sweep
     from rankwise.train.events import Observers
 
-    with Observers([progress("quiet" if how.quiet else "auto")]) as observers:
+    with Observers([progress("quiet" if run_options.quiet else "auto")]) as observers:
         experiment = make(observers, None)
         experiment.check()
         found = forecast_sweep(experiment.stages(observers))
-    _show_forecast(found, as_json=how.json)
+    _show_forecast(found, as_json=run_options.json)
     return EXIT_OK
 
 
@@ -300,7 +354,7 @@ def _show_forecast(found: "Forecast", *, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from rankwise.report.numbers import duration, mebibytes
+    from rankwise.report.numbers import duration_text, mebibytes
 
     if as_json:
         print(json.dumps(found.plain()))
@@ -311,7 +365,7 @@ def _show_forecast(found: "Forecast", *, as_json: bool) -> None:
         table.add_column(column, justify="left" if column in ("for", "configurations") else "right")
     for i, pack in enumerate(found.packs):
         names = [name if n == 1 else f"{n} x {name}" for name, n in pack.configurations.items()]
-        numbers = (str(pack.epochs), mebibytes(pack.bytes), duration(pack.seconds))
+        numbers = (str(pack.epochs), mebibytes(pack.bytes), duration_text(pack.seconds))
         table.add_row(str(i), pack.stage, str(len(pack.runs)), Text(", ".join(names)), *numbers)
     console.print(table)
     limit = "" if found.limit is None else f" A pack may take {mebibytes(found.limit)} MiB."
@@ -325,7 +379,7 @@ def _show_forecast(found: "Forecast", *, as_json: bool) -> None:
     )
 
 
-def show(results: "Results", files: Sequence[Path], *, as_json: bool) -> None:
+def print_results(results: "Results", files: Sequence[Path], *, as_json: bool) -> None:
     """Print table, answer and files."""
     from rich.console import Console
 
@@ -342,17 +396,17 @@ def show(results: "Results", files: Sequence[Path], *, as_json: bool) -> None:
         print(json.dumps(plain(results.answer)))
 
 
-def _check_same(command: str, settings: dict[str, Any], how: RunOptions) -> None:
-    """Refuse settings that the run that is continued did not begin with."""
-    directory = how.resume or Path()
-    begun = settings_of(directory, how.more_seeds, how.more_ranks)
+def _check_same(command: str, settings: dict[str, Any], run_options: RunOptions) -> None:
+    """Refuse settings other than the resumed run's."""
+    directory = run_options.resume or Path()
+    begun = settings_of(directory, run_options.more_seeds, run_options.more_ranks)
     if command not in begun:
-        kind = "a finished" if how.extends else "an unfinished"
+        kind = "a finished" if run_options.extends else "an unfinished"
         raise ConfigError(f"{directory} holds {kind} run of rankwise {next(iter(begun))}, not {command}.")
     for key in [*begun[command], *settings]:
         before, now = begun[command].get(key), settings.get(key)
         if before != now:
             raise ConfigError(
-                f"--{key} is {now}, and {before} in {directory}; a run goes on with the options it began with, so "
+                f"--{key} is {now}, and {before} in {directory}; a run keeps the options it started with, so "
                 "leave the flag out."
             )

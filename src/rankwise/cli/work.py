@@ -25,11 +25,11 @@ def work(
     next_: Annotated[bool, Parameter(name="--next", negative="", show_default=False)] = False,
     quiet: Annotated[bool, Parameter(negative="", show_default=False)] = False,
 ) -> int:
-    """Do one unit of work of a sweep that was written with --prepare: for batch systems, one process a unit.
+    """Do one unit of work of a sweep made with --prepare: for batch systems, one process a unit.
 
     Example: rankwise work runs/last --pack 3
 
-    A unit is a pack of adapters to the next point at which the sweep decides. Done twice it changes nothing; stopped,
+    A unit trains a pack of adapters to the sweep's next decision. Repeating it changes nothing; stopped,
     it continues from its last checkpoint. When all units are done, --next decides, and writes the next ones or the
     answer.
 
@@ -43,9 +43,9 @@ def work(
     pack:
         Train the unit of this number.
     next_:
-        Decide what the finished units allow, and print the numbers of those that are to be done, such as 4-7.
+        Decide what the finished units allow, and print the numbers of the units to do next, such as 4-7.
     quiet:
-        Show nothing meanwhile.
+        Show nothing while training.
     """
     from rankwise.sweeps.storage.directory import can_resume
     from rankwise.sweeps.storage.owned import holds_results
@@ -56,19 +56,19 @@ def work(
     if holds_results(directory) and not can_resume(directory):
         print(f"The answer is written: see {directory / 'table.md'}.", file=sys.stderr)
         return EXIT_ANSWERED if next_ else EXIT_OK
-    how = RunOptions(resume=directory, quiet=quiet)
+    run_options = RunOptions(resume=directory, quiet=quiet)
     try:
-        return _decide(directory, how) if pack is None else _train(directory, pack, how)
+        return _decide(directory, run_options) if pack is None else _train(directory, pack, run_options)
     except BusyError as error:
         print(f"rankwise: {error}", file=sys.stderr)
         return EXIT_LATER
 
 
-def _decide(directory: Path, how: RunOptions) -> int:
+def _decide(directory: Path, run_options: RunOptions) -> int:
     def take(command: str, config: str, make: "ExperimentFactory") -> int:
         from rankwise.sweeps.run.units.apart import Apart
 
-        code = train_in(directory, command, config, how, make, Apart())
+        code = train_in(directory, command, config, run_options, make, Apart())
         answered = code in (EXIT_OK, EXIT_DIVERGED) and not can_resume(directory)
         return EXIT_ANSWERED if answered else code
 
@@ -77,7 +77,7 @@ def _decide(directory: Path, how: RunOptions) -> int:
     return with_experiment(directory, take)
 
 
-def _train(directory: Path, number: int, how: RunOptions) -> int:
+def _train(directory: Path, number: int, run_options: RunOptions) -> int:
     from rankwise.sweeps.run.units.unit import Units
     from rankwise.sweeps.storage.owned import UNFINISHED, UNITS
 
@@ -91,7 +91,7 @@ def _train(directory: Path, number: int, how: RunOptions) -> int:
         from rankwise.train.events import Observers
         from rankwise.train.machine.interrupts import stop_on_signals
 
-        with Observers([progress("quiet" if how.quiet else "plain")]) as observers:
+        with Observers([progress("quiet" if run_options.quiet else "plain")]) as observers:
             experiment = experiment_in(directory, make, observers)
             runs = unit.spec.runs_from(experiment.candidates)
             known = fingerprints_of(experiment.model, experiment.problem)

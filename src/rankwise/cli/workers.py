@@ -1,4 +1,4 @@
-"""Flags of processes that train packs: what goes together, and what they mean."""
+"""Flags of processes that train packs: their meaning and valid combinations."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,49 +11,49 @@ if TYPE_CHECKING:
     from rankwise.sweeps.run.units.context import Workers
 
 
-def check_workers(how: "RunOptions", settings: dict[str, Any]) -> None:
+def check_workers(run_options: "RunOptions", settings: dict[str, Any]) -> None:
     """Refuse flags of workers that don't go together.
 
     Raises:
         ConfigError: They don't.
     """
-    if how.max_workers is not None and how.max_workers < 1:
-        raise ConfigError(f"--max-workers is {how.max_workers}; it must be a whole number of at least 1.")
-    if how.max_workers is not None and not how.prepare and how.ray is None:
-        raise ConfigError("--max-workers plans packs for so many workers; give it with --ray or --prepare.")
-    for flag, value in (("cpus", how.cpus_per_worker), ("gpus", how.gpus_per_worker)):
-        if value is not None and how.ray is None:
+    if run_options.max_workers is not None and run_options.max_workers < 1:
+        raise ConfigError(f"--max-workers is {run_options.max_workers}; it must be a whole number of at least 1.")
+    if run_options.max_workers is not None and not run_options.prepare and run_options.ray is None:
+        raise ConfigError("--max-workers plans packs for this many workers; give it with --ray or --prepare.")
+    for flag, value in (("cpus", run_options.cpus_per_worker), ("gpus", run_options.gpus_per_worker)):
+        if value is not None and run_options.ray is None:
             raise ConfigError(f"--{flag}-per-worker goes with --ray; give both.")
-    if how.prepare and how.ray is not None:
+    if run_options.prepare and run_options.ray is not None:
         raise ConfigError("--prepare writes units for other processes, and --ray starts some; give one of them.")
-    if how.prepare and settings.get("max-minutes") is not None:
+    if run_options.prepare and settings.get("max-minutes") is not None:
         raise ConfigError(
             "--max-minutes does not go with --prepare: nothing measures the time of workers that others start; give "
             "--max-runs."
         )
 
 
-def workers_of(how: "RunOptions", directory: Path) -> "Workers | None":
+def workers_of(run_options: "RunOptions", directory: Path) -> "Workers | None":
     """What trains the packs; None for this process."""
     from rankwise.sweeps.run.units.apart import Apart
     from rankwise.sweeps.run.units.on_ray import Ray
 
-    if how.ray is not None:
+    if run_options.ray is not None:
         return Ray(
-            address=how.ray,
-            max_workers=how.max_workers,
-            cpus_per_worker=how.cpus_per_worker,
-            gpus_per_worker=how.gpus_per_worker,
+            address=run_options.ray,
+            max_workers=run_options.max_workers,
+            cpus_per_worker=run_options.cpus_per_worker,
+            gpus_per_worker=run_options.gpus_per_worker,
             make=Recorded(directory.absolute()),
         )
-    return Apart(how.max_workers or 1) if how.prepare else None
+    return Apart(run_options.max_workers or 1) if run_options.prepare else None
 
 
-def idle_gpus(how: "RunOptions", settings: dict[str, Any]) -> str | None:
+def idle_gpus(run_options: "RunOptions", settings: dict[str, Any]) -> str | None:
     """Advice where a sweep would leave GPUs of this machine idle; None where there is none."""
     import torch
 
     n = torch.cuda.device_count()
-    if how.ray is not None or how.prepare or settings.get("device") != "auto" or n < 2:
+    if run_options.ray is not None or run_options.prepare or settings.get("device") != "auto" or n < 2:
         return None
     return f"This machine has {n} GPUs, and one process uses one of them; --ray local uses them all."

@@ -11,7 +11,7 @@ from rankwise.shown import csv_cell
 from rankwise.train.events import RunInfo
 from rankwise.train.outcome import Outcome
 
-COLUMNS = ("run", "configuration", "lr", "seed", "step", "name", "value")
+CSV_COLUMNS = ("run", "configuration", "lr", "seed", "step", "name", "value")
 
 
 @final
@@ -35,7 +35,7 @@ class CSVLog(Log):
         self._file: TextIO | None = None
         if self._path.exists():
             with self._path.open(encoding="utf-8", errors="replace", newline="") as file:
-                if next(csv.reader(file), None) not in (None, [*COLUMNS]):
+                if next(csv.reader(file), None) not in (None, [*CSV_COLUMNS]):
                     raise OutputError(f"{self._path} is no log of rankwise, and would be written over; move it away.")
 
     def begin(self, run: RunInfo) -> None:
@@ -66,5 +66,5 @@ class CSVLog(Log):
             more = self.append and self._path.exists() and self._path.stat().st_size > 0
             self._file = self._path.open("a" if more else "w", encoding="utf-8", newline="")
             if not more:
-                csv.writer(self._file).writerow(COLUMNS)
+                csv.writer(self._file).writerow(CSV_COLUMNS)
         csv.writer(self._file).writerow(map(csv_cell, cells))

@@ -61,7 +61,7 @@ class TrackioLog(Log):
             self._finish(there)
 
     def _init(self, name: str, config: dict[str, Any]) -> Any:
-        # In a context of its own, as a run that begins finishes the run before it in the same context.
+        # In its own context, as a run that begins finishes the run before it in the same context.
         with redirect_stdout(sys.stderr):
             return Context().run(
                 self._trackio.init,

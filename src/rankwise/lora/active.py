@@ -1,4 +1,4 @@
-"""Several adapters in one model, each under its name: choose which act, for all rows or each; rename one."""
+"""Several named adapters in one model: choose the active ones, for all rows or for each row; rename one."""
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,18 +12,19 @@ from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, adapted_layers, layers_with
 from rankwise.lora.checks.first_steps import stop_counting
 from rankwise.lora.checks.reads import call
-from rankwise.lora.checks.threads import check_free, held_by_thread
+from rankwise.lora.checks.threads import changes_model, held_by_thread
 from rankwise.lora.inject import check_new_name
-from rankwise.lora.layer.per_row import RowAdapter, grouped
+from rankwise.lora.layer.per_row import ByRow, RowAdapter
 from rankwise.lora.offloaded import has_data
-from rankwise.lora.trained_modules import activate_whole, check_one_whole, whole_tensors, wholes
+from rankwise.lora.trained_modules import activate_trained, check_one_trained, replacement_tensors, trained_modules
 from rankwise.lora.variants import variant_name
 
 
+@changes_model
 def activate(model: nn.Module, *names: str) -> None:
-    """Choose the adapters that act: their updates are added. Without names none acts.
+    """Choose the active adapters, whose updates are added up. Without names none is active.
 
-    The choice is the model's, for all threads.
+    The choice applies to all threads.
 
     Args:
         model: An injected model.
@@ -31,7 +32,7 @@ def activate(model: nn.Module, *names: str) -> None:
 
     Raises:
         AdapterError: A name is not an adapter's, adapters are merged, this is inside `by_row`, or another thread is
-            inside `by_row` or `disabled`.
+            in a forward pass of the model, or inside `by_row` or `disabled`.
 
     Examples:
         >>> from rankwise.lora import LoRAConfig, inject
@@ -41,22 +42,21 @@ def activate(model: nn.Module, *names: str) -> None:
         >>> layer.lora.active
         ('first', 'second')
     """
-    check_free(model)
     for name in names:
         layers_with(model, name)
     layers = adapted_layers(model)
     _refuse_merged(layers, "activate")
-    check_one_whole(model, names)
-    activate_whole(model, names)
+    check_one_trained(model, names)
+    activate_trained(model, names)
     for _, lora in layers.values():
         lora.switch(tuple(name for name in dict.fromkeys(names) if name in lora.scale))
 
 
 @contextmanager
 def disabled(model: nn.Module) -> Generator[None]:
-    """Let the model compute as its base does, for the length of a `with` block.
+    """Make the model compute as its base does inside a `with` block.
 
-    A copy of the model that is made inside is as it would be outside: its adapters act.
+    A copy of the model made inside the block has active adapters, as outside.
 
     Args:
         model: An injected model.
@@ -75,7 +75,7 @@ def disabled(model: nn.Module) -> Generator[None]:
     """
     layers = adapted_layers(model)
     _refuse_merged(layers, "disabled")
-    parts = [lora for _, lora in layers.values()] + [whole for _, whole in wholes(model).values()]
+    parts = [lora for _, lora in layers.values()] + [trained for _, trained in trained_modules(model).values()]
     with held_by_thread(model, "disabled"):
         before = [(part, part.disabled) for part in parts]
         for lora, _ in before:
@@ -90,16 +90,17 @@ def disabled(model: nn.Module) -> Generator[None]:
 def _refuse_merged(layers: Mapping[str, tuple[nn.Module, LoRA]], what: str) -> None:
     for path, (_, lora) in layers.items():
         if lora.merged:
-            raise AdapterError(f'"{path}" holds a merged adapter, which {what} can\'t reach; call unmerge first.')
+            raise AdapterError(f'"{path}" holds a merged adapter, which {what} doesn\'t affect; call unmerge first.')
 
 
+@changes_model
 def rename(model: nn.Module, old: str, new: str) -> None:
-    """Give an adapter another name. Its parameters are the same objects, so an optimiser keeps them.
+    """Rename an adapter. Its parameters stay the same objects, so optimisers keep working.
 
     Args:
         model: An injected model.
         old: The adapter.
-        new: What it is to be called.
+        new: Its new name.
 
     Raises:
         AdapterError: There is no such adapter, the new name is taken or can't be one, adapters are merged, or the model
@@ -113,24 +114,23 @@ def rename(model: nn.Module, old: str, new: str) -> None:
         >>> layer.lora.active
         ('french',)
     """
-    check_free(model)
     layers = layers_with(model, old)
     check_new_name(model, new)
     for path, (_, lora) in layers.items():
         if not all(map(has_data, lora.keys_of(old).values())):
             raise AdapterError(
-                f'The numbers of "{old}" at "{path}" lie elsewhere (accelerate has offloaded the model, or it is on '
-                "the meta device), under its present name. Rename it before that."
+                f'The numbers of "{old}" at "{path}" are elsewhere (accelerate has offloaded the model, or it is on '
+                "the meta device), under its present name. Rename it before offloading."
             )
     stop_counting(model)  # it would look for the adapter by its old name
     for _, lora in layers.values():
         _rename(lora, old, new)
-    for _, whole in wholes(model).values():
-        if old in whole.own:
-            whole.own[new] = whole.own.pop(old)
-            if old in whole.parked:
-                whole.parked[new] = whole.parked.pop(old)
-            whole.active = new if whole.active == old else whole.active
+    for _, trained in trained_modules(model).values():
+        if old in trained.own:
+            trained.own[new] = trained.own.pop(old)
+            if old in trained.parked:
+                trained.parked[new] = trained.parked.pop(old)
+            trained.active = new if trained.active == old else trained.active
 
 
 def _rename(lora: LoRA, old: str, new: str) -> None:
@@ -138,7 +138,7 @@ def _rename(lora: LoRA, old: str, new: str) -> None:
         held = lora.get_submodule(key)._parameters  # pyright: ignore[reportPrivateUsage]
         held[new] = held.pop(old)
     lora.scale[new], lora.configs[new] = lora.scale.pop(old), lora.configs.pop(old)
-    lora.rows = {new if name == old else name: row for name, row in lora.rows.items()}
+    lora.kinds = {new if name == old else name: kind for name, kind in lora.kinds.items()}
     lora.active = tuple(new if name == old else name for name in lora.active)
     lora.joined = {new if name == old else name: source for name, source in lora.joined.items()}
     lora.parked = {new if name == old else name: keys for name, keys in lora.parked.items()}
@@ -148,20 +148,20 @@ def _rename(lora: LoRA, old: str, new: str) -> None:
 
 @contextmanager
 def by_row(model: nn.Module, names: Sequence[str | None], *, example: Any = None) -> Generator[None]:
-    """Let each row of a batch go through an adapter of its own, for the length of a `with` block: for inference.
+    """Send each row of a batch through its own adapter inside a `with` block, for inference.
 
-    All rows go through a layer at once. Every adapter among them is copied into stacks at the beginning, so new
-    weights take effect in the next block.
+    All rows go through a layer at once. Every adapter among them is copied into stacks at the beginning, and again
+    where its numbers have changed by the next call of the layer (but not through `.data`).
 
     Args:
         model: An injected model in eval mode.
         names: The adapter of each row of the batch; None for the base alone.
-        example: A batch of as many rows. With it the model is run once by row and once with each adapter, and
-            compared, which finds models whose layers don't have the rows first.
+        example: A batch with this many rows. The model then runs once by row and once with each adapter;
+            comparing them finds models whose layers don't have rows as the first dimension.
 
     Raises:
         AdapterError: A name is not an adapter's; the model is in training mode or merged; an adapter trains
-            parameters whole, or has a weight that is read without a call: those serve all rows alike; the
+            parameters in full, or adapts a weight that is read without a call: those are the same for all rows; the
             comparison failed; or another thread uses the model in such a block, or does so inside this one.
 
     Examples:
@@ -180,20 +180,24 @@ def by_row(model: nn.Module, names: Sequence[str | None], *, example: Any = None
         _compare(model, names, example)
     with held_by_thread(model, "by_row"):
         before = [(lora, lora.by_row) for _, lora in layers.values()]
-        wholes_before = [(whole, whole.disabled) for _, whole in wholes(model).values()]
+        disabled_before = [(trained, trained.disabled) for _, trained in trained_modules(model).values()]
         try:
-            with torch.no_grad():
-                for _, lora in layers.values():
-                    own = [name for name in chosen if name in lora.scale]
-                    lora.by_row = grouped({name: _member(lora, name) for name in own}, names)
-            for whole, _ in wholes_before:
-                whole.disabled = True
+            for _, lora in layers.values():
+                lora.by_row = _rows_of(lora, [name for name in chosen if name in lora.scale], names)
+            for trained, _ in disabled_before:
+                trained.disabled = True
             yield
         finally:
-            for lora, groups in before:
-                lora.by_row = groups
-            for whole, was in wholes_before:
-                whole.disabled = was
+            for lora, rows in before:
+                lora.by_row = rows
+            for trained, was in disabled_before:
+                trained.disabled = was
+
+
+def _rows_of(lora: LoRA, own: Sequence[str], names: Sequence[str | None]) -> ByRow:
+    """A layer's adapters by row; `own` are those among them that the layer has."""
+    held = [(lora.get_submodule(key)._parameters, name) for name in own for key in lora.parameters_of(name)]  # pyright: ignore[reportPrivateUsage]
+    return ByRow(lambda: {name: _member(lora, name) for name in own}, names, held)
 
 
 def _member(lora: LoRA, name: str) -> RowAdapter:
@@ -213,14 +217,14 @@ def _check_by_row(model: nn.Module, chosen: Iterable[str], n_rows: int) -> None:
                     f'The weight of "{path}" is read without a call, once for all rows, so adapter "{name}" can\'t act '
                     "on some of them. Activate one adapter at a time."
                 )
-        if whole := next(iter(whole_tensors(model, name)), None):
+        if trained := next(iter(replacement_tensors(model, name)), None):
             raise AdapterError(
-                f'Adapter "{name}" has "{whole}" whole, which serves all rows alike. Activate one adapter at a time.'
+                f'Adapter "{name}" trains "{trained}" in full, for all rows alike. Activate one adapter at a time.'
             )
 
 
 def _compare(model: nn.Module, names: Sequence[str | None], example: Any) -> None:
-    """Raise unless every row comes out as from its adapter alone."""
+    """Raise unless every row's output equals that of its adapter alone."""
     with torch.no_grad():
         with by_row(model, names):
             found = _tensors(call(model, example))
@@ -237,7 +241,7 @@ def _compare(model: nn.Module, names: Sequence[str | None], example: Any) -> Non
                     and not torch.allclose(one[mine], other[mine], rtol=1e-3, atol=1e-3 * float(other.abs().max()))
                 ):
                     raise AdapterError(
-                        f'Rows of adapter "{name}" come out otherwise by row than with it alone: some layer of the '
+                        f'Rows of adapter "{name}" differ by row from those with it alone: some layer of the '
                         f"{type(model).__name__} doesn't have the rows first. Activate one adapter at a time."
                     )
 

@@ -9,13 +9,14 @@ from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError, suggest
 from rankwise.lora.layer.calls import input_and_rest, laid_out_as
+from rankwise.lora.layer.fusing import is_being_fused, without_base
 from rankwise.lora.layer.holding import Holding
-from rankwise.lora.layer.per_row import Group, add_by_row
+from rankwise.lora.layer.per_row import ByRow, add_by_row
 from rankwise.lora.layer.recomputed import check_same, marked, wrong_gradients
 from rankwise.lora.layer_types.quantised import Before, in_eight_bits, make_quantised
 from rankwise.lora.offloaded import data_of
 from rankwise.lora.targets.modules import child_name, named_once, submodule
-from rankwise.lora.targets.readers import Reader, show
+from rankwise.lora.targets.readers import Reader, show_tensor
 from rankwise.lora.targets.ties import flip
 
 
@@ -33,7 +34,7 @@ class LoRA(Holding):
 
     Args:
         layer: The layer to adapt. It is not kept.
-        layer_type: Its row in `LAYER_TYPES`.
+        layer_type: Its entry in `LAYER_TYPES`.
         parameter: Name of the weight.
     """
 
@@ -42,7 +43,7 @@ class LoRA(Holding):
     """What the layer was before merging gave it a plain weight in place of a quantised one."""
     acted: tuple[str, ...] | None = None
     """Adapters that acted in the last forward with gradients; None before the first one."""
-    by_row: tuple[Group, ...] | None = None
+    by_row: ByRow | None = None
     """Adapters of which each row of the batch has its own; they act instead of the active ones."""
     tied_weight: tuple[nn.Parameter, ...] = ()
     """The weight that the layer shared before it was given a copy."""
@@ -83,14 +84,22 @@ class LoRA(Holding):
         for handle in self.handles:
             handle.remove()
 
-    def add_update(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+    def add_update(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Tensor | None = None
+    ) -> Tensor | None:
         """The forward hook: the layer's output plus the updates of the active adapters."""
         self._check_recomputed()
-        if self.disabled or self.merged or not (self.by_row or self.active):
+        if self.disabled or self.merged or (self.by_row is None and not self.active):
             return output
+        if output is None:
+            kind = type(layer)
+            raise AdapterError(
+                f"A {kind.__module__}.{kind.__name__} has taken the place of an adapted layer and its hook along, but "
+                "not its adapter (torch.ao.quantization does that). Merge before quantising, or leave that layer out."
+            )
         inputs, rest, named = (args[0], args[1:], kwargs) if args else input_and_rest(kwargs)
         if self.by_row is not None:
-            return add_by_row(self.by_row, layer, inputs, output, rest, named)
+            return add_by_row(self.by_row.groups(), layer, inputs, output, rest, named)
         layer_type = self.layer_type
         # Straight to the parameters: `self.A[name]` twice would cost a third of a small layer's hook. Looked up
         # at every call, because functional_call, FSDP and load_state_dict(assign=True) put others in their place.
@@ -99,7 +108,7 @@ class LoRA(Holding):
         B_of: dict[str, Tensor] = kept["B"]._parameters
         base, device = output, inputs.device
         for name in self.active:
-            if self.varied and (name in self.rows or self.configs[name].variant != "lora"):
+            if self.varied and (name in self.kinds or self.configs[name].variant != "lora"):
                 added = marked(self._varied(layer, name, inputs, base, rest, named), self.active)
                 output = output - added.to(output.dtype)
                 continue
@@ -159,6 +168,11 @@ class LoRA(Holding):
                 x = nn.functional.dropout(x, self.configs[name].dropout)
         return 0.0 - self.variant_of(name).forward(kind, layer, x, base, tensors, self.scale[name], rest, named)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """As of any adapter, unless torch fuses a normalisation into the layer's copy, which an adapter would miss."""
+        state = super().__getstate__()
+        return state if not is_being_fused() else without_base(state)
+
     def put_sum(self, reader: nn.Module, args: tuple[Any, ...]) -> None:
         """The pre-hook of a weight that is read without a call: let the reader find W + delta in its place."""
         self._check_recomputed()
@@ -174,16 +188,16 @@ class LoRA(Holding):
         values = data_of(layer, self.parameter) if weight.is_meta else weight
         total = values.to(next(iter(self.parameters_of(self.active[0]).values())).dtype)
         for name in self.active:
-            # As in `add_update`: minus the negative, without a negative zero of its own.
+            # As in `add_update`: minus the negative, without its own negative zero.
             total = total - (0.0 - self.delta(layer, name).to(total.device))
-        show(layer, self.parameter, weight, marked(total.to(weight.dtype), self.active))
+        show_tensor(layer, self.parameter, weight, marked(total.to(weight.dtype), self.active))
 
     def take_sum(self, reader: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """The hook after it, called also where the forward failed: the parameter is to be seen again."""
         layer = submodule(reader, self.below or "")
         total = layer.__dict__.pop(self.parameter, None)
         if total is not None:
-            show(layer, self.parameter, total, None)
+            show_tensor(layer, self.parameter, total, None)
 
     def restore(self, layer: nn.Module) -> None:
         """Give the layer its weight from before merging, bit for bit."""

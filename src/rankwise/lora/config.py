@@ -1,13 +1,13 @@
 """`LoRAConfig`: what an adapter is, and the only place with its defaults."""
 
 import importlib
-import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from rankwise.errors import ConfigError, known_arguments, suggest
@@ -18,6 +18,9 @@ from rankwise.lora.variants import VARIANTS
 
 TargetPattern = str | Callable[[str, nn.Module], bool]
 """A name, a suffix, a glob, a range of layers in these, "re:..." (matched in full), or a predicate."""
+
+LARGEST = torch.finfo(torch.float32).max
+"""Size of alpha at most: the scale multiplies tensors of float32."""
 
 BIASES = ("none", "all", "lora_only")
 """Which biases an adapter trains."""
@@ -43,8 +46,8 @@ class LoRAConfig:
             outputs 0 to 63. They have one length. `slices={"c_attn": ["0/3", "2/3"]}` adapts q and v of GPT-2.
         init: How A and B start: a name in `rankwise.lora.inits.INITS`.
         scaling: "alpha/r" (the paper) or "alpha/sqrt(r)" (rank-stabilised, rsLoRA).
-        modules_to_save: Patterns of modules that are trained whole beside A and B, such as a new head: the adapter
-            has a copy of all their parameters and buffers.
+        modules_to_save: Patterns of modules that are trained in full, in addition to A and B, such as a new head: each
+            adapter has a copy of all their parameters and buffers.
         bias: Biases that are trained too: "none", "all", or "lora_only" (those of the target modules).
         variant: What is trained in a layer and made of it, a name in `rankwise.lora.variants.VARIANTS`: "lora" (A and
             B), or "dora", which trains a magnitude for each output with them. With "dora" dropout acts on the input of
@@ -90,8 +93,9 @@ class LoRAConfig:
             if isinstance(r, bool) or not isinstance(r, int) or r < 1:
                 raise ConfigError(f"r is {r!r}; a rank is a whole number of at least 1.")
         for alpha in (self.alpha, *self.alpha_pattern.values()):
-            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-                raise ConfigError(f"alpha is {alpha!r}; it must be a finite number.")
+            # The comparison keeps out NaN.
+            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= LARGEST:
+                raise ConfigError(f"alpha is {alpha!r}; it must be a finite number that float32 holds.")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout is {self.dropout!r}; a probability in [0, 1) is needed.")
         named = (

@@ -1,4 +1,4 @@
-"""Attach adapters to a model and take them off again."""
+"""Attach adapters to a model and detach them."""
 
 import re
 import warnings
@@ -13,14 +13,15 @@ from rankwise.collector import collector_paused
 from rankwise.errors import AdapterError, TargetError
 from rankwise.lora.adapter import LoRA, adapted_layers, layers_with, lora_of
 from rankwise.lora.base.buffers import is_large, remember_buffers, restore_buffers
+from rankwise.lora.base.counts import forget_counts, watch_counts
 from rankwise.lora.base.samples import changed_base, forget_samples
 from rankwise.lora.base.statistics import freeze_statistics, thaw_statistics
 from rankwise.lora.checks.first_forward import move_to_readers, stop_watching, warn_of_missed, watch
 from rankwise.lora.checks.first_steps import count_steps, stop_counting
 from rankwise.lora.checks.foreign import check_attachable
-from rankwise.lora.checks.reads import WeightPlace, places_of, uses_of, with_readers
+from rankwise.lora.checks.reads import WeightPlace, uses_of, weight_places, with_readers
 from rankwise.lora.checks.still_there import stop_watching_structure, watch_structure
-from rankwise.lora.checks.threads import check_free
+from rankwise.lora.checks.threads import changes_model, check_free
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer.holding import Attached
 from rankwise.lora.layer.initial import initial_tensors, shared_tensors, with_shared
@@ -34,14 +35,14 @@ from rankwise.lora.targets.modules import base_tensors, child_name, unwrapped
 from rankwise.lora.targets.patterns import pinned
 from rankwise.lora.targets.readers import Reader
 from rankwise.lora.trained_modules import (
-    activate_whole,
-    attach_whole,
-    initial_whole,
+    activate_trained,
+    attach_trained,
+    initial_replacements,
     is_inside,
-    remove_whole,
+    remove_trained,
+    replacement_tensors,
     saved_modules,
-    whole_readers,
-    whole_tensors,
+    trained_readers,
 )
 from rankwise.lora.variants import VariantTensors
 
@@ -63,9 +64,9 @@ def inject(
 
     $$h = W_0 x + s\,B A x$$
 
-    Class, base keys of `state_dict()`, and train or eval mode of the model stay as they are; until training
+    The model's class, base keys of `state_dict()`, and train or eval mode don't change; until training
     the output is the base's, bit for bit (B is zero). The new adapter becomes the only active one. If
-    anything is wrong the model is left untouched.
+    anything is wrong the model is not changed.
 
     Args:
         model: Any module; it may itself be the layer.
@@ -73,18 +74,18 @@ def inject(
         name: The adapter's name in this model.
         example: A batch (a tensor, a mapping of keywords, or a tuple of arguments) with which the model is run
             once, to find weights that are read without calling their layer: the reader is then given W + delta.
-            Without it the first forward shows that, and is run again where it has missed an adapter (no compiled
-            one: before `torch.compile` run the model once, or give this).
-        untie: What to do with a target whose weight is another module's too (tied embeddings). False: one
+            Without it the first forward finds them, and runs again if it missed an adapter (not a compiled
+            one: before `torch.compile` run the model once, or pass this).
+        untie: What to do with a target that shares its weight with another module (tied embeddings). False: one
             adapter on the weight, which acts in all of them. True: the target gets a copy of the weight, until
-            `eject`; a model that is saved while untied must be told so (transformers: `tie_word_embeddings`).
-        dry_run: Only report what would be done; the model is left as it is.
+            `eject`; set `tie_word_embeddings` (transformers) of a model that is saved while untied.
+        dry_run: Only report what would be done; don't change the model.
 
     Returns:
         The adapted modules and those left out; `print` it.
 
     Raises:
-        TargetError: A pattern matches nothing, or something that can't be adapted.
+        TargetError: A pattern matches nothing, or matches something that can't be adapted.
         AdapterError: The name is taken or can't be one; the model is merged.
 
     Examples:
@@ -101,15 +102,15 @@ def inject(
     with collector_paused():
         check_new_name(model, name)
         check_attachable(model)
-        targets, config, whole = _with_whole(model, find_targets(model, config, untie=untie), config)
-        readers = {} if example is None else whole_readers(model, whole)
+        targets, config, replacements = _with_replacements(model, find_targets(model, config, untie=untie), config)
+        readers = {} if example is None else trained_readers(model, replacements)
         wholly = [WeightPlace(owner, path.rpartition(".")[2], host) for path, (owner, host) in readers.items()]
-        uses = None if example is None else uses_of(model, [*places_of(targets), *wholly], example)
+        uses = None if example is None else uses_of(model, [*weight_places(targets), *wholly], example)
         targets = with_readers(targets, uses) if uses else targets
         if dry_run:
-            return forecast(model, targets, config, name, whole)
+            return forecast(model, targets, config, name, replacements)
         tensors = {target.name: initial_tensors(target, config) for target in targets.adapted}
-        report = attach(model, targets, tensors, config, name, whole)
+        report = attach(model, targets, tensors, config, name, replacements)
         if uses:
             stop_watching(model)
             move_to_readers(model, uses)
@@ -117,23 +118,23 @@ def inject(
         return report
 
 
-def _with_whole(
+def _with_replacements(
     model: nn.Module, targets: Targets, config: LoRAConfig
 ) -> tuple[Targets, LoRAConfig, dict[str, Tensor]]:
-    """Find what is trained whole; targets inside it get no adapter."""
+    """Find what is trained in full; targets inside it get no adapter."""
     saved = saved_modules(model, config) if config.modules_to_save else []
     within = [target for target in targets.adapted if is_inside(target.name, saved)]
     if both := next((target.name for target in within if target.layer_type.tokens), None):
         raise TargetError(
-            f'"{both}" is trained whole (modules_to_save), and rows of it by trainable_tokens: leave out one.'
+            f'"{both}" is trained in full (modules_to_save), and rows of it by trainable_tokens: leave out one.'
         )
-    left_out = [LeftOut(target.name, type(target.module).__name__, "trained whole") for target in within]
+    left_out = [LeftOut(target.name, type(target.module).__name__, "trained in full") for target in within]
     targets = Targets([it for it in targets.adapted if it not in within], [*targets.left_out, *left_out])
     if not targets.adapted:
         raise TargetError("modules_to_save takes in every target, so there is nothing to adapt.")
     config = replace(config, modules_to_save=tuple(saved))
-    whole = initial_whole(model, config, targets.adapted) if saved or config.bias != "none" else {}
-    return targets, config, whole
+    replacements = initial_replacements(model, config, targets.adapted) if saved or config.bias != "none" else {}
+    return targets, config, replacements
 
 
 def attach(
@@ -142,28 +143,28 @@ def attach(
     tensors: Mapping[str, VariantTensors],
     config: LoRAConfig,
     name: str,
-    whole: Mapping[str, Tensor] | None = None,
+    replacements: Mapping[str, Tensor] | None = None,
     shared: Mapping[str, Tensor] | None = None,
 ) -> Report:
-    """Attach given tensors, as `inject` does with fresh ones.
+    """Attach these tensors, as `inject` attaches fresh ones.
 
     Args:
         model: The model the targets were found in.
         targets: The modules to adapt.
-        tensors: Module name -> what the variant has there, A and B as a rule; shared tensors apart.
-        config: Kept with the adapter, its patterns written out as names of modules.
-        name: The adapter's name, which `check_new_name` has let pass.
-        whole: Path of a parameter or buffer -> what the adapter has in its place.
-        shared: What all layers have in common; None lets the configuration's seed draw it.
+        tensors: Module name -> the variant's tensors (for LoRA A and B), without shared ones.
+        config: Stored with the adapter, its patterns expanded to names of modules.
+        name: The adapter's name, checked by `check_new_name`.
+        replacements: Path of a parameter or buffer -> the adapter's value.
+        shared: Tensors that all layers share; None draws them from the configuration's seed.
 
     Returns:
         The report of `inject`.
 
     Raises:
-        AdapterError: A target has a submodule `lora` of another making; a parameter can't be trained whole.
+        AdapterError: A target has a submodule `lora` of another making; a parameter can't be trained in full.
     """
     check_free(model)
-    check_targets(model, targets, config, whole or {})
+    check_targets(model, targets, config, replacements or {})
     keep_unpacked(model)
     remember_buffers(model)
     config = _by_name(config, targets.adapted)
@@ -183,19 +184,20 @@ def attach(
             other = _lora_at(tie.module, tie.layer_type, "weight", tie.reader)
             other.join(name, lora, tie.flipped, tie.layer_type)
             other.switch((name,))
-    attach_whole(model, name, whole or {}, config)
-    activate_whole(model, [name])
-    _enlist(model, name, whole or {})
+    attach_trained(model, name, replacements or {}, config)
+    activate_trained(model, [name])
+    _enlist(model, name, replacements or {})
     statistics = freeze_statistics(model)
     watch_structure(model)
-    count_steps(model, name)  # before what watches the first forward, for which a look at weights is a reading
+    watch_counts(model)
+    count_steps(model, name)  # before the first forward is watched, since inspecting a weight would count as reading it
     watch(model)
-    counts = {path: tensor.numel() for path, tensor in whole_tensors(model, name).items() if tensor.requires_grad}
+    counts = {path: tensor.numel() for path, tensor in replacement_tensors(model, name).items() if tensor.requires_grad}
     return Report(name, targets.adapted, targets.left_out, frozen, counts, statistics)
 
 
 def _shared_parameters(targets: Targets, config: LoRAConfig, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return frozen parameters that all layers are to have in common, where the first of them has its weight."""
+    """Return frozen parameters for all layers to share, on the device of the first layer's weight."""
     if not shared:
         return {}
     weight = next(target.weight for target in targets.adapted if target.variant == config.variant)
@@ -204,23 +206,23 @@ def _shared_parameters(targets: Targets, config: LoRAConfig, shared: Mapping[str
     return {key: nn.Parameter(tensor.detach().to(device, dtype), requires_grad=False) for key, tensor in shared.items()}
 
 
-def _enlist(model: nn.Module, name: str, whole: Mapping[str, Tensor]) -> None:
-    """Let every layer of an adapter know all of them, so that one that leaves the model is missed."""
+def _enlist(model: nn.Module, name: str, replacements: Mapping[str, Tensor]) -> None:
+    """Tell every layer of an adapter about the others, so that a missing layer is noticed."""
     layers = layers_with(model, name)
-    attached = Attached(tuple(layers), tuple(whole))
+    attached = Attached(tuple(layers), tuple(replacements))
     for _, lora in layers.values():
         lora.attached = {**lora.attached, name: attached}
 
 
 def _by_name(config: LoRAConfig, adapted: Sequence[Target]) -> LoRAConfig:
-    """Write a configuration's patterns out as names: predicates can't be pickled, another model may match otherwise."""
+    """Expand a configuration's patterns to names: predicates can't be pickled, other models may match differently."""
     low_rank = [target for target in adapted if not target.layer_type.tokens]
     return replace(
         config,
         target_modules=tuple(target.name for target in low_rank),
         exclude_modules=(),
         rank_pattern=pinned({target.name: target.r for target in low_rank}, config.r),
-        # A tied layer is filed under a name of its own.
+        # A tied layer is filed under its own name.
         alpha_pattern=pinned(
             {name: target.alpha for target in low_rank for name in (target.name, *(tie.name for tie in target.ties))},
             config.alpha,
@@ -246,7 +248,7 @@ def check_new_name(model: nn.Module, name: str) -> None:
 
 
 def _lora_at(layer: nn.Module, layer_type: LayerType, parameter: str, reader: Reader | None) -> LoRA:
-    """Return the adapters of a weight, made where there are none."""
+    """Return the adapters of a weight; create them if there are none."""
     lora = lora_of(layer, parameter)
     if lora is None:
         own = layer_type_of(layer) if layer_type.partial and layer_type.name != "Parameter" else layer_type
@@ -257,7 +259,7 @@ def _lora_at(layer: nn.Module, layer_type: LayerType, parameter: str, reader: Re
 
 
 def _copy_weight(layer: nn.Module) -> nn.Parameter:
-    """Give a layer a copy of its weight, and return the weight it had."""
+    """Replace a layer's weight by a copy, and return the original."""
     shared = layer.get_parameter("weight")
     register(layer, "weight", nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad))
     return shared
@@ -273,19 +275,20 @@ def _freeze(model: nn.Module) -> int:
     return sum(map(numbers_in, base.values()))
 
 
+@changes_model
 def eject(model: nn.Module, name: str | None = None) -> None:
-    """Take one adapter off the model, or all.
+    """Detach one adapter from the model, or all.
 
     With the last one everything is as before `inject`: keys, hooks, what was trainable, and, if the
     adapters are merged, the weights. Only after `merge(keep_base=False)`, which freed them, the weights
-    stay merged: the way to a plain model with the adapter inside.
+    stay merged: this gives a plain model that includes the adapter.
 
     Args:
         model: The model.
         name: The adapter; None for all.
 
     Raises:
-        AdapterError: There is no such adapter; or it is merged and others are not to go.
+        AdapterError: There is no such adapter; or it is merged and others stay.
 
     Examples:
         >>> layer = nn.Linear(2, 2)
@@ -294,7 +297,6 @@ def eject(model: nn.Module, name: str | None = None) -> None:
         >>> list(layer.state_dict()), layer.weight.requires_grad
         (['weight', 'bias'], True)
     """
-    check_free(model)
     stop_watching(model)
     stop_counting(model)
     layers = adapted_layers(model)
@@ -303,7 +305,7 @@ def eject(model: nn.Module, name: str | None = None) -> None:
     if name is not None:
         layers = layers_with(model, name)
         if any(lora.merged for _, lora in layers.values()):
-            raise AdapterError(f'Adapter "{name}" can\'t leave while adapters are merged; call unmerge first.')
+            raise AdapterError(f'Adapter "{name}" can\'t be ejected while adapters are merged; call unmerge first.')
     for layer, lora in layers.values():
         for gone in list(lora.scale) if name is None else [name]:
             lora.remove(gone)
@@ -314,13 +316,14 @@ def eject(model: nn.Module, name: str | None = None) -> None:
                 lora.tie_again(layer)
             lora.unhook()
             delattr(layer, child_name(lora.parameter))
-    # Last: merged, a layer's own base may be what an adapter has in its place.
-    remove_whole(model, name)
+    # Last: while merged, an adapter's parameter may replace a layer's base weight.
+    remove_trained(model, name)
     if not adapted_layers(model):
         stop_watching_structure(model)
         thaw_statistics(model)
         _warn_of_buffers(model)
         forget_samples(model)
+        forget_counts(model)
         restore_buffers(model)
         _thaw(model)
     else:
@@ -328,14 +331,14 @@ def eject(model: nn.Module, name: str | None = None) -> None:
 
 
 def _warn_of_buffers(model: nn.Module) -> None:
-    """Say which buffers training has changed that `eject` has no copies of."""
+    """Warn of buffers that training changed and `eject` has no copies of."""
     changed, own = changed_base(model), base_tensors(model)
     large = (path for path in changed.lasting if not isinstance(own[path], nn.Parameter) and is_large(own[path]))
     if path := next(iter([*changed.fleeting, *large]), None):
         warnings.warn(
             f'The buffer "{path}" has changed since training began, and no copy of it was made (it is in no '
-            "checkpoint, or larger than 64 MiB): eject can't give back what it was.",
-            stacklevel=3,
+            "checkpoint, or larger than 64 MiB): eject can't restore it.",
+            stacklevel=4,
         )
 
 
@@ -344,5 +347,5 @@ def _thaw(model: nn.Module) -> None:
         thawed = module.__dict__.pop(_THAWED, ())
         own = base_tensors(module, buffers=False) if thawed else {}
         for name in thawed:
-            if name in own:  # a layer may have been replaced meanwhile
+            if name in own:  # a layer may have been replaced since
                 own[name].requires_grad_(True)

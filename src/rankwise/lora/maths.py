@@ -1,4 +1,4 @@
-r"""The paper's equations as pure functions. Whatever Rankwise computes runs through them, or is tested against them.
+r"""The paper's equations as pure functions. All computations of Rankwise call them, or are tested against them.
 
 $$h = W_0 x + \Delta W x = W_0 x + s\,B A x, \qquad s = \frac{\alpha}{r}$$
 
@@ -28,7 +28,7 @@ SCALINGS: dict[str, Callable[[float, int], float]] = {
     "alpha/r": lambda alpha, r: alpha / r,
     "alpha/sqrt(r)": lambda alpha, r: alpha / math.sqrt(r),
 }
-"""The scale by the name `LoRAConfig.scaling` gives it: the paper's, and the rank-stabilised one."""
+"""`LoRAConfig.scaling` -> the scale: the paper's, and the rank-stabilised one."""
 
 Product = Callable[[Tensor, Tensor], Tensor]
 """(inputs, matrix) -> the matrix applied to the inputs."""
@@ -43,7 +43,7 @@ def lora_update(
     down: Product = linear,
     up: Product = linear,
 ) -> Tensor:
-    r"""What an adapter adds to a layer's output.
+    r"""The update that an adapter adds to a layer's output.
 
     $$\Delta h = s\,B A x$$
 
@@ -109,7 +109,7 @@ def lora_linear(
     B: Float[Tensor, "d_out r"],
     alpha: float,
 ) -> Float[Tensor, "*batch d_out"]:
-    r"""Frozen linear map plus its low-rank update: the paper's equation 3, whole.
+    r"""Frozen linear map plus its low-rank update: the paper's equation 3.
 
     $$h = W_0 x + \frac{\alpha}{r} B A x$$
 
@@ -143,13 +143,13 @@ def lora_model(
     r"""One adapter on a whole model, by definition: every adapted weight is $W_0 + \Delta W$ for one forward pass.
 
     Args:
-        model: The base. Its weights are read and stay as they are.
+        model: The base. Its weights are not changed.
         deltas: Names of weights -> delta, shaped as the weight.
         inputs: The model's positional arguments.
-        trained: Names of parameters that the adapter trains in full -> what it has in their place.
+        trained: Names of parameters that the adapter trains in full -> its values.
 
     Returns:
-        What the model returns.
+        The model's outputs.
 
     Examples:
         >>> layer = nn.Linear(3, 2, bias=False)

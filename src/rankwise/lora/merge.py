@@ -1,4 +1,4 @@
-"""Merge the active adapters into the weights, and take them out again exactly."""
+"""Merge the active adapters into the weights, and undo that exactly."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,23 +10,23 @@ from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, adapted_layers, lora_of
 from rankwise.lora.checks.complete import check_complete
 from rankwise.lora.checks.foreign import is_sharded
-from rankwise.lora.checks.threads import check_free
+from rankwise.lora.checks.threads import changes_model
 from rankwise.lora.layer_types.quantised import in_eight_bits, is_opaque, make_plain, plain_weight
 from rankwise.lora.targets.modules import named_once
 from rankwise.lora.targets.ties import sharers
-from rankwise.lora.trained_merge import check_mergeable_whole, merge_whole, unmerge_whole
+from rankwise.lora.trained_merge import check_mergeable_trained, merge_trained, unmerge_trained
 from rankwise.tables import text_table
 
 
 @dataclass(frozen=True)
 class MergedLayer:
-    """How well one weight holds its delta.
+    """The precision of one merged weight.
 
     Args:
         name: The layer's path.
-        dtype: Type of the weight; for a layer that was quantised also its class from before.
+        dtype: Type of the weight; for a layer that was quantised also its former class.
         held: Share of delta's non-zero entries that changed the weight at all; the rest was rounded away.
-        error: Norm of what rounding did to delta, over the norm of delta.
+        error: Norm of delta's rounding error, over the norm of delta.
     """
 
     name: str
@@ -52,9 +52,10 @@ class MergeReport:
         return text_table(["merged", "type", "entries held", "rounding error"], rows)
 
 
+@changes_model
 @torch.inference_mode(False)
 def merge(model: nn.Module, *, keep_base: bool = True, dequantize: bool = False) -> MergeReport:
-    r"""Add the active adapters into the weights, in float32 or wider: inference then costs nothing more.
+    r"""Add the active adapters into the weights, in float32 or wider: inference then costs nothing extra.
 
     $$W = W_0 + \sum_{\text{active}} s\,B A$$
 
@@ -66,7 +67,7 @@ def merge(model: nn.Module, *, keep_base: bool = True, dequantize: bool = False)
         keep_base: Keep the adapted layers' old weights on the CPU, so that `unmerge` is exact; False frees
             them for good.
         dequantize: What to do with layers whose weight is quantised, which can't take in delta. False: refuse. True:
-            give them a plain weight, in the type of the model's other weights; the report says which.
+            give them a plain weight, in the type of the model's other weights; the report lists them.
 
     Returns:
         How well each weight holds its delta.
@@ -85,7 +86,6 @@ def merge(model: nn.Module, *, keep_base: bool = True, dequantize: bool = False)
     References:
         Hu et al., LoRA, 2021, section 4.1 ("No Additional Inference Latency").
     """
-    check_free(model)
     layers = {path: (layer, lora) for path, (layer, lora) in adapted_layers(model).items() if lora.active}
     _check_mergeable(adapted_layers(model), bool(layers))
     for name in dict.fromkeys(name for _, lora in layers.values() for name in lora.active):
@@ -94,13 +94,13 @@ def merge(model: nn.Module, *, keep_base: bool = True, dequantize: bool = False)
     if not dequantize:
         _refuse_quantised(layers, dtype)
     layers, tied = _with_ties(model, layers)
-    check_mergeable_whole(model)
+    check_mergeable_trained(model)
     with torch.no_grad():
-        # Everything is computed once to see that it can be stored, then again to store it: no second copy of
-        # all weights, and nothing is half merged.
+        # All is computed once to check that it can be stored, then again to store it: no second copy of
+        # all weights is needed, and a failure leaves nothing half merged.
         report = MergeReport([_check_layer(path, layer, lora, dtype) for path, (layer, lora) in layers.items()])
-        # First, for A and B may stand over a weight that the adapter has in the base's place.
-        merge_whole(model, keep_base)
+        # First, since A and B may adapt a weight that the adapter itself replaces.
+        merge_trained(model, keep_base)
         for path, (layer, lora) in layers.items():
             weight = lora.weight(layer)
             if (quantised := lora.row_now(layer).quantised) is not None:
@@ -115,8 +115,9 @@ def merge(model: nn.Module, *, keep_base: bool = True, dequantize: bool = False)
     return report
 
 
+@changes_model
 def unmerge(model: nn.Module) -> None:
-    """Give the weights the bits they had before `merge`.
+    """Restore the weights' bits from before `merge`.
 
     Args:
         model: A merged model.
@@ -132,28 +133,27 @@ def unmerge(model: nn.Module) -> None:
         >>> layer.lora.merged
         ()
     """
-    check_free(model)
     merged = {path: (layer, lora) for path, (layer, lora) in adapted_layers(model).items() if lora.merged}
     if not merged:
         raise AdapterError("Nothing is merged; unmerge undoes a merge.")
     for path, (_, lora) in merged.items():
         if lora.freed:
             raise AdapterError(
-                f'The base weight of "{path}" was freed by merge(keep_base=False) and can\'t be given back. '
+                f'The base weight of "{path}" was freed by merge(keep_base=False) and can\'t be restored. '
                 "Load the base's checkpoint instead."
             )
     for layer, lora in merged.values():
         lora.restore(layer)
-    unmerge_whole(model)
+    unmerge_trained(model)
 
 
 _IN_THE_WAY: dict[str, Callable[[Tensor], bool]] = {
     "has no data (it is on the meta device or offloaded): load the whole model on one device": lambda it: it.is_meta,
     "is sharded over processes: gather it first": is_sharded,
     "is stored in 8-bit floats, which would round most of delta away: load the base in bfloat16": in_eight_bits,
-    "is sparse, or of a class that computes in a way of its own: load the base with plain weights": is_opaque,
+    "is sparse, or of a class that computes in its own way: load the base with plain weights": is_opaque,
 }
-"""What stands against writing W + delta, with the way out -> how it is seen."""
+"""Obstacle to writing W + delta, with the remedy -> its test."""
 
 
 def _check_mergeable(layers: Mapping[str, tuple[nn.Module, LoRA]], any_active: bool) -> None:
@@ -179,7 +179,7 @@ Layers = Mapping[str, tuple[nn.Module, LoRA]]
 
 
 def _with_ties(model: nn.Module, layers: Layers) -> tuple[Layers, dict[str, list[LoRA]]]:
-    """Return the layers with each weight once, and the adapters of the other layers that have it."""
+    """Return one layer for each weight, and the adapters of the other layers that share it."""
     shared = sharers(named_once(model))
     done: set[Tensor] = set()
     firsts: dict[str, tuple[nn.Module, LoRA]] = {}
@@ -197,7 +197,7 @@ def _with_ties(model: nn.Module, layers: Layers) -> tuple[Layers, dict[str, list
             if other_lora is None or not _same_adapters(lora, other_lora):
                 raise AdapterError(
                     f'"{path}" can\'t be merged: "{names[0]}" has the same weight, but not the same adapters. '
-                    "Inject or load with untie=True, which gives each a weight of its own."
+                    "Inject or load with untie=True, which gives each its own weight."
                 )
             tied[path].append(other_lora)
     return firsts, tied
@@ -255,7 +255,7 @@ def _refuse_quantised(layers: Mapping[str, tuple[nn.Module, LoRA]], plain: torch
 
 
 def _check_layer(path: str, layer: nn.Module, lora: LoRA, plain: torch.dtype | None) -> MergedLayer:
-    """Compute the merged weight, see that it is finite, and measure how much of delta it holds."""
+    """Compute the merged weight, check that it is finite, and measure how much of delta it holds."""
     before, delta, dtype = _wide_weight(layer, lora), _wide_delta(layer, lora), _target_dtype(layer, lora, plain)
     after = (before + delta).to(dtype).to(before.dtype)
     if not bool(torch.isfinite(after).all()):

@@ -84,7 +84,7 @@ def gathered(tensor: Tensor) -> Tensor:
 
 
 _calls = [0]
-"""How often `discards` has asked: each question has numbers of its own."""
+"""How often `discards` has asked: each question has its own numbers."""
 
 
 def discards(change: Any) -> bool:

@@ -1,9 +1,9 @@
-"""What an adapter trains: the tensors of its variant, A and B as a rule, and what it trains whole."""
+"""What an adapter trains: the tensors of its variant, A and B as a rule, and what it trains in full."""
 
 from torch import nn
 
 from rankwise.lora.adapter import layers_with
-from rankwise.lora.trained_modules import whole_parameters
+from rankwise.lora.trained_modules import replacement_parameters
 
 
 def adapter_tensors(model: nn.Module, name: str = "default") -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
@@ -30,7 +30,7 @@ def adapter_tensors(model: nn.Module, name: str = "default") -> dict[str, tuple[
 
 
 def trainable_parameters(model: nn.Module, name: str = "default") -> list[nn.Parameter]:
-    """Return what an adapter trains in every module (A and B as a rule), and what it trains whole, for the optimiser.
+    """Return what an adapter trains in every module (A and B as a rule), and what it trains in full, for the optimiser.
 
     Raises:
         AdapterError: The model has no such adapter.
@@ -43,11 +43,11 @@ def trainable_parameters(model: nn.Module, name: str = "default") -> list[nn.Par
         2
     """
     own = dict.fromkeys(tensor for _, lora in layers_with(model, name).values() for tensor in lora.trained(name))
-    return [*own, *whole_parameters(model, name)]
+    return [*own, *replacement_parameters(model, name)]
 
 
 def count_parameters(model: nn.Module, name: str = "default") -> int:
-    """Return the trainable numbers of an adapter: of LoRA r (d_in + d_out) a module, and what is trained whole.
+    """Return the trainable numbers of an adapter: of LoRA r (d_in + d_out) a module, and what is trained in full.
 
     Raises:
         AdapterError: The model has no such adapter.

@@ -12,25 +12,25 @@ from rankwise.lora.layer_types.quantised import in_eight_bits, is_opaque, number
 from rankwise.lora.report import Report
 from rankwise.lora.targets.find import Target, Targets
 from rankwise.lora.targets.modules import base_tensors, child_name
-from rankwise.lora.trained_modules import check_whole
+from rankwise.lora.trained_modules import check_trained
 from rankwise.lora.variants import VARIANTS
 
 
-def check_targets(model: nn.Module, targets: Targets, config: LoRAConfig, whole: Mapping[str, Tensor]) -> None:
+def check_targets(model: nn.Module, targets: Targets, config: LoRAConfig, replacements: Mapping[str, Tensor]) -> None:
     """Raise unless an adapter can be attached to these targets.
 
     Args:
         model: The model the targets were found in.
         targets: The modules to adapt.
         config: The adapter's configuration.
-        whole: Path of a parameter or buffer -> what the adapter has in its place.
+        replacements: Path of a parameter or buffer -> what the adapter has in its place.
 
     Raises:
-        AdapterError: A target has a submodule `lora` of another making; a parameter can't be trained whole.
+        AdapterError: A target has a submodule `lora` of another making; a parameter can't be trained in full.
         TargetError: The variant can't adapt a target.
     """
     check_attachable(model)
-    check_whole(model, whole)
+    check_trained(model, replacements)
     for target in targets.adapted:
         variant = VARIANTS[target.variant]
         reason = variant.obstacle(target.layer_type, target.module)
@@ -79,14 +79,18 @@ def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for parameter, name in names.items()}
 
 
-def forecast(model: nn.Module, targets: Targets, config: LoRAConfig, name: str, whole: Mapping[str, Tensor]) -> Report:
+def forecast(
+    model: nn.Module, targets: Targets, config: LoRAConfig, name: str, replacements: Mapping[str, Tensor]
+) -> Report:
     """Return the report that attaching would give; the model is left as it is.
 
     Raises:
         AdapterError, TargetError: As `check_targets` says.
     """
-    check_targets(model, targets, config, whole)
+    check_targets(model, targets, config, replacements)
     numbers = sum(map(numbers_in, base_parameters(model).values()))
     trained = base_tensors(model, buffers=False)
-    counts = {path: tensor.numel() for path, tensor in whole.items() if path in trained and tensor.is_floating_point()}
+    counts = {
+        path: tensor.numel() for path, tensor in replacements.items() if path in trained and tensor.is_floating_point()
+    }
     return Report(name, targets.adapted, targets.left_out, numbers, counts)

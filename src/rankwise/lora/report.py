@@ -19,7 +19,7 @@ class Report:
         adapted: The adapted modules.
         left_out: Modules with weights that got no adapter, and why.
         base_parameters: Numbers in the frozen base.
-        whole: Path -> numbers of each parameter that is trained whole.
+        replacements: Path -> numbers of each parameter that is trained in full.
         frozen_statistics: Normalisation layers whose running statistics stay the base's, also in train mode.
     """
 
@@ -27,13 +27,13 @@ class Report:
     adapted: list[Target]
     left_out: list[LeftOut]
     base_parameters: int
-    whole: Mapping[str, int] = field(default_factory=dict)
+    replacements: Mapping[str, int] = field(default_factory=dict)
     frozen_statistics: tuple[str, ...] = ()
 
     @property
     def trainable_parameters(self) -> int:
-        """Numbers in A and B of this adapter, and in what it trains whole."""
-        return sum(target.parameters for target in self.adapted) + sum(self.whole.values())
+        """Numbers in A and B of this adapter, and in what it trains in full."""
+        return sum(target.parameters for target in self.adapted) + sum(self.replacements.values())
 
     def _repr_html_(self) -> str:
         """The table, for a notebook."""
@@ -55,7 +55,7 @@ class Report:
             )
             for (pattern, kind, shape, r), group in groups.items()
         ]
-        rows += [(name, 1, "trained whole", "", "", numbers) for name, numbers in self.whole.items()]
+        rows += [(name, 1, "trained in full", "", "", numbers) for name, numbers in self.replacements.items()]
         share = self.trainable_parameters / self.base_parameters if self.base_parameters else 0.0
         lines = [
             text_table(["module", "count", "type", "shape", "r", "parameters"], rows),

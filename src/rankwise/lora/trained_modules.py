@@ -1,7 +1,8 @@
-"""Parameters that an adapter trains whole: a new head, norms, biases. Each adapter has its own, the base keeps its own.
+"""Parameters that an adapter trains in full: a new head, norms, biases. Each adapter has its own copies.
+The base's never change.
 
-For the length of a layer's forward its parameters are shadowed by the active adapter's: an instance attribute is
-found before a registered parameter. So class, keys and the base's numbers stay as they are, and switching sets a flag.
+During a layer's forward the active adapter's parameters shadow the base's: Python finds an instance attribute before
+a registered parameter. Class, keys and the base's values stay as they are, and switching adapters sets a flag.
 """
 
 from collections import Counter
@@ -26,7 +27,7 @@ from rankwise.lora.targets.modules import Adapter, named_once, submodule
 from rankwise.lora.targets.patterns import Patterns, as_list
 from rankwise.lora.targets.readers import Reader
 
-WHOLE_CHILD = "lora_whole"
+TRAINED_CHILD = "lora_trained"
 """How the name of the submodule begins that holds the adapters' own parameters of a layer."""
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
@@ -147,7 +148,7 @@ class TrainedModules(Adapter):
         return f"adapters={list(self.own)}, active={self.active!r}"
 
 
-def wholes(model: nn.Module) -> dict[str, tuple[nn.Module, TrainedModules]]:
+def trained_modules(model: nn.Module) -> dict[str, tuple[nn.Module, TrainedModules]]:
     """Return the layers with parameters of adapters' own, by the path of these parameters' owner."""
     return {
         joined(names[0], child.inside): (layer, child)
@@ -157,25 +158,25 @@ def wholes(model: nn.Module) -> dict[str, tuple[nn.Module, TrainedModules]]:
     }
 
 
-def whole_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
-    """Return what an adapter has whole: path of the base's parameter or buffer -> the adapter's."""
+def replacement_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """Return an adapter's fully trained tensors: path of the base's parameter or buffer -> the adapter's."""
     return {
         joined(path, leaf): tensor
-        for path, (_, whole) in wholes(model).items()
-        for leaf, tensor in whole.tensors(name).items()
+        for path, (_, trained) in trained_modules(model).items()
+        for leaf, tensor in trained.tensors(name).items()
     }
 
 
-def whole_parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
-    """Return what of it is trained."""
-    return [parameter for _, whole in wholes(model).values() for parameter in whole.trained(name)]
+def replacement_parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
+    """Return the trained ones of an adapter's replacements."""
+    return [parameter for _, trained in trained_modules(model).values() for parameter in trained.trained(name)]
 
 
 # Which
 
 
 def saved_modules(model: nn.Module, config: LoRAConfig) -> list[str]:
-    """Return the paths of the modules that are trained whole, without those inside another of them.
+    """Return the paths of the modules that are trained in full, without those inside another of them.
 
     Raises:
         TargetError: A pattern matches nothing.
@@ -202,7 +203,7 @@ def enclosing_modules(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]
 
     Args:
         model: The base.
-        names: Modules with parameters of their own.
+        names: Modules with their own parameters.
 
     Examples:
         >>> head = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))
@@ -238,8 +239,8 @@ def is_inside(name: str, outer: Iterable[str]) -> bool:
     return any(name == path or not path or name.startswith(f"{path}.") for path in outer)
 
 
-def initial_whole(model: nn.Module, config: LoRAConfig, adapted: Iterable[Target]) -> dict[str, Tensor]:
-    """Return copies of what a fresh adapter trains whole: parameters and buffers by path.
+def initial_replacements(model: nn.Module, config: LoRAConfig, adapted: Iterable[Target]) -> dict[str, Tensor]:
+    """Return copies of what a fresh adapter trains in full: parameters and buffers by path.
 
     Args:
         model: The base.
@@ -261,7 +262,7 @@ def initial_whole(model: nn.Module, config: LoRAConfig, adapted: Iterable[Target
 # Attach, switch, take off
 
 
-def check_whole(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def check_trained(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Raise unless each of these can be put in place of a parameter or buffer of the model.
 
     Raises:
@@ -269,56 +270,56 @@ def check_whole(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """
     for path in tensors:
         owner, host, inside = _places(model, path)
-        row = layer_type_of(owner)
+        kind = layer_type_of(owner)
         tensor: Tensor = getattr(owner, path.rpartition(".")[2])
-        if (row is not None and row.quantised is not None and path.endswith("weight")) or is_opaque(tensor):
-            raise AdapterError(f'"{path}" is quantised and can\'t be trained whole; leave it out of modules_to_save.')
+        if (kind is not None and kind.quantised is not None and path.endswith("weight")) or is_opaque(tensor):
+            raise AdapterError(f'"{path}" is quantised and can\'t be trained in full; leave it out of modules_to_save.')
         if in_eight_bits(tensor):
-            raise AdapterError(f'"{path}" is stored in 8-bit floats and can\'t be trained whole; leave it out.')
+            raise AdapterError(f'"{path}" is stored in 8-bit floats and can\'t be trained in full; leave it out.')
         child = host._modules.get(_child_name(inside))  # pyright: ignore[reportPrivateUsage]
         if child is not None and not isinstance(child, TrainedModules):
             raise AdapterError(
-                f'"{path}" can\'t be trained whole: its module has a submodule "{WHOLE_CHILD}" of another making.'
+                f'"{path}" can\'t be trained in full: its module has a submodule "{TRAINED_CHILD}" of another making.'
             )
         if isinstance(host, (*_CONTAINERS, nn.RNNBase)) or path.rpartition(".")[2] in owner.__dict__:
             raise AdapterError(
-                f'"{path}" can\'t be trained whole: a {type(host).__name__} reads it in a way of its own. '
+                f'"{path}" can\'t be trained in full: a {type(host).__name__} reads it in its own way. '
                 "Leave it out of modules_to_save and bias."
             )
 
 
-def attach_whole(model: nn.Module, name: str, tensors: Mapping[str, Tensor], config: LoRAConfig) -> None:
-    """Give an adapter parameters of its own, in the type and on the device of the base's.
+def attach_trained(model: nn.Module, name: str, tensors: Mapping[str, Tensor], config: LoRAConfig) -> None:
+    """Give its own adapter parameters, in the type and on the device of the base's.
 
     Args:
         model: The base.
         name: The adapter.
-        tensors: Path of a parameter or buffer -> values, which `check_whole` has let pass.
+        tensors: Path of a parameter or buffer -> values, which `check_trained` has let pass.
         config: Whose `modules_to_save` are paths. What it doesn't announce is not trained: embeddings of an enlarged
             vocabulary.
     """
     saved = [str(path) for path in as_list(config.modules_to_save)]
     for path, tensor in tensors.items():
         owner, host, inside = _places(model, path)
-        whole = host._modules.get(_child_name(inside))  # pyright: ignore[reportPrivateUsage]
-        if not isinstance(whole, TrainedModules):
-            whole = TrainedModules(host, inside)
-            host.add_module(_child_name(inside), whole)
-        if name not in whole.own:
-            whole.own[name] = Replacement()
+        trained = host._modules.get(_child_name(inside))  # pyright: ignore[reportPrivateUsage]
+        if not isinstance(trained, TrainedModules):
+            trained = TrainedModules(host, inside)
+            host.add_module(_child_name(inside), trained)
+        if name not in trained.own:
+            trained.own[name] = Replacement()
         leaf = path.rpartition(".")[2]
-        trained = is_inside(path, saved) or (leaf == "bias" and config.bias != "none")
+        learns = is_inside(path, saved) or (leaf == "bias" and config.bias != "none")
         base: Tensor = getattr(owner, leaf)
         device = torch.device("cpu") if base.is_meta else base.device  # a base whose numbers are offloaded
         values = tensor.detach().to(device, base.dtype, copy=True)
         if leaf in owner._buffers:  # pyright: ignore[reportPrivateUsage]
-            register(whole.own[name], leaf, values)
+            register(trained.own[name], leaf, values)
         else:
-            register(whole.own[name], leaf, nn.Parameter(values, base.is_floating_point() and trained))
+            register(trained.own[name], leaf, nn.Parameter(values, base.is_floating_point() and learns))
 
 
 def _child_name(inside: str) -> str:
-    return f"{WHOLE_CHILD}_{inside}" if inside else WHOLE_CHILD
+    return f"{TRAINED_CHILD}_{inside}" if inside else TRAINED_CHILD
 
 
 def _places(model: nn.Module, path: str) -> tuple[nn.Module, nn.Module, str]:
@@ -332,8 +333,8 @@ def _places(model: nn.Module, path: str) -> tuple[nn.Module, nn.Module, str]:
     return owner, submodule(model, above), inside
 
 
-def whole_readers(model: nn.Module, paths: Iterable[str]) -> dict[str, tuple[nn.Module, nn.Module]]:
-    """Return the owners of parameters that are trained whole, and the modules whose forwards are to read them.
+def trained_readers(model: nn.Module, paths: Iterable[str]) -> dict[str, tuple[nn.Module, nn.Module]]:
+    """Return the owners of parameters that are trained in full, and the modules whose forwards are to read them.
 
     Those that several modules share are left out: each has its own in the place of its own.
     """
@@ -346,42 +347,42 @@ def whole_readers(model: nn.Module, paths: Iterable[str]) -> dict[str, tuple[nn.
     return found
 
 
-def check_one_whole(model: nn.Module, names: Iterable[str]) -> None:
-    """Raise where two of these adapters have the same parameter whole: their sum would mean nothing.
+def check_one_trained(model: nn.Module, names: Iterable[str]) -> None:
+    """Raise where two of these adapters replace the same parameter: their sum would mean nothing.
 
     Raises:
-        AdapterError: As said.
+        AdapterError: In these cases.
     """
     names = [*dict.fromkeys(names)]
-    for path, (_, whole) in wholes(model).items():
-        both = [name for name in names if name in whole.own]
+    for path, (_, trained) in trained_modules(model).items():
+        both = [name for name in names if name in trained.own]
         if len(both) > 1:
             raise AdapterError(
-                f'Adapters "{both[0]}" and "{both[1]}" both have parameters of "{path}" whole; only one can be active.'
+                f'Adapters "{both[0]}" and "{both[1]}" both train "{path}" in full; only one can be active.'
             )
 
 
-def activate_whole(model: nn.Module, names: Iterable[str]) -> None:
-    """Put the parameters of these adapters in place; `check_one_whole` has let them pass."""
+def activate_trained(model: nn.Module, names: Iterable[str]) -> None:
+    """Put the parameters of these adapters in place; `check_one_trained` has let them pass."""
     names = [*names]
-    for _, whole in wholes(model).values():
-        whole.switch(next((name for name in names if name in whole.own), ""))
+    for _, trained in trained_modules(model).values():
+        trained.switch(next((name for name in names if name in trained.own), ""))
 
 
-def remove_whole(model: nn.Module, name: str | None) -> None:
+def remove_trained(model: nn.Module, name: str | None) -> None:
     """Forget an adapter's parameters, or all (then a merged layer gets its own back, unless they were freed)."""
-    for layer, whole in wholes(model).values():
+    for layer, trained in trained_modules(model).values():
         if name is None:
-            whole.restore(layer)
-            whole.own.clear()
-        elif name in whole.own:
-            del whole.own[name]
-            whole.parked.pop(name, None)
-            whole.active = "" if whole.active == name else whole.active
-        if not len(whole.own):
-            for handle in (*whole.handles, whole.loading):
+            trained.restore(layer)
+            trained.own.clear()
+        elif name in trained.own:
+            del trained.own[name]
+            trained.parked.pop(name, None)
+            trained.active = "" if trained.active == name else trained.active
+        if not len(trained.own):
+            for handle in (*trained.handles, trained.loading):
                 handle.remove()
-            delattr(layer, _child_name(whole.inside))
+            delattr(layer, _child_name(trained.inside))
 
 
 def joined(*parts: str) -> str:

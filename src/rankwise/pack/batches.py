@@ -9,7 +9,7 @@ from torch import Tensor
 Batch = Any
 
 
-def tensors_of(batch: Batch) -> list[Tensor]:
+def batch_tensors(batch: Batch) -> list[Tensor]:
     """The tensors of a batch."""
     if isinstance(batch, Tensor):
         return [batch]
@@ -25,7 +25,7 @@ def mapped(batch: Batch, pick: Callable[[Tensor], Tensor]) -> Batch:
     return tuple(pick(value) for value in batch)
 
 
-def rows_of(batch: Batch, n: int, start: int = 0) -> Batch:
+def rows_from(batch: Batch, n: int, start: int = 0) -> Batch:
     """n rows of a batch from a place in it, beginning again at its end."""
     return mapped(batch, lambda t: t[(torch.arange(n) + start) % len(t)])
 

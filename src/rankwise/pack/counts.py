@@ -53,15 +53,15 @@ class CountMetric:
         """The pseudo-value of each row; their mean is the metric. Rows of one data set, all of them."""
         counts = counts.double()
         n, total = counts.shape[-2], counts.sum(-2)
-        whole = self.of_sums(total).unsqueeze(-1)
+        statistic = self.of_sums(total).unsqueeze(-1)
         if n == 1:
-            return whole.float()
+            return statistic.float()
         # One adapter at a time: (rows, C) of all of them could be much.
         lead = counts.flatten(0, -3) if counts.dim() > 2 else counts.unsqueeze(0)
         sums = total.view(len(lead), 1, -1)
         left = torch.stack([self.of_sums(one - rows) for one, rows in zip(sums, lead, strict=True)])
         left = left.view(counts.shape[:-1])
-        return (whole + (n - 1) * (left.mean(-1, keepdim=True) - left)).float()
+        return (statistic + (n - 1) * (left.mean(-1, keepdim=True) - left)).float()
 
 
 def ratio_rows(sums: Tensor, counts: Tensor) -> Tensor:

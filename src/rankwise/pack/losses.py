@@ -32,7 +32,7 @@ from rankwise.pack.memory import ran_out
 from rankwise.pack.model.probe import same
 from rankwise.pack.noise.generators import Generators
 
-Result = Tensor | tuple[Tensor, Tensor]
+RowValues = Tensor | tuple[Tensor, Tensor]
 
 PerBatch = Callable[[Any, Batch], Any]
 """f(outputs, batch) of one adapter: a tensor or a number, or a pair of these (sums, what to divide them by)."""
@@ -112,12 +112,12 @@ class PerAdapter:
             single = self._in_pieces(outputs, batch, groups, 1)
             self._refuse_unless_mean(self._apply(outputs, batch, groups), single, outputs.shape[1])
 
-    def _refuse_unless_mean(self, whole: Result, single: Result, n: int) -> None:
+    def _refuse_unless_mean(self, of_batch: RowValues, single: RowValues, n: int) -> None:
         """Raise where a scalar of all rows isn't the mean of the values of single rows; of a pair, the sum."""
-        pairs = [(whole, single)] if isinstance(whole, Tensor) else list(zip(whole, single, strict=True))
+        pairs = [(of_batch, single)] if isinstance(of_batch, Tensor) else list(zip(of_batch, single, strict=True))
         for k in range(len(pairs[0][0])):
             for of_all, of_one in pairs:
-                joined = of_one[k].mean() if isinstance(whole, Tensor) else of_one[k].sum()
+                joined = of_one[k].mean() if isinstance(of_batch, Tensor) else of_one[k].sum()
                 # A run that diverges has no value to compare.
                 if of_all[k].isfinite() and not same(joined, of_all[k]):
                     raise PackError(
@@ -128,10 +128,10 @@ class PerAdapter:
                         + ("." if self._what == "loss" else "; for F1 and the like give a rankwise.CountMetric.")
                     )
 
-    def _in_pieces(self, outputs: Tensor, batch: Batch, groups: Groups, size: int) -> Result:
+    def _in_pieces(self, outputs: Tensor, batch: Batch, groups: Groups, size: int) -> RowValues:
         """A scalar of so many rows at a time, for each of its rows: (K, rows); of a pair, shared out among them."""
         n = outputs.shape[1]
-        pieces: list[Result] = []
+        pieces: list[RowValues] = []
         for start, stop in ((0, n // size * size), (n // size * size, n)):
             if start == stop:
                 continue
@@ -167,7 +167,7 @@ class PerAdapter:
         Raises:
             PackError: It depends on random numbers.
         """
-        got, drawn = Generators().drawn_by(lambda: self._function(outputs, batch), all_of_them=True)
+        got, drawn = Generators().drawn_by(lambda: self._function(outputs, batch))
         # Whoever checks types draws too, and nothing depends on it.
         if drawn and not _alike(got, self._function(outputs, batch)):
             raise PackError(
@@ -177,7 +177,7 @@ class PerAdapter:
             )
         return got
 
-    def _apply(self, outputs: Tensor, batch: Batch, groups: Groups) -> Result:
+    def _apply(self, outputs: Tensor, batch: Batch, groups: Groups) -> RowValues:
         got = self._called(outputs, batch, groups)
         # A mean over many values of half precision would have three digits.
         return exact(got) if isinstance(got, Tensor) else (exact(got[0]), exact(got[1]))
@@ -188,7 +188,7 @@ class PerAdapter:
             self._by_row = self._returns_rows(outputs, batch, groups)
         return self._by_row
 
-    def _called(self, outputs: Tensor, batch: Batch, groups: Groups) -> Result:
+    def _called(self, outputs: Tensor, batch: Batch, groups: Groups) -> RowValues:
         if not self.is_by_row(outputs, batch, groups):
             return self._scalars(outputs, batch, groups.batch_of)
         flat = lazily(batch, lambda t: groups.fan_out(t).flatten(0, 1))
@@ -198,7 +198,7 @@ class PerAdapter:
             return got.unflatten(0, shape)
         return got.view(shape) if isinstance(got, Tensor) else (got[0].view(shape), got[1].view(shape))
 
-    def _scalars(self, outputs: Tensor, batch: Batch, batch_of: Sequence[int]) -> Result:
+    def _scalars(self, outputs: Tensor, batch: Batch, batch_of: Sequence[int]) -> RowValues:
         """The function of each of the outputs (N, rows, ...) and its own batch: (N,)."""
         # Of one adapter vmap would only make more, smaller operations.
         if self._vmap and len(outputs) > 1:

@@ -1,8 +1,9 @@
 """What one adapter of a pack is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rankwise.lora.config import LoRAConfig
+from rankwise.pack.optimisers import AdamW, Optimiser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,33 +14,25 @@ class Member:
         name: Its name in reports and files; unique in the pack.
         seed: Fixes the order of its data and its noise. Members of one seed see the same batches and masks.
         lora: The adapter, or None when nothing is trained low-rank.
-        whole: Names of modules whose own parameters are trained whole, each member having its own copy
+        modules_to_save: Names of modules whose own parameters are trained in full, in a copy for each member
             (a new head; for full fine-tuning every module that has parameters).
-        whole_rate: Learning rate of what is trained whole, as a multiple of the adapter's: a new head has to move
+        head_lr_multiplier: Learning rate of `modules_to_save`, as a multiple of the adapter's: a new head has to move
             further than A and B.
-        whole_rate_for: Those of `whole` that `whole_rate` is meant for, the others taking the rate itself; None for
-            all. A new head needs it in full fine-tuning too, and the layers below do not.
-        optimiser: A name in `rankwise.pack.step.table.OPTIMISERS`; all members of a pack have one.
-        betas: AdamW's decay rates of the first and second moment.
-        eps: AdamW's epsilon.
-        momentum: SGD's.
-        nesterov: Whether SGD's step is Nesterov's.
+        head_lr_multiplier_for: The modules that the multiplier applies to; None for all of `modules_to_save`. In full
+            fine-tuning a new head needs it and the layers below don't.
+        optimiser: Its optimiser's settings; all members of a pack have one optimiser.
     """
 
     name: str
     seed: int = 0
     lora: LoRAConfig | None = None
-    whole: tuple[str, ...] = ()
-    whole_rate: float = 1.0
-    whole_rate_for: tuple[str, ...] | None = None
-    optimiser: str = "adamw"
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    momentum: float = 0.0
-    nesterov: bool = False
+    modules_to_save: tuple[str, ...] = ()
+    head_lr_multiplier: float = 1.0
+    head_lr_multiplier_for: tuple[str, ...] | None = None
+    optimiser: Optimiser = field(default_factory=AdamW)
 
     def rate_of(self, parameter: str) -> float:
-        """The learning rate of a parameter trained whole, as a multiple of the adapter's."""
-        if self.whole_rate_for is None or parameter.rpartition(".")[0] in self.whole_rate_for:
-            return self.whole_rate
+        """The learning rate of a parameter trained in full, as a multiple of the adapter's."""
+        if self.head_lr_multiplier_for is None or parameter.rpartition(".")[0] in self.head_lr_multiplier_for:
+            return self.head_lr_multiplier
         return 1.0

@@ -9,7 +9,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 
 def set_mode(model: nn.Module, training: bool) -> None:
-    """Train or eval mode, but what would update statistics of its own stays in eval mode: BatchNorm and InstanceNorm
+    """Train or eval mode, but what would update its own statistics stays in eval mode: BatchNorm and InstanceNorm
     with running statistics, spectral norms."""
     model.train(training)
     if training:
@@ -34,7 +34,7 @@ def left_as_found(model: nn.Module) -> Generator[None]:
 
 @contextmanager
 def statistics_frozen(model: nn.Module) -> Generator[None]:
-    """Inside this block modules with statistics of their own are in eval mode: of a spectral norm, reading the weight
+    """Inside this block modules with their own statistics are in eval mode: of a spectral norm, reading the weight
     in train mode is enough to update them."""
     modes = {module: module.training for module in _with_statistics(model)}
     try:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import PackError
-from rankwise.pack.batches import Batch, lazily, tensors_of
+from rankwise.pack.batches import Batch, batch_tensors, lazily
 from rankwise.pack.groups import Groups
 from rankwise.pack.layers.half import Halves
 from rankwise.pack.losses import PerAdapter, PerBatch
@@ -20,7 +20,7 @@ from rankwise.pack.member import Member
 from rankwise.pack.model.packed_model import PackedModel
 from rankwise.pack.modes import statistics_frozen
 from rankwise.pack.noise.keyed import Draws
-from rankwise.pack.resolved import Resolved, State, resolve
+from rankwise.pack.resolved import AdapterState, Resolved, resolve
 from rankwise.pack.stacks.store import Store
 from rankwise.pack.step.clipping import clip_gradients
 from rankwise.pack.step.loss_scale import LossScale
@@ -71,14 +71,14 @@ class Pack:
         members: Sequence[Member],
         loss: PerBatch,
         *,
-        states: Mapping[str, State] | None = None,
+        states: Mapping[str, AdapterState] | None = None,
         call: Callable[[nn.Module, Batch], Tensor] = call_model,
         precision: str = "float32",
     ) -> None:
         names = [member.name for member in members]
         if not members or len(set(names)) != len(names):
-            raise PackError(f"A pack needs members with names of their own; got {names}.")
-        optimisers = {member.optimiser for member in members}
+            raise PackError(f"A pack needs members with their own names; got {names}.")
+        optimisers = {member.optimiser.name for member in members}
         if len(optimisers) > 1:
             raise PackError(
                 f"The members have optimisers {sorted(optimisers)}; those of a pack have one. Make two packs."
@@ -206,7 +206,7 @@ class Pack:
         Returns:
             Each adapter's loss.
         """
-        n = tensors_of(batch)[0].shape[1]
+        n = batch_tensors(batch)[0].shape[1]
         self.store.begin()
         if rows is None or rows >= n:
             outputs = self._running.forward(batch, self._by_seed, Draws(self.seeds, self.steps))
@@ -294,7 +294,7 @@ class Pack:
         """Overwrite in `target` (from `rows`) the adapters where mask is true with their present parameters."""
         self.store.copy_where(self.store.theta, target, mask)
 
-    def states(self, rows: Tensor | None = None) -> dict[str, State]:
+    def states(self, rows: Tensor | None = None) -> dict[str, AdapterState]:
         """Every adapter's tensors by name, from `rows` or as they are now."""
         return self.store.read(self.store.theta if rows is None else rows)
 
@@ -302,13 +302,13 @@ class Pack:
         """The norm of each adapter's gradient in the last step, over all its tensors: (K,)."""
         return self.store.norms(self.store.grads)
 
-    def rows_of(self, states: Mapping[str, State]) -> Tensor:
+    def vector_of(self, states: Mapping[str, AdapterState]) -> Tensor:
         """The vector that holds these tensors, laid out as `rows`: the inverse of `states`."""
         rows = torch.zeros_like(self.store.theta)
         self.store.write(rows, states)
         return rows
 
-    def optimiser_state(self) -> dict[str, State]:
+    def optimiser_state(self) -> dict[str, AdapterState]:
         """Every adapter's moments by its name, on the CPU."""
         return self._optimiser.state()
 
@@ -327,7 +327,7 @@ class Pack:
         if self._loss_scale is not None:
             self._loss_scale.load_state(state)
 
-    def load(self, states: Mapping[str, State], optimiser: Mapping[str, State], steps: int) -> None:
+    def load(self, states: Mapping[str, AdapterState], optimiser: Mapping[str, AdapterState], steps: int) -> None:
         """Go on from elsewhere: parameters as `states`, moments as `optimiser_state` gave them, after so many steps."""
         self.store.write(self.store.theta, states)
         self.store.refresh()
@@ -335,7 +335,7 @@ class Pack:
         self.steps = steps
 
     def keep(self, mask: Tensor, rows: Tensor | None = None) -> Tensor | None:
-        """Cut out the adapters where mask is false; the others go on as if nothing had happened.
+        """Cut out the adapters where mask is false; the others continue as if nothing had happened.
 
         Inside `attached` no layer may lose its last adapter; outside any may leave.
 
@@ -350,7 +350,7 @@ class Pack:
         kept = self._optimiser.vectors + ([] if rows is None else [rows])
         cut = self.store.keep(masks, kept)
         n = len(self._optimiser.vectors)
-        self._optimiser.moved(cut[:n])
+        self._optimiser.replace_vectors(cut[:n])
         if self._loss_scale is not None:
             self._loss_scale.keep(mask)
         self._running.prepare()

@@ -16,9 +16,9 @@ from rankwise.lora.variants import LORA, VARIANTS
 from rankwise.pack.member import Member
 from rankwise.pack.modes import statistics_frozen
 
-State = dict[str, Tensor]
+AdapterState = dict[str, Tensor]
 """What one adapter trains: its variant's tensors ("<module>.A", "<module>.B", "<module>.magnitude"), and a tensor
-trained whole under its own name."""
+trained in full under its own name."""
 
 
 def bucket_rank(r: int) -> int:
@@ -41,24 +41,24 @@ class Resolved:
     Args:
         member: The member.
         targets: The modules with an adapter.
-        whole: Names of the parameters trained whole.
-        shapes: Shapes of what is trained, by its key in `State`.
+        trained_parameters: Names of the parameters that it trains in full.
+        shapes: Shapes of what is trained, by its key in `AdapterState`.
     """
 
     member: Member
     targets: tuple[Target, ...]
-    whole: tuple[str, ...]
+    trained_parameters: tuple[str, ...]
     shapes: Mapping[str, tuple[int, ...]]
 
     def bucket_key(self) -> tuple[object, ...]:
         """Members with equal keys share a bucket."""
         low_rank = tuple((t.name, bucket_rank(t.r), t.layer_type.slices, t.layer_type.tokens) for t in self.targets)
         variant = "" if self.member.lora is None else self.member.lora.variant
-        return variant, low_rank, self.whole, self.member.betas, self.member.eps
+        return variant, low_rank, self.trained_parameters, self.member.optimiser.bucket_key()
 
-    def start(self, model: nn.Module) -> State:
-        """What is trained, before training: initial A and B, as a rule, and a copy of what is trained whole."""
-        state: State = {}
+    def start(self, model: nn.Module) -> AdapterState:
+        """What is trained, before training: initial A and B, as a rule, and a copy of what is trained in full."""
+        state: AdapterState = {}
         for t in self.targets:
             config = self.member.lora
             if config is None:
@@ -66,7 +66,7 @@ class Resolved:
             tensors = initial_tensors(t, config)
             state |= {f"{t.name}.{one.name}": tensors[one.name] for one in VARIANTS[t.variant].trained}
         parameters = base_tensors(model, buffers=False)
-        for name in self.whole:
+        for name in self.trained_parameters:
             state[name] = parameters[name].detach().clone()
         return state
 
@@ -74,8 +74,8 @@ class Resolved:
         """How many numbers this member trains."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
-    def frozen(self) -> State:
-        """What the variant has in the modules and doesn't train, keyed as `State`. It follows from the settings."""
+    def frozen(self) -> AdapterState:
+        """Tensors of the variant that are not trained, keyed as `AdapterState`; the settings fix their values."""
         config = self.member.lora
         if config is None or len(VARIANTS[config.variant].trained) == len(VARIANTS[config.variant].tensors):
             return {}
@@ -90,7 +90,7 @@ class Resolved:
 
 
 def resolve(model: nn.Module, member: Member) -> Resolved:
-    """Find what a member trains in this model. A module that it trains whole gets no A and B.
+    """Find what a member trains in this model. A module that it trains in full gets no A and B.
 
     Raises:
         TargetError: A pattern matches nothing, or a module that can't be adapted.
@@ -103,33 +103,33 @@ def resolve(model: nn.Module, member: Member) -> Resolved:
 def _resolve(model: nn.Module, member: Member) -> Resolved:
     if member.lora is not None and (member.lora.modules_to_save or member.lora.bias != "none"):
         raise PackError(
-            "modules_to_save and bias of a LoRAConfig aren't trained in a pack; name what an adapter trains whole in "
-            "its Member (whole=...), or in sweep(head=...)."
+            "modules_to_save and bias of a LoRAConfig aren't trained in a pack; name what an adapter trains in full in "
+            "its Member (modules_to_save=...), or in sweep(head=...)."
         )
     found = [] if member.lora is None else find_targets(model, member.lora).adapted
-    targets = tuple(t for t in found if t.name not in member.whole)
+    targets = tuple(t for t in found if t.name not in member.modules_to_save)
     if narrow := next((t.name for t in targets if in_eight_bits(getattr(t.module, t.parameter))), None):
         raise PackError(f'"{narrow}" is stored in 8-bit floats, which packs can\'t compute with; load it in bfloat16.')
     parameters = base_tensors(model, buffers=False)
-    whole = tuple(
+    trained = tuple(
         f"{module}.{name}" if module else name
-        for module in member.whole
+        for module in member.modules_to_save
         for name, _ in submodule(model, module).named_parameters(recurse=False)
     )
-    for module in member.whole:
-        row = layer_type_of(submodule(model, module))
-        if row is not None and row.quantised is not None:
-            raise PackError(f'"{module}" is quantised, so "{member.name}" can\'t train it whole. Adapt it instead.')
-    shapes = {name: tuple(parameters[name].shape) for name in whole}
+    for module in member.modules_to_save:
+        kind = layer_type_of(submodule(model, module))
+        if kind is not None and kind.quantised is not None:
+            raise PackError(f'"{module}" is quantised, so "{member.name}" can\'t train it in full. Adapt it instead.')
+    shapes = {name: tuple(parameters[name].shape) for name in trained}
     for t in targets:
         variant = VARIANTS[t.variant]
         if variant is LORA:
             continue
         if reason := variant.obstacle(t.layer_type, t.module) or ("its weight is shared" if t.ties else ""):
             raise PackError(f'"{t.name}" can\'t be adapted by "{member.name}" in a pack: {reason}.')
-    return Resolved(member, targets, whole, {**shapes_of(targets), **shapes})
+    return Resolved(member, targets, trained, {**shapes_of(targets), **shapes})
 
 
 def shapes_of(targets: Iterable[Target]) -> dict[str, tuple[int, ...]]:
-    """The shapes of what is trained in these modules, by key in `State`."""
+    """The shapes of what is trained in these modules, by key in `AdapterState`."""
     return {f"{t.name}.{key}": shape for t in targets for key, shape in VARIANTS[t.variant].shapes(t.sizes).items()}

@@ -54,7 +54,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """Runs side by side.
 
     Args:
@@ -72,8 +72,8 @@ class Comparison:
     notes: tuple[str, ...]
 
 
-def compare_runs(directories: Sequence[Path]) -> Comparison:
-    """Hold finished runs against one another.
+def compare_runs(directories: Sequence[Path]) -> RunComparison:
+    """Compare finished runs.
 
     Args:
         directories: Run directories, two or more.
@@ -99,7 +99,7 @@ def compare_runs(directories: Sequence[Path]) -> Comparison:
             f"The test data of {', '.join(unlike)} is not that of {names[0]}: means stand side by side, and no "
             "difference is taken."
         )
-    return Comparison(
+    return RunComparison(
         names=names,
         metric=runs[0].results.metric.name,
         higher_is_better=runs[0].results.metric.higher_is_better,
@@ -178,7 +178,7 @@ def cell_words(cell: Cell | None) -> str:
     """
     if cell is None:
         return numbers.MISSING
-    ends = "" if cell.interval is None else f" ({numbers.interval(cell.interval)})"
+    ends = "" if cell.interval is None else f" ({numbers.interval_text(cell.interval)})"
     return f"{numbers.metric(cell.mean)}{ends}{' *' if cell.is_answer else ''}"
 
 
@@ -195,7 +195,7 @@ def difference_words(cell: Cell | None) -> str:
     return f"{cell.difference:+.4f} ({low:+.4f} to {high:+.4f})"
 
 
-def draw_comparison(comparison: Comparison, path: Path) -> Path:
+def draw_comparison(comparison: RunComparison, path: Path) -> Path:
     """Draw each run's test metric against its trainable parameters, as a PNG file.
 
     Raises:
@@ -222,14 +222,14 @@ def build_comparison(comparison: Comparison) -> "Figure":
             ((c.trainable_parameters, c.mean, c) for c in cells if c is not None and c.trainable_parameters
              and c.mean is not None and math.isfinite(c.mean)), key=lambda point: point[0]
         )  # fmt: skip
-        # Side by side, so that the intervals of runs of one size are told apart.
+        # Side by side, so that the intervals of runs of one size can be distinguished.
         xs = [x * 1.04 ** (i - (len(comparison.names) - 1) / 2) for x, _, _ in points]
         ys = [y for _, y, _ in points]
         ends = [c.interval if c.interval and all(map(math.isfinite, c.interval)) else (y, y) for _, y, c in points]
         errors = [[max(0.0, y - low) for y, (low, _) in zip(ys, ends, strict=True)],
                   [max(0.0, high - y) for y, (_, high) in zip(ys, ends, strict=True)]]  # fmt: skip
         colour, marker = STYLES[i % len(STYLES)][0], STYLES[(i + i // len(STYLES)) % len(STYLES)][1]
-        label = drawable(numbers.shortened(name, MOST_LETTERS))
+        label = drawable(numbers.shortened_middle(name, MOST_LETTERS))
         ax.errorbar(xs, ys, yerr=errors, color=colour, marker=marker, markersize=5, linewidth=1, capsize=2, label=label)
         for x, (_, y, c) in zip(xs, points, strict=True):
             if c.is_answer:

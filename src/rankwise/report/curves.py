@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILE = "curves.csv"
+COLUMNS_READ = ("run", "step", "train_loss", "validation_loss")
+
 COLUMNS = 4
 """Panels side by side."""
 
@@ -37,29 +39,25 @@ class Curve:
         validation: Validation loss after it.
     """
 
-    steps: Sequence[int]
-    train: Sequence[float]
-    validation: Sequence[float]
+    steps: list[int]
+    train: list[float]
+    validation: list[float]
 
 
 def read_curves(directory: Path) -> dict[str, Curve]:
     """Read the curves of a run directory by run; none where there is no such file."""
+    curves: dict[str, Curve] = {}
     try:
         with (directory / FILE).open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+            for row in csv.DictReader(file):
+                run, step, train, validation = (row[name] for name in COLUMNS_READ)
+                curve = curves.setdefault(run, Curve([], [], []))
+                curve.steps.append(int(step))
+                curve.train.append(float(train))
+                curve.validation.append(float(validation))
     except OSError:
         return {}
-    by_run: dict[str, list[dict[str, str]]] = {}
-    for row in rows:
-        by_run.setdefault(row["run"], []).append(row)
-    return {
-        run: Curve(
-            [int(point["step"]) for point in points],
-            [float(point["train_loss"]) for point in points],
-            [float(point["validation_loss"]) for point in points],
-        )
-        for run, points in by_run.items()
-    }
+    return curves
 
 
 def panels(results: Results, curves: Mapping[str, Curve]) -> list[tuple[str, list[Curve]]]:
@@ -84,7 +82,7 @@ def build_curves(results: Results, curves: Mapping[str, Curve], width: float) ->
     shown = every[:MOST_PANELS]
     if not shown:
         return None
-    across = min(COLUMNS, len(shown))
+    across = min(PANELS_A_ROW, len(shown))
     down = -(-len(shown) // across)
     figure = Figure(figsize=(width, 1.0 + (3.4 if down == 1 and across == 1 else 1.9) * down), dpi=160)
     high = figure.get_size_inches()[1]

@@ -1,6 +1,6 @@
 """The figures: the metric against trainable parameters, both relative to the baseline, and the losses by epoch.
 
-Colours are those of Okabe & Ito, told apart by colour-blind eyes; shapes differ too.
+Colours are Okabe & Ito's, which colour-blind readers can distinguish; shapes differ too.
 
 References:
     Okabe & Ito, Color Universal Design, 2008. https://jfly.uni-koeln.de/color/
@@ -132,7 +132,7 @@ def build_figure(results: Results, name: str, size: tuple[float, float]) -> "Fig
     metric = numbers.words(results.metric.name)
     title = f"Test {metric} against trainable parameters"
     if relative and results.relative_to is not None:
-        title = f"Relative to {numbers.shortened(results.relative_to.label, MOST_LETTERS)}"
+        title = f"Relative to {numbers.shortened_middle(results.relative_to.label, MOST_LETTERS)}"
     _heading(figure, title, _subtitle(results))
     share = "% of its " if relative else ""
     ax.set_xlabel(f"{share}trainable parameters (log scale)", color=INK)

@@ -1,4 +1,4 @@
-"""Put labels beside points so that they cover neither points nor one another."""
+"""Place labels next to points so that they overlap neither points nor each other."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rankwise.report.numbers import shortened
+from rankwise.report.numbers import shortened_middle
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -20,7 +20,7 @@ Box = tuple[float, float, float, float]
 LEADER_FROM = 16
 """A label further off than this (points, 1/72 inch) gets a thin line to its point."""
 
-MARK = 11
+MARK_REACH = 11
 """Reach of the largest mark, from its centre to a corner of its box, in points; a leader may run through its own."""
 
 LEADER_STEPS = 20
@@ -50,7 +50,7 @@ EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
-class Label:
+class PointLabel:
     """A text and the point it belongs to.
 
     Args:
@@ -97,10 +97,12 @@ def _places() -> Iterator[LabelPosition]:
             yield LabelPosition((float(dx * reach), float(dy * reach)), ha, va, float(distance + 2 * (dy < 0)))
 
 
-PLACES = tuple(_places())
+LABEL_PLACES = tuple(_places())
 
 
-def place_labels(ax: "Axes", labels: Sequence[Label], hard: Sequence[Box], soft: Sequence[Box], size: float) -> None:
+def place_labels(
+    ax: "Axes", labels: Sequence[PointLabel], hard: Sequence[Box], soft: Sequence[Box], size: float
+) -> None:
     """Write each label at the cheapest of a fixed set of places around its point.
 
     One label after the other takes the best place that is left, the first given first, then each may move again.
@@ -138,7 +140,7 @@ def place_labels(ax: "Axes", labels: Sequence[Label], hard: Sequence[Box], soft:
         shorten_to(text, MOST_WIDTH * (frame[2] - frame[0]))
         x, y = ax.transData.transform(label.xy).tolist()
         extent = text.get_window_extent()
-        candidates.append([_put(place, x, y, extent.width, extent.height, figure.dpi / 72) for place in PLACES])
+        candidates.append([_put(place, x, y, extent.width, extent.height, figure.dpi / 72) for place in LABEL_PLACES])
     chosen = choose_places(candidates, frame, hard, soft)
     clear = clear_of_all(chosen, frame, hard)
     for i, (label, text) in enumerate(zip(labels, texts, strict=True)):
@@ -252,7 +254,7 @@ def _put(place: LabelPosition, x: float, y: float, width: float, height: float, 
         steps = (
             step / LEADER_STEPS
             for step in range(LEADER_STEPS)
-            if step / LEADER_STEPS * math.hypot(*place.offset) > MARK
+            if step / LEADER_STEPS * math.hypot(*place.offset) > MARK_REACH
         )
         leader = tuple((x + step * dx, y + step * dy) for step in steps)
     box = (left - room, low - room, left + width + room, low + height + room)
@@ -265,7 +267,7 @@ def shorten_to(text: "Text", room: float) -> None:
     most = len(whole)
     while (width := text.get_window_extent().width) > room and most > FEWEST_LETTERS:
         most = max(FEWEST_LETTERS, min(most - 1, int(most * room / width)))
-        text.set_text(shortened(whole, most))
+        text.set_text(shortened_middle(whole, most))
 
 
 def meets(box: Box, other: Box) -> bool:
@@ -286,13 +288,13 @@ def box_of(artist: "Artist") -> Box:
     return float(box.x0), float(box.y0), float(box.x1), float(box.y1)
 
 
-def overlap(box: Box, other: Box) -> float:
+def covered_share(box: Box, other: Box) -> float:
     """Return the share of `box` that `other` covers.
 
     Examples:
-        >>> overlap((0.0, 0.0, 2.0, 2.0), (1.0, 0.0, 5.0, 5.0))
+        >>> covered_share((0.0, 0.0, 2.0, 2.0), (1.0, 0.0, 5.0, 5.0))
         0.5
-        >>> overlap((0.0, 0.0, 2.0, 2.0), (3.0, 0.0, 5.0, 5.0))
+        >>> covered_share((0.0, 0.0, 2.0, 2.0), (3.0, 0.0, 5.0, 5.0))
         0.0
     """
     width = min(box[2], other[2]) - max(box[0], other[0])

@@ -44,11 +44,11 @@ def percent(fraction: float | None, sign: str = "%") -> str:
     return f"{100 * fraction:,.{2 if 0 < abs(fraction) < 0.01 else 1}f}{sign}"
 
 
-def interval(ends: Sequence[float] | None) -> str:
+def interval_text(ends: Sequence[float] | None) -> str:
     """Write an interval of a metric.
 
     Examples:
-        >>> interval([0.961, 0.967])
+        >>> interval_text([0.961, 0.967])
         '0.961 to 0.967'
     """
     return MISSING if ends is None else f"{metric(ends[0])} to {metric(ends[1])}"
@@ -64,11 +64,11 @@ def learning_rate(lr: float | None) -> str:
     return MISSING if lr is None else f"{lr:g}"
 
 
-def duration(seconds: float | None) -> str:
+def duration_text(seconds: float | None) -> str:
     """Write a time in the two greatest units.
 
     Examples:
-        >>> duration(9.84), duration(754.2), duration(7321)
+        >>> duration_text(9.84), duration_text(754.2), duration_text(7321)
         ('9.8 s', '12 min 34 s', '2 h 2 min')
     """
     if seconds is None:
@@ -99,11 +99,11 @@ def words(name: str) -> str:
     return re.sub(r"(?<=\d)_(?=\d)", "-", name).replace("_", " ")
 
 
-def shortened(text: str, most: int) -> str:
-    """A text of so many letters at the most, its middle left out.
+def shortened_middle(text: str, most: int) -> str:
+    """A text of so many letters at most, its middle left out.
 
     Examples:
-        >>> shortened("full fine-tuning", 9)
+        >>> shortened_middle("full fine-tuning", 9)
         'full…ning'
     """
     if len(text) <= most:

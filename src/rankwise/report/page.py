@@ -97,7 +97,7 @@ def page(results: Results, curves: Mapping[str, Curve] | None = None) -> str:
 def inline_svg(results: Results, name: str) -> str:
     """Return a figure to stand inside the page, or an empty string where there is nothing to draw.
 
-    Ids get the figure's name in front, because two figures stand in one document.
+    Ids get the figure's name in front, because one document has two figures.
     """
     words = numbers.words(results.metric.name)
     title = f"Test {words} against trainable parameters" + (", relative" if name == "relative" else "")
@@ -138,14 +138,14 @@ def _commands(text: str) -> "Markup":
 
 
 def rate_table(results: Results) -> tuple[list[str], list[RateRow]]:
-    """Return the learning rates tried, as column headings, and for each configuration what they gave.
+    """Return the learning rates tried, as column headings, and each configuration's results.
 
-    A cell is the mean validation metric over the seeds that have one; runs that diverged are counted beside it.
+    A cell is the mean validation metric over the seeds that have one; diverged runs are counted in parentheses.
     """
     rates = sorted({run.lr for run in results.runs if run.lr is not None})
     rows: list[RateRow] = []
     for c in results.configurations:
-        runs = list(runs_of(results, c))
+        runs = list(all_runs(results, c))
         cells = [_rate_cell([run for run in runs if run.lr == rate]) for rate in rates]
         if any(cells):
             rows.append(RateRow(c.label, cells, rates.index(c.lr) if c.lr in rates else None))
@@ -164,7 +164,7 @@ def _rate_cell(runs: list[RunResult]) -> str:
     return ", ".join(parts + ([f"{diverged} diverged"] if diverged else []))
 
 
-def runs_of(results: Results, c: ConfigurationResult) -> Iterator[RunResult]:
+def all_runs(results: Results, c: ConfigurationResult) -> Iterator[RunResult]:
     """Yield every run of a configuration, at all learning rates.
 
     A run that does not name its configuration belongs to the one that lists it, else to the only one of its
@@ -194,7 +194,7 @@ def other_rows(results: Results) -> Iterator[tuple[str, list[str]]]:
 def _with_interval(value: MeanInterval | None) -> str:
     if value is None:
         return ""
-    ends = f" ({numbers.interval(value.interval)})" if value.interval else ""
+    ends = f" ({numbers.interval_text(value.interval)})" if value.interval else ""
     return numbers.metric(value.mean) + ends
 
 
@@ -207,7 +207,7 @@ def _run_cells(run: RunResult) -> list[str]:
         numbers.metric(run.metric),
         numbers.count(run.best_step),
         numbers.count(run.steps),
-        numbers.duration(run.seconds),
+        numbers.duration_text(run.seconds),
         status,
     ]
 
@@ -216,7 +216,7 @@ def facts(results: Results) -> Iterator[tuple[str, str]]:
     """Yield (what, value): all that is needed to run the sweep again and to know that it is the same."""
     yield "command", results.command
     yield "started", results.started
-    yield "took", numbers.duration(results.seconds)
+    yield "took", numbers.duration_text(results.seconds)
     yield "device", results.device
     yield "versions", ", ".join(f"{name} {version}" for name, version in results.versions.items() if version)
     base = results.base

@@ -5,7 +5,7 @@ import re
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from rankwise.report.labels import Box, Label, box_of, meets, overlap, place_labels, shorten_to
+from rankwise.report.labels import Box, PointLabel, box_of, covered_share, meets, place_labels, shorten_to
 from rankwise.report.points import BLUE, GRID, INK, MUTED, PAPER, PlotPoint, Scene
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ GAP = 4
 """Pixels between a text and the ends of a grid line."""
 
 DIRECT_LABELS = 2
-"""Up to so many baselines are labelled beside their marks; more go into a legend, as they often lie on one spot."""
+"""Label up to this many baselines directly; use a legend for more, since markers overlap."""
 
 MOST_IN_LEGEND = 5
 """Of the baselines; the others are counted there."""
@@ -188,10 +188,10 @@ def _published_mark() -> dict[str, Any]:
     return {"marker": "o", "color": MUTED, "markerfacecolor": "none", "markersize": 9, "linestyle": "none"}
 
 
-def _label(point: PlotPoint) -> Label:
+def _label(point: PlotPoint) -> PointLabel:
     colour = INK if point.colour == BLUE else point.colour
     text = f"{point.label}, the answer" if point.is_answer else point.label
-    return Label(text, (point.x, point.y), colour, bold=point.is_answer)
+    return PointLabel(text, (point.x, point.y), colour, bold=point.is_answer)
 
 
 def _size(i: int, with_legend: bool) -> float:
@@ -282,7 +282,9 @@ def _legend(
     cost: dict[str, int] = {}
     for corner in corners:
         box = draw(corner)
-        cost[corner] = 10 * sum(overlap(box, one) > 0 for one in hard) + sum(overlap(box, one) > 0 for one in soft)
+        cost[corner] = 10 * sum(covered_share(box, one) > 0 for one in hard) + sum(
+            covered_share(box, one) > 0 for one in soft
+        )
     return draw(min(corners, key=cost.__getitem__))
 
 

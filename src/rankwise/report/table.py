@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rankwise.report import numbers
 from rankwise.report.words import answer_name, sentence, stands_alone
-from rankwise.results import ConfigurationResult, Results, State
+from rankwise.results import ConfigurationResult, Results, ToleranceState
 from rankwise.results.origin import PublishedRow
 from rankwise.shown import csv_cell
 from rankwise.sweeps.choose.wording import probability
@@ -38,7 +38,7 @@ RUN_COLUMNS = (
     "reason",
     "adapter",
 )
-"""Columns of `results.csv`, always these and in this order; further metrics follow by name."""
+"""Columns of `results.csv`, always in this order; further metrics follow by name."""
 
 EDGE, FRONT = "†", "●"
 
@@ -46,7 +46,7 @@ WITHIN = "within tolerance"
 ALWAYS = ("trainable parameters", "test", WITHIN)
 """Columns that the terminal always shows."""
 IF_ROOM = ("95% interval", "% of parameters", "published % of", "seeds", "front")
-"""Columns that it shows, the first ones first, only where labels still fit on one line."""
+"""Columns that it adds, in this order, while labels fit on one line."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class TableRow:
     Args:
         label: The model.
         cells: By column heading.
-        is_answer: Whether it is the recommended one.
+        is_answer: Whether it is recommended.
     """
 
     label: str
@@ -67,7 +67,7 @@ class TableRow:
 def table_rows(results: Results) -> list[TableRow]:
     """Return the table as text, one row a configuration; every row has the same columns.
 
-    Beside them stand the base as it is, where nothing else says how good it is, and published rows that have no
+    The table adds the untrained base, where nothing else shows its metric, and published rows without a
     counterpart.
     """
     name = numbers.words(results.metric.name)
@@ -91,7 +91,7 @@ def _empty(name: str) -> dict[str, str]:
     """A row without figures: every column heading, in order.
 
     Args:
-        name: What the metric is called.
+        name: The metric's name.
     """
     headings = (
         "trainable parameters",
@@ -114,7 +114,7 @@ def _row(results: Results, c: ConfigurationResult, published: PublishedRow | Non
     cells = {
         "trainable parameters": numbers.count(c.trainable_parameters),
         f"test {name}": numbers.metric(c.mean),
-        "95% interval": numbers.interval(c.interval) if c.interval else "",
+        "95% interval": numbers.interval_text(c.interval) if c.interval else "",
         "seeds": str(c.n_seeds),
         "% of parameters": _share(c.relative_parameters),
         f"% of {name}": "" if c.mean is None else _share(c.relative_metric),
@@ -144,20 +144,20 @@ def _rate(c: ConfigurationResult) -> str:
     return numbers.learning_rate(c.lr) + (f" {EDGE}" if c.lr_at_edge_of_grid else "")
 
 
-STATES: dict[State, str] = {"shown": "shown", "not": "shown not", "open": "open"}
+STATE_WORDS: dict[ToleranceState, str] = {"shown": "shown", "not": "shown not", "open": "open"}
 
 
 def _within(c: ConfigurationResult) -> str:
     """Whether a configuration is shown to lie within the tolerance, and with what probability it does."""
     if c.state is None:
         return ""
-    return STATES[c.state] + ("" if c.p_within is None else f", {probability(c.p_within)}")
+    return STATE_WORDS[c.state] + ("" if c.p_within is None else f", {probability(c.p_within)}")
 
 
 def published_for(results: Results, c: ConfigurationResult) -> PublishedRow | None:
-    """The published row to show beside a configuration: the one that names it, else the same method and rank.
+    """The published row to show with a configuration: the one that names it, else the same method and rank.
 
-    Where several configurations share method and rank, only a row that names one of them is shown beside it.
+    Where several configurations share method and rank, only a row that names one of them is shown with it.
     """
     rows = [] if results.published is None else results.published.rows
     for row in rows:
@@ -170,7 +170,7 @@ def published_for(results: Results, c: ConfigurationResult) -> PublishedRow | No
 
 
 def legend(results: Results) -> list[str]:
-    """Return the sentences that stand under the table: what its signs mean, then the notes of the sweep."""
+    """Return the sentences below the table: its legend, then the notes of the sweep."""
     sentences: list[str] = []
     cells = [cell for row in table_rows(results) for cell in row.cells.values()]
     relative = results.relative_to
@@ -251,7 +251,7 @@ def terminal_table(results: Results, width: int = 80) -> "Table":
 
 
 def _shown_columns(rows: list[TableRow], labels: list[str], width: int) -> dict[str, int]:
-    """The columns that a terminal has room for, in their order, each as wide as its widest word or cell."""
+    """The columns that fit the terminal, in order, each as wide as its widest word or cell."""
     if not rows:
         return {}
     headings = {name: "" if name == "front" else name for name in rows[0].cells}
@@ -283,7 +283,7 @@ def write_csv(results: Results, path: Path) -> None:
 
     Args:
         results: The content of `results.json`.
-        path: The file, replaced whole.
+        path: The file, replaced atomically.
     """
     runs = results.runs
     others = sorted({name for run in runs for name in run.other_metrics} - set(RUN_COLUMNS))

@@ -10,7 +10,7 @@ from rankwise.sweeps.choose.wording import floor_words, probability
 
 
 def headline(results: Results) -> str:
-    """Say the verdict, or that there is none, in one or two sentences.
+    """Write the verdict, or that there is none, in one or two sentences.
 
     Returns:
         For example "Shown: r = 4, 4,180 parameters (7.6% of full fine-tuning), reaches 97.9% of its test accuracy (95%
@@ -33,14 +33,14 @@ def _shown(results: Results, answer: AnswerResult) -> str:
     if answer.relative_parameters is not None:
         start += f" ({numbers.percent(answer.relative_parameters)} of {reference_words(reference)})"
     ours, theirs = chosen.mean, reference.mean
-    # There are no shares of a reference that got nothing right, or less.
+    # Shares of a reference of zero or less mean nothing.
     if ours is None or theirs is None or (answer.relative_metric is None and theirs > 0):
         return f"{start}, does as well on validation data; there are no figures on test data."
     higher = results.metric.higher_is_better
     if higher and answer.relative_metric is not None:
         ends = _brackets(_percent_ends, answer.relative_metric_interval)
         return f"{start}, reaches {numbers.percent(answer.relative_metric)} of its test {name}{ends}."
-    ends = _brackets(numbers.interval, chosen.interval)
+    ends = _brackets(numbers.interval_text, chosen.interval)
     return (
         f"{start}, has a test {name} of {numbers.metric(ours)}{ends}, against "
         f"{numbers.metric(theirs)}{'' if higher else '; lower is better'}."
@@ -81,7 +81,7 @@ HEADLINES: dict[Verdict, Callable[[Results, AnswerResult], str]] = {
     "no_gain": _no_gain,
     "undecided": _undecided,
 }
-"""Verdict -> how it is put."""
+"""Verdict -> its sentence."""
 
 
 def _figures_of(results: Results, name: str | None) -> str:
@@ -93,11 +93,11 @@ def _figures_of(results: Results, name: str | None) -> str:
     size = f"{reference_words(c)}, {numbers.count(c.trainable_parameters)} parameters"
     if c.mean is None:
         return size
-    return f"{size}, test {metric} {numbers.metric(c.mean)}{_brackets(numbers.interval, c.interval)}"
+    return f"{size}, test {metric} {numbers.metric(c.mean)}{_brackets(numbers.interval_text, c.interval)}"
 
 
 def _alone(results: Results) -> str:
-    """Of the only configuration there is."""
+    """The sentence for a single configuration."""
     base = results.base.metric
     against = "there is nothing to compare it with" if base is None else f"the base has {numbers.metric(base)}"
     figures = _figures_of(results, results.configurations[0].name)
@@ -105,7 +105,7 @@ def _alone(results: Results) -> str:
 
 
 def explanation(results: Results) -> list[str]:
-    """Say why, how sure it is, and what to be careful with: whole sentences, the most important first."""
+    """Write the reasons, the certainty and the caveats, in sentences, the most important first."""
     sentences: list[str] = []
     answer = results.answer
     if answer is not None:
@@ -131,9 +131,9 @@ def explanation(results: Results) -> list[str]:
 
 
 def trade_off(results: Results) -> list[str]:
-    """What each smaller adapter on the Pareto front buys, in one sentence, for those who would settle for less.
+    """The metric of each smaller adapter on the Pareto front, in one sentence, for readers who accept less.
 
-    Nothing where fine-tuning gains nothing, or where there is nothing known to be good enough that shares could be of:
+    Empty where fine-tuning gains nothing, or where nothing good enough is known for shares to refer to:
     no reference, or an adapter that nothing is decided against.
     """
     relative, answer = results.relative_to, results.answer
@@ -155,7 +155,7 @@ def trade_off(results: Results) -> list[str]:
 
 
 def _smaller(results: Results, reference: ConfigurationResult) -> list[ConfigurationResult]:
-    """What was compared with the reference and trains fewer parameters."""
+    """The configurations that were compared with the reference and have fewer parameters."""
     tried = [c for c in results.configurations if c.state is not None and c.method in ("lora", "head")]
     return [c for c in tried if c.trainable_parameters < reference.trainable_parameters]
 
@@ -176,7 +176,7 @@ def answer_name(results: Results) -> str | None:
 
 
 def stands_alone(results: Results) -> bool:
-    """Whether there is one configuration and nothing that it is relative to but itself."""
+    """Whether there is only one configuration, and so nothing to compare it with."""
     only, relative = results.configurations, results.relative_to
     return len(only) == 1 and (relative is None or relative.label == only[0].label)
 
@@ -193,13 +193,13 @@ def sentence(text: str) -> str:
 
 
 def reference_words(reference: ConfigurationResult) -> str:
-    """A baseline's label may tell only what kind of full fine-tuning it is; here the words themselves are needed."""
+    """Name a reference in full: a baseline's label may give only the kind of full fine-tuning."""
     label = reference.label
     return f"full fine-tuning, {label}" if reference.method == "full" and "full" not in label.lower() else label
 
 
 def _rates_to_add(results: Results, c: ConfigurationResult) -> str:
-    """Which learning rates to try where the best one of those tried is the lowest or the highest."""
+    """The learning rates to try next where the best one tried is the lowest or the highest."""
     all_tried = [*results.runs, *(results.grid.search or [])]
     tried = [run.lr for run in all_tried if run.configuration == c.name and run.lr is not None]
     lowest = c.lr is None or c.lr <= min(tried, default=c.lr)

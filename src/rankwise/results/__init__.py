@@ -1,7 +1,7 @@
 """`results.json` as types: the one definition of what the file holds."""
 
 from rankwise.results.content import FORMAT, Results
-from rankwise.results.kinds import Method, State, Status, Verdict
+from rankwise.results.kinds import Method, Status, ToleranceState, Verdict
 from rankwise.results.outcomes import AnswerResult, ConfigurationResult, RunResult
 from rankwise.results.reading import parsed, printable_results, read_results
 from rankwise.results.record import plain
@@ -13,8 +13,8 @@ __all__ = [
     "Method",
     "Results",
     "RunResult",
-    "State",
     "Status",
+    "ToleranceState",
     "Verdict",
     "parsed",
     "plain",

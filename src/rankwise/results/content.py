@@ -23,9 +23,9 @@ class Results(Record, kw_only=True):
         seconds: Time for the whole sweep.
         versions: Versions of python, torch, rankwise, ...
         device: What the runs ran on.
-        published: Somebody else's table, shown beside ours.
+        published: Published figures, shown with ours.
         data: Size and SHA-256 of each split.
-        plan: Settings, seeds and learning rates, and what a search found: what a longer sweep is held against.
+        plan: Settings, seeds and learning rates, and what a search found: what a longer sweep is compared with.
         grid: What was tried.
         metric: What all runs are judged by.
         base: The base model, before fine-tuning.

@@ -14,7 +14,7 @@ Verdict = Literal["shown", "nothing_smaller", "no_gain", "undecided"]
 """shown: the configuration named is the smallest shown to lie within the tolerance; nothing_smaller: all smaller ones
 are shown not to; no_gain: fine-tuning is not shown to beat the base; undecided: everything else."""
 
-State = Literal["shown", "not", "open"]
+ToleranceState = Literal["shown", "not", "open"]
 """Whether a configuration is shown to lie within the tolerance, shown not to, or neither."""
 
 Floor = Literal["base", "constant"]

@@ -145,7 +145,7 @@ class PublishedRow(Record, kw_only=True):
 
 
 class Published(Record, kw_only=True):
-    """Somebody else's table, shown beside ours.
+    """Published figures, shown with ours.
 
     Args:
         source: Where the numbers come from.

@@ -1,10 +1,10 @@
-"""What came of a sweep: its runs, its configurations, the answer."""
+"""The outcome of a sweep: its runs, its configurations, the answer."""
 
 from typing import Any
 
 from msgspec import UNSET, UnsetType
 
-from rankwise.results.kinds import Count, Floor, Interval, Method, State, Status, Verdict
+from rankwise.results.kinds import Count, Floor, Interval, Method, Status, ToleranceState, Verdict
 from rankwise.results.record import Record
 
 
@@ -103,10 +103,10 @@ class ConfigurationResult(Record, kw_only=True):
         relative_parameters: Trainable parameters over those of relative_to, as a fraction.
         relative_metric: Test metric over that of relative_to, as a fraction.
         on_pareto_front: No other configuration has fewer parameters and a metric as good.
-        is_reference: Whether this is what the answer is held against.
+        is_reference: Whether this is what the answer is compared with.
         is_answer: Whether this is the answer; no configuration is while the verdict is undecided.
         p_within: Probability that it lies within the tolerance of the reference, from validation data; null where
-            nothing can be told.
+            it can't be estimated.
         state: Shown to lie within the tolerance, shown not to, or open; null for the reference.
         more_seeds_needed: Seeds to add until it is decided, if means and variances stay as they are; null where
             seeds can't decide.
@@ -133,7 +133,7 @@ class ConfigurationResult(Record, kw_only=True):
     is_reference: bool
     is_answer: bool
     p_within: float | None
-    state: State | None
+    state: ToleranceState | None
     more_seeds_needed: Count | None = None
     other_metrics: dict[str, MeanInterval]
     runs: list[str]
@@ -163,7 +163,7 @@ class AnswerResult(Record, kw_only=True):
         r: Its LoRA rank.
         adapter: Folder of the recommended adapter, relative to the run directory; where the answer is a head alone,
             of the smallest adapter shown.
-        reference: Name of the configuration it is held against.
+        reference: Name of the configuration it is compared with.
         tolerance: How much worse than the reference is still good enough, in the metric's units.
         tolerance_words: The tolerance in words.
         confidence: Probability at which something counts as shown.

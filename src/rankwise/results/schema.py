@@ -32,11 +32,11 @@ def generated_schema() -> dict[str, Any]:
     Unlike reading, the schema allows no keys that an object doesn't name (unless it is open): it is for those who
     write results.
     """
-    (whole,), definitions = msgspec.json.schema_components([Results])
+    (reference,), definitions = msgspec.json.schema_components([Results])
     for kind in _records(Record):
         if kind.__name__ in definitions:
             _complete(definitions[kind.__name__], kind)
-    content = definitions.pop(whole["$ref"].rpartition("/")[2])
+    content = definitions.pop(reference["$ref"].rpartition("/")[2])
     plain_refs = json.loads(json.dumps(content).replace("#/components/schemas/", "#/$defs/"))
     defs = json.loads(json.dumps(definitions).replace("#/components/schemas/", "#/$defs/"))
     return {"$schema": DIALECT, **plain_refs, "title": "Rankwise results", "$defs": defs}

@@ -17,7 +17,7 @@ from rankwise.show.plain import PlainDisplay, QuietDisplay
 from rankwise.show.state import RUNNING, Display, ProgressRow, ProgressState, Stream
 from rankwise.shown import printable
 from rankwise.train.events import Ended, EpochEnded, Event, Message, Resumed, RunEnded, RunInfo, Started, Stepped
-from rankwise.train.outcome import Outcome, Point
+from rankwise.train.outcome import EpochPoint, Outcome
 
 
 @final
@@ -58,7 +58,7 @@ class Progress:
     def _forget(self) -> None:
         self._runs: dict[str, RunInfo] = {}
         self._steps: dict[str, int] = {}
-        self._last: dict[str, Point] = {}
+        self._last: dict[str, EpochPoint] = {}
         self._statuses: dict[str, str] = {}
         self._members: dict[str, list[RunInfo]] = {}
 
@@ -74,7 +74,7 @@ class Progress:
         self._board = ProgressState(f"Training {_counted(len(runs), len(rows))}", rows, metric, self._clock)
         self._display.started(self._board)
 
-    def _take(self, points: Sequence[Point], ended: Sequence[Outcome]) -> None:
+    def _take(self, points: Sequence[EpochPoint], ended: Sequence[Outcome]) -> None:
         for point in points:
             self._last[point.run], self._steps[point.run] = point, point.step
         self._statuses |= {outcome.name: outcome.status for outcome in ended}
@@ -88,6 +88,8 @@ class Progress:
         before = {key: board.states[key] for key in dict.fromkeys(_key(self._runs[run]) for run in runs)}
         for key, state in before.items():
             names = [run.name for run in self._members[key]]
+            ended = [name in self._statuses for name in names]
+            shares = [self._steps.get(name, 0) / max(1, self._runs[name].steps) for name in names]
             points = [self._last[name] for name in names if name in self._last]
             statuses = [self._statuses[name] for name in names if name in self._statuses]
             # A run may end before its first point.
@@ -97,6 +99,8 @@ class Progress:
                 state,
                 step=max((self._steps[name] for name in begun), default=0),
                 total=max((self._runs[name].steps for name in begun), default=None),
+                # Seeds need not train together, so the furthest one says little about the others.
+                share=mean(1.0 if over else min(1.0, share) for over, share in zip(ended, shares, strict=True)),
                 loss=mean(point.validation_loss for point in points) if points else None,
                 metric=mean(point.metric for point in points) if points else None,
                 # The worst of the ends is the row's: a diverged seed is what the user must see.

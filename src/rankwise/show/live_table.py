@@ -10,7 +10,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rankwise.show.state import RUNNING, WAITING, Display, ProgressState, RowState, Stream, counts, duration, number
+from rankwise.show.state import (
+    RUNNING,
+    WAITING,
+    Display,
+    ProgressState,
+    RowState,
+    Stream,
+    clock_time,
+    counts,
+    four_digits,
+)
 
 FRAMES_PER_SECOND = 2
 """A frame of 24 rows takes some 12 ms of the interpreter, which the training loop needs; the eye asks for no more."""
@@ -19,7 +29,7 @@ STYLES = {RUNNING: "bold", WAITING: "dim", "finished": "green"}
 """Status -> colour of its word; every other end is a warning. The word says the same, so colour is never needed."""
 
 BAR = 4, 24
-"""Columns of the bar beside the title: with less room there is none, with more it stays so wide."""
+"""Width of the bar next to the title; with less room there is no bar."""
 
 
 @final
@@ -58,10 +68,10 @@ class LiveTable(Display):
     def _frame(self, board: ProgressState) -> RenderableType:
         # The last frame stays in the scroll-back, where every row has room.
         room = None if self._live is None else self._console.height
-        return frame(board, self._console.width, room)
+        return draw_board(board, self._console.width, room)
 
 
-def frame(board: ProgressState, width: int, height: int | None) -> Group:
+def draw_board(board: ProgressState, width: int, height: int | None) -> Group:
     """Draw a board.
 
     Args:
@@ -97,7 +107,7 @@ def choose(states: Sequence[RowState], room: int) -> tuple[list[RowState], list[
 
 
 def _head(board: ProgressState, width: int) -> RenderableType:
-    percent, times = f"{board.share:.0%}", f"{duration(board.elapsed)} elapsed{board.left()}"
+    percent, times = f"{board.share:.0%}", f"{clock_time(board.elapsed)} elapsed{board.left()}"
     gap, least, most = 2, *BAR
     room = width - len(board.title) - len(percent) - len(times) - 3 * gap
     title = Text(board.title, style="bold")
@@ -124,8 +134,8 @@ def _table(board: ProgressState, states: Sequence[RowState], width: int) -> Tabl
             "" if row.lr is None else f"{row.lr:g}",
             str(row.seeds),
             "" if state.status == WAITING else f"{state.step}{total}",
-            number(state.loss),
-            number(state.metric),
+            four_digits(state.loss),
+            four_digits(state.metric),
             Text(state.status, style=STYLES.get(state.status, "yellow")),
         )
     return table

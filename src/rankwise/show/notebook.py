@@ -8,7 +8,7 @@ from typing import Any, final
 
 from rich.console import Console
 
-from rankwise.show.live_table import frame
+from rankwise.show.live_table import draw_board
 from rankwise.show.state import Display, ProgressState, RowState
 
 WIDTH = 100
@@ -67,6 +67,6 @@ class NotebookTable(Display):
 def as_html(board: ProgressState) -> str:
     """The live table of a terminal, with every row, as HTML in the notebook's own colours."""
     console = Console(file=io.StringIO(), record=True, width=WIDTH, force_jupyter=False, color_system="truecolor")
-    console.print(frame(board, WIDTH, None))
+    console.print(draw_board(board, WIDTH, None))
     code = '<pre style="line-height: 1.3; font-family: monospace">{code}</pre>'
     return console.export_html(inline_styles=True, code_format=code)

@@ -2,7 +2,7 @@
 
 from typing import final
 
-from rankwise.show.state import Display, ProgressState, RowState, Stream, counts, duration, number
+from rankwise.show.state import Display, ProgressState, RowState, Stream, clock_time, counts, four_digits
 
 LOG_SECONDS, LOG_SHARE = 5.0, 0.05
 """The plain log waits this long between two lines, or this share of the time so far: a long run gives no long log."""
@@ -39,15 +39,15 @@ class PlainDisplay(Display):
         if now.done and not before.done:
             lr = "" if now.row.lr is None else f" (lr {now.row.lr:g})"
             found = [
-                f"{name} {number(value)}"
+                f"{name} {four_digits(value)}"
                 for name, value in (("loss", now.loss), (board.metric, now.metric))
                 if value is not None
             ]
             ended = f"{now.row.name}{lr} {now.status} at step {now.step:,}"
-            self.say(f"[{duration(elapsed)}] {', '.join([ended, *found])}")
+            self.say(f"[{clock_time(elapsed)}] {', '.join([ended, *found])}")
         elif elapsed - self._said >= max(LOG_SECONDS, LOG_SHARE * elapsed):
             self._said = elapsed
-            self.say(f"[{duration(elapsed)}] {board.share:.0%} done{board.left()}; {counts(board.states.values())}")
+            self.say(f"[{clock_time(elapsed)}] {board.share:.0%} done{board.left()}; {counts(board.states.values())}")
 
     def say(self, text: str) -> None:
         print(text, file=self._stream, flush=True)

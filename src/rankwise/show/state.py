@@ -49,6 +49,7 @@ class RowState:
         loss: Latest loss; None leaves the place empty.
         metric: Latest metric; None leaves the place empty.
         status: "waiting", "running", or how the row ended.
+        share: How much of the steps of all its seeds is done, from 0 to 1; a seed that has ended is done.
     """
 
     row: ProgressRow
@@ -57,6 +58,7 @@ class RowState:
     loss: float | None = None
     metric: float | None = None
     status: str = WAITING
+    share: float = 0.0
 
     @property
     def done(self) -> bool:
@@ -69,7 +71,7 @@ class ProgressState:
     """The rows' states and the clock: what every display reads.
 
     Args:
-        title: What is going on.
+        title: What is being done.
         rows: The configurations, in the order to show them.
         metric: What the metric is called.
         clock: Seconds; only differences count.
@@ -88,10 +90,10 @@ class ProgressState:
 
     @property
     def share(self) -> float:
-        """How much of all steps is behind us; a row that is done counts as whole, wherever it ended."""
+        """How much of the steps of all runs is done; a run that has ended counts as done, wherever it ended."""
         states = list(self.states.values())
-        shares = [1.0 if s.done else min(1.0, s.step / s.total) if s.total else 0.0 for s in states]
-        return sum(shares) / len(shares) if shares else 0.0
+        runs = sum(state.row.seeds for state in states)
+        return sum(state.share * state.row.seeds for state in states) / runs if runs else 0.0
 
     def left(self) -> str:
         """Time left in words, after a comma; nothing while there is too little to go by."""
@@ -100,7 +102,7 @@ class ProgressState:
         # Before a second or a hundredth of the work the guess is worse than none.
         if elapsed < 1 or not 0.01 <= share < 1:
             return ""
-        return f", about {duration(elapsed * (1 - share) / share)} left"
+        return f", about {clock_time(elapsed * (1 - share) / share)} left"
 
     def mark_resumed(self) -> None:
         """What is behind us was done before the clock started."""
@@ -140,11 +142,11 @@ def counts(states: Iterable[RowState]) -> str:
     return ", ".join(f"{found[status]} {status}" for status in order if found[status])
 
 
-def duration(seconds: float) -> str:
+def clock_time(seconds: float) -> str:
     """Hours, minutes and seconds.
 
     Examples:
-        >>> duration(75.4), duration(3600)
+        >>> clock_time(75.4), clock_time(3600)
         ('1:15', '1:00:00')
     """
     minutes, second = divmod(round(seconds), 60)
@@ -152,11 +154,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def number(value: float | None) -> str:
+def four_digits(value: float | None) -> str:
     """Four digits of a loss or a metric, or nothing.
 
     Examples:
-        >>> number(0.97123), number(12345.6), number(None)
+        >>> four_digits(0.97123), four_digits(12345.6), four_digits(None)
         ('0.9712', '1.235e+04', '')
     """
     if value is None:

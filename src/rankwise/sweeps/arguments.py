@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from rankwise.pack.losses import PerBatch
 from rankwise.sweeps.candidates.baselines import baselines
 from rankwise.sweeps.candidates.from_user import Config, candidates_of
-from rankwise.sweeps.candidates.given import as_counts, as_rates, trained_whole
 from rankwise.sweeps.candidates.grid import Candidate
+from rankwise.sweeps.candidates.user_values import as_counts, as_rates, modules_of_head
 from rankwise.sweeps.choose.deciding import Deciding
-from rankwise.sweeps.problem import DATA, Problem, Splits
+from rankwise.sweeps.problem import DEFAULT_DATA, Problem, Splits
 from rankwise.train.data.cuts import pooled
 from rankwise.train.data.feed import Feed
 from rankwise.train.data.loaders import cut_off, in_memory
@@ -26,7 +26,7 @@ SHARE_CUT = 0.1
 def splits_of(
     model: nn.Module, train: Any, validation: Any, test: Any, training: Training | None
 ) -> tuple[Splits, list[str]]:
-    """The data in memory, on the model's device, and what the user should know of them and of the training."""
+    """The data in memory, on the model's device, and notes about them and of the training."""
     device = next(model.parameters()).device
     rest, notes = in_memory(train, "training", device), list[str]()
     parts: dict[str, Data] = {}
@@ -54,11 +54,11 @@ def candidates_from(
     baseline: bool | float | Sequence[float],
 ) -> list[Candidate]:
     """What is tried: adapters, and baselines."""
-    whole, rates = trained_whole(model, head), as_rates(lrs, "lrs")
+    head_modules, rates = modules_of_head(model, head), as_rates(lrs, "lrs")
     full = baseline if isinstance(baseline, bool) else as_rates(baseline, "baseline")
     return [
-        *candidates_of(model, configs, whole, training, rates),
-        *baselines(model, whole, training, rates, full),
+        *candidates_of(model, configs, head_modules, training, rates),
+        *baselines(model, head_modules, training, rates, full),
     ]
 
 
@@ -72,7 +72,7 @@ def problem_of(
 ) -> Problem:
     """Data, loss and metric; without a metric the loss is one."""
     return Problem(
-        splits={DATA: splits},
+        splits={DEFAULT_DATA: splits},
         loss=loss,
         metric=metric or loss,
         metric_name=metric_name or ("loss" if metric is None else "metric"),
@@ -95,7 +95,7 @@ def feed_of(call: Callable[[nn.Module, Any], Tensor] | Feed, rows_at_once: int, 
 
 
 def unused_seeds(candidates: Sequence[Candidate]) -> list[str]:
-    """A note where a configuration has a seed of its own."""
+    """A note where a configuration has its own seed."""
     if any(c.lora is not None and c.lora.seed for c in candidates):
         return ["The seed of a LoRAConfig is not used; `seeds` has those that are trained."]
     return []

@@ -11,7 +11,7 @@ from torch import nn
 from rankwise.errors import ConfigError, OutputError
 from rankwise.pack.resolved import resolve
 from rankwise.sweeps.candidates.grid import Candidate
-from rankwise.sweeps.problem import DATA, Problem
+from rankwise.sweeps.problem import DEFAULT_DATA, Problem
 from rankwise.train.data.tensors import count_rows, pick
 from rankwise.train.prefix import check_room, find_prefix
 
@@ -31,7 +31,7 @@ def cached(
     Args:
         model: The base.
         candidates: What is tried.
-        problem: On one set of data, `DATA`.
+        problem: On one set of data, `DEFAULT_DATA`.
         where: A folder for files; True for memory, False for no cache.
         say: Told the size beforehand.
 
@@ -51,23 +51,25 @@ def cached(
         resolved = resolve(model, one.run(1.0, 0).member)
         if bare := next((t.name for t in resolved.targets if t.reader is not None or t.ties), None):
             raise ConfigError(
-                f'The weight of "{bare}" is shared, or read without calling its layer, so it can\'t be told what runs '
+                f'The weight of "{bare}" is shared, or read without calling its layer, so nothing says what runs '
                 "before it. Switch the cache off."
             )
         adapted |= {t.name for t in resolved.targets}
-        # A weight trained whole acts in every module that has it.
-        adapted |= {path.rpartition(".")[0] for name in resolved.whole for path in paths[model.get_parameter(name)]}
-    splits = problem.splits[DATA]
+        # A weight trained in full acts in every module that has it.
+        adapted |= {
+            path.rpartition(".")[0] for name in resolved.trained_parameters for path in paths[model.get_parameter(name)]
+        }
+    splits = problem.splits[DEFAULT_DATA]
     example = problem.feed.prepare(pick(splits.train, lambda t: t[:3]))
     prefix = find_prefix(model, adapted, example, problem.feed.call)
-    rotation = problem.rotation_of(DATA)
+    rotation = problem.rotation_of(DEFAULT_DATA)
     sets = {"pool": rotation.pool} if rotation else {"train": splits.train, "validation": splits.validation}
     rows = sum(count_rows(data, name) for name, data in sets.items())
     needed = rows * prefix.bytes_a_row
     check_room(needed, next(model.parameters()).device, folder)
     place = "memory" if folder is None else str(folder)
     say(
-        f"Caching what {', '.join(prefix.kept)} gives for {rows:,} rows: {needed / 1e6:,.1f} MB in {place}. Up to "
+        f"Caching what {', '.join(prefix.stored)} gives for {rows:,} rows: {needed / 1e6:,.1f} MB in {place}. Up to "
         "there the model runs once a row."
     )
     with ExitStack() as stack:
@@ -82,7 +84,7 @@ def cached(
             [c if c.method == "full" else replace(c, data=CACHED) for c in candidates],
             replace(
                 problem,
-                splits={DATA: splits, CACHED: replace(splits, **beside, rotation=rotation)},
+                splits={DEFAULT_DATA: splits, CACHED: replace(splits, **beside, rotation=rotation)},
                 loss=prefix.reading(problem.loss),
                 metric=prefix.reading(problem.metric),
                 feed=feed,

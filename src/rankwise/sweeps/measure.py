@@ -10,7 +10,7 @@ from rankwise.pack.batches import lazily
 from rankwise.pack.groups import Groups
 from rankwise.pack.losses import PerAdapter
 from rankwise.pack.pack import Pack
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from rankwise.sweeps.problem import Problem, Run, Scores, SweepState
 from rankwise.train.data.tensors import Data, pick
 from rankwise.train.evaluation import evaluate_rows, in_parts
@@ -43,12 +43,12 @@ def measure(model: nn.Module, runs: Sequence[Run], problem: Problem, swept: Swee
             _numpy(tested[TEST][k]) if tests else np.empty(0),
             {test: _numpy(values[k]) for test, values in tested.items() if test != TEST},
             deciding=swept.outcomes[name].deciding,
-            rows=problem.rows_of(by_name[name]),
+            rows=problem.cut_rows(by_name[name]),
         )
 
 
 def validate(
-    model: nn.Module, runs: Sequence[Run], states: Mapping[str, State], problem: Problem
+    model: nn.Module, runs: Sequence[Run], states: Mapping[str, AdapterState], problem: Problem
 ) -> dict[str, np.ndarray]:
     """The metric of each validation example by run; all runs of one pack."""
     pack = _pack(model, runs, states, problem)
@@ -67,7 +67,7 @@ def _validation_rows(pack: Pack, data: str, problem: Problem, functions: Sequenc
     return evaluate_rows(pack, rotation.pool, functions, problem.feed, rows)
 
 
-def _pack(model: nn.Module, runs: Sequence[Run], states: Mapping[str, State], problem: Problem) -> Pack:
+def _pack(model: nn.Module, runs: Sequence[Run], states: Mapping[str, AdapterState], problem: Problem) -> Pack:
     members = [run.member for run in runs]
     feed = problem.feed
     return Pack(model, members, problem.loss, states=states, call=feed.call, precision=feed.precision)

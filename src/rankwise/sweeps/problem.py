@@ -1,4 +1,4 @@
-"""What a sweep is asked and what it finds: runs, data, loss and metric; outcomes and scores."""
+"""The problem of a sweep and its results: runs, data, loss and metric; outcomes and scores."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,18 +8,18 @@ from torch import Tensor
 
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.member import Member
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from rankwise.results.kinds import Method, Status
 from rankwise.sweeps.choose.configurations import RunScore
 from rankwise.train.data.cuts import Rotation
 from rankwise.train.data.feed import Feed
 from rankwise.train.data.tensors import Data, count_rows
 from rankwise.train.events import EpochEnded, Event, RunEnded
-from rankwise.train.outcome import Outcome, Point
+from rankwise.train.outcome import EpochPoint, Outcome
 from rankwise.train.settings import Training
 
-DATA = "data"
-"""What splits are called where there is one set of them."""
+DEFAULT_DATA = "data"
+"""The name of the splits where there is only one set."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Run:
 
     Args:
         name: For example "r8-lr0.001-s0"; unique.
-        configuration: What it is a repeat of, whatever its learning rate and seed: "r8", "full".
+        configuration: Its configuration, whatever its learning rate and seed: "r8", "full".
         label: The configuration in words.
         method: "lora", "full" or "head".
         member: What it trains.
-        training: How.
+        training: Its training settings.
         data: Which of the problem's splits it trains on and is tested on.
         start: Tensors to start from; those left out start as the member's settings say.
     """
@@ -43,8 +43,8 @@ class Run:
     method: Method
     member: Member
     training: Training
-    data: str = DATA
-    start: State = field(default_factory=dict[str, Tensor])
+    data: str = DEFAULT_DATA
+    start: AdapterState = field(default_factory=dict[str, Tensor])
 
     @property
     def r(self) -> int | None:
@@ -60,7 +60,7 @@ class Splits:
         train: To train on.
         validation: For every choice.
         test: Read once, at the end.
-        rotation: How each seed can cut training and validation rows anew; None where the validation data is fixed.
+        rotation: How each seed can split training and validation rows; None where the validation data is fixed.
     """
 
     train: Data
@@ -71,19 +71,19 @@ class Splits:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be learned.
+    """The data, loss and metric of a sweep.
 
     Args:
         splits: Data by the names that runs give in `data`.
         loss: loss(outputs, batch) of one adapter.
         metric: metric(outputs, batch) of one adapter, one value a row.
         other_tests: Further test sets on which the metric is taken, by the metric's name there.
-        metric_name: What the metric is called.
+        metric_name: The metric's name.
         higher_is_better: False for losses.
         feed: How data reach the model.
         constant: (training data, data) -> the metric of each row of the data for the best constant prediction, such as
-            the majority class; None where there is no such thing.
-        rotate: Whether each seed trains and validates on rows of its own where the splits have a rotation.
+            the majority class; None where there is none.
+        rotate: Whether each seed trains and validates on its own rows where the splits have a rotation.
     """
 
     splits: Mapping[str, Splits]
@@ -97,7 +97,7 @@ class Problem:
     rotate: bool = False
 
     def rotation_of(self, data: str) -> Rotation | None:
-        """How each seed cuts these splits anew; None where all seeds train and validate on the same rows."""
+        """How each seed splits the rows; None where all seeds train and validate on the same rows."""
         return self.splits[data].rotation if self.rotate else None
 
     def train_rows(self, data: str) -> int:
@@ -105,7 +105,7 @@ class Problem:
         rotation = self.rotation_of(data)
         return count_rows(self.splits[data].train, "training") if rotation is None else rotation.n_train
 
-    def rows_of(self, run: Run) -> np.ndarray | None:
+    def cut_rows(self, run: Run) -> np.ndarray | None:
         """The rows of the pool on which a run validates; None where all seeds validate on the same rows."""
         rotation = self.rotation_of(run.data)
         return None if rotation is None else rotation.cut(run.member.seed).validation.numpy()
@@ -133,27 +133,27 @@ class Scores:
 
     @property
     def decisive(self) -> np.ndarray:
-        """The validation metric that decides: cross-fitted where there is such a one.
+        """The validation metric that decides: cross-fitted where possible.
 
-        Where the weights that are saved have no finite metric, that is what decides: the run does not count.
+        Where the saved weights have no finite metric, that metric decides, so the run does not count.
         """
         return self.validation if self.deciding is None or not np.isfinite(self.validation).all() else self.deciding
 
 
 @dataclass
 class SweepState:
-    """What a sweep has found.
+    """The results of a sweep so far.
 
     Args:
         runs: All planned runs.
         parameters: Trainable parameters by run.
-        outcomes: How each run that ended did, by name.
-        scores: Of each finished run, by name.
+        outcomes: Outcome of each run that ended, by name.
+        scores: Score of each finished run, by name.
         curve: A point for each run and epoch.
         packs: Number of the pack by run.
         memory: Bytes that the pack needs, base included, by run: as measured on single steps before training.
         complete: Whether every planned run has ended.
-        notes: What the user should know of how it ran.
+        notes: Notes for the user.
         seconds_before: Training time of an interrupted run that this one resumed.
     """
 
@@ -161,7 +161,7 @@ class SweepState:
     parameters: Mapping[str, int]
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     scores: dict[str, Scores] = field(default_factory=dict)
-    curve: list[Point] = field(default_factory=list)
+    curve: list[EpochPoint] = field(default_factory=list)
     packs: dict[str, int] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
     complete: bool = False
@@ -177,7 +177,7 @@ class SweepState:
             self.outcomes[event.outcome.name] = event.outcome
 
     def add(self, more: "SweepState") -> None:
-        """Take in what a further stage has found."""
+        """Add the results of a further stage."""
         first = max(self.packs.values(), default=-1) + 1
         self.runs = [*self.runs, *more.runs]
         self.parameters = {**self.parameters, **more.parameters}
@@ -190,8 +190,8 @@ class SweepState:
         self.seconds_before += more.seconds_before
         self.note(more.notes)
 
-    def only(self, names: Sequence[str]) -> "SweepState":
-        """The same of some runs, in the order of these names."""
+    def select(self, names: Sequence[str]) -> "SweepState":
+        """The results of these runs, in this order."""
         by_name = {run.name: run for run in self.runs}
         chosen = {*names}
         return SweepState(
@@ -206,11 +206,11 @@ class SweepState:
         )
 
     def note(self, notes: Sequence[str]) -> None:
-        """Take in what the user should know, each thing once."""
+        """Add notes for the user, each once."""
         self.notes.extend(note for note in dict.fromkeys(notes) if note not in self.notes)
 
     def score(self, run: Run) -> RunScore:
-        """What the rule of the answer needs to know of a run."""
+        """A run, as the rule of the answer uses it."""
         outcome, scores = self.outcomes.get(run.name), self.scores.get(run.name)
         validation, rows = (np.empty(0), None) if scores is None else (scores.decisive, scores.rows)
         status = "stopped" if outcome is None else outcome.status

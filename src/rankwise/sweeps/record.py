@@ -8,13 +8,13 @@ import numpy as np
 from rankwise.results import FORMAT, AnswerResult, ConfigurationResult, Results, RunResult
 from rankwise.results.origin import MetricInfo, RelativeTo
 from rankwise.results.outcomes import BoundedDifference, Gain, Leaning, MeanInterval
-from rankwise.sweeps.choose.answer import BASE, Answer, Comparison
+from rankwise.sweeps.choose.answer import BASE_ANSWER, Answer, Comparison
 from rankwise.sweeps.choose.configurations import Configuration, signed
 from rankwise.sweeps.choose.reason import reason
 from rankwise.sweeps.choose.rule import Rule
 from rankwise.sweeps.choose.statistics import interval, ratio_interval
 from rankwise.sweeps.choose.wording import floor_words
-from rankwise.sweeps.findings import Choice, Findings, finite, interval_of, mean_of
+from rankwise.sweeps.judged import Choice, JudgedSweep, finite, interval_of, mean_of
 from rankwise.sweeps.plan.plan import run_fingerprint
 from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.provenance import Provenance
@@ -41,7 +41,7 @@ def make_results(
         relative_to: What the relative columns are relative to; by default the reference.
         adapters: Run -> folder of its adapter, relative to the run directory.
     """
-    found = Findings(swept, problem, rule, choice or Choice())
+    found = JudgedSweep(swept, problem, rule, choice or Choice())
     relative_to = relative_to or found.reference_figures
     front = found.pareto_front(about.base.metric)
     return Results(
@@ -59,7 +59,7 @@ def make_results(
         plan=None if about.plan is None else dict(about.plan),
         grid=about.grid,
         metric=MetricInfo(name=problem.metric_name, higher_is_better=problem.higher_is_better),
-        base=msgspec.structs.replace(about.base, on_pareto_front=BASE in front),
+        base=msgspec.structs.replace(about.base, on_pareto_front=BASE_ANSWER in front),
         runs=[_run(run, swept, adapters) for run in swept.runs],
         configurations=[_configuration(c, found, relative_to, c.name in front) for c in found.in_order],
         relative_to=relative_to,
@@ -74,7 +74,7 @@ def add_next(results: Results, n_seeds: int, command: Callable[[int, int], str])
 
     Args:
         results: Changed.
-        n_seeds: The sweep's seeds; of an adaptive plan at the most.
+        n_seeds: The sweep's seeds; of an adaptive plan at most.
         command: (seeds to add, seeds then) -> the command.
     """
     answer = results.answer
@@ -88,7 +88,7 @@ def add_next(results: Results, n_seeds: int, command: Callable[[int, int], str])
 
 
 def _configuration(
-    c: Configuration, found: Findings, relative_to: RelativeTo | None, on_front: bool
+    c: Configuration, found: JudgedSweep, relative_to: RelativeTo | None, on_front: bool
 ) -> ConfigurationResult:
     answer = found.answer
     comparison = None if answer is None else answer.comparisons.get(c.name)
@@ -120,9 +120,9 @@ def _configuration(
     )
 
 
-def _ratio(value: float | None, whole: float | None) -> float | None:
+def _ratio(value: float | None, total: float | None) -> float | None:
     # Of nothing, or of less, there are no shares.
-    return value / whole if value is not None and whole is not None and whole > 0 else None
+    return value / total if value is not None and total is not None and total > 0 else None
 
 
 def _validation_difference(comparison: Comparison | None) -> BoundedDifference | None:
@@ -133,7 +133,7 @@ def _validation_difference(comparison: Comparison | None) -> BoundedDifference |
     )
 
 
-def _test_difference(c: Configuration, found: Findings) -> MeanInterval | None:
+def _test_difference(c: Configuration, found: JudgedSweep) -> MeanInterval | None:
     pair = found.paired(c, found.reference) if found.reference is not None and c in found.able else None
     if pair is None:
         return None
@@ -144,22 +144,9 @@ def _test_difference(c: Configuration, found: Findings) -> MeanInterval | None:
 def _run(run: Run, swept: SweepState, adapters: Mapping[str, str]) -> RunResult:
     outcome, scores = swept.outcomes.get(run.name), swept.scores.get(run.name)
     lora, training = run.member.lora, run.training
-    config: dict[str, object] = {
-        "weight_decay": training.weight_decay,
-        "optimiser": training.optimiser,
-        "betas": list(training.betas),
-        "eps": training.eps,
-        "momentum": training.momentum,
-        "nesterov": training.nesterov,
-        "clip": training.clip,
-        "batch_size": training.batch_size,
-        "epochs": training.epochs,
-        "schedule": training.schedule,
-        "warmup": training.warmup,
-        "patience": training.patience,
-        "weights": training.weights,
-        "data": run.data,
-    }
+    left_out = ("lr", "horizon")
+    config: dict[str, object] = {key: value for key, value in training.record().items() if key not in left_out}
+    config |= {"betas": list(training.record()["betas"]), "data": run.data}
     if lora is not None:
         config |= {"init": lora.init, "scaling": lora.scaling, "dropout": lora.dropout}
     return RunResult(
@@ -213,7 +200,7 @@ def recommended_adapter(
     return None
 
 
-def _answer(answer: Answer, found: Findings, adapters: Mapping[str, str]) -> AnswerResult:
+def _answer(answer: Answer, found: JudgedSweep, adapters: Mapping[str, str]) -> AnswerResult:
     rule, labels, higher_is_better = found.rule, found.labels, found.problem.higher_is_better
     tolerance_words = rule.tolerance.words(
         labels[answer.reference],
@@ -254,7 +241,7 @@ def _answer(answer: Answer, found: Findings, adapters: Mapping[str, str]) -> Ans
     )
 
 
-def _relative_metric(answer: Answer, found: Findings) -> tuple[float | None, tuple[float, float] | None]:
+def _relative_metric(answer: Answer, found: JudgedSweep) -> tuple[float | None, tuple[float, float] | None]:
     """The answer's test metric over the reference's, with its interval; None where there are no shares."""
     c, reference = found.by_name.get(answer.name), found.by_name[answer.reference]
     # Of nothing, of less, or of what is no number, there are no shares.

@@ -1,4 +1,4 @@
-"""How options are read from a command line: groups, lists with commas or spaces between their parts, whole numbers."""
+"""Reading options from a command line: groups, lists with commas or spaces, whole numbers."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from cyclopts import ArgumentCollection, Group, Parameter, Token
 from rankwise.errors import ConfigError
 
 
-def _check_whole(arguments: ArgumentCollection) -> None:
+def _check_whole_number(arguments: ArgumentCollection) -> None:
     """Refuse 2.5 where a whole number is needed; cyclopts would round it.
 
     Raises:
@@ -26,10 +26,18 @@ def _check_whole(arguments: ArgumentCollection) -> None:
 
 def flag_group(name: str, sort_key: int | None = None) -> Group:
     """A group of flags in the help, whose whole numbers are not rounded."""
-    return Group(name, sort_key=sort_key, validator=_check_whole)
+    return Group(name, sort_key=sort_key, validator=_check_whole_number)
 
 
+MAIN = flag_group("Main options", 0)
+DATA = flag_group("Data", 1)
+GRID = flag_group("What is tried", 2)
 DECIDING = flag_group("How it decides", 3)
+ADAPTER = flag_group("Adapters", 4)
+TRAINING = flag_group("Training", 5)
+TEXTS = flag_group("Texts", 6)
+BASE = flag_group("Base", 7)
+HOW = flag_group("How it runs", 10)
 
 
 def listed(
@@ -42,7 +50,7 @@ def listed(
 
     Args:
         parse: Reads it from one text.
-        spaces: Whether parts may be given as separate words; not where the command has words of its own after it.
+        spaces: Whether parts may be given as separate words; not where further words follow on the command line.
         by_flag: Flag -> what reads the text where this name of the flag is used.
     """
 

@@ -2,7 +2,7 @@
 
 A checkpoint is a manifest, `checkpoint-000007.json`, and the tensor files that it names with their SHA-256; what has
 not changed since the last checkpoint is named again, not written again. The manifest comes last and carries a
-checksum of its own. Every file is written beside its place, flushed to the disk and renamed. So a kill at any moment
+checksum of its own. Every file is written under a temporary name, flushed and renamed. So a kill at any moment
 leaves the last two manifests and all that they name as they were.
 """
 
@@ -22,23 +22,23 @@ from rankwise.errors import CheckpointError, ConfigError, OutputError, option
 from rankwise.writing import read_regular, write_durably
 
 FORMAT = "rankwise-checkpoint-1"
-KEPT = 2
+CHECKPOINTS_KEPT = 2
 """Checkpoints that are kept: the last, and the one before in case that the last is damaged."""
 
 SECONDS, SHARE = 20.0, 0.02
-"""By default one is written after so many seconds, but never so often that writing takes more than this share."""
+"""By default one is written after this many seconds, but never so often that writing takes more than this share."""
 
 Tensors = Mapping[str, Tensor]
-Plain = dict[str, Any]
+PlainData = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Every:
+class CheckpointInterval:
     """How often a checkpoint is written: whichever comes first; by default by the time that writing takes.
 
     Args:
-        epochs: After so many epochs.
-        seconds: After so many seconds, in the middle of an epoch too.
+        epochs: After this many epochs.
+        seconds: After this many seconds, in the middle of an epoch too.
 
     Raises:
         ConfigError: A number is not positive.
@@ -63,13 +63,13 @@ class Checkpoint:
     """
 
     parts: Mapping[str, Tensors]
-    plain: Plain
+    plain: PlainData
 
 
 @dataclass
 class _Manifest:
     number: int
-    plain: Plain
+    plain: PlainData
     files: dict[str, dict[str, str]] = field(default_factory=dict)
     """Part -> {"file", "sha256"}."""
 
@@ -79,12 +79,12 @@ class _Manifest:
 
     def text(self) -> bytes:
         content = {"number": self.number, "files": self.files, "plain": self.plain}
-        whole = {"format": FORMAT, "sha256": _sha256(_canonical(content)), "content": content}
-        return json.dumps(whole, allow_nan=False).encode()
+        document = {"format": FORMAT, "sha256": _sha256(_canonical(content)), "content": content}
+        return json.dumps(document, allow_nan=False).encode()
 
 
 class Checkpoints:
-    """The checkpoints of one piece of work, in a folder of their own.
+    """The checkpoints of one piece of work, in their own folder.
 
     Args:
         folder: Where they lie; made when the first is written.
@@ -97,11 +97,11 @@ class Checkpoints:
         self,
         folder: Path,
         say: Callable[[str], None],
-        every: Every | None = None,
+        every: CheckpointInterval | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder, self._say, self._clock = folder, say, clock
-        self._every = every or Every()
+        self._every = every or CheckpointInterval()
         self._kept: list[_Manifest] = []
         self._number = 0
         self._written, self._took, self._epochs = clock(), 0.0, 0
@@ -121,10 +121,10 @@ class Checkpoints:
             return passed >= every.seconds
         return every.epochs is None and passed >= max(SECONDS, self._took / SHARE)
 
-    def write(self, parts: Mapping[str, Tensors | None], plain: Plain) -> bool:
+    def write(self, parts: Mapping[str, Tensors | None], plain: PlainData) -> bool:
         """Write a checkpoint.
 
-        A failure (a full disk) is said and leaves the earlier ones as they were; work can go on.
+        A failure (a full disk) is reported and leaves the earlier ones as they were; work can continue.
 
         Args:
             parts: Tensors by part; None for a part that is as it was in the last checkpoint.
@@ -143,11 +143,11 @@ class Checkpoints:
             cause = error.__cause__
             why = (cause.strerror if isinstance(cause, OSError) else None) or str(error)
             kept = "; the last one is kept" if self._kept else ""
-            self._say(f"A checkpoint could not be written to {self._folder} ({why}){kept}, and training goes on.")
+            self._say(f"A checkpoint could not be written to {self._folder} ({why}){kept}, and training continues.")
             written = False
         else:
             self._number = manifest.number
-            self._kept = [*self._kept, manifest][-KEPT:]
+            self._kept = [*self._kept, manifest][-CHECKPOINTS_KEPT:]
             written = True
         self._tidy()
         self._written, self._epochs = self._clock(), 0
@@ -177,10 +177,10 @@ class Checkpoints:
             except _DamagedError as error:
                 if read is None:
                     self._say(f"{path} is damaged ({error}); the checkpoint before it is used.")
-            if len(self._kept) == KEPT:
+            if len(self._kept) == CHECKPOINTS_KEPT:
                 break
         if found and read is None:
-            self._say(f"No checkpoint in {self._folder} is whole; training starts anew.")
+            self._say(f"No checkpoint in {self._folder} is whole; training starts from the beginning.")
         numbers = [int(match[0]) for path in self._folder.glob("*") if (match := re.search(r"\d{6,}", path.name))]
         self._number = max(numbers, default=0)
         self._written = self._clock()
@@ -222,8 +222,8 @@ class _DamagedError(Exception):
 
 def _read_manifest(path: Path) -> _Manifest:
     try:
-        whole = json.loads(read_regular(path))
-        format_, sha256, content = whole["format"], whole["sha256"], whole["content"]
+        document = json.loads(read_regular(path))
+        format_, sha256, content = document["format"], document["sha256"], document["content"]
         if format_ != FORMAT:
             raise CheckpointError(f'{path} has the format "{format_}"; this version of rankwise reads "{FORMAT}".')
         if _sha256(_canonical(content)) != sha256:

@@ -43,7 +43,7 @@ def in_parts(
 
     Args:
         rows: Numbers of rows.
-        at_once: Rows of a part, at the most.
+        at_once: Rows of a part, at most.
         run: The function.
         least: Rows that fit in any case: those of a training step.
         piece: Rows that belong together, counted from the first; parts hold whole pieces.
@@ -78,7 +78,7 @@ def in_parts(
     return found
 
 
-def evaluate(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed: Feed) -> list[Tensor]:
+def means(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed: Feed) -> list[Tensor]:
     """Mean over a data set of each function for every adapter: (K,) each; inside `attached(training=False)`."""
     return [values.mean(1) for values in evaluate_rows(pack, data, functions, feed)]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, final, runtime_checkable
 
-from rankwise.train.outcome import Outcome, Point
+from rankwise.train.outcome import EpochPoint, Outcome
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class RunInfo:
         lr: Learning rate.
         seed: Its seed.
         parameters: Trainable parameters.
-        steps: Optimiser steps, at the most.
+        steps: Optimiser steps, at most.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Resumed:
         ended: The runs that had ended.
     """
 
-    points: tuple[Point, ...]
+    points: tuple[EpochPoint, ...]
     ended: tuple[Outcome, ...]
 
 
@@ -91,7 +91,7 @@ class EpochEnded:
         notes: What the user should know of how the pack runs, for the results.
     """
 
-    points: tuple[Point, ...]
+    points: tuple[EpochPoint, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -138,7 +138,7 @@ class Observer(Protocol):
 class Observers:
     """Several observers as one, best in a `with` block, whose end is the last event whatever happened.
 
-    An observer that can't write (`OSError`) hears no more, and the others are told; training goes on.
+    An observer that can't write (`OSError`) gets no more events, and the others get a message; training continues.
 
     Args:
         observers: In the order in which they hear of an event.
@@ -157,7 +157,7 @@ class Observers:
             except OSError as error:
                 self._observers.remove(observer)
                 why = error.strerror or str(error)
-                self.message(f"{type(observer).__name__} can't write ({why}); training goes on without it.")
+                self.message(f"{type(observer).__name__} can't write ({why}); training continues without it.")
 
     def message(self, text: str) -> None:
         """Tell the user something."""

@@ -1,7 +1,7 @@
 """The training of a pack: epochs, validation, schedules, stopping, keeping the best weights.
 
 Everything that differs between adapters is a vector with an entry for each; adapters that are done leave the pack.
-`PackTraining` holds all of it, can stop after any step, give its state and go on from it.
+`PackTraining` holds all of it, can stop after any step, give its state and continue from it.
 """
 
 import statistics
@@ -19,7 +19,7 @@ from rankwise.errors import CheckpointError, ConfigError
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from rankwise.results.kinds import Status
 from rankwise.train.crossfit import CrossFit
 from rankwise.train.data.cuts import Cutting, half_of
@@ -28,7 +28,7 @@ from rankwise.train.data.tensors import Data, count_rows, pick, take
 from rankwise.train.evaluation import evaluate_rows
 from rankwise.train.events import Stepped
 from rankwise.train.machine.memory import peak_bytes
-from rankwise.train.outcome import Outcome, Point
+from rankwise.train.outcome import EpochPoint, Outcome
 from rankwise.train.schedules import Schedules
 from rankwise.train.settings import Training
 from rankwise.train.state import TrainingState
@@ -46,7 +46,7 @@ class Epoch:
     """What an epoch gave: its last steps, a point for each adapter that took part, and the runs that ended with it."""
 
     stepped: Stepped
-    points: list[Point]
+    points: list[EpochPoint]
     ended: list[Outcome]
 
 
@@ -79,7 +79,7 @@ class PackTraining:
         loss: PerBatch,
         metric: PerBatch,
         *,
-        states: Mapping[str, State] | None = None,
+        states: Mapping[str, AdapterState] | None = None,
         feed: Feed | None = None,
         cut: Cutting | None = None,
     ) -> None:
@@ -148,7 +148,7 @@ class PackTraining:
 
         Args:
             pause: Asked after each step but the epoch's last; where it says True, training stops there, and the next
-                call goes on as if nothing had been.
+                call continues as if nothing had happened.
 
         Returns:
             What the epoch gave; None where it was stopped within.
@@ -164,7 +164,7 @@ class PackTraining:
     def by_step(self) -> Generator[Epoch | None]:
         """Train to the end of the epoch step by step, evaluate, and let those leave that are done.
 
-        Closed after any step, training stops there, and the next call goes on as if nothing had been. Until it is
+        Closed after any step, training stops there, and the next call continues as if nothing had happened. Until it is
         closed or at its end the model is not the plain base.
 
         Yields:
@@ -206,7 +206,7 @@ class PackTraining:
             self._crossfit.observe(losses.where(finite.unsqueeze(1), torch.nan), metrics)
         self._schedules.observe(validation_loss.double().cpu())
         columns = [c.tolist() for c in (train_loss, validation_loss, validation_metric, rates, self._norms)]
-        points = [Point(name, pack.steps, *numbers) for name, *numbers in zip(of.names, *columns, strict=True)]
+        points = [EpochPoint(name, pack.steps, *numbers) for name, *numbers in zip(of.names, *columns, strict=True)]
         self.epoch += 1
         self._total = torch.zeros_like(self._total)
         stepped = self.read_steps()
@@ -284,14 +284,14 @@ class PackTraining:
             return None
         return torch.stack([getattr(self._cuts[seed], part) for seed in self._pack.seeds])
 
-    def kept(self) -> dict[str, State]:
+    def final_states(self) -> dict[str, AdapterState]:
         """The tensors that each run still in training would hand out if it ended now: the best, or the last."""
         best, last = self._pack.states(self._best), self._pack.states()
         rows = zip(self._stopping.names, self._stopping.trainings, strict=True)
         return {name: (best if training.weights == "best" else last)[name] for name, training in rows}
 
     def state(self) -> TrainingState:
-        """All that is needed to go on from here, bit for bit, apart from the base, the data and the runs' settings."""
+        """All that is needed to continue from here, bit for bit, without the base, the data and the runs' settings."""
         names, pack = self._stopping.names, self._pack
         by_run = {"now": pack.states(), "best": pack.states(self._best), "moments": pack.optimiser_state()}
         tensors = {
@@ -323,7 +323,7 @@ class PackTraining:
             raise CheckpointError(f"The state has {', '.join(strange)}, which this pack does not train.")
         self._keep(state.names)
         self._pack.load(state.states("now"), state.states("moments"), state.plain["steps"])
-        self._best = self._pack.rows_of(state.states("best"))
+        self._best = self._pack.vector_of(state.states("best"))
         order = [state.names.index(name) for name in self._stopping.names]
         of = {
             what: {key: v[order] for key, v in state.vectors(what).items()}
@@ -349,7 +349,7 @@ class PackTraining:
     def _leave(self, ended: Mapping[str, tuple[Status, str | None]]) -> list[Outcome]:
         if not ended:
             return []
-        seconds, of, states = self._seconds(), self._stopping, self.kept()
+        seconds, of, states = self._seconds(), self._stopping, self.final_states()
         best_steps = dict(zip(of.names, of.best_step.tolist(), strict=True))
         at = self._pack.steps, self.epoch, seconds
         outcomes = [

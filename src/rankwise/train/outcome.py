@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from rankwise.results.kinds import Status
 
 
 @dataclass(frozen=True)
-class Point:
+class EpochPoint:
     """One adapter after one epoch: a line of curves.csv."""
 
     run: str
@@ -39,7 +39,7 @@ class Outcome:
     """
 
     name: str
-    state: State
+    state: AdapterState
     status: Status
     reason: str | None
     best_step: int

@@ -20,7 +20,7 @@ from rankwise.train.data.feed import EXAMPLE_ROWS, Feed
 from rankwise.train.data.tensors import Data, count_rows, pick, tensors_of
 
 ROWS, AT_ONCE = 128, 8
-"""Rows, at the most, on which it is looked whether a scalar is a mean of rows, and how many pass the model at once."""
+"""Rows, at most, on which it is looked whether a scalar is a mean of rows, and how many pass the model at once."""
 
 
 def check_training(
@@ -71,7 +71,7 @@ def _check_runs(model: nn.Module, what: str, data: Data, loss: PerBatch, metric:
     extremes = {int(place) for t in labels for place in (t.argmin(), t.argmax())}
     rows = torch.tensor(sorted({*range(min(EXAMPLE_ROWS, count_rows(data, what))), *extremes}))
     batch = feed.prepare(pick(data, lambda t: t.index_select(0, rows.to(t.device))))
-    with in_eval(model), named(f"The model can't be run on rows of the {what} data, {shown(batch)}"):
+    with in_eval(model), naming_failures(f"The model can't be run on rows of the {what} data, {shown(batch)}"):
         outputs = feed.call(model, batch)
     for role, function in (("loss", loss), ("metric", metric)):
         takes = ""
@@ -81,12 +81,12 @@ def _check_runs(model: nn.Module, what: str, data: Data, loss: PerBatch, metric:
                 'F.cross_entropy(outputs, batch[1], reduction="none").'
             )
         of = f"outputs ({shown(outputs)}) and the batch, {shown(batch)}"
-        with named(f"The {role} can't be computed from {of}", takes):
+        with naming_failures(f"The {role} can't be computed from {of}", takes):
             function(outputs, batch)
 
 
 @contextmanager
-def named(start: str, end: str = "") -> Generator[None]:
+def naming_failures(start: str, end: str = "") -> Generator[None]:
     """Say in one line what a user's own code could not do inside this block.
 
     Raises:

@@ -1,7 +1,7 @@
 """What runs before the first adapted layer, once for each row instead of once in every step.
 
 Where only the top blocks of a model are adapted, the blocks below give a row the same numbers in every epoch. Their
-outputs are kept beside the data, in memory or in files; in training a stub stands in for each of these modules and
+outputs are stored with the data, in memory or in files; in training a stub replaces each of these modules and
 hands out what was kept. Modules whose outputs nothing reads any more (all blocks below but the last) are skipped; which
 these are is found by putting NaN in their place.
 
@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from rankwise.errors import ConfigError, OutputError
 from rankwise.lora.layer_types.quantised import keep_unpacked
-from rankwise.pack.batches import Batch, lazily, rows_of, tensors_of
+from rankwise.pack.batches import Batch, batch_tensors, lazily, rows_from
 from rankwise.pack.memory import ran_out
 from rankwise.pack.model.probe import same
 from rankwise.pack.model.trace import find_branch, trace
@@ -32,7 +32,7 @@ from rankwise.train.machine.memory import free_bytes
 
 Call = Callable[[nn.Module, Batch], Tensor]
 
-ROWS = 64
+ROWS_AT_ONCE = 64
 """Rows that pass at once while the outputs are computed."""
 
 OWN, KEPT = "row/", "prefix/"
@@ -83,7 +83,7 @@ class Prefix:
         model: The base.
         call: How it is run on a batch.
         branch: The module at which the rest begins.
-        kept: Modules whose outputs the rest reads.
+        stored: Modules whose outputs the rest reads.
         skipped: Those whose outputs it doesn't.
         example: Two rows, for the form of a batch.
     """
@@ -91,19 +91,19 @@ class Prefix:
     model: nn.Module
     call: Call
     branch: str
-    kept: Mapping[str, Output]
+    stored: Mapping[str, Output]
     skipped: Mapping[str, Output]
     example: Batch
 
     @property
     def bytes_a_row(self) -> int:
         """What is kept for a row."""
-        tensors = [output.leaves[i] for output in self.kept.values() for i in output.lengths]
+        tensors = [output.leaves[i] for output in self.stored.values() for i in output.lengths]
         return sum(t.numel() * t.element_size() // 2 for t in tensors)
 
     def run(self, model: nn.Module, batch: Batch) -> Tensor:
         """Run the model on a batch, from what was kept where it has that."""
-        if not has_kept(batch):
+        if not has_stored(batch):
             return self.call(model, batch)
         n = batch[f"{KEPT}0"].shape[0]
 
@@ -112,17 +112,17 @@ class Prefix:
                 return lambda *args, **kwargs: self.skipped[name].unread(n)
             keys = self._keys(name)
             # Copies: a model may write to them, and a batch may be a view of what was kept.
-            return lambda *args, **kwargs: self.kept[name].with_rows(
+            return lambda *args, **kwargs: self.stored[name].with_rows(
                 {i: batch[key].flatten(0, 1).clone() for i, key in keys.items()}
             )
 
-        modules = {name: model.get_submodule(name) for name in (*self.kept, *self.skipped)}
+        modules = {name: model.get_submodule(name) for name in (*self.stored, *self.skipped)}
         with replaced_forwards(modules, answer):
-            return self.call(model, self.own(batch))
+            return self.call(model, self.without_stored(batch))
 
-    def own(self, batch: Batch) -> Batch:
+    def without_stored(self, batch: Batch) -> Batch:
         """A batch in the user's form, without what was kept."""
-        if not has_kept(batch):
+        if not has_stored(batch):
             return batch
 
         def of(key: Any) -> Tensor:
@@ -136,7 +136,7 @@ class Prefix:
 
     def reading(self, function: Callable[[Any, Batch], Any]) -> Callable[[Any, Batch], Any]:
         """A loss or metric that is given the user's form of a batch."""
-        return lambda outputs, batch: function(outputs, self.own(batch))
+        return lambda outputs, batch: function(outputs, self.without_stored(batch))
 
     def beside(self, data: Data, folder: Path | None, name: str) -> Data:
         """The data with what the prefix gives for each row.
@@ -148,38 +148,38 @@ class Prefix:
         """
         n = count_rows(data, name)
         found: dict[str, Tensor] = {}
-        for rows in torch.arange(n).split(ROWS):
+        for rows in torch.arange(n).split(ROWS_AT_ONCE):
             batch = pick(data, lambda t, rows=rows: t.index_select(0, rows.to(t.device)))
-            outputs = _outputs(self.model, self.call, self.kept, batch, self.branch)
-            for module, output in self.kept.items():
+            outputs = _outputs(self.model, self.call, self.stored, batch, self.branch)
+            for module, output in self.stored.items():
                 for i, key in self._keys(module).items():
                     t = outputs[module][0][i].unflatten(0, (len(rows), output.lengths[i]))
                     if key not in found:
                         path = None if folder is None else folder / f"{name}-{key.removeprefix(KEPT)}.bin"
                         found[key] = _room((n, *t.shape[1:]), t, path)
                     found[key][rows[0] : rows[-1] + 1] = t
-        own: dict[str, Tensor] = {}
+        with_user: dict[str, Tensor] = {}
         if isinstance(data, Tensor):
-            own[OWN] = data
+            with_user[OWN] = data
         else:
-            own |= {f"{OWN}{k}": t for k, t in (data.items() if isinstance(data, Mapping) else enumerate(data))}
-        return own | found
+            with_user |= {f"{OWN}{k}": t for k, t in (data.items() if isinstance(data, Mapping) else enumerate(data))}
+        return with_user | found
 
     def _keys(self, name: str) -> dict[int, str]:
         """Where a batch has what was kept of a module, by the place in its output."""
-        places = [(module, i) for module, output in self.kept.items() for i in output.lengths]
+        places = [(module, i) for module, output in self.stored.items() for i in output.lengths]
         return {i: f"{KEPT}{k}" for k, (module, i) in enumerate(places) if module == name}
 
 
 def own_tensors(data: Data) -> list[Tensor]:
-    """The tensors of a data set without the outputs that were kept beside them, which follow from it and the base."""
+    """The tensors of a data set without the cached outputs, which follow from it and the base."""
     if isinstance(data, Mapping):
         return [t for key, t in data.items() if not str(key).startswith(KEPT)]
-    return tensors_of(data)
+    return batch_tensors(data)
 
 
-def has_kept(batch: Batch) -> bool:
-    """Whether a batch has outputs that were kept beside its own tensors."""
+def has_stored(batch: Batch) -> bool:
+    """Whether a batch has cached outputs."""
     return isinstance(batch, Mapping) and f"{KEPT}0" in batch
 
 
@@ -195,14 +195,14 @@ def find_prefix(model: nn.Module, adapted: Collection[str], example: Data, call:
     Raises:
         ConfigError: Nothing runs before them for sure, or what runs there draws noise.
     """
-    two, three, others = rows_of(example, 2), rows_of(example, 3), rows_of(example, 2, start=1)
+    two, three, others = rows_from(example, 2), rows_from(example, 3), rows_from(example, 2, start=1)
     with _mode(model, training=True):
         noisy = trace(model, lambda: call(model, two), 2).noisy
     with _mode(model, training=False):
         first, larger = (trace(model, lambda batch=batch: call(model, batch), n) for n, batch in ((2, two), (3, three)))
         if bare := next((name for name in adapted if name not in first.order), None):
             raise ConfigError(
-                f'"{bare}" is adapted or trained whole and never called, so it can\'t be told what runs before it. '
+                f'"{bare}" is adapted or trained in full and never called, so nothing says what runs before it. '
                 "Leave it out, or switch the cache off."
             )
         branch = find_branch(model, adapted, first, larger)
@@ -211,20 +211,20 @@ def find_prefix(model: nn.Module, adapted: Collection[str], example: Data, call:
         # The form of outputs is taken from other rows than those of the check below: what hangs on the rows and can't
         # be kept (a mask of one row, an object) is then found out there.
         recorded = _recorded(model, call, modules, others, three, branch.name) if modules else {}
-        kept = {name: output for name, output in recorded.items() if output.lengths}
-        if not kept:
+        stored = {name: output for name, output in recorded.items() if output.lengths}
+        if not stored:
             raise ConfigError(
                 "Nothing can be cached: no module with weights runs before the first adapted layer for sure. Adapt the "
                 'upper blocks only (target_modules, such as "re:.*layer\\\\.[45]\\\\..*"), or switch the cache off.'
             )
         loud = next((name for name in noisy if name in branch.before), None)
-        if loud := loud or _other_in_training(model, call, kept, two, branch.name):
+        if loud := loud or _other_in_training(model, call, stored, two, branch.name):
             raise ConfigError(
                 f'"{loud}" draws noise before the first adapted layer, or gives something else in train mode than in '
                 "eval mode, as after noise, so its outputs can't be cached. Set the base's dropout to 0 there, or "
                 "switch the cache off."
             )
-        found = Prefix(model, call, branch.name, kept, {}, two)
+        found = Prefix(model, call, branch.name, stored, {}, two)
         expected = call(model, two)
 
         def is_equal(tried: Prefix) -> bool:
@@ -237,9 +237,9 @@ def find_prefix(model: nn.Module, adapted: Collection[str], example: Data, call:
                     raise  # no fault of the model's
                 return False
 
-        for name in kept:
-            fewer = {k: v for k, v in found.kept.items() if k != name}
-            tried = Prefix(model, call, branch.name, fewer, {**found.skipped, name: kept[name]}, two)
+        for name in stored:
+            fewer = {k: v for k, v in found.stored.items() if k != name}
+            tried = Prefix(model, call, branch.name, fewer, {**found.skipped, name: stored[name]}, two)
             # `beside` needs at least one output.
             if fewer and is_equal(tried):
                 found = tried
@@ -255,7 +255,7 @@ def check_room(needed: int, device: torch.device, folder: Path | None) -> None:
     """Refuse what doesn't fit.
 
     Raises:
-        ConfigError: The cache is larger than the memory that is free, or is to be on disk beside another device.
+        ConfigError: The cache is larger than the memory that is free, or is on disk for a model on another device.
     """
     if folder is not None:
         if device.type != "cpu":
@@ -290,13 +290,13 @@ def _inside(name: str, others: Collection[str]) -> bool:
     return any(".".join(parts[:i]) in others for i in range(1, len(parts)))
 
 
-def _other_in_training(model: nn.Module, call: Call, kept: Mapping[str, Output], batch: Batch, until: str) -> str:
+def _other_in_training(model: nn.Module, call: Call, stored: Mapping[str, Output], batch: Batch, until: str) -> str:
     """The first module whose output isn't the same in train mode: noise that others draw reaches it too."""
-    evaluated = _outputs(model, call, kept, batch, until)
+    evaluated = _outputs(model, call, stored, batch, until)
     with torch.random.fork_rng(devices=[]):
-        trained = _outputs(model, call, kept, batch, until, training=True)
-    alike = {name: [same(trained[name][0][i], evaluated[name][0][i]) for i in kept[name].lengths] for name in kept}
-    return next((name for name in kept if not all(alike[name])), "")
+        trained = _outputs(model, call, stored, batch, until, training=True)
+    alike = {name: [same(trained[name][0][i], evaluated[name][0][i]) for i in stored[name].lengths] for name in stored}
+    return next((name for name in stored if not all(alike[name])), "")
 
 
 def _outputs(

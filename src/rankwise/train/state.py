@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from rankwise.train.outcome import Outcome
 
 
@@ -22,16 +22,16 @@ class TrainingState:
         """The runs that are still in training."""
         return self.plain["names"]
 
-    def states(self, kind: str) -> dict[str, State]:
+    def states(self, kind: str) -> dict[str, AdapterState]:
         """Tensors by run: "now", those with the lowest validation loss ("best"), or the optimiser's "moments"."""
-        found: dict[str, State] = {name: {} for name in self.names}
+        found: dict[str, AdapterState] = {name: {} for name in self.names}
         for path, value in self.tensors.items():
             if path.startswith(f"{kind}/"):
                 _, k, key = path.split("/", 2)
                 found[self.names[int(k)]][key] = value
         return found
 
-    def kept(self, weights: Mapping[str, str]) -> dict[str, State]:
+    def final_states(self, weights: Mapping[str, str]) -> dict[str, AdapterState]:
         """The tensors that each run would hand out if it ended now, given which of "best" and "last" it keeps."""
         best, now = self.states("best"), self.states("now")
         return {name: (best if weights[name] == "best" else now)[name] for name in self.names}
@@ -48,14 +48,14 @@ class TrainingState:
         Returns:
             Their outcomes, with the status "pruned", and the state of the others; None where no run is left.
         """
-        states, plain = self.kept(weights), self.plain
+        states, plain = self.final_states(weights), self.plain
         best_steps = dict(zip(self.names, self.vectors("stopping")["best_step"].tolist(), strict=True))
         at = plain["steps"], plain["epoch"], plain["seconds"]
         outcomes = [Outcome(n, states[n], "pruned", reason, best_steps[n], *at) for n, reason in reasons.items()]
         left = [name for name in self.names if name not in reasons]
-        return outcomes, self.only(left) if left else None
+        return outcomes, self.select(left) if left else None
 
-    def only(self, names: Sequence[str]) -> "TrainingState":
+    def select(self, names: Sequence[str]) -> "TrainingState":
         """The same of some of the runs."""
         places = [self.names.index(name) for name in names]
         tensors: dict[str, Tensor] = {}

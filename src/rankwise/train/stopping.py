@@ -47,7 +47,7 @@ class Stopping:
         return better
 
     def ended(self, finite: Sequence[bool], epochs: int) -> dict[str, tuple[Status, str | None]]:
-        """The adapters that are done after so many epochs: name -> (status, reason).
+        """The adapters that are done after this many epochs: name -> (status, reason).
 
         Args:
             finite: Whether each one's losses in the last epoch were finite.

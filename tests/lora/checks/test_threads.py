@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import rankwise
 from rankwise.errors import AdapterError
+from rankwise.lora.adapter import LoRA
 from rankwise.lora.checks.threads import held_by_thread
 from rounding import alike
 
@@ -174,3 +175,52 @@ def test_scripted_modules_take_no_part(model: nn.Module) -> None:
     model.append(torch.jit.trace(nn.Tanh(), torch.ones(2, 2)))
     with rankwise.disabled(model):
         assert in_another_thread(lambda: model(torch.ones(2, 4)))
+
+
+CHANGES: dict[str, Callable[[nn.Module], object]] = {
+    **{name: use for name, use in USES.items() if name in ("activate", "inject", "eject", "merge")},
+    "rename": lambda model: rankwise.rename(model, "a", "c"),
+    "eject one": lambda model: rankwise.eject(model, "a"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_adapters_are_not_changed_while_another_thread_is_in_a_forward_pass(change: str) -> None:
+    model = Waits().eval()
+    for seed, name in enumerate("ab"):
+        rankwise.inject(model, rankwise.LoRAConfig(r=1, seed=seed), name)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora." in name:
+                parameter.fill_(0.5 if name.endswith("a") else 0.25)
+    x, found = torch.ones(2, 4), list[Tensor]()
+    before = model(x)
+    model.waits = True
+    thread = threading.Thread(target=lambda: found.append(model(x)))
+    thread.start()
+    model.reached.wait(5)
+    with pytest.raises(AdapterError, match="Another thread is in a forward pass of this Waits"):
+        CHANGES[change](model)
+    model.go_on.set()
+    thread.join()
+    assert alike(found[0], before)
+    model.waits = False
+    CHANGES[change](model)
+    model(x)
+
+
+def test_a_forward_pass_that_begins_while_adapters_change_is_refused(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised: list[str] = []
+    switch = LoRA.switch
+
+    def slowly(self: LoRA, names: tuple[str, ...]) -> None:
+        switch(self, names)
+        raised.extend(in_another_thread(lambda: model(torch.ones(2, 4))))
+
+    monkeypatch.setattr(LoRA, "switch", slowly)
+    rankwise.activate(model, "a")
+    assert len(raised) == 2
+    assert all("inside activate" in message for message in raised)
+    assert not in_another_thread(lambda: model(torch.ones(2, 4)))

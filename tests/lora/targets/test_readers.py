@@ -1,9 +1,8 @@
-"""Weights that are read without calling their layer: attention, RNNs, experts, layers with a forward of their own."""
+"""Weights that are read without calling their layer: attention, RNNs, experts, layers with their own forward."""
 
 import copy
 import pickle
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given
@@ -260,11 +259,10 @@ def test_files_go_round(name, tmp_path):
 # Dynamo looks at the gradient of whatever it finds in a module.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("name", ["attention", "encoder", "lstm cell", "experts", "scaled embedding"])
-def test_compiled(name, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # Dynamo can't trace the checks of shapes
+@pytest.mark.usefixtures("compilable")
+def test_compiled(name):
     model, _ = adapted(name)
     model.eval()
-    torch._dynamo.reset()
     out = run(name, model)
     compiled = torch.compile(model, backend="eager")
     torch.testing.assert_close(MODELS[name][1](compiled, MODELS[name][2]), out)
@@ -428,7 +426,7 @@ class CallsAndReads(nn.Module):
 
 
 class Positions(nn.Embedding):
-    """As ProphetNet's: a forward of its own, and a second method that looks up without a call."""
+    """As ProphetNet's: its own forward, and a second method that looks up without a call."""
 
     def forward(self, ids):
         return super().forward(ids) * 2.0
@@ -447,7 +445,7 @@ class TwoStreams(nn.Module):
 
 
 class Wraps(nn.Module):
-    """Reads the weights of an attention in a function of its own, without calling the attention."""
+    """Reads the weights of an attention in its own function, without calling the attention."""
 
     def __init__(self):
         super().__init__()

@@ -12,7 +12,7 @@ from rankwise.pack.groups import Groups
 from rankwise.pack.member import Member
 from rankwise.pack.noise.forwards import replaced_forwards
 from rankwise.pack.noise.keyed import uniform
-from rankwise.pack.resolved import State, bucket_rank, resolve
+from rankwise.pack.resolved import AdapterState, bucket_rank, resolve
 from rankwise.pack.stacks.store import Store
 from rankwise.pack.step.adamw import PackedAdamW
 from rankwise.pack.step.clipping import clip_gradients
@@ -47,7 +47,7 @@ def store(dtype: torch.dtype = torch.float64) -> Store:
     return Store([members], model, {}, CPU, dtype)
 
 
-def row(state: State) -> torch.Tensor:
+def row(state: AdapterState) -> torch.Tensor:
     return torch.cat([state[key].flatten() for key in sorted(state)])
 
 

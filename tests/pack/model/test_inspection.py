@@ -14,7 +14,7 @@ from rankwise.errors import PackError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from reference import update_difference
 
 Changed = Callable[[nn.Module, Tensor], Tensor]
@@ -47,7 +47,9 @@ def members(*ranks: int, seeds: int = 1) -> list[Member]:
     ]
 
 
-def trained(model: nn.Module, chosen: list[Member], steps: int = 3) -> tuple[dict[str, State], dict[str, State], Pack]:
+def trained(
+    model: nn.Module, chosen: list[Member], steps: int = 3
+) -> tuple[dict[str, AdapterState], dict[str, AdapterState], Pack]:
     pack = Pack(model, chosen, lambda o, batch: F.cross_entropy(o, batch[1], reduction="none"))
     start = pack.states()
     x, y = numbers(5, 4), torch.tensor([0, 1, 2, 0, 1])

@@ -1,5 +1,6 @@
 """What the rows on which a model is looked at don't show: a step notices it, and gives what each adapter gets alone."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.pack.losses import PerAdapter
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from reference import update_difference
 
 Changed = Callable[[nn.Module, Tensor], Tensor]
@@ -55,7 +56,7 @@ def members(*ranks: int, dropout: float = 0.1) -> list[Member]:
 
 def trained(
     model: nn.Module, *ranks: int, rows: int | None = None, x: Tensor = X, **how: Any
-) -> tuple[dict[str, State], dict[str, State], Pack]:
+) -> tuple[dict[str, AdapterState], dict[str, AdapterState], Pack]:
     dropout = how.pop("dropout", 0.1)
     pack = Pack(
         model,
@@ -73,7 +74,8 @@ def trained(
 def assert_as_alone(make: Callable[[], nn.Module], **how: Any) -> Pack:
     _, together, pack = trained(make(), 1, 3, **how)
     torch.rand(7)
-    np.random.rand(7)
+    np.random.randn(7)
+    random.gauss(0, 1)
     start, alone, _ = trained(make(), 3, **how)
     assert update_difference(together["r3"], alone["r3"], start["r3"]) <= 1e-10
     return pack
@@ -83,6 +85,9 @@ DRAWS: dict[str, Changed] = {
     "torch": lambda m, h: h + torch.randn_like(h),
     "dropout": lambda m, h: F.dropout(h, 0.5),
     "numpy": lambda m, h: h * float(np.random.rand()),
+    "numpy, a number it has in store": lambda m, h: h * float(np.random.normal()),
+    "random": lambda m, h: h * random.random(),
+    "random, a number it has in store": lambda m, h: h * random.gauss(1, 0.5),
 }
 
 
@@ -101,6 +106,25 @@ def test_noise_that_some_rows_draw_in_eval_mode_is_refused() -> None:
     metric = PerAdapter(lambda o, batch: o.sum(1), "metric")
     with pack.attached((X[:4], Y[:4]), training=False), pytest.raises(PackError, match="from torch in eval mode"):
         pack.evaluate((X, Y), [metric])
+
+
+def draw_for_nothing(model: nn.Module, h: Tensor) -> Tensor:
+    random.getrandbits(32)
+    return h
+
+
+@pytest.mark.parametrize("change", [DRAWS["random"], draw_for_nothing])
+def test_pythons_generator_in_eval_mode(change: Changed) -> None:
+    """Checkers of types draw from it, and no output depends on that."""
+    pack = Pack(Marked(change, always=True), members(1, 2), lambda o, batch: F.cross_entropy(o, batch[1]))
+    plain = Pack(Marked(lambda m, h: h), members(1, 2), lambda o, batch: F.cross_entropy(o, batch[1]))
+    metric = PerAdapter(lambda o, batch: o.sum(1), "metric")
+    with pack.attached((X[:4], Y[:4]), training=False), plain.attached((X[:4], Y[:4]), training=False):
+        if change is not draw_for_nothing:
+            with pytest.raises(PackError, match="from random in eval mode"):
+                pack.evaluate((X, Y), [metric])
+            return
+        assert torch.equal(pack.evaluate((X, Y), [metric])[0][0], plain.evaluate((X, Y), [metric])[0][0])
 
 
 @torch.no_grad()
@@ -130,6 +154,24 @@ def test_what_some_rows_write_to_is_put_back_and_named(change: Changed, what: st
         trained(model, 1, 2)
     assert not model.get_buffer("code").any()
     assert not model.shift.any()
+
+
+class Large(Marked):
+    """It has a table too large to be remembered, of which one row is written to through `.data`."""
+
+    def __init__(self, change: Changed) -> None:
+        super().__init__(change)
+        self.table = nn.Parameter(torch.ones(300, 300))
+
+
+def write_through_data(model: Any, h: Tensor) -> Tensor:
+    model.table.data[17, 5] *= 1.0001
+    return h
+
+
+def test_a_write_through_data_is_seen_at_the_end_of_the_block() -> None:
+    with pytest.raises(PackError, match=r'changes the parameter "table" .* too large to have been put back'):
+        trained(Large(write_through_data), 1, 2)
 
 
 class InParts(Marked):
@@ -264,7 +306,7 @@ def test_a_mean_that_leaves_rows_out_is_refused_in_the_step_where_it_does() -> N
 
 @pytest.mark.parametrize("alpha", [0.5, 32.0, 4096.0])
 def test_the_probes_random_updates_are_a_small_part_of_a_weight(alpha: float) -> None:
-    """Larger ones saturate attention, and rounding is taken for a fault."""
+    """Larger ones saturate attention, and rounding is read as a fault."""
     model = nn.Sequential(nn.Linear(64, 48))
     chosen = [Member(name=f"r{r}", lora=LoRAConfig(r=r, alpha=alpha)) for r in (1, 8)]
     pack = Pack(model, chosen, lambda o, batch: o.sum(1))

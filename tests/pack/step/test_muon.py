@@ -11,6 +11,7 @@ from pack.test_any_model import Case, alone, batches_of, made, together
 from plain_loop import Plain
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
+from rankwise.pack.optimisers import Muon
 from rankwise.pack.pack import Pack
 from rankwise.pack.step.muon import COEFFICIENTS, STEPS, PackedMuon, orthogonalised
 from rankwise.train.loop import PackTraining
@@ -58,18 +59,25 @@ class PlainMuon(Plain):
 
 def cases_of(kind: Kind) -> list[Case]:
     every, some, _ = kind.targets
-    heads = [name for name in kind.whole if name != "norm"]
+    heads = [name for name in kind.modules_to_save if name != "norm"]
 
     def case(name: str, plain: Plain, whole: tuple[str, ...] = (), **lora: Any) -> Case:
         config = LoRAConfig(seed=plain.seed, dropout=plain.dropout, **lora)
-        member = Member(name=name, seed=plain.seed, lora=config, whole=whole, optimiser="muon")
+        member = Member(name=name, seed=plain.seed, lora=config, modules_to_save=whole, optimiser=Muon())
         return Case(member, replace(plain, scale=config.scale()))
 
     # The first two share a bucket, so one is padded; the third trains matrices and biases in full.
     return [
         case("three", PlainMuon(0, 1e-3), r=3, target_modules=every),
         case("one", PlainMuon(0, 2e-3, seed=1, weight_decay=0.1), r=1, target_modules=every),
-        case("head", PlainMuon(0, 1e-3, dropout=0.2), kind.whole, r=2, target_modules=some, exclude_modules=heads),
+        case(
+            "head",
+            PlainMuon(0, 1e-3, dropout=0.2),
+            kind.modules_to_save,
+            r=2,
+            target_modules=some,
+            exclude_modules=heads,
+        ),
     ]
 
 
@@ -97,7 +105,7 @@ def test_the_iteration_is_its_polynomial(shape: tuple[int, ...]) -> None:
 
 def test_a_step_is_torchs_but_for_its_bfloat16() -> None:
     """On random gradients, whose singular values are all large: bfloat16 would fill those of 0 with noise."""
-    pack = Pack(small_model(), [Member(name="a", lora=LoRAConfig(r=2), optimiser="muon")], loss)
+    pack = Pack(small_model(), [Member(name="a", lora=LoRAConfig(r=2), optimiser=Muon())], loss)
     start, grads = pack.states()["a"], torch.Generator().manual_seed(0)
     theirs = {key: value.clone().requires_grad_() for key, value in start.items()}
     optimiser = torch.optim.Muon(theirs.values(), lr=0.1, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
@@ -113,7 +121,7 @@ def test_a_step_is_torchs_but_for_its_bfloat16() -> None:
 
 def test_it_goes_on_from_its_state_bit_for_bit() -> None:
     settings = Training(lr=0.05, optimiser="muon", batch_size=8, epochs=4)
-    runs = [(Member(name=f"r{r}", lora=LoRAConfig(r=r), optimiser="muon"), settings) for r in (1, 4)]
+    runs = [(Member(name=f"r{r}", lora=LoRAConfig(r=r), optimiser=Muon()), settings) for r in (1, 4)]
 
     def training() -> PackTraining:
         return PackTraining(small_model(), runs, some_data(40, 0), some_data(30, 1), loss, accuracy)

@@ -10,6 +10,7 @@ from plain_loop import Plain
 from rankwise.errors import PackError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
+from rankwise.pack.optimisers import SGD
 from rankwise.pack.pack import Pack
 from rankwise.sweeps.plan.plan import plan_packs
 from rankwise.train.loop import PackTraining
@@ -21,7 +22,7 @@ from small_sweep import accuracy, loss, same_when_gone_on_with, small_model, sma
 
 def cases_of(kind: Kind) -> list[Case]:
     every, some, _ = kind.targets
-    heads = [name for name in kind.whole if name != "norm"]
+    heads = [name for name in kind.modules_to_save if name != "norm"]
 
     def case(name: str, plain: Plain, whole: tuple[str, ...] = (), **lora: Any) -> Case:
         config = LoRAConfig(seed=plain.seed, dropout=plain.dropout, **lora)
@@ -30,10 +31,8 @@ def cases_of(kind: Kind) -> list[Case]:
             name=name,
             seed=plain.seed,
             lora=config,
-            whole=whole,
-            optimiser="sgd",
-            momentum=momentum,
-            nesterov=nesterov,
+            modules_to_save=whole,
+            optimiser=SGD(momentum=momentum, nesterov=nesterov),
         )
         return Case(member, replace(plain, scale=config.scale()))
 
@@ -44,7 +43,7 @@ def cases_of(kind: Kind) -> list[Case]:
         case(
             "head",
             Plain(0, 1e-3, 1, weight_decay=0.1, sgd=(0.5, True)),
-            kind.whole,
+            kind.modules_to_save,
             r=2,
             target_modules=every,
             exclude_modules=heads,
@@ -70,7 +69,7 @@ def test_alike_adapters_take_the_short_way_to_the_same(nesterov: bool) -> None:
     kind = KINDS["mlp"]
     model, batches = made(kind), batches_of(kind, 20)
     (case, *_) = cases_of(kind)
-    member = replace(case.member, momentum=0.9, nesterov=nesterov)
+    member = replace(case.member, optimiser=SGD(momentum=0.9, nesterov=nesterov))
     case = Case(member, replace(case.plain, sgd=(0.9, nesterov)))
     start = Pack(model, [member], kind.loss, call=call).states()
     ours = together(model, kind, [case], batches)["plain"]
@@ -79,9 +78,9 @@ def test_alike_adapters_take_the_short_way_to_the_same(nesterov: bool) -> None:
 
 
 def test_it_goes_on_from_its_state_bit_for_bit() -> None:
-    settings = Training(lr=0.05, optimiser="sgd", momentum=0.9, nesterov=True, batch_size=8, epochs=4)
+    settings = Training(lr=0.05, optimiser=SGD(momentum=0.9, nesterov=True), batch_size=8, epochs=4)
     runs = [
-        (Member(name=f"r{r}", lora=LoRAConfig(r=r), optimiser="sgd", momentum=m, nesterov=bool(m)), settings)
+        (Member(name=f"r{r}", lora=LoRAConfig(r=r), optimiser=SGD(momentum=m, nesterov=bool(m))), settings)
         for r, m in ((1, 0.9), (4, 0.0))
     ]
 
@@ -101,6 +100,6 @@ def test_optimisers_share_no_pack() -> None:
         ["r1-lr0.03-s0", "r2-lr0.03-s0"],
         ["r4-lr0.03-s0"],
     ]
-    members = [Member(name="a", lora=LoRAConfig(r=1)), Member(name="b", lora=LoRAConfig(r=1), optimiser="sgd")]
+    members = [Member(name="a", lora=LoRAConfig(r=1)), Member(name="b", lora=LoRAConfig(r=1), optimiser=SGD())]
     with pytest.raises(PackError, match=r"optimisers \['adamw', 'sgd'\]; those of a pack have one"):
         Pack(small_model(), members, loss)

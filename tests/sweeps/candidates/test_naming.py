@@ -10,7 +10,7 @@ from torch import nn
 
 from rankwise import LoRAConfig, Training, sweep
 from rankwise.errors import ConfigError
-from rankwise.sweeps.candidates.naming import check_distinct, check_name, folder_name, names_of
+from rankwise.sweeps.candidates.naming import check_distinct, check_name, distinct_names, folder_name
 
 
 @pytest.mark.parametrize("name", ["", " ", "a\0b", "a\nb", "a\x1b[2J", "\ud800", "\u202eabc", "\x7f"])
@@ -41,10 +41,10 @@ def test_names_of_one_folder(names: tuple[str, str]) -> None:
 
 
 def test_equal_configurations_are_numbered() -> None:
-    assert names_of([4, 4, LoRAConfig(r=4), LoRAConfig(r=4, bias="all")]) == ["r4", "r4 2", "r4 3", "r4 bias all"]
-    assert names_of(["a/best", "b/best"]) == ["from-a-best", "from-b-best"]
+    assert distinct_names([4, 4, LoRAConfig(r=4), LoRAConfig(r=4, bias="all")]) == ["r4", "r4 2", "r4 3", "r4 bias all"]
+    assert distinct_names(["a/best", "b/best"]) == ["from-a-best", "from-b-best"]
     with pytest.raises(ConfigError, match=r"True is no configuration; give a rank"):
-        names_of([True])
+        distinct_names([True])
 
 
 def test_names_never_leave_the_run_directory(tmp_path: Path) -> None:

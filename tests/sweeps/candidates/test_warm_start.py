@@ -69,7 +69,7 @@ def test_a_head_beside_an_adapter_without_one(tmp_path: Path) -> None:
     saved(tmp_path / "given", CONFIGS["plain"])
     training = Training(lr=1.0)
     candidate = candidate_from(small_model(), tmp_path / "given", training, (0.1,), head=("2",))
-    assert candidate.whole == ("2",)
+    assert candidate.modules_to_save == ("2",)
     assert candidate.start(0).keys() == {"0.A", "0.B"}
 
 

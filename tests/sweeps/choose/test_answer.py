@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.errors import DataError
-from rankwise.sweeps.choose.answer import Floors, compare, decide, reference_of
+from rankwise.sweeps.choose.answer import Floors, compare_with_reference, decide, reference_of
 from rankwise.sweeps.choose.configurations import RunScore, choose_learning_rates
 from rankwise.sweeps.choose.reason import reason
 from rankwise.sweeps.choose.rule import Rule, Tolerance, default_tolerance
@@ -81,30 +81,30 @@ class TestCompare:
 
     def test_is_paired_over_the_seeds_both_have(self):
         ours, theirs = choose_learning_rates(runs_of("r4", 0.9, wobble=0.02, seeds=5) + full(0.92, seeds=3), True)
-        found = compare(ours, theirs, self.rule)
+        found = compare_with_reference(ours, theirs, self.rule)
         assert (found.name, found.n_seeds) == ("r4", 3)
         assert found.mean == pytest.approx((ours.validation((0, 1, 2)) - theirs.validation((0, 1, 2))).mean())
 
     def test_positive_is_better_for_losses_too(self):
         ours, theirs = choose_learning_rates(runs_of("r4", 0.8) + full(0.9), False)
-        assert compare(ours, theirs, Rule(Tolerance(absolute=0.01), False)).mean == pytest.approx(0.1)
+        assert compare_with_reference(ours, theirs, Rule(Tolerance(absolute=0.01), False)).mean == pytest.approx(0.1)
 
     def test_no_seed_in_common(self):
         (ours,) = choose_learning_rates(runs_of("r4", 0.9), True)
         (theirs,) = choose_learning_rates([run for run in full(0.9, seeds=5) if run.seed > 2], True)
-        assert compare(ours, theirs, self.rule) is None
+        assert compare_with_reference(ours, theirs, self.rule) is None
 
     def test_other_examples_are_an_error(self):
         ours, theirs = choose_learning_rates(runs_of("r4", 0.9, n=100) + full(0.9), True)
         with pytest.raises(DataError, match="r4 was measured on 100 validation examples, full on 1000"):
-            compare(ours, theirs, self.rule)
+            compare_with_reference(ours, theirs, self.rule)
 
     def test_other_rows_of_the_pool_are_an_error(self):
         ours = runs_of("r4", 0.9, rows=lambda seed: np.arange(N) + seed)
         theirs = full(0.9, rows=lambda seed: np.arange(N) + 2 * seed)
         configurations = choose_learning_rates(ours + theirs, True)
         with pytest.raises(DataError, match="different validation rows in seed 1"):
-            compare(*configurations, self.rule)
+            compare_with_reference(*configurations, self.rule)
 
 
 class TestVerdicts:

@@ -59,7 +59,7 @@ class TestCoverage:
             for _ in range(repeats)
         )
         covered = sum(lower_bound(v) <= 0 for v in values) / repeats
-        # The standard error of a share of 0.95 is 0.011 here; 0.9 is what two seeds reach at the least.
+        # The standard error of a share of 0.95 is 0.011 here; 0.9 is what two seeds reach at least.
         assert 0.90 <= covered <= 0.995
 
     @pytest.mark.parametrize("n_seeds", [3, 5])

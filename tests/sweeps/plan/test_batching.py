@@ -13,7 +13,7 @@ from rankwise.train.settings import Training
 
 def whole_run(model: nn.Module, lr: float, method: str = "full") -> Run:
     names = tuple(name for name, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None)
-    member = Member(name=f"{method}-{lr}", whole=names)
+    member = Member(name=f"{method}-{lr}", modules_to_save=names)
     return Run(member.name, method, "", method, member, Training(lr=lr, batch_size=32), "data", {})
 
 

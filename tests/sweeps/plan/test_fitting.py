@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from rankwise.errors import PackError
 from rankwise.show.live import progress
-from rankwise.sweeps.plan.fitting import COPIES, bytes_of_runs, cut_to_fit, limit_of, training_of
+from rankwise.sweeps.plan.fitting import COPIES, bytes_of_runs, cut_to_fit, limit_of, pack_training
 from rankwise.sweeps.problem import Problem, Run, Splits, SweepState
-from rankwise.sweeps.run.run import run_sweep
-from rankwise.train.checkpoints import Every
+from rankwise.sweeps.run.run import WithinSweep, run_sweep
+from rankwise.train.checkpoints import CheckpointInterval
 from small_sweep import accuracy, results_of, small_model, small_problem, small_run
 
 
@@ -34,7 +34,8 @@ def ranks(*names: str) -> list[Run]:
 
 
 def run(model: nn.Module, runs: Sequence[Run], problem: Problem | None = None, **given: Any) -> SweepState:
-    return run_sweep(model, runs, problem or wide_problem(), progress("plain"), **given)
+    within = WithinSweep(memory=given.pop("memory", None))
+    return run_sweep(model, runs, problem or wide_problem(), progress("plain"), within=within, **given)
 
 
 def same(ours: SweepState, theirs: SweepState) -> None:
@@ -57,14 +58,14 @@ def test_a_pack_needs_no_more_than_its_runs_alone() -> None:
     model, problem = small_model(), small_problem()
     runs = ranks("r1", "r4", "r16")
     needed = bytes_of_runs(model, runs, problem)
-    together = training_of(model, runs, problem).peak_bytes()
+    together = pack_training(model, runs, problem).peak_bytes()
     steps = {
         name: n - COPIES * 4 * r * (6 + 8 + 8 + 3)
         for (name, n), r in zip(needed.items(), (1,) * 4 + (4,) * 4 + (16,) * 4, strict=True)
     }
     # All of one kind take the same step, that of the largest.
     assert len(set(steps.values())) == 1
-    assert steps["r1-lr0.003-s0"] == training_of(model, [runs[-1]], problem).peak_bytes() > 0
+    assert steps["r1-lr0.003-s0"] == pack_training(model, [runs[-1]], problem).peak_bytes() > 0
     assert together <= sum(steps.values())
 
 
@@ -75,7 +76,7 @@ def test_larger_batches_need_more() -> None:
 
 
 def test_measuring_trains_nothing() -> None:
-    training = training_of(small_model(), ranks("r4"), small_problem())
+    training = pack_training(small_model(), ranks("r4"), small_problem())
     before = training.state().tensors
     training.peak_bytes()
     # Before the first epoch nothing is cross-fitted: NaN.
@@ -126,7 +127,7 @@ def test_the_plan_is_followed_whatever_is_free_now(tmp_path: Path) -> None:
         replace(problem, metric=interrupting),
         memory=1,
         checkpoints=tmp_path,
-        every=Every(epochs=1),
+        every=CheckpointInterval(epochs=1),
     )
     assert not first.complete
     again = run(small_model().double(), runs, memory=1 << 40, checkpoints=tmp_path, resume=True)
@@ -154,7 +155,10 @@ class Narrow(nn.Module):
 
 def of_narrow(runs: Sequence[Run]) -> list[Run]:
     return [
-        replace(one, member=replace(one.member, whole=tuple(f"layers.{w}" for w in one.member.whole))) for one in runs
+        replace(
+            one, member=replace(one.member, modules_to_save=tuple(f"layers.{w}" for w in one.member.modules_to_save))
+        )
+        for one in runs
     ]
 
 
@@ -207,7 +211,11 @@ def test_a_split_pack_is_resumed_bit_for_bit(tmp_path: Path, nth: int) -> None:
     runs = of_narrow(ranks("r1", "r4"))
     alone = run(Narrow(3 * 8), runs)
     first = run(
-        Narrow(3 * 8), runs, replace(wide_problem(), metric=stopping(nth)), checkpoints=tmp_path, every=Every(epochs=1)
+        Narrow(3 * 8),
+        runs,
+        replace(wide_problem(), metric=stopping(nth)),
+        checkpoints=tmp_path,
+        every=CheckpointInterval(epochs=1),
     )
     assert not first.complete
     again = run(Narrow(3 * 8), runs, checkpoints=tmp_path, resume=True)

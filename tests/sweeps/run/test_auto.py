@@ -24,7 +24,7 @@ from rankwise.sweeps.problem import Run, Scores, SweepState
 from rankwise.sweeps.run.auto import GAIN_SEEDS, SEARCH_SEED, Auto, Walk
 from rankwise.sweeps.run.stage import Decisions, Phase, Phases, StageResult
 from rankwise.train import loop
-from rankwise.train.checkpoints import Every
+from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.outcome import Outcome
 from small_sweep import accuracy, loss, small_model, some_data
 
@@ -41,7 +41,12 @@ def lora(r: int, target: str = "0") -> Candidate:
 
 
 FULL = Candidate(
-    name="full", label="full fine-tuning", method="full", training=TRAINING, lrs=(1e-4, 1e-3), whole=("0", "1")
+    name="full",
+    label="full fine-tuning",
+    method="full",
+    training=TRAINING,
+    lrs=(1e-4, 1e-3),
+    modules_to_save=("0", "1"),
 )
 RANKS = [lora(r) for r in (1, 2, 4, 8, 16)]
 
@@ -413,7 +418,7 @@ def test_resumed_it_gives_the_same(
     out = tmp_path / "out"
     epochs.calls, epochs.at = 0, 1 + int(when * n)
     with suppress(KeyboardInterrupt):
-        assert not sweep(out=out, every=Every(1, None)).results["complete"]
+        assert not sweep(out=out, every=CheckpointInterval(1, None)).results["complete"]
     assert epochs.calls >= epochs.at
     epochs.at = 0
     found = sweep(out=out, resume=True)

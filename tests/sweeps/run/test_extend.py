@@ -134,7 +134,7 @@ def test_an_adaptive_sweep_with_more_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lrs: tuple[float, ...]
 ) -> None:
     # The price of a further adapter depends on the machine's load; here it is nothing.
-    monkeypatch.setattr(stages, "training_of", lambda *given: SimpleNamespace(seconds_an_epoch=lambda: 1.0))
+    monkeypatch.setattr(stages, "pack_training", lambda *given: SimpleNamespace(seconds_an_epoch=lambda: 1.0))
     adaptive = {"plan": "auto", "lrs": lrs, "curve": True, "tolerance": 0.03}
     sweep((1, 2, 3), seeds=3, out=tmp_path / "out", **adaptive)
     found = sweep((1, 2, 3), seeds=6, out=tmp_path / "out", resume=True, **adaptive)

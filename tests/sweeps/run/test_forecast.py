@@ -23,7 +23,7 @@ ADAPTERS = [
     Candidate(name=f"r{r}", label="", method="lora", training=TRAINING, lrs=(0.01, 0.03), lora=LoRAConfig(r=r))
     for r in (1, 4)
 ]
-FULL = Candidate(name="full", label="", method="full", training=TRAINING, lrs=(0.001,), whole=("0", "2"))
+FULL = Candidate(name="full", label="", method="full", training=TRAINING, lrs=(0.001,), modules_to_save=("0", "2"))
 
 
 def stages(epochs: int = 3, **more: object) -> Stages:

@@ -11,13 +11,13 @@ from rankwise.sweeps.problem import Problem, SweepState
 from rankwise.sweeps.run.run import run_sweep
 from rankwise.sweeps.run.units.here import Here
 from rankwise.sweeps.run.worker import LocalWorker, PackJob, PackState
-from rankwise.train.checkpoints import Every
+from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.events import Event, Observers
 from small_sweep import results_of, small_model, small_problem, small_runs
 
 
 class Elsewhere:
-    """Takes all packs at once, trains them in another order over a base of its own, and hands over what comes of them
+    """Takes all packs at once, trains them in another order over its own base, and hands over their outcomes
     when all are over; everything goes through a pickle."""
 
     def __init__(self, model: nn.Module, problem: Problem, wanted: Callable[[], bool]) -> None:
@@ -42,7 +42,7 @@ def test_packs_may_train_elsewhere_in_any_order(tmp_path: Path, rungs: tuple[int
     here = run_sweep(small_model(), small_runs(), small_problem(), Observers(), rungs=rungs)
     there = run_sweep(
         small_model(), small_runs(), small_problem(), Observers(), rungs=rungs, checkpoints=tmp_path,
-        every=Every(epochs=1), workers=Here(Elsewhere),
+        every=CheckpointInterval(epochs=1), workers=Here(Elsewhere),
     )  # fmt: skip
     assert there.complete
     assert comparable(there) == comparable(here)

@@ -1,9 +1,6 @@
 """The unit of work: one pack to its next rung, here or in another process, with equal bits."""
 
-import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -12,23 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+import fresh
+import small_sweep
 from rankwise.sweeps.problem import Run
 from rankwise.sweeps.run.worker import LocalWorker, PackJob, PackState, Worker
 from rankwise.train.events import EpochEnded, Event, RunEnded, Stepped
 from rankwise.train.settings import Training
 from small_sweep import small_model, small_problem, small_run
-
-TESTS = Path(__file__).parents[2]
-
-ELSEWHERE = """
-import pickle, sys
-from small_sweep import small_model, small_problem
-from rankwise.sweeps.run.worker import LocalWorker
-
-jobs = pickle.load(sys.stdin.buffer)
-events = [event for job in jobs for event in LocalWorker(small_model(), small_problem()).train([job])]
-sys.stdout.buffer.write(pickle.dumps(events))
-"""
 
 
 def pack() -> tuple[Run, ...]:
@@ -64,17 +51,17 @@ def without_steps(events: list[Event | PackState]) -> list[Event | PackState]:
     return [event for event in events if not isinstance(event, Stepped)]
 
 
-def test_a_job_does_in_another_process_what_it_does_here() -> None:
+def test_a_job_does_in_another_process_what_it_does_here(tmp_path: Path) -> None:
     first = PackJob(0, pack(), until=2)
     here = trained([first])
     assert over(here).status == "over"
     second = PackJob(0, pack(), over(here).state)
     rest = trained([second])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])}
-    command = [sys.executable, "-c", f"import torch; torch.set_num_threads({torch.get_num_threads()})\n{ELSEWHERE}"]
-    done = subprocess.run(command, input=pickle.dumps([first, second]), capture_output=True, env=environment)
-    assert done.returncode == 0, done.stderr.decode()
-    there = pickle.loads(done.stdout)
+    jobs, into = tmp_path / "jobs", tmp_path / "events"
+    jobs.write_bytes(pickle.dumps([first, second]))
+    done = fresh.call(small_sweep.train_pickled, jobs, into, torch.get_num_threads())
+    assert done.returncode == 0, done.stderr
+    there = pickle.loads(into.read_bytes())
     assert bits(without_steps(there)) == bits(without_steps([*here, *rest]))
     assert {event.outcome.status for event in rest if isinstance(event, RunEnded)} == {"finished"}
     assert over(rest).state is None

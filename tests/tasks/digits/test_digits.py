@@ -19,12 +19,12 @@ from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.run.location import RunLocation
 from rankwise.tasks.digits.digits import (
     BASELINE_LRS,
-    LORA_LRS,
+    DIGITS_LRS,
     MEAN,
     NEW,
     OLD,
     STD,
-    candidates_of,
+    digits_candidates,
     make_model,
     make_problem,
     protocol_of,
@@ -42,7 +42,7 @@ def run(out: Path, **changed: Any) -> dict[str, Any]:
     given = {"ranks": (1, 4), "seeds": (0, 3), "epochs": 2, "lr": (3e-3,), "baseline_lr": (1e-3,), **changed}
     given = {"deciding": Deciding(plan="grid"), **given}
     with Observers() as shown:
-        place = RunLocation(directory=out, config="digits: {}\n", command="rankwise", how_to_resume="rankwise digits")
+        place = RunLocation(directory=out, config="digits: {}\n", command="rankwise", resume_command="rankwise digits")
         results, _, _ = run_experiment(partial(make_digits, DigitsOptions(**given)), place, shown)
     return plain(results)
 
@@ -70,8 +70,8 @@ def test_sizes(results: dict[str, Any]) -> None:
     assert results["base"]["parameters"] == 54_725
     found = {run["configuration"]: run["trainable_parameters"] for run in results["runs"]}
     assert found == {"r1": 1045, "r4": 4 * 1045, "full": 54_725}
-    runs = runs_of(candidates_of(DigitsOptions()), range(5))
-    assert len(runs) == 7 * len(LORA_LRS) * 5 + len(BASELINE_LRS) * 5
+    runs = runs_of(digits_candidates(DigitsOptions()), range(5))
+    assert len(runs) == 7 * len(DIGITS_LRS) * 5 + len(BASELINE_LRS) * 5
     assert len({run.name for run in runs}) == len(runs)
 
 
@@ -183,8 +183,8 @@ def test_each_seed_can_cut_its_own_validation_images() -> None:
 
 
 def test_every_variant_is_tried_at_every_rank() -> None:
-    tried = candidates_of(DigitsOptions(ranks=(1, 2), variant=("lora", "dora")))
+    tried = digits_candidates(DigitsOptions(ranks=(1, 2), variant=("lora", "dora")))
     assert [c.name for c in tried] == ["r1", "r2", "r1 dora", "r2 dora", "full"]
     assert tried[2].label == "r = 1, dora"
     assert [c.lora.variant for c in tried if c.lora is not None] == ["lora", "lora", "dora", "dora"]
-    assert [c.name for c in candidates_of(DigitsOptions(ranks=(1,), variant=("dora",)))] == ["r1", "full"]
+    assert [c.name for c in digits_candidates(DigitsOptions(ranks=(1,), variant=("dora",)))] == ["r1", "full"]

@@ -6,7 +6,7 @@ import pytest
 
 from image_models import make_images
 from rankwise.errors import DataError
-from rankwise.tasks.images.reading import check_labels, places_of, read_images
+from rankwise.tasks.images.reading import check_labels, image_folders, read_images
 
 
 def test_a_folder_has_a_folder_for_each_label(tmp_path):
@@ -67,7 +67,7 @@ def test_what_is_no_image_is_named_or_left_out(tmp_path):
 def test_splits_may_be_folders(tmp_path):
     for split in ("train", "val"):
         (tmp_path / split / "a").mkdir(parents=True)
-    assert places_of(str(tmp_path), None, "elsewhere") == {
+    assert image_folders(str(tmp_path), None, "elsewhere") == {
         "train": str(tmp_path / "train"),
         "validation": str(tmp_path / "val"),
         "test": "elsewhere",

@@ -14,9 +14,10 @@ from image_models import make_image_model, make_images
 from rankwise.cli import main
 from rankwise.errors import ConfigError
 from rankwise.tasks.images.model import conv_targets, load_image_model
+from rankwise.tasks.settings import compose
 from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.model.source import ModelOptions
-from rankwise.tasks.text.options import TextOptions
+from rankwise.tasks.text.options import SweepOptions
 
 FEW = ["--ranks", "1,2", "--epochs", "1", "--seeds", "1", "--plan", "grid", "--lr", "1e-3", "--quiet"]
 
@@ -126,7 +127,7 @@ def test_options_of_texts_are_refused(option):
     with pytest.raises(
         ConfigError, match=r"has no effect in --task images, which reads no texts; leave it out|--join joins texts"
     ):
-        TextOptions(model="m", task="images", data="d", **option)
+        compose(SweepOptions, model="m", task="images", data="d", **option)
 
 
 def test_a_head_that_is_trained_for_these_labels_stays_in_its_own_order(tmp_path):

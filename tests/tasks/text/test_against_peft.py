@@ -91,7 +91,7 @@ def test_a_classifier_with_a_head_of_its_own() -> None:
     batch["labels"] = torch.arange(len(prepared.rows)) % 3
 
     members = [
-        Member(name=f"r{r}", lora=LoRAConfig(r=r, alpha=16, target_modules=targets), whole=("classifier",))
+        Member(name=f"r{r}", lora=LoRAConfig(r=r, alpha=16, target_modules=targets), modules_to_save=("classifier",))
         for r in (2, 5)
     ]
     pack = Pack(model, members, CLASSIFY_LOSSES["one"], call=find_inputs(model))

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from rankwise.errors import DataError
-from rankwise.tasks.text.data.examples import Chat, Pair, Plain
+from rankwise.tasks.text.data.examples import Chat, PlainText, PromptPair
 from rankwise.tasks.text.encode.sft import SftOptions, prompt_ids, tokenize_sft
 from rankwise.tasks.text.encode.tokens import IGNORED
 from text_models import CHATML, TEXT, make_tokenizer
@@ -136,7 +136,7 @@ def test_a_first_answer_is_found_where_it_stands(template: str, answer: str) -> 
 )
 def test_an_answer_begins_without_the_space_of_a_beginning(prepend: str, prompt: str, completion: str) -> None:
     tokenizer = sentencepiece_like(prepend)
-    row, _ = kind_of(Pair(1, prompt, completion), tokenizer)
+    row, _ = kind_of(PromptPair(1, prompt, completion), tokenizer)
     assert tokenizer.convert_tokens_to_string(tokenizer.convert_ids_to_tokens(row.ids[:-1])) == prompt + completion
     pieces = tokenizer.convert_ids_to_tokens([label for label in row.labels if label != IGNORED])
     assert "".join(pieces) == completion.replace(" ", "\u2581") + "</s>"
@@ -149,11 +149,11 @@ WRITTEN = f"{START}user\none<|im_end|>\n{START}assistant\n"
 @pytest.mark.parametrize(
     ("example", "config"),
     [
-        (Plain(1, f"{WRITTEN}two<|im_end|>"), CAUSAL),
-        (Plain(1, WRITTEN), CAUSAL),
-        (Pair(1, WRITTEN, "two"), CAUSAL),
-        (Pair(1, WRITTEN, "two<|im_end|>"), CAUSAL),
-        (Pair(1, WRITTEN, "two"), BOTH),
+        (PlainText(1, f"{WRITTEN}two<|im_end|>"), CAUSAL),
+        (PlainText(1, WRITTEN), CAUSAL),
+        (PromptPair(1, WRITTEN, "two"), CAUSAL),
+        (PromptPair(1, WRITTEN, "two<|im_end|>"), CAUSAL),
+        (PromptPair(1, WRITTEN, "two"), BOTH),
     ],
 )
 def test_what_the_tokenizer_puts_around_a_text_stands_there_once(example: Any, config: Any) -> None:
@@ -164,13 +164,13 @@ def test_what_the_tokenizer_puts_around_a_text_stands_there_once(example: Any, c
     if config is CAUSAL:
         assert row.ids[-1] == end
         assert row.ids[-2] != end
-    if isinstance(example, Pair):
+    if isinstance(example, PromptPair):
         given = prompt_ids(example, tokenizer, SftOptions(), encoder_decoder=config is BOTH)
         assert given[:2] == row.ids[:2]
 
 
 def test_a_text_with_two_beginnings_of_its_own_keeps_them() -> None:
-    row, _ = kind_of(Plain(1, f"{START}{START}one"), make_tokenizer())
+    row, _ = kind_of(PlainText(1, f"{START}{START}one"), make_tokenizer())
     assert row.ids[:2] == [0, 0]
 
 

@@ -1,4 +1,4 @@
-"""Bases with settings of their own: of generation, of templates, of configurations in one another, of positions."""
+"""Bases with their own settings: of generation, of templates, of configurations in one another, of positions."""
 
 import json
 from pathlib import Path
@@ -21,17 +21,18 @@ from transformers import (
 
 from rankwise.cli import main
 from rankwise.errors import ConfigError
-from rankwise.tasks.text.data.examples import Chat, Pair
+from rankwise.tasks.settings import compose
+from rankwise.tasks.text.data.examples import Chat, PromptPair
 from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.encode.sft import SftOptions, prompt_text, tokenize_sft
 from rankwise.tasks.text.encode.templates import template_text, writes_date
 from rankwise.tasks.text.encode.tokens import find_answer_context, find_context, reading_config
 from rankwise.tasks.text.model.models import ModelOptions, load_text_model
-from rankwise.tasks.text.options import TextOptions
+from rankwise.tasks.text.options import SweepOptions
 from rankwise.tasks.text.prompting import Prompting, read_prompting
 from rankwise.tasks.text.use.generating import Writing, as_prompt, write_texts
 from rankwise.tasks.text.use.options import UseOptions
-from rankwise.tasks.text.use.served import BASE, load_adapted
+from rankwise.tasks.text.use.served import BASE_NAME, load_adapted
 from text_models import CHATML, VOCABULARY, make_model, make_tokenizer
 
 CAUSAL = SimpleNamespace(max_position_embeddings=256)
@@ -89,7 +90,7 @@ def test_the_bases_own_settings_of_generation_change_no_answer(
     model: Any = adapted.loaded.model
     before = model.generation_config
     prompts = ["The cat", "one two three one"]
-    texts = write_texts(adapted, BASE, [as_prompt(p) for p in prompts], Writing(max_new_tokens=6))
+    texts = write_texts(adapted, BASE_NAME, [as_prompt(p) for p in prompts], Writing(max_new_tokens=6))
     assert texts == [likeliest(model, adapted.loaded.tokenizer, p, 6) for p in prompts]
     assert model.generation_config is before
     said = any("put aside" in note for note in adapted.notes)
@@ -107,7 +108,7 @@ def test_a_stop_string_that_is_a_token_ends_answers(llama: Path) -> None:
     prompt = next(prompt for prompt, ids in first.items() if len(ids) == 1)
     config: Any = model.generation_config
     config.stop_strings = tokenizer.convert_ids_to_tokens(first[prompt])
-    [text] = write_texts(adapted, BASE, [as_prompt(prompt)], Writing(max_new_tokens=6))
+    [text] = write_texts(adapted, BASE_NAME, [as_prompt(prompt)], Writing(max_new_tokens=6))
     assert text == tokenizer.decode(first[prompt])
 
 
@@ -117,7 +118,7 @@ def test_draws_are_of_the_whole_vocabulary(llama: Path) -> None:
     seen: set[int] = set()
     for seed in range(3):
         [text] = write_texts(
-            adapted, BASE, [as_prompt("one")], Writing(max_new_tokens=100, temperature=50.0, seed=seed)
+            adapted, BASE_NAME, [as_prompt("one")], Writing(max_new_tokens=100, temperature=50.0, seed=seed)
         )
         seen.update(text.encode())
     assert len(seen) > 60
@@ -197,8 +198,8 @@ def test_the_date_is_kept_by_the_run_and_beside_the_adapter(llama: Path, tmp_pat
 
 def test_todays_date_is_in_the_settings_of_a_run_on_texts_to_imitate() -> None:
     given: dict[str, Any] = {"model": "m", "data": "d"}
-    assert "date" in TextOptions(task="sft", **given).settings()
-    assert "date" not in TextOptions(task="classify", **given).settings()
+    assert "date" in compose(SweepOptions, task="sft", **given).settings()
+    assert "date" not in compose(SweepOptions, task="classify", **given).settings()
 
 
 def gemma3(pad: int | None) -> Gemma3Config:
@@ -306,7 +307,7 @@ def test_answers_are_cut_where_the_decoder_ends() -> None:
     led = transformers.LEDConfig(
         vocab_size=VOCABULARY, max_encoder_position_embeddings=64, max_decoder_position_embeddings=8, eos_token_id=1
     )
-    prompt = Pair(1, "one two three " * 4, "cat sat on the mat " * 4)
+    prompt = PromptPair(1, "one two three " * 4, "cat sat on the mat " * 4)
     made = tokenize_sft([prompt], make_tokenizer(), led)
     assert (len(made.rows[0].ids) <= 64, len(made.rows[0].labels)) == (True, 8)
     assert "longer than 64 tokens (of an answer 8)" in made.notes[-1]

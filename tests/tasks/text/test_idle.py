@@ -6,7 +6,8 @@ import pytest
 
 from rankwise.errors import ConfigError
 from rankwise.sweeps.choose.deciding import Deciding
-from rankwise.tasks.text.options import TextOptions, TrainOptions
+from rankwise.tasks.settings import compose
+from rankwise.tasks.text.options import SweepOptions, TrainOptions
 
 CLASSIFY: dict[str, Any] = {"model": "bert", "task": "classify", "data": "a.csv"}
 SFT: dict[str, Any] = {**CLASSIFY, "task": "sft"}
@@ -29,15 +30,15 @@ SFT: dict[str, Any] = {**CLASSIFY, "task": "sft"}
 )
 def test_a_setting_without_effect(options: dict[str, Any], flag: str) -> None:
     with pytest.raises(ConfigError, match=f"--{flag} has no effect .*; leave it out"):
-        TextOptions(**options)
+        compose(SweepOptions, **options)
 
 
 @pytest.mark.parametrize("name", ["alpha", "dropout", "target_modules", "scaling"])
 def test_an_adapter_that_is_trained_on_has_its_own(name: str) -> None:
     given: dict[str, Any] = {"alpha": 8.0, "dropout": 0.1, "target_modules": ("query",), "scaling": "alpha/sqrt(r)"}
-    with pytest.raises(ConfigError, match="has no effect beside --init-from, which brings the adapter's own"):
-        TrainOptions(**CLASSIFY, init_from=("a",), **{name: given[name]})
-    TextOptions(**CLASSIFY, init_from=("a",), **{name: given[name]})  # the ranks of a sweep take it
+    with pytest.raises(ConfigError, match="has no effect with --init-from, which brings the adapter's own"):
+        compose(TrainOptions, **CLASSIFY, init_from=("a",), **{name: given[name]})
+    compose(SweepOptions, **CLASSIFY, init_from=("a",), **{name: given[name]})  # the ranks of a sweep take it
 
 
 @pytest.mark.parametrize("name", ["max_runs", "max_minutes", "max_parameters"])

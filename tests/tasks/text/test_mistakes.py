@@ -181,7 +181,7 @@ def test_memory_and_time_are_said_beforehand(place: Path, tmp_path: Path, capsys
     flags = ["--model", str(place / "bert"), "--task", "classify", "--data", str(place / "labelled.jsonl")]
     assert main(["train", *flags, "--out", str(tmp_path / "out"), "--epochs", "1", "--batch-size", "8"]) == 0
     said = " ".join("".join(capsys.readouterr()).split())
-    before, _, after = said.partition("It will take at the most ")
+    before, _, after = said.partition("It will take at most ")
     assert "Training" not in before
     assert re.search(
         r" MiB of memory, the base's 0\.1 and the program's [0-9.,]+ included, [0-9.]+ MiB of disk, of which ", after

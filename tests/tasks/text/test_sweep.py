@@ -162,7 +162,7 @@ def test_going_on_after_an_interruption(
     monkeypatch.setattr(loop.PackTraining, "by_step", interrupted)
     out = tmp_path / "out"
     assert run(folders, out, "bert", "classify", "--search", "20", "--checkpoint-epochs", "1", ranks="1") == 130
-    assert f"go on with: rankwise sweep --resume {out}" in capsys.readouterr().err
+    assert f"resume with: rankwise sweep --resume {out}" in capsys.readouterr().err
     monkeypatch.undo()
     assert main(["sweep", "--resume", str(out), "--quiet"]) == 0
     ours, theirs = read_results(out), read_results(uninterrupted)

@@ -1,4 +1,4 @@
-"""An adapter is used as it was trained: what lies beside it says how, and flags say otherwise."""
+"""An adapter is used as it was trained: what lies next to it says how, and flags say otherwise."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from rankwise.tasks.text.prompting import Prompting
 from rankwise.tasks.text.trained import Trained, read_trained
 from rankwise.tasks.text.use.generating import Writing, as_prompt, write_texts
 from rankwise.tasks.text.use.options import UseOptions
-from rankwise.tasks.text.use.served import BASE, load_adapted
+from rankwise.tasks.text.use.served import BASE_NAME, load_adapted
 from rounding import alike
 from text_models import make_model, make_tokenizer
 
@@ -87,7 +87,7 @@ def test_evaluate_gives_the_figures_of_the_run(
     assert figures[folder.name][figure] == pytest.approx(run["metric"], rel=CLOSE)
     assert f"{figures[folder.name][figure]:.4g}" in (folder / "README.md").read_text()
     if kind == "llama":
-        assert figures[BASE]["loss"] == pytest.approx(results["base"]["metric"], rel=CLOSE)
+        assert figures[BASE_NAME]["loss"] == pytest.approx(results["base"]["metric"], rel=CLOSE)
     if otherwise:
         told = evaluate(place, kind, capsys, str(folder), *otherwise)["figures"]
         assert told[folder.name]["loss"] != pytest.approx(figures[folder.name]["loss"], rel=CLOSE)

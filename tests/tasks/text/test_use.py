@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("transformers")
 import transformers
@@ -18,14 +19,14 @@ from rankwise.adapter_files import load_adapter
 from rankwise.cli import main
 from rankwise.errors import ConfigError
 from rankwise.report import read_results
-from rankwise.tasks.text.data.examples import Pair
+from rankwise.tasks.text.data.examples import PromptPair
 from rankwise.tasks.text.data.labels import read_labels
 from rankwise.tasks.text.encode.sft import SftOptions, prompt_ids, tokenize_sft
 from rankwise.tasks.text.model.models import ModelOptions, load_text_model
 from rankwise.tasks.text.prompting import Prompting, read_prompting
 from rankwise.tasks.text.use.generating import Writing, as_prompt, write_texts
 from rankwise.tasks.text.use.options import UseOptions
-from rankwise.tasks.text.use.served import BASE, load_adapted
+from rankwise.tasks.text.use.served import BASE_NAME, load_adapted
 from text_models import make_model, make_tokenizer
 
 WORDS = ("one", "two", "three", "cat", "sat", "The", "mat")
@@ -71,6 +72,9 @@ def test_a_card_lies_beside_each_adapter(place: Path, task: str) -> None:
     assert f"rank 2, {run['trainable_parameters']:,} trainable parameters" in card
     assert f"{run['metric']:.4g}" in card
     assert "cut off" in card
+    (index,) = yaml.safe_load(card.split("---\n")[1])["model-index"]
+    assert index["results"][0]["metrics"][0]["value"] == run["metric"]
+    assert index["results"][0]["dataset"]["type"] == "jsonl"
     if task == "sft":
         base, adapted = (math.exp(loss) for loss in (results["base"]["metric"], run["metric"]))
         assert f"| perplexity | {base:.4g} | {adapted:.4g} |" in card
@@ -101,9 +105,9 @@ def test_evaluating_a_language_model(place: Path, capsys: pytest.CaptureFixture[
     flags = ["--data", str(place / "pairs.jsonl"), "--generate", "4", "--max-new-tokens", "4", "--json"]
     assert main(["evaluate", str(folder), *flags]) == 0
     figures = json.loads(capsys.readouterr().out)["figures"]
-    assert list(figures) == [BASE, folder.name]
-    assert {"loss", "perplexity", "exact_match", "bleu", "rougeL"} <= figures[BASE].keys()
-    assert figures[folder.name]["loss"] < figures[BASE]["loss"]
+    assert list(figures) == [BASE_NAME, folder.name]
+    assert {"loss", "perplexity", "exact_match", "bleu", "rougeL"} <= figures[BASE_NAME].keys()
+    assert figures[folder.name]["loss"] < figures[BASE_NAME]["loss"]
     model = loaded_for(place, "sft")
     total = count = 0.0
     for line in (place / "pairs.jsonl").read_text().splitlines():
@@ -136,7 +140,7 @@ def test_a_part_of_the_test_examples_is_the_sweeps(
     assert "13 of 60 examples are used, drawn with seed 0." in said["notes"]
     (run,) = results["runs"]
     assert said["figures"][folder.name]["loss"] == pytest.approx(run["metric"], rel=1e-5)
-    assert said["figures"][BASE]["loss"] == pytest.approx(results["base"]["metric"], rel=1e-5)
+    assert said["figures"][BASE_NAME]["loss"] == pytest.approx(results["base"]["metric"], rel=1e-5)
 
 
 def test_each_answer_is_held_against_all_references_of_its_input(
@@ -144,14 +148,14 @@ def test_each_answer_is_held_against_all_references_of_its_input(
 ) -> None:
     """The model's own answer, put among others, is found whichever examples the loss is taken of."""
     prompts = ["The cat", "one two", "mat"]
-    answers = write_texts(load_adapted([], UseOptions(model=str(place / "llama"))), BASE, list(map(as_prompt, prompts)),
-                          Writing(max_new_tokens=3))  # fmt: skip
+    llama = load_adapted([], UseOptions(model=str(place / "llama")))
+    answers = write_texts(llama, BASE_NAME, list(map(as_prompt, prompts)), Writing(max_new_tokens=3))
     rows = [{"prompt": p, "completion": c} for p, a in zip(prompts, answers, strict=True) for c in ("never", a, "no")]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     flags = ["--model", str(place / "llama"), "--data", str(tmp_path / "data.jsonl"), "--limit", "1", "--json"]
     assert main(["evaluate", *flags, "--generate", "2", "--max-new-tokens", "3"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["figures"][BASE]["exact_match"] == 1.0
+    assert said["figures"][BASE_NAME]["exact_match"] == 1.0
     assert "Answers were written for 2 of 3 inputs, with 6 references." in said["notes"]
 
 
@@ -171,22 +175,22 @@ def test_inputs_without_room_for_an_answer_are_left_out_and_named(
     left_out = "inputs have no room for an answer of 9 tokens in the context (the longest has 120) and none was written"
     assert f"1 of 4 {left_out}: line 3." in whole["notes"]
     assert "Answers were written for 3 of 4 inputs, with 3 references." in whole["notes"]
-    assert whole["figures"][BASE]["rougeL"] == short["figures"][BASE]["rougeL"]
+    assert whole["figures"][BASE_NAME]["rougeL"] == short["figures"][BASE_NAME]["rougeL"]
     assert f"1 of 1 {left_out}: line 1." in long["notes"]
-    assert long["figures"][BASE].keys() == {"loss", "perplexity"}
+    assert long["figures"][BASE_NAME].keys() == {"loss", "perplexity"}
     adapted = load_adapted([], UseOptions(model=str(place / "llama")))
     with pytest.raises(ConfigError, match=r"The prompt of line 8 has 120 tokens; with 64 for the answer"):
-        write_texts(adapted, BASE, [as_prompt("one", 7), as_prompt(long_text, 8)], Writing())
+        write_texts(adapted, BASE_NAME, [as_prompt("one", 7), as_prompt(long_text, 8)], Writing())
 
 
 def test_answers_are_those_of_each_prompt_alone(place: Path) -> None:
     adapted = load_adapted([adapter(place, "sft")], UseOptions())
     prompts = [as_prompt(text) for text in ("The cat", "one two three cat sat", "mat")]
     how = Writing(max_new_tokens=5)
-    for name in (BASE, *adapted.names):
+    for name in (BASE_NAME, *adapted.names):
         together = write_texts(adapted, name, prompts, how)
         assert together == [write_texts(adapted, name, [prompt], how)[0] for prompt in prompts]
-    drawn = [write_texts(adapted, BASE, prompts, Writing(temperature=5.0, seed=seed)) for seed in (0, 0, 1)]
+    drawn = [write_texts(adapted, BASE_NAME, prompts, Writing(temperature=5.0, seed=seed)) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -198,7 +202,7 @@ def test_generating_side_by_side(
     assert main(["generate", folder, "--file", str(tmp_path / "prompts.txt"), "--max-new-tokens", "3", "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["prompt"] for line in lines] == ["The cat", "one two"]
-    assert all(list(line["answers"]) == [BASE, Path(folder).name] for line in lines)
+    assert all(list(line["answers"]) == [BASE_NAME, Path(folder).name] for line in lines)
     monkeypatch.setattr("sys.stdin", io.StringIO("The cat\n" + "cat " * 500 + "\none two\n"))
     assert main(["generate", folder, "--no-base", "--max-new-tokens", "3"]) == 0
     said = capsys.readouterr()
@@ -211,7 +215,7 @@ def test_generating_side_by_side(
     assert "1 of 3 inputs have no room for an answer of 3 tokens" in said.err
     assert said.err.rstrip().endswith("line 2.")
     with pytest.raises(ConfigError, match="writes no text"):
-        write_texts(load_adapted([adapter(place, "classify")], UseOptions()), BASE, [as_prompt("a")], Writing())
+        write_texts(load_adapted([adapter(place, "classify")], UseOptions()), BASE_NAME, [as_prompt("a")], Writing())
 
 
 def test_answers_are_the_likeliest_tokens_up_to_the_end_that_training_taught(place: Path) -> None:
@@ -219,16 +223,16 @@ def test_answers_are_the_likeliest_tokens_up_to_the_end_that_training_taught(pla
     adapted = load_adapted([adapter(place, "sft")], UseOptions(chat=True))
     model: Any = adapted.loaded.model
     prompts, how = [as_prompt("The cat"), as_prompt("one two three cat sat")], Writing(max_new_tokens=12)
-    plain = write_texts(adapted, BASE, prompts, how)
+    plain = write_texts(adapted, BASE_NAME, prompts, how)
     model.generation_config.repetition_penalty, model.generation_config.num_beams = 5.0, 3
     model.generation_config.min_length, model.generation_config.no_repeat_ngram_size = 90, 1
-    assert write_texts(adapted, BASE, prompts, how) == plain
+    assert write_texts(adapted, BASE_NAME, prompts, how) == plain
     given: list[dict[str, Any]] = []
     generate = model.generate
     model.generate = lambda **named: given.append(named) or generate(**named)
     tokenizer: Any = adapted.loaded.tokenizer
     tokenizer.eos_token = "<pad>"
-    write_texts(adapted, BASE, prompts, how)
+    write_texts(adapted, BASE_NAME, prompts, how)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert end in given[0]["eos_token_id"], "what the template writes after an answer"
     # Filled up before the prompt, where a causal model doesn't look.
@@ -238,7 +242,7 @@ def test_answers_are_the_likeliest_tokens_up_to_the_end_that_training_taught(pla
 
 
 def test_a_prompt_has_the_tokens_that_training_puts_before_the_answer(place: Path) -> None:
-    """Also where the tokenizer ends every text with a token of its own."""
+    """Also where the tokenizer ends every text with its own token."""
     from tokenizers.processors import TemplateProcessing
 
     loaded = load_text_model(place / "llama", "sft")
@@ -250,7 +254,7 @@ def test_a_prompt_has_the_tokens_that_training_puts_before_the_answer(place: Pat
     assert tokenizer("The cat")["input_ids"][-1] == tokenizer.eos_token_id
     options = SftOptions()
     ids = prompt_ids(as_prompt("The cat"), tokenizer, options, encoder_decoder=False)
-    (row,) = tokenize_sft([Pair(1, "The cat", " sat")], tokenizer, loaded.config, options).rows
+    (row,) = tokenize_sft([PromptPair(1, "The cat", " sat")], tokenizer, loaded.config, options).rows
     assert row.ids[: len(ids)] == ids
     assert row.labels[len(ids) :] == row.ids[len(ids) :]
     assert prompt_ids(as_prompt("The cat"), tokenizer, options, encoder_decoder=True)[-1] == tokenizer.eos_token_id
@@ -418,7 +422,7 @@ def test_prompts_are_written_as_in_training(place: Path, tmp_path: Path) -> None
         ),
         (["generate", "{sft}", "--file", "{root}/no.txt"], "no.txt can't be read"),
         (["generate", "{sft}", "--prompt", "a", "--temperature", "-1"], "--temperature is -1.0"),
-        (["generate", "{sft}", "--prompt", "a", "--skip-bad-lines"], "--skip-bad-lines is about --file"),
+        (["generate", "{sft}", "--prompt", "a", "--skip-bad-lines"], "--skip-bad-lines applies to --file"),
         (["generate", "{sft}", "--model", "{root}/llama", "--prompt", ""], "Line 1: the prompt is empty"),
         (
             ["evaluate", "{classify}", "--data", "{root}/labelled.jsonl", "--generate", "4"],

@@ -13,8 +13,15 @@ import rankwise
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.pack.member import Member
 from rankwise.tasks.trainers import arguments
-from rankwise.tasks.trainers.arguments import NOTED, RULES, TAKEN_OVER, WITHOUT_EFFECT, check_trainer, training_of
-from rankwise.tasks.trainers.sweep_trainer import problem_of
+from rankwise.tasks.trainers.arguments import (
+    NOTED,
+    RULES,
+    TAKEN_OVER,
+    WITHOUT_EFFECT,
+    check_trainer,
+    settings_of,
+)
+from rankwise.tasks.trainers.sweep_trainer import trainer_problem
 from rankwise.train.loop import PackTraining
 from text_models import CONFIGS, VOCABULARY, make_model, make_tokenizer
 
@@ -118,7 +125,7 @@ def theirs(trainer):
 
 def ours(trainer, order):
     """Train all weights on the same batches as a sweep would: losses of the epochs, and weights."""
-    problem = problem_of(trainer)
+    problem = trainer_problem(trainer)
     n = len(trainer.train_dataset)
     by_epoch = torch.tensor(order).view(-1, n)
     feed = replace(problem.feed, order=lambda data, seeds, epoch, size, rows: by_epoch[epoch].expand(len(seeds), -1))
@@ -128,7 +135,13 @@ def ours(trainer, order):
     data = problem.data["train"]
     setting = replace(problem.training, lr=trainer.args.learning_rate)
     loop = PackTraining(
-        trainer.model, [(Member(name="full", whole=whole), setting)], data, data, problem.loss, problem.loss, feed=feed
+        trainer.model,
+        [(Member(name="full", modules_to_save=whole), setting)],
+        data,
+        data,
+        problem.loss,
+        problem.loss,
+        feed=feed,
     )
     points, outcome = [], None
     while not loop.done:
@@ -264,10 +277,10 @@ def test_an_unknown_argument_is_refused_by_name_and_one_of_the_user_is_not(tmp_p
 
 
 def test_what_has_no_effect_is_noted(tmp_path):
-    notes = training_of(make_trainer(tmp_path, seed=7, gradient_checkpointing=True), 8)[1]
+    notes = settings_of(make_trainer(tmp_path, seed=7, gradient_checkpointing=True), 8)[1]
     assert "The trainer's seed=7 has no effect: the seeds are the sweep's; give them as seeds." in notes
     assert len(notes) == 2
-    assert training_of(make_trainer(tmp_path), 8)[1] == []
+    assert settings_of(make_trainer(tmp_path), 8)[1] == []
 
 
 @pytest.mark.parametrize(
@@ -303,11 +316,11 @@ def f1(prediction):
 def test_a_metric_that_is_no_mean_over_examples_is_refused_and_another_can_be_named(tmp_path):
     trainer = make_trainer(tmp_path, more={"compute_metrics": f1})
     with pytest.raises(ConfigError, match='compute_metrics gives f1, accuracy; say which decides: metric="f1"'):
-        problem_of(trainer)
+        trainer_problem(trainer)
     with pytest.raises(ConfigError, match="it is no mean over examples"):
-        problem_of(trainer, metric="f1")
-    assert problem_of(trainer, metric="accuracy").metric_name == "accuracy"
-    assert problem_of(trainer, metric="loss").metric is None
+        trainer_problem(trainer, metric="f1")
+    assert trainer_problem(trainer, metric="accuracy").metric_name == "accuracy"
+    assert trainer_problem(trainer, metric="loss").metric is None
 
 
 def test_what_is_no_trainer_is_refused():

@@ -1,6 +1,6 @@
 """Checksums of an adapter file and of the base it belongs to.
 
-Entries of the tensor file's metadata, beside PEFT's own `"format": "pt"`:
+Entries of the tensor file's metadata, in addition to PEFT's `"format": "pt"`:
 
 | entry | over what |
 |---|---|
@@ -12,7 +12,7 @@ Entries of the tensor file's metadata, beside PEFT's own `"format": "pt"`:
 
 `base` and `base_others` are samples. Hashing all of a base would cost seconds for every billion numbers, so up to
 256 entries of each tensor, spread evenly, and its shape are hashed. Another base differs in nearly every entry; one
-that differs in a few entries only isn't told apart.
+that differs in a few entries only isn't distinguished.
 """
 
 import hashlib
@@ -40,13 +40,13 @@ class BaseRecord:
 
     Args:
         adapted: Path of an adapted layer -> its weight.
-        others: Path of any other parameter or buffer -> its values.
+        other_weights: Path of any other parameter or buffer -> its values.
         buffers: Paths of the buffers that the file holds because training has changed them.
         paths: All paths of parameters and buffers of a model that a file is read for.
     """
 
     adapted: Mapping[str, Tensor | None] = field(default_factory=dict[str, Tensor | None])
-    others: Mapping[str, Tensor | None] = field(default_factory=dict[str, Tensor | None])
+    other_weights: Mapping[str, Tensor | None] = field(default_factory=dict[str, Tensor | None])
     buffers: Collection[str] = ()
     paths: Collection[str] = ()
 
@@ -61,11 +61,13 @@ def metadata_of(flat: Mapping[str, Tensor], config: str, base: BaseRecord) -> di
     """
     entries = {"format": "pt", CONFIG: _config_checksum(config)}
     seen = {name: _describe(weight) for name, weight in base.adapted.items() if weight is not None}
-    others = {name: _describe_shaped(tensor) for name, tensor in base.others.items() if tensor is not None}
+    other_weights = {
+        name: _describe_shaped(tensor) for name, tensor in base.other_weights.items() if tensor is not None
+    }
     if seen:
         entries[BASE] = json.dumps(seen)
-    if others:
-        entries[OTHERS] = json.dumps(others)
+    if other_weights:
+        entries[OTHERS] = json.dumps(other_weights)
     if base.buffers:
         entries[BUFFERS] = json.dumps(sorted(base.buffers))
     return {**entries, TENSORS: _tensors_checksum(flat, entries)}
@@ -79,8 +81,8 @@ def check_file(path: Path, flat: Mapping[str, Tensor], metadata: Mapping[str, st
     """
     if not metadata.keys() & {TENSORS, CONFIG, BASE}:
         return
-    others = {key: value for key, value in metadata.items() if key != TENSORS}
-    if metadata.get(TENSORS) != _tensors_checksum(flat, others):
+    other_weights = {key: value for key, value in metadata.items() if key != TENSORS}
+    if metadata.get(TENSORS) != _tensors_checksum(flat, other_weights):
         raise AdapterFileError(
             f"The tensors of {path} don't fit its checksum: the file is damaged or was changed after saving. "
             "Copy it again from where it came."
@@ -131,26 +133,28 @@ def check_base(
             "strict=False if you know that it fits."
         )
         return _not_compared(skipped)
-    others = _stored(path, metadata, OTHERS)
+    other_weights = _stored(path, metadata, OTHERS)
     resized = [
         name
         for name in embeddings
-        if name in others and (now := base.others.get(name)) is not None and others[name][2:] != _shape_of(now)
+        if name in other_weights
+        and (now := base.other_weights.get(name)) is not None
+        and other_weights[name][2:] != _shape_of(now)
     ]
-    compared = {name: values for name, values in others.items() if name not in resized and name not in adapted}
-    if (different := _first_different(compared, base.others, skipped, _describe_shaped)) is not None:
+    compared = {name: values for name, values in other_weights.items() if name not in resized and name not in adapted}
+    if (different := _first_different(compared, base.other_weights, skipped, _describe_shaped)) is not None:
         findings.add(
             f"\"{different}\" isn't what it was when {path} was saved, and the file doesn't hold it. Is this another "
             "base, or was a new head, drawn at random, left out of the adapter? Load the adapter's own base and train "
             "a new head with the adapter (modules_to_save), or pass strict=False if you know that it fits."
         )
-    elif gone := next((name for name, values in others.items() if _is_missing(name, values, base.paths)), None):
+    elif gone := next((name for name, values in other_weights.items() if _is_missing(name, values, base.paths)), None):
         findings.add(
             f'{path} was saved over a base with "{gone}", which this model lacks. Is it another base, or a part of it? '
             "Load the adapter's own base, or pass strict=False if you know that it fits."
         )
-    recorded = {*adapted, *(f"{name}.weight".lstrip(".") for name in adapted), *others, *embeddings}
-    complete = bool(others) and not skipped and base.adapted.keys() <= adapted.keys()
+    recorded = {*adapted, *(f"{name}.weight".lstrip(".") for name in adapted), *other_weights, *embeddings}
+    complete = bool(other_weights) and not skipped and base.adapted.keys() <= adapted.keys()
     return [*_not_compared(skipped), *(_unknown(base, recorded) if complete else ())]
 
 
@@ -162,7 +166,9 @@ def _is_missing(name: str, values: tuple[str, ...], paths: Collection[str]) -> b
 
 def _unknown(base: BaseRecord, recorded: Collection[str]) -> list[str]:
     """Say how many parameters of this model the base that was saved over didn't have."""
-    more = [name for name, tensor in base.others.items() if name not in recorded and isinstance(tensor, nn.Parameter)]
+    more = [
+        name for name, tensor in base.other_weights.items() if name not in recorded and isinstance(tensor, nn.Parameter)
+    ]
     if not more:
         return []
     return [

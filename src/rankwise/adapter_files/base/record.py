@@ -1,4 +1,4 @@
-"""The base under an adapter, as its file records it: its own values, also while others stand in their place."""
+"""The base under an adapter, as its file records it: its own values, also while others replace them."""
 
 from collections.abc import Collection, Mapping
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA
 from rankwise.lora.base.buffers import is_large
+from rankwise.lora.base.counts import counts_of
 from rankwise.lora.base.samples import changed_base
 from rankwise.lora.checks.complete import lost_message, lost_paths
 from rankwise.lora.offloaded import gathered, has_data
@@ -17,14 +18,16 @@ from rankwise.lora.targets.modules import base_tensors
 Layers = Mapping[str, tuple[nn.Module, LoRA]]
 
 
-def check_savable(model: nn.Module, name: str, layers: Layers, whole: Mapping[str, Tensor], strict: bool) -> None:
+def check_savable(
+    model: nn.Module, name: str, layers: Layers, replacements: Mapping[str, Tensor], strict: bool
+) -> None:
     """Raise, or warn, unless a file can hold all of an adapter.
 
     Args:
         model: The model.
         name: The adapter.
         layers: Its adapted layers.
-        whole: What it has in place of the base's parameters and buffers.
+        replacements: What it has in place of the base's parameters and buffers.
         strict: Whether what can be saved all the same, but isn't what was trained, is an error.
 
     Raises:
@@ -45,7 +48,7 @@ def check_savable(model: nn.Module, name: str, layers: Layers, whole: Mapping[st
     problems: list[str] = []
     if lost := lost_paths(model, name):
         problems.append(lost_message(name, lost) + " Put the adapted layer back.")
-    for path, tensor in _tensors(name, layers, whole):
+    for path, tensor in _tensors(name, layers, replacements):
         if not has_data(tensor):
             raise AdapterError(
                 f'Adapter "{name}" has no numbers at "{path}": it was attached in a fake mode, or loses them on the '
@@ -82,9 +85,9 @@ def check_base_as_before(model: nn.Module, held: Collection[str], strict: bool) 
     if lost := [path for path in changed.lasting if path not in held and path not in large]:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         problem = (
-            f'The base\'s "{lost[0]}"{more} has changed since training began (unfrozen after inject, or written to by '
-            "the model itself), and an adapter's file doesn't hold it. Train it with the adapter (modules_to_save, "
-            "bias), or save all of the model."
+            f'The base\'s "{lost[0]}"{more} has changed since training began (unfrozen after inject, written to by the '
+            "model itself, or cast to fewer bits and back), and an adapter's file doesn't hold it. Train it with the "
+            "adapter (modules_to_save, bias), or save all of the model."
         )
         if strict:
             raise AdapterError(f"{problem} To save what there is: strict=False.")
@@ -95,12 +98,18 @@ def check_base_as_before(model: nn.Module, held: Collection[str], strict: bool) 
             "so the file doesn't hold it either; compare the outputs of the loaded adapter.",
             stacklevel=4,
         )
+    if counts := counts_of(model):
+        warnings.warn(
+            f'The number "{counts[0]}" of the model, a plain attribute, changes with each training forward. No file '
+            "holds it, so where outputs depend on it, the loaded adapter gives others; register it as a buffer.",
+            stacklevel=4,
+        )
     return large
 
 
-def _tensors(name: str, layers: Layers, whole: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _tensors(name: str, layers: Layers, replacements: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for path, (_, lora) in layers.items():
         for tensor in lora.tensors(name).values():
             yield path, tensor.detach()
     # A buffer may hold infinite numbers on purpose: masks do.
-    yield from ((path, gathered(t.detach())) for path, t in whole.items() if isinstance(t, nn.Parameter))
+    yield from ((path, gathered(t.detach())) for path, t in replacements.items() if isinstance(t, nn.Parameter))

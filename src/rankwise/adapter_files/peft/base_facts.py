@@ -23,15 +23,15 @@ HEADS = {
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
 }
-"""peft's word for a task -> modules that it trains whole with every adapter of that task, where they are there."""
+"""peft's word for a task -> modules that it trains in full with every adapter of that task, where they are there."""
 
 
-def base_facts(model: nn.Module, whole: Collection[str]) -> dict[str, Any]:
+def base_facts(model: nn.Module, replacements: Collection[str]) -> dict[str, Any]:
     """Return the fields that a file has of its base, as far as the model says them; nothing for a plain module.
 
     Args:
         model: The model.
-        whole: Paths of the parameters that the file holds whole.
+        replacements: Paths of the parameters that the file holds whole.
     """
     config = getattr(unwrapped(model), "config", None)
     if not hasattr(config, "model_type"):
@@ -46,7 +46,7 @@ def base_facts(model: nn.Module, whole: Collection[str]) -> dict[str, Any]:
     # With such a task peft looks for the whole head in the file, and passes over A and B of it.
     heads = [path for path, _ in walk(model) if path.endswith(HEADS.get(task or "", ("\n",)))]
     owned = base_tensors(model, buffers=False)
-    if any(path not in whole for path in owned if is_inside(path.rpartition(".")[0], heads)):
+    if any(path not in replacements for path in owned if is_inside(path.rpartition(".")[0], heads)):
         task = None
     mapping = None if task else {"base_model_class": cls.__name__, "parent_library": cls.__module__}
     return {"base_model_name_or_path": name or None, "task_type": task, "auto_mapping": mapping}

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.peft.regexes import compiled
 from rankwise.errors import AdapterFileError
-from rankwise.lora.config import BIASES, LoRAConfig
+from rankwise.lora.config import BIASES, LARGEST, LoRAConfig
 from rankwise.lora.targets.patterns import as_list, matching_values, pinned
 from rankwise.lora.variants import VARIANTS
 from rankwise.writing import read_regular
@@ -66,7 +65,7 @@ _LARGEST = 1 << 26
 
 def _is_number(value: object) -> bool:
     # The comparison keeps out NaN, infinities (Python's JSON has both) and whole numbers no float holds.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _is_rank(value: object) -> bool:
@@ -93,7 +92,7 @@ def _are_tokens(value: object) -> bool:
 
 _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "r": (_is_rank, "a whole number of at least 1"),
-    "lora_alpha": (_is_number, "a finite number"),
+    "lora_alpha": (_is_number, "a finite number that float32 holds"),
     "lora_dropout": (_is_number, "a finite number"),
     **{
         variant.peft.switch: (lambda value: value is None or isinstance(value, bool), "true or false")
@@ -116,7 +115,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "alpha_pattern": (
         lambda value: value is None or (isinstance(value, dict) and all(map(_is_number, value.values()))),
-        "an object of finite numbers",
+        "an object of finite numbers that float32 holds",
     ),
 }
 """Field -> (is it of the right type?, what is needed)."""
@@ -162,8 +161,8 @@ def fields_of(
     ranks = {it.name: it.r for it in named}
     names, modules = sorted(ranks), sorted({it.name for it in named if not it.bare})
     parameters = sorted(it.name for it in named if it.bare)
-    alphas = {name: _whole(config.alpha) for name in names}
-    alphas |= {name: _whole(alpha) for name, alpha in matching_values(config.alpha_pattern, names).items()}
+    alphas = {name: _without_fraction(config.alpha) for name in names}
+    alphas |= {name: _without_fraction(alpha) for name, alpha in matching_values(config.alpha_pattern, names).items()}
     reached = matching_values(dict.fromkeys(modules, True), model_names)
     foreign = {
         "auto_mapping": None,
@@ -181,12 +180,12 @@ def fields_of(
         **config.extra,
         # Readers from before it was thought of don't know the field.
         **({"trainable_token_indices": rows} if rows or "trainable_token_indices" in config.extra else {}),
-        "alpha_pattern": _as_peft(pinned(alphas, _whole(config.alpha))),
+        "alpha_pattern": _as_peft(pinned(alphas, _without_fraction(config.alpha))),
         "bias": config.bias,
         "exclude_modules": None,
         "inference_mode": True,
         "layers_to_transform": None,
-        "lora_alpha": _whole(config.alpha),
+        "lora_alpha": _without_fraction(config.alpha),
         "lora_bias": False,
         "lora_dropout": 0.0 if parameters else config.dropout,
         "modules_to_save": sorted(map(str, as_list(config.modules_to_save))) or None,
@@ -228,7 +227,7 @@ def foreign_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {field: value for field, value in fields.items() if field not in _WRITTEN}
 
 
-def _whole(number: int | float) -> int | float:
+def _without_fraction(number: int | float) -> int | float:
     """Return 32 for 32.0: readers that expect a whole alpha get one where it is."""
     return int(number) if float(number).is_integer() else number
 
@@ -285,7 +284,7 @@ def check_fields(where: object, fields: Mapping[str, Any]) -> None:
     """Raise where a field has a wrong type or changes the maths.
 
     Raises:
-        AdapterFileError: As said.
+        AdapterFileError: In these cases.
     """
     if "peft_type" not in fields:
         types = " or ".join(f'"{name}"' for name in _UNSUPPORTED["peft_type"])
@@ -308,7 +307,7 @@ def check_unknown_fields(where: object, fields: Mapping[str, Any], findings: Fin
     """Warn of fields that a newer PEFT may have added; find those whose name says that they change the maths."""
     unknown = sorted(fields.keys() - _UNSUPPORTED.keys() - _WITHOUT_EFFECT - _TYPES.keys() - _OF_VARIANTS)
     for field in unknown:
-        # By PEFT's habit a variant is switched on by `use_...`, or by settings of its own.
+        # By PEFT's habit a variant is switched on by `use_...`, or by its own settings.
         if fields[field] and (field.startswith("use_") or field.endswith("_config")):
             findings.add(
                 f"{where} sets {field} = {json.dumps(fields[field])}. It isn't known here and its name says that it "

@@ -27,7 +27,7 @@ _PART = re.compile(rf"\.(lora_|{'|'.join(OWN_KEYS)}|base_layer\.|token_adapter\.
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownModel:
     """What is known of the model that a file is read for.
 
     Args:
@@ -41,13 +41,13 @@ class Known:
     embeddings: Iterable[str] = field(default=())
 
 
-def known_of(model: nn.Module) -> Known:
+def known_of(model: nn.Module) -> KnownModel:
     """Return what is known of a model."""
     modules = frozenset(path for path, _ in walk(model))
-    return Known(modules, frozenset(base_tensors(model)), tuple(embeddings_of(model)))
+    return KnownModel(modules, frozenset(base_tensors(model)), tuple(embeddings_of(model)))
 
 
-def as_usual(flat: Mapping[str, Tensor], known: Known) -> dict[str, Tensor]:
+def as_usual(flat: Mapping[str, Tensor], known: KnownModel) -> dict[str, Tensor]:
     """Return the tensors of a file under the usual keys, 8-bit floats as float32: torch can't compute with these."""
     return {
         _key(key, known): tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
@@ -55,7 +55,7 @@ def as_usual(flat: Mapping[str, Tensor], known: Known) -> dict[str, Tensor]:
     }
 
 
-def fields_as_usual(fields: Mapping[str, Any], known: Known) -> dict[str, Any]:
+def fields_as_usual(fields: Mapping[str, Any], known: KnownModel) -> dict[str, Any]:
     """Return the settings with the paths that this model has."""
     result = dict(fields)
     for name in ("target_modules", "modules_to_save", "target_parameters"):
@@ -67,7 +67,7 @@ def fields_as_usual(fields: Mapping[str, Any], known: Known) -> dict[str, Any]:
     return result
 
 
-def _key(key: str, known: Known) -> str:
+def _key(key: str, known: KnownModel) -> str:
     before, prefix, inside = key.rpartition(f"{PREFIX}.")
     if not prefix or (before and before.rstrip(".") not in {*WRAPPER_WORDS, "module"}):
         return key
@@ -80,16 +80,19 @@ def _key(key: str, known: Known) -> str:
     return f"{prefix}{inside}"
 
 
-def _path(path: str, known: Known) -> str:
+def _path(path: str, known: KnownModel) -> str:
     """Return a path, of a module or of a tensor, as the model has it; unchanged where nothing is known of it."""
-    there = known.modules | known.tensors
-    if path in there or not path:
+    if _is_there(path, known) or not path:
         return path
     pieces = path.split(".")
     plain = ".".join(piece for piece in pieces if piece not in WRAPPER_WORDS)
     if pieces[0] == "module" and "module" not in known.modules and known.modules:
         plain = plain.removeprefix("module.")
-    for old, new in _RENAMED if plain not in there else ():
-        if plain.startswith(old) and new + plain.removeprefix(old) in there:
+    for old, new in _RENAMED if not _is_there(plain, known) else ():
+        if plain.startswith(old) and _is_there(new + plain.removeprefix(old), known):
             return new + plain.removeprefix(old)
     return plain
+
+
+def _is_there(path: str, known: Known) -> bool:
+    return path in known.modules or path in known.tensors

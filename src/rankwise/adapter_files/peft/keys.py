@@ -22,7 +22,7 @@ OWN_KEYS = {
     for tensor in variant.tensors
     if tensor.key and not tensor.shared
 }
-"""End of the key of what a variant has in every module beside A and B, or in their place -> the variant."""
+"""End of the key of what a variant has in every module in addition to A and B, or in their place -> the variant."""
 
 SHARED_KEYS = {
     f"base_model.{tensor.key}": name for name, variant in VARIANTS.items() for tensor in variant.shared if tensor.key
@@ -68,15 +68,15 @@ class Parts:
 
     Args:
         pairs: Module path -> (A, B).
-        whole: Path of a parameter or buffer of the base -> what the adapter has in its place.
-        own: Module path -> what its variant has there beside A and B, by name, in PEFT's shape.
+        replacements: Path of a parameter or buffer of the base -> what the adapter has in its place.
+        own: Module path -> what its variant has there in addition to A and B, by name, in PEFT's shape.
         shared: What all modules of its variant share, by name.
         tokens: Module path -> rows of single tokens.
         biases: Module path -> the bias of its B.
     """
 
     pairs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    whole: dict[str, Tensor] = field(default_factory=dict)
+    replacements: dict[str, Tensor] = field(default_factory=dict)
     own: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     shared: dict[str, Tensor] = field(default_factory=dict)
     tokens: dict[str, Tensor] = field(default_factory=dict)
@@ -99,11 +99,11 @@ def is_pair(A: Tensor, B: Tensor) -> bool:
     return A.ndim == B.ndim >= 2 and same
 
 
-def whole_key_of(name: str, adapted: Collection[str]) -> str:
+def saved_key_of(name: str, adapted: Collection[str]) -> str:
     """Return the key of a parameter that is saved whole; one of an adapted layer lies in its `base_layer`.
 
     Examples:
-        >>> whole_key_of("up.bias", {"up"}), whole_key_of("head.weight", {"up"})
+        >>> saved_key_of("up.bias", {"up"}), saved_key_of("head.weight", {"up"})
         ('base_model.model.up.base_layer.bias', 'base_model.model.head.weight')
     """
     owner, _, leaf = name.rpartition(".")
@@ -136,45 +136,16 @@ def sorted_parts(
         embeddings: Paths of the model's embeddings, where the model is known.
         buffers: Paths of the buffers that the file holds because training had changed them.
     """
-    halves: dict[str, dict[str, Tensor]] = {}
-    others: dict[str, str] = {}
-    own: dict[str, dict[str, Tensor]] = {}
-    variant = VARIANTS[variant_of(fields)]
+    variant, parts = VARIANTS[variant_of(fields)], Parts()
     ends = {tensor.key: tensor.name for tensor in variant.tensors if tensor.key and not tensor.shared}
-    shared = {f"base_model.{tensor.key}": tensor.name for tensor in variant.shared}
-    biases: dict[str, Tensor] = {}
-    parts = Parts()
-    for key in flat:
-        inside = key.removeprefix(f"{PREFIX}.")
-        if inside != key and _in_base(inside, known):
-            others[key] = inside
-            continue
-        if inside != key and f".{inside}".endswith(f".{TOKENS_KEY}"):
-            parts.tokens[inside.removesuffix(TOKENS_KEY).rstrip(".")] = flat[key]
-            continue
-        if fields.get("lora_bias") and inside != key and f".{inside}".endswith(f".{BIAS_KEY}"):
-            biases[inside.removesuffix(BIAS_KEY).rstrip(".")] = flat[key]
-            continue
-        if key in shared:
-            parts.shared[shared[key]] = flat[key]
-            continue
-        if inside != key and (own_end := next((end for end in ends if f".{inside}".endswith(f".{end}")), None)):
-            own.setdefault(inside.removesuffix(own_end).rstrip("."), {})[ends[own_end]] = flat[key]
-            continue
-        end = next((end for end in KEY_ENDS if inside == end or inside.endswith(f".{end}")), None)
-        if inside == key or (end is None and _OF_ADAPTERS.search(key)):
-            findings.add(_of_no_use(where, key))
-        elif end is None:
-            others[key] = inside
-        elif _is_kernel(where, key, flat[key], findings):
-            halves.setdefault(inside[: -len(end) - 1], {})[KEY_ENDS[end]] = flat[key]
-    for name, half in halves.items():
+    found = _by_kind(where, flat, fields, findings, known, parts)
+    for name, half in found.halves.items():
         if _is_pair(where, name, half, findings):
             parts.pairs[name] = (half["A"], half["B"])
     if variant.shared:
-        _share_pairs(where, variant, own, parts, findings)
-    for name in sorted(own.keys() | parts.pairs.keys()) if ends else ():
-        missing = [end for end, tensor in ends.items() if tensor not in own.get(name, {})]
+        _share_pairs(where, variant, found.own, parts, findings)
+    for name in sorted(found.own.keys() | parts.pairs.keys()) if ends else ():
+        missing = [end for end, tensor in ends.items() if tensor not in found.own.get(name, {})]
         missing += [] if name in parts.pairs else [LINEAR_KEYS[0]]
         if missing:
             *before, last = [*([] if variant.shared else "AB"), *ends.values()]
@@ -183,20 +154,83 @@ def sorted_parts(
                 f'{where} has no "{key_of(name, missing[0])}"; with {variant.peft.mark} every module has {every}.'
             )
             parts.pairs.pop(name, None)
-    parts.own = {name: tensors for name, tensors in own.items() if name in parts.pairs}
-    for name in sorted(biases.keys() ^ parts.pairs.keys()) if fields.get("lora_bias") else ():
+    parts.own = {name: tensors for name, tensors in found.own.items() if name in parts.pairs}
+    for name in sorted(found.biases.keys() ^ parts.pairs.keys()) if fields.get("lora_bias") else ():
         missing = BIAS_KEY if name in parts.pairs else LINEAR_KEYS[0]
         findings.add(f'{where} has no "{key_of(name, missing)}"; with lora_bias every module has A, B and a bias.')
         parts.pairs.pop(name, None)
-    parts.biases = {name: tensor for name, tensor in biases.items() if name in parts.pairs}
-    is_whole = _test_of_whole(fields, {*halves, *parts.tokens}, embeddings)
-    for key, inside in others.items():
-        name = _in_base(inside, known) or _path_of_whole(inside)
-        if not {inside, name} & {*buffers} and not is_whole(name, inside):
+    parts.biases = {name: tensor for name, tensor in found.biases.items() if name in parts.pairs}
+    saved_here = _test_of_saved(fields, {*found.halves, *parts.tokens}, embeddings)
+    for key, inside in found.others.items():
+        name = _in_base(inside, known) or _path_of_saved(inside)
+        if not {inside, name} & {*buffers} and not saved_here(name, inside):
             findings.add(_of_no_use(where, key))
         elif name:
-            parts.whole[name] = flat[key]
+            parts.replacements[name] = flat[key]
     return parts
+
+
+@dataclass
+class _Kinds:
+    """Tensors by what their keys say, by module.
+
+    Args:
+        halves: "A" and "B" of modules.
+        own: What the variant has in modules, by name.
+        biases: Of B.
+        others: Key -> path inside the model, of tensors that may be saved whole.
+    """
+
+    halves: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    own: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)
+
+
+def _by_kind(
+    where: object,
+    flat: Mapping[str, Tensor],
+    fields: Mapping[str, Any],
+    findings: Findings,
+    known: Collection[str],
+    parts: Parts,
+) -> _Kinds:
+    """Sort tensors by their keys alone; rows of tokens and what all modules share go into `parts` at once."""
+    found, variant = _Kinds(), VARIANTS[variant_of(fields)]
+    ends = {tensor.key: tensor.name for tensor in variant.tensors if tensor.key and not tensor.shared}
+    shared = {f"base_model.{tensor.key}": tensor.name for tensor in variant.shared}
+    for key, tensor in flat.items():
+        inside = key.removeprefix(f"{PREFIX}.")
+        in_model = inside != key
+        if in_model and _in_base(inside, known):
+            found.others[key] = inside
+        elif in_model and (name := _before(inside, TOKENS_KEY)) is not None:
+            parts.tokens[name] = tensor
+        elif fields.get("lora_bias") and in_model and (name := _before(inside, BIAS_KEY)) is not None:
+            found.biases[name] = tensor
+        elif key in shared:
+            parts.shared[shared[key]] = tensor
+        elif in_model and (own := next((end for end in ends if _before(inside, end) is not None), None)):
+            found.own.setdefault(_before(inside, own) or "", {})[ends[own]] = tensor
+        else:
+            end = next((end for end in KEY_ENDS if _before(inside, end) is not None), None)
+            if not in_model or (end is None and _OF_ADAPTERS.search(key)):
+                findings.add(_of_no_use(where, key))
+            elif end is None:
+                found.others[key] = inside
+            elif _is_kernel(where, key, tensor, findings):
+                found.halves.setdefault(_before(inside, end) or "", {})[KEY_ENDS[end]] = tensor
+    return found
+
+
+def _before(inside: str, end: str) -> str | None:
+    """The module before the end of a key; None where the key has another end.
+
+    Examples:
+        >>> _before("h.up.lora_A.weight", "lora_A.weight"), _before("lora_A.weight", "lora_A.weight")
+        ('h.up', '')
+    """
+    return inside.removesuffix(end).rstrip(".") if f".{inside}".endswith(f".{end}") else None
 
 
 def _share_pairs(
@@ -223,7 +257,7 @@ _WRAPPED = rf"(^|\.)(?:{TOKENS_OWNER}\.)?{BASE_LAYER}\.([^.]+)$"
 """What PEFT puts before a parameter's own name where it has wrapped the module."""
 
 
-def _path_of_whole(inside: str) -> str:
+def _path_of_saved(inside: str) -> str:
     """Return the parameter's path in the base; empty for PEFT's copy of what the adapter doesn't use.
 
     With `bias` and `modules_to_save` together PEFT writes a bias three times: as used, as the wrapper's copy and
@@ -234,13 +268,13 @@ def _path_of_whole(inside: str) -> str:
     return re.sub(_WRAPPED, r"\1\2", inside)
 
 
-def _test_of_whole(
+def _test_of_saved(
     fields: Mapping[str, Any], adapted: Collection[str], embeddings: Collection[str]
 ) -> Callable[[str, str], bool]:
     """Return (path in the base, path in the file) -> can this parameter be in the file?"""
     bias = fields.get("bias")
 
-    def is_whole(name: str, inside: str) -> bool:
+    def saved_here(name: str, inside: str) -> bool:
         owner, _, leaf = name.rpartition(".")
         if not name:
             return True
@@ -251,7 +285,7 @@ def _test_of_whole(
             return True
         return is_saved(owner, fields)
 
-    return is_whole
+    return saved_here
 
 
 def is_saved(path: str, fields: Mapping[str, Any]) -> bool:

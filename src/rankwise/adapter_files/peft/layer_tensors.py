@@ -33,21 +33,21 @@ class FileForm:
     read: Callable[[LayerType, Any, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def _as_it_is(row: LayerType, layer: nn.Module, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+def _as_it_is(kind: LayerType, layer: nn.Module, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     return A, B
 
 
-def _matrix_shapes(row: LayerType, layer: nn.Module, r: int) -> Shapes:
-    d_in, d_out = row.dims(layer)
+def _matrix_shapes(kind: LayerType, layer: nn.Module, r: int) -> Shapes:
+    d_in, d_out = kind.dims(layer)
     return (r, d_in), (d_out, r)
 
 
-def _conv_shapes(row: LayerType, layer: Convolution, r: int) -> Shapes:
+def _conv_shapes(kind: LayerType, layer: Convolution, r: int) -> Shapes:
     ones = (1,) * len(layer.kernel_size)
     return (r, layer.in_channels, *layer.kernel_size), (layer.out_channels, r // layer.groups, *ones)
 
 
-def _write_conv(row: LayerType, layer: Convolution, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+def _write_conv(kind: LayerType, layer: Convolution, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """PEFT's A has no groups: ours, which all groups share, is written once for each, with zeros elsewhere.
 
     So the file's rank is groups times ours; B, whose r columns PEFT reads group by group, stays as it is.
@@ -62,22 +62,22 @@ def _write_conv(row: LayerType, layer: Convolution, A: Tensor, B: Tensor) -> tup
     return blocks.reshape(groups * r, layer.in_channels, *kernel), pointwise
 
 
-def _compact_shapes(row: LayerType, layer: Convolution, r: int) -> Shapes:
+def _compact_shapes(kind: LayerType, layer: Convolution, r: int) -> Shapes:
     ones = (1,) * len(layer.kernel_size)
     return (r, layer.in_channels // layer.groups, *layer.kernel_size), (layer.out_channels, r, *ones)
 
 
-def _write_compact(row: LayerType, layer: Convolution, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+def _write_compact(kind: LayerType, layer: Convolution, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """Write the A of a grouped convolution once for all groups, as it is trained."""
     kernel = layer.kernel_size
     return A.view(A.shape[0], -1, *kernel), B.view(*B.shape, *[1] * len(kernel))
 
 
-def _read_compact(row: LayerType, layer: Convolution, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+def _read_compact(kind: LayerType, layer: Convolution, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     return A.flatten(1), B.flatten(1)
 
 
-def _read_conv(row: LayerType, layer: Convolution, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+def _read_conv(kind: LayerType, layer: Convolution, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """Find ours in PEFT's A: one block for all groups, a block for each, or none (then it crosses the groups)."""
     groups, r = layer.groups, A.shape[0]
     up = B.flatten(1)
@@ -91,29 +91,29 @@ def _read_conv(row: LayerType, layer: Convolution, A: Tensor, B: Tensor) -> tupl
         return A.flatten(1), up
     if torch.equal(diagonal, diagonal[:1].expand_as(diagonal)):
         return diagonal[0].clone(), up
-    # Each group has rows of its own: as many rows for all, of which B reads its group's and has zeros for the others.
+    # Each group has its own rows: as many rows for all, of which B reads its group's and has zeros for the others.
     spread = up.new_zeros(groups, layer.out_channels // groups, groups, r // groups)
     spread[own, :, own] = up.view(groups, -1, r // groups)
     return diagonal.reshape(r, width), spread.view(layer.out_channels, r)
 
 
-def _write_stack(row: LayerType, layer: nn.Module, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+def _write_stack(kind: LayerType, layer: nn.Module, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """A and our B lie expert after expert; PEFT's B has the first column of every expert, then the second."""
-    return A, B.unflatten(1, (row.stack(layer), -1)).transpose(1, 2).flatten(1)
+    return A, B.unflatten(1, (kind.stack(layer), -1)).transpose(1, 2).flatten(1)
 
 
-def _read_stack(row: LayerType, layer: nn.Module, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    return A, B.unflatten(1, (-1, row.stack(layer))).transpose(1, 2).flatten(1)
+def _read_stack(kind: LayerType, layer: nn.Module, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    return A, B.unflatten(1, (-1, kind.stack(layer))).transpose(1, 2).flatten(1)
 
 
-def _bare_shapes(row: LayerType, layer: nn.Module, r: int) -> Shapes:
-    A, B = _matrix_shapes(row, layer, r)
-    return (B[::-1], A[::-1]) if row.transposed else (A, B)
+def _bare_shapes(kind: LayerType, layer: nn.Module, r: int) -> Shapes:
+    A, B = _matrix_shapes(kind, layer, r)
+    return (B[::-1], A[::-1]) if kind.transposed else (A, B)
 
 
-def _as_parameter(row: LayerType, layer: nn.Module, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+def _as_parameter(kind: LayerType, layer: nn.Module, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """B A as the weight is stored: the transposed update, where the layer stores it transposed."""
-    return flip(A, B) if row.transposed else (A, B)
+    return flip(A, B) if kind.transposed else (A, B)
 
 
 _MATRICES = FileForm(("lora_A.weight", "lora_B.weight"), _matrix_shapes, _as_it_is, _as_it_is)
@@ -135,24 +135,24 @@ KEY_ENDS = {end: letter for form in (_MATRICES, *_FORMS.values()) for end, lette
 """End of a key -> which of A and B it holds."""
 
 
-def form_of(row: LayerType, compact: bool = False, bare: bool = False) -> FileForm:
+def form_of(kind: LayerType, compact: bool = False, bare: bool = False) -> FileForm:
     """Return how A and B of a layer type lie in a file.
 
     Args:
-        row: The layer type.
+        kind: The layer type.
         compact: For a grouped convolution: as Rankwise alone reads it.
         bare: Whether PEFT has the weight as a bare parameter.
 
     Examples:
         >>> from rankwise.lora.layer_types import layer_type_of
         >>> conv = nn.Conv2d(4, 6, 3, groups=2)
-        >>> row = layer_type_of(conv)
-        >>> form_of(row).shapes(row, conv, 8)
+        >>> kind = layer_type_of(conv)
+        >>> form_of(kind).shapes(kind, conv, 8)
         ((8, 4, 3, 3), (6, 4, 1, 1))
     """
-    if bare and row.name != "Parameter":
+    if bare and kind.name != "Parameter":
         return _BARE
-    form = _FORMS.get(row.name, _MATRICES)
+    form = _FORMS.get(kind.name, _MATRICES)
     return _COMPACT_CONV if compact and form is _CONV else form
 
 

@@ -28,7 +28,7 @@ _EXPERTS = {"gate_up_proj", "down_proj"}
 """Stacks by which transformers' models with fused experts are known."""
 
 _EXPERT_WORDS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
-"""Last words of targets that PEFT takes for the experts' parameters in such models, whatever stands before them."""
+"""Last words of targets that PEFT reads as the experts' parameters in such models, whatever comes before them."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class PeftPaths:
         is_out_proj = leaf == OUT_PROJ and owner in self._attentions
         return PeftLocation(path, owner if is_out_proj else name, False)
 
-    def whole(self, name: str, adapted: Collection[str], with_tokens: Collection[str] = ()) -> str:
-        """Return where PEFT has a parameter that is trained whole.
+    def saved_name(self, name: str, adapted: Collection[str], with_tokens: Collection[str] = ()) -> str:
+        """Return where PEFT has a parameter that is trained in full.
 
         Args:
             name: Its path in the model.
@@ -102,7 +102,7 @@ class PeftPaths:
             with_tokens: Paths of the modules of which single rows are trained.
 
         Examples:
-            >>> PeftPaths({}, (), ()).whole("up.bias", {"up"})
+            >>> PeftPaths({}, (), ()).saved_name("up.bias", {"up"})
             'up.base_layer.bias'
         """
         owner, _, leaf = name.rpartition(".")

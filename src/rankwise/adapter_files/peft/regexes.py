@@ -1,4 +1,4 @@
-"""Regular expressions that come with an adapter: none that could take for ever is ever matched.
+"""Regular expressions that come with an adapter: none that could take forever is ever matched.
 
 A matcher that goes back tries one way after the other to match a pattern. How many ways there are is bounded from the
 pattern alone: a product over what follows one another, a sum over alternatives that can begin alike, and, for a repeat
@@ -35,7 +35,7 @@ class Ways:
 
     @property
     def many(self) -> bool:
-        """Whether a failed match could take for ever."""
+        """Whether a failed match could take forever."""
         return self.count > MOST_WAYS or self.stars > MOST_STARS
 
 
@@ -43,7 +43,7 @@ ONE, ENDLESS = Ways(), Ways(math.inf, math.inf)
 
 
 def compiled(expression: str, pattern: str) -> re.Pattern[str]:
-    """Compile a regular expression of a file, unless matching it could take for ever.
+    """Compile a regular expression of a file, unless matching it could take forever.
 
     Args:
         expression: What is to be compiled.
@@ -56,7 +56,7 @@ def compiled(expression: str, pattern: str) -> re.Pattern[str]:
         >>> compiled(r"(.|.)*x", "(.|.)*x")
         Traceback (most recent call last):
         rankwise.errors.AdapterFileError: The pattern "(.|.)*x" of the adapter's settings can match in too many ways;
-        matching it could take for ever.
+        matching it could take forever.
     """
     try:
         ways = ways_of(pattern)

@@ -18,7 +18,7 @@ def also_meant(model: nn.Module, saved: Collection[str], adapted: Collection[str
 
     Args:
         model: The model.
-        saved: Paths of the modules that the adapter trains whole.
+        saved: Paths of the modules that the adapter trains in full.
         adapted: Paths of its adapted layers; PEFT wraps none of them twice.
     """
     meant = (

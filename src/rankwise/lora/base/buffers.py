@@ -1,6 +1,6 @@
 """Buffers of the base that training changes: running means, codebooks, counters.
 
-Nothing can be known of what a buffer of the user's own is for, so training may change it. `inject` copies what it was:
+Nothing can be known of what a user's own buffer is for, so training may change it. `inject` copies what it was:
 `eject` gives that back, and a saved adapter holds the buffers that have changed, since it would compute something else
 without them.
 """
@@ -30,7 +30,7 @@ class BaseBuffers:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.values: dict[str, Any] = {path: self.kept(tensor) for path, tensor in self.of(model).items()}
+        self.values: dict[str, Any] = {path: self.copy_of(tensor) for path, tensor in self.of(model).items()}
         self.handle: RemovableHandle = unwrapped(model).register_load_state_dict_pre_hook(self.reload)
 
     def reload(self, model: nn.Module, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
@@ -41,7 +41,7 @@ class BaseBuffers:
         for path in self.values:
             value = state.get(f"{prefix}{path}")
             if isinstance(value, Tensor) and not value.is_meta:
-                self.values[path] = self.kept(value)
+                self.values[path] = self.copy_of(value)
 
     @staticmethod
     def of(model: nn.Module) -> Mapping[str, Tensor]:
@@ -49,7 +49,7 @@ class BaseBuffers:
         return buffers_kept(model)
 
     @staticmethod
-    def kept(tensor: Tensor) -> Any:
+    def copy_of(tensor: Tensor) -> Any:
         """Return what is remembered of a tensor."""
         return tensor.detach().to("cpu", copy=True)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rankwise.lora.adapter import loras_in
 from rankwise.lora.base.buffers import BaseBuffers, buffers_kept
+from rankwise.lora.base.checksum import checksum
 from rankwise.lora.base.values import base_values, fleeting_buffers
 from rankwise.lora.offloaded import has_data
 from rankwise.lora.targets.modules import base_tensors, unwrapped
@@ -30,13 +31,13 @@ class Sample:
 
     Args:
         shape: Its shape.
-        entries: Up to 256 of its numbers, spread evenly.
-        total: Their sum, of a buffer, of which training may change a few rows; None of a parameter.
+        entries: Up to 256 of its numbers, spread evenly: what is compared where it has been cast since.
+        total: A number of all its bits.
     """
 
     shape: torch.Size
     entries: Tensor
-    total: Tensor | None
+    total: Tensor
 
     def is_of(self, tensor: Tensor) -> bool:
         """Tell whether a tensor, perhaps cast or moved since, has these values."""
@@ -46,18 +47,12 @@ class Sample:
         narrow = min((now.dtype, then.dtype), key=lambda dtype: dtype.itemsize)
         if not torch.equal(_comparable(now.to(narrow)), _comparable(then.to(narrow))):
             return False
-        if self.total is None or now.dtype != then.dtype:
-            return True
-        return torch.equal(_total(tensor).cpu().nan_to_num(), self.total.nan_to_num())
+        return now.dtype != then.dtype or torch.equal(checksum(tensor).cpu(), self.total)
 
 
 def _entries(tensor: Tensor) -> Tensor:
     flat = tensor.detach().flatten()
     return flat[:: max(1, -(-flat.numel() // SAMPLED))]
-
-
-def _total(tensor: Tensor) -> Tensor:
-    return torch.sum(tensor.detach().abs() if tensor.is_complex() else tensor.detach(), dtype=torch.float64)
 
 
 def _comparable(tensor: Tensor) -> Tensor:
@@ -78,10 +73,9 @@ class BaseSamples(BaseBuffers):
         return {path: tensor for path, tensor in base_tensors(model).items() if path not in copied and _plain(tensor)}
 
     @staticmethod
-    def kept(tensor: Tensor) -> Any:
+    def copy_of(tensor: Tensor) -> Any:
         """Return what is remembered of a tensor."""
-        total = None if isinstance(tensor, nn.Parameter) else _total(tensor).cpu()
-        return Sample(tensor.shape, _entries(tensor).clone(), total)
+        return Sample(tensor.shape, _entries(tensor).clone(), checksum(tensor).cpu())
 
 
 def _plain(tensor: Tensor | None) -> bool:
@@ -90,7 +84,7 @@ def _plain(tensor: Tensor | None) -> bool:
 
 
 def remember_base(model: nn.Module) -> None:
-    """Take samples of the base, unless that has been done or merged adapters stand in its place."""
+    """Take samples of the base, unless that has been done or merged adapters replace it."""
     if _recorded(model) is None and not any(lora.merged for _, _, lora in loras_in(model)):
         setattr(unwrapped(model), _SAMPLES, BaseSamples(model))
 

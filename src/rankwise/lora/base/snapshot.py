@@ -1,4 +1,4 @@
-"""What a forward pass changes beside its outputs: buffers and random streams, kept to run it a second time."""
+"""The side effects of a forward pass: buffers and random streams, saved so that it can run a second time."""
 
 import random
 import sys

@@ -8,7 +8,7 @@ from torch import nn
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import loras_in
 from rankwise.lora.targets.modules import Adapter, path_of_key, walk
-from rankwise.lora.trained_modules import wholes
+from rankwise.lora.trained_modules import trained_modules
 
 
 def base_state_dict(model: nn.Module) -> dict[str, Any]:
@@ -42,10 +42,10 @@ def base_state_dict(model: nn.Module) -> dict[str, Any]:
         if lora.base_weight is not None:
             weight = lora.base_weight.to(lora.weight(layer).device)
             base.update({f"{name}.{lora.parameter}".lstrip("."): weight for name in names})
-    for path, (_, whole) in wholes(model).items():
-        if None in whole.before.values():
+    for path, (_, trained) in trained_modules(model).items():
+        if None in trained.before.values():
             raise AdapterError(f'Parameters of "{path}" were overwritten by merge(keep_base=False).')
-        base.update({f"{path}.{leaf}".lstrip("."): tensor for leaf, tensor in whole.before.items()})
+        base.update({f"{path}.{leaf}".lstrip("."): tensor for leaf, tensor in trained.before.items()})
     return base
 
 

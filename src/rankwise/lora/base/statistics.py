@@ -3,7 +3,7 @@
 In train mode BatchNorm and InstanceNorm (with `track_running_stats`) normalise by the batch and move their running
 statistics. A file of an adapter doesn't hold these, and the base mustn't change. In an injected model such a layer
 computes as in eval mode, for the length of each call; `module.training` is what it was before and after. A layer that
-an adapter trains whole (`modules_to_save`) has statistics of its own and moves them.
+an adapter trains in full (`modules_to_save`) has its own statistics and moves them.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from rankwise.errors import AdapterError
 from rankwise.lora.offloaded import has_data, in_fake_mode
 from rankwise.lora.targets.modules import named_once, unwrapped
-from rankwise.lora.trained_modules import WHOLE_CHILD, TrainedModules
+from rankwise.lora.trained_modules import TRAINED_CHILD, TrainedModules
 
 _FROZEN = "_rankwise_statistics"
 """Attribute of an injected model: the `FrozenStatistics`."""
@@ -42,28 +42,28 @@ class FrozenStatistics:
                 ]
 
     def hold(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
-        """Before the call: eval mode, unless the active adapter has the layer whole."""
+        """Before the call: eval mode, unless the active adapter trains the layer in full."""
         if norm.training and not torch.compiler.is_compiling():
             self._refuse_reset(norm)
-        whole = norm._modules.get(WHOLE_CHILD)  # pyright: ignore[reportPrivateUsage]
-        own = isinstance(whole, TrainedModules) and whole.active and not whole.disabled and not whole.merged
+        trained = norm._modules.get(TRAINED_CHILD)  # pyright: ignore[reportPrivateUsage]
+        own = isinstance(trained, TrainedModules) and trained.active and not trained.disabled and not trained.merged
         if norm.training and not own:
             norm.training = False
             self.held.add(norm)
 
     def _refuse_reset(self, norm: Any) -> None:
-        """Raise where the statistics were thrown away, to be taken anew by training forwards: they stay frozen."""
+        """Raise where the statistics were thrown away, to be taken again by training forwards: they stay frozen."""
         if not has_data(norm.running_mean) or in_fake_mode():
             return
         before, version = self.before.get(norm), version_of(norm.running_mean)
         if before is None or (before.mean_is, before.version) != (id(norm.running_mean), version):
-            if before is not None and before.moved and not _have_moved(norm):
+            if before is not None and before.had_moved and not _have_moved(norm):
                 before.give_back(norm)
                 name = next(name for name, module in self.norms.items() if module is norm)
                 raise AdapterError(
                     f'The statistics of "{name}" were reset (update_bn of torch.optim.swa_utils, reset_running_stats). '
                     "An adapter keeps those of the base, so no forward would take them anew; they have been given "
-                    "back. Merge and eject first, or train the layer whole (modules_to_save)."
+                    "back. Merge and eject first, or train the layer in full (modules_to_save)."
                 )
             self.before[norm] = Statistics(norm)
 
@@ -82,7 +82,7 @@ class Statistics:
     """
 
     def __init__(self, norm: Any) -> None:
-        self.moved, self.momentum = _have_moved(norm), norm.momentum
+        self.had_moved, self.momentum = _have_moved(norm), norm.momentum
         self.values: dict[str, Tensor] = {name: t.detach().clone() for name, t in _statistics_of(norm).items()}
         self.mean_is, self.version = id(norm.running_mean), version_of(norm.running_mean)
 

@@ -1,10 +1,10 @@
-"""The base's own tensors, also while an adapter's stand in their place."""
+"""The base's own tensors, also while an adapter's replace them."""
 
 from torch import Tensor, nn
 
 from rankwise.lora.adapter import loras_in
 from rankwise.lora.targets.modules import base_tensors, walk
-from rankwise.lora.trained_modules import joined, wholes
+from rankwise.lora.trained_modules import joined, trained_modules
 
 
 def base_values(model: nn.Module) -> dict[str, Tensor | None]:
@@ -20,8 +20,8 @@ def base_values(model: nn.Module) -> dict[str, Tensor | None]:
     for names, _, lora in loras_in(model):
         if lora.merged:
             values.update((joined(name, lora.parameter), lora.base_weight) for name in names)
-    for path, (_, whole) in wholes(model).items():
-        values |= {joined(path, leaf): tensor for leaf, tensor in whole.before.items()}
+    for path, (_, trained) in trained_modules(model).items():
+        values |= {joined(path, leaf): tensor for leaf, tensor in trained.before.items()}
     return values
 
 

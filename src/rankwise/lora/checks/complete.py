@@ -4,7 +4,7 @@ from torch import nn
 
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import layers_with
-from rankwise.lora.trained_modules import whole_tensors
+from rankwise.lora.trained_modules import replacement_tensors
 
 
 def lost_paths(model: nn.Module, name: str) -> list[str]:
@@ -21,7 +21,7 @@ def lost_paths(model: nn.Module, name: str) -> list[str]:
         return []
     return [
         *_missing(attached.adapted, list(layers)),
-        *_missing(attached.whole, list(whole_tensors(model, name))),
+        *_missing(attached.replacements, list(replacement_tensors(model, name))),
     ]
 
 

@@ -15,7 +15,7 @@ from rankwise.lora.base.snapshot import Snapshot
 from rankwise.lora.checks.reads import Uses, WeightPlace
 from rankwise.lora.targets.modules import named_once, submodule, unwrapped
 from rankwise.lora.targets.readers import Reader
-from rankwise.lora.trained_modules import TrainedModules, whole_readers, wholes
+from rankwise.lora.trained_modules import TrainedModules, trained_modules, trained_readers
 
 _WATCH = "_rankwise_watch"
 """Attribute of an injected model until its first forward: the `FirstForward`."""
@@ -25,7 +25,7 @@ class FirstForward:
     """Looks at the first forward of an injected model.
 
     An adapter on a layer that is never called does nothing, and nothing fails; one on a layer that is called and
-    whose weight is read besides misses the reading. Where a weight is read while its adapter doesn't act, the adapter
+    whose weight is also read elsewhere misses it. Where a weight is read while its adapter doesn't act, the adapter
     is moved to a module around both, and the forward is run again with it. What is neither called nor read is warned
     of.
 
@@ -34,7 +34,7 @@ class FirstForward:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.uses: Uses | None = None
+        self.reads: Uses | None = None
         self.before: Snapshot | None = None
         self.noting = ExitStack()
         self.hooks: list[RemovableHandle] = [
@@ -44,18 +44,18 @@ class FirstForward:
 
     def begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         """Note what happens from here on."""
-        if torch.compiler.is_compiling() or self.uses is not None:
+        if torch.compiler.is_compiling() or self.reads is not None:
             return
-        self.uses, self.before = Uses(model, _to_watch(model)), Snapshot(model)
-        self.noting.enter_context(self.uses.noting())
+        self.reads, self.before = Uses(model, _to_watch(model)), Snapshot(model)
+        self.noting.enter_context(self.reads.noting())
 
     def end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> object:
         """Move adapters to where weights are read, warn, and watch no longer."""
-        uses, before = self.uses, self.before
+        uses, before = self.reads, self.before
         if torch.compiler.is_compiling() or uses is None:
             return None
         self.noting.close()
-        self.uses = self.before = None
+        self.reads = self.before = None
         if output is None:  # it failed, or said nothing
             return None
         stop_watching(model)
@@ -97,13 +97,13 @@ def move_to_readers(model: nn.Module, uses: Uses) -> list[str]:
     # Of the readers of a layer's parameters the outermost: it runs around the others.
     around: dict[TrainedModules, Reader] = {}
     paths = [path for path, _, _ in moved]
-    for path, whole, place in _whole_places(model):
+    for path, trained, place in _replacement_places(model):
         if place.key in readers:
-            found, other = readers[place.key], around.get(whole)
-            around[whole] = found if other is None or len(found.below) > len(other.below) else other
+            found, other = readers[place.key], around.get(trained)
+            around[trained] = found if other is None or len(found.below) > len(other.below) else other
             paths.append(path)
-    for whole, reader in around.items():
-        whole.hook_on(reader)
+    for trained, reader in around.items():
+        trained.hook_on(reader)
     return paths
 
 
@@ -139,7 +139,7 @@ def watch(model: nn.Module) -> None:
 
 def _to_watch(model: nn.Module) -> list[WeightPlace]:
     """Return the adapted weights whose adapters don't act all the while the model runs."""
-    places = [place for found in (_places(model), _whole_places(model)) for _, _, place in found]
+    places = [place for found in (_places(model), _replacement_places(model)) for _, _, place in found]
     return [place for place in places if place.reader is not unwrapped(model)]
 
 
@@ -150,17 +150,17 @@ def _places(model: nn.Module) -> Iterator[tuple[str, LoRA, WeightPlace]]:
         yield path, lora, WeightPlace(layer, lora.parameter, _reader(model, names, layer, lora.below))
 
 
-def _whole_places(model: nn.Module) -> Iterator[tuple[str, TrainedModules, WeightPlace]]:
+def _replacement_places(model: nn.Module) -> Iterator[tuple[str, TrainedModules, WeightPlace]]:
     """Yield the parameters that active adapters have whole, with their paths."""
     kept = {
-        ".".join(filter(None, (path, leaf))): (leaf, whole)
-        for path, (_, whole) in wholes(model).items()
-        for leaf in whole.tensors(whole.active)
+        ".".join(filter(None, (path, leaf))): (leaf, trained)
+        for path, (_, trained) in trained_modules(model).items()
+        for leaf in trained.tensors(trained.active)
     }
     names = dict(named_once(model)) if kept else {}
-    for path, (owner, _) in (whole_readers(model, kept) if kept else {}).items():
-        leaf, whole = kept[path]
-        yield path, whole, WeightPlace(owner, leaf, _reader(model, names[owner], owner, whole.below))
+    for path, (owner, _) in (trained_readers(model, kept) if kept else {}).items():
+        leaf, trained = kept[path]
+        yield path, trained, WeightPlace(owner, leaf, _reader(model, names[owner], owner, trained.below))
 
 
 def _reader(model: nn.Module, names: list[str], layer: nn.Module, below: str | None) -> nn.Module:

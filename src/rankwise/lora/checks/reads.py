@@ -19,7 +19,7 @@ _NO_READING = {
     for like in ("zeros", "ones", "empty", "full")
     for name in (f"{like}_like", f"new_{like}", f"new_{like}_strided")
 } | {"aten::rand_like", "aten::randn_like", "aten::_cudnn_rnn_flatten_weight"}
-"""Operations that ask a tensor for its shape and type only, or lay it out anew (RNN.flatten_parameters)."""
+"""Operations that only ask for a tensor's shape and type, or change its layout (RNN.flatten_parameters)."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _in_eval(model: nn.Module) -> Generator[None]:
             module.training = mode
 
 
-def places_of(targets: Targets) -> Iterator[WeightPlace]:
+def weight_places(targets: Targets) -> Iterator[WeightPlace]:
     """Yield the weights of targets, ties among them."""
     for target in targets.adapted:
         yield WeightPlace(target.module, target.parameter, target.reader.module if target.reader else target.module)

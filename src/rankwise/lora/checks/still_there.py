@@ -17,7 +17,7 @@ from rankwise.lora.adapter import LoRA, loras_in
 from rankwise.lora.base.statistics import freeze_statistics, frozen_norms
 from rankwise.lora.checks.complete import lost_message, lost_paths
 from rankwise.lora.targets.modules import unwrapped
-from rankwise.lora.trained_modules import wholes
+from rankwise.lora.trained_modules import trained_modules
 
 _STILL_THERE = "_rankwise_still_there"
 """Attribute of an injected model: its `StillThere`."""
@@ -45,8 +45,8 @@ class StillThere:
             name: attached for _, _, lora in found for name, attached in lora.attached.items() if name in lora.scale
         }
         self.norms = frozen_norms(model)
-        whole = (layer for layer, _ in wholes(model).values())
-        self.edges = _edges(model, {*(layer for _, layer, _ in found), *whole, *self.norms.values()})
+        trained = (layer for layer, _ in trained_modules(model).values())
+        self.edges = _edges(model, {*(layer for _, layer, _ in found), *trained, *self.norms.values()})
         self.weights = [
             (names[0], layer, lora, weight.shape)
             for names, layer, lora in found

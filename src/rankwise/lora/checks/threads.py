@@ -1,11 +1,14 @@
 """One thread or task at a time changes what a model computes: `by_row`, `disabled`, packs and `activate` act on its
 layers."""
 
+import functools
+import sys
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from types import FrameType
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,6 +18,12 @@ from torch.utils.hooks import RemovableHandle
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import loras_in
 from rankwise.lora.targets.modules import Adapter
+
+Rest = ParamSpec("Rest")
+Result = TypeVar("Result")
+
+_CALL = nn.Module._wrapped_call_impl.__code__  # pyright: ignore[reportPrivateUsage]
+"""The code that every call of a module runs."""
 
 _lock = threading.Lock()
 _held: "WeakKeyDictionary[nn.Module, list[Guard]]" = WeakKeyDictionary()
@@ -59,18 +68,38 @@ def _message(model: nn.Module, what: str) -> str:
 
 
 def check_free(model: nn.Module) -> None:
-    """Refuse to change a model that another thread or task holds, or whose rows have adapters of their own.
+    """Refuse to change a model that another thread or task holds or runs, or whose rows have their own adapters.
 
     Raises:
-        AdapterError: Another is inside a block of `held_by_thread`, or this is inside `by_row`.
+        AdapterError: Another is inside a block of `held_by_thread`, or in a forward pass; or this is inside `by_row`.
     """
     with _lock:
         _check(model)
+    _check_idle(model)
     if any(lora.by_row is not None for _, _, lora in loras_in(model)):
         raise AdapterError(
-            f"The rows of this {type(model).__name__} have adapters of their own inside by_row, so which adapters it "
-            "has and which of them act can't be changed; leave the block first."
+            f"The rows of this {type(model).__name__} have their own adapters inside by_row, so its adapters can't "
+            "be changed; leave the block first."
         )
+
+
+def _check_idle(model: nn.Module) -> None:
+    """Raise where another thread is in a forward pass of the model or of a part: its stack has the module's call."""
+    others = [frame for thread, frame in sys._current_frames().items() if thread != threading.get_ident()]  # pyright: ignore[reportPrivateUsage]
+    called = {id(module) for frame in others for module in _called_in(frame)}
+    if called and any(id(module) in called for module in model.modules()):
+        raise AdapterError(
+            f"Another thread is in a forward pass of this {type(model).__name__}, and would get layers of the adapters "
+            "from before and after this call. Let one thread at a time use the model (a lock), or give each a copy."
+        )
+
+
+def _called_in(frame: FrameType | None) -> Iterator[nn.Module]:
+    """The modules whose calls are on a stack."""
+    while frame is not None:
+        if frame.f_code is _CALL:
+            yield frame.f_locals["self"]
+        frame = frame.f_back
 
 
 def _check(model: nn.Module) -> None:
@@ -106,8 +135,32 @@ def held_by_thread(model: nn.Module, what: str) -> Generator[None]:
         ...     model(torch.ones(2)).shape
         torch.Size([2])
     """
-    guard, handles = Guard(what), list[RemovableHandle]()
-    modules = list(_of_the_base(model, set()))
+    with _guarded(model, list(_of_the_base(model, set())), what):
+        yield
+
+
+def changes_model(
+    function: Callable[Concatenate[nn.Module, Rest], Result],
+) -> Callable[Concatenate[nn.Module, Rest], Result]:
+    """Let a function that changes a model's adapters hold them meanwhile: no forward pass meets a part of the change.
+
+    It refuses what `check_free` does, and a forward pass of another thread that reaches an adapted layer meanwhile.
+    """
+
+    @functools.wraps(function)
+    def call(model: nn.Module, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
+        check_free(model)
+        with _guarded(model, [layer for _, layer, _ in loras_in(model)], function.__name__):
+            _check_idle(model)  # again: whatever begins from here on meets the guard
+            return function(model, *args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def _guarded(model: nn.Module, modules: Iterable[nn.Module], what: str) -> Generator[None]:
+    """Let no other thread run these modules of a model, nor hold them, inside this block."""
+    guard, handles, modules = Guard(what), list[RemovableHandle](), list(dict.fromkeys(modules))
     with _lock:
         _check(model)
         for module in modules:

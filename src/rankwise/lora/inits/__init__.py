@@ -1,4 +1,4 @@
-"""Initialisations of A and B, found through one table: a new one is one new file and one row here.
+"""Initialisations of A and B, in one table: a new one is one new file and one line here.
 
 An initialisation fills A (r, d_in) from uniform numbers `u` in [0, 1) of the same shape; B is zero unless the
 function says otherwise, so that training begins at the base model. The numbers come row by row from one

@@ -1,4 +1,4 @@
-"""What a layer was called with, and how what it gave lies in memory."""
+"""Normalise a layer's call arguments; match its output's memory layout."""
 
 from typing import Any
 

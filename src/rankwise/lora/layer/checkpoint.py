@@ -1,7 +1,7 @@
 """How adapters lie in `state_dict()`: each number once, also where layers share an adapter, and right while merged.
 
 While adapters are merged a layer's weight is W + delta, and A and B are in the checkpoint too. The base's own weight is
-then written beside them (`lora.base_weight`), and loading into a model with adapters gives the layer that: delta would
+then written too (`lora.base_weight`), and loading into a model with adapters gives the layer that: delta would
 count twice otherwise. A plain model takes W + delta and passes the rest over.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rankwise.lora.targets.modules import Adapter, child_name
 
-BASE = "base_weight"
+BASE_KEY = "base_weight"
 """End of the key of the base's weight, while adapters are merged; empty where merging freed it."""
 
 FREED = (
@@ -44,7 +44,7 @@ class Checkpointed(Adapter):
         if self.merged:
             base = torch.empty(0, device="cpu") if self.base_weight is None else self.base_weight.detach()
             # Files refuse tensors that share memory, and layers with one weight have one copy of it.
-            state[f"{prefix}{BASE}"] = base.clone() if self.joined else base
+            state[f"{prefix}{BASE_KEY}"] = base.clone() if self.joined else base
         return state
 
     def load_base(
@@ -59,7 +59,7 @@ class Checkpointed(Adapter):
         error_msgs: list[str],
     ) -> None:
         """Before the layer loads a checkpoint: of one that was taken while merged it gets the base's weight."""
-        base = state_dict.get(f"{prefix}{child_name(self.parameter)}.{BASE}")
+        base = state_dict.get(f"{prefix}{child_name(self.parameter)}.{BASE_KEY}")
         if base is None:
             return
         if base.numel():
@@ -80,7 +80,7 @@ class Checkpointed(Adapter):
         """Keep A and B of an adapter the checkpoint has nothing of: the base's own checkpoint loads strictly."""
         if self.merged:
             error_msgs.append(f"{prefix[:-1]} is merged into its layer; call unmerge before load_state_dict.")
-        state_dict.pop(f"{prefix}{BASE}", None)
+        state_dict.pop(f"{prefix}{BASE_KEY}", None)
         for name in self.names:
             shared = self.joined.get(name)
             keys = {f"{prefix}{key}": tensor for key, tensor in self.keys_of(name).items()}

@@ -26,11 +26,11 @@ class Attached:
 
     Args:
         adapted: Paths of the adapted weights.
-        whole: Paths of the parameters and buffers that it has in the base's place.
+        replacements: Paths of the parameters and buffers that it has in the base's place.
     """
 
     adapted: tuple[str, ...]
-    whole: tuple[str, ...]
+    replacements: tuple[str, ...]
 
 
 class Holding(Checkpointed):
@@ -38,7 +38,7 @@ class Holding(Checkpointed):
 
     Args:
         layer: The layer to adapt. It is not kept.
-        layer_type: Its row in `LAYER_TYPES`.
+        layer_type: Its entry in `LAYER_TYPES`.
         parameter: Name of the weight.
     """
 
@@ -46,10 +46,10 @@ class Holding(Checkpointed):
     active: tuple[str, ...] = ()
     varied: bool = False
     """Whether an adapter is of another variant than LoRA itself, or on slices."""
-    rows: Mapping[str, LayerType] = NO_ROWS
-    """Rows of adapters that see the layer in a way of their own."""
+    kinds: Mapping[str, LayerType] = NO_ROWS
+    """Rows of adapters that see the layer in their own way."""
     merged: tuple[str, ...] = ()
-    """Adapters that stand in the layer's weight now; the hook then adds nothing."""
+    """Adapters merged into the layer's weight now; the hook then adds nothing."""
     base_weight: Tensor | None = None
     """The weight's bits from before merging."""
     flipped: tuple[str, ...] = ()
@@ -83,7 +83,7 @@ class Holding(Checkpointed):
         scale: float,
         config: LoRAConfig,
         layer: nn.Module,
-        row: LayerType | None = None,
+        kind: LayerType | None = None,
     ) -> None:
         """Take in an adapter: in float32, or float64 over a float64 weight, and on the weight's device.
 
@@ -95,15 +95,15 @@ class Holding(Checkpointed):
             scale: s.
             config: Kept with it.
             layer: The layer.
-            row: How it sees the layer, where that differs from the other adapters' way (slices).
+            kind: Type that it sees the layer as, where this differs from the other adapters' (slices).
         """
-        row = row or self.layer_type
-        weight, variant = self.weight(layer), VARIANTS[variant_name(config.variant, row)]
+        kind = kind or self.layer_type
+        weight, variant = self.weight(layer), VARIANTS[variant_name(config.variant, kind)]
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         device = torch.device("cpu") if weight.is_meta else weight.device
         self.scale[name], self.configs[name] = scale, config
-        if row.partial:
-            self._see_as(name, row)
+        if kind.partial:
+            self._see_as(name, kind)
         self.varied = self.varied or variant is not LORA
         for declared in variant.tensors:
             tensor = tensors[declared.name]
@@ -113,9 +113,9 @@ class Holding(Checkpointed):
                 tensor = nn.Parameter(tensor.detach().to(device, dtype), requires_grad=trained)
             self._hold(declared.name, name, tensor)
 
-    def _see_as(self, name: str, row: LayerType) -> None:
-        """Let an adapter see the layer in a way of its own."""
-        self.varied, self.rows = True, {**self.rows, name: row}
+    def _see_as(self, name: str, kind: LayerType) -> None:
+        """Let an adapter see the layer in its own way."""
+        self.varied, self.kinds = True, {**self.kinds, name: kind}
 
     def _hold(self, key: str, name: str, tensor: Any) -> None:
         """Take in a tensor of an adapter."""
@@ -135,7 +135,7 @@ class Holding(Checkpointed):
 
     def kind_of(self, name: str) -> LayerType:
         """Return how an adapter sees the layer."""
-        return self.rows.get(name, self.layer_type)
+        return self.kinds.get(name, self.layer_type)
 
     def variant_of(self, name: str) -> Variant:
         """Return what an adapter makes of its tensors here."""
@@ -151,13 +151,13 @@ class Holding(Checkpointed):
         return getattr(layer, self.parameter)
 
     def row_now(self, layer: nn.Module) -> LayerType:
-        """Return the layer's row as its weight is now: torchao may have quantised it since."""
+        """Return the layer type for the weight as it is now: torchao may have quantised it since."""
         return with_weight_of(self.layer_type, type(self.weight(layer)))
 
-    def join(self, name: str, other: "Holding", flipped: bool, row: LayerType) -> None:
+    def join(self, name: str, other: "Holding", flipped: bool, kind: LayerType) -> None:
         """Use the adapter of another layer that has this one's weight: its very A and B."""
-        if row.partial:
-            self._see_as(name, row)
+        if kind.partial:
+            self._see_as(name, kind)
         self.scale[name], self.configs[name] = other.scale[name], other.configs[name]
         self.flipped += (name,) if flipped else ()
         self.joined = {**self.joined, name: (other,)}
@@ -170,7 +170,7 @@ class Holding(Checkpointed):
 
         Args:
             name: The adapter.
-            device: Where to; None for where they are, what all layers share beside the others. Without data they can
+            device: Where to; None for where they are, or where the shared tensors are. Without data they can
                 only go to the meta device.
         """
         held: dict[str, Tensor] = self.parameters_of(name)
@@ -205,8 +205,8 @@ class Holding(Checkpointed):
             del self.get_submodule(key)._parameters[name]
         for kept in (self.scale, self.configs):
             del kept[name]
-        if name in self.rows:
-            self.rows = {other: row for other, row in self.rows.items() if other != name}
+        if name in self.kinds:
+            self.kinds = {other: kind for other, kind in self.kinds.items() if other != name}
         self.joined = {other: source for other, source in self.joined.items() if other != name}
         self.parked.pop(name, None)
         self.active = tuple(active for active in self.active if active != name)

@@ -34,7 +34,7 @@ def shared_tensors(targets: Iterable[Target], config: LoRAConfig) -> dict[str, T
 def with_shared(
     targets: Iterable[Target], tensors: Mapping[str, Mapping[str, Tensor]], shared: Mapping[str, Tensor]
 ) -> dict[str, dict[str, Tensor]]:
-    """Give every layer of an adapter's variant the shared tensors, beside its own."""
+    """Give every layer of an adapter's variant the shared tensors in addition to its own."""
     names = {target.name: {tensor.name for tensor in VARIANTS[target.variant].shared} for target in targets}
     return {
         name: {**own, **{key: tensor for key, tensor in shared.items() if key in names[name]}}

@@ -1,6 +1,6 @@
-"""Each row of a batch through an adapter of its own, or through none: grouped products, one for all rows."""
+"""Each row of a batch through its own adapter, or through none: grouped products, one for all rows."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,12 @@ from rankwise.lora.variants import VARIANTS, VariantTensor, VariantTensors
 
 
 @dataclass(frozen=True)
-class Group:
+class StackedAdapters:
     """The adapters of one layer that are computed alike, stacked.
 
     Args:
         variant: Of all of them.
-        row: How they see the layer.
+        kind: The layer type that they see.
         tensors: What the variant has, stacked, and filled up to the largest r: A (K, r, d_in), B (K, d_out, r) times
             the scales.
         index: For each row of the batch the place of its adapter in the stack.
@@ -27,17 +27,52 @@ class Group:
     """
 
     variant: str
-    row: LayerType
+    kind: LayerType
     tensors: VariantTensors
     index: Tensor
     acts: Tensor
 
 
 RowAdapter = tuple[str, LayerType, VariantTensors, float]
-"""Variant, row of the layer, tensors and scale of one adapter."""
+"""Variant, layer type, tensors and scale of one adapter."""
 
 
-def grouped(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> tuple[Group, ...]:
+class ByRow:
+    """The adapters of one layer that the rows of a batch have: stacked, and stacked anew where their numbers change.
+
+    Args:
+        members: Returns each adapter's tensors in this layer, as they are now.
+        rows: Adapter of each row, as `group_adapters` takes it.
+        held: Where the layer holds a parameter of these adapters: a dictionary, and its key there.
+    """
+
+    def __init__(
+        self,
+        members: Callable[[], Mapping[str, RowAdapter]],
+        rows: Sequence[str | None],
+        held: Sequence[tuple[Mapping[str, Tensor | None], str]],
+    ) -> None:
+        self._members, self._rows, self._held = members, rows, held
+        self._stack()
+
+    def groups(self) -> tuple[StackedAdapters, ...]:
+        """The stacks, with the numbers that the adapters have now."""
+        if not torch.compiler.is_compiling() and self._marks() != self._stacked:
+            self._stack()
+        return self._groups
+
+    def _stack(self) -> None:
+        self._stacked = self._marks()
+        with torch.no_grad():
+            self._groups = group_adapters(self._members(), self._rows)
+
+    def _marks(self) -> list[tuple[int, int]]:
+        """What changes where a parameter is replaced, or written to otherwise than through `.data`."""
+        tensors = [held.get(name) for held, name in self._held]
+        return [(id(t), -1 if t is None or t.is_inference() else t._version) for t in tensors]
+
+
+def group_adapters(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> tuple[StackedAdapters, ...]:
     """Stack the adapters of a layer.
 
     Args:
@@ -45,21 +80,21 @@ def grouped(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> tu
         rows: Adapter of each row; None, and one that the layer doesn't have, leave the row the base's.
     """
     kinds: dict[tuple[Any, ...], list[str]] = {}
-    for name, (variant, row, tensors, _) in members.items():
+    for name, (variant, kind, tensors, _) in members.items():
         # A and B of slices lie slice after slice, so they can't be filled up at the end, and rows are certain tokens'.
-        shapes = tuple(tensor.shape for tensor in tensors.values()) if row.partial else ()
-        kinds.setdefault((variant, row.slices, row.tokens, shapes), []).append(name)
+        shapes = tuple(tensor.shape for tensor in tensors.values()) if kind.partial else ()
+        kinds.setdefault((variant, kind.slices, kind.tokens, shapes), []).append(name)
     return tuple(_group({name: members[name] for name in names}, rows) for names in kinds.values())
 
 
-def _group(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> Group:
-    variant, row, *_ = next(iter(members.values()))
+def _group(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> StackedAdapters:
+    variant, kind, *_ = next(iter(members.values()))
     stacks = {declared.name: _stacked(declared, members.values()) for declared in VARIANTS[variant].tensors}
     device = next(iter(stacks.values())).device
     places = {name: place for place, name in enumerate(members)}
-    return Group(
+    return StackedAdapters(
         variant=variant,
-        row=row,
+        kind=kind,
         tensors=stacks,
         index=torch.tensor([places.get(name or "", 0) for name in rows], device=device),
         acts=torch.tensor([name in places for name in rows], device=device),
@@ -80,7 +115,12 @@ def _stacked(declared: VariantTensor, members: Iterable[RowAdapter]) -> Tensor:
 
 
 def add_by_row(
-    groups: Sequence[Group], layer: Any, x: Tensor, output: Tensor, rest: tuple[Any, ...], named: Mapping[str, Any]
+    groups: Sequence[StackedAdapters],
+    layer: Any,
+    x: Tensor,
+    output: Tensor,
+    rest: tuple[Any, ...],
+    named: Mapping[str, Any],
 ) -> Tensor:
     """Return the layer's output with the update of each row's own adapter added.
 
@@ -97,10 +137,10 @@ def add_by_row(
             )
         forward = VARIANTS[group.variant].forward
 
-        def one_row(x: Tensor, y: Tensor, tensors: Any, group: Group = group, forward: Any = forward):
-            return forward(group.row, layer, x, y, tensors, 1.0, rest, named)
+        def one_row(x: Tensor, y: Tensor, tensors: Any, group: StackedAdapters = group, forward: Any = forward):
+            return forward(group.kind, layer, x, y, tensors, 1.0, rest, named)
 
-        inputs = x if group.row.reads_indices else x.to(next(iter(group.tensors.values())).dtype)
+        inputs = x if group.kind.reads_indices else x.to(next(iter(group.tensors.values())).dtype)
         added = torch.vmap(one_row)(
             inputs.unflatten(0, (n_rows, -1)),
             output.unflatten(0, (n_rows, -1)),

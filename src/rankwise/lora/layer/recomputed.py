@@ -5,16 +5,17 @@ silently. What acted is remembered where torch remembers the forward pass itself
 
 - Checkpoints without reentrance save tensors and take those of the second run. A tensor with the number of what acts is
   saved along: the second run's must be the first one's.
-- Checkpoints with reentrance run without gradients first. The call of torch's own function is found on Python's stack,
-  in both runs.
+- Checkpoints with reentrance, and blocks of others that compute their backward pass by running again (reversible
+  layers), run without gradients inside a `torch.autograd.Function`. Its call is found on Python's stack, in both runs.
 """
 
 import sys
+from types import FrameType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointFunction
+from torch.autograd.function import FunctionCtx
 
 from rankwise.errors import AdapterError
 from rankwise.lora.offloaded import in_fake_mode
@@ -25,10 +26,8 @@ Acting = tuple[str, ...]
 _numbers: dict[Acting, Tensor] = {}
 """What has acted -> its number, as a tensor that autograd can save."""
 
-_FIRST_RUN = cast("Any", CheckpointFunction.forward).__code__
-_SECOND_RUN = cast("Any", CheckpointFunction.backward).__code__
 _ACTED = "_rankwise_acted"
-"""Attribute of torch's record of a checkpoint: layer -> what acted."""
+"""Attribute of the context of an autograd function: layer -> what acted in its forward pass."""
 
 
 def wrong_gradients(now: Acting, then: Acting) -> AdapterError:
@@ -81,24 +80,29 @@ def _is_saved_elsewhere() -> bool:
 
 
 def check_same(layer: nn.Module, acting: Acting) -> None:
-    """Compare what acts with what acted in the first run of the checkpoints with reentrance around this call.
+    """Compare what acts with what acted in the first run of the autograd functions around this call.
 
     Args:
-        layer: Whose call it is. In eval mode nothing is noted: looking through the stack takes microseconds.
+        layer: Whose call it is.
         acting: The adapters that act.
 
     Raises:
         AdapterError: Others acted.
     """
-    in_backward = torch._C._current_graph_task_id() != -1  # pyright: ignore[reportPrivateUsage]
-    if not in_backward and (torch.is_grad_enabled() or not layer.training):
+    # A function's forward pass has neither kind of gradients; code under no_grad has those of forward mode.
+    if torch._C._current_graph_task_id() == -1 and (  # pyright: ignore[reportPrivateUsage]  (no backward pass)
+        torch.is_grad_enabled() or torch._C._is_fwd_grad_enabled() or torch.is_inference_mode_enabled()  # pyright: ignore[reportPrivateUsage]
+    ):
         return
-    frame: Any = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
-        if frame.f_code is _FIRST_RUN:
-            frame.f_locals["ctx"].__dict__.setdefault(_ACTED, {})[id(layer)] = acting
-        elif frame.f_code is _SECOND_RUN:
-            then = getattr(frame.f_locals["ctx"], _ACTED, {}).get(id(layer), acting)
-            if then != acting:
-                raise wrong_gradients(acting, then)
+        code = frame.f_code
+        if code.co_name in ("forward", "backward") and code.co_argcount:
+            context = frame.f_locals.get(code.co_varnames[0])
+            if isinstance(context, FunctionCtx):
+                acted: dict[int, Acting] = context.__dict__.setdefault(_ACTED, {})
+                if code.co_name == "forward":
+                    acted[id(layer)] = acting
+                elif acted.get(id(layer), acting) != acting:
+                    raise wrong_gradients(acting, acted[id(layer)])
         frame = frame.f_back

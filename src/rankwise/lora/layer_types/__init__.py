@@ -1,6 +1,6 @@
-"""Which layers can be adapted, one row each, found through one table: a new layer type is one new row.
+"""The layers that can be adapted, in one table: a new layer type is one new entry.
 
-`register_layer_type` adds a row for a class of the user's own.
+`register_layer_type` adds an entry for a user's class.
 """
 
 import functools
@@ -10,9 +10,9 @@ from torch.nn.parameter import is_lazy
 
 from rankwise.lora.layer_types.convolution import CONV, CONV_TRANSPOSE
 from rankwise.lora.layer_types.embedding import EMBEDDING
+from rankwise.lora.layer_types.layer_type import LayerType, Quantised, weight_of
 from rankwise.lora.layer_types.linear import CONV1D, LINEAR
 from rankwise.lora.layer_types.quantised import BITSANDBYTES, in_eight_bits, with_weight_of
-from rankwise.lora.layer_types.row import LayerType, Quantised, weight_of
 
 __all__ = [
     "EMBEDDING",
@@ -35,18 +35,18 @@ LAYER_TYPES: dict[str, LayerType] = {
     **CONV,
     **CONV_TRANSPOSE,
 }
-"""Full class name -> row. A subclass has the row of its nearest listed ancestor."""
+"""Full class name -> layer type. A subclass has the type of its nearest listed ancestor."""
 
 
-def register_layer_type(cls: type[nn.Module], row: LayerType) -> None:
-    """Teach Rankwise a layer class of your own; its subclasses are known with it.
+def register_layer_type(cls: type[nn.Module], kind: LayerType) -> None:
+    """Teach Rankwise your own layer class; its subclasses are known with it.
 
-    Its weight must be the attribute `weight`. The functions of the row should be those of a module, not
+    Its weight must be the attribute `weight`. The functions of the entry should be those of a module, not
     lambdas, where adapted models are to be pickled.
 
     Args:
         cls: The class.
-        row: How it is adapted; takes the place of a row that the class has already.
+        kind: How it is adapted; replaces an existing entry of the class.
 
     Examples:
         >>> class Scaled(nn.Linear):
@@ -58,19 +58,19 @@ def register_layer_type(cls: type[nn.Module], row: LayerType) -> None:
         >>> layer_type_of(Scaled(2, 3)).name
         'Scaled'
     """
-    LAYER_TYPES[f"{cls.__module__}.{cls.__qualname__}"] = row
+    LAYER_TYPES[f"{cls.__module__}.{cls.__qualname__}"] = kind
     _listed.cache_clear()
 
 
 @functools.cache
 def _listed(cls: type[nn.Module]) -> tuple[type[nn.Module], LayerType] | None:
-    """Return the nearest ancestor of a class that is in the table, and its row."""
+    """Return the nearest ancestor of a class that is in the table, and its entry."""
     named = ((ancestor, f"{ancestor.__module__}.{ancestor.__qualname__}") for ancestor in cls.__mro__)
     return next(((ancestor, LAYER_TYPES[name]) for ancestor, name in named if name in LAYER_TYPES), None)
 
 
 def called_as_listed(layer: nn.Module) -> bool:
-    """Tell whether a layer is called, and computes what its row says: no class below the listed one has a say.
+    """Tell whether a layer is called and computes what its layer type says: no subclass overrides it.
 
     Examples:
         >>> class Doubled(nn.Linear):
@@ -103,12 +103,12 @@ def holds_codes(layer: nn.Module) -> bool:
 
 def acts_on_output(layer: nn.Module) -> bool:
     """Tell whether an adapter's update is added to a layer's output: it is called, and is a linear map of its input."""
-    row = layer_type_of(layer)
-    return called_as_listed(layer) or (row is not None and row.linear and row.matrix and holds_codes(layer))
+    kind = layer_type_of(layer)
+    return called_as_listed(layer) or (kind is not None and kind.linear and kind.matrix and holds_codes(layer))
 
 
 def layer_type_of(layer: nn.Module) -> LayerType | None:
-    """Return the row of a layer, or None where its class is not in the table.
+    """Return the type of a layer, or None where its class is not in the table.
 
     Examples:
         >>> layer_type_of(nn.Linear(2, 3)).dims(nn.Linear(2, 3))
@@ -130,21 +130,21 @@ def obstacle(layer: nn.Module) -> str:
         >>> obstacle(nn.Linear(2, 3))
         ''
         >>> obstacle(nn.ReLU())
-        'its class is in no row of LAYER_TYPES; register_layer_type adds one'
+        'its class is not in LAYER_TYPES; register_layer_type adds it'
     """
-    row = layer_type_of(layer)
-    if row is None:
-        return "its class is in no row of LAYER_TYPES; register_layer_type adds one"
+    kind = layer_type_of(layer)
+    if kind is None:
+        return "its class is not in LAYER_TYPES; register_layer_type adds it"
     if getattr(layer, "weight", None) is None:
         kept = [name for name, _ in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))]
         return f"it has no weight but {', '.join(kept) or 'nothing'}; load it without compression"
     weight = weight_of(layer)
     if is_lazy(weight):
         return "its shape is unknown until the first forward; run one first"
-    if not weight.is_floating_point() and row.quantised is None:
+    if not weight.is_floating_point() and kind.quantised is None:
         return f"its weight is of type {str(weight.dtype).removeprefix('torch.')}; a floating-point weight is needed"
     if holds_codes(layer) and not acts_on_output(layer):
         return "its weight holds 8-bit codes, which its class turns into numbers in a way that isn't known here"
     if 0 in weight.shape:
         return f"its weight has shape {tuple(weight.shape)}; inputs and outputs are needed"
-    return row.obstacle(layer)
+    return kind.obstacle(layer)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import AdapterError
 from rankwise.lora import maths
-from rankwise.lora.layer_types.row import LayerType, weight_of
+from rankwise.lora.layer_types.layer_type import LayerType, weight_of
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 TransposedConvolution = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d

@@ -5,8 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rankwise.lora import maths
+from rankwise.lora.layer_types.layer_type import LayerType, weight_of
 from rankwise.lora.layer_types.linear import delta_transposed
-from rankwise.lora.layer_types.row import LayerType, weight_of
 
 
 def _dims(layer: nn.Module) -> tuple[int, int]:

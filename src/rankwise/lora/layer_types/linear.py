@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rankwise.lora import maths
-from rankwise.lora.layer_types.row import LayerType, weight_of
+from rankwise.lora.layer_types.layer_type import LayerType, weight_of
 
 
 def _dims(layer: nn.Module) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rankwise.errors import AdapterError
 from rankwise.lora import maths
-from rankwise.lora.layer_types.row import LayerType
+from rankwise.lora.layer_types.layer_type import LayerType
 
 
 def _is_in_out(layer: Any, weight: Tensor) -> bool:
@@ -42,7 +42,7 @@ def _never_called(layer: Any, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
 
 @functools.cache
 def parameter_type(name: str, linear: bool = False) -> LayerType:
-    """Return the row of a parameter called `name`.
+    """Return the layer type of a parameter called `name`.
 
     Examples:
         >>> from torch import nn

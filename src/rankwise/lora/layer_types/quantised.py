@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import AdapterError
+from rankwise.lora.layer_types.layer_type import LayerType, Quantised, weight_of
 from rankwise.lora.layer_types.linear import LINEAR
-from rankwise.lora.layer_types.row import LayerType, Quantised, weight_of
 from rankwise.lora.offloaded import data_of
 
 _PACKS_ITSELF = "support_avx512bf16_for_cpu"
@@ -32,7 +32,7 @@ def _dequantise_8bit(layer: Any) -> Tensor:
     from bitsandbytes.functional import int8_vectorwise_dequant
 
     weight = layer.weight
-    if weight.is_floating_point():  # not quantised yet, or anew at each forward
+    if weight.is_floating_point():  # not quantised yet, or quantised at each forward
         return weight
     # The first forward moves the scales of the rows from the weight to the layer.
     scales = weight.SCB if weight.SCB is not None else layer.state.SCB
@@ -66,20 +66,20 @@ BITSANDBYTES: dict[str, LayerType] = {
     ),
     "bitsandbytes.nn.modules.Linear4bit": replace(LINEAR, name="Linear4bit", dims=_dims, matrix=False, quantised=_4BIT),
 }
-"""Full class name -> row."""
+"""Full class name -> layer type."""
 
 QUANTISED_WEIGHTS: dict[str, Quantised] = {"torchao.utils.TorchAOBaseTensor": Quantised(_dequantise_torchao)}
 """Full name of a weight's class -> how it is read; torchao changes the weight and leaves the layer's class."""
 
 
 @functools.cache
-def with_weight_of(row: LayerType, cls: type[Tensor]) -> LayerType:
-    """Return the row of a layer whose weight is of this class: the layer's own row, quantised where the weight is."""
-    if row.quantised is not None:
-        return row
+def with_weight_of(kind: LayerType, cls: type[Tensor]) -> LayerType:
+    """Return the layer type for a weight of this class: the layer's own, quantised where the weight is."""
+    if kind.quantised is not None:
+        return kind
     names = (f"{ancestor.__module__}.{ancestor.__qualname__}" for ancestor in cls.__mro__)
-    kind = next((QUANTISED_WEIGHTS[name] for name in names if name in QUANTISED_WEIGHTS), None)
-    return row if kind is None else replace(row, quantised=kind)
+    quantised = next((QUANTISED_WEIGHTS[name] for name in names if name in QUANTISED_WEIGHTS), None)
+    return kind if quantised is None else replace(kind, quantised=quantised)
 
 
 def numbers_in(parameter: Tensor) -> int:
@@ -104,7 +104,7 @@ def in_eight_bits(weight: Tensor) -> bool:
 
 
 def is_opaque(weight: Tensor) -> bool:
-    """Tell whether a tensor's class computes operations in a way of its own, or its layout leaves numbers out.
+    """Tell whether a tensor's class computes operations in its own way, or its layout leaves numbers out.
 
     So do the weights of libraries that quantise, known here or not; W + delta can't be written to them.
 
@@ -158,11 +158,11 @@ def make_plain(path: str, layer: nn.Module, kind: Quantised, weight: Tensor) -> 
         weight: The new weight.
 
     Raises:
-        AdapterError: The layer's forward was replaced, so that it would go on reading the quantised weight.
+        AdapterError: The layer's forward was replaced and would still read the quantised weight.
     """
     if kind.plain is not None and "forward" in layer.__dict__:
         raise AdapterError(
-            f'The forward of "{path}" was replaced on the instance (by accelerate, say) and would go on reading a '
+            f'The forward of "{path}" was replaced on the instance (by accelerate, say) and would still read a '
             "quantised weight. Load the model on one device, without hooks of others."
         )
     own = layer._parameters  # pyright: ignore[reportPrivateUsage]
@@ -184,7 +184,7 @@ def make_quantised(layer: nn.Module, before: Before) -> None:
     layer._parameters["weight"] = before.weight  # pyright: ignore[reportPrivateUsage]
 
 
-def plain_weight(layer: nn.Module, row: LayerType, parameter: str = "weight") -> Tensor:
+def plain_weight(layer: nn.Module, kind: LayerType, parameter: str = "weight") -> Tensor:
     """Return a layer's weight as plain numbers, dequantised where it is quantised.
 
     Examples:
@@ -192,7 +192,7 @@ def plain_weight(layer: nn.Module, row: LayerType, parameter: str = "weight") ->
         >>> plain_weight(layer, LINEAR) is layer.weight
         True
     """
-    if row.quantised is not None:
-        return row.quantised.dequantise(layer)
+    if kind.quantised is not None:
+        return kind.quantised.dequantise(layer)
     weight = weight_of(layer) if parameter == "weight" else getattr(layer, parameter)
     return data_of(layer, parameter) if weight.is_meta else weight

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import TargetError
-from rankwise.lora.layer_types.row import LayerType
+from rankwise.lora.layer_types.layer_type import LayerType
 
 Slice = str | tuple[int, int]
 """Outputs of a layer: "0/3" is the first of three equal parts, (0, 64) the outputs 0 to 63."""
@@ -56,11 +56,11 @@ def ranges_of(name: str, slices: Sequence[Slice], d_out: int) -> tuple[tuple[int
     return tuple(found)
 
 
-def sliced_type(row: LayerType, ranges: tuple[tuple[int, int], ...]) -> LayerType:
-    """Return the row of a layer adapted on slices: A (slices * r, d_in), B (length, slices * r), slice after slice."""
-    given = {"row": row, "ranges": ranges}
+def sliced_type(kind: LayerType, ranges: tuple[tuple[int, int], ...]) -> LayerType:
+    """Return the type of a layer adapted on slices: A (slices * r, d_in), B (length, slices * r), slice after slice."""
+    given = {"kind": kind, "ranges": ranges}
     return replace(
-        row,
+        kind,
         dims=functools.partial(_dims, **given),
         update=functools.partial(_update, **given),
         delta=functools.partial(_delta, **given),
@@ -89,8 +89,8 @@ def block_form(B: Tensor, ranges: Sequence[tuple[int, int]], d_out: int) -> Tens
     )
 
 
-def _dims(layer: Any, *, row: LayerType, ranges: tuple[tuple[int, int], ...]) -> tuple[int, int]:
-    return row.dims(layer)[0], ranges[0][1] - ranges[0][0]
+def _dims(layer: Any, *, kind: LayerType, ranges: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+    return kind.dims(layer)[0], ranges[0][1] - ranges[0][0]
 
 
 def _stack(layer: Any, *, ranges: tuple[tuple[int, int], ...]) -> int:
@@ -103,12 +103,12 @@ def _update(
     A: Tensor,
     B: Tensor,
     *rest: Any,
-    row: LayerType,
+    kind: LayerType,
     ranges: tuple[tuple[int, int], ...],
     **named: Any,
 ) -> Tensor:
-    return row.update(layer, x, A, block_form(B, ranges, row.dims(layer)[1]), *rest, **named)
+    return kind.update(layer, x, A, block_form(B, ranges, kind.dims(layer)[1]), *rest, **named)
 
 
-def _delta(layer: Any, A: Tensor, B: Tensor, *, row: LayerType, ranges: tuple[tuple[int, int], ...]) -> Tensor:
-    return row.delta(layer, A, block_form(B, ranges, row.dims(layer)[1]))
+def _delta(layer: Any, A: Tensor, B: Tensor, *, kind: LayerType, ranges: tuple[tuple[int, int], ...]) -> Tensor:
+    return kind.delta(layer, A, block_form(B, ranges, kind.dims(layer)[1]))

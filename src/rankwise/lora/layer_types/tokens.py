@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from rankwise.errors import TargetError
 from rankwise.lora import maths
-from rankwise.lora.layer_types.row import LayerType, weight_of
+from rankwise.lora.layer_types.layer_type import LayerType, weight_of
 
 
-def rows_of(name: str, layer: nn.Module, row: LayerType | None, tokens: Sequence[int]) -> tuple[int, ...]:
+def checked_tokens(name: str, layer: nn.Module, kind: LayerType | None, tokens: Sequence[int]) -> tuple[int, ...]:
     """Return tokens whose rows of a layer's weight can be trained.
 
     Args:
         name: Path of the layer, for messages.
         layer: The layer.
-        row: Its row in `LAYER_TYPES`.
+        kind: Its entry in `LAYER_TYPES`.
         tokens: Their numbers.
 
     Raises:
@@ -34,10 +34,10 @@ def rows_of(name: str, layer: nn.Module, row: LayerType | None, tokens: Sequence
 
     Examples:
         >>> from rankwise.lora.layer_types import EMBEDDING
-        >>> rows_of("embed", nn.Embedding(8, 4), EMBEDDING, [7, 3])
+        >>> checked_tokens("embed", nn.Embedding(8, 4), EMBEDDING, [7, 3])
         (7, 3)
     """
-    if row is None or row.quantised is not None or not (row.reads_indices or (row.matrix and row.outputs == 0)):
+    if kind is None or kind.quantised is not None or not (kind.reads_indices or (kind.matrix and kind.outputs == 0)):
         raise TargetError(
             f'"{name}" ({type(layer).__name__}) has no row for each token, or a quantised weight; trainable_tokens are '
             "rows of an Embedding or a Linear."
@@ -53,13 +53,13 @@ def rows_of(name: str, layer: nn.Module, row: LayerType | None, tokens: Sequence
     return tuple(tokens)
 
 
-def token_type(row: LayerType, layer: nn.Module, tokens: tuple[int, ...]) -> LayerType:
-    """Return the row of a layer of which these rows are trained."""
+def token_type(kind: LayerType, layer: nn.Module, tokens: tuple[int, ...]) -> LayerType:
+    """Return the type of a layer of which these rows are trained."""
     size, width = weight_of(layer).shape
     given = {"tokens": tokens, "size": size}
-    update = _looked_up if row.reads_indices else _multiplied
+    update = _looked_up if kind.reads_indices else _multiplied
     return replace(
-        row,
+        kind,
         dims=functools.partial(_dims, width=width),
         update=functools.partial(update, **given),
         delta=functools.partial(_delta, **given),

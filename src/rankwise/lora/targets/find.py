@@ -1,4 +1,4 @@
-"""From patterns to the modules they match, each with its rank and scale; and what was left out, and why."""
+"""From patterns to the matching modules, each with its rank and scale; and the modules left out, with reasons."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -19,7 +19,7 @@ from rankwise.lora.variants import variant_name
 ALL_LINEAR = "all-linear"
 UNNAMED = "no target names it"
 BY_NAME_ONLY = "by name only"
-"""Why "all-linear" leaves out what could be adapted but is no matrix."""
+"""Reason for which "all-linear" leaves out adaptable weights that aren't matrices."""
 
 
 def find_targets(model: nn.Module, config: LoRAConfig, *, untie: bool = False) -> Targets:
@@ -31,7 +31,7 @@ def find_targets(model: nn.Module, config: LoRAConfig, *, untie: bool = False) -
         model: Any module; it may itself be the layer.
         config: Whose `target_modules`, `exclude_modules`, `rank_pattern`, `alpha_pattern`, `slices` and
             `trainable_tokens` are read.
-        untie: Whether a target that shares its weight is to get a copy of its own. Else its adapter acts in
+        untie: Whether to copy the weight of a target that shares it. Otherwise its adapter acts in
             every module that has the weight.
 
     Returns:
@@ -76,7 +76,7 @@ def find_targets(model: nn.Module, config: LoRAConfig, *, untie: bool = False) -
 
 
 def _with_tokens(targets: list[Target], tokens: list[Target], place: Mapping[nn.Module, int]) -> list[Target]:
-    """Put single rows among the other targets, in the model's order.
+    """Insert single rows among the other targets, in the model's order.
 
     Raises:
         TargetError: A layer has both.
@@ -92,7 +92,7 @@ def _with_tokens(targets: list[Target], tokens: list[Target], place: Mapping[nn.
 
 
 class _Choice:
-    """What is adapted and what left out, weight after weight.
+    """Collects the adapted weights and those left out.
 
     Args:
         modules: All modules of the model.
@@ -111,7 +111,7 @@ class _Choice:
         self.adaptable: list[str] = []
 
     def take(self, weight: Weight, untried: Patterns | None = None) -> None:
-        """Take a weight into `chosen`, or into `left_out` with the reason.
+        """Add a weight to `chosen`, or to `left_out` with the reason.
 
         Args:
             weight: The weight.
@@ -120,10 +120,10 @@ class _Choice:
         Raises:
             TargetError: It is named, and can't be adapted.
         """
-        module, row, names = weight.module, weight.layer_type, [*weight.names, *weight.also]
+        module, kind, names = weight.module, weight.layer_type, [*weight.names, *weight.also]
         found = (untried or self.targets).matching(names, module)
         excluded = self.excludes.matching(names, module)
-        is_layer = row is None or row.name != "Parameter"
+        is_layer = kind is None or kind.name != "Parameter"
         blocked = obstacle(module) if is_layer else ""
         if excluded:
             self.excluded.add(module)
@@ -134,24 +134,24 @@ class _Choice:
         elif any(isinstance(pattern, str) and is_plain(pattern) for pattern in found) and not excluded:
             self._refuse(weight, blocked)
         reason = self._reason(weight, bool(found), bool(excluded), blocked)
-        if not reason and row is not None:
+        if not reason and kind is not None:
             self.chosen.append(weight)
-        elif row is not None and (untried is None or reason != UNNAMED):
+        elif kind is not None and (untried is None or reason != UNNAMED):
             self.left_out.append(LeftOut(weight.names[0], type(module).__name__ if is_layer else "Parameter", reason))
 
     def _reason(self, weight: Weight, found: bool, excluded: bool, blocked: str) -> str:
         """Return why a weight gets no adapter, or an empty string."""
-        row = weight.layer_type
-        if row is None or (not found and not self.all_linear):
+        kind = weight.layer_type
+        if kind is None or (not found and not self.all_linear):
             return UNNAMED
         if excluded or blocked:
             return "excluded" if excluded else blocked
         if found:
             return ""
-        return self.heads.get(weight.module, "") if row.linear else BY_NAME_ONLY
+        return self.heads.get(weight.module, "") if kind.linear else BY_NAME_ONLY
 
     def _refuse(self, weight: Weight, blocked: str) -> None:
-        """Raise, unless a parameter may be what was meant."""
+        """Raise, unless the name may mean a parameter."""
         name, module = weight.names[0], weight.module
         if weight.layer_type is None and any(p.ndim > 1 for p in module.parameters(recurse=False)):
             blocked += f'. Name its parameter, for example "{_first_matrix(name, module)}"'
@@ -184,8 +184,8 @@ def _targets_of(
     result: list[Target] = []
     known: list[str] = []
     for weight in chosen:
-        module, row, own = weight.module, weight.layer_type, weight.names
-        if row is None:
+        module, kind, own = weight.module, weight.layer_type, weight.names
+        if kind is None:
             continue
         tied = ties.get(own[0], ())
         aliases = (*own[1:], *(name for tie in tied for name in tie.names))
@@ -198,13 +198,13 @@ def _targets_of(
         alpha = config.alpha_pattern[str(alpha_keys[0])] if alpha_keys else config.alpha
         if slice_keys := slices.matching(names, module):
             slices.mark(slice_keys)
-            row = _sliced(own[0], module, row, config.slices[str(slice_keys[0])], bool(tied))
-        d_in, d_out = row.dims(module)
+            kind = _sliced(own[0], module, kind, config.slices[str(slice_keys[0])], bool(tied))
+        d_in, d_out = kind.dims(module)
         result.append(
             Target(
                 name=own[0],
                 module=module,
-                layer_type=row,
+                layer_type=kind,
                 d_in=d_in,
                 d_out=d_out,
                 r=r,
@@ -215,7 +215,7 @@ def _targets_of(
                 untie=weight.tensor in untied,
                 parameter=weight.parameter,
                 reader=reader_of(model, weight),
-                variant=variant_name(config.variant, row),
+                variant=variant_name(config.variant, kind),
             )
         )
     _require_all_used(ranks, "adapted module matches rank_pattern", known, known)
@@ -224,16 +224,16 @@ def _targets_of(
     return result
 
 
-def _sliced(name: str, module: nn.Module, row: LayerType, slices: Sequence[Slice], is_tied: bool) -> LayerType:
-    if is_tied or row.outputs is None or row.reads_indices or row.stack(module) > 1:
+def _sliced(name: str, module: nn.Module, kind: LayerType, slices: Sequence[Slice], is_tied: bool) -> LayerType:
+    if is_tied or kind.outputs is None or kind.reads_indices or kind.stack(module) > 1:
         raise TargetError(
             f"\"{name}\" can't be adapted on slices: its weight is shared, or isn't one matrix of outputs."
         )
-    return sliced_type(row, ranges_of(name, slices, row.dims(module)[1]))
+    return sliced_type(kind, ranges_of(name, slices, kind.dims(module)[1]))
 
 
 def _require_all_used(patterns: Patterns, what: str, shown_names: Sequence[str], names: Sequence[str]) -> None:
-    """Raise for the first pattern that found nothing, with what there is and the nearest name."""
+    """Raise for the first pattern that matched nothing; the message lists candidates and the nearest name."""
     for pattern in patterns.unused():
         ends = sorted({name.rsplit(".", 1)[-1] for name in shown_names})
         shown = ", ".join(ends[:12]) + (", ..." if len(ends) > 12 else "")

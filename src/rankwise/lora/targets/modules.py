@@ -1,6 +1,6 @@
-"""The modules of a model, each once, with all its paths; adapters are passed over, wrappers looked through.
+"""The modules of a model, each once, with all its paths; adapters are skipped, wrappers unwrapped.
 
-A wrapper (torch.compile, activation checkpoints, DistributedDataParallel, FSDP) holds one module and stands in its
+A wrapper (torch.compile, activation checkpoints, DistributedDataParallel, FSDP) holds one module and takes its
 place. Paths leave out what it adds, so an adapter of a wrapped model has the names it has on the plain one.
 """
 
@@ -24,6 +24,7 @@ _WRAPPERS = {
     "torch.nn.parallel.distributed.DistributedDataParallel": "module",
     "torch.nn.parallel.data_parallel.DataParallel": "module",
     "torch.optim.swa_utils.AveragedModel": "module",
+    "torch.ao.quantization.stubs.QuantWrapper": "module",
     "timm.utils.model_ema.ModelEmaV2": "module",
     "timm.utils.model_ema.ModelEmaV3": "module",
     "opacus.grad_sample.grad_sample_module.GradSampleModule": "_module",
@@ -38,24 +39,24 @@ WRAPPER_WORDS = frozenset(_WRAPPERS.values()) - {"module"}
 
 
 _OF_BLOCKS = {"disabled", "by_row"}
-"""Attributes of adapters that last as long as a `with` block."""
+"""Attributes of adapters that last for a `with` block."""
 
 
 class Adapter(nn.Module):
     """A submodule that belongs to an adapter, not to the base."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy gets: one made inside `disabled` or `by_row` is as outside, since it never leaves them."""
+        """Return a copy's state: inside `disabled` or `by_row` as outside, as it never leaves the block."""
         return {name: value for name, value in self.__dict__.items() if name not in _OF_BLOCKS}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Adapter":
-        """Move or cast as any module does, but keep the numbers where `fn` throws them away (`to_empty`, "meta").
+        """Move or cast as any module does, but keep the values where `fn` discards them (`to_empty`, "meta").
 
-        A base gets its numbers from a checkpoint afterwards; an adapter's are nowhere else. 8-bit floats, in which some
+        A base loads its values from a checkpoint afterwards; an adapter's are nowhere else. 8-bit floats, in which some
         tools store a base between its forwards, would round them.
         """
         before = [
-            (module, name, p.detach())
+            (module, name, p.data)  # no view of it: torch swaps no tensor that others refer to
             for module in self.modules()
             for name, p in module._parameters.items()
             if p is not None
@@ -176,7 +177,7 @@ def path_of_key(model: nn.Module, key: str) -> str:
 
 
 def base_tensors(model: nn.Module, *, buffers: bool = True) -> dict[str, Tensor]:
-    """Return the base's own parameters and buffers under all their paths; those of adapters are passed over."""
+    """Return the base's parameters and buffers under all their paths, without those of adapters."""
     found: dict[str, Tensor] = {}
     for path, module in walk(model):
         for kind in (module._parameters, module._buffers) if buffers else (module._parameters,):  # pyright: ignore[reportPrivateUsage]

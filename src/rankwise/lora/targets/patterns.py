@@ -1,4 +1,4 @@
-"""Patterns, and the names they match: the language of targets, ranks and alphas."""
+"""Patterns and the names they match: the language of targets, ranks and alphas."""
 
 import fnmatch
 import re
@@ -12,7 +12,7 @@ from rankwise.errors import TargetError
 from rankwise.lora.config import TargetPattern
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d*)\}")
-"""Numbers from one to another, the last included: "{8..15}"."""
+"""An inclusive range of numbers: "{8..15}"."""
 
 
 class Patterns:
@@ -57,7 +57,7 @@ class Patterns:
         return [self.all[place] for place in sorted(places)]
 
     def mark(self, patterns: Iterable[TargetPattern]) -> None:
-        """Note that these patterns found something that can be used."""
+        """Mark these patterns as used."""
         self.used.update(patterns)
 
     def unused(self) -> list[TargetPattern]:
@@ -66,7 +66,7 @@ class Patterns:
 
 
 def is_plain(pattern: str) -> bool:
-    """Tell a name from a glob, a regular expression, and a name with a range in it."""
+    """Whether a pattern is a plain name: no glob, regular expression or range."""
     return not pattern.startswith("re:") and not _is_glob(pattern) and not _RANGE.search(pattern)
 
 

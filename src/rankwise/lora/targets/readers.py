@@ -1,4 +1,4 @@
-"""Weights that are read without calling their layer: which module's forward reads them."""
+"""Find the module whose forward reads a weight without calling its layer."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class Weight:
-    """Something an adapter can stand on.
+    """A weight that can be adapted.
 
     Args:
         module: The module that has it.
@@ -63,7 +63,7 @@ def layers_and_owned(modules: Sequence[tuple[nn.Module, list[str]]]) -> Iterator
         if owner is None:
             parents = [name.rpartition(".")[0] for name in names]
             also = tuple(parent for parent in parents if parent in attentions)
-            # What computes a parametrised weight has no weight of its own, and a number for a name.
+            # The modules of a parametrisation have no weight, and a number for a name.
             if not any(".parametrizations." in f".{name}" for name in names):
                 yield Weight(module, names, "weight", layer_type_of(module), also)
             continue
@@ -109,7 +109,7 @@ def _joined(path: str, name: str) -> str:
 def reader_of(model: nn.Module, weight: Weight) -> Reader | None:
     """Return the module that reads a weight, or None for a layer that is called and whose update can be added.
 
-    A layer whose class has a forward of its own may do more with the weight than the row says (standardise it,
+    A layer whose class has its own forward may do more with the weight than the layer type says (standardise it,
     scale the output), so it is the reader of its own weight too.
 
     Args:
@@ -136,10 +136,10 @@ def _is_reader(module: nn.Module, by_row: bool, own: bool) -> bool:
     return type(module).forward is not nn.Module.forward  # containers are never called
 
 
-def show(layer: nn.Module, name: str, before: Tensor, after: Tensor | None) -> None:
+def show_tensor(layer: nn.Module, name: str, before: Tensor, after: Tensor | None) -> None:
     """Let a layer show a tensor in the place of a parameter; None shows the parameter again.
 
-    RNNs keep a list of their weights beside the parameters and read that.
+    RNNs also keep their weights in a list and read that.
     """
     if after is not None:
         layer.__dict__[name] = after

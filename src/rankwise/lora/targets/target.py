@@ -20,7 +20,7 @@ class Target:
         name: First path of the module in the model, "" where the model is the layer itself; for a parameter of an
             attention, an RNN or any other module the path of the parameter.
         module: The layer, or the module that has the parameter.
-        layer_type: Its row in `LAYER_TYPES`.
+        layer_type: Its entry in `LAYER_TYPES`.
         d_in: Inputs.
         d_out: Outputs.
         r: Rank here.

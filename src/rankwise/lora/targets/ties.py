@@ -1,4 +1,4 @@
-"""Weights that several modules have: one A and B on the weight, used through every name."""
+"""Weights shared by several modules: one A and B for the weight, used under every name."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Tie:
     Args:
         names: Its paths.
         module: The module.
-        layer_type: Its row in `LAYER_TYPES`.
+        layer_type: Its entry in `LAYER_TYPES`.
         flipped: Whether it reads the weight the other way round, as an Embedding and a Linear do: B^T is then
             its A, and A^T its B.
         reader: As of a `Target`.
@@ -48,7 +48,7 @@ def sharers(modules: Iterable[Named]) -> dict[nn.Parameter, list[Named]]:
             if parameter is None or parameter.ndim < 2:
                 continue
             if parameter.is_meta and hasattr(module, "_hf_hook"):
-                # accelerate gives every module a parameter of its own; those of one weight still have its numbers.
+                # accelerate gives every module its own parameter; those of one weight still have its numbers.
                 first = offloaded.setdefault(_numbers(data_of(module, leaf)), parameter)
                 parameter, same[parameter] = first, first
             if (module, names) not in owners.setdefault(parameter, []):
@@ -80,7 +80,7 @@ def find_ties(
     chosen: Sequence[Weight],
     excluded: Collection[nn.Module] = (),
 ) -> tuple[list[Weight], dict[str, tuple[Tie, ...]]]:
-    """Put the first of the layers with one weight in the place of all; the others use its adapter.
+    """Let the first of the layers with one weight represent all; the others use its adapter.
 
     Args:
         model: The model.
@@ -110,20 +110,20 @@ def find_ties(
 
 
 def _tie(model: nn.Module, first: Weight, module: nn.Module, names: list[str]) -> Tie:
-    row = layer_type_of(module)
-    if row is None or first.layer_type is None:
+    kind = layer_type_of(module)
+    if kind is None or first.layer_type is None:
         raise TargetError(f'"{names[0]}" is no layer.')
-    reader = reader_of(model, Weight(module, names, "weight", row))
-    return Tie(tuple(names), module, row, first.layer_type.transposed != row.transposed, reader)
+    reader = reader_of(model, Weight(module, names, "weight", kind))
+    return Tie(tuple(names), module, kind, first.layer_type.transposed != kind.transposed, reader)
 
 
 def _require_usable(weight: Weight, user: nn.Module, names: list[str], excluded: Collection[nn.Module]) -> None:
     """Raise unless a module that has this weight can use its adapter."""
     if user is weight.module:
         return
-    row, other = weight.layer_type, layer_type_of(user)
+    kind, other = weight.layer_type, layer_type_of(user)
     blocked = "exclude_modules names it" if user in excluded else obstacle(user)
-    if row is None or other is None or blocked or not _alike(row, weight.module, other, user):
+    if kind is None or other is None or blocked or not _read_alike(kind, weight.module, other, user):
         raise TargetError(
             f'"{weight.names[0]}" shares its weight with "{names[0]}" ({type(user).__name__}), which can\'t use its '
             f"adapter: {blocked or 'it reads the weight in another shape'}. Leave both out, or give the target a "
@@ -131,9 +131,9 @@ def _require_usable(weight: Weight, user: nn.Module, names: list[str], excluded:
         )
 
 
-def _alike(row: LayerType, module: nn.Module, other_row: LayerType, other: nn.Module) -> bool:
+def _read_alike(kind: LayerType, module: nn.Module, other_kind: LayerType, other: nn.Module) -> bool:
     """Tell whether two layers read one weight as one matrix, or as its transpose."""
-    d_in, d_out = row.dims(module)
-    if row.transposed != other_row.transposed:
+    d_in, d_out = kind.dims(module)
+    if kind.transposed != other_kind.transposed:
         d_in, d_out = d_out, d_in
-    return other_row.dims(other) == (d_in, d_out) and (row == other_row or (row.matrix and other_row.matrix))
+    return other_kind.dims(other) == (d_in, d_out) and (kind == other_kind or (kind.matrix and other_kind.matrix))

@@ -7,7 +7,7 @@ from torch import nn
 from rankwise.errors import TargetError, suggest
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer_types import layer_type_of
-from rankwise.lora.layer_types.tokens import rows_of, token_type
+from rankwise.lora.layer_types.tokens import checked_tokens, token_type
 from rankwise.lora.targets.modules import Named
 from rankwise.lora.targets.patterns import Patterns
 from rankwise.lora.targets.readers import Weight, reader_of
@@ -16,13 +16,13 @@ from rankwise.lora.targets.ties import Tie, sharers
 
 
 def token_targets(model: nn.Module, modules: Sequence[Named], config: LoRAConfig, untie: bool = False) -> list[Target]:
-    """Return the targets that `trainable_tokens` means.
+    """Return the targets of `trainable_tokens`.
 
     Args:
         model: The model.
         modules: All its modules.
         config: The configuration.
-        untie: Whether a layer that shares its weight is to get a copy of its own.
+        untie: Whether a layer that shares its weight is to get its own copy.
 
     Raises:
         TargetError: No layer, or none that is known, has these rows.
@@ -62,7 +62,7 @@ def _layers_with_tokens(
 
 
 def input_embedding(model: nn.Module, modules: Sequence[Named]) -> Named:
-    """Return the embedding that a list of tokens means: what a model of transformers calls its own, or the only one.
+    """Return the embedding for a list of tokens: a transformers model's input embedding, or the only one.
 
     Raises:
         TargetError: There is none, or several.
@@ -82,7 +82,7 @@ def input_embedding(model: nn.Module, modules: Sequence[Named]) -> Named:
 
 
 def own_embedding(model: nn.Module, which: str) -> nn.Module | None:
-    """Return what a model of transformers calls its "input" or "output" embeddings; None where it has none."""
+    """Return a transformers model's "input" or "output" embeddings; None if it has none."""
     get = getattr(model, f"get_{which}_embeddings", None)
     try:
         found = get() if callable(get) else None
@@ -104,20 +104,20 @@ def token_target(
     Raises:
         TargetError: The layer, or one that shares its weight, doesn't have these rows.
     """
-    row = layer_type_of(module)
-    chosen = rows_of(names[0], module, row, tokens)
-    if row is None:  # rows_of has refused it
+    kind = layer_type_of(module)
+    chosen = checked_tokens(names[0], module, kind, tokens)
+    if kind is None:  # rows_of has refused it
         raise TargetError(f'"{names[0]}" is no layer.')
-    weight = Weight(module, list(names), "weight", row)
+    weight = Weight(module, list(names), "weight", kind)
     shared = sharers(modules)
     users = shared.get(weight.tensor, []) if weight.tensor is not None else []
     ties = tuple(_tie(model, *user, chosen) for user in users if user[0] is not module and not untie)
     return Target(
         name=names[0],
         module=module,
-        layer_type=token_type(row, module, chosen),
+        layer_type=token_type(kind, module, chosen),
         d_in=0,
-        d_out=token_type(row, module, chosen).dims(module)[1],
+        d_out=token_type(kind, module, chosen).dims(module)[1],
         r=len(chosen),
         alpha=float(len(chosen)),
         scale=1.0,
@@ -129,10 +129,10 @@ def token_target(
 
 
 def _tie(model: nn.Module, module: nn.Module, names: list[str], tokens: tuple[int, ...]) -> Tie:
-    row = layer_type_of(module)
-    rows_of(names[0], module, row, tokens)
-    if row is None:  # rows_of has refused it
+    kind = layer_type_of(module)
+    checked_tokens(names[0], module, kind, tokens)
+    if kind is None:  # rows_of has refused it
         raise TargetError(f'"{names[0]}" is no layer.')
-    # Not flipped: whichever way a layer reads the weight, B holds what is added to its rows.
-    reader = reader_of(model, Weight(module, names, "weight", row))
-    return Tie(tuple(names), module, token_type(row, module, tokens), False, reader)
+    # Not flipped: however a layer reads the weight, B is added to its rows.
+    reader = reader_of(model, Weight(module, names, "weight", kind))
+    return Tie(tuple(names), module, token_type(kind, module, tokens), False, reader)

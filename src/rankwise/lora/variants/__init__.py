@@ -1,7 +1,7 @@
-"""Variants of the method, found through one table: a new one is one new file and one row here.
+"""Variants of the method, in one table: a new one is one new file and one line here.
 
 Its file declares the tensors of an adapter in one layer, and what is made of them; everything else, from the hook to
-packs and PEFT's files, goes by these declarations.
+packs and PEFT's files, follows these declarations.
 """
 
 from rankwise.lora.layer_types import LayerType

@@ -79,7 +79,7 @@ class Site:
     """A layer in which an adapter starts.
 
     Args:
-        kind: Its row in `LAYER_TYPES`, as the adapter sees the layer.
+        kind: Its entry in `LAYER_TYPES`, as the adapter sees the layer.
         layer: The layer.
         sizes: Of the adapter there.
         scale: s.

@@ -21,24 +21,24 @@ class GeneralLayer:
     """A layer that is no Linear.
 
     Its update is the layer type's own pure function, mapped over the adapters of a bucket; where vmap can't go
-    through it, adapter by adapter. A module trained whole is mapped likewise over its parameters.
+    through it, adapter by adapter. A module trained in full is mapped likewise over its parameters.
 
     Args:
         name: The module's path.
         module: The base's layer; only read.
-        row: Its row in `LAYER_TYPES`, or None where it is only trained whole.
+        kind: Its entry in `LAYER_TYPES`, or None where it is only trained in full.
         store: The pack's numbers.
         forward: The module's own forward.
     """
 
     def __init__(
-        self, name: str, module: nn.Module, row: LayerType | None, store: Store, forward: Callable[..., Any]
+        self, name: str, module: nn.Module, kind: LayerType | None, store: Store, forward: Callable[..., Any]
     ) -> None:
-        self._name, self._module, self._row, self._store, self._forward = name, module, row, store, forward
+        self._name, self._module, self._kind, self._store, self._forward = name, module, kind, store, forward
         self._parts = slots_in(name, store)
         self._size = len(store)
         self._dropout = torch.cat([bucket.dropout(name, store.theta) for bucket in store.buckets])
-        self._drops = bool(self._dropout.any()) and row is not None and not row.reads_indices
+        self._drops = bool(self._dropout.any()) and kind is not None and not kind.reads_indices
         own = [key for key, _ in module.named_parameters(recurse=False)]
         self._keys = {key: f"{name}.{key}" if name else key for key in own}
         self._leaves: dict[tuple[int, str], tuple[Tensor, Gradient]] = {}
@@ -52,7 +52,7 @@ class GeneralLayer:
                     self._tensors[part.i][key] = stack if gradient is None else _leaf(stack)
                     if gradient is not None:
                         self._leaves[part.i, f"{name}.{key}"] = self._tensors[part.i][key], gradient
-            if part.whole:
+            if part.trains_layer:
                 for key, full in self._keys.items():
                     self._leaves[part.i, key] = _leaf(store.stack(part.i, full)), store.gradient(part.i, full)
         self.loops = False
@@ -80,7 +80,7 @@ class GeneralLayer:
         x = x.unflatten(0, (n, -1))
         x = groups.fan_out(x) if shared else x
         flat = x.flatten(0, 1)
-        if not any(part.whole for part in self._parts):
+        if not any(part.trains_layer for part in self._parts):
             y: Tensor = self._forward(flat, *rest, **named)
             pieces = None
         else:
@@ -101,9 +101,9 @@ class GeneralLayer:
         return torch.cat(outputs).flatten(0, 1) if len(outputs) > 1 else outputs[0].flatten(0, 1)
 
     def _base(self, part: LayerSlot, x: Tensor, rest: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
-        """The layer itself for one bucket: its adapters' own where they train it whole."""
+        """The layer itself for one bucket: its adapters' own where they train it in full."""
         own = x[part.start : part.stop]
-        if not part.whole:
+        if not part.trains_layer:
             return self._forward(own.flatten(0, 1), *rest, **named).unflatten(0, (len(own), -1))
 
         def one(weights: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -114,16 +114,16 @@ class GeneralLayer:
     def _update(
         self, part: LayerSlot, x: Tensor, y: Tensor, rest: tuple[Any, ...], named: dict[str, Any]
     ) -> Tensor | None:
-        row = self._row
-        if not part.adapts or row is None:
+        kind = self._kind
+        if not part.adapts or kind is None:
             return None
         bucket = self._store.buckets[part.i]
-        variant, row = bucket.variant(self._name), bucket.row(self._name)
+        variant, kind = bucket.variant(self._name), bucket.kind(self._name)
         tensors = self._tensors[part.i]
-        x = x if row.reads_indices else x.to(next(iter(tensors.values())).dtype)
+        x = x if kind.reads_indices else x.to(next(iter(tensors.values())).dtype)
 
         def one(t: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return variant.forward(row, self._module, x, y, t, 1.0, rest, named)
+            return variant.forward(kind, self._module, x, y, t, 1.0, rest, named)
 
         return self._mapped(one, tensors, x[part.start : part.stop], y)
 

@@ -30,16 +30,16 @@ def packed_layer(
         forward: The layer's own forward.
         halves: Where products run in bfloat16, the numbers they share; else None.
     """
-    row = layer_type_of(module)
+    kind = layer_type_of(module)
     calls: Any = type(module).forward
     adapting = [bucket for bucket in store.buckets if bucket.adapts(name)]
-    varied = any(bucket.variant(name) is not LORA or bucket.row(name).partial for bucket in adapting)
-    plain = row is not None and row.linear and row.quantised is None and not varied
+    varied = any(bucket.variant(name) is not LORA or bucket.kind(name).partial for bucket in adapting)
+    plain = kind is not None and kind.linear and kind.quantised is None and not varied
     # An older weight norm computes the weight from parameters of other names.
     ordinary = {key for key, _ in module.named_parameters(recurse=False)} <= {"weight", "bias"}
-    if row is not None and plain and ordinary and (calls is nn.Linear.forward or row.transposed):
-        return LinearLayer(name, module, row, store, halves if rounds(module) else None)
-    return GeneralLayer(name, module, row, store, forward)
+    if kind is not None and plain and ordinary and (calls is nn.Linear.forward or kind.transposed):
+        return LinearLayer(name, module, kind, store, halves if rounds(module) else None)
+    return GeneralLayer(name, module, kind, store, forward)
 
 
 def called_without_rows(

@@ -17,7 +17,7 @@ $$dz = s\,B^T dy^T, \qquad dA = dz\,x, \qquad d(sB) = dy^T z^T, \qquad dx = dy\,
 $$z = A x^T, \qquad dz, dA, d(sB) \text{ as factored}, \qquad dx = dy\,(W + s B A)$$
 $$dW = dy^T x, \qquad dA = s\,B^T dW, \qquad d(sB) = dW A^T, \qquad dx = dy\,(W + s B A)$$
 
-Gradients of A and B are not handed to autograd but written where the optimiser reads them. Why a function of its own:
+Gradients of A and B are not handed to autograd but written where the optimiser reads them. Why its own function:
 plain autograd keeps more tensors, records a dozen nodes a bucket, can't add in place onto the frozen product, and
 copies every gradient. `rankwise.lora.maths.lora_update` is the same in one line; every pack is compared with it before
 its first step (`rankwise.pack.model.packed_model`).
@@ -45,7 +45,7 @@ class Segment:
         A: (K, r, d_in).
         B: (K, d_out, r), times the scale.
         A_grad, B_grad: Where their gradients go.
-        runs: None where every adapter has rows of its own; else those that read the same batches.
+        runs: None where every adapter has its own rows; else those that read the same batches.
     """
 
     start: int
@@ -177,7 +177,7 @@ class PackedLinear(torch.autograd.Function):
 class PackedMerged(torch.autograd.Function):
     """The same with W + s B A formed for every adapter, and gradients through z; see the module's docstring.
 
-    Args of `apply`: as `PackedLinear`, without `x_update`; every adapter has rows of its own.
+    Args of `apply`: as `PackedLinear`, without `x_update`; every adapter has its own rows.
     """
 
     @staticmethod
@@ -200,7 +200,7 @@ class PackedMerged(torch.autograd.Function):
             z = torch.bmm(segment.A, x[own].mT)
             segment.A_grad.add(dz, x[own])
             segment.B_grad.add_transposed(z, dy[own])
-        # Formed again, not kept: kept, K layers' weights would lie beside every activation.
+        # Formed again, not kept: kept, K layers' weights would lie next to every activation.
         dx = torch.bmm(dy, layer.sums()) if ctx.needs_input_grad[1] else None
         return None, dx, None
 
@@ -208,7 +208,7 @@ class PackedMerged(torch.autograd.Function):
 class PackedDense(torch.autograd.Function):
     """The same with W + s B A and its gradient formed for every adapter; see the module's docstring.
 
-    Args of `apply`: as `PackedLinear`, without `x_update`; every adapter has rows of its own.
+    Args of `apply`: as `PackedLinear`, without `x_update`; every adapter has its own rows.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""A Linear layer (or transformers' Conv1D) as the pack runs it: frozen, with updates, or trained whole by some."""
+"""A Linear layer (or transformers' Conv1D) as the pack runs it: frozen, with updates, or trained in full by some."""
 
 from collections.abc import Callable
 
@@ -21,19 +21,19 @@ class LinearLayer:
     Args:
         name: The module's path.
         module: The base's layer; only read.
-        row: Its row in `LAYER_TYPES`.
+        kind: Its entry in `LAYER_TYPES`.
         store: The pack's numbers.
         halves: Where its products run in bfloat16 (`rankwise.pack.layers.half`), the numbers they share; else None.
     """
 
     def __init__(
-        self, name: str, module: nn.Module, row: LayerType, store: Store, halves: Halves | None = None
+        self, name: str, module: nn.Module, kind: LayerType, store: Store, halves: Halves | None = None
     ) -> None:
         self._name, self._store, self._halves = name, store, halves
         weight = weight_of(module)
-        self._transposed = row.transposed
+        self._transposed = kind.transposed
         self._exact = halves is None and weight.dtype == torch.float32
-        self._weight = weight.mT if row.transposed else weight
+        self._weight = weight.mT if kind.transposed else weight
         if halves is not None:
             self._weight = halves.weight(module)
         self._bias: Tensor | None = getattr(module, "bias", None)
@@ -42,13 +42,13 @@ class LinearLayer:
         dropout = [bucket.dropout(name, store.theta) for bucket in store.buckets]
         self._dropout = torch.cat(dropout)
         self._drops = bool(self._dropout.any())
-        self._any_whole = any(part.whole for part in self._parts)
+        self._any_trained = any(part.trains_layer for part in self._parts)
         self._layers: dict[object, Layer] = {}
         self._cheapest: dict[int, Callable[..., Tensor] | None] = {}
-        self._whole = {
+        self._trained_here = {
             (part.i, key): self._leaf(part.i, key)
             for part in self._parts
-            if part.whole
+            if part.trains_layer
             for key in (f"{name}.weight", f"{name}.bias")
             if key in store.buckets[part.i].shapes
         }
@@ -59,7 +59,7 @@ class LinearLayer:
     @property
     def leaves(self) -> list[tuple[Tensor, Gradient]]:
         """Tensors whose gradients autograd computes, and where they go."""
-        return list(self._whole.values())
+        return list(self._trained_here.values())
 
     def __call__(self, x: Tensor, groups: Groups, shared: bool, noise: Noise | None) -> Tensor:
         """The layer's output for all adapters.
@@ -77,7 +77,7 @@ class LinearLayer:
         rows = x.shape[0] // n
         stacked = x.reshape(n, -1, x.shape[-1])
         drops = noise is not None and self._drops
-        if shared and (drops or self._any_whole):
+        if shared and (drops or self._any_trained):
             stacked, shared = groups.fan_out(stacked), False
         dropped = None
         if noise is not None and drops:
@@ -86,7 +86,7 @@ class LinearLayer:
         # The halves of one x serve all layers that read it; what is made of it here serves this one.
         same = self._halves is not None and x.shape[0] == stacked.shape[0] * rows
         half = self._halves.of(x).reshape(stacked.shape) if self._halves is not None and same else None
-        if self._any_whole:
+        if self._any_trained:
             pieces = [self._run_part(part, stacked, dropped, half) for part in self._parts]
             y = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         else:
@@ -117,14 +117,14 @@ class LinearLayer:
         )
 
     def _run_part(self, part: LayerSlot, x: Tensor, dropped: Tensor | None, half: Tensor | None) -> Tensor:
-        """One bucket's adapters, where some bucket trains the layer whole."""
+        """One bucket's adapters, where some bucket trains the layer in full."""
         own = x[part.start : part.stop]
         if half is not None:
             half = half[part.start : part.stop]
-        if part.whole:
+        if part.trains_layer:
             weight, bias = (
-                self._whole[part.i, f"{self._name}.weight"][0],
-                self._whole.get((part.i, f"{self._name}.bias")),
+                self._trained_here[part.i, f"{self._name}.weight"][0],
+                self._trained_here.get((part.i, f"{self._name}.bias")),
             )
             weight = weight if self._transposed else weight.mT
             if weight.dtype != own.dtype:

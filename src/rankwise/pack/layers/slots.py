@@ -13,14 +13,14 @@ class LayerSlot:
         i: Its number.
         start, stop: The places of its adapters in the pack.
         adapts: Whether it has A and B here.
-        whole: Whether it trains the layer's own parameters.
+        trains_layer: Whether it trains the layer's own parameters.
     """
 
     i: int
     start: int
     stop: int
     adapts: bool
-    whole: bool
+    trains_layer: bool
 
 
 def slots_in(module: str, store: Store) -> list[LayerSlot]:
@@ -29,7 +29,7 @@ def slots_in(module: str, store: Store) -> list[LayerSlot]:
     start = 0
     for i, bucket in enumerate(store.buckets):
         stop = start + len(bucket)
-        whole = any(name.rpartition(".")[0] == module for name in bucket.members[0].whole)
-        parts.append(LayerSlot(i, start, stop, bucket.adapts(module), whole))
+        trains_layer = any(name.rpartition(".")[0] == module for name in bucket.members[0].trained_parameters)
+        parts.append(LayerSlot(i, start, stop, bucket.adapts(module), trains_layer))
         start = stop
     return parts

@@ -7,12 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import PackError
+from rankwise.lora.base.checksum import checksum
 
 SMALL, SMALL_BUFFER = 1 << 16, 1 << 22
 """Numbers up to which a parameter and a buffer are remembered whole, so that they can be put back."""
-
-SAMPLED = 256
-"""Numbers that are remembered of a larger one."""
 
 
 @dataclass
@@ -24,7 +22,9 @@ class _Kept:
         owner: The dictionary of the module that has it.
         tensor: The tensor.
         mark: What changes when something is written to it.
-        copy: Its numbers, or some of them.
+        kind: Its type and device.
+        copy: Its numbers; None of a large one.
+        sum: A number of its bits; None of a small one.
         is_buffer: Whether it is a buffer.
     """
 
@@ -32,19 +32,18 @@ class _Kept:
     owner: dict[str, Any]
     tensor: Tensor
     mark: tuple[int, int]
-    copy: Tensor
+    kind: tuple[torch.dtype, torch.device]
+    copy: Tensor | None
+    sum: Tensor | None
     is_buffer: bool
 
     @property
     def key(self) -> str:
         return self.name.rpartition(".")[2]
 
-    def is_whole(self) -> bool:
-        return self.copy.shape == self.tensor.shape
-
 
 class BaseState:
-    """The parameters and buffers of a model: small ones whole, samples of large ones.
+    """The parameters and buffers of a model: small ones whole, checksums of large ones.
 
     Quantised weights and those without data are passed over: their layers and other tools exchange them.
 
@@ -62,15 +61,17 @@ class BaseState:
                         continue
                     name = f"{path}.{key}" if path else key
                     small = tensor.numel() <= (SMALL_BUFFER if is_buffer else SMALL)
-                    copy = tensor.detach().clone() if small else _sample(tensor)
-                    self._kept.append(_Kept(name, owner, tensor, _mark(tensor), copy, is_buffer))
+                    copy, total = (tensor.detach().clone(), None) if small else (None, checksum(tensor))
+                    kind = tensor.dtype, tensor.device
+                    self._kept.append(_Kept(name, owner, tensor, _mark(tensor), kind, copy, total, is_buffer))
 
     def check(self, *, training: bool, quick: bool = True) -> None:
         """Put back what forward passes have changed, and raise.
 
         Args:
             training: In which mode the passes were, for the message.
-            quick: Whether numbers are compared only where something tells that they were written to.
+            quick: Whether numbers are compared only where something tells that they were written to; what is written
+                through `.data` isn't told.
 
         Raises:
             PackError: They have changed a parameter or a buffer.
@@ -91,7 +92,7 @@ class BaseState:
         self.restore()
         path = found.name.rpartition(".")[0]
         what, kind = "buffer" if found.is_buffer else "parameter", type(self._model.get_submodule(path)).__name__
-        left = "" if found.is_whole() else " It is too large to have been put back: load the base anew."
+        left = "" if found.copy is not None else " It is too large to have been put back: load the base again."
         raise PackError(
             f'A forward pass in {"train" if training else "eval"} mode changes the {what} "{found.name}" ({kind}). All '
             "adapters would write to it, and the base would not stay what it is. Freeze it (put the module into "
@@ -102,7 +103,7 @@ class BaseState:
     def restore(self) -> None:
         """Put back what is remembered whole."""
         for kept in self._kept:
-            if not kept.is_whole():
+            if kept.copy is None:
                 continue
             if not _holds(kept.tensor, kept):
                 kept.tensor.copy_(kept.copy)
@@ -110,17 +111,14 @@ class BaseState:
             kept.mark = _mark(kept.tensor)
 
 
-def _sample(tensor: Tensor) -> Tensor:
-    flat = tensor.detach().reshape(-1) if tensor.is_contiguous() else tensor.detach().flatten()
-    return flat[:: max(1, flat.numel() // SAMPLED)].clone()
-
-
 def _mark(tensor: Tensor) -> tuple[int, int]:
     return (0 if tensor.is_inference() else tensor._version), tensor.data_ptr()
 
 
 def _holds(tensor: Tensor, kept: _Kept) -> bool:
-    now = tensor.detach() if kept.is_whole() else _sample(tensor)
-    if now.dtype != kept.copy.dtype or now.device != kept.copy.device:
+    if (tensor.dtype, tensor.device) != kept.kind:
         return True  # moved or cast as a whole
-    return torch.equal(now, kept.copy) or bool(((now == kept.copy) | ((now != now) & (kept.copy != kept.copy))).all())
+    if kept.copy is None:
+        return kept.sum is not None and torch.equal(checksum(tensor), kept.sum)
+    now, then = tensor.detach(), kept.copy
+    return torch.equal(now, then) or bool(((now == then) | ((now != now) & (then != then))).all())

@@ -1,4 +1,4 @@
-"""A pack held against its adapters alone: outputs, and in train mode gradients."""
+"""A pack compared with its adapters alone: outputs, and in train mode gradients."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -17,7 +17,7 @@ class CannotJoin(Exception):  # noqa: N818  (no error: what runs as a pack runs 
     """A forward pass can't be that of a pack: a layer is called on a part of the rows, say."""
 
 
-One = Callable[[int, Callable[[Tensor], object]], Tensor]
+RunAlone = Callable[[int, Callable[[Tensor], object]], Tensor]
 """Runs the adapter at a place alone, and calls a function with its outputs."""
 
 
@@ -29,7 +29,7 @@ def difference(
     together: Callable[[], Tensor],
     backward: Callable[[Tensor], None],
     as_turns: AbstractContextManager[object],
-    one: One,
+    one: RunAlone,
     collect: Callable[[], None],
     gradients: bool,
     dtype: torch.dtype,

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import PackError
-from rankwise.pack.batches import Batch, chosen_rows, tensors_of
+from rankwise.lora.base.attributes import Attributes, Place
+from rankwise.pack.batches import Batch, batch_tensors, chosen_rows
 from rankwise.pack.model.base_state import BaseState
+from rankwise.pack.model.later import refuse_counts
 from rankwise.pack.model.probe import coarsest, differing, place_of, refuse_mixed_rows, same
 from rankwise.pack.model.trace import Trace, rows_dim, trace
 from rankwise.pack.modes import set_mode
@@ -26,7 +28,7 @@ ALL_KEPT = 1 - 2.0**-24
 
 
 @dataclass(frozen=True)
-class Inspection:
+class ModelInspection:
     """What was found.
 
     Args:
@@ -57,7 +59,7 @@ class Inspection:
 
 def inspect_model(
     model: nn.Module, run: SharedBatches, example: Batch, base: BaseState, *, rows: int, training: bool
-) -> Inspection:
+) -> ModelInspection:
     """Run a model on a few rows and find what a pack must know of it. Its buffers and modes stay as they were.
 
     Args:
@@ -73,7 +75,10 @@ def inspect_model(
     """
     set_mode(model, training)
     try:
-        first, larger, again = (_trace(model, run, example, range(rows)) for rows in (2, 3, 2))
+        first, larger = (_trace(model, run, example, range(rows)) for rows in (2, 3))
+        numbers = Attributes(model)
+        again = _trace(model, run, example, range(2))
+        moved = numbers.changed_places()
         base.check(training=training, quick=False)
         dims, unsure = _dims(first, larger)
         odd = [f"{place_of(model, name)} draws random numbers from {what}" for name, what in first.unanswered.items()]
@@ -83,11 +88,12 @@ def inspect_model(
         unkeyed = next(iter(odd), "")
         if not same(again.outputs, first.outputs, coarsest(model)):
             _refuse_unrepeatable(model, run, example)
+        _refuse_counts(model, run, example, moved, training)
         if not training:
             _refuse_noise(model, run, example, first)
         rowless = "" if unkeyed else _rowless(model, run, example, dims)
         _refuse_mixed(model, run, example, max(2, rows), training, training and not unkeyed)
-        return Inspection(first, larger, dims, rowless, unkeyed)
+        return ModelInspection(first, larger, dims, rowless, unkeyed)
     finally:
         base.restore()
         set_mode(model, training)
@@ -99,7 +105,7 @@ def _trace(model: nn.Module, run: SharedBatches, example: Batch, rows: Sequence[
 
 
 def _dims(first: Trace, larger: Trace) -> tuple[dict[str, list[int | None]], list[str]]:
-    """Where each draw of each module has the rows; and the modules of which that can't be told."""
+    """Where each draw of each module has the rows; and the modules of which that can't be determined."""
     dims: dict[str, list[int | None]] = {}
     unsure: list[str] = []
     for name in {**first.draws, **larger.draws}:
@@ -123,6 +129,20 @@ def _refuse_unrepeatable(model: nn.Module, run: SharedBatches, example: Batch) -
         "numbers were the same: it draws from a generator that can't be seeded, or remembers earlier passes. Make it a "
         "function of its inputs and weights."
     )
+
+
+def _refuse_counts(
+    model: nn.Module, run: SharedBatches, example: Batch, moved: Sequence[tuple[Place, float]], training: bool
+) -> None:
+    """Raise where outputs, in train mode or in eval mode, depend on a number that each pass changes."""
+
+    def outputs() -> Tensor:
+        return _trace(model, run, example, range(2)).outputs
+
+    for mode in dict.fromkeys((training, False)) if moved else ():
+        set_mode(model, mode)
+        refuse_counts(moved, outputs(), outputs)
+    set_mode(model, training)
 
 
 def _refuse_noise(model: nn.Module, run: SharedBatches, example: Batch, first: Trace) -> None:
@@ -161,7 +181,7 @@ def _refuse_mixed(
     set_mode(model, False)
     if training:
         _refuse_noise(model, run, example, _trace(model, run, example, range(2)))
-    fewer = len(tensors_of(example)[0])
+    fewer = len(batch_tensors(example)[0])
     with torch.no_grad():
         refuse_mixed_rows(model, lambda chosen: run(chosen_rows(example, chosen)), rows, fewer)
     if also_in_training:

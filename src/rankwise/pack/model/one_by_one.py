@@ -4,7 +4,7 @@ put into the model for one forward pass.
 Where that can't be, the update is added to the layer's output: a quantised weight can't take in s B A, and with dropout
 the update reads another input than the layer.
 
-Slow and simple. The probe holds the pack against it, and a model whose layers can't be batched trains through it.
+Slow and simple. The probe compares the pack with it, and a model whose layers can't be batched trains through it.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -43,11 +43,14 @@ class OneByOne:
             first = bucket.members[0]
             # What takes a weight's place has its type; all that is added to one is summed first.
             wide = {name for name, weight in model.named_parameters() if weight.dtype == torch.float32}
-            stacks = {name: (store.stack(i, name, exact=name in wide), store.gradient(i, name)) for name in first.whole}
+            stacks = {
+                name: (store.stack(i, name, exact=name in wide), store.gradient(i, name))
+                for name in first.trained_parameters
+            }
             found = {t.name: store.tensors(i, t.name, exact=True) for t in first.targets}
             for module, tensors in found.items():
                 stacks |= {f"{module}.{key}": (s, g) for key, (s, g) in tensors.items() if g is not None}
-            # Each adapter's own: one that a step doesn't use must be told from one with a gradient of zero.
+            # Each adapter's own: one that a step doesn't use must be distinguished from one with a gradient of zero.
             for k in range(len(bucket)):
                 for key, (stack, gradient) in stacks.items():
                     self._leaves[i, key, k] = stack[k].detach().requires_grad_(), gradient
@@ -72,7 +75,7 @@ class OneByOne:
             t.name: t
             for t in member.targets
             if t.layer_type.quantised is not None
-            # A parametrised weight is computed anew at each call.
+            # A parametrised weight is recomputed at each call.
             or getattr(t.module, t.parameter) not in self._names
             or (noise is not None and drops(t) and bool(bucket.dropout(t.name, self._store.theta)[k]))
         }
@@ -101,11 +104,11 @@ class OneByOne:
             batch: Its rows.
             noise: Where its dropout takes its masks from; None in eval mode. A weight that is read without calling
                 its layer has no input that could be dropped, as in `inject`.
-            then: Called with the outputs while the adapter's weights stand in the model.
+            then: Called with the outputs while the model has the adapter's weights.
         """
         added = self._added(place, noise)
         i, k, member = self._places[place]
-        trained = {f"model.{name}": self._leaves[i, name, k][0] for name in member.whole}
+        trained = {f"model.{name}": self._leaves[i, name, k][0] for name in member.trained_parameters}
         modules = {name: target.module for name, target in added.items()}
         with replaced_forwards(modules, lambda name, forward: self._adding(place, added[name], forward, noise)):
             try:
@@ -133,7 +136,7 @@ class OneByOne:
 
 def backward_once(model: nn.Module, loss: Tensor) -> None:
     """The first backward pass of adapters that run one after another: nothing may run forward again in it, as each
-    one's weights stand in the model for its own forward pass only.
+    the model has one's weights for its own forward pass only.
 
     Raises:
         PackError: Something does.
@@ -153,7 +156,7 @@ def backward_once(model: nn.Module, loss: Tensor) -> None:
     if again:
         raise PackError(
             f'"{again[0]}" runs again in the backward pass (gradient checkpointing), and the adapters run one after '
-            "another here, each with weights of its own in place of the model's. Switch checkpointing off."
+            "another here, each with its own weights in place of the model's. Switch checkpointing off."
         )
 
 

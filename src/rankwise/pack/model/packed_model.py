@@ -11,20 +11,20 @@ from torch import Tensor, nn
 
 from rankwise.lora.layer_types.quantised import keep_unpacked
 from rankwise.lora.targets.modules import submodule
-from rankwise.pack.batches import Batch, lazily, mapped, rows_of, stacked, tensors_of
+from rankwise.pack.batches import Batch, batch_tensors, lazily, mapped, rows_from, stacked
 from rankwise.pack.groups import Groups
 from rankwise.pack.layers.choose import PackedLayer, is_one_layer, packed_layer
 from rankwise.pack.layers.half import Halves, halved
 from rankwise.pack.model.base_state import BaseState
 from rankwise.pack.model.comparing import CannotJoin, difference
-from rankwise.pack.model.inspection import Inspection, inspect_model
+from rankwise.pack.model.inspection import ModelInspection, inspect_model
 from rankwise.pack.model.one_by_one import OneByOne, acting_dropout, backward_once
 from rankwise.pack.model.parting import NewArguments, Passing, packed_forward, parting_forward
 from rankwise.pack.model.probe import coarsest
 from rankwise.pack.model.trace import DOOR, Branch, find_branch, find_without_rows, trace
-from rankwise.pack.model.turns import Turns, refuse_draw_in_eval
+from rankwise.pack.model.turns import Turns, watched
 from rankwise.pack.modes import left_as_found, set_mode, statistics_frozen
-from rankwise.pack.noise.answers import Answer
+from rankwise.pack.noise.answers import NoiseMode
 from rankwise.pack.noise.forwards import Forward, replaced_forwards
 from rankwise.pack.noise.generators import Generators
 from rankwise.pack.noise.keyed import Draws, Noise, answer_of, answered
@@ -36,7 +36,7 @@ Call = Callable[[nn.Module, Batch], Tensor]
 
 
 MOST_ROWS = 32
-"""Rows on which it is looked whether they mix, at the most, unless an example has more."""
+"""Rows on which it is looked whether they mix, at most, unless an example has more."""
 
 
 class PackedModel:
@@ -59,7 +59,7 @@ class PackedModel:
         self._turns: Turns | None = None
         self._turns_sure = False
         self._one_step = False  # whether adapters run one after another in this step only
-        self._root: Answer | None = None
+        self._root: NoiseMode | None = None
         self._forwards: dict[str, Forward] = {}
         self._without_rows: Mapping[str, torch.Size] = {}
         self.notes: list[str] = []  # what a user should know of how the pack runs
@@ -71,8 +71,8 @@ class PackedModel:
         targets = {t.name: t for m in members for t in m.targets}
         self._uncallable = next((name for name, t in targets.items() if t.reader is not None or t.ties), None)
         names = [name for name, t in targets.items() if t.reader is None]
-        whole = [name.rpartition(".")[0] for m in members for name in m.whole]
-        self._modules = {name: submodule(self._model, name) for name in (*names, *whole)}
+        trained = [name.rpartition(".")[0] for m in members for name in m.trained_parameters]
+        self._modules = {name: submodule(self._model, name) for name in (*names, *trained)}
         for name, module in self._modules.items():
             # Kept from the start: while the pack is attached, `module.forward` is the pack's own.
             self._forwards.setdefault(name, module.forward)
@@ -122,6 +122,7 @@ class PackedModel:
             with self._replaced(training) as self._attached, torch.enable_grad():
                 try:
                     yield
+                    self._base.check(training=training, quick=False)
                 finally:
                     if self._one_step:
                         self._turns, self._one_step = None, False
@@ -196,7 +197,7 @@ class PackedModel:
 
     def _together(self, batch: Batch, groups: Groups, draws: Draws, knows_arguments: bool) -> Tensor:
         """Outputs (K, rows, ...) of one pass over the rows of all adapters; arguments as for `forward`."""
-        self._now = Passing(groups, tensors_of(batch)[0].shape[1])
+        self._now = Passing(groups, batch_tensors(batch)[0].shape[1])
         try:
             outputs, drawn = self._forward(batch, groups, draws)
         except NewArguments:
@@ -204,8 +205,6 @@ class PackedModel:
                 raise
             self._look_again(batch, groups)
             outputs, drawn = self._forward(batch, groups, draws)
-        if drawn and not self._training:
-            refuse_draw_in_eval(drawn)
         if drawn:
             raise CannotJoin(f"the model draws random numbers from {drawn}, which it doesn't on the first rows,")
         if outputs.shape[0] != len(self) * self._now.rows:
@@ -236,22 +235,22 @@ class PackedModel:
         self._noise.before = branch.before
         self._noise.begin(groups, draws)
         flat = lazily(batch, lambda t: (t if branch.name else groups.fan_out(t)).flatten(0, 1))
-        return self._generators.drawn_by(lambda: self._called(self._model, flat))
+        return watched(self._generators, lambda: self._called(self._model, flat), training=self._training)
 
     def _look_again(self, batch: Batch, groups: Groups) -> None:
-        """Find the branch point anew, for a batch whose blocks get new arguments; else the rows part at the door."""
+        """Find the branch point again for a batch whose blocks get new arguments; else branch at the model's input."""
         self._attached.close()
         rows = mapped(batch, lambda t: t.flatten(0, 1))
-        n = len(tensors_of(rows)[0])
+        n = len(batch_tensors(rows)[0])
         first, larger = (
-            trace(self._model, lambda m=m: self._call(self._model, rows_of(rows, m)), m) for m in (n, n + 1)
+            trace(self._model, lambda m=m: self._call(self._model, rows_from(rows, m)), m) for m in (n, n + 1)
         )
         self._branch = (self._branch or DOOR).joined(find_branch(self._model, self._modules, first, larger))
         own = [mapped(batch, lambda t, g=g: t[g]) for g in range(groups.n_batches)]
         if self._branch.name and self._mismatch(own, groups, training=False):
             self._branch = DOOR
         set_mode(self._model, self._training)
-        self._now = Passing(groups, tensors_of(batch)[0].shape[1])
+        self._now = Passing(groups, batch_tensors(batch)[0].shape[1])
         self._replace(self._attached)
 
     def backward(self, losses: Tensor) -> None:
@@ -280,8 +279,8 @@ class PackedModel:
                 leaf.grad = None
 
     def _inspect(self, example: Batch, seeds: Sequence[int], training: bool) -> None:
-        """Find where the model draws noise and where the rows part, and hold the pack against its adapters alone."""
-        n = len(tensors_of(example)[0])
+        """Find where the model draws noise and where the rows branch, and compare the pack with each adapter alone."""
+        n = len(batch_tensors(example)[0])
         rows = max(n, min(MOST_ROWS, n * len(self)))
         found = inspect_model(
             self._model,
@@ -302,11 +301,11 @@ class PackedModel:
         self._branch = self._choose(example, seeds, found)
         set_mode(self._model, training)
 
-    def _choose(self, example: Batch, seeds: Sequence[int], found: Inspection) -> Branch:
+    def _choose(self, example: Batch, seeds: Sequence[int], found: ModelInspection) -> Branch:
         """The latest branch point at which the pack equals its adapters alone; at none, they run one by one."""
         order = found.first.order
         odd = next((n for n in self._modules if n in order and self._noise.dims.get(f"{n}.lora", ()) != (0,)), None)
-        problem = "a module with weights of its own is never called, or has modules inside"
+        problem = "a module with its own weights is never called, or has modules inside"
         if found.unkeyed:
             problem = f"{found.unkeyed}: each has a stream of random numbers of its own"
         elif found.rowless and len(seeds) > 1:
@@ -317,7 +316,7 @@ class PackedModel:
             problem = f'"{odd}" has not the rows of the batch first'
         elif all(name in order and is_one_layer(module) for name, module in self._modules.items()):
             branch = find_branch(self._model, self._modules, found.first, found.larger)
-            batches = [rows_of(example, 2, start=g) for g in range(len(seeds))]
+            batches = [rows_from(example, 2, start=g) for g in range(len(seeds))]
             by_seed = [seeds.index(m.member.seed) for m in self._members()]
             # A step gives each seed its own batch, an evaluation gives all adapters one. Where there are as many seeds
             # as adapters, only the second repeats rows.

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from rankwise.pack.groups import Groups
 from rankwise.pack.layers.choose import PackedLayer, called_without_rows
 from rankwise.pack.model.comparing import CannotJoin
-from rankwise.pack.model.trace import Branch, form_of, has_no_rows
+from rankwise.pack.model.trace import Branch, argument_form, has_no_rows
 from rankwise.pack.noise.forwards import Forward
 from rankwise.pack.noise.keyed import Noise
 
@@ -78,7 +78,7 @@ def parting_forward(name: str, forward: Forward, now: Callable[[], Passing], bra
         n = of.groups.n_batches
         if n != len(of.groups.batch_of):
             flat, spec = tree_flatten((args, kwargs))
-            if form_of(args, kwargs, flat) != form:
+            if argument_form(args, kwargs, flat) != form:
                 raise NewArguments
             for i, t in enumerate(flat):
                 if not isinstance(t, Tensor):

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from rankwise.pack.noise.answers import Answer
+from rankwise.pack.noise.answers import NoiseMode
 from rankwise.pack.noise.forwards import Forward, replaced_forwards
 from rankwise.pack.noise.generators import Generators
-from rankwise.pack.noise.keyed import kept, placed
+from rankwise.pack.noise.keyed import dropout_mask, placed
 
-Form = str
+ArgumentForm = str
 """The form of a call's arguments: how many by place, the names of the others, and how many values in all of them."""
 
 
@@ -45,7 +45,7 @@ class Branch:
     inside: bool = False
     before: frozenset[str] = frozenset()
     blocks: Mapping[str, Mapping[int, int]] = field(default_factory=dict[str, Mapping[int, int]])
-    forms: Mapping[str, Form] = field(default_factory=dict[str, Form])
+    forms: Mapping[str, ArgumentForm] = field(default_factory=dict[str, ArgumentForm])
 
     def joined(self, other: "Branch") -> "Branch":
         """A branch that knows the arguments that two passes had; the door where they don't agree."""
@@ -84,7 +84,7 @@ class Trace:
     draws: dict[str, list[torch.Size]]
     unanswered: dict[str, str]
     shapes: dict[str, dict[int, torch.Size]]
-    forms: dict[str, Form]
+    forms: dict[str, ArgumentForm]
 
     @property
     def noisy(self) -> list[str]:
@@ -125,7 +125,7 @@ class Noted:
         return torch.rand(shape, generator=generator, dtype=dtype, device=device)
 
     def dropout(self, x: Tensor, p: float, shape: torch.Size) -> Tensor:
-        return x * kept(self.numbers(shape, x.detach()), p, x.dtype)
+        return x * dropout_mask(self.numbers(shape, x.detach()), p, x.dtype)
 
 
 def trace(
@@ -150,7 +150,7 @@ def trace(
     entered: list[str] = []
     calls: Counter[str] = Counter()
     shapes: dict[str, dict[int, torch.Size]] = {}
-    forms: dict[str, Form] = {}
+    forms: dict[str, ArgumentForm] = {}
     unanswered: dict[str, str] = {}
     generators = Generators(model)
 
@@ -173,7 +173,7 @@ def trace(
                 order.append(name)
                 flat, _ = tree_flatten((args, kwargs))
                 shapes[name] = {i: t.shape for i, t in enumerate(flat) if isinstance(t, Tensor)}
-                forms[name] = form_of(args, kwargs, flat)
+                forms[name] = argument_form(args, kwargs, flat)
             calls[name] += 1
             entered.append(name)
             running.append(name)
@@ -191,13 +191,13 @@ def trace(
         # Reentrant checkpointing warns that there is nothing to differentiate; here nothing is meant to be.
         warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
         before = generators.states()
-        with replaced_forwards(modules, noting), Answer(noted):
+        with replaced_forwards(modules, noting), NoiseMode(noted):
             outputs = run()
         look()
     return Trace(rows, outputs, order, entered, calls, noted.draws, unanswered, shapes, forms)
 
 
-def form_of(args: Sequence[Any], kwargs: Mapping[str, Any], flat: Sequence[Any]) -> Form:
+def argument_form(args: Sequence[Any], kwargs: Mapping[str, Any], flat: Sequence[Any]) -> ArgumentForm:
     """What says which argument a place among the flattened ones is."""
     return f"{len(args)} {' '.join(kwargs)} {len(flat)}"
 
@@ -307,7 +307,7 @@ def _before(seen: Trace, branch: str) -> frozenset[str]:
 
 
 def _sure(branch: Branch, seen: Trace) -> Branch:
-    """The branch, or the door where it can't be told which modules run before it."""
+    """The branch, or the door where it can't be determined which modules run before it."""
     above = set(_ancestors(branch.name))
     twice = any(seen.calls[name] > 1 for name in (branch.name, *branch.blocks))
     # Noise is drawn for one copy of the rows before the branch point and for one an adapter after it.
@@ -317,7 +317,7 @@ def _sure(branch: Branch, seen: Trace) -> Branch:
 
 
 def _with_rows(name: str, first: Trace, larger: Trace) -> dict[int, int] | None:
-    """The tensors among a module's arguments, with their length for one row; None where that can't be told."""
+    """The tensors among a module's arguments, with their length for one row; None where that can't be determined."""
     found: dict[int, int] = {}
     some, more = first.shapes[name], larger.shapes.get(name, {})
     if some.keys() != more.keys() or first.forms[name] != larger.forms[name]:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from rankwise.errors import PackError
-from rankwise.pack.batches import Batch, lazily, tensors_of
+from rankwise.pack.batches import Batch, batch_tensors, lazily
 from rankwise.pack.groups import Groups
 from rankwise.pack.model.one_by_one import OneByOne
+from rankwise.pack.model.probe import same
 from rankwise.pack.noise.generators import Generators
 from rankwise.pack.noise.keyed import Draws, Noise
 
@@ -52,7 +53,7 @@ class Turns:
         """
         g = groups.batch_of[k]
         own = replace(draws, seeds=draws.seeds[g : g + 1])
-        one = Groups([0], 1, tensors_of(batch)[0].device)
+        one = Groups([0], 1, batch_tensors(batch)[0].device)
 
         def run() -> Tensor:
             self._noise.before = ()
@@ -67,19 +68,32 @@ class Turns:
 
         if training and self._streams:
             return keyed()
-        outputs, drawn = self._generators.drawn_by(run)
-        if drawn and not training:
-            refuse_draw_in_eval(drawn)
+        outputs, drawn = watched(self._generators, run, training=training)
         return keyed() if drawn else outputs
 
 
-def refuse_draw_in_eval(generator: str) -> None:
-    """Refuse a model whose evaluation is a matter of chance on some rows.
+def watched(generators: Generators, run: Callable[[], Tensor], *, training: bool) -> tuple[Tensor, str]:
+    """The outputs of a forward pass, and the generator that it drew from ("" for none).
+
+    Args:
+        generators: Those that it could draw from.
+        run: Passes forward.
+        training: Whether it may.
 
     Raises:
-        PackError: Always.
+        PackError: It draws in eval mode, so that evaluation is a matter of chance.
     """
+    outputs, drawn = generators.drawn_by(run)
+    if training or not drawn:
+        return outputs, drawn
+    if drawn == "random":  # checkers of types draw from it too, and nothing depends on it
+        others: list[Tensor] = []
+        for key in range(2):
+            with generators.keyed("eval", key):
+                others.append(run())
+        if all(same(other, outputs) for other in others):
+            return outputs, ""
     raise PackError(
-        f"The model draws random numbers from {generator} in eval mode on some batches, so no metric would be the same "
+        f"The model draws random numbers from {drawn} in eval mode on some batches, so no metric would be the same "
         "twice. Switch that off, as by F.dropout(x, p, training=self.training)."
     )

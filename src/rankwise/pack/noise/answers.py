@@ -29,7 +29,7 @@ class Source(Protocol):
         ...
 
 
-class Answer(TorchFunctionMode):
+class NoiseMode(TorchFunctionMode):
     """Answers calls that draw noise, while a module runs.
 
     Args:
@@ -200,4 +200,4 @@ ANSWERS: dict[Callable[..., Any], Callable[..., Any]] = {
     Tensor.uniform_: _uniform_in_place,
     Tensor.normal_: _normal_in_place,
 }
-"""What draws, and its answer; NotImplemented where this call draws nothing, or from a generator of its own."""
+"""What draws, and its answer; NotImplemented where this call draws nothing, or from its own generator."""

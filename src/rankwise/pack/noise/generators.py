@@ -1,5 +1,6 @@
 """Every generator of random numbers that a model can draw from without being asked: read, seeded and put back."""
 
+import _random
 import ctypes
 import pickle
 import random
@@ -16,7 +17,11 @@ from rankwise.streams import stream_seed
 Result = TypeVar("Result")
 
 MT19937_BYTES = 2500
-"""The state of numpy's MT19937 in memory: 624 words of 32 bits and a place among them."""
+"""The state of an MT19937 in memory: 624 words of 32 bits and a place among them."""
+
+_PYTHONS: Any = random.getstate.__self__  # pyright: ignore[reportFunctionMemberAccess]
+_NUMPYS: Any = np.random.randn.__self__  # pyright: ignore[reportAttributeAccessIssue]
+"""The global generators, whose methods `random` and `numpy.random` have as functions."""
 
 
 class Generators:
@@ -37,29 +42,19 @@ class Generators:
             if isinstance(value, kinds)
         }
 
-    def drawn_by(self, run: Callable[[], Result], *, all_of_them: bool = False) -> tuple[Result, str]:
-        """Call a function.
-
-        Args:
-            run: The function.
-            all_of_them: Whether Python's `random` is watched too. Its state takes 20 us to read, and checkers of types
-                draw from it.
-
-        Returns:
-            What it returned, and the generator that it drew from ("" for none).
-        """
-        before = self._marks(all_of_them)
+    def drawn_by(self, run: Callable[[], Result]) -> tuple[Result, str]:
+        """Call a function; return what it returned, and the generator that it drew from ("" for none)."""
+        before = self._marks()
         result = run()
-        after = self._marks(all_of_them)
+        after = self._marks()
         return result, "" if after == before else next(what for what in before if after[what] != before[what])
 
-    def _marks(self, all_of_them: bool) -> dict[str, object]:
+    def _marks(self) -> dict[str, object]:
         """What tells whether a generator has moved, quick to read."""
         marks: dict[str, object] = {"torch": bytes(torch.get_rng_state().numpy()), "numpy.random": _numpy_mark()}
         for i in self._devices:
             marks[f"torch on cuda:{i}"] = bytes(torch.cuda.get_rng_state(i).numpy())
-        if all_of_them:
-            marks["random"] = random.getstate()
+        marks["random"] = _python_mark()
         for name, own in self._own.items():
             marks[name] = pickle.dumps(_state(own))
         return marks
@@ -101,9 +96,22 @@ class Generators:
 def _numpy_mark() -> object:
     """The state of numpy's global generator, as bytes where that is known how: reading it as numpy does takes 70 us."""
     bits: Any = np.random.get_bit_generator()  # pyright: ignore[reportAttributeAccessIssue]  (not in its stubs)
+    own = type(_NUMPYS).__basicsize__  # in it a second normal number lies that is still to be given
     if isinstance(bits, np.random.MT19937):
-        return ctypes.string_at(bits.ctypes.state_address, MT19937_BYTES)
-    return pickle.dumps(bits.state)
+        return ctypes.string_at(bits.ctypes.state_address, MT19937_BYTES), _memory(_NUMPYS, own)
+    return pickle.dumps(bits.state), _memory(_NUMPYS, own)
+
+
+def _python_mark() -> object:
+    """The state of Python's global generator, as bytes where it lies in the object: `getstate` takes 20 us."""
+    size = _random.Random.__basicsize__
+    in_object = size >= object.__basicsize__ + MT19937_BYTES
+    return _memory(_PYTHONS, size) if in_object else random.getstate(), _PYTHONS.gauss_next
+
+
+def _memory(own: object, size: int) -> bytes:
+    """An object's memory up to a size, without its head, in which references are counted."""
+    return ctypes.string_at(id(own) + object.__basicsize__, size - object.__basicsize__)
 
 
 def _tensor(state: bytes) -> torch.Tensor:

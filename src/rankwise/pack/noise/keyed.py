@@ -5,7 +5,7 @@ and the row's place in the whole batch of the step. Adapters of one seed get the
 an element where u >= p. So an adapter meets the same masks alone, in any pack and after any split of a pack.
 
 The model's own noise (of the base) is caught where it happens: `pack.model.trace` finds the modules whose forward
-draws it and which dimension of each draw has the rows, and while such a module runs, `Answer` answers its calls.
+draws it and which dimension of each draw has the rows, and while such a module runs, `NoiseMode` answers its calls.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rankwise.errors import PackError
 from rankwise.pack.groups import Groups
-from rankwise.pack.noise.answers import Answer
+from rankwise.pack.noise.answers import NoiseMode
 from rankwise.pack.noise.forwards import Forward
 from rankwise.streams import stream
 
@@ -29,7 +29,7 @@ def uniform(
     """The numbers u in [0, 1) of some rows in one dropout call for one seed: (rows, ...), in float32.
 
     Args:
-        seed, module, call, step: What they are keyed on, beside the device.
+        seed, module, call, step: What they are keyed on, in addition to the device.
         rows: Which of the batch's rows.
         total: How many rows the batch has.
         shape: Of one row.
@@ -45,7 +45,7 @@ def uniform(
 
 @dataclass(frozen=True)
 class Draws:
-    """What the noise of a forward pass is keyed on, beside the modules.
+    """What the noise of a forward pass is keyed on, in addition to the modules.
 
     Args:
         seeds: The seed of each batch.
@@ -77,7 +77,7 @@ class Noise:
         isn't listed has them first."""
 
     def begin(self, groups: Groups, draws: Draws) -> None:
-        """Start a forward pass: from here on calls are numbered anew.
+        """Start a forward pass: from here on calls are numbered from zero.
 
         Args:
             groups: Which adapter reads which batch.
@@ -99,7 +99,7 @@ class Noise:
         if self._calls[module] > 1:
             raise PackError(
                 f'"{module}" runs {self._calls[module]} times in a forward pass and draws noise; with gradient '
-                "checkpointing its calls can't be told apart. Switch checkpointing or the model's dropout off."
+                "checkpointing its calls can't be distinguished. Switch checkpointing or the model's dropout off."
             )
         return 0
 
@@ -168,18 +168,18 @@ class Noise:
         u, dim, n = self._draw(module, x.shape if shape is None else shape, x.device)
         if dim is None or self._groups is None:
             # One adapter's alone, where p is one number.
-            return x * kept(u, p.item() if isinstance(p, Tensor) else p, x.dtype)
+            return x * dropout_mask(u, p.item() if isinstance(p, Tensor) else p, x.dtype)
         stacked = x.movedim(dim, 0).unflatten(0, (n, -1))
         if isinstance(p, Tensor):
             u, p = self._groups.fan_out(u), p.view(-1, *[1] * (u.dim() - 1))
-        keep = kept(u, p, x.dtype)
+        keep = dropout_mask(u, p, x.dtype)
         # One batch's mask serves all adapters by broadcasting.
         if len(keep) not in (1, n):
             keep = self._groups.fan_out(keep)
         return (stacked * keep).flatten(0, 1).movedim(0, dim)
 
 
-def kept(u: Tensor, p: float | Tensor, dtype: torch.dtype) -> Tensor:
+def dropout_mask(u: Tensor, p: float | Tensor, dtype: torch.dtype) -> Tensor:
     """What dropout multiplies with. Where everything is dropped, zero."""
     keep = (u >= p).to(dtype)
     return keep if isinstance(p, float | int) and p >= 1 else keep.div_(1 - p)
@@ -206,9 +206,9 @@ def placed(like: Tensor | None, where: Mapping[str, Any]) -> tuple[torch.device,
     return torch.device(device), dtype
 
 
-def answer_of(noise: Noise, module: str) -> Answer:
+def answer_of(noise: Noise, module: str) -> NoiseMode:
     """The mode that answers draws from `noise`, as those of a module."""
-    return Answer(_Keyed(noise, module))
+    return NoiseMode(_Keyed(noise, module))
 
 
 def answered(noise: Noise) -> Callable[[str, Forward], Forward]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rankwise.lora.layer_types import LayerType
 from rankwise.lora.variants import VARIANTS, Variant, VariantTensor
-from rankwise.pack.resolved import Resolved, State
+from rankwise.pack.resolved import AdapterState, Resolved
 
 
 class Bucket:
@@ -31,7 +31,7 @@ class Bucket:
         self.members = list(members)
         first = self.members[0]
         self.shapes: dict[str, tuple[int, ...]] = {}
-        """Of one adapter's tensor, padded, by its key in `State`."""
+        """Of one adapter's tensor, padded, by its key in `AdapterState`."""
         self._modules = {t.name: i for i, t in enumerate(first.targets)}
         self._ranks = [max(m.targets[i].r for m in self.members) for i in range(len(first.targets))]
         self._declared: dict[str, tuple[int, VariantTensor]] = {}
@@ -39,7 +39,7 @@ class Bucket:
             sizes = replace(t.sizes, r=self._ranks[i])
             self._declared |= {f"{t.name}.{one.name}": (i, one) for one in VARIANTS[t.variant].tensors}
             self.shapes |= {f"{t.name}.{name}": s for name, s in VARIANTS[t.variant].shapes(sizes).items()}
-        self.shapes |= {name: first.shapes[name] for name in first.whole}
+        self.shapes |= {name: first.shapes[name] for name in first.trained_parameters}
         self.ups = {key for key, (_, one) in self._declared.items() if one.up}
         """The keys of the up-projections."""
         self.frozen: dict[str, Tensor] = {}
@@ -100,14 +100,14 @@ class Bucket:
         """What its adapters are in a module that they adapt."""
         return VARIANTS[self.members[0].targets[self._modules[module]].variant]
 
-    def row(self, module: str) -> LayerType:
+    def kind(self, module: str) -> LayerType:
         """How its adapters see a module that they adapt."""
         return self.members[0].targets[self._modules[module]].layer_type
 
     def dropout(self, module: str, like: Tensor) -> Tensor:
         """Each adapter's dropout (K,) on its inputs in a module; 0 where it has no adapter there."""
         configs = [m.member.lora for m in self.members]
-        drops = self.adapts(module) and not self.row(module).tokens
+        drops = self.adapts(module) and not self.kind(module).tokens
         p = [config.dropout if config is not None and drops else 0.0 for config in configs]
         return like.new_tensor(p)
 
@@ -128,10 +128,10 @@ class Bucket:
         stacks: dict[tuple[int, ...], Tensor] = {}
         for key in states[0]:
             # What all modules share is one tensor of each adapter, and one stack.
-            own = [state[key] for state in states]
-            same = tuple(map(id, own))
+            unpadded = [state[key] for state in states]
+            same = tuple(map(id, unpadded))
             if same not in stacks:
-                stacks[same] = torch.stack([self._padded(key, tensor).to(like) for tensor in own])
+                stacks[same] = torch.stack([self._padded(key, tensor).to(like) for tensor in unpadded])
             self.frozen[key] = stacks[same]
 
     def _padded(self, key: str, tensor: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class Bucket:
             if declared.trained and declared.pad:
                 self.view(vector, key).fill_(declared.pad)
 
-    def own(self, key: str, k: int, tensor: Tensor) -> Tensor:
+    def unpadded(self, key: str, k: int, tensor: Tensor) -> Tensor:
         """The part of adapter k's padded tensor that is its own; each matrix of a stack has its dimension."""
         if key not in self._declared or self._declared[key][1].rank_dim is None:
             return tensor
@@ -159,14 +159,14 @@ class Bucket:
         target, dim = self.members[k].targets[i], declared.rank_dim or 0
         return tensor.unflatten(dim, (target.stack, -1)).narrow(dim + 1, 0, target.r)
 
-    def write(self, vector: Tensor, k: int, state: State) -> None:
+    def write(self, vector: Tensor, k: int, state: AdapterState) -> None:
         """Put adapter k's own tensors into a vector; the padding is left alone."""
         for key, value in state.items():
-            place = self.own(key, k, self.view(vector, key)[k])
+            place = self.unpadded(key, k, self.view(vector, key)[k])
             place[...] = value.to(vector).reshape(place.shape)
 
-    def read(self, vector: Tensor, k: int) -> State:
+    def read(self, vector: Tensor, k: int) -> AdapterState:
         """Adapter k's own tensors in a vector, cut to its rank, copied to the CPU."""
         shapes = self.members[k].shapes
-        state = {key: self.own(key, k, self.view(vector, key)[k]).reshape(shapes[key]) for key in shapes}
+        state = {key: self.unpadded(key, k, self.view(vector, key)[k]).reshape(shapes[key]) for key in shapes}
         return {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}

@@ -4,7 +4,7 @@ One vector for all adapters, modules and buckets, so that what is done to every 
 is one operation, whatever the model; and the products of a layer write their gradients where the optimiser reads them.
 
 Over a base of half precision the parameters, their gradients and moments are float32 all the same, or small updates
-would be rounded away. The model then computes with copies in the type of each weight, made anew after each step, so
+would be rounded away. The model then computes with copies in the type of each weight, rebuilt after each step, so
 that no activation is copied to float32.
 """
 
@@ -17,7 +17,7 @@ from rankwise.lora.targets.modules import base_tensors
 from rankwise.lora.variants import LORA, Sizes
 from rankwise.pack.groups import SharedBatches
 from rankwise.pack.precision import HALF, rounds
-from rankwise.pack.resolved import Resolved, State
+from rankwise.pack.resolved import AdapterState, Resolved
 from rankwise.pack.stacks.bucket import Bucket
 from rankwise.streams import stream
 
@@ -102,7 +102,7 @@ class Store:
 
     Args:
         groups: The members of each bucket.
-        model: The base, from which members without a state of their own start.
+        model: The base, from which members without their own state start.
         states: Tensors to start from, by member name; those that are left out start as the member's settings say.
         device: Where to keep them.
         dtype: The model's type, for weights that have none to compute in (quantised ones). The vectors are float64
@@ -114,7 +114,7 @@ class Store:
         self,
         groups: Iterable[Sequence[Resolved]],
         model: nn.Module,
-        states: Mapping[str, State],
+        states: Mapping[str, AdapterState],
         device: torch.device,
         dtype: torch.dtype,
         *,
@@ -176,7 +176,7 @@ class Store:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Compute the scaled up-projections anew, and the copies in other types, after parameters have changed."""
+        """Recompute the scaled up-projections, and the copies in other types, after parameters have changed."""
         n = self._n_up
         torch.mul(self.theta[:n], self._scale, out=self._scaled)
         for copy in self._copies.values():
@@ -222,7 +222,7 @@ class Store:
         return self._gradients[i, key]
 
     def begin(self) -> None:
-        """Start a step: all gradients are to be written anew."""
+        """Start a step: mark all gradients as not yet written."""
         for gradient in self._gradients.values():
             gradient.begin()
 
@@ -297,33 +297,36 @@ class Store:
         return vector
 
     def rates(self, lr: Tensor) -> Tensor:
-        """A vector with each adapter's learning rate (K,) at all its numbers, times its `whole_rate` where due."""
+        """Each adapter's learning rate (K,) for all its numbers, times its `head_lr_multiplier` where it applies."""
         vector = self.spread(lr)
         for bucket in self.buckets:
-            for name in bucket.members[0].whole:
+            for name in bucket.members[0].trained_parameters:
                 bucket.view(vector, name)[:] *= vector.new_tensor(
                     [m.member.rate_of(name) for m in bucket.members]
                 ).view(-1, *[1] * len(bucket.shapes[name]))
         return vector
 
     @property
-    def has_whole_rates(self) -> bool:
-        """Whether an adapter trains some of its tensors at a rate of their own."""
-        return any(m.whole and m.member.whole_rate != 1 for bucket in self.buckets for m in bucket.members)
+    def has_lr_multipliers(self) -> bool:
+        """Whether an adapter trains some of its tensors at their own rate."""
+        return any(
+            m.trained_parameters and m.member.head_lr_multiplier != 1 for bucket in self.buckets for m in bucket.members
+        )
 
-    def read(self, vector: Tensor) -> dict[str, State]:
+    def read(self, vector: Tensor) -> dict[str, AdapterState]:
         """Every adapter's tensors in a vector, by member name."""
         return {m.member.name: b.read(vector, k) for b in self.buckets for k, m in enumerate(b.members)}
 
-    def write(self, vector: Tensor, states: Mapping[str, State]) -> None:
+    def write(self, vector: Tensor, states: Mapping[str, AdapterState]) -> None:
         """Put every adapter's tensors, by member name, into a vector; the padding is left alone."""
         for bucket in self.buckets:
             for k, m in enumerate(bucket.members):
                 bucket.write(vector, k, states[m.member.name])
 
     def randomise(self) -> None:
-        """Random numbers in all A and B and in what is zero, a little of them on vectors and on what is trained whole;
-        padding stays as it is.
+        """Fill A, B and what is zero with random numbers; perturb vectors and fully trained parameters slightly.
+
+        Padding stays as it is.
 
         s B A has a seventh of the size of the weight, whatever s is: with larger updates attention saturates
         and rounding is blown up, to 1e-3 of the gradients of MiniLM at s = 32 in float32.
@@ -334,7 +337,7 @@ class Store:
                 scales = {t.name: max(1.0, abs(t.scale)) for t in m.targets}
                 for key, value in state.items():
                     draws = torch.rand(value.shape, generator=stream("probe", m.member.name, key)).to(value) - 0.5
-                    anew = key not in m.whole and (value.ndim > 1 or not bool(value.any()))
+                    anew = key not in m.trained_parameters and (value.ndim > 1 or not bool(value.any()))
                     size = value.shape[-1] ** 0.5 * (scales[key.rpartition(".")[0]] if key in bucket.ups else 1.0)
                     state[key] = draws / size if anew else value * (1 + 0.1 * draws)
                 bucket.write(self.theta, k, state)
@@ -348,10 +351,10 @@ def _rounded(buckets: Sequence[Bucket], model: nn.Module) -> list[str]:
         for t in bucket.members[0].targets:
             plain = rounds(t.module) and bucket.variant(t.name) is LORA and not t.layer_type.partial
             adapted[t.name] = plain and adapted.get(t.name, True)
-    whole = {name for bucket in buckets for name in bucket.members[0].whole if name.endswith(".weight")}
+    weights = {name for bucket in buckets for name in bucket.members[0].trained_parameters if name.endswith(".weight")}
     own = [
         name
-        for name in whole
+        for name in weights
         if rounds(model.get_submodule(name.removesuffix(".weight"))) and adapted.get(name.removesuffix(".weight"), True)
     ]
     return [
@@ -361,7 +364,7 @@ def _rounded(buckets: Sequence[Bucket], model: nn.Module) -> list[str]:
 
 
 def _types_of(buckets: Iterable[Bucket], model: nn.Module, default: torch.dtype) -> dict[str, torch.dtype]:
-    """The type in which each stack is computed with, by its key: that of the weight it stands for or beside.
+    """The type in which each stack computes, by its key: the type of the weight it replaces or adapts.
 
     What other variants have is not among them: norms of rows, and what is computed from vectors, need more than half
     precision.
@@ -373,7 +376,7 @@ def _types_of(buckets: Iterable[Bucket], model: nn.Module, default: torch.dtype)
         for t in first.targets:
             if t.variant == "lora":
                 weights |= {f"{t.name}.{key}": t.weight for key in LORA.shapes(t.sizes)}
-        for name in first.whole:
+        for name in first.trained_parameters:
             weights[name] = parameters[name]
     return {key: weight.dtype if weight.is_floating_point() else default for key, weight in weights.items()}
 

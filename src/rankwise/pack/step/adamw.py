@@ -16,18 +16,19 @@ from typing import final
 import torch
 from torch import Tensor
 
+from rankwise.pack.optimisers import AdamW
 from rankwise.pack.step.optimiser import ExpandedValues, PackedOptimiser
 
-KEPT = 1 << 20
+CACHED_NUMBERS = 1 << 20
 """Numbers of a pack up to which U is kept for the next step. A small pack would spend much of its step on making it
-anew; a large one spends nothing, and kept it would lie beside the activations."""
+anew; a large one spends nothing, and kept it would lie next to the activations."""
 
 
 @final
 class PackedAdamW(PackedOptimiser):
     """Adam with decoupled weight decay."""
 
-    settings = ("betas", "eps")
+    settings = AdamW
     names = ("first", "second")
 
     def prepare(self) -> None:
@@ -37,15 +38,15 @@ class PackedAdamW(PackedOptimiser):
         # Adapters of a bucket share betas and eps. Where all buckets do, the kernel runs on the whole vectors.
         self._groups: dict[tuple[float, float, float], list[tuple[int, str]]] = {}
         for i, bucket in enumerate(self.store.buckets):
-            member = bucket.members[0].member
-            self._groups.setdefault((*member.betas, member.eps), []).extend((i, key) for key in bucket.shapes)
+            settings = self.settings_of(bucket, AdamW)[0]
+            self._groups.setdefault((*settings.betas, settings.eps), []).extend((i, key) for key in bucket.shapes)
 
     @torch.no_grad()
     def step(self, lr: Tensor, weight_decay: Tensor | None) -> None:
         theta = self.store.theta
         rate = lr.tolist()
         decay = [0.0] * len(rate) if weight_decay is None else weight_decay.tolist()
-        if len(set(rate)) == len(set(decay)) == 1 and not self.store.has_whole_rates:
+        if len(set(rate)) == len(set(decay)) == 1 and not self.store.has_lr_multipliers:
             self.steps += 1
             self._run_kernel(theta, rate[0], decay[0])
             return
@@ -58,14 +59,14 @@ class PackedAdamW(PackedOptimiser):
         if weight_decay is not None:
             self.store.multiply(theta, 1 - lr * weight_decay)
         theta.addcmul_(self._update, rates)
-        if theta.numel() > KEPT:
+        if theta.numel() > CACHED_NUMBERS:
             self._update = None
 
     def _run_kernel(self, target: Tensor, lr: float, weight_decay: float) -> None:
         vectors = target, self.store.grads, *self.vectors
         for (beta1, beta2, eps), keys in self._groups.items():
-            whole = len(self._groups) == 1 and not self.missed
-            params, grads, first, second = [[v] if whole else self._views(v, keys) for v in vectors]
+            at_once = len(self._groups) == 1 and not self.missed
+            params, grads, first, second = [[v] if at_once else self._views(v, keys) for v in vectors]
             # The kernel itself: torch.optim's function around it sorts tensors by device and type at every step.
             torch._fused_adamw_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
                 params,

@@ -23,6 +23,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from rankwise.pack.optimisers import Muon
 from rankwise.pack.step.optimiser import PackedOptimiser
 
 MOMENTUM = 0.95
@@ -56,7 +57,7 @@ def orthogonalised(matrices: Tensor) -> Tensor:
 class PackedMuon(PackedOptimiser):
     """Muon for matrices, AdamW for the rest."""
 
-    settings = ("betas", "eps")
+    settings = Muon
     names = ("first", "second")
 
     def prepare(self) -> None:
@@ -89,7 +90,8 @@ class PackedMuon(PackedOptimiser):
     def _adam(self, i: int, key: str, first: Tensor, second: Tensor, update: Tensor) -> None:
         """The update of what is no matrix."""
         bucket = self.store.buckets[i]
-        (beta1, beta2), eps = bucket.members[0].member.betas, bucket.members[0].member.eps
+        settings = self.settings_of(bucket, Muon)[0]
+        (beta1, beta2), eps = settings.betas, settings.eps
         grad, m, v, target = (bucket.flat(vector, key) for vector in (self.store.grads, first, second, update))
         m.lerp_(grad, 1 - beta1)
         v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)

@@ -8,13 +8,17 @@ one that needs the loss again (L-BFGS) does not fit.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from rankwise.pack.resolved import State
+from rankwise.pack.optimisers import Optimiser
+from rankwise.pack.resolved import AdapterState
+from rankwise.pack.stacks.bucket import Bucket
 from rankwise.pack.stacks.store import Store
+
+Settings = TypeVar("Settings", bound=Optimiser)
 
 
 class PackedOptimiser(ABC):
@@ -24,8 +28,8 @@ class PackedOptimiser(ABC):
         store: The pack's numbers; its `grads` hold the gradients when `step` is called, and are left alone.
     """
 
-    settings: ClassVar[tuple[str, ...]]
-    """The fields of `Member` and `Training` that it reads; others must be left at their defaults."""
+    settings: ClassVar[type[Optimiser]]
+    """The settings that it takes of each adapter."""
 
     names: ClassVar[tuple[str, ...]]
     """What its vectors are called in checkpoints."""
@@ -58,13 +62,17 @@ class PackedOptimiser(ABC):
             place = self.store.buckets[i].members[k].member.name, key
             self.missed[place] = self.missed.get(place, 0) + 1
 
+    def settings_of(self, bucket: Bucket, kind: type[Settings]) -> list[Settings]:
+        """The settings of a bucket's adapters, which all have one kind of them."""
+        return [own for one in bucket.members if isinstance(own := one.member.optimiser, kind)]
+
     def has_moved(self) -> bool:
         """Whether an earlier step had a gradient."""
         return any(bool(vector.any()) for vector in self.vectors)
 
     @abstractmethod
     def prepare(self) -> None:
-        """Make anew what follows from which adapters are in the pack."""
+        """Rebuild what depends on the pack's adapters."""
 
     @abstractmethod
     def step(self, lr: Tensor, weight_decay: Tensor | None) -> None:
@@ -75,12 +83,12 @@ class PackedOptimiser(ABC):
             weight_decay: Each adapter's, or None when all are zero.
         """
 
-    def state(self) -> dict[str, State]:
+    def state(self) -> dict[str, AdapterState]:
         """Each adapter's moments by its name, as "<name of the vector>/<tensor>", cut to its rank.
 
         The step count is not among them: all adapters share it. How many of the steps a tensor missed is.
         """
-        states: dict[str, State] = {}
+        states: dict[str, AdapterState] = {}
         for which, vector in zip(self.names, self.vectors, strict=True):
             for name, state in self.store.read(vector).items():
                 states.setdefault(name, {}).update({f"{which}/{key}": value for key, value in state.items()})
@@ -89,7 +97,7 @@ class PackedOptimiser(ABC):
                 states[name][f"missed/{key}"] = torch.tensor(missed)
         return states
 
-    def load_state(self, states: Mapping[str, State], steps: int) -> None:
+    def load_state(self, states: Mapping[str, AdapterState], steps: int) -> None:
         """Take in what `state` gave, after so many steps, wherever in this pack the adapters lie."""
         self.steps.fill_(steps)
         self.missed = {
@@ -106,7 +114,7 @@ class PackedOptimiser(ABC):
             }
             self.store.write(vector, own)
 
-    def moved(self, vectors: Sequence[Tensor]) -> None:
+    def replace_vectors(self, vectors: Sequence[Tensor]) -> None:
         """Take over the moments after adapters were cut out of the store."""
         self.vectors = list(vectors)
         self.prepare()

@@ -13,6 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from rankwise.pack.optimisers import SGD
 from rankwise.pack.step.optimiser import ExpandedValues, PackedOptimiser
 
 
@@ -20,18 +21,18 @@ from rankwise.pack.step.optimiser import ExpandedValues, PackedOptimiser
 class PackedSGD(PackedOptimiser):
     """Stochastic gradient descent with momentum. Weight decay is a gradient here, not decoupled as in AdamW."""
 
-    settings = ("momentum", "nesterov")
+    settings = SGD
     names = ("velocity",)
 
     def prepare(self) -> None:
-        members = [m.member for bucket in self.store.buckets for m in bucket.members]
+        settings = [own for bucket in self.store.buckets for own in self.settings_of(bucket, SGD)]
         theta = self.store.theta
         self._momentum = self._of_gradient = self._of_velocity = None
-        if any(member.momentum for member in members):
-            self._momentum = self.store.spread(theta.new_tensor([member.momentum for member in members]))
-        if any(member.nesterov for member in members):
+        if any(own.momentum for own in settings):
+            self._momentum = self.store.spread(theta.new_tensor([own.momentum for own in settings]))
+        if any(own.nesterov for own in settings):
             # theta moves by a g + b v: (1, mu) after Nesterov, else (0, 1).
-            shares = [(1.0, member.momentum) if member.nesterov else (0.0, 1.0) for member in members]
+            shares = [(1.0, own.momentum) if own.nesterov else (0.0, 1.0) for own in settings]
             self._of_gradient, self._of_velocity = (self.store.spread(v) for v in theta.new_tensor(shares).unbind(1))
         self._rates, self._decays = ExpandedValues(self.store, rates=True), ExpandedValues(self.store)
 

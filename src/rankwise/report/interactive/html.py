@@ -35,7 +35,7 @@ def results_html(results: Results) -> str:
     )
 
 
-def drawn(results: Results, *, relative: bool = False) -> "Figure":
+def figure_of(results: Results, *, relative: bool = False) -> "Figure":
     """Return the figure of a sweep.
 
     Args:

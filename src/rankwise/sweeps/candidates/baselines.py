@@ -1,11 +1,11 @@
-"""What adapters are held against: the head alone, and full fine-tuning."""
+"""What adapters are compared with: the head alone, and full fine-tuning."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from rankwise.sweeps.candidates.grid import BASELINE_SHARE, HEAD_TIMES, Candidate, modules_with_parameters
 from rankwise.train.settings import Training
 
@@ -17,21 +17,21 @@ def baselines(
     lrs: tuple[float, ...],
     full: bool | Sequence[float],
     head_lrs: Sequence[float] | None = None,
-    start: Callable[[int], State] | None = None,
+    start: Callable[[int], AdapterState] | None = None,
     head_rate: float = 1.0,
 ) -> list[Candidate]:
-    """What adapters are held against: the head alone, and full fine-tuning.
+    """What adapters are compared with: the head alone, and full fine-tuning.
 
     Args:
         model: The base.
-        head: Modules that are trained whole with every adapter.
+        head: Modules that are trained in full with every adapter.
         training: As of the adapters.
         lrs: Learning rates of the adapters.
         full: Whether full fine-tuning is trained, or at which learning rates.
         head_lrs: Learning rates of the head alone; None takes ten times `lrs`.
         start: Seed -> tensors of the head to start from.
-        head_rate: Learning rate of the head beside an adapter, as a multiple of the adapter's. In full fine-tuning, at
-            a tenth of the rates, the head learns as fast as beside an adapter.
+        head_rate: Learning rate of the head of an adapter, as a multiple of the adapter's. In full fine-tuning, at
+            a tenth of the rates, the head learns as fast as with an adapter.
     """
     begun: dict[str, Any] = {} if start is None else {"start": start}
     found: list[Candidate] = []
@@ -44,7 +44,7 @@ def baselines(
                 method="head",
                 training=training,
                 lrs=_plain(rates),
-                whole=head,
+                modules_to_save=head,
                 **begun,
             )
         )
@@ -57,9 +57,9 @@ def baselines(
                 method="full",
                 training=training,
                 lrs=_plain(rates),
-                whole=modules_with_parameters(model),
-                whole_rate=head_rate / BASELINE_SHARE if head else 1.0,
-                whole_rate_for=head,
+                modules_to_save=modules_with_parameters(model),
+                head_lr_multiplier=head_rate / BASELINE_SHARE if head else 1.0,
+                head_lr_multiplier_for=head,
                 **begun,
             )
         )

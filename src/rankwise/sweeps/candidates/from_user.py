@@ -7,9 +7,9 @@ from torch import nn
 
 from rankwise.errors import ConfigError
 from rankwise.lora.config import LoRAConfig
-from rankwise.sweeps.candidates.given import as_list
 from rankwise.sweeps.candidates.grid import Candidate
-from rankwise.sweeps.candidates.naming import label_of, names_of
+from rankwise.sweeps.candidates.naming import distinct_names, label_in_words
+from rankwise.sweeps.candidates.user_values import as_list
 from rankwise.sweeps.candidates.warm_start import candidate_from
 from rankwise.train.settings import Training
 
@@ -28,7 +28,7 @@ def candidates_of(
         named = [(str(name), config) for name, config in configs.items()]
     else:
         listed = as_list(configs)
-        named = list(zip(names_of(listed), listed, strict=True))
+        named = list(zip(distinct_names(listed), listed, strict=True))
     if not named:
         raise ConfigError("The grid is empty; give at least one rank or LoRAConfig.")
     return [_candidate(model, name, config, head, training, lrs) for name, config in named]
@@ -52,10 +52,10 @@ def _candidate(
     lora = config if isinstance(config, LoRAConfig) else LoRAConfig(r=config)
     return Candidate(
         name=name,
-        label=label_of(name, lora),
+        label=label_in_words(name, lora),
         method="lora",
         training=training,
         lrs=lrs,
         lora=lora,
-        whole=head,
+        modules_to_save=head,
     )

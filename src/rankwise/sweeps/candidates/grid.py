@@ -8,10 +8,11 @@ from torch import nn
 from rankwise.errors import ConfigError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
-from rankwise.pack.resolved import State
+from rankwise.pack.optimisers import optimiser_of
+from rankwise.pack.resolved import AdapterState
 from rankwise.results.kinds import Method
 from rankwise.sweeps.candidates.naming import check_distinct, check_name, folder_name
-from rankwise.sweeps.problem import DATA, Run
+from rankwise.sweeps.problem import DEFAULT_DATA, Run
 from rankwise.train.settings import Training
 
 LORA_LRS = (1e-4, 3e-4, 1e-3)
@@ -24,7 +25,7 @@ HEAD_TIMES = 10.0
 """Learning rates of a head that is trained alone, as a multiple of the adapters': it has to move much further."""
 
 
-def _from_the_model(seed: int) -> State:
+def _from_the_model(seed: int) -> AdapterState:
     return {}
 
 
@@ -39,9 +40,9 @@ class Candidate:
         training: How it is trained; its learning rate is not used.
         lrs: Learning rates to try.
         lora: The adapter, its seed aside; None where nothing is trained low-rank.
-        whole: Names of modules that are trained whole.
-        whole_rate: Their learning rate, as a multiple of the run's.
-        whole_rate_for: Those of them that it is meant for, the others taking the run's; None for all.
+        modules_to_save: Names of modules that are trained in full.
+        head_lr_multiplier: Their learning rate, as a multiple of the run's.
+        head_lr_multiplier_for: Those of them that it is meant for, the others taking the run's; None for all.
         data: Which of the problem's splits it learns.
         start: Seed -> tensors to start from; those left out start as the settings say.
     """
@@ -52,11 +53,11 @@ class Candidate:
     training: Training
     lrs: tuple[float, ...]
     lora: LoRAConfig | None = None
-    whole: tuple[str, ...] = ()
-    whole_rate: float = 1.0
-    whole_rate_for: tuple[str, ...] | None = None
-    data: str = DATA
-    start: Callable[[int], State] = _from_the_model
+    modules_to_save: tuple[str, ...] = ()
+    head_lr_multiplier: float = 1.0
+    head_lr_multiplier_for: tuple[str, ...] | None = None
+    data: str = DEFAULT_DATA
+    start: Callable[[int], AdapterState] = _from_the_model
 
     def run(self, lr: float, seed: int, data: str | None = None) -> Run:
         """One run, on other data than the candidate's own where they are given."""
@@ -66,14 +67,10 @@ class Candidate:
             name=name,
             seed=seed,
             lora=lora,
-            whole=self.whole,
-            whole_rate=self.whole_rate,
-            whole_rate_for=self.whole_rate_for,
-            optimiser=training.optimiser,
-            betas=training.betas,
-            eps=training.eps,
-            momentum=training.momentum,
-            nesterov=training.nesterov,
+            modules_to_save=self.modules_to_save,
+            head_lr_multiplier=self.head_lr_multiplier,
+            head_lr_multiplier_for=self.head_lr_multiplier_for,
+            optimiser=optimiser_of(training.optimiser),
         )
         return Run(name, self.name, self.label, self.method, member, training, data or self.data, self.start(seed))
 
@@ -98,7 +95,7 @@ def runs_of(candidates: Iterable[Candidate], seeds: Sequence[int], data: str | N
 
 
 def modules_with_parameters(model: nn.Module) -> tuple[str, ...]:
-    """Names of all modules with parameters of their own: what full fine-tuning trains whole.
+    """Names of all modules with their own parameters: what full fine-tuning trains in full.
 
     Of modules that share all their parameters (an output head tied to an embedding) only the first is named.
     """
@@ -115,7 +112,7 @@ def modules_with_parameters(model: nn.Module) -> tuple[str, ...]:
 def wider(candidate: Candidate, lr: float, tried: Sequence[float]) -> float | None:
     """The learning rate to try next where the best one lies at the edge of those tried; None where it doesn't.
 
-    The grid goes on by the step it has there: 3e-4, 1e-3 by 3e-3.
+    The grid continues by its last step: 3e-4, 1e-3 by 3e-3.
 
     Examples:
         >>> candidate = Candidate(name="r1", label="", method="lora", training=Training(lr=1.0), lrs=())

@@ -56,13 +56,13 @@ def check_distinct(names: Iterable[str]) -> None:
             )
 
 
-def names_of(configs: Sequence[int | LoRAConfig | str | Path]) -> list[str]:
+def distinct_names(configs: Sequence[int | LoRAConfig | str | Path]) -> list[str]:
     """Name configurations by what tells them apart.
 
     Examples:
-        >>> names_of([4, LoRAConfig(r=8), LoRAConfig(r=8, variant="dora"), "runs/last/best"])
+        >>> distinct_names([4, LoRAConfig(r=8), LoRAConfig(r=8, variant="dora"), "runs/last/best"])
         ['r4', 'r8', 'r8 dora', 'from-best']
-        >>> names_of([LoRAConfig(r=4, target_modules=["q_proj", "v_proj"]), LoRAConfig(r=4, alpha=8), 4])
+        >>> distinct_names([LoRAConfig(r=4, target_modules=["q_proj", "v_proj"]), LoRAConfig(r=4, alpha=8), 4])
         ['r4 q_proj,v_proj', 'r4 alpha 8', 'r4']
     """
     paths = [Path(config) if isinstance(config, str | Path) else None for config in configs]
@@ -80,11 +80,11 @@ def names_of(configs: Sequence[int | LoRAConfig | str | Path]) -> list[str]:
     return [name if (before := names[:i].count(name)) == 0 else f"{name} {before + 1}" for i, name in enumerate(names)]
 
 
-def label_of(name: str, lora: LoRAConfig) -> str:
+def label_in_words(name: str, lora: LoRAConfig) -> str:
     """Return a configuration's name in words.
 
     Examples:
-        >>> label_of("r8 dora", LoRAConfig(r=8)), label_of("mine", LoRAConfig(r=8))
+        >>> label_in_words("r8 dora", LoRAConfig(r=8)), label_in_words("mine", LoRAConfig(r=8))
         ('r = 8, dora', 'mine (r = 8)')
     """
     if name != f"r{lora.r}" and not name.startswith(f"r{lora.r} "):

@@ -1,1 +1,1 @@
-"""Decisions as pure functions of what is known: nothing here trains, reads or writes."""
+"""Decisions as pure functions of the results so far: nothing here trains, reads or writes."""

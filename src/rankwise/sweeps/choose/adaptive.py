@@ -1,11 +1,11 @@
-"""What to train next: the adaptive plan as a pure function of what is known.
+"""What to train next: the adaptive plan as a pure function of the results so far.
 
 Sizes are tried by bisection from the middle: where one is shown to lie within the tolerance, smaller ones are tried,
-where it is shown not to, larger ones. One that is open gets more seeds, with the reference, until it is decided, until
-the seeds are used up, or until no number of them could decide; then it counts as failed and larger ones are tried. A
+where it is shown not to, larger ones. An open one gets more seeds, with the reference, until it is decided, until
+the seeds are used up, or until no number of seeds could decide; then it counts as failed and larger ones are tried. A
 size that failed gets one more chance at a neighbouring learning rate before the plan ends below the answer.
 
-Everything is worked out anew from the comparisons each time, so a plan that is resumed takes the same path.
+Everything is recomputed from the comparisons each time, so a plan that is resumed takes the same path.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,16 +15,16 @@ from typing import Literal
 from rankwise.sweeps.choose.answer import Comparison
 
 STARTING_SEEDS = 3
-"""Seeds with which a size is first compared: fewer can't tell luck from size (ANSWER.md)."""
+"""Seeds with which a size is first compared: fewer can't separate luck from size."""
 
 BELIEVED_FROM = 4
-"""Seeds from which the estimate of how many more would decide is believed."""
+"""Seeds from which the estimate of the seeds still needed is trusted."""
 
 DOUBT = 3
-"""How many times too large the estimate may be before that: the spread of few seeds is hardly known."""
+"""Factor by which the estimate may be too large before that: few seeds give a poor estimate of the spread."""
 
 LARGER_AFTER_OPEN = 3
-"""How many larger sizes are tried after one that no number of seeds could decide."""
+"""Larger sizes to try after one that no number of seeds could decide."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Ladder:
 
     @property
     def middle(self) -> str:
-        """Where the plan begins."""
+        """The size that the plan starts with."""
         return self.names[len(self.names) // 2]
 
 
@@ -51,8 +51,8 @@ class Step:
         kind: "train" a configuration at the starting seeds, give it "seeds", or try a "neighbour" of its learning rate;
             "end" when there is nothing left to do.
         name: The configuration; "" at the end.
-        seeds: How many seeds it is to have then.
-        path: The configurations that have been decided, or given up, on the way here.
+        seeds: Its number of seeds after the step.
+        path: The configurations decided or abandoned so far.
         in_play: The sizes among which the answer can still lie, the next one included: those that may be asked for
             with as many seeds.
     """
@@ -77,7 +77,7 @@ def next_step(
     Args:
         ladder: The sizes.
         compared: Configuration -> its comparison with the reference so far; None where it was not trained.
-        most_seeds: Seeds at the most.
+        most_seeds: The most seeds.
         neighbours_tried: Configuration -> whether the neighbours of its learning rate were tried, or there are none.
         at_once: Seeds that may be added in one step, where it needs as many.
     """
@@ -114,7 +114,7 @@ def next_step(
 
 def _seeds_can_help(comparison: Comparison, most_seeds: int, largest: bool) -> bool:
     """Whether more seeds may show that a size lies within the tolerance; of the largest, also that it does not: only
-    that is needed to know that nothing smaller will do."""
+    that shows that nothing smaller will do."""
     if comparison.n_seeds >= most_seeds:
         return False
     more = comparison.more_seeds_needed
@@ -125,12 +125,12 @@ def _seeds_can_help(comparison: Comparison, most_seeds: int, largest: bool) -> b
 
 
 def neighbour_rates(tried: Sequence[float], grid: Sequence[float], smaller_than_middle: bool) -> list[float]:
-    """The learning rate beside those tried that is worth a try: the best rate rises with rank, by a step at the most.
+    """The next learning rate worth trying: the best rate rises with rank, by at most one step.
 
     Args:
         tried: Rates of the configuration so far.
         grid: Rates there are.
-        smaller_than_middle: Whether the configuration is smaller than the one whose rate it took.
+        smaller_than_middle: Whether the configuration is smaller than the one that gave it its rate.
 
     Returns:
         At most one rate; none at the end of the grid.

@@ -2,10 +2,10 @@
 
 1. For each configuration the learning rate with the best mean validation metric: `choose_learning_rates`.
 2. The reference is the baseline, else the best configuration, on validation: `reference_of`. The adaptive plan takes
-   the largest in place of the best, as it has to know it beforehand.
-3. First gate: did fine-tuning gain anything over the base, or over predicting one constant? If that is not shown, the
+   the largest instead of the best, since it needs the reference beforehand.
+3. First gate: did fine-tuning gain anything over the base, or over predicting one constant? If no gain is shown, the
    verdict is "no_gain".
-4. For each smaller configuration the probability that it lies within the tolerance of the reference: `within`.
+4. For each smaller configuration the probability that it lies within the tolerance of the reference: `judge_within`.
 5. The smallest with a probability of at least `confidence` is the answer ("shown"); if all smaller ones are shown to
    lie outside, it is the reference ("nothing_smaller"); else nothing is decided ("undecided"), the reference stays.
 6. Test data is read once, afterwards; nothing here sees it.
@@ -17,16 +17,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from rankwise.errors import DataError
-from rankwise.results.kinds import Floor, State, Verdict
+from rankwise.results.kinds import Floor, ToleranceState, Verdict
+from rankwise.sweeps.choose.closeness import (
+    Paired,
+    Within,
+    difference_bound,
+    judge_within,
+    rows_needed,
+    seeds_to_decide,
+)
 from rankwise.sweeps.choose.configurations import Configuration, signed
 from rankwise.sweeps.choose.rule import Rule
-from rankwise.sweeps.choose.within import Paired, Within, difference_bound, rows_needed, seeds_to_decide, within
 
 CANDIDATES = frozenset({"lora", "head"})
-"""Methods that can be the answer beside the reference and the base."""
+"""Methods that can be the answer, other than the reference and the base."""
 
-BASE = "base"
-"""The name of the answer where fine-tuning is not shown to gain anything."""
+BASE_ANSWER = "base"
+"""The name of the answer where no gain of fine-tuning is shown."""
 
 FloorValues = Callable[[np.ndarray | None], np.ndarray | None]
 """Rows of the pool (None: the shared validation rows) -> the metric of the base, or of a constant, on each of them;
@@ -35,10 +42,10 @@ None where it is not known."""
 
 @dataclass(frozen=True, eq=False)
 class Floors:
-    """What fine-tuning must beat.
+    """The floors that fine-tuning must beat.
 
     Args:
-        base: The base as it is, per row.
+        base: The untrained base, per row.
         constant: The best constant prediction (for classifiers the majority class of the training data), per row.
     """
 
@@ -64,17 +71,17 @@ class Floors:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A configuration against the reference on validation data, paired by seed and example; positive is better.
+    """A configuration minus the reference on validation data, paired by seed and example; positive is better.
 
     Args:
         name: The configuration.
         mean: Mean difference, in the metric's unit.
-        lower_bound: One-sided lower bound of it at the confidence asked for; None with one seed.
-        upper_bound: One-sided upper bound.
-        p_within: Probability that it lies within the tolerance; None where nothing can be told.
+        lower_bound: Its one-sided lower bound at the required confidence; None with one seed.
+        upper_bound: Its one-sided upper bound.
+        p_within: Probability that it lies within the tolerance; None where it can't be estimated.
         n_seeds: Seeds both have.
         state: Whether it is shown to lie within, shown not to, or open.
-        more_seeds_needed: Seeds to add until it is decided either way, if all stays as it is; None where seeds can't.
+        more_seeds_needed: Seeds to add until it is decided, at the present estimates; None where seeds can't.
     """
 
     name: str
@@ -83,7 +90,7 @@ class Comparison:
     upper_bound: float | None
     p_within: float | None
     n_seeds: int
-    state: State
+    state: ToleranceState
     more_seeds_needed: int | None
 
 
@@ -93,24 +100,24 @@ class Answer:
 
     Args:
         verdict: What is shown.
-        name: The configuration to use: the smallest shown, else the reference; "base" where nothing is gained.
+        name: The configuration to use: the smallest shown, else the reference; "base" without a gain.
         r: Its rank; None unless its method is "lora".
         trainable_parameters: Its trainable parameters.
-        reference: What all were held against.
+        reference: Name of the reference.
         tolerance: How much worse than the reference is good enough, in the metric's unit.
         binary: Whether the metric is 0 or 1 for every row.
         relative_parameters: Trainable parameters over the reference's; None where the reference trains none.
         confidence: The probability at which something counts as shown.
-        leaning: The smallest configuration that more likely than not lies within, where the verdict is "undecided".
+        leaning: The smallest configuration that is more likely than not within, where the verdict is "undecided".
         gain: The reference over its floor: mean and lower bound; None where no floor is known.
-        floor: "base" or "constant": what the gain is over.
+        floor: "base" or "constant": the floor of the gain.
         rows: Distinct validation rows.
         rows_needed: Distinct validation rows that a metric of 0 and 1 needs for this tolerance; 0 for others.
         rotated: Whether every seed had validation rows of its own.
-        detectable_difference: How far the lower bound lies below the mean difference, in the middle of all comparisons:
+        detectable_difference: Distance from the mean difference down to its lower bound, median over comparisons:
             the difference that these rows and seeds can show.
         more_seeds_needed: Seeds to add until the leaning is decided; 0 where the verdict is not "undecided", None
-            where seeds can't decide or it can't be told.
+            where seeds can't decide or it can't be determined.
         smaller: Names of the configurations that could have been shown, smallest first.
         comparisons: Every configuration that could be compared, by name.
     """
@@ -137,10 +144,10 @@ class Answer:
 
 
 def reference_of(configurations: Sequence[Configuration], higher_is_better: bool) -> Configuration:
-    """What the answer is held against: full fine-tuning where there is one, else the best, on validation.
+    """Return the reference: full fine-tuning if there is one, else the best configuration, on validation.
 
     Args:
-        configurations: With their learning rates chosen. The base as it is can't be the reference.
+        configurations: With their learning rates chosen. The untrained base can't be the reference.
         higher_is_better: True for accuracies, False for losses.
 
     Returns:
@@ -168,7 +175,7 @@ def reference_of(configurations: Sequence[Configuration], higher_is_better: bool
 def pair(
     configuration: Configuration, reference: Configuration, floors: Floors, higher_is_better: bool
 ) -> Paired | None:
-    """Both on the seeds and validation rows they share, turned so that more is better; None without a common seed.
+    """Both on the seeds and validation rows they share, signed so that more is better; None without a common seed.
 
     Raises:
         DataError: They were measured on different validation rows.
@@ -206,10 +213,10 @@ def _same_rows(one: np.ndarray | None, other: np.ndarray | None) -> bool:
     return np.array_equal(one, other)
 
 
-def compare(
+def compare_with_reference(
     configuration: Configuration, reference: Configuration, rule: Rule, floors: Floors | None = None
 ) -> Comparison | None:
-    """Hold a configuration against the reference, on the seeds and validation rows both have.
+    """Compare a configuration with the reference, on the seeds and validation rows both have.
 
     Args:
         configuration: With its learning rate chosen.
@@ -226,7 +233,7 @@ def compare(
     paired = pair(configuration, reference, floors or Floors(), rule.higher_is_better)
     if paired is None:
         return None
-    found = within(paired, rule.tolerance, rule.confidence)
+    found = judge_within(paired, rule.tolerance, rule.confidence)
     state = _state(found, paired, rule)
     return Comparison(
         configuration.name,
@@ -241,19 +248,19 @@ def compare(
 
 
 def _seeds_to_add(found: Within, paired: Paired, rule: Rule) -> int | None:
-    """Seeds that could decide an open comparison; None where validation rows that all seeds share are too few to show
-    what the means are near to."""
+    """Seeds that could decide an open comparison; None where the seeds share too few validation rows to estimate
+    the mean."""
     short = not paired.rotated and paired.distinct_rows < _rows_needed(paired, rule)
     if short and found.probability is not None and found.probability >= 0.5:
         return None
     return seeds_to_decide(paired, rule.tolerance, rule.confidence)
 
 
-def _state(found: Within, paired: Paired, rule: Rule) -> State:
+def _state(found: Within, paired: Paired, rule: Rule) -> ToleranceState:
     if found.probability is None:
         return "open"
     if found.probability >= rule.confidence:
-        # Where the rows are too few, agreement on all of them proves nothing.
+        # With too few rows, agreement on all of them proves nothing.
         return "open" if paired.distinct_rows < _rows_needed(paired, rule) else "shown"
     return "not" if found.probability <= 1 - rule.confidence else "open"
 
@@ -275,7 +282,7 @@ def decide(
     floors: Floors | None = None,
     path: Sequence[str] | None = None,
 ) -> Answer:
-    """Give the verdict.
+    """Return the verdict.
 
     Only LoRA and head-only configurations with fewer trainable parameters than the reference can be shown. Of equally
     small ones the likelier is taken.
@@ -299,12 +306,12 @@ def decide(
     higher = rule.higher_is_better
     itself = pair(reference, reference, floors, higher)
     if itself is None:
-        raise DataError(f"{reference.name} has no finished run, so nothing can be held against it.")
+        raise DataError(f"{reference.name} has no finished run, so nothing can be compared with it.")
     tolerance = _tolerance_value(itself, rule)
     compared = {
         c.name: comparison
         for c in configurations
-        if c is not reference and (comparison := compare(c, reference, rule, floors)) is not None
+        if c is not reference and (comparison := compare_with_reference(c, reference, rule, floors)) is not None
     }
     smaller = _smaller([c for c in configurations if path is None or c.name in path], reference, compared)
     gain = _gain(itself, rule)
@@ -313,13 +320,15 @@ def decide(
     leaning = None
     if verdict == "undecided":
         leaning = next((c for c in smaller if (compared[c.name].p_within or 0.0) >= 0.5), None)
-    distances = [c.mean - c.lower_bound for c in compared.values() if c.lower_bound is not None and c.name != BASE]
+    distances = [
+        c.mean - c.lower_bound for c in compared.values() if c.lower_bound is not None and c.name != BASE_ANSWER
+    ]
     if verdict == "no_gain":
-        name, r, parameters = BASE, None, 0
+        name, r, parameters = BASE_ANSWER, None, 0
     else:
         target = chosen or reference
         name, r, parameters = target.name, target.r, target.trainable_parameters
-    whole = reference.trainable_parameters
+    total = reference.trainable_parameters
     return Answer(
         verdict=verdict,
         name=name,
@@ -328,7 +337,7 @@ def decide(
         reference=reference.name,
         tolerance=tolerance,
         binary=itself.binary,
-        relative_parameters=parameters / whole if whole else None,
+        relative_parameters=parameters / total if total else None,
         confidence=rule.confidence,
         leaning=None if leaning is None else leaning.name,
         gain=gain,

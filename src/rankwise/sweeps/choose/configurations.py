@@ -1,4 +1,4 @@
-"""Configurations: the runs that differ by seed alone, at the learning rate that did best on validation."""
+"""Configurations: runs that differ only in their seed, at the best learning rate on validation."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from rankwise.results.kinds import Method, Status
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunScore:
-    """What the rule needs to know of one training run.
+    """One training run, as the rule uses it.
 
     Args:
         name: The run's name, for example "r8-lr0.001-s0".
@@ -20,11 +20,11 @@ class RunScore:
         r: Rank; None unless the method is "lora".
         lr: Learning rate; None where nothing is trained.
         seed: The run's seed; runs of one seed met the same data in the same order.
-        trainable_parameters: How many numbers were trained.
+        trainable_parameters: The number of trained parameters.
         validation: Metric of each validation example: 0 or 1 for an accuracy, or a loss.
-        configuration: What tells configurations apart beyond method and r, and then their name; "" where nothing does.
+        configuration: A name that distinguishes configurations beyond method and r; "" where nothing does.
         status: "finished" (by its budget or its own early stopping), or "stopped", "pruned", "diverged".
-        rows: Which rows of the pool the validation rows are, where every seed has rows of its own; else None.
+        rows: Which rows of the pool the validation rows are, where every seed has its own rows; else None.
     """
 
     name: str
@@ -40,7 +40,7 @@ class RunScore:
 
     @property
     def configuration_name(self) -> str:
-        """The name of what it is a repeat of."""
+        """The name of its configuration."""
         return configuration_name(self.method, self.r, self.configuration)
 
     @property
@@ -122,7 +122,7 @@ def choose_learning_rates(runs: Iterable[RunScore], higher_is_better: bool) -> l
     names = [configuration.name for configuration in found]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f'{names.count(name)} configurations are named "{name}"; give each a name of its own.')
+            raise ConfigError(f'{names.count(name)} configurations are named "{name}"; give each its own name.')
     return sorted(found, key=lambda configuration: (configuration.trainable_parameters, configuration.name))
 
 

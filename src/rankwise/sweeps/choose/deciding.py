@@ -8,7 +8,7 @@ from rankwise.sweeps.choose.rule import Rule, parse_tolerance
 PLANS = ("auto", "grid")
 
 MOST_SEEDS = 16
-"""Seeds of an adaptive plan at the most, unless the user says otherwise."""
+"""Seeds of an adaptive plan at most, unless the user says otherwise."""
 
 GRID_SEEDS = 3
 """Seeds of a grid, unless the user says otherwise."""
@@ -18,7 +18,7 @@ LOOKS = 10
 strict; simulated (`benchmarks/answer.py synthetic`)."""
 
 ROTATE_FROM = 4
-"""Seeds from which each of them validates on rows of its own, where the validation data is not given."""
+"""Seeds from which each of them validates on its own rows, where the validation data is not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Deciding:
             a tenth of that chance. It takes more runs.
         plan: "auto" trains only what the decision needs, "grid" everything.
         curve: Train every size in an adaptive plan, at least with the starting seeds. [default: where it is cheap]
-        max_runs: Training runs of an adaptive plan at the most, the search included.
+        max_runs: Training runs of an adaptive plan at most, the search included.
         max_minutes: An adaptive plan begins nothing new after so many minutes.
         max_parameters: Leave adapters with more trainable parameters out of the decision.
         rotate: Give each seed validation examples of its own, cut off the training data. [default: from 4 seeds on]
@@ -75,9 +75,9 @@ class Deciding:
         return Rule(parse_tolerance(self.tolerance, higher_is_better), higher_is_better, confidence, self.strict)
 
     def seeds(self, given: tuple[int, ...] | None) -> tuple[int, ...]:
-        """The seeds: those given, else as many as the plan takes at the most."""
+        """The seeds: those given, else as many as the plan takes at most."""
         return given if given is not None else tuple(range(MOST_SEEDS if self.plan == "auto" else GRID_SEEDS))
 
     def rotates(self, n_seeds: int) -> bool:
-        """Whether each seed validates on rows of its own, where the data allows it."""
+        """Whether each seed validates on its own rows, where the data allows it."""
         return n_seeds >= ROTATE_FROM if self.rotate is None else self.rotate

@@ -2,9 +2,9 @@
 
 import math
 
+from rankwise.sweeps.choose.closeness import rows_needed
 from rankwise.sweeps.choose.rule import Rule
 from rankwise.sweeps.choose.statistics import t_quantile
-from rankwise.sweeps.choose.within import rows_needed
 from rankwise.sweeps.choose.wording import amount
 
 DISAGREEMENT = 0.03
@@ -20,7 +20,7 @@ def detectable(rows: int, seeds: int, rotated: bool, confidence: float = 0.95) -
     Args:
         rows: Validation rows of a seed.
         seeds: How many; with one nothing can be shown.
-        rotated: Whether each seed has rows of its own.
+        rotated: Whether each seed has its own rows.
         confidence: Of the verdict.
 
     Examples:
@@ -38,8 +38,8 @@ def power_words(rows: int, seeds: int, rotated: bool, rule: Rule, reference: flo
 
     Args:
         rows: Validation rows of a seed.
-        seeds: At the most.
-        rotated: Whether each seed has rows of its own.
+        seeds: The most seeds.
+        rotated: Whether each seed has its own rows.
         rule: Tolerance and confidence.
         reference: About what the reference's accuracy will be; 1 where nothing is known.
     """

@@ -18,6 +18,7 @@ configuration is smaller and has a better mean, so it lies within the tolerance 
 from collections.abc import Iterable, Sequence
 
 from rankwise.sweeps.choose.answer import CANDIDATES, Floors, pair
+from rankwise.sweeps.choose.closeness import difference_bound
 from rankwise.sweeps.choose.configurations import (
     Configuration,
     RunScore,
@@ -26,7 +27,6 @@ from rankwise.sweeps.choose.configurations import (
     choose_learning_rates,
     merit,
 )
-from rankwise.sweeps.choose.within import difference_bound
 
 
 def worst_runs(scores: Iterable[RunScore], higher_is_better: bool, epochs: int) -> dict[str, str]:
@@ -71,9 +71,9 @@ def worst_runs(scores: Iterable[RunScore], higher_is_better: bool, epochs: int) 
 def _worse_half(runs: Sequence[RunScore], higher_is_better: bool) -> list[RunScore]:
     rates = by_rate(runs)
     order = sorted(rates, key=lambda lr: merit(lr, rates[lr], higher_is_better), reverse=True)
-    whole = [lr for lr in order if all(run.counts for run in rates[lr])]
+    complete = [lr for lr in order if all(run.counts for run in rates[lr])]
     half = -(-len(order) // 2)
-    stay = (whole or order)[:half]
+    stay = (complete or order)[:half]
     return [run for lr in order if lr not in stay for run in rates[lr]]
 
 

@@ -118,7 +118,7 @@ def crossed_spread(rows: Sequence[np.ndarray]) -> Spread:
 
 
 def rotated_spread(rows: Sequence[np.ndarray]) -> Spread:
-    """The spread where every seed has rows of its own: each seed's mean is one draw of everything."""
+    """The spread where every seed has its own rows: each seed's mean is one draw of everything."""
     means = np.array([values.astype(np.float64).mean() for values in rows])
     s = len(means)
     variance = float(means.var(ddof=1)) / s
@@ -139,7 +139,7 @@ def spread_of(rows: Sequence[np.ndarray], rotated: bool = False, least_seeds: in
 
     Args:
         rows: Metric of each row, by seed; of equal length unless rotated.
-        rotated: Whether every seed has rows of its own.
+        rotated: Whether every seed has its own rows.
         least_seeds: Fewer seeds are refused; with one the spread holds the error of sampling rows only.
 
     Raises:

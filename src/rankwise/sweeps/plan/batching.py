@@ -1,6 +1,6 @@
 r"""Whether runs of full fine-tuning gain from training in one pack.
 
-They have no product in common: each multiplies by weights of its own. One pack of them saves only the fixed cost of
+They have no product in common: each multiplies by its own weights. One pack of them saves only the fixed cost of
 the model's calls (Python, autograd, launches), which it pays once in place of K times. So it pays where a run's own
 step is short:
 
@@ -41,7 +41,7 @@ def pays(model: nn.Module, run: Run) -> bool:
     rate = 5e13 if cuda else 5e10 * torch.get_num_threads()
     numbers = resolved.parameter_count()
     work = MOVED * numbers / bandwidth + 6 * numbers * run.training.batch_size / rate
-    return CALL * len(run.member.whole) >= LEAST * work
+    return CALL * len(run.member.modules_to_save) >= LEAST * work
 
 
 def apart(model: nn.Module, packs: Sequence[Sequence[Run]]) -> tuple[list[list[Run]], list[str]]:

@@ -13,14 +13,14 @@ from rankwise.train.machine.memory import free_bytes
 One = TypeVar("One")
 
 COPIES = 9
-"""Numbers that are kept for each trained one, at the most: itself, the best so far, gradient, two moments, s, s B,
+"""Numbers that are kept for each trained one, at most: itself, the best so far, gradient, two moments, s, s B,
 the optimiser's update and its rate."""
 
 SHARE = 0.9
 """Of what a device has free, what packs take by default: other programs and the allocator's gaps need some too."""
 
 
-def training_of(model: nn.Module, runs: Sequence[Run], problem: Problem) -> PackTraining:
+def pack_training(model: nn.Module, runs: Sequence[Run], problem: Problem) -> PackTraining:
     """The runs of a pack, ready to train."""
     data, rotation = problem.splits[runs[0].data], problem.rotation_of(runs[0].data)
     train, validation = (data.train, data.validation) if rotation is None else (rotation.pool, rotation.pool)
@@ -54,13 +54,13 @@ def kind_of(model: nn.Module, run: Run) -> tuple[object, ...]:
     resolved = resolve(model, run.member)
     targets = tuple(t.name for t in resolved.targets)
     dropout = run.member.lora is not None and run.member.lora.dropout > 0
-    return run.data, run.training.batch_size, targets, resolved.whole, dropout
+    return run.data, run.training.batch_size, targets, resolved.trained_parameters, dropout
 
 
 def bytes_of_runs(
     model: nn.Module, runs: Sequence[Run], problem: Problem, probes: Probes | None = None
 ) -> dict[str, int]:
-    """Bytes that each run needs beside the base, by name.
+    """Bytes that each run needs on top of the base, by name.
 
     Of the runs that adapt the same modules and read batches of one size, the one with the most parameters takes a step
     alone; the others take as much, but for their own parameters. A pack takes less than the sum of its runs: they
@@ -81,13 +81,13 @@ def bytes_of_runs(
     for kind, own in kinds.items():
         most, largest = max(own, key=lambda one: one[0])
         if (*kind, most) not in probes:
-            probes[*kind, most] = training_of(model, [largest], problem).peak_bytes()
+            probes[*kind, most] = pack_training(model, [largest], problem).peak_bytes()
         needed |= {run.name: probes[*kind, most] + of_one * parameters for parameters, run in own}
     return {run.name: needed[run.name] for run in runs}
 
 
 def limit_of(model: nn.Module, memory: int | None) -> int | None:
-    """The bytes that a pack may take beside the base: as given, or a share of what the device has free."""
+    """The bytes that a pack may take on top of the base: as given, or a share of what the device has free."""
     if memory is not None:
         return memory
     free = free_bytes(next(model.parameters()).device)
@@ -95,7 +95,7 @@ def limit_of(model: nn.Module, memory: int | None) -> int | None:
 
 
 def cut_to_fit(pack: Sequence[One], needed: Callable[[One], int], limit: int | None) -> list[list[One]]:
-    """Cut a pack, in its order, into packs that fit; a run that doesn't fit alone is a pack of its own.
+    """Cut a pack, in its order, into packs that fit; a run that doesn't fit alone is its own pack.
 
     Args:
         pack: The runs.

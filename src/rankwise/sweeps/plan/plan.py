@@ -26,7 +26,7 @@ class Plan:
 
     Args:
         packs: Names of the runs of each pack, in the order in which packs train.
-        memory: Bytes that each run needs beside the base, by name (`rankwise.sweeps.plan.fitting`).
+        memory: Bytes that each run needs on top of the base, by name (`rankwise.sweeps.plan.fitting`).
         limit: Bytes that a pack may need; None where there is no limit.
         base_bytes: Those of the base.
         rungs: Epochs after which the worst configurations leave.
@@ -52,7 +52,7 @@ def plan_packs(runs: Sequence[Run]) -> list[list[Run]]:
     are all low-rank or all train whole layers (whose products have nothing in common)."""
     packs: dict[tuple[object, ...], list[Run]] = {}
     for run in runs:
-        packs.setdefault((run.data, run.training.batch_size, run.training.optimiser, run.method), []).append(run)
+        packs.setdefault((run.data, run.training.batch_size, run.member.optimiser.name, run.method), []).append(run)
     return list(packs.values())
 
 
@@ -72,13 +72,13 @@ def make_plan(
         runs: What to train.
         problem: Data, loss and metric.
         rungs: Epochs after which the worst configurations leave.
-        memory: Bytes that a pack may need beside the base; by default nine tenths of what the device has free.
+        memory: Bytes that a pack may need on top of the base; by default nine tenths of what the device has free.
         probes: As `bytes_of_runs` takes it.
         at_once: Packs that train at the same time: large ones are cut where there would be fewer.
     """
     needed, limit = bytes_of_runs(model, runs, problem, probes), limit_of(model, memory)
-    whole, notes = apart(model, plan_packs(runs))
-    packs = spread([cut for pack in whole for cut in cut_to_fit(pack, lambda run: needed[run.name], limit)], at_once)
+    planned, notes = apart(model, plan_packs(runs))
+    packs = spread([cut for pack in planned for cut in cut_to_fit(pack, lambda run: needed[run.name], limit)], at_once)
     return Plan(
         packs=[[run.name for run in pack] for pack in packs],
         memory=needed,
@@ -167,7 +167,7 @@ class Planned(Protocol):
 
 
 def check_plan(plan: Planned, sha256: Mapping[str, str], made_with: Mapping[str, str], folder: Path) -> list[str]:
-    """Hold a plan that was read against what is there now.
+    """Compare a plan that was read with the present state.
 
     Args:
         plan: The plan.
@@ -184,14 +184,14 @@ def check_plan(plan: Planned, sha256: Mapping[str, str], made_with: Mapping[str,
     for key, words in WHAT_DIFFERS.items():
         if plan.sha256.get(key) != sha256.get(key):
             raise CheckpointError(
-                f"The run in {folder} can't be gone on with. {words} now: SHA-256 {sha256.get(key, 'none')[:12]}, and "
+                f"The run in {folder} can't be resumed. {words} now: SHA-256 {sha256.get(key, 'none')[:12]}, and "
                 f"{plan.sha256.get(key, 'none')[:12]} when it began."
             )
     changed = [key for key, value in made_with.items() if plan.made_with.get(key) != value]
     if not changed:
         return []
     before, after = (", ".join(f"{key} {found.get(key)}" for key in changed) for found in (plan.made_with, made_with))
-    return [f"The run began with {before} and went on with {after}; the last bits of its results may depend on that."]
+    return [f"The run began with {before} and continued with {after}; the last bits of its results may depend on that."]
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -229,8 +229,14 @@ def _settings(run: Run) -> str:
     lora = run.member.lora
     plain = {} if lora is None else {f.name: _plain(getattr(lora, f.name)) for f in fields(lora)}
     start = fingerprint(run.start)
-    member = (run.member.seed, run.member.whole, run.member.whole_rate, run.member.whole_rate_for)
-    parts = (run.name, run.configuration, run.method, run.data, *member, run.training, plain)
+    member = (
+        run.member.seed,
+        run.member.modules_to_save,
+        run.member.head_lr_multiplier,
+        run.member.head_lr_multiplier_for,
+    )
+    training = ", ".join(f"{name}={value!r}" for name, value in run.training.record().items())
+    parts = (run.name, run.configuration, run.method, run.data, *member, f"Training({training})", plain)
     return " ".join(map(str, (*parts, start)))
 
 

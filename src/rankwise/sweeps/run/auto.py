@@ -1,8 +1,8 @@
 """The adaptive plan: learning rates at a middle size and the reference, then sizes by bisection, seeds as needed.
 
-Runs share packs where that is cheap: where a further adapter costs little beside the first, all sizes train with the
+Runs share packs where that is cheap: where a further adapter costs little more than the first, all sizes train with the
 starting seeds, and with each further seed those among which the answer can still lie; the path is followed through what
-is there already. Else only what the path asks for trains.
+is there already. Otherwise only the path's own runs train.
 """
 
 import time
@@ -15,10 +15,10 @@ import numpy as np
 from rankwise.pack.resolved import resolve
 from rankwise.sweeps.candidates.ladders import ladders_of
 from rankwise.sweeps.choose.adaptive import STARTING_SEEDS, Ladder, Step, neighbour_rates, next_step
-from rankwise.sweeps.choose.answer import CANDIDATES, Comparison, Floors, compare, pair
+from rankwise.sweeps.choose.answer import CANDIDATES, Comparison, Floors, compare_with_reference, pair
+from rankwise.sweeps.choose.closeness import difference_bound
 from rankwise.sweeps.choose.configurations import Configuration, choose_learning_rates, signed
 from rankwise.sweeps.choose.rule import Rule
-from rankwise.sweeps.choose.within import difference_bound
 from rankwise.sweeps.choose.wording import probability
 from rankwise.sweeps.problem import Run, SweepState
 from rankwise.sweeps.run.stage import Phases, PlannedStage, StageResult
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from rankwise.sweeps.run.stages import Stages
 
 SEARCH_SEED = 10_007
-"""The seed with which learning rates are searched; it is none of those that decide."""
+"""The seed of the learning-rate search; it never decides."""
 
 CHEAP = 0.35
 """Where a further adapter costs less than this share of the first, all sizes train together."""
 
 GAIN_SEEDS = 6
-"""Seeds after which a gain that is still not shown ends the plan."""
+"""Seeds after which the plan ends if no gain is shown."""
 
-AT_ONCE = 4
+SEEDS_AT_ONCE = 4
 """Seeds that may be added in one step."""
 
 
@@ -45,12 +45,12 @@ class Auto:
 
     Args:
         rule: Tolerance and confidence.
-        floors: What fine-tuning must beat.
+        floors: The floors that fine-tuning must beat.
         comparable: Configurations that can be reference or answer; None for all.
         curve: Whether every size is trained, at least with the starting seeds, once the decision is made; None does
             where a further adapter is cheap.
-        max_runs: Training runs at the most, the search for learning rates included; None for no limit.
-        max_minutes: The plan trains nothing new after so many minutes, the first comparison aside; None for no limit.
+        max_runs: The most training runs, including the learning-rate search; None for no limit.
+        max_minutes: After this many minutes the plan starts only the first comparison; None for no limit.
         max_parameters: Larger sizes are left out; None for no limit.
         price: What a further adapter in a pack costs, as a share of the first; None to measure it.
     """
@@ -70,7 +70,7 @@ class Walk:
     """An adaptive plan under way.
 
     Args:
-        stages: What is trained on what.
+        stages: The stages of the sweep.
         auto: The settings.
     """
 
@@ -104,7 +104,7 @@ class Walk:
         ]
         self.ladders = ladders_of(sorted(sized, key=lambda c: (self.parameters[c.name], c.name)))
         on_ladders = {name for ladder in self.ladders for name in ladder.names} | {self.reference.name}
-        self.others = [c for c in stages.candidates if c.name not in on_ladders]
+        self.off_ladder = [c for c in stages.candidates if c.name not in on_ladders]
         self.rates: dict[str, float] = {}
 
     def phases(self) -> Phases[StageResult]:
@@ -115,8 +115,8 @@ class Walk:
         """
         edges, told = yield from self._search()
         if not self.ladders:
-            others = dict.fromkeys((c.name for c in self.others), self._starting)
-            yield from self._train({self.reference.name: self._starting}, others)
+            off_ladder = dict.fromkeys((c.name for c in self.off_ladder), self._starting)
+            yield from self._train({self.reference.name: self._starting}, off_ladder)
         cheap = self._cheap()
         self.curve = cheap if self.auto.curve is None else self.auto.curve
         for ladder in self.ladders:
@@ -154,7 +154,7 @@ class Walk:
         return self.swept is not None and not self.swept.complete
 
     def _search(self) -> Phases[tuple[dict[str, bool], list[dict[str, object]]]]:
-        """Find learning rates at each ladder's middle, the reference, and what has rates of its own kind."""
+        """Find learning rates at each ladder's middle, the reference, and every kind with its own rates."""
         middles = [self.candidates[ladder.middle] for ladder in self.ladders]
         heads = [c for ladder in self.ladders for n in ladder.names if (c := self.candidates[n]).method == "head"]
         chosen = list({c.name: c for c in [*middles, *heads, self.reference]}.values())
@@ -174,7 +174,7 @@ class Walk:
             for name in ladder.names:
                 self.rates.setdefault(name, self.rates[ladder.middle])
         largest = self.rates[self.ladders[-1].middle] if self.ladders else None
-        for c in self.others:
+        for c in self.off_ladder:
             self.rates[c.name] = largest if c.method == "lora" and largest is not None else c.lrs[0]
         return edges, told
 
@@ -198,7 +198,7 @@ class Walk:
     def _follow(self, ladder: Ladder, cheap: bool) -> Phases[None]:
         """Take steps on a ladder until it ends."""
         neighbours: set[str] = set()
-        together = [*ladder.names, *(c.name for c in self.others if self.curve)] if cheap else []
+        together = [*ladder.names, *(c.name for c in self.off_ladder if self.curve)] if cheap else []
         start = self._starting
         both = dict.fromkeys([self.reference.name, ladder.middle], start)
         going = yield from self._train(both, dict.fromkeys(together, start))
@@ -214,7 +214,7 @@ class Walk:
                 self._compared,
                 most_seeds=len(self.stages.seeds),
                 neighbours_tried=neighbours.__contains__,
-                at_once=AT_ONCE if cheap else 1,
+                at_once=SEEDS_AT_ONCE if cheap else 1,
             )
             self.path = [*dict.fromkeys([*self.path, *step.path])]
             if step.kind == "end":
@@ -265,7 +265,7 @@ class Walk:
         return float(np.mean([run.validation.mean() for run in c.runs if run.seed in first]))
 
     def _missing(self, wanted: Mapping[str, int]) -> list[Run]:
-        """Runs of these configurations with so many seeds that have not been trained."""
+        """Runs of these configurations with this many seeds that have not been trained."""
         known = set() if self.swept is None else {run.name for run in self.swept.runs}
         return [
             run
@@ -309,7 +309,7 @@ class Walk:
         return len({r.member.seed for r in runs if r.configuration == name and r.training.lr == self.rates[name]})
 
     def _lost(self, name: str) -> bool:
-        """Whether a seed of a configuration came to nothing at its learning rate: it can't be the answer."""
+        """Whether a seed of a configuration failed at its learning rate: it then can't be the answer."""
         c = self._chosen().get(name)
         return c is not None and len(c.runs) < self._asked(name)
 
@@ -318,10 +318,10 @@ class Walk:
         reference = chosen.get(self.reference.name)
         if name not in chosen or reference is None:
             return None
-        found = compare(chosen[name], reference, self.auto.rule, self.auto.floors)
+        found = compare_with_reference(chosen[name], reference, self.auto.rule, self.auto.floors)
         if self._lost(name) or found is None:
             return Comparison(name, float("-inf"), None, None, 0.0, asked, "not", 0)
-        # A seed that the reference lost is not asked for again.
+        # A seed that failed for the reference is not retried.
         return replace(found, n_seeds=min(asked, self._asked(self.reference.name)))
 
     def _nothing_gained(self) -> bool:
@@ -335,19 +335,19 @@ class Walk:
         return difference_bound(itself.theirs, itself.floor, itself.rotated, self.auto.rule.confidence) <= 0
 
     def _over(self, more: int) -> str | None:
-        """What was reached of a budget that allows no more runs; None where all allow them."""
+        """The exhausted budget, in words; None while all allow more runs."""
         swept, auto = self.swept, self.auto
         done = self.searched + (0 if swept is None else len(swept.runs))
         minutes = (time.monotonic() - self.began + self.stages.seconds_before) / 60
         if more and auto.max_runs is not None and done + more > auto.max_runs:
             return f"{done} runs, of {auto.max_runs} allowed"
-        # However long the search took: without a comparison there is no answer.
+        # Even after a long search: without a comparison there is no answer.
         if more and swept is not None and auto.max_minutes is not None and minutes > auto.max_minutes:
             return f"{minutes:.0f} minutes, of {auto.max_minutes:g} allowed"
         return None
 
     def _complete_curve(self) -> Phases[None]:
-        names = [name for ladder in self.ladders for name in ladder.names] + [c.name for c in self.others]
+        names = [name for ladder in self.ladders for name in ladder.names] + [c.name for c in self.off_ladder]
         missing = [name for name in names if self._asked(name) < self._starting]
         runs = self._missing(dict.fromkeys(missing, self._starting))
         if not runs:
@@ -362,7 +362,7 @@ class Walk:
     def _say(self, step: Step) -> None:
         label = self.candidates[step.name].label
         said = [
-            f"{self.candidates[name].label} {STATES[c.state]}"
+            f"{self.candidates[name].label} {STATE_PHRASES[c.state]}"
             + ("" if c.p_within is None else f" ({probability(c.p_within)}, {c.n_seeds} seeds)")
             for name in dict.fromkeys([*step.path[-1:], step.name])
             if (c := self._compared(name)) is not None
@@ -382,7 +382,7 @@ class Walk:
         return f"The adaptive plan trained {total} runs ({self.searched} to find learning rates){fewer}."
 
 
-STATES = {
+STATE_PHRASES = {
     "shown": "is shown to be within the tolerance",
     "not": "is shown not to be",
     "open": "is open",

@@ -28,7 +28,7 @@ from rankwise.sweeps.problem import Problem, Run, Scores, SweepState
 from rankwise.sweeps.run.stage import Finished
 from rankwise.sweeps.storage.owned import BASE_FILE, EARLIER_FILES
 from rankwise.sweeps.storage.same_problem import ELSEWHERE, LOSS, SAME
-from rankwise.train.outcome import Outcome, Point
+from rankwise.train.outcome import EpochPoint, Outcome
 from rankwise.writing import read_regular
 
 FREE = ("seeds", "max_runs", "max_minutes")
@@ -59,7 +59,7 @@ class Earlier:
         plan: Mapping[str, Any],
         measured: Mapping[str, float],
     ) -> Finished:
-        """Hold the results against the longer sweep, and read its runs back.
+        """Compare the results with the longer sweep, and read its runs back.
 
         Args:
             model: The base.
@@ -170,7 +170,7 @@ class Earlier:
                 swept.memory[name] = earlier.peak_memory_bytes
             if f"validation/{name}" not in arrays:
                 continue
-            now = problem.rows_of(run)
+            now = problem.cut_rows(run)
             if (rows is None) != (now is None) or (rows is not None and not np.array_equal(rows, np.asarray(now))):
                 raise self._refused(f"seed {run.member.seed} validates on other rows now")
             loss = earlier.validation_loss
@@ -243,11 +243,11 @@ def read_base(directory: Path) -> dict[str, Tensor] | None:
 def plan_of(
     candidates: Sequence[Candidate], seeds: Sequence[int], settings: Mapping[str, Any], measured: Mapping[str, float]
 ) -> dict[str, Any]:
-    """What a sweep plans, as `results.json` has it for a longer sweep to be held against.
+    """What a sweep plans, as `results.json` has it for a longer sweep to be compared with.
 
     Args:
         candidates: What is tried.
-        seeds: Of the runs that count; of an adaptive plan at the most.
+        seeds: Of the runs that count; of an adaptive plan at most.
         settings: How it decides.
         measured: As `Earlier.finished` takes it.
     """
@@ -260,7 +260,7 @@ def plan_of(
 
 
 def was_rotated(directory: Path) -> bool | None:
-    """Whether each seed of the results in a directory validated on rows of its own; None where there are none."""
+    """Whether each seed of the results in a directory validated on its own rows; None where there are none."""
     try:
         results: Any = json.loads(read_regular(directory / EARLIER_FILES[0]))
         return bool(results["plan"]["settings"]["rotate"])
@@ -268,9 +268,9 @@ def was_rotated(directory: Path) -> bool | None:
         return None
 
 
-def _points(text: str) -> list[Point]:
-    numbers = [field.name for field in fields(Point) if field.name not in ("run", "step")]
+def _points(text: str) -> list[EpochPoint]:
+    numbers = [field.name for field in fields(EpochPoint) if field.name not in ("run", "step")]
     return [
-        Point(run=row["run"], step=int(row["step"]), **{name: float(row[name]) for name in numbers})
+        EpochPoint(run=row["run"], step=int(row["step"]), **{name: float(row[name]) for name in numbers})
         for row in csv.DictReader(io.StringIO(text))
     ]

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from rankwise.pack.resolved import resolve
-from rankwise.sweeps.plan.fitting import Probes, kind_of, state_bytes, training_of
+from rankwise.sweeps.plan.fitting import Probes, kind_of, pack_training, state_bytes
 from rankwise.sweeps.plan.plan import make_plan
 from rankwise.sweeps.problem import Problem, Run
 from rankwise.sweeps.run.stages import Stages
@@ -15,7 +15,7 @@ from rankwise.train.loop import PROBED
 from rankwise.train.machine.memory import program_bytes
 
 FEW_STEPS = 100
-"""Of a training with fewer steps, one tells how long all take: probing must not take long beside it."""
+"""Trainings with fewer steps are timed by one step: probing must stay short compared with them."""
 
 SAVED = 4
 """Bytes of a trained number on disk: float32, also over a base in half precision."""
@@ -29,8 +29,8 @@ class PackForecast:
         stage: What the pack is trained for.
         runs: Names of its runs.
         configurations: Configuration -> how many of the runs are of it.
-        epochs: Passes over the training data, at the most.
-        bytes: Memory beside the base.
+        epochs: Passes over the training data, at most.
+        bytes: Memory on top of the base.
         disk_bytes: Disk that a checkpoint of the pack takes while it trains.
         ended_bytes: Disk of what its runs have trained, once they have ended.
         adapter_bytes: Disk of its runs' adapters.
@@ -55,8 +55,8 @@ class Forecast:
     Args:
         packs: In the order in which they train.
         base_bytes: Memory of the base.
-        program_bytes: Memory of the program beside base and packs.
-        limit: Bytes that a pack may need beside the base; None where there is no limit.
+        program_bytes: Memory of the program, without base and packs.
+        limit: Bytes that a pack may need on top of the base; None where there is no limit.
         open: What is not in the figures, in words.
     """
 
@@ -73,7 +73,7 @@ class Forecast:
 
     @property
     def peak_bytes(self) -> int:
-        """Memory at the most: the program, the base and the largest pack."""
+        """Memory at most: the program, the base and the largest pack."""
         return self.program_bytes + self.base_bytes + max(pack.bytes for pack in self.packs)
 
     @property
@@ -156,19 +156,19 @@ def _kind(model: nn.Module, runs: Sequence[Run]) -> tuple[object, ...]:
 
 
 def _seconds(stages: Stages, runs: Sequence[Run], epochs: int) -> float:
-    """How long a pack takes for an epoch."""
-    training = training_of(stages.model, runs, stages.problem)
+    """The seconds of an epoch of a pack."""
+    training = pack_training(stages.model, runs, stages.problem)
     return training.seconds_an_epoch(PROBED if epochs * training.steps_an_epoch >= FEW_STEPS else (0.5,))
 
 
 def _bytes(model: nn.Module, runs: Sequence[Run], problem: Problem, probes: Probes) -> int:
-    """What a pack takes beside the base: its step, measured, and what is kept for its numbers."""
+    """What a pack takes on top of the base: its step, measured, and what is kept for its numbers."""
     kind = _kind(model, runs)
     if len(runs) == 1:
         # As the plan has measured it.
         kind = *kind_of(model, runs[0]), resolve(model, runs[0].member).parameter_count()
     if kind not in probes:
-        probes[kind] = training_of(model, runs, problem).peak_bytes()
+        probes[kind] = pack_training(model, runs, problem).peak_bytes()
     return probes[kind] + state_bytes(model) * sum(resolve(model, run.member).parameter_count() for run in runs)
 
 

@@ -12,7 +12,7 @@ from rankwise.sweeps.run.extend import Earlier, read_base, read_earlier
 from rankwise.sweeps.run.units.context import Workers
 from rankwise.sweeps.storage.directory import begin_run, held, read_begun
 from rankwise.sweeps.storage.owned import UNFINISHED
-from rankwise.train.checkpoints import Every
+from rankwise.train.checkpoints import CheckpointInterval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +21,13 @@ class RunLocation:
 
     Args:
         directory: The run directory.
-        config: The complete configuration as YAML, to be kept beside the results.
+        config: The complete configuration as YAML, to be stored next to the results.
         command: The command line, likewise.
-        how_to_resume: A command that goes on with the run, for messages.
+        resume_command: A command that resumes the run, for messages.
         overwrite: Whether earlier results may be replaced.
-        resume: Whether to go on with the unfinished run in the directory.
+        resume: Whether to resume the unfinished run in the directory.
         extend: Whether to continue from the finished run in the directory.
-        how_to_extend: (seeds to add, seeds then) -> a command that adds them, for the report.
+        extend_command: (seeds to add, seeds then) -> a command that adds them, for the report.
         every: How often a checkpoint is written.
         workers: Train the packs; None trains them in this process.
     """
@@ -35,16 +35,16 @@ class RunLocation:
     directory: Path
     config: str
     command: str
-    how_to_resume: str
+    resume_command: str
     overwrite: bool = False
     resume: bool = False
     extend: bool = False
-    how_to_extend: Callable[[int, int], str] | None = None
-    every: Every | None = None
+    extend_command: Callable[[int, int], str] | None = None
+    every: CheckpointInterval | None = None
     workers: Workers | None = None
 
     @property
-    def kept(self) -> Path:
+    def unfinished(self) -> Path:
         """Where the run is kept while it is under way."""
         return self.directory / UNFINISHED
 
@@ -87,7 +87,7 @@ class RunStart:
 
 
 def beginning_of(place: RunLocation) -> RunStart | None:
-    """What lies in a place for a run to continue from; None where it begins anew.
+    """What lies in a place for a run to continue from; None where it starts from the beginning.
 
     Raises:
         CheckpointError: A file of it is missing or damaged.
@@ -120,7 +120,7 @@ def extend_run(place: RunLocation) -> RunStart:
 
 
 def start_run(place: RunLocation, base: Mapping[str, Tensor] | None = None, earlier: Earlier | None = None) -> RunStart:
-    """Begin a run in its place; it can be gone on with from here.
+    """Start a run in its directory; from here on it can be resumed.
 
     Args:
         place: Where.

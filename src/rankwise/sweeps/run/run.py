@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -10,15 +11,33 @@ from rankwise.errors import CheckpointError, ConfigError
 from rankwise.pack.resolved import resolve
 from rankwise.sweeps.measure import measure
 from rankwise.sweeps.plan.fitting import Probes
-from rankwise.sweeps.plan.plan import check_plan, fingerprints, make_plan, read_plan, surroundings, write_plan
+from rankwise.sweeps.plan.plan import Plan, check_plan, fingerprints, make_plan, read_plan, surroundings, write_plan
 from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.run.scheduler import Scheduler
 from rankwise.sweeps.run.units.context import StageContext, Workers
 from rankwise.sweeps.run.units.here import Here
 from rankwise.sweeps.storage.checkpoints import Keeper
-from rankwise.train.checkpoints import Checkpoints, Every
+from rankwise.train.checkpoints import CheckpointInterval, Checkpoints
 from rankwise.train.events import Message, Observer, RunInfo, Started
 from rankwise.train.machine.interrupts import stop_on_signals
+
+
+@dataclass(frozen=True)
+class WithinSweep:
+    """What a stage has of the sweep that it belongs to.
+
+    Args:
+        root: The folder of the whole run; None where it is that of the stage.
+        probes: What steps take in memory, as far as it was measured before.
+        tests: Whether finished runs are measured on test data too.
+        memory: Bytes that a pack may need on top of the base; what doesn't fit trains in packs one after another. By
+            default nine tenths of what the device has free. An unfinished run keeps the packs of its plan.
+    """
+
+    root: Path | None = None
+    probes: Probes | None = None
+    tests: bool = True
+    memory: int | None = None
 
 
 def run_sweep(
@@ -29,13 +48,10 @@ def run_sweep(
     *,
     rungs: Sequence[int] = (),
     checkpoints: Path | None = None,
-    every: Every | None = None,
+    every: CheckpointInterval | None = None,
     resume: bool = False,
-    tests: bool = True,
-    memory: int | None = None,
-    probes: Probes | None = None,
     workers: Workers | None = None,
-    root: Path | None = None,
+    within: WithinSweep | None = None,
 ) -> SweepState:
     """Train every run and measure those that finished.
 
@@ -52,15 +68,11 @@ def run_sweep(
             to keep nothing.
         every: How often a checkpoint is written.
         resume: Resume the unfinished run in `checkpoints` from its last complete checkpoint, by its plan.
-        tests: Whether finished runs are measured on test data too.
-        memory: Bytes that a pack may need beside the base; what doesn't fit trains in packs one after another. By
-            default nine tenths of what the device has free. An unfinished run keeps the packs of its plan.
-        probes: What steps take in memory, as far as it was measured before.
         workers: Train the packs; None trains them in this process.
-        root: The folder of the whole run, of which `checkpoints` is that of a stage; None where they are the same.
+        within: The sweep of which this is a stage; None where it is all there is.
 
     Raises:
-        CheckpointError: The unfinished run can't be gone on with: there is none, or it is of other runs, data or base.
+        CheckpointError: The run can't be resumed: none was found, or its runs, data or base differ.
         ConfigError: The rungs don't rise, or there is no folder to resume from.
         OutputError: The plan can't be written.
         PackError: Some runs can't be trained in a pack.
@@ -68,20 +80,14 @@ def run_sweep(
     """
     if list(rungs) != sorted({*rungs}) or any(rung < 1 for rung in rungs):
         raise ConfigError(f"The rungs are {list(rungs)}; give rising numbers of epochs, such as 4, 12.")
-    workers = workers or Here()
+    workers, within = workers or Here(), within or WithinSweep()
     parameters = {run.name: resolve(model, run.member).parameter_count() for run in runs}
     swept = SweepState(runs, parameters)
     if resume:
-        if checkpoints is None:
-            raise ConfigError("resume needs the folder of the checkpoints.")
-        plan = read_plan(checkpoints)
-        if list(rungs) != plan.rungs:
-            raise CheckpointError(
-                f"The run in {checkpoints} can't be resumed with the rungs {list(rungs)}; it began with {plan.rungs}."
-            )
-        swept.notes += check_plan(plan, fingerprints(model, runs, problem), surroundings(model), checkpoints)
+        plan = _resumed(checkpoints, rungs)
+        swept.notes += check_plan(plan, fingerprints(model, runs, problem), surroundings(model), checkpoints or Path())
     else:
-        plan = make_plan(model, runs, problem, rungs, memory, probes, workers.at_once)
+        plan = make_plan(model, runs, problem, rungs, within.memory, within.probes, workers.at_once)
         if checkpoints is not None:
             write_plan(checkpoints, plan)
     swept.note(plan.notes)
@@ -93,7 +99,8 @@ def run_sweep(
         kept = Checkpoints(checkpoints, lambda text: observer.on_event(Message(text)), every)
     keeper = None if kept is None else Keeper(kept, swept)
     with stop_on_signals(heard=kept is not None) as stop:
-        context = StageContext(model, problem, checkpoints, root or checkpoints, plan.sha256, swept, stop, every)
+        root = within.root or checkpoints
+        context = StageContext(model, problem, checkpoints, root, plan.sha256, swept, stop, every)
         worker = workers.worker(context, lambda: kept is not None and kept.due())
         scheduler = Scheduler(model, packs, problem, plan.rungs, swept, observer, keeper, stop)
         with suppress(KeyboardInterrupt):
@@ -107,17 +114,42 @@ def run_sweep(
     order = {run.name: i for i, run in enumerate(runs)}
     swept.curve.sort(key=lambda point: (order[point.run], point.step))
     swept.complete = len(swept.outcomes) == len(runs)
+    _measure(model, problem, swept, scheduler.packs, plan, observer, tests=within.tests)
+    return swept
+
+
+def _resumed(checkpoints: Path | None, rungs: Sequence[int]) -> Plan:
+    """The plan of the unfinished run."""
+    if checkpoints is None:
+        raise ConfigError("resume needs the folder of the checkpoints.")
+    plan = read_plan(checkpoints)
+    if list(rungs) != plan.rungs:
+        raise CheckpointError(
+            f"The run in {checkpoints} can't be resumed with the rungs {list(rungs)}; it began with {plan.rungs}."
+        )
+    return plan
+
+
+def _measure(
+    model: nn.Module,
+    problem: Problem,
+    swept: SweepState,
+    packs: Sequence[Sequence[Run]],
+    plan: Plan,
+    observer: Observer,
+    *,
+    tests: bool,
+) -> None:
+    """Measure what finished, and note which pack each run was in: packs that were too large have been split."""
     finished = sum(outcome.status == "finished" for outcome in swept.outcomes.values())
     if tests and finished:
         measuring = f"Measuring {finished:,} finished run{'' if finished == 1 else 's'} on test data"
         observer.on_event(Message(measuring))
-    # Packs that turned out too large have been split meanwhile.
-    for i, pack in enumerate(scheduler.packs):
+    for i, pack in enumerate(packs):
         peak = plan.base_bytes + sum(plan.memory[run.name] for run in pack)
         swept.packs |= {run.name: i for run in pack}
         swept.memory |= {run.name: peak for run in pack}
         measure(model, pack, problem, swept, tests=tests)
-    return swept
 
 
 def _info(run: Run, parameters: int, problem: Problem) -> RunInfo:

@@ -1,6 +1,6 @@
 """What trains next: packs to the end or from rung to rung, in halves where memory runs out; what is under way is kept.
 
-The scheduler says which packs are to train and takes in what comes of them. It decides and keeps; it does not train.
+The scheduler says which packs are to train and takes in their outcomes. It decides and keeps; it does not train.
 """
 
 from collections.abc import Iterator, Sequence
@@ -73,7 +73,7 @@ class Scheduler:
         return max(known, default=0.0)
 
     def rounds(self) -> Iterator[Iterator[PackJob]]:
-        """Yield the packs to train until every run has ended; what comes of them is to be taken in before the next.
+        """Yield the packs to train until every run has ended; their outcomes are to be taken in before the next.
 
         Yields:
             Packs to their next rung, each made when it is asked for.
@@ -152,7 +152,7 @@ class Scheduler:
                 f"({next(self._model.parameters()).device}). Make its batches smaller."
             )
         leaving = names[len(names) // 2 :]
-        self._waiting[i], self._waiting[len(self.packs)] = state.only(names[: len(names) // 2]), state.only(leaving)
+        self._waiting[i], self._waiting[len(self.packs)] = state.select(names[: len(names) // 2]), state.select(leaving)
         self.packs.append([run for run in self.packs[i] if run.name in leaving])
         self.packs[i] = [run for run in self.packs[i] if run.name not in leaving]
         if self._keeper is not None:
@@ -175,7 +175,7 @@ class Scheduler:
             ended = {run.name: self._swept.outcomes[run.name] for run in runs if run.name in self._swept.outcomes}
             states = {name: outcome.state for name, outcome in ended.items() if outcome.status == "finished"}
             if i in self._waiting:
-                states |= self._waiting[i].kept(weights)
+                states |= self._waiting[i].final_states(weights)
             measured = [run for run in runs if run.name in states]
             values = validate(self._model, measured, states, self._problem) if measured else {}
             for run in runs:

@@ -1,4 +1,4 @@
-"""The stages of a sweep as data: what is planned, what was searched, what came of it."""
+"""The stages of a sweep as data: what is planned, what was searched, its outcome."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from rankwise.sweeps.problem import Run, SweepState
 class Search:
     """Learning rates are looked for on less data and fewer seeds before the runs that count.
 
-    The schedule is that of the runs that count, as far as the search comes: a short schedule of its own would find
+    The schedule is that of the runs that count, as far as the search comes: its own short schedule would find
     rates that are too high for them.
 
     Args:
@@ -42,11 +42,11 @@ class Phase:
 
 T = TypeVar("T")
 Phases = Generator[Phase, SweepState, T]
-"""What decides: yields the next phase, is sent what came of it, and returns a result."""
+"""What decides: yields the next phase, is sent its outcome, and returns a result."""
 
 
 class Decisions(Generic[T]):
-    """Phases in a loop, for whoever trains them: iterate, and hand back what came of each.
+    """Phases in a loop, for whoever trains them: iterate, and hand back the outcome of each.
 
     Args:
         phases: What decides.
@@ -69,7 +69,7 @@ class Decisions(Generic[T]):
             yield phase
 
     def take(self, came: SweepState) -> None:
-        """Take in what came of the phase that was handed out last."""
+        """Take in the outcome of the phase that was handed out last."""
         self._came = came
 
 

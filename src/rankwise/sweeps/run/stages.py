@@ -1,7 +1,7 @@
 """The stages of a sweep: looking for learning rates, training at them, trying further ones.
 
-Each stage is a sweep of its own with its own plan and checkpoints, and follows from what those before it found, so a
-run that is gone on with comes to the same stages.
+Each stage is its own sweep with its own plan and checkpoints, and follows from what those before it found, so a
+resumed run comes to the same stages.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,17 +15,17 @@ from rankwise.errors import ConfigError, option
 from rankwise.results import ConfigurationResult
 from rankwise.sweeps.candidates.grid import Candidate, runs_of, wider
 from rankwise.sweeps.choose.configurations import RunScore, by_configuration, choose_learning_rates
-from rankwise.sweeps.findings import finite
-from rankwise.sweeps.plan.fitting import Probes, training_of
+from rankwise.sweeps.judged import finite
+from rankwise.sweeps.plan.fitting import Probes, pack_training
 from rankwise.sweeps.plan.plan import FILE as PLAN
 from rankwise.sweeps.plan.plan import run_fingerprint
 from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.run.auto import Auto, Walk
-from rankwise.sweeps.run.run import run_sweep
+from rankwise.sweeps.run.run import WithinSweep, run_sweep
 from rankwise.sweeps.run.stage import Decisions, Finished, Phase, Phases, PlannedStage, Search, StageResult
 from rankwise.sweeps.run.units.context import Workers
 from rankwise.sweeps.storage.owned import PRICE
-from rankwise.train.checkpoints import Every
+from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.data.tensors import count_rows
 from rankwise.train.events import Observers
 from rankwise.writing import read_checked, write_checked
@@ -33,7 +33,7 @@ from rankwise.writing import read_checked, write_checked
 PRICE_FORMAT = "rankwise-price-1"
 
 MOST_WIDENINGS = 3
-"""How often the grid is widened where the best rate goes on lying at its edge."""
+"""How often the grid is widened while the best rate lies at its edge."""
 
 
 @dataclass(kw_only=True)
@@ -53,7 +53,7 @@ class Stages:
         auto: Settings of the adaptive plan; None trains the grid.
         checkpoints: A folder for plans and checkpoints; None to keep nothing.
         every: How often a checkpoint is written.
-        resume: Whether to go on with what is in the folder.
+        resume: Whether to resume what is in the folder.
         probes: What steps take in memory, as far as it was measured before.
         finished: Runs of an earlier sweep; those that are asked for again are taken from it.
         workers: Train the packs; None trains them in this process.
@@ -69,7 +69,7 @@ class Stages:
     widen: bool = False
     auto: Auto | None = None
     checkpoints: Path | None = None
-    every: Every | None = None
+    every: CheckpointInterval | None = None
     resume: bool = False
     probes: Probes = field(default_factory=Probes)
     finished: Finished | None = None
@@ -98,10 +98,8 @@ class Stages:
                 every=self.every,
                 # A later stage may not have begun.
                 resume=self.resume and folder is not None and (i == 0 or (folder / PLAN).exists()),
-                tests=phase.tests,
-                probes=self.probes,
                 workers=self.workers,
-                root=self.checkpoints,
+                within=WithinSweep(self.checkpoints, self.probes, phase.tests),
             )
             self.seconds_before += came.seconds_before
             phases.take(came)
@@ -121,9 +119,9 @@ class Stages:
         if self.search is None:
             runs = runs_of(self.candidates, self.seeds)
             return StageResult((yield from self._grid(runs, self.rungs, self.seeds, None)))
-        rates, edges, told = yield from self.search_rates(self.candidates, self.search.seeds[0])
+        rates, edges, search_row = yield from self.search_rates(self.candidates, self.search.seeds[0])
         runs = [c.run(rates.get(c.name, c.lrs[0]), seed) for c in self.candidates for seed in self.seeds]
-        return StageResult((yield from self._train(runs, self.rungs, tests=True)), edges, told)
+        return StageResult((yield from self._train(runs, self.rungs, tests=True)), edges, search_row)
 
     def search_rates(
         self, candidates: Sequence[Candidate], seed: int
@@ -142,11 +140,15 @@ class Stages:
         """
         known = {} if self.finished is None else self.finished.rates
         self._rates |= {c.name: known[c.name] for c in candidates if c.name in known}
-        told = [] if self.finished is None else [*self.finished.searched]
+        search_row = [] if self.finished is None else [*self.finished.searched]
         candidates = [c for c in candidates if c.name not in known]
         if candidates:
-            told += yield from self._search(candidates, seed)
-        return {n: lr for n, (lr, _) in self._rates.items()}, {n: edge for n, (_, edge) in self._rates.items()}, told
+            search_row += yield from self._search(candidates, seed)
+        return (
+            {n: lr for n, (lr, _) in self._rates.items()},
+            {n: edge for n, (_, edge) in self._rates.items()},
+            search_row,
+        )
 
     def _search(self, candidates: Sequence[Candidate], seed: int) -> Phases[list[dict[str, Any]]]:
         runs, rungs = self.searching(candidates, seed)
@@ -186,7 +188,7 @@ class Stages:
         if path is not None and path.exists():
             self._price = float(read_checked(path, PRICE_FORMAT)["price"])
             return self._price
-        one, all_ = (training_of(self.model, part, self.problem).seconds_an_epoch() for part in (runs[:1], runs))
+        one, all_ = (pack_training(self.model, part, self.problem).seconds_an_epoch() for part in (runs[:1], runs))
         self._price = price = max(0.0, (all_ / one - 1) / (len(runs) - 1))
         if path is not None:
             write_checked(path, PRICE_FORMAT, {"price": price})
@@ -273,7 +275,7 @@ class Stages:
         )
         if earlier is None or not known:
             return (yield Phase(runs, rungs, tests))
-        swept = earlier.swept.only(known)
+        swept = earlier.swept.select(known)
         missing = [run for run in runs if run.name not in swept.outcomes]
         if missing:
             swept.add((yield Phase(missing, rungs, tests)))
@@ -285,7 +287,7 @@ def _complete(swept: SweepState, earlier: SweepState, order: Sequence[str]) -> N
     """Add the runs of an earlier sweep that the longer one did not ask for, and number packs after the earlier ones."""
     missing = [run.name for run in earlier.runs if run.name not in swept.parameters]
     if missing:
-        swept.add(earlier.only(missing))
+        swept.add(earlier.select(missing))
     first = max(earlier.packs.values(), default=-1) + 1
     numbers = dict.fromkeys(pack for name, pack in swept.packs.items() if name not in earlier.packs)
     packs = {pack: first + i for i, pack in enumerate(numbers)}
@@ -309,7 +311,7 @@ def _last_left(swept: SweepState, configuration: str) -> float | None:
 
 
 def _search_rows(swept: SweepState) -> list[dict[str, Any]]:
-    def told(run: Run) -> dict[str, Any]:
+    def search_row(run: Run) -> dict[str, Any]:
         scores, outcome = swept.scores.get(run.name), swept.outcomes[run.name]
         return {
             "configuration": run.configuration,
@@ -320,7 +322,7 @@ def _search_rows(swept: SweepState) -> list[dict[str, Any]]:
             "status": outcome.status,
         }
 
-    return [told(run) for run in swept.runs]
+    return [search_row(run) for run in swept.runs]
 
 
 def mark_edges(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rankwise.pack.memory import ran_out
-from rankwise.sweeps.plan.fitting import training_of
+from rankwise.sweeps.plan.fitting import pack_training
 from rankwise.sweeps.problem import Problem, Run
 from rankwise.train.events import EpochEnded, Event, RunEnded
 from rankwise.train.state import TrainingState
@@ -78,7 +78,7 @@ class LocalWorker:
     Args:
         model: The base; the same, bit for bit, whenever a state is handed over.
         problem: Data, loss and metric.
-        wanted: Asked after every step; where it says True, the pack's state is handed over, and training goes on.
+        wanted: Asked after every step; where it returns True, the pack's state is handed over, and training continues.
     """
 
     def __init__(self, model: nn.Module, problem: Problem, wanted: Callable[[], bool] = lambda: False) -> None:
@@ -88,10 +88,10 @@ class LocalWorker:
         """Train packs in the order given."""
         for job in jobs:
             pack, until = job.pack, job.until
-            training = training_of(self._model, job.runs, self._problem)
+            training = pack_training(self._model, job.runs, self._problem)
             if job.state is not None:
                 training.restore(job.state)
-            del job  # what goes on in `training` takes memory once
+            del job  # only `training` should hold this memory
             looked, short, wanted = time.monotonic(), False, False
             while not training.done and not short and (until is None or training.epoch < until):
                 try:

@@ -15,11 +15,11 @@ from rankwise.lora.layer.initial import initial_tensors
 from rankwise.lora.targets.find import Target, Targets, find_targets
 from rankwise.lora.trained_modules import enclosing_modules
 from rankwise.lora.variants import VARIANTS
-from rankwise.pack.resolved import State
+from rankwise.pack.resolved import AdapterState
 from rankwise.sweeps.problem import Run, SweepState
 
 BASE_IN_DIRECTORY = "../../base"
-"""What an adapter calls a base that lies beside `adapters/` in the run directory."""
+"""What an adapter calls a base that lies next to `adapters/` in the run directory."""
 
 
 def adapter_folders(swept: SweepState, directory: Path, earlier: Collection[str]) -> dict[str, str]:
@@ -38,7 +38,7 @@ def adapter_folders(swept: SweepState, directory: Path, earlier: Collection[str]
     return {name: folder for name, folder in folders.items() if name not in earlier or (directory / folder).is_dir()}
 
 
-def put_on(model: nn.Module, run: Run, state: State, name: str) -> Report:
+def put_on(model: nn.Module, run: Run, state: AdapterState, name: str) -> Report:
     """Attach what a run has trained to the base, as `inject` attaches a fresh adapter.
 
     Args:
@@ -50,21 +50,21 @@ def put_on(model: nn.Module, run: Run, state: State, name: str) -> Report:
     Raises:
         AdapterError: The run has no A and B, or the name is taken.
     """
-    lora, whole = run.member.lora, run.member.whole
+    lora, modules = run.member.lora, run.member.modules_to_save
     if lora is None:
         raise AdapterError(f"{run.name} trains no A and B; there is no adapter of it.")
     check_new_name(model, name)
     found = find_targets(model, lora)
-    adapted = [target for target in found.adapted if target.name not in whole]
+    adapted = [target for target in found.adapted if target.name not in modules]
     tensors = {target.name: _tensors_of(target, lora, state) for target in adapted}
     of_adapter = {f"{name}.{key}" for name, own in tensors.items() for key in own}
-    trained_whole = {key: value for key, value in state.items() if key not in of_adapter}
-    config = replace(lora, modules_to_save=enclosing_modules(model, whole))
+    replacements = {key: value for key, value in state.items() if key not in of_adapter}
+    config = replace(lora, modules_to_save=enclosing_modules(model, modules))
     with collector_paused():
-        return attach(model, Targets(adapted, found.left_out), tensors, config, name, trained_whole)
+        return attach(model, Targets(adapted, found.left_out), tensors, config, name, replacements)
 
 
-def _tensors_of(target: Target, lora: LoRAConfig, state: State) -> dict[str, Tensor]:
+def _tensors_of(target: Target, lora: LoRAConfig, state: AdapterState) -> dict[str, Tensor]:
     """What a run has in a layer: from its state what it has trained, and what is frozen as its settings draw it."""
     declared = [one for one in VARIANTS[target.variant].tensors if not one.shared]
     drawn = {} if all(one.trained for one in declared) else initial_tensors(target, lora)
@@ -79,7 +79,7 @@ class Adapters:
         model: The base; it is as before afterwards.
         folders: Run -> folder of its adapter, relative to the run directory.
         base_name: What the adapters call their base.
-        beside: Writes what belongs beside the adapter of a run into its folder.
+        beside: Writes what belongs next to the adapter of a run into its folder.
     """
 
     model: nn.Module

@@ -11,7 +11,7 @@ from torch import Tensor
 from rankwise.sweeps.problem import SweepState
 from rankwise.train.checkpoints import Checkpoints, Tensors
 from rankwise.train.events import EpochEnded, Event
-from rankwise.train.outcome import Outcome, Point
+from rankwise.train.outcome import EpochPoint, Outcome
 from rankwise.train.state import TrainingState
 
 MOST_LOGS = 16
@@ -20,14 +20,14 @@ MOST_LOGS = 16
 OUTCOME = [field.name for field in fields(Outcome) if field.name not in ("state", "deciding")]
 Moment = tuple[int, tuple[str, ...]]
 
-NUMBERS = [field.name for field in fields(Point) if field.name not in ("run", "step")]
+NUMBERS = [field.name for field in fields(EpochPoint) if field.name not in ("run", "step")]
 
 
 class Keeper:
     """Writes a sweep's state as checkpoints, and reads it.
 
     A pack that has not moved since the last checkpoint is not written again. What has ended since the last one is
-    written once, as a part of its own: the log.
+    written once, as its own part: the log.
 
     Args:
         checkpoints: Where.
@@ -52,7 +52,7 @@ class Keeper:
     def write(
         self, waiting: Mapping[int, TrainingState], stage: int, out: "Mapping[int, Moment] | None" = None
     ) -> bool:
-        """Write a checkpoint; a failure is said, and training can go on.
+        """Write a checkpoint; a failure is reported, and training can continue.
 
         Args:
             waiting: The packs that have begun and not ended.
@@ -150,7 +150,7 @@ class Keeper:
                 deciding[int(rest)] = value.numpy()
         for (run, step), numbers in zip(log["curve/where"].tolist(), log["curve/numbers"].tolist(), strict=True):
             named: dict[str, Any] = dict(zip(NUMBERS, numbers, strict=True))
-            self._swept.curve.append(Point(run=runs[run], step=step, **named))
+            self._swept.curve.append(EpochPoint(run=runs[run], step=step, **named))
 
 
 def moment(state: TrainingState) -> Moment:

@@ -26,13 +26,13 @@ from rankwise.sweeps.storage.owned import (
     BASE_FILE,
     BEST,
     EARLIER,
-    MARK,
     PLACING,
     PLACING_FORMAT,
     RESULTS,
+    RUN_MARK,
     STAGED,
     UNFINISHED,
-    adapters_of,
+    adapter_folders,
     clear_staging,
     foreign,
     holds_results,
@@ -41,10 +41,10 @@ from rankwise.sweeps.storage.owned import (
     remove_results,
     remove_unfinished,
 )
-from rankwise.train.outcome import Point
+from rankwise.train.outcome import EpochPoint
 from rankwise.writing import plain_mode, read_checked, read_regular, replacing, write_checked, write_durably
 
-OWN_FILES = (MARK, *RESULTS, ADAPTERS, BASE_FILE.parent.name)
+OWN_FILES = (RUN_MARK, *RESULTS, ADAPTERS, BASE_FILE.parent.name)
 
 
 def check_directory(directory: Path, overwrite: bool) -> None:
@@ -61,8 +61,8 @@ def check_directory(directory: Path, overwrite: bool) -> None:
     another = f"give another directory with {option('out')}"
     if holds_unfinished(directory):
         raise OutputError(
-            f"{directory} holds an unfinished run; go on with it by {_resume(directory)}, {another}, or "
-            f"{_given('overwrite')} to start anew."
+            f"{directory} holds an unfinished run; resume it with {_resume(directory)}, {another}, or "
+            f"{_given('overwrite')} to start again."
         )
     if holds_results(directory):
         raise OutputError(f"{directory} holds results already; {another}, or {_given('overwrite')} to replace them.")
@@ -194,11 +194,11 @@ def read_begun(directory: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]
             files[name] = read_regular(folder / name)
         except OSError as error:
             raise CheckpointError(
-                f"The unfinished run in {directory} is damaged: {name} can't be read ({error.strerror}); start it anew."
+                f"The unfinished run in {directory} is damaged: can't read {name} ({error.strerror}); start it again."
             ) from error
         if hashlib.sha256(files[name]).hexdigest() != sha256:
             raise CheckpointError(
-                f"The unfinished run in {directory} is damaged: {name} does not match its checksum; start it anew."
+                f"The unfinished run in {directory} is damaged: {name} does not match its checksum; start it again."
             )
     base = files.get(str(BASE_FILE))
     earlier = {name.removeprefix(f"{EARLIER}/"): data for name, data in files.items() if name.startswith(f"{EARLIER}/")}
@@ -231,7 +231,7 @@ def write_run(
         adapters: How those of the finished runs are written.
         keep_base: Whether the base's weights are written too.
         extends: Whether the directory holds the results of a part of these runs: their adapters, the base and
-            whatever is not written anew stay as they are.
+            whatever is not written again stay as they are.
 
     Raises:
         OutputError: The directory can't be written, or something that is not Rankwise's has come into it.
@@ -244,13 +244,13 @@ def write_run(
         new = [path.name for path in (staged / ADAPTERS).iterdir()] if (staged / ADAPTERS).is_dir() else []
         # A run killed from here on finds what it has placed, and what was to go, when it is resumed.
         write_checked(
-            placing, PLACING_FORMAT, {**dict.fromkeys(OWN_FILES, ()), ADAPTERS: [*adapters_of(directory), *new]}
+            placing, PLACING_FORMAT, {**dict.fromkeys(OWN_FILES, ()), ADAPTERS: [*adapter_folders(directory), *new]}
         )
         if extends:
             # The earlier results stay whole throughout: what they name is there, or replaced by a file with more in it.
             _add_adapters(staged, directory, new)
         else:
-            # The old mark goes first and the new one comes last, so it never stands beside files of another run.
+            # The old mark goes first and the new one comes last, so it never stands next to files of another run.
             remove_results(directory)
         for name in reversed(OWN_FILES):
             if (staged / name).exists():
@@ -312,13 +312,16 @@ def _write_files(
             arrays |= {f"other/{test}/{name}": values for test, values in scores.other.items()}
         with temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
-    for name, text in (("config.yaml", config), (MARK, json.dumps(plain(results), indent=1, allow_nan=False) + "\n")):
+    for name, text in (
+        ("config.yaml", config),
+        (RUN_MARK, json.dumps(plain(results), indent=1, allow_nan=False) + "\n"),
+    ):
         with replacing(directory / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
-def _write_curves(path: Path, points: Sequence[Point]) -> None:
+def _write_curves(path: Path, points: Sequence[EpochPoint]) -> None:
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([field.name for field in fields(Point)])
+        writer.writerow([field.name for field in fields(EpochPoint)])
         writer.writerows(map(csv_cell, astuple(point)) for point in points)

@@ -17,7 +17,7 @@ from rankwise.locking import LOCK
 from rankwise.sweeps.plan.plan import FILE as PLAN
 from rankwise.writing import read_checked
 
-MARK = "results.json"
+RUN_MARK = "results.json"
 TRAINED_ON = "trained_on.npy"
 """Checksums of the inputs that the runs were trained on, where the task writes them."""
 
@@ -76,7 +76,7 @@ _TEMPORARY = re.compile(r"\.(.+?)\.\d+\.(tmp|mode)")
 
 def holds_results(directory: Path) -> bool:
     """Whether there are results of Rankwise."""
-    return str(_json(directory / MARK).get("format", "")).startswith("rankwise-results-")
+    return str(_json(directory / RUN_MARK).get("format", "")).startswith("rankwise-results-")
 
 
 def holds_unfinished(directory: Path) -> bool:
@@ -89,7 +89,7 @@ def why_no_adapter(folder: Path) -> str | None:
     """Why there is no adapter in a folder that belongs to a run, and what to give instead; None where there is one, or
     no run."""
     if holds_results(folder) or holds_unfinished(folder):
-        named = sorted(adapters_of(folder))
+        named = sorted(adapter_folders(folder))
         which = f", such as {folder / ADAPTERS / named[0]}" if named else ""
         best = f"{folder / BEST}, or " if (folder / BEST).is_dir() else ""
         return f"{folder} is a run's directory and no adapter; give {best}one of its adapters{which}."
@@ -101,8 +101,8 @@ def why_no_adapter(folder: Path) -> str | None:
             f"{run} holds an unfinished run, which has recommended no adapter yet; finish it with --resume {run}."
         )
         return unfinished if holds_unfinished(run) else None
-    answer: Any = _json(run / MARK).get("answer") or {}
-    named = sorted(adapters_of(run))
+    answer: Any = _json(run / RUN_MARK).get("answer") or {}
+    named = sorted(adapter_folders(run))
     adapter = answer.get("adapter") or (f"{ADAPTERS}/{named[0]}" if named else None)
     why = (
         "its answer is undecided"
@@ -125,8 +125,8 @@ def foreign(directory: Path) -> Iterator[Path]:
         return
     results, unfinished = holds_results(directory), holds_unfinished(directory)
     placing = _placing(directory / UNFINISHED)
-    ours: set[str] = {*placing} | ({MARK, *RESULTS, *REPORT, ADAPTERS, "base"} if results else set())
-    written = {MARK, *RESULTS, *REPORT, ADAPTERS, "base"}
+    ours: set[str] = {*placing} | ({RUN_MARK, *RESULTS, *REPORT, ADAPTERS, "base"} if results else set())
+    written = {RUN_MARK, *RESULTS, *REPORT, ADAPTERS, "base"}
     for path in sorted(directory.iterdir()):
         if path.name == LOCK or is_staging(path):
             continue
@@ -136,14 +136,14 @@ def foreign(directory: Path) -> Iterator[Path]:
             if path.name in written or not (results or unfinished):
                 yield path
         elif path.name == ADAPTERS:
-            yield from _foreign_in(path, adapters_of(directory))
+            yield from _foreign_in(path, adapter_folders(directory))
         elif path.name == "base":
             yield from _foreign_in(path, {BASE_FILE.name})
 
 
-def adapters_of(directory: Path) -> set[str]:
+def adapter_folders(directory: Path) -> set[str]:
     """Folders in `adapters/` that results in this directory name, or that are being put in place."""
-    runs: Any = _json(directory / MARK).get("runs")
+    runs: Any = _json(directory / RUN_MARK).get("runs")
     named: set[str] = set()
     for run in cast("list[Any]", runs) if isinstance(runs, list) else []:
         adapter: Any = cast("dict[str, Any]", run).get("adapter") if isinstance(run, dict) else None
@@ -157,7 +157,7 @@ def is_staging(path: Path) -> bool:
     if re.fullmatch(re.escape(STAGED) + r"\d+", path.name):
         return path.is_dir() and not path.is_symlink()
     half = _TEMPORARY.fullmatch(path.name)
-    return half is not None and half[1] in (MARK, *RESULTS, *REPORT)
+    return half is not None and half[1] in (RUN_MARK, *RESULTS, *REPORT)
 
 
 def clear_staging(directory: Path) -> None:
@@ -169,8 +169,8 @@ def clear_staging(directory: Path) -> None:
 
 def remove_results(directory: Path) -> None:
     """Remove results, without the report, and nothing that `foreign` names."""
-    adapters = adapters_of(directory)
-    for name in (MARK, *RESULTS, BASE_FILE):
+    adapters = adapter_folders(directory)
+    for name in (RUN_MARK, *RESULTS, BASE_FILE):
         (directory / name).unlink(missing_ok=True)
     if (folder := directory / ADAPTERS).is_dir():
         for path in folder.iterdir():

@@ -17,7 +17,7 @@ from rankwise.writing import read_checked, write_checked
 
 FORMAT = "rankwise-measured-1"
 LOSS = "loss on the first rows"
-ROWS = 16
+COMPARED_ROWS = 16
 """Of the training data, for the loss."""
 
 SAME, ELSEWHERE = 1e-5, 1e-3
@@ -27,8 +27,8 @@ SAME, ELSEWHERE = 1e-5, 1e-3
 def first_loss(model: nn.Module, problem: Problem, splits: Splits) -> float:
     """The base's loss on the first rows of the training data."""
     # A loss need not be a mean of rows, so these pass at once.
-    loss = PerAdapter(problem.loss, "loss", piece=ROWS)
-    return float(base_rows(model, problem, pick(splits.train, lambda t: t[:ROWS]), loss).mean())
+    loss = PerAdapter(problem.loss, "loss", piece=COMPARED_ROWS)
+    return float(base_rows(model, problem, pick(splits.train, lambda t: t[:COMPARED_ROWS]), loss).mean())
 
 
 def write_measured(folder: Path, model: nn.Module, measured: Mapping[str, float]) -> None:
@@ -42,7 +42,7 @@ def write_measured(folder: Path, model: nn.Module, measured: Mapping[str, float]
 
 
 def check_measured(folder: Path, model: nn.Module, measured: Mapping[str, float]) -> None:
-    """Hold what is measured on the base now against what it was as the run began.
+    """Compare the base's figures now with those at the start of the run.
 
     Metrics that count rows are compared only where the run began on the same device and version: single rows flip.
 

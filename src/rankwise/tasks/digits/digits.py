@@ -1,6 +1,6 @@
 """The digits experiment: how many parameters does a small network need to learn five new digits?
 
-A multilayer perceptron learns the digits 0-4; that is the base. LoRA at several ranks, and full fine-tuning beside it,
+A multilayer perceptron learns the digits 0-4; that is the base. LoRA at several ranks, and full fine-tuning,
 then teach it 5-9, whose labels reuse the base's five outputs. The idea, the network and the `published` protocol are
 those of a notebook, "LoRA from Scratch", that implements arXiv 2106.09685 by hand.
 """
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from rankwise.errors import CheckpointError, ConfigError, DataError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
+from rankwise.pack.optimisers import optimiser_of
 from rankwise.results import Method
 from rankwise.results.origin import Published, PublishedRow
 from rankwise.streams import stream_seed
 from rankwise.sweeps.candidates.grid import Candidate
-from rankwise.sweeps.candidates.naming import label_of, names_of
+from rankwise.sweeps.candidates.naming import distinct_names, label_in_words
 from rankwise.sweeps.floors import majority_class
 from rankwise.sweeps.problem import Problem, Splits
 from rankwise.tasks.digits.mnist import RawDigits, Split
@@ -37,7 +38,7 @@ OLD, NEW = range(5), range(5, 10)
 MEAN, STD = 0.1307, 0.3081
 """Of MNIST's training pixels divided by 255; the notebook's numbers."""
 
-WHOLE = ("0", "3", "6")
+MODULES = ("0", "3", "6")
 """The layers with weights, all of which full fine-tuning trains."""
 
 
@@ -147,16 +148,16 @@ def _standard() -> Protocol:
         lora=LoRAConfig(),
         alpha_is_r=False,
         training=training,
-        lrs=LORA_LRS,
+        lrs=DIGITS_LRS,
         baselines=(("full", "full fine-tuning", "new", replace(training, weight_decay=0.01), BASELINE_LRS),),
     )
 
 
-LORA_LRS = (3e-4, 1e-3, 3e-3, 1e-2)
+DIGITS_LRS = (3e-4, 1e-3, 3e-3, 1e-2)
 BASELINE_LRS = (1e-4, 3e-4, 1e-3, 3e-3)
 
 
-def candidates_of(options: DigitsOptions) -> list[Candidate]:
+def digits_candidates(options: DigitsOptions) -> list[Candidate]:
     """What is tried: every rank, and the baselines."""
     protocol = protocol_of(options)
     adapters = [
@@ -167,17 +168,17 @@ def candidates_of(options: DigitsOptions) -> list[Candidate]:
     ranks = [
         Candidate(
             name=name,
-            label=label_of(name, lora),
+            label=label_in_words(name, lora),
             method="lora",
             training=protocol.training,
             lrs=protocol.lrs,
             lora=lora,
             data="new",
         )
-        for name, lora in zip(names_of(adapters), adapters, strict=True)
+        for name, lora in zip(distinct_names(adapters), adapters, strict=True)
     ]
     baselines = [
-        Candidate(name=name, label=label, method="full", training=training, lrs=lrs, whole=WHOLE, data=data)
+        Candidate(name=name, label=label, method="full", training=training, lrs=lrs, modules_to_save=MODULES, data=data)
         for name, label, data, training, lrs in protocol.baselines
     ]
     return [*ranks, *baselines]
@@ -186,7 +187,7 @@ def candidates_of(options: DigitsOptions) -> list[Candidate]:
 def make_problem(raw: RawDigits, device: torch.device) -> Problem:
     """The data of the experiment: digits 5-9 to learn, 0-4 to see what is forgotten.
 
-    Training and validation images of 5-9 are one pool, which each seed may cut anew.
+    Training and validation images of 5-9 are one pool, which each seed may split differently.
     """
     new, old = (
         [select_digits(split, digits, device) for split in (raw.train, raw.validation, raw.test)]
@@ -215,7 +216,7 @@ def pretrain(problem: Problem, options: DigitsOptions) -> nn.Sequential:
         model = make_model().to(device)
     training = protocol_of(options).pretraining
     old = problem.splits["old"]
-    member = Member(name="base", seed=0, whole=WHOLE, betas=training.betas, eps=training.eps)
+    member = Member(name="base", seed=0, modules_to_save=MODULES, optimiser=optimiser_of(training.optimiser))
     pack = PackTraining(model, [(member, training)], old.train, old.validation, loss, accuracy)
     ended: list[Outcome] = []
     with stop_on_signals() as stop:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rankwise.errors import DataError
 
-Progress = Callable[[str, int, int | None], None]
+DownloadProgress = Callable[[str, int, int | None], None]
 """Called with (file name, bytes so far, bytes in all or None where the server does not tell)."""
 
 CHUNK = 1 << 16
@@ -22,11 +22,11 @@ class MirrorError(Exception):
 
 
 def download(
-    mirrors: Sequence[str], target: Path, check: Callable[[Path], None], progress: Progress | None = None
+    mirrors: Sequence[str], target: Path, check: Callable[[Path], None], progress: DownloadProgress | None = None
 ) -> Path:
     """Fetch `mirror + "/" + target.name` from the first mirror that has it; nothing happens if it is there.
 
-    What has arrived is kept in `<target>.part`, and a later call goes on from there. The file takes its own
+    What has arrived stays in `<target>.part`, and a later call continues from there. The file takes its own
     name only after `check` has passed it, so a file under that name is whole.
 
     Args:
@@ -61,7 +61,7 @@ def download(
     raise DataError(f"{target.name} could not be fetched ({'; '.join(reasons)}).")
 
 
-def _fetch_checked(url: str, part: Path, check: Callable[[Path], None], progress: Progress | None) -> None:
+def _fetch_checked(url: str, part: Path, check: Callable[[Path], None], progress: DownloadProgress | None) -> None:
     """Fetch and check; a file that was resumed and turns out wrong is fetched once more from its start.
 
     Mirrors hold the same content but not always the same compressed bytes, so the two halves of a resumed
@@ -78,8 +78,8 @@ def _fetch_checked(url: str, part: Path, check: Callable[[Path], None], progress
         _fetch_checked(url, part, check, progress)
 
 
-def _fetch(url: str, part: Path, progress: Progress | None) -> None:
-    """Append to `part` until it is whole; go on after a break as long as each try brings something."""
+def _fetch(url: str, part: Path, progress: DownloadProgress | None) -> None:
+    """Append to `part` until it is complete; retry after a break while each try makes progress."""
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
@@ -89,7 +89,7 @@ def _fetch(url: str, part: Path, progress: Progress | None) -> None:
                 raise
 
 
-def _fetch_rest(url: str, part: Path, have: int, progress: Progress | None) -> None:
+def _fetch_rest(url: str, part: Path, have: int, progress: DownloadProgress | None) -> None:
     """One request for the bytes after the first `have`."""
     if not url.startswith(("http://", "https://")):
         raise MirrorError("an address must begin with http:// or https://")

@@ -20,7 +20,7 @@ UBYTE = 0x08
 
 
 def read_idx(path: str | Path, dimensions: int | None = None) -> NDArray[np.uint8]:
-    """Read an IDX file of unsigned bytes; whether it is gzipped is told from its content, not its name.
+    """Read an IDX file of unsigned bytes; its content, not its name, decides whether it is gzipped.
 
     Args:
         path: The file.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rankwise.errors import DataError, suggest
 from rankwise.results.origin import DataInfo, SplitSize
 from rankwise.streams import stream
-from rankwise.tasks.digits.download import Progress, download
+from rankwise.tasks.digits.download import DownloadProgress, download
 from rankwise.tasks.digits.idx import read_content, read_idx
 
 MIRRORS = (
@@ -83,7 +83,7 @@ class RawDigits:
         return DataInfo(others={"name": self.name}, train=train, validation=validation, test=test)
 
 
-def load_digits_data(where: str | Path = "embedded", progress: Progress | None = None) -> RawDigits:
+def load_digits_data(where: str | Path = "embedded", progress: DownloadProgress | None = None) -> RawDigits:
     """Load a set of digits.
 
     Args:
@@ -119,9 +119,9 @@ def cache_directory() -> Path:
 
 
 def fetch_mnist(
-    folder: Path | None = None, mirrors: Sequence[str] | None = None, progress: Progress | None = None
+    folder: Path | None = None, mirrors: Sequence[str] | None = None, progress: DownloadProgress | None = None
 ) -> Path:
-    """Download the four files of MNIST (12 MB) unless they are there; an interrupted download goes on.
+    """Download the four files of MNIST (12 MB) unless they are there; an interrupted download is resumed.
 
     Args:
         folder: Where to; `cache_directory() / "mnist"` if None.

@@ -10,7 +10,7 @@ from rankwise.sweeps.provenance import config_hash
 from rankwise.tasks.digits.digits import (
     PUBLISHED_BASELINE,
     base_from,
-    candidates_of,
+    digits_candidates,
     make_problem,
     pretrain,
     published_table,
@@ -35,7 +35,7 @@ def make_digits(options: DigitsOptions, observers: Observers, base: Mapping[str,
     device = find_device(options.device)
     raw = load_digits_data(options.data)
     problem = make_problem(raw, device)
-    candidates = candidates_of(options)
+    candidates = digits_candidates(options)
     for line in device_note(options.device, device):
         observers.message(line)
     if base is not None:

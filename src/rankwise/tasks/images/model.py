@@ -19,7 +19,7 @@ from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.extra import requires_extra
 from rankwise.tasks.text.model.calls import ModelCall, find_inputs
 from rankwise.tasks.text.model.heads import initial_head
-from rankwise.tasks.text.model.quiet import silence_transformers
+from rankwise.tasks.text.model.silence import silence_transformers
 from rankwise.tasks.text.model.source import ModelOptions, ModelSource
 from rankwise.tasks.text.model.trained_heads import match_head
 
@@ -37,7 +37,7 @@ class ImageModel:
         head: Modules that belong to each adapter.
         new_head: Those of them that begin from the adapter's seed.
         labels: What it predicts, in the order of its outputs.
-        notes: What the user should be told.
+        notes: Notes for the user.
     """
 
     model: nn.Module
@@ -93,7 +93,7 @@ def load_image_model(
             f'The checkpoint of "{name}" has no weights for {len(strange)} modules of the base ({strange[0]}, ...); '
             "is it one of this model?"
         )
-    # A head with as many outputs, for other labels, was loaded from the checkpoint and is begun anew.
+    # A head with as many outputs, for other labels, was loaded from the checkpoint; reinitialise it.
     new = tuple(module for module in head if module in lost or told is not None)
     with torch.no_grad():
         for module in new:

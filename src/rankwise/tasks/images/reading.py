@@ -37,7 +37,7 @@ class LabelledImage(Labelled):
         return self.checksum, None
 
 
-def places_of(data: str, validation: str | None, test: str | None) -> dict[str, str | None]:
+def image_folders(data: str, validation: str | None, test: str | None) -> dict[str, str | None]:
     """Where the images of each split are; a folder may have a folder for each split.
 
     Args:
@@ -46,7 +46,7 @@ def places_of(data: str, validation: str | None, test: str | None) -> dict[str, 
         test: Test images, where they are given.
 
     Examples:
-        >>> places_of("photos", None, "photos-test")
+        >>> image_folders("photos", None, "photos-test")
         {'train': 'photos', 'validation': None, 'test': 'photos-test'}
     """
     given = {"train": data, "validation": validation, "test": test}
@@ -76,7 +76,7 @@ def read_images(
         skip_bad: Leave out files that are missing or no images, and say so.
 
     Returns:
-        The images, and what the user should be told.
+        The images, and notes for the user.
 
     Raises:
         DataError: There is no such place, it holds no images, or one of them can't be read.

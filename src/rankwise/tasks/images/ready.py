@@ -1,4 +1,4 @@
-"""The task `images`: images with labels. Each adapter has a head of its own, saved with it."""
+"""The task `images`: images with labels. Each adapter has its own head, saved with it."""
 
 from functools import partial
 
@@ -9,9 +9,9 @@ from rankwise.lora.targets.find import ALL_LINEAR
 from rankwise.sweeps.problem import Splits
 from rankwise.tasks.images.model import conv_targets, load_image_model
 from rankwise.tasks.images.pixels import CHECKSUMS, LABELS, ROWS, Pixels
-from rankwise.tasks.images.reading import LabelledImage, check_labels, places_of, read_images
+from rankwise.tasks.images.reading import LabelledImage, check_labels, read_images
 from rankwise.tasks.text.data.labels import find_labels
-from rankwise.tasks.text.data.splits import split_examples
+from rankwise.tasks.text.data.splits import ExampleSplits, split_examples
 from rankwise.tasks.text.options import TextOptions
 from rankwise.tasks.text.score.floors import constant_rows
 from rankwise.tasks.text.score.losses import CLASSIFY_LOSSES
@@ -34,27 +34,7 @@ def ready_images(options: TextOptions) -> BuiltTask:
         ConfigError: There is no such model.
         DataError: Images can't be read, or their labels don't fit.
     """
-    columns, notes = dict(options.columns), list[str]()
-    given: dict[str, list[LabelledImage] | None] = {}
-    for split, place in places_of(options.data, options.validation, options.test).items():
-        given[split] = None
-        if place is not None:
-            given[split], said = read_images(place, columns, skip_bad=options.skip_bad_lines)
-            notes += said
-    check_labels({what: images for what, images in given.items() if images is not None})
-    limits = {"train": options.limit_train, "validation": options.limit_validation, "test": options.limit_test}
-    examples = split_examples(
-        given["train"] or [],
-        given["validation"],
-        given["test"],
-        validation_share=options.validation_share,
-        test_share=options.test_share,
-        seed=options.split_seed,
-        limits=limits,
-    )
-    images: dict[str, list[LabelledImage]] = {
-        what: [image for image in getattr(examples, what) if isinstance(image, LabelledImage)] for what in SPLITS
-    }
+    examples, images, given, notes = _read(options)
     labels = find_labels(images["train"], KIND)
     loaded = load_image_model(options.model, labels, model_options(options))
     labels = loaded.labels
@@ -62,19 +42,19 @@ def ready_images(options: TextOptions) -> BuiltTask:
     data: dict[str, dict[str, Tensor]] = {}
     for what, part in images.items():
         data[what] = {
-            ROWS: torch.arange(len(files), len(files) + len(part), device=options.device),
+            ROWS: torch.arange(len(files), len(files) + len(part), device=options.base.device),
             # By these a resumed run knows its data again.
-            CHECKSUMS: torch.tensor([int(image.checksum[:15], 16) for image in part], device=options.device),
-            LABELS: labels.encode(part, SPLITS[what]).to(options.device),
+            CHECKSUMS: torch.tensor([int(image.checksum[:15], 16) for image in part], device=options.base.device),
+            LABELS: labels.encode(part, SPLITS[what]).to(options.base.device),
         }
         files += [image.text for image in part]
     splits = Splits(data["train"], data["validation"], data["test"])
-    if given["validation"] is None:
+    if not given:
         splits = pooled_splits(**data, inputs=[image.source for image in (*images["train"], *images["validation"])])
     targets = conv_targets(loaded.model, loaded.head)
-    if targets is not None and options.target_modules == (ALL_LINEAR,):
+    if targets is not None and options.adapters.target_modules == (ALL_LINEAR,):
         notes.append(f"The model has no linear layers but its head; its {len(targets)} convolutions are adapted.")
-    metric = metric_of(KIND, options.metric)
+    metric = metric_of(KIND, options.form.metric)
     return BuiltTask(
         loaded=loaded,
         splits=splits,
@@ -96,3 +76,26 @@ def ready_images(options: TextOptions) -> BuiltTask:
         targets=targets,
         reads="images",
     )
+
+
+def _read(options: TextOptions) -> tuple[ExampleSplits, dict[str, list[LabelledImage]], bool, list[str]]:
+    """The examples in splits, the images of each, whether validation images were given, and notes."""
+    where, notes = options.examples, list[str]()
+    given: dict[str, list[LabelledImage] | None] = {}
+    for split, place in places_of(options.data, where.validation, where.test).items():
+        given[split] = None
+        if place is not None:
+            given[split], said = read_images(place, dict(where.columns), skip_bad=where.skip_bad_lines)
+            notes += said
+    check_labels({what: images for what, images in given.items() if images is not None})
+    examples = split_examples(
+        given["train"] or [],
+        given["validation"],
+        given["test"],
+        validation_share=where.validation_share,
+        test_share=where.test_share,
+        seed=where.split_seed,
+        limits=where.limits(),
+    )
+    images = {what: [image for image in getattr(examples, what) if isinstance(image, LabelledImage)] for what in SPLITS}
+    return examples, images, given["validation"] is not None, notes

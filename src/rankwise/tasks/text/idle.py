@@ -1,13 +1,15 @@
-"""Settings that would have no effect beside others: refused, as a user who gives them expects one."""
+"""Settings that would have no effect with others: refused, as a user who gives them expects one."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from rankwise.errors import ConfigError
+from rankwise.tasks.settings import defaults_of, flag, flat
 
 Options = Any
-"""`TextOptions`, which refuse such settings as they are made."""
+"""All settings of a command by name."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class _Idle:
 
     Args:
         names: The settings.
-        where: Whether they have none beside these options.
+        where: Whether these options leave them without effect.
         because: Why, in words.
     """
 
@@ -43,34 +45,32 @@ _RULES = (
         lambda options: options.task == "images",
         "in --task images, which reads no texts",
     ),
-    _Idle(("validation_share",), lambda options: options.validation is not None, "beside --validation"),
-    _Idle(("test_share",), lambda options: options.test is not None, "beside --test"),
-    _Idle(("baseline_lr",), lambda options: not options.baseline, "beside --no-baseline"),
-    _Idle(("baseline_lr",), lambda options: options.quantize is not None, "beside --quantize: there is no full one"),
-    _Idle(("search_rungs",), lambda options: options.search == 0, "beside --search 0"),
+    _Idle(("validation_share",), lambda options: options.validation is not None, "with --validation"),
+    _Idle(("test_share",), lambda options: options.test is not None, "with --test"),
+    _Idle(("baseline_lr",), lambda options: not options.baseline, "with --no-baseline"),
+    _Idle(("baseline_lr",), lambda options: options.quantize is not None, "with --quantize: there is no full one"),
+    _Idle(("search_rungs",), lambda options: options.search == 0, "with --search 0"),
     _Idle(
         _OF_ADAPTERS,
-        lambda options: bool(options.init_from) and not options.fresh_ranks,
-        "beside --init-from, which brings the adapter's own",
+        lambda options: options.replaces_rank,
+        "with --init-from, which brings the adapter's own",
     ),
 )
 
 
-def check_idle(options: Options) -> None:
+def check_idle(options: Any) -> None:
     """Refuse a setting that has no effect.
+
+    Args:
+        options: Of a command.
 
     Raises:
         ConfigError: There is one.
     """
-    defaults = _defaults(options)
+    values, defaults = flat(options), defaults_of(type(options))
+    # `rankwise train` has no grid, and the adapter that it trains on takes the place of its rank.
+    asked = SimpleNamespace(**values, replaces_rank=bool(values["init_from"]) and "baseline" not in values)
     for rule in _RULES:
-        given = [name for name in rule.names if getattr(options, name) != defaults[name]]
-        if given and rule.where(options):
-            raise ConfigError(f"--{given[0].replace('_', '-')} has no effect {rule.because}; leave it out.")
-
-
-def _defaults(options: Options) -> Mapping[str, Any]:
-    return {
-        field.name: field.default if field.default_factory is MISSING else field.default_factory()
-        for field in fields(options)
-    }
+        given = [name for name in rule.names if name in values and values[name] != defaults[name]]
+        if given and rule.where(asked):
+            raise ConfigError(f"{flag(given[0])} has no effect {rule.because}; leave it out.")

@@ -1,4 +1,4 @@
-"""How prompts were written in training, kept beside an adapter, so that it is asked as it was taught."""
+"""How prompts were written in training, stored next to an adapter, so that it is asked as it was taught."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

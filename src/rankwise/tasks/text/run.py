@@ -17,18 +17,19 @@ from rankwise.results import Results
 from rankwise.streams import stream
 from rankwise.sweeps.candidates.baselines import baselines
 from rankwise.sweeps.candidates.grid import Candidate
-from rankwise.sweeps.candidates.naming import label_of, names_of
+from rankwise.sweeps.candidates.naming import distinct_names, label_in_words
 from rankwise.sweeps.candidates.warm_start import candidate_from
-from rankwise.sweeps.problem import DATA, Problem, Run, Splits, SweepState
+from rankwise.sweeps.problem import DEFAULT_DATA, Problem, Run, Splits, SweepState
 from rankwise.sweeps.run.stage import Search
 from rankwise.sweeps.storage.owned import TRAINED_ON
 from rankwise.tasks.images.ready import ready_images
+from rankwise.tasks.settings import shared
 from rankwise.tasks.text.card.facts import facts_of
 from rankwise.tasks.text.card.model_card import write_card
 from rankwise.tasks.text.data.seen import run_of, write_seen
 from rankwise.tasks.text.model.dropout import silence_dropout
 from rankwise.tasks.text.model.heads import MeanPooledClassifier
-from rankwise.tasks.text.options import TextOptions
+from rankwise.tasks.text.options import Trains
 from rankwise.tasks.text.train.built_task import BuiltTask
 from rankwise.tasks.text.train.classify import ready_classify
 from rankwise.tasks.text.train.sft import ready_sft
@@ -39,7 +40,7 @@ from rankwise.train.machine.device import device_note, find_device
 from rankwise.train.machine.precision import choose_precision, precision_note
 from rankwise.train.settings import Training
 
-TASKS: dict[str, Callable[[TextOptions], BuiltTask]] = {
+TASKS: dict[str, Callable[[Trains], BuiltTask]] = {
     "classify": ready_classify,
     "sft": ready_sft,
     "images": ready_images,
@@ -50,7 +51,7 @@ SEARCH = "search"
 """The splits on which learning rates are looked for."""
 
 
-def make_text(options: TextOptions, observers: Observers, base: Mapping[str, Tensor] | None = None) -> Experiment:
+def make_text(options: Trains, observers: Observers, base: Mapping[str, Tensor] | None = None) -> Experiment:
     """Read data and model, and say what ranks are tried.
 
     Args:
@@ -63,42 +64,42 @@ def make_text(options: TextOptions, observers: Observers, base: Mapping[str, Ten
     """
     adapters_of(options, {})  # first, before a model is loaded
     training_of(options)
-    device = find_device(options.device)
-    precision = choose_precision(options.precision, options.dtype, device)
-    chosen = device_note(options.device, device)
-    options = replace(options, device=str(device))
+    device = find_device(options.base.device)
+    precision = choose_precision(options.base.precision, options.base.dtype, device)
+    chosen = device_note(options.base.device, device)
+    options = replace(options, base=replace(options.base, device=str(device)))
     ready = TASKS[options.task](options)
     check_model(ready.loaded.model, mend="give --dtype bfloat16, or leave --dtype out")
-    chosen += precision_note(options.precision, precision, ready.loaded.model, device)
+    chosen += precision_note(options.base.precision, precision, ready.loaded.model, device)
     notes = [*ready.notes, *_quantised(options, ready)]
     if precision != "float32":
         notes.append("Products of linear layers ran in bfloat16, all else in float32 (--precision bf16).")
-    if not options.base_dropout:
+    if not options.training.base_dropout:
         silence_dropout(ready.loaded.model)
-    if options.gradient_checkpointing:
+    if options.training.gradient_checkpointing:
         _checkpoint(ready.loaded.model)
     for line in [*chosen, *notes, *([ready.example] if ready.example else [])]:
         observers.message(line)
     problem = Problem(
-        splits={DATA: ready.splits, **_search_splits(options, ready.splits)},
+        splits={DEFAULT_DATA: ready.splits, **_search_splits(options, ready.splits)},
         loss=ready.loss,
         metric=ready.metric,
         metric_name=ready.metric_name,
         higher_is_better=ready.higher_is_better,
-        feed=replace(ready.feed, rows_a_pass=options.rows_a_pass, precision=precision),
+        feed=replace(ready.feed, rows_a_pass=options.training.rows_a_pass, precision=precision),
         constant=ready.constant,
     )
     return Experiment(
         task=options.task,
         model=ready.loaded.model,
-        candidates=candidates_of(options, ready),
+        candidates=text_candidates(options, ready),
         seeds=options.seed_list,
         problem=problem,
         base_name=options.model,
         base_has_metric=not ready.loaded.new_head,
-        rungs=options.rungs or (),
-        search=Search(data=SEARCH, rungs=options.search_rungs) if SEARCH in problem.splits else None,
-        widen=options.widen,
+        rungs=options.grid.rungs or (),
+        search=Search(data=SEARCH, rungs=options.grid.search_rungs) if SEARCH in problem.splits else None,
+        widen=options.grid.widen,
         deciding=options.deciding,
         notes=notes,
         beside=partial(_beside, options, ready),
@@ -106,7 +107,7 @@ def make_text(options: TextOptions, observers: Observers, base: Mapping[str, Ten
 
 
 def _beside(
-    options: TextOptions,
+    options: Trains,
     ready: BuiltTask,
     folder: Path,
     run: Run,
@@ -120,10 +121,10 @@ def _beside(
         ready.beside(folder)
     pooling = "mean" if isinstance(ready.loaded.model, MeanPooledClassifier) else "model"
     Trained(
-        max_length=options.max_length,
-        loss_on=options.loss_on if options.task == "sft" else None,
+        max_length=options.form.max_length,
+        loss_on=options.form.loss_on if options.task == "sft" else None,
         pooling=pooling if options.task == "classify" else None,
-        quantize=options.quantize,
+        quantize=options.base.quantize,
         reads=ready.reads,
     ).save(folder)
     if not (run_of(folder) / TRAINED_ON).exists():
@@ -131,49 +132,40 @@ def _beside(
     write_card(facts_of(folder, run, results, swept, options, ready), folder)
 
 
-def _quantised(options: TextOptions, ready: BuiltTask) -> list[str]:
+def _quantised(options: Trains, ready: BuiltTask) -> list[str]:
     """Quantise the base where that is asked for, and say what it saves."""
-    if options.quantize is None:
+    if options.base.quantize is None:
         return []
     from rankwise.quantising import quantize
 
-    report = quantize(ready.loaded.model, options.quantize, skip=ready.loaded.head)
+    report = quantize(ready.loaded.model, options.base.quantize, skip=ready.loaded.head)
     before, after = (sum(sizes) / 2**20 for sizes in zip(*report.layers.values(), strict=True))
-    baseline = "; there is no full fine-tuning of it" if options.baseline else ""
+    baseline = "; there is no full fine-tuning of it" if options.grid.baseline else ""
     return [
-        f"{len(report.layers)} linear layers of the base are kept in {options.quantize}: {after:.1f} MiB in place of "
-        f"{before:.1f}{baseline}."
+        f"{len(report.layers)} linear layers of the base are kept in {options.base.quantize}: {after:.1f} MiB in place "
+        f"of {before:.1f}{baseline}."
     ]
 
 
 def _checkpoint(model: Any) -> None:
-    """Have a model of transformers compute activations anew in the backward pass."""
+    """Have a model of transformers Recompute activations in the backward pass."""
     inner: Any = model.encoder if isinstance(model, MeanPooledClassifier) else model
     # Its name in transformers 5.
     enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 
-def training_of(options: TextOptions) -> Training:
+def training_of(options: Trains) -> Training:
     """How every run is trained, at the first learning rate.
 
     Raises:
         ConfigError: A value is out of its range, or a name is not known.
     """
-    return Training(
-        lr=options.lr[0],
-        weight_decay=options.weight_decay,
-        optimiser=options.optimiser,
-        clip=options.clip or None,
-        batch_size=options.batch_size,
-        epochs=options.epochs,
-        schedule=options.schedule,
-        warmup=options.warmup,
-        patience=options.patience,
-    )
+    settings = shared(options.training, Training) | {"clip": options.training.clip or None}
+    return Training(lr=options.grid.lr[0], **settings)
 
 
-def adapters_of(options: TextOptions, extra: Mapping[str, Any], targets: Any = None) -> list[LoRAConfig]:
+def adapters_of(options: Trains, extra: Mapping[str, Any], targets: Any = None) -> list[LoRAConfig]:
     """The settings of the adapters that are trained from the beginning: every variant at every rank.
 
     Args:
@@ -184,70 +176,73 @@ def adapters_of(options: TextOptions, extra: Mapping[str, Any], targets: Any = N
     Raises:
         ConfigError: A value is out of its range, or a name is not known.
     """
-    named = options.target_modules != (ALL_LINEAR,)
+    settings = shared(options.adapters, LoRAConfig)
+    if options.adapters.target_modules == (ALL_LINEAR,):
+        settings["target_modules"] = targets or ALL_LINEAR
     return [
-        LoRAConfig(
-            r=r,
-            alpha=options.alpha,
-            dropout=options.dropout,
-            target_modules=options.target_modules if named else targets or ALL_LINEAR,
-            exclude_modules=options.exclude_modules,
-            init=options.init,
-            scaling=options.scaling,
-            variant=variant,
-            extra=extra,
-        )
-        for variant in options.variant
+        LoRAConfig(**{**settings, "r": r, "variant": variant, "extra": extra})
+        for variant in options.adapters.variant
         for r in options.fresh_ranks
     ]
 
 
-def candidates_of(options: TextOptions, ready: BuiltTask) -> list[Candidate]:
+def candidates_of(options: Trains, ready: BuiltTask) -> list[Candidate]:
     """Every rank, adapters that are trained on, the head alone where there is one, and full fine-tuning."""
     loaded = ready.loaded
-    training = training_of(options)
+    training = first_training(options)
     extra = {"task_type": ready.task_type} if ready.task_type else {}
-    adapters = adapters_of(options, extra, ready.targets)
+    adapters = fresh_adapters(options, extra, ready.targets)
     ranks = [
         Candidate(
             name=name,
-            label=label_of(name, lora),
+            label=label_in_words(name, lora),
             method="lora",
             training=training,
-            lrs=options.lr,
+            lrs=options.grid.lr,
             lora=lora,
-            whole=loaded.head,
-            whole_rate=options.head_rate,
+            modules_to_save=loaded.head,
+            head_lr_multiplier=options.training.head_rate,
             start=loaded.initial_head,
         )
-        for name, lora in zip(names_of(adapters), adapters, strict=True)
+        for name, lora in zip(distinct_names(adapters), adapters, strict=True)
     ]
     started = [
         candidate_from(
             loaded.model,
             ready.checked_start(Path(folder)),
             training,
-            options.lr,
+            options.grid.lr,
             head=loaded.head,
             head_start=loaded.initial_head,
-            whole_rate=options.head_rate,
+            head_lr_multiplier=options.training.head_rate,
         )
-        for folder in options.init_from
+        for folder in options.grid.init_from
     ]
     # A quantised weight can't be trained.
-    full = (options.baseline_lr or True) if options.baseline and options.quantize is None else False
+    full = (options.grid.baseline_lr or True) if options.grid.baseline and options.base.quantize is None else False
     others = baselines(
-        loaded.model, loaded.head, training, options.lr, full, options.head_lr, loaded.initial_head, options.head_rate
+        loaded.model,
+        loaded.head,
+        training,
+        options.grid.lr,
+        full,
+        options.grid.head_lr,
+        loaded.initial_head,
+        options.training.head_rate,
     )
-    return [*ranks, *started, *(others if options.compared else [])]
+    return [*ranks, *started, *(others if options.compares else [])]
 
 
-def _search_splits(options: TextOptions, splits: Splits) -> dict[str, Splits]:
+def _search_splits(options: Trains, splits: Splits) -> dict[str, Splits]:
     """A part of the training data to look for learning rates on; none where it would be half of it or more."""
     n = count_rows(splits.train, "training")
-    rates = {len(rates) for rates in (options.lr, options.baseline_lr, options.head_lr) if rates is not None}
-    if not options.search or n < 2 * options.search or rates == {1}:
+    rates = {
+        len(rates) for rates in (options.grid.lr, options.grid.baseline_lr, options.grid.head_lr) if rates is not None
+    }
+    if not options.grid.search or n < 2 * options.grid.search or rates == {1}:
         return {}
-    rows = torch.randperm(n, generator=stream("search", options.split_seed))[: options.search].sort().values
+    rows = (
+        torch.randperm(n, generator=stream("search", options.examples.split_seed))[: options.grid.search].sort().values
+    )
     train = pick(splits.train, lambda t: t.index_select(0, rows.to(t.device)))
     return {SEARCH: Splits(train, splits.validation, splits.test)}

@@ -1,4 +1,4 @@
-"""Small JSON files beside an adapter: how it is to be used."""
+"""Small JSON files next to an adapter: how to use it."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What else an adapter was trained with, kept beside it, so that it is used as it was trained."""
+"""What else an adapter was trained with, stored next to it, so that it is used as it was trained."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

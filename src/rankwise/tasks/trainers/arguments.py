@@ -5,9 +5,10 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any
 
 from rankwise.errors import ConfigError
+from rankwise.pack.optimisers import AdamW
 from rankwise.train.settings import Training
 
-SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
+TRAINER_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
 """transformers' schedule -> Rankwise's."""
 
 HOMES = ("transformers", "trl")
@@ -15,7 +16,7 @@ HOMES = ("transformers", "trl")
 
 
 @dataclass(frozen=True)
-class Rule:
+class ArgumentRule:
     """What an argument must be.
 
     Args:
@@ -39,34 +40,42 @@ def _unset(value: Any) -> bool:
 
 
 RULES = (
-    Rule("max_steps", lambda n: n <= 0, "a sweep trains whole epochs; set num_train_epochs"),
-    Rule("num_train_epochs", lambda n: n >= 1 and n == int(n), "a sweep trains whole epochs; give a whole number"),
-    Rule("lr_scheduler_type", lambda name: _plain(name) in SCHEDULES, f"take one of {', '.join(SCHEDULES)}"),
-    Rule("lr_scheduler_kwargs", _unset, "leave it out"),
-    Rule("optim", lambda name: _plain(name).startswith("adamw_torch"), "a sweep has AdamW"),
-    Rule("optim_args", _unset, "leave it out"),
-    Rule("optim_target_modules", _unset, "leave it out"),
-    Rule("fp16", _unset, "give bf16=True, or compute in float32"),
-    Rule("torch_compile", _unset, "leave it out; a sweep traces the model"),
-    Rule("use_liger_kernel", _unset, "leave it out; a sweep takes the loss from the logits"),
-    Rule("neftune_noise_alpha", _unset, "a sweep adds no noise to embeddings; leave it out"),
-    Rule("deepspeed", _unset, "a sweep runs on one device; leave it out"),
-    Rule("fsdp", _unset, "a sweep runs on one device; leave it out"),
-    Rule("parallelism_config", _unset, "a sweep runs on one device; leave it out"),
-    Rule("dataloader_drop_last", _unset, "a sweep trains on every example; leave it out"),
-    Rule("train_sampling_strategy", lambda name: name == "random", 'each seed shuffles the examples; set "random"'),
-    Rule("label_smoothing_factor", _unset, "leave it out; a sweep takes the loss without it"),
-    Rule("bf16_full_eval", _unset, "a sweep evaluates as it trains; leave it out"),
-    Rule("fp16_full_eval", _unset, "a sweep evaluates as it trains; leave it out"),
-    Rule("prediction_loss_only", _unset, 'leave it out, and name what decides: metric="loss"'),
-    Rule("resume_from_checkpoint", _unset, "every run begins at the base; leave it out"),
-    Rule("batch_eval_metrics", _unset, "metrics are taken of single examples; leave it out"),
-    Rule("include_for_metrics", _unset, "metrics get predictions and labels; leave it out"),
-    Rule("label_names", lambda names: not names or list(names) == ["labels"], 'labels must be called "labels"'),
+    ArgumentRule("max_steps", lambda n: n <= 0, "a sweep trains in full epochs; set num_train_epochs"),
+    ArgumentRule(
+        "num_train_epochs", lambda n: n >= 1 and n == int(n), "a sweep trains in full epochs; give a whole number"
+    ),
+    ArgumentRule(
+        "lr_scheduler_type",
+        lambda name: _plain(name) in TRAINER_SCHEDULES,
+        f"take one of {', '.join(TRAINER_SCHEDULES)}",
+    ),
+    ArgumentRule("lr_scheduler_kwargs", _unset, "leave it out"),
+    ArgumentRule("optim", lambda name: _plain(name).startswith("adamw_torch"), "a sweep has AdamW"),
+    ArgumentRule("optim_args", _unset, "leave it out"),
+    ArgumentRule("optim_target_modules", _unset, "leave it out"),
+    ArgumentRule("fp16", _unset, "give bf16=True, or compute in float32"),
+    ArgumentRule("torch_compile", _unset, "leave it out; a sweep traces the model"),
+    ArgumentRule("use_liger_kernel", _unset, "leave it out; a sweep takes the loss from the logits"),
+    ArgumentRule("neftune_noise_alpha", _unset, "a sweep adds no noise to embeddings; leave it out"),
+    ArgumentRule("deepspeed", _unset, "a sweep runs on one device; leave it out"),
+    ArgumentRule("fsdp", _unset, "a sweep runs on one device; leave it out"),
+    ArgumentRule("parallelism_config", _unset, "a sweep runs on one device; leave it out"),
+    ArgumentRule("dataloader_drop_last", _unset, "a sweep trains on every example; leave it out"),
+    ArgumentRule(
+        "train_sampling_strategy", lambda name: name == "random", 'each seed shuffles the examples; set "random"'
+    ),
+    ArgumentRule("label_smoothing_factor", _unset, "leave it out; a sweep takes the loss without it"),
+    ArgumentRule("bf16_full_eval", _unset, "a sweep evaluates as it trains; leave it out"),
+    ArgumentRule("fp16_full_eval", _unset, "a sweep evaluates as it trains; leave it out"),
+    ArgumentRule("prediction_loss_only", _unset, 'leave it out, and name what decides: metric="loss"'),
+    ArgumentRule("resume_from_checkpoint", _unset, "every run begins at the base; leave it out"),
+    ArgumentRule("batch_eval_metrics", _unset, "metrics are taken of single examples; leave it out"),
+    ArgumentRule("include_for_metrics", _unset, "metrics get predictions and labels; leave it out"),
+    ArgumentRule("label_names", lambda names: not names or list(names) == ["labels"], 'labels must be called "labels"'),
     # TRL's.
-    Rule("packing", _unset, "examples of one row can't be told apart; set packing=False"),
-    Rule("eval_packing", _unset, "examples of one row can't be told apart; set eval_packing=False"),
-    Rule("padding_free", _unset, "examples of one row can't be told apart; set padding_free=False"),
+    ArgumentRule("packing", _unset, "examples of one row can't be distinguished; set packing=False"),
+    ArgumentRule("eval_packing", _unset, "examples of one row can't be distinguished; set eval_packing=False"),
+    ArgumentRule("padding_free", _unset, "examples of one row can't be distinguished; set padding_free=False"),
 )
 
 TAKEN_OVER = frozenset(
@@ -202,8 +211,8 @@ def _known(cls: type) -> bool:
     return cls.__module__.partition(".")[0] in HOMES
 
 
-def training_of(trainer: Any, steps: int) -> tuple[Training, list[str]]:
-    """The settings of every run, and what the user should be told.
+def settings_of(trainer: Any, steps: int) -> tuple[Training, list[str]]:
+    """The settings of every run, and notes for the user.
 
     Args:
         trainer: From `check_trainer`.
@@ -212,7 +221,7 @@ def training_of(trainer: Any, steps: int) -> tuple[Training, list[str]]:
     args, notes = trainer.args, list[str]()
     warmup = args.get_warmup_steps(steps)
     schedule = _plain(args.lr_scheduler_type)
-    if warmup and SCHEDULES[schedule] != "constant":
+    if warmup and TRAINER_SCHEDULES[schedule] != "constant":
         notes.append(
             f"The learning rate warms up over {warmup} steps while its schedule runs; transformers' schedule begins "
             "after them."
@@ -229,12 +238,11 @@ def training_of(trainer: Any, steps: int) -> tuple[Training, list[str]]:
             noted.add(instead)
     training = Training(
         weight_decay=args.weight_decay,
-        betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon,
+        optimiser=AdamW(betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon),
         clip=args.max_grad_norm or None,
         batch_size=batch_size_of(args),
         epochs=int(args.num_train_epochs),
-        schedule=SCHEDULES[schedule],
+        schedule=TRAINER_SCHEDULES[schedule],
         warmup=warmup,
         patience=_patience(trainer),
         weights="best" if _keeps_best(args) else "last",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rankwise.errors import DataError
 
-ROWS = "rows"
+ROWS_KEY = "rows"
 """Of a data set: the numbers of its examples, those of all data sets counted on."""
 
 CHECKSUMS = "checksums"
@@ -41,7 +41,7 @@ class Collated:
         Raises:
             DataError: It makes something else.
         """
-        rows = batch[ROWS]
+        rows = batch[ROWS_KEY]
         made = self.of(rows.flatten().tolist())
         return {key: tensor.unflatten(0, rows.shape).to(rows.device) for key, tensor in made.items()}
 
@@ -82,7 +82,7 @@ class Collated:
                 "or augmentation; a sweep needs the same examples each time. Draw them once, into the data set."
             )
 
-    def rows_of(self, part: int, device: torch.device) -> dict[str, Tensor]:
+    def numbered(self, part: int, device: torch.device) -> dict[str, Tensor]:
         """A data set as `sweep` takes it: numbers of examples, and a checksum.
 
         Raises:
@@ -93,7 +93,7 @@ class Collated:
             raise DataError(f"The trainer's data set is a {type(data).__name__} without a length; a sweep needs one.")
         start = sum(len(before) for before, _ in self.parts[:part])
         numbers = torch.arange(start, start + len(data), device=device)
-        return {ROWS: numbers, CHECKSUMS: torch.full_like(numbers, _checksum(data))}
+        return {ROWS_KEY: numbers, CHECKSUMS: torch.full_like(numbers, _checksum(data))}
 
 
 def _checksum(data: Any) -> int:

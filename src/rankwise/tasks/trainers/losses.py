@@ -45,7 +45,7 @@ def squared_error(outputs: Tensor, batch: Batch) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownLoss:
     """A loss that a sweep knows.
 
     Args:
@@ -62,16 +62,16 @@ def _of_tokens(outputs: Tensor, labels: Tensor) -> bool:
 
 
 LOSSES = {
-    "cross-entropy of the next token": Known(_of_tokens, next_token_loss),
-    "cross-entropy of each token": Known(_of_tokens, token_loss),
-    "cross-entropy of the label": Known(
+    "cross-entropy of the next token": KnownLoss(_of_tokens, next_token_loss),
+    "cross-entropy of each token": KnownLoss(_of_tokens, token_loss),
+    "cross-entropy of the label": KnownLoss(
         lambda outputs, labels: outputs.dim() == 2 and labels.dim() == 1 and not labels.is_floating_point(), class_loss
     ),
-    "binary cross-entropy of the labels": Known(
+    "binary cross-entropy of the labels": KnownLoss(
         lambda outputs, labels: outputs.dim() == 2 and outputs.shape == labels.shape and labels.is_floating_point(),
         several_loss,
     ),
-    "squared error": Known(
+    "squared error": KnownLoss(
         lambda outputs, labels: outputs.dim() == 2 and outputs.numel() == labels.numel() and labels.is_floating_point(),
         squared_error,
     ),

@@ -13,7 +13,7 @@ from rankwise.pack.modes import in_eval
 from rankwise.sweeps.candidates.from_user import Config
 from rankwise.tasks.text.model.calls import find_inputs
 from rankwise.tasks.text.train.built_task import with_gap
-from rankwise.tasks.trainers.arguments import check_trainer, training_of
+from rankwise.tasks.trainers.arguments import check_trainer, settings_of
 from rankwise.tasks.trainers.batches import LABELS, Collated
 from rankwise.tasks.trainers.losses import Loss, find_loss
 from rankwise.tasks.trainers.metrics import RowMetric, find_metric
@@ -80,7 +80,7 @@ def sweep_trainer(
         test: A data set like the trainer's, read once at the end; None cuts a tenth of the training data off.
         metric: Which value of compute_metrics decides, or "loss". None takes metric_for_best_model, or the only value,
             or the loss.
-        head: Modules that each adapter trains whole; None takes a classifier's head.
+        head: Modules that each adapter trains in full; None takes a classifier's head.
         lrs: Learning rates of the adapters; None tries 3.3, 10 and 30 times the trainer's, and a tenth of these for
             full fine-tuning.
         settings: More of what `rankwise.sweep` takes: seeds, tolerance, plan, out, ...
@@ -100,7 +100,7 @@ def sweep_trainer(
     """
     if clash := [name for name in TAKEN if name in settings]:
         raise ConfigError(f"{clash[0]} is what the trainer says; leave it out, or use rankwise.sweep.")
-    problem = problem_of(trainer, test, metric)
+    problem = trainer_problem(trainer, test, metric)
     rate = trainer.args.learning_rate
     return sweep(
         trainer.model,
@@ -122,7 +122,7 @@ def sweep_trainer(
     )
 
 
-def problem_of(trainer: Any, test: Any = None, metric: str | None = None) -> TrainerProblem:
+def trainer_problem(trainer: Any, test: Any = None, metric: str | None = None) -> TrainerProblem:
     """What a trainer trains, as a sweep takes it.
 
     Args:
@@ -147,7 +147,7 @@ def problem_of(trainer: Any, test: Any = None, metric: str | None = None) -> Tra
     if test is not None:
         loaders["test"] = trainer.get_test_dataloader(test)
     collated = Collated([(loader.dataset, loader.collate_fn) for loader in loaders.values()])
-    data = {what: collated.rows_of(part, device) for part, what in enumerate(loaders)}
+    data = {what: collated.numbered(part, device) for part, what in enumerate(loaders)}
     collated.check()
     call = find_inputs(model)
     n = len(data["train"]["rows"])
@@ -158,7 +158,7 @@ def problem_of(trainer: Any, test: Any = None, metric: str | None = None) -> Tra
         loss_name, loss = find_loss(trainer, batches, outputs)
     decides = find_metric(trainer, outputs[0], batches[0][LABELS], metric)
     steps = -(-n // (trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps))
-    training, notes = training_of(trainer, steps * int(trainer.args.num_train_epochs))
+    training, notes = settings_of(trainer, steps * int(trainer.args.num_train_epochs))
     notes.insert(0, f"The loss of {type(trainer).__name__} is the {loss_name}, equal to the trainer's on its batches.")
     if trainer.args.bf16:
         notes.append("Products of linear layers ran in bfloat16, all else in float32 (bf16).")

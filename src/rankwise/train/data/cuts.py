@@ -1,7 +1,7 @@
 """Cuts: which rows of a pool each seed trains on, and on which it validates.
 
 With one validation set for all seeds, a mean over seeds still depends on which examples that set holds, and more seeds
-don't help. Where every seed validates on rows of its own, both kinds of luck average out together.
+don't help. Where every seed validates on its own rows, both kinds of luck average out together.
 
 The cuts of seeds 0, 1, 2, ... are folds of one seeded permutation of the pool, so they are disjoint; when the folds
 are used up, the next seeds take those of a further permutation. A cut depends on the pool and the seed alone, never on
@@ -71,7 +71,7 @@ def cut_pool(n: int, n_validation: int, seed: int, groups: Int[Tensor, " n"] | N
     if n_validation < 1 or n_train < 1:
         raise DataError(
             f"{n:,} rows, of which up to {spare + 1:,} belong together, can't be cut into {n_validation:,} for "
-            "validation and the rest for training; give fewer for validation, or a validation set of its own."
+            "validation and the rest for training; give fewer for validation, or its own validation set."
         )
     turn, fold = divmod(seed, max(1, n // (n_validation + spare)))
     order = torch.randperm(len(sizes), generator=stream("rotation", turn))
@@ -100,7 +100,7 @@ def half_of(n: int, seed: int) -> Bool[Tensor, " n"]:
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """A pool of rows that every seed cuts anew.
+    """A pool of rows that every seed splits differently.
 
     Args:
         pool: The training rows, then the validation rows.
@@ -131,7 +131,7 @@ class Rotation:
 
 
 def pooled(train: Data, validation: Data, groups: Tensor | None = None) -> tuple[Data, Data, Rotation]:
-    """Put training and validation rows into one pool, to be cut anew by each seed into as many for validation.
+    """Put training and validation rows into one pool, to be split differently by each seed into as many for validation.
 
     Returns:
         The training and the validation rows, as views of the pool, and the rotation.

@@ -72,7 +72,9 @@ class Feed:
                 raise ConfigError(f"{what} is {rows!r}; it must be a whole number of rows, at least 1.")
 
     def example_of(self, data: Data, batch_size: int = 0) -> Batch:
-        """The first rows of a data set, on which it is looked what the model does: as many as a step passes at once,
-        since rows may mix from some number on."""
+        """Rows of a data set that show what the model does: as many as a step passes at once, since rows may mix from
+        some number on, and of middling size, since a few long ones would make each of the many looks as dear."""
         rows = max(EXAMPLE_ROWS, min(batch_size, self.rows_a_pass or batch_size))
-        return self.example(self.prepare(pick(data, lambda t: t[:rows])))
+        order = self.evaluation_order(data)
+        middle = order[max(0, len(order) - rows) // 2 :][:rows]
+        return self.example(self.prepare(pick(data, lambda t: t.index_select(0, middle.to(t.device)))))

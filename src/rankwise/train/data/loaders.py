@@ -20,7 +20,7 @@ ROWS_READ = 256
 def in_memory(data: Any, what: str, device: torch.device) -> Data:
     """Tensors, arrays, a Dataset, a DataLoader or any iterable of batches as tensors with the rows first.
 
-    A loader is read twice, because a seed's order, its noise and a run that is gone on with need rows that stay
+    A loader is read twice, because a seed's order, its noise and a resumed run need rows that stay
     where they are: one that gives other rows the second time (shuffling, random augmentation) is refused.
 
     Args:

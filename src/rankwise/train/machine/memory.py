@@ -33,7 +33,7 @@ FIRST_STEP = 90 << 20
 
 
 def program_bytes(device: torch.device, base: int) -> int:
-    """What the program takes beside the base and its packs: interpreter, libraries, data. None of it is on a GPU.
+    """What the program takes on top of the base and its packs: interpreter, libraries, data. None of it is on a GPU.
 
     Args:
         device: Where the base is.
@@ -52,7 +52,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     """The most memory, beyond what was in use before, that a function has in use at a time.
 
     On CUDA the allocator tells. Elsewhere every tensor that an operation makes is counted as long as it lives;
-    what an operation takes for itself within is not seen.
+    what an operation allocates internally is not seen.
 
     Examples:
         >>> peak_bytes(lambda: torch.zeros(1000).exp(), torch.device("cpu"))
@@ -105,7 +105,7 @@ class _Living(TorchDispatchMode):
 
 
 def _has_memory(t: object) -> bool:
-    """Whether this is a tensor with numbers of its own: none that torch.func has wrapped, whose inside is counted."""
+    """Whether this is a tensor with its own numbers: none that torch.func has wrapped, whose inside is counted."""
     try:
         return isinstance(t, Tensor) and t.untyped_storage().data_ptr() >= 0
     except RuntimeError:

@@ -15,7 +15,7 @@ AUTO = "auto"
 
 CHOICES = (AUTO, *PRECISIONS)
 
-ROWS = 256
+MEASURED_ROWS = 256
 """Rows of the products that are measured: as many as a small batch of short texts has tokens."""
 
 
@@ -89,7 +89,7 @@ def precision_note(name: str, chosen: str, model: nn.Module, device: torch.devic
 @torch.no_grad()
 def speed_up(layer: nn.Linear) -> float:
     """How many times as fast a layer's product is in bfloat16, measured."""
-    x = torch.ones(ROWS, layer.in_features)
+    x = torch.ones(MEASURED_ROWS, layer.in_features)
     half_x, half = x.to(HALF), layer.weight.to(HALF)
     ways: list[Callable[[], object]] = [lambda: F.linear(x, layer.weight), lambda: F.linear(half_x, half)]
 

@@ -28,7 +28,7 @@ class Schedules:
     Args:
         names: Each adapter's schedule.
         warmup: Each adapter's steps of warm-up.
-        total_steps: Each adapter's steps at the most.
+        total_steps: Each adapter's steps at most.
     """
 
     def __init__(self, names: Sequence[str], warmup: Sequence[int], total_steps: Sequence[int]) -> None:
@@ -62,8 +62,8 @@ class Schedules:
         state: dict[str, Tensor] = {}
         for name, part in self._parts.items():
             for vector in part.VECTORS:
-                whole = state[f"{name}.{vector}"] = torch.zeros(len(self._names), dtype=torch.float64)
-                whole[self._of(name)] = getattr(part, vector)
+                values = state[f"{name}.{vector}"] = torch.zeros(len(self._names), dtype=torch.float64)
+                values[self._of(name)] = getattr(part, vector)
         return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ class Schedule(ABC):
     """The factors on the learning rates of n adapters.
 
     Args:
-        total_steps: How many steps each adapter takes at the most, (n,).
+        total_steps: How many steps each adapter takes at most, (n,).
     """
 
     moves_each_step: ClassVar[bool]

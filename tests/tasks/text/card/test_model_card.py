@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from rankwise.tasks.text.card.metadata import hub_name
 from rankwise.tasks.text.card.model_card import CardFacts, CurvePoint, Figure, SplitFacts, model_card, write_card
 from rankwise.tasks.text.data.labels import Labels
 
@@ -19,7 +20,7 @@ FACTS = CardFacts(
     curve=tuple(CurvePoint(step, 1 / step, 2 / step) for step in range(1, 101)),
     training={"learning rate": "0.001", "epochs": "3"},
     purpose="descriptions of restaurants",
-    notes=("3 of 630 test examples stand in the training data too.",),
+    notes=("3 of 630 test examples are in the training data too.",),
     chat_template=True,
     version="0.1.0",
 )
@@ -43,8 +44,27 @@ def test_facts_are_there():
 
 
 def test_its_head_is_what_the_hub_reads():
-    head = yaml.safe_load(model_card(replace(FACTS, base='a: "b"')).split("---\n")[1])
-    assert head == {"library_name": "peft", "base_model": 'a: "b"', "tags": ["lora", "rankwise"]}
+    facts = replace(FACTS, base='a: "b"', task="sft", dataset='d/a: "b".csv')
+    head = yaml.safe_load(model_card(facts).split("---\n")[1])
+    (index,) = head.pop("model-index")
+    assert head == {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["lora", "rankwise"]}
+    assert index == {
+        "name": "r8-s0",
+        "results": [
+            {
+                "task": {"type": "text-generation"},
+                "dataset": {"name": 'a: "b".csv', "type": "csv", "split": "test"},
+                "metrics": [{"type": "loss", "value": 1.5, "name": "test loss"}],
+            }
+        ],
+    }
+
+
+def test_its_head_names_a_base_of_the_hub_alone(tmp_path):
+    """The hub refuses a card whose base_model is none of its models."""
+    assert "base_model: owner/model\n" in model_card(replace(FACTS, hub_base="owner/model"))
+    assert "base_model:" not in model_card(replace(FACTS, hub_base=hub_name(str(tmp_path))))
+    assert "model-index" not in model_card(replace(FACTS, figures=(Figure("loss", 1.0, None),)))
 
 
 def test_every_table_is_well_formed():

@@ -3,16 +3,16 @@
 import pytest
 
 from rankwise.errors import DataError
-from rankwise.tasks.text.data.examples import Chat, Labelled, Pair, Plain
+from rankwise.tasks.text.data.examples import Chat, Labelled, PlainText, PromptPair
 from rankwise.tasks.text.data.forms import read_examples
-from rankwise.tasks.text.read.sources import Record, Records
+from rankwise.tasks.text.read.sources import RawRecord, Records
 
 HELLO = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
 
 
 def records_of(*rows: dict) -> Records:
     columns = tuple(dict.fromkeys(name for row in rows for name in row))
-    return Records("a.jsonl", tuple(Record(i, row) for i, row in enumerate(rows, start=1)), columns, {})
+    return Records("a.jsonl", tuple(RawRecord(i, row) for i, row in enumerate(rows, start=1)), columns, {})
 
 
 @pytest.mark.parametrize(
@@ -20,13 +20,13 @@ def records_of(*rows: dict) -> Records:
     [
         ({"messages": HELLO, "text": "x"}, "sft", {}, Chat(1, tuple(HELLO))),
         ({"messages": '[{"role": "assistant", "content": "Hi"}]'}, "sft", {}, Chat(1, (HELLO[1],))),
-        ({"prompt": "a", "completion": "b", "text": "c"}, "sft", {}, Pair(1, "a", "b")),
-        ({"mr": "a", "ref": "b"}, "sft", {"prompt": "mr", "completion": "ref"}, Pair(1, "a", "b")),
-        ({"instruction": "a", "input": "", "output": "b"}, "sft", {}, Pair(1, "a", "b", chat=True)),
-        ({"instruction": "a", "input": "c", "output": "b"}, "sft", {}, Pair(1, "a\n\nc", "b", chat=True)),
-        ({"instruction": "a", "output": "b"}, "sft", {}, Pair(1, "a", "b", chat=True)),
-        ({"text": "a", "label": "b"}, "sft", {}, Plain(1, "a")),
-        ({"prompt": "a", "completion": "b", "body": "c"}, "sft", {"text": "body"}, Plain(1, "c")),
+        ({"prompt": "a", "completion": "b", "text": "c"}, "sft", {}, PromptPair(1, "a", "b")),
+        ({"mr": "a", "ref": "b"}, "sft", {"prompt": "mr", "completion": "ref"}, PromptPair(1, "a", "b")),
+        ({"instruction": "a", "input": "", "output": "b"}, "sft", {}, PromptPair(1, "a", "b", chat=True)),
+        ({"instruction": "a", "input": "c", "output": "b"}, "sft", {}, PromptPair(1, "a\n\nc", "b", chat=True)),
+        ({"instruction": "a", "output": "b"}, "sft", {}, PromptPair(1, "a", "b", chat=True)),
+        ({"text": "a", "label": "b"}, "sft", {}, PlainText(1, "a")),
+        ({"prompt": "a", "completion": "b", "body": "c"}, "sft", {"text": "body"}, PlainText(1, "c")),
         ({"text": "a", "label": " b "}, "classify", {}, Labelled(1, "a", "b")),
         ({"text": "a", "label": 3}, "classify", {}, Labelled(1, "a", "3")),
         ({"text": "a", "label": True}, "classify", {}, Labelled(1, "a", "true")),
@@ -49,10 +49,10 @@ ASKED = Chat(1, (HELLO[0], {"role": "assistant", "content": ""}))
 @pytest.mark.parametrize(
     ("row", "columns", "example"),
     [
-        ({"prompt": "a"}, {}, Pair(1, "a", "")),
-        ({"prompt": "a", "completion": "b"}, {}, Pair(1, "a", "")),
-        ({"mr": "a", "ref": "b"}, {"prompt": "mr", "completion": "ref"}, Pair(1, "a", "")),
-        ({"instruction": "a", "input": "c", "output": "b"}, {}, Pair(1, "a\n\nc", "", chat=True)),
+        ({"prompt": "a"}, {}, PromptPair(1, "a", "")),
+        ({"prompt": "a", "completion": "b"}, {}, PromptPair(1, "a", "")),
+        ({"mr": "a", "ref": "b"}, {"prompt": "mr", "completion": "ref"}, PromptPair(1, "a", "")),
+        ({"instruction": "a", "input": "c", "output": "b"}, {}, PromptPair(1, "a\n\nc", "", chat=True)),
         ({"messages": HELLO}, {}, ASKED),
         ({"messages": HELLO[:1]}, {}, ASKED),
     ],
@@ -141,4 +141,4 @@ def test_the_only_column_left_is_taken_and_said():
     records = records_of({"text": "a", "category": "b"})
     (example,), notes = read_examples(records, "classify")
     assert (example.text, example.label) == ("a", "b")
-    assert notes == [f'{records.source}: the column "category" is taken for "label".']
+    assert notes == [f'{records.source}: the column "category" is read as "label".']

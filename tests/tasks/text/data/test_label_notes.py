@@ -20,7 +20,7 @@ def notes(*labels: str, kind: str | None = None) -> list[str]:
         (("a  b", "a b"), 'The labels "a  b", "a b" are different labels'),
         (("0,27", "27", "0", "3"), '1 labels, such as "0,27", are taken as one label each;'),
         (("comedy|drama", "drama", "action|comedy", "action"), "2 labels, such as"),
-        (("3.9", "3.10"), "The labels are taken for numbers to predict, from 3.1 to 3.9; --labels one takes"),
+        (("3.9", "3.10"), "The labels are read as numbers to predict, from 3.1 to 3.9; --labels one reads"),
     ],
 )
 def test_doubtful_labels(labels: tuple[str, ...], said: str) -> None:

@@ -12,7 +12,7 @@ from rankwise.tasks.text.data.examples import Chat
 from rankwise.tasks.text.data.forms import read_examples
 from rankwise.tasks.text.encode.sft import SftOptions, prompt_text, tokenize_sft
 from rankwise.tasks.text.encode.tokens import IGNORED
-from rankwise.tasks.text.read.sources import Record, Records
+from rankwise.tasks.text.read.sources import RawRecord, Records
 from text_models import CHATML, make_tokenizer
 
 CAUSAL = SimpleNamespace(max_position_embeddings=1024)
@@ -37,7 +37,7 @@ def said(role: str, content: Any = "one", **more: Any) -> dict[str, Any]:
 
 def read(*rows: dict[str, Any], task: str = "sft", skip: bool = False) -> tuple[list[Any], list[str]]:
     columns = tuple(dict.fromkeys(name for row in rows for name in row))
-    records = Records("a.jsonl", tuple(Record(i, row) for i, row in enumerate(rows, start=1)), columns, {})
+    records = Records("a.jsonl", tuple(RawRecord(i, row) for i, row in enumerate(rows, start=1)), columns, {})
     return read_examples(records, task, skip_bad_lines=skip)
 
 

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.errors import DataError
-from rankwise.tasks.text.data.examples import Labelled, Pair, Plain
+from rankwise.tasks.text.data.examples import Labelled, PlainText, PromptPair
 from rankwise.tasks.text.data.loading import TextData, load_examples
 from rankwise.tasks.text.data.splits import Overlap, cut, overlap, split_examples
 
 
 @given(st.lists(st.integers(0, 12), min_size=2, max_size=60), st.floats(0.05, 0.95), st.integers(0, 3))
 def test_a_cut_loses_nothing_and_parts_no_equal_inputs(prompts, share, seed):
-    examples = [Pair(i, f"prompt {p}", f"answer {i}") for i, p in enumerate(prompts)]
+    examples = [PromptPair(i, f"prompt {p}", f"answer {i}") for i, p in enumerate(prompts)]
     if len(set(prompts)) < 2:
         return
     rest, part = cut(examples, share, seed, "test")
@@ -26,7 +26,7 @@ def test_a_cut_loses_nothing_and_parts_no_equal_inputs(prompts, share, seed):
 
 
 def test_a_cut_depends_on_its_seed_and_name_only():
-    examples = [Plain(i, f"text {i}") for i in range(100)]
+    examples = [PlainText(i, f"text {i}") for i in range(100)]
     cuts = [
         cut(examples, 0.2, seed, what)[1] for seed, what in ((0, "test"), (0, "test"), (1, "test"), (0, "validation"))
     ]
@@ -50,9 +50,9 @@ def test_every_label_stays_among_the_training_examples(labels, seed):
 
 def test_too_little_to_cut():
     with pytest.raises(DataError, match="2 examples with 1 different inputs can't be cut in two; give a test file"):
-        cut([Plain(1, "x"), Plain(2, "x")], 0.5, 0, "test")
+        cut([PlainText(1, "x"), PlainText(2, "x")], 0.5, 0, "test")
     with pytest.raises(DataError, match=r"The test share is 1; it must lie between 0 and 1"):
-        cut([Plain(1, "x"), Plain(2, "y")], 1.0, 0, "test")
+        cut([PlainText(1, "x"), PlainText(2, "y")], 1.0, 0, "test")
 
 
 def test_duplicates_are_counted_whatever_case_and_spacing():
@@ -60,14 +60,12 @@ def test_duplicates_are_counted_whatever_case_and_spacing():
     test = [Labelled(1, "where is  my card?", "card"), Labelled(2, "hello", "bye"), Labelled(3, "New", "hi")]
     assert overlap(train, test) == Overlap(same=1, same_input=1, n=3)
     notes = split_examples(train * 2, train, test).notes
-    assert any(
-        "1 of 3 test examples stand in the training data too, 1 more share their input" in note for note in notes
-    )
+    assert any("1 of 3 test examples are in the training data too, 1 more share their input" in note for note in notes)
     assert any("2 of 2 validation examples" in note for note in notes)
 
 
 def test_no_overlap_no_note():
-    assert overlap([Plain(1, "a")], [Plain(1, "b")]).note("test") is None
+    assert overlap([PlainText(1, "a")], [PlainText(1, "b")]).note("test") is None
 
 
 def test_files_given_or_cut(tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.errors import DataError
-from rankwise.tasks.text.data.examples import Labelled, Plain
+from rankwise.tasks.text.data.examples import Labelled, PlainText
 from rankwise.tasks.text.data.subset import drawn
 
 
@@ -25,17 +25,17 @@ def test_a_smaller_part_lies_in_a_larger_one_and_labels_stay(labels, few, many, 
 
 def test_every_example_is_as_likely():
     """400 draws of 5 of 20: each is drawn 100 times, with a standard deviation of sqrt(400 x 1/4 x 3/4) = 8.7."""
-    examples = [Plain(i, f"text {i}") for i in range(20)]
+    examples = [PlainText(i, f"text {i}") for i in range(20)]
     counts = Counter(i for seed in range(400) for i in drawn(examples, 5, seed, "train"))
     assert all(100 - 5 * 8.7 < counts[i] < 100 + 5 * 8.7 for i in range(20))
 
 
 def test_each_purpose_has_a_draw_of_its_own():
-    examples = [Plain(i, f"text {i}") for i in range(100)]
+    examples = [PlainText(i, f"text {i}") for i in range(100)]
     assert drawn(examples, 30, 0, "train") == drawn(examples, 30, 0, "train")
     assert drawn(examples, 30, 0, "train") != drawn(examples, 30, 0, "test")
 
 
 def test_nothing_is_no_part():
     with pytest.raises(DataError, match="The number of test examples is 0; it must be at least 1"):
-        drawn([Plain(1, "x")], 0, 0, "test")
+        drawn([PlainText(1, "x")], 0, 0, "test")

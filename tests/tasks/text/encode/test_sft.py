@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("transformers")
 from rankwise.errors import ConfigError, DataError
-from rankwise.tasks.text.data.examples import Chat, Pair, Plain, SftExample
+from rankwise.tasks.text.data.examples import Chat, PlainText, PromptPair, SftExample
 from rankwise.tasks.text.encode.rendering import show_plain, show_rich
 from rankwise.tasks.text.encode.sft import SftOptions, prompt_text, tokenize_sft
 from rankwise.tasks.text.encode.tokens import IGNORED
@@ -33,11 +33,11 @@ def tokenized(example, config=CAUSAL, tokenizer=None, **options):
 HELLO = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nyou<|im_end|>\n"
 
 CASES = [
-    (Pair(1, "Hello!", " How are you?"), {}, "Hello! How are you?<|im_end|>", " How are you?<|im_end|>"),
-    (Pair(1, "Hello!", "you"), {"separator": "\n"}, "Hello!\nyou<|im_end|>", "you<|im_end|>"),
-    (Pair(1, "Hello", "you"), {"chat": True}, HELLO, "you<|im_end|>"),
-    (Pair(1, "Hello", "you", chat=True), {}, HELLO, "you<|im_end|>"),
-    (Pair(1, "Hello", "you", chat=True), {"chat": False}, "Hello\n\nyou<|im_end|>", "you<|im_end|>"),
+    (PromptPair(1, "Hello!", " How are you?"), {}, "Hello! How are you?<|im_end|>", " How are you?<|im_end|>"),
+    (PromptPair(1, "Hello!", "you"), {"separator": "\n"}, "Hello!\nyou<|im_end|>", "you<|im_end|>"),
+    (PromptPair(1, "Hello", "you"), {"chat": True}, HELLO, "you<|im_end|>"),
+    (PromptPair(1, "Hello", "you", chat=True), {}, HELLO, "you<|im_end|>"),
+    (PromptPair(1, "Hello", "you", chat=True), {"chat": False}, "Hello\n\nyou<|im_end|>", "you<|im_end|>"),
     (chat("one", "two", "three", "one"), {}, None, "two<|im_end|>one<|im_end|>"),
     (chat("é", "日本語 é"), {}, None, "日本語 é<|im_end|>"),
 ]  # fmt: skip
@@ -67,7 +67,7 @@ def test_loss_on_everything_but_the_first_token(example):
 
 
 def test_plain_text_is_learnt_whole_and_ended():
-    _, row, tokenizer = tokenized(Plain(1, "The cat sat on the mat"))
+    _, row, tokenizer = tokenized(PlainText(1, "The cat sat on the mat"))
     assert tokenizer.decode(row.ids) == "The cat sat on the mat<|im_end|>"
     assert row.labels == [IGNORED, *row.ids[1:]]
 
@@ -115,11 +115,11 @@ def test_options_that_can_not_be_used(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere\.jinja can't be read"):
         tokenized(chat("one", "two"), chat_template=tmp_path / "nowhere.jinja")
     with pytest.raises(ConfigError, match="--max-length is 1,000; this model takes 2 to 256 tokens"):
-        tokenized(Plain(1, "x y"), max_length=1000)
+        tokenized(PlainText(1, "x y"), max_length=1000)
 
 
 def test_truncation_is_counted_and_said():
-    examples = [Pair(1, "one", " two"), Pair(2, "one", " two" * 9), Pair(3, "one two" * 9, " three")]
+    examples = [PromptPair(1, "one", " two"), PromptPair(2, "one", " two" * 9), PromptPair(3, "one two" * 9, " three")]
     tokenizer = make_tokenizer()
     prepared = tokenize_sft(examples, tokenizer, CAUSAL, SftOptions(max_length=6))
     assert [row.line for row in prepared.rows] == [1, 2]
@@ -130,7 +130,7 @@ def test_truncation_is_counted_and_said():
 
 
 def test_the_context_of_the_model_is_the_limit():
-    prepared, row, _ = tokenized(Plain(1, "cat " * 900))
+    prepared, row, _ = tokenized(PlainText(1, "cat " * 900))
     assert len(row.ids) == 256
     assert "longer than 256 tokens" in prepared.notes[0]
 
@@ -139,19 +139,19 @@ def test_nothing_left():
     with pytest.raises(
         DataError, match="None of the 1 examples has a token with loss within 4 tokens; raise --max-length"
     ):
-        tokenized(Pair(1, "one two three one two three", "x"), max_length=4)
+        tokenized(PromptPair(1, "one two three one two three", "x"), max_length=4)
 
 
 def test_a_tokenizer_without_padding_is_given_a_token_and_it_is_said():
-    prepared, _, tokenizer = tokenized(Plain(1, "one two"), tokenizer=make_tokenizer(pad=False))
+    prepared, _, tokenizer = tokenized(PlainText(1, "one two"), tokenizer=make_tokenizer(pad=False))
     assert prepared.pad_id == tokenizer.eos_token_id == tokenizer.pad_token_id
     assert any('no token for padding; rows are filled up with "<|im_end|>"' in note for note in prepared.notes)
 
 
 def test_words_that_touch_are_said():
-    prepared, _, _ = tokenized(Pair(1, "Hello", "you"))
+    prepared, _, _ = tokenized(PromptPair(1, "Hello", "you"))
     assert "All completions follow the prompt without a space" in prepared.notes[0]
-    assert tokenized(Pair(1, "Hello", " you"))[0].notes == ()
+    assert tokenized(PromptPair(1, "Hello", " you"))[0].notes == ()
 
 
 def test_answers_that_do_not_end_are_said():
@@ -163,12 +163,12 @@ def test_answers_that_do_not_end_are_said():
 
 
 def test_encoder_decoder():
-    prepared, row, tokenizer = tokenized(Pair(1, "one two", "three"), BOTH)
+    prepared, row, tokenizer = tokenized(PromptPair(1, "one two", "three"), BOTH)
     assert prepared.encoder_decoder
     assert tokenizer.decode(row.ids) == "one two"
     assert tokenizer.decode(row.labels) == "three"
     with pytest.raises(DataError, match="Line 3 is a plain text; an encoder-decoder needs"):
-        tokenized(Plain(3, "x"), BOTH)
+        tokenized(PlainText(3, "x"), BOTH)
 
 
 def test_an_example_is_shown_with_what_carries_loss():
@@ -180,7 +180,7 @@ def test_an_example_is_shown_with_what_carries_loss():
     rich = show_rich(row, tokenizer)
     bold = "".join(rich.plain[s.start : s.end] for s in rich.spans if "bold" in str(s.style))
     assert bold == learnt(row, tokenizer)
-    _, row, tokenizer = tokenized(Pair(1, "one two", "three"), BOTH)
+    _, row, tokenizer = tokenized(PromptPair(1, "one two", "three"), BOTH)
     assert show_plain(row, tokenizer, encoder_decoder=True).endswith("one two«three»")
 
 
@@ -217,8 +217,8 @@ def test_answers_that_are_asked_for_otherwise_than_written(template: str, loss_o
     [
         (Chat(1, tuple(SPOKEN)), SftOptions(separator=" "), "--separator has no effect"),
         (Chat(1, tuple(SPOKEN)), SftOptions(chat=False), "--no-chat has no effect on messages"),
-        (Pair(1, "one ", "two"), SftOptions(chat_template=CHATML), "--chat-template has no effect"),
-        (Plain(1, "one two"), SftOptions(chat=True), "--chat has no effect"),
+        (PromptPair(1, "one ", "two"), SftOptions(chat_template=CHATML), "--chat-template has no effect"),
+        (PlainText(1, "one two"), SftOptions(chat=True), "--chat has no effect"),
     ],
 )
 def test_settings_that_no_example_uses(example: SftExample, options: SftOptions, note: str) -> None:
@@ -228,3 +228,22 @@ def test_settings_that_no_example_uses(example: SftExample, options: SftOptions,
 def test_a_template_that_takes_all_memory_is_refused() -> None:
     with pytest.raises(DataError, match=r"the chat template fails on the conversation:.*MemoryError"):
         tokenize_sft([Chat(1, tuple(SPOKEN))], make_tokenizer(template="{{ 'a' * 10**17 }}"), CAUSAL)
+
+
+@pytest.mark.parametrize(
+    ("example", "inside"),
+    [
+        (Pair(1, "Hello!", " you<|im_end|> two"), True),
+        (Pair(1, "Hello!", " you<|im_end|>\n"), False),
+        (Pair(1, "Hello<|im_end|>!", " you"), False),
+        (chat("one", "two<|im_end|>three"), True),
+        (chat("one", "two", "three", "one"), False),
+        (Plain(1, "one<|im_end|>two"), False),
+    ],
+)
+@pytest.mark.parametrize("config", [CAUSAL, BOTH])
+def test_an_end_within_an_answer_is_said(example, inside, config):
+    if isinstance(example, Plain) and config is BOTH:
+        pytest.skip("an encoder-decoder takes no plain texts")
+    prepared, _, _ = tokenized(example, config)
+    assert any("hold the end token" in note for note in prepared.notes) == inside

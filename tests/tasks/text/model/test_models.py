@@ -20,7 +20,7 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import resolve
-from rankwise.tasks.text.data.examples import Labelled, Pair
+from rankwise.tasks.text.data.examples import Labelled, PromptPair
 from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.encode.batches import as_tensors
 from rankwise.tasks.text.encode.classify import tokenize_classify
@@ -28,7 +28,7 @@ from rankwise.tasks.text.encode.joining import join
 from rankwise.tasks.text.encode.sft import tokenize_sft
 from rankwise.tasks.text.model.heads import begin_at
 from rankwise.tasks.text.model.models import ModelOptions, load_text_model
-from rankwise.tasks.text.score.losses import class_loss, token_loss
+from rankwise.tasks.text.score.losses import class_loss, mean_token_loss
 from rankwise.tasks.text.score.vocabulary import lean_head
 from text_models import CONFIGS, VOCABULARY, make_model, make_tokenizer
 
@@ -58,12 +58,14 @@ def test_a_model_that_writes_is_loaded_as_it_is(folders, kind):
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
 def test_a_model_that_writes_is_run_on_prepared_examples(folders, kind):
     loaded = load_text_model(folders / kind, "sft")
-    prepared = tokenize_sft([Pair(1, "one", " two"), Pair(2, "The cat", " sat")], loaded.tokenizer, loaded.config)
+    prepared = tokenize_sft(
+        [PromptPair(1, "one", " two"), PromptPair(2, "The cat", " sat")], loaded.tokenizer, loaded.config
+    )
     batch = as_tensors(prepared, shift=loaded.shift)
     logits = loaded.call(loaded.model, batch)
     assert logits.shape == (*batch["labels"].shape, VOCABULARY)
     inputs = {key: value for key, value in batch.items() if key not in ("position_ids", "decoder_input_ids")}
-    torch.testing.assert_close(token_loss(logits, batch), loaded.model(**inputs).loss)
+    torch.testing.assert_close(mean_token_loss(logits, batch), loaded.model(**inputs).loss)
 
 
 def test_a_model_that_knows_images_too(tmp_path):
@@ -78,7 +80,7 @@ def test_a_model_that_knows_images_too(tmp_path):
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     loaded = load_text_model(tmp_path, "sft")
-    long = Pair(1, "one", " two" * 90)
+    long = PromptPair(1, "one", " two" * 90)
     prepared = tokenize_sft([long], loaded.tokenizer, loaded.config)
     assert prepared.lengths() == [40]
     batch = as_tensors(prepared, shift=loaded.shift)
@@ -88,9 +90,11 @@ def test_a_model_that_knows_images_too(tmp_path):
 
 def test_joined_examples_go_through_the_call(folders):
     loaded = load_text_model(folders / "llama", "sft")
-    prepared = tokenize_sft([Pair(1, "one", " two"), Pair(2, "The cat", " sat")], loaded.tokenizer, loaded.config)
+    prepared = tokenize_sft(
+        [PromptPair(1, "one", " two"), PromptPair(2, "The cat", " sat")], loaded.tokenizer, loaded.config
+    )
     joined = join(prepared, width=32).data
-    losses = [token_loss(loaded.call(loaded.model, b), b) for b in (joined, as_tensors(prepared))]
+    losses = [mean_token_loss(loaded.call(loaded.model, b), b) for b in (joined, as_tensors(prepared))]
     torch.testing.assert_close(*losses)
 
 
@@ -166,7 +170,7 @@ def test_a_head_that_the_checkpoint_has_is_kept_where_the_labels_fit(folders, tm
 @pytest.mark.parametrize("pooling", ["mean", "model"])
 def test_a_pack_trains_heads_of_their_own(folders, pooling):
     loaded = load_text_model(folders / "bert", "classify", THREE, ModelOptions(pooling=pooling))
-    members = [Member(name=f"s{s}", seed=s, lora=LoRAConfig(r=2, seed=s), whole=loaded.head) for s in (0, 1)]
+    members = [Member(name=f"s{s}", seed=s, lora=LoRAConfig(r=2, seed=s), modules_to_save=loaded.head) for s in (0, 1)]
     heads = {m.name: loaded.initial_head(m.seed) for m in members}
     states = {m.name: resolve(loaded.model, m).start(loaded.model) | heads[m.name] for m in members}
     pack = Pack(loaded.model, members, class_loss, states=states, call=loaded.call)
@@ -260,6 +264,10 @@ def test_code_of_its_own_is_not_run_unasked(tmp_path):
 def test_unknown_or_damaged(tmp_path, folders):
     with pytest.raises(ConfigError, match=r"The configuration of .* can't be loaded"):
         load_text_model(folder_with(tmp_path / "unknown", model_type="unheard-of"), "sft")
+    for field, value in {"max_position_embeddings": None, "hidden_size": "32", "rope_parameters": 3}.items():
+        with pytest.raises(ConfigError, match=r"The configuration of .* can't be loaded: .*") as caught:
+            load_text_model(folder_with(tmp_path / "odd", model_type="llama", **{field: value}), "sft")
+        assert "\n" not in str(caught.value)
     make_model("llama").save_pretrained(tmp_path / "bare")
     with pytest.raises(ConfigError, match=r'The tokenizer of ".*bare" can\'t be loaded'):
         load_text_model(tmp_path / "bare", "sft")

@@ -1,4 +1,4 @@
-"""A checkpoint's own head is taken over with its labels in its order, or begun anew where it is for others."""
+"""A checkpoint's own head is taken over with its labels in its order, or reinitialised where it is for others."""
 
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def test_the_same_labels_are_taken_over_in_the_heads_order(
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [(["pos", "neg"], ("cat", "dog")), (None, ("neg", "pos")), (["1", "2"], ("0", "1")), (["a", "A"], ("A", "a"))],
-    ids=["others", "no names", "other numbers", "names that can't be told apart"],
+    ids=["others", "no names", "other numbers", "names that can't be distinguished"],
 )
 def test_a_head_for_other_labels_is_begun_anew_and_it_is_said(
     tmp_path: Path, theirs: list[str] | None, ours: tuple[str, ...]

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("transformers")
 from rankwise.errors import DataError
-from rankwise.tasks.text.data.examples import Chat, Labelled, Pair, Plain
+from rankwise.tasks.text.data.examples import Chat, Labelled, PlainText, PromptPair
 from rankwise.tasks.text.data.forms import read_examples
 from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.data.prompts import read_prompts
@@ -18,10 +18,10 @@ from rankwise.tasks.text.encode.classify import tokenize_classify
 from rankwise.tasks.text.encode.sft import tokenize_sft
 from rankwise.tasks.text.encode.templates import read_template
 from rankwise.tasks.text.read.bad_lines import BadLineError, usable
-from rankwise.tasks.text.read.sources import Record, Records, read_records
+from rankwise.tasks.text.read.sources import RawRecord, Records, read_records
 from rankwise.tasks.text.use.generating import Writing, with_room
 from rankwise.tasks.text.use.options import UseOptions
-from rankwise.tasks.text.use.served import BASE, load_adapted
+from rankwise.tasks.text.use.served import BASE_NAME, load_adapted
 from text_models import make_model, make_tokenizer
 
 
@@ -151,7 +151,7 @@ def test_a_compressed_file_that_is_damaged_inside(tmp_path: Path) -> None:
     ],
 )
 def test_suggested_columns_are_there_and_mean_it(columns: tuple[str, ...], task: str, suggested: str) -> None:
-    records = Records("a.jsonl", (Record(1, dict.fromkeys(columns, "x")),), columns, {})
+    records = Records("a.jsonl", (RawRecord(1, dict.fromkeys(columns, "x")),), columns, {})
     with pytest.raises(DataError, match=rf"Name the columns, as in --columns {suggested}\.$"):
         read_examples(records, task)
 
@@ -170,14 +170,14 @@ def wide() -> Any:
 @pytest.mark.parametrize(
     ("bad", "config", "reason"),
     [
-        (Pair(2, "zebra", "x"), CAUSAL, 'Line 2 has the token "zebra" of number 320'),
-        (Pair(2, "x", "zebra"), BOTH, 'Line 2 has the token "zebra" of number 320'),
-        (Plain(2, "x"), BOTH, "Line 2 is a plain text; an encoder-decoder needs"),
+        (PromptPair(2, "zebra", "x"), CAUSAL, 'Line 2 has the token "zebra" of number 320'),
+        (PromptPair(2, "x", "zebra"), BOTH, 'Line 2 has the token "zebra" of number 320'),
+        (PlainText(2, "x"), BOTH, "Line 2 is a plain text; an encoder-decoder needs"),
         (Chat(2, ({"role": "assistant", "content": " "},)), CAUSAL, "Line 2: answer 1 is empty"),
     ],
 )
 def test_examples_that_can_not_be_used_can_be_left_out(bad: Any, config: Any, reason: str) -> None:
-    examples = [Pair(1, "one", " two"), bad, Pair(3, "one", " two")]
+    examples = [PromptPair(1, "one", " two"), bad, PromptPair(3, "one", " two")]
     with pytest.raises(DataError, match=f"^{reason}.*--skip-bad-lines leaves such lines out"):
         tokenize_sft(examples, wide(), config)
     prepared = tokenize_sft(examples, wide(), config, None, "test", skip_bad_lines=True)
@@ -220,17 +220,17 @@ def test_prompts_that_a_template_refuses_can_be_left_out(tmp_path: Path) -> None
     user, answer = {"role": "user", "content": "one"}, {"role": "assistant", "content": ""}
     prompts = [Chat(1, (user, answer)), Chat(2, (user, user, answer)), Chat(3, (user, answer))]
     with pytest.raises(DataError, match=r"Line 2: the chat template refuses the conversation: no\. --skip-bad-lines"):
-        with_room(adapted, [BASE], prompts, Writing())
-    places, notes = with_room(adapted, [BASE], prompts, Writing(), skip_bad_lines=True)
+        with_room(adapted, [BASE_NAME], prompts, Writing())
+    places, notes = with_room(adapted, [BASE_NAME], prompts, Writing(), skip_bad_lines=True)
     assert places == [0, 2]
     assert "1 of 3 prompts can't be used (line 2) and were left out" in notes[0]
 
 
 def test_all_bad_lines_are_counted_and_the_first_are_named() -> None:
-    def refuse(row: Record) -> None:
+    def refuse(row: RawRecord) -> None:
         raise BadLineError(row.line, ": no")
 
     with pytest.raises(
         DataError, match=r"9 of 9 rows can't be used \(lines 1, 2, 3, 4, 5 and 4 more\)\. Line 1: no\.$"
     ):
-        usable([Record(i, {}) for i in range(1, 10)], refuse, "rows", skip=True)
+        usable([RawRecord(i, {}) for i in range(1, 10)], refuse, "rows", skip=True)

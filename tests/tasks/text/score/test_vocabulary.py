@@ -11,7 +11,7 @@ from rankwise.tasks.text.encode.batches import as_tensors
 from rankwise.tasks.text.encode.tokens import Prepared
 from rankwise.tasks.text.model.calls import find_inputs
 from rankwise.tasks.text.score import vocabulary
-from rankwise.tasks.text.score.losses import token_loss, token_sums
+from rankwise.tasks.text.score.losses import mean_token_loss, token_sums
 from rankwise.tasks.text.score.vocabulary import TokenLoss, lean_head, row_loss
 from text_models import make_model
 from text_reference import random_examples
@@ -64,7 +64,7 @@ def test_where_all_logits_have_to_be_made():
     model, call, batch = setting("llama")
     whole = model.forward
     model.forward = lambda **given: whole(**given).logits.sin()
-    assert lean_head(model, call, batch) is None, "logits are made in a way of their own"
+    assert lean_head(model, call, batch) is None, "logits are made in their own way"
     model.forward = lambda **given: whole(**given).logits[:, 1:]
     assert lean_head(model, call, batch) is None, "what follows needs the head's outputs"
 
@@ -87,18 +87,18 @@ def test_sums_and_gradients(kind, monkeypatch):
 
 
 def test_a_trained_head_is_run_as_a_layer():
-    """Adapted or trained whole, the head is each adapter's own."""
+    """Adapted or trained in full, the head is each adapter's own."""
     model, call, batch = setting("llama")
     run = TokenLoss(call, lean_head(model, call, batch))
     members = [
         Member(name="low", lora=LoRAConfig(r=2, target_modules=["q_proj", "lm_head"])),
-        Member(name="whole", lora=LoRAConfig(r=2, target_modules=["q_proj"]), whole=("lm_head",)),
+        Member(name="whole", lora=LoRAConfig(r=2, target_modules=["q_proj"]), modules_to_save=("lm_head",)),
         Member(name="neither", lora=LoRAConfig(r=2, target_modules=["q_proj"])),
     ]
     for chosen in (members, members[2:]):
         packs = [
             Pack(model, chosen, row_loss, call=run),
-            Pack(model, chosen, token_loss, call=call),
+            Pack(model, chosen, mean_token_loss, call=call),
         ]
         stacked = {key: t.unsqueeze(0) for key, t in batch.items()}
         lr = torch.full((len(chosen),), 1e-2).double()

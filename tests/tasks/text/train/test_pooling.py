@@ -1,4 +1,4 @@
-"""Texts that each seed cuts anew: equal inputs on one side, and figures that agree with a plain pass."""
+"""Texts that each seed splits differently: equal inputs on one side, and figures that agree with a plain pass."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,8 @@ from rankwise.errors import ConfigError
 from rankwise.experiment import Experiment, run_experiment
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.run.location import RunLocation
-from rankwise.tasks.text.options import TextOptions
+from rankwise.tasks.settings import compose
+from rankwise.tasks.text.options import SweepOptions
 from rankwise.tasks.text.run import make_text
 from rankwise.train.events import Observers
 from text_models import make_model, make_tokenizer
@@ -43,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def options_of(folder: Path, kind: str, task: str, rotate: bool = True, **more: Any) -> TextOptions:
+def options_of(folder: Path, kind: str, task: str, rotate: bool = True, **more: Any) -> SweepOptions:
     more["deciding"] = Deciding(plan="grid", rotate=rotate)
     settings = {
         "epochs": 2,
@@ -54,10 +55,10 @@ def options_of(folder: Path, kind: str, task: str, rotate: bool = True, **more: 
         "baseline": False,
         **more,
     }
-    return TextOptions(model=str(folder / kind), task=task, data=str(folder / f"{task}.jsonl"), **settings)
+    return compose(SweepOptions, model=str(folder / kind), task=task, data=str(folder / f"{task}.jsonl"), **settings)
 
 
-def made(options: TextOptions) -> Experiment:
+def made(options: SweepOptions) -> Experiment:
     with Observers() as shown:
         experiment = make_text(options, shown)
     experiment.check()
@@ -74,7 +75,7 @@ def test_every_seed_has_examples_of_its_own(folder: Path, tmp_path: Path, kind: 
         return experiments[0]
 
     with Observers() as shown:
-        place = RunLocation(directory=tmp_path / "out", config="", command="rankwise", how_to_resume="")
+        place = RunLocation(directory=tmp_path / "out", config="", command="rankwise", resume_command="")
         results, _, _ = run_experiment(make, place, shown)
     arrays = np.load(tmp_path / "out" / "predictions.npz")
     rotation = experiments[0].problem.splits["data"].rotation

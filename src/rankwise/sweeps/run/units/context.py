@@ -12,7 +12,7 @@ from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.run.units.unit import Unit, Units
 from rankwise.sweeps.run.worker import Worker
 from rankwise.sweeps.storage.owned import UNITS
-from rankwise.train.checkpoints import Every
+from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.events import Event
 from rankwise.train.machine.interrupts import Stop
 
@@ -39,7 +39,7 @@ class StageContext:
     sha256: Mapping[str, str]
     swept: SweepState
     stop: Stop
-    every: Every | None = None
+    every: CheckpointInterval | None = None
 
     @property
     def stage(self) -> str:
@@ -74,7 +74,7 @@ class Workers(Protocol):
 
     @property
     def at_once(self) -> int:
-        """Packs that train at the same time, at the most."""
+        """Packs that train at the same time, at most."""
         ...
 
     def close(self) -> None:

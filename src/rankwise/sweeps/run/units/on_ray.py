@@ -7,7 +7,7 @@ costs what its unit did since its last checkpoint, and a driver that dies can be
 import os
 import socket
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -17,12 +17,13 @@ from typing import Any, final
 from rankwise.errors import BusyError, ConfigError, RankwiseError, option
 from rankwise.sweeps.plan.plan import fingerprints_of
 from rankwise.sweeps.run.units.context import PendingUnit, StageContext, units_of
+from rankwise.sweeps.run.units.in_hand import InHand
 from rankwise.sweeps.run.units.train import give_up, train_unit
-from rankwise.sweeps.run.units.unit import Made, Unit, Units
+from rankwise.sweeps.run.units.unit import ExperimentFacts, Unit, Units
 from rankwise.sweeps.run.units.worker import UnitsWorker
 from rankwise.sweeps.run.worker import Worker
 from rankwise.sweeps.storage.owned import EXPERIMENT
-from rankwise.train.checkpoints import Every
+from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.events import EpochEnded, Event, Message, Stepped
 from rankwise.train.machine.interrupts import Stop
 from rankwise.writing import write_durably
@@ -33,12 +34,6 @@ ANSWERS_IN = 5.0
 
 LOOK_EVERY = 5.0
 """Seconds between two looks at what the cluster has room for."""
-
-STARTING = -1
-"""In place of the number of a unit: the start of a worker."""
-
-MOST_DEATHS = 10
-"""Workers that may die over one unit without a new checkpoint; more are no accident."""
 
 LOW_ON_MEMORY = "running low on memory"
 """In Ray's words on a worker that it has ended to free memory. (Its words on any sudden death name memory too.)"""
@@ -53,7 +48,7 @@ class Unpickled:
 
     path: Path
 
-    def __call__(self) -> Made:
+    def __call__(self) -> ExperimentFacts:
         """Read it."""
         from ray import cloudpickle  # pyright: ignore[reportMissingImports]
 
@@ -62,7 +57,7 @@ class Unpickled:
 
 
 @dataclass(frozen=True)
-class Plain:
+class WorkerContext:
     """What workers need of an experiment."""
 
     model: Any
@@ -78,7 +73,7 @@ class Ray:
     Args:
         address: "local" starts Ray on this machine; "auto" takes the cluster of RAY_ADDRESS or the one that runs here;
             else host:port of a cluster's head.
-        max_workers: At the most; None for as many as the cluster has room for.
+        max_workers: The most workers; None for as many as the cluster has room for.
         cpus_per_worker: Also a worker's threads. None takes half of a machine's, or its share for each GPU.
         gpus_per_worker: None takes one where the cluster has some.
         make: Makes the experiment on a worker; None hands the driver's over through the run directory.
@@ -96,9 +91,9 @@ class Ray:
     max_workers: int | None = None
     cpus_per_worker: int | None = None
     gpus_per_worker: float | None = None
-    make: Callable[[], Made] | None = None
+    make: Callable[[], ExperimentFacts] | None = None
     _pool: "list[Any]" = field(default_factory=list[Any], repr=False, compare=False)
-    _held: "list[Plain]" = field(default_factory=list[Plain], repr=False, compare=False)
+    _held: "list[Plain]" = field(default_factory=list[WorkerContext], repr=False, compare=False)
     _began: "list[bool]" = field(default_factory=list[bool], repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -112,10 +107,10 @@ class Ray:
                 'Workers on Ray need the package "ray", of the extra "ray": run pip install ".[ray]" in a checkout.'
             )
 
-    def hand_over(self, made: Made) -> None:
+    def hand_over(self, made: ExperimentFacts) -> None:
         """Have workers read the driver's experiment from the run directory, where nothing else makes it."""
         if self.make is None:
-            self._held[:] = [Plain(made.model, made.problem, made.candidates)]
+            self._held[:] = [WorkerContext(made.model, made.problem, made.candidates)]
 
     @property
     def at_once(self) -> int:
@@ -168,6 +163,43 @@ class Ray:
             RankwiseError: A worker can't train a unit.
         """
         import ray  # pyright: ignore[reportMissingImports]
+
+        work = InHand(deque(pending))
+        try:
+            while work.queue or work.running:
+                if context.stop.asked:
+                    raise KeyboardInterrupt
+                self._hand_out(work, context)
+                waiting: Any = [*work.running, *work.starting]
+                if not waiting:
+                    if not work.waits:
+                        yield Message("The Ray cluster has no room for a worker now; waiting for machines.")
+                    work.waits = True
+                    time.sleep(0.5)
+                    continue
+                ready: Any = ray.wait(waiting, num_returns=1, timeout=0.5, fetch_local=False)
+                for events in ready[0]:
+                    yield from self._heard(events, work, context)
+        finally:
+            for actor in [*work.starting.values(), *(actor for actor, _ in work.running.values())]:
+                ray.kill(actor)
+
+    def _hand_out(self, work: InHand, context: StageContext) -> None:
+        """Give units to workers that are free, and start workers where there is room."""
+        if time.monotonic() > work.looked + LOOK_EVERY:  # machines come and go
+            work.looked, work.limit = time.monotonic(), _room(self)
+        while work.queue and self._pool:
+            one, actor = work.queue.popleft(), self._pool.pop()
+            events = actor.run.options(num_returns="streaming").remote(one.unit.number, context.every)
+            work.running[events] = actor, one
+        # A unit is given to no worker that has not started: there may be no room for it any more.
+        while len(work.starting) < len(work.queue) and len(work.running) + len(work.starting) < work.limit:
+            actor = self._actor(context)
+            work.starting[actor.ready.remote()] = actor
+
+    def _heard(self, events: Any, work: InHand, context: StageContext) -> Generator[Event | Unit]:
+        """Take what a worker sends: that it has started, an event, the end of its unit, or its death."""
+        import ray  # pyright: ignore[reportMissingImports]
         from ray.exceptions import (  # pyright: ignore[reportMissingImports]
             OutOfMemoryError,
             RayActorError,
@@ -176,76 +208,37 @@ class Ray:
             WorkerCrashedError,
         )
 
-        queue, running, starting = deque(pending), dict[Any, tuple[Any, PendingUnit]](), dict[Any, Any]()
-        deaths, short, looked, limit = Counter[int](), Counter[int](), 0.0, 1
-        alone = False
-        died = (RayActorError, RaySystemError, OutOfMemoryError, WorkerCrashedError)
         try:
-            while queue or running:
-                if context.stop.asked:
-                    raise KeyboardInterrupt
-                if time.monotonic() > looked + LOOK_EVERY:  # machines come and go
-                    looked, limit = time.monotonic(), _room(self)
-                while queue and self._pool:
-                    one, actor = queue.popleft(), self._pool.pop()
-                    events = actor.run.options(num_returns="streaming").remote(one.unit.number, context.every)
-                    running[events] = actor, one
-                # A unit is given to no worker that has not started: there may be no room for it any more.
-                while len(starting) < len(queue) and len(running) + len(starting) < limit:
-                    actor = self._actor(context)
-                    starting[actor.ready.remote()] = actor
-                waiting: Any = [*running, *starting]
-                if not waiting:
-                    if not alone:
-                        yield Message("The Ray cluster has no room for a worker now; waiting for machines.")
-                    alone = True
-                    time.sleep(0.5)
-                    continue
-                ready: Any = ray.wait(waiting, num_returns=1, timeout=0.5, fetch_local=False)
-                for events in ready[0]:
-                    number = running[events][1].unit.number if events in running else STARTING
-                    try:
-                        if number == STARTING:
-                            ray.get(events)
-                            self._pool.append(starting.pop(events))
-                        else:
-                            event: Any = ray.get(next(events))
-                            yield event
-                    except StopIteration:
-                        actor, one = running.pop(events)
-                        self._pool.append(actor)
-                        yield one.unit
-                    except died as error:
-                        deaths[number] += 1
-                        if deaths[number] > MOST_DEATHS:
-                            raise ConfigError(
-                                f"{deaths[number]} workers died over "
-                                f"{'their start' if number == STARTING else f'unit {number}'}, the last one with: "
-                                f"{' '.join(str(error).split())[:300]}"
-                            ) from error
-                        looked = 0.0
-                        if number == STARTING:
-                            del starting[events]
-                            continue
-                        _, one = running.pop(events)
-                        short[number] += isinstance(error, OutOfMemoryError) or LOW_ON_MEMORY in str(error)
-                        if short[number] >= TOO_LARGE_AFTER:
-                            give_up(one.unit, one.runs, context.model, context.problem)
-                            yield one.unit
-                            continue
-                        queue.append(one)
-                        yield Message(f"The worker of unit {number} died; another continues from its last checkpoint.")
-                    except RayTaskError as error:
-                        cause = error.cause
-                        if not isinstance(cause, BusyError):
-                            raise (cause if isinstance(cause, RankwiseError) else error) from error
-                        actor, one = running.pop(events)
-                        self._pool.append(actor)
-                        queue.append(one)
-                        time.sleep(0.5)
-        finally:
-            for actor in [*starting.values(), *(actor for actor, _ in running.values())]:
-                ray.kill(actor)
+            if events in work.starting:
+                ray.get(events)
+                self._pool.append(work.starting.pop(events))
+            else:
+                event: Any = ray.get(next(events))
+                yield event
+        except StopIteration:
+            actor, one = work.running.pop(events)
+            self._pool.append(actor)
+            yield one.unit
+        except (RayActorError, RaySystemError, OutOfMemoryError, WorkerCrashedError) as error:
+            one = work.bury(events, error)
+            if one is None:
+                return
+            number = one.unit.number
+            work.short[number] += isinstance(error, OutOfMemoryError) or LOW_ON_MEMORY in str(error)
+            if work.short[number] >= TOO_LARGE_AFTER:
+                give_up(one.unit, one.runs, context.model, context.problem)
+                yield one.unit
+                return
+            work.queue.append(one)
+            yield Message(f"The worker of unit {number} died; another continues from its last checkpoint.")
+        except RayTaskError as error:
+            cause = error.cause
+            if not isinstance(cause, BusyError):
+                raise (cause if isinstance(cause, RankwiseError) else error) from error
+            actor, one = work.running.pop(events)
+            self._pool.append(actor)
+            work.queue.append(one)
+            time.sleep(0.5)
 
     def _each(self) -> tuple[int, float]:
         """CPUs and GPUs of a worker."""
@@ -300,21 +293,21 @@ class UnitActor:
         place: The driver's working folder, for paths in the settings.
     """
 
-    def __init__(self, make: Callable[[], Made], units: Path, threads: int, place: Path) -> None:
+    def __init__(self, make: Callable[[], ExperimentFacts], units: Path, threads: int, place: Path) -> None:
         import torch
 
         torch.set_num_threads(threads)
         if place.is_dir():
             os.chdir(place)
         self._make, self._units = make, Units(units)
-        self._made: Made | None = None
+        self._made: ExperimentFacts | None = None
         self._known: dict[str, str] = {}
 
     def ready(self) -> bool:
         """Whether it has started."""
         return True
 
-    def run(self, number: int, every: Every | None) -> Generator[Event]:
+    def run(self, number: int, every: CheckpointInterval | None) -> Generator[Event]:
         """Train a unit; yields what a display shows of it.
 
         Raises:

@@ -5,13 +5,13 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from torch import nn
 
 from rankwise.errors import CheckpointError
-from rankwise.sweeps.plan.fitting import training_of
+from rankwise.sweeps.plan.fitting import pack_training
 from rankwise.sweeps.plan.plan import check_plan, fingerprints
 from rankwise.sweeps.problem import Problem, Run, SweepState
-from rankwise.sweeps.run.units.unit import Result, Unit, keep, made_with
+from rankwise.sweeps.run.units.unit import Unit, UnitResult, keep, made_with
 from rankwise.sweeps.run.worker import LocalWorker, PackJob, PackState
 from rankwise.sweeps.storage.checkpoints import Keeper
-from rankwise.train.checkpoints import Checkpoints, Every
+from rankwise.train.checkpoints import CheckpointInterval, Checkpoints
 from rankwise.train.events import Event
 from rankwise.train.machine.interrupts import Stop
 
@@ -25,13 +25,13 @@ def train_unit(
     *,
     stop: Stop,
     say: Callable[[str], None],
-    every: Every | None = None,
+    every: CheckpointInterval | None = None,
 ) -> Generator[Event]:
     """Train a unit from its last checkpoint to its end; nothing happens where it is done.
 
     Args:
         unit: Which.
-        runs: Its runs, made anew.
+        runs: Its runs, rebuilt.
         model: The base.
         problem: Data, loss and metric.
         known: Fingerprints of base and data (`fingerprints_of`).
@@ -76,11 +76,11 @@ def train_unit(
                     continue
                 keep(keeper, unit, event.state, surely=event.status != "under way")
                 if event.status != "under way":
-                    unit.finish(Result(event.status, swept, event.state))
+                    unit.finish(UnitResult(event.status, swept, event.state))
                 elif stop.asked:
                     raise KeyboardInterrupt
         else:
-            unit.finish(Result("over", swept, None))
+            unit.finish(UnitResult("over", swept, None))
 
 
 def give_up(unit: Unit, runs: Sequence[Run], model: nn.Module, problem: Problem) -> None:
@@ -96,6 +96,6 @@ def give_up(unit: Unit, runs: Sequence[Run], model: nn.Module, problem: Problem)
         waiting, _ = keeper.read()
         state = waiting.get(unit.spec.pack)
         if state is None and not swept.outcomes:
-            state = training_of(model, runs, problem).state()
+            state = pack_training(model, runs, problem).state()
         keep(keeper, unit, state)
-        unit.finish(Result("too large" if state is not None else "over", swept, state))
+        unit.finish(UnitResult("too large" if state is not None else "over", swept, state))

@@ -31,7 +31,7 @@ FORMAT, DONE_FORMAT = "rankwise-unit-1", "rankwise-done-1"
 
 
 @runtime_checkable
-class Made(Protocol):
+class ExperimentFacts(Protocol):
     """What an experiment is made of, as far as a worker needs it."""
 
     @property
@@ -49,7 +49,7 @@ class UnitSpec:
     Args:
         stage: The folder of its stage; empty for the first one.
         pack: Its pack's number in the stage.
-        runs: What makes each run of the pack anew: its candidate's name, learning rate, seed, data, and horizon.
+        runs: What rebuilds each run of the pack: its candidate's name, learning rate, seed, data, and horizon.
         until: The epoch at which it stops; None to train every run to its end.
         names: The runs that are in training when it begins.
         steps: Steps that they have taken by then.
@@ -90,7 +90,7 @@ class UnitSpec:
 
 
 def spec_of(job: PackJob, stage: str, sha256: Mapping[str, str], model: nn.Module, problem: Problem) -> UnitSpec:
-    """Describe a job, so that another process can make it anew.
+    """Describe a job, so that another process can rebuild it.
 
     Args:
         job: The job.
@@ -126,8 +126,8 @@ def made_with(model: nn.Module) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Result:
-    """What came of a unit.
+class UnitResult:
+    """The outcome of a unit.
 
     Args:
         status: "over", or "too large" where a step did not fit into memory.
@@ -167,7 +167,7 @@ class Unit:
         """
         return locked(self.folder)
 
-    def finish(self, result: Result) -> None:
+    def finish(self, result: UnitResult) -> None:
         """Mark the unit as done, now that its last checkpoint is the result.
 
         Raises:
@@ -175,8 +175,8 @@ class Unit:
         """
         write_checked(self.folder / DONE, DONE_FORMAT, {"status": result.status, **_counts(result)})
 
-    def result(self, runs: Sequence[Run]) -> Result | None:
-        """Read what came of the unit; None where it is not done, or damaged, in which case it is to be done again.
+    def result(self, runs: Sequence[Run]) -> UnitResult | None:
+        """Read the outcome of the unit; None where it is not done, or damaged, in which case it is to be done again.
 
         Args:
             runs: Its runs.
@@ -189,14 +189,14 @@ class Unit:
             done = read_checked(self.folder / DONE, DONE_FORMAT)
         except CheckpointError:
             done = {}
-        result = Result(done.get("status", "over"), swept, waiting.get(self.spec.pack))
+        result = UnitResult(done.get("status", "over"), swept, waiting.get(self.spec.pack))
         if done != {"status": result.status, **_counts(result)}:
             (self.folder / DONE).unlink(missing_ok=True)
             return None
         return result
 
 
-def _counts(result: Result) -> dict[str, int]:
+def _counts(result: UnitResult) -> dict[str, int]:
     return {"outcomes": len(result.swept.outcomes), "points": len(result.swept.curve)}
 
 
@@ -264,7 +264,7 @@ def keep(keeper: Keeper, unit: Unit, state: TrainingState | None, *, surely: boo
         keeper: Writes it.
         unit: Which.
         state: Of the runs that have not ended.
-        surely: False where the last one is good enough, as training goes on.
+        surely: False where the last one is good enough, as training continues.
 
     Raises:
         OutputError: It can't be written, and must be.

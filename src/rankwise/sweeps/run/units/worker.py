@@ -5,7 +5,7 @@ from itertools import groupby
 from typing import final
 
 from rankwise.sweeps.run.units.context import PendingUnit, Runner, StageContext
-from rankwise.sweeps.run.units.unit import Result, Unit, Units, spec_of
+from rankwise.sweeps.run.units.unit import Unit, UnitResult, Units, spec_of
 from rankwise.sweeps.run.worker import PackJob, PackState
 from rankwise.train.events import EpochEnded, Event, Message, RunEnded, Stepped
 
@@ -24,35 +24,35 @@ class UnitsWorker:
         self._context, self._units, self._runner = context, units, runner
 
     def train(self, jobs: Iterable[PackJob]) -> Generator[Event | PackState]:
-        """Train packs, each to its rung; a point is told once, however often its unit was begun."""
+        """Train packs, each to its rung; each point is reported once, however often its unit was started."""
         context = self._context
         pending: dict[int, PendingUnit] = {}
-        told = {(point.run, point.step) for point in context.swept.curve}
+        reported = {(point.run, point.step) for point in context.swept.curve}
         for job in jobs:
             unit = self._units.unit_of(spec_of(job, context.stage, context.sha256, context.model, context.problem), job)
             if (result := unit.result(job.runs)) is None:
                 pending[unit.number] = PendingUnit(unit, job.runs)
             else:
-                yield from _told(unit, result, told)
+                yield from _events_of(unit, result, reported)
         while pending:
             for event in self._runner.run(list(pending.values()), context):
                 if isinstance(event, Unit):
                     result = event.result(pending[event.number].runs)
                     if result is not None:  # else its files are damaged, and it is done again
                         del pending[event.number]
-                        yield from _told(event, result, told)
+                        yield from _events_of(event, result, reported)
                 elif isinstance(event, EpochEnded):
-                    new = tuple(point for point in event.points if (point.run, point.step) not in told)
-                    told |= {(point.run, point.step) for point in new}
+                    new = tuple(point for point in event.points if (point.run, point.step) not in reported)
+                    reported |= {(point.run, point.step) for point in new}
                     if new:
                         yield EpochEnded(new, event.notes)
                 elif isinstance(event, Stepped | Message):
                     yield event
 
 
-def _told(unit: Unit, result: Result, told: set[tuple[str, int]]) -> Generator[Event | PackState]:
-    """What came of a unit, as the events that were not told before, and its state."""
-    new = [point for point in result.swept.curve if (point.run, point.step) not in told]
+def _events_of(unit: Unit, result: UnitResult, reported: set[tuple[str, int]]) -> Generator[Event | PackState]:
+    """The outcome of a unit: the events that were not reported before, and its state."""
+    new = [point for point in result.swept.curve if (point.run, point.step) not in reported]
     notes = tuple(result.swept.notes)
     for _, points in groupby(new, key=lambda point: point.step):
         yield EpochEnded(tuple(points), notes)

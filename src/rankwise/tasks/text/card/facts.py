@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rankwise.results import Results
 from rankwise.sweeps.problem import Run, SweepState
+from rankwise.tasks.text.card.metadata import hub_name
 from rankwise.tasks.text.card.model_card import CardFacts, CurvePoint, Figure, SplitFacts
 from rankwise.tasks.text.model.heads import MeanPooledClassifier
 from rankwise.tasks.text.options import TextOptions
@@ -30,7 +31,7 @@ def facts_of(
         ready: The task.
     """
     trained = next(found for found in results.runs if found.name == run.name)
-    sources = {"train": options.data, "validation": options.validation, "test": options.test}
+    sources = {"train": options.data, "validation": options.examples.validation, "test": options.examples.test}
     prompting = read_prompting(folder)
     pooled = isinstance(ready.loaded.model, MeanPooledClassifier)
     training = {
@@ -41,6 +42,9 @@ def facts_of(
     return CardFacts(
         name=run.name,
         base=options.model,
+        hub_base=hub_name(options.model),
+        task=options.task,
+        dataset=options.test or options.data,
         config=json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")),
         trainable_parameters=trained.trainable_parameters,
         data=tuple(
@@ -53,7 +57,7 @@ def facts_of(
             for point in swept.curve
             if point.run == run.name
         ),
-        training=training if options.quantize is None else {**training, "base kept in": options.quantize},
+        training=training if options.base.quantize is None else {**training, "base kept in": options.base.quantize},
         purpose=PURPOSES[options.task],
         notes=tuple(ready.notes),
         pooled=pooled,

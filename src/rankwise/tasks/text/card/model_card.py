@@ -1,4 +1,4 @@
-"""The model card of an adapter: the README.md beside it, from facts to markdown."""
+"""The model card of an adapter (its README.md), from facts to markdown."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rankwise.tasks.text.card.metadata import Metadata, metadata_yaml
 from rankwise.tasks.text.card.serving import (
     LLAMA_CPP_RULES,
     LLAMA_CPP_SOURCE,
@@ -57,6 +58,9 @@ class CardFacts:
     Args:
         name: The adapter's.
         base: The base's hub name, folder or .gguf file, as a user would give it.
+        hub_base: The base's name on the hub; None where it is not from there.
+        task: For example "classify".
+        dataset: The file, folder or hub name of the data that the figures were taken on.
         config: The content of `adapter_config.json`.
         trainable_parameters: How many numbers the adapter has.
         data: The splits.
@@ -65,19 +69,22 @@ class CardFacts:
         curve: The losses during training; at most a dozen points are shown.
         training: Other settings to show: name -> value in words.
         purpose: In a few words, what the adapter is for.
-        notes: What was said about the data.
+        notes: Notes about the data.
         pooled: Whether it is a classifier over the mean of an encoder's outputs.
         images: Whether it classifies images.
         labels: A classifier's.
         pad_token: A token for padding, where the tokenizer has none itself.
         chat_template: Whether prompts are written by a chat template.
-        own_template: The template, where it is not the tokenizer's own; kept beside the adapter too.
+        own_template: The template, where it is not the tokenizer's own; stored next to the adapter too.
         separator: What stands between prompt and answer where no template writes them.
         version: Rankwise's.
     """
 
     name: str
     base: str
+    hub_base: str | None = None
+    task: str = ""
+    dataset: str | None = None
     config: PeftConfig
     trainable_parameters: int
     data: tuple[SplitFacts, ...]
@@ -128,6 +135,7 @@ def model_card(facts: CardFacts) -> str:
     ranks = sorted({config["r"], *(config.get("rank_pattern") or {}).values()})
     return render(
         "card.md.jinja",
+        head=metadata_yaml(_metadata(facts)),
         facts=_thinned(facts),
         config=config,
         rank=str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {max_rank_of(config)}",
@@ -143,6 +151,17 @@ def model_card(facts: CardFacts) -> str:
         prompting=PROMPTING,
         vllm_source=VLLM_SOURCE,
         llama_cpp_source=LLAMA_CPP_SOURCE,
+    )
+
+
+def _metadata(facts: CardFacts) -> Metadata:
+    return Metadata(
+        name=facts.name,
+        base=facts.hub_base,
+        task=facts.task,
+        dataset=facts.dataset,
+        split=facts.figures_on,
+        metrics={figure.name: figure.adapter for figure in facts.figures},
     )
 
 
@@ -216,7 +235,7 @@ def _longest_run(text: str) -> int:
 
 
 def _base_arguments(base: str) -> str:
-    """How transformers is told of a base: a GGUF file by its folder and name."""
+    """Arguments that load the base in transformers: a GGUF file by its folder and name."""
     if not base.endswith(".gguf"):
         return json.dumps(base)
     path = Path(base)

@@ -13,7 +13,7 @@ PeftConfig = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Rule:
+class ServingRule:
     """One reason to refuse an adapter.
 
     Args:
@@ -65,26 +65,34 @@ def _is_no_text_writer(config: PeftConfig) -> bool:
     return config.get("task_type") == "SEQ_CLS"
 
 
-_NO_LORA = Rule(
+_NO_LORA = ServingRule(
     lambda config: config.get("peft_type", "LORA") != "LORA",
     lambda config: f"it knows LoRA only, and this adapter is of type {config['peft_type']}",
 )
 
 VLLM_RULES = (
     _NO_LORA,
-    Rule(
+    ServingRule(
         lambda config: vllm_max_lora_rank(config) is None,
         lambda config: f"rank {max_rank_of(config)} is above {VLLM_RANKS[-1]}, its largest --max-lora-rank",
     ),
-    Rule(_has("modules_to_save"), _names("modules_to_save")),
-    Rule(_has("use_dora"), lambda config: "it does not support DoRA"),
-    Rule(lambda config: config.get("bias", "none") != "none", _names("bias")),
-    Rule(_has("lora_bias"), lambda config: "it does not support biases of adapters"),
-    Rule(_has("trainable_token_indices"), lambda config: "it knows no rows of single tokens (trainable_token_indices)"),
+    ServingRule(_has("modules_to_save"), _names("modules_to_save")),
+    ServingRule(_has("use_dora"), lambda config: "it does not support DoRA"),
+    ServingRule(lambda config: config.get("bias", "none") != "none", _names("bias")),
+    ServingRule(_has("lora_bias"), lambda config: "it does not support biases of adapters"),
+    ServingRule(
+        _has("trainable_token_indices"), lambda config: "it knows no rows of single tokens (trainable_token_indices)"
+    ),
     # It reads r and lora_alpha alone, so layers with others would run, wrongly scaled.
-    Rule(_has("rank_pattern"), lambda config: "it scales all layers by one alpha / r, and rank_pattern has others"),
-    Rule(_has("alpha_pattern"), lambda config: "it scales all layers by one alpha / r, and alpha_pattern has others"),
-    Rule(lambda config: config.get("task_type") == "SEQ_2_SEQ_LM", lambda config: "it takes no encoder-decoders"),
+    ServingRule(
+        _has("rank_pattern"), lambda config: "it scales all layers by one alpha / r, and rank_pattern has others"
+    ),
+    ServingRule(
+        _has("alpha_pattern"), lambda config: "it scales all layers by one alpha / r, and alpha_pattern has others"
+    ),
+    ServingRule(
+        lambda config: config.get("task_type") == "SEQ_2_SEQ_LM", lambda config: "it takes no encoder-decoders"
+    ),
 )
 
 VLLM_SOURCE = (
@@ -100,25 +108,29 @@ def _targets(config: PeftConfig) -> Sequence[str]:
 LLAMA_CPP_RULES = (
     _NO_LORA,
     # The converter ends at a tensor that is neither A nor B.
-    Rule(_has("modules_to_save"), _names("modules_to_save")),
-    Rule(_has("use_dora"), lambda config: "it does not support DoRA"),
-    Rule(lambda config: config.get("bias", "none") != "none", _names("bias")),
-    Rule(_has("lora_bias"), lambda config: "it does not support biases of adapters"),
-    Rule(_has("trainable_token_indices"), lambda config: "it knows no rows of single tokens (trainable_token_indices)"),
+    ServingRule(_has("modules_to_save"), _names("modules_to_save")),
+    ServingRule(_has("use_dora"), lambda config: "it does not support DoRA"),
+    ServingRule(lambda config: config.get("bias", "none") != "none", _names("bias")),
+    ServingRule(_has("lora_bias"), lambda config: "it does not support biases of adapters"),
+    ServingRule(
+        _has("trainable_token_indices"), lambda config: "it knows no rows of single tokens (trainable_token_indices)"
+    ),
     # It scales by alpha / rank of the tensor, whatever the configuration says.
-    Rule(_has("use_rslora"), lambda config: "it scales by alpha / r, not by alpha / sqrt(r)"),
-    Rule(_has("alpha_pattern"), lambda config: "it scales all layers by one alpha, and alpha_pattern has others"),
-    Rule(
+    ServingRule(_has("use_rslora"), lambda config: "it scales by alpha / r, not by alpha / sqrt(r)"),
+    ServingRule(
+        _has("alpha_pattern"), lambda config: "it scales all layers by one alpha, and alpha_pattern has others"
+    ),
+    ServingRule(
         lambda config: any("lm_head" in name for name in _targets(config)),
         lambda config: "lm_head is adapted, which it refuses where it is tied to the embedding",
     ),
-    Rule(_is_no_text_writer, lambda config: "a classifier is not a model it converts adapters for"),
+    ServingRule(_is_no_text_writer, lambda config: "a classifier is not a model it converts adapters for"),
 )
 
 LLAMA_CPP_SOURCE = "convert_lora_to_gguf.py and src/llama-adapter.h (`get_scale`) of github.com/ggml-org/llama.cpp"
 
 
-def objections(config: PeftConfig, rules: Sequence[Rule]) -> list[str]:
+def objections(config: PeftConfig, rules: Sequence[ServingRule]) -> list[str]:
     """The reasons for which a server refuses an adapter, or would run it wrongly; none when it takes it.
 
     Examples:

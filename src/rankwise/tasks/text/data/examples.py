@@ -9,7 +9,7 @@ Label = str | float | tuple[str, ...]
 """One label, a number to predict, or several labels."""
 
 
-Message = Mapping[str, Any]
+ChatMessage = Mapping[str, Any]
 """One turn of a conversation: "role", "content", and whatever else the chat template may read (tool calls, a name,
 reasoning)."""
 
@@ -26,7 +26,7 @@ class Chat:
     """
 
     line: int
-    messages: tuple[Message, ...]
+    messages: tuple[ChatMessage, ...]
     tools: tuple[Any, ...] = ()
     context: frozenset[int] = frozenset()
 
@@ -48,14 +48,14 @@ def has_more(chat: Chat) -> bool:
     return not chat.messages[-1].keys() <= {"role", "content"}
 
 
-def _in_words(message: Message) -> str:
+def _in_words(message: ChatMessage) -> str:
     more = {key: value for key, value in message.items() if key not in ("role", "content")}
     said = f"{message['role']}: {message['content']}"
     return f"{said} {json.dumps(more, ensure_ascii=False, default=str)}" if more else said
 
 
 @dataclass(frozen=True)
-class Pair:
+class PromptPair:
     """A prompt and the completion that is to follow it.
 
     Args:
@@ -72,7 +72,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Plain:
+class PlainText:
     """A text to continue; all of it is to be learnt."""
 
     line: int
@@ -84,7 +84,7 @@ class Plain:
         return self.answer
 
 
-SftExample = Chat | Pair | Plain
+SftExample = Chat | PromptPair | PlainText
 
 
 @dataclass(frozen=True)

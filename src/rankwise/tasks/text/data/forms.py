@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rankwise.errors import DataError, suggest
-from rankwise.tasks.text.data.examples import Chat, Example, Labelled, Pair, Plain
-from rankwise.tasks.text.data.label_values import count_places, label_of, places_of, several_of
+from rankwise.tasks.text.data.examples import Chat, Example, Labelled, PlainText, PromptPair
+from rankwise.tasks.text.data.label_values import count_places, label_of, places_of_ones, several_of
 from rankwise.tasks.text.data.messages import WrongValueError, has_text, read_chat, read_history, with_system
 from rankwise.tasks.text.read.bad_lines import NAMED
 from rankwise.tasks.text.read.sources import Records
@@ -59,8 +59,8 @@ def _read(line: int, values: Mapping[str, Any]) -> Chat:
     return read_chat(line, values["messages"], values.get("tools"), values.get("system"))
 
 
-def _pair(line: int, values: Mapping[str, Any]) -> Pair:
-    return Pair(line, _text(values, "prompt"), _text(values, "completion"))
+def _pair(line: int, values: Mapping[str, Any]) -> PromptPair:
+    return PromptPair(line, _text(values, "prompt"), _text(values, "completion"))
 
 
 def _instructed(values: Mapping[str, Any]) -> str:
@@ -70,16 +70,16 @@ def _instructed(values: Mapping[str, Any]) -> str:
     return f"{instruction}\n\n{more}" if more.strip() else instruction
 
 
-def _instruction(line: int, values: Mapping[str, Any]) -> Pair | Chat:
+def _instruction(line: int, values: Mapping[str, Any]) -> PromptPair | Chat:
     return _after_others(line, values, _instructed(values), _text(values, "output"))
 
 
-def _after_others(line: int, values: Mapping[str, Any], instruction: str, output: str) -> Pair | Chat:
+def _after_others(line: int, values: Mapping[str, Any], instruction: str, output: str) -> PromptPair | Chat:
     """An instruction and its output: with a system prompt or earlier turns a conversation."""
     turns = read_history(values.get("history"))
     system = values.get("system")
     if not turns and not has_text(system):
-        return Pair(line, instruction, output, chat=True)
+        return PromptPair(line, instruction, output, chat=True)
     return with_system(
         Chat(line, (*turns, {"role": "user", "content": instruction}, {"role": "assistant", "content": output})),
         system,
@@ -92,16 +92,16 @@ def _chat_to_answer(line: int, values: Mapping[str, Any]) -> Chat:
     return replace(chat, messages=(*asked, {"role": "assistant", "content": ""}), context=frozenset[int]())
 
 
-def _prompt(line: int, values: Mapping[str, Any]) -> Pair:
-    return Pair(line, _text(values, "prompt"), "")
+def _prompt(line: int, values: Mapping[str, Any]) -> PromptPair:
+    return PromptPair(line, _text(values, "prompt"), "")
 
 
-def _instruction_to_follow(line: int, values: Mapping[str, Any]) -> Pair | Chat:
+def _instruction_to_follow(line: int, values: Mapping[str, Any]) -> PromptPair | Chat:
     return _after_others(line, values, _instructed(values), "")
 
 
-def _plain(line: int, values: Mapping[str, Any]) -> Plain:
-    return Plain(line, _text(values, "text"))
+def _plain(line: int, values: Mapping[str, Any]) -> PlainText:
+    return PlainText(line, _text(values, "text"))
 
 
 def _labelled(line: int, values: Mapping[str, Any]) -> Labelled:
@@ -150,14 +150,14 @@ def read_examples(
         skip_bad_lines: Leave out records that can't be used, and say so, instead of refusing them.
 
     Returns:
-        The examples, and what the user should be told.
+        The examples, and notes for the user.
 
     Raises:
         DataError: No form fits the columns, a named column is missing, or a record has no usable value.
 
     Examples:
-        >>> from rankwise.tasks.text.read.sources import Record, Records
-        >>> row = Record(2, {"mr": "name[Aromi]", "ref": "Aromi is a place."})
+        >>> from rankwise.tasks.text.read.sources import RawRecord, Records
+        >>> row = RawRecord(2, {"mr": "name[Aromi]", "ref": "Aromi is a place."})
         >>> records = Records("e2e.csv", (row,), ("mr", "ref"), {})
         >>> read_examples(records, "sft", {"prompt": "mr", "completion": "ref"})[0]
         [Pair(line=2, source='name[Aromi]', answer='Aromi is a place.', chat=False)]
@@ -176,7 +176,7 @@ def read_examples(
             values = {role: row.values.get(c) for role, c in column_of.items()}
             if "label" in values:
                 label = several_of(values["label"]) if several else values["label"]
-                values["label"] = label_of(label) if places is None else places_of(label, places)
+                values["label"] = label_of(label) if places is None else places_of_ones(label, places)
             examples.append(form.make(row.line, values))
         except WrongValueError as error:
             bad.append(f"line {row.line} ({error})")
@@ -227,7 +227,7 @@ def _check_columns(records: Records, forms: Mapping[str, Form], columns: Mapping
 def _only_choice(
     records: Records, forms: Mapping[str, Form], columns: dict[str, str]
 ) -> tuple[dict[str, str], list[str]]:
-    """Where all but one role of a form have columns and one column is left, it is the last role's; that is said."""
+    """Assign the only column that is left to the only role without one; a note reports it."""
     filled = {role: columns.get(role, role) for form in forms.values() for role in form.roles}
     if any(all(filled[role] in records.columns for role in form.roles) for form in forms.values()):
         return columns, []
@@ -236,7 +236,7 @@ def _only_choice(
         left = [column for column in records.columns if column not in [filled[role] for role in form.roles]]
         if len(lacking) == len(left) == 1 and len(form.roles) > 1:
             role, column = lacking[0], left[0]
-            return {**columns, role: column}, [f'{records.source}: the column "{column}" is taken for "{role}".']
+            return {**columns, role: column}, [f'{records.source}: the column "{column}" is read as "{role}".']
     return columns, []
 
 

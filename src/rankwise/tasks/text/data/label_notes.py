@@ -1,4 +1,4 @@
-"""What the user should know of labels: what they were taken for, and which may not be what was meant."""
+"""Notes about labels: how they were read, and which may be mistakes."""
 
 import json
 import unicodedata
@@ -22,13 +22,13 @@ def label_notes(labels: Labels, train: Sequence[Labelled], kind: str | None) -> 
     Examples:
         >>> examples = [Labelled(1, "x", "3.9"), Labelled(2, "y", "3.10")]
         >>> label_notes(Labels("number", ("value",)), examples, None)
-        ['The labels are taken for numbers to predict, from 3.1 to 3.9; --labels one takes them for names.']
+        ['The labels are read as numbers to predict, from 3.1 to 3.9; --labels one reads them as names.']
     """
     if labels.kind == "number":
         numbers = [float(e.label) for e in train if not isinstance(e.label, tuple)]
-        taken = "The labels are taken for numbers to predict"
+        taken = "The labels are read as numbers to predict"
         span = f"from {min(numbers):g} to {max(numbers):g}"
-        return [] if kind == "number" else [f"{taken}, {span}; --labels one takes them for names."]
+        return [] if kind == "number" else [f"{taken}, {span}; --labels one reads them as names."]
     return [*_alike(labels.names), *_joined(labels.names)]
 
 

@@ -103,7 +103,7 @@ def are_lists(values: Iterable[Any]) -> bool:
 def count_places(values: Sequence[Any]) -> int | None:
     """How many labels there are, where every value is a row of 0 and 1 with a place for each label; None elsewhere.
 
-    Rows of one length are taken for places, not for a list of the names 0 and 1: as names, all of them would hold one
+    Rows of one length are read as positions, not as lists of the names 0 and 1: as names, all of them would hold one
     label twice, or the same two.
 
     Examples:
@@ -127,14 +127,14 @@ def place_names(n: int) -> tuple[str, ...]:
     return tuple(map(str, range(n)))
 
 
-def places_of(value: Any, n: int) -> Label:
+def places_of_ones(value: Any, n: int) -> Label:
     """The labels of a row of 0 and 1: the numbers of the places that hold 1.
 
     Raises:
         WrongValueError: It is no such row, or of another length.
 
     Examples:
-        >>> places_of([1, 0, 1], 3)
+        >>> places_of_ones([1, 0, 1], 3)
         ('0', '2')
     """
     if count_places([value]) != n:

@@ -15,7 +15,7 @@ from rankwise.tasks.text.read.bad_lines import BadLineError
 from rankwise.tasks.text.sidecar import write_sidecar
 from rankwise.writing import read_regular
 
-KINDS = ("one", "several", "number")
+LABEL_KINDS = ("one", "several", "number")
 """One label a text, several (or none), or a number to predict."""
 
 FILE = "labels.json"
@@ -26,7 +26,7 @@ class Labels:
     """What a classifier predicts.
 
     Args:
-        kind: One of `KINDS`.
+        kind: One of `LABEL_KINDS`.
         names: The label names; their places are the model's outputs. A single one, "value", for numbers.
         places: Whether the data hold them as rows of 0 and 1 with a place for each.
     """
@@ -139,11 +139,11 @@ def read_labels(folder: Path) -> Labels:
         content = json.loads(read_regular(path))
         kind, names = content["kind"], content["names"]
         texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        if kind not in KINDS or not texts or not names or len({*names}) != len(names):
+        if kind not in LABEL_KINDS or not texts or not names or len({*names}) != len(names):
             raise ValueError("no kind of label, or no different names")
         return Labels(kind, tuple(names), bool(content.get("places", False)))
     except OSError as error:
-        raise DataError(f"{path} can't be read ({error.strerror}); it is saved beside an adapter.") from error
+        raise DataError(f"{path} can't be read ({error.strerror}); it is saved next to an adapter.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f'{path} is damaged; it holds {{"kind": ..., "names": [...]}}.') from error
 
@@ -155,7 +155,7 @@ def find_labels(
 
     Args:
         train: The training examples.
-        kind: One of `KINDS`; None finds it: lists are several, numbers with a fraction are numbers, else one.
+        kind: One of `LABEL_KINDS`; None finds it: lists are several, numbers with a fraction are numbers, else one.
         names: Label names in an order of one's own; by default sorted (whole numbers by their value).
         places: Whether the data hold them as rows of 0 and 1 with a place for each.
 
@@ -173,9 +173,9 @@ def find_labels(
         >>> find_labels([Labelled(1, "a", "3.8"), Labelled(2, "b", "5")]).kind
         'number'
     """
-    if kind is not None and kind not in KINDS:
+    if kind is not None and kind not in LABEL_KINDS:
         raise ConfigError(
-            f'The kind of label "{kind}" is not known; there are {", ".join(KINDS)}.{suggest(kind, KINDS)}'
+            f'The kind of label "{kind}" is not known; there are {", ".join(LABEL_KINDS)}.{suggest(kind, LABEL_KINDS)}'
         )
     if len(set(names)) != len(names):
         raise ConfigError("A label is named twice; each is one output of the model.")

@@ -27,7 +27,7 @@ class TextData:
         several: Whether a label may be several, so that a text such as '["a", "b"]' is a list of them; None where that
             is to be seen from the data.
         skip_bad_lines: Leave out what can't be read, and say so.
-        limit_train: How many training examples are used at the most, drawn after the cuts; None for all.
+        limit_train: How many training examples are used at most, drawn after the cuts; None for all.
         limit_validation: How many validation examples.
         limit_test: How many test examples.
     """

@@ -1,15 +1,15 @@
-"""Conversations as data hold them: turns, tools, marks of turns that are not to be learnt, a system prompt beside."""
+"""Conversations as data hold them: turns, tools, turns marked as not to be learnt, a separate system prompt."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rankwise.tasks.text.data.examples import Chat, Message
+from rankwise.tasks.text.data.examples import Chat, ChatMessage
 
 ROLES = ("system", "user", "assistant", "tool")
 
-MARKS = ("weight", "train", "loss")
+LEARNT_KEYS = ("weight", "train", "loss")
 """Keys of a turn that say whether it is learnt: OpenAI's (0 or 1), axolotl's and ms-swift's (true or false)."""
 
 
@@ -36,7 +36,7 @@ def read_chat(line: int, messages: Any, tools: Any = None, system: Any = None) -
         line: Where it stands.
         messages: Its messages, or JSON of them.
         tools: Descriptions of tools, or JSON of them; None for none.
-        system: A system prompt beside the messages; None for none.
+        system: A separate system prompt; None for none.
 
     Raises:
         WrongValueError: Something in it can't be used.
@@ -56,7 +56,7 @@ def read_chat(line: int, messages: Any, tools: Any = None, system: Any = None) -
     return with_system(Chat(line, turns, _tools(tools), context), system)
 
 
-def _message(i: int, message: Any) -> Message:
+def _message(i: int, message: Any) -> ChatMessage:
     if not isinstance(message, Mapping):
         raise WrongValueError(f'message {i} is not {{"role": ..., "content": text}}')
     role, content = message.get("role"), message.get("content")
@@ -65,7 +65,7 @@ def _message(i: int, message: Any) -> Message:
         content = ""
     if not isinstance(content, str):
         has = ", ".join(f'"{key}"' for key, value in message.items() if value is not None)
-        what = f"has the keys {has}" if content is None else f'has a {type(content).__name__} as "content"'
+        what = f"has the keys {has}" if content is None else f"has content of type {type(content).__name__}"
         raise WrongValueError(f'message {i} {what}; a message is {{"role": ..., "content": text}}')
     if role not in ROLES:
         raise WrongValueError(f'message {i} has the role "{role}"; roles are {", ".join(ROLES)}')
@@ -73,7 +73,7 @@ def _message(i: int, message: Any) -> Message:
     more = {
         str(key): value
         for key, value in message.items()
-        if key not in ("role", "content", *MARKS) and value is not None and value != []
+        if key not in ("role", "content", *LEARNT_KEYS) and value is not None and value != []
     }
     if calls:
         more["tool_calls"] = _calls(i, calls)
@@ -100,7 +100,7 @@ def _call(call: Any) -> Any:
 
 def _learnt(i: int, message: Mapping[str, Any]) -> bool | None:
     """Whether a turn is marked as to be learnt or not; None where it bears no mark."""
-    marks = {key: message[key] for key in MARKS if message.get(key) is not None}
+    marks = {key: message[key] for key in LEARNT_KEYS if message.get(key) is not None}
     for key, value in marks.items():
         if value not in (0, 1):
             raise WrongValueError(
@@ -138,7 +138,7 @@ def has_text(value: Any) -> bool:
 
 
 def with_system(chat: Chat, system: Any) -> Chat:
-    """The conversation with a system prompt that stands beside it.
+    """The conversation with a separate system prompt.
 
     Raises:
         WrongValueError: It has one already, another.
@@ -154,7 +154,7 @@ def with_system(chat: Chat, system: Any) -> Chat:
     return replace(chat, messages=messages, context=frozenset(i + 1 for i in chat.context))
 
 
-def read_history(history: Any) -> tuple[Message, ...]:
+def read_history(history: Any) -> tuple[ChatMessage, ...]:
     """Earlier turns as pairs of what a user and an assistant said, or JSON of them.
 
     Raises:
@@ -171,7 +171,7 @@ def read_history(history: Any) -> tuple[Message, ...]:
     wrong = WrongValueError('"history" is no list of pairs [what was asked, what was answered]')
     if not isinstance(history, Sequence) or isinstance(history, str):
         raise wrong
-    turns: list[Message] = []
+    turns: list[ChatMessage] = []
     for pair in history:
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
             raise wrong

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import DataError
-from rankwise.tasks.text.data.examples import Example, Labelled, Pair, SftExample
+from rankwise.tasks.text.data.examples import Example, Labelled, PromptPair, SftExample
 from rankwise.tasks.text.data.forms import read_examples
 from rankwise.tasks.text.read.bad_lines import BadLineError
-from rankwise.tasks.text.read.records import Bad, Record, checked
+from rankwise.tasks.text.read.records import Bad, RawRecord, checked
 from rankwise.tasks.text.read.sources import has_reader, read_records
 from rankwise.tasks.text.read.text_files import open_text, split_lines
 
@@ -27,7 +27,7 @@ def read_prompts(
         skip_bad_lines: Leave out records that can't be used, and say so.
 
     Returns:
-        Examples whose answers mean nothing, and what the user should be told.
+        Examples whose answers mean nothing, and notes for the user.
 
     Raises:
         DataError: The file can't be read, is empty, or has no prompts; or columns of a text are named.
@@ -40,7 +40,7 @@ def read_prompts(
         ...     read_prompts(path)[0]
         [Pair(line=1, source='The cat', answer='', chat=False)]
     """
-    found, notes = _read(file, "generate", lambda line, text: Pair(line, text, ""), columns, skip_bad_lines)
+    found, notes = _read(file, "generate", lambda line, text: PromptPair(line, text, ""), columns, skip_bad_lines)
     prompts: list[Any] = found
     return prompts, notes
 
@@ -74,7 +74,7 @@ def check_text(line: int, text: str) -> None:
     Raises:
         BadLineError: It has some.
     """
-    if isinstance(bad := checked(Record(line, {"": text})), Bad):
+    if isinstance(bad := checked(RawRecord(line, {"": text})), Bad):
         raise BadLineError(line, f" is no text: {bad.reason}.")
 
 
@@ -98,7 +98,7 @@ def _read(
             text = opened.read()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file} can't be read ({getattr(error, 'strerror', None) or error}); {takes}") from error
-    if isinstance(checked(Record(1, {"": text})), Bad):
+    if isinstance(checked(RawRecord(1, {"": text})), Bad):
         raise DataError(f"{file} can't be read (it is no UTF-8 text); {takes}")
     found = [of_line(i, line) for i, line in enumerate(split_lines(text), start=1) if line.strip()]
     if not found:

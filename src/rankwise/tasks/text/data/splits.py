@@ -22,7 +22,7 @@ def cut(examples: Sequence[Example], share: float, seed: int, what: str) -> tupl
         examples: The examples; their order is kept on both sides.
         share: How much to cut off, between 0 and 1; at least one input goes to each side.
         seed: Of the cut. It belongs to the data and is the same for all seeds of a sweep.
-        what: "validation" or "test": each is a cut of its own.
+        what: "validation" or "test": each is its own cut.
 
     Returns:
         What stays, and what was cut off.
@@ -31,8 +31,8 @@ def cut(examples: Sequence[Example], share: float, seed: int, what: str) -> tupl
         DataError: The share is not between 0 and 1, or there are fewer than two different inputs.
 
     Examples:
-        >>> from rankwise.tasks.text.data.examples import Plain
-        >>> rest, part = cut([Plain(i, f"text {i}") for i in range(10)], 0.2, seed=0, what="test")
+        >>> from rankwise.tasks.text.data.examples import PlainText
+        >>> rest, part = cut([PlainText(i, f"text {i}") for i in range(10)], 0.2, seed=0, what="test")
         >>> len(rest), len(part)
         (8, 2)
     """
@@ -67,7 +67,7 @@ class Overlap:
     """What training and test examples share.
 
     Args:
-        same: Test examples whose input and answer stand in the training data.
+        same: Test examples whose input and answer are in the training data.
         same_input: Test examples whose input does, with another answer.
         n: How many test examples there are.
     """
@@ -81,7 +81,7 @@ class Overlap:
         if not self.same + self.same_input:
             return None
         return (
-            f"{self.same:,} of {self.n:,} {what} examples stand in the training data too, "
+            f"{self.same:,} of {self.n:,} {what} examples are in the training data too, "
             f"{self.same_input:,} more share their input with it: figures on them flatter."
         )
 
@@ -90,14 +90,15 @@ def overlap(train: Sequence[Example], test: Sequence[Example]) -> Overlap:
     """Count test examples that are known from training; letter case and spacing do not make a difference.
 
     Examples:
-        >>> from rankwise.tasks.text.data.examples import Pair
-        >>> overlap([Pair(1, "one", "1")], [Pair(1, "One ", "1"), Pair(2, "one", "I"), Pair(3, "two", "2")])
+        >>> from rankwise.tasks.text.data.examples import PromptPair
+        >>> test = [PromptPair(1, "One ", "1"), PromptPair(2, "one", "I"), PromptPair(3, "two", "2")]
+        >>> overlap([PromptPair(1, "one", "1")], test)
         Overlap(same=1, same_input=1, n=3)
     """
     inputs = {plainly(e.source) for e in train}
-    whole = {(plainly(e.source), plainly(e.answer)) for e in train}
+    known_pairs = {(plainly(e.source), plainly(e.answer)) for e in train}
     known = [e for e in test if plainly(e.source) in inputs]
-    same = sum((plainly(e.source), plainly(e.answer)) in whole for e in known)
+    same = sum((plainly(e.source), plainly(e.answer)) in known_pairs for e in known)
     return Overlap(same, len(known) - same, len(test))
 
 
@@ -121,7 +122,7 @@ class ExampleSplits:
         train: Training examples.
         validation: Validation examples.
         test: Test examples.
-        notes: What the user should be told about them.
+        notes: Notes for the user about them.
         places: Whether labels were rows of 0 and 1 with a place for each.
     """
 
@@ -151,7 +152,7 @@ def split_examples(
         validation_share: How much is cut off for validation.
         test_share: How much is cut off for test.
         seed: Of the cuts and draws.
-        limits: "train", "validation", "test" -> how many examples are used at the most, drawn after the cuts.
+        limits: "train", "validation", "test" -> how many examples are used at most, drawn after the cuts.
 
     Raises:
         DataError: There are too few examples to cut, or a limit leaves a label without one.

@@ -19,7 +19,7 @@ def drawn(examples: Sequence[Example], n: int, seed: int, what: str) -> list[int
         examples: The examples.
         n: How many; all where there are no more.
         seed: Of the draw.
-        what: What they are for; each is a draw of its own.
+        what: What they are for; each is its own draw.
 
     Returns:
         Places of the drawn ones, rising.
@@ -28,8 +28,8 @@ def drawn(examples: Sequence[Example], n: int, seed: int, what: str) -> list[int
         DataError: n is less than 1.
 
     Examples:
-        >>> from rankwise.tasks.text.data.examples import Plain
-        >>> places = drawn([Plain(i, f"text {i}") for i in range(10)], 3, seed=0, what="test")
+        >>> from rankwise.tasks.text.data.examples import PlainText
+        >>> places = drawn([PlainText(i, f"text {i}") for i in range(10)], 3, seed=0, what="test")
         >>> len(places), places == sorted(places)
         (3, True)
     """

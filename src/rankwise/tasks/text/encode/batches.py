@@ -28,8 +28,8 @@ def fill_up(rows: Sequence[Sequence[int]], filler: int, side: str = "right") -> 
         raise ConfigError(f'The padding side is "{side}"; it is "right" or "left".')
     width = max(map(len, rows))
     gaps = [[filler] * (width - len(row)) for row in rows]
-    whole = [[*row, *gap] if side == "right" else [*gap, *row] for row, gap in zip(rows, gaps, strict=True)]
-    return torch.tensor(whole, dtype=torch.long)
+    padded = [[*row, *gap] if side == "right" else [*gap, *row] for row, gap in zip(rows, gaps, strict=True)]
+    return torch.tensor(padded, dtype=torch.long)
 
 
 def as_tensors(prepared: Prepared, *, side: str = "right", shift: Shift | None = None) -> dict[str, Tensor]:
@@ -91,7 +91,7 @@ def trim(batch: Mapping[str, Tensor], multiple: int = 1) -> dict[str, Tensor]:
 
 
 def _labels_tokens(batch: Mapping[str, Tensor]) -> bool:
-    """Whether the labels stand beside the tokens; a classifier's are one a row, or real numbers for several."""
+    """Whether there is a label for each token; a classifier has one a row, or real numbers for several."""
     labels = batch.get("labels")
     return labels is not None and labels.shape == batch["input_ids"].shape and not labels.is_floating_point()
 
@@ -126,9 +126,9 @@ def bucketed_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: in
     n = len(lengths)
     order = torch.randperm(n, generator=stream("order", seed, epoch))
     of = torch.tensor(lengths)[order]
-    whole = n - n % batch_size
-    windows = order[:whole].split(WINDOW * batch_size)
+    full_batches = n - n % batch_size
+    windows = order[:full_batches].split(WINDOW * batch_size)
     ordered = [w[of[i * WINDOW * batch_size :][: len(w)].argsort(stable=True)] for i, w in enumerate(windows)]
     batches = torch.cat(ordered).view(-1, batch_size) if ordered else order[:0].view(0, batch_size)
     shuffled = batches[torch.randperm(len(batches), generator=stream("order of batches", epoch))]
-    return torch.cat([shuffled.flatten(), order[whole:]])
+    return torch.cat([shuffled.flatten(), order[full_batches:]])

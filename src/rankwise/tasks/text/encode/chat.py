@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rankwise.errors import ConfigError, DataError
-from rankwise.tasks.text.data.examples import Chat, Message
+from rankwise.tasks.text.data.examples import Chat, ChatMessage
 from rankwise.tasks.text.encode.pieces import encode_pieces
 from rankwise.tasks.text.encode.templates import Template
 from rankwise.tasks.text.encode.tokens import IGNORED, Tokenizer, Tokens
@@ -17,12 +17,12 @@ Span = tuple[int, int]
 def tokenize_chat(template: Template, chat: Chat, *, loss_on_all: bool) -> Tokens:
     """A conversation as tokens, with loss on every answer (with the token that ends it), or on everything.
 
-    Where the answers stand in the text is marked by the template itself (`{% generation %}`), or found by writing the
+    Where the answers are in the text is marked by the template itself (`{% generation %}`), or found by writing the
     conversation as far as each answer. Answers that are context only carry no loss either way.
 
     Raises:
         ConfigError: The tokenizer is too simple to find the answers.
-        BadLineError: The template refuses the conversation, does not write earlier messages alike as it goes on, or
+        BadLineError: The template refuses the conversation, writes earlier messages differently later, or
             writes nothing of an answer.
     """
     tokenizer = template.tokenizer
@@ -57,7 +57,7 @@ def find_answers(template: Template, chat: Chat) -> tuple[str, list[Span]]:
 
     Raises:
         ConfigError: The template is no Jinja.
-        BadLineError: They can't be told from the rest, or one that is to be learnt is empty.
+        BadLineError: They can't be distinguished from the rest, or one that is to be learnt is empty.
     """
     places = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
     if template.marks_answers(chat):
@@ -67,7 +67,7 @@ def find_answers(template: Template, chat: Chat) -> tuple[str, list[Span]]:
                 raise BadLineError(
                     chat.line,
                     f": the chat template marks {len(spans)} answers of {len(places)}, so those that are not to be "
-                    "learnt can't be told from the others.",
+                    "learnt can't be distinguished from the others.",
                 )
             return text, spans
     else:
@@ -93,8 +93,8 @@ def _span(template: Template, chat: Chat, text: str, i: int, k: int) -> Span:
     if not (text.startswith(before) and text.startswith(after)):
         raise BadLineError(
             chat.line,
-            f": the chat template writes the messages before answer {k} differently once the conversation goes on, so "
-            "answers can't be told from the rest; give --chat-template with {% generation %} around answers, or "
+            f": the chat template writes the messages before answer {k} differently later in the conversation, so "
+            "answers can't be located; give --chat-template with {% generation %} around answers, or "
             "--loss-on all.",
         )
     start = len(before) if i else _first_start(template, chat, text)
@@ -107,7 +107,9 @@ _OTHERS = ("A", "1", "?")
 
 def _first_start(template: Template, chat: Chat, text: str) -> int:
     """Where the text begins to depend on a first message that is an answer: no prompt before it can be written."""
-    others: list[list[Message]] = [[{"role": "assistant", "content": other}, *chat.messages[1:]] for other in _OTHERS]
+    others: list[list[ChatMessage]] = [
+        [{"role": "assistant", "content": other}, *chat.messages[1:]] for other in _OTHERS
+    ]
     return min(_alike(text, template.write(chat, other)) for other in others)
 
 
@@ -172,7 +174,7 @@ def use_of(template: Template, chat: Chat) -> Use:
     """
     text = template.write(chat)
     cut = dict.fromkeys(m["role"] for m in chat.messages if m["content"].strip() not in text)
-    parts: dict[str, tuple[Chat, Sequence[Message]]] = {}
+    parts: dict[str, tuple[Chat, Sequence[ChatMessage]]] = {}
     for field in dict.fromkeys(key for m in chat.messages for key in m if key not in ("role", "content")):
         without = [{key: value for key, value in m.items() if key != field} for m in chat.messages]
         parts[f'"{field}" of messages'] = chat, without
@@ -209,7 +211,7 @@ def _quoted(text: str) -> str:
     return json.dumps(text if len(text) <= 40 else f"{text[:37]}...", ensure_ascii=False)
 
 
-def _written_alike(template: Template, chat: Chat, messages: Sequence[Message], text: str) -> bool:
+def _written_alike(template: Template, chat: Chat, messages: Sequence[ChatMessage], text: str) -> bool:
     try:
         return template.write(chat, messages) == text
     except BadLineError:  # it needs what has been taken out

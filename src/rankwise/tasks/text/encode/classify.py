@@ -43,7 +43,7 @@ def tokenize_classify(
     *,
     skip_bad_lines: bool = False,
 ) -> ClassifyData:
-    """Make tensors of labelled texts. A text that is too long loses its end, of two the longer one does, which is said.
+    """Make tensors of labelled texts. Long texts are truncated (of a pair, the longer one); a note counts them.
 
     Args:
         examples: From `read_examples`.
@@ -81,14 +81,14 @@ def tokenize_texts(
     encoded = _encode(tokenizer, examples, truncation=False, verbose=False)
     for example, ids in zip(examples, encoded["input_ids"], strict=True):
         _check_tokens(example, ids, tokenizer, config)
-    whole = list(map(len, encoded["input_ids"]))
-    if longer := sum(n > context for n in whole):
+    lengths = list(map(len, encoded["input_ids"]))
+    if longer := sum(n > context for n in lengths):
         encoded = _encode(tokenizer, examples, truncation=True, max_length=context)
     notes = [note] if note else []
     if longer:
         notes.append(
             f"{longer:,} of {len(examples):,} {what} texts are longer than {context:,} tokens (the longest has "
-            f"{max(whole):,}) and were cut."
+            f"{max(lengths):,}) and were cut."
         )
     rows = encoded["input_ids"]
     encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
@@ -100,7 +100,7 @@ def tokenize_texts(
     return ClassifyData(data, list(map(len, rows)), tuple(notes), tuple(examples))
 
 
-def _encode(tokenizer: Tokenizer, examples: Sequence[Labelled], **how: Any) -> dict[str, list[list[int]]]:
+def _encode(tokenizer: Tokenizer, examples: Sequence[Labelled], **tokenizing: Any) -> dict[str, list[list[int]]]:
     """Token ids of texts and of pairs, each as it is encoded alone. (`verbose` warns of every long text; they are
     counted elsewhere.)"""
     found: dict[str, list[list[int]]] = {}
@@ -109,7 +109,7 @@ def _encode(tokenizer: Tokenizer, examples: Sequence[Labelled], **how: Any) -> d
         if not places:
             continue
         texts = [examples[i].text for i in places]
-        encoded = tokenizer(texts, [examples[i].text_pair for i in places] if paired else None, **how)
+        encoded = tokenizer(texts, [examples[i].text_pair for i in places] if paired else None, **tokenizing)
         for key, rows in encoded.items():
             into = found.setdefault(key, [[] for _ in examples])
             for i, text, row, ids in zip(places, texts, rows, encoded["input_ids"], strict=True):

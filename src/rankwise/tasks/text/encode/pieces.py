@@ -69,10 +69,10 @@ def encode_pieces(tokenizer: Tokenizer, text: str, starts: Sequence[int]) -> Pie
         text: The text.
         starts: Where answers start in it.
     """
-    whole = _encoded(tokenizer, text)
+    encoded = _encoded(tokenizer, text)
     cuts = sorted({start for start in starts if 0 < start < len(text)})
-    if all(_agrees(tokenizer, text, whole, cut) for cut in cuts):
-        return whole
+    if all(_agrees(tokenizer, text, encoded, cut) for cut in cuts):
+        return encoded
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
     for start, stop in zip([0, *cuts], [*cuts, len(text)], strict=True):
@@ -84,14 +84,14 @@ def encode_pieces(tokenizer: Tokenizer, text: str, starts: Sequence[int]) -> Pie
 
 
 def continuation(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The tokens of an answer that goes on from a prompt."""
+    """The tokens of an answer that continues a prompt."""
     if not tokenizer.is_fast:
         return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     return encode_continuation(tokenizer, text).ids
 
 
 def encode_continuation(tokenizer: Tokenizer, text: str) -> Piece:
-    """The tokens of a text that goes on from another: without the space that SentencePiece puts before a beginning.
+    """The tokens of a text that continues another: without SentencePiece's leading space.
 
     Args:
         tokenizer: A fast tokenizer.
@@ -114,7 +114,7 @@ def _encoded(tokenizer: Tokenizer, text: str) -> Piece:
     return Piece(list(encoded["input_ids"]), [(a, b) for a, b in encoded["offset_mapping"]])
 
 
-def _agrees(tokenizer: Tokenizer, text: str, whole: Piece, cut: int) -> bool:
+def _agrees(tokenizer: Tokenizer, text: str, encoded: Piece, cut: int) -> bool:
     alone: list[int] = list(tokenizer(text[:cut], add_special_tokens=False, verbose=False)["input_ids"])
-    rest = whole.offsets[len(alone) :]
-    return whole.ids[: len(alone)] == alone and all(start >= cut for start, _ in rest)
+    rest = encoded.offsets[len(alone) :]
+    return encoded.ids[: len(alone)] == alone and all(start >= cut for start, _ in rest)

@@ -8,11 +8,11 @@ from rankwise.tasks.text.encode.tokens import IGNORED, Tokenizer, Tokens
 if TYPE_CHECKING:
     from rich.text import Text
 
-MARKS = ("«", "»")
+LOSS_MARKS = ("«", "»")
 """Around what carries loss, in plain text."""
 
 
-def runs_of(example: Tokens, tokenizer: Tokenizer, encoder_decoder: bool = False) -> list[tuple[str, bool]]:
+def loss_runs(example: Tokens, tokenizer: Tokenizer, encoder_decoder: bool = False) -> list[tuple[str, bool]]:
     """The example's text in runs: (text, whether its tokens carry loss)."""
     if encoder_decoder:
         return [(tokenizer.decode(example.ids), False), (tokenizer.decode(example.labels), True)]
@@ -22,8 +22,8 @@ def runs_of(example: Tokens, tokenizer: Tokenizer, encoder_decoder: bool = False
 
 def show_plain(example: Tokens, tokenizer: Tokenizer, encoder_decoder: bool = False) -> str:
     """The example as plain text, with « » around what carries loss."""
-    first, last = MARKS
-    runs = runs_of(example, tokenizer, encoder_decoder)
+    first, last = LOSS_MARKS
+    runs = loss_runs(example, tokenizer, encoder_decoder)
     shown = "".join(f"{first}{text}{last}" if learnt else text for text, learnt in runs)
     return f"{_heading(example)}; it stands between {first} and {last}:\n{shown}"
 
@@ -32,7 +32,7 @@ def show_rich(example: Tokens, tokenizer: Tokenizer, encoder_decoder: bool = Fal
     """The example as rich text: what carries loss bold and green, the rest dim."""
     from rich.text import Text
 
-    runs = runs_of(example, tokenizer, encoder_decoder)
+    runs = loss_runs(example, tokenizer, encoder_decoder)
     styled = [(text, "bold green" if learnt else "dim") for text, learnt in runs]
     return Text.assemble(f"{_heading(example)}; it is bold:\n", *styled)
 

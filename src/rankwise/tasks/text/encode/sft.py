@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import ConfigError, suggest
-from rankwise.tasks.text.data.examples import Chat, Pair, Plain, SftExample, has_more
+from rankwise.tasks.text.data.examples import Chat, PlainText, PromptPair, SftExample, has_more
 from rankwise.tasks.text.encode.chat import Use, answer_text, tokenize_chat, use_of
 from rankwise.tasks.text.encode.pieces import continuation, encode_around
 from rankwise.tasks.text.encode.templates import Template, has_template, read_date, require_template, set_chat_template
@@ -110,6 +110,7 @@ def tokenize_sft(
     made, notes = usable(examples, one, f"{what} examples".lstrip(), skip=skip_bad_lines)
     rows = [row for _, row in made]
     notes += [*_template_notes(uses), *_idle_notes([example for example, _ in made], tokenizer, options)]
+    notes += _ends_inside([example for example, _ in made], tokenizer)
     notes += [] if encoder_decoder else _notes([e for e, _ in made], rows, tokenizer, options)
     return prepared(rows, tokenizer, Truncation(context, what, answers), encoder_decoder, notes)
 
@@ -118,7 +119,7 @@ def prompt_text(example: SftExample, tokenizer: Tokenizer, options: SftOptions) 
     """What the model is given before the last answer, for generating, and whether special tokens are to be added."""
     if chat := as_chat(example, tokenizer, options):
         return Template(tokenizer, options.date).write(chat, chat.messages[:-1], answer_next=True), False
-    if isinstance(example, Plain):
+    if isinstance(example, PlainText):
         raise BadLineError(example.line, " is a plain text; it has no prompt to answer.")
     return example.source + gap(example, options), True
 
@@ -142,7 +143,7 @@ def as_chat(example: SftExample, tokenizer: Tokenizer, options: SftOptions) -> C
     if isinstance(example, Chat):
         require_template(tokenizer)
         return example
-    if isinstance(example, Plain):
+    if isinstance(example, PlainText):
         return None
     wanted = (example.chat and has_template(tokenizer)) if options.chat is None else options.chat
     if not wanted:
@@ -158,7 +159,7 @@ def _one_for_causal(example: SftExample, chat: Chat | None, template: Template, 
     if chat is not None:
         return tokenize_chat(template, chat, loss_on_all=loss_on_all)
     eos = ends_of(tokenizer)
-    if isinstance(example, Plain):
+    if isinstance(example, PlainText):
         ids = _without(eos, encode_around(tokenizer, example.answer)) + eos
         return Tokens(example.line, ids, list(ids))
     # The prompt is tokenised by itself, as it will be when the model generates.
@@ -170,7 +171,7 @@ def _one_for_causal(example: SftExample, chat: Chat | None, template: Template, 
 def gap(example: SftExample, options: SftOptions) -> str:
     """What stands between prompt and answer where they are not written as a conversation."""
     # An instruction ends with no sign that its output begins.
-    return options.separator or ("\n\n" if isinstance(example, Pair) and example.chat else "")
+    return options.separator or ("\n\n" if isinstance(example, PromptPair) and example.chat else "")
 
 
 def _without(eos: list[int], ids: list[int]) -> list[int]:
@@ -180,7 +181,7 @@ def _without(eos: list[int], ids: list[int]) -> list[int]:
 
 def _one_for_encoder_decoder(example: SftExample, chat: Chat | None, template: Template, options: SftOptions) -> Tokens:
     tokenizer = template.tokenizer
-    if isinstance(example, Plain):
+    if isinstance(example, PlainText):
         raise BadLineError(
             example.line,
             " is a plain text; an encoder-decoder needs what it reads and what it answers "
@@ -218,16 +219,36 @@ def _idle_notes(examples: Sequence[SftExample], tokenizer: Tokenizer, options: S
         )
     if options.chat is False and any(isinstance(example, Chat) for example in examples):
         idle.append("--no-chat has no effect on messages, which a chat template always writes.")
-    if options.chat and all(isinstance(example, Plain) for example in examples):
+    if options.chat and all(isinstance(example, PlainText) for example in examples):
         idle.append("--chat has no effect: plain texts are not written as conversations.")
     return idle
+
+
+def _ends_inside(examples: Sequence[SftExample], tokenizer: Tokenizer) -> list[str]:
+    """Answers in whose middle the token stands at which generation stops."""
+    end: Any = tokenizer.eos_token
+    answers = [_answers(example) for example in examples if not isinstance(example, Plain)]
+    inside = sum(any(end in answer.rstrip().removesuffix(end) for answer in texts) for texts in answers if end)
+    if not inside:
+        return []
+    return [
+        f'{_some(inside, len(answers))} answers hold the end token "{end}" inside: generation stops there, so what '
+        "follows it is learnt and never given."
+    ]
+
+
+def _answers(example: Chat | Pair) -> list[str]:
+    if isinstance(example, Pair):
+        return [example.answer]
+    contents: list[Any] = [turn.get("content") for turn in example.messages if turn["role"] == "assistant"]
+    return [content for content in contents if isinstance(content, str)]
 
 
 def _notes(
     examples: Sequence[SftExample], rows: Sequence[Tokens], tokenizer: Tokenizer, options: SftOptions
 ) -> list[str]:
     notes: list[str] = []
-    bare = [e for e in examples if isinstance(e, Pair) and not as_chat(e, tokenizer, options)]
+    bare = [e for e in examples if isinstance(e, PromptPair) and not as_chat(e, tokenizer, options)]
     touching = [e for e in bare if not ((e.source + gap(e, options))[-1:].isspace() or e.answer[:1].isspace())]
     if touching:
         notes.append(
@@ -244,7 +265,7 @@ def _notes(
 
 
 def _last_learnt(row: Tokens, tokenizer: Tokenizer) -> int | None:
-    """The last token with loss that is no white space; an end where nothing is learnt, which is said elsewhere."""
+    """The last token with loss that is not white space; the end where nothing is learnt, which other notes report."""
     learnt = [label for label in row.labels if label != IGNORED]
     return next((token for token in reversed(learnt) if tokenizer.decode([token]).strip()), tokenizer.eos_token_id)
 

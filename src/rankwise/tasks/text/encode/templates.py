@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import ConfigError
-from rankwise.tasks.text.data.examples import Chat, Message
+from rankwise.tasks.text.data.examples import Chat, ChatMessage
 from rankwise.tasks.text.encode.tokens import Tokenizer
 from rankwise.tasks.text.read.bad_lines import BadLineError
 
@@ -119,7 +119,7 @@ _DIRECTIVES = "aAbBcCdDeFgGhHIjklmMnpPrRStTuUVwWxXyY"
 
 
 def dated(template: str, date: str | None) -> str:
-    """The template with a macro of its own in place of the function that gives today's date, however it calls that.
+    """The template with its own macro in place of the function that gives today's date, however it calls that.
 
     Examples:
         >>> from jinja2 import Environment
@@ -133,7 +133,7 @@ def dated(template: str, date: str | None) -> str:
     # Two percent signs stand for one, and don't begin a directive.
     steps = [("%%", "\0"), *((f"%{sign}{d}", day.strftime(f"%{sign}{d}")) for sign in ("-", "") for d in _DIRECTIVES)]
     filters = "".join(f"|replace({old!r},{new!r})" for old, new in [*steps, ("\0", "%")])
-    # In a line of its own, which `trim_blocks` takes away with its end.
+    # In its own line, which `trim_blocks` takes away with its end.
     return f"{{% macro {_NOW}(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}\n{template}"
 
 
@@ -144,7 +144,7 @@ _FAILURES = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeE
 """What a template's expressions may raise."""
 
 
-def _with_arguments_as_text(message: Message) -> Message:
+def _with_arguments_as_text(message: ChatMessage) -> ChatMessage:
     """The message with the arguments of its tool calls as JSON text."""
     if not message.get("tool_calls"):
         return message
@@ -181,7 +181,7 @@ class Template:
         """Whether it marks answers itself, with `{% generation %}`."""
         return re.search(r"\{%-?\s*generation\b", self.text(chat.tools)) is not None
 
-    def write(self, chat: Chat, messages: Sequence[Message] | None = None, *, answer_next: bool = False) -> str:
+    def write(self, chat: Chat, messages: Sequence[ChatMessage] | None = None, *, answer_next: bool = False) -> str:
         """The text of a conversation.
 
         Args:
@@ -209,7 +209,7 @@ class Template:
         return self._apply(chat, None, marks=True)
 
     def _apply(
-        self, chat: Chat, messages: Sequence[Message] | None, *, answer_next: bool = False, marks: bool = False
+        self, chat: Chat, messages: Sequence[ChatMessage] | None, *, answer_next: bool = False, marks: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
         from jinja2 import TemplateError, TemplateSyntaxError
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -217,7 +217,7 @@ class Template:
         turns = [*(chat.messages if messages is None else messages)]
         template, tools = self.text(chat.tools), [*chat.tools] or None
 
-        def apply(turns: list[Message]) -> tuple[str, list[tuple[int, int]]]:
+        def apply(turns: list[ChatMessage]) -> tuple[str, list[tuple[int, int]]]:
             if not marks:
                 return self.tokenizer.apply_chat_template(
                     turns,

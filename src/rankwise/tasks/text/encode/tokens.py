@@ -19,7 +19,7 @@ class Tokens:
     """One example.
 
     Args:
-        line: Where it stands in its file.
+        line: Its line in the file.
         ids: What the model reads.
         labels: Beside each of `ids` the token itself, or `IGNORED` where it carries no loss (the first
             never does).
@@ -37,9 +37,9 @@ class Prepared:
 
     Args:
         rows: The examples, in their order.
-        pad_id: The token that fills rows up; it is told from others by the mask, never by its number.
-        encoder_decoder: Whether labels are a sequence of their own.
-        notes: What the user should be told.
+        pad_id: The token that fills rows up; it is distinguished from others by the mask, never by its number.
+        encoder_decoder: Whether labels are their own sequence.
+        notes: Notes for the user.
     """
 
     rows: tuple[Tokens, ...]

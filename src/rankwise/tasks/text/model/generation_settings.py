@@ -40,7 +40,7 @@ def own_settings_aside(model: Any) -> Generator[None]:
 
 
 def own_ends(model: Any, tokenizer: Tokenizer) -> list[int]:
-    """The tokens after which the model itself would end an answer, stop strings that are a token of their own too."""
+    """The tokens after which the model itself would end an answer, stop strings that are their own token too."""
     config = model.generation_config
     ids = config.eos_token_id
     strings = getattr(config, "stop_strings", None) or []

@@ -1,6 +1,6 @@
 """Heads of classifiers: found in a model, put on an encoder, and begun from each adapter's seed.
 
-A head belongs to each adapter: its modules are named in `Member.whole`, and its first weights depend on the seed.
+A head belongs to each adapter: `Member.modules_to_save` names its modules, and its first weights depend on the seed.
 """
 
 import math
@@ -61,7 +61,7 @@ class MeanPooledClassifier(nn.Module):
 
 
 def find_head(model: nn.Module, base_prefix: str, missing: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The modules that stand beside the base, or that its checkpoint has no weights for.
+    """The modules outside the base, or that its checkpoint has no weights for.
 
     Args:
         model: A classifier.
@@ -69,7 +69,7 @@ def find_head(model: nn.Module, base_prefix: str, missing: Sequence[str]) -> tup
         missing: Parameters that the checkpoint did not have.
 
     Returns:
-        (names of all modules of the head, names of those that are new), each with parameters of its own.
+        (names of all modules of the head, names of those that are new), each with its own parameters.
 
     Raises:
         ConfigError: The checkpoint lacks weights of the base itself.
@@ -95,7 +95,7 @@ def initial_head(model: nn.Module, head: Sequence[str], new: Sequence[str], seed
 
     Args:
         model: The classifier.
-        head: From `find_head`, as `Member.whole`.
+        head: From `find_head`, as `Member.modules_to_save`.
         new: Those of them that the checkpoint has no weights for.
         seed: The adapter's.
     """

@@ -53,11 +53,11 @@ def check_owner(name: str) -> None:
     """
     if "/" in name or "\\" in name or Path(name).expanduser().exists() or _is_cached(name):
         return
-    whole = owned_name(name)
-    asked = None if whole else _ask(name)
-    if whole is None and asked is None:
+    suggested = owned_name(name)
+    asked = None if suggested else _ask(name)
+    if suggested is None and asked is None:
         return
-    hint = f'; did you mean "{whole}"?' if whole else ": give owner/name, as on the model's page, or a folder."
+    hint = f'; did you mean "{suggested}"?' if suggested else ": give owner/name, as on the model's page, or a folder."
     raise ConfigError(
         f'There is no folder "{name}", and {asked or "models on the hub have names of the form owner/name"}{hint}'
     )
@@ -85,12 +85,12 @@ def _ask(name: str) -> str | None:
         return "the hub has no model of that name"
     except HFValidationError:
         return "it is no name of a model on the hub"
-    except (OSError, *_transport_errors()) as error:
+    except (OSError, *transport_errors()) as error:
         return f"the hub can't be reached ({error})"
     return None
 
 
-def _transport_errors() -> list[type[Exception]]:
+def transport_errors() -> list[type[Exception]]:
     """What the HTTP library that huggingface_hub uses raises: another one from version to version."""
     names = {"httpx2": "TransportError", "httpx": "TransportError", "requests": "RequestException"}
     return [getattr(sys.modules[library], name) for library, name in names.items() if library in sys.modules]

@@ -18,11 +18,11 @@ from rankwise.tasks.text.extra import requires_extra
 from rankwise.tasks.text.model.calls import ModelCall, find_inputs
 from rankwise.tasks.text.model.causal import check_causal
 from rankwise.tasks.text.model.heads import MeanPooledClassifier, find_head, initial_head
-from rankwise.tasks.text.model.quiet import silence_transformers
+from rankwise.tasks.text.model.silence import silence_transformers
 from rankwise.tasks.text.model.source import ModelOptions, ModelSource
 from rankwise.tasks.text.model.trained_heads import match_head, reset_outputs
 
-TASKS = ("classify", "sft")
+MODEL_TASKS = ("classify", "sft")
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class TextModel:
         config: Its configuration.
         call: (model, batch) -> logits, for `Pack(call=...)`.
         encoder_decoder: Whether it is one.
-        head: Modules that belong to each adapter, for `Member.whole`; none for sft.
+        head: Modules that belong to each adapter, for `Member.modules_to_save`; none for sft.
         new_head: Those of them that begin from the adapter's seed.
         labels: A classifier's, in the order of its outputs.
-        notes: What the user should be told.
+        notes: Notes for the user.
         labels: What a classifier predicts.
         pad_token: The token for padding that was chosen, where the tokenizer had none.
     """
@@ -86,8 +86,10 @@ def load_text_model(
     Raises:
         ConfigError: There is no such model, it is not one for this task, needs code of its own, or lacks weights.
     """
-    if task not in TASKS:
-        raise ConfigError(f'Task "{task}" is not known; there are {", ".join(TASKS)}.{suggest(task, TASKS)}')
+    if task not in MODEL_TASKS:
+        raise ConfigError(
+            f'Task "{task}" is not known; there are {", ".join(MODEL_TASKS)}.{suggest(task, MODEL_TASKS)}'
+        )
     options = options or ModelOptions()
     source = ModelSource(str(name), options)
     with requires_extra("language models"):

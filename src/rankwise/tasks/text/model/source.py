@@ -75,7 +75,6 @@ class ModelSource:
             ConfigError: It can't be loaded.
         """
         import transformers
-        from safetensors import SafetensorError
 
         if self.gguf:
             with requires_extra("GGUF files"):
@@ -85,7 +84,9 @@ class ModelSource:
             # A name whose owner says "run my code" must be asked for; None would ask on the terminal.
             trust = self.options.trust_remote_code
             return getattr(transformers, auto_class).from_pretrained(self.place, trust_remote_code=trust, **more)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # of whatever class: these are the files of others, and what reads them is too
             raise ConfigError(self._explain(auto_class, error)) from error
 
     def load_model(
@@ -118,7 +119,8 @@ class ModelSource:
         return model, [*info["missing_keys"], *(name for name, _, _ in mismatched)]
 
     def _explain(self, auto_class: str, error: Exception) -> str:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        lines = (str(error).strip() or type(error).__name__).splitlines()
+        first = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
         path = Path(self.place)
         if "trust_remote_code" in str(error) or "custom code" in str(error):
             return (

@@ -1,4 +1,4 @@
-"""Heads that a classifier's checkpoint brings: taken over with their own labels in their own order, or begun anew."""
+"""The heads of classifiers' checkpoints: used with their labels in their order, or reinitialised."""
 
 from dataclasses import replace
 from typing import Any

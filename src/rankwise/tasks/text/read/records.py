@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Record:
+class RawRecord:
     """One example as it was read.
 
     Args:
@@ -26,11 +26,11 @@ class Bad:
     reason: str
 
 
-def checked(record: Record) -> Record | Bad:
+def checked(record: RawRecord) -> RawRecord | Bad:
     """The record, unless a text in it is none.
 
     Examples:
-        >>> checked(Record(3, {"text": ["\\ud83d"]}))
+        >>> checked(RawRecord(3, {"text": ["\\ud83d"]}))
         Bad(line=3, reason='half of a surrogate pair (\\\\ud83d)')
     """
     found = _surrogate(record.values)

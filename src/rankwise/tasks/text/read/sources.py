@@ -15,7 +15,7 @@ from typing import Any
 from rankwise.errors import DataError
 from rankwise.tasks.text.extra import requires_extra
 from rankwise.tasks.text.read.bad_lines import NAMED
-from rankwise.tasks.text.read.records import Bad, Record, checked
+from rankwise.tasks.text.read.records import Bad, RawRecord, checked
 from rankwise.tasks.text.read.tables import read_table
 from rankwise.tasks.text.read.text_files import open_text
 
@@ -29,17 +29,17 @@ class Records:
         rows: The records; at least one.
         columns: All their columns, in order of first appearance.
         label_names: Names of a hub data set's classes by column, in the order of their numbers.
-        notes: What the user should be told.
+        notes: Notes for the user.
     """
 
     source: str
-    rows: tuple[Record, ...]
+    rows: tuple[RawRecord, ...]
     columns: tuple[str, ...]
     label_names: dict[str, tuple[str, ...]]
     notes: tuple[str, ...] = ()
 
 
-Read = tuple[list[Record | Bad], list[str]]
+Read = tuple[list[RawRecord | Bad], list[str]]
 """What a file holds, and notes."""
 
 
@@ -81,7 +81,7 @@ def read_records(where: str | Path, *, split: str = "train", skip_bad_lines: boo
         found, notes = _TEXT_READERS[suffix](path)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} can't be read ({error}).") from error
-    rows = [record for record in found if isinstance(record, Record)]
+    rows = [record for record in found if isinstance(record, RawRecord)]
     bad = [record for record in found if isinstance(record, Bad)]
     if bad:
         named = "; ".join(f"line {b.line} ({b.reason})" for b in bad[:NAMED])
@@ -104,7 +104,7 @@ def has_reader(path: Path) -> bool:
 
 
 def _records(
-    source: str, rows: list[Record], label_names: dict[str, tuple[str, ...]], notes: tuple[str, ...] = ()
+    source: str, rows: list[RawRecord], label_names: dict[str, tuple[str, ...]], notes: tuple[str, ...] = ()
 ) -> Records:
     if not rows:
         raise DataError(f"{source} holds no examples; at least one is needed.")
@@ -131,11 +131,11 @@ def _bare(line: str) -> str:
     return line.strip("\ufeff \t\r\n")
 
 
-def _json_record(number: int, line: str) -> Record | Bad:
+def _json_record(number: int, line: str) -> RawRecord | Bad:
     try:
         value = json.loads(_bare(line), object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        if isinstance(bad := checked(Record(number, {"": line})), Bad):
+        if isinstance(bad := checked(RawRecord(number, {"": line})), Bad):
             return bad
         return Bad(number, f"no JSON at column {error.colno}: {error.msg}")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists without an end
@@ -155,10 +155,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _record_of(number: int, value: Any) -> Record | Bad:
+def _record_of(number: int, value: Any) -> RawRecord | Bad:
     if not isinstance(value, dict):
         return Bad(number, f"a JSON {type(value).__name__}, not an object")
-    return checked(Record(number, {str(key): content for key, content in value.items()}))
+    return checked(RawRecord(number, {str(key): content for key, content in value.items()}))
 
 
 _OF_ONE = ("messages", "conversations", "conversation")
@@ -230,7 +230,7 @@ def _from_hub(where: str, split: str) -> Records:
 
 def _from_dataset(source: str, data: Any) -> Records:
     names = {column: found for column, feature in data.features.items() if (found := _class_names(feature))}
-    rows = [Record(number, dict(values)) for number, values in enumerate(data, start=1)]
+    rows = [RawRecord(number, dict(values)) for number, values in enumerate(data, start=1)]
     absent = 0
     for row in rows:
         for column, value in row.values.items():
@@ -241,7 +241,7 @@ def _from_dataset(source: str, data: Any) -> Records:
                 absent += n
     notes = (
         (
-            f"{source}: {absent:,} nulls inside of lists and objects are taken for keys that are not there, as a table "
+            f"{source}: {absent:,} nulls inside of lists and objects are read as keys that are not there, as a table "
             "has every key in every row.",
         )
         if absent
@@ -275,6 +275,6 @@ def without_nulls(value: Any, depth: int = 0) -> tuple[Any, int]:
         return [part for part, _ in parts], sum(n for _, n in parts)
     if not isinstance(value, dict):
         return value, 0
-    whole = {key: without_nulls(one, depth + 1) for key, one in value.items() if one is not None}
-    gone = len(value) - len(whole) if depth else 0
-    return {key: part for key, (part, _) in whole.items()}, gone + sum(n for _, n in whole.values())
+    cleaned = {key: without_nulls(one, depth + 1) for key, one in value.items() if one is not None}
+    gone = len(value) - len(cleaned) if depth else 0
+    return {key: part for key, (part, _) in cleaned.items()}, gone + sum(n for _, n in cleaned.values())

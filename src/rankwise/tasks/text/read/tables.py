@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankwise.errors import DataError
-from rankwise.tasks.text.read.records import Bad, Record, checked
+from rankwise.tasks.text.read.records import Bad, RawRecord, checked
 from rankwise.tasks.text.read.text_files import open_text
 
 
@@ -49,7 +49,7 @@ class _Form:
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
-def read_table(path: Path, delimiter: str) -> tuple[list[Record | Bad], list[str]]:
+def read_table(path: Path, delimiter: str) -> tuple[list[RawRecord | Bad], list[str]]:
     """The rows of a file whose first line names its columns.
 
     Many TSV files (GLUE's, WMT's) have no quoting, and texts that begin with a quotation mark. A TSV file is read so
@@ -96,7 +96,7 @@ def read_table(path: Path, delimiter: str) -> tuple[list[Record | Bad], list[str
     found = [
         Bad(row.line, row.wrong)
         if row.wrong is not None
-        else checked(Record(row.line, dict(zip(header, row.fields, strict=True))))
+        else checked(RawRecord(row.line, dict(zip(header, row.fields, strict=True))))
         for row in rows
     ]
     return found, notes

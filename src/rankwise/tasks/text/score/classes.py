@@ -1,4 +1,4 @@
-"""Figures of each label, and which labels are taken for which."""
+"""Figures of each label, and which labels are confused."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rankwise.shown import csv_cell, shortened
 from rankwise.tasks.text.data.labels import Labels
-from rankwise.tasks.text.score.metrics import confusion, predict
+from rankwise.tasks.text.score.metrics import confusion, predict_labels
 from rankwise.writing import replacing
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def class_figures(outputs: Float[Tensor, "rows C"], right: Tensor, labels: Label
     """
     if labels.kind == "number":
         return {}
-    said = predict(outputs, labels.kind)
+    said = predict_labels(outputs, labels.kind)
     if labels.kind == "one":
         counts = confusion(said, right, len(labels.names))
         hits, true, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
@@ -174,7 +174,9 @@ def most_confused(counts: Float[Tensor, "n n"], labels: Labels, most: int = 3) -
 
 
 def confusion_of(outputs: Float[Tensor, "rows C"], right: Tensor, labels: Labels) -> Tensor | None:
-    """How often each label was taken for each; None where a text has not one label."""
+    """How often each label was predicted as each; None where a text has not one label."""
     return (
-        confusion(torch.as_tensor(predict(outputs, "one")), right, len(labels.names)) if labels.kind == "one" else None
+        confusion(torch.as_tensor(predict_labels(outputs, "one")), right, len(labels.names))
+        if labels.kind == "one"
+        else None
     )

@@ -14,7 +14,7 @@ References = Sequence[Sequence[str]]
 def group_references(
     examples: Sequence[SftExample], texts: Sequence[str] | None = None
 ) -> tuple[list[SftExample], list[list[str]]]:
-    """Examples of one and the same input as one, with all their answers: what is generated for it is held against all.
+    """Merge examples with the same input into one with all their answers: a generated text is compared with all.
 
     Args:
         examples: The examples.
@@ -24,8 +24,8 @@ def group_references(
         The first example of each input, in their order, and the answers of each.
 
     Examples:
-        >>> from rankwise.tasks.text.data.examples import Pair
-        >>> group_references([Pair(1, "a", "one"), Pair(2, "b", "two"), Pair(3, "a", "1")])[1]
+        >>> from rankwise.tasks.text.data.examples import PromptPair
+        >>> group_references([PromptPair(1, "a", "one"), PromptPair(2, "b", "two"), PromptPair(3, "a", "1")])[1]
         [['one', '1'], ['two']]
     """
     answers: dict[str, list[str]] = {}

@@ -1,6 +1,6 @@
 r"""Losses of one adapter, and what training takes from single rows: f(outputs, batch).
 
-Token losses take outputs (rows, T, V) and labels beside the tokens, `IGNORED` where there is no loss. A causal model's
+Token losses take outputs (rows, T, V) and a label for each token, `IGNORED` where there is no loss. A causal model's
 output at t is for the token at t + 1; an encoder-decoder's for the label at t. They divide by the adapter's own tokens:
 
 $$L = \frac{\sum_{i,t} -\log p(y_{i,t})}{\sum_{i,t} 1}$$
@@ -22,7 +22,7 @@ Sums = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
 
 
 def targets_of(batch: Batch) -> Int[Tensor, "rows T"]:
-    """The token each output is for: the label beside it, for a causal model the next one.
+    """The token each output predicts: its label, for a causal model the next one.
 
     The labels are moved and not the outputs, which a large vocabulary makes too large to copy.
     """
@@ -53,7 +53,7 @@ def token_sums(
     return losses.view(targets.shape).sum(-1), (targets != IGNORED).sum(-1).to(wide.dtype)
 
 
-def token_loss(outputs: Float[Tensor, "rows T V"], batch: Batch) -> Float[Tensor, ""]:
+def mean_token_loss(outputs: Float[Tensor, "rows T V"], batch: Batch) -> Float[Tensor, ""]:
     """Mean cross-entropy over the tokens with loss; transformers' own `loss` of the same batch.
 
     A batch without such a token has the loss 0.

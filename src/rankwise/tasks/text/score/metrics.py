@@ -21,7 +21,7 @@ Batch = Mapping[str, Tensor]
 
 
 def perplexity_of(loss: float) -> float:
-    """exp of a loss a token, at the most exp(700): JSON knows no infinity.
+    """exp of a loss a token, at most exp(700): JSON knows no infinity.
 
     Examples:
         >>> perplexity_of(0.0)
@@ -30,7 +30,7 @@ def perplexity_of(loss: float) -> float:
     return math.exp(min(loss, 700.0))
 
 
-def predict(outputs: Tensor, kind: str) -> Tensor:
+def predict_labels(outputs: Tensor, kind: str) -> Tensor:
     """What a classifier says: the likeliest label, 1 for each label likelier than not, or the number.
 
     Args:
@@ -49,12 +49,12 @@ _PREDICT: dict[str, Callable[[Tensor], Tensor]] = {
 
 def accuracy(outputs: Float[Tensor, "rows C"], batch: Batch) -> Float[Tensor, " rows"]:
     """1 where the likeliest label is the right one."""
-    return (predict(outputs, "one") == batch["labels"]).float()
+    return (predict_labels(outputs, "one") == batch["labels"]).float()
 
 
 def several_accuracy(outputs: Float[Tensor, "rows C"], batch: Batch) -> Float[Tensor, " rows"]:
     """1 where exactly the right labels are predicted."""
-    return (predict(outputs, "several") == batch["labels"]).all(-1).float()
+    return (predict_labels(outputs, "several") == batch["labels"]).all(-1).float()
 
 
 def absolute_error(outputs: Float[Tensor, "rows 1"], batch: Batch) -> Float[Tensor, " rows"]:
@@ -176,15 +176,15 @@ class Metric:
 
 
 def _counts_of_one(outputs: Tensor, batch: Batch) -> Tensor:
-    return label_counts(predict(outputs, "one"), batch["labels"], outputs.shape[-1])
+    return label_counts(predict_labels(outputs, "one"), batch["labels"], outputs.shape[-1])
 
 
 def _counts_of_several(outputs: Tensor, batch: Batch) -> Tensor:
-    return label_counts(predict(outputs, "several"), batch["labels"], outputs.shape[-1])
+    return label_counts(predict_labels(outputs, "several"), batch["labels"], outputs.shape[-1])
 
 
 def _outcomes_of_several(outputs: Tensor, batch: Batch) -> Tensor:
-    return outcome_counts(predict(outputs, "several"), batch["labels"])
+    return outcome_counts(predict_labels(outputs, "several"), batch["labels"])
 
 
 CLASSIFY_METRICS: dict[str, dict[str, Metric]] = {
@@ -200,7 +200,7 @@ CLASSIFY_METRICS: dict[str, dict[str, Metric]] = {
     },
     "number": {"error": Metric("mean absolute error", False, absolute_error)},
 }
-"""What a classifier can be judged by, for each kind of label; the first by default, the rest is said beside it."""
+"""The metrics of a classifier, for each kind of label; the first is the default, the others are reported too."""
 
 
 def metric_of(kind: str, name: str | None) -> Metric:
@@ -226,7 +226,7 @@ def classify_figures(outputs: Float[Tensor, "*lead rows C"], labels: Tensor, kin
         >>> {name: float(value) for name, value in classify_figures(outputs, labels, "one").items()}
         {'accuracy': 1.0, 'f1': 1.0, 'mcc': 1.0}
     """
-    return _FIGURES[kind](predict(outputs, kind), labels, outputs.shape[-1])
+    return _FIGURES[kind](predict_labels(outputs, kind), labels, outputs.shape[-1])
 
 
 def _figures_of_labels(said: Tensor, labels: Tensor, n: int) -> dict[str, Tensor]:

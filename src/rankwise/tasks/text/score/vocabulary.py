@@ -117,7 +117,7 @@ class TokenLoss:
 
 
 def _acted_on(head: Any) -> bool:
-    """Whether something stands in place of the head's own forward, or adds to it."""
+    """Whether something replaces the head's own forward, or adds to it."""
     return "forward" in vars(head) or bool(head._forward_hooks or head._forward_pre_hooks)
 
 

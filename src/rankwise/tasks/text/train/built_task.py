@@ -13,6 +13,7 @@ from rankwise.errors import AdapterFileError
 from rankwise.pack.losses import PerBatch
 from rankwise.sweeps.problem import Splits
 from rankwise.sweeps.storage.owned import why_no_adapter
+from rankwise.tasks.settings import shared
 from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.data.loading import TextData, load_examples
 from rankwise.tasks.text.data.seen import checksums
@@ -41,7 +42,7 @@ class LoadedModel(Protocol):
 
     @property
     def head(self) -> tuple[str, ...]:
-        """Modules that belong to each adapter, for `Member.whole`."""
+        """Modules that belong to each adapter, for `Member.modules_to_save`."""
         ...
 
     @property
@@ -73,10 +74,10 @@ class BuiltTask:
         metric_name: What it is called.
         higher_is_better: Whether it is.
         task_type: PEFT's word for the task, for adapter files; None where it has none.
-        notes: What the user should be told.
+        notes: Notes for the user.
         examples: Split -> how many there are, where they are not the rows of its tensors.
         example: One prepared example, to be shown.
-        beside: Writes what belongs beside an adapter into its folder.
+        beside: Writes what belongs next to an adapter into its folder.
         constant: The metric of each row for the best constant prediction, as in `Problem`; None where there is none.
         check_start: Refuses the folder of an adapter that was trained for something else.
         pad_token: A token for padding that was chosen, where the tokenizer has none.
@@ -139,20 +140,9 @@ def texts_of(options: TextOptions) -> tuple[ExampleSplits, dict[str, tuple[str, 
     Raises:
         DataError: A file is missing, empty, or can't be understood.
     """
-    where = TextData(
-        data=options.data,
-        validation=options.validation,
-        test=options.test,
-        columns=dict(options.columns),
-        validation_share=options.validation_share,
-        test_share=options.test_share,
-        split_seed=options.split_seed,
-        several=None if options.labels is None else options.labels == "several",
-        skip_bad_lines=options.skip_bad_lines,
-        limit_train=options.limit_train,
-        limit_validation=options.limit_validation,
-        limit_test=options.limit_test,
-    )
+    labels, settings = options.form.labels, shared(options.examples, TextData)
+    settings["columns"] = dict(options.examples.columns)
+    where = TextData(data=options.data, several=None if labels is None else labels == "several", **settings)
     return load_examples(where, options.task)
 
 
@@ -166,13 +156,7 @@ def trained_inputs(examples: ExampleSplits, splits: Splits) -> np.ndarray:
 
 def model_options(options: TextOptions) -> ModelOptions:
     """How the model is loaded."""
-    return ModelOptions(
-        dtype=options.dtype,
-        device=options.device,
-        attention=options.attention,
-        trust_remote_code=options.trust_remote_code,
-        pooling=options.pooling,
-    )
+    return ModelOptions(pooling=options.form.pooling, **shared(options.base, ModelOptions))
 
 
 def lengths_of(data: Data) -> list[int]:

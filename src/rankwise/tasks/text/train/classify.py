@@ -1,4 +1,4 @@
-"""The task `classify`: texts with labels. Each adapter has a head of its own, saved with it."""
+"""The task `classify`: texts with labels. Each adapter has its own head, saved with it."""
 
 from functools import partial
 from pathlib import Path
@@ -47,10 +47,10 @@ def ready_classify(options: TextOptions) -> BuiltTask:
         DataError: The texts can't be read, or their labels don't fit.
     """
     examples, label_names = texts_of(options)
-    column = dict(options.columns).get("label", "label")
+    column = dict(options.examples.columns).get("label", "label")
     train: list[Any] = list(examples.train)
-    labels = find_labels(train, options.labels, label_names.get(column, ()), places=examples.places)
-    metric = metric_of(labels.kind, options.metric)
+    labels = find_labels(train, options.form.labels, label_names.get(column, ()), places=examples.places)
+    metric = metric_of(labels.kind, options.form.metric)
     loaded = load_text_model(options.model, "classify", labels, model_options(options))
     labels = loaded.labels or labels
     parts: dict[str, ClassifyData] = {}
@@ -64,16 +64,16 @@ def ready_classify(options: TextOptions) -> BuiltTask:
             loaded.tokenizer,
             loaded.config,
             name,
-            options.max_length,
-            skip_bad_lines=options.skip_bad_lines,
+            options.form.max_length,
+            skip_bad_lines=options.examples.skip_bad_lines,
         )
     data = {what: part.data for what, part in parts.items()}
-    if options.validation is None:
+    if options.examples.validation is None:
         fillers = {"input_ids": pad_token_of(loaded.tokenizer)[0], "attention_mask": 0, "token_type_ids": 0}
         data["train"], data["validation"] = widened([data["train"], data["validation"]], fillers)
-    tensors = {what: {key: t.to(options.device) for key, t in part.items()} for what, part in data.items()}
+    tensors = {what: {key: t.to(options.base.device) for key, t in part.items()} for what, part in data.items()}
     splits = Splits(tensors["train"], tensors["validation"], tensors["test"])
-    if options.validation is None:
+    if options.examples.validation is None:
         inputs = [example.source for what in ("train", "validation") for example in parts[what].examples]
         splits = pooled_splits(**tensors, inputs=inputs)
     if labels.kind == "number" and loaded.new_head:
@@ -91,7 +91,7 @@ def ready_classify(options: TextOptions) -> BuiltTask:
         task_type=None if pooled else "SEQ_CLS",
         notes=[
             *examples.notes,
-            *label_notes(labels, parts["train"].examples, options.labels),
+            *label_notes(labels, parts["train"].examples, options.form.labels),
             *loaded.notes,
             *dict.fromkeys(note for part in parts.values() for note in part.notes),
         ],

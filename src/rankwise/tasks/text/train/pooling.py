@@ -1,4 +1,4 @@
-"""Training and validation texts as one pool, which each seed can cut anew."""
+"""Training and validation texts as one pool, which each seed can split differently."""
 
 from collections.abc import Hashable, Mapping, Sequence
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rankwise.errors import DataError
 from rankwise.sweeps.problem import Splits
+from rankwise.tasks.settings import shared
 from rankwise.tasks.text.data.examples import SftExample
 from rankwise.tasks.text.encode.batches import as_tensors
 from rankwise.tasks.text.encode.joining import check_joining, join
@@ -41,14 +42,7 @@ def ready_sft(options: TextOptions) -> BuiltTask:
     """
     examples, _ = texts_of(options)
     loaded = load_text_model(options.model, "sft", options=model_options(options))
-    how = SftOptions(
-        loss_on=options.loss_on,
-        max_length=options.max_length,
-        chat=options.chat,
-        chat_template=options.chat_template,
-        separator=options.separator,
-        date=options.date,
-    )
+    sft_options = SftOptions(**shared(options.form, SftOptions))
     parts: dict[str, Prepared] = {}
     first: list[Any] = list(examples.train[:1])
     for what, name in SPLITS.items():
@@ -56,21 +50,25 @@ def ready_sft(options: TextOptions) -> BuiltTask:
         if not rows:
             raise DataError(f"The {name} data is empty.")
         parts[what] = tokenize_sft(
-            rows, loaded.tokenizer, loaded.config, how, name, skip_bad_lines=options.skip_bad_lines
+            rows, loaded.tokenizer, loaded.config, sft_options, name, skip_bad_lines=options.examples.skip_bad_lines
         )
     notes = [*examples.notes, *loaded.notes, *dict.fromkeys(note for part in parts.values() for note in part.notes)]
     tensors = {what: _tensors(part, loaded) for what, part in parts.items()}
-    if options.join:
+    if options.form.join:
         check_joining(loaded.model, text_config(loaded.config).vocab_size)
         joined = join(parts["train"], max(map(max, (part.lengths() for part in parts.values()))))
         tensors["train"] = joined.data
         notes.append(joined.note)
     # Joined rows hold several examples, which no cut can part.
-    pool = (*parts["train"].rows, *parts["validation"].rows) if options.validation is None and not options.join else ()
+    pool = (
+        (*parts["train"].rows, *parts["validation"].rows)
+        if options.examples.validation is None and not options.form.join
+        else ()
+    )
     if pool:
         whole, n = _tensors(replace(parts["train"], rows=pool), loaded), len(parts["train"].rows)
         tensors["train"], tensors["validation"] = pick(whole, lambda t: t[:n]), pick(whole, lambda t: t[n:])
-    placed = {what: {key: t.to(options.device) for key, t in data.items()} for what, data in tensors.items()}
+    placed = {what: {key: t.to(options.base.device) for key, t in data.items()} for what, data in tensors.items()}
     splits = Splits(placed["train"], placed["validation"], placed["test"])
     if pool:
         source = {example.line: example.source for example in (*examples.train, *examples.validation)}
@@ -88,19 +86,19 @@ def ready_sft(options: TextOptions) -> BuiltTask:
         task_type="SEQ_2_SEQ_LM" if loaded.encoder_decoder else "CAUSAL_LM",
         notes=notes,
         examples={what: len(part.rows) for what, part in parts.items()},
-        beside=_prompting(first[0], loaded.tokenizer, how).save,
+        beside=_prompting(first[0], loaded.tokenizer, sft_options).save,
         example=show_plain(parts["train"].rows[0], loaded.tokenizer, loaded.encoder_decoder),
         pad_token=loaded.pad_token,
     )
 
 
-def _prompting(example: SftExample, tokenizer: Tokenizer, how: SftOptions) -> Prompting:
+def _prompting(example: SftExample, tokenizer: Tokenizer, sft_options: SftOptions) -> Prompting:
     """How the examples were written, the first standing for all."""
-    if as_chat(example, tokenizer, how):
+    if as_chat(example, tokenizer, sft_options):
         # The template itself, where it is not the tokenizer's own: its file may be gone tomorrow.
-        own = tokenizer.chat_template if how.chat_template is not None else None
-        return Prompting(chat=True, chat_template=own, date=how.date if writes_date(tokenizer) else None)
-    return Prompting(separator=gap(example, how))
+        own = tokenizer.chat_template if sft_options.chat_template is not None else None
+        return Prompting(chat=True, chat_template=own, date=sft_options.date if writes_date(tokenizer) else None)
+    return Prompting(separator=gap(example, sft_options))
 
 
 def _tensors(prepared: Prepared, loaded: TextModel) -> dict[str, Tensor]:

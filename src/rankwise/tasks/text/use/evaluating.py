@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from rankwise.errors import DataError
-from rankwise.tasks.text.data.examples import Chat, Labelled, Plain, SftExample, has_more
+from rankwise.tasks.text.data.examples import Chat, Labelled, PlainText, SftExample, has_more
 from rankwise.tasks.text.data.forms import read_examples
 from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.data.seen import count_seen, run_of
@@ -31,7 +31,7 @@ from rankwise.tasks.text.use.generating import Writing, check_writes, with_room,
 from rankwise.tasks.text.use.outputs import classifier_outputs, outputs_of
 from rankwise.tasks.text.use.predicting import predictions_of
 from rankwise.tasks.text.use.prediction import Prediction
-from rankwise.tasks.text.use.served import BASE, ServedModel
+from rankwise.tasks.text.use.served import BASE_NAME, ServedModel
 
 Figures = dict[str, float]
 
@@ -46,12 +46,12 @@ class Evaluation:
     Args:
         data: The file, as the user gave it.
         figures: Name -> figure -> value: of classifiers the floor first; then the base, unless its head is not trained.
-        notes: What the user should be told.
+        notes: Notes for the user.
         labels: A classifier's.
         examples: The labelled texts, in the order of the predictions.
         predictions: Of base and adapters, of a classifier.
         classes: Name -> label -> figures of it, likewise; none for numbers.
-        confusions: Name -> how often each label (row) was taken for each (column), where a text has one label.
+        confusions: Name -> how often each label (row) was predicted as each (column), where a text has one label.
     """
 
     data: str
@@ -93,8 +93,8 @@ def evaluate_texts(
         columns: Role -> column, where a column is not called as its role.
         split: Of a hub data set.
         skip_bad_lines: Leave out what can't be read, and say so.
-        limit: How many examples are used at the most, drawn as a sweep draws its test examples; None for all.
-        generate: For so many inputs, drawn from the whole file, answers are written and held against all references
+        limit: How many examples are used at most, drawn as a sweep draws its test examples; None for all.
+        generate: For so many inputs, drawn from the whole file, answers are written and compared with all references
             of the input; 0 for none.
         writing: How they are written.
 
@@ -119,7 +119,7 @@ def evaluate_texts(
     notes = [*adapted.notes, *records.notes, *notes]
     if generate:
         _check_written(adapted, examples)
-    names = [*([] if adapted.loaded.new_head else [BASE]), *adapted.names]
+    names = [*([] if adapted.loaded.new_head else [BASE_NAME]), *adapted.names]
     rows: list[Any] = list(examples)
     if limit is not None and limit < len(rows):
         rows = [rows[i] for i in drawn(rows, limit, SEED, "test")]
@@ -166,7 +166,7 @@ def _classify(adapted: ServedModel, names: Sequence[str], rows: Sequence[Any], d
     outputs = {name: classifier_outputs(adapted, name, prepared.data) for name in names}
     return replace(
         classifier_evaluation(data, prepared.examples, labels, prepared.data["labels"], outputs),
-        notes=[*prepared.notes, *([] if BASE in names else [NO_HEAD])],
+        notes=[*prepared.notes, *([] if BASE_NAME in names else [NO_HEAD])],
     )
 
 
@@ -230,7 +230,7 @@ def _check_written(adapted: ServedModel, examples: Sequence[Any]) -> None:
     """Find what stands against writing answers, before anything is computed."""
     check_writes(adapted)
     check_scorers()
-    if any(isinstance(example, Plain) for example in examples):
+    if any(isinstance(example, PlainText) for example in examples):
         raise DataError("Plain texts have no prompts to answer; leave out --generate.")
 
 
@@ -238,18 +238,18 @@ def _written(
     adapted: ServedModel, names: Sequence[str], examples: Sequence[Any], n: int, writing: Writing, skip: bool
 ) -> tuple[dict[str, Figures], list[str]]:
     """Figures of answers to n inputs, those left out that have no room for one."""
-    template = Template(adapted.loaded.tokenizer, adapted.way(BASE).date)
+    template = Template(adapted.loaded.tokenizer, adapted.way(BASE_NAME).date)
 
     def answer_of(example: SftExample) -> str:
         if isinstance(example, Chat) and has_more(example):
             return answer_text(template, example)
         return example.answer
 
-    with chat_template(adapted.loaded.tokenizer, adapted.way(BASE).chat_template):
+    with chat_template(adapted.loaded.tokenizer, adapted.way(BASE_NAME).chat_template):
         made, _ = usable(examples, answer_of, "examples", skip=skip)
     inputs, answers = group_references([example for example, _ in made], [answer for _, answer in made])
     places = drawn(inputs, n, SEED, "generate")
-    fitting, said = with_room(adapted, [BASE], [inputs[i] for i in places], writing, skip_bad_lines=skip)
+    fitting, said = with_room(adapted, [BASE_NAME], [inputs[i] for i in places], writing, skip_bad_lines=skip)
     places = [places[i] for i in fitting]
     prompts, references = [inputs[i] for i in places], [answers[i] for i in places]
     counted = f"with {sum(map(len, references)):,} references"

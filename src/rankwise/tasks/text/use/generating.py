@@ -1,14 +1,13 @@
 """Texts that a language model writes, with an adapter or without."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rankwise.errors import ConfigError
-from rankwise.tasks.text.data.examples import Pair, SftExample
+from rankwise.tasks.text.data.examples import PromptPair, SftExample
 from rankwise.tasks.text.data.prompts import check_text
 from rankwise.tasks.text.encode.chat import answer_end
 from rankwise.tasks.text.encode.sft import prompt_ids
@@ -16,31 +15,8 @@ from rankwise.tasks.text.encode.templates import Template, chat_template, has_te
 from rankwise.tasks.text.encode.tokens import check_known, find_answer_context, find_context, reading_config
 from rankwise.tasks.text.model.generation_settings import own_ends, own_settings_aside
 from rankwise.tasks.text.read.bad_lines import BadLineError, numbers, usable
+from rankwise.tasks.text.use.options import Writing
 from rankwise.tasks.text.use.served import ServedModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class Writing:
-    """How texts are written.
-
-    Args:
-        max_new_tokens: The most tokens of an answer.
-        temperature: 0 takes the likeliest token always; above, tokens are drawn.
-        seed: Of the draws.
-        batch_size: Prompts at once.
-    """
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    seed: int = 0
-    batch_size: int = 8
-
-    def __post_init__(self) -> None:
-        for what, value in (("max-new-tokens", self.max_new_tokens), ("batch-size", self.batch_size)):
-            if value < 1:
-                raise ConfigError(f"--{what} is {value}; it must be a whole number of at least 1.")
-        if not 0 <= self.temperature < float("inf"):
-            raise ConfigError(f"--temperature is {self.temperature}; it is 0 or a positive number, such as 0.7.")
 
 
 def as_prompt(text: str, line: int = 1) -> Pair:
@@ -50,7 +26,7 @@ def as_prompt(text: str, line: int = 1) -> Pair:
         BadLineError: It is no text that can be written as UTF-8.
     """
     check_text(line, text)
-    return Pair(line, text, "")
+    return PromptPair(line, text, "")
 
 
 def check_writes(adapted: ServedModel) -> None:
@@ -64,14 +40,14 @@ def check_writes(adapted: ServedModel) -> None:
 
 
 @torch.no_grad()
-def write_texts(adapted: ServedModel, name: str, prompts: Sequence[SftExample], how: Writing) -> list[str]:
+def write_texts(adapted: ServedModel, name: str, prompts: Sequence[SftExample], writing: Writing) -> list[str]:
     """What the model answers to each prompt.
 
     Args:
         adapted: The model.
         name: Which adapter acts, or `BASE`.
         prompts: Examples, whose answers are not read.
-        how: How.
+        writing: How.
 
     Returns:
         The answers, in the order of the prompts.
@@ -84,25 +60,27 @@ def write_texts(adapted: ServedModel, name: str, prompts: Sequence[SftExample], 
     model: Any = loaded.model
     check_writes(adapted)
     prompted = _tokens(adapted, name, prompts)
-    _check_room(adapted, prompts, prompted, how)
+    _check_room(adapted, prompts, prompted, writing)
     tokenizer, device = loaded.tokenizer, next(model.parameters()).device
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompted[i]))
     # The likeliest token always, or draws from the model's own probabilities.
     drawn: dict[str, Any] = (
-        {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
-        if how.temperature
+        {"do_sample": True, "temperature": writing.temperature, "top_k": 0, "top_p": 1.0}
+        if writing.temperature
         else {"do_sample": False}
     )
     ends = _ends(adapted, name)
     # A decoder's positions end where those of a causal model's prompt do, which have been looked at.
     longest = (
-        find_answer_context(loaded.config, how.max_new_tokens + 1) - 1 if loaded.encoder_decoder else how.max_new_tokens
+        find_answer_context(loaded.config, writing.max_new_tokens + 1) - 1
+        if loaded.encoder_decoder
+        else writing.max_new_tokens
     )
     with adapted.acting(name), own_settings_aside(model), torch.random.fork_rng():
-        torch.manual_seed(how.seed)
-        for start in range(0, len(order), how.batch_size):
-            rows = order[start : start + how.batch_size]
+        torch.manual_seed(writing.seed)
+        for start in range(0, len(order), writing.batch_size):
+            rows = order[start : start + writing.batch_size]
             batch = _filled([prompted[i] for i in rows], tokenizer.pad_token_id, left=not loaded.encoder_decoder)
             written = model.generate(
                 **{key: value.to(device) for key, value in batch.items()},
@@ -157,15 +135,15 @@ def _filled(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> dict[str,
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _room(adapted: ServedModel, how: Writing) -> int:
-    return _context(adapted) - (0 if adapted.loaded.encoder_decoder else how.max_new_tokens)
+def _room(adapted: ServedModel, writing: Writing) -> int:
+    return _context(adapted) - (0 if adapted.loaded.encoder_decoder else writing.max_new_tokens)
 
 
 def with_room(
     adapted: ServedModel,
     names: Sequence[str],
     prompts: Sequence[SftExample],
-    how: Writing,
+    writing: Writing,
     *,
     skip_bad_lines: bool = False,
 ) -> tuple[list[int], list[str]]:
@@ -175,11 +153,11 @@ def with_room(
         adapted: The model.
         names: Who is asked, each in its own way.
         prompts: Examples, whose answers are not read.
-        how: How answers are written.
+        writing: How answers are written.
         skip_bad_lines: Leave out prompts that can't be written, and say so, instead of refusing them.
 
     Returns:
-        Their places, and what the user should be told of the others.
+        Their places, and notes for the user of the others.
 
     Raises:
         DataError: Prompts can't be written, or have a token beyond the model's vocabulary.
@@ -191,13 +169,13 @@ def with_room(
         "prompts",
         skip=skip_bad_lines,
     )
-    places = [place_of[id(prompt)] for prompt, n in made if n <= _room(adapted, how)]
-    long = [(prompt.line, n) for prompt, n in made if n > _room(adapted, how)]
+    places = [place_of[id(prompt)] for prompt, n in made if n <= _room(adapted, writing)]
+    long = [(prompt.line, n) for prompt, n in made if n > _room(adapted, writing)]
     if long:
         notes.append(
-            f"{len(long):,} of {len(prompts):,} inputs have no room for an answer of {how.max_new_tokens:,} tokens in "
-            f"the context (the longest has {max(n for _, n in long):,}) and none was written: "
-            f"{numbers([line for line, _ in long])}."
+            f"{len(long):,} of {len(prompts):,} inputs have no room for an answer of "
+            f"{writing.max_new_tokens:,} tokens in the context (the longest has {max(n for _, n in long):,}) "
+            f"and none was written: {numbers([line for line, _ in long])}."
         )
     return places, notes
 
@@ -207,12 +185,12 @@ def _context(adapted: ServedModel) -> int:
 
 
 def _check_room(
-    adapted: ServedModel, prompts: Sequence[SftExample], prompted: Sequence[Sequence[int]], how: Writing
+    adapted: ServedModel, prompts: Sequence[SftExample], prompted: Sequence[Sequence[int]], writing: Writing
 ) -> None:
     for prompt, ids in zip(prompts, prompted, strict=True):
-        if len(ids) > _room(adapted, how):
+        if len(ids) > _room(adapted, writing):
             which = "The prompt" if len(prompts) == 1 else f"The prompt of line {prompt.line}"
             raise ConfigError(
-                f"{which} has {len(ids):,} tokens; with {how.max_new_tokens} for the answer the context of "
+                f"{which} has {len(ids):,} tokens; with {writing.max_new_tokens} for the answer the context of "
                 f"{_context(adapted):,} has no room for it. Make it shorter, or --max-new-tokens smaller."
             )

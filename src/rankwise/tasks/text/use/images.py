@@ -17,6 +17,7 @@ from rankwise.lora.merge import merge
 from rankwise.tasks.images.model import AUTO_CLASS, ImageModel, load_image_model
 from rankwise.tasks.images.pixels import Pixels
 from rankwise.tasks.images.reading import ENDINGS, LabelledImage, read_images
+from rankwise.tasks.settings import shared
 from rankwise.tasks.text.card.model_card import render
 from rankwise.tasks.text.data.examples import Labelled
 from rankwise.tasks.text.data.subset import drawn
@@ -27,11 +28,11 @@ from rankwise.tasks.text.use.merging import Merged, check_out
 from rankwise.tasks.text.use.options import UseOptions
 from rankwise.tasks.text.use.predicting import predictions_of
 from rankwise.tasks.text.use.prediction import Prediction
-from rankwise.tasks.text.use.served import BASE, acting_alone, labels_of, model_of, name_inside, names_of
+from rankwise.tasks.text.use.served import BASE_NAME, acting_alone, labels_of, model_of, name_inside, served_names
 from rankwise.train.machine.device import device_note, find_device
 from rankwise.writing import plain_mode
 
-AT_ONCE = 32
+IMAGES_AT_ONCE = 32
 """Images that pass the model at once."""
 
 
@@ -43,7 +44,7 @@ class ServedImages:
         loaded: The model.
         names: What the adapters are called, in order.
         folders: Where they lie, in order.
-        notes: What the user should be told.
+        notes: Notes for the user.
     """
 
     loaded: ImageModel
@@ -53,7 +54,7 @@ class ServedImages:
 
     @torch.no_grad()
     def outputs(self, name: str, files: Sequence[str]) -> Float[Tensor, "files C"]:
-        """The logits of one adapter, or of the base (`BASE`), in float32 on the CPU.
+        """The logits of one adapter, or of the base (`BASE_NAME`), in float32 on the CPU.
 
         Raises:
             DataError: An image can't be decoded.
@@ -64,7 +65,7 @@ class ServedImages:
         with acting_alone(model, self.names, name):
             parts = [
                 self.loaded.call(model, {"pixel_values": pixels.of(rows).to(device)}).float().cpu()
-                for rows in torch.arange(len(files)).split(AT_ONCE)
+                for rows in torch.arange(len(files)).split(IMAGES_AT_ONCE)
             ]
         return torch.cat(parts)
 
@@ -79,18 +80,14 @@ def load_adapted_images(folders: Sequence[Path], options: UseOptions) -> ServedI
     """
     device = find_device(options.device)
     model, labels = model_of(folders, options.model), labels_of(folders)
-    how = ModelOptions(
-        dtype=options.dtype,
-        device=str(device),
-        attention=options.attention,
-        trust_remote_code=options.trust_remote_code,
-    )
-    loaded = load_image_model(model, labels, how, fixed_order=True)
+    # A classifier of images reads its pixels in one way.
+    model_options = ModelOptions(**shared(options, ModelOptions) | {"device": str(device), "pooling": "auto"})
+    loaded = load_image_model(model, labels, model_options, fixed_order=True)
     for i, folder in enumerate(folders):
         load_adapter(loaded.model, folder, name_inside(i))
     loaded.model.eval()
     notes = (*device_note(options.device, device), *loaded.notes)
-    return ServedImages(loaded, names_of(folders), tuple(folders), notes)
+    return ServedImages(loaded, served_names(folders), tuple(folders), notes)
 
 
 def listed_images(place: Path) -> list[LabelledImage]:
@@ -131,7 +128,7 @@ def evaluate_images(
         data: A folder with a folder for each label, or a file with paths and labels.
         columns: Role -> column, where a column is not called as its role.
         skip_bad: Leave out images that can't be read, and say so.
-        limit: How many images are used at the most; None for all.
+        limit: How many images are used at most; None for all.
         generate: Must be 0: nothing is written.
 
     Raises:
@@ -146,11 +143,11 @@ def evaluate_images(
         images = [images[i] for i in drawn(images, limit, SEED, "test")]
     labels, files = served.loaded.labels, [image.text for image in images]
     right = labels.encode(images, "test")
-    names = [*([] if served.loaded.new_head else [BASE]), *served.names]
+    names = [*([] if served.loaded.new_head else [BASE_NAME]), *served.names]
     outputs = {name: served.outputs(name, files) for name in names}
     found = classifier_evaluation(data, images, labels, right, outputs)
     seen = seen_notes(served.names, served.folders, images, data)
-    return replace(found, notes=[*served.notes, *notes, *seen, *([] if BASE in names else [NO_HEAD])])
+    return replace(found, notes=[*served.notes, *notes, *seen, *([] if BASE_NAME in names else [NO_HEAD])])
 
 
 def merge_images(served: ServedImages, folder: Path) -> Merged:

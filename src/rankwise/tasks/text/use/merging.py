@@ -12,11 +12,11 @@ from rankwise.tasks.text.card.model_card import AUTO_CLASSES, render
 from rankwise.tasks.text.encode.templates import chat_template
 from rankwise.tasks.text.encode.tokens import find_context, text_config
 from rankwise.tasks.text.model.heads import MeanPooledClassifier
-from rankwise.tasks.text.model.quiet import silence_transformers
+from rankwise.tasks.text.model.silence import silence_transformers
 from rankwise.tasks.text.trained import read_trained
 from rankwise.tasks.text.use.options import NOT_QUANTIZED, UseOptions
 from rankwise.tasks.text.use.sentence_encoder import write_sentence_encoder
-from rankwise.tasks.text.use.served import BASE, ServedModel, load_adapted
+from rankwise.tasks.text.use.served import BASE_NAME, ServedModel, load_adapted
 from rankwise.writing import plain_mode
 
 
@@ -27,7 +27,7 @@ class Merged:
     Args:
         folder: Where.
         report: How well each weight holds its delta.
-        notes: What the user should be told.
+        notes: Notes for the user.
     """
 
     folder: Path
@@ -87,7 +87,7 @@ def merge_into_folder(adapted: ServedModel, folder: Path) -> Merged:
     tokenizer, labels = adapted.loaded.tokenizer, adapted.labels
     if labels is not None:
         config = text_config(adapted.loaded.config)
-        tokenizer.model_max_length = find_context(config, tokenizer, adapted.way(BASE).max_length)
+        tokenizer.model_max_length = find_context(config, tokenizer, adapted.way(BASE_NAME).max_length)
         body.config.id2label = labels.by_number
         body.config.label2id = {name: i for i, name in labels.by_number.items()}
         body.config.problem_type = labels.problem_type
@@ -95,7 +95,7 @@ def merge_into_folder(adapted: ServedModel, folder: Path) -> Merged:
         with staging(folder) as temporary:
             with silence_transformers():
                 body.save_pretrained(temporary)
-            with chat_template(tokenizer, adapted.way(BASE).chat_template):
+            with chat_template(tokenizer, adapted.way(BASE_NAME).chat_template):
                 tokenizer.save_pretrained(temporary)
             if isinstance(model, MeanPooledClassifier):
                 write_sentence_encoder(temporary, model.head, tokenizer.model_max_length)

@@ -47,7 +47,7 @@ def predict_texts(adapted: ServedModel, texts: Sequence[Labelled]) -> tuple[dict
         texts: From `read_texts` or `as_text`.
 
     Returns:
-        Adapter -> its predictions, in the order of the texts; and what the user should be told.
+        Adapter -> its predictions, in the order of the texts; and notes for the user.
 
     Raises:
         ConfigError: The adapters write texts and don't label them, or read texts of different lengths.

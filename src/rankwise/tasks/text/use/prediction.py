@@ -113,10 +113,10 @@ def predict(
 
     one = isinstance(adapters, str | Path)
     folders = [Path(folder) for folder in ([adapters] if one else adapters)]
-    how = UseOptions(model=model, device=device, dtype=dtype)
+    use_options = UseOptions(model=model, device=device, dtype=dtype)
     if reads_images(folders):
         files = [LabelledImage(i, str(file), "") for i, file in enumerate([texts] if isinstance(texts, str) else texts)]
-        served = load_adapted_images(folders, how)
+        served = load_adapted_images(folders, use_options)
         labelled = predict_images(served, files)
         return labelled[served.names[0]] if one else labelled
     given: list[Text] = [texts] if isinstance(texts, str) else list(texts)
@@ -130,6 +130,6 @@ def predict(
         raise DataError(f"Text {empty} is empty; give texts with at least a letter.")
     if not examples:
         raise DataError("There are no texts; give one or more.")
-    adapted = load_adapted(folders, how)
+    adapted = load_adapted(folders, use_options)
     found, _ = predict_texts(adapted, examples)
     return found[adapted.names[0]] if one else found

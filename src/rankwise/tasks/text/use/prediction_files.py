@@ -98,7 +98,7 @@ def _flat(record: Mapping[str, Any], only: str | None) -> dict[str, Any]:
     """A record as a row of a table: a column for each value; several labels as a JSON list, as they are read."""
     row = {key: _cell(value) for key, value in record.items() if key != "predictions"}
     for name, said in record["predictions"].items():
-        # The right label stands in "label" where it is known.
+        # "label" holds the right label where it is known.
         prefix = f"{name}." if only is None else "predicted_" if "label" in record else ""
         for key, value in said.items():
             if key == "probabilities":

@@ -14,6 +14,7 @@ from rankwise.adapter_files import load_adapter
 from rankwise.errors import AdapterError, AdapterFileError, ConfigError
 from rankwise.lora.active import activate, disabled
 from rankwise.sweeps.storage.owned import why_no_adapter
+from rankwise.tasks.settings import shared
 from rankwise.tasks.text.data.labels import FILE as LABELS
 from rankwise.tasks.text.data.labels import Labels, read_labels
 from rankwise.tasks.text.encode.sft import SftOptions
@@ -28,7 +29,7 @@ from rankwise.writing import read_regular
 
 Kept = TypeVar("Kept")
 
-BASE = "base"
+BASE_NAME = "base"
 """What the base without an adapter is called."""
 
 
@@ -43,7 +44,7 @@ class ServedModel:
         names: What the adapters are called, as the user sees them, in order.
         ways: How each of them makes tokens of examples; of the base alone, its one way.
         max_length: The most tokens of a prompt with its answer, where they are written; None takes the model's context.
-        notes: What the user should be told.
+        notes: Notes for the user.
         folders: Where the adapters lie, in order.
     """
 
@@ -58,7 +59,7 @@ class ServedModel:
 
     def way(self, name: str) -> SftOptions:
         """How one adapter makes tokens of examples; the base does as the first adapter."""
-        return self.ways[0 if name == BASE else self.names.index(name)]
+        return self.ways[0 if name == BASE_NAME else self.names.index(name)]
 
     def one_way(self) -> SftOptions:
         """How all of them do, for figures that can be compared.
@@ -78,21 +79,21 @@ class ServedModel:
 
     @contextmanager
     def acting(self, name: str) -> Generator[None]:
-        """Let one adapter act alone, or none (`BASE`), for the length of a `with` block."""
+        """Let one adapter act alone, or none (`BASE_NAME`), for the length of a `with` block."""
         with acting_alone(self.loaded.model, self.names, name):
             yield
 
 
 @contextmanager
 def acting_alone(model: nn.Module, names: Sequence[str], name: str) -> Generator[None]:
-    """Let one adapter act alone, or none (`BASE`), for the length of a `with` block.
+    """Let one adapter act alone, or none (`BASE_NAME`), for the length of a `with` block.
 
     Args:
         model: The model.
         names: Of its adapters, in the order in which they were put on it.
         name: Which of them.
     """
-    if name != BASE:
+    if name != BASE_NAME:
         activate(model, name_inside(names.index(name)))
         yield
     elif names:
@@ -155,13 +156,7 @@ def load_adapted(folders: Sequence[Path], options: UseOptions, *, rounded: bool 
         model,
         task,
         labels,
-        ModelOptions(
-            dtype=options.dtype,
-            device=str(device),
-            attention=options.attention,
-            trust_remote_code=options.trust_remote_code,
-            pooling=pooling,
-        ),
+        ModelOptions(**shared(options, ModelOptions) | {"device": str(device), "pooling": pooling}),
         fixed_order=True,
     )
     if quantized != NOT_QUANTIZED:
@@ -177,7 +172,7 @@ def load_adapted(folders: Sequence[Path], options: UseOptions, *, rounded: bool 
     loaded.model.eval()
     if folders and task == "sft":
         _see_readers(loaded)
-    names, notes = names_of(folders), (*device_note(options.device, device), *loaded.notes)
+    names, notes = served_names(folders), (*device_note(options.device, device), *loaded.notes)
     if task == "sft":
         notes += (*put_aside(loaded.model, loaded.tokenizer),)
     if len({(way.chat, way.chat_template, way.separator) for way in ways}) > 1:
@@ -198,15 +193,15 @@ def name_inside(i: int) -> str:
     return f"adapter_{i}"
 
 
-def names_of(folders: Sequence[Path]) -> tuple[str, ...]:
+def served_names(folders: Sequence[Path]) -> tuple[str, ...]:
     """The folders' last names where these differ, and none is called as the base; else their whole paths.
 
     Examples:
-        >>> names_of([Path("a/r1"), Path("a/r2")]), names_of([Path("a/r1"), Path("b/r1")])
+        >>> served_names([Path("a/r1"), Path("a/r2")]), served_names([Path("a/r1"), Path("b/r1")])
         (('r1', 'r2'), ('a/r1', 'b/r1'))
     """
     short = [folder.resolve().name if folder.name in ("", "..") else folder.name for folder in folders]
-    unique = len({*short, BASE}) == len(folders) + 1
+    unique = len({*short, BASE_NAME}) == len(folders) + 1
     return tuple(short) if unique else tuple(str(folder) for folder in folders)
 
 
@@ -259,14 +254,14 @@ def labels_of(folders: Sequence[Path]) -> Labels:
     """The labels of classifiers.
 
     Raises:
-        ConfigError: None are saved beside an adapter.
+        ConfigError: None are saved next to an adapter.
         DataError: The adapters have different ones.
     """
     labelled = [folder for folder in folders if (folder / LABELS).exists()]
     if not labelled:
         raise ConfigError(
             f"There is no {LABELS} in {', '.join(map(str, folders)) or 'an adapter, as none is given'}; a classifier's "
-            "labels are saved beside its adapter."
+            "labels are saved next to its adapter."
         )
     labels = read_labels(labelled[0])
     for folder in labelled[1:]:
@@ -275,7 +270,7 @@ def labels_of(folders: Sequence[Path]) -> Labels:
 
 
 def _kept(folders: Sequence[Path], read: Callable[[Path], Kept | None]) -> list[Kept | None]:
-    """What lies beside each adapter; where nothing does, the same as beside the first that has it."""
+    """Each adapter's file of this name; where it has none, that of the first adapter with one."""
     found = [read(folder) for folder in folders] or [None]
     first = next((own for own in found if own is not None), None)
     return [first if own is None else own for own in found]

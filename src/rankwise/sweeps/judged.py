@@ -9,7 +9,7 @@ import numpy as np
 
 from rankwise.results.origin import RelativeTo
 from rankwise.results.outcomes import MeanInterval
-from rankwise.sweeps.choose.answer import BASE, Answer, Floors, decide, reference_of
+from rankwise.sweeps.choose.answer import BASE_ANSWER, Answer, Floors, decide, reference_of
 from rankwise.sweeps.choose.configurations import Configuration, choose_learning_rates, pareto_front
 from rankwise.sweeps.choose.rule import Rule
 from rankwise.sweeps.choose.statistics import interval
@@ -35,7 +35,7 @@ class Choice:
     rates: Mapping[str, float] | None = None
 
 
-class Findings:
+class JudgedSweep:
     """A sweep with its learning rates chosen and its verdict: what all parts of the results are made from."""
 
     def __init__(self, swept: SweepState, problem: Problem, rule: Rule, choice: Choice) -> None:
@@ -51,7 +51,7 @@ class Findings:
 
     @cached_property
     def reference(self) -> Configuration | None:
-        """What the configurations are held against; None without a finished run."""
+        """What the configurations are compared with; None without a finished run."""
         known = next((c for c in self.able if c.name == self.choice.reference), None)
         return known or (reference_of(self.able, self.problem.higher_is_better) if self.able else None)
 
@@ -82,7 +82,7 @@ class Findings:
         """Names of the configurations, or of the base, that nothing with as few parameters beats."""
         points = {c.name: (c.trainable_parameters, self.means[c.name]) for c in self.able if c.name in self.means}
         if base_metric is not None:
-            points[BASE] = (0, base_metric)
+            points[BASE_ANSWER] = (0, base_metric)
         return {*pareto_front(points, self.problem.higher_is_better)}
 
     def other_metrics(self, c: Configuration) -> dict[str, MeanInterval]:

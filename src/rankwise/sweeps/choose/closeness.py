@@ -1,7 +1,7 @@
-r"""How probable it is that a configuration lies within the tolerance of the reference.
+r"""The probability that a configuration lies within the tolerance of the reference.
 
-With the metric turned so that more is better, and paired by seed and example, a contrast holds the tolerance's own
-error too: for a share t of the reference and for a share g of its gain over a floor,
+With the metric signed so that more is better, and paired by seed and example, a contrast includes the tolerance's
+error: for a share t of the reference and for a share g of its gain over a floor,
 
 $$c = y - (1 - t)\, y_{ref}, \qquad c = (y - y_{ref}) + g\, (y_{ref} - y_{floor})$$
 
@@ -11,8 +11,8 @@ two one-sided tests. The variance comes from the two-way layout of seeds and exa
 seed has validation rows of its own, from the spread of the seeds' means.
 
 Metrics of 0 and 1 have a floor under the examples' part of the variance: a difference of L needs at least a share |L|
-of examples that differ, so that part is at least $k |L| (1 - |L|) / n$. Without it a handful of examples that all
-agree would make a probability of 1.
+of examples that differ, so that part is at least $k |L| (1 - |L|) / n$. Without it a few examples that all
+agree would give a probability of 1.
 
 References:
     Schuirmann, A comparison of the two one-sided tests procedure, 1987.
@@ -30,7 +30,7 @@ from rankwise.sweeps.choose.rule import Tolerance
 from rankwise.sweeps.choose.statistics import Spread, spread_of, t_quantile
 
 POINTS = 160
-"""Points at which the score bound is looked at between the tolerance and the largest difference there can be."""
+"""Points between the tolerance and the largest possible difference at which the score bound is evaluated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Paired:
         theirs: The reference's.
         floor: Of the better of base and constant prediction on these rows; None where neither is known.
         rotated: Whether every seed has validation rows of its own, so that columns don't line up.
-        distinct_rows: How many different validation rows there are, over all seeds.
+        distinct_rows: Distinct validation rows, over all seeds.
     """
 
     ours: tuple[np.ndarray, ...]
@@ -69,7 +69,7 @@ class Paired:
             found.append([d + tolerance.absolute for d in self.differences])
         if tolerance.of_reference is not None:
             t = tolerance.of_reference
-            # Of a negative reference the share counts upward all the same.
+            # A share of a negative reference still counts upward.
             sign = -1.0 if sum(float(b.sum()) for b in self.theirs) < 0 else 1.0
             found.append([a.astype(np.float64) - b + sign * t * b for a, b in pairs])
         if tolerance.of_gain is not None and self.floor is not None:
@@ -80,11 +80,11 @@ class Paired:
 
 @dataclass(frozen=True)
 class Within:
-    """A configuration against the reference.
+    """The comparison of a configuration with the reference.
 
     Args:
         difference: Mean difference; positive is better.
-        probability: That it lies within the tolerance; None with one seed, or where there is no spread to judge by.
+        probability: That it lies within the tolerance; None with one seed, or without any spread.
         lower: One-sided lower bound of the difference at the confidence asked for; None with one seed.
         upper: One-sided upper bound.
     """
@@ -95,8 +95,8 @@ class Within:
     upper: float | None
 
 
-def within(paired: Paired, tolerance: Tolerance, confidence: float = 0.95) -> Within:
-    """Hold a configuration against the reference.
+def judge_within(paired: Paired, tolerance: Tolerance, confidence: float = 0.95) -> Within:
+    """Compare a configuration with the reference.
 
     Args:
         paired: Both, on the same rows.
@@ -134,7 +134,7 @@ def _probability(contrast: Spread, spread: Spread, difference: float, binary: bo
     if not binary:
         error, freedom = contrast.error()
         if error <= 1e-10 * max(abs(contrast.mean), abs(difference)):
-            # Rows that all agree say nothing of others, unless there is no difference at all.
+            # Rows that all agree say nothing about others, unless there is no difference at all.
             return 1.0 if equal and contrast.mean > 0 else None
         return float(stdtr(freedom, contrast.mean / error))
     tolerance = max(contrast.mean - difference, 0.0)
@@ -165,11 +165,11 @@ def _reach(spread: Spread, confidence: float, binary: bool) -> float:
 def seeds_to_decide(paired: Paired, tolerance: Tolerance, confidence: float, most: int = 64) -> int | None:
     """Seeds to add until the configuration is shown to lie within or outside, if means and variances stay as they are.
 
-    It is a plan, not a promise.
+    This is an estimate, not a guarantee.
 
     Returns:
         0 where it is decided already; None with one seed, where no number up to `most` would do, and where the
-        validation rows that all seeds share can't tell.
+        validation rows that all seeds share are too few.
     """
     from scipy.special import stdtr
 
@@ -212,7 +212,7 @@ def difference_bound(
 
 
 def rows_needed(tolerance: float, confidence: float = 0.95) -> int:
-    """Distinct validation rows below which nothing can be shown of a 0/1 metric.
+    """Distinct validation rows below which nothing can be shown for a 0/1 metric.
 
     With fewer, even a configuration that is worse by the whole tolerance gets every row right that the reference does
     with a probability of more than 1 - confidence.

@@ -1,4 +1,4 @@
-"""What a row of the table of layers says."""
+"""The entries of `LAYER_TYPES`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ def weight_of(layer: nn.Module) -> Tensor:
     return weight
 
 
-def no_obstacle(layer: nn.Module) -> str:
+def unobstructed(layer: nn.Module) -> str:
     """Say that nothing is in the way of adapting this layer."""
     return ""
 
@@ -40,7 +40,7 @@ class Quantised:
 
 @dataclass(frozen=True)
 class LayerType:
-    """How one class of layers is adapted: a row of `LAYER_TYPES`.
+    """How one class of layers is adapted: an entry of `LAYER_TYPES`.
 
     A layer is seen as a matrix from d_in to d_out numbers (for a convolution: from the numbers under its
     kernel to the output channels), and A (r, d_in), B (d_out, r) are matrices whatever the layer.
@@ -71,7 +71,7 @@ class LayerType:
     dims: Callable[[Any], tuple[int, int]]
     update: Callable[..., Tensor]
     delta: Callable[[Any, Tensor, Tensor], Tensor]
-    obstacle: Callable[[Any], str] = no_obstacle
+    obstacle: Callable[[Any], str] = unobstructed
     matrix: bool = False
     linear: bool = False
     transposed: bool = False
@@ -85,5 +85,5 @@ class LayerType:
 
     @property
     def partial(self) -> bool:
-        """Whether it is how one adapter sees a part of the layer, and not the layer's own row."""
+        """Whether one adapter sees a part of the layer through it; it is then not the layer's own type."""
         return bool(self.slices or self.tokens)

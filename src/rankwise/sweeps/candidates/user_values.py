@@ -43,29 +43,29 @@ def as_list(given: Any) -> list[Any]:
     return list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
 
-def trained_whole(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
-    """The modules with parameters of their own that these names stand for: of a container, those inside it.
+def modules_of_head(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
+    """The modules with their own parameters that these names stand for: of a container, those inside it.
 
     Raises:
         ConfigError: There is no such module, or nothing in it can be trained.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)))
-        >>> trained_whole(model, ["1"])
+        >>> modules_of_head(model, ["1"])
         ('1.0', '1.2')
     """
     modules = dict(model.named_modules())
     found: dict[str, None] = {}
     for name in names:
         if name not in modules:
-            raise ConfigError(f'The model has no module "{name}" to train whole.{suggest(name, modules)}')
+            raise ConfigError(f'The model has no module "{name}" to train in full.{suggest(name, modules)}')
         inside = [
             f"{name}.{path}" if name and path else name or path
             for path, module in modules[name].named_modules()
             if next(module.parameters(recurse=False), None) is not None
         ]
         if not inside:
-            raise ConfigError(f'"{name}" has no parameters, so it can\'t be trained whole; leave it out of head.')
+            raise ConfigError(f'"{name}" has no parameters, so it can\'t be trained in full; leave it out of head.')
         found |= dict.fromkeys(inside)
     return tuple(found)
 

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from rankwise.errors import DataError
+from rankwise.sweeps.choose.closeness import Paired, difference_bound, judge_within, rows_needed, seeds_to_decide
 from rankwise.sweeps.choose.rule import Tolerance
-from rankwise.sweeps.choose.within import Paired, difference_bound, rows_needed, seeds_to_decide, within
 
 
 def paired(ours, theirs, floor=None, rotated=False):
@@ -36,7 +36,7 @@ def two_way(values):
 
 def test_of_a_loss_it_is_students_distribution_at_the_two_way_standard_error():
     ours, theirs = losses(1, shift=0.03), losses(2)
-    found = within(paired(ours, theirs), Tolerance(absolute=0.2))
+    found = judge_within(paired(ours, theirs), Tolerance(absolute=0.2))
     mean, error, freedom = two_way(np.stack(ours) - np.stack(theirs))
     assert found.difference == pytest.approx(mean)
     assert found.probability == pytest.approx(stats.t.cdf((mean + 0.2) / error, freedom), abs=1e-9)
@@ -46,14 +46,14 @@ def test_of_a_loss_it_is_students_distribution_at_the_two_way_standard_error():
 
 def test_a_share_of_the_reference_brings_its_error_along():
     ours, theirs = losses(1), losses(2)
-    found = within(paired(ours, theirs), Tolerance(of_reference=0.1))
+    found = judge_within(paired(ours, theirs), Tolerance(of_reference=0.1))
     mean, error, freedom = two_way(np.stack(ours) - 0.9 * np.stack(theirs))
     assert found.probability == pytest.approx(stats.t.cdf(mean / error, freedom), abs=1e-9)
 
 
 def test_a_share_of_the_gain_brings_the_floors_error_along():
     ours, theirs, floor = losses(1), losses(2), losses(3, shift=-1.0)
-    found = within(paired(ours, theirs, floor), Tolerance(of_gain=0.05))
+    found = judge_within(paired(ours, theirs, floor), Tolerance(of_gain=0.05))
     contrast = np.stack(ours) - np.stack(theirs) + 0.05 * (np.stack(theirs) - np.stack(floor))
     mean, error, freedom = two_way(contrast)
     assert found.probability == pytest.approx(stats.t.cdf(mean / error, freedom), abs=1e-9)
@@ -61,15 +61,15 @@ def test_a_share_of_the_gain_brings_the_floors_error_along():
 
 def test_of_two_tolerances_the_smaller_probability_counts():
     data = paired(losses(1), losses(2), losses(3, shift=-1.0))
-    both = within(data, Tolerance(of_reference=0.1, of_gain=0.05)).probability
-    each = [within(data, Tolerance(of_reference=0.1)), within(data, Tolerance(of_gain=0.05))]
+    both = judge_within(data, Tolerance(of_reference=0.1, of_gain=0.05)).probability
+    each = [judge_within(data, Tolerance(of_reference=0.1)), judge_within(data, Tolerance(of_gain=0.05))]
     assert both == min(one.probability for one in each)
 
 
 def test_hits_that_all_agree_are_as_sure_as_their_number_allows():
     n, tolerance = 400, 0.02
     equal = [np.ones(n)] * 3
-    found = within(paired(equal, equal), Tolerance(absolute=tolerance))
+    found = judge_within(paired(equal, equal), Tolerance(absolute=tolerance))
     # The largest level at which no difference outside the tolerance is left standing.
     outside = np.linspace(tolerance, 0.5, 2000)
     levels = stats.t.cdf(outside / np.sqrt(outside * (1 - outside) / n), n - 1)
@@ -81,7 +81,7 @@ def test_where_seeds_have_rows_of_their_own_the_seeds_means_count():
     draws = np.random.default_rng(0)
     ours = [(draws.random(500) < 0.9).astype(float) for _ in range(6)]
     theirs = [(draws.random(500) < 0.9).astype(float) for _ in range(6)]
-    found = within(paired(ours, theirs, rotated=True), Tolerance(absolute=0.05))
+    found = judge_within(paired(ours, theirs, rotated=True), Tolerance(absolute=0.05))
     differences = np.array([a.mean() - b.mean() for a, b in zip(ours, theirs, strict=True)])
     error = differences.std(ddof=1) / math.sqrt(6)
     assert found.probability == pytest.approx(stats.t.cdf((differences.mean() + 0.05) / error, 5), abs=1e-6)
@@ -90,12 +90,12 @@ def test_where_seeds_have_rows_of_their_own_the_seeds_means_count():
 def test_losses_without_any_spread_are_open_unless_all_rows_are_equal():
     theirs = [np.full(50, 2.0)] * 3
     shifted = [np.full(50, 1.9)] * 3
-    assert within(paired(shifted, theirs), Tolerance(absolute=0.5)).probability is None
-    assert within(paired(theirs, theirs), Tolerance(absolute=0.5)).probability == 1.0
+    assert judge_within(paired(shifted, theirs), Tolerance(absolute=0.5)).probability is None
+    assert judge_within(paired(theirs, theirs), Tolerance(absolute=0.5)).probability == 1.0
 
 
 def test_one_seed_tells_the_difference_and_no_more():
-    found = within(paired(losses(1, seeds=1), losses(2, seeds=1)), Tolerance(absolute=0.1))
+    found = judge_within(paired(losses(1, seeds=1), losses(2, seeds=1)), Tolerance(absolute=0.1))
     assert (found.probability, found.lower, found.upper) == (None, None, None)
 
 
@@ -103,7 +103,7 @@ def test_values_that_are_not_finite_are_refused():
     broken = losses(1)
     broken[0][3] = math.nan
     with pytest.raises(DataError, match="not finite"):
-        within(paired(broken, losses(2)), Tolerance(absolute=0.1))
+        judge_within(paired(broken, losses(2)), Tolerance(absolute=0.1))
 
 
 def test_calibration_at_the_edge_of_the_tolerance():
@@ -115,7 +115,7 @@ def test_calibration_at_the_edge_of_the_tolerance():
         noise = [hard + draws.normal(0, 0.05, 600) for _ in range(10)]
         theirs = [(values < 0.95).astype(float) for values in noise[:5]]
         ours = [(values < 0.93).astype(float) for values in noise[5:]]
-        shown += within(paired(ours, theirs), Tolerance(absolute=_gap())).probability >= 0.95
+        shown += judge_within(paired(ours, theirs), Tolerance(absolute=_gap())).probability >= 0.95
     assert 0.01 <= shown / 300 <= 0.09
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 @contextmanager
 def silence_transformers(*, gguf: bool = False) -> Generator[None]:
-    """Without transformers' progress bars and load reports: what matters in them is said by errors and notes.
+    """Silence transformers' progress bars and load reports; errors and notes report what matters in them.
 
     Args:
-        gguf: Whether a GGUF file is unpacked, which has a bar of its own.
+        gguf: Whether a GGUF file is unpacked, which has its own bar.
     """
     from transformers.utils import logging
 

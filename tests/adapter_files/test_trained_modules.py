@@ -15,7 +15,7 @@ from adapted_models import fill
 from rankwise.adapter_files import load_adapter, read_adapter, save_adapter
 from rankwise.errors import AdapterFileError
 from rankwise.lora import LoRAConfig, adapter_tensors, inject
-from rankwise.lora.trained_modules import whole_tensors
+from rankwise.lora.trained_modules import replacement_tensors
 
 # PEFT calls what transformers is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -151,11 +151,11 @@ def test_what_does_not_fit_is_an_error_or_listed(saved, change, message):
     assert list(model.state_dict()) == before
     report = load_adapter(model, saved, strict=False)
     assert any(message in line for line in report.findings)
-    assert whole_tensors(model, "default")
+    assert replacement_tensors(model, "default")
     outputs(model)
 
 
 def test_without_a_model_they_cannot_be_used(saved):
-    with pytest.raises(AdapterFileError, match="brings parameters trained whole"):
+    with pytest.raises(AdapterFileError, match="has fully trained parameters"):
         read_adapter(saved)
     assert list(read_adapter(saved, strict=False)[1]) == ["up"]

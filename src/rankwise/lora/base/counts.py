@@ -1,0 +1,67 @@
+"""Counts that a model keeps as plain attributes: training forwards move them, and no file of an adapter has them."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from rankwise.lora.base.attributes import Attributes
+
+_COUNTS = "_rankwise_counts"
+"""Attribute of an injected model: its `Counts`."""
+
+LOOKS = 4
+"""Training forwards before which it is looked, unless nothing has moved by then."""
+
+
+class Counts:
+    """Looks at the numbers that modules hold as attributes before the first training forwards.
+
+    Args:
+        model: The injected model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.numbers: Attributes | None = None
+        self.looks = 0
+        self.moved: list[str] = []
+        self.hook: RemovableHandle = model.register_forward_pre_hook(self.look)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy's: it has seen what this has, and looks no further, since its numbers lie elsewhere."""
+        return {**self.__dict__, "numbers": None}
+
+    def look(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        """Before a forward: which numbers has every one so far moved?"""
+        if torch.compiler.is_compiling() or not (model.training and torch.is_grad_enabled()):
+            return
+        if self.numbers is not None:
+            moved = [place[0] for place, _ in self.numbers.changed_places()]
+            self.moved = [name for name in moved if self.looks == 1 or name in self.moved]
+        if self.looks == LOOKS or (self.looks and not self.moved):
+            self.hook.remove()
+            self.numbers = None
+            return
+        self.numbers, self.looks = Attributes(model, depth=0), self.looks + 1
+
+
+def watch_counts(model: nn.Module) -> None:
+    """Look for counts in the first training forwards of an injected model."""
+    if _COUNTS in model.__dict__:
+        forget_counts(model)
+    setattr(model, _COUNTS, Counts(model))
+
+
+def counts_of(model: nn.Module) -> list[str]:
+    """Return the names of the numbers that every training forward so far has moved."""
+    found = (it for m in model.modules() if isinstance(it := m.__dict__.get(_COUNTS), Counts))
+    return [name for counts in found for name in counts.moved if counts.looks > 2]
+
+
+def forget_counts(model: nn.Module) -> None:
+    """Undo `watch_counts`, in a model or any part of it."""
+    for module in model.modules():
+        found = module.__dict__.pop(_COUNTS, None)
+        if isinstance(found, Counts):
+            found.hook.remove()
