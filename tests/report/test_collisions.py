@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from figure_boxes import collisions, texts_of
-from rankwise.report.compare import Cell, Comparison, build_comparison
+from rankwise.report.compare import Cell, RunComparison, build_comparison
 from rankwise.report.curves import MOST_PANELS, Curve, build_curves
 from rankwise.report.figures import FIGURES, FULL_SIZE, PAGE_SIZE, build_figure, own_style
 from rankwise.results import Results
@@ -110,9 +110,9 @@ def test_of_the_losses_of_a_hundred() -> None:
     assert f"the first {MOST_PANELS} of 101" in figure.texts[0].get_text()
 
 
-def comparison(names: Sequence[str], cells: Sequence[Cell | None]) -> Comparison:
+def comparison(names: Sequence[str], cells: Sequence[Cell | None]) -> RunComparison:
     rows = {f"r = {2**i}": tuple(cells[(i + j) % len(cells)] for j in range(len(names))) for i in range(6)}
-    return Comparison(tuple(names), "accuracy", True, rows, ())
+    return RunComparison(tuple(names), "accuracy", True, rows, ())
 
 
 SOUND = [Cell(0.9 + 0.01 * i, (0.88 + 0.01 * i, 0.92 + 0.01 * i), 1000 * 2**i, i == 2) for i in range(6)]

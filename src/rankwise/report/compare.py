@@ -206,7 +206,7 @@ def draw_comparison(comparison: RunComparison, path: Path) -> Path:
     return path
 
 
-def build_comparison(comparison: Comparison) -> "Figure":
+def build_comparison(comparison: RunComparison) -> "Figure":
     """Return the figure: a line for each run, its answer ringed, and a legend above the axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FILE = "curves.csv"
 COLUMNS_READ = ("run", "step", "train_loss", "validation_loss")
 
-COLUMNS = 4
+PANELS_A_ROW = 4
 """Panels side by side."""
 
 MOST_PANELS = 16

@@ -13,7 +13,7 @@ from rankwise.sweeps.run.forecast import forecast_sweep
 from rankwise.sweeps.run.stage import Search
 from rankwise.sweeps.run.stages import Stages
 from rankwise.train import loop
-from rankwise.train.checkpoints import Every
+from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.events import Event, Observers
 from rankwise.train.settings import Training
 from small_sweep import small_model, small_problem
@@ -69,7 +69,7 @@ def test_the_disk_is_what_a_run_takes_at_the_most(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(Observers, "on_event", watched)
     told = forecast_sweep(stages())
-    stages(checkpoints=tmp_path, every=Every(epochs=1)).run()
+    stages(checkpoints=tmp_path, every=CheckpointInterval(epochs=1)).run()
     assert 0 < most <= told.disk_bytes
     assert told.adapter_bytes == sum(pack.adapter_bytes for pack in told.packs[:1]) > 0
     assert told.packs[1].adapter_bytes == 0
