@@ -12,7 +12,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # Tests run in processes with one thread each: on two cores that is faster than two threads, and sums have one order.
 # A file stays with one process, so that what its tests share is made once.
 WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 CASES ?= ../shared/cases
 
 .PHONY: demo test test-full cases check format clean

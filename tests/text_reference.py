@@ -3,6 +3,7 @@
 import torch
 
 from rankwise.tasks.text.encode.tokens import IGNORED, Tokens
+from rankwise.tasks.text.score.losses import token_sums
 
 LENGTHS = (7, 3, 12, 5, 2)
 
@@ -42,3 +43,9 @@ def assert_same(model, batch, rows) -> None:
     torch.testing.assert_close(loss.detach(), expected, rtol=1e-5, atol=1e-5)
     for name, a, b in zip(dict(model.named_parameters()), gradients, expected_gradients, strict=True):
         assert (a - b).norm() <= 1e-5 * max(b.norm(), 1e-2), name
+
+
+def token_loss(outputs: torch.Tensor, batch) -> torch.Tensor:
+    """Mean cross-entropy over the tokens with loss, as transformers' own `loss`; 0 of a batch without one."""
+    sums, counts = token_sums(outputs, batch)
+    return sums.sum() / counts.sum().clamp_min(1)

@@ -15,7 +15,7 @@ LOCK = ".rankwise.lock"
 
 @contextmanager
 def locked(directory: Path) -> Generator[None]:
-    """Hold a directory for one run; it is made if need be, and removed again if nothing was put into it.
+    """Lock a directory for one run; create it if needed, and remove it if it stays empty.
 
     Where the file system knows no locks, nothing is held.
 

@@ -24,24 +24,20 @@ class Requirement:
     words: str
 
 
-def _finite(value: float) -> bool:
-    return math.isfinite(value)
-
-
 AT_LEAST_ONE = Requirement(lambda n: n >= 1 and n == int(n), "it must be a whole number of at least 1")
-POSITIVE = Requirement(lambda x: _finite(x) and x > 0, "it must be a positive number")
-NOT_NEGATIVE = Requirement(lambda x: _finite(x) and x >= 0, "it must be 0 or a positive number")
+POSITIVE = Requirement(lambda x: math.isfinite(x) and x > 0, "it must be a positive number")
+NOT_NEGATIVE = Requirement(lambda x: math.isfinite(x) and x >= 0, "it must be 0 or a positive number")
 RANKS = Requirement(lambda ns: bool(ns) and min(ns) >= 1, "give one or more whole numbers of at least 1")
 SEEDS = Requirement(lambda ns: bool(ns) and min(ns) >= 0, "give at least one, none below 0")
 RATES = Requirement(
-    lambda rates: bool(rates) and all(_finite(rate) and rate > 0 for rate in rates),
+    lambda rates: bool(rates) and all(math.isfinite(rate) and rate > 0 for rate in rates),
     "give positive numbers, such as 1e-4,1e-3",
 )
 RISING = Requirement(
     lambda rungs: [*rungs] == sorted({*rungs}) and all(rung >= 1 for rung in rungs),
     "give rising numbers of epochs, such as 1,2",
 )
-SHARE = Requirement(lambda share: 0 < share < 1, "it is a share of the training data, such as 0.1")
+PART = Requirement(lambda share: 0 < share < 1, "it is a share of the training data, such as 0.1")
 
 
 def require(settings: Any, named: Callable[[str], str] = str) -> None:
@@ -71,7 +67,7 @@ def require(settings: Any, named: Callable[[str], str] = str) -> None:
                 raise ConfigError(f"{named(field.name)} is {shown}; {requirement.words}.")
 
 
-def check_known(what: str, name: str, known: Iterable[str] | Mapping[str, object]) -> None:
+def require_known(what: str, name: str, known: Iterable[str] | Mapping[str, object]) -> None:
     """Refuse a name that there is not.
 
     Raises:

@@ -111,7 +111,7 @@ def _flush(folder: Path) -> None:
 
 @contextmanager
 def interrupts_ignored() -> Generator[None]:
-    """Let Ctrl-C and SIGTERM pass unheard inside this block: for the seconds in which files that belong together are
+    """Ignore Ctrl-C and SIGTERM inside this block: for the seconds in which files that belong together are
     written.
 
     Outside the main thread nothing happens, as an interrupt never arrives there.
@@ -128,7 +128,7 @@ def interrupts_ignored() -> Generator[None]:
 
 
 def plain_mode(path: Path) -> None:
-    """Give a new file the permissions that the user's umask says.
+    """Set a new file's permissions by the user's umask.
 
     safetensors and `tempfile` make files that only their owner may read, whatever the umask.
     """

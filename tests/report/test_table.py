@@ -8,7 +8,15 @@ import pytest
 from rich.console import Console
 
 from rankwise.errors import OutputError
-from rankwise.report.table import RUN_COLUMNS, legend, markdown_table, table_rows, terminal_table, write_csv
+from rankwise.report.table import (
+    RUN_COLUMNS,
+    legend,
+    markdown_table,
+    table_rows,
+    terminal_notes,
+    terminal_table,
+    write_csv,
+)
 from rankwise.results import Results
 from sample_results import change, sample_results
 
@@ -108,7 +116,7 @@ def test_no_configurations() -> None:
 
 def terminal_lines(results: Results, width: int) -> list[str]:
     console = Console(width=width, file=io.StringIO())
-    console.print(terminal_table(results, width))
+    console.print(terminal_table(results, width), *terminal_notes(results, width), sep="\n")
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     return lines
@@ -137,7 +145,7 @@ def test_terminal_table_fits_80_columns() -> None:
     console = Console(width=80, file=io.StringIO())
     results = sample_results(edge=["r8"])
     results.configurations[0].label = "[bold] 1"
-    console.print(terminal_table(results))
+    console.print(terminal_table(results), *terminal_notes(results), sep="\n")
     text = console.file.getvalue()
     assert "r = 4 ◀" in text
     assert "[bold] 1" in text, "labels are no markup"

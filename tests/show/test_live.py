@@ -137,7 +137,7 @@ class TestPlain:
         update(ROWS[1].key, 7, 200, None, None, "diverged")
         assert stream.getvalue().splitlines() == [
             "Training 21 configurations",
-            "[0:03] r1 (lr 0.0001) finished at step 120, loss 0.2500, accuracy 0.9000",
+            "[0:03] r1 (lr 0.0001) finished at step 120, validation loss 0.2500, accuracy 0.9000",
             "[0:03] r1 (lr 0.0003) diverged at step 7",
         ]
 
@@ -172,7 +172,7 @@ class TestProgress:
         shown.on_event(RunEnded(outcome("a-s0")))
         assert "finished" not in capsys.readouterr().err, "a seed is still at it"
         shown.on_event(RunEnded(outcome("a-s1", "diverged")))
-        assert "a (lr 0.1) diverged at step 3, loss 0.5000, accuracy 0.6000" in capsys.readouterr().err
+        assert "a (lr 0.1) diverged at step 3, validation loss 0.5000, accuracy 0.6000" in capsys.readouterr().err
         shown.on_event(RunEnded(outcome("b-s0", "diverged", 0)))
         assert "b (lr 0.2) diverged at step 0\n" in capsys.readouterr().err, "ended before its first point"
 
@@ -212,7 +212,7 @@ class TestProgress:
         clock.now = 10.0
         shown.on_event(EpochEnded((point("b-s0", 90),)))
         assert stream.getvalue().splitlines()[1:] == [
-            "[0:00] a (lr 0.1) finished at step 80, loss 0.5000, accuracy 0.5000",
+            "[0:00] a (lr 0.1) finished at step 80, validation loss 0.5000, accuracy 0.5000",
             "[0:10] 95% done, about 0:10 left; 1 running, 1 finished",
         ]
 

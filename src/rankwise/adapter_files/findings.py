@@ -1,4 +1,4 @@
-"""What is wrong with a file: an error, or, where the caller asked for leniency, a line of the report."""
+"""Faults of a file: an error, or a line of the report if the caller is lenient."""
 
 from rankwise.errors import AdapterFileError
 

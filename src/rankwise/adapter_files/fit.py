@@ -1,4 +1,4 @@
-"""What of a file fits a model in addition to A and B: parameters trained in full, and what is missing."""
+"""Match a file with a model beyond A and B: parameters trained in full, and missing tensors."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
@@ -214,7 +214,7 @@ def saved_modules_of_file(modules: Modules, read: AdapterFile, replacements: Map
 
 
 def differences_in_peft(read: AdapterFile, targets: Iterable[Target]) -> list[str]:
-    """Say where PEFT 0.21.2 may have trained another function than the adapter is here; nothing of our own files.
+    """Warn where PEFT 0.21.2 may have trained a different function; our own files are exempt.
 
     Scaled embeddings (`embed_scale`, of transformers) are the same function there.
     """

@@ -51,7 +51,7 @@ from rankwise.writing import sort_metadata
 
 @dataclass(frozen=True, kw_only=True)
 class OtherTensors:
-    """What a file holds in addition to A and B, or how its tensors are called.
+    """A file's tensors other than A and B, and the names of its tensors.
 
     Args:
         replacements: Path of a parameter or buffer, by PEFT's path -> the adapter's own value. `modules_to_save`
@@ -74,7 +74,7 @@ class OtherTensors:
 
 @dataclass(frozen=True, kw_only=True)
 class FileBase:
-    """What a file says of the base.
+    """A file's record of the base.
 
     Args:
         record: For the checksums that tell another base apart.
@@ -173,7 +173,7 @@ def _by_key(variant_name: str, tensors: Mapping[str, tuple[Tensor, Tensor]], oth
                 f'The variant "{variant_name}" has {", ".join(ends) or "nothing"} in addition to A and B; '
                 f'"{name}" has {", ".join(found) or "nothing"}.'
             )
-    if others.shared.keys() != {one.name for one in variant.shared}:
+    if {*others.shared} != {one.name for one in variant.shared}:
         raise AdapterFileError(f'The variant is "{variant_name}"; its modules share {[*others.shared] or "nothing"}.')
     if others.shared:
         keyed = {f"base_model.{one.key}": others.shared[one.name] for one in variant.shared}
@@ -255,7 +255,7 @@ def _replace_files(folder: Path, text: str, flat: dict[str, Tensor], metadata: d
 
 
 def _flush(path: Path) -> None:
-    """Have the disk hold what was written."""
+    """Flush written files to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -268,7 +268,7 @@ def _flush(path: Path) -> None:
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """What a folder holds.
+    """The content of a folder.
 
     Args:
         path: The file with the tensors.

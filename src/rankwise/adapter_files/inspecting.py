@@ -1,4 +1,4 @@
-r"""What an adapter's folder says of itself, without its base: settings, modules, sizes, norms and effective ranks.
+r"""Inspect an adapter's folder without its base: settings, modules, sizes, norms and effective ranks.
 
 The singular values of $\Delta = s B A$ come from two thin QR decompositions, $B = Q_B R_B$ and $A^T = Q_A R_A$: they
 are those of the small $s R_B R_A^T$, so $\Delta$ is never formed.
@@ -47,7 +47,7 @@ class InspectedModule:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a folder holds.
+    """The content of a folder.
 
     Args:
         folder: The adapter's.
@@ -146,7 +146,7 @@ def singular_values(A: Float[Tensor, "r *d_in"], B: Float[Tensor, "d_out r *rest
 
 
 def effective_rank(values: Float[Tensor, " r"]) -> float:
-    r"""How many directions an update uses.
+    r"""The number of directions that an update uses.
 
     $$\exp\Big(-\sum_i p_i \log p_i\Big), \quad p_i = \sigma_i / \sum_j \sigma_j$$
 

@@ -53,7 +53,7 @@ from rankwise.lora.variants import VARIANTS
 
 @dataclass(frozen=True)
 class LoadReport(Report):
-    """What `load_adapter` did: the report of `inject`, and what didn't fit.
+    """The report of `load_adapter`: the report of `inject`, and what didn't fit.
 
     Args:
         findings: What `strict=True` would have refused.
@@ -164,7 +164,7 @@ def _weight_paths(layers: Mapping[str, tuple[nn.Module, LoRA]]) -> list[str]:
 
 
 def _warn_of_dropout(config: LoRAConfig, filed: FileLayout) -> None:
-    """Say that a file with adapted parameters has no dropout; there it would have no input to act on."""
+    """Note that a file with adapted parameters has no dropout: it would have no input there."""
     bare = {named.bare for named in filed.setting_names.values()}
     if config.dropout and bare == {True, False}:
         warnings.warn(
@@ -226,7 +226,7 @@ def load_adapter(
 
 @dataclass(frozen=True)
 class Fitting:
-    """What of a file fits a model.
+    """The parts of a file that fit a model.
 
     Args:
         config: The file's settings.

@@ -1,4 +1,4 @@
-"""Which weight of a model each pair of tensors in a file belongs to, both ways."""
+"""Map the pairs of tensors in a file to the weights of a model, and back."""
 
 import functools
 import warnings

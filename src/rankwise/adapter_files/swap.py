@@ -26,7 +26,7 @@ def swap_adapter(
     strict: bool = True,
     allow_pickle: bool = False,
 ) -> list[str]:
-    """Give an attached adapter the values of a file, in place: a compiled model takes them up without recompiling.
+    """Load a file's values into an attached adapter in place: a compiled model uses them without recompiling.
 
     The file must adapt the same modules in the same way. A smaller r is filled up with zeros; the file's scale goes
     into B, since the compiled code has the attached adapter's scale.

@@ -18,7 +18,7 @@ _DAMAGED_PICKLE = (
     *(pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, AttributeError),
     *(TypeError, ArithmeticError, ImportError, MemoryError, AssertionError),
 )
-"""What the unpickler raises on bytes that are none of its own: it checks nothing beforehand."""
+"""Exceptions of the unpickler on foreign bytes: it checks nothing beforehand."""
 
 
 def write_tensors(path: Path, flat: dict[str, Tensor], metadata: dict[str, str]) -> None:

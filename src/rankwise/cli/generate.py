@@ -79,7 +79,7 @@ def generate(
     names = [*([BASE_NAME] if base or not adapted.names else []), *adapted.names]
     if given is not None:
         if len(given) > 1:
-            places, said = with_room(adapted, names, given, writing, skip_bad_lines=skip_bad_lines)
+            places, said = with_room(adapted, names, given, run_options, skip_bad_lines=skip_bad_lines)
             given = [given[i] for i in places]
             if not places:
                 raise DataError(said[0])
@@ -97,7 +97,7 @@ def generate(
         return EXIT_OK
     for line in _typed():
         try:
-            _answer(adapted, names, [as_prompt(line)], writing, as_json=json_)
+            _answer(adapted, names, [as_prompt(line)], run_options, as_json=json_)
         except (ConfigError, DataError) as error:  # the next prompt may fit
             print(f"rankwise: {error}", file=sys.stderr)
     return EXIT_OK

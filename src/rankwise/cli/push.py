@@ -27,7 +27,8 @@ def push(
     Parameters
     ----------
     adapter:
-        The adapter's folder; or a run's directory, of which the recommended adapter (best) is taken.
+        The adapter's folder; or a run's directory, of which the recommended adapter (best), or the only one, is
+        taken.
     repo:
         OWNER/NAME, or a name among your own; it is made where there is none.
     private:

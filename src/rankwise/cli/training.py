@@ -296,13 +296,10 @@ def _show_results(results: "Results", files: Sequence[Path], place: "RunLocation
     directory = place.directory
     adapter = None if results.answer is None else results.answer.adapter
     best = directory / BEST
-    print_results(
-        results,
-        [*files, *([best if best.is_symlink() else directory / adapter] if adapter else [])],
-        as_json=run_options.json,
-    )
-    if best.is_symlink() and results.task in NEXT and not run_options.json:
-        print(f"Next: {NEXT[results.task].format(shlex.quote(str(best)))}")
+    use = best if best.is_symlink() else directory / adapter if adapter else None
+    print_results(results, [*files, *([use] if use else [])], as_json=run_options.json)
+    if use is not None and results.task in NEXT and not run_options.json:
+        print(f"Next: {NEXT[results.task].format(shlex.quote(str(use)))}")
     if not results.complete:
         print(f"Interrupted: what had finished is in {directory}; resume with: {place.resume_command}", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -380,16 +377,18 @@ def _show_forecast(found: "Forecast", *, as_json: bool) -> None:
 
 
 def print_results(results: "Results", files: Sequence[Path], *, as_json: bool) -> None:
-    """Print table, answer and files."""
+    """Print table, answer, notes and files."""
     from rich.console import Console
 
-    from rankwise.report import answer_words, terminal_table
+    from rankwise.report import answer_words, terminal_notes, terminal_table
     from rankwise.results import plain, printable_results
 
     console = Console(stderr=as_json, soft_wrap=False)
     results = printable_results(results)
     console.print(terminal_table(results, console.width))
     console.print(answer_words(results), highlight=False, markup=False)
+    if notes := terminal_notes(results, console.width):
+        console.print("", *notes, sep="\n", style="dim", highlight=False, markup=False)
     for path in files:
         print(path, file=sys.stderr if as_json else sys.stdout)
     if as_json:

@@ -40,7 +40,7 @@ class LoRA(Holding):
 
     disabled: bool = False
     before: Before | None = None
-    """What the layer was before merging gave it a plain weight in place of a quantised one."""
+    """The quantised layer from before merging gave it a plain weight."""
     acted: tuple[str, ...] | None = None
     """Adapters that acted in the last forward with gradients; None before the first one."""
     by_row: ByRow | None = None
@@ -80,7 +80,7 @@ class LoRA(Holding):
         self.handles = (put, take, load)
 
     def unhook(self) -> None:
-        """Take the hooks away."""
+        """Remove the hooks."""
         for handle in self.handles:
             handle.remove()
 
@@ -200,7 +200,7 @@ class LoRA(Holding):
             show_tensor(layer, self.parameter, total, None)
 
     def restore(self, layer: nn.Module) -> None:
-        """Give the layer its weight from before merging, bit for bit."""
+        """Restore the layer's weight from before merging, bit for bit."""
         if self.base_weight is not None:
             with torch.no_grad():
                 self.weight(layer).copy_(self.base_weight)
@@ -209,7 +209,7 @@ class LoRA(Holding):
         self.merged, self.base_weight, self.before = (), None, None
 
     def tie_again(self, layer: nn.Module) -> None:
-        """Give the layer back the weight it shared."""
+        """Restore the weight that the layer shared."""
         if self.tied_weight:
             layer.weight = self.tied_weight[0]
 

@@ -23,7 +23,7 @@ LARGEST = torch.finfo(torch.float32).max
 """Size of alpha at most: the scale multiplies tensors of float32."""
 
 BIASES = ("none", "all", "lora_only")
-"""Which biases an adapter trains."""
+"""The biases that an adapter trains."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ class MergedLayer:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What `merge` did, layer by layer; prints as a table."""
+    """The report of `merge`, layer by layer; prints as a table."""
 
     layers: list[MergedLayer]
 

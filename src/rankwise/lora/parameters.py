@@ -1,4 +1,4 @@
-"""What an adapter trains: the tensors of its variant, A and B as a rule, and what it trains in full."""
+"""The trained parameters of an adapter: its variant's tensors (for LoRA A and B), and those trained in full."""
 
 from torch import nn
 

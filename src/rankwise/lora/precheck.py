@@ -1,4 +1,4 @@
-"""What attaching an adapter would meet and add, before anything is changed."""
+"""Check and forecast attaching an adapter, before anything is changed."""
 
 from collections.abc import Iterator, Mapping
 

@@ -1,4 +1,4 @@
-"""What `inject` and `load_adapter` return: what was adapted, what was left out, and why."""
+"""The report of `inject` and `load_adapter`: modules adapted and left out, with reasons."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from rankwise.tables import text_table
 
 @dataclass(frozen=True)
 class Report:
-    """What `inject` did; prints as a table.
+    """The report of `inject`; prints as a table.
 
     Args:
         adapter: Name of the adapter.
@@ -93,7 +93,7 @@ class Report:
 
 
 def _rounding(target: Target) -> str:
-    """Say to which type W + delta is rounded, where it holds fewer digits than delta."""
+    """Note the type that W + delta is rounded to, where it holds fewer digits than delta."""
     dtype = getattr(target.module, target.parameter).dtype
     return "" if dtype.itemsize > 2 else f", rounded to {str(dtype).removeprefix('torch.')}: a small delta is lost"
 

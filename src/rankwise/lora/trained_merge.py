@@ -48,6 +48,6 @@ def merge_trained(model: nn.Module, keep_base: bool) -> None:
 
 
 def unmerge_trained(model: nn.Module) -> None:
-    """Give the base's parameters back."""
+    """Restore the base's parameters."""
     for layer, trained in trained_modules(model).values():
         trained.restore(layer)

@@ -28,7 +28,7 @@ from rankwise.lora.targets.patterns import Patterns, as_list
 from rankwise.lora.targets.readers import Reader
 
 TRAINED_CHILD = "lora_trained"
-"""How the name of the submodule begins that holds the adapters' own parameters of a layer."""
+"""Prefix of the name of the submodule with the adapters' own parameters of a layer."""
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 """Modules that run over their children, or whose parameters are read without a forward: nothing can be added."""
@@ -49,10 +49,10 @@ class TrainedModules(Adapter):
     def __init__(self, layer: nn.Module, inside: str = "") -> None:
         super().__init__()
         self.inside = self.below = inside
-        """Where the owner lies in the module that keeps this, and in the one whose forward reads the parameters."""
+        """Paths of the owner: in the module with this submodule, and in the module whose forward reads it."""
         self.own = nn.ModuleDict()
         self.before: dict[str, Tensor | None] = {}
-        """What the base had before merging; None where it was freed."""
+        """The base's values from before merging; None where they were freed."""
         self.parked: dict[str, tuple[str, ...]] = {}
         """Adapter that doesn't act -> its parameters that ask for a gradient when it does."""
         self.handles: list[RemovableHandle] = []
@@ -97,7 +97,7 @@ class TrainedModules(Adapter):
             shadowed.pop(name, None)
 
     def switch(self, name: str) -> None:
-        """Let this adapter act; the others' parameters ask for no gradient meanwhile, since none would reach them."""
+        """Activate this adapter; the others' parameters then require no gradient, since none would reach them."""
         self.active = name
         for other, own in self.own.items():
             if other == name:
@@ -135,7 +135,7 @@ class TrainedModules(Adapter):
                 rest[-1].append(FREED.format(path))
 
     def restore(self, layer: nn.Module) -> None:
-        """Give the base's parameters back after merging, unless they were freed."""
+        """Restore the base's parameters after merging, unless they were freed."""
         owner = self.owner(layer)
         with torch.no_grad():
             for leaf, before in self.before.items():
@@ -289,7 +289,7 @@ def check_trained(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def attach_trained(model: nn.Module, name: str, tensors: Mapping[str, Tensor], config: LoRAConfig) -> None:
-    """Give its own adapter parameters, in the type and on the device of the base's.
+    """Add an adapter's own parameters, in the type and on the device of the base's.
 
     Args:
         model: The base.
@@ -363,7 +363,7 @@ def check_one_trained(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def activate_trained(model: nn.Module, names: Iterable[str]) -> None:
-    """Put the parameters of these adapters in place; `check_one_trained` has let them pass."""
+    """Activate the parameters of these adapters, checked by `check_one_trained`."""
     names = [*names]
     for _, trained in trained_modules(model).values():
         trained.switch(next((name for name in names if name in trained.own), ""))

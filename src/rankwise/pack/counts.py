@@ -46,7 +46,7 @@ class CountMetric:
     of_sums: Callable[[Tensor], Tensor]
 
     def __call__(self, outputs: Any, batch: Any) -> Any:
-        """What each row adds to the sums: (rows, C); the caller checks it."""
+        """Each row's contribution to the sums: (rows, C); the caller checks it."""
         return self.counts(outputs, batch)
 
     def rows(self, counts: Shaped[Tensor, "*lead n C"]) -> Float[Tensor, "*lead n"]:
@@ -65,7 +65,7 @@ class CountMetric:
 
 
 def ratio_rows(sums: Tensor, counts: Tensor) -> Tensor:
-    r"""What each row adds to a ratio of sums, such as a loss a token: (..., n).
+    r"""Each row's contribution to a ratio of sums, such as a loss per token: (..., n).
 
     $$u_i = R + \frac{s_i - R\, n_i}{\bar n}, \qquad R = \frac{\sum s_i}{\sum n_i}$$
 

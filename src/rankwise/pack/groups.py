@@ -1,4 +1,4 @@
-"""Which batch each adapter reads: a step holds one batch for each seed, several adapters share it."""
+"""Assign batches to adapters: a step has one batch for each seed, which several adapters may share."""
 
 import itertools
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Groups:
         self._identity = self.batch_of == list(range(n_batches))
 
     def fan_out(self, t: Shaped[Tensor, "G *rest"]) -> Shaped[Tensor, "K *rest"]:
-        """Give every adapter its batch. A single batch is expanded, not copied."""
+        """Expand the batches to one for each adapter. A single batch is expanded, not copied."""
         if self._identity:
             return t
         if self.n_batches == 1:

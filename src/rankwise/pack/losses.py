@@ -65,7 +65,7 @@ class PerAdapter:
         return total / weight
 
     def totals(self, outputs: Tensor, batch: Batch, groups: Groups) -> tuple[Tensor, Tensor]:
-        """What the mean is made of, to be added over parts of a batch: (K,) and (K,).
+        """Sum and count of the mean, to be added over parts of a batch: (K,) and (K,).
 
         The second is the sum of the counts the function returns; where it returns none, the number of rows.
         """
@@ -157,12 +157,12 @@ class PerAdapter:
         return sums, counts
 
     def _function(self, outputs: Any, batch: Batch) -> Any:
-        """What the user's function returns, numbers and arrays as tensors; checked by `_returns_rows`."""
+        """The result of the user's function, as tensors; checked by `_returns_rows`."""
         got: Any = self._user(outputs, batch)
         return tuple(_tensor(one) for one in got) if isinstance(got, tuple) else _tensor(got)  # pyright: ignore[reportUnknownVariableType]
 
     def _refuse_draw(self, outputs: Tensor, batch: Batch) -> Any:
-        """What the function returns.
+        """Classify the function's result.
 
         Raises:
             PackError: It depends on random numbers.
@@ -293,7 +293,7 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _form(value: Any) -> str:
-    """What a function returned, in words."""
+    """Describe the result of a function."""
     if not isinstance(value, Tensor):
         return type(value).__name__
     return f"{'complex numbers of ' if value.is_complex() else ''}shape {tuple(value.shape)}"

@@ -1,4 +1,4 @@
-"""What one adapter of a pack is."""
+"""One adapter of a pack."""
 
 from dataclasses import dataclass, field
 

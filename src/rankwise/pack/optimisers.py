@@ -5,17 +5,19 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any, ClassVar
 
 from rankwise.errors import ConfigError
-from rankwise.requirements import POSITIVE, Requirement, check_known, require
+from rankwise.requirements import POSITIVE, Requirement, require, require_known
 
-BETAS = Requirement(
+BETAS_RANGE = Requirement(
     lambda betas: all(0 <= beta < 1 for beta in betas), "both must be at least 0 and below 1, such as (0.9, 0.999)"
 )
-MOMENTUM = Requirement(lambda m: math.isfinite(m) and 0 <= m < 1, "it must be at least 0 and below 1, such as 0.9")
+MOMENTUM_RANGE = Requirement(
+    lambda m: math.isfinite(m) and 0 <= m < 1, "it must be at least 0 and below 1, such as 0.9"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimiser:
-    """What all optimisers have: a name, by which `rankwise.pack.step.table.OPTIMISERS` finds what takes the steps."""
+    """Settings of an optimiser; its name is its key in `rankwise.pack.step.table.OPTIMISERS`."""
 
     name: ClassVar[str]
 
@@ -29,14 +31,14 @@ class Optimiser:
 
 @dataclass(frozen=True, kw_only=True)
 class Moments(Optimiser):
-    """What optimisers have that divide by the root of a second moment.
+    """Settings of optimisers that divide by the root of a second moment.
 
     Args:
         betas: Decay rates of the first and second moment.
         eps: Added to the root of the second moment.
     """
 
-    betas: Annotated[tuple[float, float], BETAS] = (0.9, 0.999)
+    betas: Annotated[tuple[float, float], BETAS_RANGE] = (0.9, 0.999)
     eps: Annotated[float, POSITIVE] = 1e-8
 
     def bucket_key(self) -> tuple[object, ...]:
@@ -86,7 +88,7 @@ class SGD(Optimiser):
 
     name = "sgd"
 
-    momentum: Annotated[float, MOMENTUM] = 0.0
+    momentum: Annotated[float, MOMENTUM_RANGE] = 0.0
     nesterov: bool = False
 
     def __post_init__(self) -> None:
@@ -95,7 +97,7 @@ class SGD(Optimiser):
             raise ConfigError("nesterov is True and momentum 0; Nesterov's step needs a momentum, such as 0.9.")
 
 
-KINDS: dict[str, type[Optimiser]] = {kind.name: kind for kind in (AdamW, SGD, Muon)}
+OPTIMISER_SETTINGS: dict[str, type[Optimiser]] = {kind.name: kind for kind in (AdamW, SGD, Muon)}
 """Name -> settings."""
 
 
@@ -114,13 +116,15 @@ def optimiser_of(given: Optimiser | str, **changed: Any) -> Optimiser:
         SGD(momentum=0.9, nesterov=False)
     """
     if isinstance(given, str):
-        check_known("optimiser", given, KINDS)
-        given = KINDS[given]()
+        require_known("optimiser", given, OPTIMISER_SETTINGS)
+        given = OPTIMISER_SETTINGS[given]()
     elif not isinstance(given, Optimiser):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(f"optimiser is {given!r}; give a name ({', '.join(KINDS)}) or settings such as SGD().")
-    own, changed = names_of(type(given)), {name: value for name, value in changed.items() if value is not None}
+        raise ConfigError(
+            f"optimiser is {given!r}; give a name ({', '.join(OPTIMISER_SETTINGS)}) or settings such as SGD()."
+        )
+    own, changed = setting_names(type(given)), {name: value for name, value in changed.items() if value is not None}
     for name, value in changed.items():
-        owners = [kind.name for kind in KINDS.values() if name in names_of(kind)]
+        owners = [kind.name for kind in OPTIMISER_SETTINGS.values() if name in setting_names(kind)]
         if name not in own and value != _DEFAULTS[name]:
             raise ConfigError(
                 f'{name} is {value}, a setting of {" and ".join(owners)}; optimiser="{given.name}" has '
@@ -129,12 +133,14 @@ def optimiser_of(given: Optimiser | str, **changed: Any) -> Optimiser:
     return replace(given, **{name: value for name, value in changed.items() if name in own})
 
 
-def names_of(kind: type[Optimiser]) -> list[str]:
+def setting_names(kind: type[Optimiser]) -> list[str]:
     """The settings that an optimiser has."""
     return [field.name for field in fields(kind)]
 
 
-_DEFAULTS: dict[str, Any] = {name: value for kind in KINDS.values() for name, value in asdict(kind()).items()}
+_DEFAULTS: dict[str, Any] = {
+    name: value for kind in OPTIMISER_SETTINGS.values() for name, value in asdict(kind()).items()
+}
 
 
 def record_of(optimiser: Optimiser) -> dict[str, Any]:

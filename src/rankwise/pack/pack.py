@@ -109,10 +109,10 @@ class Pack:
         self.step_rows = 1
         """Rows of each batch that a training step passes at once: so many fit in evaluations too."""
         self.evaluation_bytes: dict[int, dict[str, float]] = {}
-        """What evaluations have measured, by the number of adapters."""
+        """Measurements of evaluations, by the number of adapters."""
 
     def _prepare(self) -> None:
-        """Everything that follows from which adapters are in the pack."""
+        """Set up everything that depends on the pack's adapters."""
         self.seeds = list(dict.fromkeys(m.member.seed for m in self.members))
         batch_of = [self.seeds.index(m.member.seed) for m in self.members]
         self._by_seed = Groups(batch_of, len(self.seeds), self.device)
@@ -120,7 +120,7 @@ class Pack:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know of how this pack runs."""
+        """Notes for the user about this pack."""
         return [*self._running.notes, *self._loss.notes]
 
     @property

@@ -17,7 +17,7 @@ from rankwise.pack.member import Member
 from rankwise.pack.modes import statistics_frozen
 
 AdapterState = dict[str, Tensor]
-"""What one adapter trains: its variant's tensors ("<module>.A", "<module>.B", "<module>.magnitude"), and a tensor
+"""The tensors that one adapter trains: its variant's ("<module>.A", "<module>.B", "<module>.magnitude"), and a tensor
 trained in full under its own name."""
 
 
@@ -57,7 +57,7 @@ class Resolved:
         return variant, low_rank, self.trained_parameters, self.member.optimiser.bucket_key()
 
     def start(self, model: nn.Module) -> AdapterState:
-        """What is trained, before training: initial A and B, as a rule, and a copy of what is trained in full."""
+        """The initial values: A and B (for LoRA), and copies of parameters trained in full."""
         state: AdapterState = {}
         for t in self.targets:
             config = self.member.lora
@@ -71,7 +71,7 @@ class Resolved:
         return state
 
     def parameter_count(self) -> int:
-        """How many numbers this member trains."""
+        """The number of trainable parameters."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     def frozen(self) -> AdapterState:

@@ -9,7 +9,7 @@ from rankwise.results import read_results
 
 @dataclass(frozen=True)
 class AdapterRun:
-    """What a run's results say of one of its adapters.
+    """One adapter in its run's results.
 
     Args:
         directory: Of the run.

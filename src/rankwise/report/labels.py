@@ -30,7 +30,7 @@ MOST_LABELS = 40
 """Of one figure: the first, and others evenly chosen. More can't be read."""
 
 PASSES = 3
-"""How often every label may look for a better place, now that the others have theirs."""
+"""Rounds in which every label may move to a better place."""
 
 SHIFT = {"left": 0.0, "bottom": 0.0, "center": 0.5, "right": 1.0, "top": 1.0}
 """Where the anchor lies in a text, as a share of its width or height, by alignment."""
@@ -240,7 +240,7 @@ def _overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _crosses(leaders: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Tell which leaders run through which boxes: (..., steps, 2) and (n, 4) to (..., n)."""
+    """Test which leaders cross which boxes: (..., steps, 2) and (n, 4) to (..., n)."""
     x, y = leaders[..., None, :, 0], leaders[..., None, :, 1]
     left, low, right, high = (boxes[:, i, None] for i in range(4))
     return np.any((left <= x) & (x <= right) & (low <= y) & (y <= high), axis=-1)

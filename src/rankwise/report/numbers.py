@@ -1,4 +1,4 @@
-"""How numbers and names are written, the same in the table, the figures, the words and the page."""
+"""Format numbers and names for the table, the figures, the words and the page."""
 
 import re
 from collections.abc import Sequence

@@ -179,7 +179,7 @@ def _mark(ax: "Axes", point: PlotPoint, size: float, zorder: float, hollow: bool
 
 
 def _states(scene: Scene) -> list[str]:
-    """What the marks tell apart, where they do."""
+    """The legend of the marks, where they differ."""
     present = {point.state for point in scene.points}
     return [state for state in STATE_WORDS if state in present] if present & {"open", "not"} else []
 
@@ -297,9 +297,9 @@ def _clear_a_strip(ax: "Axes", legend: Box, higher_is_better: bool) -> None:
 
 
 def _name_band(ax: "Axes", band: tuple[float, float], hard: list[Box], soft: list[Box]) -> list[Box]:
-    """Say what the band is, inside it or beyond its edge, as far left as it meets nothing; return the text's box.
+    """Label the band inside it, or beyond its edge, as far left as it meets nothing; return the text's box.
 
-    Where there is no such place nothing is said.
+    It is left out where there is no such place.
     """
     text = ax.text(
         0.01, band[0], "within the tolerance", transform=ax.get_yaxis_transform(), fontsize=TEXT_SIZE - 0.5, color=MUTED

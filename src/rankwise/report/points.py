@@ -1,4 +1,4 @@
-"""What the figures show, as plain numbers: the points, and the band that is good enough."""
+"""The content of the figures, as plain numbers: the points, and the band that is good enough."""
 
 import math
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ class PlotPoint:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that one figure shows.
+    """The content of one figure.
 
     Args:
         lora: By rank.
@@ -99,7 +99,7 @@ def scene(results: Results, *, relative: bool) -> Scene:
 
 
 def _spot(c: ConfigurationResult | PublishedRow, relative: bool) -> tuple[float, float] | None:
-    """Where a model's mark lies; None where a figure is missing or infinite, or there is no place for 0 parameters."""
+    """The position of a model's mark; None if a figure is missing or infinite, or 0 parameters can't be shown."""
     metric = c.metric if isinstance(c, PublishedRow) else c.mean
     x, y = (c.relative_parameters, c.relative_metric) if relative else (c.trainable_parameters, metric)
     # A row that somebody else has published may have its share alone.

@@ -234,12 +234,8 @@ def terminal_table(results: Results, width: int = 80) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    rows = table_rows(results)
-    labels = [f"{row.label} ◀" if row.is_answer else row.label for row in rows]
-    widths = _shown_columns(rows, labels, width)
-    lines = [line for line in legend(results) if "front" in widths or not line.startswith(FRONT)]
-    caption = Text("\n".join(lines), style="dim italic")
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0, caption=caption, caption_justify="left")
+    rows, labels, widths = _laid_out(results, width)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("model", overflow="fold")
     for name, widest in widths.items():
         table.add_column(Text("" if name == "front" else name), justify="right", width=widest)
@@ -248,6 +244,19 @@ def terminal_table(results: Results, width: int = 80) -> "Table":
         style = "bold" if row.is_answer else None
         table.add_row(Text(label), *(Text(row.cells[name]) for name in widths), style=style)
     return table
+
+
+def terminal_notes(results: Results, width: int = 80) -> list[str]:
+    """Return the sentences for after the answer: what explains the columns of `terminal_table`, and the run's notes."""
+    _, _, widths = _laid_out(results, width)
+    return [line for line in legend(results) if "front" in widths or not line.startswith(FRONT)]
+
+
+def _laid_out(results: Results, width: int) -> tuple[list[TableRow], list[str], dict[str, int]]:
+    """Rows, their labels in a terminal, and its columns."""
+    rows = table_rows(results)
+    labels = [f"{row.label} ◀" if row.is_answer else row.label for row in rows]
+    return rows, labels, _shown_columns(rows, labels, width)
 
 
 def _shown_columns(rows: list[TableRow], labels: list[str], width: int) -> dict[str, int]:

@@ -182,7 +182,7 @@ def stands_alone(results: Results) -> bool:
 
 
 def sentence(text: str) -> str:
-    """Give a sentence its full stop. (No capital: it may begin with a name, such as r4.)
+    """End a sentence with a full stop. (No capital: it may begin with a name, such as r4.)
 
     Examples:
         >>> sentence("r4 is the least that passes")

@@ -8,7 +8,7 @@ Method = Literal["lora", "full", "head", "base"]
 """LoRA, full fine-tuning, the head alone, or the base as it is."""
 
 Status = Literal["finished", "stopped", "pruned", "diverged"]
-"""How a run ended."""
+"""The end of a run."""
 
 Verdict = Literal["shown", "nothing_smaller", "no_gain", "undecided"]
 """shown: the configuration named is the smallest shown to lie within the tolerance; nothing_smaller: all smaller ones
@@ -18,7 +18,7 @@ ToleranceState = Literal["shown", "not", "open"]
 """Whether a configuration is shown to lie within the tolerance, shown not to, or neither."""
 
 Floor = Literal["base", "constant"]
-"""What fine-tuning must beat: the base as it is, or the best constant prediction."""
+"""The floor of fine-tuning: the untrained base, or the best constant prediction."""
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 

@@ -1,4 +1,4 @@
-"""Where results come from: data, metric, base, what was tried, somebody else's table."""
+"""The origin of results: data, metric, base, the grid, published figures."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ class SearchedRate(Record, kw_only=True):
 
 
 class Grid(OpenRecord, kw_only=True):
-    """What was tried.
+    """The grid of the sweep.
 
     Args:
         ranks: Of LoRA.
@@ -81,7 +81,7 @@ class Grid(OpenRecord, kw_only=True):
 
 
 class MetricInfo(Record, kw_only=True):
-    """What all runs are judged by.
+    """The metric of all runs.
 
     Args:
         name: For example accuracy.
@@ -115,7 +115,7 @@ class BaseInfo(OpenRecord, kw_only=True):
 
 
 class RelativeTo(Record, kw_only=True):
-    """What the relative columns are relative to.
+    """The reference of the relative columns.
 
     Args:
         label: In words.

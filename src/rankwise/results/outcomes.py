@@ -147,7 +147,7 @@ class Leaning(Record, kw_only=True):
 
 
 class Gain(Record, kw_only=True):
-    """What the reference gains on validation data over the better of base and constant prediction."""
+    """The reference's gain on validation data over the better of base and constant prediction."""
 
     over: Floor | None
     mean: float | None

@@ -33,7 +33,7 @@ class Record(msgspec.Struct, kw_only=True):
         return self.content().get(key, default)
 
     def content(self) -> dict[str, Any]:
-        """What the file has, records in it as they are."""
+        """The fields as in the file, with records unconverted."""
         content: dict[str, Any] = {}
         for name in self.__struct_fields__:
             value = getattr(self, name)

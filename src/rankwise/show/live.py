@@ -1,4 +1,4 @@
-"""How far training is: a live table in a terminal or a notebook, a plain log elsewhere, or nothing.
+"""The progress of training: a live table in a terminal or a notebook, a plain log elsewhere, or nothing.
 
 `Progress` is the observer: it puts the runs of a configuration and learning rate together, whatever the number of
 seeds, and a `Display` decides what a person sees of them.
@@ -120,7 +120,7 @@ def _key(run: RunInfo) -> str:
 
 
 def _counted(runs: int, rows: int) -> str:
-    """How many runs, and of how many configurations where these are fewer.
+    """The number of runs, and of configurations if these are fewer.
 
     Examples:
         >>> _counted(1, 1), _counted(4, 4), _counted(3, 1), _counted(6, 2)

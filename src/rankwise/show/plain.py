@@ -44,7 +44,8 @@ class PlainDisplay(Display):
                 if value is not None
             ]
             ended = f"{now.row.name}{lr} {now.status} at step {now.step:,}"
-            self.say(f"[{clock_time(elapsed)}] {', '.join([ended, *found])}")
+            figures = [f"validation {', '.join(found)}"] if found else []
+            self.say(f"[{clock_time(elapsed)}] {', '.join([ended, *figures])}")
         elif elapsed - self._said >= max(LOG_SECONDS, LOG_SHARE * elapsed):
             self._said = elapsed
             self.say(f"[{clock_time(elapsed)}] {board.share:.0%} done{board.left()}; {counts(board.states.values())}")

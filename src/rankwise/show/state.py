@@ -1,4 +1,4 @@
-"""Where the rows of a display stand, one a configuration and learning rate, and what a display has to do."""
+"""The state of a display's rows, one for each configuration and learning rate, and the protocol of displays."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -12,7 +12,7 @@ WAITING, RUNNING = "waiting", "running"
 
 @runtime_checkable
 class Stream(Protocol):
-    """Where lines go: what a file, a terminal and `io.StringIO` have in common."""
+    """The target of lines: the common methods of a file, a terminal and `io.StringIO`."""
 
     def write(self, text: str, /) -> int: ...
     def flush(self) -> None: ...
@@ -40,7 +40,7 @@ class ProgressRow:
 
 @dataclass(frozen=True)
 class RowState:
-    """Where a row stands.
+    """The state of a row.
 
     Args:
         row: Which.
@@ -105,12 +105,12 @@ class ProgressState:
         return f", about {clock_time(elapsed * (1 - share) / share)} left"
 
     def mark_resumed(self) -> None:
-        """What is behind us was done before the clock started."""
+        """The part done so far preceded the clock."""
         self._before = self.share
 
 
 class Display(ABC):
-    """What a person sees of the rows."""
+    """A display of the rows."""
 
     @abstractmethod
     def started(self, board: ProgressState) -> None:
@@ -130,7 +130,7 @@ class Display(ABC):
 
 
 def counts(states: Iterable[RowState]) -> str:
-    """How many rows have which status.
+    """The number of rows by status.
 
     Examples:
         >>> row = ProgressRow("a", "a", None, None, 1)

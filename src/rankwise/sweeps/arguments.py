@@ -1,4 +1,4 @@
-"""What `rankwise.sweep` is given, as data, candidates and a problem."""
+"""From the arguments of `rankwise.sweep` to data, candidates and a problem."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ from rankwise.train.data.tensors import Data
 from rankwise.train.settings import Training
 
 SHARE_CUT = 0.1
-"""Of the training data, for validation or test data that are not given."""
+"""The share of the training data for validation or test data that are not given."""
 
 
 def splits_of(
@@ -53,7 +53,7 @@ def candidates_from(
     lrs: float | Sequence[float],
     baseline: bool | float | Sequence[float],
 ) -> list[Candidate]:
-    """What is tried: adapters, and baselines."""
+    """The candidates: adapters, and baselines."""
     head_modules, rates = modules_of_head(model, head), as_rates(lrs, "lrs")
     full = baseline if isinstance(baseline, bool) else as_rates(baseline, "baseline")
     return [
@@ -89,7 +89,7 @@ def seeds_of(deciding: Deciding, seeds: int | Sequence[int] | None, n_candidates
 
 
 def feed_of(call: Callable[[nn.Module, Any], Tensor] | Feed, rows_at_once: int, rows_a_pass: int | None) -> Feed:
-    """How rows reach the model."""
+    """The feed of the model."""
     feed = call if isinstance(call, Feed) else Feed(call=call)
     return replace(feed, rows_at_once=rows_at_once, rows_a_pass=rows_a_pass)
 

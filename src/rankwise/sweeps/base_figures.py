@@ -1,4 +1,4 @@
-"""What the base is and does before it is fine-tuned."""
+"""Figures of the base before fine-tuning."""
 
 import math
 from collections.abc import Mapping
@@ -61,7 +61,7 @@ class BaseFigures:
         )
 
     def untouched(self, model: nn.Module, problem: Problem, which: str) -> str:
-        """Say whether training has left the base as it was, by its checksum and its metrics."""
+        """Check by its checksum and metrics that training has not changed the base."""
         same = fingerprint(model.state_dict()) == self.sha256 and _tests(model, problem, which) == self.tests
         if same:
             return "With the adapter off the base is what it was, bit for bit."

@@ -16,7 +16,7 @@ from rankwise.train.data.tensors import count_rows, pick
 from rankwise.train.prefix import check_room, find_prefix
 
 CACHED = "cached"
-"""What the splits with the cache are called."""
+"""The name of the splits with the cache."""
 
 
 @contextmanager

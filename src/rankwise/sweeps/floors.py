@@ -1,4 +1,4 @@
-"""What fine-tuning must beat, measured on validation rows: the base as it is, and the best constant prediction."""
+"""The floors of fine-tuning, measured on validation rows: the untrained base, and the best constant prediction."""
 
 from collections.abc import Callable
 

@@ -18,7 +18,7 @@ from rankwise.sweeps.problem import Problem, Run, SweepState
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What the answer is chosen from, and what an adaptive plan has chosen on its way.
+    """The candidates for the answer, and the choices of an adaptive plan.
 
     Args:
         comparable: Configurations that solve the very problem, and so can be reference or answer; None for all.
@@ -51,7 +51,7 @@ class JudgedSweep:
 
     @cached_property
     def reference(self) -> Configuration | None:
-        """What the configurations are compared with; None without a finished run."""
+        """The reference; None without a finished run."""
         known = next((c for c in self.able if c.name == self.choice.reference), None)
         return known or (reference_of(self.able, self.problem.higher_is_better) if self.able else None)
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rankwise.lora.base.modes import in_eval
 from rankwise.pack.batches import lazily
 from rankwise.pack.groups import Groups
 from rankwise.pack.losses import PerAdapter
@@ -20,7 +21,7 @@ TEST = ""
 
 
 def measure(model: nn.Module, runs: Sequence[Run], problem: Problem, swept: SweepState, *, tests: bool = True) -> None:
-    """Take the scores of those runs of a pack that finished; `tests` tells whether test data are read."""
+    """Score the finished runs of a pack; `tests` says whether to read test data."""
     finished = [run for run in runs if run.name in swept.outcomes and swept.outcomes[run.name].status == "finished"]
     if not finished:
         return
@@ -97,8 +98,6 @@ def base_rows(model: nn.Module, problem: Problem, data: Data, function: PerAdapt
         function: Measured in place of the metric.
     """
     feed, device = problem.feed, next(model.parameters()).device
-    modes = {module: module.training for module in model.modules()}
-
     role = "loss" if problem.metric is problem.loss else "metric"
     metric, one = function or PerAdapter(problem.metric, role), Groups([0], 1, device)
 
@@ -108,10 +107,6 @@ def base_rows(model: nn.Module, problem: Problem, data: Data, function: PerAdapt
         return metric.rows(outputs.unsqueeze(0), lazily(batch, lambda t: t.unsqueeze(0)), one)
 
     order = feed.evaluation_order(data)
-    try:
-        model.eval()
+    with in_eval(model):
         found = in_parts(order.to(device), feed.rows_at_once, run, piece=metric.piece)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     return _numpy(metric.joined(found)[0, order.argsort().to(device)])

@@ -1,4 +1,4 @@
-"""Where results come from: fingerprints of data and settings, versions, what was tried."""
+"""The origin of results: fingerprints of data and settings, versions, the grid."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from rankwise.train.data.tensors import Data, count_rows, tensors_of
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where results come from: the fields of `Results` that the runs don't decide, by the same names."""
+    """The origin of results: the fields of `Results` that don't depend on the runs, by the same names."""
 
     task: str
     command: str
@@ -51,7 +51,7 @@ def data_info(problem: Problem, which: str) -> DataInfo:
 
 
 def grid_of(runs: Sequence[Run], searched: Sequence[SearchedRate], more: Mapping[str, Any]) -> Grid:
-    """What was tried.
+    """The grid of the sweep.
 
     Args:
         runs: Those that count.

@@ -30,7 +30,7 @@ def make_results(
     relative_to: RelativeTo | None = None,
     adapters: Mapping[str, str],
 ) -> Results:
-    """Put a sweep's findings together.
+    """Build the results of a sweep.
 
     Args:
         swept: What the runs gave.

@@ -30,13 +30,13 @@ def flag_group(name: str, sort_key: int | None = None) -> Group:
 
 
 MAIN = flag_group("Main options", 0)
-DATA = flag_group("Data", 1)
+DATA_FLAGS = flag_group("Data", 1)
 GRID = flag_group("What is tried", 2)
 DECIDING = flag_group("How it decides", 3)
 ADAPTER = flag_group("Adapters", 4)
 TRAINING = flag_group("Training", 5)
 TEXTS = flag_group("Texts", 6)
-BASE = flag_group("Base", 7)
+BASE_FLAGS = flag_group("Base", 7)
 HOW = flag_group("How it runs", 10)
 
 

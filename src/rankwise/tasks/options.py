@@ -11,7 +11,6 @@ from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.choose.rule import accuracy_tolerance
 from rankwise.tasks.flags import DECIDING, MAIN, TRAINING
 from rankwise.tasks.settings import (
-    Count,
     Device,
     OptimiserName,
     Positive,
@@ -20,6 +19,7 @@ from rankwise.tasks.settings import (
     Rungs,
     Seeds,
     Variants,
+    WholeNumber,
     flag,
     plain_settings,
 )
@@ -51,8 +51,8 @@ class DigitsOptions:
     seeds: Seeds | None = None
     protocol: str = "standard"
     data: str = "embedded"
-    epochs: Count | None = None
-    batch_size: Annotated[Count | None, Parameter(group=TRAINING)] = None
+    epochs: WholeNumber | None = None
+    batch_size: Annotated[WholeNumber | None, Parameter(group=TRAINING)] = None
     lr: Rates | None = None
     baseline_lr: Rates | None = None
     alpha: Positive | None = None

@@ -1,4 +1,4 @@
-"""How the values of settings are read from text."""
+"""Read the values of settings from text."""
 
 import re
 from pathlib import Path

@@ -21,7 +21,7 @@ from rankwise.tasks.reading import (
     parse_separator,
 )
 
-Options = TypeVar("Options")
+Composed = TypeVar("Composed")
 
 Ranks = Annotated[
     tuple[int, ...], listed(parse_numbers), RANKS, Parameter(group=MAIN, help="LoRA ranks: 1,2,4 or a range, 1:64:x2.")
@@ -37,7 +37,7 @@ Seeds = Annotated[
 ]
 Rates = Annotated[tuple[float, ...], listed(parse_rates), RATES]
 Rungs = Annotated[tuple[int, ...], listed(parse_numbers), RISING]
-Count = Annotated[int, AT_LEAST_ONE]
+WholeNumber = Annotated[int, AT_LEAST_ONE]
 Positive = Annotated[float, POSITIVE]
 Names = Annotated[tuple[str, ...], listed(parse_names)]
 Folders = Annotated[tuple[str, ...], listed(parse_folders)]
@@ -60,7 +60,7 @@ Switch = Annotated[bool, Parameter(negative="", show_default=False)]
 
 
 def flag(name: str) -> str:
-    """What a setting is called on the command line.
+    """The flag of a setting on the command line.
 
     Examples:
         >>> flag("batch_size")
@@ -69,15 +69,15 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def compose(kind: type[Options], **settings: Any) -> Options:
-    """Options from settings by name, each put into the group that declares it; a group may be given whole.
+def compose(kind: type[Composed], **settings: Any) -> Composed:
+    """Composed from settings by name, each put into the group that declares it; a group may be given whole.
 
     Args:
         kind: The options' class.
         settings: Name -> value.
     """
     for field in fields(kind):  # pyright: ignore[reportArgumentType]
-        group = _group(field)
+        group = _group_of(field)
         if group is not None and field.name not in settings:
             names = {one.name for one in fields(group)}
             settings[field.name] = group(**{name: settings.pop(name) for name in names & settings.keys()})
@@ -97,7 +97,7 @@ def defaults_of(kind: Any) -> dict[str, Any]:
     """The default of every setting that has one."""
     found: dict[str, Any] = {}
     for field in fields(kind):
-        if (group := _group(field)) is not None:
+        if (group := _group_of(field)) is not None:
             found |= defaults_of(group)
         elif field.default_factory is not MISSING:
             found[field.name] = field.default_factory()
@@ -106,23 +106,23 @@ def defaults_of(kind: Any) -> dict[str, Any]:
     return found
 
 
-def shared(options: Any, kind: Any) -> dict[str, Any]:
-    """The settings of a group that another dataclass has under the same name."""
+def shared(options: Any, kind: Any, **changed: Any) -> dict[str, Any]:
+    """The settings of a group that another dataclass has under the same name, with those that differ."""
     names = {field.name for field in fields(kind) if field.init}
-    return {name: value for name, value in flat(options).items() if name in names}
+    return {name: value for name, value in flat(options).items() if name in names} | changed
 
 
-def _group(field: Field[Any]) -> Any:
+def _group_of(field: Field[Any]) -> Any:
     return field.default_factory if is_dataclass(field.default_factory) else None
 
 
 ADDED: dict[str, Any] = {"optimiser": "adamw", "variant": ("lora",)}
-"""Options that earlier versions lacked, with the value that does what these did: it is left out of settings, so that
+"""Composed that earlier versions lacked, with the value that does what these did: it is left out of settings, so that
 their unfinished runs can be resumed."""
 
 
 def plain_settings(options: Any) -> dict[str, Any]:
-    """Options as a file for --config has them: flag -> plain value, without those that are None."""
+    """Composed as a file for --config has them: flag -> plain value, without those that are None."""
     given = {key: v for key, v in flat(options).items() if key not in ADDED or v != ADDED[key]}
     plain = {flag(key)[2:]: list(v) if isinstance(v, tuple) else v for key, v in given.items()}
     return {key: str(v) if hasattr(v, "__fspath__") else v for key, v in plain.items() if v is not None}

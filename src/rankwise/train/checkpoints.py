@@ -34,7 +34,7 @@ PlainData = dict[str, Any]
 
 @dataclass(frozen=True)
 class CheckpointInterval:
-    """How often a checkpoint is written: whichever comes first; by default by the time that writing takes.
+    """The interval of checkpoints: whichever comes first; by default it depends on the time that writing takes.
 
     Args:
         epochs: After this many epochs.
@@ -55,7 +55,7 @@ class CheckpointInterval:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read.
+    """A checkpoint that was read.
 
     Args:
         parts: Tensors by part and name.

@@ -21,10 +21,10 @@ ROWS_MEASURED = 16
 """Rows on which it is measured what an evaluation takes in memory."""
 
 CPU_BYTES = 1 << 25
-"""What an evaluation may take on a CPU, unless a step's rows take more: beyond the caches more rows save no time."""
+"""Bytes of an evaluation on a CPU, unless a step takes more: beyond the caches more rows save no time."""
 
 GPU_SHARE = 0.1
-"""Of a GPU's memory, what an evaluation may take."""
+"""The share of a GPU's memory that an evaluation may take."""
 
 
 def in_parts(
@@ -86,7 +86,7 @@ def means(pack: Pack, data: Data, functions: Sequence[PerAdapter], feed: Feed) -
 def evaluate_rows(
     pack: Pack, data: Data, functions: Sequence[PerAdapter], feed: Feed, rows: Tensor | None = None
 ) -> list[Tensor]:
-    """What each row of a data set adds to each function, for every adapter: (K, n) each; inside
+    """Each row's contribution to each function over a data set, for every adapter: (K, n) each; inside
     `attached(training=False)`. The mean over the rows is the function's value for the data set.
 
     A function that returns a scalar for a batch counts for each of its rows. For one that returns sums and what to

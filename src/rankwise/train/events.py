@@ -1,4 +1,4 @@
-"""What happens while a sweep trains, as plain events, and who listens to them.
+"""Events of a sweep in training, and their observers.
 
 An event is a frozen dataclass of plain values and tensors, so it can be pickled and sent from one machine to another.
 An observer takes events and does one thing with them: a table in a terminal, a log, a file.
@@ -54,7 +54,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Resumed:
-    """What the runs of the last `Started` did before an interruption; loggers have it already.
+    """The progress of the runs of the last `Started` before an interruption; loggers have it already.
 
     Args:
         points: Every epoch's.
@@ -130,7 +130,7 @@ class Observer(Protocol):
     """Takes events as they happen, in the process that runs the sweep."""
 
     def on_event(self, event: Event) -> None:
-        """Take in an event; training waits meanwhile, so this should be quick."""
+        """Handle an event; training waits for this method, so it should be quick."""
         ...
 
 
@@ -160,7 +160,7 @@ class Observers:
                 self.message(f"{type(observer).__name__} can't write ({why}); training continues without it.")
 
     def message(self, text: str) -> None:
-        """Tell the user something."""
+        """Send a message to the user."""
         self.on_event(Message(text))
 
     def __enter__(self) -> "Observers":

@@ -43,7 +43,7 @@ PROBED = (1 / 6, 1 / 2, 5 / 6)
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch gave: its last steps, a point for each adapter that took part, and the runs that ended with it."""
+    """The results of an epoch: its last steps, a point for each adapter in it, and the runs that ended with it."""
 
     stepped: Stepped
     points: list[EpochPoint]
@@ -135,7 +135,7 @@ class PackTraining:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know of how the pack runs."""
+        """Notes for the user about the pack."""
         return self._pack.notes
 
     @property
@@ -230,7 +230,7 @@ class PackTraining:
             return peak_bytes(lambda: self._pack.gradients(batch, self._feed.rows_a_pass), self._pack.device)
 
     def seconds_an_epoch(self, probed: Sequence[float] = PROBED) -> float:
-        """How long an epoch takes, validation included, measured on a few of its steps and rows.
+        """The seconds of an epoch, validation included, measured on a few of its steps and rows.
 
         The steps are taken: what is in training has moved afterwards.
 

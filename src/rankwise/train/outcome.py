@@ -1,4 +1,4 @@
-"""What training tells: a point after every epoch, an outcome at the end of a run."""
+"""Results of training: a point after every epoch, an outcome at the end of a run."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class EpochPoint:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run.
+    """The outcome of one run.
 
     Args:
         name: The member's name.

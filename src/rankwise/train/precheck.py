@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankwise.errors import PackError, RankwiseError
+from rankwise.lora.base.modes import in_eval
 from rankwise.pack.batches import lazily
 from rankwise.pack.groups import Groups
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.memory import ran_out
-from rankwise.pack.modes import in_eval
 from rankwise.pack.pack import Pack
 from rankwise.train.data.feed import EXAMPLE_ROWS, Feed
 from rankwise.train.data.tensors import Data, count_rows, pick, tensors_of
@@ -87,7 +87,7 @@ def _check_runs(model: nn.Module, what: str, data: Data, loss: PerBatch, metric:
 
 @contextmanager
 def naming_failures(start: str, end: str = "") -> Generator[None]:
-    """Say in one line what a user's own code could not do inside this block.
+    """Turn a failure of a user's code inside this block into one line.
 
     Raises:
         PackError: It failed.

@@ -1,4 +1,4 @@
-"""What runs before the first adapted layer, once for each row instead of once in every step.
+"""Run the layers before the first adapted one once for each row instead of in every step.
 
 Where only the top blocks of a model are adapted, the blocks below give a row the same numbers in every epoch. Their
 outputs are stored with the data, in memory or in files; in training a stub replaces each of these modules and
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from rankwise.errors import ConfigError, OutputError
+from rankwise.lora.base.modes import modes_restored
 from rankwise.lora.layer_types.quantised import keep_unpacked
 from rankwise.pack.batches import Batch, batch_tensors, lazily, rows_from
 from rankwise.pack.memory import ran_out
@@ -36,7 +37,7 @@ ROWS_AT_ONCE = 64
 """Rows that pass at once while the outputs are computed."""
 
 OWN, KEPT = "row/", "prefix/"
-"""Where a batch has its own tensors, and where the outputs that were kept."""
+"""Prefixes of the keys of a batch's own tensors, and of cached outputs."""
 
 
 class _Reached(Exception):  # noqa: N818  (no error: it ends a forward pass)
@@ -45,7 +46,7 @@ class _Reached(Exception):  # noqa: N818  (no error: it ends a forward pass)
 
 @dataclass(frozen=True)
 class Output:
-    """What a module gives.
+    """The output of a module.
 
     Args:
         leaves: Its tensors and other values, in order, for two rows.
@@ -97,7 +98,7 @@ class Prefix:
 
     @property
     def bytes_a_row(self) -> int:
-        """What is kept for a row."""
+        """The cached bytes of a row."""
         tensors = [output.leaves[i] for output in self.stored.values() for i in output.lengths]
         return sum(t.numel() * t.element_size() // 2 for t in tensors)
 
@@ -166,7 +167,7 @@ class Prefix:
         return with_user | found
 
     def _keys(self, name: str) -> dict[int, str]:
-        """Where a batch has what was kept of a module, by the place in its output."""
+        """Keys of a module's cached output in a batch, by the place in the output."""
         places = [(module, i) for module, output in self.stored.items() for i in output.lengths]
         return {i: f"{KEPT}{k}" for k, (module, i) in enumerate(places) if module == name}
 
@@ -270,15 +271,10 @@ def check_room(needed: int, device: torch.device, folder: Path | None) -> None:
 
 @contextmanager
 def _mode(model: nn.Module, *, training: bool) -> Generator[None]:
-    modes = {module: module.training for module in model.modules()}
-    try:
+    with modes_restored(model.modules()), torch.no_grad():
         keep_unpacked(model)
         set_mode(model, training)
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+        yield
 
 
 def _has_weights(module: nn.Module) -> bool:
@@ -302,7 +298,7 @@ def _other_in_training(model: nn.Module, call: Call, stored: Mapping[str, Output
 def _outputs(
     model: nn.Module, call: Call, modules: Collection[str], batch: Batch, until: str, *, training: bool = False
 ) -> dict[str, tuple[list[Any], Any]]:
-    """What these modules give for a batch, flattened; the model runs no further than to `until`."""
+    """The flattened outputs of these modules for a batch; the model runs only up to `until`."""
     found: dict[str, tuple[list[Any], Any]] = {}
 
     def noting(name: str, forward: Forward) -> Forward:

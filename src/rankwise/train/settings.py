@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 from rankwise.errors import ConfigError
 from rankwise.pack.optimisers import AdamW, Optimiser, optimiser_of, record_of
-from rankwise.requirements import AT_LEAST_ONE, NOT_NEGATIVE, Requirement, check_known, require
+from rankwise.requirements import AT_LEAST_ONE, NOT_NEGATIVE, Requirement, require, require_known
 from rankwise.train.schedules import SCHEDULES
 
 WEIGHTS = ("best", "last")
 
 NORM = Requirement(lambda norm: norm > 0, "it must be a positive norm, or left out")
-STEPS = Requirement(lambda steps: steps >= 0, "it must be a whole number of steps, 0 for none")
+WARMUP_STEPS = Requirement(lambda steps: steps >= 0, "it must be a whole number of steps, 0 for none")
 
 
 class _NoRate(float):
@@ -64,7 +64,7 @@ class Training:
     epochs: Annotated[int, AT_LEAST_ONE] = 60
     schedule: str = "constant"
     horizon: Annotated[int | None, AT_LEAST_ONE] = None
-    warmup: Annotated[int, STEPS] = 0
+    warmup: Annotated[int, WARMUP_STEPS] = 0
     patience: Annotated[int | None, AT_LEAST_ONE] = None
     weights: str = "best"
 
@@ -80,8 +80,8 @@ class Training:
         if self.has_lr and not (math.isfinite(self.lr) and self.lr > 0):
             raise ConfigError(f"The learning rate is {self.lr!r}; it must be a positive number, such as 3e-4.")
         require(self)
-        check_known("schedule", self.schedule, SCHEDULES)
-        check_known("weights", self.weights, WEIGHTS)
+        require_known("schedule", self.schedule, SCHEDULES)
+        require_known("weights", self.weights, WEIGHTS)
 
     @property
     def has_lr(self) -> bool:

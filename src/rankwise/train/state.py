@@ -39,7 +39,7 @@ class TrainingState:
     def prune(
         self, reasons: Mapping[str, str], weights: Mapping[str, str]
     ) -> "tuple[list[Outcome], TrainingState | None]":
-        """Let runs leave between two epochs.
+        """Remove runs between two epochs.
 
         Args:
             reasons: Run -> why it leaves.
@@ -56,7 +56,7 @@ class TrainingState:
         return outcomes, self.select(left) if left else None
 
     def select(self, names: Sequence[str]) -> "TrainingState":
-        """The same of some of the runs."""
+        """The state of some of the runs."""
         places = [self.names.index(name) for name in names]
         tensors: dict[str, Tensor] = {}
         for path, value in self.tensors.items():

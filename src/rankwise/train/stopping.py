@@ -1,4 +1,4 @@
-"""What differs between the adapters of a pack in training: settings and progress, as vectors in the pack's order."""
+"""Settings and progress of the adapters of a pack, as vectors in the pack's order."""
 
 from collections.abc import Mapping, Sequence
 

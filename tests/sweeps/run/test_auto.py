@@ -410,7 +410,9 @@ def left_alone(epochs: Interrupting) -> tuple[rankwise.Sweep, int]:
     return sweep(), epochs.calls
 
 
-@pytest.mark.parametrize("when", [0.0, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize(
+    "when", [pytest.param(0.0, marks=pytest.mark.slow), 0.3, pytest.param(0.6, marks=pytest.mark.slow), 0.95]
+)
 def test_resumed_it_gives_the_same(
     tmp_path: Path, epochs: Interrupting, left_alone: tuple[rankwise.Sweep, int], when: float
 ) -> None:

@@ -146,9 +146,9 @@ def test_why_there_is_no_adapter(tmp_path: Path) -> None:
     )
     answer = {"verdict": "undecided", "adapter": "adapters/r1-s0", "next": "rankwise sweep --more-seeds 2"}
     for content, words in (
-        (answer, "its answer is undecided. rankwise sweep --more-seeds 2 may decide it; an adapter of your own choice"),
-        ({"verdict": "shown", "adapter": None}, "its answer is no adapter. an adapter"),
-        (None, "it has no answer. an adapter"),
+        (answer, "its answer is undecided; rankwise sweep --more-seeds 2 may decide it; an adapter of your own choice"),
+        ({"verdict": "shown", "adapter": None}, "its answer is no adapter; an adapter"),
+        (None, "it has no answer; an adapter"),
     ):
         (run / "results.json").write_text(json.dumps({**RESULTS, "answer": content}))
         found = why_no_adapter(run / "best")

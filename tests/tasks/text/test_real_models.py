@@ -21,7 +21,6 @@ from rankwise.tasks.text.encode.rendering import show_plain
 from rankwise.tasks.text.encode.sft import SftOptions, prompt_text, tokenize_sft
 from rankwise.tasks.text.model.calls import ModelCall
 from rankwise.tasks.text.model.models import ModelOptions, load_text_model
-from rankwise.tasks.text.score.losses import mean_token_loss
 from text_models import packaged
 
 TEXTS = ["How do I locate my card?", "Where is my new card?", "What is the exchange rate?", "How are rates set?"]
@@ -110,7 +109,7 @@ def test_e2e_for_smollm2_padded_joined_or_alone(smollm2, data_root):
     call: ModelCall = smollm2.call
     batches = [as_tensors(prepared, side=side) for side in ("right", "left")] + [join(prepared, width=320).data]
     with torch.no_grad():
-        losses = [mean_token_loss(call(smollm2.model, batch), batch) for batch in batches]
+        losses = [token_loss(call(smollm2.model, batch), batch) for batch in batches]
     for loss in losses[1:]:
         torch.testing.assert_close(loss, losses[0], rtol=1e-5, atol=1e-5)
 

@@ -1,1 +1,1 @@
-"""What a file records of the base, and what stands against saving."""
+"""A file's record of its base, and obstacles to saving."""

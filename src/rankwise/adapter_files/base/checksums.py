@@ -36,7 +36,7 @@ SAMPLED = 256
 
 @dataclass(frozen=True)
 class BaseRecord:
-    """What a file says of the base it was saved over. A tensor that can't be looked at (a quantised one) is None.
+    """A file's record of its base. A tensor that can't be read (a quantised one) is None.
 
     Args:
         adapted: Path of an adapted layer -> its weight.
@@ -165,7 +165,7 @@ def _is_missing(name: str, values: tuple[str, ...], paths: Collection[str]) -> b
 
 
 def _unknown(base: BaseRecord, recorded: Collection[str]) -> list[str]:
-    """Say how many parameters of this model the base that was saved over didn't have."""
+    """Report how many parameters of this model the recorded base lacks."""
     more = [
         name for name, tensor in base.other_weights.items() if name not in recorded and isinstance(tensor, nn.Parameter)
     ]

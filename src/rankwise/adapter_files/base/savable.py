@@ -1,4 +1,4 @@
-"""What stands against saving an adapter: layers that are gone, numbers that are not finite, sharded tensors."""
+"""Obstacles to saving an adapter: missing layers, values that are not finite, sharded tensors."""
 
 import warnings
 from collections.abc import Collection, Iterator, Mapping

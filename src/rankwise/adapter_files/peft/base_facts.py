@@ -1,4 +1,4 @@
-"""What the settings of a file say of the base, as peft writes it: `AutoPeftModelFor...` loads nothing without it."""
+"""Facts of the base in a file's settings, as peft writes them: `AutoPeftModelFor...` needs them to load a file."""
 
 from collections.abc import Collection
 from typing import Any
@@ -16,7 +16,7 @@ _TASKS = {
     "ForQuestionAnswering": "QUESTION_ANS",
     "ForConditionalGeneration": "SEQ_2_SEQ_LM",
 }
-"""How the name of a class of transformers ends -> peft's word for its task."""
+"""Suffix of a transformers class name -> peft's name of its task."""
 
 HEADS = {
     "SEQ_CLS": ("classifier", "score"),

@@ -141,7 +141,7 @@ def variant_of(fields: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class PeftName:
-    """What the settings say of a weight.
+    """A weight in the settings.
 
     Args:
         name: What targets and patterns call it.

@@ -20,15 +20,15 @@ _RENAMED = (
     ("multi_modal_projector.", "model.multi_modal_projector."),
     ("model.", "model.language_model."),
 )
-"""How paths of vision-language models begin in transformers before 4.52, and since."""
+"""Prefixes of paths in vision-language models, in transformers before 4.52 and since."""
 
 _PART = re.compile(rf"\.(lora_|{'|'.join(OWN_KEYS)}|base_layer\.|token_adapter\.)")
-"""Where the module's path ends in a key of an adapter."""
+"""Matches the end of the module's path in an adapter's key."""
 
 
 @dataclass(frozen=True)
 class KnownModel:
-    """What is known of the model that a file is read for.
+    """Facts of the model that a file is read for.
 
     Args:
         modules: Paths of its modules.
@@ -94,5 +94,5 @@ def _path(path: str, known: KnownModel) -> str:
     return plain
 
 
-def _is_there(path: str, known: Known) -> bool:
+def _is_there(path: str, known: KnownModel) -> bool:
     return path in known.modules or path in known.tensors

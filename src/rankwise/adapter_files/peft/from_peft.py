@@ -130,7 +130,7 @@ class SavedAsInPeft:
     optional: bool = False
 
     def __call__(self, name: str, module: nn.Module) -> bool:
-        """Tell whether this module is meant."""
+        """Tell whether the settings name this module."""
         return name.endswith(self.names)
 
     def __str__(self) -> str:
@@ -153,7 +153,7 @@ class _Weights:
     name: str
 
     def __call__(self, name: str, module: nn.Module) -> bool:
-        """Tell whether this path is meant."""
+        """Tell whether the settings name this path."""
         path = f".{name}" if name.rpartition(".")[2] == "weight" else f".{name}.weight"
         return path.endswith(f".{self.name}")
 

@@ -14,7 +14,7 @@ from rankwise.lora.variants import VARIANTS, Variant
 
 PREFIX = "base_model.model"
 BASE_LAYER = "base_layer"
-"""What PEFT puts between an adapted layer and its own parameters."""
+"""PEFT's name between an adapted layer and its own parameters."""
 
 OWN_KEYS = {
     tensor.key: name
@@ -30,7 +30,7 @@ SHARED_KEYS = {
 """Key of what all modules of a variant share -> the variant."""
 
 TOKENS_OWNER = "token_adapter"
-"""What PEFT puts around a layer of which it trains single rows."""
+"""PEFT's wrapper of a layer with single trained rows."""
 
 TOKENS_KEY = f"{TOKENS_OWNER}.trainable_tokens_delta"
 """End of the key of single rows, which are what they have become, whatever the name says."""
@@ -59,7 +59,7 @@ _CAUSES = {
 
 
 _OF_ADAPTERS = re.compile(rf"(^|\.)(lora_(A|B|embedding_A|embedding_B)|{'|'.join(OWN_KEYS)})(\.|$)")
-"""What is in keys of adapters, and in those of a base only by a strange chance."""
+"""Parts of adapters' keys that a base's keys hardly ever have."""
 
 
 @dataclass
@@ -204,30 +204,30 @@ def _by_kind(
         in_model = inside != key
         if in_model and _in_base(inside, known):
             found.others[key] = inside
-        elif in_model and (name := _before(inside, TOKENS_KEY)) is not None:
+        elif in_model and (name := _module_before(inside, TOKENS_KEY)) is not None:
             parts.tokens[name] = tensor
-        elif fields.get("lora_bias") and in_model and (name := _before(inside, BIAS_KEY)) is not None:
+        elif fields.get("lora_bias") and in_model and (name := _module_before(inside, BIAS_KEY)) is not None:
             found.biases[name] = tensor
         elif key in shared:
             parts.shared[shared[key]] = tensor
-        elif in_model and (own := next((end for end in ends if _before(inside, end) is not None), None)):
-            found.own.setdefault(_before(inside, own) or "", {})[ends[own]] = tensor
+        elif in_model and (own := next((end for end in ends if _module_before(inside, end) is not None), None)):
+            found.own.setdefault(_module_before(inside, own) or "", {})[ends[own]] = tensor
         else:
-            end = next((end for end in KEY_ENDS if _before(inside, end) is not None), None)
+            end = next((end for end in KEY_ENDS if _module_before(inside, end) is not None), None)
             if not in_model or (end is None and _OF_ADAPTERS.search(key)):
                 findings.add(_of_no_use(where, key))
             elif end is None:
                 found.others[key] = inside
             elif _is_kernel(where, key, tensor, findings):
-                found.halves.setdefault(_before(inside, end) or "", {})[KEY_ENDS[end]] = tensor
+                found.halves.setdefault(_module_before(inside, end) or "", {})[KEY_ENDS[end]] = tensor
     return found
 
 
-def _before(inside: str, end: str) -> str | None:
+def _module_before(inside: str, end: str) -> str | None:
     """The module before the end of a key; None where the key has another end.
 
     Examples:
-        >>> _before("h.up.lora_A.weight", "lora_A.weight"), _before("lora_A.weight", "lora_A.weight")
+        >>> _module_before("h.up.lora_A.weight", "lora_A.weight"), _module_before("lora_A.weight", "lora_A.weight")
         ('h.up', '')
     """
     return inside.removesuffix(end).rstrip(".") if f".{inside}".endswith(f".{end}") else None
@@ -236,7 +236,7 @@ def _before(inside: str, end: str) -> str | None:
 def _share_pairs(
     where: object, variant: Variant, own: Mapping[str, Mapping[str, Tensor]], parts: Parts, findings: Findings
 ) -> None:
-    """Give every module of a file the A and B that all share, before they are cut to its size."""
+    """Assign the shared A and B to every module of a file, before they are cut to its size."""
     missing = [tensor.key for tensor in variant.shared if tensor.name not in parts.shared]
     if missing:
         findings.add(
@@ -254,7 +254,7 @@ def _in_base(inside: str, known: Collection[str]) -> str:
 
 
 _WRAPPED = rf"(^|\.)(?:{TOKENS_OWNER}\.)?{BASE_LAYER}\.([^.]+)$"
-"""What PEFT puts before a parameter's own name where it has wrapped the module."""
+"""PEFT's prefix of a parameter's name in a wrapped module."""
 
 
 def _path_of_saved(inside: str) -> str:

@@ -1,4 +1,4 @@
-"""How PEFT stores A and B of each layer type; here they are matrices, whatever the layer."""
+"""PEFT's forms of A and B for each layer type; here they are always matrices."""
 
 import math
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from rankwise.lora.layer_types.convolution import Convolution, crosses_groups
 from rankwise.lora.targets.ties import flip
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
-"""Of A and of B."""
+"""The shapes of A and of B."""
 
 
 @dataclass(frozen=True)
 class FileForm:
-    """How the tensors of one layer type lie in a file.
+    """The form of a layer type's tensors in a file.
 
     Args:
         keys: Ends of the keys of A and B.

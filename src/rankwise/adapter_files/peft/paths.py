@@ -1,4 +1,4 @@
-"""Where PEFT has the weights of a model: what it wraps, how that shows in keys, and what its settings call it.
+"""PEFT's view of a model's weights: what it wraps, the keys of tensors, and the names in its settings.
 
 A wrapped module's own parts lie in its `base_layer`. PEFT wraps an attention for its in_proj, and a module once for
 each of its bare parameters that is adapted (`target_parameters`); the last of them in the module's order is outermost:
@@ -22,7 +22,7 @@ from rankwise.lora.adapter import LoRA
 from rankwise.lora.targets.modules import Named
 
 IN_PROJ, OUT_PROJ = "in_proj_weight", "out_proj"
-"""What PEFT adapts of an attention, by the attention's own name."""
+"""The parts of an attention that PEFT adapts under the attention's own name."""
 
 _EXPERTS = {"gate_up_proj", "down_proj"}
 """Stacks by which transformers' models with fused experts are known."""
@@ -47,7 +47,7 @@ class PeftLocation:
 
 
 class PeftPaths:
-    """What PEFT wraps in a model, and so where it has each weight.
+    """The modules that PEFT wraps in a model, and so its path of each weight.
 
     Args:
         bare: Module -> its adapted bare parameters, in the module's order.

@@ -1,4 +1,4 @@
-"""What PEFT takes `modules_to_save` of a file for, beyond what it names."""
+"""The modules that PEFT matches with a file's `modules_to_save`, beyond those it names."""
 
 import warnings
 from collections.abc import Collection

@@ -1,4 +1,4 @@
-"""Which modules the settings of a PEFT file mean, by PEFT's rules."""
+"""The modules that a PEFT file's settings name, by PEFT's rules."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -38,7 +38,7 @@ class PeftTargets:
         ] or [re.compile(r".*?\.[^.]*\.(\d+)\.")]
 
     def __call__(self, name: str, module: nn.Module | None = None) -> bool:
-        """Tell whether the module of this path is meant."""
+        """Tell whether the settings name the module of this path."""
         if self.excluded(name) or any(saved.match(name) for saved in self.saved) or not self.wanted(name):
             return False
         if self.layers is None or name in self.exact:

@@ -1,4 +1,4 @@
-"""Numbers that a model holds as plain attributes, which are in no checkpoint of it: what changes there is seen."""
+"""Detect changes of numbers that a model holds as plain attributes, which no checkpoint has."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 DEPTH = 3
-"""How far inside the attributes it is looked: of containers, and of plain objects."""
+"""Search depth inside attributes: of containers, and of plain objects."""
 
 _MOST = 100_000
-"""Numbers of a model that are looked at, at most."""
+"""The most numbers of a model to compare."""
 
 _OF_MODULES = frozenset(vars(nn.Module()))
 
@@ -24,7 +24,7 @@ class Attributes:
 
     Args:
         model: The model.
-        depth: How far inside containers and plain objects it is looked; 0 for what modules hold themselves.
+        depth: Search depth inside containers and plain objects; 0 for the modules' own attributes.
     """
 
     def __init__(self, model: nn.Module, depth: int = DEPTH) -> None:

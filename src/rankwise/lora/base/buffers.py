@@ -1,6 +1,6 @@
 """Buffers of the base that training changes: running means, codebooks, counters.
 
-Nothing can be known of what a user's own buffer is for, so training may change it. `inject` copies what it was:
+The purpose of a user's buffer is unknown, so training may change it. `inject` copies its value:
 `eject` gives that back, and a saved adapter holds the buffers that have changed, since it would compute something else
 without them.
 """
@@ -19,7 +19,7 @@ _BUFFERS = "_rankwise_buffers"
 """Attribute of an injected model: its `BaseBuffers`."""
 
 LARGEST = 1 << 26
-"""Bytes of a buffer that is copied at most; larger ones are tables and caches, which training doesn't change."""
+"""The most bytes of a buffer to copy; larger ones are tables and caches, which training doesn't change."""
 
 
 class BaseBuffers:
@@ -34,7 +34,7 @@ class BaseBuffers:
         self.handle: RemovableHandle = unwrapped(model).register_load_state_dict_pre_hook(self.reload)
 
     def reload(self, model: nn.Module, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        """Before a checkpoint is loaded: one of the base alone says what the base's buffers are."""
+        """Before a checkpoint is loaded: the base's own checkpoint sets the base's buffers."""
         adapters = model.state_dict().keys() - base_tensors(model).keys()
         if any(f"{prefix}{key}" in state for key in adapters):
             return  # one of a training run, whose buffers may have changed
@@ -45,12 +45,12 @@ class BaseBuffers:
 
     @staticmethod
     def of(model: nn.Module) -> Mapping[str, Tensor]:
-        """Return what is remembered, by path."""
+        """Return the copies, by path."""
         return buffers_kept(model)
 
     @staticmethod
     def copy_of(tensor: Tensor) -> Any:
-        """Return what is remembered of a tensor."""
+        """Return the copy of a tensor."""
         return tensor.detach().to("cpu", copy=True)
 
 
@@ -83,7 +83,7 @@ def remember_buffers(model: nn.Module) -> None:
 
 
 def changed_buffers(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the buffers that are no longer what they were: path -> (base's, present)."""
+    """Return the buffers that have changed: path -> (base's, present)."""
     recorded = _recorded(model)
     now = base_tensors(model) if recorded is not None else {}
     changed: dict[str, tuple[Tensor, Tensor]] = {}
@@ -97,7 +97,7 @@ def changed_buffers(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def restore_buffers(model: nn.Module) -> None:
-    """Give the base the buffers it had, and forget them."""
+    """Restore the base's buffers, and drop the copies."""
     with torch.no_grad():
         for before, present in changed_buffers(model).values():
             present.copy_(before)

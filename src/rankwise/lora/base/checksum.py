@@ -1,4 +1,4 @@
-"""A number of all bits of a tensor: a change shows that a sample of it would miss, in one look at its memory."""
+"""A checksum of all bits of a tensor, in one pass: it shows changes that a sample would miss."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ _WORDS = 1024
 
 
 def checksum(tensor: Tensor) -> Tensor:
-    """A 64-bit number of a tensor's bits, on its device.
+    """A 64-bit checksum of a tensor, computed on its device.
 
     A change of one number always changes it; of many, it stays the same by a chance of about 2^-64.
 

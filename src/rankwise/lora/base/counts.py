@@ -1,4 +1,4 @@
-"""Counts that a model keeps as plain attributes: training forwards move them, and no file of an adapter has them."""
+"""Counters that a model holds as plain attributes: training forwards change them, and no adapter file has them."""
 
 from typing import Any
 

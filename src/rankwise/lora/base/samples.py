@@ -27,7 +27,7 @@ SAMPLED = 256
 
 @dataclass(frozen=True)
 class Sample:
-    """What is remembered of a tensor.
+    """A sample of a tensor.
 
     Args:
         shape: Its shape.
@@ -99,7 +99,7 @@ def _recorded(model: nn.Module) -> tuple[nn.Module, BaseSamples] | None:
 
 @dataclass(frozen=True)
 class ChangedBase:
-    """What of a base is no longer what it was as training began.
+    """The changes of a base since training began.
 
     Args:
         lasting: Paths of parameters, frozen statistics and large buffers, which checkpoints hold.

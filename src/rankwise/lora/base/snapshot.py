@@ -31,7 +31,7 @@ class Snapshot:
         self.numpy: Any = None if numpy is None else numpy.random.get_state()
 
     def restore(self) -> None:
-        """Put everything back."""
+        """Restore everything."""
         with torch.no_grad():
             for module, name, buffer, values in self.buffers:
                 buffer.copy_(values)

@@ -75,7 +75,7 @@ class FrozenStatistics:
 
 
 class Statistics:
-    """What the statistics of a normalisation layer are, to be given back.
+    """A copy of a normalisation layer's statistics, to restore.
 
     Args:
         norm: The layer.

@@ -1,1 +1,1 @@
-"""What a model is checked for: what it reads, its first forward and steps, lost layers, other threads."""
+"""Checks of a model: weights it reads, its first forward and steps, lost layers, other threads."""

@@ -1,4 +1,4 @@
-"""Is all of an adapter still in the model? A layer that was replaced after `inject` took its A and B with it."""
+"""Check that an adapter is still complete: a layer that is replaced after `inject` takes its A and B with it."""
 
 from torch import nn
 
@@ -52,7 +52,7 @@ def check_complete(model: nn.Module, name: str) -> None:
     """Raise unless all of an adapter is still in the model.
 
     Raises:
-        AdapterError: Something is gone.
+        AdapterError: A part is missing.
     """
     if lost := lost_paths(model, name):
         raise AdapterError(

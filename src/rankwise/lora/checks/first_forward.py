@@ -1,4 +1,4 @@
-"""The first forward of an injected model: does it call every adapted layer, or read weights without a call?"""
+"""Check in the first forward whether every adapted layer is called, and which weights are read without a call."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,20 +43,20 @@ class FirstForward:
         ]
 
     def begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        """Note what happens from here on."""
+        """Start recording."""
         if torch.compiler.is_compiling() or self.reads is not None:
             return
         self.reads, self.before = Uses(model, _to_watch(model)), Snapshot(model)
         self.noting.enter_context(self.reads.noting())
 
     def end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> object:
-        """Move adapters to where weights are read, warn, and watch no longer."""
+        """Move adapters to where weights are read, warn, and stop watching."""
         uses, before = self.reads, self.before
         if torch.compiler.is_compiling() or uses is None:
             return None
         self.noting.close()
         self.reads = self.before = None
-        if output is None:  # it failed, or said nothing
+        if output is None:  # it failed, or returned nothing
             return None
         stop_watching(model)
         moved = move_to_readers(model, uses)
@@ -69,18 +69,18 @@ class FirstForward:
                 "shown; the adapter acts there from now on. Call the model again, with new arguments where the first "
                 "forward may have changed them (a cache)."
             )
-        if before is not None:  # so that statistics and random numbers move on by one forward, not by two
+        if before is not None:  # so that statistics and random numbers advance by one forward, not two
             before.restore()
         return model(*args, **kwargs)
 
     def remove(self) -> None:
-        """Take all hooks away."""
+        """Remove all hooks."""
         for handle in self.hooks:
             handle.remove()
 
 
 def _is_plain(value: object) -> bool:
-    """Tell whether a forward leaves its arguments as they were: tensors, numbers, words, nothing, and lists of them."""
+    """Tell whether a forward can't change its arguments: tensors, numbers, strings, None, and lists of them."""
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     if isinstance(value, Mapping):
@@ -89,7 +89,7 @@ def _is_plain(value: object) -> bool:
 
 
 def move_to_readers(model: nn.Module, uses: Uses) -> list[str]:
-    """Let adapters act on the weight itself where it was read while they didn't act; return their paths."""
+    """Let adapters act on the weight itself where it was read without them; return their paths."""
     readers = uses.readers()
     moved = [(path, lora, place) for path, lora, place in _places(model) if place.key in readers]
     for _, lora, place in moved:
@@ -116,7 +116,7 @@ def warn_of_missed(model: nn.Module, called: Iterable[nn.Module]) -> None:
     if missed:
         warnings.warn(
             f"The first forward reached {len(missed)} of the adapted layers not at all: {_listed(missed)}. There the "
-            "adapter does nothing. If this input only took another way, all is well.",
+            "adapter does nothing. Ignore this if the input only took another path.",
             stacklevel=2,
         )
 
@@ -138,7 +138,7 @@ def watch(model: nn.Module) -> None:
 
 
 def _to_watch(model: nn.Module) -> list[WeightPlace]:
-    """Return the adapted weights whose adapters don't act all the while the model runs."""
+    """Return the adapted weights whose adapters aren't active throughout a forward."""
     places = [place for found in (_places(model), _replacement_places(model)) for _, _, place in found]
     return [place for place in places if place.reader is not unwrapped(model)]
 
@@ -151,7 +151,7 @@ def _places(model: nn.Module) -> Iterator[tuple[str, LoRA, WeightPlace]]:
 
 
 def _replacement_places(model: nn.Module) -> Iterator[tuple[str, TrainedModules, WeightPlace]]:
-    """Yield the parameters that active adapters have whole, with their paths."""
+    """Yield the parameters that active adapters train in full, with their paths."""
     kept = {
         ".".join(filter(None, (path, leaf))): (leaf, trained)
         for path, (_, trained) in trained_modules(model).items()
@@ -164,7 +164,7 @@ def _replacement_places(model: nn.Module) -> Iterator[tuple[str, TrainedModules,
 
 
 def _reader(model: nn.Module, names: list[str], layer: nn.Module, below: str | None) -> nn.Module:
-    """Return the module for whose run an adapter acts; the model, where it is one around it."""
+    """Return the module during whose forward an adapter acts; the model if that module contains it."""
     if not below:
         return layer
     inner = [name for name in names if name == below or name.endswith(f".{below}")]

@@ -1,4 +1,4 @@
-"""The first optimiser steps of an injected model: which adapters have not moved, because no gradient reaches them?"""
+"""Warn of adapters that the first optimiser steps don't change, because no gradient reaches them."""
 
 import warnings
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ from rankwise.lora.offloaded import has_data, in_fake_mode
 from rankwise.lora.targets.modules import base_tensors
 
 _STEPS = "_rankwise_steps"
-"""Attribute of an injected model until ten steps are seen: the `Steps`."""
+"""Attribute of an injected model during its first ten steps: the `Steps`."""
 
 ENOUGH = 10
 """Optimiser steps."""
 
 _GIVE_UP = 1000
-"""Forwards in training mode after which nobody waits for steps any longer."""
+"""Forwards in training mode after which the check ends."""
 
 
 @dataclass
 class _Start:
     """A tensor of an adapter that is zero at the start (B, or A of an embedding), and so shows that it moved.
 
-    It is looked up at every use: others may put another parameter in its place.
+    It is looked up at every use, since others may replace the parameter.
     """
 
     path: str
@@ -136,7 +136,7 @@ def _zeros(model: nn.Module, name: str) -> list[_Start]:
 
 
 def _still_zero(starts: list[_Start]) -> list[_Start]:
-    """Return those whose matrix is zero; the devices are asked once."""
+    """Return those whose matrix is zero, with one synchronisation for each device."""
     if not starts:
         return []
     moved = torch.stack([start.matrix.detach().any().cpu() for start in starts]).tolist()

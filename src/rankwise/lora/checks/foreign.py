@@ -1,4 +1,4 @@
-"""Models that an adapter can't be attached to as they are: those of peft's, and those sharded already."""
+"""Refuse models that adapters can't be attached to: peft's, and sharded ones."""
 
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ def _is_a(module: nn.Module, name: str) -> bool:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Tell whether this process has a part of a tensor only (FSDP2, tensor parallelism)."""
+    """Tell whether this process has only a part of a tensor (FSDP2, tensor parallelism)."""
     return hasattr(tensor, "full_tensor")
 
 
@@ -33,7 +33,7 @@ def check_unwrapped_by_peft(model: nn.Module) -> None:
 
 
 def check_attachable(model: nn.Module) -> None:
-    """Raise for a model of which other tools have wrapped the layers.
+    """Raise for a model whose layers other tools have wrapped.
 
     Raises:
         AdapterError: It has adapters of peft's, or is sharded.

@@ -1,4 +1,4 @@
-"""What a forward pass does with some layers: which it calls, and whose weights it reads from outside their call."""
+"""Record which layers a forward pass calls, and whose weights it reads without a call."""
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rankwise.lora.base.modes import in_eval
 from rankwise.lora.targets.find import Targets
 from rankwise.lora.targets.modules import named_once, submodule, unwrapped
 from rankwise.lora.targets.readers import Reader
@@ -29,7 +30,7 @@ class WeightPlace:
     Args:
         layer: The module that has it.
         parameter: Its name there.
-        reader: The module for whose run the adapter acts: the layer itself where that is called.
+        reader: The module during whose forward the adapter acts: the layer itself if it is called.
     """
 
     layer: nn.Module
@@ -43,7 +44,7 @@ class WeightPlace:
 
 
 class Uses(TorchDispatchMode):
-    """Notes the uses of weights while a model runs.
+    """Records the uses of weights while a model runs.
 
     Operations are seen below autograd, where a mode changes neither results nor the way torch takes.
 
@@ -68,7 +69,7 @@ class Uses(TorchDispatchMode):
 
     @contextmanager
     def noting(self) -> Generator[None]:
-        """Note what happens in a `with` block."""
+        """Record inside a `with` block."""
         handles = [
             register_module_forward_pre_hook(self._begin),
             register_module_forward_hook(self._end, always_call=True),
@@ -147,7 +148,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 def uses_of(model: nn.Module, places: Iterable[WeightPlace], example: Any) -> Uses:
     """Run a model once, in eval mode and without gradients, and return what it did with some weights.
 
-    Modes and random numbers are afterwards as before.
+    Modes and random number generators are restored.
 
     Args:
         model: The model.
@@ -160,7 +161,7 @@ def uses_of(model: nn.Module, places: Iterable[WeightPlace], example: Any) -> Us
         True
     """
     uses = Uses(model, places)
-    with _in_eval(model), torch.random.fork_rng(), torch.no_grad(), uses.noting():
+    with in_eval(model), torch.random.fork_rng(), torch.no_grad(), uses.noting():
         call(model, example)
     return uses
 
@@ -175,17 +176,6 @@ def call(model: nn.Module, example: Any) -> Any:
     if isinstance(example, Tensor):
         return model(example)
     return model(**example) if isinstance(example, Mapping) else model(*example)
-
-
-@contextmanager
-def _in_eval(model: nn.Module) -> Generator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def weight_places(targets: Targets) -> Iterator[WeightPlace]:

@@ -1,4 +1,4 @@
-"""At every forward: is each adapted layer still in the model, with a weight of the shape it had, and each frozen norm?
+"""Check at every forward that each adapted layer, with its weight's shape, and each frozen norm are still there.
 
 Layers are replaced after `inject` too: a vocabulary is resized, norms are made synchronous or fused into convolutions.
 Looking costs some 0.1 us for each module on the way to an adapted layer.
@@ -39,7 +39,7 @@ class StillThere:
         self.hook: RemovableHandle = model.register_forward_pre_hook(self.look)
 
     def take(self, model: nn.Module) -> None:
-        """Note what is to stay as it is."""
+        """Record the structure that must stay."""
         found = list(loras_in(model))
         self.attached = {
             name: attached for _, _, lora in found for name, attached in lora.attached.items() if name in lora.scale
@@ -54,7 +54,7 @@ class StillThere:
         ]
 
     def look(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        """Before a forward: raise or warn of what has changed."""
+        """Before a forward: raise or warn if the structure has changed."""
         if torch.compiler.is_compiling():
             return
         for children, name, module in self.edges:
@@ -100,7 +100,7 @@ def _plain_weight(layer: nn.Module, lora: LoRA) -> Tensor | None:
 
 
 def _was_resized(layer: nn.Module, lora: LoRA, weight: Tensor, shape: torch.Size) -> bool:
-    """Tell whether a shape is another one for good: sharding makes weights flat or empty for a while."""
+    """Tell whether a shape has changed for good: sharding makes weights flat or empty for a while."""
     plain = _plain_weight(layer, lora) is not None and not lora.merged
     return plain and weight.ndim == len(shape) and weight.numel() > 0
 

@@ -38,14 +38,14 @@ class Guard:
 
     Args:
         what: What holds the model.
-        free: Whether all pass, as on a copy of the model.
+        free: Whether all threads may pass, as on a copy of the model.
     """
 
     def __init__(self, what: str, *, free: bool = False) -> None:
         self.what, self.free = what, free
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:
-        """Refuse a forward of another thread, those of a backward pass and of replicas aside."""
+        """Refuse a forward of another thread, except in a backward pass or a replica."""
         if torch.compiler.is_compiling() or self.free or self in _mine.get():
             return
         in_backward = torch._C._current_graph_task_id() != -1  # pyright: ignore
@@ -124,7 +124,7 @@ def _of_the_base(module: nn.Module, seen: set[nn.Module]) -> Iterator[nn.Module]
 
 @contextmanager
 def held_by_thread(model: nn.Module, what: str) -> Generator[None]:
-    """Hold a model for this thread, or task of asyncio: others can neither run it nor hold it inside this block.
+    """Lock a model for this thread, or asyncio task: others can neither run it nor lock it inside this block.
 
     Raises:
         AdapterError: Another holds it, or a part of it; or a block that was entered later is still open at the end.
@@ -142,7 +142,7 @@ def held_by_thread(model: nn.Module, what: str) -> Generator[None]:
 def changes_model(
     function: Callable[Concatenate[nn.Module, Rest], Result],
 ) -> Callable[Concatenate[nn.Module, Rest], Result]:
-    """Let a function that changes a model's adapters hold them meanwhile: no forward pass meets a part of the change.
+    """Lock a model's adapters during a function that changes them, so that no forward pass sees half a change.
 
     It refuses what `check_free` does, and a forward pass of another thread that reaches an adapted layer meanwhile.
     """
@@ -159,7 +159,7 @@ def changes_model(
 
 @contextmanager
 def _guarded(model: nn.Module, modules: Iterable[nn.Module], what: str) -> Generator[None]:
-    """Let no other thread run these modules of a model, nor hold them, inside this block."""
+    """Keep other threads from running or locking these modules of a model inside this block."""
     guard, handles, modules = Guard(what), list[RemovableHandle](), list(dict.fromkeys(modules))
     with _lock:
         _check(model)

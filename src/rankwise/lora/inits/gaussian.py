@@ -16,6 +16,10 @@ def gaussian(u: Tensor, d_out: int) -> tuple[Tensor, Tensor]:
         Hu et al., LoRA, 2021, section 4.1 ("random Gaussian initialization for A and zero for B").
     """
     r = u.shape[0]
+    return as_normal(u) / r, u.new_zeros(d_out, r)
+
+
+def as_normal(u: Tensor) -> Tensor:
+    """Standard normal numbers from uniform ones, each from its own."""
     # u can be 0, whose normal number is -inf; half a step of the float32 grid keeps it finite.
-    normal = math.sqrt(2) * torch.erfinv(2 * u.clamp_min(2**-25) - 1)
-    return normal / r, u.new_zeros(d_out, r)
+    return math.sqrt(2) * torch.erfinv(2 * u.clamp_min(2**-25) - 1)

@@ -1,1 +1,1 @@
-"""What an adapted layer holds: named adapters, how they are called, applied per row and checkpointed."""
+"""The contents of an adapted layer: named adapters, their calls, application per row, and checkpoints."""

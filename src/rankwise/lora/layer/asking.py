@@ -1,7 +1,7 @@
-"""Which tensors of adapters ask for gradients: those of adapters that act.
+"""Only tensors of active adapters require gradients.
 
-DistributedDataParallel waits for the gradient of every parameter that asks for one, so an adapter that doesn't act must
-ask for none. But a graph that was built while it acted still leads to it: torch would drop that gradient silently.
+DistributedDataParallel waits for the gradient of every parameter that requires one, so an inactive adapter must
+require none. But a graph built while it was active still leads to it: torch would drop that gradient silently.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class _TakeLate:
-    """The hook of a parameter that asks for no gradient: one that comes all the same is accumulated.
+    """The hook of a parameter that requires no gradient: it still accumulates a gradient that arrives.
 
     Args:
         parameter: The parameter.
@@ -22,14 +22,14 @@ class _TakeLate:
         self.parameter = ref(parameter)
 
     def __call__(self, gradient: Tensor) -> None:
-        """Before a gradient is accumulated: have torch accumulate it."""
+        """Before a gradient is accumulated: let torch accumulate it."""
         parameter = self.parameter()
         if parameter is not None and not parameter.requires_grad:
             parameter.requires_grad_(True)
 
 
 def stop_asking(parameter: Tensor) -> None:
-    """Have a parameter ask for no gradient; those of graphs that exist already are taken all the same.
+    """Stop a parameter from requiring gradients; gradients of existing graphs are still accumulated.
 
     Examples:
         >>> import torch

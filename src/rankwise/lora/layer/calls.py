@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def input_and_rest(kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
-    """Split a layer's call by keywords alone into its input and the other arguments."""
+    """Split a call with keywords only into the layer's input and the other arguments."""
     key = "input" if "input" in kwargs else next(iter(kwargs))
     return kwargs[key], (), {name: value for name, value in kwargs.items() if name != key}
 

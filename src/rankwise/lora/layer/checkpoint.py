@@ -1,8 +1,8 @@
-"""How adapters lie in `state_dict()`: each number once, also where layers share an adapter, and right while merged.
+"""Adapters in `state_dict()`: each tensor once, even where layers share an adapter, and correct while merged.
 
 While adapters are merged a layer's weight is W + delta, and A and B are in the checkpoint too. The base's own weight is
 then written too (`lora.base_weight`), and loading into a model with adapters gives the layer that: delta would
-count twice otherwise. A plain model takes W + delta and passes the rest over.
+count twice otherwise. A plain model loads W + delta and ignores the rest.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ FREED = (
 
 
 class Checkpointed(Adapter):
-    """What `LoRA` and its checkpoints have to do with each other."""
+    """The checkpoint methods of `LoRA`."""
 
     joined: "Mapping[str, tuple[Checkpointed]]"
     """Adapter -> the one whose A and B it has here, where layers share a weight."""
@@ -77,7 +77,7 @@ class Checkpointed(Adapter):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Keep A and B of an adapter the checkpoint has nothing of: the base's own checkpoint loads strictly."""
+        """Keep A and B of an adapter that the checkpoint lacks, so that the base's own checkpoint loads strictly."""
         if self.merged:
             error_msgs.append(f"{prefix[:-1]} is merged into its layer; call unmerge before load_state_dict.")
         state_dict.pop(f"{prefix}{BASE_KEY}", None)

@@ -1,4 +1,4 @@
-"""The named adapters of one weight: their tensors, scales and settings, and which of them act."""
+"""The named adapters of one weight: their tensors, scales and settings, and which are active."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ NO_ROWS: Mapping[str, LayerType] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Attached:
-    """What an adapter was attached to.
+    """The weights and parameters that an adapter was attached to.
 
     Args:
         adapted: Paths of the adapted weights.
-        replacements: Paths of the parameters and buffers that it has in the base's place.
+        replacements: Paths of the parameters and buffers that it replaces.
     """
 
     adapted: tuple[str, ...]
@@ -34,7 +34,7 @@ class Attached:
 
 
 class Holding(Checkpointed):
-    """The named adapters of one weight; `LoRA` lets them act.
+    """The named adapters of one weight; `LoRA` applies them.
 
     Args:
         layer: The layer to adapt. It is not kept.
@@ -42,24 +42,24 @@ class Holding(Checkpointed):
         parameter: Name of the weight.
     """
 
-    # Defaults of the class, not set by __init__: nn.Module makes every assignment dear, and models have many layers.
+    # Class defaults, not set by __init__: assignments to an nn.Module are slow, and models have many layers.
     active: tuple[str, ...] = ()
     varied: bool = False
     """Whether an adapter is of another variant than LoRA itself, or on slices."""
     kinds: Mapping[str, LayerType] = NO_ROWS
-    """Rows of adapters that see the layer in their own way."""
+    """Layer types of adapters that see the layer in their own way."""
     merged: tuple[str, ...] = ()
     """Adapters merged into the layer's weight now; the hook then adds nothing."""
     base_weight: Tensor | None = None
     """The weight's bits from before merging."""
     flipped: tuple[str, ...] = ()
-    """Adapters that belong to a module which has this layer's weight transposed: `pair` turns them round."""
+    """Adapters of a module with this layer's weight transposed: `pair` transposes them."""
     attached: Mapping[str, Attached] = MappingProxyType({})
-    """Adapter -> all that it was attached to, here and elsewhere in the model."""
+    """Adapter -> everything that it was attached to, here and elsewhere in the model."""
     joined: Mapping[str, tuple[Checkpointed]] = MappingProxyType({})
     """Adapter -> the adapters of the other layer whose A and B it has here: those of a shared weight."""
     parked: "dict[str, tuple[str, ...]]"
-    """Adapter that doesn't act -> which of its tensors ("A", "B", ...) ask for a gradient when it does."""
+    """Inactive adapter -> its tensors ("A", "B", ...) that require a gradient when it is active."""
     parameter: str = "weight"
     """Name of the weight in the layer."""
 
@@ -85,13 +85,13 @@ class Holding(Checkpointed):
         layer: nn.Module,
         kind: LayerType | None = None,
     ) -> None:
-        """Take in an adapter: in float32, or float64 over a float64 weight, and on the weight's device.
+        """Add an adapter, in float32 (float64 over a float64 weight) and on the weight's device.
 
         Over a weight without data (on the meta device) it lies on the CPU.
 
         Args:
             name: Its name.
-            tensors: What its variant has in a layer; A and B as matrices. A shared one is taken in as it is.
+            tensors: Its variant's tensors in a layer; A and B as matrices. Shared ones are not copied.
             scale: s.
             config: Kept with it.
             layer: The layer.
@@ -108,7 +108,7 @@ class Holding(Checkpointed):
         for declared in variant.tensors:
             tensor = tensors[declared.name]
             if not declared.shared:
-                # Without numbers there is nothing to train, and DistributedDataParallel would wait for a gradient.
+                # A tensor without values can't be trained, and DistributedDataParallel would wait for its gradient.
                 trained = declared.trained and tensor.numel() > 0
                 tensor = nn.Parameter(tensor.detach().to(device, dtype), requires_grad=trained)
             self._hold(declared.name, name, tensor)
@@ -118,32 +118,32 @@ class Holding(Checkpointed):
         self.varied, self.kinds = True, {**self.kinds, name: kind}
 
     def _hold(self, key: str, name: str, tensor: Any) -> None:
-        """Take in a tensor of an adapter."""
+        """Add a tensor of an adapter."""
         if key not in self._modules:
             self.add_module(key, nn.ParameterDict())
         register(self.get_submodule(key), name, tensor)
 
     def parameters_of(self, name: str) -> dict[str, Any]:
-        """Return an adapter's tensors as they are held: the parameters themselves, None where they are gone."""
+        """Return an adapter's parameters; None where they are gone."""
         held: dict[str, Any] = self._modules
         return {declared.name: held[declared.name]._parameters.get(name) for declared in self.variant_of(name).tensors}
 
     def trained(self, name: str) -> list[Any]:
-        """Return the parameters that an adapter trains here, or what functional_call has put in their place."""
+        """Return the parameters that an adapter trains here, or their stand-ins inside functional_call."""
         held, declared = self.parameters_of(name), self.variant_of(name).trained
         return [held[it.name] for it in declared if held[it.name] is not None and held[it.name].numel()]
 
     def kind_of(self, name: str) -> LayerType:
-        """Return how an adapter sees the layer."""
+        """Return the layer type that an adapter sees."""
         return self.kinds.get(name, self.layer_type)
 
     def variant_of(self, name: str) -> Variant:
-        """Return what an adapter makes of its tensors here."""
+        """Return an adapter's variant here."""
         return VARIANTS[variant_name(self.configs[name].variant, self.kind_of(name))]
 
     @property
     def is_parameter(self) -> bool:
-        """Whether the weight is a parameter of a module that is no layer of the table."""
+        """Whether the weight's module is not a layer of the table."""
         return self.layer_type.name == "Parameter"
 
     def weight(self, layer: nn.Module) -> Tensor:
@@ -155,7 +155,7 @@ class Holding(Checkpointed):
         return with_weight_of(self.layer_type, type(self.weight(layer)))
 
     def join(self, name: str, other: "Holding", flipped: bool, kind: LayerType) -> None:
-        """Use the adapter of another layer that has this one's weight: its very A and B."""
+        """Share A and B of an adapter with another layer that has the same weight."""
         if kind.partial:
             self._see_as(name, kind)
         self.scale[name], self.configs[name] = other.scale[name], other.configs[name]
@@ -188,7 +188,7 @@ class Holding(Checkpointed):
         return held
 
     def fetched(self, key: str, name: str) -> Tensor:
-        """Return a tensor that has been offloaded; checkpoints have those of layers that share an adapter once."""
+        """Return an offloaded tensor; checkpoints hold an adapter shared by layers only once."""
         source: Checkpointed = self
         while name in source.joined:
             source = source.joined[name][0]
@@ -222,7 +222,7 @@ class Holding(Checkpointed):
         return {f"{key}.{name}": tensor for key, tensor in self.parameters_of(name).items()}
 
     def switch(self, names: tuple[str, ...]) -> None:
-        """Let these adapters act. The others' tensors ask for no gradient meanwhile."""
+        """Activate these adapters. The others' tensors then require no gradient."""
         self.active = names
         for name in self.scale:
             tensors = {key.removesuffix(f".{name}"): tensor for key, tensor in self.keys_of(name).items()}

@@ -1,4 +1,4 @@
-"""The tensors of an adapter before training: what each layer starts with, and what all its layers share."""
+"""An adapter's initial tensors: those of each layer, and those that all its layers share."""
 
 import functools
 from collections.abc import Iterable, Mapping
@@ -13,9 +13,9 @@ from rankwise.lora.variants import VARIANTS, Site, Sizes
 
 
 def initial_tensors(target: Target, config: LoRAConfig) -> dict[str, Tensor]:
-    """Return what an adapter starts with in one layer, without what all its layers share.
+    """Return an adapter's initial tensors in one layer, without the shared ones.
 
-    In float32, or float64 over a float64 weight, which is trained in no less.
+    In float32, or in float64 over a float64 weight.
     """
     site = Site(target.layer_type, target.module, target.sizes, target.scale, functools.partial(_drawn, target, config))
     with torch.no_grad():
@@ -23,7 +23,7 @@ def initial_tensors(target: Target, config: LoRAConfig) -> dict[str, Tensor]:
 
 
 def shared_tensors(targets: Iterable[Target], config: LoRAConfig) -> dict[str, Tensor]:
-    """Return what all layers of an adapter have in common, as its seed draws it; nothing for most variants."""
+    """Return the tensors that an adapter's layers share, drawn from its seed; most variants have none."""
     sizes = [target.sizes for target in targets if target.variant == config.variant]
     if not VARIANTS[config.variant].shared or not sizes:
         return {}
@@ -43,7 +43,7 @@ def with_shared(
 
 
 def _drawn(target: Target, config: LoRAConfig) -> tuple[Tensor, Tensor]:
-    """Draw A and B; each matrix of a stack has its own, one after another. Single rows start as the base's."""
+    """Draw A and B, matrix by matrix of a stack. Single rows start as the base's."""
     dtype = torch.float64 if target.weight.dtype == torch.float64 else torch.float32
     if target.layer_type.tokens:
         A = torch.zeros(target.r, 0, device="cpu", dtype=dtype)

@@ -15,15 +15,15 @@ from rankwise.lora.variants import VARIANTS, VariantTensor, VariantTensors
 
 @dataclass(frozen=True)
 class StackedAdapters:
-    """The adapters of one layer that are computed alike, stacked.
+    """Stacked adapters of one layer with the same computation.
 
     Args:
-        variant: Of all of them.
+        variant: Their variant.
         kind: The layer type that they see.
-        tensors: What the variant has, stacked, and filled up to the largest r: A (K, r, d_in), B (K, d_out, r) times
+        tensors: The variant's tensors, stacked, and padded to the largest r: A (K, r, d_in), B (K, d_out, r) times
             the scales.
-        index: For each row of the batch the place of its adapter in the stack.
-        acts: For each row whether its adapter is in this group at all.
+        index: Index of each row's adapter in the stack.
+        acts: Whether each row's adapter is in this group.
     """
 
     variant: str
@@ -38,7 +38,7 @@ RowAdapter = tuple[str, LayerType, VariantTensors, float]
 
 
 class ByRow:
-    """The adapters of one layer that the rows of a batch have: stacked, and stacked anew where their numbers change.
+    """The adapters of a batch's rows in one layer: stacked, and stacked again when their values change.
 
     Args:
         members: Returns each adapter's tensors in this layer, as they are now.
@@ -56,7 +56,7 @@ class ByRow:
         self._stack()
 
     def groups(self) -> tuple[StackedAdapters, ...]:
-        """The stacks, with the numbers that the adapters have now."""
+        """The stacks, with the adapters' present values."""
         if not torch.compiler.is_compiling() and self._marks() != self._stacked:
             self._stack()
         return self._groups
@@ -67,7 +67,7 @@ class ByRow:
             self._groups = group_adapters(self._members(), self._rows)
 
     def _marks(self) -> list[tuple[int, int]]:
-        """What changes where a parameter is replaced, or written to otherwise than through `.data`."""
+        """A key that changes when a parameter is replaced, or written to without `.data`."""
         tensors = [held.get(name) for held, name in self._held]
         return [(id(t), -1 if t is None or t.is_inference() else t._version) for t in tensors]
 
@@ -77,11 +77,11 @@ def group_adapters(members: Mapping[str, RowAdapter], rows: Sequence[str | None]
 
     Args:
         members: Adapter -> its tensors in this layer.
-        rows: Adapter of each row; None, and one that the layer doesn't have, leave the row the base's.
+        rows: Adapter of each row; None, or an adapter that the layer lacks, leaves the row as the base's.
     """
     kinds: dict[tuple[Any, ...], list[str]] = {}
     for name, (variant, kind, tensors, _) in members.items():
-        # A and B of slices lie slice after slice, so they can't be filled up at the end, and rows are certain tokens'.
+        # A and B of slices lie slice after slice, so they can't be padded at the end; single rows belong to tokens.
         shapes = tuple(tensor.shape for tensor in tensors.values()) if kind.partial else ()
         kinds.setdefault((variant, kind.slices, kind.tokens, shapes), []).append(name)
     return tuple(_group({name: members[name] for name in names}, rows) for names in kinds.values())
@@ -102,7 +102,7 @@ def _group(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> Sta
 
 
 def _stacked(declared: VariantTensor, members: Iterable[RowAdapter]) -> Tensor:
-    """The tensors of one name, each filled up to the largest rank, and times the scale where they take it."""
+    """The tensors of one name, each padded to the largest rank, and scaled where the variant says so."""
     found = [
         tensors[declared.name] * scale if declared.up else tensors[declared.name] for _, _, tensors, scale in members
     ]

@@ -1,9 +1,9 @@
 """Layers that run again in the backward pass (activation checkpoints): the adapters must be those of the forward pass.
 
 torch recomputes what it needs and sees only that shapes agree, so another adapter's numbers would give wrong gradients
-silently. What acted is remembered where torch remembers the forward pass itself:
+silently. The active adapters are recorded where torch records the forward pass itself:
 
-- Checkpoints without reentrance save tensors and take those of the second run. A tensor with the number of what acts is
+- Checkpoints without reentrance save tensors and use those of the second run. A tensor that numbers the active set is
   saved along: the second run's must be the first one's.
 - Checkpoints with reentrance, and blocks of others that compute their backward pass by running again (reversible
   layers), run without gradients inside a `torch.autograd.Function`. Its call is found on Python's stack, in both runs.
@@ -21,17 +21,17 @@ from rankwise.errors import AdapterError
 from rankwise.lora.offloaded import in_fake_mode
 
 Acting = tuple[str, ...]
-"""Names of the adapters that act."""
+"""Names of the active adapters."""
 
 _numbers: dict[Acting, Tensor] = {}
-"""What has acted -> its number, as a tensor that autograd can save."""
+"""Active adapters -> their number, as a tensor that autograd can save."""
 
 _ACTED = "_rankwise_acted"
-"""Attribute of the context of an autograd function: layer -> what acted in its forward pass."""
+"""Attribute of the context of an autograd function: layer -> adapters active in its forward pass."""
 
 
 def wrong_gradients(now: Acting, then: Acting) -> AdapterError:
-    """Return the error for a layer that runs again with other adapters."""
+    """Return the error for a layer that is recomputed with other adapters."""
     return AdapterError(
         f"The backward pass runs a layer again with the adapters {list(now)}, which ran with {list(then)} in the "
         "forward pass: gradients would be wrong. Call activate, or leave `disabled`, after backward."
@@ -39,7 +39,7 @@ def wrong_gradients(now: Acting, then: Acting) -> AdapterError:
 
 
 class _Mark(torch.autograd.Function):
-    """The identity. Its backward compares what acted in the forward pass with what acts where that runs again."""
+    """The identity. Its backward compares the adapters active in the forward pass with those in its recomputation."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, acting: Acting, number: Tensor) -> Tensor:
@@ -60,11 +60,11 @@ class _Mark(torch.autograd.Function):
 
 
 def marked(tensor: Tensor, acting: Acting) -> Tensor:
-    """Return a tensor that an adapter had a part in; inside a checkpoint its backward sees that the same act again.
+    """Return an adapter's tensor; inside a checkpoint its backward checks that the same adapters are active again.
 
     Args:
         tensor: The tensor, which nothing else has but as a parameter.
-        acting: The adapters that act.
+        acting: The active adapters.
     """
     if not tensor.requires_grad or torch.compiler.is_compiling() or not _is_saved_elsewhere():
         return tensor
@@ -80,14 +80,14 @@ def _is_saved_elsewhere() -> bool:
 
 
 def check_same(layer: nn.Module, acting: Acting) -> None:
-    """Compare what acts with what acted in the first run of the autograd functions around this call.
+    """Compare the active adapters with those of the first run of the autograd functions around this call.
 
     Args:
-        layer: Whose call it is.
-        acting: The adapters that act.
+        layer: The layer that is called.
+        acting: The active adapters.
 
     Raises:
-        AdapterError: Others acted.
+        AdapterError: They differ.
     """
     # A function's forward pass has neither kind of gradients; code under no_grad has those of forward mode.
     if torch._C._current_graph_task_id() == -1 and (  # pyright: ignore[reportPrivateUsage]  (no backward pass)

@@ -1,4 +1,4 @@
-"""What an adapter has in place of a layer's own parameters and buffers."""
+"""An adapter's replacements of a layer's own parameters and buffers."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from rankwise.lora.targets.modules import Adapter
 
 
 class Replacement(Adapter):
-    """What one adapter has in place of a layer's own parameters and buffers, under their names."""
+    """One adapter's replacements of a layer's own parameters and buffers, under their names."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Replacement(Adapter):
 
 
 def _keep_own(own: Replacement, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-    """Keep what a checkpoint of the base alone says nothing of: it loads strictly."""
+    """Keep what the base's own checkpoint lacks, so that it loads strictly."""
     tensors = {f"{prefix}{name}": tensor for name, tensor in {**own._parameters, **own._buffers}.items()}  # pyright: ignore[reportPrivateUsage]
     if not any(key in state_dict for key in tensors):
         state_dict.update(tensors)

@@ -14,18 +14,18 @@ def weight_of(layer: nn.Module) -> Tensor:
 
 
 def unobstructed(layer: nn.Module) -> str:
-    """Say that nothing is in the way of adapting this layer."""
+    """No obstacle to adapting this layer."""
     return ""
 
 
 def one(layer: nn.Module) -> int:
-    """Say that this layer's weight is one matrix."""
+    """The weight is one matrix."""
     return 1
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """How a weight that is stored in few bits is read, and what its layer is without it.
+    """Reading a weight that is stored in few bits, and its layer with a plain weight.
 
     Args:
         dequantise: Layer -> its weight as plain numbers, shaped as `LayerType.delta` shapes delta.

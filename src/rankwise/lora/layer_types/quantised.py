@@ -117,7 +117,7 @@ def is_opaque(weight: Tensor) -> bool:
 
 
 def keep_unpacked(model: nn.Module) -> None:
-    """Have bitsandbytes' 4-bit layers keep their weight as it is.
+    """Keep bitsandbytes' 4-bit layers from changing their weight.
 
     On CPUs with bfloat16 instructions the first forward in eval mode rearranges the weight and rounds its scales to
     bfloat16; no gradient passes through the layer from then on. A frozen base must not change, so that is switched off,
@@ -135,7 +135,7 @@ def keep_unpacked(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Before:
-    """What a layer was before its weight became a plain one.
+    """A layer from before its weight became a plain one.
 
     Args:
         cls: Its class.
@@ -149,7 +149,7 @@ class Before:
 
 
 def make_plain(path: str, layer: nn.Module, kind: Quantised, weight: Tensor) -> Before:
-    """Give a quantised layer a plain weight; the layer stays the same object, with its hooks.
+    """Replace a quantised layer's weight by a plain one; the layer stays the same object, with its hooks.
 
     Args:
         path: Its path, for messages.

@@ -1,1 +1,1 @@
-"""Which weights are adapted: modules, the language of patterns, ties, readers, rows of tokens."""
+"""Find the weights to adapt: modules, the language of patterns, ties, readers, rows of tokens."""

@@ -137,7 +137,7 @@ def _is_reader(module: nn.Module, by_row: bool, own: bool) -> bool:
 
 
 def show_tensor(layer: nn.Module, name: str, before: Tensor, after: Tensor | None) -> None:
-    """Let a layer show a tensor in the place of a parameter; None shows the parameter again.
+    """Shadow a layer's parameter with a tensor; None shows the parameter again.
 
     RNNs also keep their weights in a list and read that.
     """

@@ -57,7 +57,7 @@ class Target:
 
     @property
     def sizes(self) -> Sizes:
-        """What the shapes of the adapter's tensors depend on."""
+        """The sizes that determine the shapes of the adapter's tensors."""
         outputs = None
         if self.layer_type.slices:
             is_own = self.layer_type.name == "Parameter"
@@ -72,7 +72,7 @@ class Target:
 
     @property
     def stack(self) -> int:
-        """How many matrices the weight is a stack of."""
+        """The number of matrices in the weight's stack."""
         return self.layer_type.stack(self.module)
 
     @property
@@ -86,7 +86,7 @@ class Target:
 
     @property
     def type(self) -> str:
-        """What a report calls it."""
+        """Its kind in a report."""
         own = self.layer_type.name
         tokens = ", token rows" if self.layer_type.tokens else ""
         return own if own == "Parameter" else f"{type(self.module).__name__}{tokens}"
@@ -108,7 +108,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Targets:
-    """What `find_targets` found, in the model's order."""
+    """The result of `find_targets`, in the model's order."""
 
     adapted: list[Target]
     left_out: list[LeftOut]

@@ -1,4 +1,4 @@
-"""How PEFT's settings speak of a variant: its type, the switch that turns it on, words that differ from LoRA's."""
+"""A variant in PEFT's settings: its type, the switch that turns it on, words that differ from LoRA's."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

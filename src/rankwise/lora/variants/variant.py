@@ -1,4 +1,4 @@
-"""What a variant of the method is: the tensors of an adapter in one layer, and what it makes of them."""
+"""A variant of the method: the tensors of an adapter in one layer, and the functions that use them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ VariantTensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Sizes:
-    """What shapes of an adapter's tensors depend on.
+    """The sizes that determine the shapes of an adapter's tensors.
 
     Args:
         r: Rank.
@@ -70,7 +70,7 @@ class VariantTensor:
 
     @property
     def ndim(self) -> int:
-        """How many dimensions it has."""
+        """The number of dimensions."""
         return len(self.shape(Sizes(1, 1, 1)))
 
 
@@ -94,12 +94,12 @@ class Site:
 
 
 def no_obstacle(kind: LayerType, layer: Any) -> str:
-    """Say that nothing is in the way of adapting this layer."""
+    """No obstacle to adapting this layer."""
     return ""
 
 
 def no_conflict(config: Any) -> str:
-    """Say that a variant can do all that the settings ask for."""
+    """No objection to the settings."""
     return ""
 
 

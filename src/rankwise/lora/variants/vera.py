@@ -23,7 +23,7 @@ from rankwise.lora.variants.peft_form import PeftForm
 from rankwise.lora.variants.variant import Site, Sizes, Variant, VariantTensor, VariantTensors
 
 D_INITIAL = 0.1
-"""What d starts at (Kopiczko et al., table 6c: no more than 0.1)."""
+"""The initial value of d (Kopiczko et al., table 6c: no more than 0.1)."""
 
 _PLAIN: Any = {"device": "cpu", "dtype": torch.float32}
 """Whatever device and type a program has made the default."""

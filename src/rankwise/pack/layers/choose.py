@@ -1,4 +1,4 @@
-"""Which way a layer runs in a pack."""
+"""Choose how a layer runs in a pack."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What each bucket of a pack does in one layer."""
+"""The buckets of a pack in one layer."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What a base holds, remembered, so that a forward pass that changes it is noticed."""
+"""Remember a base's tensors, to detect forward passes that change them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +66,7 @@ class BaseState:
                     self._kept.append(_Kept(name, owner, tensor, _mark(tensor), kind, copy, total, is_buffer))
 
     def check(self, *, training: bool, quick: bool = True) -> None:
-        """Put back what forward passes have changed, and raise.
+        """Restore what forward passes have changed, and raise.
 
         Args:
             training: In which mode the passes were, for the message.
@@ -101,7 +101,7 @@ class BaseState:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put back what is remembered whole."""
+        """Restore the tensors that are remembered completely."""
         for kept in self._kept:
             if kept.copy is None:
                 continue

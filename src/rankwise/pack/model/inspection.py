@@ -1,4 +1,4 @@
-"""What must be known of a model before the first step: where it draws noise, and that nothing in it ties rows,
+"""Inspect a model before the first step: find where it draws noise, and check that nothing in it ties rows,
 adapters or steps together but its weights.
 
 All of it is found by running the model on a few rows, in the mode in which it will run.
@@ -29,7 +29,7 @@ ALL_KEPT = 1 - 2.0**-24
 
 @dataclass(frozen=True)
 class ModelInspection:
-    """What was found.
+    """The results of inspecting a model.
 
     Args:
         first: A forward pass on two rows.
@@ -105,7 +105,7 @@ def _trace(model: nn.Module, run: SharedBatches, example: Batch, rows: Sequence[
 
 
 def _dims(first: Trace, larger: Trace) -> tuple[dict[str, list[int | None]], list[str]]:
-    """Where each draw of each module has the rows; and the modules of which that can't be determined."""
+    """The row dimension of each module's draws; and the modules where it can't be determined."""
     dims: dict[str, list[int | None]] = {}
     unsure: list[str] = []
     for name in {**first.draws, **larger.draws}:
@@ -158,7 +158,7 @@ def _refuse_noise(model: nn.Module, run: SharedBatches, example: Batch, first: T
 
 
 def _rowless(model: nn.Module, run: SharedBatches, example: Batch, dims: Mapping[str, Sequence[int | None]]) -> str:
-    """What draws noise without rows on which the outputs depend, in words."""
+    """Describe noise without rows that the outputs depend on."""
     found = {(name, i) for name, places in dims.items() for i, dim in enumerate(places) if dim is None}
     if not found:
         return ""

@@ -61,7 +61,7 @@ class OneByOne:
                     }
 
     def collect(self) -> None:
-        """Put the gradients that autograd has computed where they belong."""
+        """Store the gradients that autograd has computed."""
         for (_, _, k), (leaf, gradient) in self._leaves.items():
             if leaf.grad is not None:
                 gradient.copy_one(k, leaf.grad)
@@ -168,7 +168,7 @@ KNOWN = {
     "randomness error mode": "Dropout acts inside torch.func.vmap ({}). Set the dropout of the adapters and of the "
     "model to 0, or map with randomness='different'.",
 }
-"""What is wrong with a model, by a part of torch's message; the first words of the message take the place of {}."""
+"""Part of torch's message -> the fault of the model; the first words of the message replace {}."""
 
 
 def refuse_known(error: RuntimeError) -> None:
@@ -183,7 +183,7 @@ def refuse_known(error: RuntimeError) -> None:
 
 
 def acting_dropout(members: Sequence[Resolved]) -> list[str]:
-    """Where the dropout of adapters that run one after another doesn't act, as notes.
+    """Notes on layers where dropout has no effect for adapters that run one after another.
 
     Raises:
         PackError: It can't be right.

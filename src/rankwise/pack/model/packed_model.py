@@ -32,7 +32,7 @@ from rankwise.pack.resolved import Resolved
 from rankwise.pack.stacks.store import Store
 
 Call = Callable[[nn.Module, Batch], Tensor]
-"""How a model is run on a batch."""
+"""(model, batch) -> outputs."""
 
 
 MOST_ROWS = 32
@@ -214,7 +214,7 @@ class PackedModel:
         return outputs.unflatten(0, (len(self), -1))
 
     def _part(self, reason: str) -> Turns:
-        """Let the adapters run one after another in this step."""
+        """Run the adapters one after another in this step."""
         self._attached.close()
         self._turns, self._one_step = self._new_turns(), True
         self._replace(self._attached)

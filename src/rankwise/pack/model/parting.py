@@ -1,4 +1,4 @@
-"""What is put in place of the forwards of adapted layers, and of the blocks at which the rows of a pack part."""
+"""Replacement forwards of adapted layers, and of the blocks at which the rows of a pack branch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class NewArguments(CannotJoin):
 
 @dataclass
 class Passing:
-    """What passes now.
+    """The state of the present forward pass.
 
     Args:
         groups: Which adapter reads which batch.

@@ -88,7 +88,7 @@ def _alone(run: Callable[[Sequence[int]], Tensor], part: Sequence[int], rows: in
 def _mixing(
     model: nn.Module, run: Callable[[Sequence[int]], Tensor], part: Sequence[int], others: Sequence[int]
 ) -> str:
-    """Where these rows become other values when others follow them, in words."""
+    """Describe where these rows change when other rows follow them."""
     return place_of(model, differing(model, lambda: run([*part, *others]), lambda: run(part)))
 
 

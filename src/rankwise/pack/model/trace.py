@@ -1,4 +1,4 @@
-"""What a model does in a forward pass, found by running it on a few rows: where it draws noise, where the rows part.
+"""Trace a model's forward pass on a few rows: where it draws noise, and where the rows of a pack branch.
 
 The rows part (one batch for each seed becomes one for each adapter) as late as is sure to be right:
 
@@ -30,7 +30,7 @@ ArgumentForm = str
 
 @dataclass(frozen=True)
 class Branch:
-    """Where the rows part.
+    """The point at which the rows of a pack branch.
 
     Args:
         name: The layer or block; "" for the model's door.
@@ -88,7 +88,7 @@ class Trace:
 
     @property
     def noisy(self) -> list[str]:
-        """Those whose own forward draws noise."""
+        """Modules whose own forward draws noise."""
         return [*self.draws, *(name for name in self.unanswered if name not in self.draws)]
 
 
@@ -155,7 +155,7 @@ def trace(
     generators = Generators(model)
 
     def look() -> None:
-        """Note the module that runs now where a generator has moved."""
+        """Record the running module where a generator has advanced."""
         nonlocal before
         try:
             states = generators.states()
@@ -198,7 +198,7 @@ def trace(
 
 
 def argument_form(args: Sequence[Any], kwargs: Mapping[str, Any], flat: Sequence[Any]) -> ArgumentForm:
-    """What says which argument a place among the flattened ones is."""
+    """A key that maps flattened arguments back to their places."""
     return f"{len(args)} {' '.join(kwargs)} {len(flat)}"
 
 
@@ -229,7 +229,7 @@ def rows_dim(one: torch.Size, other: torch.Size, rows: int, more: int) -> int | 
 
 
 def find_branch(model: nn.Module, adapted: Collection[str], first: Trace, larger: Trace) -> Branch:
-    """Where the rows of a pack part.
+    """Find where the rows of a pack branch.
 
     Args:
         model: The model.

@@ -200,4 +200,4 @@ ANSWERS: dict[Callable[..., Any], Callable[..., Any]] = {
     Tensor.uniform_: _uniform_in_place,
     Tensor.normal_: _normal_in_place,
 }
-"""What draws, and its answer; NotImplemented where this call draws nothing, or from its own generator."""
+"""Function that draws -> its answer; NotImplemented where the call draws nothing, or from its own generator."""

@@ -50,7 +50,7 @@ class Generators:
         return result, "" if after == before else next(what for what in before if after[what] != before[what])
 
     def _marks(self) -> dict[str, object]:
-        """What tells whether a generator has moved, quick to read."""
+        """A cheap value that changes when a generator advances."""
         marks: dict[str, object] = {"torch": bytes(torch.get_rng_state().numpy()), "numpy.random": _numpy_mark()}
         for i in self._devices:
             marks[f"torch on cuda:{i}"] = bytes(torch.cuda.get_rng_state(i).numpy())
@@ -67,7 +67,7 @@ class Generators:
         return found | {name: pickle.dumps(_state(own)) for name, own in self._own.items()}
 
     def restore(self, states: Mapping[str, bytes]) -> None:
-        """Put back what `states` returned."""
+        """Restore the states that `states` returned."""
         torch.set_rng_state(_tensor(states["torch"]))
         for i in self._devices:
             torch.cuda.set_rng_state(_tensor(states[f"torch on cuda:{i}"]), i)

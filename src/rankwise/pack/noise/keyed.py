@@ -45,7 +45,7 @@ def uniform(
 
 @dataclass(frozen=True)
 class Draws:
-    """What the noise of a forward pass is keyed on, in addition to the modules.
+    """The key of a forward pass's noise, in addition to the module.
 
     Args:
         seeds: The seed of each batch.
@@ -92,7 +92,7 @@ class Noise:
         self._again = Counter()
 
     def _number(self, module: str) -> int:
-        """Which call of the module this is in the forward pass."""
+        """The number of this call of the module in the forward pass."""
         if self._again is None:
             self._calls[module] += 1
             return self._calls[module] - 1
@@ -104,7 +104,7 @@ class Noise:
         return 0
 
     def _dim(self, module: str, call: int) -> int | None:
-        """Where a draw has the rows."""
+        """The row dimension of a draw."""
         dims = self.dims.get(module, (0,))
         return dims[min(call, len(dims) - 1)]
 
@@ -180,7 +180,7 @@ class Noise:
 
 
 def dropout_mask(u: Tensor, p: float | Tensor, dtype: torch.dtype) -> Tensor:
-    """What dropout multiplies with. Where everything is dropped, zero."""
+    """The factors of dropout; zero where everything is dropped."""
     keep = (u >= p).to(dtype)
     return keep if isinstance(p, float | int) and p >= 1 else keep.div_(1 - p)
 

@@ -50,7 +50,7 @@ class Bucket:
         return len(self.members)
 
     def place(self, key: str, start: int) -> int:
-        """Give a tensor's stack its place, from `start` in the vectors, and return where the next one begins."""
+        """Place a tensor's stack at `start` in the vectors, and return the start of the next one."""
         self._starts[key] = start
         return start + len(self) * torch.Size(self.shapes[key]).numel()
 
@@ -101,7 +101,7 @@ class Bucket:
         return VARIANTS[self.members[0].targets[self._modules[module]].variant]
 
     def kind(self, module: str) -> LayerType:
-        """How its adapters see a module that they adapt."""
+        """The layer type that its adapters see in a module."""
         return self.members[0].targets[self._modules[module]].layer_type
 
     def dropout(self, module: str, like: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ class Bucket:
         return nn.functional.pad(each, (*after, 0, more), value=declared.pad).flatten(dim, dim + 1)
 
     def fill_padding(self, vector: Tensor) -> None:
-        """Give the padding its value, where that isn't 0; before anything is written into the vector."""
+        """Fill the padding where it isn't 0; call it before writing into the vector."""
         for key, (_, declared) in self._declared.items():
             if declared.trained and declared.pad:
                 self.view(vector, key).fill_(declared.pad)
@@ -160,7 +160,7 @@ class Bucket:
         return tensor.unflatten(dim, (target.stack, -1)).narrow(dim + 1, 0, target.r)
 
     def write(self, vector: Tensor, k: int, state: AdapterState) -> None:
-        """Put adapter k's own tensors into a vector; the padding is left alone."""
+        """Write adapter k's tensors into a vector; the padding is not changed."""
         for key, value in state.items():
             place = self.unpadded(key, k, self.view(vector, key)[k])
             place[...] = value.to(vector).reshape(place.shape)

@@ -140,7 +140,7 @@ class Store:
         """Makes autograd run the backward pass of layers whose gradients it is not given."""
 
     def _lay_out(self) -> int:
-        """Give every stack its place: first all up-projections, which are scaled together; return the length."""
+        """Lay out all stacks, up-projections first, since they are scaled together; return the length."""
         end = 0
         for up in (True, False):
             for bucket in self.buckets:
@@ -218,7 +218,7 @@ class Store:
         return self.buckets[i].view(self.theta if copy is None else copy, key)
 
     def gradient(self, i: int, key: str) -> Gradient:
-        """Where to write their gradient. Of an up-projection: with respect to s B."""
+        """The stack of their gradients; for an up-projection with respect to s B."""
         return self._gradients[i, key]
 
     def begin(self) -> None:
@@ -234,7 +234,7 @@ class Store:
         self.grads[: self._n_up].mul_(self._scale)
 
     def unused(self) -> list[tuple[int, str, int]]:
-        """What had no part in this step: (bucket, key, adapter's place in the bucket)."""
+        """Tensors without a gradient in this step: (bucket, key, adapter's place in the bucket)."""
         return [
             (i, key, k)
             for (i, key), gradient in self._gradients.items()
@@ -318,7 +318,7 @@ class Store:
         return {m.member.name: b.read(vector, k) for b in self.buckets for k, m in enumerate(b.members)}
 
     def write(self, vector: Tensor, states: Mapping[str, AdapterState]) -> None:
-        """Put every adapter's tensors, by member name, into a vector; the padding is left alone."""
+        """Write every adapter's tensors, by member name, into a vector; the padding is not changed."""
         for bucket in self.buckets:
             for k, m in enumerate(bucket.members):
                 bucket.write(vector, k, states[m.member.name])

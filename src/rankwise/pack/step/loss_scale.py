@@ -21,7 +21,7 @@ START, LEAST, STEPS_UNTIL_DOUBLED = 2.0**16, 1.0, 2000
 
 
 class ScaleUpdate(NamedTuple):
-    """What one step found.
+    """The overflows of one step.
 
     Args:
         overflowed: (K,): whose gradient has overflowed; None where none has.
@@ -54,7 +54,7 @@ class LossScale:
         return losses.float() * self._state["factor"]
 
     def settle(self, store: Store) -> ScaleUpdate:
-        """Take the factors out of the gradients again; those that have overflowed are zero afterwards.
+        """Divide the gradients by the factors; those that overflowed become zero.
 
         The factors themselves stay: a step that fails later on changes nothing. `load_state` takes the next ones.
         """

@@ -1,4 +1,4 @@
-"""What every optimiser of a pack has: vectors laid out as the parameters, kept, cut and saved by adapter.
+"""The base class of a pack's optimisers: vectors laid out as the parameters, cut and saved by adapter.
 
 A further optimiser is a subclass that names its vectors and takes a step, all elementwise over the pack's vectors, with
 each adapter's settings spread over its own numbers. One whose step joins numbers of a tensor (Muon, Shampoo) or of an
@@ -32,7 +32,7 @@ class PackedOptimiser(ABC):
     """The settings that it takes of each adapter."""
 
     names: ClassVar[tuple[str, ...]]
-    """What its vectors are called in checkpoints."""
+    """Names of its vectors in checkpoints."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -98,7 +98,7 @@ class PackedOptimiser(ABC):
         return states
 
     def load_state(self, states: Mapping[str, AdapterState], steps: int) -> None:
-        """Take in what `state` gave, after so many steps, wherever in this pack the adapters lie."""
+        """Load the tensors of `state`, after this many steps, wherever the adapters are in this pack."""
         self.steps.fill_(steps)
         self.missed = {
             (name, key.removeprefix("missed/")): int(value)
@@ -115,7 +115,7 @@ class PackedOptimiser(ABC):
             self.store.write(vector, own)
 
     def replace_vectors(self, vectors: Sequence[Tensor]) -> None:
-        """Take over the moments after adapters were cut out of the store."""
+        """Use these moments after adapters were removed from the store."""
         self.vectors = list(vectors)
         self.prepare()
 

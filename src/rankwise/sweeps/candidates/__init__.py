@@ -1,1 +1,1 @@
-"""What is tried, from ranks and options to runs."""
+"""The configurations of a sweep, from ranks and options to runs."""

@@ -1,4 +1,4 @@
-"""What adapters are compared with: the head alone, and full fine-tuning."""
+"""The baselines of adapters: the head alone, and full fine-tuning."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ def baselines(
     start: Callable[[int], AdapterState] | None = None,
     head_rate: float = 1.0,
 ) -> list[Candidate]:
-    """What adapters are compared with: the head alone, and full fine-tuning.
+    """The baselines of adapters: the head alone, and full fine-tuning.
 
     Args:
         model: The base.

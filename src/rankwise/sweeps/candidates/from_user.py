@@ -1,4 +1,4 @@
-"""What is tried: configurations as a user gives them."""
+"""Configurations from a user's arguments."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -109,7 +109,7 @@ def _rank(config: Any) -> int:
 
 
 def _apart(lora: LoRAConfig, alike: Sequence[LoRAConfig]) -> list[str]:
-    """What of an adapter's settings is neither the default nor the same in all."""
+    """The settings of an adapter that are neither the default nor common to all."""
     default, words = LoRAConfig(), list[str]()
     for name in (field.name for field in fields(lora) if field.name not in ("r", "seed", "extra")):
         value = getattr(lora, name)

@@ -1,4 +1,4 @@
-"""What a user gives to a sweep, in the one form that the rest works with."""
+"""Convert a user's arguments of a sweep to one form."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -19,7 +19,7 @@ from rankwise.sweeps.candidates.naming import distinct_names
 from rankwise.train.settings import Training
 
 PASSING = "start"
-"""What the adapter is called while it is read off the model."""
+"""The adapter's name while it is read from the model."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Which runs train together, in which order, and in how much memory."""
+"""Plan which runs train together, in which order, and in how much memory."""

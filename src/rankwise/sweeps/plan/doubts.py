@@ -9,7 +9,7 @@ from rankwise.sweeps.problem import Run
 
 
 def rank_doubts(model: nn.Module, runs: Iterable[Run]) -> list[str]:
-    """Say which configurations have a rank above that of every weight they adapt.
+    """Warn of configurations whose rank exceeds the rank of every weight they adapt.
 
     B A has at most the rank of the weight, min(d_in, d_out): a larger r adds parameters that change nothing it can
     express.

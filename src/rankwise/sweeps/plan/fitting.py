@@ -17,7 +17,7 @@ COPIES = 9
 the optimiser's update and its rate."""
 
 SHARE = 0.9
-"""Of what a device has free, what packs take by default: other programs and the allocator's gaps need some too."""
+"""The default share of a device's free memory for packs: other programs and the allocator's gaps need some too."""
 
 
 def pack_training(model: nn.Module, runs: Sequence[Run], problem: Problem) -> PackTraining:
@@ -50,7 +50,7 @@ def state_bytes(model: nn.Module) -> int:
 
 
 def kind_of(model: nn.Module, run: Run) -> tuple[object, ...]:
-    """What the memory and time of a run's step depend on, but for its rank."""
+    """The key that the memory and time of a run's step depend on, without its rank."""
     resolved = resolve(model, run.member)
     targets = tuple(t.name for t in resolved.targets)
     dropout = run.member.lora is not None and run.member.lora.dropout > 0

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import CheckpointError
+from rankwise.pack.optimisers import optimiser_of
 from rankwise.sweeps.plan.batching import apart
 from rankwise.sweeps.plan.fitting import Probes, bytes_of_runs, cut_to_fit, limit_of, spread
 from rankwise.sweeps.problem import Problem, Run
@@ -22,7 +23,7 @@ FILE = "plan.json"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep does, and to what; all of it plain.
+    """The plan of a sweep, as plain data.
 
     Args:
         packs: Names of the runs of each pack, in the order in which packs train.
@@ -52,7 +53,8 @@ def plan_packs(runs: Sequence[Run]) -> list[list[Run]]:
     are all low-rank or all train whole layers (whose products have nothing in common)."""
     packs: dict[tuple[object, ...], list[Run]] = {}
     for run in runs:
-        packs.setdefault((run.data, run.training.batch_size, run.member.optimiser.name, run.method), []).append(run)
+        optimiser = optimiser_of(run.training.optimiser).name
+        packs.setdefault((run.data, run.training.batch_size, optimiser, run.method), []).append(run)
     return list(packs.values())
 
 
@@ -95,7 +97,7 @@ def make_plan(
 def fingerprints(
     model: nn.Module, runs: Sequence[Run], problem: Problem, known: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """What a plan is for.
+    """The fingerprints that a plan is for.
 
     Args:
         model: The base.
@@ -112,7 +114,7 @@ def fingerprints(
 
 
 def fingerprints_of(model: nn.Module, problem: Problem) -> dict[str, str]:
-    """Those of the base and the data, which all plans of a sweep share."""
+    """The fingerprints of the base and the data, which all plans of a sweep share."""
     return {"base": fingerprint(model.state_dict()), "data": fingerprint(_named(problem))}
 
 
@@ -122,7 +124,7 @@ def run_fingerprint(run: Run) -> str:
 
 
 def surroundings(model: nn.Module) -> dict[str, str]:
-    """What the last bits of the results depend on."""
+    """The software and hardware that the last bits of the results depend on."""
     return {
         "torch": torch.__version__,
         "threads": str(torch.get_num_threads()),
@@ -158,7 +160,7 @@ WHAT_DIFFERS = {
 
 @runtime_checkable
 class Planned(Protocol):
-    """What was planned: a whole plan, or a unit of it."""
+    """A plan, or a unit of it."""
 
     @property
     def sha256(self) -> dict[str, str]: ...

@@ -95,7 +95,7 @@ class Earlier:
 
     @property
     def plan(self) -> dict[str, Any]:
-        """What was planned."""
+        """The plan of the finished sweep."""
         return self.results.plan or {}
 
     def _refused(self, fact: str) -> CheckpointError:
@@ -243,7 +243,7 @@ def read_base(directory: Path) -> dict[str, Tensor] | None:
 def plan_of(
     candidates: Sequence[Candidate], seeds: Sequence[int], settings: Mapping[str, Any], measured: Mapping[str, float]
 ) -> dict[str, Any]:
-    """What a sweep plans, as `results.json` has it for a longer sweep to be compared with.
+    """The plan of a sweep, as stored in `results.json` for comparison with a longer sweep.
 
     Args:
         candidates: What is tried.

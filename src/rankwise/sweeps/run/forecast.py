@@ -1,4 +1,4 @@
-"""What a sweep would do, before it does it: its packs, their memory, and their time from a few probing steps."""
+"""Forecast a sweep: its packs, their memory, and their time from a few probing steps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -68,7 +68,7 @@ class Forecast:
 
     @property
     def runs(self) -> int:
-        """How many runs there are."""
+        """The number of runs."""
         return sum(len(pack.runs) for pack in self.packs)
 
     @property
@@ -150,7 +150,7 @@ def forecast_sweep(stages: Stages) -> Forecast:
 
 
 def _kind(model: nn.Module, runs: Sequence[Run]) -> tuple[object, ...]:
-    """What a pack's time and memory depend on."""
+    """The key that a pack's time and memory depend on."""
     own = sorted((str(kind_of(model, run)), resolve(model, run.member).parameter_count()) for run in runs)
     return "pack", len({run.member.seed for run in runs}), *own
 
@@ -162,7 +162,7 @@ def _seconds(stages: Stages, runs: Sequence[Run], epochs: int) -> float:
 
 
 def _bytes(model: nn.Module, runs: Sequence[Run], problem: Problem, probes: Probes) -> int:
-    """What a pack takes on top of the base: its step, measured, and what is kept for its numbers."""
+    """Bytes of a pack on top of the base: its measured step, and the tensors stored for its parameters."""
     kind = _kind(model, runs)
     if len(runs) == 1:
         # As the plan has measured it.

@@ -1,4 +1,4 @@
-"""Where a run keeps its results, and how it starts or is resumed there."""
+"""The directory of a run, and starting or resuming the run there."""
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from rankwise.train.checkpoints import CheckpointInterval
 
 @dataclass(frozen=True, kw_only=True)
 class RunLocation:
-    """Where the results of a run go, and how it is kept while it is under way.
+    """The directory of a run's results, and of its unfinished state.
 
     Args:
         directory: The run directory.
@@ -45,12 +45,12 @@ class RunLocation:
 
     @property
     def unfinished(self) -> Path:
-        """Where the run is kept while it is under way."""
+        """The folder of the unfinished run."""
         return self.directory / UNFINISHED
 
     @contextmanager
     def held(self) -> Generator[None]:
-        """Hold the directory for this run, from before anything costly to the end, when workers are let go.
+        """Lock the directory for this run, from before anything costly to the end, when workers are released.
 
         Raises:
             ConfigError: The workers can't be reached.
@@ -68,7 +68,7 @@ class RunLocation:
 
 @dataclass(frozen=True)
 class RunStart:
-    """What is known of a run's beginning, kept for a later resumption.
+    """The facts of a run's start, stored for resuming.
 
     Args:
         about: The command and the time.
@@ -87,7 +87,7 @@ class RunStart:
 
 
 def beginning_of(place: RunLocation) -> RunStart | None:
-    """What lies in a place for a run to continue from; None where it starts from the beginning.
+    """The start of the run to continue in a directory; None where it starts from the beginning.
 
     Raises:
         CheckpointError: A file of it is missing or damaged.

@@ -24,7 +24,7 @@ from rankwise.train.machine.interrupts import stop_on_signals
 
 @dataclass(frozen=True)
 class WithinSweep:
-    """What a stage has of the sweep that it belongs to.
+    """The part of its sweep that a stage uses.
 
     Args:
         root: The folder of the whole run; None where it is that of the stage.

@@ -1,4 +1,4 @@
-"""What trains next: packs to the end or from rung to rung, in halves where memory runs out; what is under way is kept.
+"""Schedule packs: to the end or from rung to rung, in halves where memory runs out; with checkpoints.
 
 The scheduler says which packs are to train and takes in their outcomes. It decides and keeps; it does not train.
 """
@@ -52,11 +52,11 @@ class Scheduler:
         self._observers: list[Observer] = [swept, *([] if keeper is None else [keeper]), observer]
         self._waiting: dict[int, TrainingState] = {}
         self._out: dict[int, Moment] = {}
-        """Where packs were that a worker has now."""
+        """The states of packs that a worker has now."""
         self._stage = 0
 
     def resume(self) -> None:
-        """Take up the last checkpoint, if there is a whole one."""
+        """Resume from the last complete checkpoint, if there is one."""
         if self._keeper is not None:
             self._waiting, self._stage = self._keeper.read()
             if self._keeper.cut is not None:
@@ -108,7 +108,7 @@ class Scheduler:
         return not over and not reached
 
     def take(self, event: Event | PackState) -> None:
-        """Take in what a worker yields.
+        """Handle what a worker yields.
 
         Raises:
             KeyboardInterrupt: Asked to stop; the state has been kept.
@@ -168,7 +168,7 @@ class Scheduler:
             self._keeper.write(self._waiting, self._stage, self._out)
 
     def _rung(self, epochs: int) -> None:
-        """Let the worst leave, of the runs on each data set."""
+        """Prune the worst runs on each data set."""
         scores: dict[str, list[RunScore]] = {}
         weights = {run.name: run.training.weights for runs in self.packs for run in runs}
         for i, runs in enumerate(self.packs):
@@ -181,7 +181,7 @@ class Scheduler:
             for run in runs:
                 status = ended[run.name].status if run.name in ended else "finished"
                 validation = values.get(run.name, np.empty(0))
-                score = score_of(run, self._swept.parameters[run.name], validation, status, self._problem.rows_of(run))
+                score = score_of(run, self._swept.parameters[run.name], validation, status, self._problem.cut_rows(run))
                 scores.setdefault(run.data, []).append(score)
         reasons: dict[str, str] = {}
         for group in scores.values():

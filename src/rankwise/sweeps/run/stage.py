@@ -42,7 +42,7 @@ class Phase:
 
 T = TypeVar("T")
 Phases = Generator[Phase, SweepState, T]
-"""What decides: yields the next phase, is sent its outcome, and returns a result."""
+"""Decides: yields the next phase, is sent its outcome, and returns a result."""
 
 
 class Decisions(Generic[T]):
@@ -69,7 +69,7 @@ class Decisions(Generic[T]):
             yield phase
 
     def take(self, came: SweepState) -> None:
-        """Take in the outcome of the phase that was handed out last."""
+        """Pass on the outcome of the last phase."""
         self._came = came
 
 
@@ -90,7 +90,7 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Finished:
-    """What an earlier sweep has finished, for a longer one to continue from.
+    """The finished part of an earlier sweep, for a longer one to continue from.
 
     Args:
         swept: Its runs; the states of their adapters lie in its run directory.
@@ -109,7 +109,7 @@ class Finished:
 
 @dataclass
 class StageResult:
-    """What the stages gave.
+    """The result of the stages.
 
     Args:
         swept: The runs that count, of all stages together.

@@ -180,7 +180,7 @@ class Stages:
         return self._train(runs, (), tests=True)
 
     def measured_price(self, runs: Sequence[Run]) -> float:
-        """What a further run in a pack costs, as a share of the first: measured once, and kept for a resumption."""
+        """The cost of a further run in a pack, as a share of the first: measured once, and stored for resuming."""
         path = None if self.checkpoints is None else self.checkpoints / PRICE
         if self.finished is not None and self.finished.price is not None:
             self._price = self.finished.price
@@ -298,7 +298,7 @@ def _complete(swept: SweepState, earlier: SweepState, order: Sequence[str]) -> N
 
 
 def scores_of(swept: SweepState) -> list[RunScore]:
-    """What the rule of the answer needs to know of all runs."""
+    """All runs, as the rule of the answer uses them."""
     return [swept.score(run) for run in swept.runs]
 
 

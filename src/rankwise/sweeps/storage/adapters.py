@@ -19,7 +19,7 @@ from rankwise.pack.resolved import AdapterState
 from rankwise.sweeps.problem import Run, SweepState
 
 BASE_IN_DIRECTORY = "../../base"
-"""What an adapter calls a base that lies next to `adapters/` in the run directory."""
+"""The path from an adapter to a base next to `adapters/` in the run directory."""
 
 
 def adapter_folders(swept: SweepState, directory: Path, earlier: Collection[str]) -> dict[str, str]:
@@ -65,7 +65,7 @@ def put_on(model: nn.Module, run: Run, state: AdapterState, name: str) -> Report
 
 
 def _tensors_of(target: Target, lora: LoRAConfig, state: AdapterState) -> dict[str, Tensor]:
-    """What a run has in a layer: from its state what it has trained, and what is frozen as its settings draw it."""
+    """A run's tensors in a layer: trained ones from its state, frozen ones drawn from its settings."""
     declared = [one for one in VARIANTS[target.variant].tensors if not one.shared]
     drawn = {} if all(one.trained for one in declared) else initial_tensors(target, lora)
     return {one.name: state[f"{target.name}.{one.name}"] if one.trained else drawn[one.name] for one in declared}
@@ -73,7 +73,7 @@ def _tensors_of(target: Target, lora: LoRAConfig, state: AdapterState) -> dict[s
 
 @dataclass(frozen=True)
 class Adapters:
-    """How the adapters of a sweep are written.
+    """Writes the adapters of a sweep.
 
     Args:
         model: The base; it is as before afterwards.

@@ -123,7 +123,7 @@ class Keeper:
         return waiting, plain["stage"]
 
     def _log(self, outcomes: int, points: int) -> dict[str, Tensor]:
-        """Everything from these counts on: tensors of runs that ended, and the curve."""
+        """The tensors of ended runs, and the curve, from these counts on."""
         swept = self._swept
         place = {run.name: i for i, run in enumerate(swept.runs)}
         log: dict[str, Tensor] = {}

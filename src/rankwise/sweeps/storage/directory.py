@@ -179,7 +179,7 @@ def begin_run(
 
 
 def read_begun(directory: Path) -> tuple[dict[str, str], dict[str, torch.Tensor] | None, dict[str, bytes]]:
-    """What `begin_run` was given: about the run, the base, and files of the results that it extends.
+    """The arguments of `begin_run`: facts of the run, the base, and files of the results that it extends.
 
     Raises:
         CheckpointError: A file is missing or damaged.
@@ -266,7 +266,7 @@ def write_run(
 
 
 def _add_adapters(staged: Path, directory: Path, names: Sequence[str]) -> None:
-    """Put further adapters in place; those that a killed run has placed are replaced."""
+    """Move further adapters into place; those that a killed run has placed are replaced."""
     (directory / ADAPTERS).mkdir(exist_ok=True)
     for name in names:
         if os.path.lexists(directory / ADAPTERS / name):
@@ -277,7 +277,7 @@ def _add_adapters(staged: Path, directory: Path, names: Sequence[str]) -> None:
 
 
 def _link_best(directory: Path, results: Results) -> None:
-    """Let `best` point to the recommended adapter; while nothing is decided there is none."""
+    """Point `best` to the recommended adapter; remove it while nothing is decided."""
     answer = results.answer
     (directory / BEST).unlink(missing_ok=True)
     if answer is None or answer.verdict == "undecided" or answer.adapter is None:

@@ -1,4 +1,4 @@
-"""What in a run directory is Rankwise's: nothing else is ever replaced or removed.
+"""Rankwise's own files in a run directory: nothing else is ever replaced or removed.
 
 Files are known by their content where there is one to look at: `results.json` and the files of an unfinished run have a
 format. Everything else belongs to them by name.
@@ -57,13 +57,13 @@ EXPERIMENT = "experiment.pickle"
 """In the folder of an unfinished run that was begun from Python: what workers make the experiment from."""
 
 PRICE = "price.json"
-"""What a further adapter cost when the run began."""
+"""The cost of a further adapter when the run began."""
 
 MEASURED = "measured.json"
-"""What the base's loss and metric were when the run began."""
+"""The base's loss and metric when the run began."""
 
 PLACING, PLACING_FORMAT = "placing.json", "rankwise-placing-1"
-"""Which files and adapters are Rankwise's while results are put in place."""
+"""Lists Rankwise's files and adapters while results are put in place."""
 
 _OURS = re.compile(
     rf"{ABOUT}|{PLAN}|{MEASURED}|{PRICE}|{PLACING}|config\.yaml|base(/model\.safetensors)?|"
@@ -111,9 +111,10 @@ def why_no_adapter(folder: Path) -> str | None:
         if answer
         else "it has no answer"
     )
-    more = f" {answer['next']} may decide it;" if isinstance(answer.get("next"), str) else ""
-    one = f" an adapter of your own choice is given by its folder, such as {run / adapter}" if adapter else ""
-    return f"{run} recommends no adapter, so there is no {folder}: {why}.{more}{one}.".replace(";.", ".")
+    advice = [f"{answer['next']} may decide it"] if isinstance(answer.get("next"), str) else []
+    if adapter:
+        advice.append(f"an adapter of your own choice is given by its folder, such as {run / adapter}")
+    return "; ".join([f"{run} recommends no adapter, so there is no {folder}: {why}", *advice]) + "."
 
 
 def foreign(directory: Path) -> Iterator[Path]:

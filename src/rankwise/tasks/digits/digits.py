@@ -83,7 +83,7 @@ def select_digits(split: Split, digits: range, device: torch.device) -> tuple[Te
 
 @dataclass(frozen=True)
 class Protocol:
-    """How the experiment is run.
+    """The protocol of the experiment.
 
     Args:
         pretraining: Of the base, on the digits 0-4.
@@ -158,7 +158,7 @@ BASELINE_LRS = (1e-4, 3e-4, 1e-3, 3e-3)
 
 
 def digits_candidates(options: DigitsOptions) -> list[Candidate]:
-    """What is tried: every rank, and the baselines."""
+    """The candidates: every rank, and the baselines."""
     protocol = protocol_of(options)
     adapters = [
         replace(protocol.lora, r=r, alpha=float(r) if protocol.alpha_is_r else protocol.lora.alpha, variant=variant)

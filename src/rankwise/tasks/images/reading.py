@@ -33,7 +33,7 @@ class LabelledImage(Labelled):
 
     @property
     def source(self) -> tuple[str, str | None]:
-        """What is given: the image, whatever its file is called."""
+        """The image itself, whatever its file name."""
         return self.checksum, None
 
 

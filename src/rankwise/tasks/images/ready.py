@@ -9,7 +9,7 @@ from rankwise.lora.targets.find import ALL_LINEAR
 from rankwise.sweeps.problem import Splits
 from rankwise.tasks.images.model import conv_targets, load_image_model
 from rankwise.tasks.images.pixels import CHECKSUMS, LABELS, ROWS, Pixels
-from rankwise.tasks.images.reading import LabelledImage, check_labels, read_images
+from rankwise.tasks.images.reading import LabelledImage, check_labels, image_folders, read_images
 from rankwise.tasks.text.data.labels import find_labels
 from rankwise.tasks.text.data.splits import ExampleSplits, split_examples
 from rankwise.tasks.text.options import TextOptions
@@ -34,7 +34,7 @@ def ready_images(options: TextOptions) -> BuiltTask:
         ConfigError: There is no such model.
         DataError: Images can't be read, or their labels don't fit.
     """
-    examples, images, given, notes = _read(options)
+    examples, images, given, notes = _read_splits(options)
     labels = find_labels(images["train"], KIND)
     loaded = load_image_model(options.model, labels, model_options(options))
     labels = loaded.labels
@@ -78,11 +78,11 @@ def ready_images(options: TextOptions) -> BuiltTask:
     )
 
 
-def _read(options: TextOptions) -> tuple[ExampleSplits, dict[str, list[LabelledImage]], bool, list[str]]:
+def _read_splits(options: TextOptions) -> tuple[ExampleSplits, dict[str, list[LabelledImage]], bool, list[str]]:
     """The examples in splits, the images of each, whether validation images were given, and notes."""
     where, notes = options.examples, list[str]()
     given: dict[str, list[LabelledImage] | None] = {}
-    for split, place in places_of(options.data, where.validation, where.test).items():
+    for split, place in image_folders(options.data, where.validation, where.test).items():
         given[split] = None
         if place is not None:
             given[split], said = read_images(place, dict(where.columns), skip_bad=where.skip_bad_lines)

@@ -6,12 +6,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rankwise.requirements import SHARE, Requirement, require
-from rankwise.tasks.flags import ADAPTER, BASE, DATA, GRID, MAIN, TEXTS, TRAINING, listed
+from rankwise.requirements import PART, Requirement, require
+from rankwise.tasks.flags import ADAPTER, BASE_FLAGS, DATA_FLAGS, GRID, MAIN, TEXTS, TRAINING, listed
 from rankwise.tasks.reading import parse_numbers, parse_seeds
 from rankwise.tasks.settings import (
     Columns,
-    Count,
     Device,
     Folders,
     Names,
@@ -24,6 +23,7 @@ from rankwise.tasks.settings import (
     Separator,
     Switch,
     Variants,
+    WholeNumber,
     flag,
 )
 
@@ -31,7 +31,7 @@ DEFAULT_RANK = 8
 """Of a single adapter."""
 
 EXAMPLES = Requirement(lambda n: n >= 0, "it is a number of examples, 0 to train the whole grid")
-Share = Annotated[float, SHARE]
+Share = Annotated[float, PART]
 
 
 class OptionGroup:
@@ -41,10 +41,10 @@ class OptionGroup:
         require(self, flag)
 
 
-@Parameter(name="*", group=DATA)
+@Parameter(name="*", group=DATA_FLAGS)
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(OptionGroup):
-    """Where examples are, and which of them are used.
+    """The source of examples, and which are used.
 
     Args:
         validation: Validation examples, which decide. [default: cut off the training examples]
@@ -65,9 +65,9 @@ class DataOptions(OptionGroup):
     validation_share: Share = 0.1
     test_share: Share = 0.1
     split_seed: int = 0
-    limit_train: Count | None = None
-    limit_validation: Count | None = None
-    limit_test: Count | None = None
+    limit_train: WholeNumber | None = None
+    limit_validation: WholeNumber | None = None
+    limit_test: WholeNumber | None = None
     skip_bad_lines: Switch = False
 
     def limits(self) -> dict[str, int | None]:
@@ -78,7 +78,7 @@ class DataOptions(OptionGroup):
 @Parameter(name="*", group=GRID)
 @dataclass(frozen=True, kw_only=True)
 class GridOptions(OptionGroup):
-    """What a sweep tries.
+    """The grid of a sweep.
 
     Args:
         init_from: Folders of adapters to train on, each a configuration beside the ranks, with its own rank, alpha and
@@ -110,7 +110,7 @@ class GridOptions(OptionGroup):
 @Parameter(name="*", group=GRID)
 @dataclass(frozen=True, kw_only=True)
 class OneRun(OptionGroup):
-    """What is trained where nothing is compared.
+    """Settings of a single adapter.
 
     Args:
         ranks: The adapter's rank.
@@ -145,7 +145,7 @@ class OneRun(OptionGroup):
 @Parameter(name="*", group=ADAPTER)
 @dataclass(frozen=True, kw_only=True)
 class AdapterOptions(OptionGroup):
-    """What an adapter is.
+    """Settings of an adapter.
 
     Args:
         alpha: Numerator of the scale alpha / r.
@@ -168,7 +168,7 @@ class AdapterOptions(OptionGroup):
 @Parameter(name="*", group=TRAINING)
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(OptionGroup):
-    """How every run is trained.
+    """Training settings of every run.
 
     Args:
         epochs: Passes over the training data.
@@ -185,9 +185,9 @@ class TrainingOptions(OptionGroup):
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
     """
 
-    epochs: Annotated[Count, Parameter(group=MAIN)] = 3
-    batch_size: Count = 32
-    rows_a_pass: Count | None = None
+    epochs: Annotated[WholeNumber, Parameter(group=MAIN)] = 3
+    batch_size: WholeNumber = 32
+    rows_a_pass: WholeNumber | None = None
     head_rate: Positive = 3.0
     optimiser: OptimiserName = "adamw"
     schedule: str = "cosine"
@@ -207,7 +207,7 @@ def _today() -> str:
 @Parameter(name="*", group=TEXTS)
 @dataclass(frozen=True, kw_only=True)
 class FormOptions(OptionGroup):
-    """How texts, labels and answers are taken.
+    """Settings of texts, labels and answers.
 
     Args:
         max_length: The most tokens of an example. [default: the model's context]
@@ -236,10 +236,10 @@ class FormOptions(OptionGroup):
     join: Switch = False
 
 
-@Parameter(name="*", group=BASE)
+@Parameter(name="*", group=BASE_FLAGS)
 @dataclass(frozen=True, kw_only=True)
 class BaseOptions(OptionGroup):
-    """How the base is loaded, and where it computes.
+    """Settings that load the base, and its device.
 
     Args:
         dtype: The type that the base is loaded in: float32, bfloat16 or float16 (the last on a GPU). A base in half

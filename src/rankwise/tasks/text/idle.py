@@ -8,9 +8,6 @@ from typing import Any
 from rankwise.errors import ConfigError
 from rankwise.tasks.settings import defaults_of, flag, flat
 
-Options = Any
-"""All settings of a command by name."""
-
 
 @dataclass(frozen=True)
 class _Idle:
@@ -23,7 +20,7 @@ class _Idle:
     """
 
     names: tuple[str, ...]
-    where: Callable[[Options], bool]
+    where: Callable[[SimpleNamespace], bool]
     because: str
 
 

@@ -1,4 +1,4 @@
-"""What a user can set for a language model. Light: the command line reads it without loading torch."""
+"""Options of language models. The command line reads this file without loading torch."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""How prompts were written in training, stored next to an adapter, so that it is asked as it was taught."""
+"""The prompt format of training, stored next to an adapter, so that its use matches its training."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ FILE = "prompting.json"
 
 @dataclass(frozen=True)
 class Prompting:
-    """How a prompt is written.
+    """The format of prompts.
 
     Args:
         chat: As a conversation, by the chat template.

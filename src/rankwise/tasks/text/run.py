@@ -62,8 +62,8 @@ def make_text(options: Trains, observers: Observers, base: Mapping[str, Tensor] 
     Raises:
         RankwiseError: Something in the options or the data can't be used.
     """
-    adapters_of(options, {})  # first, before a model is loaded
-    training_of(options)
+    fresh_adapters(options, {})  # first, before a model is loaded
+    first_training(options)
     device = find_device(options.base.device)
     precision = choose_precision(options.base.precision, options.base.dtype, device)
     chosen = device_note(options.base.device, device)
@@ -148,24 +148,23 @@ def _quantised(options: Trains, ready: BuiltTask) -> list[str]:
 
 
 def _checkpoint(model: Any) -> None:
-    """Have a model of transformers Recompute activations in the backward pass."""
+    """Enable activation checkpointing in a transformers model."""
     inner: Any = model.encoder if isinstance(model, MeanPooledClassifier) else model
     # Its name in transformers 5.
     enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 
-def training_of(options: Trains) -> Training:
-    """How every run is trained, at the first learning rate.
+def first_training(options: Trains) -> Training:
+    """The training settings of every run, at the first learning rate.
 
     Raises:
         ConfigError: A value is out of its range, or a name is not known.
     """
-    settings = shared(options.training, Training) | {"clip": options.training.clip or None}
-    return Training(lr=options.grid.lr[0], **settings)
+    return Training(**shared(options.training, Training, lr=options.grid.lr[0], clip=options.training.clip or None))
 
 
-def adapters_of(options: Trains, extra: Mapping[str, Any], targets: Any = None) -> list[LoRAConfig]:
+def fresh_adapters(options: Trains, extra: Mapping[str, Any], targets: Any = None) -> list[LoRAConfig]:
     """The settings of the adapters that are trained from the beginning: every variant at every rank.
 
     Args:
@@ -176,17 +175,16 @@ def adapters_of(options: Trains, extra: Mapping[str, Any], targets: Any = None) 
     Raises:
         ConfigError: A value is out of its range, or a name is not known.
     """
-    settings = shared(options.adapters, LoRAConfig)
-    if options.adapters.target_modules == (ALL_LINEAR,):
-        settings["target_modules"] = targets or ALL_LINEAR
+    named = options.adapters.target_modules
+    chosen = (targets or ALL_LINEAR) if named == (ALL_LINEAR,) else named
     return [
-        LoRAConfig(**{**settings, "r": r, "variant": variant, "extra": extra})
+        LoRAConfig(**shared(options.adapters, LoRAConfig, target_modules=chosen, r=r, variant=variant, extra=extra))
         for variant in options.adapters.variant
         for r in options.fresh_ranks
     ]
 
 
-def candidates_of(options: Trains, ready: BuiltTask) -> list[Candidate]:
+def text_candidates(options: Trains, ready: BuiltTask) -> list[Candidate]:
     """Every rank, adapters that are trained on, the head alone where there is one, and full fine-tuning."""
     loaded = ready.loaded
     training = first_training(options)

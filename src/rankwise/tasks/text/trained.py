@@ -1,4 +1,4 @@
-"""What else an adapter was trained with, stored next to it, so that it is used as it was trained."""
+"""Further training settings, stored next to an adapter, so that its use matches its training."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a trainer is set to: what a sweep takes over, and what it refuses, by name."""
+"""A trainer's arguments: those that a sweep uses, and those that it refuses by name."""
 
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
@@ -17,7 +17,7 @@ HOMES = ("transformers", "trl")
 
 @dataclass(frozen=True)
 class ArgumentRule:
-    """What an argument must be.
+    """A requirement on an argument.
 
     Args:
         argument: Its name.

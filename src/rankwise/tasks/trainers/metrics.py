@@ -47,7 +47,7 @@ class RowMetric:
 def values_of(
     compute: Callable[[Any], Mapping[str, Any]], predictions: np.ndarray, labels: np.ndarray
 ) -> dict[str, Any]:
-    """What `compute_metrics` gives, names without "eval_"."""
+    """The results of `compute_metrics`, with names without "eval_"."""
     from transformers import EvalPrediction
 
     found = compute(EvalPrediction(predictions=predictions, label_ids=labels))
@@ -55,7 +55,7 @@ def values_of(
 
 
 def find_metric(trainer: Any, outputs: Tensor, labels: Tensor, wanted: str | None) -> tuple[RowMetric, bool] | None:
-    """What decides: a value of the trainer's `compute_metrics`, and whether higher is better; None for the loss.
+    """The deciding value of the trainer's `compute_metrics`, and whether higher is better; None for the loss.
 
     Args:
         trainer: The trainer.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rankwise.api import Sweep, sweep
 from rankwise.errors import ConfigError, arguments_named
-from rankwise.pack.modes import in_eval
+from rankwise.lora.base.modes import in_eval
 from rankwise.sweeps.candidates.from_user import Config
 from rankwise.tasks.text.model.calls import find_inputs
 from rankwise.tasks.text.train.built_task import with_gap
@@ -123,7 +123,7 @@ def sweep_trainer(
 
 
 def trainer_problem(trainer: Any, test: Any = None, metric: str | None = None) -> TrainerProblem:
-    """What a trainer trains, as a sweep takes it.
+    """A trainer's problem, in a sweep's form.
 
     Args:
         trainer: The trainer.

@@ -125,13 +125,13 @@ class Rotation:
         return len(self.cut(0).train)
 
     def plain(self) -> dict[str, Any]:
-        """What is needed to repeat the cuts, apart from the data, as JSON has it."""
+        """The settings that repeat the cuts of the same data, as JSON."""
         groups = None if self.groups is None else int(self.groups.max()) + 1
         return {"pool": count_rows(self.pool, "pool"), "validation": self.n_validation, "groups": groups}
 
 
 def pooled(train: Data, validation: Data, groups: Tensor | None = None) -> tuple[Data, Data, Rotation]:
-    """Put training and validation rows into one pool, to be split differently by each seed into as many for validation.
+    """Pool training and validation rows, for each seed to split with the same number for validation.
 
     Returns:
         The training and the validation rows, as views of the pool, and the rotation.

@@ -1,4 +1,4 @@
-"""How data reach a model: in which order, cut how, and how many rows at once."""
+"""The way of data to a model: their order, batches, and rows at once."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ def unchanged(batch: Batch) -> Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Feed:
-    """How data reach a model.
+    """The way of data to a model.
 
     Args:
         call: (model, batch) -> outputs.

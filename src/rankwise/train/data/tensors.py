@@ -21,7 +21,7 @@ def tensors_of(data: Data) -> list[Tensor]:
 
 
 def count_rows(data: Data, what: str) -> int:
-    """How many rows a data set has.
+    """The number of rows of a data set.
 
     Raises:
         DataError: It has none, or its tensors differ in length.

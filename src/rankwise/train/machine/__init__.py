@@ -1,1 +1,1 @@
-"""What the machine has: devices, memory, precision, signals."""
+"""The machine: devices, memory, precision, signals."""

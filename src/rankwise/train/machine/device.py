@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""Choose the device."""
 
 import torch
 
@@ -26,7 +26,7 @@ def find_device(name: str) -> torch.device:
 
 
 def device_note(name: str, device: torch.device) -> list[str]:
-    """Say which device was chosen where the user left it open.
+    """Report the chosen device where the user left it open.
 
     Args:
         name: What the user gave.

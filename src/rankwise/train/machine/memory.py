@@ -1,4 +1,4 @@
-"""What a step takes in memory, measured, and what a device has free."""
+"""Measure the memory of a step, and a device's free memory."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ FIRST_STEP = 90 << 20
 
 
 def program_bytes(device: torch.device, base: int) -> int:
-    """What the program takes on top of the base and its packs: interpreter, libraries, data. None of it is on a GPU.
+    """Memory of the program without the base and its packs: interpreter, libraries, data. None of it is on a GPU.
 
     Args:
         device: Where the base is.

@@ -1,4 +1,4 @@
-"""Which precision is computed in, from what the user asks for and what the device can do."""
+"""Choose the precision from the user's setting and the device."""
 
 import statistics
 import time
@@ -65,7 +65,7 @@ def choose_precision(name: str, dtype: str, device: torch.device) -> str:
 
 
 def precision_note(name: str, chosen: str, model: nn.Module, device: torch.device) -> list[str]:
-    """Say what was chosen where the user left it open, or what bf16 would save.
+    """Report the chosen precision where the user left it open, or what bf16 would save.
 
     Args:
         name: What the user gave.
@@ -88,7 +88,7 @@ def precision_note(name: str, chosen: str, model: nn.Module, device: torch.devic
 
 @torch.no_grad()
 def speed_up(layer: nn.Linear) -> float:
-    """How many times as fast a layer's product is in bfloat16, measured."""
+    """The measured speedup of a layer's product in bfloat16."""
     x = torch.ones(MEASURED_ROWS, layer.in_features)
     half_x, half = x.to(HALF), layer.weight.to(HALF)
     ways: list[Callable[[], object]] = [lambda: F.linear(x, layer.weight), lambda: F.linear(half_x, half)]

@@ -58,7 +58,7 @@ class Schedules:
             part.observe(validation_loss[self._of(name)])
 
     def state(self) -> dict[str, Tensor]:
-        """What the schedules have come to: vectors with an entry for each adapter, in float64."""
+        """The state of the schedules: vectors with an entry for each adapter, in float64."""
         state: dict[str, Tensor] = {}
         for name, part in self._parts.items():
             for vector in part.VECTORS:

@@ -1,4 +1,4 @@
-"""What every schedule is: factors on the learning rates of n adapters, its state a few vectors."""
+"""The protocol of schedules: factors on the learning rates of n adapters, with a few vectors as state."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar

@@ -193,6 +193,15 @@ def test_a_run_gives_its_recommended_adapter(hub: Hub, run: Path, capsys: pytest
     ]
 
 
+def test_a_run_with_one_adapter_gives_that(hub: Hub, run: Path) -> None:
+    (run / "best").unlink()
+    content = json.loads((run / "results.json").read_text())
+    for other in content["runs"]:
+        other["adapter"] = "adapters/r2-lr0.003-s0" if other["name"] == "r2-lr0.003-s0" else None
+    (run / "results.json").write_text(json.dumps(content))
+    assert rankwise.push(run, "mine").folder == run / "adapters" / "r2-lr0.003-s0"
+
+
 def test_a_card_is_uploaded_as_it_is_and_nothing_else_with_it(hub: Hub, tmp_path: Path) -> None:
     folder = make_adapter(tmp_path / "mine")
     (folder / "README.md").write_text("---\ntags:\n- mine\n---\n# Mine\n")

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("transformers")
 from rankwise.errors import ConfigError, DataError
 from rankwise.tasks.text.data.examples import Chat, PlainText, PromptPair, SftExample
-from rankwise.tasks.text.encode.rendering import show_plain, show_rich
+from rankwise.tasks.text.encode.rendering import show_plain
 from rankwise.tasks.text.encode.sft import SftOptions, prompt_text, tokenize_sft
 from rankwise.tasks.text.encode.tokens import IGNORED
 from text_models import CHATML, make_tokenizer
@@ -177,9 +177,7 @@ def test_an_example_is_shown_with_what_carries_loss():
     assert "<|im_start|>assistant\n«two<|im_end|>»\n" in plain
     assert plain.endswith("«one<|im_end|>»\n")
     assert plain.startswith("Example of line 1: loss on ")
-    rich = show_rich(row, tokenizer)
-    bold = "".join(rich.plain[s.start : s.end] for s in rich.spans if "bold" in str(s.style))
-    assert bold == learnt(row, tokenizer)
+    assert "".join(part.split("»")[0] for part in plain.split("«")[2:]) == learnt(row, tokenizer)
     _, row, tokenizer = tokenized(PromptPair(1, "one two", "three"), BOTH)
     assert show_plain(row, tokenizer, encoder_decoder=True).endswith("one two«three»")
 
@@ -233,17 +231,17 @@ def test_a_template_that_takes_all_memory_is_refused() -> None:
 @pytest.mark.parametrize(
     ("example", "inside"),
     [
-        (Pair(1, "Hello!", " you<|im_end|> two"), True),
-        (Pair(1, "Hello!", " you<|im_end|>\n"), False),
-        (Pair(1, "Hello<|im_end|>!", " you"), False),
+        (PromptPair(1, "Hello!", " you<|im_end|> two"), True),
+        (PromptPair(1, "Hello!", " you<|im_end|>\n"), False),
+        (PromptPair(1, "Hello<|im_end|>!", " you"), False),
         (chat("one", "two<|im_end|>three"), True),
         (chat("one", "two", "three", "one"), False),
-        (Plain(1, "one<|im_end|>two"), False),
+        (PlainText(1, "one<|im_end|>two"), False),
     ],
 )
 @pytest.mark.parametrize("config", [CAUSAL, BOTH])
 def test_an_end_within_an_answer_is_said(example, inside, config):
-    if isinstance(example, Plain) and config is BOTH:
+    if isinstance(example, PlainText) and config is BOTH:
         pytest.skip("an encoder-decoder takes no plain texts")
     prepared, _, _ = tokenized(example, config)
     assert any("hold the end token" in note for note in prepared.notes) == inside

@@ -28,7 +28,7 @@ from rankwise.tasks.text.encode.joining import join
 from rankwise.tasks.text.encode.sft import tokenize_sft
 from rankwise.tasks.text.model.heads import begin_at
 from rankwise.tasks.text.model.models import ModelOptions, load_text_model
-from rankwise.tasks.text.score.losses import class_loss, mean_token_loss
+from rankwise.tasks.text.score.losses import class_loss
 from rankwise.tasks.text.score.vocabulary import lean_head
 from text_models import CONFIGS, VOCABULARY, make_model, make_tokenizer
 
@@ -65,7 +65,7 @@ def test_a_model_that_writes_is_run_on_prepared_examples(folders, kind):
     logits = loaded.call(loaded.model, batch)
     assert logits.shape == (*batch["labels"].shape, VOCABULARY)
     inputs = {key: value for key, value in batch.items() if key not in ("position_ids", "decoder_input_ids")}
-    torch.testing.assert_close(mean_token_loss(logits, batch), loaded.model(**inputs).loss)
+    torch.testing.assert_close(token_loss(logits, batch), loaded.model(**inputs).loss)
 
 
 def test_a_model_that_knows_images_too(tmp_path):
@@ -94,7 +94,7 @@ def test_joined_examples_go_through_the_call(folders):
         [PromptPair(1, "one", " two"), PromptPair(2, "The cat", " sat")], loaded.tokenizer, loaded.config
     )
     joined = join(prepared, width=32).data
-    losses = [mean_token_loss(loaded.call(loaded.model, b), b) for b in (joined, as_tensors(prepared))]
+    losses = [token_loss(loaded.call(loaded.model, b), b) for b in (joined, as_tensors(prepared))]
     torch.testing.assert_close(*losses)
 
 

@@ -8,7 +8,7 @@ from rankwise.pack.groups import Groups
 from rankwise.pack.losses import PerAdapter
 from rankwise.tasks.text.encode.batches import as_tensors
 from rankwise.tasks.text.encode.tokens import IGNORED, Prepared
-from rankwise.tasks.text.score.losses import CLASSIFY_LOSSES, mean_token_loss, token_sums
+from rankwise.tasks.text.score.losses import CLASSIFY_LOSSES, token_sums
 from text_models import make_model
 from text_reference import random_examples, summed_loss
 
@@ -23,7 +23,7 @@ def logits(*shape: int) -> torch.Tensor:
 def test_token_loss_is_that_of_transformers(side):
     batch = as_tensors(Prepared(random_examples(), 2), side=side)
     theirs = make_model("gpt2")(**batch)
-    torch.testing.assert_close(mean_token_loss(theirs.logits, batch), theirs.loss)
+    torch.testing.assert_close(token_loss(theirs.logits, batch), theirs.loss)
 
 
 def test_sums_and_counts_of_rows_are_those_of_the_rows():
@@ -33,12 +33,12 @@ def test_sums_and_counts_of_rows_are_those_of_the_rows():
     for i in range(len(sums)):
         torch.testing.assert_close(sums[i], summed_loss(outputs[i : i + 1], batch["labels"][i : i + 1]))
     assert counts.tolist() == (batch["labels"] != IGNORED).sum(1).tolist()
-    torch.testing.assert_close(mean_token_loss(outputs, batch), sums.sum() / counts.sum())
+    torch.testing.assert_close(token_loss(outputs, batch), sums.sum() / counts.sum())
 
 
 def test_a_batch_without_labels_is_no_division_by_zero():
     outputs = logits(2, 3, 5).requires_grad_()
-    loss = mean_token_loss(outputs, {"labels": torch.full((2, 3), IGNORED)})
+    loss = token_loss(outputs, {"labels": torch.full((2, 3), IGNORED)})
     loss.backward()
     assert loss == 0
     assert outputs.grad is not None
@@ -48,11 +48,9 @@ def test_a_batch_without_labels_is_no_division_by_zero():
 def test_half_precision_is_summed_in_float32():
     outputs = logits(2, 3, 5)
     batch = {"labels": torch.tensor([[0, 1, 2], [2, 1, 0]])}
-    assert mean_token_loss(outputs.bfloat16(), batch).dtype == torch.float32
-    assert mean_token_loss(outputs.double(), batch).dtype == torch.float64
-    torch.testing.assert_close(
-        mean_token_loss(outputs.bfloat16(), batch), mean_token_loss(outputs, batch), rtol=0.02, atol=0.02
-    )
+    assert token_loss(outputs.bfloat16(), batch).dtype == torch.float32
+    assert token_loss(outputs.double(), batch).dtype == torch.float64
+    torch.testing.assert_close(token_loss(outputs.bfloat16(), batch), token_loss(outputs, batch), rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["causal", "encoder-decoder"])
@@ -61,10 +59,10 @@ def test_a_pack_takes_the_token_loss_under_vmap(both):
     labels = torch.tensor([[[4, IGNORED, 3, 2]], [[4, 1, IGNORED, IGNORED]]])
     batches = {"labels": labels, **({"decoder_input_ids": labels} if both else {})}
     outputs = logits(3, 1, 4, 5).requires_grad_()
-    loss = PerAdapter(mean_token_loss, "loss")
+    loss = PerAdapter(token_loss, "loss")
     found = loss.mean(outputs, batches, Groups([0, 1, 1], 2, outputs.device))
     assert loss.notes == []
-    alone = [mean_token_loss(outputs[k], {key: t[g] for key, t in batches.items()}) for k, g in enumerate((0, 1, 1))]
+    alone = [token_loss(outputs[k], {key: t[g] for key, t in batches.items()}) for k, g in enumerate((0, 1, 1))]
     torch.testing.assert_close(found, torch.stack(alone))
 
 

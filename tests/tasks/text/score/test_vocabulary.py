@@ -11,7 +11,7 @@ from rankwise.tasks.text.encode.batches import as_tensors
 from rankwise.tasks.text.encode.tokens import Prepared
 from rankwise.tasks.text.model.calls import find_inputs
 from rankwise.tasks.text.score import vocabulary
-from rankwise.tasks.text.score.losses import mean_token_loss, token_sums
+from rankwise.tasks.text.score.losses import token_sums
 from rankwise.tasks.text.score.vocabulary import TokenLoss, lean_head, row_loss
 from text_models import make_model
 from text_reference import random_examples
@@ -98,7 +98,7 @@ def test_a_trained_head_is_run_as_a_layer():
     for chosen in (members, members[2:]):
         packs = [
             Pack(model, chosen, row_loss, call=run),
-            Pack(model, chosen, mean_token_loss, call=call),
+            Pack(model, chosen, token_loss, call=call),
         ]
         stacked = {key: t.unsqueeze(0) for key, t in batch.items()}
         lr = torch.full((len(chosen),), 1e-2).double()

@@ -35,10 +35,10 @@ class Apart:
     at_once: int = 1
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
     def worker(self, context: StageContext, due: Callable[[], bool]) -> Worker:
-        """What trains the packs of a stage.
+        """The worker of a stage.
 
         Raises:
             ConfigError: There is no run directory.

@@ -1,4 +1,4 @@
-"""Where a stage's packs are trained and for whom, and what trains them: the seam between a sweep and its workers."""
+"""The interface between a sweep and its workers: the context of a stage's packs, and what trains them."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from rankwise.train.machine.interrupts import Stop
 
 @dataclass(frozen=True)
 class StageContext:
-    """Where packs are trained, and for whom.
+    """The context in which packs are trained.
 
     Args:
         model: The base.
@@ -60,7 +60,7 @@ class Runner(Protocol):
     """Sees to it that units are trained."""
 
     def run(self, pending: Sequence[PendingUnit], context: StageContext) -> Generator[Event | Unit]:
-        """Have units trained.
+        """Train units.
 
         Yields:
             What happens, as far as it is heard of, some of it perhaps again; each unit when it is done.
@@ -70,7 +70,7 @@ class Runner(Protocol):
 
 @runtime_checkable
 class Workers(Protocol):
-    """How a sweep's packs are trained: the setting of a run."""
+    """The setting of a run that decides who trains its packs."""
 
     @property
     def at_once(self) -> int:
@@ -78,11 +78,11 @@ class Workers(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of what was held for the run."""
+        """Release the resources of the run."""
         ...
 
     def worker(self, context: StageContext, due: Callable[[], bool]) -> Worker:
-        """What trains the packs of a stage; `due` tells when a checkpoint is."""
+        """The worker of a stage; `due` returns whether a checkpoint is due."""
         ...
 
 

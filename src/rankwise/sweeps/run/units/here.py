@@ -30,10 +30,10 @@ class Here:
         return 1
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
     def worker(self, context: StageContext, due: Callable[[], bool]) -> Worker:
-        """What trains the packs of a stage."""
+        """The worker of a stage."""
         units = None if context.root is None else Units(context.root / UNITS)
         if units is None or not units.numbers:
             return self.worker_of(context.model, context.problem, lambda: context.stop.asked or due())

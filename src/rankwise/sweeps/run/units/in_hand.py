@@ -1,4 +1,4 @@
-"""What a driver has given to its workers, and which of them have died."""
+"""The units that a driver has assigned to workers, and the workers that died."""
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ MOST_DEATHS = 10
 
 @dataclass
 class InHand:
-    """What the driver of a stage has in hand.
+    """The units and workers of a stage's driver.
 
     Args:
         queue: Units that no worker has.
@@ -39,7 +39,7 @@ class InHand:
     waits: bool = False
 
     def bury(self, events: Any, error: Exception) -> PendingUnit | None:
-        """Note that a worker has died; returns its unit, None where it had none yet.
+        """Record a worker's death; return its unit, or None.
 
         Raises:
             ConfigError: Too many have died over the same.

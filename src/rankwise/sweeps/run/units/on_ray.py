@@ -58,7 +58,7 @@ class Unpickled:
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What workers need of an experiment."""
+    """The parts of an experiment that workers need."""
 
     model: Any
     problem: Any
@@ -93,7 +93,7 @@ class Ray:
     gpus_per_worker: float | None = None
     make: Callable[[], ExperimentFacts] | None = None
     _pool: "list[Any]" = field(default_factory=list[Any], repr=False, compare=False)
-    _held: "list[Plain]" = field(default_factory=list[WorkerContext], repr=False, compare=False)
+    _held: "list[WorkerContext]" = field(default_factory=list[WorkerContext], repr=False, compare=False)
     _began: "list[bool]" = field(default_factory=list[bool], repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -108,7 +108,7 @@ class Ray:
             )
 
     def hand_over(self, made: ExperimentFacts) -> None:
-        """Have workers read the driver's experiment from the run directory, where nothing else makes it."""
+        """Let workers read the driver's experiment from the run directory if they can't make it themselves."""
         if self.make is None:
             self._held[:] = [WorkerContext(made.model, made.problem, made.candidates)]
 
@@ -130,7 +130,7 @@ class Ray:
         return min(*room, self.max_workers) if self.max_workers else min(room)
 
     def worker(self, context: StageContext, due: Callable[[], bool]) -> Worker:
-        """What trains the packs of a stage.
+        """The worker of a stage.
 
         Raises:
             ConfigError: There is no run directory, or the cluster does not answer.
@@ -185,7 +185,7 @@ class Ray:
                 ray.kill(actor)
 
     def _hand_out(self, work: InHand, context: StageContext) -> None:
-        """Give units to workers that are free, and start workers where there is room."""
+        """Assign units to free workers, and start workers where there is room."""
         if time.monotonic() > work.looked + LOOK_EVERY:  # machines come and go
             work.looked, work.limit = time.monotonic(), _room(self)
         while work.queue and self._pool:
@@ -198,7 +198,7 @@ class Ray:
             work.starting[actor.ready.remote()] = actor
 
     def _heard(self, events: Any, work: InHand, context: StageContext) -> Generator[Event | Unit]:
-        """Take what a worker sends: that it has started, an event, the end of its unit, or its death."""
+        """Handle a worker's message: its start, an event, the end of its unit, or its death."""
         import ray  # pyright: ignore[reportMissingImports]
         from ray.exceptions import (  # pyright: ignore[reportMissingImports]
             OutOfMemoryError,
@@ -334,7 +334,7 @@ class UnitActor:
 
 
 def _resources() -> dict[str, float]:
-    """What the cluster has in all, with its number of machines; a cluster that one has just joined may know neither."""
+    """The cluster's total resources and number of machines; just after joining, both may be unknown."""
     import ray  # pyright: ignore[reportMissingImports]
 
     end = time.monotonic() + ANSWERS_IN

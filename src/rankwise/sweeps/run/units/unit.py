@@ -32,7 +32,7 @@ FORMAT, DONE_FORMAT = "rankwise-unit-1", "rankwise-done-1"
 
 @runtime_checkable
 class ExperimentFacts(Protocol):
-    """What an experiment is made of, as far as a worker needs it."""
+    """The parts of an experiment that a worker needs."""
 
     @property
     def model(self) -> nn.Module: ...
@@ -44,7 +44,7 @@ class ExperimentFacts(Protocol):
 
 @dataclass(frozen=True)
 class UnitSpec:
-    """What a unit trains; all of it plain.
+    """The description of a unit, as plain data.
 
     Args:
         stage: The folder of its stage; empty for the first one.
@@ -68,7 +68,7 @@ class UnitSpec:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What tells one unit of a sweep from another."""
+        """The fields that identify a unit of a sweep."""
         return {name: value for name, value in asdict(self).items() if name not in ("sha256", "made_with")}
 
     def runs_from(self, candidates: Sequence[Candidate]) -> list[Run]:
@@ -121,7 +121,7 @@ def spec_of(job: PackJob, stage: str, sha256: Mapping[str, str], model: nn.Modul
 
 
 def made_with(model: nn.Module) -> dict[str, str]:
-    """What the last bits of a unit's result depend on."""
+    """The software and hardware that the last bits of a unit's result depend on."""
     return {**surroundings(model), "rankwise": versions()["rankwise"]}
 
 
@@ -160,7 +160,7 @@ class Unit:
         return (self.folder / DONE).exists()
 
     def held(self) -> AbstractContextManager[None]:
-        """Hold the unit for this process.
+        """Lock the unit for this process.
 
         Raises:
             BusyError: Another process trains it.

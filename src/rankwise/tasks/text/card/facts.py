@@ -1,4 +1,4 @@
-"""What the model card of a trained adapter says, from the results of its sweep."""
+"""The facts of a trained adapter's model card, from the results of its sweep."""
 
 import json
 from importlib import metadata
@@ -44,7 +44,7 @@ def facts_of(
         base=options.model,
         hub_base=hub_name(options.model),
         task=options.task,
-        dataset=options.test or options.data,
+        dataset=sources["test"] or options.data,
         config=json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")),
         trainable_parameters=trained.trainable_parameters,
         data=tuple(
@@ -72,7 +72,7 @@ def facts_of(
 
 
 def _figures(metric: Figure, task: str) -> tuple[Figure, ...]:
-    """What the runs were judged by, and of a loss a token its perplexity."""
+    """The metric of the runs, and the perplexity for a loss per token."""
     if task != "sft":
         return (metric,)
     base, adapter = (None if loss is None else perplexity_of(loss) for loss in (metric.base, metric.adapter))

@@ -21,7 +21,7 @@ METRIC_TYPES = {"macro F1": "f1", "Matthews correlation": "matthews_correlation"
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What a card's head says.
+    """The metadata of a card.
 
     Args:
         name: The adapter's.

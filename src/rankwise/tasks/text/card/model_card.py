@@ -53,7 +53,7 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What a model card says.
+    """The facts of a model card.
 
     Args:
         name: The adapter's.

@@ -12,7 +12,14 @@ from rankwise.adapter_files.peft.config import CONFIG_FILE
 from rankwise.adapter_files.tensor_file import TENSOR_FILE
 from rankwise.errors import AdapterFileError, ConfigError, OutputError, arguments_named
 from rankwise.report.adapter_run import run_of_adapter
-from rankwise.sweeps.storage.owned import BEST, holds_results, holds_unfinished, why_no_adapter
+from rankwise.sweeps.storage.owned import (
+    ADAPTERS,
+    BEST,
+    adapter_folders,
+    holds_results,
+    holds_unfinished,
+    why_no_adapter,
+)
 from rankwise.tasks.text.card.metadata import Metadata, hub_name, metadata_yaml
 from rankwise.tasks.text.card.model_card import render
 from rankwise.tasks.text.data.labels import FILE as LABELS
@@ -25,12 +32,12 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 FILES = (CONFIG_FILE, TENSOR_FILE, LABELS, PROMPTING, TRAINED)
-"""What is uploaded beside the card, where it is there; nothing else in the folder is."""
+"""Files that are uploaded with the card, if they exist; no others are."""
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What has been uploaded.
+    """An upload.
 
     Args:
         url: Of the adapter's page.
@@ -62,7 +69,8 @@ def push(
     that it came from. The card's head holds the measured metrics as model-index, which the hub shows.
 
     Args:
-        adapter: The folder of an adapter, or a run's directory, of which the recommended adapter (`best`) is taken.
+        adapter: The folder of an adapter, or a run's directory, of which the recommended adapter (`best`) is taken, or
+            the only one that there is.
         repo: Where: "owner/name", or a name among your own. It is made where there is none.
         private: Whether only you see it.
         token: With write access; None takes the environment variable HF_TOKEN, or what `hf auth login` has stored.
@@ -125,7 +133,11 @@ def adapter_in(place: Path) -> Path:
     Raises:
         AdapterFileError: There is none; the message says why, and what to give instead.
     """
-    folder = place / BEST if holds_results(place) or holds_unfinished(place) else place
+    folder = place
+    if holds_results(place) or holds_unfinished(place):
+        named = adapter_folders(place)
+        only = place / ADAPTERS / next(iter(named)) if len(named) == 1 else None
+        folder = only if only and not (place / BEST).exists() else place / BEST
     if (folder / CONFIG_FILE).is_file():
         return folder.resolve()
     if why := why_no_adapter(folder):
@@ -181,7 +193,7 @@ def _is_private(api: "HfApi", repo: str) -> bool:
 
 @contextmanager
 def _refusals(repo: str) -> Generator[None]:
-    """What the hub refuses, in one line each.
+    """The hub's refusals, in one line each.
 
     Raises:
         ConfigError: The name can't be used.

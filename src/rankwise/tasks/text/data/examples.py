@@ -1,4 +1,4 @@
-"""What an example is, once its columns have been understood."""
+"""The kinds of examples."""
 
 import json
 from collections.abc import Mapping
@@ -32,13 +32,13 @@ class Chat:
 
     @property
     def source(self) -> str:
-        """What is given: everything before the last answer."""
+        """The source: everything before the last answer."""
         turns = [_in_words(message) for message in self.messages[:-1]]
         return "\n".join([*turns, json.dumps(self.tools)] if self.tools else turns)
 
     @property
     def answer(self) -> str:
-        """What is to be learnt."""
+        """The answer to learn."""
         last = self.messages[-1]
         return _in_words(last) if has_more(self) else last["content"]
 
@@ -80,7 +80,7 @@ class PlainText:
 
     @property
     def source(self) -> str:
-        """Nothing is given, so a plain text is known by itself."""
+        """The text itself: a plain text has no prompt."""
         return self.answer
 
 
@@ -98,12 +98,12 @@ class Labelled:
 
     @property
     def source(self) -> tuple[str, str | None]:
-        """What is given."""
+        """The text to classify."""
         return self.text, self.text_pair
 
     @property
     def answer(self) -> Label:
-        """What is to be learnt."""
+        """The label to learn."""
         return self.label
 
 

@@ -114,7 +114,7 @@ def _to_label(line: int, values: Mapping[str, Any]) -> Labelled:
 
 
 _AROUND = ("input", "system", "history")
-"""What may stand around an instruction."""
+"""Parts that may surround an instruction."""
 
 FORMS: dict[str, Form] = {
     "messages": Form(("messages",), _chat, optional=("tools", "system")),
@@ -160,7 +160,7 @@ def read_examples(
         >>> row = RawRecord(2, {"mr": "name[Aromi]", "ref": "Aromi is a place."})
         >>> records = Records("e2e.csv", (row,), ("mr", "ref"), {})
         >>> read_examples(records, "sft", {"prompt": "mr", "completion": "ref"})[0]
-        [Pair(line=2, source='name[Aromi]', answer='Aromi is a place.', chat=False)]
+        [PromptPair(line=2, source='name[Aromi]', answer='Aromi is a place.', chat=False)]
     """
     columns = dict(columns or {})
     forms = {name: form for name, form in FORMS.items() if task in form.tasks}
@@ -190,7 +190,7 @@ def read_examples(
 
 
 def find_places(records: Records, column: str, *, several: bool) -> int | None:
-    """How many labels a column has, where it holds rows of 0 and 1 with a place for each; None where it does not.
+    """The number of labels of a column of rows of 0 and 1; None for other columns.
 
     Args:
         records: The training data.
@@ -263,11 +263,11 @@ _OTHER_NAMES = {
     "text": ("sentence", "content", "body", "review", "tweet", "document", "comment", "title"),
     "label": ("labels", "category", "class", "sentiment", "target", "intent", "topic", "score", "rating", "stars"),
 }
-"""What columns of a role are called elsewhere."""
+"""Other common names of a role's column."""
 
 
 def _shown(forms: Mapping[str, Form], records: Records) -> str:
-    """How to name columns: those that are called as the roles of a form, or as these often are, else only the roles.
+    """A hint on naming columns: candidates by the common names of a form's roles, else only the roles.
 
     Of several forms the one of which most roles have columns of their own names.
     """

@@ -8,7 +8,7 @@ from rankwise.tasks.text.data.examples import Labelled
 from rankwise.tasks.text.data.labels import Labels
 
 SEPARATORS = ("|", ";", ",")
-"""What stands between several labels in a text."""
+"""Separators of several labels in a text."""
 
 
 def label_notes(labels: Labels, train: Sequence[Labelled], kind: str | None) -> list[str]:

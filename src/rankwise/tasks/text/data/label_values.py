@@ -101,7 +101,7 @@ def are_lists(values: Iterable[Any]) -> bool:
 
 
 def count_places(values: Sequence[Any]) -> int | None:
-    """How many labels there are, where every value is a row of 0 and 1 with a place for each label; None elsewhere.
+    """The number of labels if every value is a row of 0 and 1 with a place for each label; else None.
 
     Rows of one length are read as positions, not as lists of the names 0 and 1: as names, all of them would hold one
     label twice, or the same two.
@@ -118,7 +118,7 @@ def count_places(values: Sequence[Any]) -> int | None:
 
 
 def place_names(n: int) -> tuple[str, ...]:
-    """What labels are called that are places in a row.
+    """Names of labels that are places in a row.
 
     Examples:
         >>> place_names(3)

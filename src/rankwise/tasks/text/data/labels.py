@@ -23,7 +23,7 @@ FILE = "labels.json"
 
 @dataclass(frozen=True)
 class Labels:
-    """What a classifier predicts.
+    """The labels of a classifier.
 
     Args:
         kind: One of `LABEL_KINDS`.
@@ -37,7 +37,7 @@ class Labels:
 
     @property
     def problem_type(self) -> str:
-        """What transformers calls this kind in a model's configuration."""
+        """transformers' name of this kind in a model's configuration."""
         return _PROBLEM_TYPES[self.kind]
 
     @property

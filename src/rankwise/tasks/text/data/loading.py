@@ -13,7 +13,7 @@ from rankwise.tasks.text.read.sources import Records, read_records
 
 @dataclass(frozen=True, kw_only=True)
 class TextData:
-    """Where the examples of a task are.
+    """The sources of a task's examples.
 
     Args:
         data: Training examples: a file (.jsonl, .json, .csv, .tsv, .parquet) or a hub name.

@@ -38,7 +38,7 @@ def read_prompts(
         ...     path = Path(folder, "a.jsonl")
         ...     _ = path.write_text('{"prompt": "The cat", "completion": " sat"}')
         ...     read_prompts(path)[0]
-        [Pair(line=1, source='The cat', answer='', chat=False)]
+        [PromptPair(line=1, source='The cat', answer='', chat=False)]
     """
     found, notes = _read(file, "generate", lambda line, text: PromptPair(line, text, ""), columns, skip_bad_lines)
     prompts: list[Any] = found

@@ -1,4 +1,4 @@
-"""Which inputs a run was trained on, by checksums in its directory: an evaluation says when it repeats them."""
+"""Record a run's training inputs as checksums in its directory: evaluations report repeated inputs."""
 
 import hashlib
 import io
@@ -44,7 +44,7 @@ def run_of(adapter: Path) -> Path:
 
 
 def count_seen(adapter: Path, examples: Sequence[Example]) -> int:
-    """How many of these examples have an input that the adapter was trained on; 0 where that is not known."""
+    """Count the examples whose input the adapter was trained on; 0 where that is not known."""
     try:
         known = np.load(io.BytesIO(read_regular(run_of(adapter) / FILE)), allow_pickle=False)
     except (

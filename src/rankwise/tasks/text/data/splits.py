@@ -64,7 +64,7 @@ def cut(examples: Sequence[Example], share: float, seed: int, what: str) -> tupl
 
 @dataclass(frozen=True)
 class Overlap:
-    """What training and test examples share.
+    """The overlap of training and test examples.
 
     Args:
         same: Test examples whose input and answer are in the training data.
@@ -77,7 +77,7 @@ class Overlap:
     n: int
 
     def note(self, what: str) -> str | None:
-        """In words, or None when they share nothing."""
+        """A sentence, or None without an overlap."""
         if not self.same + self.same_input:
             return None
         return (

@@ -86,7 +86,7 @@ def find_answers(template: Template, chat: Chat) -> tuple[str, list[Span]]:
 
 
 def _span(template: Template, chat: Chat, text: str, i: int, k: int) -> Span:
-    """Where answer k, the message i, stands."""
+    """The span of answer k, the message i."""
     messages = chat.messages
     before = template.write(chat, messages[:i], answer_next=True) if i else ""
     after = text if i == len(messages) - 1 else template.write(chat, messages[: i + 1])
@@ -114,7 +114,7 @@ def _first_start(template: Template, chat: Chat, text: str) -> int:
 
 
 def _alike(a: str, b: str) -> int:
-    """How many characters two texts begin with alike."""
+    """The length of two texts' common prefix."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
@@ -151,7 +151,7 @@ def answer_text(template: Template, chat: Chat) -> str:
 
 @dataclass(frozen=True)
 class Use:
-    """What a chat template makes of a conversation beyond roles and contents, in words.
+    """Describe what a chat template writes of a conversation beyond roles and contents.
 
     Args:
         written: What it writes.
@@ -166,7 +166,7 @@ class Use:
 
 
 def use_of(template: Template, chat: Chat) -> Use:
-    """See what of a conversation the chat template writes, by taking each part out.
+    """Find the parts of a conversation that the chat template writes, by removing each.
 
     Raises:
         ConfigError: The template is no Jinja.

@@ -35,7 +35,7 @@ class Joined:
 
 
 def join(prepared: Prepared, width: int) -> Joined:
-    """Put examples together into rows of `width` tokens: each into the fullest row that still has room, longest first.
+    """Pack examples into rows of `width` tokens: longest first, each into the fullest row with room.
 
     Args:
         prepared: Examples for a causal model.
@@ -99,7 +99,7 @@ bfloat16 where examples are kept apart, and by 0.73 and more where they are not;
 
 @torch.no_grad()
 def check_joining(model: nn.Module, vocabulary: int) -> None:
-    """See on one row that the model keeps joined examples apart: not every architecture makes its mask from positions.
+    """Check on one row that the model separates joined examples: not every architecture masks by positions.
 
     Args:
         model: A causal model of transformers.

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from rankwise.tasks.text.encode.tokens import Tokenizer
 
 _ANCHORS = ("\n", "a", ".")
-"""What a text may follow while it is tokenised, so that a tokenizer does not take it for a beginning."""
+"""A prefix for tokenising a text that is not a beginning."""
 
 _SPACE = "\u2581"
-"""How SentencePiece writes a space; it puts one before a text's beginning."""
+"""SentencePiece's space, which it adds before a text."""
 
 
 @dataclass(frozen=True)

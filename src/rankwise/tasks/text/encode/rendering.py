@@ -1,12 +1,8 @@
 """One prepared example shown with the tokens that carry loss marked."""
 
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 from rankwise.tasks.text.encode.tokens import IGNORED, Tokenizer, Tokens
-
-if TYPE_CHECKING:
-    from rich.text import Text
 
 LOSS_MARKS = ("«", "»")
 """Around what carries loss, in plain text."""
@@ -26,15 +22,6 @@ def show_plain(example: Tokens, tokenizer: Tokenizer, encoder_decoder: bool = Fa
     runs = loss_runs(example, tokenizer, encoder_decoder)
     shown = "".join(f"{first}{text}{last}" if learnt else text for text, learnt in runs)
     return f"{_heading(example)}; it stands between {first} and {last}:\n{shown}"
-
-
-def show_rich(example: Tokens, tokenizer: Tokenizer, encoder_decoder: bool = False) -> "Text":
-    """The example as rich text: what carries loss bold and green, the rest dim."""
-    from rich.text import Text
-
-    runs = loss_runs(example, tokenizer, encoder_decoder)
-    styled = [(text, "bold green" if learnt else "dim") for text, learnt in runs]
-    return Text.assemble(f"{_heading(example)}; it is bold:\n", *styled)
 
 
 def _heading(example: Tokens) -> str:

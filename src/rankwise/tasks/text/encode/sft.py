@@ -31,7 +31,7 @@ LOSS_ON = ("answer", "all")
 
 @dataclass(frozen=True, kw_only=True)
 class SftOptions:
-    """How examples become tokens.
+    """Settings for tokenising examples.
 
     Args:
         loss_on: "answer" (completions, outputs, what an assistant says) or "all".
@@ -116,7 +116,7 @@ def tokenize_sft(
 
 
 def prompt_text(example: SftExample, tokenizer: Tokenizer, options: SftOptions) -> tuple[str, bool]:
-    """What the model is given before the last answer, for generating, and whether special tokens are to be added."""
+    """The prompt before the last answer, for generating, and whether to add special tokens."""
     if chat := as_chat(example, tokenizer, options):
         return Template(tokenizer, options.date).write(chat, chat.messages[:-1], answer_next=True), False
     if isinstance(example, PlainText):
@@ -169,7 +169,7 @@ def _one_for_causal(example: SftExample, chat: Chat | None, template: Template, 
 
 
 def gap(example: SftExample, options: SftOptions) -> str:
-    """What stands between prompt and answer where they are not written as a conversation."""
+    """The separator of prompt and answer where they are not a conversation."""
     # An instruction ends with no sign that its output begins.
     return options.separator or ("\n\n" if isinstance(example, PromptPair) and example.chat else "")
 
@@ -227,7 +227,7 @@ def _idle_notes(examples: Sequence[SftExample], tokenizer: Tokenizer, options: S
 def _ends_inside(examples: Sequence[SftExample], tokenizer: Tokenizer) -> list[str]:
     """Answers in whose middle the token stands at which generation stops."""
     end: Any = tokenizer.eos_token
-    answers = [_answers(example) for example in examples if not isinstance(example, Plain)]
+    answers = [_answers(example) for example in examples if not isinstance(example, PlainText)]
     inside = sum(any(end in answer.rstrip().removesuffix(end) for answer in texts) for texts in answers if end)
     if not inside:
         return []
@@ -237,8 +237,8 @@ def _ends_inside(examples: Sequence[SftExample], tokenizer: Tokenizer) -> list[s
     ]
 
 
-def _answers(example: Chat | Pair) -> list[str]:
-    if isinstance(example, Pair):
+def _answers(example: Chat | PromptPair) -> list[str]:
+    if isinstance(example, PromptPair):
         return [example.answer]
     contents: list[Any] = [turn.get("content") for turn in example.messages if turn["role"] == "assistant"]
     return [content for content in contents if isinstance(content, str)]
@@ -271,5 +271,5 @@ def _last_learnt(row: Tokens, tokenizer: Tokenizer) -> int | None:
 
 
 def _some(n: int, of: int) -> str:
-    """In words: training, validation and test data then say the same but once."""
+    """Sentences, so that equal notes of training, validation and test data appear once."""
     return "All" if n == of else "Some"

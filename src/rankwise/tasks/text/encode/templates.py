@@ -31,7 +31,7 @@ def read_template(given: str | Path) -> str:
 
 
 def set_chat_template(tokenizer: Tokenizer, given: str | Path) -> None:
-    """Give a tokenizer a chat template: Jinja text, or a file that holds it.
+    """Set a tokenizer's chat template: Jinja text, or a file.
 
     Raises:
         ConfigError: The file can't be read.
@@ -41,7 +41,7 @@ def set_chat_template(tokenizer: Tokenizer, given: str | Path) -> None:
 
 @contextmanager
 def chat_template(tokenizer: Tokenizer, given: str | Path | None) -> Generator[None]:
-    """Give a tokenizer a chat template for the length of a `with` block; None leaves it its own.
+    """Set a tokenizer's chat template inside a `with` block; None keeps its own.
 
     Raises:
         ConfigError: The file can't be read.
@@ -115,7 +115,7 @@ def read_date(text: str) -> datetime.date:
 
 
 _DIRECTIVES = "aAbBcCdDeFgGhHIjklmMnpPrRStTuUVwWxXyY"
-"""What may stand after a percent sign, with or without a dash."""
+"""Letters after a percent sign, with or without a dash."""
 
 
 def dated(template: str, date: str | None) -> str:
@@ -138,10 +138,10 @@ def dated(template: str, date: str | None) -> str:
 
 
 _NOW = "strftime_now"
-"""What templates call the function that gives today's date."""
+"""Templates' names of the function that returns today's date."""
 
 _FAILURES = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
-"""What a template's expressions may raise."""
+"""Exceptions of a template's expressions."""
 
 
 def _with_arguments_as_text(message: ChatMessage) -> ChatMessage:

@@ -77,12 +77,12 @@ def pad_token_of(tokenizer: Tokenizer, size: int | None = None) -> tuple[int, st
 
 
 def text_config(config: Any) -> Any:
-    """What a model's configuration says of texts: a part of it where the model knows images too, else all of it."""
+    """The text part of a model's configuration: all of it unless the model also takes images."""
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def reading_config(config: Any) -> Any:
-    """What a configuration says of the model that reads: of an encoder-decoder made of two models its encoder."""
+    """The configuration of the reading model: for an encoder-decoder made of two models, the encoder's."""
     encoder = getattr(config, "encoder", None)
     return encoder if hasattr(encoder, "get_text_config") else text_config(config)
 
@@ -110,7 +110,7 @@ def check_known(line: int, ids: Sequence[int], tokenizer: Tokenizer, config: Any
 
 
 _CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_encoder_position_embeddings")
-"""What configurations call the most tokens that the model reads."""
+"""Configurations' names of the most tokens that the model reads."""
 
 _ANSWERS = ("max_decoder_position_embeddings", "max_target_positions")
 """What those of encoder-decoders call the most tokens that it writes, where that is another number."""
@@ -210,7 +210,7 @@ class Truncation:
         return row
 
     def notes(self, n: int) -> list[str]:
-        """What was cut and lost of n examples, in words.
+        """Describe what was cut and lost of n examples.
 
         Raises:
             DataError: Nothing is left.

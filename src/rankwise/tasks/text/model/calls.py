@@ -1,4 +1,4 @@
-"""How a language model is run on a batch of a pack: which parts of the batch it takes, and logits out."""
+"""Run a language model on a batch of a pack: select the parts of the batch that it takes, and return logits."""
 
 import inspect
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class ModelCall:
 
 
 def find_inputs(model: nn.Module) -> ModelCall:
-    """See from the signature of a model (or of the encoder inside it, which gets what it takes) how to run it.
+    """Find out from the signature of a model (or of its encoder) how to run it.
 
     Examples:
         >>> class Model(nn.Module):

@@ -9,12 +9,12 @@ from rankwise.tasks.text.model.calls import find_inputs
 TOKENS = 8
 
 MOST_ROUNDING = 0.1
-"""Of the largest logit: the most by which outputs of equal tokens may differ between rows of a batch."""
+"""The most by which outputs of equal tokens may differ between rows of a batch, as a share of the largest logit."""
 
 
 @torch.no_grad()
 def check_causal(model: nn.Module, vocabulary: int, name: str) -> None:
-    """See on two short rows that no output depends on later tokens: where one does, the loss reads its own answer.
+    """Check on two short rows that no output depends on later tokens: otherwise the loss would see the answers.
 
     transformers has classes called causal that are not (XLNet's, XLM's), or only with a setting (`is_decoder` of
     BERT's).

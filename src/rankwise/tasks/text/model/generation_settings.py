@@ -27,7 +27,7 @@ _SIGNS = (
 
 @contextmanager
 def own_settings_aside(model: Any) -> Generator[None]:
-    """Take away a model's settings of generation for the length of a `with` block, but for how a decoder begins."""
+    """Remove a model's generation settings inside a `with` block, except those of the decoder's start."""
     from transformers import GenerationConfig
 
     own = model.generation_config

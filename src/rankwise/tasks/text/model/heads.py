@@ -3,7 +3,6 @@
 A head belongs to each adapter: `Member.modules_to_save` names its modules, and its first weights depend on the seed.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rankwise.errors import ConfigError
+from rankwise.lora.inits.gaussian import as_normal
 from rankwise.streams import stream
 from rankwise.tasks.text.encode.tokens import text_config
 
@@ -108,15 +108,13 @@ def initial_head(model: nn.Module, head: Sequence[str], new: Sequence[str], seed
             value = parameter.detach().clone()
             if module in new and value.dim() > 1:
                 u = torch.rand(value.shape, generator=stream("head", seed, key))
-                # As in lora/inits/gaussian.py: uniform numbers through the inverse distribution function.
-                normal = math.sqrt(2) * torch.erfinv(2 * u.clamp_min(2**-25) - 1)
-                value = (std * normal).to(value)
+                value = (std * as_normal(u)).to(value)
             state[key] = value
     return state
 
 
 def begin_at(model: nn.Module, new: Sequence[str], value: float) -> bool:
-    """Let a new head of one output begin at a number: training then has only to learn how texts differ from it.
+    """Initialise a new head of one output at a number: training then only learns the differences from it.
 
     Args:
         model: The classifier.

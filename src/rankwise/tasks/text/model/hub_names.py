@@ -27,7 +27,7 @@ OWNERS = {
 """Owner -> beginning of the names of models of theirs that are often given without them."""
 
 SECONDS = 5.0
-"""For the hub to say whether it has a model of that name."""
+"""The request that asks the hub for a model of this name."""
 
 
 def owned_name(name: str) -> str | None:
@@ -91,6 +91,6 @@ def _ask(name: str) -> str | None:
 
 
 def transport_errors() -> list[type[Exception]]:
-    """What the HTTP library that huggingface_hub uses raises: another one from version to version."""
+    """Exceptions of huggingface_hub's HTTP library, which differs between its versions."""
     names = {"httpx2": "TransportError", "httpx": "TransportError", "requests": "RequestException"}
     return [getattr(sys.modules[library], name) for library, name in names.items() if library in sys.modules]

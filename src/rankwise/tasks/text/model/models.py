@@ -216,7 +216,7 @@ def _load_classifier(
 
 
 def _encoder_class(source: ModelSource, config: Any) -> str:
-    """What loads the encoder whose outputs are averaged; of an encoder-decoder, its encoder alone."""
+    """The class that loads the encoder for pooling; of an encoder-decoder only the encoder."""
     if not getattr(config, "is_encoder_decoder", False):
         return "AutoModel"
     if not _has_class(config, "MODEL_FOR_TEXT_ENCODING_MAPPING"):

@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, a hub name or a GGUF file, and what can be wrong with it, in one line each."""
+"""The source of a model: a folder, a hub name or a GGUF file; errors are one line each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +16,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 POOLINGS = ("auto", "mean", "model")
 
+_OF_FILES = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError)
+"""What files with other fields and values than expected make transformers raise."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """How a model is loaded.
+    """The settings that load a model.
 
     Args:
         dtype: Of the base: "float32", "bfloat16" or "float16".
@@ -75,6 +78,8 @@ class ModelSource:
             ConfigError: It can't be loaded.
         """
         import transformers
+        from huggingface_hub.errors import StrictDataclassError
+        from safetensors import SafetensorError
 
         if self.gguf:
             with requires_extra("GGUF files"):
@@ -84,9 +89,7 @@ class ModelSource:
             # A name whose owner says "run my code" must be asked for; None would ask on the terminal.
             trust = self.options.trust_remote_code
             return getattr(transformers, auto_class).from_pretrained(self.place, trust_remote_code=trust, **more)
-        except MemoryError:
-            raise
-        except Exception as error:  # of whatever class: these are the files of others, and what reads them is too
+        except (*_OF_FILES, SafetensorError, StrictDataclassError) as error:
             raise ConfigError(self._explain(auto_class, error)) from error
 
     def load_model(

@@ -40,7 +40,7 @@ def match_head(
 
 
 def own_names(config: Any, classifier: str) -> list[str] | None:
-    """What a checkpoint of a classifier calls its outputs; None where its architecture is no classifier."""
+    """The label names of a classifier's checkpoint; None if its architecture is not a classifier."""
     if not any(classifier in name for name in config.architectures or ()):
         return None
     names: dict[int, str] | None = getattr(config, "id2label", None) or getattr(text_config(config), "id2label", None)
@@ -63,7 +63,7 @@ def _shown(names: Any) -> str:
 
 @torch.no_grad()
 def reset_outputs(model: Any, n: int) -> list[str]:
-    """Take the layer that makes a classifier's outputs for new.
+    """Mark the output layer of a classifier as new.
 
     Args:
         model: A classifier of transformers.

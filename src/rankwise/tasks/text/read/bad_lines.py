@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 from rankwise.errors import DataError
 
 NAMED = 5
-"""How many lines a message names before it says how many more there are."""
+"""The most lines that a message names; it counts the others."""
 
 
 class BadLineError(DataError):
@@ -23,7 +23,7 @@ class HasLine(Protocol):
 
     @property
     def line(self) -> int:
-        """Where it stands, counted from 1."""
+        """Its line, counted from 1."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What is read from a line of a file: a record, or why there is none; and texts that no tokenizer can take."""
+"""Records of lines of a file, or the reason for none; and texts that no tokenizer accepts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

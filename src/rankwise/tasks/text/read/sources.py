@@ -22,7 +22,7 @@ from rankwise.tasks.text.read.text_files import open_text
 
 @dataclass(frozen=True)
 class Records:
-    """What a source holds.
+    """The content of a source.
 
     Args:
         source: The file or hub name, for messages.
@@ -40,7 +40,7 @@ class Records:
 
 
 Read = tuple[list[RawRecord | Bad], list[str]]
-"""What a file holds, and notes."""
+"""The content of a file, and notes."""
 
 
 def read_records(where: str | Path, *, split: str = "train", skip_bad_lines: bool = False) -> Records:

@@ -31,7 +31,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Form:
-    """How a file is written.
+    """The format of a file.
 
     Args:
         delimiter: Between fields.

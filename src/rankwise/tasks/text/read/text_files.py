@@ -9,7 +9,7 @@ from typing import Any
 from rankwise.errors import DataError
 
 _OTHERS = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-"""How files in other encodings begin, the longer marks first."""
+"""Byte-order marks of other encodings, the longer ones first."""
 
 
 def open_text(path: Path) -> TextIOWrapper:

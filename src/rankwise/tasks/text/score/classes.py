@@ -174,7 +174,7 @@ def most_confused(counts: Float[Tensor, "n n"], labels: Labels, most: int = 3) -
 
 
 def confusion_of(outputs: Float[Tensor, "rows C"], right: Tensor, labels: Labels) -> Tensor | None:
-    """How often each label was predicted as each; None where a text has not one label."""
+    """The confusion matrix; None unless each text has one label."""
     return (
         confusion(torch.as_tensor(predict_labels(outputs, "one")), right, len(labels.names))
         if labels.kind == "one"

@@ -1,4 +1,4 @@
-"""What a classifier must beat: the best constant answer."""
+"""The floor of a classifier: the best constant answer."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def floor_outputs(labels: Labels, right: Tensor) -> Tensor:
 
 
 def constant_rows(labels: Labels, metric: Callable[[Any, Any], Tensor], training: Any, rows: Any) -> np.ndarray:
-    """What each row adds to the metric of the best constant answer to the training data, as in `Problem.constant`.
+    """Each row's metric of the best constant answer to the training data, as in `Problem.constant`.
 
     Args:
         labels: What is predicted.

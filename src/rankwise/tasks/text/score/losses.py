@@ -8,7 +8,7 @@ $$L = \frac{\sum_{i,t} -\log p(y_{i,t})}{\sum_{i,t} 1}$$
 so they return a scalar, and `token_sums` gives both sums of each row where a step is cut into several batches.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,6 @@ from torch import Tensor
 from rankwise.tasks.text.encode.tokens import IGNORED
 
 Batch = Mapping[str, Tensor]
-Sums = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
 
 
 def targets_of(batch: Batch) -> Int[Tensor, "rows T"]:
@@ -51,15 +50,6 @@ def token_sums(
     wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     losses = F.cross_entropy(wide.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="none")
     return losses.view(targets.shape).sum(-1), (targets != IGNORED).sum(-1).to(wide.dtype)
-
-
-def mean_token_loss(outputs: Float[Tensor, "rows T V"], batch: Batch) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the tokens with loss; transformers' own `loss` of the same batch.
-
-    A batch without such a token has the loss 0.
-    """
-    sums, counts = token_sums(outputs, batch)
-    return sums.sum() / counts.sum().clamp_min(1)
 
 
 def class_loss(outputs: Float[Tensor, "rows C"], batch: Batch) -> Float[Tensor, " rows"]:

@@ -31,7 +31,7 @@ def perplexity_of(loss: float) -> float:
 
 
 def predict_labels(outputs: Tensor, kind: str) -> Tensor:
-    """What a classifier says: the likeliest label, 1 for each label likelier than not, or the number.
+    """A classifier's predictions: the likeliest label, 1 for each label likelier than not, or the number.
 
     Args:
         outputs: (*lead, rows, C).
@@ -66,7 +66,7 @@ def absolute_error(outputs: Float[Tensor, "rows 1"], batch: Batch) -> Float[Tens
 def confusion(
     predictions: Int[Tensor, "*lead rows"], labels: Int[Tensor, "*#lead rows"], n: int
 ) -> Float[Tensor, "*lead n n"]:
-    """How often label i (row) was predicted as j (column); confusions of parts of a data set add up.
+    """Counts of label i (row) predicted as j (column); those of parts of a data set add up.
 
     Examples:
         >>> confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 2)
@@ -81,7 +81,7 @@ def confusion(
 
 
 def label_counts(predictions: Tensor, labels: Tensor, n: int) -> Float[Tensor, "*lead rows three_n"]:
-    """What each row adds, label by label, to the number of hits, of predictions and of right answers.
+    """Each row's contribution, by label, to the numbers of hits, predictions and right answers.
 
     Args:
         predictions: (*lead, rows) numbers of labels, or (*lead, rows, n) of 0 and 1.

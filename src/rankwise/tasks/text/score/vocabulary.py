@@ -28,7 +28,7 @@ LOGITS_AT_ONCE = 1 << 24
 
 
 Finish = Callable[[Tensor], Tensor]
-"""What a model makes of its head's outputs before they are its logits: nothing, a scale, a cap."""
+"""The function from a head's outputs to logits: identity, a scale, a cap."""
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -124,7 +124,7 @@ def _acted_on(head: Any) -> bool:
 def _run_to(
     head: nn.Module, call: ModelCall, model: nn.Module, batch: Mapping[str, Tensor]
 ) -> tuple[Float[Tensor, "rows T d"], int]:
-    """What the head is given in a run of the model, and how often; the head itself does not run."""
+    """The head's input in a run of the model, and its number of calls; the head itself does not run."""
     given: list[Tensor] = []
 
     def keep(hidden: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _finishes(config: Any) -> Iterator[Finish]:
-    """What transformers' models make of their head's outputs, by what their configurations name."""
+    """The function from head outputs to logits in transformers models, by their configurations' settings."""
     yield lambda z: z
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
         yield lambda z: torch.tanh(z / cap) * cap

@@ -47,12 +47,12 @@ class LoadedModel(Protocol):
 
     @property
     def new_head(self) -> tuple[str, ...]:
-        """Those of them that begin from the adapter's seed."""
+        """The head modules that are initialised from the adapter's seed."""
         ...
 
     @property
     def labels(self) -> Labels | None:
-        """What a classifier predicts."""
+        """The labels of a classifier."""
         ...
 
     def initial_head(self, seed: int) -> dict[str, Tensor]:
@@ -118,7 +118,7 @@ class BuiltTask:
 
 
 def text_feed(call: Callable[[nn.Module, Mapping[str, Tensor]], Tensor], splits: Splits) -> Feed:
-    """How texts reach the model: alike lengths together, cut to their width.
+    """Feed texts to the model: similar lengths together, cut to their width.
 
     Args:
         call: (model, batch) -> what loss and metric take.
@@ -140,9 +140,9 @@ def texts_of(options: TextOptions) -> tuple[ExampleSplits, dict[str, tuple[str, 
     Raises:
         DataError: A file is missing, empty, or can't be understood.
     """
-    labels, settings = options.form.labels, shared(options.examples, TextData)
-    settings["columns"] = dict(options.examples.columns)
-    where = TextData(data=options.data, several=None if labels is None else labels == "several", **settings)
+    labels, columns = options.form.labels, dict(options.examples.columns)
+    several = None if labels is None else labels == "several"
+    where = TextData(**shared(options.examples, TextData, data=options.data, columns=columns, several=several))
     return load_examples(where, options.task)
 
 
@@ -155,8 +155,8 @@ def trained_inputs(examples: ExampleSplits, splits: Splits) -> np.ndarray:
 
 
 def model_options(options: TextOptions) -> ModelOptions:
-    """How the model is loaded."""
-    return ModelOptions(pooling=options.form.pooling, **shared(options.base, ModelOptions))
+    """The settings that load the model."""
+    return ModelOptions(**shared(options.base, ModelOptions, pooling=options.form.pooling))
 
 
 def lengths_of(data: Data) -> list[int]:

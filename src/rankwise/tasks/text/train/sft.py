@@ -93,7 +93,7 @@ def ready_sft(options: TextOptions) -> BuiltTask:
 
 
 def _prompting(example: SftExample, tokenizer: Tokenizer, sft_options: SftOptions) -> Prompting:
-    """How the examples were written, the first standing for all."""
+    """The prompt format of the examples, taken from the first."""
     if as_chat(example, tokenizer, sft_options):
         # The template itself, where it is not the tokenizer's own: its file may be gone tomorrow.
         own = tokenizer.chat_template if sft_options.chat_template is not None else None

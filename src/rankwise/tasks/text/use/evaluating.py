@@ -41,7 +41,7 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What was found.
+    """The results of an evaluation.
 
     Args:
         data: The file, as the user gave it.
@@ -64,7 +64,7 @@ class Evaluation:
     confusions: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def plain(self) -> dict[str, Any]:
-        """For a JSON file, without what has files of other forms."""
+        """The content of the JSON file, without results that have files of their own."""
         content: dict[str, Any] = {"data": self.data, "figures": self.figures, "notes": list(self.notes)}
         if any(self.classes.values()):
             content["classes"] = {
@@ -137,7 +137,7 @@ def evaluate_texts(
 
 
 def seen_notes(names: Sequence[str], folders: Sequence[Path], examples: Sequence[Any], data: str) -> list[str]:
-    """Say of which adapters the examples are training examples.
+    """Note for which adapters the examples are training examples.
 
     Args:
         names: Of the adapters.
@@ -176,7 +176,7 @@ NO_HEAD = "The base has no figures: it has no head that is trained for these lab
 def classifier_evaluation(
     data: str, examples: Sequence[Labelled], labels: Labels, right: Tensor, outputs: Mapping[str, Tensor]
 ) -> Evaluation:
-    """Everything that outputs of classifiers say.
+    """All figures of classifiers' outputs.
 
     Args:
         data: Where the examples come from.

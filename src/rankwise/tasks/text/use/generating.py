@@ -19,7 +19,7 @@ from rankwise.tasks.text.use.options import Writing
 from rankwise.tasks.text.use.served import ServedModel
 
 
-def as_prompt(text: str, line: int = 1) -> Pair:
+def as_prompt(text: str, line: int = 1) -> PromptPair:
     """A prompt without its answer.
 
     Raises:
@@ -41,7 +41,7 @@ def check_writes(adapted: ServedModel) -> None:
 
 @torch.no_grad()
 def write_texts(adapted: ServedModel, name: str, prompts: Sequence[SftExample], writing: Writing) -> list[str]:
-    """What the model answers to each prompt.
+    """Generate the model's answer to each prompt.
 
     Args:
         adapted: The model.

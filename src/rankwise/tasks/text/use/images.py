@@ -81,7 +81,7 @@ def load_adapted_images(folders: Sequence[Path], options: UseOptions) -> ServedI
     device = find_device(options.device)
     model, labels = model_of(folders, options.model), labels_of(folders)
     # A classifier of images reads its pixels in one way.
-    model_options = ModelOptions(**shared(options, ModelOptions) | {"device": str(device), "pooling": "auto"})
+    model_options = ModelOptions(**shared(options, ModelOptions, device=str(device), pooling="auto"))
     loaded = load_image_model(model, labels, model_options, fixed_order=True)
     for i, folder in enumerate(folders):
         load_adapter(loaded.model, folder, name_inside(i))
@@ -103,7 +103,7 @@ def listed_images(place: Path) -> list[LabelledImage]:
 
 
 def predict_images(served: ServedImages, images: Sequence[Labelled]) -> dict[str, list[Prediction]]:
-    """Let every adapter label images: adapter -> its predictions, in the order of the images.
+    """Label images with every adapter: adapter -> its predictions, in the order of the images.
 
     Raises:
         DataError: An image can't be decoded.

@@ -22,7 +22,7 @@ from rankwise.writing import plain_mode
 
 @dataclass(frozen=True)
 class Merged:
-    """What was written.
+    """A merged model that was written.
 
     Args:
         folder: Where.
@@ -110,7 +110,7 @@ def merge_into_folder(adapted: ServedModel, folder: Path) -> Merged:
 
 
 def _how_to_load(adapted: ServedModel, folder: Path) -> str:
-    """What loads the merged folder, in a line."""
+    """The line of Python that loads the merged folder."""
     model = adapted.loaded.model
     if isinstance(model, MeanPooledClassifier):
         return (

@@ -1,4 +1,4 @@
-"""What a user can set where saved adapters are used. Light: the command line reads it without loading torch."""
+"""Options for using saved adapters. The command line reads this file without loading torch."""
 
 from dataclasses import asdict, dataclass
 from typing import Annotated
@@ -6,9 +6,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from rankwise.requirements import Requirement, require
-from rankwise.tasks.flags import BASE, TEXTS, listed
+from rankwise.tasks.flags import BASE_FLAGS, TEXTS, listed
 from rankwise.tasks.reading import parse_columns
-from rankwise.tasks.settings import Columns, Count, Device, Separator, Switch, flag
+from rankwise.tasks.settings import Columns, Device, Separator, Switch, WholeNumber, flag
 from rankwise.tasks.text.options import check_task
 
 TEMPERATURE = Requirement(lambda t: 0 <= t < float("inf"), "it is 0 or a positive number, such as 0.7")
@@ -17,10 +17,10 @@ NOT_QUANTIZED = "none"
 """--quantize that leaves the base as it is, whatever the adapter was trained over."""
 
 
-@Parameter(name="*", group=BASE)
+@Parameter(name="*", group=BASE_FLAGS)
 @dataclass(frozen=True, kw_only=True)
 class MergeOptions:
-    """How a base and an adapter are loaded.
+    """Settings that load a base and an adapter.
 
     Args:
         model: The base: a folder, a .gguf file, or a name on the Hugging Face hub. [default: what the adapter names]
@@ -54,10 +54,10 @@ class MergeOptions:
         return UseOptions(**asdict(self))
 
 
-@Parameter(name="*", group=BASE)
+@Parameter(name="*", group=BASE_FLAGS)
 @dataclass(frozen=True, kw_only=True)
 class UseOptions(MergeOptions):
-    """How a base and its adapters are loaded and asked.
+    """Settings that load a base and its adapters, and format prompts.
 
     Args:
         max_length: The most tokens of an example. [default: as in training; of generate, the model's context]
@@ -77,7 +77,7 @@ class UseOptions(MergeOptions):
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Writing:
-    """How texts are written.
+    """Settings of generation.
 
     Args:
         max_new_tokens: The most tokens of an answer.
@@ -86,10 +86,10 @@ class Writing:
         batch_size: Prompts at once.
     """
 
-    max_new_tokens: Count = 64
+    max_new_tokens: WholeNumber = 64
     temperature: Annotated[float, TEMPERATURE] = 0.0
     seed: int = 0
-    batch_size: Count = 8
+    batch_size: WholeNumber = 8
 
     def __post_init__(self) -> None:
         require(self, flag)

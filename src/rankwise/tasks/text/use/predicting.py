@@ -1,4 +1,4 @@
-"""What classifiers say of texts: labels with probabilities."""
+"""Predict the labels of texts, with probabilities."""
 
 from collections.abc import Sequence
 
@@ -40,7 +40,7 @@ def predictions_of(outputs: Float[Tensor, "rows C"], labels: Labels) -> list[Pre
 
 
 def predict_texts(adapted: ServedModel, texts: Sequence[Labelled]) -> tuple[dict[str, list[Prediction]], list[str]]:
-    """Let every adapter label texts.
+    """Label texts with every adapter.
 
     Args:
         adapted: The model and its adapters.

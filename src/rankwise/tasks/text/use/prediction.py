@@ -10,7 +10,7 @@ from rankwise.errors import DataError, arguments_named
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of one text.
+    """A classifier's prediction for one text.
 
     Args:
         label: The likeliest label; of several, all that are likelier than not; of numbers, the number.
@@ -28,7 +28,7 @@ class Prediction:
         return self.probabilities[self.label] if isinstance(self.label, str) else None
 
     def shown(self, *, every: bool = False) -> str:
-        """In words, the likeliest label first.
+        """A sentence, the likeliest label first.
 
         Args:
             every: Whether all labels are named, or the predicted ones alone.

@@ -30,7 +30,7 @@ from rankwise.writing import read_regular
 Kept = TypeVar("Kept")
 
 BASE_NAME = "base"
-"""What the base without an adapter is called."""
+"""The name of the base without an adapter."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ServedModel:
     folders: tuple[Path, ...] = ()
 
     def way(self, name: str) -> SftOptions:
-        """How one adapter makes tokens of examples; the base does as the first adapter."""
+        """One adapter's tokenisation; the base uses the first adapter's."""
         return self.ways[0 if name == BASE_NAME else self.names.index(name)]
 
     def one_way(self) -> SftOptions:
@@ -79,14 +79,14 @@ class ServedModel:
 
     @contextmanager
     def acting(self, name: str) -> Generator[None]:
-        """Let one adapter act alone, or none (`BASE_NAME`), for the length of a `with` block."""
+        """Activate only one adapter, or none (`BASE_NAME`), inside a `with` block."""
         with acting_alone(self.loaded.model, self.names, name):
             yield
 
 
 @contextmanager
 def acting_alone(model: nn.Module, names: Sequence[str], name: str) -> Generator[None]:
-    """Let one adapter act alone, or none (`BASE_NAME`), for the length of a `with` block.
+    """Activate only one adapter, or none (`BASE_NAME`), inside a `with` block.
 
     Args:
         model: The model.
@@ -156,7 +156,7 @@ def load_adapted(folders: Sequence[Path], options: UseOptions, *, rounded: bool 
         model,
         task,
         labels,
-        ModelOptions(**shared(options, ModelOptions) | {"device": str(device), "pooling": pooling}),
+        ModelOptions(**shared(options, ModelOptions, device=str(device), pooling=pooling)),
         fixed_order=True,
     )
     if quantized != NOT_QUANTIZED:
@@ -189,7 +189,7 @@ def load_adapted(folders: Sequence[Path], options: UseOptions, *, rounded: bool 
 
 
 def name_inside(i: int) -> str:
-    """What an adapter is called in the model, where names have no dots."""
+    """An adapter's name in the model, without dots."""
     return f"adapter_{i}"
 
 
@@ -217,7 +217,7 @@ def _see_readers(loaded: TextModel) -> None:
 
 
 def base_of(folder: Path) -> str | None:
-    """What an adapter says its base is.
+    """The base that an adapter names.
 
     Raises:
         AdapterFileError: There is no adapter.
@@ -243,7 +243,7 @@ def base_of(folder: Path) -> str | None:
 
 
 def _pooling(trained: Trained, folder: Path | None) -> str:
-    """What an adapter's head reads; of one from before that was recorded, as its settings show."""
+    """The pooling of an adapter's head; for older adapters, inferred from their settings."""
     if trained.pooling is not None or folder is None:
         return trained.pooling or "auto"
     fields = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -292,7 +292,7 @@ def _same(what: str, values: Iterable[str]) -> str:
 
 
 def _way(trained: Trained, taught: Prompting | None, options: UseOptions, date: str | None) -> SftOptions:
-    """As an adapter was taught, unless the user says otherwise."""
+    """The adapter's training setting, unless the user sets another."""
     template = None if options.chat_template is None else read_template(options.chat_template)
     return SftOptions(
         loss_on=options.loss_on or trained.loss_on or "answer",
