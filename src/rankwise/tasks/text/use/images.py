@@ -21,7 +21,7 @@ from rankwise.tasks.settings import shared
 from rankwise.tasks.text.card.model_card import render
 from rankwise.tasks.text.data.examples import Labelled
 from rankwise.tasks.text.data.subset import drawn
-from rankwise.tasks.text.model.quiet import silence_transformers
+from rankwise.tasks.text.model.silence import silence_transformers
 from rankwise.tasks.text.model.source import ModelOptions
 from rankwise.tasks.text.use.evaluating import NO_HEAD, SEED, Evaluation, classifier_evaluation, seen_notes
 from rankwise.tasks.text.use.merging import Merged, check_out
