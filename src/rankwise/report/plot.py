@@ -33,13 +33,13 @@ MOST_IN_LEGEND = 5
 """Of the baselines; the others are counted there."""
 
 LARGER_MARKS = 5
-"""Baselines whose marks in a legend grow from one to the next, as they often lie on one spot."""
+"""Baselines whose marks in a legend grow from one to the next, since markers overlap."""
 
 LEGEND_WIDTH = 0.55
 """Of the axes' width, of a text in the legend; longer ones lose their middle."""
 
 LEGEND_HEIGHT = 0.75
-"""Of the axes' height, that is cleared for a legend at the most."""
+"""Of the axes' height, that is cleared for a legend."""
 
 PLAIN_NUMBERS = 1e-4, 1e6
 """Ticks of y that reach beyond are written with powers of ten."""

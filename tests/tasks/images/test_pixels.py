@@ -62,11 +62,11 @@ def test_a_small_data_set_is_decoded_once_and_of_a_larger_one_a_part_stays(files
     first = pixels.of(rows)
     assert torch.equal(pixels.of(rows), first)
     assert sorted(read) == [files[0], files[1], files[3]]
-    assert not pickle.loads(pickle.dumps(pixels)).kept, "another process reads its own"
+    assert not pickle.loads(pickle.dumps(pixels)).decoded, "another process reads its own"
     read.clear()
-    monkeypatch.setattr("rankwise.tasks.images.pixels.KEPT_BYTES", 2 * first[0].nbytes)
+    monkeypatch.setattr("rankwise.tasks.images.pixels.DECODED_BYTES", 2 * first[0].nbytes)
     bounded = Pixels(files, processor)
     assert torch.equal(bounded.of(rows), first)
     assert torch.equal(bounded.of(rows), first)
-    assert len(bounded.kept) == 2
+    assert len(bounded.decoded) == 2
     assert len(read) == 3 + 1

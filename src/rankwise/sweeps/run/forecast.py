@@ -78,7 +78,7 @@ class Forecast:
 
     @property
     def disk_bytes(self) -> int:
-        """Disk at the most, while the sweep trains: two checkpoints of the largest pack and of all ended runs, and the
+        """Disk at most, while the sweep trains: two checkpoints of the largest pack and of all ended runs, and the
         adapters."""
         return (
             2 * max(pack.disk_bytes for pack in self.packs)

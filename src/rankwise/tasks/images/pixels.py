@@ -18,7 +18,7 @@ ROWS, CHECKSUMS, PIXELS, LABELS = "rows", "checksums", "pixel_values", "labels"
 THREADS = min(8, os.cpu_count() or 1)
 """Images that are decoded at once; decoding and resizing release Python's lock."""
 
-KEPT_BYTES = 256 * 2**20
+DECODED_BYTES = 256 * 2**20
 """Of pixels that stay in memory: the first images read, so that a small data set is decoded once and not in every epoch
 of every run. Of a larger one a fixed part stays; taking the latest would hold none until it is read again."""
 
@@ -36,7 +36,7 @@ class Pixels:
     files: Sequence[str]
     processor: Any
     mode: str = "RGB"
-    kept: dict[int, Tensor] = field(default_factory=dict[int, Tensor], init=False, repr=False)
+    decoded: dict[int, Tensor] = field(default_factory=dict[int, Tensor], init=False, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Pixels, (self.files, self.processor, self.mode)
@@ -61,19 +61,19 @@ class Pixels:
             DataError: An image can't be decoded, or images come out in different sizes.
         """
         wanted: list[int] = numbers.tolist()
-        missing = [i for i in dict.fromkeys(wanted) if i not in self.kept]
+        missing = [i for i in dict.fromkeys(wanted) if i not in self.decoded]
         with ThreadPoolExecutor(THREADS) as threads:
             read = dict(zip(missing, threads.map(self._one, [self.files[i] for i in missing]), strict=True))
-        images = [self.kept[i] if i in self.kept else read[i] for i in wanted]
+        images = [self.decoded[i] if i in self.decoded else read[i] for i in wanted]
         if len(shapes := {tuple(image.shape) for image in images}) > 1:
             raise DataError(
                 f"The model's image processor makes images of different sizes ({sorted(shapes)[0]} and "
                 f"{sorted(shapes)[-1]}), which can't share a batch; take a model whose processor makes one size."
             )
         for i, image in read.items():
-            if (len(self.kept) + 1) * image.nbytes > KEPT_BYTES:
+            if (len(self.decoded) + 1) * image.nbytes > DECODED_BYTES:
                 break
-            self.kept[i] = image
+            self.decoded[i] = image
         return torch.stack(images)
 
     def _one(self, file: str) -> Tensor:
