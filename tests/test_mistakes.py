@@ -182,7 +182,9 @@ def test_without_a_terminal(place, tmp_path, capfd, monkeypatch, piped):
     said = capfd.readouterr()
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", said.err + said.out), "no escapes, no carriage returns"
     assert re.search(r"^Training 3 runs$", said.err, re.MULTILINE)
-    ended = re.findall(r"^\[\d+:\d\d\] (\w+) .*finished at step \d+, loss \S+, accuracy \S+$", said.err, re.MULTILINE)
+    ended = re.findall(
+        r"^\[\d+:\d\d\] (\w+) .*finished at step \d+, .*loss \S+, .*accuracy \S+$", said.err, re.MULTILINE
+    )
     assert sorted(ended) == ["head", "r1", "r2"]
     if given:
         assert list(json.loads(said.out))
@@ -211,11 +213,11 @@ def test_interrupted_on_the_command_line(place, tmp_path, capsys, monkeypatch, c
     out = tmp_path / "a run"
     assert main(["sweep", *TRAINS, "--out", str(out)]) == 130
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("Interrupted before any run had finished; go on with: rankwise sweep --resume ")
+    assert line.startswith("Interrupted before any run had finished; resume with: rankwise sweep --resume ")
     ctrl_c()
     # Another run goes its way, the printed command takes the first one up, and both end alike.
     assert main(["sweep", *TRAINS, "--out", str(tmp_path / "other"), "--quiet"]) == 0
-    assert main(shlex.split(line.partition("go on with: rankwise ")[2])) == 0
+    assert main(shlex.split(line.partition("resume with: rankwise ")[2])) == 0
     ours, theirs = (read_results(folder) for folder in (out, tmp_path / "other"))
     assert ours.complete
     assert [run.validation_metric for run in ours.runs] == [run.validation_metric for run in theirs.runs]
@@ -233,7 +235,7 @@ def test_interrupted_in_python(tmp_path, ctrl_c):
     with pytest.raises(KeyboardInterrupt) as raised:
         sweep(out=tmp_path / "a")
     assert str(raised.value) == (
-        f"Interrupted before any run had finished; go on with: rankwise.sweep(..., out='{tmp_path}/a', resume=True)"
+        f"Interrupted before any run had finished; resume with: rankwise.sweep(..., out='{tmp_path}/a', resume=True)"
     )
     ctrl_c()
     resumed, whole = sweep(out=tmp_path / "a", resume=True), sweep()

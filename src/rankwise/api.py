@@ -370,7 +370,7 @@ def _run(
             if place is None or not can_resume(place.directory):
                 raise
             raise KeyboardInterrupt(
-                f"Interrupted before any run had finished; go on with: {place.resume_command}"
+                f"Interrupted before any run had finished; resume with: {place.resume_command}"
             ) from interrupt
     if place is None:
         add_next(results, len(planned.seeds), lambda more, then: f"rankwise.sweep(..., seeds={then})")
