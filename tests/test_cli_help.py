@@ -7,7 +7,12 @@ import yaml
 
 import rankwise
 from rankwise.cli import app, main
+from rankwise.loggers.table import LOGGERS
+from rankwise.lora.inits import INITS
+from rankwise.lora.variants import VARIANTS
+from rankwise.pack.step.table import OPTIMISERS
 from rankwise.tasks.flags import MAIN
+from rankwise.train.schedules import SCHEDULES
 
 COMMANDS = [name for name in app if not name.startswith("-")]
 TRAINING = ("digits", "sweep", "train")
@@ -35,6 +40,22 @@ def test_every_command_begins_with_an_example(capsys: pytest.CaptureFixture[str]
     text = help_of(capsys, command, "--help")
     assert f"Example: rankwise {command} " in text
     assert text.index("Example:") < text.index("╭")
+
+
+@pytest.mark.parametrize("command", ["merge", "predict", "evaluate", "generate"])
+def test_what_a_command_alone_has_comes_first(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    boxes = re.findall(r"╭─ (.*?) ─+╮", help_of(capsys, command, "--help"))
+    assert boxes == ["Arguments", "Options", "Texts", "Base"]
+
+
+def test_choices_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    text = re.sub(r"[│\s]+", " ", help_of(capsys, "sweep", "--help"))
+    for flag, table in (
+        ("variant", VARIANTS), ("optimiser", OPTIMISERS), ("init", INITS), ("log-to", LOGGERS), ("schedule", SCHEDULES)
+    ):  # fmt: skip
+        (words,) = re.findall(rf"--{flag} STR[. ](.*?) (?:--|╰)", text)
+        assert all(name in words for name in table), flag
+    assert "[default: ]" not in text
 
 
 @pytest.mark.parametrize("command", TRAINING)

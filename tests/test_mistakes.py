@@ -1,7 +1,13 @@
 """The mistakes that users make, on the command line and in Python: one clear line each, before anything is trained."""
 
 import csv
+import json
+import os
 import re
+import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +18,9 @@ from torch import nn
 import rankwise
 from rankwise.cli import main
 from rankwise.errors import RankwiseError
+from rankwise.results import read_results
+from rankwise.show.live import Progress
+from rankwise.train.events import EpochEnded
 
 X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
 Y = (X.sum(1) > 0).long()
@@ -157,3 +166,89 @@ def test_on_the_command_line(place, tmp_path, capsys, monkeypatch, mistake):
     assert line.startswith("rankwise: ")
     assert re.search(message, line), line
     assert not (tmp_path / "out").exists()
+
+
+TRAINS = ["--model", "bert", "--task", "classify", "--data", "train.csv", "--ranks", "1,2", "--lr", "1e-3"]
+TRAINS += ["--no-baseline", "--plan", "grid", "--seeds", "1", "--epochs", "2", "--batch-size", "8"]
+
+
+@pytest.mark.parametrize("piped", ["stderr", "both"])
+def test_without_a_terminal(place, tmp_path, capfd, monkeypatch, piped):
+    """Where nobody watches, progress is lines of plain text, and the answer stands alone on standard output."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("COLUMNS", "80")
+    given = ["--json"] if piped == "stderr" else []
+    assert main(["sweep", *TRAINS, "--out", str(tmp_path / "out"), *given]) == 0
+    said = capfd.readouterr()
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", said.err + said.out), "no escapes, no carriage returns"
+    assert re.search(r"^Training 3 runs$", said.err, re.MULTILINE)
+    ended = re.findall(
+        r"^\[\d+:\d\d\] (\w+) .*finished at step \d+, .*loss \S+, .*accuracy \S+$", said.err, re.MULTILINE
+    )
+    assert sorted(ended) == ["head", "r1", "r2"]
+    if given:
+        assert list(json.loads(said.out))
+    else:
+        assert max(map(len, said.out.splitlines())) <= max(80, len(str(tmp_path)) + 60)
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch):
+    """Press Ctrl-C after the first epoch of each sweep, until undone."""
+    undone = Progress.on_event
+
+    def pressed(self, event):
+        undone(self, event)
+        if isinstance(event, EpochEnded):
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    monkeypatch.setattr(Progress, "on_event", pressed)
+    yield lambda: monkeypatch.setattr(Progress, "on_event", undone)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_interrupted_on_the_command_line(place, tmp_path, capsys, monkeypatch, ctrl_c):
+    monkeypatch.chdir(place)
+    out = tmp_path / "a run"
+    assert main(["sweep", *TRAINS, "--out", str(out)]) == 130
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("Interrupted before any run had finished; resume with: rankwise sweep --resume ")
+    ctrl_c()
+    # Another run goes its way, the printed command takes the first one up, and both end alike.
+    assert main(["sweep", *TRAINS, "--out", str(tmp_path / "other"), "--quiet"]) == 0
+    assert main(shlex.split(line.partition("resume with: rankwise ")[2])) == 0
+    ours, theirs = (read_results(folder) for folder in (out, tmp_path / "other"))
+    assert ours.complete
+    assert [run.validation_metric for run in ours.runs] == [run.validation_metric for run in theirs.runs]
+
+
+def test_interrupted_in_python(tmp_path, ctrl_c):
+    def sweep(**given):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        return rankwise.sweep(
+            model, [1, 2], train=(X, Y), loss=loss, baseline=False, lrs=[1e-2], plan="grid", seeds=1,
+            training=rankwise.Training(epochs=3), progress="plain", **given,
+        )  # fmt: skip
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        sweep(out=tmp_path / "a")
+    assert str(raised.value) == (
+        f"Interrupted before any run had finished; resume with: rankwise.sweep(..., out='{tmp_path}/a', resume=True)"
+    )
+    ctrl_c()
+    resumed, whole = sweep(out=tmp_path / "a", resume=True), sweep()
+    assert resumed.results.complete
+    assert [run.metric for run in resumed.results.runs] == [run.metric for run in whole.results.runs]
+
+
+def test_a_reader_that_has_read_enough(place, tmp_path):
+    """`rankwise ... | head -1`: no traceback, and an exit code that says so."""
+    command = [sys.executable, "-m", "rankwise", "sweep", *TRAINS, "--print-config"]
+    source = str(Path(rankwise.__file__).parents[1])
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": {**os.environ, "PYTHONPATH": source}}
+    with subprocess.Popen(command, cwd=place, **pipes) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141

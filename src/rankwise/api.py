@@ -333,7 +333,7 @@ def _location(
         directory=out,
         config=yaml.safe_dump({"sweep": config}, sort_keys=False),
         command="rankwise.sweep(...)",
-        resume_command="rankwise.sweep(..., resume=True)",
+        resume_command=f"rankwise.sweep(..., out={str(out)!r}, resume=True)",
         overwrite=overwrite,
         resume=again,
         extend=resume and not again and holds_results(out),
@@ -370,7 +370,14 @@ def _run(
             candidates, problem = caches.enter_context(reading)
             return replace(planned, candidates=candidates, problem=problem)
 
-        results, swept, files = run_experiment(make, place, listening)
+        try:
+            results, swept, files = run_experiment(make, place, listening)
+        except KeyboardInterrupt as interrupt:
+            if place is None or not can_resume(place.directory):
+                raise
+            raise KeyboardInterrupt(
+                f"Interrupted before any run had finished; resume with: {place.resume_command}"
+            ) from interrupt
     if place is None:
         add_next(results, len(planned.seeds), lambda more, then: f"rankwise.sweep(..., seeds={then})")
     return Sweep(results, swept, tuple(files), None if place is None else place.directory)

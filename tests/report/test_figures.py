@@ -1,16 +1,14 @@
 """The figures: there, the same every time, and labels that don't collide."""
 
-import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.artist import Artist
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
+from figure_boxes import box_of, collisions
 from rankwise.report.figures import FIGURES, FULL_SIZE, PAGE_SIZE, build_figure, draw_figures, figure_svg
 from rankwise.report.points import scene
 from sample_results import sample_results
@@ -52,17 +50,6 @@ def labels(figure: Figure) -> list[Annotation]:
     return [text for text in figure.axes[0].texts if isinstance(text, Annotation) and text.get_text()]
 
 
-Box = tuple[float, float, float, float]
-
-
-def box(artist: Artist) -> Box:
-    return tuple(artist.get_window_extent().extents.tolist())
-
-
-def meets(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
 @pytest.mark.parametrize(("name", "size"), [(FIGURES[0], FULL_SIZE), (FIGURES[1], PAGE_SIZE)], ids=FIGURES)
 @pytest.mark.parametrize("given", SAMPLES, ids=range(len(SAMPLES)))
 def test_no_text_meets_another_a_bar_a_point_or_a_grid_line(
@@ -73,40 +60,14 @@ def test_no_text_meets_another_a_bar_a_point_or_a_grid_line(
     assert figure is not None
     ranks = {c.label for c in results.configurations if c.method == "lora"}
     assert {text.get_text().removesuffix(", the answer") for text in labels(figure)} >= ranks
-    FigureCanvasAgg(figure).draw()
-    (ax,), pixel = figure.axes, figure.dpi / 72
-    legend = ax.get_legend()
-    inside = [text for text in ax.texts if text.get_text()] + ([] if legend is None else legend.get_texts())
-    ticks = [
-        label
-        for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim()))
-        for label, at in zip(axis.get_ticklabels(), axis.get_ticklocs(), strict=True)
-        if low <= at <= high
-    ]
-    texts = {text: box(text) for text in (*inside, *ticks, *figure.texts, ax.xaxis.label, ax.yaxis.label)}
-    frame, edge = box(ax), figure.bbox.x1
+    assert collisions(figure) == []
+    frame = box_of(figure.axes[0])
     for text in labels(figure):
-        left, low, right, high = texts[text]
+        left, low, right, high = box_of(text)
         assert frame[0] <= left <= right <= frame[2], text
         assert frame[1] <= low <= high <= frame[3], text
-    assert all(texts[text][2] <= edge for text in figure.texts)
-    for (one, a), (other, b) in itertools.combinations(texts.items(), 2):
-        assert not meets(a, b), (one, other)
-    drawn: list[Box] = []
-    for point in scene(results, relative=name == "relative").points:
-        x, y = ax.transData.transform((point.x, point.y)).tolist()
-        reach = (6.5 if point.is_answer else 3) * pixel
-        drawn.append((x - reach, y - reach, x + reach, y + reach))
-        if point.interval is not None:
-            low, high = (ax.transData.transform((point.x, end))[1] for end in point.interval)
-            drawn.append((x - pixel, low, x + pixel, high))
-    for text in inside:
-        assert not any(meets(texts[text], one) for one in drawn), text
-    (grid,) = (one for one in ax.collections if isinstance(one, LineCollection) and one.get_zorder() == 0.5)
-    lines = [ax.transData.transform(line) for line in grid.get_segments()]
-    assert len({float(line[0][1]) for line in lines}) > 2
-    for text in inside:
-        assert not any(meets(texts[text], (a[0], a[1] - 0.5, b[0], b[1] + 0.5)) for a, b in lines), text
+    (grid,) = (one for one in figure.axes[0].collections if isinstance(one, LineCollection) and one.get_zorder() == 0.5)
+    assert len({float(line[0][1]) for line in grid.get_segments()}) > 2
 
 
 def test_what_is_shown() -> None:

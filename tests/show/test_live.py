@@ -3,6 +3,8 @@
 import io
 import os
 import pty
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from rich.console import Console
 from rankwise.errors import ConfigError
 from rankwise.show.live import Progress, progress
 from rankwise.show.live_table import LiveTable, choose, draw_board
+from rankwise.show.notebook import NotebookTable
 from rankwise.show.plain import PlainDisplay, QuietDisplay
 from rankwise.show.state import ProgressRow, ProgressState, RowState, clock_time
 from rankwise.train.events import Ended, EpochEnded, Message, Observers, Resumed, RunEnded, RunInfo, Started, Stepped
@@ -314,3 +317,47 @@ class TestChoice:
         for event in (Ended(), Ended(), step, RunEnded(outcome(RUNS[0].name))):
             shown.on_event(event)
         assert stream.getvalue() == "Training 1 run\n"
+
+
+class Kernel:
+    """IPython as far as a display needs it: what a cell shows, one entry an output."""
+
+    kernel = object()
+
+    def __init__(self):
+        self.outputs = []
+
+    def display(self, html, *, display_id):
+        assert display_id
+        i = len(self.outputs)
+        self.outputs.append(html)
+        return SimpleNamespace(update=lambda new: self.outputs.__setitem__(i, new))
+
+
+def test_in_a_notebook_one_output_is_replaced(monkeypatch, clock, capsys):
+    kernel = Kernel()
+    display = SimpleNamespace(display=kernel.display, HTML=lambda text: text)
+    ipython = ModuleType("IPython")
+    ipython.display, ipython.get_ipython = display, lambda: kernel
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    shown = progress()
+    assert isinstance(shown._display, NotebookTable)
+    shown = Progress(NotebookTable(clock), clock)
+    shown.on_event(Started((info("a-s0", "<b>"),), "accuracy"))
+    (first,) = kernel.outputs
+    shown.on_event(Stepped(("a-s0",), 50, (), ()))
+    assert kernel.outputs == [first], "not before a second has passed"
+    clock.now = 1.5
+    shown.on_event(Stepped(("a-s0",), 60, (), ()))
+    (now,) = kernel.outputs
+    assert "60/100" in now
+    assert "&lt;b&gt;" in now
+    assert "\x1b" not in now
+    shown.on_event(Message("a note"))
+    shown.on_event(RunEnded(outcome("a-s0", step=100)))
+    shown.on_event(Ended())
+    assert "finished" in kernel.outputs[0]
+    assert len(kernel.outputs) == 1
+    assert capsys.readouterr().out == "a note\n"
+    monkeypatch.setattr(ipython, "get_ipython", lambda: None)
+    assert isinstance(progress()._display, PlainDisplay | LiveTable), "IPython in a terminal"

@@ -3,6 +3,7 @@
 One file a command; nothing heavy is loaded before a command runs, so `--help` is quick.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cyclopts import CycloptsError
 
-from rankwise.cli.app import EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_OK, app
+from rankwise.cli.app import EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_OK, EXIT_PIPE, app
 from rankwise.cli.combine import combine
 from rankwise.cli.compare import compare
 from rankwise.cli.continuing import settings_of
@@ -99,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Returns:
-        The exit code: 0; 2 a user's mistake (one line); 3 finished, with runs that diverged; 130 interrupted.
+        The exit code: 0; 2 a user's mistake (one line); 3 finished, with runs that diverged; 130 interrupted; 141
+        standard output was closed before all was printed.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
@@ -110,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 app.config = () if path is None else (_from_file(Path(path), arguments),)
             result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
         return result if isinstance(result, int) else EXIT_OK
     except RankwiseError as error:
         print(f"rankwise: {printable(str(error))}", file=sys.stderr)
@@ -118,6 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rankwise: interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # `| head` has read enough. What is still in the buffer must not be written when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
     return EXIT_MISTAKE
 
 

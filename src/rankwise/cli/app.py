@@ -5,7 +5,7 @@ from cyclopts import App
 from rankwise.tasks.flags import flag_group
 
 EXIT_OK, EXIT_MISTAKE, EXIT_DIVERGED, EXIT_INTERRUPTED = 0, 2, 3, 130
-EXIT_ANSWERED, EXIT_LATER = 10, 75
+EXIT_ANSWERED, EXIT_LATER, EXIT_PIPE = 10, 75, 141
 """Of `rankwise work`: the answer is written; another process is at work there, so try again later."""
 
 app = App(
@@ -20,7 +20,8 @@ app = App(
     version_flags=["--version"],
     # We choose the exit code and the message of Ctrl-C.
     suppress_keyboard_interrupt=False,
-    group_parameters=flag_group("Parameters"),
+    # After the main options, and before what a command shares with others.
+    group_parameters=flag_group("Options", 1),
 )
 
 app.register_install_completion_command(name="--install-completion")

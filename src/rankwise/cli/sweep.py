@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @app.command
 def sweep(options: SweepOptions, *, run_options: RunOptions | None = None) -> int:
-    """Find the smallest adapter that does the job, for a language model and a file of examples.
+    """Find the smallest adapter that does the job, for a model of texts or images and your examples.
 
     Example: rankwise sweep --model sentence-transformers/all-MiniLM-L6-v2 --task classify --data train.csv
 
     Many ranks are trained together over the frozen base, as are full fine-tuning and, for a classifier, its head
     alone. The answer is the fewest trainable parameters that come within the tolerance of the reference, with a table,
-    two figures, a page, and every adapter in PEFT's format.
+    figures, a page, and every adapter in PEFT's format.
     """
 
     def make(observers: "Observers", base: "Mapping[str, Tensor] | None") -> "Experiment":

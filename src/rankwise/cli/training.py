@@ -71,7 +71,8 @@ class RunOptions:
         Print what would be trained, in which packs, in how much memory and time (from a few probing steps), and stop;
         nothing is written.
     log_to:
-        Loggers of the losses, metrics and rates of every run, such as csv,tensorboard; files go to logs/ in --out.
+        Loggers of the losses, metrics and rates of every run: csv, tensorboard, wandb, trackio, mlflow; files go to
+        logs/ in --out.
     quiet:
         Show nothing while training.
     json:
@@ -321,12 +322,14 @@ def _with_forecast(make: "ExperimentFactory") -> "ExperimentFactory":
 
 
 def _need(found: "Forecast") -> str:
-    """Memory and time in words."""
+    """Memory, disk and time in words."""
     from rankwise.report.numbers import duration_text, mebibytes
 
     peak, base = mebibytes(found.peak_bytes), mebibytes(found.base_bytes)
     program = f" and the program's {mebibytes(found.program_bytes)}" if found.program_bytes else ""
-    return f"at most {peak} MiB, the base's {base}{program} included, and about {duration_text(found.seconds)}"
+    disk = f"{mebibytes(found.disk_bytes)} MiB of disk, of which {mebibytes(found.adapter_bytes)} stay"
+    memory = f"{peak} MiB of memory, the base's {base}{program} included"
+    return f"at most {memory}, {disk}, and about {duration_text(found.seconds)}"
 
 
 def _print_forecast(run_options: RunOptions, make: "ExperimentFactory") -> int:

@@ -2,18 +2,33 @@
 their test data.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rankwise.errors import ConfigError
 from rankwise.report import numbers
+from rankwise.report.figures import own_style
+from rankwise.report.plot import dress
+from rankwise.report.points import GRID, INK, LORA_STYLE, OTHER_STYLES, drawable
 from rankwise.results import Results, read_results
 from rankwise.sweeps.choose.statistics import interval
+from rankwise.writing import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PREDICTIONS = "predictions.npz"
+
+STYLES = (LORA_STYLE, *OTHER_STYLES[:-1])
+"""Colour and shape of the runs in turn; after the last, the colours come again with other shapes."""
+
+LEGEND_COLUMNS, MOST_LETTERS = 2, 40
+"""Of the figure's legend, and of a run's name in it."""
 
 
 @dataclass(frozen=True)
@@ -186,29 +201,46 @@ def draw_comparison(comparison: RunComparison, path: Path) -> Path:
     Raises:
         OutputError: It can't be written.
     """
+    with replacing(path) as temporary, own_style():
+        build_comparison(comparison).savefig(temporary, format="png")
+    return path
+
+
+def build_comparison(comparison: RunComparison) -> "Figure":
+    """Return the figure: a line for each run, its answer ringed, and a legend above the axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from rankwise.writing import replacing
-
-    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    rows = -(-len(comparison.names) // LEGEND_COLUMNS)
+    figure = Figure(figsize=(7.4, 4.6 + 0.22 * rows), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     ax = figure.add_subplot()
+    ax.set_xscale("log")
     for i, name in enumerate(comparison.names):
         cells = [cells[i] for cells in comparison.rows.values()]
-        known = [(c.trainable_parameters, c.mean, c) for c in cells if c is not None and c.mean is not None]
-        points = sorted(known, key=lambda point: point[0])
+        points = sorted(
+            ((c.trainable_parameters, c.mean, c) for c in cells if c is not None and c.trainable_parameters
+             and c.mean is not None and math.isfinite(c.mean)), key=lambda point: point[0]
+        )  # fmt: skip
         # Side by side, so that the intervals of runs of one size can be distinguished.
         xs = [x * 1.04 ** (i - (len(comparison.names) - 1) / 2) for x, _, _ in points]
         ys = [y for _, y, _ in points]
-        ends = [c.interval or (y, y) for _, y, c in points]
-        errors = [[y - low for y, (low, _) in zip(ys, ends, strict=True)],
-                  [high - y for y, (_, high) in zip(ys, ends, strict=True)]]  # fmt: skip
-        ax.errorbar(xs, ys, yerr=errors, marker="o", markersize=5, linewidth=1, capsize=2, label=name)
-    ax.set_xscale("log")
-    ax.set(xlabel="trainable parameters", ylabel=f"test {numbers.words(comparison.metric)}")
-    ax.grid(visible=True, color="#dddddd", linewidth=0.6)
-    ax.legend(fontsize=9)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-    return path
+        ends = [c.interval if c.interval and all(map(math.isfinite, c.interval)) else (y, y) for _, y, c in points]
+        errors = [[max(0.0, y - low) for y, (low, _) in zip(ys, ends, strict=True)],
+                  [max(0.0, high - y) for y, (_, high) in zip(ys, ends, strict=True)]]  # fmt: skip
+        colour, marker = STYLES[i % len(STYLES)][0], STYLES[(i + i // len(STYLES)) % len(STYLES)][1]
+        label = drawable(numbers.shortened_middle(name, MOST_LETTERS))
+        ax.errorbar(xs, ys, yerr=errors, color=colour, marker=marker, markersize=5, linewidth=1, capsize=2, label=label)
+        for x, (_, y, c) in zip(xs, points, strict=True):
+            if c.is_answer:
+                ax.plot([x], [y], "o", color=INK, markerfacecolor="none", markersize=12, markeredgewidth=1.4)
+    ax.margins(0.06)
+    dress(ax)
+    ax.set_xlabel("trainable parameters (log scale)", color=INK)
+    ax.set_ylabel(f"test {numbers.words(comparison.metric)}", color=INK)
+    ax.grid(axis="y", color=GRID, linewidth=0.7)
+    ax.set_axisbelow(True)
+    if comparison.names:
+        columns = min(LEGEND_COLUMNS, len(comparison.names))
+        figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=9, labelcolor=INK)
+    return figure

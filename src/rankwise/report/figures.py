@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 FIGURES = ("accuracy_vs_parameters", "relative")
 CURVES = "curves"
+MOST_LETTERS = 48
+"""Of a name in a title."""
+
 FULL_SIZE, PAGE_SIZE = (7.4, 4.8), (5.6, 4.4)
 """Inches. The page's are small, so that their text is large enough on a phone."""
 
@@ -129,7 +132,7 @@ def build_figure(results: Results, name: str, size: tuple[float, float]) -> "Fig
     metric = numbers.words(results.metric.name)
     title = f"Test {metric} against trainable parameters"
     if relative and results.relative_to is not None:
-        title = f"Relative to {results.relative_to.label}"
+        title = f"Relative to {numbers.shortened_middle(results.relative_to.label, MOST_LETTERS)}"
     _heading(figure, title, _subtitle(results))
     share = "% of its " if relative else ""
     ax.set_xlabel(f"{share}trainable parameters (log scale)", color=INK)

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rankwise.report.numbers import shortened_middle
+
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.text import Text
 
 Box = tuple[float, float, float, float]
 """Left, low, right, high, in pixels."""
@@ -32,9 +35,18 @@ PASSES = 3
 SHIFT = {"left": 0.0, "bottom": 0.0, "center": 0.5, "right": 1.0, "top": 1.0}
 """Where the anchor lies in a text, as a share of its width or height, by alignment."""
 
-COVERED, CROSSED, TOUCHED = 1000.0, 60.0, 25.0
-"""Costs, in points of distance: of covering a label, a mark or the edge of the axes (by the share covered); of a
-leader through a label or mark; of text over a curve or bar."""
+COVERED, MET, CROSSED, TOUCHED = 1000.0, 300.0, 60.0, 25.0
+"""Costs, in points of distance: of covering a label, a mark, a bar or the edge of the axes (by the share covered, and
+for meeting it at all); of a leader through a label or mark; of text over a curve."""
+
+MOST_WIDTH = 0.42
+"""Of the axes' width, of a label; longer ones lose their middle."""
+
+FEWEST_LETTERS = 5
+"""Of a shortened text."""
+
+EPSILON = 1e-6
+"""Of a pixel: boxes that share an edge don't meet."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +78,18 @@ class LabelPosition:
 
 @dataclass(frozen=True)
 class PlacedLabel:
-    """A label at a place: its box, and points along its leader (none when it stands close)."""
+    """A label at a place: its box with a little room, the text's own, and points along its leader (none when it
+    stands close)."""
 
     place: LabelPosition
     box: Box
+    text: Box
     leader: tuple[tuple[float, float], ...]
 
 
 def _places() -> Iterator[LabelPosition]:
     """Near ones first; at one distance above first, then the corners and sides, below last."""
-    for distance in (7, 11, 16, 22, 29, 37, 46, 58):
+    for distance in (7, 11, 16, 22, 29, 37, 46, 58, 74, 94):
         for dx, dy in ((0, 1), (1, 1), (-1, 1), (1, 0), (-1, 0), (0, -1), (1, -1), (-1, -1)):
             reach = distance if dx == 0 or dy == 0 else 0.75 * distance
             ha = {0: "center", 1: "left", -1: "right"}[dx]
@@ -92,11 +106,12 @@ def place_labels(
     """Write each label at the cheapest of a fixed set of places around its point.
 
     One label after the other takes the best place that is left, the first given first, then each may move again.
-    The same input gives the same places.
+    A label that would still meet another, a hard box or the edge is left out: a figure of a hundred points has no room
+    for a hundred names. The same input gives the same places.
 
     Args:
         ax: Where; limits and size must be final.
-        labels: What to write.
+        labels: What to write, the most important first. Long ones are shortened.
         hard: Boxes not to cover.
         soft: Boxes better not covered.
         size: Of the text, in points.
@@ -122,11 +137,16 @@ def place_labels(
     ]
     candidates: list[list[PlacedLabel]] = []
     for label, text in zip(labels, texts, strict=True):
+        shorten_to(text, MOST_WIDTH * (frame[2] - frame[0]))
         x, y = ax.transData.transform(label.xy).tolist()
         extent = text.get_window_extent()
         candidates.append([_put(place, x, y, extent.width, extent.height, figure.dpi / 72) for place in LABEL_PLACES])
     chosen = choose_places(candidates, frame, hard, soft)
+    clear = clear_of_all(chosen, frame, hard)
     for i, (label, text) in enumerate(zip(labels, texts, strict=True)):
+        if not clear[i]:
+            text.remove()
+            continue
         place = chosen[i].place
         text.set_position(place.offset)
         text.set_horizontalalignment(place.ha)
@@ -168,19 +188,41 @@ def choose_places(
     reach = np.concatenate([boxes[..., :2].min(1), boxes[..., 2:].max(1)], axis=1)
     for i in range(len(candidates)):
         fixed, light = _near(reach[i], hard), _near(reach[i], soft)
-        own[i] += COVERED * _overlaps(boxes[i], fixed).sum(-1) + CROSSED * _crosses(leaders[i], fixed).any(-1)
+        covered = _overlaps(boxes[i], fixed)
+        own[i] += (
+            COVERED * covered.sum(-1) + MET * (covered > 0).sum(-1) + CROSSED * _crosses(leaders[i], fixed).any(-1)
+        )
         own[i] += TOUCHED * (_overlaps(boxes[i], light) > 0).sum(-1)
     close = _overlaps(reach, reach) > 0
     np.fill_diagonal(close, False)
     chosen = np.full(len(candidates), -1)
-    for _ in range(PASSES):
-        for i in range(len(candidates)):
+    for turn in range(PASSES):
+        # The first one, the most important, never gives way to the others.
+        for i in range(min(turn, 1), len(candidates)):
             others = np.flatnonzero((chosen >= 0) & close[i])
             theirs, their_leaders = boxes[others, chosen[others]], leaders[others, chosen[others]]
             crossed = _crosses(leaders[i], theirs) | _crosses(their_leaders, boxes[i]).T
             cost = own[i] + COVERED * _overlaps(boxes[i], theirs).sum(-1) + CROSSED * crossed.sum(-1)
             chosen[i] = cost.argmin()
     return [places[j] for places, j in zip(candidates, chosen, strict=True)]
+
+
+def clear_of_all(chosen: Sequence[PlacedLabel], frame: Box, hard: Sequence[Box]) -> list[bool]:
+    """Tell of each placed label whether its text lies in the frame and meets no hard box and no earlier clear label.
+
+    Args:
+        chosen: The labels, the most important first.
+        frame: What no label may leave.
+        hard: Boxes not to be met.
+    """
+    taken, clear = list(hard), list[bool]()
+    for placed in chosen:
+        box = placed.text
+        inside = frame[0] <= box[0] and frame[1] <= box[1] and box[2] <= frame[2] and box[3] <= frame[3]
+        clear.append(bool(inside) and not any(meets(box, other) for other in taken))
+        if clear[-1]:
+            taken.append(box)
+    return clear
 
 
 def _near(reach: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
@@ -215,13 +257,35 @@ def _put(place: LabelPosition, x: float, y: float, width: float, height: float, 
             if step / LEADER_STEPS * math.hypot(*place.offset) > MARK_REACH
         )
         leader = tuple((x + step * dx, y + step * dy) for step in steps)
-    return PlacedLabel(place, (left - room, low - room, left + width + room, low + height + room), leader)
+    box = (left - room, low - room, left + width + room, low + height + room)
+    return PlacedLabel(place, box, (left, low, left + width, low + height), leader)
+
+
+def shorten_to(text: "Text", room: float) -> None:
+    """Leave out the middle of a drawn text until it is at most `room` pixels wide."""
+    whole = text.get_text()
+    most = len(whole)
+    while (width := text.get_window_extent().width) > room and most > FEWEST_LETTERS:
+        most = max(FEWEST_LETTERS, min(most - 1, int(most * room / width)))
+        text.set_text(shortened_middle(whole, most))
+
+
+def meets(box: Box, other: Box) -> bool:
+    """Tell whether two boxes have a point inside both.
+
+    Examples:
+        >>> meets((0.0, 0.0, 2.0, 2.0), (1.0, 1.0, 3.0, 3.0)), meets((0.0, 0.0, 2.0, 2.0), (2.0, 0.0, 3.0, 2.0))
+        (True, False)
+    """
+    width = min(box[2], other[2]) - max(box[0], other[0])
+    height = min(box[3], other[3]) - max(box[1], other[1])
+    return bool(width > EPSILON and height > EPSILON)
 
 
 def box_of(artist: "Artist") -> Box:
     """Return where something drawn lies."""
     box = artist.get_window_extent()
-    return box.x0, box.y0, box.x1, box.y1
+    return float(box.x0), float(box.y0), float(box.x1), float(box.y1)
 
 
 def covered_share(box: Box, other: Box) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rankwise.report import numbers
 from rankwise.report.curves import Curve, read_curves
@@ -15,6 +16,9 @@ from rankwise.report.words import answer_name, explanation, headline, stands_alo
 from rankwise.results import ConfigurationResult, Results, RunResult, plain
 from rankwise.results.outcomes import MeanInterval
 from rankwise.writing import replacing
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 PAGE_COLOURS = {INK: "--ink", MUTED: "--muted", GRID: "--line", BLUE: "--blue", VERMILLION: "--vermillion"}
 """Colours of the figures that turn with the page's dark mode."""
@@ -67,6 +71,7 @@ def page(results: Results, curves: Mapping[str, Curve] | None = None) -> str:
 
     template = resources.files("rankwise.report").joinpath("page.html.jinja").read_text("utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["commands"] = _commands
     rates, rate_rows = rate_table(results)
     return environment.from_string(template).render(
         task=results.task,
@@ -122,6 +127,14 @@ def inline(svg: str | None, name: str, title: str) -> str:
 
 def _attribute(text: str) -> str:
     return re.sub(r"[^\w ,.%()=-]", "", text)
+
+
+def _commands(text: str) -> "Markup":
+    """A sentence with its commands, which stand between backticks, set as code."""
+    from markupsafe import Markup, escape
+
+    # The text is escaped before it is marked up.
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def rate_table(results: Results) -> tuple[list[str], list[RateRow]]:

@@ -1,13 +1,16 @@
 """Draw one scene into matplotlib axes: marks, bars, band, legend, labels."""
 
 import math
+import re
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from rankwise.report.labels import Box, PointLabel, box_of, covered_share, place_labels
+from rankwise.report.labels import Box, PointLabel, box_of, covered_share, meets, place_labels, shorten_to
 from rankwise.report.points import BLUE, GRID, INK, MUTED, PAPER, PlotPoint, Scene
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.ticker import Formatter
 
 TEXT_SIZE = 9
 
@@ -26,6 +29,21 @@ GAP = 4
 DIRECT_LABELS = 2
 """Label up to this many baselines directly; use a legend for more, since markers overlap."""
 
+MOST_IN_LEGEND = 5
+"""Of the baselines; the others are counted there."""
+
+LARGER_MARKS = 5
+"""Baselines whose marks in a legend grow from one to the next, since markers overlap."""
+
+LEGEND_WIDTH = 0.55
+"""Of the axes' width, of a text in the legend; longer ones lose their middle."""
+
+LEGEND_HEIGHT = 0.75
+"""Of the axes' height, that is cleared for a legend."""
+
+PLAIN_NUMBERS = 1e-4, 1e6
+"""Ticks of y that reach beyond are written with powers of ten."""
+
 
 def draw_scene(ax: "Axes", scene: Scene, *, relative: bool, higher_is_better: bool) -> None:
     """Draw everything but the words around the axes.
@@ -37,7 +55,7 @@ def draw_scene(ax: "Axes", scene: Scene, *, relative: bool, higher_is_better: bo
         higher_is_better: Where the empty corner is.
     """
     _set_limits(ax, scene)
-    _dress(ax, relative)
+    dress(ax, relative=relative)
     if scene.band is not None:
         ax.axhspan(min(scene.band), max(scene.band), color=scene.band_colour, alpha=0.13, linewidth=0, zorder=0)
         ax.axhline(scene.band[0], color=scene.band_colour, linewidth=0.8, zorder=1)
@@ -49,12 +67,17 @@ def draw_scene(ax: "Axes", scene: Scene, *, relative: bool, higher_is_better: bo
     with_legend = len(scene.others) > DIRECT_LABELS
     for i, point in enumerate(scene.others):
         # Of several on one spot the first is filled, smallest and on top; the others show around it.
-        _mark(ax, point, size=7 + 2.5 * i * with_legend, zorder=5 - 0.1 * i, hollow=with_legend and i > 0)
-    hard, soft = _obstacles(ax, scene)
+        _mark(ax, point, size=_size(i, with_legend), zorder=5 - 0.1 * i, hollow=with_legend and i > 0)
+    hard, soft = _obstacles(ax, scene, with_legend)
     if with_legend or scene.published or _states(scene):
-        hard.append(_legend(ax, scene, with_legend, higher_is_better, hard, soft))
+        legend = _legend(ax, scene, with_legend, higher_is_better, hard, soft)
+        if any(meets(legend, one) for one in hard):
+            _clear_a_strip(ax, legend, higher_is_better)
+            hard, soft = _obstacles(ax, scene, with_legend)
+            legend = _legend(ax, scene, with_legend, higher_is_better, hard, soft)
+        hard.append(legend)
     if scene.band is not None:
-        hard.append(_name_band(ax, scene.band, hard + soft))
+        hard += _name_band(ax, scene.band, hard, soft)
     # The important first: a label keeps its place once it has one.
     named = sorted((*(() if with_legend else scene.others), *scene.lora), key=lambda point: not point.is_answer)
     place_labels(ax, [_label(point) for point in named], hard, soft, TEXT_SIZE)
@@ -72,15 +95,9 @@ def _set_limits(ax: "Axes", scene: Scene) -> None:
     ax.set_ylim(low - room, high + room)
 
 
-def _dress(ax: "Axes", relative: bool) -> None:
-    from matplotlib.ticker import (
-        FixedLocator,
-        FuncFormatter,
-        MaxNLocator,
-        NullLocator,
-        PercentFormatter,
-        ScalarFormatter,
-    )
+def dress(ax: "Axes", *, relative: bool = False) -> None:
+    """Give axes their ticks, x on a log scale, and the figures' colours; limits must be final."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     low, high = ax.get_xlim()
     decades = math.log10(high / low)
@@ -91,10 +108,24 @@ def _dress(ax: "Axes", relative: bool) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}%" if relative else _short_count(x)))
     ax.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
-    ax.yaxis.set_major_formatter(PercentFormatter() if relative else ScalarFormatter(useOffset=False))
+    ax.yaxis.set_major_formatter(number_ticks(*ax.get_ylim(), percent=relative))
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(MUTED)
     ax.tick_params(labelcolor=INK, labelsize=TEXT_SIZE, length=3, color=MUTED)
+
+
+def number_ticks(low: float, high: float, *, percent: bool = False) -> "Formatter":
+    """Write each tick in full, so that none depends on a note at the axis' end; huge and tiny ones in powers of ten."""
+    from matplotlib.ticker import FuncFormatter, PercentFormatter, ScalarFormatter
+
+    if PLAIN_NUMBERS[0] <= max(abs(low), abs(high)) < PLAIN_NUMBERS[1]:
+        return PercentFormatter() if percent else ScalarFormatter(useOffset=False)
+    return FuncFormatter(lambda y, _: f"{re.sub(r'e([+-])0*', _exponent, f'{y:.3g}')}{'%' * percent}")
+
+
+def _exponent(sign: "re.Match[str]") -> str:
+    """1e-07 as 1e-7, and 1e+28 as 1e28: there is little room at the left."""
+    return f"e{sign[1].strip('+')}"
 
 
 def _grid(ax: "Axes") -> None:
@@ -163,8 +194,13 @@ def _label(point: PlotPoint) -> PointLabel:
     return PointLabel(text, (point.x, point.y), colour, bold=point.is_answer)
 
 
-def _obstacles(ax: "Axes", scene: Scene) -> tuple[list[Box], list[Box]]:
-    """Boxes in pixels: marks, not to be covered, and bars, curve and line, better not covered."""
+def _size(i: int, with_legend: bool) -> float:
+    """Of the mark of the baseline i, in points; in a legend each is larger than the one before, up to a limit."""
+    return 7 + 2.5 * min(i, LARGER_MARKS) * with_legend
+
+
+def _obstacles(ax: "Axes", scene: Scene, with_legend: bool) -> tuple[list[Box], list[Box]]:
+    """Boxes in pixels: marks and bars, not to be covered, and curve and line, better not covered."""
     figure = ax.get_figure(root=True)
     pixel = (figure.dpi if figure else 72) / 72
 
@@ -176,12 +212,13 @@ def _obstacles(ax: "Axes", scene: Scene) -> tuple[list[Box], list[Box]]:
         (x, y), d = centre, reach * pixel
         return x - d, y - d, x + d, y + d
 
-    hard = [around(at(p.x, p.y), 7.5 if p.is_answer else 4.5) for p in scene.points]
+    hard = [around(at(p.x, p.y), 7.5 if p.is_answer else 5.5) for p in scene.points]
+    hard += [around(at(p.x, p.y), 1 + _size(i, with_legend) / 2) for i, p in enumerate(scene.others)]
     soft: list[Box] = []
     for p in scene.points:
         if p.interval is not None:
-            (x, low), (_, high) = at(p.x, p.interval[0]), at(p.x, p.interval[1])
-            soft.append((x - 2.5 * pixel, low, x + 2.5 * pixel, high))
+            (x, low), (_, high) = at(p.x, min(p.y, p.interval[0])), at(p.x, max(p.y, p.interval[1]))
+            hard.append((x - 2.5 * pixel, low, x + 2.5 * pixel, high))
     for a, b in zip(scene.lora, scene.lora[1:], strict=False):
         (x0, y0), (x1, y1) = at(a.x, a.y), at(b.x, b.y)
         soft += [around((x0 + (x1 - x0) * t / 12, y0 + (y1 - y0) * t / 12), 0.5) for t in range(1, 12)]
@@ -195,7 +232,10 @@ def _obstacles(ax: "Axes", scene: Scene) -> tuple[list[Box], list[Box]]:
 def _legend(
     ax: "Axes", scene: Scene, with_others: bool, higher_is_better: bool, hard: list[Box], soft: list[Box]
 ) -> Box:
-    """Draw the legend in the corner where it covers least; return its box."""
+    """Draw the legend in the corner where it covers least; return its box.
+
+    Long names lose their middle, and of many baselines the last ones are counted.
+    """
     from matplotlib.lines import Line2D
 
     marks: list[tuple[str, Line2D]] = []
@@ -206,7 +246,8 @@ def _legend(
         marker, face = STATE_MARKS.get(state, ("o", BLUE))
         known: dict[str, Any] = {"color": BLUE, "marker": marker or "o", "markerfacecolor": face}
         marks.append((STATE_WORDS[state], Line2D([], [], **known, linestyle="none")))
-    for i, point in enumerate(scene.others if with_others else ()):
+    others = scene.others if with_others else ()
+    for i, point in enumerate(others[:MOST_IN_LEGEND]):
         face = "none" if i else point.colour
         style: dict[str, Any] = {
             "color": point.colour,
@@ -215,8 +256,13 @@ def _legend(
             "linestyle": "none",
         }
         marks.append((point.label, Line2D([], [], **style, markersize=7)))
+    if len(others) > MOST_IN_LEGEND:
+        marks.append((f"and {len(others) - MOST_IN_LEGEND} more", Line2D([], [], linestyle="none")))
     if scene.published:
         marks.append(("published", Line2D([], [], **_published_mark())))
+
+    frame = box_of(ax)
+    room = LEGEND_WIDTH * (frame[2] - frame[0])
 
     def draw(corner: Any) -> Box:
         legend = ax.legend(
@@ -227,6 +273,8 @@ def _legend(
             fontsize=TEXT_SIZE - 0.5,
             labelcolor=INK,
         )
+        for text in legend.get_texts():
+            shorten_to(text, room)
         return box_of(legend)
 
     empty, other = ("lower", "upper") if higher_is_better else ("upper", "lower")  # the curve levels off on the right
@@ -240,20 +288,36 @@ def _legend(
     return draw(min(corners, key=cost.__getitem__))
 
 
-def _name_band(ax: "Axes", band: tuple[float, float], obstacles: list[Box]) -> Box:
-    """Label the band at its left end, or beyond its edge where it is thinner than the text."""
+def _clear_a_strip(ax: "Axes", legend: Box, higher_is_better: bool) -> None:
+    """Widen y, where the curve doesn't level off, by what a legend takes that would cover marks."""
+    (low, high), frame = ax.get_ylim(), box_of(ax)
+    share = min(LEGEND_HEIGHT, 1.1 * (legend[3] - legend[1]) / (frame[3] - frame[1]))
+    wider = (high - low) / (1 - share)
+    ax.set_ylim(*((high - wider, high) if higher_is_better else (low, low + wider)))
+
+
+def _name_band(ax: "Axes", band: tuple[float, float], hard: list[Box], soft: list[Box]) -> list[Box]:
+    """Label the band inside it, or beyond its edge, as far left as it meets nothing; return the text's box.
+
+    It is left out where there is no such place.
+    """
     text = ax.text(
-        0.01,
-        0.5 * sum(band),
-        "within the tolerance",
-        transform=ax.get_yaxis_transform(),
-        fontsize=TEXT_SIZE - 0.5,
-        color=MUTED,
-        va="center",
+        0.01, band[0], "within the tolerance", transform=ax.get_yaxis_transform(), fontsize=TEXT_SIZE - 0.5, color=MUTED
     )
-    box = box_of(text)
-    ends = [ax.transData.transform((1, y))[1] for y in band]
-    if abs(ends[0] - ends[1]) < box[3] - box[1] or any(covered_share(box, other) > 0 for other in obstacles):
-        text.set_y(band[1])
-        text.set_verticalalignment("top" if band[1] < band[0] else "bottom")
-    return box_of(text)
+    beyond = "top" if band[1] < band[0] else "bottom"
+    heights = ((0.5 * sum(band), "center"), (band[1], beyond), (band[0], "bottom" if beyond == "top" else "top"))
+    frame, (low, high) = box_of(ax), ax.get_ylim()
+    width = (box_of(text)[2] - box_of(text)[0]) / (frame[2] - frame[0])
+    lefts = [0.01 + (0.98 - width) * i / 12 for i in range(13)]
+    # At the left end with the curves clear if that can be, else wherever marks and texts are.
+    for avoided, ((y, alignment), left) in product((hard + soft, hard), product(heights, lefts)):
+        text.set(x=left, y=min(max(y, low), high), verticalalignment=alignment)
+        box = box_of(text)
+        inside = frame[1] <= box[1] and box[3] <= frame[3]
+        if alignment == "center":
+            ends = [ax.transData.transform((1, end))[1] for end in band]
+            inside &= abs(ends[0] - ends[1]) >= box[3] - box[1]
+        if inside and not any(meets(box, other) for other in avoided):
+            return [box]
+    text.remove()
+    return []

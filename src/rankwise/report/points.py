@@ -1,5 +1,6 @@
 """The content of the figures, as plain numbers: the points, and the band that is good enough."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -74,7 +75,7 @@ def scene(results: Results, *, relative: bool) -> Scene:
     unit = 1.0
     if relative:
         unit = None if results.relative_to is None else results.relative_to.metric
-    if not unit or unit < 0:
+    if not unit or not 0 < unit < math.inf:
         return Scene((), (), (), None, MUTED)
     scale = 100 / unit if relative else 1.0
     reference = None if results.answer is None else results.answer.reference
@@ -84,7 +85,9 @@ def scene(results: Results, *, relative: bool) -> Scene:
     styles = iter(OTHER_STYLES * (1 + len(drawn) // len(OTHER_STYLES)))
     for c, (x, y) in sorted(drawn, key=lambda one: (one[0].name != reference, one[1][0])):
         colour, marker = LORA_STYLE if c.method == "lora" else next(styles)
-        ends = None if c.interval is None else (c.interval[0] * scale, c.interval[1] * scale)
+        ends = None
+        if c.interval is not None and all(map(math.isfinite, c.interval)):
+            ends = (c.interval[0] * scale, c.interval[1] * scale)
         answer = c.name == answer_name(results)
         point = PlotPoint(drawable(c.label), x, y, ends, colour, marker, answer, c.state or "")
         (lora if c.method == "lora" else others).append(point)
@@ -96,10 +99,12 @@ def scene(results: Results, *, relative: bool) -> Scene:
 
 
 def _spot(c: ConfigurationResult | PublishedRow, relative: bool) -> tuple[float, float] | None:
-    """The position of a model's mark; None if a figure is missing, or 0 parameters can't be shown."""
+    """The position of a model's mark; None if a figure is missing or infinite, or 0 parameters can't be shown."""
     metric = c.metric if isinstance(c, PublishedRow) else c.mean
     x, y = (c.relative_parameters, c.relative_metric) if relative else (c.trainable_parameters, metric)
-    if not x or y is None or (metric is None and isinstance(c, ConfigurationResult)):
+    # A row that somebody else has published may have its share alone.
+    known = isinstance(c, PublishedRow) if metric is None else math.isfinite(metric)
+    if not known or not x or y is None or not math.isfinite(y):
         return None
     return (100 * x, 100 * y) if relative else (x, y)
 
@@ -126,4 +131,5 @@ def _band(results: Results, scale: float) -> tuple[float, float] | None:
     if answer is None or reference is None or reference.mean is None or answer.tolerance is None:
         return None
     sign = -1 if results.metric.higher_is_better else 1
-    return reference.mean * scale, (reference.mean + sign * answer.tolerance) * scale
+    band = reference.mean * scale, (reference.mean + sign * answer.tolerance) * scale
+    return band if all(map(math.isfinite, band)) else None

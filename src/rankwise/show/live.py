@@ -1,4 +1,4 @@
-"""The progress of training: a live table in a terminal, a plain log elsewhere, or nothing.
+"""The progress of training: a live table in a terminal or a notebook, a plain log elsewhere, or nothing.
 
 `Progress` is the observer: it puts the runs of a configuration and learning rate together, whatever the number of
 seeds, and a `Display` decides what a person sees of them.
@@ -137,19 +137,26 @@ def _live(stream: Stream) -> Display:
     return LiveTable(stream)
 
 
+def _notebook(_: Stream) -> Display:
+    from rankwise.show.notebook import NotebookTable
+
+    return NotebookTable()
+
+
 DISPLAYS: dict[str, Callable[[Stream], Display]] = {
     "live": _live,
+    "notebook": _notebook,
     "plain": PlainDisplay,
     "quiet": lambda _: QuietDisplay(),
 }
-"""Display by name; "auto" is the live one in a terminal and the plain one elsewhere."""
+"""Display by name; "auto" is the live one in a terminal, that of notebooks in one, and the plain one elsewhere."""
 
 
 def progress(kind: str = "auto", stream: Stream | None = None) -> Progress:
     """Choose how training is shown.
 
     Args:
-        kind: "auto", "live", "plain" or "quiet".
+        kind: "auto", "live", "notebook", "plain" or "quiet".
         stream: Where it goes; standard error when not given, so that standard output holds results only.
 
     Returns:
@@ -168,6 +175,10 @@ def progress(kind: str = "auto", stream: Stream | None = None) -> Progress:
     out = sys.stderr if stream is None else stream
     if kind == "auto":
         kind = "live" if out.isatty() and os.environ.get("TERM") != "dumb" else "plain"
+        if "IPython" in sys.modules:
+            from rankwise.show.notebook import in_notebook
+
+            kind = "notebook" if stream is None and in_notebook() else kind
     if kind not in DISPLAYS:
         known = ", ".join(f'"{name}"' for name in ("auto", *DISPLAYS))
         raise ConfigError(f'progress "{kind}" is not known; there are {known}.{suggest(kind, DISPLAYS)}')

@@ -60,7 +60,7 @@ def listed(
         return (by_flag or {}).get(flag, parse)(",".join(token.value for token in tokens))
 
     def shown(default: Any) -> Any:
-        return None if default is None else ",".join(map(str, default))
+        return ",".join(map(str, default)) if default else None
 
     return Parameter(
         converter=convert,

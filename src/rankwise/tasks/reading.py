@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, option
 
 
 def parts(text: str) -> tuple[str, ...]:
@@ -52,11 +52,16 @@ def parse_numbers(text: str) -> tuple[int, ...]:
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Read a number of seeds ("5": 0 to 4) or a list of them ("0,7", "10:14", or "7," for one).
 
+    Raises:
+        ConfigError: It is neither, or no seeds.
+
     Examples:
         >>> parse_seeds("3"), parse_seeds("10:12"), parse_seeds("7,")
         ((0, 1, 2), (10, 11, 12), (7,))
     """
     if text.strip().isdecimal():
+        if not int(text):
+            raise ConfigError(f'{option("seeds")} is 0; give at least 1 ("0," is seed 0 alone).')
         return tuple(range(int(text)))
     return parse_numbers(text.strip().removesuffix(","))
 

@@ -45,14 +45,11 @@ Columns = Annotated[tuple[tuple[str, str], ...], listed(parse_columns), Paramete
 Separator = Annotated[str, listed(parse_separator, spaces=False), Parameter(show_default=False)]
 OptimiserName = Annotated[
     str,
-    Parameter(group=TRAINING, help="Optimiser of all runs, such as adamw or sgd; a name that isn't known lists them."),
+    Parameter(group=TRAINING, help="Optimiser of all runs: adamw, sgd, muon."),
 ]
 Variants = Annotated[
     Names,
-    Parameter(
-        help="What is trained in a layer: lora, dora, ...; of several each is tried at every rank. A name that isn't "
-        "known lists them."
-    ),
+    Parameter(help="What is trained in a layer: lora, dora, vera; of several each is tried at every rank."),
 ]
 Device = Annotated[
     str,

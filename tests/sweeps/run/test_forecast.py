@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from rankwise.sweeps.run.forecast import forecast_sweep
 from rankwise.sweeps.run.stage import Search
 from rankwise.sweeps.run.stages import Stages
 from rankwise.train import loop
-from rankwise.train.events import Observers
+from rankwise.train.checkpoints import CheckpointInterval
+from rankwise.train.events import Event, Observers
 from rankwise.train.settings import Training
 from small_sweep import small_model, small_problem
 
@@ -55,6 +57,22 @@ def test_the_time_is_that_of_all_steps_and_validations(monkeypatch: pytest.Monke
     # 40 rows are 5 steps of 8; the validation rows pass at once.
     assert [pack.seconds for pack in told.packs] == [7 * (5 + 1)] * 2
     assert told.seconds == 2 * 7 * 6
+
+
+def test_the_disk_is_what_a_run_takes_at_the_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Against the largest size that the run's folder has when a checkpoint is due after every epoch."""
+    most = 0
+
+    def watched(self: Observers, event: Event) -> None:
+        nonlocal most
+        most = max(most, sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors") if file.is_file()))
+
+    monkeypatch.setattr(Observers, "on_event", watched)
+    told = forecast_sweep(stages())
+    stages(checkpoints=tmp_path, every=CheckpointInterval(epochs=1)).run()
+    assert 0 < most <= told.disk_bytes
+    assert told.adapter_bytes == sum(pack.adapter_bytes for pack in told.packs[:1]) > 0
+    assert told.packs[1].adapter_bytes == 0
 
 
 def test_a_search_and_what_is_open():

@@ -1,5 +1,6 @@
 """Pixels are read when they are needed, and are those of the model's processor."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,23 @@ def test_images_of_different_sizes_are_refused(files):
     Image.new("RGB", (5, 4)).save(files[0])
     with pytest.raises(DataError, match=r"images of different sizes \(\(3, 4, 5\) and \(3, 28, 28\)\)"):
         Pixels(files, ViTImageProcessorPil(do_resize=False)).of(torch.tensor([0, 1]))
+
+
+def test_a_small_data_set_is_decoded_once_and_of_a_larger_one_a_part_stays(files, monkeypatch):
+    processor = ViTImageProcessorPil(size={"height": 8, "width": 8})
+    read = []
+    one = Pixels._one
+    monkeypatch.setattr(Pixels, "_one", lambda self, file: read.append(file) or one(self, file))
+    rows = torch.tensor([0, 1, 1, 3])
+    pixels = Pixels(files, processor)
+    first = pixels.of(rows)
+    assert torch.equal(pixels.of(rows), first)
+    assert sorted(read) == [files[0], files[1], files[3]]
+    assert not pickle.loads(pickle.dumps(pixels)).decoded, "another process reads its own"
+    read.clear()
+    monkeypatch.setattr("rankwise.tasks.images.pixels.DECODED_BYTES", 2 * first[0].nbytes)
+    bounded = Pixels(files, processor)
+    assert torch.equal(bounded.of(rows), first)
+    assert torch.equal(bounded.of(rows), first)
+    assert len(bounded.decoded) == 2
+    assert len(read) == 3 + 1

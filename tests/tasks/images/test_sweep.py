@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import PeftModel
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 import rankwise
 from image_models import make_image_model, make_images
@@ -79,6 +79,33 @@ def test_adapters_are_evaluated_and_asked_on_the_command_line(run, capsys):
     assert "give --file an image" in capsys.readouterr().err
     assert main(["generate", folders[0], "--prompt", "a"]) == 2
     assert "classifies images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_a_merged_folder_gives_in_transformers_what_the_adapter_gives_here(run, tmp_path, capsys, kind):
+    """Both kinds of layers: linear ones, and convolutions with running statistics."""
+    if kind == "vit":
+        adapter = run / "run" / "adapters" / "r2-lr0.001-s0"
+    else:
+        make_image_model(tmp_path / "resnet", "resnet")
+        assert sweep(tmp_path / "resnet", run / "data", tmp_path / "run", "--no-baseline") == 0
+        adapter = tmp_path / "run" / "adapters" / "r2-lr0.001-s0"
+    capsys.readouterr()
+    merged = tmp_path / "merged"
+    assert main(["merge", str(adapter), "--out", str(merged)]) == 0
+    assert 'pipeline("image-classification"' in capsys.readouterr().out
+    files = [str(file) for file in sorted((run / "data").rglob("*.png"))[::7]]
+    ours = rankwise.predict(adapter, files)
+    theirs = pipeline("image-classification", str(merged))([Image.open(file).convert("RGB") for file in files])
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.label == other[0]["label"]
+        expected = {found["label"]: found["score"] for found in other}
+        assert one.probabilities == pytest.approx(expected, abs=1e-5)
+    card = (merged / "README.md").read_text()
+    assert "pipeline_tag: image-classification" in card
+    assert "for classifying images" in card
+    assert main(["merge", str(adapter), "--out", str(merged)]) == 2
+    assert "not empty" in capsys.readouterr().err
 
 
 def test_images_that_have_changed_are_noticed_when_a_run_is_resumed(run, tmp_path, capsys):

@@ -183,5 +183,7 @@ def test_memory_and_time_are_said_beforehand(place: Path, tmp_path: Path, capsys
     said = " ".join("".join(capsys.readouterr()).split())
     before, _, after = said.partition("It will take at most ")
     assert "Training" not in before
-    assert re.search(r" MiB, the base's 0\.1 and the program's [0-9.,]+ included, and about ", after)
+    assert re.search(
+        r" MiB of memory, the base's 0\.1 and the program's [0-9.,]+ included, [0-9.]+ MiB of disk, of which ", after
+    )
     assert "learning rates, tried where" not in after, "there is one rate"

@@ -1,5 +1,6 @@
 """Trainers of transformers and TRL: the same losses on the same batches, a sweep each, and what is refused."""
 
+import dataclasses
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,15 @@ from transformers import BertForSequenceClassification, Trainer, TrainerCallback
 import rankwise
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.pack.member import Member
+from rankwise.tasks.trainers import arguments
+from rankwise.tasks.trainers.arguments import (
+    NOTED,
+    RULES,
+    TAKEN_OVER,
+    WITHOUT_EFFECT,
+    check_trainer,
+    settings_of,
+)
 from rankwise.tasks.trainers.sweep_trainer import trainer_problem
 from rankwise.train.loop import PackTraining
 from text_models import CONFIGS, VOCABULARY, make_model, make_tokenizer
@@ -218,7 +228,12 @@ REFUSED = {
     "fractions": ({"num_train_epochs": 0.5}, r"num_train_epochs is 0.5"),
     "schedule": ({"lr_scheduler_type": "polynomial"}, r"lr_scheduler_type is polynomial"),
     "optimiser": ({"optim": "adafactor"}, r"optim is adafactor, .*a sweep has AdamW"),
-    "smoothing": ({"label_smoothing_factor": 0.1}, r"The loss of Trainer is .* none that a sweep knows"),
+    "smoothing": ({"label_smoothing_factor": 0.1}, r"label_smoothing_factor is 0.1, .*leave it out"),
+    "steps": (
+        {"load_best_model_at_end": True, "save_strategy": "steps", "eval_strategy": "steps"},
+        r'eval_strategy="steps"; a sweep looks after every epoch',
+    ),
+    "half precision": ({"bf16_full_eval": True}, r"bf16_full_eval is True, .*evaluates as it trains"),
     "order": ({"train_sampling_strategy": "group_by_length"}, r"train_sampling_strategy is group_by_length"),
     "best": (
         {"load_best_model_at_end": True, "save_strategy": "epoch", "eval_strategy": "epoch"}
@@ -231,11 +246,41 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_arguments_that_a_sweep_can_not_follow_are_refused_by_name(tmp_path, name):
     arguments, message = REFUSED[name]
-    more = {"eval_dataset": Recorded([]), "compute_metrics": accuracy} if name == "best" else {}
+    more = {"eval_dataset": Recorded([]), "compute_metrics": accuracy} if name in ("best", "steps") else {}
     trainer = make_trainer(tmp_path, more=more, **arguments)
     trainer.eval_dataset = None
     with pytest.raises(ConfigError, match=message):
         rankwise.sweep_trainer(trainer, [1], **FEW)
+
+
+def test_every_argument_is_taken_over_ruled_noted_or_without_effect():
+    """A new one of transformers or TRL is refused until someone has looked at it."""
+    trl = pytest.importorskip("trl")
+    known = [*TAKEN_OVER, *NOTED, *WITHOUT_EFFECT, *(rule.argument for rule in RULES)]
+    assert len(known) == len({*known})
+    for cls in (TrainingArguments, trl.SFTConfig):
+        assert {field.name for field in dataclasses.fields(cls)} <= {*known}
+
+
+@dataclasses.dataclass
+class Mine(TrainingArguments):
+    colour: str = "red"
+
+
+def test_an_unknown_argument_is_refused_by_name_and_one_of_the_user_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(arguments, "WITHOUT_EFFECT", WITHOUT_EFFECT - {"logging_steps"})
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(ConfigError, match=r"logging_steps is 1, an argument that sweep_trainer doesn't know"):
+        check_trainer(trainer)
+    trainer.args = Mine(output_dir=str(tmp_path), use_cpu=True, report_to="none", colour="blue")
+    check_trainer(trainer)
+
+
+def test_what_has_no_effect_is_noted(tmp_path):
+    notes = settings_of(make_trainer(tmp_path, seed=7, gradient_checkpointing=True), 8)[1]
+    assert "The trainer's seed=7 has no effect: the seeds are the sweep's; give them as seeds." in notes
+    assert len(notes) == 2
+    assert settings_of(make_trainer(tmp_path), 8)[1] == []
 
 
 @pytest.mark.parametrize(

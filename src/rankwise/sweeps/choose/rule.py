@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, option
 
 SHARE_OF_REFERENCE = 0.01
 """Default for accuracies, together with the share of the gain: 1% of the reference's metric."""
@@ -95,7 +95,8 @@ class Rule:
 
     def __post_init__(self) -> None:
         if not 0.5 < self.confidence < 1:
-            raise ConfigError(f"confidence is {self.confidence}; give a probability between 0.5 and 1, such as 0.95.")
+            what = option("confidence")
+            raise ConfigError(f"{what} is {self.confidence}; give a probability between 0.5 and 1, such as 0.95.")
 
 
 def default_tolerance(higher_is_better: bool) -> Tolerance:

@@ -17,6 +17,9 @@ from rankwise.train.machine.memory import program_bytes
 FEW_STEPS = 100
 """Trainings with fewer steps are timed by one step: probing must stay short compared with them."""
 
+SAVED = 4
+"""Bytes of a trained number on disk: float32, also over a base in half precision."""
+
 
 @dataclass(frozen=True)
 class PackForecast:
@@ -28,6 +31,9 @@ class PackForecast:
         configurations: Configuration -> how many of the runs are of it.
         epochs: Passes over the training data, at most.
         bytes: Memory on top of the base.
+        disk_bytes: Disk that a checkpoint of the pack takes while it trains.
+        ended_bytes: Disk of what its runs have trained, once they have ended.
+        adapter_bytes: Disk of its runs' adapters.
         seconds: Training and validation, were every run to stay to its end.
     """
 
@@ -36,6 +42,9 @@ class PackForecast:
     configurations: Mapping[str, int]
     epochs: int
     bytes: int
+    disk_bytes: int
+    ended_bytes: int
+    adapter_bytes: int
     seconds: float
 
 
@@ -68,13 +77,34 @@ class Forecast:
         return self.program_bytes + self.base_bytes + max(pack.bytes for pack in self.packs)
 
     @property
+    def disk_bytes(self) -> int:
+        """Disk at most, while the sweep trains: two checkpoints of the largest pack and of all ended runs, and the
+        adapters."""
+        return (
+            2 * max(pack.disk_bytes for pack in self.packs)
+            + 2 * sum(p.ended_bytes for p in self.packs)
+            + self.adapter_bytes
+        )
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Disk of all adapters, which stay."""
+        return sum(pack.adapter_bytes for pack in self.packs)
+
+    @property
     def seconds(self) -> float:
         """Time of all packs."""
         return sum(pack.seconds for pack in self.packs)
 
     def plain(self) -> dict[str, Any]:
         """All of it as JSON has it."""
-        totals = {"total_runs": self.runs, "peak_bytes": self.peak_bytes, "seconds": self.seconds}
+        totals = {
+            "total_runs": self.runs,
+            "peak_bytes": self.peak_bytes,
+            "disk_bytes": self.disk_bytes,
+            "adapter_bytes": self.adapter_bytes,
+            "seconds": self.seconds,
+        }
         return {**asdict(self), **totals}
 
 
@@ -101,6 +131,8 @@ def forecast_sweep(stages: Stages) -> Forecast:
             kind = _kind(stages.model, runs)
             if kind not in times:
                 times[kind] = _seconds(stages, runs, epochs)
+            numbers = {run.name: resolve(stages.model, run.member).parameter_count() for run in runs}
+            of_adapters = sum(numbers[run.name] for run in runs if run.method == "lora")
             packs.append(
                 PackForecast(
                     stage=stage.title,
@@ -108,6 +140,9 @@ def forecast_sweep(stages: Stages) -> Forecast:
                     configurations=_counted(runs),
                     epochs=epochs,
                     bytes=_bytes(stages.model, runs, stages.problem, stages.probes),
+                    disk_bytes=state_bytes(stages.model) * sum(numbers.values()),
+                    ended_bytes=SAVED * sum(numbers.values()),
+                    adapter_bytes=SAVED * of_adapters,
                     seconds=epochs * times[kind],
                 )
             )

@@ -1,9 +1,9 @@
-"""Images read when a batch needs them: a data set holds their numbers, and memory does not grow with it."""
+"""Images read when a batch needs them: a data set holds their numbers, and memory has a bound whatever its size."""
 
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,10 @@ ROWS, CHECKSUMS, PIXELS, LABELS = "rows", "checksums", "pixel_values", "labels"
 
 THREADS = min(8, os.cpu_count() or 1)
 """Images that are decoded at once; decoding and resizing release Python's lock."""
+
+DECODED_BYTES = 256 * 2**20
+"""Of pixels that stay in memory: the first images read, so that a small data set is decoded once and not in every epoch
+of every run. Of a larger one a fixed part stays; taking the latest would hold none until it is read again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +36,10 @@ class Pixels:
     files: Sequence[str]
     processor: Any
     mode: str = "RGB"
+    decoded: dict[int, Tensor] = field(default_factory=dict[int, Tensor], init=False, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Pixels, (self.files, self.processor, self.mode)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The batch with the pixels of its images, (*rows, C, H, W), in place of their numbers and checksums.
@@ -52,13 +60,20 @@ class Pixels:
         Raises:
             DataError: An image can't be decoded, or images come out in different sizes.
         """
+        wanted: list[int] = numbers.tolist()
+        missing = [i for i in dict.fromkeys(wanted) if i not in self.decoded]
         with ThreadPoolExecutor(THREADS) as threads:
-            images = list(threads.map(self._one, [self.files[i] for i in numbers.tolist()]))
+            read = dict(zip(missing, threads.map(self._one, [self.files[i] for i in missing]), strict=True))
+        images = [self.decoded[i] if i in self.decoded else read[i] for i in wanted]
         if len(shapes := {tuple(image.shape) for image in images}) > 1:
             raise DataError(
                 f"The model's image processor makes images of different sizes ({sorted(shapes)[0]} and "
                 f"{sorted(shapes)[-1]}), which can't share a batch; take a model whose processor makes one size."
             )
+        for i, image in read.items():
+            if (len(self.decoded) + 1) * image.nbytes > DECODED_BYTES:
+                break
+            self.decoded[i] = image
         return torch.stack(images)
 
     def _one(self, file: str) -> Tensor:

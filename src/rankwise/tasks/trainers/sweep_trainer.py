@@ -81,8 +81,8 @@ def sweep_trainer(
         metric: Which value of compute_metrics decides, or "loss". None takes metric_for_best_model, or the only value,
             or the loss.
         head: Modules that each adapter trains in full; None takes a classifier's head.
-        lrs: Learning rates of the adapters; None tries 3, 10 and 30 times the trainer's, and a tenth of these for full
-            fine-tuning.
+        lrs: Learning rates of the adapters; None tries 3.3, 10 and 30 times the trainer's, and a tenth of these for
+            full fine-tuning.
         settings: More of what `rankwise.sweep` takes: seeds, tolerance, plan, out, ...
 
     Returns:

@@ -66,7 +66,9 @@ def read_records(where: str | Path, *, split: str = "train", skip_bad_lines: boo
     path = Path(where)
     suffix = _suffix(path)
     if path.is_dir():
-        raise DataError(f"{path} is a folder; give a file that ends in {_endings()}.")
+        raise DataError(
+            f"{path} is a folder; give a file that ends in {_endings()}. A folder of images goes with the task images."
+        )
     if not path.is_file():
         if suffix in _TEXT_READERS or suffix == ".parquet" or isinstance(where, Path):
             raise DataError(f"There is no file {path}; give a file that ends in {_endings()}, or a hub name.")

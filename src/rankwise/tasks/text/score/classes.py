@@ -3,15 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rankwise.shown import csv_cell, printable, shortened
+from rankwise.shown import csv_cell, shortened
 from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.score.metrics import confusion, predict_labels
 from rankwise.writing import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_NUMBERED = 15
 """Labels up to which the cells of a confusion matrix have their numbers written in."""
@@ -22,6 +26,9 @@ MOST_NAMED = 150
 
 MOST_LETTERS = 40
 """Of a label's name in a drawing."""
+
+LETTER_WIDTH = 0.62
+"""Of an average letter, as a share of the text's size."""
 
 MOST_INCHES = 24.0
 """The longest side of a drawn confusion matrix."""
@@ -105,6 +112,13 @@ def draw_confusion(counts: Float[Tensor, "n n"], labels: Labels, title: str, pat
     Raises:
         OutputError: It can't be written.
     """
+    with replacing(path) as temporary:
+        build_confusion(counts, labels, title).savefig(temporary, format="png", dpi=150, bbox_inches="tight")
+    return path
+
+
+def build_confusion(counts: Float[Tensor, "n n"], labels: Labels, title: str) -> "Figure":
+    """Return the figure of a confusion matrix."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -112,31 +126,43 @@ def draw_confusion(counts: Float[Tensor, "n n"], labels: Labels, title: str, pat
     n = len(labels.names)
     side = min(max(4.0, 0.16 * n if n > MOST_NUMBERED else 0.45 * n), MOST_INCHES)
     text = 8 if n <= MOST_NUMBERED else 6
-    figure = Figure(figsize=(side + 2.2, side + 2.0), layout="constrained")
+    names = [shortened(name, MOST_LETTERS) for name in labels.names] if n <= MOST_NAMED else []
+    # The names stand outside the matrix, which must not shrink for them.
+    outside = LETTER_WIDTH * text / 72 * max(map(len, names), default=0)
+    figure = Figure(figsize=(side + outside + 1.7, side + outside + 1.0), layout="constrained")
     FigureCanvasAgg(figure)
     ax = figure.add_subplot()
     shares = (counts / counts.sum(1, keepdim=True).clamp_min(1)).tolist()
     # By the root of the share, so that a few mistakes among many examples are seen.
     image = ax.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
-    if n <= MOST_NAMED:
-        names = [shortened(name, MOST_LETTERS) for name in labels.names]
+    if names:
         ax.set_xticks(range(n), names, rotation=90, fontsize=text, parse_math=False)
         ax.set_yticks(range(n), names, fontsize=text, parse_math=False)
     where = "" if n <= MOST_NAMED else f" (of {n:,}, in the order of the CSV file)"
     ax.set(xlabel=f"predicted{where}", ylabel=f"right label{where}")
-    ax.set_title(printable(title), fontsize=10, parse_math=False)
+    ax.set_title(shortened(title, MOST_LETTERS), fontsize=10, parse_math=False)
     if n <= MOST_NUMBERED:
         for i, row in enumerate(counts.long().tolist()):
             for j, number in enumerate(row):
                 if number:
-                    ax.text(j, i, f"{number:,}", ha="center", va="center", fontsize=text,
+                    ax.text(j, i, _in_a_cell(number), ha="center", va="center", fontsize=text,
                             color="white" if shares[i][j] > 0.35 else "black")  # fmt: skip
     bar = figure.colorbar(image, ax=ax, shrink=0.6)
     bar.set_label("share of the right label's examples", fontsize=text)
     bar.ax.tick_params(labelsize=text)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
-    return path
+    return figure
+
+
+def _in_a_cell(count: int) -> str:
+    """A count in at most five letters or so.
+
+    Examples:
+        >>> _in_a_cell(1234), _in_a_cell(123456), _in_a_cell(98765432)
+        ('1,234', '123k', '99M')
+    """
+    if count < 10_000:
+        return f"{count:,}"
+    return f"{count / 1e3:.0f}k" if count < 999_500 else f"{count / 1e6:.0f}M"
 
 
 def most_confused(counts: Float[Tensor, "n n"], labels: Labels, most: int = 3) -> list[tuple[str, str, int]]:

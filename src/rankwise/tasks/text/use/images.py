@@ -1,28 +1,36 @@
-"""Saved adapters that classify images, in use: predictions and figures."""
+"""Saved adapters that classify images, in use: predictions, figures, and merged into their base."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rankwise.adapter_files import load_adapter
-from rankwise.errors import ConfigError, DataError
-from rankwise.tasks.images.model import ImageModel, load_image_model
+from rankwise.errors import ConfigError, DataError, OutputError
+from rankwise.locking import staging
+from rankwise.lora.inject import eject
+from rankwise.lora.merge import merge
+from rankwise.tasks.images.model import AUTO_CLASS, ImageModel, load_image_model
 from rankwise.tasks.images.pixels import Pixels
 from rankwise.tasks.images.reading import ENDINGS, LabelledImage, read_images
 from rankwise.tasks.settings import shared
+from rankwise.tasks.text.card.model_card import render
 from rankwise.tasks.text.data.examples import Labelled
 from rankwise.tasks.text.data.subset import drawn
+from rankwise.tasks.text.model.silence import silence_transformers
 from rankwise.tasks.text.model.source import ModelOptions
 from rankwise.tasks.text.use.evaluating import NO_HEAD, SEED, Evaluation, classifier_evaluation, seen_notes
+from rankwise.tasks.text.use.merging import Merged, check_out
 from rankwise.tasks.text.use.options import UseOptions
 from rankwise.tasks.text.use.predicting import predictions_of
 from rankwise.tasks.text.use.prediction import Prediction
 from rankwise.tasks.text.use.served import BASE_NAME, acting_alone, labels_of, model_of, name_inside, served_names
 from rankwise.train.machine.device import device_note, find_device
+from rankwise.writing import plain_mode
 
 IMAGES_AT_ONCE = 32
 """Images that pass the model at once."""
@@ -140,3 +148,47 @@ def evaluate_images(
     found = classifier_evaluation(data, images, labels, right, outputs)
     seen = seen_notes(served.names, served.folders, images, data)
     return replace(found, notes=[*served.notes, *notes, *seen, *([] if BASE_NAME in names else [NO_HEAD])])
+
+
+def merge_images(served: ServedImages, folder: Path) -> Merged:
+    """Merge the one adapter, and write model, image processor and labels. The model is merged for good.
+
+    Args:
+        served: A classifier of images with one adapter.
+        folder: Where; it must not be there, or be empty.
+
+    Raises:
+        AdapterError: The adapter can't be merged.
+        ConfigError: There is not one adapter.
+        OutputError: The folder holds something, or can't be written.
+    """
+    if len(served.names) != 1:
+        raise ConfigError(f"{len(served.names)} adapters are given; one is merged at a time.")
+    check_out(folder)
+    model: Any = served.loaded.model
+    base, labels = model.config.name_or_path, served.loaded.labels
+    report = merge(model, keep_base=False, dequantize=True)
+    eject(model)
+    card = render(
+        "merged.md.jinja",
+        name=folder.name,
+        base=base,
+        labels=labels,
+        images=True,
+        pooled=False,
+        auto_class=AUTO_CLASS,
+        class_name=type(model).__name__,
+    )
+    try:
+        with staging(folder) as temporary:
+            with silence_transformers():
+                model.save_pretrained(temporary)
+                served.loaded.processor.save_pretrained(temporary)
+            labels.save(temporary)
+            for path in temporary.glob("*.safetensors"):
+                plain_mode(path)
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{folder} can't be written ({error.strerror or error}); give --out another one.") from error
+    how = f'Load it with pipeline("image-classification", "{folder}"): a {type(model).__name__}, labels included.'
+    return Merged(folder, report, (*served.notes, how))

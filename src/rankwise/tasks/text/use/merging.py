@@ -131,6 +131,7 @@ def _card(adapted: ServedModel, name: str) -> str:
         name=name,
         base=adapted.loaded.name,
         labels=adapted.labels,
+        images=False,
         pooled=isinstance(model, MeanPooledClassifier),
         auto_class=_auto_class(adapted),
         class_name=type(model).__name__,
