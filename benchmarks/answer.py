@@ -27,7 +27,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from rankwise.sweeps.choose.answer import Floors, decide, reference_of
+from rankwise.sweeps.choose.answer import decide, reference_of
+from rankwise.sweeps.choose.comparison import Floors
 from rankwise.sweeps.choose.configurations import RunScore, choose_learning_rates
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.choose.rule import Rule, Tolerance, parse_tolerance

@@ -68,9 +68,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     ("arguments", "message"),
     [
         (["--ranks", "a,b"], '"a,b" is no list of whole numbers'),
-        (["--ranks", "0"], "The ranks are [0]; give one or more whole numbers"),
+        (["--ranks", "0"], "--ranks is [0]; give one or more whole numbers"),
         (["--ranks"], "--ranks requires at least 1 element"),
-        (["--seeds", "-1"], "The seeds are [-1]"),
+        (["--seeds", "-1"], "--seeds is [-1]"),
         (["--lr", "fast"], '"fast" is no list of learning rates'),
         (["--epochs", "x"], 'unable to convert "x"'),
         (["--epochs", "0"], "--epochs is 0"),
@@ -137,7 +137,7 @@ def test_other_results_are_kept(finished: Path, capsys: pytest.CaptureFixture[st
     ("content", "message"),
     [
         ("digits:\n  rankz: [1]\n", "[rankz]"),
-        ("digit:\n  ranks: [1]\n", 'has settings of "digit"; there are commands compare, digits, '),
+        ("digit:\n  ranks: [1]\n", 'has settings of "digit"; there are commands combine, compare, digits, '),
         ("digits: [", "is no YAML file: "),
         ("", "does not hold the settings of a command"),
         ("[1, 2]", "does not hold the settings of a command"),

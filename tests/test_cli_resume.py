@@ -55,7 +55,7 @@ def test_it_goes_on_to_its_results(stopped: Path, capsys: pytest.CaptureFixture[
     [
         (["--ranks", "1,3"], "--ranks is [1, 3], and [1, 2] in "),
         (["--tolerance", "0.1"], "--tolerance is 0.1, and None in "),
-        (["--overwrite"], "--overwrite does not go with --resume, which takes all from "),
+        (["--overwrite"], "--overwrite does not go with --resume, which takes all settings from "),
         (["--out", "elsewhere"], "--out does not go with --resume"),
         (["--config", "a.yaml"], "--config does not go with --resume"),
         (["--checkpoint-seconds", "0"], "checkpoint-seconds is 0.0; it must be a positive number"),
@@ -96,7 +96,7 @@ def test_what_is_damaged_is_said(stopped: Path, capsys: pytest.CaptureFixture[st
         path.write_bytes(whole)
     base = stopped / "checkpoints" / "base" / "model.safetensors"
     base.unlink()
-    assert "base/model.safetensors can't be read" in refused(capsys, "digits", "--resume", str(stopped))
+    assert "can't read base/model.safetensors" in refused(capsys, "digits", "--resume", str(stopped))
 
 
 def test_data_that_are_gone(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,7 +125,7 @@ def test_rungs_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
     data, out = folder_of_digits(tmp_path / "data"), tmp_path / "out"
     flags = ["--ranks", "1", "--seeds", "1", "--epochs", "3", "--lr", "1e-4,1e-3,1e-2", "--baseline-lr", "1e-3"]
     flags += ["--plan", "grid"]
-    assert "--rungs is [3, 2]; give increasing numbers" in refused(capsys, "digits", *flags, "--rungs", "3,2")
+    assert "--rungs is [3, 2]; give rising numbers" in refused(capsys, "digits", *flags, "--rungs", "3,2")
     assert main(["digits", *flags, "--rungs", "1,2", "--data", str(data), "--out", str(out), "--quiet"]) == 0
     results = json.loads((out / "results.json").read_text())
     statuses = [run["status"] for run in results["runs"]]

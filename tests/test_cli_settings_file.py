@@ -48,7 +48,7 @@ def test_a_date_stays_a_date(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     [
         (BASE + "  ranks: 1\n  ranks: 2\n", '"ranks" is there twice'),
         (BASE + "  batch_size: 1\n  batch-size: 2\n", 'has "batch-size" twice, with "-" and with "_"'),
-        (BASE + "  config: b.yaml\n", 'has "config", which is a flag of the command line alone'),
+        (BASE + "  config: b.yaml\n", 'has "config", which is only a command-line flag'),
         ("digits:\n  ranks: [1]\n", "has settings of digits and none of sweep, so nothing in it would be used"),
         (BASE + "  epochs: 2.5\n", "--epochs is 2.5; give a whole number."),
     ],

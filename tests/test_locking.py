@@ -62,7 +62,7 @@ def test_staging(tmp_path: Path) -> None:
     left = tmp_path / ".new.unfinished"
     left.mkdir()
     (left / "model-00002-of-00002.safetensors").touch()
-    with pytest.raises(OutputError, match="is there and not of rankwise"), staging(tmp_path / "new"):
+    with pytest.raises(OutputError, match="exists and is not rankwise's"), staging(tmp_path / "new"):
         pass
     (left / LOCK).touch()
     (tmp_path / "new").mkdir()

@@ -42,6 +42,7 @@ from rankwise.sweeps.storage.owned import holds_results
 from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.data.feed import ROWS_AT_ONCE, Feed
 from rankwise.train.events import Observer, Observers
+from rankwise.train.precheck import check_model
 from rankwise.train.settings import Training
 
 
@@ -381,27 +382,3 @@ def _run(
     if place is None:
         add_next(results, len(planned.seeds), lambda more, then: f"rankwise.sweep(..., seeds={then})")
     return Sweep(results, swept, tuple(files), None if place is None else place.directory)
-
-
-def check_model(model: nn.Module, *, mend: str = "convert it first: model.float()") -> None:
-    """Refuse a model that can't be trained.
-
-    Args:
-        model: The model.
-        mend: The remedy for float16 on a CPU, for the message.
-
-    Raises:
-        ConfigError: It has no parameters, or is in float16 on a CPU.
-    """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(
-            f"The model is a {type(model).__name__} ({str(model)[:40]!r}); give a torch.nn.Module. Load a hub model "
-            "first, with transformers' AutoModel...from_pretrained."
-        )
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if parameter is None:
-        raise ConfigError(f"The {type(model).__name__} has no parameters to adapt.")
-    if any(p.is_inference() for p in model.parameters()):
-        raise ConfigError("The model was made inside torch.inference_mode(), so it can't be trained; make it outside.")
-    if parameter.device.type == "cpu" and parameter.dtype == torch.float16:
-        raise ConfigError(f"The model is in float16 on the CPU, where float16 is slow and its sums overflow; {mend}.")

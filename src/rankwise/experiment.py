@@ -24,7 +24,7 @@ from rankwise.results import Results, plain
 from rankwise.results.origin import DataInfo, Published, RelativeTo, SearchedRate
 from rankwise.sweeps.base_figures import BaseFigures, measure_figures
 from rankwise.sweeps.candidates.grid import Candidate, runs_of
-from rankwise.sweeps.choose.answer import Floors
+from rankwise.sweeps.choose.comparison import Floors
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.choose.power import power_words
 from rankwise.sweeps.choose.rule import Rule, accuracy_tolerance

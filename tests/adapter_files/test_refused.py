@@ -70,7 +70,7 @@ UP_A, UP_B = "base_model.model.up.lora_A.weight", "base_model.model.up.lora_B.we
             lambda t: t.update(
                 {"base_model.model.block.lora_A.weight": t[UP_A], "base_model.model.block.lora_B.weight": t[UP_B]}
             ),
-            'tensors for "block", a ModuleDict here: its class is in no row',
+            'tensors for "block", a ModuleDict here: its class is not in LAYER_TYPES',
         ),
         (lambda t: t.clear(), "holds no tensors"),
     ],

@@ -207,5 +207,5 @@ def test_numbers_that_lie_elsewhere_are_neither_replaced_nor_renamed(tmp_path):
     accelerate.cpu_offload(model, execution_device="cpu")
     with pytest.raises(AdapterError, match="so they can't be replaced in place"):
         swap_adapter(model, tmp_path)
-    with pytest.raises(AdapterError, match="Rename it before that"):
+    with pytest.raises(AdapterError, match="Rename it before offloading"):
         rename(model, "default", "new")

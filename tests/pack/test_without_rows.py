@@ -50,10 +50,10 @@ def gradients(model: nn.Module, members: Sequence[Member], batch: tuple[Tensor, 
 @pytest.mark.parametrize(
     "one",
     [
-        {"whole": WHOLE},
-        {"whole": ("positions",)},
+        {"modules_to_save": WHOLE},
+        {"modules_to_save": ("positions",)},
         {"lora": LoRAConfig(r=2, target_modules=["words", "positions"])},
-        {"lora": LoRAConfig(r=2, target_modules=["ask", "out"]), "whole": ("norm",)},
+        {"lora": LoRAConfig(r=2, target_modules=["ask", "out"]), "modules_to_save": ("norm",)},
         {"lora": LoRAConfig(r=2, target_modules=["ask", "out"], dropout=0.4)},
     ],
     ids=["all", "positions", "low-rank embeddings", "linear of a query", "with dropout"],
@@ -115,7 +115,10 @@ class Unbatchable(nn.Module):
 
 @pytest.mark.parametrize(
     ("member", "subject"),
-    [({"whole": ("layer",)}, "The runs"), ({"lora": LoRAConfig(r=1, target_modules=["layer"])}, "The adapters")],
+    [
+        ({"modules_to_save": ("layer",)}, "The runs"),
+        ({"lora": LoRAConfig(r=1, target_modules=["layer"])}, "The adapters"),
+    ],
 )
 def test_notes_are_in_words_of_rankwise(member: dict[str, object], subject: str) -> None:
     batch = torch.randn(4, WIDTH), torch.randint(3, (4,))

@@ -9,7 +9,8 @@ import torch
 from rankwise.report import answer_words
 from rankwise.results import plain
 from rankwise.results.outcomes import ByLoss, Leaning
-from rankwise.sweeps.choose.answer import Floors, decide, reference_of
+from rankwise.sweeps.choose.answer import decide, reference_of
+from rankwise.sweeps.choose.comparison import Floors
 from rankwise.sweeps.choose.configurations import choose_learning_rates
 from rankwise.sweeps.choose.rule import Rule, default_tolerance
 from rankwise.sweeps.floors import class_shares

@@ -153,7 +153,8 @@ def test_the_share_of_the_metric_is_that_of_the_seeds_in_its_interval() -> None:
 
 
 def test_where_the_answer_is_a_head_alone_the_smallest_adapter_shown_is_recommended() -> None:
-    from rankwise.sweeps.choose.answer import Comparison, decide
+    from rankwise.sweeps.choose.answer import decide
+    from rankwise.sweeps.choose.comparison import Comparison
     from rankwise.sweeps.choose.configurations import RunScore, choose_learning_rates
     from rankwise.sweeps.choose.reason import reason
     from rankwise.sweeps.choose.rule import Rule, Tolerance

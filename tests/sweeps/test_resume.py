@@ -222,7 +222,7 @@ def test_another_machine_is_noted(tmp_path: Path) -> None:
     plan = read_plan(tmp_path)
     write_plan(tmp_path, replace(plan, made_with={**plan.made_with, "torch": "0.1"}))
     (note,) = run(tmp_path, resume=True).notes
-    assert note.startswith("The run began with torch 0.1 and went on with torch ")
+    assert note.startswith("The run began with torch 0.1 and continued with torch ")
 
 
 def test_patterns_that_are_functions_are_the_same_in_every_process(tmp_path: Path) -> None:

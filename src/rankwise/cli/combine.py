@@ -22,7 +22,7 @@ def combine(
 
     Example: rankwise combine runs/a/best runs/b/best --weights .7 .3 --method svd --out both
 
-    The result is held against the exact sum of the updates, weight * scale * B A; the base is not loaded.
+    The result is compared with the exact sum of the updates, weight * scale * B A; the base is not loaded.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ from rankwise.tasks.text.use.options import MergeOptions
 
 
 @app.command
-def merge(adapter: Path, /, *, out: Path, options: MergeOptions | None = None) -> int:
+def merge(adapter: Path, *, out: Path, options: MergeOptions | None = None) -> int:
     """Merge an adapter into its base, and write a folder that transformers loads.
 
     Example: rankwise merge runs/last/adapters/r8-lr0.001-s0 --out merged

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK
 from rankwise.cli.continuing import settings_of
+from rankwise.cli.forecast import print_forecast, with_forecast
 from rankwise.cli.places import name_of, new_run, pointed_to
 from rankwise.cli.recorded import wanted
 from rankwise.cli.workers import check_workers, idle_gpus, workers_of
@@ -21,13 +22,8 @@ from rankwise.tasks.flags import HOW, MAIN, listed
 from rankwise.tasks.reading import parse_numbers, parts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    from rankwise.experiment import Experiment, ExperimentFactory
+    from rankwise.experiment import ExperimentFactory
     from rankwise.results import Results
-    from rankwise.sweeps.run.forecast import Forecast
     from rankwise.sweeps.run.location import RunLocation
     from rankwise.sweeps.run.units.context import Workers
     from rankwise.train.events import Observers
@@ -149,7 +145,8 @@ def run_command(
         print(config, end="")
         return EXIT_OK
     if run_options.dry_run:
-        return _print_forecast(run_options, make)
+        print_forecast(make, quiet=run_options.quiet, as_json=run_options.json)
+        return EXIT_OK
     check_workers(run_options, settings)
     advice = None if run_options.quiet or command == "train" else idle_gpus(run_options, settings)
     if advice is not None:
@@ -159,7 +156,7 @@ def run_command(
     given = run_options.resume or run_options.out
     with new_run(name_of(command, settings.get("data"))) if given is None else nullcontext(given) as directory:
         if forecast and not run_options.quiet:
-            make = _with_forecast(make)
+            make = with_forecast(make)
         with _session(directory, command, config, run_options) as session:
             session.results, _, session.files = run_experiment(make, session.place, session.observers)
         return session.code
@@ -304,76 +301,6 @@ def _show_results(results: "Results", files: Sequence[Path], place: "RunLocation
         print(f"Interrupted: what had finished is in {directory}; resume with: {place.resume_command}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return EXIT_DIVERGED if any(run.status == "diverged" for run in results.runs) else EXIT_OK
-
-
-def _with_forecast(make: "ExperimentFactory") -> "ExperimentFactory":
-    """Make the experiment's factory print a forecast too."""
-
-    def make_and_tell(observers: "Observers", base: "Mapping[str, Tensor] | None") -> "Experiment":
-        from rankwise.sweeps.run.forecast import forecast_sweep
-
-        experiment = make(observers, base)
-        if base is None:  # a resumed run has reported it
-            found = forecast_sweep(experiment.stages(observers))
-            observers.message(f"It will take {_need(found)}. {' '.join(found.open)}")
-        return experiment
-
-    return make_and_tell
-
-
-def _need(found: "Forecast") -> str:
-    """Memory, disk and time in words."""
-    from rankwise.report.numbers import duration_text, mebibytes
-
-    peak, base = mebibytes(found.peak_bytes), mebibytes(found.base_bytes)
-    program = f" and the program's {mebibytes(found.program_bytes)}" if found.program_bytes else ""
-    disk = f"{mebibytes(found.disk_bytes)} MiB of disk, of which {mebibytes(found.adapter_bytes)} stay"
-    memory = f"{peak} MiB of memory, the base's {base}{program} included"
-    return f"at most {memory}, {disk}, and about {duration_text(found.seconds)}"
-
-
-def _print_forecast(run_options: RunOptions, make: "ExperimentFactory") -> int:
-    """Print the plan of a run."""
-    from rankwise.show.live import progress
-    from rankwise.sweeps.run.forecast import forecast_sweep
-    from rankwise.train.events import Observers
-
-    with Observers([progress("quiet" if run_options.quiet else "auto")]) as observers:
-        experiment = make(observers, None)
-        experiment.check()
-        found = forecast_sweep(experiment.stages(observers))
-    _show_forecast(found, as_json=run_options.json)
-    return EXIT_OK
-
-
-def _show_forecast(found: "Forecast", *, as_json: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from rankwise.report.numbers import duration_text, mebibytes
-
-    if as_json:
-        print(json.dumps(found.plain()))
-        return
-    console = Console(soft_wrap=False)
-    table = Table(box=None, header_style="")
-    for column in ("pack", "for", "runs", "configurations", "epochs", "MiB", "time"):
-        table.add_column(column, justify="left" if column in ("for", "configurations") else "right")
-    for i, pack in enumerate(found.packs):
-        names = [name if n == 1 else f"{n} x {name}" for name, n in pack.configurations.items()]
-        numbers = (str(pack.epochs), mebibytes(pack.bytes), duration_text(pack.seconds))
-        table.add_row(str(i), pack.stage, str(len(pack.runs)), Text(", ".join(names)), *numbers)
-    console.print(table)
-    limit = "" if found.limit is None else f" A pack may take {mebibytes(found.limit)} MiB."
-    packs = "1 pack" if len(found.packs) == 1 else f"{len(found.packs)} packs, one after another"
-    console.print(
-        f"{found.runs} runs in {packs}: {_need(found)}.{limit}",
-        *found.open,
-        "Nothing was written.",
-        highlight=False,
-        markup=False,
-    )
 
 
 def print_results(results: "Results", files: Sequence[Path], *, as_json: bool) -> None:

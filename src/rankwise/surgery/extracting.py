@@ -20,11 +20,11 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer_types import LayerType, layer_type_of, obstacle
 from rankwise.lora.targets.modules import base_tensors, named_once
 from rankwise.lora.targets.ties import flip
-from rankwise.surgery.checkpoints import Checkpoint, architecture
 from rankwise.surgery.folders import new_folder
 from rankwise.surgery.rank_rules import RankRule, rank_rule
 from rankwise.surgery.report import SurgeryReport, WrittenUpdate
 from rankwise.surgery.spectra import balanced, leading_svd
+from rankwise.surgery.weight_files import WeightFiles, architecture
 
 SMALL = 0.05
 """Share of a model's parameters up to which a module that LoRA can't adapt is saved whole."""
@@ -87,7 +87,7 @@ def extract(
         True
     """
     rule = rank_rule(rank, energy, error)
-    before, after = Checkpoint(base), Checkpoint(tuned)
+    before, after = WeightFiles(base), WeightFiles(tuned)
     model = architecture(after.folder) if model is None else model
     parts = _Parts(model, before, after)
     for module, names in named_once(model):
@@ -122,8 +122,8 @@ class _Parts:
     """
 
     model: nn.Module
-    before: Checkpoint
-    after: Checkpoint
+    before: WeightFiles
+    after: WeightFiles
     pairs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict[str, tuple[Tensor, Tensor]])
     key_ends: dict[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
     updates: list[WrittenUpdate] = field(default_factory=list[WrittenUpdate])
@@ -136,7 +136,7 @@ class _Parts:
         path = names[0]
         if any(path == outer or path.startswith(f"{outer}.") for outer in self.saved):
             return
-        differing = [leaf for leaf in _own(module) if self._differs(joined(path, leaf))]
+        differing = [leaf for leaf in _own(module) if self._is_changed(joined(path, leaf))]
         if path in self.pairs and "weight" in differing:  # adapted with another layer that has the same weight
             differing.remove("weight")
         kind = layer_type_of(module)
@@ -149,7 +149,7 @@ class _Parts:
         elif differing:
             self._save(module, path, differing)
 
-    def _differs(self, name: str) -> bool:
+    def _is_changed(self, name: str) -> bool:
         keys = self._base_key(name), self._tuned_key(name)
         if keys[1] is None:
             if keys[0] is None or name in self._tied or not isinstance(self._tensors[name], nn.Parameter):
@@ -231,7 +231,7 @@ class _Parts:
     def _tuned_key(self, name: str) -> str | None:
         return self._key(self.after, name)
 
-    def _key(self, weights: Checkpoint, name: str) -> str | None:
+    def _key(self, weights: WeightFiles, name: str) -> str | None:
         """What a file calls a tensor of the model: with or without the name of the model inside it."""
         prefix = f"{getattr(self.model, 'base_model_prefix', '')}."
         return next((key for key in (name, name.removeprefix(prefix), f"{prefix}{name}") if key in weights), None)

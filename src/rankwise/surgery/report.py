@@ -39,7 +39,7 @@ class WrittenUpdate:
 
 @dataclass(frozen=True)
 class SurgeryReport:
-    """An adapter that was written, held against the exact updates.
+    """An adapter that was written, compared with the exact updates.
 
     Args:
         folder: The adapter's folder.

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rankwise.sweeps.choose.answer import Floors
+from rankwise.sweeps.choose.comparison import Floors
 from rankwise.sweeps.measure import base_rows
 from rankwise.sweeps.problem import Problem
 from rankwise.train.data.tensors import Data, pick

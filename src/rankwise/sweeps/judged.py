@@ -9,7 +9,8 @@ import numpy as np
 
 from rankwise.results.origin import RelativeTo
 from rankwise.results.outcomes import MeanInterval
-from rankwise.sweeps.choose.answer import BASE_ANSWER, Answer, Floors, decide, reference_of
+from rankwise.sweeps.choose.answer import BASE_ANSWER, Answer, decide, reference_of
+from rankwise.sweeps.choose.comparison import Floors
 from rankwise.sweeps.choose.configurations import Configuration, RunScore, choose_learning_rates, pareto_front
 from rankwise.sweeps.choose.rule import Rule, default_tolerance
 from rankwise.sweeps.choose.statistics import interval

@@ -9,7 +9,8 @@ from msgspec import UNSET
 from rankwise.results import FORMAT, AnswerResult, ConfigurationResult, Results, RunResult
 from rankwise.results.origin import MetricInfo, RelativeTo
 from rankwise.results.outcomes import BoundedDifference, ByLoss, Gain, Leaning, MeanInterval
-from rankwise.sweeps.choose.answer import BASE_ANSWER, Answer, Comparison
+from rankwise.sweeps.choose.answer import BASE_ANSWER, Answer
+from rankwise.sweeps.choose.comparison import Comparison
 from rankwise.sweeps.choose.configurations import Configuration, signed
 from rankwise.sweeps.choose.reason import reason
 from rankwise.sweeps.choose.rule import Rule

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rankwise.errors import PackError, RankwiseError
+from rankwise.errors import ConfigError, PackError, RankwiseError
 from rankwise.lora.base.modes import in_eval
 from rankwise.pack.batches import lazily
 from rankwise.pack.groups import Groups
@@ -131,3 +131,27 @@ def _require_mean(pack: Pack, function: PerAdapter, data: Data, feed: Feed) -> N
         if function.is_by_row(outputs, shared, one):
             return  # a few rows are enough to see that
         function.require_mean(outputs, shared, one)
+
+
+def check_model(model: nn.Module, *, mend: str = "convert it first: model.float()") -> None:
+    """Refuse a model that can't be trained.
+
+    Args:
+        model: The model.
+        mend: The remedy for float16 on a CPU, for the message.
+
+    Raises:
+        ConfigError: It has no parameters, or is in float16 on a CPU.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"The model is a {type(model).__name__} ({str(model)[:40]!r}); give a torch.nn.Module. Load a hub model "
+            "first, with transformers' AutoModel...from_pretrained."
+        )
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if parameter is None:
+        raise ConfigError(f"The {type(model).__name__} has no parameters to adapt.")
+    if any(p.is_inference() for p in model.parameters()):
+        raise ConfigError("The model was made inside torch.inference_mode(), so it can't be trained; make it outside.")
+    if parameter.device.type == "cpu" and parameter.dtype == torch.float16:
+        raise ConfigError(f"The model is in float16 on the CPU, where float16 is slow and its sums overflow; {mend}.")

@@ -181,7 +181,7 @@ def replace_inside(model):
 
 
 @pytest.mark.parametrize("change", [replace_head, drop_block, keep_every_other, replace_inside])
-@pytest.mark.parametrize("trained_whole", [False, True])
+@pytest.mark.parametrize("modules_of_head", [False, True])
 def test_a_lost_layer_is_missed_in_training_merging_and_saving(change, modules_of_head, tmp_path):
     model = Net()
     whole = {"modules_to_save": ["head"]} if modules_of_head else {}

@@ -208,7 +208,9 @@ def test_what_is_refused():
     model.eval()
     merge(model)
     refuse(model, "holds a merged adapter")
-    refuse(adapted(mlp, ["a"], {"target_modules": "up", "modules_to_save": "down"}), 'has "block.down.weight" whole')
+    refuse(
+        adapted(mlp, ["a"], {"target_modules": "up", "modules_to_save": "down"}), 'trains "block.down.weight" in full'
+    )
     attention = adapted(lambda: nn.MultiheadAttention(4, 2).eval(), ["a"], {})
     refuse(attention, "is read without a call, once for all rows")
 

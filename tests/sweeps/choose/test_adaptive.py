@@ -13,7 +13,7 @@ from rankwise.sweeps.choose.adaptive import (
     Step,
     next_step,
 )
-from rankwise.sweeps.choose.answer import Comparison
+from rankwise.sweeps.choose.comparison import Comparison
 
 RANKS = Ladder(tuple(f"r{2**i}" for i in range(7)))
 MOST = 16

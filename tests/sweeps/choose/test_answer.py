@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwise.errors import DataError
-from rankwise.sweeps.choose.answer import Floors, compare_with_reference, decide, reference_of
+from rankwise.sweeps.choose.answer import decide, reference_of
+from rankwise.sweeps.choose.comparison import Floors, compare_with_reference
 from rankwise.sweeps.choose.configurations import RunScore, choose_learning_rates
 from rankwise.sweeps.choose.reason import reason
 from rankwise.sweeps.choose.rule import Rule, Tolerance, default_tolerance

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from rankwise.pack.counts import ratio_rows
-from rankwise.sweeps.choose.answer import Answer, Floors, decide, reference_of
+from rankwise.sweeps.choose.answer import Answer, decide, reference_of
+from rankwise.sweeps.choose.comparison import Floors
 from rankwise.sweeps.choose.configurations import RunScore, choose_learning_rates
 from rankwise.sweeps.choose.power import detectable, power_words
 from rankwise.sweeps.choose.reason import reason
@@ -52,7 +53,7 @@ def full(values: np.ndarray) -> list[RunScore]:
 
 def text(answer: Answer, **settings: bool) -> str:
     labels = {name: name for name in [*answer.comparisons, answer.reference]}
-    return reason(answer, labels, answer.smaller, "1% of full", **{"strict": False, **settings})
+    return reason(answer, labels, answer.smaller, "1% of full", "the base", **{"strict": False, **settings})
 
 
 def test_1_what_passes_by_its_mean_alone_is_no_answer() -> None:

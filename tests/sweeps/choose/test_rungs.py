@@ -158,5 +158,5 @@ def test_who_stays_is_as_without_the_others() -> None:
 
 @pytest.mark.parametrize("rungs", [(2, 1), (0, 1), (1, 1)])
 def test_rungs_rise(rungs: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match="give increasing numbers of epochs"):
+    with pytest.raises(ConfigError, match="give rising numbers of epochs"):
         run_sweep(small_model(), small_runs(), small_problem(), Observers(), rungs=rungs)

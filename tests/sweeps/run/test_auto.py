@@ -17,7 +17,8 @@ from rankwise import LoRAConfig, Training
 from rankwise.errors import ConfigError
 from rankwise.results import plain
 from rankwise.sweeps.candidates.grid import Candidate, runs_of
-from rankwise.sweeps.choose.answer import Answer, Floors, decide, reference_of
+from rankwise.sweeps.choose.answer import Answer, decide, reference_of
+from rankwise.sweeps.choose.comparison import Floors
 from rankwise.sweeps.choose.configurations import choose_learning_rates
 from rankwise.sweeps.choose.rule import Rule, Tolerance
 from rankwise.sweeps.problem import Run, Scores, SweepState

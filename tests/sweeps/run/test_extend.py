@@ -135,11 +135,14 @@ def test_an_adaptive_sweep_with_more_seeds(
 ) -> None:
     # The price of a further adapter depends on the machine's load; here it is nothing.
     monkeypatch.setattr(stages, "pack_training", lambda *given: SimpleNamespace(seconds_an_epoch=lambda: 1.0))
-    adaptive = {"plan": "auto", "lrs": lrs, "curve": True, "tolerance": 0.03}
+    adaptive = {"plan": "auto", "lrs": lrs, "curve": True, "tolerance": 0.05}
     sweep((1, 2, 3), seeds=3, out=tmp_path / "out", **adaptive)
     found = sweep((1, 2, 3), seeds=6, out=tmp_path / "out", resume=True, **adaptive)
-    expected = sweep((1, 2, 3), seeds=6, **adaptive)
-    assert_same(numbers(found), numbers(expected))
+    expected = numbers(sweep((1, 2, 3), seeds=6, **adaptive))
+    extended = numbers(found)
+    # What the shorter plan trained and the longer one doesn't ask for stays.
+    extended["runs"] = {name: extended["runs"][name] for name in expected["runs"]}
+    assert_same(extended, expected)
     assert max(c["n_seeds"] for c in found.results["configurations"]) > 3
 
 

@@ -184,7 +184,10 @@ def test_going_on_after_an_interruption(
         (["--max-length", "100000"], "--max-length is 100,000"),
         (["--dtype", "float16"], "The model is in float16 on the CPU"),
         (["--device", "cuda:7"], 'There is no device "cuda:7"'),
-        (["--metric", "bleu"], '--metric is "bleu"; data with one label a text can be judged by accuracy, f1, mcc.'),
+        (
+            ["--metric", "bleu"],
+            '--metric is "bleu"; data with one label a text can be judged by accuracy, f1, mcc, loss.',
+        ),
         (["--join"], "--join joins texts to imitate"),
         (["--task", "sft"], "is not a causal model"),
     ],
@@ -211,7 +214,8 @@ def test_training_one_adapter(folders: Path, tmp_path: Path, capsys: pytest.Capt
     assert (run["r"], run["lr"], run["seed"]) == (2, 3e-4, 0)
     assert (tmp_path / "out" / run["adapter"] / "adapter_model.safetensors").exists()
     said = capsys.readouterr().out.splitlines()
-    assert said[-1] == str(tmp_path / "out" / run["adapter"])
+    adapter = tmp_path / "out" / run["adapter"]
+    assert said[-2:] == [str(adapter), f'Next: rankwise generate {adapter} --prompt "..."']
     assert not any("% of" in line or "Of r = 2" in line for line in said), "there is nothing to compare"
     assert main(["train", *flags, "--overwrite", "--rank", "2,4"]) == 2
     assert "rankwise train trains one adapter, and --ranks names 2" in capsys.readouterr().err

@@ -67,8 +67,8 @@ def compiled(expression: str, pattern: str) -> re.Pattern[str]:
             f'A pattern of the adapter\'s settings is no regular expression: "{pattern}", {error}.'
         ) from error
     raise AdapterFileError(
-        f'The pattern "{pattern}" of the adapter\'s settings can match in too many ways; matching it could take for '
-        "ever."
+        f'The pattern "{pattern}" of the adapter\'s settings can match in too many ways; matching it could take '
+        "forever."
     )
 
 

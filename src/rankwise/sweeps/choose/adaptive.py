@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rankwise.sweeps.choose.answer import Comparison
+from rankwise.sweeps.choose.comparison import Comparison
 
 STARTING_SEEDS = 3
 """Seeds with which a size is first compared: fewer can't separate luck from size."""

@@ -11,20 +11,24 @@
 6. Test data is read once, afterwards; nothing here sees it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rankwise.errors import DataError
-from rankwise.results.kinds import Floor, ToleranceState, Verdict
+from rankwise.results.kinds import Floor, Verdict
 from rankwise.sweeps.choose.closeness import (
     Paired,
-    Within,
     difference_bound,
-    judge_within,
-    rows_needed,
-    seeds_to_decide,
+)
+from rankwise.sweeps.choose.comparison import (
+    Comparison,
+    Floors,
+    compare_with_reference,
+    pair,
+    rows_to_decide,
+    tolerance_value,
 )
 from rankwise.sweeps.choose.configurations import Configuration, signed
 from rankwise.sweeps.choose.rule import Rule
@@ -34,64 +38,6 @@ CANDIDATES = frozenset({"lora", "head"})
 
 BASE_ANSWER = "base"
 """The name of the answer where no gain of fine-tuning is shown."""
-
-FloorValues = Callable[[np.ndarray | None], np.ndarray | None]
-"""Rows of the pool (None: the shared validation rows) -> the metric of the base, or of a constant, on each of them;
-None where it is not known."""
-
-
-@dataclass(frozen=True, eq=False)
-class Floors:
-    """The floors that fine-tuning must beat.
-
-    Args:
-        base: The untrained base, per row.
-        constant: The best constant prediction (for classifiers the majority class of the training data), per row.
-    """
-
-    base: FloorValues = lambda rows: None
-    constant: FloorValues = lambda rows: None
-
-    def better(
-        self, rows: Sequence[np.ndarray | None], higher_is_better: bool
-    ) -> tuple[Floor, list[np.ndarray]] | None:
-        """The name and the values, by seed, of the better of the two; None where neither is known."""
-        known: dict[Floor, list[np.ndarray]] = {}
-        floors: tuple[tuple[Floor, FloorValues], ...] = (("base", self.base), ("constant", self.constant))
-        for name, floor in floors:
-            values = [floor(one) for one in rows]
-            present = [v.astype(np.float64) for v in values if v is not None and np.isfinite(v).all()]
-            if present and len(present) == len(values):
-                known[name] = present
-        if not known:
-            return None
-        name = max(known, key=lambda n: signed(float(np.mean([v.mean() for v in known[n]])), higher_is_better))
-        return name, known[name]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A configuration minus the reference on validation data, paired by seed and example; positive is better.
-
-    Args:
-        name: The configuration.
-        mean: Mean difference, in the metric's unit.
-        lower_bound: Its one-sided lower bound at the required confidence; None with one seed.
-        upper_bound: Its one-sided upper bound.
-        p_within: Probability that it lies within the tolerance; None where it can't be estimated.
-        n_seeds: Seeds both have.
-        state: Whether it is shown to lie within, shown not to, or open.
-        more_seeds_needed: Seeds to add until it is decided, at the present estimates; None where seeds can't.
-    """
-
-    name: str
-    mean: float
-    lower_bound: float | None
-    upper_bound: float | None
-    p_within: float | None
-    n_seeds: int
-    state: ToleranceState
-    more_seeds_needed: int | None
 
 
 @dataclass(frozen=True)
@@ -172,109 +118,6 @@ def reference_of(configurations: Sequence[Configuration], higher_is_better: bool
     return min(baselines or trained, key=order)[0]
 
 
-def pair(
-    configuration: Configuration, reference: Configuration, floors: Floors, higher_is_better: bool
-) -> Paired | None:
-    """Both on the seeds and validation rows they share, signed so that more is better; None without a common seed.
-
-    Raises:
-        DataError: They were measured on different validation rows.
-    """
-    ours, theirs = ({run.seed: run for run in c.runs} for c in (configuration, reference))
-    seeds = sorted(ours.keys() & theirs.keys())
-    if not seeds:
-        return None
-    for seed in seeds:
-        a, b = ours[seed], theirs[seed]
-        if len(a.validation) != len(b.validation):
-            raise DataError(
-                f"{configuration.name} was measured on {len(a.validation)} validation examples, {reference.name} on "
-                f"{len(b.validation)}; they can be compared on the same examples only."
-            )
-        if not _same_rows(a.rows, b.rows):
-            raise DataError(f"{configuration.name} and {reference.name} had different validation rows in seed {seed}.")
-    rows = [theirs[seed].rows for seed in seeds]
-    sign = signed(1.0, higher_is_better)
-    better = floors.better(rows, higher_is_better)
-    own = [r for r in rows if r is not None]
-    distinct = len(np.unique(np.concatenate(own))) if own else len(theirs[seeds[0]].validation)
-    return Paired(
-        tuple(sign * ours[seed].validation.astype(np.float64) for seed in seeds),
-        tuple(sign * theirs[seed].validation.astype(np.float64) for seed in seeds),
-        None if better is None else tuple(sign * values for values in better[1]),
-        bool(own),
-        distinct,
-    )
-
-
-def _same_rows(one: np.ndarray | None, other: np.ndarray | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return np.array_equal(one, other)
-
-
-def compare_with_reference(
-    configuration: Configuration, reference: Configuration, rule: Rule, floors: Floors | None = None
-) -> Comparison | None:
-    """Compare a configuration with the reference, on the seeds and validation rows both have.
-
-    Args:
-        configuration: With its learning rate chosen.
-        reference: As `reference_of` gives it.
-        rule: Tolerance and confidence.
-        floors: What fine-tuning must beat; needed where the tolerance is a share of the gain alone.
-
-    Returns:
-        The comparison, or None where they have no seed in common.
-
-    Raises:
-        DataError: They were measured on different validation rows.
-    """
-    paired = pair(configuration, reference, floors or Floors(), rule.higher_is_better)
-    if paired is None:
-        return None
-    found = judge_within(paired, rule.tolerance, rule.confidence)
-    state = _state(found, paired, rule)
-    return Comparison(
-        configuration.name,
-        found.difference,
-        found.lower,
-        found.upper,
-        found.probability,
-        len(paired.ours),
-        state,
-        _seeds_to_add(found, paired, rule) if state == "open" else 0,
-    )
-
-
-def _seeds_to_add(found: Within, paired: Paired, rule: Rule) -> int | None:
-    """Seeds that could decide an open comparison; None where the seeds share too few validation rows to estimate
-    the mean."""
-    short = not paired.rotated and paired.distinct_rows < _rows_needed(paired, rule)
-    if short and found.probability is not None and found.probability >= 0.5:
-        return None
-    return seeds_to_decide(paired, rule.tolerance, rule.confidence)
-
-
-def _state(found: Within, paired: Paired, rule: Rule) -> ToleranceState:
-    if found.probability is None:
-        return "open"
-    if found.probability >= rule.confidence:
-        # With too few rows, agreement on all of them proves nothing.
-        return "open" if paired.distinct_rows < _rows_needed(paired, rule) else "shown"
-    return "not" if found.probability <= 1 - rule.confidence else "open"
-
-
-def _rows_needed(paired: Paired, rule: Rule) -> int:
-    return rows_needed(_tolerance_value(paired, rule), rule.confidence) if paired.binary else 0
-
-
-def _tolerance_value(paired: Paired, rule: Rule) -> float:
-    reference = float(np.mean([b.mean() for b in paired.theirs]))
-    floor = None if paired.floor is None else float(np.mean([f.mean() for f in paired.floor]))
-    return rule.tolerance.value(reference, floor)
-
-
 def decide(
     configurations: Sequence[Configuration],
     reference: Configuration,
@@ -307,7 +150,7 @@ def decide(
     itself = pair(reference, reference, floors, higher)
     if itself is None:
         raise DataError(f"{reference.name} has no finished run, so nothing can be compared with it.")
-    tolerance = _tolerance_value(itself, rule)
+    tolerance = tolerance_value(itself, rule)
     compared = {
         c.name: comparison
         for c in configurations
@@ -343,7 +186,7 @@ def decide(
         gain=gain,
         floor=None if better is None else better[0],
         rows=itself.distinct_rows,
-        rows_needed=_rows_needed(itself, rule),
+        rows_needed=rows_to_decide(itself, rule),
         rotated=itself.rotated,
         detectable_difference=float(np.median(distances)) if distances else None,
         more_seeds_needed=_more(leaning, smaller, compared) if verdict == "undecided" else 0,

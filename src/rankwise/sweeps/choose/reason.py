@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from rankwise.sweeps.choose.answer import Answer, Comparison
+from rankwise.sweeps.choose.answer import Answer
+from rankwise.sweeps.choose.comparison import Comparison
 from rankwise.sweeps.choose.wording import amount, probability
 
 

@@ -17,8 +17,9 @@ configuration is smaller and has a better mean, so it lies within the tolerance 
 
 from collections.abc import Iterable, Sequence
 
-from rankwise.sweeps.choose.answer import CANDIDATES, Floors, pair
+from rankwise.sweeps.choose.answer import CANDIDATES
 from rankwise.sweeps.choose.closeness import difference_bound
+from rankwise.sweeps.choose.comparison import Floors, pair
 from rankwise.sweeps.choose.configurations import (
     Configuration,
     RunScore,

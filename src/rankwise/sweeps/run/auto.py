@@ -15,8 +15,9 @@ import numpy as np
 from rankwise.pack.resolved import resolve
 from rankwise.sweeps.candidates.ladders import ladders_of
 from rankwise.sweeps.choose.adaptive import STARTING_SEEDS, Ladder, Step, neighbour_rates, next_step
-from rankwise.sweeps.choose.answer import CANDIDATES, Comparison, Floors, compare_with_reference, pair
+from rankwise.sweeps.choose.answer import CANDIDATES
 from rankwise.sweeps.choose.closeness import difference_bound
+from rankwise.sweeps.choose.comparison import Comparison, Floors, compare_with_reference, pair
 from rankwise.sweeps.choose.configurations import Configuration, choose_learning_rates, signed
 from rankwise.sweeps.choose.rule import Rule
 from rankwise.sweeps.choose.wording import probability

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankwise.api import check_model
 from rankwise.experiment import Experiment
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.targets.find import ALL_LINEAR
@@ -38,6 +37,7 @@ from rankwise.train.data.tensors import count_rows, pick
 from rankwise.train.events import Observers
 from rankwise.train.machine.device import device_note, find_device
 from rankwise.train.machine.precision import choose_precision, precision_note
+from rankwise.train.precheck import check_model
 from rankwise.train.settings import Training
 
 TASKS: dict[str, Callable[[Trains], BuiltTask]] = {

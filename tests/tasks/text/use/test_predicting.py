@@ -147,7 +147,7 @@ def test_a_prediction_in_words() -> None:
     [
         (["{one}", "--text", " "], "The text is empty"),
         (["{one}", "--text", "a", "--file", "b"], "leave one of them out"),
-        (["{one}", "--text", "a", "--columns", "text=b"], "--columns is about --file"),
+        (["{one}", "--text", "a", "--columns", "text=b"], "--columns applies to --file"),
         (["{one}", "--text", "a", "--format", "xml"], '--format is "xml"; it is one of text, csv, jsonl'),
         (["{one}", "--text", "a", "--out", "b.txt"], "predictions are written as .csv or .jsonl"),
         (["{one}", "--file", "{root}/nothing.txt"], "nothing.txt can't be read"),

@@ -61,7 +61,7 @@ def read_records(where: str | Path, *, split: str = "train", skip_bad_lines: boo
         ...     path = Path(folder, "a.csv")
         ...     _ = path.write_text("text,label\\nhello,NA\\n")
         ...     read_records(path).rows
-        (Record(line=2, values={'text': 'hello', 'label': 'NA'}),)
+        (RawRecord(line=2, values={'text': 'hello', 'label': 'NA'}),)
     """
     path = Path(where)
     suffix = _suffix(path)

@@ -134,5 +134,5 @@ def kept_examples(examples: Sequence[SftExample], prepared: Prepared) -> list[Sf
 
 
 def longest_answer(prepared: Prepared) -> int:
-    """Tokens of the longest answer: what an answer may have if nothing else is said."""
+    """Tokens of the longest answer: the limit of an answer where none is given."""
     return max(sum(label != IGNORED for label in row.labels) for row in prepared.rows)

@@ -12,7 +12,7 @@ from rankwise.errors import AdapterFileError
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-class Checkpoint:
+class WeightFiles:
     """The weights in a folder, or in one file, in safetensors.
 
     Args:
