@@ -10,6 +10,7 @@ from typing import Any
 
 import jaxtyping
 import pytest
+from beartype._check.code import codemain
 from hypothesis import settings
 
 # Set before a test imports what reads them. With one thread and in MKL's reproducible mode a product's sums have one
@@ -23,6 +24,10 @@ import numpy as np
 import torch
 
 from tables_only import write_tables
+
+# Which entry of a list beartype checks is drawn, but not from Python's own generator: packs look there for draws of
+# models. First of all, as beartype keeps the checks that it has made for other packages.
+codemain.getrandbits = random.Random(0).getrandbits  # pyright: ignore[reportPrivateImportUsage]
 
 REPOSITORY = Path(__file__).parent.parent
 

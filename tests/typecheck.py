@@ -7,19 +7,14 @@ arguments and results checked by beartype, with checks made once; a call that fa
 
 import functools
 import inspect
-import random
 from collections.abc import Callable
 from types import CodeType
 from typing import Any, get_args
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
-from beartype._check.code import codemain
 from beartype.roar import BeartypeException
 from jaxtyping import AbstractArray, _decorator, config
-
-# Which entry of a list is checked is drawn, but not from Python's own generator: packs look there for draws of models.
-codemain.getrandbits = random.Random(0).getrandbits  # pyright: ignore[reportPrivateImportUsage]
 
 # PEP 484's numeric tower: an int is good where a float is asked for, as for pyright.
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))
