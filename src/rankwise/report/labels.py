@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,12 +58,14 @@ class PointLabel:
         xy: The point, in data coordinates.
         colour: Of the text.
         bold: Whether it stands out.
+        short: What to write where there is no room for the text; None for nothing.
     """
 
     text: str
     xy: tuple[float, float]
     colour: str
     bold: bool = False
+    short: str | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,15 @@ def place_labels(
         candidates.append([_put(place, x, y, extent.width, extent.height, figure.dpi / 72) for place in LABEL_PLACES])
     chosen = choose_places(candidates, frame, hard, soft)
     clear = clear_of_all(chosen, frame, hard)
+    shorter = [
+        label if ok or label.short is None else replace(label, text=label.short, short=None)
+        for label, ok in zip(labels, clear, strict=True)
+    ]
+    if shorter != list(labels):
+        for text in texts:
+            text.remove()
+        place_labels(ax, shorter, hard, soft, size)
+        return
     for i, (label, text) in enumerate(zip(labels, texts, strict=True)):
         if not clear[i]:
             text.remove()

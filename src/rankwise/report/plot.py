@@ -190,8 +190,10 @@ def _published_mark() -> dict[str, Any]:
 
 def _label(point: PlotPoint) -> PointLabel:
     colour = INK if point.colour == BLUE else point.colour
-    text = f"{point.label}, the answer" if point.is_answer else point.label
-    return PointLabel(text, (point.x, point.y), colour, bold=point.is_answer)
+    place = (point.x, point.y)
+    if point.is_answer:
+        return PointLabel(f"{point.label}, the answer", place, colour, bold=True, short=point.label)
+    return PointLabel(point.label, place, colour)
 
 
 def _size(i: int, with_legend: bool) -> float:
