@@ -41,13 +41,15 @@ sys.exit(main(arguments))
 """
 
 
-def run(k: int, options: Sequence[str], folder: Path) -> tuple[str, dict[str, object]]:
-    """One perturbed run: how it was perturbed, and its answer."""
+def run(k: int, options: Sequence[str], folder: Path) -> tuple[str, str, str, float | None]:
+    """One perturbed run: how it was perturbed, the verdict, the answer and its probability."""
     threads, parts, out = 1 + k % 2, 1 + k // 2 % 3, folder / str(k)
     command = [sys.executable, "-c", PERTURBED, str(parts), str(k), "digits", *options, "--out", str(out), "--quiet"]
     subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, check=True, capture_output=True)
-    answer = json.loads((out / "results.json").read_text())["answer"]
-    return f"{threads} | {parts}", answer
+    results = json.loads((out / "results.json").read_text())
+    verdict, name = results["answer"]["verdict"], results["answer"]["name"]
+    within = {one["name"]: one["p_within"] for one in results["configurations"]}
+    return f"{threads} | {parts}", verdict, name, within.get(name)
 
 
 def main() -> None:
@@ -59,13 +61,13 @@ def main() -> None:
     args = parser.parse_args()
     print("| run | threads | parts | verdict | answer | P(within) |")
     print("|---:|---:|---:|---|---|---:|")
-    answers: set[tuple[object, object]] = set()
+    answers: set[tuple[str, str]] = set()
     with tempfile.TemporaryDirectory() as folder:
         for k in range(args.first, args.first + args.runs):
             options = ["--tolerance", args.tolerance, "--confidence", args.confidence]
-            how, answer = run(k, options, Path(folder))
-            answers.add((answer["verdict"], answer["name"]))
-            print(f"| {k} | {how} | {answer['verdict']} | {answer['name']} | {answer['p_within']} |", flush=True)
+            how, verdict, name, within = run(k, options, Path(folder))
+            answers.add((verdict, name))
+            print(f"| {k} | {how} | {verdict} | {name} | {'' if within is None else f'{within:.4f}'} |", flush=True)
     sys.exit(len(answers) > 1)
 
 
