@@ -17,6 +17,7 @@ from rankwise.pack.groups import Groups
 from rankwise.pack.layers.half import Halves
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
+from rankwise.pack.model.inspection import Inspections
 from rankwise.pack.model.packed_model import PackedModel
 from rankwise.pack.modes import statistics_frozen
 from rankwise.pack.noise.keyed import Draws
@@ -59,6 +60,7 @@ class Pack:
         states: Tensors to start from, by member name; others start from their initialisation.
         call: How the model is run on a batch.
         precision: One of `rankwise.pack.precision.PRECISIONS`.
+        inspections: What other packs over this base have found of it, in the state in which it is; None inspects it.
 
     Raises:
         PackError: Two members have one name, members have different optimisers, or a layer can't be packed.
@@ -74,6 +76,7 @@ class Pack:
         states: Mapping[str, AdapterState] | None = None,
         call: Callable[[nn.Module, Batch], Tensor] = call_model,
         precision: str = "float32",
+        inspections: Inspections | None = None,
     ) -> None:
         names = [member.name for member in members]
         if not members or len(set(names)) != len(names):
@@ -103,7 +106,7 @@ class Pack:
         scaled = any(p.dtype == torch.float16 for p in parameters)
         self._loss_scale = LossScale(len(self), self.device) if scaled else None
         self._optimiser = OPTIMISERS[optimisers.pop()](self.store)
-        self._running = PackedModel(model, self.store, call, Halves() if half else None)
+        self._running = PackedModel(model, self.store, call, Halves() if half else None, inspections)
         self._prepare()
         self.steps = 0
         self.step_rows = 1

@@ -96,7 +96,15 @@ def _validation_rows(pack: Pack, data: str, problem: Problem, functions: Sequenc
 def _pack(model: nn.Module, runs: Sequence[Run], states: Mapping[str, AdapterState], problem: Problem) -> Pack:
     members = [run.member for run in runs]
     feed = problem.feed
-    return Pack(model, members, problem.loss, states=states, call=feed.call, precision=feed.precision)
+    return Pack(
+        model,
+        members,
+        problem.loss,
+        states=states,
+        call=feed.call,
+        precision=feed.precision,
+        inspections=problem.inspections,
+    )
 
 
 def _example(data: Data, problem: Problem) -> Data:

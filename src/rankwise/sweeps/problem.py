@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.member import Member
+from rankwise.pack.model.inspection import Inspections
 from rankwise.pack.resolved import AdapterState
 from rankwise.results.kinds import Method, Status
 from rankwise.sweeps.choose.configurations import RunScore
@@ -89,6 +90,7 @@ class Problem:
             then the loss.
         loss_name: What the loss is called.
         loss_constant: As `constant`, for the loss.
+        inspections: What has been found of the base, for all packs of the sweep.
     """
 
     splits: Mapping[str, Splits]
@@ -103,6 +105,7 @@ class Problem:
     model_metric: ModelMetric | None = None
     loss_name: str = "loss"
     loss_constant: Callable[[Data, Data], np.ndarray] | None = None
+    inspections: Inspections = field(default_factory=Inspections, repr=False, compare=False)
 
     @property
     def by_loss(self) -> "Problem":

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rankwise.errors import CheckpointError, ConfigError
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
+from rankwise.pack.model.inspection import Inspections
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import AdapterState
 from rankwise.results.kinds import Status
@@ -63,6 +64,7 @@ class PackTraining:
         states: Tensors to start from, by member name; others start from their initialisation.
         feed: How data reach the model.
         cut: Seed -> the rows of `train` and of `validation` that its runs use; None for all.
+        inspections: As for `Pack`.
 
     Raises:
         ConfigError: The runs have different batch sizes.
@@ -82,6 +84,7 @@ class PackTraining:
         states: Mapping[str, AdapterState] | None = None,
         feed: Feed | None = None,
         cut: Cutting | None = None,
+        inspections: Inspections | None = None,
     ) -> None:
         self._feed = feed or Feed()
         sizes = {training.batch_size for _, training in runs}
@@ -103,6 +106,7 @@ class PackTraining:
             states=states,
             call=self._feed.call,
             precision=self._feed.precision,
+            inspections=inspections,
         )
         self._functions = [PerAdapter(loss, "loss", piece=self._batch_size), PerAdapter(metric, "metric")]
         pack.step_rows = self._feed.rows_a_pass or self._batch_size

@@ -1,5 +1,6 @@
 """What a pack finds out about a model before the first step, and what it does where something ties rows together."""
 
+import pickle
 import random
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from rankwise.errors import PackError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
+from rankwise.pack.model.inspection import Inspections, inspect_model
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import AdapterState
 from reference import update_difference
@@ -165,3 +167,38 @@ def test_a_layer_that_no_step_uses_stays_as_it_is() -> None:
         assert torch.equal(state["other.A"], start[name]["other.A"])
         assert not torch.equal(state["fc.A"], start[name]["fc.A"])
     assert pack.optimiser_state()["r1"]["missed/other.A"] == 3
+
+
+def test_packs_of_one_sweep_inspect_the_base_once_for_each_example_and_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inspections, looks = Model(lambda _, h: F.dropout(h, 0.5)), Inspections(), list[bool]()
+
+    def looking(*given: Any, training: bool, **more: Any) -> Any:
+        looks.append(training)
+        return inspect_model(*given, training=training, **more)
+
+    monkeypatch.setattr("rankwise.pack.model.inspection.inspect_model", looking)
+
+    def updates(r: int, shared: Inspections | None, example: Tensor) -> Tensor:
+        pack = Pack(
+            model,
+            [Member(name="a", seed=1, lora=LoRAConfig(r=r, target_modules=["fc"]))],
+            lambda out, batch: out.square().mean(1),
+            call=call,
+            inspections=shared,
+        )
+        with pack.attached(example, training=True):
+            pack.step(example.unsqueeze(0), torch.tensor([0.1], dtype=torch.float64), None, None)
+        return pack.store.theta.detach().clone()
+
+    def call(model: nn.Module, batch: Any) -> Tensor:
+        return model(batch)
+
+    x, other = numbers(8, 4), numbers(8, 4) + 1
+    alone = [updates(r, None, x) for r in (1, 2)]
+    looks.clear()
+    assert all(torch.equal(updates(r, inspections, x), a) for r, a in zip((1, 2), alone, strict=True))
+    assert looks == [True], "the second pack has other adapters over the same base"
+    updates(2, inspections, other)
+    assert looks == [True, True], "other rows"
+    updates(2, pickle.loads(pickle.dumps(inspections)), x)
+    assert looks == [True, True, True], "a copy may be used beside another model"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import PackError
 from rankwise.lora.base.attributes import Attributes, Place
+from rankwise.lora.base.checksum import checksum
 from rankwise.pack.batches import Batch, batch_tensors, chosen_rows
 from rankwise.pack.model.base_state import BaseState
 from rankwise.pack.model.later import refuse_counts
@@ -22,6 +23,9 @@ from rankwise.pack.model.trace import Trace, rows_dim, trace
 from rankwise.pack.modes import set_mode
 
 SharedBatches = Callable[[Batch], Tensor]
+
+SharedCall = Callable[[nn.Module, Batch], Tensor]
+"""(model, batch) -> outputs."""
 
 ALL_KEPT = 1 - 2.0**-24
 """In place of every uniform number: dropout drops nothing."""
@@ -55,6 +59,38 @@ class ModelInspection:
                 with suppress(ValueError):
                     dims[f"{name}.lora"] = (rows_dim(shapes[0], more[0], self.first.rows, self.larger.rows),)
         return dims
+
+
+class Inspections:
+    """What inspections of a base found, for all packs of one sweep: the base stays as it is from one to the next, and
+    an inspection takes some fourteen passes.
+
+    Copies and pickles of it are empty, as what was found may be of another model there.
+    """
+
+    def __init__(self) -> None:
+        # The model and the function are kept with what was found, so that their ids stay theirs.
+        self._found: dict[tuple[object, ...], tuple[nn.Module, SharedCall, ModelInspection]] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_found": {}}
+
+    def inspect(
+        self, model: nn.Module, call: SharedCall, example: Batch, base: BaseState, *, rows: int, training: bool
+    ) -> ModelInspection:
+        """Return what inspecting the model finds, once for each example, number of rows and mode.
+
+        Args:
+            model: The base.
+            call: How it is run on a batch.
+            example: As for `inspect_model`, which says what the rest is and what is raised.
+        """
+        values = [(tuple(t.shape), t.dtype, int(checksum(t))) for t in batch_tensors(example)]
+        key = (id(model), id(call), rows, training, *values)
+        if key not in self._found:
+            found = inspect_model(model, lambda batch: call(model, batch), example, base, rows=rows, training=training)
+            self._found[key] = model, call, found
+        return self._found[key][2]
 
 
 def inspect_model(

@@ -17,7 +17,7 @@ from rankwise.pack.layers.choose import PackedLayer, is_one_layer, packed_layer
 from rankwise.pack.layers.half import Halves, halved
 from rankwise.pack.model.base_state import BaseState
 from rankwise.pack.model.comparing import CannotJoin, difference
-from rankwise.pack.model.inspection import ModelInspection, inspect_model
+from rankwise.pack.model.inspection import Inspections, ModelInspection, SharedCall
 from rankwise.pack.model.one_by_one import OneByOne, acting_dropout, backward_once
 from rankwise.pack.model.parting import NewArguments, Passing, packed_forward, parting_forward
 from rankwise.pack.model.probe import coarsest
@@ -31,10 +31,6 @@ from rankwise.pack.noise.keyed import Draws, Noise, answer_of, answered
 from rankwise.pack.resolved import Resolved
 from rankwise.pack.stacks.store import Store
 
-Call = Callable[[nn.Module, Batch], Tensor]
-"""(model, batch) -> outputs."""
-
-
 MOST_ROWS = 32
 """Rows on which it is looked whether they mix, at most, unless an example has more."""
 
@@ -47,10 +43,19 @@ class PackedModel:
         store: The pack's numbers.
         call: How the model is run on a batch.
         halves: Where linear layers compute in bfloat16, the numbers they share; else None.
+        inspections: Those of the packs over this base; None inspects it anew.
     """
 
-    def __init__(self, model: nn.Module, store: Store, call: Call, halves: Halves | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        store: Store,
+        call: SharedCall,
+        halves: Halves | None = None,
+        inspections: Inspections | None = None,
+    ) -> None:
         self._model, self._store, self._call, self._halves = model, store, call, halves
+        self._inspections = inspections or Inspections()
         self._noise = Noise()
         self._generators, self._base = Generators(model), BaseState(model)
         self._own_stream = False
@@ -282,14 +287,7 @@ class PackedModel:
         """Find where the model draws noise and where the rows branch, and compare the pack with each adapter alone."""
         n = len(batch_tensors(example)[0])
         rows = max(n, min(MOST_ROWS, n * len(self)))
-        found = inspect_model(
-            self._model,
-            lambda batch: self._call(self._model, batch),
-            example,
-            self._base,
-            rows=rows,
-            training=training,
-        )
+        found = self._inspections.inspect(self._model, self._call, example, self._base, rows=rows, training=training)
         self._looked_in_training = training
         self._turns = None
         self._keyed = list(found.dims) if training else []

@@ -34,6 +34,7 @@ def pack_training(model: nn.Module, runs: Sequence[Run], problem: Problem) -> Pa
         states={run.name: run.start for run in runs},
         feed=problem.feed,
         cut=None if rotation is None else rotation.cut,
+        inspections=problem.inspections,
     )
 
 
