@@ -204,6 +204,15 @@ class TestProgress:
             "[2:00] 30% done, about 4:40 left; 1 running, 1 waiting",
         ]
 
+    def test_the_training_loss_moves_within_an_epoch(self, clock, monkeypatch):
+        boards = []
+        monkeypatch.setattr(QuietDisplay, "started", lambda self, board: boards.append(board))
+        shown = Progress(QuietDisplay(), clock)
+        shown.on_event(Started((info("a-s0"), info("a-s1")), "accuracy"))
+        shown.on_event(Stepped(("a-s0", "a-s1"), 2, ((1.0, 3.0), (0.5, 1.5)), ((0.1, 0.1),) * 2))
+        (state,) = boards[0].states.values()
+        assert (state.training_loss, state.loss) == (1.5, None)
+
     def test_what_was_done_before_an_interruption_is_shown_and_tells_nothing_of_the_pace(self, clock):
         stream = io.StringIO()
         shown = Progress(PlainDisplay(stream), clock)
@@ -220,13 +229,14 @@ class TestProgress:
 class TestTable:
     def test_one_row_a_configuration(self, clock):
         board = ProgressState("Training 21 configurations", ROWS, "accuracy", clock)
-        board.states[ROWS[2].key] = RowState(ROWS[2], 300, 1000, 0.25, 0.9, "running")
+        board.states[ROWS[2].key] = RowState(ROWS[2], 300, 1000, 0.25, 0.9, "running", training_loss=0.2)
         lines = drawn(board)
-        assert len(lines) == 3 + len(ROWS)
+        assert len(lines) == 4 + len(ROWS)
         assert lines[0].startswith("Training 21 configurations")
-        assert lines[2].split() == ["name", "r", "lr", "seeds", "step", "loss", "accuracy", "status"]
-        assert lines[5].split() == ["r1", "1", "0.001", "5", "300/1000", "0.2500", "0.9000", "running"]
-        assert lines[6].split() == ["r2", "2", "0.0001", "5", "waiting"]
+        assert lines[2].split() == ["training", "validation", "validation"]
+        assert lines[3].split() == ["name", "r", "lr", "seeds", "step", "loss", "loss", "accuracy", "status"]
+        assert lines[6].split() == ["r1", "1", "0.001", "5", "300/1000", "0.2000", "0.2500", "0.9000", "running"]
+        assert lines[7].split() == ["r2", "2", "0.0001", "5", "waiting"]
 
     @given(st.integers(8, 40), st.integers(0, 21), st.integers(50, 130))
     def test_fits_the_terminal_with_a_count_of_the_rest(self, height, running, width):
@@ -237,7 +247,7 @@ class TestTable:
         # One line is left for the cursor.
         assert len(lines) <= height - 1
         assert max(map(len, lines)) <= width
-        hidden = len(ROWS) - (len(lines) - 3 - lines[-1].startswith("and "))
+        hidden = len(ROWS) - (len(lines) - 4 - lines[-1].startswith("and "))
         assert lines[-1].startswith(f"and {hidden} more: ") == (hidden > 0)
 
     @given(st.lists(st.sampled_from(["waiting", "running", "finished", "diverged"]), max_size=30), st.integers(1, 30))

@@ -43,8 +43,10 @@ class Progress:
                 self._take(points, ended)
                 if self._board is not None:
                     self._board.mark_resumed()
-            case Stepped(runs, step):
+            case Stepped(runs, step, losses):
                 self._steps |= dict.fromkeys(runs, step)
+                if losses:
+                    self._training |= dict(zip(runs, map(mean, zip(*losses, strict=True)), strict=True))
                 self._show(runs)
             case EpochEnded(points):
                 self._take(points, ())
@@ -58,6 +60,7 @@ class Progress:
     def _forget(self) -> None:
         self._runs: dict[str, RunInfo] = {}
         self._steps: dict[str, int] = {}
+        self._training: dict[str, float] = {}
         self._last: dict[str, EpochPoint] = {}
         self._statuses: dict[str, str] = {}
         self._members: dict[str, list[RunInfo]] = {}
@@ -88,6 +91,7 @@ class Progress:
         before = {key: board.states[key] for key in dict.fromkeys(_key(self._runs[run]) for run in runs)}
         for key, state in before.items():
             names = [run.name for run in self._members[key]]
+            training = [self._training[name] for name in names if name in self._training]
             ended = [name in self._statuses for name in names]
             shares = [self._steps.get(name, 0) / max(1, self._runs[name].steps) for name in names]
             points = [self._last[name] for name in names if name in self._last]
@@ -103,6 +107,7 @@ class Progress:
                 share=mean(1.0 if over else min(1.0, share) for over, share in zip(ended, shares, strict=True)),
                 loss=mean(point.validation_loss for point in points) if points else None,
                 metric=mean(point.metric for point in points) if points else None,
+                training_loss=mean(training) if training else None,
                 # The worst of the ends is the row's: a diverged seed is what the user must see.
                 status=min(statuses) if len(statuses) == len(names) else RUNNING,
             )

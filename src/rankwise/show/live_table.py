@@ -83,8 +83,8 @@ def draw_board(board: ProgressState, width: int, height: int | None) -> Group:
         A title line with bar and times, the table, and a count of the rows that had no room.
     """
     states = list(board.states.values())
-    # Four lines are the title, the one under it, the table's head, and where the cursor stands.
-    shown, hidden = choose(states, len(states) if height is None else max(1, height - 4))
+    # Five lines are the title, the one under it, the table's head of two, and where the cursor stands.
+    shown, hidden = choose(states, len(states) if height is None else max(1, height - 5))
     more = [Text(f"and {len(hidden)} more: {counts(hidden)}", style="dim")] if hidden else []
     return Group(_head(board, width), Text(), _table(board, shown, width), *more)
 
@@ -120,11 +120,13 @@ def _head(board: ProgressState, width: int) -> RenderableType:
 
 
 def _table(board: ProgressState, states: Sequence[RowState], width: int) -> Table:
-    table = Table(box=None, padding=(0, 2 if width >= 72 else 1, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 2 if width >= 92 else 1, 0, 0), header_style="bold")
     table.add_column("name", no_wrap=True, overflow="ellipsis")
-    for column in ("r", "lr", "seeds", "step", "loss"):
+    narrow = width < 72
+    validation = "valid." if narrow else "validation"
+    for column in ("r", "lr", "seeds", "step", *([] if narrow else ["training\nloss"]), f"{validation}\nloss"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column(Text(board.metric), justify="right", no_wrap=True)
+    table.add_column(Text(f"{validation}\n{board.metric}"), justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True, overflow="ellipsis")
     for state in states:
         row, total = state.row, "" if state.total is None else f"/{state.total}"
@@ -134,6 +136,7 @@ def _table(board: ProgressState, states: Sequence[RowState], width: int) -> Tabl
             "" if row.lr is None else f"{row.lr:g}",
             str(row.seeds),
             "" if state.status == WAITING else f"{state.step}{total}",
+            *([] if narrow else [four_digits(state.training_loss)]),
             four_digits(state.loss),
             four_digits(state.metric),
             Text(state.status, style=STYLES.get(state.status, "yellow")),

@@ -46,9 +46,10 @@ class RowState:
         row: Which.
         step: Optimiser steps taken.
         total: Steps at most; None where it is not known.
-        loss: Latest loss; None leaves the place empty.
-        metric: Latest metric; None leaves the place empty.
+        loss: Latest validation loss; None leaves the place empty.
+        metric: Latest validation metric; None leaves the place empty.
         status: "waiting", "running", or how the row ended.
+        training_loss: Mean of the latest steps, within an epoch too; None leaves the place empty.
         share: How much of the steps of all its seeds is done, from 0 to 1; a seed that has ended is done.
     """
 
@@ -58,6 +59,7 @@ class RowState:
     loss: float | None = None
     metric: float | None = None
     status: str = WAITING
+    training_loss: float | None = None
     share: float = 0.0
 
     @property
