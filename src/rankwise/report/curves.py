@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -14,6 +14,7 @@ from rankwise.report.points import BLUE, GRID, INK, MUTED, VERMILLION
 from rankwise.results import Results
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FILE = "curves.csv"
@@ -76,7 +77,6 @@ def build_curves(results: Results, curves: Mapping[str, Curve], width: float) ->
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     every = panels(results, curves)
     shown = every[:MOST_PANELS]
@@ -91,25 +91,7 @@ def build_curves(results: Results, curves: Mapping[str, Curve], width: float) ->
         left=0.62 / width, right=1 - 0.15 / width, top=1 - 0.85 / high, bottom=0.55 / high, wspace=0.12, hspace=0.32
     )
     for ax, (label, of) in zip(axes.flat, shown, strict=False):
-        for curve in of:
-            alpha = max(0.35, 1 / len(of))
-            ax.plot(curve.steps, curve.train, color=MUTED, linewidth=1.1, linestyle=(0, (4, 2)), alpha=alpha)
-            mark = "o" if len(curve.steps) == 1 else None
-            ax.plot(curve.steps, curve.validation, color=BLUE, linewidth=1.5, alpha=alpha, marker=mark)
-            # A run that diverged has losses that are no numbers.
-            finite = [i for i, loss in enumerate(curve.validation) if math.isfinite(loss)]
-            if finite:
-                best = min(finite, key=curve.validation.__getitem__)
-                ax.plot(curve.steps[best], curve.validation[best], "o", color=VERMILLION, markersize=3.2, zorder=4)
-        title = ax.set_title(label, fontsize=9, color=INK, loc="left")
-        shorten_to(title, ax.get_window_extent().width)
-        ax.grid(axis="y", color=GRID, linewidth=0.7)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[["left", "bottom"]].set_color(MUTED)
-        ax.tick_params(labelcolor=INK, labelsize=8, length=2.5, color=MUTED)
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _steps(x)))
-        ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        _draw_panel(ax, label, of)
     for ax in list(axes.flat)[len(shown) :]:
         ax.set_visible(False)
     # Where the last row has gaps, the panel above shows the steps.
@@ -141,6 +123,31 @@ def build_curves(results: Results, curves: Mapping[str, Curve], width: float) ->
         columnspacing=1.4,
     )
     return figure
+
+
+def _draw_panel(ax: "Axes", label: str, curves: Sequence[Curve]) -> None:
+    """Draw the losses of one configuration's runs."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    for curve in curves:
+        alpha = max(0.35, 1 / len(curves))
+        ax.plot(curve.steps, curve.train, color=MUTED, linewidth=1.1, linestyle=(0, (4, 2)), alpha=alpha)
+        mark = "o" if len(curve.steps) == 1 else None
+        ax.plot(curve.steps, curve.validation, color=BLUE, linewidth=1.5, alpha=alpha, marker=mark)
+        # A run that diverged has losses that are no numbers.
+        finite = [i for i, loss in enumerate(curve.validation) if math.isfinite(loss)]
+        if finite:
+            best = min(finite, key=curve.validation.__getitem__)
+            ax.plot(curve.steps[best], curve.validation[best], "o", color=VERMILLION, markersize=3.2, zorder=4)
+    title = ax.set_title(label, fontsize=9, color=INK, loc="left")
+    shorten_to(title, ax.get_window_extent().width)
+    ax.grid(axis="y", color=GRID, linewidth=0.7)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(MUTED)
+    ax.tick_params(labelcolor=INK, labelsize=8, length=2.5, color=MUTED)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _steps(x)))
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
 
 
 def _top(curves: Iterable[Curve]) -> float | None:

@@ -71,11 +71,8 @@ def ready_sft(options: TextOptions) -> BuiltTask:
         tensors["train"] = joined.data
         notes.append(joined.note)
     # Joined rows hold several examples, which no cut can part.
-    pool = (
-        (*parts["train"].rows, *parts["validation"].rows)
-        if options.examples.validation is None and not options.form.join
-        else ()
-    )
+    cuts = options.examples.validation is None and not options.form.join
+    pool = (*parts["train"].rows, *parts["validation"].rows) if cuts else ()
     if pool:
         whole, n = _tensors(replace(parts["train"], rows=pool), loaded), len(parts["train"].rows)
         tensors["train"], tensors["validation"] = pick(whole, lambda t: t[:n]), pick(whole, lambda t: t[n:])
