@@ -1,4 +1,4 @@
-"""What the value of a setting must be: written beside its type, and held where the settings are made.
+"""What the value of a setting must be: written next to its type, and checked when the settings are made.
 
 epochs: Annotated[int, AT_LEAST_ONE] = 60
 """

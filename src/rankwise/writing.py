@@ -40,7 +40,7 @@ def replacing(path: Path, *, durably: bool = False) -> Generator[Path]:
         yield temporary
         os.replace(temporary, path)
         if durably:
-            _flush(path.parent)
+            flush(path.parent)
     except OSError as error:
         raise OutputError(f"{path} can't be written ({error.strerror or error}); give another directory.") from error
     finally:
@@ -101,8 +101,9 @@ def sort_metadata(path: Path) -> None:
             file.write(text.ljust(length))
 
 
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Flush a written file, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -14,7 +14,7 @@ from rankwise.adapter_files.base.checksums import PLAIN, metadata_of
 from rankwise.adapter_files.peft.config import CONFIG_FILE
 from rankwise.adapter_files.tensor_file import TENSOR_FILE, write_tensors
 from rankwise.errors import OutputError
-from rankwise.writing import sort_metadata
+from rankwise.writing import flush, sort_metadata
 
 
 def write_files(
@@ -61,22 +61,13 @@ def _replace_files(folder: Path, text: str, flat: Mapping[str, Tensor], metadata
             sort_metadata(Path(scratch, TENSOR_FILE))
             Path(scratch, CONFIG_FILE).write_text(text, encoding="utf-8")
             for name in (TENSOR_FILE, CONFIG_FILE):
-                _flush(Path(scratch, name))
+                flush(Path(scratch, name))
             (folder / CONFIG_FILE).unlink(missing_ok=True)
             for name in (TENSOR_FILE, CONFIG_FILE):
                 os.replace(Path(scratch, name), folder / name)
-        _flush(folder)
+        flush(folder)
         done = True
     finally:
         if made and not done:
             with contextlib.suppress(OSError):
                 folder.rmdir()
-
-
-def _flush(path: Path) -> None:
-    """Flush written files to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

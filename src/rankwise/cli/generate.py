@@ -80,11 +80,11 @@ def generate(
     names = [*([BASE_NAME] if base or not adapted.names else []), *adapted.names]
     if given is not None:
         if len(given) > 1:
-            places, said = with_room(adapted, names, given, writing, skip_bad_lines=skip_bad_lines)
+            places, left_out = with_room(adapted, names, given, writing, skip_bad_lines=skip_bad_lines)
             given = [given[i] for i in places]
             if not places:
-                raise DataError(said[0])
-            for note in said:
+                raise DataError(left_out[0])
+            for note in left_out:
                 print(printable(note), file=sys.stderr)
         for start in range(0, len(given), writing.batch_size):
             # Each batch as soon as it is answered; equal prompts in two batches are sampled independently.

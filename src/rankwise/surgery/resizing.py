@@ -44,7 +44,7 @@ def resize(
 
     Raises:
         ConfigError: Not exactly one of the three is given, or it is out of its range.
-        AdapterFileError: The adapter is damaged or of a variant without updates of its own (DoRA, VeRA).
+        AdapterFileError: The adapter is damaged or of a variant whose update is not B A alone (DoRA, VeRA).
         OutputError: `out` is not empty, or can't be written.
 
     Examples:

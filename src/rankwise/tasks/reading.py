@@ -105,7 +105,7 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 def parse_folders(text: str) -> tuple[str, ...]:
-    """Read folders with commas between them; a comma in a folder's name is told by the folder that is there.
+    """Split a comma-separated list of folders; a folder that exists may have commas in its name.
 
     Examples:
         >>> parse_folders("nowhere/a, nowhere/b")

@@ -33,7 +33,7 @@ def draw_spectra(inspection: Inspection, path: Path) -> Path:
         The file.
 
     Raises:
-        AdapterError: No module has an update of its own.
+        AdapterError: No module has a low-rank update.
         OutputError: The ending is none of `KINDS`, or the file can't be written.
     """
     kind = path.suffix.removeprefix(".").lower()
@@ -41,7 +41,7 @@ def draw_spectra(inspection: Inspection, path: Path) -> Path:
         raise OutputError(f"{path} ends in none of {', '.join(f'.{kind}' for kind in KINDS)}; name such a file.")
     modules = [module for module in inspection.modules if module.singular_values]
     if not modules:
-        raise AdapterError(f"{inspection.folder} has no module with an update of its own, so there are no spectra.")
+        raise AdapterError(f"{inspection.folder} has no module with a low-rank update, so nothing to draw.")
     with own_style():
         figure = _figure(modules)
         with replacing(path) as temporary:

@@ -87,8 +87,8 @@ def _read_splits(options: TextOptions) -> tuple[ExampleSplits, dict[str, list[La
     for split, place in image_folders(options.data, where.validation, where.test).items():
         given[split] = None
         if place is not None:
-            given[split], said = read_images(place, dict(where.columns), skip_bad=where.skip_bad_lines)
-            notes += said
+            given[split], warnings = read_images(place, dict(where.columns), skip_bad=where.skip_bad_lines)
+            notes += warnings
     check_labels({what: images for what, images in given.items() if images is not None})
     examples = split_examples(
         given["train"] or [],

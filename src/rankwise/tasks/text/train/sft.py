@@ -78,10 +78,10 @@ def ready_sft(options: TextOptions) -> BuiltTask:
         tensors["train"], tensors["validation"] = pick(whole, lambda t: t[:n]), pick(whole, lambda t: t[n:])
     written = None
     if judged is not None:
-        written, said = _judged_by_answers(
+        written, warnings = _judged_by_answers(
             judged, examples, parts, tensors, loaded, sft_options, options, pooled=bool(pool)
         )
-        notes += said
+        notes += warnings
     placed = {what: {key: t.to(options.base.device) for key, t in data.items()} for what, data in tensors.items()}
     splits = Splits(placed["train"], placed["validation"], placed["test"])
     if pool:
