@@ -1,6 +1,7 @@
 """Time and memory of a pack, measured on a few of its steps before it trains."""
 
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,12 +25,14 @@ class Probe:
     """A pack's cost.
 
     Args:
+        setup: Seconds until the first step: the pack is built, and compared with its adapters alone.
         step: Seconds of a step.
         row: Seconds of an evaluated row, of all adapters.
         peak: Bytes in use at most while it was measured, of the whole process or of the GPU, the base included; None
             where the system doesn't tell.
     """
 
+    setup: float
     step: float
     row: float
     peak: int | None
@@ -49,18 +52,19 @@ def probe(make: Callable[[], PackTraining], device: torch.device, steps: int) ->
     timed = max(FEW, min(MOST, round(SHARE * steps)))
     places = (1 / 6, 1 / 2, 5 / 6) if timed >= 6 else (1 / 4, 3 / 4)
     with watched_peak(device) as peak:
+        clock = time.perf_counter()
         training = make()
         with training.attached(training=True):
+            setup = time.perf_counter() - clock
             training.timed_step(1.0)
             turns = [[training.timed_step(place) for place in places] for _ in range(max(1, timed // len(places)))]
         rows = min(training.validation_rows, training.batch_size)
         with training.attached(training=False):
             times = [training.timed_evaluation(place, rows) for place in (1 / 4, 3 / 4)]
-            seconds, rows = statistics.mean(times) / rows, rows
+            a_row = statistics.mean(times) / rows
             if times[-1] < SHORT and training.validation_rows > rows:
                 rows = training.validation_rows
-                seconds = training.timed_evaluation(0.0, rows) / rows
+                a_row = training.timed_evaluation(0.0, rows) / rows
         training.final_states()
-        return Probe(
-            step=statistics.mean(statistics.median(one) for one in zip(*turns, strict=True)), row=seconds, peak=peak()
-        )
+        a_step = statistics.mean(statistics.median(one) for one in zip(*turns, strict=True))
+        return Probe(setup, a_step, a_row, peak())

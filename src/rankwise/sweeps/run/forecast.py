@@ -1,5 +1,6 @@
 """Forecast a sweep: its packs, their memory, and their time from a few probing steps."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -58,6 +59,7 @@ class Forecast:
         base_bytes: Memory of the base.
         program_bytes: Memory of the program, without base and packs.
         limit: Bytes that a pack may need on top of the base; None where there is no limit.
+        planning: Seconds in which the plan measures memory, which the sweep pays too.
         open: What is not in the figures, in words.
     """
 
@@ -65,6 +67,7 @@ class Forecast:
     base_bytes: int
     program_bytes: int
     limit: int | None
+    planning: float
     open: tuple[str, ...]
 
     @property
@@ -94,8 +97,8 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """Time of all packs."""
-        return sum(pack.seconds for pack in self.packs)
+        """Time of the plan and of all packs."""
+        return self.planning + sum(pack.seconds for pack in self.packs)
 
     def plain(self) -> dict[str, Any]:
         """All of it as JSON has it."""
@@ -123,9 +126,11 @@ def forecast_sweep(stages: Stages) -> Forecast:
     base = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     program = program_bytes(device, base)
     probed: dict[tuple[object, ...], Probe] = {}
-    ended = 0
+    ended, planning = 0, 0.0
     for stage in stages.expected():
+        clock = time.perf_counter()
         plan = make_plan(model, stage.runs, problem, stage.rungs, probes=stages.probes)
+        planning += time.perf_counter() - clock
         limit = plan.limit
         by_name = {run.name: run for run in stage.runs}
         for names in plan.packs:
@@ -154,11 +159,11 @@ def forecast_sweep(stages: Stages) -> Forecast:
                     disk_bytes=state_bytes(model) * sum(numbers.values()),
                     ended_bytes=saved,
                     adapter_bytes=SAVED * of_adapters,
-                    seconds=epochs * (steps * cost.step + validated * cost.row) + measured * cost.row,
+                    seconds=cost.setup + epochs * (steps * cost.step + validated * cost.row) + measured * cost.row,
                 )
             )
             ended += saved
-    return Forecast(tuple(packs), base, program, limit, tuple(_open(stages)))
+    return Forecast(tuple(packs), base, program, limit, planning, tuple(_open(stages)))
 
 
 def _rows_measured(problem: Problem, data: str) -> int:
