@@ -137,10 +137,9 @@ class Experiment:
                 if count_rows(data, what) < 2:
                     raise DataError(f"The {what} data has 1 row; give two or more: one row has no interval.")
         one = next((c for c in self.candidates if c.method == "lora"), self.candidates[0])
-        data, feed = self.problem.splits[one.data], self.problem.feed
         problem, run = self.problem, one.run(one.lrs[0], self.seeds[0])
-        roles, size = (problem.loss, problem.metric), run.training.batch_size
-        check_training(self.model, run.member, data.train, data.validation, *roles, feed, size)
+        data, roles, size = problem.data_of(one.data), (problem.loss, problem.metric), run.training.batch_size
+        check_training(self.model, run.member, *data, *roles, problem.feed, size, problem.inspections)
 
     @property
     def rule(self) -> Rule:
