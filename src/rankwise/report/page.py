@@ -12,7 +12,7 @@ from rankwise.report.curves import Curve, read_curves
 from rankwise.report.figures import CURVES, FIGURES, curves_svg, figure_svg
 from rankwise.report.points import BLUE, GRID, INK, MUTED, VERMILLION
 from rankwise.report.table import legend, table_rows
-from rankwise.report.words import answer_name, explanation, headline, stands_alone
+from rankwise.report.words import after_headline, answer_name, headline, stands_alone
 from rankwise.results import ConfigurationResult, Results, RunResult, plain
 from rankwise.results.outcomes import MeanInterval
 from rankwise.writing import replacing
@@ -79,7 +79,7 @@ def page(results: Results, curves: Mapping[str, Curve] | None = None) -> str:
         metric=numbers.words(results.metric.name),
         higher_is_better=results.metric.higher_is_better,
         headline=headline(results),
-        explanation=explanation(results),
+        explanation=after_headline(results),
         rows=table_rows(results),
         legend=legend(results),
         figures=[(name, svg) for name in FIGURES if (svg := inline_svg(results, name))],

@@ -92,9 +92,9 @@ def load_examples(where: TextData, task: str) -> tuple[ExampleSplits, dict[str, 
 
     train = make(first)
     # Before the cuts, which leave the last example of each name where it is.
-    numbers = task == "classify" and (
-        where.labels or kind_of([e for e in train if isinstance(e, Labelled)])
-    ) == "number"
+    numbers = (
+        task == "classify" and (where.labels or kind_of([e for e in train if isinstance(e, Labelled)])) == "number"
+    )
     if numbers:
         train = with_numbers(train)
     others = [
