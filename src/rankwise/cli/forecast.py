@@ -48,6 +48,8 @@ def print_forecast(make: "ExperimentFactory", *, quiet: bool, as_json: bool) -> 
     with Observers([progress("quiet" if quiet else "auto")]) as observers:
         experiment = make(observers, None)
         experiment.check()
+        for line in [*experiment.power(), *experiment.doubts()]:
+            observers.message(line)
         found = forecast_sweep(experiment.stages(observers))
     _show_forecast(found, as_json=as_json)
 

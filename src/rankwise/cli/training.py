@@ -316,7 +316,9 @@ def print_results(results: "Results", files: Sequence[Path], *, as_json: bool) -
     results = printable_results(results)
     console.print(headline(results), style="bold", highlight=False, markup=False)
     console.print("", terminal_table(results, console.width), sep="\n")
-    console.print(" ".join([*after_headline(results), *trade_off(results)]), highlight=False, markup=False)
+    console.print(
+        "", " ".join([*after_headline(results), *trade_off(results)]), sep="\n", highlight=False, markup=False
+    )
     if notes := terminal_notes(results, console.width):
         console.print("", *notes, sep="\n", style="dim", highlight=False, markup=False)
     for path in files:
