@@ -179,7 +179,7 @@ def find_labels(
         )
     if len(set(names)) != len(names):
         raise ConfigError("A label is named twice; each is one output of the model.")
-    found = kind or kind_of(train)
+    found = kind or label_kind(train)
     if places and found != "several":
         raise ConfigError(
             f'--labels is "{found}", and the labels are rows of 0 and 1, which are several labels a text; leave it out.'
@@ -234,14 +234,14 @@ def _order(labels: Iterable[str]) -> Callable[[str], tuple[int, str]]:
     return lambda label: (value[label], label)
 
 
-def kind_of(train: Sequence[Labelled]) -> str:
+def label_kind(train: Sequence[Labelled]) -> str:
     """Tell from the labels what a classifier is to predict: one of `LABEL_KINDS`.
 
     Raises:
         DataError: Numbers have "nan" or "inf" among them, as tables write what is missing.
 
     Examples:
-        >>> kind_of([Labelled(1, "a", "3.8"), Labelled(2, "b", "5")]), kind_of([Labelled(1, "a", "3")])
+        >>> label_kind([Labelled(1, "a", "3.8"), Labelled(2, "b", "5")]), label_kind([Labelled(1, "a", "3")])
         ('number', 'one')
     """
     if any(isinstance(e.label, tuple) for e in train):

@@ -7,7 +7,7 @@ from pathlib import Path
 from rankwise.tasks.text.data.examples import Example, Labelled
 from rankwise.tasks.text.data.forms import find_places, read_examples
 from rankwise.tasks.text.data.label_values import are_lists, place_names
-from rankwise.tasks.text.data.labels import kind_of, with_numbers
+from rankwise.tasks.text.data.labels import label_kind, with_numbers
 from rankwise.tasks.text.data.splits import ExampleSplits, split_examples
 from rankwise.tasks.text.read.sources import Records, read_records
 
@@ -93,7 +93,7 @@ def load_examples(where: TextData, task: str) -> tuple[ExampleSplits, dict[str, 
     train = make(first)
     # Before the cuts, which leave the last example of each name where it is.
     numbers = (
-        task == "classify" and (where.labels or kind_of([e for e in train if isinstance(e, Labelled)])) == "number"
+        task == "classify" and (where.labels or label_kind([e for e in train if isinstance(e, Labelled)])) == "number"
     )
     if numbers:
         train = with_numbers(train)
