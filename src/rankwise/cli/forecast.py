@@ -21,6 +21,7 @@ def with_forecast(make: "ExperimentFactory") -> "ExperimentFactory":
 
         experiment = make(observers, base)
         if base is None:  # a resumed run has reported it
+            experiment.check()
             found = forecast_sweep(experiment.stages(observers))
             observers.message(f"It will take {_need(found)}. {' '.join(found.open)}")
         return experiment
