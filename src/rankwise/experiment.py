@@ -27,7 +27,7 @@ from rankwise.sweeps.candidates.grid import Candidate, runs_of
 from rankwise.sweeps.choose.comparison import Floors
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.choose.power import power_words
-from rankwise.sweeps.choose.rule import Rule, accuracy_tolerance
+from rankwise.sweeps.choose.rule import AT_MOST_ONE, Rule, accuracy_tolerance
 from rankwise.sweeps.floors import measured_floors
 from rankwise.sweeps.judged import Choice
 from rankwise.sweeps.measure import measure_base
@@ -115,7 +115,7 @@ class Experiment:
         writing anything.
 
         Raises:
-            ConfigError: The grid is empty, the tolerance is above what an accuracy can be, the runs allowed are too
+            ConfigError: The grid is empty, the tolerance is above what the metric can be, the runs allowed are too
                 few to compare anything, or seeds are to cut validation rows of their own and can't.
             DataError: There is one row to validate or to test on.
             PackError: An adapter is of a kind that a pack can't train.
@@ -123,7 +123,7 @@ class Experiment:
         """
         if self.deciding.max_runs is not None and self.candidates and self.seeds:
             self.stages(Observers()).check_budget()
-        if self.problem.higher_is_better and "accuracy" in self.problem.metric_name:
+        if self.problem.higher_is_better and any(word in self.problem.metric_name for word in AT_MOST_ONE):
             accuracy_tolerance(self.deciding.tolerance)
         for run in runs_of([replace(c, lrs=c.lrs[:1]) for c in self.candidates], self.seeds[:1]):
             resolve(self.model, run.member)
