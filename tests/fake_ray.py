@@ -71,8 +71,14 @@ class Method:
 
 class Actor:
     def __init__(self, fake: "FakeRay", made: Any) -> None:
-        self.ready = Method(lambda: lambda: True)
-        self.run = Method(lambda *given: Events(made.run(*given), iter(fake.deaths.pop(0) if fake.deaths else [])))
+        self.streams: list[Events] = []
+
+        def run(*given: Any) -> Events:
+            deaths = fake.deaths.pop(0) if fake.deaths else []
+            self.streams.append(Events(made.run(*given), iter(deaths)))
+            return self.streams[-1]
+
+        self.ready, self.run = Method(lambda: lambda: True), Method(run)
 
 
 @dataclass
@@ -91,6 +97,12 @@ class FakeRay:
     deaths: list[list[BaseException | None]] = field(default_factory=list)
     killed: list[Any] = field(default_factory=list)
 
+    def kill(self, actor: Actor) -> None:
+        """End a worker."""
+        self.killed.append(actor)
+        for stream in actor.streams:
+            stream.generator.close()
+
     def modules(self) -> dict[str, ModuleType]:
         """The modules, by name."""
         ray, exceptions = ModuleType("ray"), ModuleType("ray.exceptions")
@@ -103,7 +115,7 @@ class FakeRay:
             "remote": lambda **options: lambda kind: Method(lambda *given: Actor(self, kind(*given))),
             "wait": lambda waiting, num_returns, timeout, fetch_local: (waiting[:num_returns], waiting[num_returns:]),
             "get": lambda reference: reference(),
-            "kill": self.killed.append,
+            "kill": self.kill,
         }
         for name, value in contents.items():
             setattr(ray, name, value)

@@ -53,8 +53,29 @@ def test_another_server_is_refused() -> None:
         check_address(address)
 
 
+SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
 def test_a_grpc_server_is_taken() -> None:
-    with server(lambda connection: connection.sendall(bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))) as address:
+    # What the head of a cluster of ray 2.60.0 answers, after its settings.
+    refusal = b"\x00\x000\x01\x05\x00\x00\x00\x01\x88@\x0ccontent-type\x10application/grpc@\x0bgrpc-status\x0212"
+
+    def answer(connection: socket.socket) -> None:
+        asked = connection.recv(4096)
+        assert asked.startswith(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS)
+        connection.sendall(SETTINGS)
+        connection.sendall(refusal)
+
+    with server(answer) as address:
+        check_address(address)
+
+
+def test_another_http_2_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "ANSWERS_IN", 0.05)
+    with (
+        server(lambda connection: connection.sendall(SETTINGS)) as address,
+        pytest.raises(ConfigError, match="it is not a Ray cluster's head"),
+    ):
         check_address(address)
 
 

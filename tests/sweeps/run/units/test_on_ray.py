@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fake_ray import FakeRay, OutOfMemoryError, RayActorError
+from fake_ray import FakeRay, OutOfMemoryError, RayActorError, RayTaskError
 from rankwise import RankwiseError, Ray, Sweep, Training, sweep
 from rankwise.locking import locked
 from rankwise.pack.pack import Pack
@@ -114,6 +114,22 @@ def test_a_unit_whose_workers_die_again_and_again_ends_the_run(
     fake.deaths = []
     swept(tmp_path / "there", None, resume=True)
     assert contents(tmp_path / "there") == here[1]
+
+
+def test_an_error_is_tried_again_on_a_new_worker(
+    fake: FakeRay, tmp_path: Path, here: tuple[Sweep, dict[str, Any]]
+) -> None:
+    lost = RayTaskError(RuntimeError("CUDA error: uncorrectable ECC error encountered"))
+    fake.deaths = [[None, lost]]
+    _, messages = swept(tmp_path / "there", on())
+    assert contents(tmp_path / "there") == here[1]
+    assert [text for text in messages if "failed (RuntimeError: CUDA error: uncorrectable ECC error" in text]
+    fake.deaths = [[lost]] * 3
+    with pytest.raises(RayTaskError, match="ECC"):
+        swept(tmp_path / "again", on())
+    fake.deaths = [[RayTaskError(RankwiseError("there is no room"))]]
+    with pytest.raises(RankwiseError, match="no room"):
+        swept(tmp_path / "refused", on())
 
 
 def test_a_unit_that_runs_out_of_memory_twice_is_split(

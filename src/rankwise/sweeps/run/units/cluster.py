@@ -23,11 +23,8 @@ ANSWERS_IN = 5.0
 MACHINES_IN = 60.0
 """Seconds in which the machines of a cluster must start a first task; those that don't are checked when they train."""
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""The beginning of an HTTP/2 connection, with empty settings; a gRPC server, as Ray's head is, answers with its own.
-(RFC 9113, sections 3.4 and 6.5)"""
-
-SETTINGS_FRAME = 4
+GRPC = b"application/grpc"
+"""In every answer of a gRPC server, as the head of a Ray cluster is one."""
 
 
 def join_cluster(address: str) -> bool:
@@ -74,7 +71,7 @@ def running_cluster() -> str:
 
 
 def check_address(address: str) -> None:
-    """Refuse an address where no gRPC server answers soon: Ray itself would try for a minute or more.
+    """Refuse an address where no gRPC server answers soon: Ray itself would try for minutes.
 
     Raises:
         ConfigError: None does, or it is none that can be used.
@@ -86,19 +83,54 @@ def check_address(address: str) -> None:
             "machines (elsewhere, use `ray job submit`)."
         )
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), ANSWERS_IN) as connection:
-            connection.sendall(PREFACE)
-            answer = connection.recv(9)
+        answer = _asked(host.strip("[]"), int(port))
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"Nothing answers at the Ray address {address} ({getattr(error, 'strerror', None) or error}); give the "
             f"address that `ray start --head` printed, or use this machine alone with the address {LOCAL}."
         ) from error
-    if len(answer) < 4 or answer[3] != SETTINGS_FRAME:
+    if GRPC not in answer:
         raise ConfigError(
             f"A server answers at the Ray address {address}, and it is not a Ray cluster's head; give the address that "
             "`ray start --head` printed."
         )
+
+
+def _asked(host: str, port: int) -> bytes:
+    """The answer to a call that no server knows, as far as it comes soon."""
+    answer = b""
+    with socket.create_connection((host, port), ANSWERS_IN) as connection:
+        if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+            return GRPC  # only Ray has the certificates
+        connection.sendall(_call(host))
+        end = time.monotonic() + ANSWERS_IN
+        while GRPC not in answer:
+            connection.settimeout(max(0.001, end - time.monotonic()))
+            try:
+                more = connection.recv(4096)
+            except TimeoutError:
+                if not answer:
+                    raise
+                break
+            if not more:
+                break
+            answer += more
+    return answer
+
+
+def _call(host: str) -> bytes:
+    """A gRPC call as the beginning of an HTTP/2 connection: RFC 9113, sections 3.4 and 6, and RFC 7541, appendix A."""
+
+    def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+        return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+    def text(value: bytes) -> bytes:
+        return bytes([len(value)]) + value
+
+    method, path, authority = b"\x83\x86", b"\x04" + text(b"/rankwise/ping"), b"\x01" + text(host.encode())
+    content = b"\x0f\x10" + text(GRPC) + b"\x00" + text(b"te") + text(b"trailers")
+    headers = frame(1, 5, 1, method + path + authority + content)
+    return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + headers
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ class InHand:
         running: A worker's stream of events -> the worker and its unit.
         starting: A worker's sign that it has started -> the worker.
         deaths: How many workers have died, by the number of their unit, since it last got further.
+        failures: How many have ended with an error, likewise, in all.
         steps: The furthest step of each unit.
         short: How many of them had too little memory.
         looked: When the cluster was last asked how many workers it has room for.
@@ -34,6 +35,7 @@ class InHand:
     running: dict[Any, tuple[Any, PendingUnit]] = field(default_factory=dict)
     starting: dict[Any, Any] = field(default_factory=dict)
     deaths: Counter[int] = field(default_factory=Counter)
+    failures: Counter[int] = field(default_factory=Counter)
     steps: Counter[int] = field(default_factory=Counter)
     short: Counter[int] = field(default_factory=Counter)
     looked: float = 0.0

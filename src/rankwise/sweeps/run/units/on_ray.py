@@ -30,6 +30,9 @@ LOOK_EVERY = 5.0
 LOW_ON_MEMORY = "running low on memory"
 """In Ray's words on a worker that it has ended to free memory. (Its words on any sudden death name memory too.)"""
 
+TRIED_AGAIN = 1
+"""Times that a unit is tried again on a new worker after an error: a GPU may have failed, or the code is wrong."""
+
 TOO_LARGE_AFTER = 2
 """Times that a unit may run out of the machine's memory before it is split."""
 
@@ -223,13 +226,21 @@ class Ray:
                 else:
                     yield one.unit
         except RayTaskError as error:
-            cause = error.cause
-            if not isinstance(cause, BusyError):
-                raise (cause if isinstance(cause, RankwiseError) else error) from error
             actor, one = work.running.pop(events)
-            self._pool.append(actor)
+            number = one.unit.number
+            if isinstance(error.cause, BusyError):
+                self._pool.append(actor)
+                time.sleep(0.5)
+            else:
+                ray.kill(actor)
+                work.failures[number] += 1
+                if isinstance(error.cause, RankwiseError):
+                    raise error.cause from error
+                if work.failures[number] > TRIED_AGAIN:
+                    raise
+                what = " ".join(f"{type(error.cause).__name__}: {error.cause}".split())[:200]
+                yield Message(f"Unit {number} failed ({what}); a new worker continues from its last checkpoint.")
             work.queue.append(one)
-            time.sleep(0.5)
 
     def _each(self) -> tuple[int, float]:
         """CPUs and GPUs of a worker."""
