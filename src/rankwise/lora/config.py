@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rankwise.errors import ConfigError, known_arguments, suggest
-from rankwise.lora.inits import INITS
+from rankwise.lora.inits import INITS, init_conflict
 from rankwise.lora.layer_types.sliced import Slice
 from rankwise.lora.maths import SCALINGS
 from rankwise.lora.variants import VARIANTS
@@ -44,14 +44,16 @@ class LoRAConfig:
         slices: Pattern -> slices of the outputs of a fused layer that are adapted, each with A and B of rank r of its
             own; the other outputs stay the base's. "0/3" is the first of three equal parts (q of q, k, v), (0, 64) the
             outputs 0 to 63. They have one length. `slices={"c_attn": ["0/3", "2/3"]}` adapts q and v of GPT-2.
-        init: How A and B start: a name in `rankwise.lora.inits.INITS`.
+        init: How A and B start: a name in `rankwise.lora.inits.INITS`: drawn ("kaiming", "gaussian", "notebook",
+            "orthogonal"), from the weight ("pissa", "olora"), from what quantising took from it ("loftq"), or from
+            training data ("eva", "lora-ga").
         scaling: "alpha/r" (the paper) or "alpha/sqrt(r)" (rank-stabilised, rsLoRA).
         modules_to_save: Patterns of modules that are trained in full, in addition to A and B, such as a new head: each
             adapter has a copy of all their parameters and buffers.
         bias: Biases that are trained too: "none", "all", or "lora_only" (those of the target modules).
         variant: What is trained in a layer and made of it, a name in `rankwise.lora.variants.VARIANTS`: "lora" (A and
-            B), or "dora", which trains a magnitude for each output with them. With "dora" dropout acts on the input of
-            A alone.
+            B), "lora-fa" (B alone, A stays as it was drawn), "dora", which trains a magnitude for each output with A
+            and B, or "vera" (two vectors over a random A and B). With "dora" dropout acts on the input of A alone.
         trainable_tokens: Tokens whose rows of the embedding are trained, each adapter having its own: numbers, for the
             input embedding, or pattern -> numbers. Layers that share the weight (a tied output head) see the rows too.
             New tokens need `model.resize_token_embeddings` first.
@@ -124,6 +126,8 @@ class LoRAConfig:
                 raise ConfigError(f"trainable_tokens are {tokens!r}; numbers of tokens are needed, each once.")
         if conflict := VARIANTS[self.variant].conflict(self):
             raise ConfigError(f'variant "{self.variant}" {conflict}')
+        if conflict := init_conflict(self):
+            raise ConfigError(f'init "{self.init}" {conflict}')
         if not self.target_modules:
             raise ConfigError('target_modules is empty; name modules, or give "all-linear".')
 

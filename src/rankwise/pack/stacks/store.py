@@ -132,9 +132,9 @@ class Store:
         theta = torch.zeros(self._lay_out(), device=device, dtype=exact)
         for bucket in self.buckets:
             bucket.fill_padding(theta)
-            bucket.freeze(theta)
+            bucket.freeze(theta, states)
         members = [m for bucket in self.buckets for m in bucket.members]
-        self.write(theta, {m.member.name: {**m.start(model), **states.get(m.member.name, {})} for m in members})
+        self.write(theta, {m.member.name: m.start(model, states.get(m.member.name, {})) for m in members})
         self._take(theta)
         self.anchor = theta.new_zeros(()).requires_grad_()
         """Makes autograd run the backward pass of layers whose gradients it is not given."""
