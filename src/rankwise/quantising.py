@@ -28,7 +28,7 @@ from rankwise.lora.layer_types.linear import LINEAR
 from rankwise.lora.layer_types.quantised import in_eight_bits, keep_unpacked, plain_weight
 from rankwise.lora.targets.find import output_heads
 from rankwise.lora.targets.modules import named_once
-from rankwise.lora.targets.patterns import Patterns, as_list
+from rankwise.lora.targets.patterns import Patterns, pattern_list
 from rankwise.lora.targets.ties import sharers
 from rankwise.tables import text_table
 
@@ -125,7 +125,7 @@ def _checked(
         raise ConfigError(f'A model can\'t be quantised to "{kind}"; there are {known}.{suggest(kind, KINDS)}')
     if adapted_layers(model):
         raise TargetError("The model has adapters; quantise it before inject, or eject them first.")
-    return _choose(model, kind, Patterns(as_list(skip)))
+    return _choose(model, kind, Patterns(pattern_list(skip)))
 
 
 def _choose(

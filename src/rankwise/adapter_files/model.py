@@ -47,7 +47,7 @@ from rankwise.lora.inject import Report, attach, check_new_name
 from rankwise.lora.layer.initial import init_obstacle, initial_tensors
 from rankwise.lora.targets.find import Target, Targets
 from rankwise.lora.targets.modules import base_tensors, named_once
-from rankwise.lora.targets.patterns import as_list
+from rankwise.lora.targets.patterns import pattern_list
 from rankwise.lora.trained_modules import replacement_tensors
 from rankwise.lora.variants import FORMS, VARIANTS
 
@@ -122,7 +122,7 @@ def save_adapter(
         rows = tokens_as_filed(with_tokens, name, replacements)
         chosen = {path: {*lora.kind_of(name).tokens} for path, (_, lora) in with_tokens.items()}
         replacements |= embeddings_to_save(model, base_name, save_embeddings, chosen, replacements)
-        also = also_meant(model, tuple(map(str, as_list(config.modules_to_save))), with_tokens)
+        also = also_meant(model, tuple(map(str, pattern_list(config.modules_to_save))), with_tokens)
         drifted = {path: now for path, (_, now) in changed_buffers(model).items() if path not in replacements}
         drifted |= {
             path: base_tensors(model)[path] for path in check_base_as_before(model, {*replacements, *drifted}, strict)

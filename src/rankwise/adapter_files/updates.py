@@ -16,12 +16,13 @@ from rankwise.adapter_files.both_files import write_files
 from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.folder import AdapterFile, read_through
 from rankwise.adapter_files.peft.config import as_peft_pattern, peft_values, variant_of
-from rankwise.adapter_files.peft.keys import BASE_LAYER, BIAS_KEY, joined, key_of
+from rankwise.adapter_files.peft.keys import BASE_LAYER, BIAS_KEY, key_of
 from rankwise.adapter_files.peft.layer_tensors import KEY_ENDS
 from rankwise.adapter_files.peft.matrices import MatrixPair, as_matrices
 from rankwise.adapter_files.peft.paths import OUT_PROJ
 from rankwise.errors import AdapterFileError
 from rankwise.lora.targets.patterns import pinned
+from rankwise.lora.trained_modules import joined
 from rankwise.lora.variants import VARIANTS
 
 

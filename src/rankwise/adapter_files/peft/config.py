@@ -13,7 +13,7 @@ from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.peft.regexes import compiled
 from rankwise.errors import AdapterFileError
 from rankwise.lora.config import BIASES, LARGEST, LoRAConfig
-from rankwise.lora.targets.patterns import as_list, matching_values, pinned
+from rankwise.lora.targets.patterns import matching_values, pattern_list, pinned
 from rankwise.lora.variants import VARIANTS
 from rankwise.writing import read_regular
 
@@ -190,7 +190,7 @@ def fields_of(
         "lora_alpha": _without_fraction(config.alpha),
         "lora_bias": False,
         "lora_dropout": 0.0 if parameters else config.dropout,
-        "modules_to_save": sorted(map(str, as_list(config.modules_to_save))) or None,
+        "modules_to_save": sorted(map(str, pattern_list(config.modules_to_save))) or None,
         "peft_type": "LORA",
         "r": config.r,
         "rank_pattern": as_peft_pattern(pinned(ranks, config.r)),

@@ -26,7 +26,7 @@ from rankwise.adapter_files.peft.config import (
 from rankwise.adapter_files.peft.targets import PeftTargets
 from rankwise.errors import ConfigError
 from rankwise.lora.config import LoRAConfig, TargetPattern
-from rankwise.lora.targets.patterns import as_list
+from rankwise.lora.targets.patterns import pattern_list
 from rankwise.lora.variants import VARIANTS
 
 
@@ -115,7 +115,7 @@ def _targets_of(where: object, fields: Mapping[str, Any], parameters: list[str])
     own = [_Weights(name) if name.rpartition(".")[2] == "weight" else name for name in parameters]
     if isinstance(wanted, list) and layers not in (None, []):
         return (PeftTargets(fields), *own)
-    return (*as_list(_as_patterns(wanted)), *own)
+    return (*pattern_list(_as_patterns(wanted)), *own)
 
 
 @dataclass(frozen=True)
