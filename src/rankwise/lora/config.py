@@ -1,6 +1,7 @@
 """`LoRAConfig`: what an adapter is, and the only place with its defaults."""
 
 import importlib
+import itertools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -140,6 +141,26 @@ class LoRAConfig:
         return SCALINGS[self.scaling](alpha, r)
 
     @classmethod
+    def grid(cls, **settings: Any) -> "list[LoRAConfig]":
+        """Return every combination of settings, for a sweep; the last setting varies fastest.
+
+        Args:
+            settings: Name -> a value, or a list or tuple of values to try. Of `target_modules`, a list of names is one
+                value; a list with lists in it has several.
+
+        Raises:
+            ConfigError: A value is out of its range, a name is not known, or a combination can't be.
+
+        Examples:
+            >>> [(c.init, c.r) for c in LoRAConfig.grid(init=["kaiming", "pissa"], r=[4, 8])]
+            [('kaiming', 4), ('kaiming', 8), ('pissa', 4), ('pissa', 8)]
+            >>> [c.target_modules for c in LoRAConfig.grid(target_modules=[["q", "v"], "all-linear"])]
+            [['q', 'v'], 'all-linear']
+        """
+        axes = {name: _values(name, given) for name, given in settings.items()}
+        return [cls(**dict(zip(axes, chosen, strict=True))) for chosen in itertools.product(*axes.values())]
+
+    @classmethod
     def from_peft(
         cls, source: str | os.PathLike[str] | Mapping[str, Any] | object, *, strict: bool = True
     ) -> "LoRAConfig":
@@ -164,6 +185,18 @@ class LoRAConfig:
         """
         # A door: what PEFT's fields mean is known in `files`, which stands below and is loaded when it is asked.
         return importlib.import_module("rankwise.adapter_files.peft.from_peft").config_from_peft(source, strict=strict)
+
+
+_LISTS = ("target_modules", "exclude_modules", "modules_to_save", "trainable_tokens")
+"""Settings whose values may be lists themselves."""
+
+
+def _values(name: str, given: Any) -> Sequence[Any]:
+    """The values of a setting to try."""
+    if not isinstance(given, list | tuple):
+        return [given]
+    nested = any(isinstance(one, list | tuple) for one in given)  # pyright: ignore[reportUnknownVariableType]
+    return [given] if name in _LISTS and not nested else given  # pyright: ignore[reportUnknownVariableType]
 
 
 OF_PEFT = {
