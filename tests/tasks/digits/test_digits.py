@@ -209,7 +209,7 @@ def test_each_seed_can_cut_its_own_validation_images() -> None:
 def test_every_variant_is_tried_at_every_rank() -> None:
     tried = digits_candidates(DigitsOptions(ranks=(1, 2), variant=("lora", "dora")))
     assert [c.name for c in tried] == ["r1", "r2", "r1 dora", "r2 dora", "full"]
-    assert tried[2].label == "r = 1, dora"
+    assert tried[2].label == "r = 1 dora"
     assert [c.lora.variant for c in tried if c.lora is not None] == ["lora", "lora", "dora", "dora"]
     assert [c.name for c in digits_candidates(DigitsOptions(ranks=(1,), variant=("dora",)))] == ["r1", "full"]
 

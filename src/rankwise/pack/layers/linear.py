@@ -2,6 +2,9 @@ r"""One Linear layer of a pack: the shared frozen product, and every adapter's u
 
 $$y_k = W x_k + b + s_k B_k A_k x_k \qquad k = 1 \dots K$$
 
+Of adapters whose start is taken off the base, $- s_k B_{0k} A_{0k} x_k$ is added: as a further product of width r where
+W + s B A is not formed, else to it. It has no gradient of its own.
+
 Three ways, chosen by their cost:
 
 - *factored*: W x is one product over all rows, each adapter's update is added through its r-wide z = A x. Where the
@@ -58,6 +61,7 @@ class Segment:
         B: (K, d_out, r), times the scale.
         A_grad, B_grad: Where their gradients go.
         runs: None where every adapter has its own rows; else those that read the same batches.
+        taken: A0 and -s B0, shaped as A and B, where the adapters' start is taken off the base.
     """
 
     start: int
@@ -67,6 +71,12 @@ class Segment:
     A_grad: Gradient
     B_grad: Gradient
     runs: Sequence[SharedBatches] | None = None
+    taken: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """A and B, and A0 and B0 where there are some: what is added to the base."""
+        return [(self.A, self.B)] if self.taken is None else [(self.A, self.B), self.taken]
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ class Layer:
         if self.groups is not None or self.weight.dtype not in (torch.float32, torch.float64):
             return None
         d_out, d_in = self.weight.shape
-        R = sum(segment.A.shape[0] * segment.A.shape[1] for segment in self.segments)
+        R = sum(A.shape[0] * A.shape[1] for segment in self.segments for A, _ in segment.pairs)
         # Multiplications beyond the frozen layer's own.
         through = R * rows * (d_in + d_out)
         factored = 3 * through
@@ -122,12 +132,16 @@ class Layer:
     def sums(self) -> Float[Tensor, "K d_out d_in"]:
         """W + s B A of every adapter."""
         if len(self.segments) == 1 and self.segments[0].stop - self.segments[0].start == self.size:
-            return torch.baddbmm(self.weight, self.segments[0].B, self.segments[0].A)
+            weights = torch.baddbmm(self.weight, self.segments[0].B, self.segments[0].A)
+            return weights if self.segments[0].taken is None else _without(weights, *self.segments[0].taken)
         weights = self.weight.new_empty(self.size, *self.weight.shape)
         end = 0
         for segment in self.segments:
             weights[end : segment.start] = self.weight
-            torch.baddbmm(self.weight, segment.B, segment.A, out=weights[segment.start : segment.stop])
+            own = weights[segment.start : segment.stop]
+            torch.baddbmm(self.weight, segment.B, segment.A, out=own)
+            if segment.taken is not None:
+                _without(own, *segment.taken)
             end = segment.stop
         weights[end:] = self.weight
         return weights
@@ -166,7 +180,11 @@ class PackedLinear(torch.autograd.Function):
         zs: list[Tensor] = []
         for segment in layer.segments:
             z = on_inputs(segment.A, x_T, segment)
-            y[segment.start : segment.stop].baddbmm_(z.mT, segment.B.mT)
+            own = y[segment.start : segment.stop]
+            own.baddbmm_(z.mT, segment.B.mT)
+            if segment.taken is not None:
+                A0, B0 = segment.taken
+                own.baddbmm_(on_inputs(A0, x_T, segment).mT, B0.mT)
             zs.append(z)
         ctx.layer, ctx.shape = layer, x.shape
         ctx.save_for_backward(x_update, *zs)
@@ -194,6 +212,9 @@ class PackedLinear(torch.autograd.Function):
             segment.B_grad.add_transposed(z, dy[own])
             if dx_update is not None:
                 dx_update[own].baddbmm_(dz.mT, segment.A)
+            if dx_update is not None and segment.taken is not None:
+                A0, B0 = segment.taken
+                dx_update[own].baddbmm_(torch.bmm(B0.mT, dy_own).mT, A0)
         dx = None if dx is None else dx.view(ctx.shape)
         return None, dx, dx_update.view(ctx.shape) if ctx.dropped and dx_update is not None else None, None
 
@@ -259,6 +280,11 @@ class PackedDense(torch.autograd.Function):
             segment.A_grad.add(segment.B.mT, own)
             segment.B_grad.add_transposed(segment.A, own.mT)
         return None, dx, None
+
+
+def _without(weights: Tensor, A0: Tensor, B0: Tensor) -> Tensor:
+    """Take the adapters' start off their weights, in place."""
+    return weights.baddbmm_(B0, A0)
 
 
 def on_inputs(left: Tensor, x_T: Tensor, segment: Segment) -> Tensor:

@@ -149,7 +149,11 @@ class LinearLayer:
         return factored(self._store.anchor, own, dropped, layer)
 
     def _segment(self, part: LayerSlot, groups: Groups | None, first: int = 0) -> Segment:
-        A, B = self._store.low_rank(part.i, self._name, exact=self._exact)
-        A_grad, B_grad = (self._store.gradient(part.i, f"{self._name}.{letter}") for letter in "AB")
+        tensors = self._store.tensors(part.i, self._name, exact=self._exact)
+        # What is frozen has a gradient that no step writes to.
+        (A, A_grad), (B, B_grad) = ((t, to or Gradient(t, [False])) for t, to in (tensors["A"], tensors["B"]))
+        taken = None
+        if "A0" in tensors:
+            taken = tensors["A0"][0], -tensors["B0"][0].mT.contiguous().mT
         runs = None if groups is None else groups.runs(part.start, part.stop)
-        return Segment(part.start - first, part.stop - first, A, B, A_grad, B_grad, runs)
+        return Segment(part.start - first, part.stop - first, A, B, A_grad, B_grad, runs, taken)
