@@ -37,7 +37,7 @@ INITS: dict[str, Init] = {
     "olora": Init(olora, moves=True),
     "orthogonal": Init(_orthogonal.orthogonal, conflict=_orthogonal.conflict),
     "eva": Init(eva, data="inputs"),
-    "loftq": Init(_loftq.loftq, obstacle=_loftq.obstacle),
+    "loftq": Init(_loftq.loftq, obstacle=_loftq.no_start),
     "lora-ga": Init(lora_ga, moves=True, data="gradients"),
 }
 
