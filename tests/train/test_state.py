@@ -96,7 +96,8 @@ def bits(found: tuple[list[EpochPoint], list[Outcome]]) -> object:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "apart"), [(torch.float32, 8), (torch.float64, 20), pytest.param(torch.float32, 1, marks=pytest.mark.slow)]
+    ("dtype", "apart"),
+    [(torch.float32, 8), (torch.float64, 20), pytest.param(torch.float32, 1, marks=pytest.mark.slow)],
 )
 def test_going_on_after_any_step_is_as_if_nothing_had_been(dtype: torch.dtype, apart: int) -> None:
     """An epoch has three steps, so that every eighth and every twentieth step fall on all places in it."""
