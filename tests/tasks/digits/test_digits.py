@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from rankwise import disabled, load_adapter, merge
-from rankwise.errors import DataError
+from rankwise.errors import ConfigError, DataError
 from rankwise.experiment import run_experiment
 from rankwise.results import parsed, plain
 from rankwise.sweeps.candidates.grid import runs_of
@@ -209,6 +209,13 @@ def test_each_seed_can_cut_its_own_validation_images() -> None:
 def test_every_variant_is_tried_at_every_rank() -> None:
     tried = digits_candidates(DigitsOptions(ranks=(1, 2), variant=("lora", "dora")))
     assert [c.name for c in tried] == ["r1", "r2", "r1 dora", "r2 dora", "full"]
-    assert tried[2].label == "r = 1, dora"
+    assert tried[2].label == "r = 1 dora"
     assert [c.lora.variant for c in tried if c.lora is not None] == ["lora", "lora", "dora", "dora"]
     assert [c.name for c in digits_candidates(DigitsOptions(ranks=(1,), variant=("dora",)))] == ["r1", "full"]
+
+
+def test_precision_is_a_setting_that_earlier_runs_lack() -> None:
+    assert "precision" not in DigitsOptions().settings()
+    assert DigitsOptions(precision="bf16").settings()["precision"] == "bf16"
+    with pytest.raises(ConfigError, match=r'--precision is "bf61"; .* Did you mean "bf16"'):
+        make_digits(DigitsOptions(precision="bf61"), Observers(), None)

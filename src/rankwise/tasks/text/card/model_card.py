@@ -73,6 +73,7 @@ class CardFacts:
         curve: The losses during training; at most a dozen points are shown.
         training: Other settings to show: name -> value in words.
         purpose: In a few words, what the adapter is for.
+        advice: What the sweep says about this adapter, and what to deploy.
         notes: Notes about the data.
         pooled: Whether it is a classifier over the mean of an encoder's outputs.
         images: Whether it classifies images.
@@ -97,6 +98,7 @@ class CardFacts:
     curve: tuple[CurvePoint, ...] = ()
     training: Mapping[str, str] = field(default_factory=dict[str, str])
     purpose: str = ""
+    advice: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     pooled: bool = False
     images: bool = False
