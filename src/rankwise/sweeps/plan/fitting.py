@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import TypeVar
 
 from torch import nn
@@ -142,17 +143,23 @@ def cut_to_fit(pack: Sequence[One], needed: Callable[[One], int], limit: int | N
 
 
 def spread(packs: Sequence[Sequence[One]], n: int) -> list[list[One]]:
-    """Cut the largest packs in half until there are at least n, or every run is a pack: idle workers cost more than a
-    pack's runs save by sharing it.
+    """Cut the largest packs into even parts until there are at least n, or every run is a pack: idle workers cost more
+    than a pack's runs save by sharing it.
 
     Examples:
         >>> spread([[1, 2, 3, 4, 5], [6]], 3)
         [[1, 2, 3], [4, 5], [6]]
+        >>> spread([[1, 2, 3, 4, 5, 6]], 4)
+        [[1, 2], [3, 4], [5], [6]]
         >>> spread([[1, 2]], 8)
         [[1], [2]]
     """
-    found = [list(pack) for pack in packs]
-    while len(found) < n and (largest := max(found, key=len, default=[])) and len(largest) > 1:
-        i, half = found.index(largest), (len(largest) + 1) // 2
-        found[i : i + 1] = [largest[:half], largest[half:]]
+    parts = [1] * len(packs)
+    while sum(parts) < min(n, sum(map(len, packs))):
+        largest = max(range(len(packs)), key=lambda i: len(packs[i]) / parts[i])
+        parts[largest] += 1
+    found: list[list[One]] = []
+    for pack, k in zip(packs, parts, strict=True):
+        rest = iter(pack)
+        found += [list(islice(rest, len(pack) // k + (i < len(pack) % k))) for i in range(k)]
     return found
