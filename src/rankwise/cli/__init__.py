@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from rankwise.cli.inspect import inspect
 from rankwise.cli.merge import merge
 from rankwise.cli.predict import predict
 from rankwise.cli.push import push
+from rankwise.cli.remote import with_local_folders
 from rankwise.cli.report import report
 from rankwise.cli.resize import resize
 from rankwise.cli.sweep import sweep
@@ -126,7 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = joined(sys.argv[1:] if arguments is None else arguments)
     try:
-        with flags_named():
+        with flags_named(), ExitStack() as copies:
+            arguments = with_local_folders(arguments, copies)
             resume, path = _value_of("--resume", arguments), _value_of("--config", arguments)
             if resume is not None:
                 app.config = (_continued(Path(resume), arguments),)
