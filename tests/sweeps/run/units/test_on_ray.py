@@ -91,7 +91,7 @@ def on(address: str = "local", **settings: Any) -> Ray:
 
 
 def test_an_adaptive_plan_comes_to_what_one_process_comes_to(fake: FakeRay, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"plan": "auto", "rungs": (), "max_runs": 12}
+    settings: dict[str, Any] = {"plan": "auto", "rungs": (), "max_runs": 8, "training": Training(epochs=1)}
     swept(tmp_path / "here", None, **settings)
     swept(tmp_path / "there", on(), **settings)
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
