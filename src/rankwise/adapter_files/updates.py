@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rankwise.adapter_files.base.checksums import TENSORS, records_of_file
+from rankwise.adapter_files.base.inits import taken_off
 from rankwise.adapter_files.both_files import write_files
 from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.folder import AdapterFile, read_through
@@ -85,6 +86,11 @@ def read_updates(directory: str | os.PathLike[str], *, variants: Iterable[str] =
         raise AdapterFileError(
             f"{folder} is of a {VARIANTS[variant].label} adapter, and {why}; only plain LoRA has updates that stand "
             "for themselves. Merge it into its base, then extract a LoRA from the result."
+        )
+    if init := taken_off(file.fields):
+        raise AdapterFileError(
+            f"{file.settings} sets init_lora_weights: its A and B stand over the base less its {init} part, so they "
+            "are no update of the base. Load it with load_adapter and save it again, which writes one."
         )
     return StoredAdapter(folder, file, updates_of(file, Findings(strict=True)))
 

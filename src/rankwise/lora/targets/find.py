@@ -14,7 +14,7 @@ from rankwise.lora.targets.readers import Weight, layers_and_owned, other_parame
 from rankwise.lora.targets.target import LeftOut, Target, Targets
 from rankwise.lora.targets.ties import Tie, find_ties, sharers
 from rankwise.lora.targets.token_rows import token_targets
-from rankwise.lora.variants import variant_name
+from rankwise.lora.variants import form_name
 
 ALL_LINEAR = "all-linear"
 UNNAMED = "no target names it"
@@ -215,7 +215,7 @@ def _targets_of(
                 untie=weight.tensor in untied,
                 parameter=weight.parameter,
                 reader=reader_of(model, weight),
-                variant=variant_name(config.variant, kind),
+                variant=form_name(config, kind),
             )
         )
     _require_all_used(ranks, "adapted module matches rank_pattern", known, known)

@@ -1,5 +1,6 @@
 """Packs that fit: what each run takes in memory, measured on one step of its kind alone, and packs cut to a limit."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import TypeVar
@@ -23,8 +24,7 @@ SHARE = 0.9
 
 def pack_training(model: nn.Module, runs: Sequence[Run], problem: Problem) -> PackTraining:
     """The runs of a pack, ready to train."""
-    data, rotation = problem.splits[runs[0].data], problem.rotation_of(runs[0].data)
-    train, validation = (data.train, data.validation) if rotation is None else (rotation.pool, rotation.pool)
+    rotation, (train, validation) = problem.rotation_of(runs[0].data), problem.data_of(runs[0].data)
     return PackTraining(
         model,
         [(run.member, run.training) for run in runs],
@@ -39,8 +39,8 @@ def pack_training(model: nn.Module, runs: Sequence[Run], problem: Problem) -> Pa
     )
 
 
-Probes = dict[tuple[object, ...], int]
-"""Bytes of a step, measured once for each kind of run: of one run, or of a whole pack."""
+Probes = dict[str, int]
+"""Bytes of a step of one run, measured once for each kind of run (`probe_key`); they stand in the plan."""
 
 
 def state_bytes(model: nn.Module) -> int:
@@ -57,6 +57,16 @@ def kind_of(model: nn.Module, run: Run) -> tuple[object, ...]:
     targets = tuple(t.name for t in resolved.targets)
     dropout = run.member.lora is not None and run.member.lora.dropout > 0
     return run.data, run.training.batch_size, targets, resolved.trained_parameters, dropout
+
+
+def probe_key(kind: tuple[object, ...], parameters: int) -> str:
+    """A kind of run, and how many numbers it trains, as a plan names them.
+
+    Examples:
+        >>> probe_key(("data", 32), 10)
+        'bd26f915044c74ca'
+    """
+    return hashlib.sha256(repr((*kind, parameters)).encode()).hexdigest()[:16]
 
 
 def bytes_of_runs(
@@ -82,9 +92,10 @@ def bytes_of_runs(
     needed: dict[str, int] = {}
     for kind, own in kinds.items():
         most, largest = max(own, key=lambda one: one[0])
-        if (*kind, most) not in probes:
-            probes[*kind, most] = pack_training(model, [largest], problem).peak_bytes()
-        needed |= {run.name: probes[*kind, most] + of_one * parameters for parameters, run in own}
+        key = probe_key(kind, most)
+        if key not in probes:
+            probes[key] = pack_training(model, [largest], problem).peak_bytes()
+        needed |= {run.name: probes[key] + of_one * parameters for parameters, run in own}
     return {run.name: needed[run.name] for run in runs}
 
 

@@ -272,3 +272,20 @@ def _room(workers: Ray) -> int:
         return workers.at_once
     except ConfigError:
         return 0
+
+
+def check_reached(url: str, address: str | None) -> None:
+    """Refuse workers on other machines for a run directory that is copied to this one alone.
+
+    Args:
+        url: The run directory's, on an object store.
+        address: Of the cluster; None without workers.
+
+    Raises:
+        ConfigError: Workers may run elsewhere.
+    """
+    if address not in (None, LOCAL):
+        raise ConfigError(
+            f"Workers of the Ray cluster {address} need a directory that all of its machines see, and {url} is copied "
+            f"to this one alone; mount it and give its path, or take {LOCAL}, or `rankwise work` on each machine."
+        )
