@@ -58,10 +58,11 @@ class Store:
 
     def on_event(self, event: object) -> None:
         import ray
+        from ray._private.internal_api import memory_summary
 
         if ray.is_initialized() and time.monotonic() > self.looked + 2:
             self.looked = time.monotonic()
-            report = ray._private.internal_api.memory_summary(stats_only=True)
+            report = memory_summary(stats_only=True)
             used = [line for line in report.splitlines() if "Plasma memory usage" in line]
             self.most = max(self.most, *(int(float(line.split()[3])) for line in used), 0)
 
