@@ -1,5 +1,6 @@
 """`sweep`: find the smallest adapter that does the job, for your model, data and loss."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
@@ -342,7 +343,8 @@ def _location(
 ) -> RunLocation:
     """The run directory, and whether an unfinished run in it is resumed or a finished one extended."""
     again, where = resume and can_resume(out), shown(out)
-    config = {c.name: str(c) for c in planned.candidates} | {"seeds": list(planned.seeds)}
+    # A function's words hold an address, which is another one in every process.
+    config = {c.name: re.sub(r" at 0x[0-9a-f]+", "", str(c)) for c in planned.candidates} | {"seeds": [*planned.seeds]}
     return RunLocation(
         directory=out,
         config=yaml.safe_dump({"sweep": config}, sort_keys=False),

@@ -34,6 +34,7 @@ NEXT = {
     "classify": 'rankwise predict {} --text "..."',
     "sft": 'rankwise generate {} --prompt "..."',
     "images": "rankwise predict {} --file IMAGE",
+    "digits": "rankwise inspect {}",
 }
 """Task -> the command that uses its recommended adapter."""
 
@@ -324,17 +325,21 @@ def _show_results(results: "Results", files: Sequence[Path], place: "RunLocation
 
 
 def print_results(results: "Results", files: Sequence[Path], *, as_json: bool) -> None:
-    """Print table, answer, notes and files."""
+    """Print the answer, the table, the reasons, notes and files."""
     from rich.console import Console
 
-    from rankwise.report import answer_words, terminal_notes, terminal_table
+    from rankwise.report import terminal_notes, terminal_table
+    from rankwise.report.words import after_headline, headline, trade_off
     from rankwise.results import plain, printable_results
     from rankwise.sweeps.storage.working_copy import shown
 
     console = Console(stderr=as_json, soft_wrap=False)
     results = printable_results(results)
-    console.print(terminal_table(results, console.width))
-    console.print(answer_words(results), highlight=False, markup=False)
+    console.print(headline(results), style="bold", highlight=False, markup=False)
+    console.print("", terminal_table(results, console.width), sep="\n")
+    console.print(
+        "", " ".join([*after_headline(results), *trade_off(results)]), sep="\n", highlight=False, markup=False
+    )
     if notes := terminal_notes(results, console.width):
         console.print("", *notes, sep="\n", style="dim", highlight=False, markup=False)
     for path in files:
