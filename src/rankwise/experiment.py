@@ -141,7 +141,7 @@ class Experiment:
         data, feed = self.problem.splits[one.data], self.problem.feed
         problem, run = self.problem, one.run(one.lrs[0], self.seeds[0])
         roles, size = (problem.loss, problem.metric), run.training.batch_size
-        check_training(self.model, run.member, data.train, data.validation, *roles, feed, size)
+        check_training(self.model, run.member, data.train, data.validation, *roles, feed, size, run.start)
 
     @property
     def rule(self) -> Rule:

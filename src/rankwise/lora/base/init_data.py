@@ -145,6 +145,7 @@ def _gradients(model: nn.Module, targets: Sequence[Target], given: Batches) -> d
     with _asking(model, [target.weight for target in targets]), torch.enable_grad():
         for batch in given.batches or ():
             loss = given.loss(model, batch)
+            found: Sequence[Tensor | None]
             found = torch.autograd.grad(loss, [target.weight for target in targets], allow_unused=True)
             for target, gradient in zip(targets, found, strict=True):
                 if gradient is not None:
