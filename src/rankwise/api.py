@@ -1,7 +1,8 @@
 """`sweep`: find the smallest adapter that does the job, for your model, data and loss."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rankwise.lora.inject import Report
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.pack import call_model
 from rankwise.pack.resolved import AdapterState
+from rankwise.remote.store import url_of
 from rankwise.report import answer_words
 from rankwise.report.interactive.frame import frame
 from rankwise.report.interactive.html import figure_of, results_html
@@ -36,9 +38,10 @@ from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.record import add_next
 from rankwise.sweeps.run.extend import was_rotated
 from rankwise.sweeps.run.location import RunLocation
-from rankwise.sweeps.run.units.on_ray import Ray
+from rankwise.sweeps.run.units.on_ray import Ray, check_reached
 from rankwise.sweeps.storage.directory import can_resume
 from rankwise.sweeps.storage.owned import holds_results
+from rankwise.sweeps.storage.working_copy import run_copy, shown
 from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.data.feed import ROWS_AT_ONCE, Feed
 from rankwise.train.events import Observer, Observers
@@ -241,7 +244,8 @@ def sweep(
             stay in memory (True), or in files in this folder until the sweep ends. For adapters of upper blocks.
             A resumed run must use the cache setting it started with.
         base_name: The base's name in the adapters' files: its folder or hub name.
-        out: A directory for results, report and adapters; None keeps all in memory.
+        out: A directory for results, report and adapters, or a URL of one such as s3://bucket/run; None keeps all in
+            memory.
         overwrite: Whether to replace earlier results there.
         resume: Whether to continue what is in `out`: an unfinished run, or a finished one to which `seeds` and
             `configs` add some. Where there is nothing, the sweep starts.
@@ -295,8 +299,9 @@ def sweep(
     candidates = candidates_from(model, configs, as_list(head), training or Training(), lrs, baseline)
     problem = problem_of(splits, loss, metric, metric_name, higher_is_better, feed_of(call, rows_at_once, rows_a_pass))
     planned = _experiment(model, candidates, seeds, problem, deciding, base_name, rungs, widen, notes)
-    place = None if out is None else _location(planned, Path(out), overwrite, resume, every)
-    return _run(planned, place, cache, [shown_by(progress), *observers], workers)
+    with nullcontext() if out is None else _directory(out, workers) as directory:
+        place = None if directory is None else _location(planned, directory, overwrite, resume, every)
+        return _run(planned, place, cache, [shown_by(progress), *observers], workers)
 
 
 def _experiment(
@@ -324,21 +329,31 @@ def _experiment(
     )
 
 
+def _directory(out: str | Path, workers: Ray | None) -> AbstractContextManager[Path]:
+    """The run directory, or a local copy of one on an object store."""
+    url = url_of(out)
+    if url is None:
+        return nullcontext(Path(out))
+    check_reached(url, None if workers is None else workers.address)
+    return run_copy(url, whole=True)
+
+
 def _location(
     planned: Experiment, out: Path, overwrite: bool, resume: bool, every: CheckpointInterval | None
 ) -> RunLocation:
     """The run directory, and whether an unfinished run in it is resumed or a finished one extended."""
-    again = resume and can_resume(out)
-    config = {c.name: str(c) for c in planned.candidates} | {"seeds": list(planned.seeds)}
+    again, where = resume and can_resume(out), shown(out)
+    # A function's words hold an address, which is another one in every process.
+    config = {c.name: re.sub(r" at 0x[0-9a-f]+", "", str(c)) for c in planned.candidates} | {"seeds": [*planned.seeds]}
     return RunLocation(
         directory=out,
         config=yaml.safe_dump({"sweep": config}, sort_keys=False),
         command="rankwise.sweep(...)",
-        resume_command=f"rankwise.sweep(..., out={str(out)!r}, resume=True)",
+        resume_command=f"rankwise.sweep(..., out={where!r}, resume=True)",
         overwrite=overwrite,
         resume=again,
         extend=resume and not again and holds_results(out),
-        extend_command=lambda more, then: f"rankwise.sweep(..., out={str(out)!r}, resume=True, seeds={then})",
+        extend_command=lambda more, then: f"rankwise.sweep(..., out={where!r}, resume=True, seeds={then})",
         every=every,
     )
 

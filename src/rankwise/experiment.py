@@ -27,7 +27,7 @@ from rankwise.sweeps.candidates.init_data import with_data_starts
 from rankwise.sweeps.choose.comparison import Floors
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.choose.power import power_words
-from rankwise.sweeps.choose.rule import Rule, accuracy_tolerance
+from rankwise.sweeps.choose.rule import AT_MOST_ONE, Rule, accuracy_tolerance
 from rankwise.sweeps.floors import measured_floors
 from rankwise.sweeps.judged import Choice
 from rankwise.sweeps.measure import measure_base
@@ -116,7 +116,7 @@ class Experiment:
         writing anything.
 
         Raises:
-            ConfigError: The grid is empty, the tolerance is above what an accuracy can be, the runs allowed are too
+            ConfigError: The grid is empty, the tolerance is above what the metric can be, the runs allowed are too
                 few to compare anything, or seeds are to cut validation rows of their own and can't.
             DataError: There is one row to validate or to test on.
             PackError: An adapter is of a kind that a pack can't train.
@@ -124,7 +124,7 @@ class Experiment:
         """
         if self.deciding.max_runs is not None and self.candidates and self.seeds:
             self.stages(Observers()).check_budget()
-        if self.problem.higher_is_better and "accuracy" in self.problem.metric_name:
+        if self.problem.higher_is_better and any(word in self.problem.metric_name for word in AT_MOST_ONE):
             accuracy_tolerance(self.deciding.tolerance)
         for run in runs_of([replace(c, lrs=c.lrs[:1]) for c in self.candidates], self.seeds[:1]):
             resolve(self.model, run.member)
@@ -138,10 +138,9 @@ class Experiment:
                 if count_rows(data, what) < 2:
                     raise DataError(f"The {what} data has 1 row; give two or more: one row has no interval.")
         one = next((c for c in self.candidates if c.method == "lora"), self.candidates[0])
-        data, feed = self.problem.splits[one.data], self.problem.feed
         problem, run = self.problem, one.run(one.lrs[0], self.seeds[0])
-        roles, size = (problem.loss, problem.metric), run.training.batch_size
-        check_training(self.model, run.member, data.train, data.validation, *roles, feed, size, run.start)
+        data, roles, size = problem.data_of(one.data), (problem.loss, problem.metric), run.training.batch_size
+        check_training(self.model, run.member, *data, *roles, problem.feed, size, problem.inspections, run.start)
 
     @property
     def rule(self) -> Rule:

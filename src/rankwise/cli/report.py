@@ -15,7 +15,7 @@ def report(directory: Path, /) -> int:
     Parameters
     ----------
     directory:
-        The run directory.
+        The run directory, or a URL such as s3://bucket/run.
     """
     from rankwise.report import read_results, write_report
 

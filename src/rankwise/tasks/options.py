@@ -49,6 +49,8 @@ class DigitsOptions:
             is tried. [default: kaiming; published: notebook]
         rungs: Epochs after which the worse half of each configuration's learning rates leaves, and ranks that a smaller
             one clearly beats: 4,12. [default: none; all train to their end]
+        precision: How runs compute: float32, or bf16 (products of linear layers in bfloat16, all else in float32; the
+            base is pretrained in float32). auto takes bf16 on CUDA devices that have it, else float32.
         deciding: What is asked of the answer, and how runs are planned.
     """
 
@@ -67,6 +69,7 @@ class DigitsOptions:
     init: Annotated[Inits | None, Parameter(group=TRAINING)] = None
     rungs: Annotated[Rungs | None, Parameter(group=TRAINING)] = None
     device: Device = "auto"
+    precision: Annotated[str, Parameter(group=TRAINING)] = "auto"
     deciding: Annotated[Deciding, Parameter(name="*", group=DECIDING)] = field(default_factory=Deciding)
 
     def __post_init__(self) -> None:
@@ -92,5 +95,7 @@ class DigitsOptions:
         return self.deciding.seeds(self.seeds)
 
     def settings(self) -> dict[str, Any]:
-        """The complete settings as a file for --config has them: flag -> plain value."""
-        return plain_settings(self)
+        """The complete settings as a file for --config has them: flag -> plain value. Runs of earlier versions have no
+        precision."""
+        settings = plain_settings(self)
+        return {key: value for key, value in settings.items() if (key, value) != ("precision", "auto")}

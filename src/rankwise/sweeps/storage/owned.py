@@ -53,7 +53,7 @@ UNITS, UNIT, DONE = "units", "unit.json", "done.json"
 """In the folder of an unfinished run: units of work for other processes, each a folder with what it trains, its
 checkpoints, and a mark that it is done."""
 
-EXPERIMENT = "experiment.pickle"
+EXPERIMENT = "experiment.pt"
 """In the folder of an unfinished run that was begun from Python: what workers make the experiment from."""
 
 PRICE = "price.json"

@@ -37,7 +37,7 @@ from rankwise.tasks.text.trained import Trained
 from rankwise.train.data.tensors import count_rows, pick
 from rankwise.train.events import Observers
 from rankwise.train.machine.device import device_note, find_device
-from rankwise.train.machine.precision import choose_precision, precision_note
+from rankwise.train.machine.precision import IN_BFLOAT16, choose_precision, precision_note
 from rankwise.train.precheck import check_model
 from rankwise.train.settings import Training
 
@@ -74,7 +74,7 @@ def make_text(options: Trains, observers: Observers, base: Mapping[str, Tensor] 
     chosen += precision_note(options.base.precision, precision, ready.loaded.model, device)
     notes = [*ready.notes, *_quantised(options, ready)]
     if precision != "float32":
-        notes.append("Products of linear layers ran in bfloat16, all else in float32 (--precision bf16).")
+        notes.append(IN_BFLOAT16)
     if not options.training.base_dropout:
         silence_dropout(ready.loaded.model)
     if options.training.gradient_checkpointing:
