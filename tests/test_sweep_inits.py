@@ -82,18 +82,25 @@ def test_a_sweep_over_kinds_is_each_alone_and_a_table_tells_them_apart(tmp_path)
     torch.testing.assert_close(read(**batch).logits, ours(**batch).logits, rtol=0, atol=1e-6)
 
 
-def test_starts_from_data_are_the_seeds_own_and_the_same_again():
+def test_starts_from_data_are_each_seeds_own_and_reach_the_files(tmp_path):
     configs = LoRAConfig.grid(init=["eva", "lora-ga"], r=4, target_modules=["query"])
-    one, other = (states_of(swept(configs, seeds=seeds)) for seeds in ([1], [1, 2]))
-    assert list(one) == ["r4 eva", "r4 lora-ga"]
+    found = swept(configs, seeds=[1, 2], out=tmp_path / "run")
+    again = swept(configs, seeds=[1])
     path = "bert.encoder.layer.0.attention.self.query.A"
-    first = {seed: {} for seed in (1, 2)}
-    for run in swept(configs, seeds=[1, 2]).swept.runs:
+    starts = {run.name: run.start[path] for run in found.swept.runs if run.method == "lora"}
+    assert len(starts) == 4
+    for run in again.swept.runs:
         if run.method == "lora":
-            first[run.member.seed][run.configuration] = run.start[path]
-    for name in one:
-        assert not torch.equal(first[1][name], first[2][name])
-    assert other.keys() == one.keys()
+            assert torch.equal(run.start[path], starts[run.name])
+            assert not torch.equal(run.start[path], starts[run.name.replace("s1", "s2")])
+            for key, value in again.state(run.name).items():
+                torch.testing.assert_close(value, found.state(run.name)[key], rtol=0, atol=1e-10)
+    run = next(run for run in found.results.runs if run.configuration == "r4 lora-ga")
+    ours, read, batch = encoder(), encoder(), {key: t for key, t in texts(10).items() if key != "labels"}
+    found.put_on(ours, run.name)
+    load_adapter(read, tmp_path / "run" / run.adapter)
+    torch.testing.assert_close(read(**batch).logits, ours(**batch).logits, rtol=0, atol=1e-6)
+    assert not torch.equal(ours(**batch).logits, encoder()(**batch).logits)
 
 
 def test_lora_plus_is_a_rate_of_its_own():

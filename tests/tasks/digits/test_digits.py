@@ -168,7 +168,7 @@ def test_published_protocol(tmp_path: Path, base: dict[str, torch.Tensor]) -> No
 
 
 def test_options_change_the_protocol() -> None:
-    changed = protocol_of(DigitsOptions(protocol="published", epochs=3, batch_size=16, alpha=8.0, lr=(1e-2,)))
+    changed = protocol_of(DigitsOptions(protocol="published", epochs=3, batch_size=16, alpha=(8.0,), lr=(1e-2,)))
     assert (changed.training.epochs, changed.training.batch_size, changed.lrs) == (3, 16, (1e-2,))
     assert changed.lora.alpha == 8.0
     assert not changed.alpha_is_r
