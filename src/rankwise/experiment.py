@@ -140,7 +140,7 @@ class Experiment:
         one = next((c for c in self.candidates if c.method == "lora"), self.candidates[0])
         problem, run = self.problem, one.run(one.lrs[0], self.seeds[0])
         data, roles, size = problem.data_of(one.data), (problem.loss, problem.metric), run.training.batch_size
-        check_training(self.model, run.member, *data, *roles, problem.feed, size, problem.inspections)
+        check_training(self.model, run.member, *data, *roles, problem.feed, size, problem.inspections, run.start)
 
     @property
     def rule(self) -> Rule:

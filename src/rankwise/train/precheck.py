@@ -17,6 +17,7 @@ from rankwise.pack.member import Member
 from rankwise.pack.memory import ran_out
 from rankwise.pack.model.inspection import Inspections
 from rankwise.pack.pack import Pack
+from rankwise.pack.resolved import AdapterState
 from rankwise.train.data.feed import EXAMPLE_ROWS, Feed
 from rankwise.train.data.tensors import Data, count_rows, pick, tensors_of
 
@@ -34,6 +35,7 @@ def check_training(
     feed: Feed,
     batch_size: int,
     inspections: Inspections | None = None,
+    start: AdapterState | None = None,
 ) -> None:
     """Refuse what can't be trained or measured.
 
@@ -47,12 +49,14 @@ def check_training(
         feed: How data reach the model.
         batch_size: Rows of a training step.
         inspections: Those of the packs over this base, which find here what is inspected.
+        start: Tensors to start from.
 
     Raises:
         PackError: The model, the loss or the metric can't be computed on the first rows; the model can't be trained in
             a pack; or a scalar that has to be a mean of rows is none.
     """
-    pack = Pack(model, [member], loss, call=feed.call, inspections=inspections)
+    states = {member.name: start or {}}
+    pack = Pack(model, [member], loss, states=states, call=feed.call, inspections=inspections)
     for what, data in (("training", train), ("validation", validation)):
         _check_runs(model, what, data, loss, metric, feed)
     example = feed.example_of(train, batch_size)
