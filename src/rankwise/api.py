@@ -103,21 +103,21 @@ class Sweep:
 
         Args:
             model: The base.
-            run: Its name in `results.runs`; None takes the recommended configuration's best seed.
+            run: Its name in `results.runs`, or in `results.compressed`; None takes the recommended configuration's best
+                seed.
             name: The adapter's name.
 
         Raises:
             ConfigError: There is no such finished run.
         """
-        found = self._run(run)
-        state = self.swept.outcomes[found.name].state
+        found, state = self._run(run)
         # Only the run directory has the state of a run that an earlier sweep finished.
         return put_on(model, found, state, name) if state else load_adapter(model, self._folder(found.name), name)
 
     def state(self, run: str | None = None) -> AdapterState:
         """The trained tensors of a run: "<module>.A", "<module>.B", and parameters trained in full by their names."""
-        found = self._run(run)
-        if not (state := self.swept.outcomes[found.name].state):
+        found, state = self._run(run)
+        if not state:
             raise ConfigError(
                 f"{found.name} was trained by the earlier sweep that this one extends, so its tensors are in "
                 f"{self._folder(found.name)} alone; read them there, or attach it with put_on."
@@ -132,7 +132,7 @@ class Sweep:
             )
         return self.directory / folder
 
-    def _run(self, name: str | None) -> Run:
+    def _run(self, name: str | None) -> tuple[Run, AdapterState]:
         if name is None:
             if self.answer is None:
                 raise ConfigError("The sweep has no answer; name one of its runs.")
@@ -142,10 +142,10 @@ class Sweep:
             if not scores:
                 raise ConfigError(f"The answer is {self.answer.name}, which has no run; name one of the sweep's runs.")
             name = max(scores, key=lambda run: sign * scores[run])
-        found = [run for run in self.swept.runs if run.name == name and run.name in self.swept.outcomes]
-        if not found:
-            raise ConfigError(f'The sweep has no run "{name}" that ended.')
-        return found[0]
+        for swept in filter(None, (self.swept, self.swept.compressed)):
+            if name in swept.outcomes:
+                return next(run for run in swept.runs if run.name == name), swept.outcomes[name].state
+        raise ConfigError(f'The sweep has no run "{name}" that ended.')
 
 
 @known_arguments({name: f"{advice} in a LoRAConfig" for name, advice in OF_PEFT.items()} | {"ranks": "give configs"})
@@ -180,6 +180,8 @@ def sweep(
     max_minutes: float | None = None,
     max_parameters: int | None = None,
     rotate: bool | None = None,
+    compressed: bool | None = None,
+    squeeze_steps: int | None = None,
     call: Callable[[nn.Module, Any], Tensor] | Feed = call_model,
     rows_a_pass: int | None = None,
     rows_at_once: int = ROWS_AT_ONCE,
@@ -232,6 +234,9 @@ def sweep(
         max_parameters: Adapters with more parameters are left out of the decision.
         rotate: Whether each seed validates on its own tenth; only where `validation` is None. None does so
             from 4 seeds on.
+        compressed: Whether adapters of the largest rank trained are cut to every smaller rank, and which adapter to
+            ship is decided, cut ones included. None does so but for a ModelMetric.
+        squeeze_steps: Steps that cut adapters are trained further, and trained ones of their rank for comparison.
         call: (model, batch) -> outputs; by default a mapping is passed as keywords (without "labels"), of a tuple the
             first element. Or a `rankwise.train.data.feed.Feed`, which also makes batches of rows: files are read, texts
             put together.
@@ -291,6 +296,8 @@ def sweep(
         max_minutes=max_minutes,
         max_parameters=max_parameters,
         rotate=rotate,
+        compressed=compressed,
+        squeeze_steps=squeeze_steps,
     )
     candidates = candidates_from(model, configs, as_list(head), training or Training(), lrs, baseline)
     problem = problem_of(splits, loss, metric, metric_name, higher_is_better, feed_of(call, rows_at_once, rows_a_pass))

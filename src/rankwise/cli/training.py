@@ -288,13 +288,14 @@ def _interrupted(place: "RunLocation") -> int:
 
 
 def _show_results(results: "Results", files: Sequence[Path], place: "RunLocation", run_options: RunOptions) -> int:
-    from rankwise.sweeps.storage.owned import BEST
+    from rankwise.sweeps.storage.owned import BEST, SHIP
 
     directory = place.directory
     adapter = None if results.answer is None else results.answer.adapter
-    best = directory / BEST
+    best, ship = directory / BEST, directory / SHIP
     use = best if best.is_symlink() else directory / adapter if adapter else None
-    print_results(results, [*files, *([use] if use else [])], as_json=run_options.json)
+    links = [*([use] if use else []), *([ship] if ship.is_symlink() else [])]
+    print_results(results, [*files, *links], as_json=run_options.json)
     if use is not None and results.task in NEXT and not run_options.json:
         print(f"Next: {NEXT[results.task].format(shlex.quote(str(use)))}")
     if not results.complete:
@@ -308,11 +309,14 @@ def print_results(results: "Results", files: Sequence[Path], *, as_json: bool) -
     from rich.console import Console
 
     from rankwise.report import answer_words, terminal_notes, terminal_table
+    from rankwise.report.cut.cut_table import cut_terminal
     from rankwise.results import plain, printable_results
 
     console = Console(stderr=as_json, soft_wrap=False)
     results = printable_results(results)
     console.print(terminal_table(results, console.width))
+    if (cut := cut_terminal(results)) is not None:
+        console.print("", cut, sep="\n")
     console.print(answer_words(results), highlight=False, markup=False)
     if notes := terminal_notes(results, console.width):
         console.print("", *notes, sep="\n", style="dim", highlight=False, markup=False)

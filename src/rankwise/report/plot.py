@@ -2,11 +2,13 @@
 
 import math
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from rankwise.report.labels import Box, PointLabel, box_of, covered_share, meets, place_labels, shorten_to
-from rankwise.report.points import BLUE, GRID, INK, MUTED, PAPER, PlotPoint, Scene
+from rankwise.report.points import BLUE, GREEN, GRID, INK, MUTED, PAPER, PlotPoint, Scene
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,6 +62,7 @@ def draw_scene(ax: "Axes", scene: Scene, *, relative: bool, higher_is_better: bo
         ax.axhspan(min(scene.band), max(scene.band), color=scene.band_colour, alpha=0.13, linewidth=0, zorder=0)
         ax.axhline(scene.band[0], color=scene.band_colour, linewidth=0.8, zorder=1)
     ax.plot([p.x for p in scene.lora], [p.y for p in scene.lora], color=BLUE, linewidth=1, alpha=0.45, zorder=2)
+    _draw_compressed(ax, scene.compressed)
     for point in scene.published:
         ax.plot([point.x], [point.y], **_published_mark(), zorder=3)
     for point in scene.lora:
@@ -69,7 +72,7 @@ def draw_scene(ax: "Axes", scene: Scene, *, relative: bool, higher_is_better: bo
         # Of several on one spot the first is filled, smallest and on top; the others show around it.
         _mark(ax, point, size=_size(i, with_legend), zorder=5 - 0.1 * i, hollow=with_legend and i > 0)
     hard, soft = _obstacles(ax, scene, with_legend)
-    if with_legend or scene.published or _states(scene):
+    if with_legend or scene.published or scene.compressed or _states(scene):
         legend = _legend(ax, scene, with_legend, higher_is_better, hard, soft)
         if any(meets(legend, one) for one in hard):
             _clear_a_strip(ax, legend, higher_is_better)
@@ -80,8 +83,21 @@ def draw_scene(ax: "Axes", scene: Scene, *, relative: bool, higher_is_better: bo
         hard += _name_band(ax, scene.band, hard, soft)
     # The important first: a label keeps its place once it has one.
     named = sorted((*(() if with_legend else scene.others), *scene.lora), key=lambda point: not point.is_answer)
-    place_labels(ax, [_label(point) for point in named], hard, soft, TEXT_SIZE)
+    ships = [PointLabel("to ship", (p.x, p.y), GREEN, bold=True) for p in scene.compressed if p.is_answer]
+    place_labels(ax, [*ships, *map(_label, named)], hard, soft, TEXT_SIZE)
     _grid(ax)
+
+
+def _draw_compressed(ax: "Axes", cut: Sequence[PlotPoint]) -> None:
+    """Draw adapters that were cut as a line; a band for their intervals, as bars would lie over the others'."""
+    xs = [p.x for p in cut]
+    ax.plot(xs, [p.y for p in cut], color=GREEN, linewidth=1.1, linestyle=(0, (4, 2)), zorder=2)
+    low, high = ([(p.interval or (p.y, p.y))[end] for p in cut] for end in (0, 1))
+    ax.fill_between(xs, low, high, color=GREEN, alpha=0.1, linewidth=0, zorder=0.2)
+    for point in cut:
+        _mark(ax, replace(point, interval=None, is_answer=False), size=5, zorder=3.5)
+        if point.is_answer:
+            ax.plot([point.x], [point.y], "o", color=GREEN, markerfacecolor="none", markersize=16, zorder=6)
 
 
 def _set_limits(ax: "Axes", scene: Scene) -> None:
@@ -214,7 +230,9 @@ def _obstacles(ax: "Axes", scene: Scene, with_legend: bool) -> tuple[list[Box], 
         (x, y), d = centre, reach * pixel
         return x - d, y - d, x + d, y + d
 
-    hard = [around(at(p.x, p.y), 7.5 if p.is_answer else 5.5) for p in scene.points]
+    (low, high), (left, right) = ax.get_ylim(), ax.get_xlim()
+    cut = [p for p in scene.compressed if low <= p.y <= high and left <= p.x <= right]
+    hard = [around(at(p.x, p.y), 7.5 if p.is_answer else 5.5) for p in (*scene.points, *cut)]
     hard += [around(at(p.x, p.y), 1 + _size(i, with_legend) / 2) for i, p in enumerate(scene.others)]
     soft: list[Box] = []
     for p in scene.points:
@@ -241,7 +259,7 @@ def _legend(
     from matplotlib.lines import Line2D
 
     marks: list[tuple[str, Line2D]] = []
-    if scene.lora and (with_others or scene.published):
+    if scene.lora and (with_others or scene.published or (scene.compressed and not _states(scene))):
         first = scene.lora[0]
         marks.append(("LoRA", Line2D([], [], color=first.colour, marker=first.marker, linestyle="none")))
     for state in _states(scene):
@@ -260,6 +278,9 @@ def _legend(
         marks.append((point.label, Line2D([], [], **style, markersize=7)))
     if len(others) > MOST_IN_LEGEND:
         marks.append((f"and {len(others) - MOST_IN_LEGEND} more", Line2D([], [], linestyle="none")))
+    if scene.compressed:
+        style: dict[str, Any] = {"color": GREEN, "marker": "d", "markersize": 5, "linestyle": (0, (4, 2))}
+        marks.append(("compressed", Line2D([], [], **style, linewidth=1)))
     if scene.published:
         marks.append(("published", Line2D([], [], **_published_mark())))
 

@@ -48,6 +48,7 @@ class Scene:
     Args:
         lora: By rank.
         others: Baselines, the reference first.
+        compressed: Adapters that were cut to smaller ranks, by size.
         published: Somebody else's numbers.
         band: The reference's metric, and the least (or most) that is still good enough.
         band_colour: The reference's.
@@ -55,13 +56,14 @@ class Scene:
 
     lora: tuple[PlotPoint, ...]
     others: tuple[PlotPoint, ...]
+    compressed: tuple[PlotPoint, ...]
     published: tuple[PlotPoint, ...]
     band: tuple[float, float] | None
     band_colour: str
 
     @property
     def points(self) -> tuple[PlotPoint, ...]:
-        """Everything that has a mark."""
+        """Everything that the axes must hold: a curve of cut adapters may fall out of them, as far as it falls."""
         return (*self.lora, *self.others, *self.published)
 
 
@@ -76,7 +78,7 @@ def scene(results: Results, *, relative: bool) -> Scene:
     if relative:
         unit = None if results.relative_to is None else results.relative_to.metric
     if not unit or not 0 < unit < math.inf:
-        return Scene((), (), (), None, MUTED)
+        return Scene((), (), (), (), None, MUTED)
     scale = 100 / unit if relative else 1.0
     reference = None if results.answer is None else results.answer.reference
     lora: list[PlotPoint] = []
@@ -95,7 +97,8 @@ def scene(results: Results, *, relative: bool) -> Scene:
     held_against = results.configuration(reference)
     colour = VERMILLION if held_against is not None and held_against.method != "lora" else BLUE
     band = _band(results, scale)
-    return Scene(tuple(lora), tuple(others), tuple(_published(results, relative)), band, colour)
+    compressed = tuple(_compressed(results, scale, relative))
+    return Scene(tuple(lora), tuple(others), compressed, tuple(_published(results, relative)), band, colour)
 
 
 def _spot(c: ConfigurationResult | PublishedRow, relative: bool) -> tuple[float, float] | None:
@@ -117,6 +120,17 @@ def drawable(label: str) -> str:
         (' _x', 'r = 8')
     """
     return f" {label}" if label.startswith("_") else label
+
+
+def _compressed(results: Results, scale: float, relative: bool) -> Iterator[PlotPoint]:
+    """The adapters that were cut, smallest first; in percent of the parameters and the metric of `relative_to`."""
+    total = results.relative_to.trainable_parameters if relative and results.relative_to is not None else 100
+    configurations = results.compressed.configurations if results.compressed else []
+    for c in sorted(configurations, key=lambda c: c.parameters):
+        if c.mean is not None and math.isfinite(c.mean) and c.parameters and total:
+            x = 100 * c.parameters / total if relative else float(c.parameters)
+            ends = None if c.interval is None else (c.interval[0] * scale, c.interval[1] * scale)
+            yield PlotPoint(drawable(c.label), x, c.mean * scale, ends, GREEN, "d", c.is_answer)
 
 
 def _published(results: Results, relative: bool) -> Iterator[PlotPoint]:

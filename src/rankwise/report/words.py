@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from rankwise.errors import option
 from rankwise.report import numbers
+from rankwise.report.cut.ship_words import ship_words
 from rankwise.results import AnswerResult, ConfigurationResult, Results, Verdict
 from rankwise.results.kinds import Interval
 from rankwise.results.outcomes import ByLoss
@@ -199,12 +200,12 @@ def _smaller(results: Results, reference: ConfigurationResult) -> list[Configura
 
 
 def answer_words(results: Results) -> str:
-    """Return `headline`, `explanation` and `trade_off` as one paragraph.
+    """Return `headline`, `explanation`, what to ship and `trade_off` as one paragraph.
 
     Args:
         results: The content of `results.json`.
     """
-    return " ".join([headline(results), *explanation(results), *trade_off(results)])
+    return " ".join([headline(results), *explanation(results), *ship_words(results), *trade_off(results)])
 
 
 def answer_name(results: Results) -> str | None:

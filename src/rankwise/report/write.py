@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rankwise.report.cut.cut_table import cut_markdown
 from rankwise.report.figures import draw_figures
 from rankwise.report.page import write_page
 from rankwise.report.table import markdown_table, write_csv
@@ -27,6 +28,7 @@ def write_report(results: Results, directory: str | Path) -> list[Path]:
     directory, results = Path(directory), printable_results(results)
     table, runs = directory / "table.md", directory / "results.csv"
     with replacing(table) as temporary:
-        temporary.write_text(markdown_table(results), encoding="utf-8")
+        text = "\n".join(filter(None, (markdown_table(results), cut_markdown(results))))
+        temporary.write_text(text, encoding="utf-8")
     write_csv(results, runs)
     return [table, runs, *draw_figures(results, directory), write_page(results, directory)]

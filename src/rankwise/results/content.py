@@ -2,6 +2,9 @@
 
 from typing import Any, Literal
 
+from msgspec import UNSET, UnsetType
+
+from rankwise.results.compressed import Compressed
 from rankwise.results.origin import BaseInfo, DataInfo, Grid, MetricInfo, Published, RelativeTo
 from rankwise.results.outcomes import AnswerResult, ConfigurationResult, RunResult
 from rankwise.results.record import Record
@@ -34,6 +37,7 @@ class Results(Record, kw_only=True):
         relative_to: What the relative columns are relative to.
         notes: Sentences to show under the table.
         answer: The recommendation; null where the sweep did not get that far.
+        compressed: Trained adapters cut to smaller ranks, and which adapter to ship; not there where none was cut.
     """
 
     format: Format
@@ -56,6 +60,7 @@ class Results(Record, kw_only=True):
     relative_to: RelativeTo | None
     notes: list[str]
     answer: AnswerResult | None
+    compressed: Compressed | UnsetType = UNSET
 
     def configuration(self, name: str | None) -> ConfigurationResult | None:
         """The configuration of this name."""

@@ -7,12 +7,16 @@ from rankwise.sweeps.candidates.grid import Candidate
 from rankwise.sweeps.choose.adaptive import Ladder
 
 
+def kind_of(candidate: Candidate) -> str | None:
+    """What candidates of one ladder have in common: the adapter's settings but rank and alpha; None without one."""
+    return None if candidate.lora is None else str(replace(candidate.lora, r=1, alpha=1.0))
+
+
 def ladders_of(sized: Sequence[Candidate]) -> list[Ladder]:
     """Candidates of one kind, whatever their rank, in one ladder each; the head alone is the smallest of the first."""
     kinds: dict[object, list[str]] = {}
     for c in sized:
-        key = None if c.lora is None else str(replace(c.lora, r=1, alpha=1.0))
-        kinds.setdefault(key, []).append(c.name)
+        kinds.setdefault(kind_of(c), []).append(c.name)
     heads = kinds.pop(None, [])
     names = list(kinds.values())
     if not names:
