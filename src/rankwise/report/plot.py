@@ -8,7 +8,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from rankwise.report.labels import Box, PointLabel, box_of, covered_share, meets, place_labels, shorten_to
-from rankwise.report.points import BLUE, GREEN, GRID, INK, MUTED, PAPER, PlotPoint, Scene
+from rankwise.report.points import BLUE, GRID, INK, MUTED, PAPER, PlotPoint, Scene
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +62,8 @@ def draw_scene(ax: "Axes", scene: Scene, *, relative: bool, higher_is_better: bo
         ax.axhspan(min(scene.band), max(scene.band), color=scene.band_colour, alpha=0.13, linewidth=0, zorder=0)
         ax.axhline(scene.band[0], color=scene.band_colour, linewidth=0.8, zorder=1)
     ax.plot([p.x for p in scene.lora], [p.y for p in scene.lora], color=BLUE, linewidth=1, alpha=0.45, zorder=2)
-    _draw_compressed(ax, scene.compressed)
+    for cut in (scene.compressed, scene.repaired):
+        _draw_compressed(ax, cut)
     for point in scene.published:
         ax.plot([point.x], [point.y], **_published_mark(), zorder=3)
     for point in scene.lora:
@@ -83,21 +84,24 @@ def draw_scene(ax: "Axes", scene: Scene, *, relative: bool, higher_is_better: bo
         hard += _name_band(ax, scene.band, hard, soft)
     # The important first: a label keeps its place once it has one.
     named = sorted((*(() if with_legend else scene.others), *scene.lora), key=lambda point: not point.is_answer)
-    ships = [PointLabel("to ship", (p.x, p.y), GREEN, bold=True) for p in scene.compressed if p.is_answer]
+    cut_ones = (*scene.compressed, *scene.repaired)
+    ships = [PointLabel("to ship", (p.x, p.y), p.colour, bold=True) for p in cut_ones if p.is_answer]
     place_labels(ax, [*ships, *map(_label, named)], hard, soft, TEXT_SIZE)
     _grid(ax)
 
 
 def _draw_compressed(ax: "Axes", cut: Sequence[PlotPoint]) -> None:
     """Draw adapters that were cut as a line; a band for their intervals, as bars would lie over the others'."""
-    xs = [p.x for p in cut]
-    ax.plot(xs, [p.y for p in cut], color=GREEN, linewidth=1.1, linestyle=(0, (4, 2)), zorder=2)
+    if not cut:
+        return
+    xs, colour = [p.x for p in cut], cut[0].colour
+    ax.plot(xs, [p.y for p in cut], color=colour, linewidth=1.1, linestyle=(0, (4, 2)), zorder=2)
     low, high = ([(p.interval or (p.y, p.y))[end] for p in cut] for end in (0, 1))
-    ax.fill_between(xs, low, high, color=GREEN, alpha=0.1, linewidth=0, zorder=0.2)
+    ax.fill_between(xs, low, high, color=colour, alpha=0.1, linewidth=0, zorder=0.2)
     for point in cut:
         _mark(ax, replace(point, interval=None, is_answer=False), size=5, zorder=3.5)
         if point.is_answer:
-            ax.plot([point.x], [point.y], "o", color=GREEN, markerfacecolor="none", markersize=16, zorder=6)
+            ax.plot([point.x], [point.y], "o", color=colour, markerfacecolor="none", markersize=16, zorder=6)
 
 
 def _set_limits(ax: "Axes", scene: Scene) -> None:
@@ -231,7 +235,7 @@ def _obstacles(ax: "Axes", scene: Scene, with_legend: bool) -> tuple[list[Box], 
         return x - d, y - d, x + d, y + d
 
     (low, high), (left, right) = ax.get_ylim(), ax.get_xlim()
-    cut = [p for p in scene.compressed if low <= p.y <= high and left <= p.x <= right]
+    cut = [p for p in (*scene.compressed, *scene.repaired) if low <= p.y <= high and left <= p.x <= right]
     hard = [around(at(p.x, p.y), 7.5 if p.is_answer else 5.5) for p in (*scene.points, *cut)]
     hard += [around(at(p.x, p.y), 1 + _size(i, with_legend) / 2) for i, p in enumerate(scene.others)]
     soft: list[Box] = []
@@ -278,9 +282,10 @@ def _legend(
         marks.append((point.label, Line2D([], [], **style, markersize=7)))
     if len(others) > MOST_IN_LEGEND:
         marks.append((f"and {len(others) - MOST_IN_LEGEND} more", Line2D([], [], linestyle="none")))
-    if scene.compressed:
-        style: dict[str, Any] = {"color": GREEN, "marker": "d", "markersize": 5, "linestyle": (0, (4, 2))}
-        marks.append(("compressed", Line2D([], [], **style, linewidth=1)))
+    for name, cut in (("compressed", scene.compressed), ("compressed and repaired", scene.repaired)):
+        if cut:
+            style: dict[str, Any] = {"color": cut[0].colour, "marker": cut[0].marker, "linestyle": (0, (4, 2))}
+            marks.append((name, Line2D([], [], **style, markersize=5, linewidth=1)))
     if scene.published:
         marks.append(("published", Line2D([], [], **_published_mark())))
 

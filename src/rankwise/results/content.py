@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 
 from rankwise.results.compressed import Compressed
 from rankwise.results.origin import BaseInfo, DataInfo, Grid, MetricInfo, Published, RelativeTo
@@ -65,3 +66,18 @@ class Results(Record, kw_only=True):
     def configuration(self, name: str | None) -> ConfigurationResult | None:
         """The configuration of this name."""
         return next((c for c in self.configurations if c.name == name), None)
+
+    def adapter_run(self, name: str) -> tuple[RunResult, str]:
+        """The run of an adapter, and in words what it is cut from: of a trained one "".
+
+        Of one that was cut it is the run that trained it, with the smaller adapter's figures.
+
+        Raises:
+            KeyError: There is no such adapter.
+        """
+        runs = {run.name: run for run in self.runs}
+        for c in self.compressed.configurations if self.compressed else []:
+            for one in (one for one in c.runs if one.name == name):
+                figures = {"metric": one.metric, "validation_metric": one.validation_metric, "r": c.r}
+                return replace(runs[one.trained], **figures, trainable_parameters=c.parameters), c.label
+        return runs[name], ""

@@ -34,7 +34,11 @@ REPORT = (
     "table.md",
     "results.csv",
     "report.html",
-    *(f"{name}.{kind}" for name in ("accuracy_vs_parameters", "relative", "curves") for kind in ("png", "svg")),
+    *(
+        f"{name}.{kind}"
+        for name in ("accuracy_vs_parameters", "relative", "curves", "subspaces")
+        for kind in ("png", "svg")
+    ),
 )
 
 STAGED = ".writing."
