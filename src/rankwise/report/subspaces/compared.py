@@ -20,7 +20,7 @@ MOST = 8
 
 
 @dataclass(frozen=True)
-class Overlap:
+class DirectionOverlap:
     """The similarity of the leading directions of two adapters.
 
     Args:
@@ -50,7 +50,7 @@ class Subspaces:
         amplified: Adapter in words -> path -> its update and the base; empty where the base's weights are not at hand.
     """
 
-    overlaps: tuple[Overlap, ...]
+    overlaps: tuple[DirectionOverlap, ...]
     amplified: dict[str, dict[str, Amplification]]
 
 
@@ -124,14 +124,14 @@ def _directions(adapter: _Adapter, path: str) -> tuple[Tensor, Tensor, Tensor]:
     return U[0], S[0], Vt[0]
 
 
-def _overlap(one: _Adapter, other: _Adapter) -> Overlap:
+def _overlap(one: _Adapter, other: _Adapter) -> DirectionOverlap:
     by_module: dict[str, np.ndarray] = {}
     random: dict[str, float] = {}
     for path in sorted(one.stored.updates.keys() & other.stored.updates.keys(), key=natural):
         mine, theirs = _directions(one, path)[2], _directions(other, path)[2]
         by_module[path] = similarity(mine, theirs).numpy()
         random[path] = random_similarity(min(MOST, len(mine)), min(MOST, len(theirs)), mine.shape[1])
-    return Overlap(one.label, other.label, by_module, random)
+    return DirectionOverlap(one.label, other.label, by_module, random)
 
 
 def _base(results: Results, directory: Path) -> WeightFiles | None:

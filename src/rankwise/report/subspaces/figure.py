@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from rankwise.report.figures import as_svg, own_style, save_figure
 from rankwise.report.points import INK, MUTED
-from rankwise.report.subspaces.compared import Overlap, Subspaces
+from rankwise.report.subspaces.compared import DirectionOverlap, Subspaces
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +59,7 @@ def build_subspaces(found: Subspaces) -> "Figure":
     return figure
 
 
-def _draw(ax: "Axes", overlap: Overlap, path: str) -> object:
+def _draw(ax: "Axes", overlap: DirectionOverlap, path: str) -> object:
     values = overlap.by_module[path]
     i, j = values.shape
     image = ax.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto", extent=(0.5, j + 0.5, i + 0.5, 0.5))

@@ -10,7 +10,7 @@ from rankwise.sweeps.problem import Run
 
 
 @dataclass(frozen=True)
-class Cut:
+class RankCut:
     """A trained configuration and the smaller ones that it is cut to.
 
     Args:
@@ -43,7 +43,7 @@ class Cut:
         )
 
 
-def cuts_of(candidates: Sequence[Candidate], trained: Collection[str]) -> list[Cut]:
+def cuts_of(candidates: Sequence[Candidate], trained: Collection[str]) -> list[RankCut]:
     """Return the cuts of a sweep: of each kind of plain LoRA the largest rank that was trained, to all smaller ones.
 
     Only the largest is cut, for it costs one evaluation for each smaller rank and seed, where all to all would be
@@ -57,13 +57,13 @@ def cuts_of(candidates: Sequence[Candidate], trained: Collection[str]) -> list[C
     for c in candidates:
         if c.lora is not None and c.lora.variant == "lora":
             kinds.setdefault((kind_of(c), c.data), []).append(c)
-    cuts: list[Cut] = []
+    cuts: list[RankCut] = []
     for group in kinds.values():
         of_rank = {_rank(c): c for c in sorted(group, key=lambda c: c.name in trained)}
         known = [r for r, c in of_rank.items() if c.name in trained]
         smaller = tuple(of_rank[r] for r in sorted(of_rank) if known and r < max(known))
         if smaller:
-            cuts.append(Cut(of_rank[max(known)], smaller))
+            cuts.append(RankCut(of_rank[max(known)], smaller))
     return cuts
 
 

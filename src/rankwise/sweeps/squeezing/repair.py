@@ -10,7 +10,7 @@ from rankwise.pack.resolved import AdapterState
 from rankwise.sweeps.judged import JudgedSweep
 from rankwise.sweeps.plan.fitting import bytes_of_runs, cut_to_fit, limit_of, pack_training
 from rankwise.sweeps.problem import Problem, Run, SweepState
-from rankwise.sweeps.squeezing.squeeze import Squeezed, most_at_once, parts_of, score
+from rankwise.sweeps.squeezing.squeeze import Squeezed, most_at_once, sharing_packs, score
 from rankwise.train.outcome import Outcome
 
 
@@ -41,7 +41,7 @@ def repair(model: nn.Module, judged: JudgedSweep, squeezed: Squeezed, steps: int
         if (state := swept.outcomes[run.name].state)  # of an earlier sweep's runs the folders alone have them
     ]
     states: dict[str, AdapterState] = {}
-    for part in parts_of([*cut, *longer], len(cut) + len(longer)):
+    for part in sharing_packs([*cut, *longer], len(cut) + len(longer)):
         needed = bytes_of_runs(model, part, judged.problem)
         for pack in cut_to_fit(part, lambda run, needed=needed: needed[run.name], limit_of(model, None)):
             states |= _train(model, pack, judged.problem, steps)

@@ -92,11 +92,11 @@ def most_at_once(swept: SweepState) -> int:
 def score(model: nn.Module, of: SweepState, problem: Problem, most: int) -> None:
     """Score runs on validation and test data, some at a time."""
     problem = replace(problem, other_tests={})
-    for part in parts_of(of.runs, most):
+    for part in sharing_packs(of.runs, most):
         measure(model, part, problem, of)
 
 
-def parts_of(runs: Sequence[Run], most: int) -> Iterator[list[Run]]:
+def sharing_packs(runs: Sequence[Run], most: int) -> Iterator[list[Run]]:
     """Runs that can share a pack, so many at most."""
     groups: Mapping[tuple[str, int, object], list[Run]] = {}
     for run in runs:
