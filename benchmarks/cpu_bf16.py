@@ -15,6 +15,7 @@ skipped.
 """
 
 import argparse
+import copy
 import os
 import platform
 import statistics
@@ -118,15 +119,20 @@ HEAD = (
 
 def figures(name: str, adapters: Sequence[int], repeats: int) -> list[str]:
     make, layers, rows, tokens = MODELS[name]
+    loaded = make()  # once: unpacking a GGUF file takes longer than a turn
+
+    def fresh() -> nn.Module:
+        return copy.deepcopy(loaded)
+
     g = torch.Generator().manual_seed(0)
     batch = torch.randint(1000, 20000, (rows, tokens), generator=g), torch.randint(0, 8, (rows,), generator=g)
     sides: dict[str, Turn] = {
-        "float32": peft(make(), batch, layers),
-        "bfloat16": peft(make().to(torch.bfloat16), batch, layers),
-        "autocast": peft(make(), batch, layers, autocast=True),
+        "float32": peft(fresh(), batch, layers),
+        "bfloat16": peft(fresh().to(torch.bfloat16), batch, layers),
+        "autocast": peft(fresh(), batch, layers, autocast=True),
     }
     for k in adapters:
-        sides |= {f"{k} {precision}": packed(make(), batch, k, precision) for precision in ("float32", "bf16")}
+        sides |= {f"{k} {precision}": packed(fresh(), batch, k, precision) for precision in ("float32", "bf16")}
     seconds = turns(sides, repeats)
     lines: list[str] = []
     for k in adapters:

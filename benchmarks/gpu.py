@@ -262,7 +262,7 @@ def part_layer(device: str, repeats: int, tiny: bool, clock: Callable[[], float]
     weight = fresh()[0].weight
     A, B = (0.02 * torch.randn(1, SOLO, n, device=device) for _ in range(2))
     half, anchor = torch.bfloat16, torch.zeros((), device=device, requires_grad=True)
-    gradients = [Gradient(torch.zeros_like(t)) for t in (A, B)]
+    gradients = [Gradient(torch.zeros_like(t), [True]) for t in (A, B)]  # as in a step's backward pass
     stacks = Segment(0, 1, A.to(half), B.to(half).mT, gradients[0], _transposed(gradients[1]))
     layer = Layer(weight, None, 1, [stacks])
 
@@ -297,7 +297,7 @@ def part_layer(device: str, repeats: int, tiny: bool, clock: Callable[[], float]
 
 def _transposed(gradient: Gradient) -> Gradient:
     """The gradient of an up-projection, which lies transposed."""
-    return Gradient(gradient.stack.mT)
+    return Gradient(gradient.stack.mT, [True])
 
 
 def main() -> None:

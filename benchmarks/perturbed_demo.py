@@ -21,10 +21,11 @@ PERTURBED = """
 import sys
 import torch
 parts, key, arguments = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-from rankwise.lora.inits import INITS
+from rankwise.lora.inits import INITS, from_uniform
+from rankwise.lora.inits.kaiming import kaiming
 from rankwise.sweeps.plan import plan
 
-draws, cut, kaiming = torch.Generator().manual_seed(key), plan.cut_to_fit, INITS["kaiming"]
+draws, cut = torch.Generator().manual_seed(key), plan.cut_to_fit
 
 def jittered(uniform, fan):
     A, B = kaiming(uniform, fan)
@@ -35,7 +36,7 @@ def in_parts(pack, *rest):
     size = -(-len(pack) // parts)
     return [one for start in range(0, len(pack), size) for one in cut(pack[start : start + size], *rest)]
 
-INITS["kaiming"], plan.cut_to_fit = jittered, in_parts
+INITS["kaiming"], plan.cut_to_fit = from_uniform(jittered), in_parts
 from rankwise.cli import main
 sys.exit(main(arguments))
 """

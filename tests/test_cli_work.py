@@ -83,6 +83,16 @@ def test_units_one_by_one_come_to_what_one_process_comes_to(
     assert work(out, "--pack", "0") == 0, "and a late worker has nothing to do"
 
 
+def test_an_adaptive_plan_is_a_chain_of_units(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["digits", "--ranks", "1,2", "--seeds", "3", "--lr", "1e-3,3e-2", "--baseline-lr", "1e-3,1e-2"]
+    flags += ["--batch-size", "8", "--epochs", "2", "--plan", "auto", "--data", str(data), "--quiet"]
+    assert main([*flags, "--out", str(tmp_path / "one")]) == 0
+    assert main([*flags, "--out", str(tmp_path / "chain"), "--prepare"]) == 0
+    phases = finish(tmp_path / "chain", capsys)
+    assert len(phases) > 2, "a search, a first comparison, and steps that depend on it"
+    assert contents(tmp_path / "chain") == contents(tmp_path / "one")
+
+
 def test_done_twice_or_decided_twice_changes_nothing(
     out: Path, in_one_process: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ ORDER = [
     "streams",
     "shown",
     "writing",
+    "remote",
     "results",
     "locking",
     "tables",

@@ -34,6 +34,7 @@ def loss(outputs, batch):
 
 IN_PYTHON = {
     "a rank as a text": ({"configs": ["4", 8]}, r'^The rank "4" is a text; give it as a whole number: 4\.$'),
+    "ranks as a text": ({"configs": "1,2"}, r'^The ranks "1,2" are a text; give them as whole numbers: \[1, 2\]\.$'),
     "a rank of 0": ({"configs": [0]}, r"^r is 0; a rank is a whole number of at least 1\.$"),
     "no ranks": ({"configs": []}, r"^The grid is empty; give at least one rank"),
     "no rows": ({"train": (X[:0], Y[:0])}, r"have \[0\] rows"),

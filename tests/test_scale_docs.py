@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rankwise.cli import main
+from rankwise.sweeps.run.units.unit import ranges
 from test_cli import folder_of_digits
 from test_cli_work import FLAGS
 from test_resume import contents, environment
@@ -39,6 +40,19 @@ def scripts(folder: Path) -> None:
     for name, text in files.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize("units", ["0", "3", "4-6", "0,2-3,7"])
+def test_the_shell_loop_takes_every_range_of_units(tmp_path: Path, units: str) -> None:
+    (tmp_path / "rankwise").write_text(
+        f"#!/bin/bash\nif [ $3 != --next ]; then echo $4 >> done; exit; fi\n"
+        f"[ -e asked ] && exit 10; touch asked; echo {units}\n"
+    )
+    (tmp_path / "rankwise").chmod(0o755)
+    (loop,) = re.findall(r"```sh\n(while .*?)```", DOCS.read_text(), re.S)
+    given = {**environment(), "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", loop], cwd=tmp_path, env=given, check=True, timeout=60)
+    assert ranges([int(line) for line in (tmp_path / "done").read_text().split()]) == units
 
 
 @pytest.mark.slow

@@ -1,96 +1,157 @@
 """The run-time check of shapes and types that the tests put on every function of the package.
 
-jaxtyping binds the arguments of each call several times, and makes the checks of an inner function anew whenever it is
-defined: half of the suite's time. Only functions with shapes in their signature need that. The others have their
-arguments and results checked by beartype, with checks made once; a call that fails goes to jaxtyping for its error.
+jaxtyping checks the arguments of each call twice and binds them to names once more, and makes the checks of an inner
+function anew whenever it is defined: half of the suite's time. Here beartype's checks are made at a function's first
+call, inner functions share those of their code object, and only functions with shapes in their signature have a record
+of dimensions, which jaxtyping's annotations write and read. A dimension can't name an argument's value ("{n}").
 """
 
 import functools
 import inspect
 from collections.abc import Callable
-from types import CodeType
-from typing import Any, get_args
+from types import CodeType, FunctionType
+from typing import Any, NamedTuple, get_args
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
-from beartype.roar import BeartypeException
-from jaxtyping import AbstractArray, _decorator, config
+from beartype.roar import BeartypeCallHintViolation
+from jaxtyping import AbstractArray, _decorator, _storage, config
 
 # PEP 484's numeric tower: an int is good where a float is asked for, as for pyright.
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
-Checks = tuple[Callable[..., Any], Callable[[Any], Any] | None]
+Function = Callable[..., Any]
 
-_with_shapes = _decorator.jaxtyped
-_checks: dict[CodeType, Checks | None] = {}
+
+class Checks(NamedTuple):
+    """The checks that all functions of one code object share.
+
+    Args:
+        has_shapes: Whether an array's type stands in the signature.
+        arguments: Checks the arguments that it is called with.
+        result: Checks a result; None where the signature promises none.
+    """
+
+    has_shapes: bool
+    arguments: Function
+    result: Callable[[Any], Any] | None
+
+
+_classes = _decorator.jaxtyped
+_checks: dict[CodeType, Checks] = {}
 
 
 def _has_shape(annotation: Any) -> bool:
-    """Whether an array's type stands in an annotation."""
     if inspect.isclass(annotation) and issubclass(annotation, AbstractArray):
         return True
     inner = annotation if isinstance(annotation, list | tuple) else get_args(annotation)
     return any(map(_has_shape, inner))
 
 
-def _resolved(annotation: Any, names: dict[str, Any]) -> Any:
-    return annotation if annotation is inspect.Parameter.empty else _decorator._destring_annotation(annotation, names)
+def _resolved(function: FunctionType) -> inspect.Signature:
+    """A function's signature, with types in place of their names."""
 
+    def resolved(annotation: Any) -> Any:
+        if annotation is inspect.Signature.empty:
+            return annotation
+        return _decorator._destring_annotation(annotation, function.__globals__)
 
-def _checks_of(function: Callable[..., Any]) -> Checks | None:
-    """What checks a function's arguments and its result; None where shapes must be known to do so."""
     signature = inspect.signature(function)
-    parameters = [
-        parameter.replace(annotation=_resolved(parameter.annotation, function.__globals__))
-        for parameter in signature.parameters.values()
-    ]
-    result = _resolved(signature.return_annotation, function.__globals__)
-    if _has_shape([parameter.annotation for parameter in parameters]) or _has_shape(result):
-        return None
-    names = (function.__name__, function.__qualname__, function.__module__)
-    asked = signature.replace(parameters=parameters, return_annotation=Any)
-    arguments = check(_decorator._make_fn_with_signature(*names, asked, output=False))
-    if result is inspect.Signature.empty:
-        return arguments, None
-    given = inspect.Signature([inspect.Parameter("result", inspect.Parameter.POSITIONAL_ONLY, annotation=result)])
-    return arguments, check(_decorator._make_fn_with_signature(*names, given, output=False))
+    parameters = [p.replace(annotation=resolved(p.annotation)) for p in signature.parameters.values()]
+    return signature.replace(parameters=parameters, return_annotation=resolved(signature.return_annotation))
 
 
-def _plain(function: Callable[..., Any], typechecker: Any) -> Callable[..., Any]:
-    code = function.__code__
-    if code not in _checks:
-        _checks[code] = _checks_of(function)
-    checks = _checks[code]
-    if checks is None:
-        return _with_shapes(function, typechecker=typechecker)
-    arguments, result = checks
+def _annotated(signature: inspect.Signature) -> dict[str, Any]:
+    """A signature's types by name, as in `__annotations__`."""
+    given = {p.name: p.annotation for p in signature.parameters.values()} | {"return": signature.return_annotation}
+    return {name: annotation for name, annotation in given.items() if annotation is not inspect.Signature.empty}
 
-    @functools.wraps(function)
-    def checked(*args: Any, **kwargs: Any) -> Any:
+
+def _checks_of(function: FunctionType) -> Checks:
+    """The checks of an inner function, made once: its arguments' and its result's, apart from its call."""
+    if function.__code__ not in _checks:
+        signature, empty = _resolved(function), inspect.Signature.empty
+        names, returned = (function.__name__, function.__qualname__, function.__module__), signature.return_annotation
+        asked = signature.replace(return_annotation=empty)
+        arguments = check(_decorator._make_fn_with_signature(*names, asked, output=False))
+        result = None
+        if returned is not empty:
+            given = inspect.Signature([inspect.Parameter("it", inspect.Parameter.POSITIONAL_ONLY, annotation=returned)])
+            result = check(_decorator._make_fn_with_signature(*names, given, output=False))
+        shapes = any(map(_has_shape, _annotated(signature).values()))
+        _checks[function.__code__] = Checks(shapes, arguments, result)
+    return _checks[function.__code__]
+
+
+def _recorded(function: Function) -> Function:
+    """A function in whose calls each dimension has one size."""
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        if config.jaxtyping_disable:
-            return function(*args, **kwargs)
+        sizes = _storage.push_shape_memo({})
         try:
-            arguments(*args, **kwargs)
-        except (BeartypeException, TypeError):
-            return _with_shapes(function, typechecker=typechecker)(*args, **kwargs)
+            return function(*args, **kwargs)
+        except BeartypeCallHintViolation as error:
+            error.add_note(_storage.shape_str(sizes))
+            raise
+        finally:
+            _storage.pop_shape_memo()
+
+    return recorded
+
+
+def _made_inner(function: FunctionType) -> Function:
+    has_shapes, arguments, result = _checks_of(function)
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        arguments(*args, **kwargs)
         out = function(*args, **kwargs)
         if result is not None:
             result(out)
         return out
 
+    return _recorded(called) if has_shapes else called
+
+
+def _made(function: FunctionType) -> Function:
+    """The checked function. A generator's result is looked at and not run through, as for inner functions."""
+    if "<locals>" in function.__qualname__ or inspect.isgeneratorfunction(function):
+        return _made_inner(function)
+    code, names, given, cells = function.__code__, function.__globals__, function.__defaults__, function.__closure__
+    whole = FunctionType(code, names, function.__name__, given, cells)
+    whole.__kwdefaults__, whole.__qualname__ = function.__kwdefaults__, function.__qualname__
+    whole.__module__, whole.__annotations__ = function.__module__, _annotated(_resolved(function))
+    has_shapes = any(map(_has_shape, whole.__annotations__.values()))
+    checked = check(whole)
+    return _recorded(checked) if has_shapes else checked
+
+
+def _checked(function: FunctionType) -> Function:
+    made: Function | None = None
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        nonlocal made
+        if config.jaxtyping_disable:
+            return function(*args, **kwargs)
+        if made is None:
+            made = _made(function)
+        return made(*args, **kwargs)
+
     return checked
 
 
 def jaxtyped(function: Any = None, *, typechecker: Any) -> Any:
-    """`jaxtyping.jaxtyped`, which passes functions without shapes on to beartype."""
+    """`jaxtyping.jaxtyped`, which passes functions on to beartype."""
     if function is None:
         return functools.partial(jaxtyped, typechecker=typechecker)
     if config.jaxtyping_disable:
         return function  # as a compiler that traces the definition of an inner function must find it
-    if inspect.isfunction(function) and not getattr(function, "__no_type_check__", False):
-        return _plain(function, typechecker)
-    return _with_shapes(function, typechecker=typechecker)
+    if inspect.isfunction(function):
+        return function if getattr(function, "__no_type_check__", False) else _checked(function)
+    return _classes(function, typechecker=typechecker)
 
 
 jaxtyping.jaxtyped = _decorator.jaxtyped = jaxtyped

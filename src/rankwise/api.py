@@ -1,7 +1,8 @@
 """`sweep`: find the smallest adapter that does the job, for your model, data and loss."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rankwise.lora.inject import Report
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.pack import call_model
 from rankwise.pack.resolved import AdapterState
+from rankwise.remote.store import url_of
 from rankwise.report import answer_words
 from rankwise.report.interactive.frame import frame
 from rankwise.report.interactive.html import figure_of, results_html
@@ -36,9 +38,10 @@ from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.record import add_next
 from rankwise.sweeps.run.extend import was_rotated
 from rankwise.sweeps.run.location import RunLocation
-from rankwise.sweeps.run.units.on_ray import Ray
+from rankwise.sweeps.run.units.on_ray import Ray, check_reached
 from rankwise.sweeps.storage.directory import can_resume
 from rankwise.sweeps.storage.owned import holds_results
+from rankwise.sweeps.storage.working_copy import run_copy, shown
 from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.data.feed import ROWS_AT_ONCE, Feed
 from rankwise.train.events import Observer, Observers
@@ -103,8 +106,7 @@ class Sweep:
 
         Args:
             model: The base.
-            run: Its name in `results.runs`, or in `results.compressed`; None takes the recommended configuration's best
-                seed.
+            run: Its name in `results`, cut or not; None takes the recommended configuration's best seed.
             name: The adapter's name.
 
         Raises:
@@ -217,8 +219,7 @@ def sweep(
         head: Modules that each adapter trains in full, such as a new output layer, with all modules inside them. With
             one, training the head alone is tried too.
         seeds: How many, or which; the most that the adaptive plan may take. None takes 16 for it, 3 for a grid.
-        rungs: Ascending epochs after which the worst configurations stop; in the adaptive plan only learning rates
-            stop, in the search for them.
+        rungs: Ascending epochs after which the worst configurations (in the adaptive plan learning rates) stop.
         widen: Whether to try further learning rates where the best one is at the edge of those given.
         tolerance: How much worse than the reference is good enough: "1%", "0.5 points", or a number in the metric's
             unit; by default 1% of the reference's metric and at most 5% of its gain over the base, or 5% of that gain
@@ -232,28 +233,27 @@ def sweep(
         max_runs: The most training runs of the adaptive plan.
         max_minutes: The adaptive plan starts nothing new after this many minutes.
         max_parameters: Adapters with more parameters are left out of the decision.
-        rotate: Whether each seed validates on its own tenth; only where `validation` is None. None does so
-            from 4 seeds on.
-        compressed: Whether adapters of the largest rank trained are cut to every smaller rank, and which adapter to
-            ship is decided, cut ones included. None does so but for a ModelMetric.
-        squeeze_steps: Steps that cut adapters are trained further, and trained ones of their rank for comparison.
+        rotate: Whether each seed validates on its own tenth, where `validation` is None; None does so from 4 seeds on.
+        compressed: Whether adapters are also cut to smaller ranks, and one to ship is named; None: not for a ModelMetric.
+        squeeze_steps: Steps that cut adapters train further, and those trained at their rank for comparison.
         call: (model, batch) -> outputs; by default a mapping is passed as keywords (without "labels"), of a tuple the
             first element. Or a `rankwise.train.data.feed.Feed`, which also makes batches of rows: files are read, texts
             put together.
         rows_a_pass: Rows of a batch in one forward pass of training; None for the whole batch.
         rows_at_once: Rows, over all adapters, in one forward pass of an evaluation.
         cache: Whether the layers before the first adapted one run once for each row, not in every step; their outputs
-            stay in memory (True), or in files in this folder until the sweep ends. For adapters of upper blocks.
-            A resumed run must use the cache setting it started with.
+            stay in memory (True), or in files in this folder until the sweep ends. For adapters of upper blocks. A run
+            is resumed with the setting it started with.
         base_name: The base's name in the adapters' files: its folder or hub name.
-        out: A directory for results, report and adapters; None keeps all in memory.
+        out: A directory for results, report and adapters, or a URL of one such as s3://bucket/run; None keeps all in
+            memory.
         overwrite: Whether to replace earlier results there.
         resume: Whether to continue what is in `out`: an unfinished run, or a finished one to which `seeds` and
             `configs` add some. Where there is nothing, the sweep starts.
         every: How often a checkpoint is written to `out`.
         progress: "auto" (a live table in a terminal, else lines), "quiet", ...
-        workers: `rankwise.Ray(...)` trains packs on a Ray cluster; it needs `out`, which all of its machines see. The
-            model, the data and the functions are handed to workers in a pickle there. None trains in this process.
+        workers: `rankwise.Ray(...)` trains packs on a Ray cluster; it needs `out`, which all of its machines see, and
+            hands over model, data and functions in a pickle there. None trains in this process.
         observers: Loggers (`rankwise.loggers`), or any objects with a method `on_event`.
 
     Returns:
@@ -302,8 +302,9 @@ def sweep(
     candidates = candidates_from(model, configs, as_list(head), training or Training(), lrs, baseline)
     problem = problem_of(splits, loss, metric, metric_name, higher_is_better, feed_of(call, rows_at_once, rows_a_pass))
     planned = _experiment(model, candidates, seeds, problem, deciding, base_name, rungs, widen, notes)
-    place = None if out is None else _location(planned, Path(out), overwrite, resume, every)
-    return _run(planned, place, cache, [shown_by(progress), *observers], workers)
+    with nullcontext() if out is None else _directory(out, workers) as directory:
+        place = None if directory is None else _location(planned, directory, overwrite, resume, every)
+        return _run(planned, place, cache, [shown_by(progress), *observers], workers)
 
 
 def _experiment(
@@ -331,21 +332,31 @@ def _experiment(
     )
 
 
+def _directory(out: str | Path, workers: Ray | None) -> AbstractContextManager[Path]:
+    """The run directory, or a local copy of one on an object store."""
+    url = url_of(out)
+    if url is None:
+        return nullcontext(Path(out))
+    check_reached(url, None if workers is None else workers.address)
+    return run_copy(url, whole=True)
+
+
 def _location(
     planned: Experiment, out: Path, overwrite: bool, resume: bool, every: CheckpointInterval | None
 ) -> RunLocation:
     """The run directory, and whether an unfinished run in it is resumed or a finished one extended."""
-    again = resume and can_resume(out)
-    config = {c.name: str(c) for c in planned.candidates} | {"seeds": list(planned.seeds)}
+    again, where = resume and can_resume(out), shown(out)
+    # A function's words hold an address, which is another one in every process.
+    config = {c.name: re.sub(r" at 0x[0-9a-f]+", "", str(c)) for c in planned.candidates} | {"seeds": [*planned.seeds]}
     return RunLocation(
         directory=out,
         config=yaml.safe_dump({"sweep": config}, sort_keys=False),
         command="rankwise.sweep(...)",
-        resume_command=f"rankwise.sweep(..., out={str(out)!r}, resume=True)",
+        resume_command=f"rankwise.sweep(..., out={where!r}, resume=True)",
         overwrite=overwrite,
         resume=again,
         extend=resume and not again and holds_results(out),
-        extend_command=lambda more, then: f"rankwise.sweep(..., out={str(out)!r}, resume=True, seeds={then})",
+        extend_command=lambda more, then: f"rankwise.sweep(..., out={where!r}, resume=True, seeds={then})",
         every=every,
     )
 

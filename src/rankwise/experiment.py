@@ -1,8 +1,7 @@
 """From runs and a problem to results: a complete sweep, in memory or in a run directory.
 
-A task (or a user's own code) says what to train on which data; all share the steps here: the directory is checked
-before anything is computed, the run can be resumed, the base is shown to be untouched, results are put together,
-written and drawn.
+A task (or a user's own code) says what to train on which data; all share the steps here. The directory is checked
+before anything is computed; results are put together, written and drawn.
 """
 
 import hashlib
@@ -25,10 +24,11 @@ from rankwise.results import Results, plain
 from rankwise.results.origin import DataInfo, Published, RelativeTo, SearchedRate
 from rankwise.sweeps.base_figures import BaseFigures, measure_figures
 from rankwise.sweeps.candidates.grid import Candidate, runs_of
+from rankwise.sweeps.candidates.init_data import with_data_starts
 from rankwise.sweeps.choose.comparison import Floors
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.choose.power import power_words
-from rankwise.sweeps.choose.rule import Rule, accuracy_tolerance
+from rankwise.sweeps.choose.rule import AT_MOST_ONE, Rule, accuracy_tolerance
 from rankwise.sweeps.floors import measured_floors
 from rankwise.sweeps.judged import Choice, JudgedSweep
 from rankwise.sweeps.measure import measure_base
@@ -107,6 +107,7 @@ class Experiment:
     def __post_init__(self) -> None:
         rotate = self.can_rotate and self.deciding.rotates(len(self.seeds))
         object.__setattr__(self, "problem", replace(self.problem, rotate=rotate))
+        object.__setattr__(self, "candidates", with_data_starts(self.candidates, self.model, self.problem))
 
     @property
     def can_rotate(self) -> bool:
@@ -118,7 +119,7 @@ class Experiment:
         writing anything.
 
         Raises:
-            ConfigError: The grid is empty, the tolerance is above what an accuracy can be, the runs allowed are too
+            ConfigError: The grid is empty, the tolerance is above what the metric can be, the runs allowed are too
                 few to compare anything, or seeds are to cut validation rows of their own and can't.
             DataError: There is one row to validate or to test on.
             PackError: An adapter is of a kind that a pack can't train.
@@ -126,7 +127,7 @@ class Experiment:
         """
         if self.deciding.max_runs is not None and self.candidates and self.seeds:
             self.stages(Observers()).check_budget()
-        if self.problem.higher_is_better and "accuracy" in self.problem.metric_name:
+        if self.problem.higher_is_better and any(word in self.problem.metric_name for word in AT_MOST_ONE):
             accuracy_tolerance(self.deciding.tolerance)
         for run in runs_of([replace(c, lrs=c.lrs[:1]) for c in self.candidates], self.seeds[:1]):
             resolve(self.model, run.member)
@@ -196,10 +197,8 @@ class Experiment:
         if beginning.earlier is None:
             return None
         measured = self.measured()
-        data, plan = plain(self.data()), self.plan(measured)
-        return beginning.earlier.finished(
-            self.model, self.problem, self.candidates, data=data, plan=plan, measured=measured
-        )
+        told = {"data": plain(self.data()), "plan": self.plan(measured), "measured": measured}
+        return beginning.earlier.finished(self.model, self.problem, self.candidates, **told)
 
     def stages(
         self,

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from rankwise.errors import ConfigError, TargetError, suggest
 from rankwise.lora.adapter import adapted_layers
 from rankwise.lora.config import TargetPattern
+from rankwise.lora.inits.loftq import remember_error
 from rankwise.lora.layer_types import called_as_listed, layer_type_of, weight_of
 from rankwise.lora.layer_types.linear import LINEAR
 from rankwise.lora.layer_types.quantised import in_eight_bits, keep_unpacked, plain_weight
 from rankwise.lora.targets.find import output_heads
 from rankwise.lora.targets.modules import named_once
-from rankwise.lora.targets.patterns import Patterns, as_list
+from rankwise.lora.targets.patterns import Patterns, pattern_list
 from rankwise.lora.targets.ties import sharers
 from rankwise.tables import text_table
 
@@ -59,7 +60,9 @@ class QuantizeReport:
         return "\n".join(lines)
 
 
-def quantize(model: nn.Module, kind: str, skip: TargetPattern | Sequence[TargetPattern] = ()) -> QuantizeReport:
+def quantize(
+    model: nn.Module, kind: str, skip: TargetPattern | Sequence[TargetPattern] = (), *, error_rank: int = 0
+) -> QuantizeReport:
     """Store the weights of a model's linear layers in few bits, in place.
 
     Output heads of transformers models, layers that share their weight, and embeddings stay as they are; so do, for
@@ -69,6 +72,8 @@ def quantize(model: nn.Module, kind: str, skip: TargetPattern | Sequence[TargetP
         model: A loaded model without adapters; it mustn't be a linear layer itself.
         kind: "nf4" (4 bits) or "int8".
         skip: Patterns of layers to leave as they are, as `LoRAConfig.exclude_modules` takes them; each must match.
+        error_rank: Largest rank of adapters that start with `init="loftq"`: what is taken from each weight is kept as
+            its best approximation of this rank, error_rank (d_in + d_out) numbers a layer. 0 keeps nothing.
 
     Returns:
         Bytes before and after, and what was left out; `print` it.
@@ -87,6 +92,11 @@ def quantize(model: nn.Module, kind: str, skip: TargetPattern | Sequence[TargetP
     sizes: dict[str, tuple[int, int]] = {}
     for path, (layer, paths) in chosen.items():
         quantised = _quantised(layer, kind)
+        if error_rank:
+            layer_type, weight = layer_type_of(layer), layer.get_parameter("weight").detach()
+            weight = weight.mT if layer_type is not None and layer_type.transposed else weight
+            rounded = plain_weight(quantised, layer_type_of(quantised) or LINEAR)
+            remember_error(quantised, weight, rounded, error_rank)
         for name in paths:
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, quantised)
@@ -125,7 +135,7 @@ def _checked(
         raise ConfigError(f'A model can\'t be quantised to "{kind}"; there are {known}.{suggest(kind, KINDS)}')
     if adapted_layers(model):
         raise TargetError("The model has adapters; quantise it before inject, or eject them first.")
-    return _choose(model, kind, Patterns(as_list(skip)))
+    return _choose(model, kind, Patterns(pattern_list(skip)))
 
 
 def _choose(

@@ -90,7 +90,7 @@ def test_tensors_that_do_not_fit(saved, change, message):
     [
         ("use_qalora", True),
         ("peft_type", "IA3"),
-        ("init_lora_weights", "pissa"),
+        ("init_lora_weights", "lora_ga"),
         ("layer_replication", [[0, 1]]),
     ],
 )

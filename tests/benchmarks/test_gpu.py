@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import gpu
@@ -23,3 +24,9 @@ def test_a_cpu_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--device", "cpu"])
     with pytest.raises(SystemExit, match="add --tiny"):
         gpu.main()
+
+
+def test_a_layer_alone_runs() -> None:
+    pytest.importorskip("peft")
+    lines = gpu.part_layer("cpu", 1, True, time.perf_counter)
+    assert "pack of one" in lines[-1]

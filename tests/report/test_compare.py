@@ -1,6 +1,7 @@
 """Runs side by side: means as they stand, and differences that are paired by seed and example."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "difference" in shown
     assert "r = 4" in shown
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["compare", *runs, "--out", str(tmp_path / "c")]) == 2
+    assert re.fullmatch(
+        r"rankwise: \S+/c ends in none of .png, .svg, .pdf; name such a file\.", capsys.readouterr().err.strip()
+    )
     assert main(["compare", *runs, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["names"] == ["a", "b"]
     assert main(["compare", runs[0], str(tmp_path / "nothing")]) == 2

@@ -9,6 +9,7 @@ import pytest
 from rankwise.errors import OutputError
 from rankwise.report import read_results, write_report
 from rankwise.report.page import all_runs, page, rate_table, write_page
+from rankwise.results.origin import SearchedRate
 from rankwise.results.outcomes import MeanInterval
 from sample_results import LRS, change, sample_results
 
@@ -107,6 +108,20 @@ def test_the_same_results_give_the_same_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", [{"answer_r": None, "complete": False}, {"ranks": [4], "baselines": [], "seeds": 1}])
 def test_pages_of_unusual_sweeps(given: dict) -> None:
     assert not Reader(page(sample_results(**{"ranks": [1, 4], **given}))).open
+
+
+def test_the_page_of_a_training_says_nothing_of_a_sweep() -> None:
+    results = sample_results([4], baselines=[], seeds=1, base_metric=None)
+    results.runs = [run for run in results.runs if run.name in results.configurations[0].runs]
+    change(results.grid, baseline_lrs=[])
+    words = Reader(page(results)).words
+    assert "One training" in words
+    assert "1 run" in words
+    for word in ("The learning rates", "grid:", "1 runs"):
+        assert word not in words
+    swept = sample_results([4], seeds=1)
+    swept.grid.search = [SearchedRate(configuration="r4", lr=1e-3, validation_metric=0.9534, status="finished")]
+    assert "r4 at 0.001: 0.953" in Reader(page(swept)).words
 
 
 def test_a_page_of_nothing() -> None:

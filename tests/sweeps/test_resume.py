@@ -4,6 +4,7 @@ import json
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,26 +59,26 @@ def comparable(found: SweepState) -> object:
     return results, states, [str(point) for point in found.curve]
 
 
+@cache
+def uninterrupted(rungs: tuple[int, ...] = ()) -> object:
+    return comparable(run(None, rungs=rungs))
+
+
 @pytest.mark.parametrize("rungs", [(), (1, 2)])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("nth", [2, 4, 6])
+@pytest.mark.parametrize(("number", "nth"), [(signal.SIGINT, 2), (signal.SIGTERM, 4), (signal.SIGINT, 6)])
 def test_a_signal_keeps_everything(tmp_path: Path, rungs: tuple[int, ...], number: signal.Signals, nth: int) -> None:
-    alone = run(None, rungs=rungs)
     first = run(tmp_path, signalling(nth, number), rungs=rungs)
     assert not first.complete
-    assert len(first.outcomes) < len(alone.outcomes)
+    assert len(first.outcomes) < len(first.runs)
     again = run(tmp_path, rungs=rungs, resume=True)
     assert again.complete
-    assert comparable(again) == comparable(alone)
+    assert len(again.outcomes) == len(again.runs)
+    assert comparable(again) == uninterrupted(rungs)
 
 
-def test_checkpoints_change_nothing(tmp_path: Path) -> None:
-    assert comparable(run(tmp_path)) == comparable(run(None))
-
-
-def test_a_run_that_has_ended_goes_on_to_its_results(tmp_path: Path) -> None:
-    whole = run(tmp_path)
-    assert comparable(run(tmp_path, resume=True)) == comparable(whole)
+def test_checkpoints_change_nothing_and_a_run_that_has_ended_goes_on_to_its_results(tmp_path: Path) -> None:
+    assert comparable(run(tmp_path)) == uninterrupted()
+    assert comparable(run(tmp_path, resume=True)) == uninterrupted()
 
 
 def test_the_plan_is_written_first_and_followed(tmp_path: Path) -> None:
@@ -93,17 +94,16 @@ def test_the_plan_is_written_first_and_followed(tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_and_no_whole_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    alone = run(None)
     run(tmp_path, signalling(3, signal.SIGTERM))
     manifest = json.loads(max(tmp_path.glob("checkpoint-*.json")).read_text())
     last = tmp_path / manifest["content"]["files"]["pack-0"]["file"]
     last.write_bytes(last.read_bytes()[:-1])
     capsys.readouterr()
-    assert comparable(run(tmp_path, resume=True)) == comparable(alone)
+    assert comparable(run(tmp_path, resume=True)) == uninterrupted()
     assert "is damaged" in capsys.readouterr().err
     for path in tmp_path.glob("checkpoint-*.json"):
         path.write_text("")
-    assert comparable(run(tmp_path, resume=True)) == comparable(alone)
+    assert comparable(run(tmp_path, resume=True)) == uninterrupted()
     assert "No checkpoint in" in capsys.readouterr().err
 
 
@@ -124,11 +124,10 @@ def test_a_full_disk_ends_no_training(
         return len(calls) > 3
 
     monkeypatch.setattr(checkpoints, "write_durably", full)
-    alone = run(None)
-    assert comparable(run(tmp_path)) == comparable(alone)
+    assert comparable(run(tmp_path)) == uninterrupted()
     assert "could not be written" in capsys.readouterr().err
     monkeypatch.undo()
-    assert comparable(run(tmp_path, resume=True)) == comparable(alone), "the first checkpoint was whole"
+    assert comparable(run(tmp_path, resume=True)) == uninterrupted(), "the first checkpoint was whole"
 
 
 def test_many_logs_become_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

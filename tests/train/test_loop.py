@@ -217,7 +217,10 @@ def test_forecasts_look_at_rows_of_all_sizes() -> None:
     feed = Feed(prepare=trimmed, evaluation_order=lambda data: shortest_first)
     training = PackTraining(Reads(), runs, data, data, loss, accuracy, feed=feed)
     seen.clear()
-    assert training.seconds_an_epoch() > 0
-    steps, validation = {*seen[:-1]}, seen[-1]
-    assert max(steps) > 3 * min(steps), "a step of small rows, one of middle ones, one of large ones"
-    assert validation == 64
+    with training.attached(training=True):
+        assert min(training.timed_step(place) for place in (0.0, 0.5, 1.0)) > 0
+    small, middle, large = seen[-3:]
+    assert large == 64 > middle > small
+    with training.attached(training=False):
+        assert training.timed_evaluation(0.0, 64) > 0
+    assert training.validation_rows == seen[-1] == 64

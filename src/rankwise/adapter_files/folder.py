@@ -20,6 +20,7 @@ from rankwise.adapter_files.base.checksums import (
     check_file,
     records_of_base,
 )
+from rankwise.adapter_files.base.inits import taken_off
 from rankwise.adapter_files.both_files import write_files
 from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.peft.config import (
@@ -211,6 +212,8 @@ def read_adapter(
         )
     if read.fields.get("target_parameters"):
         findings.add(f"{read.path} adapts parameters (target_parameters), whose form only load_adapter knows.")
+    if taken_off(read.fields):
+        findings.add(f"{read.settings} sets init_lora_weights: A and B stand over a base that load_adapter makes.")
     if read.parts.biases:
         findings.add(f"{read.path} has biases of B (lora_bias), which only load_adapter can use.")
     if read.parts.own:
@@ -312,6 +315,7 @@ def config_of(read: AdapterFile, named: Mapping[str, tuple[str, int]], findings:
             target_modules=tuple(parts.pairs),
             rank_pattern=pinned(ranks, r),
             alpha_pattern=pinned({name: float(value) for name, value in alphas.items()}, alpha),
+            init=taken_off(fields) or "kaiming",
             scaling=SCALING_OF_RSLORA[bool(fields.get("use_rslora"))],
             modules_to_save=tuple(fields.get("modules_to_save") or ()),
             bias=fields.get("bias") or "none",

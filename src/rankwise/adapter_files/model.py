@@ -44,11 +44,12 @@ from rankwise.lora.base.buffers import changed_buffers
 from rankwise.lora.checks.foreign import check_attachable, check_unwrapped_by_peft
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import Report, attach, check_new_name
+from rankwise.lora.layer.initial import init_obstacle, initial_tensors
 from rankwise.lora.targets.find import Target, Targets
 from rankwise.lora.targets.modules import base_tensors, named_once
-from rankwise.lora.targets.patterns import as_list
+from rankwise.lora.targets.patterns import pattern_list
 from rankwise.lora.trained_modules import replacement_tensors
-from rankwise.lora.variants import VARIANTS
+from rankwise.lora.variants import FORMS, VARIANTS
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def save_adapter(
         rows = tokens_as_filed(with_tokens, name, replacements)
         chosen = {path: {*lora.kind_of(name).tokens} for path, (_, lora) in with_tokens.items()}
         replacements |= embeddings_to_save(model, base_name, save_embeddings, chosen, replacements)
-        also = also_meant(model, tuple(map(str, as_list(config.modules_to_save))), with_tokens)
+        also = also_meant(model, tuple(map(str, pattern_list(config.modules_to_save))), with_tokens)
         drifted = {path: now for path, (_, now) in changed_buffers(model).items() if path not in replacements}
         drifted |= {
             path: base_tensors(model)[path] for path in check_base_as_before(model, {*replacements, *drifted}, strict)
@@ -297,12 +298,25 @@ def read_for(
     shared = {one.name for one in VARIANTS[config.variant].shared}
     tensors = {
         target.name: {
+            **_taken_off(target, config, findings),
             **{key: tensor for key, tensor in zip("AB", both[target.name], strict=True) if key not in shared},
             **own.get(target.name, {}),
         }
         for target in targets
     }
     return Fitting(config, targets, tensors, read.parts.shared, replacements, notes)
+
+
+def _taken_off(target: Target, config: LoRAConfig, findings: Findings) -> dict[str, Tensor]:
+    """What the file's A and B started as, where that is taken off the base: it follows from the base's weight."""
+    drawn = [one.name for one in FORMS[target.variant].tensors if one.name in ("A0", "B0")]
+    if not drawn:
+        return {}
+    if reason := init_obstacle(target, config):
+        findings.add(f'"{target.name}" can\'t start with init_lora_weights = "{config.init}": {reason}.')
+        return {}
+    found = initial_tensors(target, config)
+    return {name: found[name] for name in drawn}
 
 
 def _weights_of(tokens: Sequence[Target]) -> Iterator[str]:

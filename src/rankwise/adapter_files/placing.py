@@ -16,6 +16,7 @@ from rankwise.adapter_files.peft.paths import IN_PROJ, PeftLocation, PeftPaths, 
 from rankwise.errors import AdapterError, suggest
 from rankwise.lora.adapter import LoRA
 from rankwise.lora.config import LoRAConfig
+from rankwise.lora.inits import INITS
 from rankwise.lora.layer_types import LayerType, obstacle
 from rankwise.lora.layer_types.parameter import parameter_type
 from rankwise.lora.layer_types.sliced import block_form
@@ -24,7 +25,8 @@ from rankwise.lora.targets.modules import Named
 from rankwise.lora.targets.patterns import matching_values, pinned
 from rankwise.lora.targets.readers import Weight, layers_and_owned, other_parameters, reader_of
 from rankwise.lora.targets.ties import find_ties, flip, sharers
-from rankwise.lora.variants import VARIANTS
+from rankwise.lora.variants import FORMS, VARIANTS, form_name
+from rankwise.lora.variants.from_start import joined
 
 Pair = tuple[Tensor, Tensor]
 Layers = Mapping[str, tuple[nn.Module, LoRA]]
@@ -85,6 +87,9 @@ def as_filed(modules: Sequence[Named], layers: Layers, name: str, config: LoRACo
                 "adapters of them one by one."
             )
         tensors = {key: tensor.detach() for key, tensor in lora.tensors(name).items()}
+        # An adapter whose start is taken off the base is one of twice the rank over the base as it is.
+        doubled = 2 if "A0" in tensors else 1
+        tensors = joined(tensors) if doubled == 2 else tensors
         shared = {one.name for one in lora.variant_of(name).shared}
         filed.shared.update({key: tensor for key, tensor in tensors.items() if key in shared})
         A, B = _cut(tensors["A"], tensors["B"], kind, layer) if shared else (tensors["A"], tensors["B"])
@@ -95,7 +100,7 @@ def as_filed(modules: Sequence[Named], layers: Layers, name: str, config: LoRACo
         filed.key_ends[place.path] = form.keys
         r = pair[0].shape[0] // own.stack(layer)
         growth = r * kind.stack(layer) // A.shape[0]
-        values = r, patterned.get(path, config.alpha) * _alpha_factor(config, growth)
+        values = r, patterned.get(path, config.alpha) * _alpha_factor(config, growth * doubled)
         # PEFT has one r and one alpha for all of an attention; where they differ only Rankwise reads the file.
         called = place.name if settings.setdefault(place.name, values) == values else place.path
         settings[called] = values
@@ -107,6 +112,9 @@ def as_filed(modules: Sequence[Named], layers: Layers, name: str, config: LoRACo
                 one.name: held[one.name].view(one.filed(layer, tuple(held[one.name].shape))) for one in declared
             }
     alphas = {called: alpha for called, (_, alpha) in settings.items()}
+    if INITS[config.init].moves:
+        r, alpha = 2 * config.r, config.alpha * _alpha_factor(config, 2)
+        config = replace(config, r=r, alpha=alpha, rank_pattern={}, init="kaiming")
     return replace(filed, config=replace(config, alpha_pattern=pinned(alphas, config.alpha)))
 
 
@@ -304,7 +312,7 @@ def _target(
         aliases=tuple(weight.names[1:]),
         parameter=weight.parameter,
         reader=reader_of(model, weight),
-        variant=config.variant,
+        variant=form_name(config, kind),
     )
 
 
@@ -325,7 +333,7 @@ def own_of_file(
     fitting: dict[str, dict[str, Tensor]] = {}
     for target in targets:
         path, found = paths[target.name], dict[str, Tensor]()
-        for one in VARIANTS[target.variant].tensors:
+        for one in FORMS[target.variant].tensors:
             if not one.key or one.shared:
                 continue
             tensor, shape = own[path][one.name], one.shape(target.sizes)

@@ -14,7 +14,7 @@ from rankwise.lora.checks.threads import changes_model
 from rankwise.lora.offloaded import has_data
 from rankwise.lora.targets.find import Target
 from rankwise.lora.trained_modules import replacement_tensors
-from rankwise.lora.variants import VARIANTS, VariantTensor
+from rankwise.lora.variants import FORMS, VARIANTS, VariantTensor
 
 
 @changes_model
@@ -66,9 +66,9 @@ def swap_adapter(
     new: list[tuple[Tensor, Tensor]] = [(own[path], tensor) for path, tensor in read.replacements.items()]
     for target in read.targets:
         lora = layers[target.name][1]
-        _check_layer(target.name, lora, name, target, read.config.variant)
+        _check_layer(lora, name, target, read.config.variant)
         held = lora.parameters_of(name)
-        for one in VARIANTS[target.variant].tensors:
+        for one in FORMS[target.variant].tensors:
             if not one.shared:
                 values = read.tensors[target.name][one.name]
                 values = values * (target.scale / lora.scale[name]) if one.up else values
@@ -103,13 +103,13 @@ def _check_alike(what: str, own: Collection[str], read: Collection[str], name: s
         )
 
 
-def _check_layer(path: str, lora: LoRA, name: str, target: Target, variant: str) -> None:
-    own = lora.configs[name]
+def _check_layer(lora: LoRA, name: str, target: Target, variant: str) -> None:
+    path = target.name
     if lora.kind_of(name).tokens != target.layer_type.tokens:
         raise AdapterError(f'"{name}" and the file train other tokens of "{path}"; load it under another name.')
-    if own.variant != variant or lora.kind_of(name).slices:
-        of = "on slices" if lora.kind_of(name).slices else f'of variant "{own.variant}"'
-        raise AdapterError(f'"{name}" is {of} and the file of variant "{variant}"; load it under another name.')
+    if lora.form_of(name) != target.variant or lora.kind_of(name).slices:
+        of = "on slices" if lora.kind_of(name).slices else f'of variant "{lora.form_of(name)}"'
+        raise AdapterError(f'"{name}" is {of} and the file of variant "{target.variant}"; load it under another name.')
     if VARIANTS[variant].shared:
         raise AdapterError(
             f'"{name}" is of variant "{variant}", whose layers share tensors that a file may not fit; load it under '

@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from rankwise.adapter_files.base.checksums import TENSORS, records_of_file
+from rankwise.adapter_files.base.inits import taken_off
 from rankwise.adapter_files.both_files import write_files
 from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.folder import AdapterFile, read_through
 from rankwise.adapter_files.peft.config import as_peft_pattern, peft_values, variant_of
-from rankwise.adapter_files.peft.keys import BASE_LAYER, BIAS_KEY, joined, key_of
+from rankwise.adapter_files.peft.keys import BASE_LAYER, BIAS_KEY, key_of
 from rankwise.adapter_files.peft.layer_tensors import KEY_ENDS
 from rankwise.adapter_files.peft.matrices import MatrixPair, as_matrices
 from rankwise.adapter_files.peft.paths import OUT_PROJ
 from rankwise.errors import AdapterFileError
 from rankwise.lora.targets.patterns import pinned
+from rankwise.lora.trained_modules import joined
 from rankwise.lora.variants import VARIANTS
 
 
@@ -84,6 +86,11 @@ def read_updates(directory: str | os.PathLike[str], *, variants: Iterable[str] =
         raise AdapterFileError(
             f"{folder} is of a {VARIANTS[variant].label} adapter, and {why}; only plain LoRA has updates that stand "
             "for themselves. Merge it into its base, then extract a LoRA from the result."
+        )
+    if init := taken_off(file.fields):
+        raise AdapterFileError(
+            f"{file.settings} sets init_lora_weights: its A and B stand over the base less its {init} part, so they "
+            "are no update of the base. Load it with load_adapter and save it again, which writes one."
         )
     return StoredAdapter(folder, file, updates_of(file, Findings(strict=True)))
 

@@ -4,8 +4,10 @@ One file a command; nothing heavy is loaded before a command runs, so `--help` i
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ from rankwise.cli.inspect import inspect
 from rankwise.cli.merge import merge
 from rankwise.cli.predict import predict
 from rankwise.cli.push import push
+from rankwise.cli.remote import with_local_folders
 from rankwise.cli.report import report
 from rankwise.cli.resize import resize
 from rankwise.cli.sweep import sweep
@@ -96,6 +99,26 @@ def _from_file(path: Path, arguments: Sequence[str]) -> "Dict":
     return read_settings(path, next(iter(arguments), None), commands)
 
 
+_OPTION = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.DOTALL)
+
+
+def joined(arguments: Sequence[str]) -> list[str]:
+    """Join a value that begins with a hyphen and is no option's name to the option before it.
+
+    Examples:
+        >>> joined(["--tolerance", "-1%", "--text", "- my card?", "--quiet", "--seeds", "-1"])
+        ['--tolerance=-1%', '--text=- my card?', '--quiet', '--seeds=-1']
+    """
+    read: list[str] = []
+    for argument in arguments:
+        is_value = argument.startswith("-") and argument != "--" and not _OPTION.fullmatch(argument)
+        if is_value and read and read[-1].startswith("--") and "=" not in read[-1] and read[-1] != "--":
+            read[-1] += f"={argument}"
+        else:
+            read.append(argument)
+    return read
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line.
 
@@ -103,9 +126,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0; 2 a user's mistake (one line); 3 finished, with runs that diverged; 130 interrupted; 141
         standard output was closed before all was printed.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    arguments = joined(sys.argv[1:] if arguments is None else arguments)
     try:
-        with flags_named():
+        with flags_named(), ExitStack() as copies:
+            arguments = with_local_folders(arguments, copies)
             resume, path = _value_of("--resume", arguments), _value_of("--config", arguments)
             if resume is not None:
                 app.config = (_continued(Path(resume), arguments),)

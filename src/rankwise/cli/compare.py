@@ -27,7 +27,7 @@ def compare(
     runs:
         Run directories, two or more.
     out:
-        Draw test metric against trainable parameters into this .png file.
+        Draw test metric against trainable parameters into this file (.png, .svg or .pdf).
     json_:
         Print it as JSON.
     """
@@ -38,8 +38,11 @@ def compare(
 
     from rankwise.report import numbers
     from rankwise.report.compare import cell_words, compare_runs, difference_words, draw_comparison
+    from rankwise.report.figures import figure_kind
     from rankwise.shown import json_line, printable
 
+    if out is not None:
+        figure_kind(out)
     found = compare_runs(runs)
     if json_:
         print(json_line(asdict(found), indent=2))

@@ -21,6 +21,7 @@ def with_forecast(make: "ExperimentFactory") -> "ExperimentFactory":
 
         experiment = make(observers, base)
         if base is None:  # a resumed run has reported it
+            experiment.check()
             found = forecast_sweep(experiment.stages(observers))
             observers.message(f"It will take {_need(found)}. {' '.join(found.open)}")
         return experiment
@@ -48,6 +49,8 @@ def print_forecast(make: "ExperimentFactory", *, quiet: bool, as_json: bool) -> 
     with Observers([progress("quiet" if quiet else "auto")]) as observers:
         experiment = make(observers, None)
         experiment.check()
+        for line in [*experiment.power(), *experiment.doubts()]:
+            observers.message(line)
         found = forecast_sweep(experiment.stages(observers))
     _show_forecast(found, as_json=as_json)
 

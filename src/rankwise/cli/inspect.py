@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -69,6 +70,10 @@ def inspect(
 
     if not (adapter / "adapter_config.json").exists() and (why := why_no_adapter(adapter)):
         raise AdapterFileError(why)
+    if figure is not None:
+        from rankwise.report.figures import figure_kind
+
+        figure_kind(figure)
     found, run = inspect_adapter(adapter), run_of_adapter(adapter)
     if json_:
         print(json_line(_plain(found, run), indent=2))
@@ -77,7 +82,7 @@ def inspect(
     if figure is not None:
         from rankwise.report.adapter.spectra import draw_spectra
 
-        draw_spectra(found, figure)
+        print(draw_spectra(found, figure), file=sys.stderr if json_ else sys.stdout)
     return EXIT_OK
 
 

@@ -20,7 +20,7 @@ def report(
     Parameters
     ----------
     directory:
-        The run directory.
+        The run directory, or a URL such as s3://bucket/run.
     subspaces:
         Also compare the directions of the adapters' updates, between ranks and between seeds, and how much they
         amplify the base's own (LoRA paper, sections 7.2 and 7.3): subspaces.png and a part of the page.

@@ -31,4 +31,4 @@ def sweep(options: SweepOptions, *, run_options: RunOptions | None = None) -> in
 
         return make_text(options, observers, base)
 
-    return run_command("sweep", options.settings(), run_options or RunOptions(), make)
+    return run_command("sweep", options.settings(), run_options or RunOptions(), make, forecast=True)

@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,7 @@ from rankwise.cli.places import name_of, new_run, pointed_to
 from rankwise.cli.recorded import wanted
 from rankwise.cli.workers import check_workers, idle_gpus, workers_of
 from rankwise.errors import ConfigError
+from rankwise.remote.store import url_of
 from rankwise.tasks.flags import HOW, MAIN, listed
 from rankwise.tasks.reading import parse_numbers, parts
 
@@ -33,6 +34,7 @@ NEXT = {
     "classify": 'rankwise predict {} --text "..."',
     "sft": 'rankwise generate {} --prompt "..."',
     "images": "rankwise predict {} --file IMAGE",
+    "digits": "rankwise inspect {}",
 }
 """Task -> the command that uses its recommended adapter."""
 
@@ -45,7 +47,8 @@ class RunOptions:
     Attributes
     ----------
     out:
-        Directory for the results. [default: a new one in runs/, named after day and data; runs/last points to it]
+        Directory for the results, or a URL such as s3://bucket/run. [default: a new one in runs/, named after day and
+        data; runs/last points to it]
     overwrite:
         Replace results, or an unfinished run, in --out.
     resume:
@@ -154,12 +157,24 @@ def run_command(
     from rankwise.experiment import run_experiment
 
     given = run_options.resume or run_options.out
-    with new_run(name_of(command, settings.get("data"))) if given is None else nullcontext(given) as directory:
+    with _directory(given, name_of(command, settings.get("data"))) as directory:
         if forecast and not run_options.quiet:
             make = with_forecast(make)
         with _session(directory, command, config, run_options) as session:
             session.results, _, session.files = run_experiment(make, session.place, session.observers)
         return session.code
+
+
+def _directory(given: Path | None, name: str) -> AbstractContextManager[Path]:
+    """The run directory: a new one, the one that was given, or a local copy of one on an object store."""
+    if given is None:
+        return new_run(name)
+    url = url_of(given)
+    if url is None:
+        return nullcontext(given)
+    from rankwise.sweeps.storage.working_copy import run_copy
+
+    return run_copy(url)
 
 
 def train_in(
@@ -252,10 +267,11 @@ def _checked(command: str, settings: dict[str, Any], run_options: RunOptions) ->
 
 def _location(directory: Path, command: str, config: str, run_options: RunOptions) -> "RunLocation":
     from rankwise.sweeps.run.location import RunLocation
+    from rankwise.sweeps.storage.working_copy import shown
     from rankwise.train.checkpoints import CheckpointInterval
 
     log_to = f" --log-to {','.join(run_options.log_to)}" if run_options.log_to else ""
-    again = f"rankwise {command} --resume {shlex.quote(str(directory))}{log_to}"
+    again = f"rankwise {command} --resume {shlex.quote(shown(directory))}{log_to}"
     return RunLocation(
         directory=directory,
         config=config,
@@ -273,10 +289,11 @@ def _interrupted(place: "RunLocation") -> int:
     """Print what remains after an interrupt."""
     from rankwise.sweeps.storage.directory import can_resume
     from rankwise.sweeps.storage.owned import holds_results
+    from rankwise.sweeps.storage.working_copy import shown
 
     directory = place.directory
     if holds_results(directory) and not can_resume(directory):
-        again = f"rankwise report {shlex.quote(str(directory))}"
+        again = f"rankwise report {shlex.quote(shown(directory))}"
         said = f"Interrupted while the report was drawn; the results are complete. Draw it: {again}"
     elif holds_results(directory):
         said = f"Interrupted; the earlier results are unchanged. Resume with: {place.resume_command}"
@@ -289,6 +306,7 @@ def _interrupted(place: "RunLocation") -> int:
 
 def _show_results(results: "Results", files: Sequence[Path], place: "RunLocation", run_options: RunOptions) -> int:
     from rankwise.sweeps.storage.owned import BEST, SHIP
+    from rankwise.sweeps.storage.working_copy import shown
 
     directory = place.directory
     adapter = None if results.answer is None else results.answer.adapter
@@ -297,31 +315,39 @@ def _show_results(results: "Results", files: Sequence[Path], place: "RunLocation
     links = [*([use] if use else []), *([ship] if ship.is_symlink() else [])]
     print_results(results, [*files, *links], as_json=run_options.json)
     if use is not None and results.task in NEXT and not run_options.json:
-        print(f"Next: {NEXT[results.task].format(shlex.quote(str(use)))}")
+        print(f"Next: {NEXT[results.task].format(shlex.quote(shown(use)))}")
     if not results.complete:
-        print(f"Interrupted: what had finished is in {directory}; resume with: {place.resume_command}", file=sys.stderr)
+        print(
+            f"Interrupted: what had finished is in {shown(directory)}; resume with: {place.resume_command}",
+            file=sys.stderr,
+        )
         return EXIT_INTERRUPTED
     return EXIT_DIVERGED if any(run.status == "diverged" for run in results.runs) else EXIT_OK
 
 
 def print_results(results: "Results", files: Sequence[Path], *, as_json: bool) -> None:
-    """Print table, answer, notes and files."""
+    """Print the answer, the table, the reasons, notes and files."""
     from rich.console import Console
 
-    from rankwise.report import answer_words, terminal_notes, terminal_table
+    from rankwise.report import terminal_notes, terminal_table
     from rankwise.report.cut.cut_table import cut_terminal
+    from rankwise.report.words import after_headline, headline, trade_off
     from rankwise.results import plain, printable_results
+    from rankwise.sweeps.storage.working_copy import shown
 
     console = Console(stderr=as_json, soft_wrap=False)
     results = printable_results(results)
-    console.print(terminal_table(results, console.width))
+    console.print(headline(results), style="bold", highlight=False, markup=False)
+    console.print("", terminal_table(results, console.width), sep="\n")
     if (cut := cut_terminal(results)) is not None:
         console.print("", cut, sep="\n")
-    console.print(answer_words(results), highlight=False, markup=False)
+    console.print(
+        "", " ".join([*after_headline(results), *trade_off(results)]), sep="\n", highlight=False, markup=False
+    )
     if notes := terminal_notes(results, console.width):
         console.print("", *notes, sep="\n", style="dim", highlight=False, markup=False)
     for path in files:
-        print(path, file=sys.stderr if as_json else sys.stdout)
+        print(shown(path), file=sys.stderr if as_json else sys.stdout)
     if as_json:
         print(json.dumps(plain(results.answer)))
 

@@ -1,6 +1,7 @@
 """`rankwise work`."""
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from rankwise.cli.places import pointed_to
 from rankwise.cli.recorded import experiment_in, with_experiment
 from rankwise.cli.training import RunOptions, train_in
 from rankwise.errors import BusyError, ConfigError
+from rankwise.remote.store import url_of
 
 if TYPE_CHECKING:
     from rankwise.experiment import ExperimentFactory
@@ -39,7 +41,7 @@ def work(
     Parameters
     ----------
     directory:
-        The run directory.
+        The run directory, or a URL such as s3://bucket/run.
     pack:
         Train the unit of this number.
     next_:
@@ -47,21 +49,36 @@ def work(
     quiet:
         Show nothing while training.
     """
-    from rankwise.sweeps.storage.directory import can_resume
-    from rankwise.sweeps.storage.owned import holds_results
-
     if next_ == (pack is not None):
         raise ConfigError("rankwise work takes one of --pack N and --next.")
-    directory = pointed_to(directory)
-    if holds_results(directory) and not can_resume(directory):
-        print(f"The answer is written: see {directory / 'table.md'}.", file=sys.stderr)
-        return EXIT_ANSWERED if next_ else EXIT_OK
-    run_options = RunOptions(resume=directory, quiet=quiet)
     try:
-        return _decide(directory, run_options) if pack is None else _train(directory, pack, run_options)
+        with _directory(directory, pack) as place:
+            return _work(place, pack, quiet=quiet)
     except BusyError as error:
         print(f"rankwise: {error}", file=sys.stderr)
         return EXIT_LATER
+
+
+def _directory(given: Path, pack: int | None) -> AbstractContextManager[Path]:
+    """The run directory, or a local copy of the part that is needed of one on an object store."""
+    url = url_of(given)
+    if url is None:
+        return nullcontext(pointed_to(given))
+    from rankwise.sweeps.storage.working_copy import run_copy, unit_copy
+
+    return run_copy(url, decides=True) if pack is None else unit_copy(url, pack)
+
+
+def _work(directory: Path, pack: int | None, *, quiet: bool) -> int:
+    from rankwise.sweeps.storage.directory import can_resume
+    from rankwise.sweeps.storage.owned import holds_results
+    from rankwise.sweeps.storage.working_copy import shown
+
+    if holds_results(directory) and not can_resume(directory):
+        print(f"The answer is written: see {shown(directory / 'table.md')}.", file=sys.stderr)
+        return EXIT_ANSWERED if pack is None else EXIT_OK
+    run_options = RunOptions(resume=directory, quiet=quiet)
+    return _decide(directory, run_options) if pack is None else _train(directory, pack, run_options)
 
 
 def _decide(directory: Path, run_options: RunOptions) -> int:

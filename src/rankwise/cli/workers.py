@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from rankwise.cli.recorded import Recorded
 from rankwise.errors import ConfigError
+from rankwise.remote.store import url_of
 
 if TYPE_CHECKING:
     from rankwise.cli.training import RunOptions
@@ -24,6 +25,10 @@ def check_workers(run_options: "RunOptions", settings: dict[str, Any]) -> None:
     for flag, value in (("cpus", run_options.cpus_per_worker), ("gpus", run_options.gpus_per_worker)):
         if value is not None and run_options.ray is None:
             raise ConfigError(f"--{flag}-per-worker goes with --ray; give both.")
+    if (url := _url_of_run(run_options)) is not None:
+        from rankwise.sweeps.run.units.on_ray import check_reached
+
+        check_reached(url, run_options.ray)
     if run_options.prepare and run_options.ray is not None:
         raise ConfigError("--prepare writes units for other processes, and --ray starts some; give one of them.")
     if run_options.prepare and settings.get("max-minutes") is not None:
@@ -31,6 +36,14 @@ def check_workers(run_options: "RunOptions", settings: dict[str, Any]) -> None:
             "--max-minutes does not go with --prepare: nothing measures the time of workers that others start; give "
             "--max-runs."
         )
+
+
+def _url_of_run(run_options: "RunOptions") -> str | None:
+    """The URL of a run directory on an object store; None for one of this machine."""
+    from rankwise.sweeps.storage.working_copy import shown
+
+    given = run_options.resume or run_options.out
+    return None if given is None else url_of(shown(given))
 
 
 def workers_of(run_options: "RunOptions", directory: Path) -> "Workers | None":

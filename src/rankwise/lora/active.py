@@ -17,7 +17,7 @@ from rankwise.lora.inject import check_new_name
 from rankwise.lora.layer.per_row import ByRow, RowAdapter
 from rankwise.lora.offloaded import has_data
 from rankwise.lora.trained_modules import activate_trained, check_one_trained, replacement_tensors, trained_modules
-from rankwise.lora.variants import variant_name
+from rankwise.lora.variants import form_name
 
 
 @changes_model
@@ -201,7 +201,7 @@ def _rows_of(lora: LoRA, own: Sequence[str], names: Sequence[str | None]) -> ByR
 
 
 def _member(lora: LoRA, name: str) -> RowAdapter:
-    variant = variant_name(lora.configs[name].variant, lora.kind_of(name))
+    variant = form_name(lora.configs[name], lora.kind_of(name))
     return variant, lora.kind_of(name), lora.tensors(name), lora.scale[name]
 
 

@@ -108,7 +108,7 @@ class LoRA(Holding):
         B_of: dict[str, Tensor] = kept["B"]._parameters
         base, device = output, inputs.device
         for name in self.active:
-            if self.varied and (name in self.kinds or self.configs[name].variant != "lora"):
+            if self.varied and (name in self.kinds or self.form_of(name) != "lora"):
                 added = marked(self._varied(layer, name, inputs, base, rest, named), self.active)
                 output = output - added.to(output.dtype)
                 continue

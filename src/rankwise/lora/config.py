@@ -1,6 +1,7 @@
 """`LoRAConfig`: what an adapter is, and the only place with its defaults."""
 
 import importlib
+import itertools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from rankwise.errors import ConfigError, known_arguments, suggest
-from rankwise.lora.inits import INITS
+from rankwise.lora.inits import INITS, init_conflict
 from rankwise.lora.layer_types.sliced import Slice
 from rankwise.lora.maths import SCALINGS
 from rankwise.lora.variants import VARIANTS
@@ -44,14 +45,16 @@ class LoRAConfig:
         slices: Pattern -> slices of the outputs of a fused layer that are adapted, each with A and B of rank r of its
             own; the other outputs stay the base's. "0/3" is the first of three equal parts (q of q, k, v), (0, 64) the
             outputs 0 to 63. They have one length. `slices={"c_attn": ["0/3", "2/3"]}` adapts q and v of GPT-2.
-        init: How A and B start: a name in `rankwise.lora.inits.INITS`.
+        init: How A and B start: a name in `rankwise.lora.inits.INITS`: drawn ("kaiming", "gaussian", "notebook",
+            "orthogonal"), from the weight ("pissa", "olora"), from what quantising took from it ("loftq"), or from
+            training data ("eva", "lora-ga").
         scaling: "alpha/r" (the paper) or "alpha/sqrt(r)" (rank-stabilised, rsLoRA).
         modules_to_save: Patterns of modules that are trained in full, in addition to A and B, such as a new head: each
             adapter has a copy of all their parameters and buffers.
         bias: Biases that are trained too: "none", "all", or "lora_only" (those of the target modules).
         variant: What is trained in a layer and made of it, a name in `rankwise.lora.variants.VARIANTS`: "lora" (A and
-            B), or "dora", which trains a magnitude for each output with them. With "dora" dropout acts on the input of
-            A alone.
+            B), "lora-fa" (B alone, A stays as it was drawn), "dora", which trains a magnitude for each output with A
+            and B, or "vera" (two vectors over a random A and B). With "dora" dropout acts on the input of A alone.
         trainable_tokens: Tokens whose rows of the embedding are trained, each adapter having its own: numbers, for the
             input embedding, or pattern -> numbers. Layers that share the weight (a tied output head) see the rows too.
             New tokens need `model.resize_token_embeddings` first.
@@ -124,6 +127,8 @@ class LoRAConfig:
                 raise ConfigError(f"trainable_tokens are {tokens!r}; numbers of tokens are needed, each once.")
         if conflict := VARIANTS[self.variant].conflict(self):
             raise ConfigError(f'variant "{self.variant}" {conflict}')
+        if conflict := init_conflict(self):
+            raise ConfigError(f'init "{self.init}" {conflict}')
         if not self.target_modules:
             raise ConfigError('target_modules is empty; name modules, or give "all-linear".')
 
@@ -134,6 +139,26 @@ class LoRAConfig:
         r = self.r if r is None else r
         alpha = self.alpha if alpha is None else alpha
         return SCALINGS[self.scaling](alpha, r)
+
+    @classmethod
+    def grid(cls, **settings: Any) -> "list[LoRAConfig]":
+        """Return every combination of settings, for a sweep; the last setting varies fastest.
+
+        Args:
+            settings: Name -> a value, or a list or tuple of values to try. Of `target_modules`, a list of names is one
+                value; a list with lists in it has several.
+
+        Raises:
+            ConfigError: A value is out of its range, a name is not known, or a combination can't be.
+
+        Examples:
+            >>> [(c.init, c.r) for c in LoRAConfig.grid(init=["kaiming", "pissa"], r=[4, 8])]
+            [('kaiming', 4), ('kaiming', 8), ('pissa', 4), ('pissa', 8)]
+            >>> [c.target_modules for c in LoRAConfig.grid(target_modules=[["q", "v"], "all-linear"])]
+            [['q', 'v'], 'all-linear']
+        """
+        axes = {name: _values(name, given) for name, given in settings.items()}
+        return [cls(**dict(zip(axes, chosen, strict=True))) for chosen in itertools.product(*axes.values())]
 
     @classmethod
     def from_peft(
@@ -160,6 +185,18 @@ class LoRAConfig:
         """
         # A door: what PEFT's fields mean is known in `files`, which stands below and is loaded when it is asked.
         return importlib.import_module("rankwise.adapter_files.peft.from_peft").config_from_peft(source, strict=strict)
+
+
+_LISTS = ("target_modules", "exclude_modules", "modules_to_save", "trainable_tokens")
+"""Settings whose values may be lists themselves."""
+
+
+def _values(name: str, given: Any) -> Sequence[Any]:
+    """The values of a setting to try."""
+    if not isinstance(given, list | tuple):
+        return [given]
+    nested = any(isinstance(one, list | tuple) for one in given)  # pyright: ignore[reportUnknownVariableType]
+    return [given] if name in _LISTS and not nested else given  # pyright: ignore[reportUnknownVariableType]
 
 
 OF_PEFT = {

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +14,13 @@ from rankwise.errors import AdapterError, TargetError
 from rankwise.lora.adapter import LoRA, adapted_layers, layers_with, lora_of
 from rankwise.lora.base.buffers import is_large, remember_buffers, restore_buffers
 from rankwise.lora.base.counts import forget_counts, watch_counts
+from rankwise.lora.base.init_data import Batches, data_of_layers
 from rankwise.lora.base.samples import changed_base, forget_samples
 from rankwise.lora.base.statistics import freeze_statistics, thaw_statistics
 from rankwise.lora.checks.first_forward import move_to_readers, stop_watching, warn_of_missed, watch
 from rankwise.lora.checks.first_steps import count_steps, stop_counting
 from rankwise.lora.checks.foreign import check_attachable
-from rankwise.lora.checks.reads import WeightPlace, uses_of, weight_places, with_readers
+from rankwise.lora.checks.reads import WeightPlace, call, uses_of, weight_places, with_readers
 from rankwise.lora.checks.still_there import stop_watching_structure, watch_structure
 from rankwise.lora.checks.threads import changes_model, check_free
 from rankwise.lora.config import LoRAConfig
@@ -58,6 +59,8 @@ def inject(
     *,
     example: Any = None,
     untie: bool = False,
+    init_data: Iterable[Any] | None = None,
+    init_loss: Callable[[nn.Module, Any], Tensor] | None = None,
     dry_run: bool = False,
 ) -> Report:
     r"""Freeze a model and attach an adapter to its target modules, in place.
@@ -79,6 +82,9 @@ def inject(
         untie: What to do with a target that shares its weight with another module (tied embeddings). False: one
             adapter on the weight, which acts in all of them. True: the target gets a copy of the weight, until
             `eject`; set `tie_word_embeddings` (transformers) of a model that is saved while untied.
+        init_data: Batches, as `example` is one, for the initialisations that start from training data ("eva",
+            "lora-ga").
+        init_loss: (model, batch) -> the loss, for "lora-ga". None takes the output's `loss`.
         dry_run: Only report what would be done; don't change the model.
 
     Returns:
@@ -87,6 +93,7 @@ def inject(
     Raises:
         TargetError: A pattern matches nothing, or matches something that can't be adapted.
         AdapterError: The name is taken or can't be one; the model is merged.
+        ConfigError: The initialisation needs data, and there are none.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -109,7 +116,9 @@ def inject(
         targets = with_readers(targets, uses) if uses else targets
         if dry_run:
             return forecast(model, targets, config, name, replacements)
-        tensors = {target.name: initial_tensors(target, config) for target in targets.adapted}
+        check_targets(model, targets, config, replacements, fresh=True)
+        data = data_of_layers(model, targets.adapted, config.init, Batches.given(init_data, call, init_loss))
+        tensors = {target.name: initial_tensors(target, config, data) for target in targets.adapted}
         report = attach(model, targets, tensors, config, name, replacements)
         if uses:
             stop_watching(model)

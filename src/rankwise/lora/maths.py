@@ -167,10 +167,11 @@ def lora_pack(
     stacks: Mapping[str, tuple[Float[Tensor, "K r d_in"], Float[Tensor, "K d_out r"]]],
     scales: Mapping[str, Float[Tensor, " K"]],
     x: Tensor,
+    taken: Mapping[str, tuple[Float[Tensor, "K r d_in"], Float[Tensor, "K d_out r"]]] = MappingProxyType({}),
 ) -> Float[Tensor, "K *outputs"]:
     r"""K adapters on one batch, by definition of a pack: `lora_model` mapped over the stacks.
 
-    $$y_k = f(x;\; W_0 + s_k B_k A_k), \qquad k = 1 \dots K$$
+    $$y_k = f(x;\; W_0 + s_k (B_k A_k - B_{0k} A_{0k})), \qquad k = 1 \dots K$$
 
     Slow: every adapter's weights are formed. A pack computes the same with one frozen product for all rows.
 
@@ -179,6 +180,8 @@ def lora_pack(
         stacks: Paths of layers -> A and B of all adapters.
         scales: Paths of layers -> every adapter's s.
         x: A batch that all adapters read.
+        taken: Paths of layers -> A0 and B0 of all adapters, where their start is taken off the base (PiSSA); nothing
+            is taken off others.
 
     Returns:
         The outputs of every adapter.
@@ -193,11 +196,15 @@ def lora_pack(
                 [[6., 6.]]])
     """
 
-    def one(pairs: Mapping[str, tuple[Tensor, Tensor]], scale: Mapping[str, Tensor]) -> Tensor:
+    Pairs = Mapping[str, tuple[Tensor, Tensor]]
+
+    def one(pairs: Pairs, scale: Mapping[str, Tensor], starts: Pairs) -> Tensor:
         deltas = {f"{name}.weight": lora_delta(A, B, scale[name]) for name, (A, B) in pairs.items()}
+        for name, (A0, B0) in starts.items():
+            deltas[f"{name}.weight"] = deltas[f"{name}.weight"] - lora_delta(A0, B0, scale[name])
         return lora_model(model, deltas, (x,))
 
-    return torch.vmap(one)(dict(stacks), dict(scales))
+    return torch.vmap(one)(dict(stacks), dict(scales), dict(taken))
 
 
 def parameter_count(r: int, d_in: int, d_out: int) -> int:

@@ -8,15 +8,23 @@ from rankwise.errors import AdapterError, TargetError
 from rankwise.lora.adapter import lora_of
 from rankwise.lora.checks.foreign import check_attachable
 from rankwise.lora.config import LoRAConfig
+from rankwise.lora.layer.initial import init_obstacle
 from rankwise.lora.layer_types.quantised import in_eight_bits, is_opaque, numbers_in
 from rankwise.lora.report import Report
 from rankwise.lora.targets.find import Target, Targets
 from rankwise.lora.targets.modules import base_tensors, child_name
 from rankwise.lora.trained_modules import check_trained
-from rankwise.lora.variants import VARIANTS
+from rankwise.lora.variants import FORMS
 
 
-def check_targets(model: nn.Module, targets: Targets, config: LoRAConfig, replacements: Mapping[str, Tensor]) -> None:
+def check_targets(
+    model: nn.Module,
+    targets: Targets,
+    config: LoRAConfig,
+    replacements: Mapping[str, Tensor],
+    *,
+    fresh: bool = False,
+) -> None:
     """Raise unless an adapter can be attached to these targets.
 
     Args:
@@ -24,20 +32,23 @@ def check_targets(model: nn.Module, targets: Targets, config: LoRAConfig, replac
         targets: The modules to adapt.
         config: The adapter's configuration.
         replacements: Path of a parameter or buffer -> what the adapter has in its place.
+        fresh: Whether A and B are still to be drawn.
 
     Raises:
         AdapterError: A target has a submodule `lora` of another making; a parameter can't be trained in full.
-        TargetError: The variant can't adapt a target.
+        TargetError: The variant can't adapt a target, or the initialisation can't start it.
     """
     check_attachable(model)
     check_trained(model, replacements)
     for target in targets.adapted:
-        variant = VARIANTS[target.variant]
+        variant = FORMS[target.variant]
         reason = variant.obstacle(target.layer_type, target.module)
         if not variant.transposes and any(tie.flipped for tie in target.ties):
             reason = "it shares its weight with a layer that reads it transposed; pass untie=True"
         if reason:
             raise TargetError(f'"{target.name}" can\'t be adapted with variant="{config.variant}": {reason}.')
+        if fresh and (reason := init_obstacle(target, config)):
+            raise TargetError(f'"{target.name}" can\'t start with init="{config.init}": {reason}.')
         for path, module, parameter in _places(target):
             child = child_name(parameter)
             if hasattr(module, child) and lora_of(module, parameter) is None:
@@ -87,7 +98,7 @@ def forecast(
     Raises:
         AdapterError, TargetError: As `check_targets` says.
     """
-    check_targets(model, targets, config, replacements)
+    check_targets(model, targets, config, replacements, fresh=True)
     numbers = sum(map(numbers_in, base_parameters(model).values()))
     trained = base_tensors(model, buffers=False)
     counts = {

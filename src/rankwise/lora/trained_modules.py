@@ -24,7 +24,7 @@ from rankwise.lora.layer_types.quantised import in_eight_bits, is_opaque
 from rankwise.lora.offloaded import data_of, register
 from rankwise.lora.targets.find import Target
 from rankwise.lora.targets.modules import Adapter, named_once, submodule
-from rankwise.lora.targets.patterns import Patterns, as_list
+from rankwise.lora.targets.patterns import Patterns, pattern_list
 from rankwise.lora.targets.readers import Reader
 
 TRAINED_CHILD = "lora_trained"
@@ -181,7 +181,7 @@ def saved_modules(model: nn.Module, config: LoRAConfig) -> list[str]:
     Raises:
         TargetError: A pattern matches nothing.
     """
-    patterns = Patterns(as_list(config.modules_to_save))
+    patterns = Patterns(pattern_list(config.modules_to_save))
     found: list[str] = []
     for module, names in named_once(model):
         if matching := patterns.matching(names, module):
@@ -247,7 +247,7 @@ def initial_replacements(model: nn.Module, config: LoRAConfig, adapted: Iterable
         config: Whose `modules_to_save` are paths, as `saved_modules` gives them.
         adapted: The modules that get A and B.
     """
-    saved = [str(path) for path in as_list(config.modules_to_save)]
+    saved = [str(path) for path in pattern_list(config.modules_to_save)]
     targets = {target.name for target in adapted}
     chosen: dict[str, Tensor] = {}
     for module, names in named_once(model):
@@ -298,7 +298,7 @@ def attach_trained(model: nn.Module, name: str, tensors: Mapping[str, Tensor], c
         config: Whose `modules_to_save` are paths. What it doesn't announce is not trained: embeddings of an enlarged
             vocabulary.
     """
-    saved = [str(path) for path in as_list(config.modules_to_save)]
+    saved = [str(path) for path in pattern_list(config.modules_to_save)]
     for path, tensor in tensors.items():
         owner, host, inside = _places(model, path)
         trained = host._modules.get(_child_name(inside))  # pyright: ignore[reportPrivateUsage]

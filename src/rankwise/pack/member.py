@@ -20,6 +20,7 @@ class Member:
             further than A and B.
         head_lr_multiplier_for: The modules that the multiplier applies to; None for all of `modules_to_save`. In full
             fine-tuning a new head needs it and the layers below don't.
+        lr_ratio: Learning rate of B as a multiple of A's (LoRA+).
         optimiser: Its optimiser's settings; all members of a pack have one optimiser.
     """
 
@@ -29,6 +30,7 @@ class Member:
     modules_to_save: tuple[str, ...] = ()
     head_lr_multiplier: float = 1.0
     head_lr_multiplier_for: tuple[str, ...] | None = None
+    lr_ratio: float = 1.0
     optimiser: Optimiser = field(default_factory=AdamW)
 
     def rate_of(self, parameter: str) -> float:

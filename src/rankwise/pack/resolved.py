@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from rankwise.errors import PackError
-from rankwise.lora.layer.initial import initial_tensors, shared_tensors, with_shared
+from rankwise.lora.layer.initial import init_obstacle, initial_tensors, shared_tensors, with_shared
 from rankwise.lora.layer_types import layer_type_of
 from rankwise.lora.layer_types.quantised import in_eight_bits
 from rankwise.lora.targets.find import Target, find_targets
 from rankwise.lora.targets.modules import base_tensors, submodule
-from rankwise.lora.variants import LORA, VARIANTS
+from rankwise.lora.variants import FORMS, LORA
 from rankwise.pack.member import Member
 from rankwise.pack.modes import statistics_frozen
 
@@ -53,40 +53,51 @@ class Resolved:
     def bucket_key(self) -> tuple[object, ...]:
         """Members with equal keys share a bucket."""
         low_rank = tuple((t.name, bucket_rank(t.r), t.layer_type.slices, t.layer_type.tokens) for t in self.targets)
-        variant = "" if self.member.lora is None else self.member.lora.variant
-        return variant, low_rank, self.trained_parameters, self.member.optimiser.bucket_key()
+        forms = tuple(dict.fromkeys(t.variant for t in self.targets))
+        return forms, low_rank, self.trained_parameters, self.member.optimiser.bucket_key()
 
-    def start(self, model: nn.Module) -> AdapterState:
-        """The initial values: A and B (for LoRA), and copies of parameters trained in full."""
+    def start(self, model: nn.Module, given: Mapping[str, Tensor]) -> AdapterState:
+        """The initial values: A and B (for LoRA), and copies of parameters trained in full.
+
+        Args:
+            model: The base.
+            given: Values that are known, by key in `AdapterState`; a layer for which all are is not drawn.
+        """
         state: AdapterState = {}
         for t in self.targets:
-            config = self.member.lora
-            if config is None:
-                continue
-            tensors = initial_tensors(t, config)
-            state |= {f"{t.name}.{one.name}": tensors[one.name] for one in VARIANTS[t.variant].trained}
+            config, keys = self.member.lora, {f"{t.name}.{one.name}": one.name for one in FORMS[t.variant].trained}
+            if config is not None and not keys.keys() <= given.keys():
+                tensors = initial_tensors(t, config)
+                state |= {key: tensors[name] for key, name in keys.items()}
         parameters = base_tensors(model, buffers=False)
         for name in self.trained_parameters:
             state[name] = parameters[name].detach().clone()
-        return state
+        frozen = {f"{t.name}.{one.name}" for t in self.targets for one in FORMS[t.variant].tensors if not one.trained}
+        return state | {key: value for key, value in given.items() if key not in frozen}
 
     def parameter_count(self) -> int:
         """The number of trainable parameters."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
-    def frozen(self) -> AdapterState:
-        """Tensors of the variant that are not trained, keyed as `AdapterState`; the settings fix their values."""
+    def frozen(self, given: Mapping[str, Tensor]) -> AdapterState:
+        """Tensors of the variant that are not trained, keyed as `AdapterState`; the settings fix their values.
+
+        Args:
+            given: Values that are known; those that follow from training data must be.
+        """
+        keys = {t.name: [one.name for one in FORMS[t.variant].tensors if not one.trained] for t in self.targets}
         config = self.member.lora
-        if config is None or len(VARIANTS[config.variant].trained) == len(VARIANTS[config.variant].tensors):
+        if config is None or not any(keys.values()):
             return {}
-        own = {t.name: initial_tensors(t, config) for t in self.targets}
-        tensors = with_shared(self.targets, own, shared_tensors(self.targets, config))
-        return {
-            f"{t.name}.{one.name}": tensors[t.name][one.name]
-            for t in self.targets
-            for one in VARIANTS[t.variant].tensors
-            if not one.trained
-        }
+        missing = [t for t in self.targets if any(f"{t.name}.{key}" not in given for key in keys[t.name])]
+        own = {t.name: initial_tensors(t, config) for t in missing}
+        tensors = with_shared(missing, own, shared_tensors(self.targets, config))
+        drawn = {f"{name}.{key}": tensor for name, found in tensors.items() for key, tensor in found.items()}
+        return {place: (given if place in given else drawn)[place] for n in keys for place in _places(n, keys[n])}
+
+
+def _places(module: str, keys: Iterable[str]) -> list[str]:
+    return [f"{module}.{key}" for key in keys]
 
 
 def resolve(model: nn.Module, member: Member) -> Resolved:
@@ -122,7 +133,9 @@ def _resolve(model: nn.Module, member: Member) -> Resolved:
             raise PackError(f'"{module}" is quantised, so "{member.name}" can\'t train it in full. Adapt it instead.')
     shapes = {name: tuple(parameters[name].shape) for name in trained}
     for t in targets:
-        variant = VARIANTS[t.variant]
+        variant = FORMS[t.variant]
+        if member.lora is not None and (reason := init_obstacle(t, member.lora)):
+            raise PackError(f'"{t.name}" can\'t start with init="{member.lora.init}" in "{member.name}": {reason}.')
         if variant is LORA:
             continue
         if reason := variant.obstacle(t.layer_type, t.module) or ("its weight is shared" if t.ties else ""):
@@ -132,4 +145,4 @@ def _resolve(model: nn.Module, member: Member) -> Resolved:
 
 def shapes_of(targets: Iterable[Target]) -> dict[str, tuple[int, ...]]:
     """The shapes of what is trained in these modules, by key in `AdapterState`."""
-    return {f"{t.name}.{key}": shape for t in targets for key, shape in VARIANTS[t.variant].shapes(t.sizes).items()}
+    return {f"{t.name}.{key}": shape for t in targets for key, shape in FORMS[t.variant].shapes(t.sizes).items()}

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rankwise.errors import OutputError
-from rankwise.results import read_results
+from rankwise.report import numbers
+from rankwise.results import Results, read_results
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,35 @@ class AdapterRun:
     metric: float | None
 
 
+def _results_of(adapter: Path) -> Results | None:
+    """The results of the run directory that an adapter lies in; None where it lies in none."""
+    try:
+        return read_results(adapter.resolve().parent.parent / "results.json")
+    except OutputError:
+        return None
+
+
+def head_alone(adapter: Path) -> str | None:
+    """How a head alone did over the frozen base in the run of an adapter, in a sentence; None where none was trained.
+
+    It is what the base can do at labels for which it has no head.
+    """
+    results = _results_of(adapter)
+    head = None if results is None else next((c for c in results.configurations if c.method == "head"), None)
+    if results is None or head is None or head.mean is None:
+        return None
+    name, interval = numbers.words(results.metric.name), ""
+    if head.interval is not None:
+        interval = f" (95% interval {numbers.interval_text(head.interval)})"
+    return f"With a head trained over it, it has a test {name} of {numbers.metric(head.mean)}{interval} in the run."
+
+
 def run_of_adapter(adapter: Path) -> AdapterRun | None:
     """Read what the run directory that an adapter lies in says of it; None where it lies in none."""
     folder = adapter.resolve()
     directory = folder.parent.parent
-    try:
-        results = read_results(directory / "results.json")
-    except OutputError:
+    results = _results_of(adapter)
+    if results is None:
         return None
     run = next((run for run in results.runs if run.adapter == f"adapters/{folder.name}"), None)
     if run is None:

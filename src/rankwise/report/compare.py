@@ -12,7 +12,7 @@ import numpy as np
 
 from rankwise.errors import ConfigError
 from rankwise.report import numbers
-from rankwise.report.figures import own_style
+from rankwise.report.figures import figure_kind, own_style
 from rankwise.report.plot import dress
 from rankwise.report.points import GRID, INK, LORA_STYLE, OTHER_STYLES, drawable
 from rankwise.results import Results, read_results
@@ -196,13 +196,21 @@ def difference_words(cell: Cell | None) -> str:
 
 
 def draw_comparison(comparison: RunComparison, path: Path) -> Path:
-    """Draw each run's test metric against its trainable parameters, as a PNG file.
+    """Draw each run's test metric against its trainable parameters.
+
+    Args:
+        comparison: The runs.
+        path: The figure's file; its ending says of which kind.
+
+    Returns:
+        The file.
 
     Raises:
-        OutputError: It can't be written.
+        OutputError: Its ending is that of no figure, or it can't be written.
     """
+    kind = figure_kind(path)
     with replacing(path) as temporary, own_style():
-        build_comparison(comparison).savefig(temporary, format="png")
+        build_comparison(comparison).savefig(temporary, format=kind)
     return path
 
 

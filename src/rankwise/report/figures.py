@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rankwise.errors import OutputError
 from rankwise.report import numbers
 from rankwise.report.curves import Curve, build_curves, read_curves
 from rankwise.report.plot import draw_scene
@@ -32,6 +33,26 @@ MOST_LETTERS = 48
 
 FULL_SIZE, PAGE_SIZE = (7.4, 4.8), (5.6, 4.4)
 """Inches. The page's are small, so that their text is large enough on a phone."""
+
+
+KINDS = ("png", "svg", "pdf")
+"""Endings of a file that a user names for a figure."""
+
+
+def figure_kind(path: Path) -> str:
+    """The kind of figure that a file's name asks for, one of `KINDS`.
+
+    Raises:
+        OutputError: It asks for none of them.
+
+    Examples:
+        >>> figure_kind(Path("spectra.SVG"))
+        'svg'
+    """
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in KINDS:
+        raise OutputError(f"{path} ends in none of {', '.join(f'.{kind}' for kind in KINDS)}; name such a file.")
+    return kind
 
 
 def draw_figures(results: Results, directory: str | Path) -> list[Path]:

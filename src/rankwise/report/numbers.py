@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from rankwise.results import ConfigurationResult
+
 MISSING = "–"  # noqa: RUF001  (an en dash, as tables have it)
 
 
@@ -110,3 +112,9 @@ def shortened_middle(text: str, most: int) -> str:
         return text
     half = (most - 1) // 2
     return f"{text[: most - 1 - half]}…{text[len(text) - half :]}"
+
+
+def configuration_words(configuration: ConfigurationResult) -> str:
+    """Name a configuration in full: a baseline's label may give only the kind of full fine-tuning."""
+    label = configuration.label
+    return f"full fine-tuning, {label}" if configuration.method == "full" and "full" not in label.lower() else label

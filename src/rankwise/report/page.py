@@ -18,8 +18,9 @@ from rankwise.report.subspaces.figure import NAME as SUBSPACES
 from rankwise.report.subspaces.figure import subspaces_svg
 from rankwise.report.subspaces.rows import subspace_legend, subspace_rows
 from rankwise.report.table import legend, table_rows
-from rankwise.report.words import answer_name, explanation, headline, stands_alone
+from rankwise.report.words import after_headline, answer_name, headline, stands_alone
 from rankwise.results import ConfigurationResult, Results, RunResult, plain
+from rankwise.results.origin import SearchedRate
 from rankwise.results.outcomes import MeanInterval
 from rankwise.writing import replacing
 
@@ -81,13 +82,15 @@ def page(results: Results, curves: Mapping[str, Curve] | None = None, subspaces:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["commands"] = _commands
     rates, rate_rows = rate_table(results)
+    if stands_alone(results) and len(rates) < 2:
+        rate_rows = []  # nothing was chosen
     return environment.from_string(template).render(
         task=results.task,
         question="One training" if stands_alone(results) else "How many trainable parameters?",
         metric=numbers.words(results.metric.name),
         higher_is_better=results.metric.higher_is_better,
         headline=headline(results),
-        explanation=explanation(results),
+        explanation=after_headline(results),
         rows=table_rows(results),
         legend=legend(results),
         ship=ship_words(results),
@@ -240,11 +243,21 @@ def facts(results: Results) -> Iterator[tuple[str, str]]:
     for name, part in results.data.splits.items():
         yield f"{name} data", f"{numbers.count(part.n)} examples{_sha(part.sha256)}"
     for name, value in plain(results.grid).items():
-        yield f"grid: {numbers.words(name)}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        if name != "search" and value not in (None, []):
+            start = "" if stands_alone(results) else "grid: "
+            yield start + numbers.words(name), ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if results.grid.search:
+        yield "search", "; ".join(map(_searched, results.grid.search))
     answer = results.answer
     if answer is not None and answer_name(results) is not None and answer.adapter:
         yield "adapter", answer.adapter
     yield "configuration", results.config_hash
+
+
+def _searched(rate: SearchedRate) -> str:
+    """A learning rate that was looked at, and how it did: "r8 at 0.001: 0.947"."""
+    value = rate.status if rate.validation_metric is None else numbers.metric(rate.validation_metric)
+    return f"{rate.configuration} at {numbers.learning_rate(rate.lr)}: {value}"
 
 
 def _sha(digest: str | None) -> str:

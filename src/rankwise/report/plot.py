@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
 from rankwise.report.labels import Box, PointLabel, box_of, covered_share, meets, place_labels, shorten_to
@@ -61,7 +61,8 @@ def draw_scene(ax: "Axes", scene: Scene, *, relative: bool, higher_is_better: bo
     if scene.band is not None:
         ax.axhspan(min(scene.band), max(scene.band), color=scene.band_colour, alpha=0.13, linewidth=0, zorder=0)
         ax.axhline(scene.band[0], color=scene.band_colour, linewidth=0.8, zorder=1)
-    ax.plot([p.x for p in scene.lora], [p.y for p in scene.lora], color=BLUE, linewidth=1, alpha=0.45, zorder=2)
+    for line in scene.lines:
+        ax.plot([p.x for p in line], [p.y for p in line], color=line[0].colour, linewidth=1, alpha=0.45, zorder=2)
     for cut in (scene.compressed, scene.repaired):
         _draw_compressed(ax, cut)
     for point in scene.published:
@@ -73,7 +74,7 @@ def draw_scene(ax: "Axes", scene: Scene, *, relative: bool, higher_is_better: bo
         # Of several on one spot the first is filled, smallest and on top; the others show around it.
         _mark(ax, point, size=_size(i, with_legend), zorder=5 - 0.1 * i, hollow=with_legend and i > 0)
     hard, soft = _obstacles(ax, scene, with_legend)
-    if with_legend or scene.published or scene.compressed or _states(scene):
+    if with_legend or scene.published or scene.compressed or _states(scene) or len(scene.lines) > 1:
         legend = _legend(ax, scene, with_legend, higher_is_better, hard, soft)
         if any(meets(legend, one) for one in hard):
             _clear_a_strip(ax, legend, higher_is_better)
@@ -243,7 +244,7 @@ def _obstacles(ax: "Axes", scene: Scene, with_legend: bool) -> tuple[list[Box], 
         if p.interval is not None:
             (x, low), (_, high) = at(p.x, min(p.y, p.interval[0])), at(p.x, max(p.y, p.interval[1]))
             hard.append((x - 2.5 * pixel, low, x + 2.5 * pixel, high))
-    for a, b in zip(scene.lora, scene.lora[1:], strict=False):
+    for a, b in (pair for line in scene.lines for pair in pairwise(line)):
         (x0, y0), (x1, y1) = at(a.x, a.y), at(b.x, b.y)
         soft += [around((x0 + (x1 - x0) * t / 12, y0 + (y1 - y0) * t / 12), 0.5) for t in range(1, 12)]
     if scene.band is not None:
@@ -263,9 +264,11 @@ def _legend(
     from matplotlib.lines import Line2D
 
     marks: list[tuple[str, Line2D]] = []
-    if scene.lora and (with_others or scene.published or (scene.compressed and not _states(scene))):
-        first = scene.lora[0]
-        marks.append(("LoRA", Line2D([], [], color=first.colour, marker=first.marker, linestyle="none")))
+    several = len(scene.lines) > 1
+    beside = with_others or scene.published or (scene.compressed and not _states(scene))
+    for line in scene.lines if beside or several else ():
+        style = {"color": line[0].colour, "marker": line[0].marker, "linestyle": "-" if several else "none"}
+        marks.append((line[0].kind or "LoRA", Line2D([], [], **style)))
     for state in _states(scene):
         marker, face = STATE_MARKS.get(state, ("o", BLUE))
         known: dict[str, Any] = {"color": BLUE, "marker": marker or "o", "markerfacecolor": face}

@@ -12,7 +12,10 @@ from rankwise.results.outcomes import MeanInterval
 INK, MUTED, GRID, PAPER = "#1b1f24", "#667080", "#e3e6ea", "#ffffff"
 BLUE, VERMILLION, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#e69f00", "#009e73", "#cc79a7"
 
-LORA_STYLE = (BLUE, "o")
+LORA_STYLES = ((BLUE, "o"), ("#56b4e9", "v"), (PURPLE, "P"), (GREEN, "^"), (INK, "X"), (ORANGE, "D"))
+"""Colour and shape of adapters, one for each kind (variant, initialisation, ...), in turn."""
+
+LORA_STYLE = LORA_STYLES[0]
 OTHER_STYLES = ((VERMILLION, "s"), (ORANGE, "D"), (PURPLE, "P"), (GREEN, "^"), (INK, "X"))
 """Colour and shape of what is not LoRA, in turn; the reference takes the first."""
 
@@ -30,6 +33,7 @@ class PlotPoint:
         marker: As matplotlib names shapes.
         is_answer: Whether it is the recommended one.
         state: "shown", "not" or "open": whether it lies within the tolerance; "" where that is no question.
+        kind: Of an adapter, what tells it apart from others of its rank: "pissa".
     """
 
     label: str
@@ -40,6 +44,7 @@ class PlotPoint:
     marker: str = "o"
     is_answer: bool = False
     state: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,12 @@ class Scene:
     band_colour: str
 
     @property
+    def lines(self) -> list[tuple[PlotPoint, ...]]:
+        """Adapters of one kind each, by rank: a line in the figure."""
+        kinds = dict.fromkeys(point.kind for point in self.lora)
+        return [tuple(point for point in self.lora if point.kind == kind) for kind in kinds]
+
+    @property
     def points(self) -> tuple[PlotPoint, ...]:
         """Everything that the axes must hold: a curve of cut adapters may fall out of them, as far as it falls."""
         return (*self.lora, *self.others, *self.published)
@@ -87,14 +98,20 @@ def scene(results: Results, *, relative: bool) -> Scene:
     lora: list[PlotPoint] = []
     others: list[PlotPoint] = []
     drawn = [(c, spot) for c in results.configurations if (spot := _spot(c, relative)) is not None]
+    kinds = list(dict.fromkeys(_kind(c) for c in results.configurations if c.method == "lora"))
     styles = iter(OTHER_STYLES * (1 + len(drawn) // len(OTHER_STYLES)))
     for c, (x, y) in sorted(drawn, key=lambda one: (one[0].name != reference, one[1][0])):
-        colour, marker = LORA_STYLE if c.method == "lora" else next(styles)
+        kind = _kind(c) if c.method == "lora" else ""
+        colour, marker = LORA_STYLES[kinds.index(kind) % len(LORA_STYLES)] if c.method == "lora" else next(styles)
         ends = None
         if c.interval is not None and all(map(math.isfinite, c.interval)):
             ends = (c.interval[0] * scale, c.interval[1] * scale)
         answer = c.name == answer_name(results)
-        point = PlotPoint(drawable(c.label), x, y, ends, colour, marker, answer, c.state or "")
+        # With several kinds the legend names them; only the answer's mark does so too.
+        short = len(kinds) > 1 and c.method == "lora" and not answer and c.label.startswith(f"r = {c.r}")
+        point = PlotPoint(
+            drawable(f"r = {c.r}" if short else c.label), x, y, ends, colour, marker, answer, c.state or "", kind
+        )
         (lora if c.method == "lora" else others).append(point)
     lora.sort(key=lambda point: point.x)
     held_against = results.configuration(reference)
@@ -102,6 +119,12 @@ def scene(results: Results, *, relative: bool) -> Scene:
     band = _band(results, scale)
     cut = [tuple(_compressed(results, scale, relative, repaired=repaired)) for repaired in (False, True)]
     return Scene(tuple(lora), tuple(others), *cut, tuple(_published(results, relative)), band, colour)
+
+
+def _kind(c: ConfigurationResult) -> str:
+    """What tells an adapter apart from others of its rank, as its label says it: "r = 8 pissa" -> "pissa"."""
+    begin = f"r = {c.r} "
+    return c.label.removeprefix(begin) if c.label.startswith(begin) else ""
 
 
 def _spot(c: ConfigurationResult | PublishedRow, relative: bool) -> tuple[float, float] | None:

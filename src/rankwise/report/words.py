@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 from rankwise.errors import option
 from rankwise.report import numbers
+from rankwise.report.adapter.deploy import deployment
 from rankwise.report.cut.ship_words import ship_words
+from rankwise.report.numbers import configuration_words
 from rankwise.results import AnswerResult, ConfigurationResult, Results, Verdict
 from rankwise.results.kinds import Interval
 from rankwise.results.outcomes import ByLoss
@@ -33,7 +35,7 @@ def _shown(results: Results, answer: AnswerResult) -> str:
     name = numbers.words(results.metric.name)
     start = f"Shown: {chosen.label}, {numbers.count(answer.trainable_parameters)} parameters"
     if answer.relative_parameters is not None:
-        start += f" ({numbers.percent(answer.relative_parameters)} of {reference_words(reference)})"
+        start += f" ({numbers.percent(answer.relative_parameters)} of {configuration_words(reference)})"
     ours, theirs = chosen.mean, reference.mean
     # Shares of a reference of zero or less mean nothing.
     if ours is None or theirs is None or (answer.relative_metric is None and theirs > 0):
@@ -64,7 +66,7 @@ def _no_gain(results: Results, answer: AnswerResult) -> str:
 
 def _undecided(results: Results, answer: AnswerResult) -> str:
     reference = results.configuration(answer.reference)
-    label = reference_words(reference) if reference else answer.reference
+    label = configuration_words(reference) if reference else answer.reference
     figures = _figures_of(results, answer.reference)
     if reference is not None and not _smaller(results, reference):
         return f"Undecided: nothing smaller than {label} was tried. Until something is, use {figures}."
@@ -92,7 +94,7 @@ def _figures_of(results: Results, name: str | None) -> str:
     if c is None:
         return name or "the reference"
     metric = numbers.words(results.metric.name)
-    size = f"{reference_words(c)}, {numbers.count(c.trainable_parameters)} parameters"
+    size = f"{configuration_words(c)}, {numbers.count(c.trainable_parameters)} parameters"
     if c.mean is None:
         return size
     return f"{size}, test {metric} {numbers.metric(c.mean)}{_brackets(numbers.interval_text, c.interval)}"
@@ -104,6 +106,12 @@ def _alone(results: Results) -> str:
     against = "there is nothing to compare it with" if base is None else f"the base has {numbers.metric(base)}"
     figures = _figures_of(results, results.configurations[0].name)
     return f"{figures.replace(', ', ': ', 1)}; {against}."
+
+
+def after_headline(results: Results) -> list[str]:
+    """Return what follows the headline: what to deploy, then `explanation`, then what to ship."""
+    advice = None if stands_alone(results) else deployment(results)
+    return [*([advice] if advice else []), *explanation(results), *ship_words(results)]
 
 
 def explanation(results: Results) -> list[str]:
@@ -130,7 +138,7 @@ def explanation(results: Results) -> list[str]:
 def _by_loss(results: Results, found: ByLoss) -> str:
     """What the loss of the same runs says, in a line that says that it is not the answer."""
     chosen, leaning = results.configuration(found.name), found.leaning
-    label = found.name if chosen is None else reference_words(chosen)
+    label = found.name if chosen is None else configuration_words(chosen)
     said = {
         "shown": f"shown, {label}" + ("" if found.p_within is None else f", P = {probability(found.p_within)}"),
         "nothing_smaller": f"nothing smaller than {label} will do",
@@ -153,14 +161,14 @@ def _edges(results: Results, answer: AnswerResult) -> list[str]:
         end, rates = _rates_to_add(results, reference)
         weak = "; a reference that is too weak makes adapters look good" if answer.verdict in WEAK else ""
         sentences.append(
-            f"The best learning rate of {reference_words(reference)}, {numbers.learning_rate(reference.lr)}, is the "
-            f"{end} that was tried, so it may do better than shown here{weak}; give {rates}."
+            f"The best learning rate of {configuration_words(reference)}, {numbers.learning_rate(reference.lr)}, is "
+            f"the {end} that was tried, so it may do better than shown here{weak}; give {rates}."
         )
     chosen = None if answer.name == answer.reference else results.configuration(answer.name)
     if chosen is not None and chosen.lr_at_edge_of_grid:
         sentences.append(
-            f"The best learning rate of {reference_words(chosen)} lies at the edge of the grid, so a better one may "
-            f"lie outside, which could change the answer; give {_rates_to_add(results, chosen)[1]}."
+            f"The best learning rate of {configuration_words(chosen)} lies at the edge of the grid, so a better one "
+            f"may lie outside, which could change the answer; give {_rates_to_add(results, chosen)[1]}."
         )
     return sentences
 
@@ -200,12 +208,12 @@ def _smaller(results: Results, reference: ConfigurationResult) -> list[Configura
 
 
 def answer_words(results: Results) -> str:
-    """Return `headline`, `explanation`, what to ship and `trade_off` as one paragraph.
+    """Return `headline`, what to deploy, `explanation`, what to ship and `trade_off` as one paragraph.
 
     Args:
         results: The content of `results.json`.
     """
-    return " ".join([headline(results), *explanation(results), *ship_words(results), *trade_off(results)])
+    return " ".join([headline(results), *after_headline(results), *trade_off(results)])
 
 
 def answer_name(results: Results) -> str | None:
@@ -229,12 +237,6 @@ def sentence(text: str) -> str:
     """
     text = text.strip()
     return text + ("" if text.endswith((".", "!", "?")) else ".")
-
-
-def reference_words(reference: ConfigurationResult) -> str:
-    """Name a reference in full: a baseline's label may give only the kind of full fine-tuning."""
-    label = reference.label
-    return f"full fine-tuning, {label}" if reference.method == "full" and "full" not in label.lower() else label
 
 
 def _rates_to_add(results: Results, c: ConfigurationResult) -> tuple[str, str]:

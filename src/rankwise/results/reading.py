@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import msgspec
 
 from rankwise.errors import OutputError
+from rankwise.remote.store import Store, url_of
 from rankwise.results.content import FORMAT, Results
 from rankwise.results.format_1 import OLD_FORMAT, upgraded
 from rankwise.results.record import OTHERS, OpenRecord, Record, plain
@@ -21,7 +22,7 @@ def read_results(path: str | Path) -> Results:
     """Read the results of a sweep.
 
     Args:
-        path: A run directory, or its `results.json`.
+        path: A run directory, or its `results.json`; on this machine, or a URL such as s3://bucket/run.
 
     Returns:
         The content, every text in it printable.
@@ -29,14 +30,20 @@ def read_results(path: str | Path) -> Results:
     Raises:
         OutputError: The file is missing, no JSON, or no results file.
     """
-    path = Path(path)
-    if path.is_dir():
+    url, path = url_of(path), Path(path)
+    if url is None and path.is_dir():
         path = path / "results.json"
     try:
-        return parsed(cleaned(json.loads(read_regular(path).decode("utf-8"), parse_constant=_refuse)))
+        if url is not None:
+            run, path = url.removesuffix("/results.json"), f"{url.removesuffix('/results.json')}/results.json"
+            data = Store(run).read("results.json")
+        else:
+            data = read_regular(path)
+        return parsed(cleaned(json.loads(data.decode("utf-8"), parse_constant=_refuse)))
     except OSError as error:
         raise OutputError(
-            f"{path} can't be read ({error.strerror}); give a run directory, which holds results.json."
+            f"{path} can't be read ({error.strerror or 'there is none'}); give a run directory, which holds "
+            "results.json."
         ) from error
     except OutputError as error:
         raise OutputError(f"{path} is no results file: {error}") from error

@@ -17,7 +17,7 @@ from rankwise.streams import stream
 from rankwise.surgery import methods
 from rankwise.surgery.folders import new_folder
 from rankwise.surgery.methods import Factors, Term
-from rankwise.surgery.report import SurgeryReport, compare
+from rankwise.surgery.report import SurgeryReport, report_of
 
 Method = Literal["linear", "cat", "svd", "ties", "dare"]
 _OF_A_RANK, _SPARSE = ("svd", "ties", "dare"), ("ties", "dare")
@@ -95,7 +95,7 @@ def combine(
         exact[path] = [(term.share, term.A, term.B) for term in terms]
     with new_folder(out, beside=first.folder) as folder:
         write_updates(folder, first, combined)
-        report = compare(exact, read_updates(folder))
+        report = report_of(exact, read_updates(folder))
     return replace(report, folder=Path(out))
 
 

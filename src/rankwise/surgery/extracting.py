@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from rankwise.adapter_files.folder import FileBase, OtherTensors, write_adapter
 from rankwise.adapter_files.peft.base_facts import base_facts
-from rankwise.adapter_files.peft.keys import joined
 from rankwise.adapter_files.peft.layer_tensors import form_of
 from rankwise.adapter_files.peft.paths import PeftPaths
 from rankwise.errors import AdapterFileError
@@ -20,6 +19,7 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer_types import LayerType, layer_type_of, obstacle
 from rankwise.lora.targets.modules import base_tensors, named_once
 from rankwise.lora.targets.ties import flip
+from rankwise.lora.trained_modules import joined
 from rankwise.surgery.folders import new_folder
 from rankwise.surgery.rank_rules import RankRule, rank_rule
 from rankwise.surgery.report import SurgeryReport, WrittenUpdate

@@ -81,7 +81,7 @@ _ROUNDING = 1e-5
 """Errors below are those of float32 numbers in a file."""
 
 
-def compare(
+def report_of(
     exact: Mapping[str, Sequence[tuple[float, Tensor, Tensor]]], written: StoredAdapter, notes: Sequence[str] = ()
 ) -> SurgeryReport:
     """Hold an adapter, as it was read from its folder, against exact updates.

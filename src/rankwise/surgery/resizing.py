@@ -10,7 +10,7 @@ from rankwise.adapter_files.updates import StoredAdapter, read_updates, write_up
 from rankwise.errors import ConfigError, option
 from rankwise.surgery.folders import new_folder
 from rankwise.surgery.rank_rules import RankRule, rank_rule
-from rankwise.surgery.report import SurgeryReport, compare
+from rankwise.surgery.report import SurgeryReport, report_of
 from rankwise.surgery.spectra import balanced, thin_svd
 
 
@@ -67,7 +67,7 @@ def resize(
     with new_folder(out, beside=source.folder) as folder:
         write_updates(folder, source, _resized(source, rule))
         exact = {path: [(one.scale, one.pair.A, one.pair.B)] for path, one in source.updates.items()}
-        report = compare(exact, read_updates(folder))
+        report = report_of(exact, read_updates(folder))
     return replace(report, folder=Path(out))
 
 

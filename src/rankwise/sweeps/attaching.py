@@ -14,7 +14,7 @@ from rankwise.lora.inject import Report, attach, check_new_name, eject
 from rankwise.lora.layer.initial import initial_tensors
 from rankwise.lora.targets.find import Target, Targets, find_targets
 from rankwise.lora.trained_modules import enclosing_modules
-from rankwise.lora.variants import VARIANTS
+from rankwise.lora.variants import FORMS
 from rankwise.pack.modes import left_as_found
 from rankwise.pack.resolved import AdapterState
 from rankwise.sweeps.problem import Run
@@ -41,7 +41,7 @@ def put_on(model: nn.Module, run: Run, state: AdapterState, name: str) -> Report
     check_new_name(model, name)
     found = find_targets(model, lora)
     adapted = [target for target in found.adapted if target.name not in modules]
-    tensors = {target.name: _tensors_of(target, lora, state) for target in adapted}
+    tensors = {target.name: _tensors_of(target, lora, {**run.start, **state}) for target in adapted}
     of_adapter = {f"{name}.{key}" for name, own in tensors.items() for key in own}
     replacements = {key: value for key, value in state.items() if key not in of_adapter}
     config = replace(lora, modules_to_save=enclosing_modules(model, modules))
@@ -50,10 +50,11 @@ def put_on(model: nn.Module, run: Run, state: AdapterState, name: str) -> Report
 
 
 def _tensors_of(target: Target, lora: LoRAConfig, state: AdapterState) -> dict[str, Tensor]:
-    """What a run has in a layer: from its state what it has trained, and what is frozen as its settings draw it."""
-    declared = [one for one in VARIANTS[target.variant].tensors if not one.shared]
-    drawn = {} if all(one.trained for one in declared) else initial_tensors(target, lora)
-    return {one.name: state[f"{target.name}.{one.name}"] if one.trained else drawn[one.name] for one in declared}
+    """What a run has in a layer: from its start and state what it has trained, and what is frozen as its settings draw
+    it where its start doesn't say."""
+    declared = [one for one in FORMS[target.variant].tensors if not one.shared]
+    known = {one.name: state[key] for one in declared if (key := f"{target.name}.{one.name}") in state}
+    return known if len(known) == len(declared) else {**initial_tensors(target, lora), **known}
 
 
 @contextmanager

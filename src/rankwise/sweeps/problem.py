@@ -137,10 +137,20 @@ class Problem:
         """How each seed splits the rows; None where all seeds train and validate on the same rows."""
         return self.splits[data].rotation if self.rotate else None
 
+    def data_of(self, data: str) -> tuple[Data, Data]:
+        """Training and validation data as a training takes them: twice the pool where each seed cuts its own rows."""
+        rotation, splits = self.rotation_of(data), self.splits[data]
+        return (splits.train, splits.validation) if rotation is None else (rotation.pool, rotation.pool)
+
     def train_rows(self, data: str) -> int:
         """Rows that a run on these splits trains on."""
         rotation = self.rotation_of(data)
         return count_rows(self.splits[data].train, "training") if rotation is None else rotation.n_train
+
+    def validation_rows(self, data: str) -> int:
+        """Rows that a run on these splits validates on."""
+        rotation = self.rotation_of(data)
+        return count_rows(self.splits[data].validation, "validation") if rotation is None else rotation.n_validation
 
     def cut_rows(self, run: Run) -> np.ndarray | None:
         """The rows of the pool on which a run's metric is taken; None where all seeds validate on the same rows."""

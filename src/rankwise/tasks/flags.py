@@ -45,6 +45,7 @@ def listed(
     *,
     spaces: bool = True,
     by_flag: Mapping[str, Callable[[str], Any]] | None = None,
+    again_by: str = ",",
 ) -> Parameter:
     """A flag that takes a list: 1,2,4 or 1 2 4 or 1:64:x2.
 
@@ -52,15 +53,21 @@ def listed(
         parse: Reads it from one text.
         spaces: Whether parts may be given as separate words; not where further words follow on the command line.
         by_flag: Flag -> what reads the text where this name of the flag is used.
+        again_by: What stands between the values of a flag that is given several times.
     """
 
     def convert(kind: Any, tokens: Sequence[Token]) -> Any:
         # A list in a YAML file comes as several tokens.
         flag = (tokens[0].keyword or "") if tokens else ""
-        return (by_flag or {}).get(flag, parse)(",".join(token.value for token in tokens))
+        texts: list[str] = []
+        for token in tokens:
+            # Words of a flag that is given again count from 0 again.
+            again = bool(texts) and token.index == 0
+            texts.append(f"{(again_by if again else ',') if texts else ''}{token.value}")
+        return (by_flag or {}).get(flag, parse)("".join(texts))
 
     def shown(default: Any) -> Any:
-        return ",".join(map(str, default)) if default else None
+        return ",".join(",".join(one) if isinstance(one, tuple) else str(one) for one in default) if default else None
 
     return Parameter(
         converter=convert,

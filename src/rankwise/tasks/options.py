@@ -11,9 +11,11 @@ from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.choose.rule import accuracy_tolerance
 from rankwise.tasks.flags import DECIDING, MAIN, TRAINING
 from rankwise.tasks.settings import (
+    Alphas,
     Device,
+    Inits,
+    LrRatio,
     OptimiserName,
-    Positive,
     Ranks,
     Rates,
     Rungs,
@@ -41,9 +43,14 @@ class DigitsOptions:
         batch_size: Images a step. [default: 64]
         lr: Learning rates of LoRA, the best of which is chosen for each rank: 3e-4,1e-3. [default: the protocol's]
         baseline_lr: Learning rates of full fine-tuning. [default: the protocol's]
-        alpha: Numerator of the scale alpha / r. [default: 32; published: r, so that the scale is 1]
+        alpha: Numerator of the scale alpha / r; each of several is tried: 16,32. [default: 32; published: r, for
+            a scale of 1]
+        init: How A and B start: kaiming, gaussian, notebook, pissa, olora, orthogonal, eva, lora-ga; each of several
+            is tried. [default: kaiming; published: notebook]
         rungs: Epochs after which the worse half of each configuration's learning rates leaves, and ranks that a smaller
             one clearly beats: 4,12. [default: none; all train to their end]
+        precision: How runs compute: float32, or bf16 (products of linear layers in bfloat16, all else in float32; the
+            base is pretrained in float32). auto takes bf16 on CUDA devices that have it, else float32.
         deciding: What is asked of the answer, and how runs are planned.
     """
 
@@ -55,11 +62,14 @@ class DigitsOptions:
     batch_size: Annotated[WholeNumber | None, Parameter(group=TRAINING)] = None
     lr: Rates | None = None
     baseline_lr: Rates | None = None
-    alpha: Positive | None = None
+    alpha: Alphas | None = None
     optimiser: OptimiserName = "adamw"
     variant: Annotated[Variants, Parameter(group=TRAINING)] = ("lora",)
+    lr_ratio: LrRatio = 1.0
+    init: Annotated[Inits | None, Parameter(group=TRAINING)] = None
     rungs: Annotated[Rungs | None, Parameter(group=TRAINING)] = None
     device: Device = "auto"
+    precision: Annotated[str, Parameter(group=TRAINING)] = "auto"
     deciding: Annotated[Deciding, Parameter(name="*", group=DECIDING)] = field(default_factory=Deciding)
 
     def __post_init__(self) -> None:
@@ -85,5 +95,7 @@ class DigitsOptions:
         return self.deciding.seeds(self.seeds)
 
     def settings(self) -> dict[str, Any]:
-        """The complete settings as a file for --config has them: flag -> plain value."""
-        return plain_settings(self)
+        """The complete settings as a file for --config has them: flag -> plain value. Runs of earlier versions have no
+        precision."""
+        settings = plain_settings(self)
+        return {key: value for key, value in settings.items() if (key, value) != ("precision", "auto")}

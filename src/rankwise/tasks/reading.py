@@ -104,6 +104,32 @@ def parse_names(text: str) -> tuple[str, ...]:
     return (text,) if text.startswith("re:") else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def parse_sets(text: str) -> tuple[tuple[str, ...], ...]:
+    """Read sets of names with ";" between them: "q_proj,v_proj; all-linear".
+
+    Examples:
+        >>> parse_sets("q_proj,v_proj; all-linear")
+        (('q_proj', 'v_proj'), ('all-linear',))
+    """
+    return tuple(names for part in text.split(";") if (names := parse_names(part.strip())))
+
+
+def parse_floats(text: str) -> tuple[float, ...]:
+    """Read "16" or "16,32".
+
+    Raises:
+        ConfigError: A part is no number.
+
+    Examples:
+        >>> parse_floats("16, 32")
+        (16.0, 32.0)
+    """
+    try:
+        return tuple(dict.fromkeys(float(part) for part in parts(text)))
+    except ValueError:
+        raise ConfigError(f'"{text}" is no list of numbers; write them as 16,32.') from None
+
+
 def parse_folders(text: str) -> tuple[str, ...]:
     """Split a comma-separated list of folders; a folder that exists may have commas in its name.
 

@@ -13,12 +13,14 @@ from rankwise.requirements import AT_LEAST_ONE, POSITIVE, RANKS, RATES, RISING, 
 from rankwise.tasks.flags import MAIN, TRAINING, listed
 from rankwise.tasks.reading import (
     parse_columns,
+    parse_floats,
     parse_folders,
     parse_names,
     parse_numbers,
     parse_rates,
     parse_seeds,
     parse_separator,
+    parse_sets,
 )
 
 Composed = TypeVar("Composed")
@@ -40,6 +42,9 @@ Rungs = Annotated[tuple[int, ...], listed(parse_numbers), RISING]
 WholeNumber = Annotated[int, AT_LEAST_ONE]
 Positive = Annotated[float, POSITIVE]
 Names = Annotated[tuple[str, ...], listed(parse_names)]
+TargetSets = Annotated[tuple[tuple[str, ...], ...], listed(parse_sets, again_by=";")]
+"""Sets of modules, each tried: --target-modules q,v --target-modules all-linear."""
+Alphas = Annotated[tuple[float, ...], listed(parse_floats)]
 Folders = Annotated[tuple[str, ...], listed(parse_folders)]
 Columns = Annotated[tuple[tuple[str, str], ...], listed(parse_columns), Parameter(show_default=False)]
 Separator = Annotated[str, listed(parse_separator, spaces=False), Parameter(show_default=False)]
@@ -49,7 +54,19 @@ OptimiserName = Annotated[
 ]
 Variants = Annotated[
     Names,
-    Parameter(help="What is trained in a layer: lora, dora, vera; of several each is tried at every rank."),
+    Parameter(help="What is trained in a layer: lora, lora-fa, dora, vera; of several each is tried at every rank."),
+]
+Inits = Annotated[
+    Names,
+    Parameter(
+        help="How A and B start: kaiming, gaussian, notebook, pissa, olora, orthogonal, eva, loftq, lora-ga; each of "
+        "several is tried."
+    ),
+]
+LrRatio = Annotated[
+    float,
+    POSITIVE,
+    Parameter(group=TRAINING, help="Learning rate of B as a multiple of A's (LoRA+ takes 16)."),
 ]
 Device = Annotated[
     str,
@@ -116,7 +133,7 @@ def _group_of(field: Field[Any]) -> Any:
     return field.default_factory if is_dataclass(field.default_factory) else None
 
 
-ADDED: dict[str, Any] = {"optimiser": "adamw", "variant": ("lora",)}
+ADDED: dict[str, Any] = {"optimiser": "adamw", "variant": ("lora",), "lr_ratio": 1.0}
 """Composed that earlier versions lacked, with the value that does what these did: it is left out of settings, so that
 their unfinished runs can be resumed."""
 
@@ -124,5 +141,15 @@ their unfinished runs can be resumed."""
 def plain_settings(options: Any) -> dict[str, Any]:
     """Composed as a file for --config has them: flag -> plain value, without those that are None."""
     given = {key: v for key, v in flat(options).items() if key not in ADDED or v != ADDED[key]}
-    plain = {flag(key)[2:]: list(v) if isinstance(v, tuple) else v for key, v in given.items()}
+    plain = {flag(key)[2:]: _plain(key, v) if isinstance(v, tuple) else v for key, v in given.items()}
     return {key: str(v) if hasattr(v, "__fspath__") else v for key, v in plain.items() if v is not None}
+
+
+_ONCE = ("alpha", "init", "scaling")
+"""Settings of which earlier versions had one value: one is written as they wrote it."""
+
+
+def _plain(key: str, values: tuple[Any, ...]) -> Any:
+    if key == "target_modules":
+        return list(values[0]) if len(values) == 1 else "; ".join(",".join(names) for names in values)
+    return values[0] if key in _ONCE and len(values) == 1 else list(values)

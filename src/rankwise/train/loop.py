@@ -4,10 +4,9 @@ Everything that differs between adapters is a vector with an entry for each; ada
 `PackTraining` holds all of it, can stop after any step, give its state and continue from it.
 """
 
-import statistics
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,9 +36,6 @@ from rankwise.train.stopping import Stopping
 
 FIRST_STEPS = 25
 """Steps in a row whose gradients may overflow in float16 until loss scaling has found its factor."""
-
-PROBED = (1 / 6, 1 / 2, 5 / 6)
-"""Steps that tell how long one takes: where they lie among all, from the smallest rows to the largest."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +86,14 @@ class PackTraining:
         sizes = {training.batch_size for _, training in runs}
         if len(sizes) != 1:
             raise ConfigError(f"Runs with batch sizes {sorted(sizes)} can't share a pack; make one pack for each.")
-        self._batch_size = sizes.pop()
+        self.batch_size = sizes.pop()
         self._train, self._validation = train, validation
         self._cuts = None if cut is None else {seed: cut(seed) for seed in {member.seed for member, _ in runs}}
         rows = count_rows(train, "training"), count_rows(validation, "validation")
         # Every seed's cut has as many rows.
         one = None if self._cuts is None else next(iter(self._cuts.values()))
         self._n, n_validation = rows if one is None else (len(one.train), len(one.validation))
-        self.steps_an_epoch = -(-self._n // self._batch_size)
+        self.steps_an_epoch = -(-self._n // self.batch_size)
         self._started = time.perf_counter()
         self._pack = pack = Pack(
             model,
@@ -108,8 +104,8 @@ class PackTraining:
             precision=self._feed.precision,
             inspections=inspections,
         )
-        self._functions = [PerAdapter(loss, "loss", piece=self._batch_size), PerAdapter(metric, "metric")]
-        pack.step_rows = self._feed.rows_a_pass or self._batch_size
+        self._functions = [PerAdapter(loss, "loss", piece=self.batch_size), PerAdapter(metric, "metric")]
+        pack.step_rows = self._feed.rows_a_pass or self.batch_size
         by_name = {member.name: training for member, training in runs}
         names = [member.member.name for member in pack.members]
         trainings = [by_name[name] for name in names]
@@ -125,7 +121,7 @@ class PackTraining:
             self._crossfit = CrossFit(half, pack.device, pack.dtype)
         self._best = pack.rows()
         self._total, self._norms = torch.zeros(len(pack), device=pack.device), pack.gradient_norms()
-        self._example = self._feed.example_of(train, self._batch_size)
+        self._example = self._feed.example_of(train, self.batch_size)
         self._unread: list[tuple[Tensor, Tensor]] = []
         self.epoch = 0
         """Epochs that are over."""
@@ -178,11 +174,11 @@ class PackTraining:
         weight_decay = of.weight_decay if of.weight_decay.any() else None
         clip = of.clip if of.clip.isfinite().any() else None
         own = self._rows("train")
-        order = self._feed.order(self._train, pack.seeds, self.epoch, self._batch_size, own).to(pack.device)
+        order = self._feed.order(self._train, pack.seeds, self.epoch, self.batch_size, own).to(pack.device)
         rates = self._rates()
         with pack.attached(self._example, training=True):
             while (within := pack.steps - self.epoch * self.steps_an_epoch) < self.steps_an_epoch:
-                rows = order[:, within * self._batch_size : (within + 1) * self._batch_size]
+                rows = order[:, within * self.batch_size : (within + 1) * self.batch_size]
                 if self._schedules.moves_each_step(pack.steps):
                     rates = self._rates()
                 batch = self._feed.prepare(take(self._train, rows))
@@ -229,57 +225,61 @@ class PackTraining:
     def peak_bytes(self) -> int:
         """The memory that the gradients of the largest step take beyond the base's and the pack's own, measured by
         computing them; nothing is trained."""
-        with self._pack.attached(self._example, training=True):
+        with self.attached(training=True):
             batch = self._feed.prepare(take(self._train, self._rows_at(1.0)))
             return peak_bytes(lambda: self._pack.gradients(batch, self._feed.rows_a_pass), self._pack.device)
 
-    def seconds_an_epoch(self, probed: Sequence[float] = PROBED) -> float:
-        """The seconds of an epoch, validation included, measured on a few of its steps and rows.
+    @contextmanager
+    def attached(self, *, training: bool) -> Generator[None]:
+        """Run the model as the pack inside this block, for `timed_step` or `timed_evaluation`."""
+        with self._pack.attached(self._example, training=training):
+            yield
 
-        The steps are taken: what is in training has moved afterwards.
+    def timed_step(self, place: float) -> float:
+        """Take a step that doesn't count, and return its seconds; inside `attached(training=True)`.
+
+        What is in training has moved afterwards.
 
         Args:
-            probed: Where the steps lie among all, from the smallest rows (0) to the largest (1).
+            place: Where its rows lie among all, from the smallest rows (0) to the largest (1).
         """
-        pack, rates = self._pack, self._rates()
-        places = [self._rows_at(place) for place in probed]
+        rows, rates = self._rows_at(place), self._rates()
+        clock = time.perf_counter()
+        batch = self._feed.prepare(take(self._train, rows))
+        # Reading the losses waits for the device.
+        self._pack.step(batch, rates, None, None, self._feed.rows_a_pass).tolist()
+        return time.perf_counter() - clock
 
-        def seconds(rows: Tensor) -> float:
-            clock = time.perf_counter()
-            batch = self._feed.prepare(take(self._train, rows))
-            # Reading the losses waits for the device.
-            pack.step(batch, rates, None, None, self._feed.rows_a_pass).tolist()
-            return time.perf_counter() - clock
+    def timed_evaluation(self, place: float, rows: int) -> float:
+        """Evaluate some validation rows, and return the seconds; inside `attached(training=False)`.
 
-        with pack.attached(self._example, training=True):
-            seconds(self._rows_at(0.0))  # warms up
-            turns = [[seconds(rows) for rows in places]]
-            if sum(turns[0]) < 1:
-                # Each size once more before it counts, and several times.
-                turns = [[seconds(rows) for rows in places] for _ in range(4)]
-        own = self._rows("validation")
-        n = count_rows(self._validation, "validation") if own is None else own.shape[1]
-        some = min(n, max(1, self._feed.rows_at_once // len(pack)), max(8 * self._batch_size, n // 20))
-        part = self._validation
+        Args:
+            place: Where they lie among all, from the smallest (0) to the largest (1); of rows that each seed has cut,
+                they are from all over.
+            rows: How many, at most `validation_rows`.
+        """
+        own, part, n = self._rows("validation"), self._validation, self.validation_rows
         if own is None:
-            # Those in the middle of the order of their sizes, which has the smallest first.
-            middle = self._feed.evaluation_order(self._validation)[(n - some) // 2 :][:some].to(pack.device)
-            part = pick(self._validation, lambda t: t.index_select(0, middle))
+            chosen = self._feed.evaluation_order(part)[round(place * (n - rows)) :][:rows].to(self._pack.device)
+            part = pick(part, lambda t: t.index_select(0, chosen))
         else:
-            own = own[:, torch.linspace(0, n - 1, some).long()]
-        with pack.attached(self._example, training=False):
-            clock = time.perf_counter()
-            evaluate_rows(pack, part, self._functions, self._feed, own)[0].tolist()
-            validation = (time.perf_counter() - clock) * n / some
-        a_step = statistics.mean(statistics.median(times) for times in zip(*turns, strict=True))
-        return a_step * self.steps_an_epoch + validation
+            own = own[:, torch.linspace(0, n - 1, rows).long()]
+        clock = time.perf_counter()
+        evaluate_rows(self._pack, part, self._functions, self._feed, own)[0].tolist()
+        return time.perf_counter() - clock
+
+    @property
+    def validation_rows(self) -> int:
+        """Validation rows of each run."""
+        own = self._rows("validation")
+        return count_rows(self._validation, "validation") if own is None else own.shape[1]
 
     def _rows_at(self, place: float) -> Tensor:
         """The rows (G, B) of a step that lie side by side in the order of their size: 0 for the smallest, 1 for the
         largest."""
         order = self._feed.evaluation_order(self._train)
-        start = round(place * max(0, len(order) - self._batch_size))
-        rows = order[start : start + self._batch_size].to(self._pack.device)
+        start = round(place * max(0, len(order) - self.batch_size))
+        rows = order[start : start + self.batch_size].to(self._pack.device)
         return rows.expand(len(self._pack.seeds), -1)
 
     def _rows(self, part: Literal["train", "validation"]) -> Tensor | None:

@@ -15,6 +15,7 @@ from rankwise.pack.groups import Groups
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.memory import ran_out
+from rankwise.pack.model.inspection import Inspections
 from rankwise.pack.pack import Pack
 from rankwise.train.data.feed import EXAMPLE_ROWS, Feed
 from rankwise.train.data.tensors import Data, count_rows, pick, tensors_of
@@ -32,6 +33,7 @@ def check_training(
     metric: PerBatch,
     feed: Feed,
     batch_size: int,
+    inspections: Inspections | None = None,
 ) -> None:
     """Refuse what can't be trained or measured.
 
@@ -44,12 +46,13 @@ def check_training(
         metric: The metric.
         feed: How data reach the model.
         batch_size: Rows of a training step.
+        inspections: Those of the packs over this base, which find here what is inspected.
 
     Raises:
         PackError: The model, the loss or the metric can't be computed on the first rows; the model can't be trained in
             a pack; or a scalar that has to be a mean of rows is none.
     """
-    pack = Pack(model, [member], loss, call=feed.call)
+    pack = Pack(model, [member], loss, call=feed.call, inspections=inspections)
     for what, data in (("training", train), ("validation", validation)):
         _check_runs(model, what, data, loss, metric, feed)
     example = feed.example_of(train, batch_size)

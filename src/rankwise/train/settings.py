@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from rankwise.errors import ConfigError
 from rankwise.pack.optimisers import AdamW, Optimiser, optimiser_of, record_of
-from rankwise.requirements import AT_LEAST_ONE, NOT_NEGATIVE, Requirement, require, require_known
+from rankwise.requirements import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, Requirement, require, require_known
 from rankwise.train.schedules import SCHEDULES
 
 WEIGHTS = ("best", "last")
@@ -38,6 +38,8 @@ class Training:
         eps: Sets its `eps`.
         momentum: Sets its `momentum`.
         nesterov: Sets its `nesterov`.
+        lr_ratio: Learning rate of B as a multiple of A's, of adapters that train both (LoRA+; Hayou et al., 2024, take
+            16). Weight decay stays as with 1.
         clip: Largest norm of the gradient over all of the adapter's tensors; None for no clipping.
         batch_size: Rows of a step.
         epochs: Passes over the training data, at most.
@@ -59,6 +61,7 @@ class Training:
     eps: InitVar[float | None] = None
     momentum: InitVar[float | None] = None
     nesterov: InitVar[bool | None] = None
+    lr_ratio: Annotated[float, POSITIVE] = 1.0
     clip: Annotated[float | None, NORM] = None
     batch_size: Annotated[int, AT_LEAST_ONE] = 64
     epochs: Annotated[int, AT_LEAST_ONE] = 60
@@ -93,5 +96,7 @@ class Training:
         record: dict[str, Any] = {}
         for one in fields(self):
             value = getattr(self, one.name)
+            if one.name == "lr_ratio" and value == 1.0:
+                continue  # as earlier versions recorded it
             record |= record_of(value) if isinstance(value, Optimiser) else {one.name: value}
         return record

@@ -258,7 +258,16 @@ def test_files_go_round(name, tmp_path):
 
 # Dynamo looks at the gradient of whatever it finds in a module.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("name", ["attention", "encoder", "lstm cell", "experts", "scaled embedding"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("attention", marks=pytest.mark.slow),  # the encoder has one inside
+        "encoder",
+        "lstm cell",
+        "experts",
+        "scaled embedding",
+    ],
+)
 @pytest.mark.usefixtures("compilable")
 def test_compiled(name):
     model, _ = adapted(name)

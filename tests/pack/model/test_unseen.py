@@ -235,10 +235,25 @@ def test_rows_that_mix_where_there_are_many_are_refused(change: Changed) -> None
         trained(Marked(change), 1, 2, x=ALL)
 
 
-def test_batch_statistics_that_one_row_has_not_are_refused() -> None:
-    norm = nn.BatchNorm1d(6, track_running_stats=False).double()
-    with pytest.raises(PackError, match=r"and one alone not \(Expected more than 1 value"):
-        trained(Marked(lambda m, h: norm(h)), 1, 2, x=ALL)
+def of_the_batch(m: nn.Module, h: Tensor) -> Tensor:
+    return nn.functional.batch_norm(h, None, None, training=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (of_the_batch, r"computes \d+ rows together, and one alone not"),
+        (lambda m, h: h + 0 * h[1], r"computes \d+ rows together, and one alone not"),
+        (lambda m, h: h.unflatten(0, (2, -1)).flatten(0, 1), "can't run on 3 rows"),
+        (lambda m, h: h.view(-1, 12).view(-1, 6), "can't run on 3 rows"),
+        (lambda m, h: h + 0 * h[3], "can't run on 2 rows"),
+    ],
+    ids=["statistics", "second row", "unflatten", "view", "fourth row"],
+)
+def test_numbers_of_rows_that_can_t_run_are_refused_in_words_of_rankwise(change: Changed, words: str) -> None:
+    with pytest.raises(PackError, match=f"^The model {words}, in the Marked's own forward") as raised:
+        trained(Marked(change), 1, 2, x=ALL)
+    assert not any(word in str(raised.value) for word in ("Expected", "Provided", "invalid", "out of bounds"))
 
 
 def test_a_step_that_uses_no_adapted_layer_moves_nothing() -> None:

@@ -51,16 +51,16 @@ def cases_of(kind: Kind) -> list[Case]:
     ]
 
 
+@pytest.mark.parametrize("steps", [15, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["mlp", "cnn", "bert"])
-def test_updates_are_those_of_the_plain_loop(name: str) -> None:
-    kind = KINDS[name]
-    model, cases, batches = made(kind), cases_of(kind), batches_of(kind, 50)
+def test_updates_are_those_of_the_plain_loop(name: str, steps: int) -> None:
+    kind, early = KINDS[name], 2 * steps // 5
+    model, cases, batches = made(kind), cases_of(kind), batches_of(kind, steps)
     start = Pack(model, [case.member for case in cases], kind.loss, call=call).states()
-    ours = together(model, kind, cases, batches, {20: ["plain"]})
+    ours = together(model, kind, cases, batches, {early: ["plain"]})
     for case in cases:
         key = case.member.name
-        steps = batches[case.plain.seed][: 20 if key == "plain" else 50]
-        theirs = alone(model, kind, case, start[key], steps)
+        theirs = alone(model, kind, case, start[key], batches[case.plain.seed][: early if key == "plain" else steps])
         assert update_difference(ours[key], theirs, start[key]) <= 1e-10, key
 
 

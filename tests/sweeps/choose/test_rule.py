@@ -31,6 +31,13 @@ def test_other_words_are_refused(given):
         parse_tolerance(given, True)
 
 
+@pytest.mark.parametrize("given", ["100%", "150 %"])
+@pytest.mark.parametrize("higher", [True, False])
+def test_all_of_it_is_no_tolerance(given, higher):
+    with pytest.raises(ConfigError, match=f'^The tolerance is "{given}"; anything would be within all of it'):
+        parse_tolerance(given, higher)
+
+
 def test_points_are_for_accuracies():
     with pytest.raises(ConfigError, match="in points is for accuracies"):
         parse_tolerance("1 point", False)

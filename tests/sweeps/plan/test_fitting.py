@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -162,17 +163,22 @@ def of_narrow(runs: Sequence[Run]) -> list[Run]:
     ]
 
 
+@cache
+def of_eight(rows: int = 1 << 40, rungs: tuple[int, ...] = ()) -> SweepState:
+    """The sweep of eight runs over a model that holds so many rows, which nothing interrupts."""
+    return run(Narrow(rows), of_narrow(ranks("r1", "r4")), rungs=rungs)
+
+
 @pytest.mark.parametrize("rungs", [(), (1, 2)])
 def test_running_out_of_memory_splits_the_pack(rungs: tuple[int, ...]) -> None:
     runs = of_narrow(ranks("r1", "r4"))
-    whole = run(Narrow(1 << 40), runs, rungs=rungs)
     model = Narrow(3 * 8)
     split = run(model, runs, rungs=rungs)
     assert model.refused > 0
     assert split.complete
     assert max(list(split.packs.values()).count(i) for i in set(split.packs.values())) <= 4
     assert any("Memory ran out for 8 runs" in note for note in split.notes)
-    same(split, whole)
+    same(split, of_eight(rungs=rungs))
 
 
 def failing_later(after: int) -> Narrow:
@@ -191,7 +197,7 @@ def failing_later(after: int) -> Narrow:
 
 def test_nothing_is_lost_in_the_middle_of_an_epoch() -> None:
     runs = of_narrow(ranks("r1", "r4"))
-    same(run(failing_later(9), runs), run(Narrow(1 << 40), runs))
+    same(run(failing_later(9), runs), of_eight())
 
 
 def stopping(nth: int) -> Callable[[Tensor, tuple[Tensor, ...]], Tensor]:
@@ -206,10 +212,10 @@ def stopping(nth: int) -> Callable[[Tensor, tuple[Tensor, ...]], Tensor]:
     return metric
 
 
-@pytest.mark.parametrize("nth", [2, 4, 7])
+@pytest.mark.parametrize("nth", [2, 5])
 def test_a_split_pack_is_resumed_bit_for_bit(tmp_path: Path, nth: int) -> None:
     runs = of_narrow(ranks("r1", "r4"))
-    alone = run(Narrow(3 * 8), runs)
+    alone = of_eight(3 * 8)
     first = run(
         Narrow(3 * 8),
         runs,
@@ -247,7 +253,7 @@ def test_evaluation_passes_fewer_rows() -> None:
     narrow = Narrow(1 << 40, evaluated=8 * 7)
     found = run(narrow, runs)
     assert narrow.refused > 0
-    whole = run(Narrow(1 << 40), runs)
+    whole = of_eight()
     same(found, whole)
     for name, scores in whole.scores.items():
         assert (found.scores[name].test == scores.test).all()

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from rankwise.errors import CheckpointError, ConfigError
 from rankwise.report import answer_words
 from rankwise.results import plain
 from rankwise.results.outcomes import Leaning
+from rankwise.sweeps.plan.probing import Probe
 from rankwise.sweeps.record import add_next
 from rankwise.sweeps.run import stages
 from rankwise.sweeps.storage import directory
@@ -136,7 +136,7 @@ def test_an_adaptive_sweep_with_more_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lrs: tuple[float, ...]
 ) -> None:
     # The price of a further adapter depends on the machine's load; here it is nothing.
-    monkeypatch.setattr(stages, "pack_training", lambda *given: SimpleNamespace(seconds_an_epoch=lambda: 1.0))
+    monkeypatch.setattr(stages, "probe", lambda *given: Probe(setup=0.0, step=1.0, row=0.0, peak=None))
     adaptive = {"plan": "auto", "lrs": lrs, "curve": True, "tolerance": 0.05}
     sweep((1, 2, 3), seeds=3, out=tmp_path / "out", **adaptive)
     found = sweep((1, 2, 3), seeds=6, out=tmp_path / "out", resume=True, **adaptive)

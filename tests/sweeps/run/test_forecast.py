@@ -9,12 +9,17 @@ import torch
 
 from rankwise.lora.config import LoRAConfig
 from rankwise.sweeps.candidates.grid import Candidate
-from rankwise.sweeps.run.forecast import forecast_sweep
+from rankwise.sweeps.plan import batching, fitting
+from rankwise.sweeps.plan.plan import make_plan, read_plan, write_plan
+from rankwise.sweeps.plan.probing import Probe, probe
+from rankwise.sweeps.run import forecast
+from rankwise.sweeps.run.forecast import SAVED, forecast_sweep
 from rankwise.sweeps.run.stage import Search
 from rankwise.sweeps.run.stages import Stages
 from rankwise.train import loop
 from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.events import Event, Observers
+from rankwise.train.loop import PackTraining
 from rankwise.train.settings import Training
 from small_sweep import small_model, small_problem
 
@@ -51,12 +56,64 @@ def test_the_base_stays():
 
 
 def test_the_time_is_that_of_all_steps_and_validations(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(forecast, "probe", lambda *given: Probe(setup=3, step=1, row=1 / 8, peak=None))
+    told = forecast_sweep(stages(epochs=7))
+    # 40 rows are 5 steps of 8; the 30 validation rows pass after each epoch, and at the end with 20 + 10 of test data.
+    assert [pack.seconds for pack in told.packs] == [3 + 7 * (5 + 30 / 8) + 60 / 8] * 2
+    assert told.seconds == told.planning + 2 * (3 + 7 * 8.75 + 7.5)
+    assert told.planning > 0
+
+
+def test_what_is_timed_are_steps_of_all_sizes(monkeypatch: pytest.MonkeyPatch):
     # Whatever is measured takes a second.
     monkeypatch.setattr(loop.time, "perf_counter", itertools.count().__next__)
-    told = forecast_sweep(stages(epochs=7))
-    # 40 rows are 5 steps of 8; the validation rows pass at once.
-    assert [pack.seconds for pack in told.packs] == [7 * (5 + 1)] * 2
-    assert told.seconds == 2 * 7 * 6
+    made = stages()
+    runs = made.expected()[0].runs[:2]
+    places: list[float] = []
+
+    class Watched(PackTraining):
+        def timed_step(self, place: float) -> float:
+            places.append(place)
+            return super().timed_step(place)
+
+    monkeypatch.setattr(fitting, "PackTraining", Watched)
+    cost = probe(lambda: fitting.pack_training(made.model, runs, made.problem), torch.device("cpu"), 1000)
+    assert (cost.step, cost.row) == (1, 1 / 8), "8 of the 30 validation rows are enough"
+    assert places == [1.0, *[1 / 6, 1 / 2, 5 / 6] * 3], "the largest first; 10 steps are 1% of 1,000"
+
+
+def test_what_is_measured_once_is_in_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = stages(checkpoints=tmp_path)
+    forecast_sweep(made)
+    known = dict(made.probes)
+    assert len(known) == 2, "adapters of one kind, and full fine-tuning"
+
+    def never(*given: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(fitting, "pack_training", never)
+    runs = made.expected()[0].runs
+    write_plan(tmp_path, make_plan(made.model, runs, made.problem, (), probes=made.probes))
+    assert read_plan(tmp_path).probes == known
+    # A later stage of a resumed run, which has measured nothing, knows what its first stage's plan has.
+    resumed = stages(checkpoints=tmp_path, resume=True)
+    monkeypatch.undo()
+    resumed.run()
+    assert resumed.probes == known
+
+
+def test_what_ended_before_stays_in_memory():
+    told = forecast_sweep(stages())
+    assert told.peak_bytes == max(pack.peak_bytes for pack in told.packs) > told.base_bytes
+    made = stages()
+    small = replace(FULL, lrs=(0.001, 0.003, 0.01))
+    with pytest.MonkeyPatch.context() as patched:
+        # Trained one after another, all alike but for what is there already.
+        patched.setattr(batching, "LEAST", float("inf"))
+        patched.setattr(forecast, "probe", lambda *given: Probe(0, 0, 0, 1))
+        packs = forecast_sweep(replace(made, candidates=[small])).packs
+    grown = {second.peak_bytes - first.peak_bytes for first, second in itertools.pairwise(packs)}
+    assert grown == {SAVED * (6 * 8 + 8 + 8 * 3 + 3)}
 
 
 def test_the_disk_is_what_a_run_takes_at_the_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

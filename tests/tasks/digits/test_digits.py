@@ -1,7 +1,7 @@
 """The digits experiment on its embedded data, with few epochs."""
 
 import json
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from rankwise import disabled, load_adapter, merge
-from rankwise.errors import DataError
+from rankwise.errors import ConfigError, DataError
 from rankwise.experiment import run_experiment
 from rankwise.results import parsed, plain
 from rankwise.sweeps.candidates.grid import runs_of
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.run.location import RunLocation
+from rankwise.tasks.digits import digits
 from rankwise.tasks.digits.digits import (
     BASELINE_LRS,
     DIGITS_LRS,
@@ -27,6 +28,7 @@ from rankwise.tasks.digits.digits import (
     digits_candidates,
     make_model,
     make_problem,
+    pretrain,
     protocol_of,
     select_digits,
 )
@@ -38,12 +40,14 @@ from rankwise.train.events import Observers
 CPU = torch.device("cpu")
 
 
-def run(out: Path, **changed: Any) -> dict[str, Any]:
+def run(out: Path, base: dict[str, torch.Tensor] | None = None, **changed: Any) -> dict[str, Any]:
+    """The results of a run, over a base that was trained before or over a new one: most of the time goes there."""
     given = {"ranks": (1, 4), "seeds": (0, 3), "epochs": 2, "lr": (3e-3,), "baseline_lr": (1e-3,), **changed}
     given = {"deciding": Deciding(plan="grid"), **given}
     with Observers() as shown:
         place = RunLocation(directory=out, config="digits: {}\n", command="rankwise", resume_command="rankwise digits")
-        results, _, _ = run_experiment(partial(make_digits, DigitsOptions(**given)), place, shown)
+        options = DigitsOptions(**given)
+        results, _, _ = run_experiment(lambda observers, _: make_digits(options, observers, base), place, shown)
     return plain(results)
 
 
@@ -59,9 +63,14 @@ def results(place: Path) -> dict[str, Any]:
     return json.loads((place / "results.json").read_text())
 
 
-def saved_base(place: Path) -> torch.nn.Sequential:
+@pytest.fixture(scope="module")
+def base(place: Path) -> dict[str, torch.Tensor]:
+    return load_file(place / "base" / "model.safetensors")
+
+
+def saved_base(base: dict[str, torch.Tensor]) -> torch.nn.Sequential:
     model = make_model()
-    model.load_state_dict(load_file(place / "base" / "model.safetensors"))
+    model.load_state_dict(base)
     return model.eval()
 
 
@@ -88,11 +97,13 @@ def test_the_file_has_the_keys_that_it_had_before_it_had_types(results: dict[str
     assert [key for key in results["answer"] if key not in ("next", "by_loss")] == [*golden["answer"]]
 
 
-def test_adapter_off_gives_the_base_and_on_the_recorded_accuracy(place: Path, results: dict[str, Any]) -> None:
+def test_adapter_off_gives_the_base_and_on_the_recorded_accuracy(
+    place: Path, base: dict[str, torch.Tensor], results: dict[str, Any]
+) -> None:
     problem = make_problem(load_digits_data(), CPU)
     new, old = problem.splits["new"].test, problem.splits["old"].test
     for run in (run for run in results["runs"] if run["method"] == "lora"):
-        model = saved_base(place)
+        model = saved_base(base)
         load_adapter(model, place / run["adapter"])
         with torch.no_grad():
             for data, expected in ((new, run["metric"]), (old, run["other_metrics"]["accuracy_on_0_4"])):
@@ -113,8 +124,21 @@ def test_the_base_knows_the_old_digits_and_says_so(results: dict[str, Any]) -> N
     assert all(c["mean"] > results["base"]["metric"] for c in results["configurations"])
 
 
-def test_the_same_command_gives_the_same_results(tmp_path: Path, results: dict[str, Any]) -> None:
-    again = json.loads(json.dumps(run(tmp_path / "again")))
+def test_the_same_data_give_the_same_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(options: DigitsOptions) -> digits.Protocol:
+        protocol = protocol_of(options)
+        return replace(protocol, pretraining=replace(protocol.pretraining, epochs=1))
+
+    monkeypatch.setattr(digits, "protocol_of", short)
+    problem = make_problem(load_digits_data(), CPU)
+    one, other = (pretrain(problem, DigitsOptions()).state_dict() for _ in range(2))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_the_same_command_gives_the_same_results(
+    tmp_path: Path, base: dict[str, torch.Tensor], results: dict[str, Any]
+) -> None:
+    again = json.loads(json.dumps(run(tmp_path / "again", base)))
     for found in (again, one := json.loads(json.dumps(results))):
         del found["started"], found["seconds"]
         for each in found["runs"]:
@@ -122,8 +146,8 @@ def test_the_same_command_gives_the_same_results(tmp_path: Path, results: dict[s
     assert again == one
 
 
-def test_published_protocol(tmp_path: Path) -> None:
-    results = run(tmp_path / "published", protocol="published", ranks=(2,), seeds=(0,), lr=None, baseline_lr=None)
+def test_published_protocol(tmp_path: Path, base: dict[str, torch.Tensor]) -> None:
+    results = run(tmp_path / "published", base, protocol="published", ranks=(2,), seeds=(0,), lr=None, baseline_lr=None)
     parsed(results)
     by_name = {c["name"]: c for c in results["configurations"]}
     assert [*by_name] == ["r2", "full-mistake", "full-notebook", "full"]
@@ -185,6 +209,13 @@ def test_each_seed_can_cut_its_own_validation_images() -> None:
 def test_every_variant_is_tried_at_every_rank() -> None:
     tried = digits_candidates(DigitsOptions(ranks=(1, 2), variant=("lora", "dora")))
     assert [c.name for c in tried] == ["r1", "r2", "r1 dora", "r2 dora", "full"]
-    assert tried[2].label == "r = 1, dora"
+    assert tried[2].label == "r = 1 dora"
     assert [c.lora.variant for c in tried if c.lora is not None] == ["lora", "lora", "dora", "dora"]
     assert [c.name for c in digits_candidates(DigitsOptions(ranks=(1,), variant=("dora",)))] == ["r1", "full"]
+
+
+def test_precision_is_a_setting_that_earlier_runs_lack() -> None:
+    assert "precision" not in DigitsOptions().settings()
+    assert DigitsOptions(precision="bf16").settings()["precision"] == "bf16"
+    with pytest.raises(ConfigError, match=r'--precision is "bf61"; .* Did you mean "bf16"'):
+        make_digits(DigitsOptions(precision="bf61"), Observers(), None)

@@ -35,13 +35,13 @@ def test_it_learns_about_what_it_learns_in_float32(kind: str, task: str, dtype: 
     make_model(kind).save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
     g = torch.Generator().manual_seed(0)
-    texts = [" ".join(WORDS[i] for i in torch.randint(7, (4 + n % 9,), generator=g)) for n in range(60)]
+    texts = [" ".join(WORDS[i] for i in torch.randint(7, (4 + n % 9,), generator=g)) for n in range(40)]
     rows = [{"text": f"{text} {n}", "label": "abc"[n % 3]} for n, text in enumerate(texts)]
     if task == "sft":
         rows = [{"prompt": f"{text} {n}", "completion": f" {WORDS[n % 7]} sat"} for n, text in enumerate(texts)]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     flags = ["--model", str(tmp_path / "model"), "--task", task, "--data", str(tmp_path / "data.jsonl")]
-    flags += ["--ranks", "1,4", "--seeds", "1", "--epochs", "2", "--batch-size", "8", "--lr", "1e-2", "--quiet"]
+    flags += ["--ranks", "1,4", "--seeds", "1", "--epochs", "1", "--batch-size", "8", "--lr", "1e-2", "--quiet"]
     flags += ["--plan", "grid", "--no-widen", "--search", "0", "--no-base-dropout"]
     losses = {}
     for kept in (dtype, "float32"):

@@ -52,7 +52,7 @@ def options(place: Path, **more: Any) -> SweepOptions:
 
 def flags(place: Path, metric: str, out: Path, kind: str = "llama") -> list[str]:
     said = ["--model", str(place / kind), "--task", "sft", "--data", str(place / "train.jsonl"), "--quiet"]
-    said += ["--test", str(place / "test.jsonl"), "--metric", metric, "--plan", "grid", "--seeds", "2", "--no-widen"]
+    said += ["--test", str(place / "test.jsonl"), "--metric", metric, "--plan", "grid", "--seeds", "1", "--no-widen"]
     return [*said, "--ranks", "4", "--epochs", "4", "--batch-size", "8", "--lr", "3e-2", "--out", str(out)]
 
 

@@ -30,6 +30,9 @@ FIGURES = {
     "several": ("exact match of labels", "accuracy", {"loss", "f1", "mcc"}),
 }
 
+LONG = {"number": ["--epochs", "8", "--lr", "3e-2"], "several": ["--epochs", "20", "--lr", "1e-2"]}
+"""For how long an adapter trains until it has learned something."""
+
 PROBLEMS = {"number": "regression", "several": "multi_label_classification"}
 
 
@@ -41,7 +44,7 @@ def test_from_a_file_to_a_merged_model(kind: str, tmp_path: Path, capsys: pytest
     rows = [{"text": text, "label": label} for text, label in zip(TEXTS, LABELS[kind], strict=True)]
     data.write_text("\n".join(map(json.dumps, rows)))
     flags = ["--model", str(base), "--task", "classify", "--data", str(data), "--test", str(data), "--rank", "4"]
-    flags += ["--epochs", "20", "--batch-size", "8", "--lr", "1e-2", "--quiet", "--out", str(run)]
+    flags += [*LONG[kind], "--batch-size", "8", "--quiet", "--out", str(run)]
     assert main(["train", *flags]) == 0
     results = read_results(run)
     (trained,) = results["runs"]
@@ -90,7 +93,8 @@ def test_classifiers_judged_by_other_metrics(
     rows = [{"text": text, "label": label} for text, label in zip(TEXTS, labels, strict=True)]
     data.write_text("\n".join(map(json.dumps, rows)))
     flags = ["--model", str(base), "--task", "classify", "--data", str(data), "--test", str(data), "--ranks", "4"]
-    flags += ["--epochs", "2", "--batch-size", "8", "--lr", "1e-2", "--search", "0", "--plan", "grid", "--seeds", "2"]
+    flags += ["--epochs", "2", "--batch-size", "8", "--lr", "1e-2", "--search", "0", "--plan", "grid", "--seeds", "1"]
+    flags += ["--no-baseline"]
     assert main(["sweep", *flags, "--metric", metric, "--no-widen", "--quiet", "--out", str(run)]) == 0
     results = read_results(run)
     assert results["metric"]["name"] == {"f1": "macro F1", "mcc": "Matthews correlation"}[metric]

@@ -19,7 +19,7 @@ from rankwise.tasks.trainers.arguments import (
     TAKEN_OVER,
     WITHOUT_EFFECT,
     check_trainer,
-    settings_of,
+    training_of,
 )
 from rankwise.tasks.trainers.sweep_trainer import trainer_problem
 from rankwise.train.loop import PackTraining
@@ -277,10 +277,10 @@ def test_an_unknown_argument_is_refused_by_name_and_one_of_the_user_is_not(tmp_p
 
 
 def test_what_has_no_effect_is_noted(tmp_path):
-    notes = settings_of(make_trainer(tmp_path, seed=7, gradient_checkpointing=True), 8)[1]
+    notes = training_of(make_trainer(tmp_path, seed=7, gradient_checkpointing=True), 8)[1]
     assert "The trainer's seed=7 has no effect: the seeds are the sweep's; give them as seeds." in notes
     assert len(notes) == 2
-    assert settings_of(make_trainer(tmp_path), 8)[1] == []
+    assert training_of(make_trainer(tmp_path), 8)[1] == []
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """What a step takes is counted: tensors while they live, views and writes into others not at all."""
 
+import pytest
 import torch
 
-from rankwise.train.machine.memory import free_bytes, peak_bytes
+from rankwise.train.machine.memory import free_bytes, peak_bytes, resident_peak, watched_peak
 
 CPU = torch.device("cpu")
 
@@ -42,3 +43,18 @@ def test_the_cpu_has_memory_free():
     assert free is not None
     assert 1_000_000 < free < 1 << 50
     assert free_bytes(torch.device("meta")) is None
+
+
+@pytest.mark.skipif(resident_peak() is None, reason="only Linux tells")
+def test_what_is_resident_is_seen_also_once_it_is_free():
+    with watched_peak(CPU) as peak:
+        before = peak()
+        torch.ones(50 << 20)
+    seen = peak()
+    assert before is not None
+    assert seen is not None
+    assert 190 << 20 < seen - before < 240 << 20
+    with watched_peak(CPU) as peak:
+        again = peak()
+    assert again is not None
+    assert again < before + (40 << 20), "an earlier peak is forgotten"

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rankwise.adapter_files.base.inits import BASE_MOVES, BASE_STAYS, value_to_write
 from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.peft.regexes import compiled
 from rankwise.errors import AdapterFileError
 from rankwise.lora.config import BIASES, LARGEST, LoRAConfig
-from rankwise.lora.targets.patterns import as_list, matching_values, pinned
+from rankwise.lora.targets.patterns import matching_values, pattern_list, pinned
 from rankwise.lora.variants import VARIANTS
 from rankwise.writing import read_regular
 
@@ -22,8 +23,8 @@ SCALING_OF_RSLORA = {False: "alpha/r", True: "alpha/sqrt(r)"}
 
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "peft_type": tuple(dict.fromkeys(variant.peft.type for variant in VARIANTS.values())),
-    # Other inits move the base's weights, so A and B alone don't give the model back.
-    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+    # Others move the base's weights by what the file doesn't hold, so A and B alone don't give the model back.
+    "init_lora_weights": (*BASE_STAYS, *BASE_MOVES),
     **dict.fromkeys(("use_qalora", "use_bdlora"), (False, None)),
     **dict.fromkeys(
         (
@@ -178,6 +179,7 @@ def fields_of(
     written = {
         **foreign,
         **config.extra,
+        "init_lora_weights": value_to_write(config.extra),
         # Readers from before it was thought of don't know the field.
         **({"trainable_token_indices": rows} if rows or "trainable_token_indices" in config.extra else {}),
         "alpha_pattern": as_peft_pattern(pinned(alphas, _without_fraction(config.alpha))),
@@ -188,7 +190,7 @@ def fields_of(
         "lora_alpha": _without_fraction(config.alpha),
         "lora_bias": False,
         "lora_dropout": 0.0 if parameters else config.dropout,
-        "modules_to_save": sorted(map(str, as_list(config.modules_to_save))) or None,
+        "modules_to_save": sorted(map(str, pattern_list(config.modules_to_save))) or None,
         "peft_type": "LORA",
         "r": config.r,
         "rank_pattern": as_peft_pattern(pinned(ranks, config.r)),

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from rankwise.adapter_files.base.inits import FRESH
 from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.peft.base_facts import HEADS
 from rankwise.adapter_files.peft.config import (
@@ -25,11 +26,8 @@ from rankwise.adapter_files.peft.config import (
 from rankwise.adapter_files.peft.targets import PeftTargets
 from rankwise.errors import ConfigError
 from rankwise.lora.config import LoRAConfig, TargetPattern
-from rankwise.lora.targets.patterns import as_list
+from rankwise.lora.targets.patterns import pattern_list
 from rankwise.lora.variants import VARIANTS
-
-_INITS = {"true": "kaiming", "null": "kaiming", '"gaussian"': "gaussian"}
-"""`init_lora_weights`, as JSON -> name in `INITS`."""
 
 
 def config_from_peft(source: Any, *, strict: bool = True) -> LoRAConfig:
@@ -37,7 +35,8 @@ def config_from_peft(source: Any, *, strict: bool = True) -> LoRAConfig:
     where, fields = _fields_of(source)
     variant = variant_of(fields)
     fields = VARIANTS[variant].peft.as_lora(fields)
-    check_fields(where, fields)
+    # With which initialisation a fresh adapter starts is a choice, whatever it does to the base of a file.
+    check_fields(where, {field: value for field, value in fields.items() if field != "init_lora_weights"})
     if fields.get("lora_bias"):
         raise ConfigError(
             f"{where} sets lora_bias = true, a bias of B, which adds what a bias of the layer would. Set bias = "
@@ -45,10 +44,12 @@ def config_from_peft(source: Any, *, strict: bool = True) -> LoRAConfig:
         )
     parameters = fields.get("target_parameters") or []
     check_unknown_fields(where, fields, Findings(strict))
-    init = json.dumps(fields.get("init_lora_weights", True))
-    if init not in _INITS:
+    given = fields.get("init_lora_weights", True)
+    init = FRESH.get(given) if given is None or isinstance(given, str | bool) else None
+    if init is None:
+        known = ", ".join(map(json.dumps, FRESH))
         raise ConfigError(
-            f"{where} sets init_lora_weights = {init}, which isn't known here; {', '.join(_INITS)} are. Change it, "
+            f"{where} sets init_lora_weights = {json.dumps(given)}, which isn't known here; {known} are. Change it, "
             "then choose `init` of LoRAConfig."
         )
     try:
@@ -60,7 +61,7 @@ def config_from_peft(source: Any, *, strict: bool = True) -> LoRAConfig:
             exclude_modules=_as_patterns(fields.get("exclude_modules")),
             rank_pattern=_as_ours(fields.get("rank_pattern")),
             alpha_pattern={key: float(value) for key, value in _as_ours(fields.get("alpha_pattern")).items()},
-            init=_INITS[init],
+            init=init,
             scaling=SCALING_OF_RSLORA[bool(fields.get("use_rslora"))],
             modules_to_save=_saved_of(fields),
             bias=fields.get("bias") or "none",
@@ -114,7 +115,7 @@ def _targets_of(where: object, fields: Mapping[str, Any], parameters: list[str])
     own = [_Weights(name) if name.rpartition(".")[2] == "weight" else name for name in parameters]
     if isinstance(wanted, list) and layers not in (None, []):
         return (PeftTargets(fields), *own)
-    return (*as_list(_as_patterns(wanted)), *own)
+    return (*pattern_list(_as_patterns(wanted)), *own)
 
 
 @dataclass(frozen=True)

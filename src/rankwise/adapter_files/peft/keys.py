@@ -10,6 +10,7 @@ from torch import Tensor
 from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.peft.config import variant_of
 from rankwise.adapter_files.peft.layer_tensors import KEY_ENDS
+from rankwise.lora.trained_modules import joined
 from rankwise.lora.variants import VARIANTS, Variant
 
 PREFIX = "base_model.model"
@@ -108,11 +109,6 @@ def saved_key_of(name: str, adapted: Collection[str]) -> str:
     """
     owner, _, leaf = name.rpartition(".")
     return joined(PREFIX, owner, BASE_LAYER if owner in adapted else "", leaf)
-
-
-def joined(*parts: str) -> str:
-    """Return a path of its parts; empty ones are left out."""
-    return ".".join(part for part in parts if part)
 
 
 def sorted_parts(

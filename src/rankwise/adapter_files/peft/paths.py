@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rankwise.adapter_files.peft.keys import BASE_LAYER, TOKENS_OWNER, joined
+from rankwise.adapter_files.peft.keys import BASE_LAYER, TOKENS_OWNER
 from rankwise.lora.adapter import LoRA
 from rankwise.lora.targets.modules import Named
+from rankwise.lora.trained_modules import joined
 
 IN_PROJ, OUT_PROJ = "in_proj_weight", "out_proj"
 """The parts of an attention that PEFT adapts under the attention's own name."""

@@ -1,36 +1,82 @@
 """Initialisations of A and B, in one table: a new one is one new file and one line here.
 
-An initialisation fills A (r, d_in) from uniform numbers `u` in [0, 1) of the same shape; B is zero unless the
-function says otherwise, so that training begins at the base model. The numbers come row by row from one
-stream for (seed, module): A of rank r is the first r rows whatever r is, up to a factor of the
-initialisation's own.
+Most draw A from uniform numbers, row by row from one stream for (seed, module): A of rank r is the first r rows
+whatever r is, up to a factor of the initialisation's own, and B is zero, so that training begins at the base model.
+Others start from the layer's weight, from what quantising took from it, or from training data.
 """
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rankwise.lora.inits import loftq as _loftq
+from rankwise.lora.inits import orthogonal as _orthogonal
+from rankwise.lora.inits.decompositions import Decompositions
+from rankwise.lora.inits.eva import eva
 from rankwise.lora.inits.gaussian import gaussian
+from rankwise.lora.inits.init import Init, InitSite, from_uniform
 from rankwise.lora.inits.kaiming import kaiming
+from rankwise.lora.inits.lora_ga import lora_ga
 from rankwise.lora.inits.notebook import notebook
+from rankwise.lora.inits.olora import olora
+from rankwise.lora.inits.pissa import pissa
 from rankwise.streams import stream
 
-Init = Callable[[Tensor, int], tuple[Tensor, Tensor]]
-"""(u of shape (r, d_in), d_out) -> (A, B)."""
+__all__ = ["INITS", "Decompositions", "Init", "InitSite", "from_uniform", "init_conflict", "initial_adapter"]
 
-INITS: dict[str, Init] = {"kaiming": kaiming, "gaussian": gaussian, "notebook": notebook}
+INITS: dict[str, Init] = {
+    "kaiming": from_uniform(kaiming),
+    "gaussian": from_uniform(gaussian),
+    "notebook": from_uniform(notebook),
+    "pissa": Init(pissa, moves=True),
+    "olora": Init(olora, moves=True),
+    "orthogonal": Init(_orthogonal.orthogonal, conflict=_orthogonal.conflict),
+    "eva": Init(eva, data="inputs"),
+    "loftq": Init(_loftq.loftq, obstacle=_loftq.obstacle),
+    "lora-ga": Init(lora_ga, moves=True, data="gradients"),
+}
 
 _PLAIN: Any = {"device": "cpu", "dtype": torch.float32}
 """Whatever device and type a program has made the default."""
 
 
+def init_conflict(config: Any) -> str:
+    """Return what in an adapter's settings its initialisation can't do; an empty string where there is nothing.
+
+    Args:
+        config: A `LoRAConfig`.
+    """
+    init = INITS[config.init]
+    if config.variant == "vera" and init.on_matrices:
+        return 'starts A and B, and variant "vera" has a random A and B for all layers; leave out one of the two.'
+    if config.slices and init.on_matrices:
+        return "starts whole layers, and slices are set; leave out one of the two."
+    alphas = (config.alpha, *config.alpha_pattern.values())
+    if (init.moves or config.init == "loftq") and min(alphas) <= 0:
+        return f"divides by the scale, and alpha is {min(alphas):g}; give a positive one."
+    return init.conflict(config)
+
+
 def initial_adapter(
-    init: str, *, seed: int, module: str, r: int, d_in: int, d_out: int, zero_A: bool = False
+    init: str,
+    *,
+    seed: int,
+    module: str,
+    r: int,
+    d_in: int,
+    d_out: int,
+    zero_A: bool = False,
+    scale: float = 1.0,
+    weight: Decompositions | None = None,
+    layer: Any = None,
+    data: Decompositions | None = None,
 ) -> tuple[Float[Tensor, "r d_in"], Float[Tensor, "d_out r"]]:
-    """Draw A and B of one module before training, in float32 on the CPU.
+    """Draw A and B of one module before training.
 
     Args:
         init: A name in `INITS`.
@@ -40,9 +86,16 @@ def initial_adapter(
         d_in: Inputs of the layer.
         d_out: Outputs of the layer.
         zero_A: Whether A takes the part of B and B that of A, as in an embedding.
+        scale: s in h = W x + s B A x.
+        weight: The layer's weight.
+        layer: The layer.
+        data: As `InitSite` has it.
 
     Returns:
-        A (r, d_in) and B (d_out, r).
+        A (r, d_in) and B (d_out, r); in float32 on the CPU where they don't follow from a weight or data.
+
+    Raises:
+        ConfigError: The initialisation needs something that isn't there.
 
     Examples:
         >>> A4, B4 = initial_adapter("kaiming", seed=0, module="fc", r=4, d_in=9, d_out=2)
@@ -50,8 +103,14 @@ def initial_adapter(
         >>> bool((A4[:2] == A2).all()), float(B4.abs().max())
         (True, 0.0)
     """
-    generator = stream("init", seed, module)
+    uniform: Callable[[int, int], Tensor] = functools.partial(_uniform, stream("init", seed, module))
+    site = InitSite(r, d_in, d_out, scale, uniform, weight or Decompositions(), layer, data)
     if zero_A:
-        B_T, A_T = INITS[init](torch.rand(r, d_out, generator=generator, **_PLAIN), d_in)
+        B_T, A_T = INITS[init].draw(replace(site, d_in=d_out, d_out=d_in))
         return A_T.mT.contiguous(), B_T.mT.contiguous()
-    return INITS[init](torch.rand(r, d_in, generator=generator, **_PLAIN), d_out)
+    A, B = INITS[init].draw(site)
+    return A.contiguous(), B.contiguous()
+
+
+def _uniform(generator: torch.Generator, rows: int, columns: int) -> Tensor:
+    return torch.rand(rows, columns, generator=generator, **_PLAIN)

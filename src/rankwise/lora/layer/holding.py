@@ -15,7 +15,7 @@ from rankwise.lora.layer_types import LayerType
 from rankwise.lora.layer_types.quantised import with_weight_of
 from rankwise.lora.offloaded import data_of, gathered, register
 from rankwise.lora.targets.ties import flip
-from rankwise.lora.variants import LORA, VARIANTS, Variant, VariantTensors, variant_name
+from rankwise.lora.variants import FORMS, LORA, Variant, VariantTensors, form_name
 
 NO_ROWS: Mapping[str, LayerType] = MappingProxyType({})
 
@@ -98,7 +98,7 @@ class Holding(Checkpointed):
             kind: Type that it sees the layer as, where this differs from the other adapters' (slices).
         """
         kind = kind or self.layer_type
-        weight, variant = self.weight(layer), VARIANTS[variant_name(config.variant, kind)]
+        weight, variant = self.weight(layer), FORMS[form_name(config, kind)]
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         device = torch.device("cpu") if weight.is_meta else weight.device
         self.scale[name], self.configs[name] = scale, config
@@ -139,7 +139,11 @@ class Holding(Checkpointed):
 
     def variant_of(self, name: str) -> Variant:
         """Return an adapter's variant here."""
-        return VARIANTS[variant_name(self.configs[name].variant, self.kind_of(name))]
+        return FORMS[self.form_of(name)]
+
+    def form_of(self, name: str) -> str:
+        """Return the name of what an adapter is here, for all of the layer's outputs or a part of them."""
+        return form_name(self.configs[name], self.kind_of(name))
 
     @property
     def is_parameter(self) -> bool:

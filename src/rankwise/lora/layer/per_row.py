@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from rankwise.errors import AdapterError
 from rankwise.lora.layer_types import LayerType
-from rankwise.lora.variants import VARIANTS, VariantTensor, VariantTensors
+from rankwise.lora.variants import FORMS, VariantTensor, VariantTensors
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def group_adapters(members: Mapping[str, RowAdapter], rows: Sequence[str | None]
 
 def _group(members: Mapping[str, RowAdapter], rows: Sequence[str | None]) -> StackedAdapters:
     variant, kind, *_ = next(iter(members.values()))
-    stacks = {declared.name: _stacked(declared, members.values()) for declared in VARIANTS[variant].tensors}
+    stacks = {declared.name: _stacked(declared, members.values()) for declared in FORMS[variant].tensors}
     device = next(iter(stacks.values())).device
     places = {name: place for place, name in enumerate(members)}
     return StackedAdapters(
@@ -135,7 +135,7 @@ def add_by_row(
                 f"{n_rows} rows that were given adapters, or a multiple. Give every row of the batch one "
                 "(or None), and leave out of the adapters what doesn't see rows, such as an embedding of positions."
             )
-        forward = VARIANTS[group.variant].forward
+        forward = FORMS[group.variant].forward
 
         def one_row(x: Tensor, y: Tensor, tensors: Any, group: StackedAdapters = group, forward: Any = forward):
             return forward(group.kind, layer, x, y, tensors, 1.0, rest, named)

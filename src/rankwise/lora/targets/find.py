@@ -9,12 +9,12 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer_types import LayerType, obstacle
 from rankwise.lora.layer_types.sliced import Slice, ranges_of, sliced_type
 from rankwise.lora.targets.modules import Named, named_once
-from rankwise.lora.targets.patterns import Patterns, as_list, is_plain
+from rankwise.lora.targets.patterns import Patterns, is_plain, pattern_list
 from rankwise.lora.targets.readers import Weight, layers_and_owned, other_parameters, reader_of
 from rankwise.lora.targets.target import LeftOut, Target, Targets
 from rankwise.lora.targets.ties import Tie, find_ties, sharers
 from rankwise.lora.targets.token_rows import token_targets
-from rankwise.lora.variants import variant_name
+from rankwise.lora.variants import form_name
 
 ALL_LINEAR = "all-linear"
 UNNAMED = "no target names it"
@@ -100,10 +100,10 @@ class _Choice:
     """
 
     def __init__(self, modules: Sequence[Named], config: LoRAConfig) -> None:
-        wanted = as_list(config.target_modules)
+        wanted = pattern_list(config.target_modules)
         self.all_linear = ALL_LINEAR in wanted
         self.targets = Patterns(pattern for pattern in wanted if pattern != ALL_LINEAR)
-        self.excludes = Patterns(as_list(config.exclude_modules))
+        self.excludes = Patterns(pattern_list(config.exclude_modules))
         self.heads = output_heads(modules) if self.all_linear else {}
         self.chosen: list[Weight] = []
         self.left_out: list[LeftOut] = []
@@ -215,7 +215,7 @@ def _targets_of(
                 untie=weight.tensor in untied,
                 parameter=weight.parameter,
                 reader=reader_of(model, weight),
-                variant=variant_name(config.variant, kind),
+                variant=form_name(config, kind),
             )
         )
     _require_all_used(ranks, "adapted module matches rank_pattern", known, known)

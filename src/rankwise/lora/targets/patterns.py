@@ -112,7 +112,7 @@ def _test_of_ranges(pattern: str) -> Callable[[str, nn.Module], Any]:
     return test
 
 
-def as_list(patterns: TargetPattern | Sequence[TargetPattern]) -> list[TargetPattern]:
+def pattern_list(patterns: TargetPattern | Sequence[TargetPattern]) -> list[TargetPattern]:
     """Return one pattern or several as a list."""
     return [patterns] if isinstance(patterns, str) or callable(patterns) else list(patterns)
 

@@ -9,7 +9,7 @@ from rankwise.lora.layer_types import LayerType, layer_type_of
 from rankwise.lora.layer_types.parameter import parameter_type
 from rankwise.lora.targets.readers import Reader
 from rankwise.lora.targets.ties import Tie
-from rankwise.lora.variants import VARIANTS, Sizes
+from rankwise.lora.variants import FORMS, Sizes
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Target:
         parameter: Name of the weight in the module.
         reader: The module whose forward reads the weight; None where the layer is called, so that the update of
             its output can be added.
-        variant: Name of the adapter's variant here.
+        variant: What the adapter is here: a name in `rankwise.lora.variants.FORMS`.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Target:
     @property
     def parameters(self) -> int:
         """Trainable numbers: of LoRA r (d_in + d_out), for each matrix of a stack."""
-        return sum(map(math.prod, VARIANTS[self.variant].shapes(self.sizes).values()))
+        return sum(map(math.prod, FORMS[self.variant].shapes(self.sizes).values()))
 
     @property
     def sizes(self) -> Sizes:

@@ -4,13 +4,19 @@ Its file declares the tensors of an adapter in one layer, and what is made of th
 packs and PEFT's files, follows these declarations.
 """
 
+from typing import Any
+
+from rankwise.lora.inits import INITS
 from rankwise.lora.layer_types import LayerType
 from rankwise.lora.variants.dora import DORA
+from rankwise.lora.variants.from_start import from_start
 from rankwise.lora.variants.lora import LORA
+from rankwise.lora.variants.lora_fa import LORA_FA
 from rankwise.lora.variants.variant import Site, Sizes, Variant, VariantTensor, VariantTensors
 from rankwise.lora.variants.vera import VERA
 
 __all__ = [
+    "FORMS",
     "LORA",
     "VARIANTS",
     "Site",
@@ -18,19 +24,33 @@ __all__ = [
     "Variant",
     "VariantTensor",
     "VariantTensors",
-    "variant_name",
+    "form_name",
 ]
 
-VARIANTS: dict[str, Variant] = {"lora": LORA, "dora": DORA, "vera": VERA}
+VARIANTS: dict[str, Variant] = {"lora": LORA, "lora-fa": LORA_FA, "dora": DORA, "vera": VERA}
 """The variant by the name that `LoRAConfig.variant` gives it."""
 
+_FROM_START = {f"{name} from start": from_start(variant) for name, variant in VARIANTS.items() if not variant.shared}
 
-def variant_name(name: str, kind: LayerType) -> str:
-    """Return the variant that an adapter's is in one layer: single rows of a weight are added plainly in all.
+FORMS: dict[str, Variant] = {**VARIANTS, **_FROM_START}
+"""What an adapter is in a layer: a variant, or one whose start is taken off the base."""
+
+
+def form_name(config: Any, kind: LayerType) -> str:
+    """Return what an adapter is in one layer: single rows of a weight are added plainly in all variants.
+
+    Args:
+        config: A `LoRAConfig`.
+        kind: The layer as the adapter sees it.
 
     Examples:
+        >>> from types import SimpleNamespace
         >>> from rankwise.lora.layer_types import EMBEDDING
-        >>> variant_name("dora", EMBEDDING)
+        >>> form_name(SimpleNamespace(variant="dora", init="kaiming"), EMBEDDING)
         'dora'
+        >>> form_name(SimpleNamespace(variant="dora", init="pissa"), EMBEDDING)
+        'dora from start'
     """
-    return "lora" if kind.tokens else name
+    if kind.tokens:
+        return "lora"
+    return f"{config.variant} from start" if INITS[config.init].moves else config.variant

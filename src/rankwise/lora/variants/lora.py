@@ -38,4 +38,4 @@ def _delta(kind: LayerType, layer: Any, tensors: VariantTensors, scale: float) -
     return kind.delta(layer, tensors["A"], tensors["B"] * scale)
 
 
-LORA = Variant("LoRA", (A_, B_), _start, _forward, _delta)
+LORA = Variant("LoRA", (A_, B_), _start, _forward, _delta, low_rank=True)

@@ -127,6 +127,7 @@ class Variant:
         conflict: `LoRAConfig` -> what it asks for that the variant can't do; an empty string where there is nothing.
         transposes: Whether A and B of a weight serve its transpose too, as layers that share one may need.
         peft: How PEFT's settings speak of it.
+        low_rank: Whether it adds s B A x, or s (B A - B0 A0) x, to a layer's output and does nothing else.
     """
 
     label: str
@@ -141,6 +142,7 @@ class Variant:
     conflict: Callable[[Any], str] = no_conflict
     transposes: bool = True
     peft: PeftForm = field(default_factory=PeftForm)
+    low_rank: bool = False
 
     @property
     def trained(self) -> tuple[VariantTensor, ...]:

@@ -33,7 +33,10 @@ def packed_layer(
     kind = layer_type_of(module)
     calls: Any = type(module).forward
     adapting = [bucket for bucket in store.buckets if bucket.adapts(name)]
-    varied = any(bucket.variant(name) is not LORA or bucket.kind(name).partial for bucket in adapting)
+    varied = any(not bucket.variant(name).low_rank or bucket.kind(name).partial for bucket in adapting)
+    # What is frozen lies in the type of what is trained alone.
+    exact = halves is None and getattr(module, "weight", store.theta).dtype == store.theta.dtype
+    varied = varied or not (exact or all(bucket.variant(name) is LORA for bucket in adapting))
     plain = kind is not None and kind.linear and kind.quantised is None and not varied
     # An older weight norm computes the weight from parameters of other names.
     ordinary = {key for key, _ in module.named_parameters(recurse=False)} <= {"weight", "bias"}

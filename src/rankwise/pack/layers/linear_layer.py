@@ -74,35 +74,38 @@ class LinearLayer:
             (K * rows, ..., d_out).
         """
         n = groups.n_batches if shared else self._size
-        rows = x.shape[0] // n
-        stacked = x.reshape(n, -1, x.shape[-1])
         drops = noise is not None and self._drops
         if shared and (drops or self._any_trained):
-            stacked, shared = groups.fan_out(stacked), False
-        dropped = None
-        if noise is not None and drops:
-            flat = stacked.reshape(self._size * rows, *x.shape[1:])
-            dropped = noise.dropout(f"{self._name}.lora", flat, self._dropout).reshape(stacked.shape)
+            x_own, shared = groups.fan_out(x.unflatten(0, (n, -1))).flatten(0, 1), False
+        else:
+            x_own = x
+        dropped = noise.dropout(f"{self._name}.lora", x_own, self._dropout) if noise is not None and drops else None
+        if self._halves is None and not self._any_trained:
+            return self._run(x_own, dropped, groups if shared else None)
+        stacked = x_own.reshape(groups.n_batches if shared else self._size, -1, x.shape[-1])
+        dropped = None if dropped is None else dropped.reshape(stacked.shape)
         # The halves of one x serve all layers that read it; what is made of it here serves this one.
-        same = self._halves is not None and x.shape[0] == stacked.shape[0] * rows
-        half = self._halves.of(x).reshape(stacked.shape) if self._halves is not None and same else None
+        half = self._halves.of(x).reshape(stacked.shape) if self._halves is not None and x_own is x else None
         if self._any_trained:
             pieces = [self._run_part(part, stacked, dropped, half) for part in self._parts]
             y = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         else:
-            y = self._run(stacked, dropped, groups if shared else None, half)
-        return own_memory(y, (self._size * rows, *x.shape[1:-1], y.shape[-1]))
+            y = self._half_factored(stacked, dropped, self._layer(groups if shared else None), half)
+        return own_memory(y, (self._size * (x.shape[0] // n), *x.shape[1:-1], y.shape[-1]))
 
-    def _run(self, x: Tensor, dropped: Tensor | None, groups: Groups | None, half: Tensor | None) -> Tensor:
-        """All adapters at once."""
+    def _layer(self, groups: Groups | None) -> Layer:
+        """The layer with all adapters."""
         layer = self._layers.get(groups)
         if layer is None:
             segments = [self._segment(part, groups) for part in self._parts if part.adapts]
             layer = self._layers[groups] = Layer(self._weight, self._bias, self._size, segments, groups)
-        if self._halves is not None:
-            return self._half_factored(x, dropped, layer, half)
+        return layer
+
+    def _run(self, x: Tensor, dropped: Tensor | None, groups: Groups | None) -> Tensor:
+        """All adapters at once, in one precision: (K * rows, ..., d_out)."""
+        layer = self._layer(groups)
         if dropped is None and groups is None:
-            rows = x.shape[1]
+            rows = x.numel() // (self._size * x.shape[-1])
             if rows not in self._cheapest:
                 self._cheapest[rows] = layer.cheapest(rows)
             way = self._cheapest[rows]
@@ -146,7 +149,11 @@ class LinearLayer:
         return factored(self._store.anchor, own, dropped, layer)
 
     def _segment(self, part: LayerSlot, groups: Groups | None, first: int = 0) -> Segment:
-        A, B = self._store.low_rank(part.i, self._name, exact=self._exact)
-        A_grad, B_grad = (self._store.gradient(part.i, f"{self._name}.{letter}") for letter in "AB")
+        tensors = self._store.tensors(part.i, self._name, exact=self._exact)
+        # What is frozen has a gradient that no step writes to.
+        (A, A_grad), (B, B_grad) = ((t, to or Gradient(t, [False])) for t, to in (tensors["A"], tensors["B"]))
+        taken = None
+        if "A0" in tensors:
+            taken = tensors["A0"][0], -tensors["B0"][0].mT.contiguous().mT
         runs = None if groups is None else groups.runs(part.start, part.stop)
-        return Segment(part.start - first, part.stop - first, A, B, A_grad, B_grad, runs)
+        return Segment(part.start - first, part.stop - first, A, B, A_grad, B_grad, runs, taken)

@@ -16,9 +16,10 @@ from rankwise.errors import PackError
 from rankwise.lora.base.attributes import Attributes, Place
 from rankwise.lora.base.checksum import checksum
 from rankwise.pack.batches import Batch, batch_tensors, chosen_rows
+from rankwise.pack.memory import ran_out
 from rankwise.pack.model.base_state import BaseState
 from rankwise.pack.model.later import refuse_counts
-from rankwise.pack.model.probe import coarsest, differing, place_of, refuse_mixed_rows, same
+from rankwise.pack.model.probe import coarsest, differing, failing, place_of, refuse_mixed_rows, same
 from rankwise.pack.model.trace import Trace, rows_dim, trace
 from rankwise.pack.modes import set_mode
 
@@ -111,7 +112,7 @@ def inspect_model(
     """
     set_mode(model, training)
     try:
-        first, larger = (_trace(model, run, example, range(rows)) for rows in (2, 3))
+        first, larger = (_trace_of(model, run, example, n) for n in (2, 3))
         numbers = Attributes(model)
         again = _trace(model, run, example, range(2))
         moved = numbers.changed_places()
@@ -138,6 +139,24 @@ def inspect_model(
 def _trace(model: nn.Module, run: SharedBatches, example: Batch, rows: Sequence[int], **noted: Any) -> Trace:
     batch = chosen_rows(example, rows)
     return trace(model, lambda: run(batch), len(rows), **noted)
+
+
+def _trace_of(model: nn.Module, run: SharedBatches, example: Batch, n: int) -> Trace:
+    """The trace of the first n rows.
+
+    Raises:
+        PackError: The model can't run on so many.
+    """
+    try:
+        return _trace(model, run, example, range(n))
+    except (RuntimeError, ValueError, IndexError) as error:
+        if ran_out(error):
+            raise
+        where = place_of(model, failing(model, lambda: run(chosen_rows(example, range(n)))))
+        raise PackError(
+            f"The model can't run on {n} rows, in {where}. In a pack the rows of all adapters pass through the model "
+            "together, so it must run on any number of rows."
+        ) from error
 
 
 def _dims(first: Trace, larger: Trace) -> tuple[dict[str, list[int | None]], list[str]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rankwise.errors import PackError
 from rankwise.lora import maths
 from rankwise.lora.targets.find import Target
-from rankwise.lora.variants import VARIANTS
+from rankwise.lora.variants import FORMS
 from rankwise.pack.noise.forwards import Forward, replaced_forwards
 from rankwise.pack.noise.keyed import Noise
 from rankwise.pack.resolved import Resolved
@@ -86,7 +86,7 @@ class OneByOne:
         i, k, member = self._places[place]
         for t in member.targets:
             if t.name not in added:
-                delta = VARIANTS[t.variant].delta(t.layer_type, t.module, self._tensors[i, t.name, k], 1.0)
+                delta = FORMS[t.variant].delta(t.layer_type, t.module, self._tensors[i, t.name, k], 1.0)
                 deltas[f"model.{self._names[getattr(t.module, t.parameter)]}"] = delta
         return deltas
 
@@ -120,7 +120,7 @@ class OneByOne:
     def _adding(self, place: int, target: Target, forward: Forward, noise: Noise | None) -> Forward:
         """A layer's forward with the update of the adapter at this place added to its output."""
         i, k, _ = self._places[place]
-        tensors, variant = self._tensors[i, target.name, k], VARIANTS[target.variant]
+        tensors, variant = self._tensors[i, target.name, k], FORMS[target.variant]
         dropout = self._store.buckets[i].dropout(target.name, self._store.theta)[k : k + 1]
 
         def call(x: Tensor, *rest: Any, **named: Any) -> Tensor:

@@ -1,6 +1,7 @@
 """A check before the first step: no row of a batch may depend on the others."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ def refuse_mixed_rows(
     """
     together, rows = _as_many_as_run(run, [rows, fewer or rows])
     for part in ([0], [1]):
-        alone = _alone(run, part, rows, when)
+        alone = _alone(model, run, part, rows, when)
         if together.shape[0] != rows * alone.shape[0]:
             raise PackError(
                 f"The model gave outputs of shape {tuple(together.shape)} for {rows} rows and {tuple(alone.shape)} for "
@@ -42,7 +43,7 @@ def refuse_mixed_rows(
             _refuse(_mixing(model, run, part, [i for i in range(rows) if i not in part]), when)
     # Other neighbours, in other places; and rows that are alike fill what has room for some only: an expert, say.
     others = [*[0] * (rows - rows // 4), *reversed(range(rows - rows // 4, rows))]
-    if not _as_together(model, together, _alone(run, others, rows, when), others, rows):
+    if not _as_together(model, together, _alone(model, run, others, rows, when), others, rows):
         _refuse(place_of(model, differing(model, lambda: run(others), lambda: run([0]))), when)
 
 
@@ -71,18 +72,40 @@ def _as_many_as_run(run: Callable[[Sequence[int]], Tensor], numbers: Sequence[in
     return run(list(range(numbers[-1]))), numbers[-1]
 
 
-def _alone(run: Callable[[Sequence[int]], Tensor], part: Sequence[int], rows: int, when: str) -> Tensor:
+def _alone(
+    model: nn.Module, run: Callable[[Sequence[int]], Tensor], part: Sequence[int], rows: int, when: str
+) -> Tensor:
     """The outputs of a part of the rows that can be computed together."""
     try:
         return run(part)
     except (RuntimeError, ValueError, IndexError) as error:
         if ran_out(error):
             raise
+        where = place_of(model, failing(model, lambda: run(part)))
         raise PackError(
-            f"The model computes {rows} rows together, and {'one alone' if len(part) == 1 else len(part)} not "
-            f"({' '.join(str(error).split())[:120]}): {when}it mixes rows, as batch normalisation does. In a pack "
-            "the rows of all adapters pass through the model together, so each row must be computed on its own."
+            f"The model computes {rows} rows together, and {'one' if len(part) == 1 else len(part)} alone not, in "
+            f"{where}: {when}it mixes rows, as batch normalisation does. In a pack the rows of all adapters pass "
+            "through the model together, so each row must be computed on its own."
         ) from error
+
+
+def failing(model: nn.Module, run: Callable[[], object]) -> str:
+    """The innermost module in which a run fails; "" for the model itself, or where it doesn't fail again."""
+    failed: list[str] = []
+
+    def noting(name: str, forward: Forward) -> Forward:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return forward(*args, **kwargs)
+            except (RuntimeError, ValueError, IndexError):
+                failed.append(name)  # the innermost first
+                raise
+
+        return call
+
+    with replaced_forwards(dict(model.named_modules()), noting), suppress(RuntimeError, ValueError, IndexError):
+        run()
+    return next(iter(failed), "")
 
 
 def _mixing(

@@ -158,13 +158,13 @@ def trace(
         """Record the running module where a generator has advanced."""
         nonlocal before
         try:
-            states = generators.states()
+            marks = generators.marks()
         except RuntimeError:
             return  # inside a transformation of torch.func, after which it is looked again
-        if states != before:
-            moved = next(what for what, state in states.items() if state != before[what])
+        if marks != before:
+            moved = next(what for what, mark in marks.items() if mark != before[what])
             unanswered.setdefault(running[-1] if running else "", moved)
-            before = states
+            before = marks
 
     def noting(name: str, forward: Forward) -> Forward:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -190,7 +190,7 @@ def trace(
     with warnings.catch_warnings(), generators.keyed("trace"), torch.no_grad():
         # Reentrant checkpointing warns that there is nothing to differentiate; here nothing is meant to be.
         warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
-        before = generators.states()
+        before = generators.marks()
         with replaced_forwards(modules, noting), NoiseMode(noted):
             outputs = run()
         look()

@@ -6,6 +6,7 @@ import pickle
 import random
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +23,18 @@ MT19937_BYTES = 2500
 _PYTHONS: Any = random.getstate.__self__  # pyright: ignore[reportFunctionMemberAccess]
 _NUMPYS: Any = np.random.randn.__self__  # pyright: ignore[reportAttributeAccessIssue]
 """The global generators, whose methods `random` and `numpy.random` have as functions."""
+
+
+def _memory(own: object, size: int) -> ctypes.Array[ctypes.c_char]:
+    """An object's memory up to a size, without its head, in which references are counted."""
+    head = object.__basicsize__
+    return (ctypes.c_char * (size - head)).from_address(id(own) + head)
+
+
+_NUMPYS_MEMORY = _memory(_NUMPYS, type(_NUMPYS).__basicsize__)
+_PYTHONS_MEMORY = _memory(_PYTHONS, _random.Random.__basicsize__)
+_IN_OBJECT = _random.Random.__basicsize__ >= object.__basicsize__ + MT19937_BYTES
+"""Whether the state of Python's generator lies in the object itself."""
 
 
 class Generators:
@@ -44,16 +57,17 @@ class Generators:
 
     def drawn_by(self, run: Callable[[], Result]) -> tuple[Result, str]:
         """Call a function; return what it returned, and the generator that it drew from ("" for none)."""
-        before = self._marks()
+        before = self.marks()
         result = run()
-        after = self._marks()
+        after = self.marks()
         return result, "" if after == before else next(what for what in before if after[what] != before[what])
 
-    def _marks(self) -> dict[str, object]:
-        """A cheap value that changes when a generator advances."""
-        marks: dict[str, object] = {"torch": bytes(torch.get_rng_state().numpy()), "numpy.random": _numpy_mark()}
+    def marks(self) -> dict[str, object]:
+        """For each, by what draws from it, a value that changes when it advances: a tenth of the time of `states`."""
+        torchs = torch.default_generator.get_state().numpy().tobytes()
+        marks: dict[str, object] = {"torch": torchs, "numpy.random": _numpy_mark()}
         for i in self._devices:
-            marks[f"torch on cuda:{i}"] = bytes(torch.cuda.get_rng_state(i).numpy())
+            marks[f"torch on cuda:{i}"] = torch.cuda.get_rng_state(i).numpy().tobytes()
         marks["random"] = _python_mark()
         for name, own in self._own.items():
             marks[name] = pickle.dumps(_state(own))
@@ -96,22 +110,20 @@ class Generators:
 def _numpy_mark() -> object:
     """The state of numpy's global generator, as bytes where that is known how: reading it as numpy does takes 70 us."""
     bits: Any = np.random.get_bit_generator()  # pyright: ignore[reportAttributeAccessIssue]  (not in its stubs)
-    own = type(_NUMPYS).__basicsize__  # in it a second normal number lies that is still to be given
-    if isinstance(bits, np.random.MT19937):
-        return ctypes.string_at(bits.ctypes.state_address, MT19937_BYTES), _memory(_NUMPYS, own)
-    return pickle.dumps(bits.state), _memory(_NUMPYS, own)
+    # In the generator around it a second normal number lies that is still to be returned.
+    state = _words_of(bits).raw if isinstance(bits, np.random.MT19937) else pickle.dumps(bits.state)
+    return state, _NUMPYS_MEMORY.raw
+
+
+@lru_cache(maxsize=1)
+def _words_of(bits: Any) -> ctypes.Array[ctypes.c_char]:
+    """The memory that a generator of numpy has its state in; finding out where it lies takes 6 us."""
+    return (ctypes.c_char * MT19937_BYTES).from_address(bits.ctypes.state_address)
 
 
 def _python_mark() -> object:
     """The state of Python's global generator, as bytes where it lies in the object: `getstate` takes 20 us."""
-    size = _random.Random.__basicsize__
-    in_object = size >= object.__basicsize__ + MT19937_BYTES
-    return _memory(_PYTHONS, size) if in_object else random.getstate(), _PYTHONS.gauss_next
-
-
-def _memory(own: object, size: int) -> bytes:
-    """An object's memory up to a size, without its head, in which references are counted."""
-    return ctypes.string_at(id(own) + object.__basicsize__, size - object.__basicsize__)
+    return _PYTHONS_MEMORY.raw if _IN_OBJECT else random.getstate(), _PYTHONS.gauss_next
 
 
 def _tensor(state: bytes) -> torch.Tensor:

@@ -169,14 +169,16 @@ class Noise:
         if dim is None or self._groups is None:
             # One adapter's alone, where p is one number.
             return x * dropout_mask(u, p.item() if isinstance(p, Tensor) else p, x.dtype)
-        stacked = x.movedim(dim, 0).unflatten(0, (n, -1))
+        first = x if dim == 0 else x.movedim(dim, 0)
+        stacked = first.unflatten(0, (n, -1))
         if isinstance(p, Tensor):
             u, p = self._groups.fan_out(u), p.view(-1, *[1] * (u.dim() - 1))
         keep = dropout_mask(u, p, x.dtype)
         # One batch's mask serves all adapters by broadcasting.
         if len(keep) not in (1, n):
             keep = self._groups.fan_out(keep)
-        return (stacked * keep).flatten(0, 1).movedim(0, dim)
+        dropped = (stacked * keep).flatten(0, 1)
+        return dropped if dim == 0 else dropped.movedim(0, dim)
 
 
 def dropout_mask(u: Tensor, p: float | Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,14 +9,14 @@ Ranks up to the next power of four share a bucket, padded to the largest rank in
 stays as it is: the gradient of a zero column of B is dy^T (x A^T) with zero rows of A, and the other way round.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from rankwise.lora.layer_types import LayerType
-from rankwise.lora.variants import VARIANTS, Variant, VariantTensor
+from rankwise.lora.variants import FORMS, Variant, VariantTensor
 from rankwise.pack.resolved import AdapterState, Resolved
 
 
@@ -37,8 +37,8 @@ class Bucket:
         self._declared: dict[str, tuple[int, VariantTensor]] = {}
         for i, t in enumerate(first.targets):
             sizes = replace(t.sizes, r=self._ranks[i])
-            self._declared |= {f"{t.name}.{one.name}": (i, one) for one in VARIANTS[t.variant].tensors}
-            self.shapes |= {f"{t.name}.{name}": s for name, s in VARIANTS[t.variant].shapes(sizes).items()}
+            self._declared |= {f"{t.name}.{one.name}": (i, one) for one in FORMS[t.variant].tensors}
+            self.shapes |= {f"{t.name}.{name}": s for name, s in FORMS[t.variant].shapes(sizes).items()}
         self.shapes |= {name: first.shapes[name] for name in first.trained_parameters}
         self.ups = {key for key, (_, one) in self._declared.items() if one.up}
         """The keys of the up-projections."""
@@ -98,7 +98,7 @@ class Bucket:
 
     def variant(self, module: str) -> Variant:
         """What its adapters are in a module that they adapt."""
-        return VARIANTS[self.members[0].targets[self._modules[module]].variant]
+        return FORMS[self.members[0].targets[self._modules[module]].variant]
 
     def kind(self, module: str) -> LayerType:
         """The layer type that its adapters see in a module."""
@@ -122,16 +122,23 @@ class Bucket:
         cut.frozen = {key: stack[mask.to(stack.device)] for key, stack in self.frozen.items()}
         return cut
 
-    def freeze(self, like: Tensor) -> None:
-        """Stack what the variant has and doesn't train, padded, in the type and on the device of `like`."""
-        states = [m.frozen() for m in self.members]
+    def freeze(self, like: Tensor, given: Mapping[str, AdapterState]) -> None:
+        """Stack what the variant has and doesn't train, padded, in the type and on the device of `like`; up-projections
+        times the scale.
+
+        Args:
+            like: A tensor.
+            given: Values that are known, by member name.
+        """
+        states = [m.frozen(given.get(m.member.name, {})) for m in self.members]
         stacks: dict[tuple[int, ...], Tensor] = {}
         for key in states[0]:
             # What all modules share is one tensor of each adapter, and one stack.
             unpadded = [state[key] for state in states]
             same = tuple(map(id, unpadded))
             if same not in stacks:
-                stacks[same] = torch.stack([self._padded(key, tensor).to(like) for tensor in unpadded])
+                stack = torch.stack([self._padded(key, tensor).to(like) for tensor in unpadded])
+                stacks[same] = stack * self.scale(key.rpartition(".")[0], like) if key in self.ups else stack
             self.frozen[key] = stacks[same]
 
     def _padded(self, key: str, tensor: Tensor) -> Tensor:

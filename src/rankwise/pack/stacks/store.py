@@ -132,9 +132,9 @@ class Store:
         theta = torch.zeros(self._lay_out(), device=device, dtype=exact)
         for bucket in self.buckets:
             bucket.fill_padding(theta)
-            bucket.freeze(theta)
+            bucket.freeze(theta, states)
         members = [m for bucket in self.buckets for m in bucket.members]
-        self.write(theta, {m.member.name: {**m.start(model), **states.get(m.member.name, {})} for m in members})
+        self.write(theta, {m.member.name: m.start(model, states.get(m.member.name, {})) for m in members})
         self._take(theta)
         self.anchor = theta.new_zeros(()).requires_grad_()
         """Makes autograd run the backward pass of layers whose gradients it is not given."""
@@ -297,9 +297,13 @@ class Store:
         return vector
 
     def rates(self, lr: Tensor) -> Tensor:
-        """Each adapter's learning rate (K,) for all its numbers, times its `head_lr_multiplier` where it applies."""
+        """Each adapter's learning rate (K,) for all its numbers, times `head_lr_multiplier` and `lr_ratio` where they
+        apply."""
         vector = self.spread(lr)
         for bucket in self.buckets:
+            ratios = vector.new_tensor([m.member.lr_ratio for m in bucket.members]).view(-1, 1, 1)
+            for key in bucket.ups & bucket.shapes.keys():
+                bucket.view(vector, key)[:] *= ratios
             for name in bucket.members[0].trained_parameters:
                 bucket.view(vector, name)[:] *= vector.new_tensor(
                     [m.member.rate_of(name) for m in bucket.members]
@@ -309,8 +313,9 @@ class Store:
     @property
     def has_lr_multipliers(self) -> bool:
         """Whether an adapter trains some of its tensors at their own rate."""
+        members = [m for bucket in self.buckets for m in bucket.members]
         return any(
-            m.trained_parameters and m.member.head_lr_multiplier != 1 for bucket in self.buckets for m in bucket.members
+            (m.trained_parameters and m.member.head_lr_multiplier != 1) or m.member.lr_ratio != 1 for m in members
         )
 
     def read(self, vector: Tensor) -> dict[str, AdapterState]:

@@ -3,17 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankwise.errors import AdapterError, OutputError
-from rankwise.report.figures import own_style
+from rankwise.errors import AdapterError
+from rankwise.report.figures import figure_kind, own_style
 from rankwise.report.points import BLUE, GRID, INK, MUTED, ORANGE
 from rankwise.surgery.inspecting import InspectedModule, Inspection
 from rankwise.writing import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-KINDS = ("png", "svg", "pdf")
-"""Endings of a figure's file."""
 
 _NAMED = 60
 """Up to so many modules are each named; of more, every second, third, ..."""
@@ -34,11 +31,9 @@ def draw_spectra(inspection: Inspection, path: Path) -> Path:
 
     Raises:
         AdapterError: No module has a low-rank update.
-        OutputError: The ending is none of `KINDS`, or the file can't be written.
+        OutputError: Its ending is that of no figure, or the file can't be written.
     """
-    kind = path.suffix.removeprefix(".").lower()
-    if kind not in KINDS:
-        raise OutputError(f"{path} ends in none of {', '.join(f'.{kind}' for kind in KINDS)}; name such a file.")
+    kind = figure_kind(path)
     modules = [module for module in inspection.modules if module.singular_values]
     if not modules:
         raise AdapterError(f"{inspection.folder} has no module with a low-rank update, so nothing to draw.")

@@ -1,5 +1,6 @@
 """Configurations from a user's arguments."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from rankwise.train.settings import Training
 
 Config = int | LoRAConfig | str | Path
 """A rank, an adapter's settings, or the folder of a saved adapter to start from."""
+
+_LIST = re.compile(r"[\s\[(]*\d+(\s*[,; ]\s*\d+)+[\s\])]*")
+"""A list of ranks as a text."""
 
 
 def candidates_of(
@@ -47,6 +51,9 @@ def _candidate(
         lrs = (training.lr,) if training.has_lr else lrs
     if isinstance(config, str) and config.strip().lstrip("+-").isdigit():
         raise ConfigError(f'The rank "{config}" is a text; give it as a whole number: {config.strip()}.')
+    if isinstance(config, str) and _LIST.fullmatch(config):
+        numbers = ", ".join(re.findall(r"\d+", config))
+        raise ConfigError(f'The ranks "{config}" are a text; give them as whole numbers: [{numbers}].')
     if isinstance(config, str | Path):
         return candidate_from(model, Path(config), training, lrs, name=name, head=head)
     lora = config if isinstance(config, LoRAConfig) else LoRAConfig(r=config)

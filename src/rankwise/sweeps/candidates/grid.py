@@ -70,6 +70,7 @@ class Candidate:
             modules_to_save=self.modules_to_save,
             head_lr_multiplier=self.head_lr_multiplier,
             head_lr_multiplier_for=self.head_lr_multiplier_for,
+            lr_ratio=training.lr_ratio,
             optimiser=optimiser_of(training.optimiser),
         )
         return Run(name, self.name, self.label, self.method, member, training, data or self.data, self.start(seed))

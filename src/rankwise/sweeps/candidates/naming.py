@@ -85,11 +85,11 @@ def label_in_words(name: str, lora: LoRAConfig) -> str:
 
     Examples:
         >>> label_in_words("r8 dora", LoRAConfig(r=8)), label_in_words("mine", LoRAConfig(r=8))
-        ('r = 8, dora', 'mine (r = 8)')
+        ('r = 8 dora', 'mine (r = 8)')
     """
     if name != f"r{lora.r}" and not name.startswith(f"r{lora.r} "):
         return f"{name} (r = {lora.r})"
-    return f"r = {lora.r}{', '.join(['', *name.split(' ', 1)[1:]])}"
+    return f"r = {name.removeprefix('r')}"
 
 
 def _cut(name: str) -> str:

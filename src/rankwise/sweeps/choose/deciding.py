@@ -62,13 +62,14 @@ class Deciding:
     def __post_init__(self) -> None:
         if self.plan not in PLANS:
             raise ConfigError(
-                f'plan is "{self.plan}"; give "auto" (trains what the decision needs) or "grid" (trains everything).'
+                f'{option("plan")} is "{self.plan}"; give "auto" (trains what the decision needs) or "grid" (trains '
+                f"everything)."
                 f"{suggest(self.plan, PLANS)}"
             )
         for name in ("max_runs", "max_minutes", "max_parameters"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ConfigError(f"{name} is {value}; give a positive number, or leave it out.")
+                raise ConfigError(f"{option(name)} is {value}; give a positive number, or leave it out.")
             if value is not None and self.plan == "grid":
                 raise ConfigError(f"{option(name)} has no effect in a grid, which trains everything; leave it out.")
         if self.squeeze_steps is not None and self.squeeze_steps < 1:

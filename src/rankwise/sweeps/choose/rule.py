@@ -116,7 +116,7 @@ def parse_tolerance(given: str | float | None, higher_is_better: bool) -> Tolera
         higher_is_better: True for accuracies, False for losses.
 
     Raises:
-        ConfigError: It is none of these, negative, or not finite.
+        ConfigError: It is none of these, negative, not finite, or a share of all or more.
 
     Examples:
         >>> parse_tolerance("1%", True), parse_tolerance("0.5 points", True).absolute
@@ -141,22 +141,30 @@ def parse_tolerance(given: str | float | None, higher_is_better: bool) -> Tolera
         )
     if unit == "%":
         share = value / 100
+        if share >= 1:
+            raise ConfigError(
+                f'The tolerance is "{given}"; anything would be within all of it. Give less, such as "5%".'
+            )
         return Tolerance(of_reference=share) if higher_is_better else Tolerance(of_gain=share)
     if unit and not higher_is_better:
         raise ConfigError('A tolerance in points is for accuracies; of a loss give a share such as "5%", or a number.')
     return Tolerance(absolute=value / 100 if unit else value)
 
 
+AT_MOST_ONE = ("accuracy", "F1", "exact match", "correlation")
+"""Words in the names of metrics that are 1 at most."""
+
+
 def accuracy_tolerance(given: str | float | None) -> Tolerance:
-    """Read the tolerance of an accuracy, which lies between 0 and 1.
+    """Read the tolerance of an accuracy, or of another metric that lies between 0 and 1.
 
     Raises:
         ConfigError: It can't be read, or everything would lie within it.
     """
     found = parse_tolerance(given, True)
-    if max(found.absolute or 0.0, found.of_reference or 0.0) >= 1:
+    if (found.absolute or 0.0) >= 1:
         raise ConfigError(
-            f'The tolerance is "{given}"; an accuracy lies between 0 and 1, so anything would be within it. For one '
+            f'The tolerance is "{given}"; the metric lies between 0 and 1, so anything would be within it. For one '
             'point give 0.01 or "1 point".'
         )
     return found

@@ -1,6 +1,8 @@
 """Packs that fit: what each run takes in memory, measured on one step of its kind alone, and packs cut to a limit."""
 
+import hashlib
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import TypeVar
 
 from torch import nn
@@ -22,8 +24,7 @@ SHARE = 0.9
 
 def pack_training(model: nn.Module, runs: Sequence[Run], problem: Problem) -> PackTraining:
     """The runs of a pack, ready to train."""
-    data, rotation = problem.splits[runs[0].data], problem.rotation_of(runs[0].data)
-    train, validation = (data.train, data.validation) if rotation is None else (rotation.pool, rotation.pool)
+    rotation, (train, validation) = problem.rotation_of(runs[0].data), problem.data_of(runs[0].data)
     return PackTraining(
         model,
         [(run.member, run.training) for run in runs],
@@ -38,8 +39,8 @@ def pack_training(model: nn.Module, runs: Sequence[Run], problem: Problem) -> Pa
     )
 
 
-Probes = dict[tuple[object, ...], int]
-"""Bytes of a step, measured once for each kind of run: of one run, or of a whole pack."""
+Probes = dict[str, int]
+"""Bytes of a step of one run, measured once for each kind of run (`probe_key`); they stand in the plan."""
 
 
 def state_bytes(model: nn.Module) -> int:
@@ -56,6 +57,16 @@ def kind_of(model: nn.Module, run: Run) -> tuple[object, ...]:
     targets = tuple(t.name for t in resolved.targets)
     dropout = run.member.lora is not None and run.member.lora.dropout > 0
     return run.data, run.training.batch_size, targets, resolved.trained_parameters, dropout
+
+
+def probe_key(kind: tuple[object, ...], parameters: int) -> str:
+    """A kind of run, and how many numbers it trains, as a plan names them.
+
+    Examples:
+        >>> probe_key(("data", 32), 10)
+        'bd26f915044c74ca'
+    """
+    return hashlib.sha256(repr((*kind, parameters)).encode()).hexdigest()[:16]
 
 
 def bytes_of_runs(
@@ -81,9 +92,10 @@ def bytes_of_runs(
     needed: dict[str, int] = {}
     for kind, own in kinds.items():
         most, largest = max(own, key=lambda one: one[0])
-        if (*kind, most) not in probes:
-            probes[*kind, most] = pack_training(model, [largest], problem).peak_bytes()
-        needed |= {run.name: probes[*kind, most] + of_one * parameters for parameters, run in own}
+        key = probe_key(kind, most)
+        if key not in probes:
+            probes[key] = pack_training(model, [largest], problem).peak_bytes()
+        needed |= {run.name: probes[key] + of_one * parameters for parameters, run in own}
     return {run.name: needed[run.name] for run in runs}
 
 
@@ -121,17 +133,23 @@ def cut_to_fit(pack: Sequence[One], needed: Callable[[One], int], limit: int | N
 
 
 def spread(packs: Sequence[Sequence[One]], n: int) -> list[list[One]]:
-    """Cut the largest packs in half until there are at least n, or every run is a pack: idle workers cost more than a
-    pack's runs save by sharing it.
+    """Cut the largest packs into even parts until there are at least n, or every run is a pack: idle workers cost more
+    than a pack's runs save by sharing it.
 
     Examples:
         >>> spread([[1, 2, 3, 4, 5], [6]], 3)
         [[1, 2, 3], [4, 5], [6]]
+        >>> spread([[1, 2, 3, 4, 5, 6]], 4)
+        [[1, 2], [3, 4], [5], [6]]
         >>> spread([[1, 2]], 8)
         [[1], [2]]
     """
-    found = [list(pack) for pack in packs]
-    while len(found) < n and (largest := max(found, key=len, default=[])) and len(largest) > 1:
-        i, half = found.index(largest), (len(largest) + 1) // 2
-        found[i : i + 1] = [largest[:half], largest[half:]]
+    parts = [1] * len(packs)
+    while sum(parts) < min(n, sum(map(len, packs))):
+        largest = max(range(len(packs)), key=lambda i: len(packs[i]) / parts[i])
+        parts[largest] += 1
+    found: list[list[One]] = []
+    for pack, k in zip(packs, parts, strict=True):
+        rest = iter(pack)
+        found += [list(islice(rest, len(pack) // k + (i < len(pack) % k))) for i in range(k)]
     return found

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -35,6 +35,7 @@ class Plan:
         sha256: Fingerprints of what the plan is for: "runs", "base", "data", and "cuts" where there are any.
         made_with: What the last bits of the results depend on.
         notes: What the user should know of the packs.
+        probes: What steps take in memory, as far as it was measured, so that a resumed run doesn't measure it again.
     """
 
     packs: list[list[str]]
@@ -46,6 +47,7 @@ class Plan:
     sha256: dict[str, str]
     made_with: dict[str, str]
     notes: list[str]
+    probes: Probes = field(default_factory=Probes)
 
 
 def plan_packs(runs: Sequence[Run]) -> list[list[Run]]:
@@ -78,6 +80,7 @@ def make_plan(
         probes: As `bytes_of_runs` takes it.
         at_once: Packs that train at the same time: large ones are cut where there would be fewer.
     """
+    probes = Probes() if probes is None else probes
     needed, limit = bytes_of_runs(model, runs, problem, probes), limit_of(model, memory)
     planned, notes = apart(model, plan_packs(runs))
     packs = spread([cut for pack in planned for cut in cut_to_fit(pack, lambda run: needed[run.name], limit)], at_once)
@@ -91,6 +94,7 @@ def make_plan(
         sha256=fingerprints(model, runs, problem),
         made_with=surroundings(model),
         notes=notes,
+        probes=dict(probes),
     )
 
 

@@ -145,7 +145,7 @@ class Walk:
         found = [PlannedStage("training", runs, ())]
         if several:
             search, rungs = self.stages.searching(several, SEARCH_SEED)
-            found.insert(0, PlannedStage("search", search, rungs))
+            found.insert(0, PlannedStage("search", search, rungs, tests=False))
         return found
 
     @property

@@ -29,6 +29,6 @@ def check_data(model: nn.Module, problem: Problem, candidates: Sequence[Candidat
             if count_rows(data, what) < 2:
                 raise DataError(f"The {what} data has 1 row; give two or more: one row has no interval.")
     one = next((c for c in candidates if c.method == "lora"), candidates[0])
-    data, run = problem.splits[one.data], one.run(one.lrs[0], seed)
-    roles, size = (problem.loss, problem.metric), run.training.batch_size
-    check_training(model, run.member, data.train, data.validation, *roles, problem.feed, size)
+    run = one.run(one.lrs[0], seed)
+    data, roles, size = problem.data_of(one.data), (problem.loss, problem.metric), run.training.batch_size
+    check_training(model, run.member, *data, *roles, problem.feed, size, problem.inspections)

@@ -1,21 +1,21 @@
 """Forecast a sweep: its packs, their memory, and their time from a few probing steps."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from rankwise.pack.resolved import resolve
-from rankwise.sweeps.plan.fitting import Probes, kind_of, pack_training, state_bytes
+from rankwise.sweeps.plan.fitting import kind_of, pack_training, state_bytes
 from rankwise.sweeps.plan.plan import make_plan
+from rankwise.sweeps.plan.probing import Probe, probe
 from rankwise.sweeps.problem import Problem, Run
 from rankwise.sweeps.run.stages import Stages
-from rankwise.train.loop import PROBED
+from rankwise.train.data.tensors import count_rows
 from rankwise.train.machine.memory import program_bytes
-
-FEW_STEPS = 100
-"""Trainings with fewer steps are timed by one step: probing must stay short compared with them."""
 
 SAVED = 4
 """Bytes of a trained number on disk: float32, also over a base in half precision."""
@@ -30,11 +30,12 @@ class PackForecast:
         runs: Names of its runs.
         configurations: Configuration -> how many of the runs are of it.
         epochs: Passes over the training data, at most.
-        bytes: Memory on top of the base.
+        bytes: Memory of its tensors on top of the base, as it is planned with: at most.
+        peak_bytes: Memory in use while it trains: of the whole process, or of the GPU.
         disk_bytes: Disk that a checkpoint of the pack takes while it trains.
         ended_bytes: Disk of what its runs have trained, once they have ended.
         adapter_bytes: Disk of its runs' adapters.
-        seconds: Training and validation, were every run to stay to its end.
+        seconds: Training, validation and test data, were every run to stay to its end.
     """
 
     stage: str
@@ -42,6 +43,7 @@ class PackForecast:
     configurations: Mapping[str, int]
     epochs: int
     bytes: int
+    peak_bytes: int
     disk_bytes: int
     ended_bytes: int
     adapter_bytes: int
@@ -57,6 +59,7 @@ class Forecast:
         base_bytes: Memory of the base.
         program_bytes: Memory of the program, without base and packs.
         limit: Bytes that a pack may need on top of the base; None where there is no limit.
+        planning: Seconds in which the plan measures memory, which the sweep pays too.
         open: What is not in the figures, in words.
     """
 
@@ -64,6 +67,7 @@ class Forecast:
     base_bytes: int
     program_bytes: int
     limit: int | None
+    planning: float
     open: tuple[str, ...]
 
     @property
@@ -73,8 +77,8 @@ class Forecast:
 
     @property
     def peak_bytes(self) -> int:
-        """Memory at most: the program, the base and the largest pack."""
-        return self.program_bytes + self.base_bytes + max(pack.bytes for pack in self.packs)
+        """Memory at most: that of the largest pack, with all that ended before it."""
+        return max(pack.peak_bytes for pack in self.packs)
 
     @property
     def disk_bytes(self) -> int:
@@ -93,8 +97,8 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """Time of all packs."""
-        return sum(pack.seconds for pack in self.packs)
+        """Time of the plan and of all packs."""
+        return self.planning + sum(pack.seconds for pack in self.packs)
 
     def plain(self) -> dict[str, Any]:
         """All of it as JSON has it."""
@@ -109,7 +113,7 @@ class Forecast:
 
 
 def forecast_sweep(stages: Stages) -> Forecast:
-    """Plan a sweep and time a few steps of each of its packs; nothing is written and the base stays as it is.
+    """Plan a sweep and take a few steps of each of its packs; nothing is written and the base stays as it is.
 
     Raises:
         ConfigError: The grid is empty.
@@ -117,59 +121,62 @@ def forecast_sweep(stages: Stages) -> Forecast:
         TargetError: A target pattern matches nothing.
     """
     packs: list[PackForecast] = []
-    base, limit = sum(t.numel() * t.element_size() for t in (*stages.model.parameters(), *stages.model.buffers())), None
-    program = program_bytes(next(stages.model.parameters()).device, base)
-    times: dict[tuple[object, ...], float] = {}
+    model, problem, limit = stages.model, stages.problem, None
+    device = next(model.parameters()).device
+    base = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    program = program_bytes(device, base)
+    probed: dict[tuple[object, ...], Probe] = {}
+    ended, planning = 0, 0.0
     for stage in stages.expected():
-        plan = make_plan(stages.model, stage.runs, stages.problem, stage.rungs, probes=stages.probes)
+        clock = time.perf_counter()
+        plan = make_plan(model, stage.runs, problem, stage.rungs, probes=stages.probes)
+        planning += time.perf_counter() - clock
         limit = plan.limit
         by_name = {run.name: run for run in stage.runs}
         for names in plan.packs:
             runs = [by_name[name] for name in names]
             epochs = max(run.training.epochs for run in runs)
+            steps = -(-problem.train_rows(runs[0].data) // runs[0].training.batch_size)
             # Packs of one kind, such as runs of full fine-tuning in turn, take the same.
-            kind = _kind(stages.model, runs)
-            if kind not in times:
-                times[kind] = _seconds(stages, runs, epochs)
-            numbers = {run.name: resolve(stages.model, run.member).parameter_count() for run in runs}
+            kind = _kind(model, runs)
+            if kind not in probed:
+                probed[kind] = probe(partial(pack_training, model, runs, problem), device, epochs * steps)
+            cost, validated = probed[kind], problem.validation_rows(runs[0].data)
+            measured = validated + (_rows_measured(problem, runs[0].data) if stage.tests else 0)
+            numbers = {run.name: resolve(model, run.member).parameter_count() for run in runs}
             of_adapters = sum(numbers[run.name] for run in runs if run.method == "lora")
+            needed = sum(plan.memory[name] for name in names)
+            saved = SAVED * sum(numbers.values())
             packs.append(
                 PackForecast(
                     stage=stage.title,
                     runs=tuple(names),
                     configurations=_counted(runs),
                     epochs=epochs,
-                    bytes=_bytes(stages.model, runs, stages.problem, stages.probes),
-                    disk_bytes=state_bytes(stages.model) * sum(numbers.values()),
-                    ended_bytes=SAVED * sum(numbers.values()),
+                    bytes=needed,
+                    # What ended before is in memory until it is measured, and is written as one copy more.
+                    peak_bytes=(cost.peak or program + base + needed) + ended + saved,
+                    disk_bytes=state_bytes(model) * sum(numbers.values()),
+                    ended_bytes=saved,
                     adapter_bytes=SAVED * of_adapters,
-                    seconds=epochs * times[kind],
+                    seconds=cost.setup + epochs * (steps * cost.step + validated * cost.row) + measured * cost.row,
                 )
             )
-    return Forecast(tuple(packs), base, program, limit, tuple(_open(stages)))
+            ended += saved
+    return Forecast(tuple(packs), base, program, limit, planning, tuple(_open(stages)))
+
+
+def _rows_measured(problem: Problem, data: str) -> int:
+    """Rows of test data that each run is measured on once it has ended."""
+    if problem.model_metric is not None:
+        return 0  # it writes texts: no row of a pack's evaluation tells how long that takes
+    return sum(count_rows(one, "test") for one in (problem.splits[data].test, *problem.other_tests.values()))
 
 
 def _kind(model: nn.Module, runs: Sequence[Run]) -> tuple[object, ...]:
     """The key that a pack's time and memory depend on."""
     own = sorted((str(kind_of(model, run)), resolve(model, run.member).parameter_count()) for run in runs)
-    return "pack", len({run.member.seed for run in runs}), *own
-
-
-def _seconds(stages: Stages, runs: Sequence[Run], epochs: int) -> float:
-    """The seconds of an epoch of a pack."""
-    training = pack_training(stages.model, runs, stages.problem)
-    return training.seconds_an_epoch(PROBED if epochs * training.steps_an_epoch >= FEW_STEPS else (0.5,))
-
-
-def _bytes(model: nn.Module, runs: Sequence[Run], problem: Problem, probes: Probes) -> int:
-    """Bytes of a pack on top of the base: its measured step, and the tensors stored for its parameters."""
-    kind = _kind(model, runs)
-    if len(runs) == 1:
-        # As the plan has measured it.
-        kind = *kind_of(model, runs[0]), resolve(model, runs[0].member).parameter_count()
-    if kind not in probes:
-        probes[kind] = pack_training(model, runs, problem).peak_bytes()
-    return probes[kind] + state_bytes(model) * sum(resolve(model, run.member).parameter_count() for run in runs)
+    return len({run.member.seed for run in runs}), *own
 
 
 def _counted(runs: Sequence[Run]) -> dict[str, int]:
@@ -180,7 +187,9 @@ def _counted(runs: Sequence[Run]) -> dict[str, int]:
 
 
 def _open(stages: Stages) -> list[str]:
-    words = ["Loading, and the measurement of finished runs on test data, come on top."]
+    words = ["Loading and the report come on top."]
+    if stages.problem.model_metric is not None:
+        words = [f"Loading, the report, and measuring {stages.problem.metric_name} come on top."]
     if stages.rungs or (stages.search is not None and stages.search.rungs):
         words.append("It takes less where runs leave at a rung.")
     if any(candidate.training.patience is not None for candidate in stages.candidates):

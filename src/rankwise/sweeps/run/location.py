@@ -53,13 +53,13 @@ class RunLocation:
         """Lock the directory for this run, from before anything costly to the end, when workers are released.
 
         Raises:
-            ConfigError: The workers can't be reached.
+            ConfigError: The workers can't be reached, or can't work in the directory.
             OutputError: Results can't be written there, or another run holds it.
         """
-        if self.workers is not None:
-            _ = self.workers.at_once  # whether they can be reached is known now, or else only after costly work
         with held(self.directory, overwrite=self.overwrite, resume=self.resume or self.extend):
             try:
+                if self.workers is not None:
+                    self.workers.begin(self.directory)
                 yield
             finally:
                 if self.workers is not None:

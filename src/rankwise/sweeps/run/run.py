@@ -85,6 +85,8 @@ def run_sweep(
     swept = SweepState(runs, parameters)
     if resume:
         plan = _resumed(checkpoints, rungs)
+        if within.probes is not None:
+            within.probes.update(plan.probes)
         swept.notes += check_plan(plan, fingerprints(model, runs, problem), surroundings(model), checkpoints or Path())
     else:
         plan = make_plan(model, runs, problem, rungs, within.memory, within.probes, workers.at_once)

@@ -81,11 +81,13 @@ class PlannedStage:
         title: What it is for.
         runs: What it trains.
         rungs: Epochs after which the worst configurations leave.
+        tests: Whether finished runs are measured on test data too.
     """
 
     title: str
     runs: Sequence[Run]
     rungs: Sequence[int]
+    tests: bool = True
 
 
 @dataclass(frozen=True)

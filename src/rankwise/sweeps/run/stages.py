@@ -19,6 +19,7 @@ from rankwise.sweeps.judged import finite
 from rankwise.sweeps.plan.fitting import Probes, pack_training
 from rankwise.sweeps.plan.plan import FILE as PLAN
 from rankwise.sweeps.plan.plan import run_fingerprint
+from rankwise.sweeps.plan.probing import probe
 from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.run.auto import Auto, Walk
 from rankwise.sweeps.run.run import WithinSweep, run_sweep
@@ -192,11 +193,19 @@ class Stages:
         if path is not None and path.exists():
             self._price = float(read_checked(path, PRICE_FORMAT)["price"])
             return self._price
-        one, all_ = (pack_training(self.model, part, self.problem).seconds_an_epoch() for part in (runs[:1], runs))
+        one, all_ = (self._seconds_of(part) for part in (runs[:1], runs))
         self._price = price = max(0.0, (all_ / one - 1) / (len(runs) - 1))
         if path is not None:
             write_checked(path, PRICE_FORMAT, {"price": price})
         return price
+
+    def _seconds_of(self, runs: Sequence[Run]) -> float:
+        """The seconds of a pack's training."""
+        epochs, rows = runs[0].training.epochs, self.problem.train_rows(runs[0].data)
+        steps = epochs * -(-rows // runs[0].training.batch_size)
+        device = next(self.model.parameters()).device
+        cost = probe(lambda: pack_training(self.model, runs, self.problem), device, steps)
+        return steps * cost.step + epochs * self.problem.validation_rows(runs[0].data) * cost.row
 
     def expected(self) -> list[PlannedStage]:
         """The stages, as far as they are known before any has run: at rates yet to be found the first stands for it.
@@ -210,7 +219,7 @@ class Stages:
             return [PlannedStage("training", runs_of(self.candidates, self.seeds), self.rungs)]
         runs = [c.run(c.lrs[0], seed) for c in self.candidates for seed in self.seeds]
         return [
-            PlannedStage("search", self._searching(self.search), self.search.rungs),
+            PlannedStage("search", self._searching(self.search), self.search.rungs, tests=False),
             PlannedStage("training", runs, self.rungs),
         ]
 

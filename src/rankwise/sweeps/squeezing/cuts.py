@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+from rankwise.lora.inits import INITS
 from rankwise.sweeps.candidates.grid import Candidate
 from rankwise.sweeps.candidates.ladders import kind_of
 from rankwise.sweeps.candidates.naming import folder_name
@@ -55,7 +56,8 @@ def cuts_of(candidates: Sequence[Candidate], trained: Collection[str]) -> list[R
     """
     kinds: dict[tuple[str | None, str], list[Candidate]] = {}
     for c in candidates:
-        if c.lora is not None and c.lora.variant == "lora":
+        # Of an initialisation that moves the base, the update is B A less what it began with.
+        if c.lora is not None and c.lora.variant == "lora" and not INITS[c.lora.init].moves:
             kinds.setdefault((kind_of(c), c.data), []).append(c)
     cuts: list[RankCut] = []
     for group in kinds.values():

@@ -10,7 +10,7 @@ from rankwise.pack.resolved import AdapterState
 from rankwise.sweeps.judged import JudgedSweep
 from rankwise.sweeps.plan.fitting import bytes_of_runs, cut_to_fit, limit_of, pack_training
 from rankwise.sweeps.problem import Problem, Run, SweepState
-from rankwise.sweeps.squeezing.squeeze import Squeezed, most_at_once, sharing_packs, score
+from rankwise.sweeps.squeezing.squeeze import Squeezed, most_at_once, score, sharing_packs
 from rankwise.train.outcome import Outcome
 
 

@@ -33,12 +33,12 @@ from rankwise.sweeps.storage.owned import (
     SHIP,
     STAGED,
     UNFINISHED,
-    adapter_folders,
     clear_staging,
     cut_folders,
     foreign,
     holds_results,
     holds_unfinished,
+    named_adapters,
     remove,
     remove_results,
     remove_unfinished,
@@ -247,7 +247,7 @@ def write_run(
         new = [path.name for path in (staged / ADAPTERS).iterdir()] if (staged / ADAPTERS).is_dir() else []
         # A run killed from here on finds what it has placed, and what was to go, when it is resumed.
         write_checked(
-            placing, PLACING_FORMAT, {**dict.fromkeys(OWN_FILES, ()), ADAPTERS: [*adapter_folders(directory), *new]}
+            placing, PLACING_FORMAT, {**dict.fromkeys(OWN_FILES, ()), ADAPTERS: [*named_adapters(directory), *new]}
         )
         if extends:
             # The earlier results stay whole throughout: what they name is there, or replaced by a file with more in it.

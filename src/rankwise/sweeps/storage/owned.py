@@ -60,7 +60,7 @@ UNITS, UNIT, DONE = "units", "unit.json", "done.json"
 """In the folder of an unfinished run: units of work for other processes, each a folder with what it trains, its
 checkpoints, and a mark that it is done."""
 
-EXPERIMENT = "experiment.pickle"
+EXPERIMENT = "experiment.pt"
 """In the folder of an unfinished run that was begun from Python: what workers make the experiment from."""
 
 PRICE = "price.json"
@@ -96,7 +96,7 @@ def why_no_adapter(folder: Path) -> str | None:
     """Why there is no adapter in a folder that belongs to a run, and what to give instead; None where there is one, or
     no run."""
     if holds_results(folder) or holds_unfinished(folder):
-        named = sorted(adapter_folders(folder))
+        named = sorted(named_adapters(folder))
         which = f", such as {folder / ADAPTERS / named[0]}" if named else ""
         best = f"{folder / BEST}, or " if (folder / BEST).is_dir() else ""
         return f"{folder} is a run's directory and no adapter; give {best}one of its adapters{which}."
@@ -109,7 +109,7 @@ def why_no_adapter(folder: Path) -> str | None:
         )
         return unfinished if holds_unfinished(run) else None
     answer: Any = _json(run / RUN_MARK).get("answer") or {}
-    named = sorted(adapter_folders(run))
+    named = sorted(named_adapters(run))
     adapter = answer.get("adapter") or (f"{ADAPTERS}/{named[0]}" if named else None)
     why = (
         "its answer is undecided"
@@ -144,12 +144,12 @@ def foreign(directory: Path) -> Iterator[Path]:
             if path.name in written or not (results or unfinished):
                 yield path
         elif path.name == ADAPTERS:
-            yield from _foreign_in(path, adapter_folders(directory))
+            yield from _foreign_in(path, named_adapters(directory))
         elif path.name == "base":
             yield from _foreign_in(path, {BASE_FILE.name})
 
 
-def adapter_folders(directory: Path) -> set[str]:
+def named_adapters(directory: Path) -> set[str]:
     """Folders in `adapters/` that results in this directory name, or that are being put in place."""
     named = _named(_json(directory / RUN_MARK)) | cut_folders(directory)
     return named | set(_placing(directory / UNFINISHED).get(ADAPTERS, ()))
@@ -193,7 +193,7 @@ def clear_staging(directory: Path) -> None:
 
 def remove_results(directory: Path) -> None:
     """Remove results, without the report, and nothing that `foreign` names."""
-    adapters = adapter_folders(directory)
+    adapters = named_adapters(directory)
     for name in (RUN_MARK, *RESULTS, BASE_FILE):
         (directory / name).unlink(missing_ok=True)
     if (folder := directory / ADAPTERS).is_dir():

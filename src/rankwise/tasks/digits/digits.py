@@ -5,6 +5,7 @@ then teach it 5-9, whose labels reuse the base's five outputs. The idea, the net
 those of a notebook, "LoRA from Scratch", that implements arXiv 2106.09685 by hand.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -107,14 +108,12 @@ def protocol_of(options: DigitsOptions) -> Protocol:
     changes = {"epochs": options.epochs, "batch_size": options.batch_size, "optimiser": options.optimiser}
     changed = {key: value for key, value in changes.items() if value is not None}
     made = _published() if options.protocol == "published" else _standard()
-    lora = made.lora if options.alpha is None else replace(made.lora, alpha=options.alpha)
     *others, last = made.baselines
     name, label, data, training, lrs = last
     return replace(
         made,
-        lora=lora,
         alpha_is_r=made.alpha_is_r and options.alpha is None,
-        training=replace(made.training, **changed),
+        training=replace(made.training, **changed, lr_ratio=options.lr_ratio),
         lrs=options.lr or made.lrs,
         baselines=(*others, (name, label, data, replace(training, **changed), options.baseline_lr or lrs)),
     )
@@ -160,9 +159,12 @@ BASELINE_LRS = (1e-4, 3e-4, 1e-3, 3e-3)
 def digits_candidates(options: DigitsOptions) -> list[Candidate]:
     """The candidates: every rank, and the baselines."""
     protocol = protocol_of(options)
+    axes = itertools.product(
+        options.variant, options.init or (protocol.lora.init,), options.alpha or (protocol.lora.alpha,)
+    )
     adapters = [
-        replace(protocol.lora, r=r, alpha=float(r) if protocol.alpha_is_r else protocol.lora.alpha, variant=variant)
-        for variant in options.variant
+        replace(protocol.lora, r=r, alpha=float(r) if protocol.alpha_is_r else alpha, variant=variant, init=init)
+        for variant, init, alpha in axes
         for r in options.ranks
     ]
     ranks = [

@@ -1,6 +1,7 @@
 """`rankwise digits` from options to an experiment."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from rankwise.tasks.digits.mnist import load_digits_data
 from rankwise.tasks.options import DigitsOptions
 from rankwise.train.events import Observers
 from rankwise.train.machine.device import device_note, find_device
+from rankwise.train.machine.precision import IN_BFLOAT16, choose_precision
 
 
 def make_digits(options: DigitsOptions, observers: Observers, base: Mapping[str, Tensor] | None) -> Experiment:
@@ -33,6 +35,7 @@ def make_digits(options: DigitsOptions, observers: Observers, base: Mapping[str,
         RankwiseError: Something in the options or the data can't be used.
     """
     device = find_device(options.device)
+    precision = choose_precision(options.precision, "float32", device)
     raw = load_digits_data(options.data)
     problem = make_problem(raw, device)
     candidates = digits_candidates(options)
@@ -43,6 +46,8 @@ def make_digits(options: DigitsOptions, observers: Observers, base: Mapping[str,
     else:
         observers.message(f"Pretraining the base on the digits 0-4 ({len(problem.splits['old'].train[0]):,} images)")
         model = pretrain(problem, options)
+    if precision != "float32":
+        problem = replace(problem, feed=replace(problem.feed, precision=precision))
     published = options.protocol == "published"
     return Experiment(
         task="digits",
@@ -60,6 +65,7 @@ def make_digits(options: DigitsOptions, observers: Observers, base: Mapping[str,
         comparable=[c.name for c in candidates if c.data == "new"],
         relative_to=_published_baseline(sum(p.numel() for p in model.parameters())) if published else None,
         deciding=options.deciding,
+        notes=() if precision == "float32" else (IN_BFLOAT16,),
     )
 
 

@@ -52,7 +52,7 @@ def ready_images(options: TextOptions) -> BuiltTask:
     if not given:
         splits = pooled_splits(**data, inputs=[image.source for image in (*images["train"], *images["validation"])])
     targets = conv_targets(loaded.model, loaded.head)
-    if targets is not None and options.adapters.target_modules == (ALL_LINEAR,):
+    if targets is not None and options.adapters.target_modules == ((ALL_LINEAR,),):
         notes.append(f"The model has no linear layers but its head; its {len(targets)} convolutions are adapted.")
     metric = metric_of(KIND, options.form.metric)
     return BuiltTask(

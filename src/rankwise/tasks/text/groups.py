@@ -10,9 +10,12 @@ from rankwise.requirements import PART, Requirement, require
 from rankwise.tasks.flags import ADAPTER, BASE_FLAGS, DATA_FLAGS, GRID, MAIN, TEXTS, TRAINING, listed
 from rankwise.tasks.reading import parse_numbers, parse_seeds
 from rankwise.tasks.settings import (
+    Alphas,
     Columns,
     Device,
     Folders,
+    Inits,
+    LrRatio,
     Names,
     OptimiserName,
     Positive,
@@ -22,6 +25,7 @@ from rankwise.tasks.settings import (
     Seeds,
     Separator,
     Switch,
+    TargetSets,
     Variants,
     WholeNumber,
     flag,
@@ -149,20 +153,20 @@ class AdapterOptions(OptionGroup):
     """Settings of an adapter.
 
     Args:
-        alpha: Numerator of the scale alpha / r.
+        alpha: Numerator of the scale alpha / r; of several each is tried: 16,32.
         dropout: Probability that an input of an adapter is dropped in training.
-        target_modules: Modules to adapt: "all-linear", names, or a pattern.
+        target_modules: Modules to adapt: "all-linear", names, or a pattern; where the flag is given again, each set is
+            tried.
         exclude_modules: Modules to leave out.
-        init: How A and B start: kaiming, gaussian or notebook.
-        scaling: "alpha/r" or "alpha/sqrt(r)".
+        scaling: "alpha/r" or "alpha/sqrt(r)" (rank-stabilised, rsLoRA), or both.
     """
 
-    alpha: float = 32.0
+    alpha: Alphas = (32.0,)
     dropout: float = 0.0
-    target_modules: Annotated[Names, Parameter(group=MAIN)] = ("all-linear",)
+    target_modules: Annotated[TargetSets, Parameter(group=MAIN)] = (("all-linear",),)
     exclude_modules: Annotated[Names, Parameter(show_default=False)] = ()
-    init: str = "kaiming"
-    scaling: str = "alpha/r"
+    init: Inits = ("kaiming",)
+    scaling: Names = ("alpha/r",)
     variant: Variants = ("lora",)
 
 
@@ -196,6 +200,7 @@ class TrainingOptions(OptionGroup):
     weight_decay: float = 0.0
     clip: float = 1.0
     patience: int | None = None
+    lr_ratio: LrRatio = 1.0
     base_dropout: bool = True
     gradient_checkpointing: Switch = False
 

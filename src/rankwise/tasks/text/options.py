@@ -128,12 +128,15 @@ class TrainOptions(TextOptions):
             ("ranks", self.run.ranks),
             ("seeds", self.run.seeds),
             ("lr", self.run.lr),
-            ("variant", self.adapters.variant),
+            *(
+                (name, getattr(self.adapters, name))
+                for name in ("variant", "init", "target_modules", "alpha", "scaling")
+            ),
         ):
             if len(given) != 1:
                 raise ConfigError(
-                    f"rankwise train trains one adapter, and --{what} names {len(given)}; give one, or run rankwise "
-                    "sweep."
+                    f"rankwise train trains one adapter, and {flag(what)} names {len(given)}; give one, or run "
+                    "rankwise sweep."
                 )
         started = self.run.init_from
         if len(started) > 1:

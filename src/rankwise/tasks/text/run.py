@@ -36,7 +36,7 @@ from rankwise.tasks.text.trained import Trained
 from rankwise.train.data.tensors import count_rows, pick
 from rankwise.train.events import Observers
 from rankwise.train.machine.device import device_note, find_device
-from rankwise.train.machine.precision import choose_precision, precision_note
+from rankwise.train.machine.precision import IN_BFLOAT16, choose_precision, precision_note
 from rankwise.train.precheck import check_model
 from rankwise.train.settings import Training
 
@@ -73,7 +73,7 @@ def make_text(options: Trains, observers: Observers, base: Mapping[str, Tensor] 
     chosen += precision_note(options.base.precision, precision, ready.loaded.model, device)
     notes = [*ready.notes, *_quantised(options, ready)]
     if precision != "float32":
-        notes.append("Products of linear layers ran in bfloat16, all else in float32 (--precision bf16).")
+        notes.append(IN_BFLOAT16)
     if not options.training.base_dropout:
         silence_dropout(ready.loaded.model)
     if options.training.gradient_checkpointing:
@@ -141,7 +141,8 @@ def _quantised(options: Trains, ready: BuiltTask) -> list[str]:
         return []
     from rankwise.quantising import quantize
 
-    report = quantize(ready.loaded.model, options.base.quantize, skip=ready.loaded.head)
+    rank = max(options.fresh_ranks, default=0) if "loftq" in options.adapters.init else 0
+    report = quantize(ready.loaded.model, options.base.quantize, skip=ready.loaded.head, error_rank=rank)
     before, after = (sum(sizes) / 2**20 for sizes in zip(*report.layers.values(), strict=True))
     baseline = "; there is no full fine-tuning of it" if options.grid.baseline else ""
     return [
@@ -168,7 +169,7 @@ def first_training(options: Trains) -> Training:
 
 
 def fresh_adapters(options: Trains, extra: Mapping[str, Any], targets: Any = None) -> list[LoRAConfig]:
-    """The settings of the adapters that are trained from the beginning: every variant at every rank.
+    """The settings of the adapters that are trained from the beginning: every combination at every rank.
 
     Args:
         options: The settings.
@@ -178,12 +179,19 @@ def fresh_adapters(options: Trains, extra: Mapping[str, Any], targets: Any = Non
     Raises:
         ConfigError: A value is out of its range, or a name is not known.
     """
-    named = options.adapters.target_modules
-    chosen = (targets or ALL_LINEAR) if named == (ALL_LINEAR,) else named
+    adapters = options.adapters
+    if "loftq" in adapters.init and options.base.quantize is None:
+        raise ConfigError(
+            "--init is loftq, which starts from what quantising takes from the weights, and the base stays as it is; "
+            "give --quantize nf4, or another --init."
+        )
+    chosen = [(targets or ALL_LINEAR) if names == (ALL_LINEAR,) else list(names) for names in adapters.target_modules]
+    axes = {name: list(getattr(adapters, name)) for name in ("variant", "init", "scaling", "alpha")}
+    fixed = shared(adapters, LoRAConfig, extra=extra)
     return [
-        LoRAConfig(**shared(options.adapters, LoRAConfig, target_modules=chosen, r=r, variant=variant, extra=extra))
-        for variant in options.adapters.variant
-        for r in options.fresh_ranks
+        config
+        for names in chosen
+        for config in LoRAConfig.grid(**{**fixed, **axes, "target_modules": names, "r": list(options.fresh_ranks)})
     ]
 
 

@@ -188,7 +188,7 @@ def _refuse_unknown(args: Any) -> None:
         ConfigError: There is one.
     """
     known = {*TAKEN_OVER, *NOTED, *WITHOUT_EFFECT, *(rule.argument for rule in RULES)}
-    for field in fields_of(args):
+    for field in arguments_of(args):
         value = getattr(args, field.name, None)
         if field.name not in known and value != _default(field):
             raise ConfigError(
@@ -197,7 +197,7 @@ def _refuse_unknown(args: Any) -> None:
             )
 
 
-def fields_of(args: Any) -> list[Field[Any]]:
+def arguments_of(args: Any) -> list[Field[Any]]:
     """Arguments of transformers and TRL; those that a class of the user adds are the user's own."""
     own = {name for cls in type(args).__mro__ if not _known(cls) for name in vars(cls).get("__annotations__", ())}
     return [field for field in fields(args) if field.name not in own] if is_dataclass(args) else []
@@ -211,7 +211,7 @@ def _known(cls: type) -> bool:
     return cls.__module__.partition(".")[0] in HOMES
 
 
-def settings_of(trainer: Any, steps: int) -> tuple[Training, list[str]]:
+def training_of(trainer: Any, steps: int) -> tuple[Training, list[str]]:
     """The settings of every run, and notes for the user.
 
     Args:
@@ -228,7 +228,7 @@ def settings_of(trainer: Any, steps: int) -> tuple[Training, list[str]]:
         )
     if args.weight_decay:
         notes.append("Full fine-tuning decays biases and norms too; transformers leaves them out.")
-    defaults = {field.name: _default(field) for field in fields_of(args)}
+    defaults = {field.name: _default(field) for field in arguments_of(args)}
     noted = set[str]()
     for name, instead in NOTED.items():
         value = getattr(args, name, None)

@@ -13,7 +13,7 @@ from rankwise.lora.base.modes import in_eval
 from rankwise.sweeps.candidates.from_user import Config
 from rankwise.tasks.text.model.calls import find_inputs
 from rankwise.tasks.text.train.built_task import with_gap
-from rankwise.tasks.trainers.arguments import check_trainer, settings_of
+from rankwise.tasks.trainers.arguments import check_trainer, training_of
 from rankwise.tasks.trainers.batches import LABELS, Collated
 from rankwise.tasks.trainers.losses import Loss, find_loss
 from rankwise.tasks.trainers.metrics import RowMetric, find_metric
@@ -158,7 +158,7 @@ def trainer_problem(trainer: Any, test: Any = None, metric: str | None = None) -
         loss_name, loss = find_loss(trainer, batches, outputs)
     decides = find_metric(trainer, outputs[0], batches[0][LABELS], metric)
     steps = -(-n // (trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps))
-    training, notes = settings_of(trainer, steps * int(trainer.args.num_train_epochs))
+    training, notes = training_of(trainer, steps * int(trainer.args.num_train_epochs))
     notes.insert(0, f"The loss of {type(trainer).__name__} is the {loss_name}, equal to the trainer's on its batches.")
     if trainer.args.bf16:
         notes.append("Products of linear layers ran in bfloat16, all else in float32 (bf16).")

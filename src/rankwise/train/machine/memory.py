@@ -1,7 +1,9 @@
 """Measure the memory of a step, and a device's free memory."""
 
+import ctypes
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,6 @@ def free_bytes(device: torch.device) -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if len(pages) == 2 else None
 
 
-FIRST_STEP = 90 << 20
-"""Bytes that libraries load at the first step on a CPU (kernels, threads), measured with torch 2.13."""
-
-
 def program_bytes(device: torch.device, base: int) -> int:
     """Memory of the program without the base and its packs: interpreter, libraries, data. None of it is on a GPU.
 
@@ -44,8 +42,50 @@ def program_bytes(device: torch.device, base: int) -> int:
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except (OSError, IndexError, ValueError):
-        return FIRST_STEP
-    return max(0, pages * os.sysconf("SC_PAGE_SIZE") - base) + FIRST_STEP
+        return 0
+    return max(0, pages * os.sysconf("SC_PAGE_SIZE") - base)
+
+
+@contextmanager
+def watched_peak(device: torch.device) -> Generator[Callable[[], int | None]]:
+    """Watch the most memory that is in use inside this block.
+
+    On CUDA that is what tensors take on the device. On a CPU it is what Linux has resident of the process: libraries,
+    the allocator's gaps, and what an operation allocates internally are in it, which no count of tensors sees.
+
+    Args:
+        device: Where it computes.
+
+    Yields:
+        Returns the bytes, also after the block; None where the system doesn't tell.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: torch.cuda.max_memory_allocated(device)
+        return
+    give_back()
+    try:
+        # Linux: the high-water mark is set to what is resident now.
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        yield lambda: None
+        return
+    yield resident_peak if device.type == "cpu" else lambda: None
+
+
+def resident_peak() -> int | None:
+    """Bytes that this process has had resident at most; None where the system doesn't tell."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return None
+
+
+def give_back() -> None:
+    """Give what glibc's allocator holds without using it back to the system; nothing elsewhere."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:

@@ -15,6 +15,9 @@ AUTO = "auto"
 
 CHOICES = (AUTO, *PRECISIONS)
 
+IN_BFLOAT16 = "Products of linear layers ran in bfloat16, all else in float32 (--precision bf16)."
+"""A report's note on runs in bf16."""
+
 MEASURED_ROWS = 256
 """Rows of the products that are measured: as many as a small batch of short texts has tokens."""
 

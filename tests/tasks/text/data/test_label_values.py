@@ -69,7 +69,7 @@ def test_places_that_no_training_row_has_and_rows_in_a_csv_file(tmp_path: Path) 
     assert names["label"] == ("0", "1", "2", "3")
     table = tmp_path / "a.csv"
     table.write_text("text,label\n" + "".join(f'one {i},"{json.dumps(row)}"\n' for i, row in enumerate(HOT)))
-    splits, names = load_examples(TextData(data=table, several=True), "classify")
+    splits, names = load_examples(TextData(data=table, labels="several"), "classify")
     assert splits.places
     assert names["label"] == ("0", "1", "2")
 
@@ -172,7 +172,7 @@ def test_lists_in_a_table_are_several_labels(tmp_path: Path, labels: list[str]) 
     splits, _ = load_examples(TextData(data=data), "classify")
     assert {e.label for e in splits.train} == {("a", "b"), ("a",), ("b", "c's"), ()}
     assert any("each label is written as a list" in note for note in splits.notes)
-    splits, _ = load_examples(TextData(data=data, several=False), "classify")
+    splits, _ = load_examples(TextData(data=data, labels="one"), "classify")
     assert {e.label for e in splits.train} == {*labels}
 
 
@@ -181,6 +181,28 @@ def test_lists_without_commas_are_refused(tmp_path: Path) -> None:
     data = written(tmp_path / "a.jsonl", ["['a' 'b']"] * 5)
     with pytest.raises(DataError, match="begins as a list and is none"):
         load_examples(TextData(data=data), "classify")
+
+
+@pytest.mark.parametrize("kind", [None, "number"])
+def test_numbers_of_a_table_are_no_names(tmp_path: Path, kind: str | None) -> None:
+    """Each number occurs once, and no cut may take the last example of a name."""
+    table = tmp_path / "a.csv"
+    table.write_text("text,label\n" + "\n".join(f"text {i},{i}.25" for i in range(20)))
+    splits, _ = load_examples(TextData(data=table, labels=kind), "classify")
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (16, 2, 2)
+    assert {e.label for e in splits.train + splits.validation + splits.test} == {i + 0.25 for i in range(20)}
+    with pytest.raises(DataError, match="20 examples with 20 different inputs can't be cut in two"):
+        load_examples(TextData(data=table, labels="one"), "classify")
+
+
+@pytest.mark.parametrize("missing", ["nan", "inf", "-Infinity"])
+def test_no_number_among_numbers(tmp_path: Path, missing: str) -> None:
+    table = tmp_path / "a.csv"
+    table.write_text("text,label\n" + "\n".join(f"text {i},{missing if i == 7 else i % 2}" for i in range(20)))
+    with pytest.raises(DataError, match=f'^Line 9 has the label "{missing}" among numbers; leave the line out'):
+        load_examples(TextData(data=table), "classify")
+    splits, _ = load_examples(TextData(data=table, labels="one"), "classify")
+    assert missing in {e.label for e in splits.train}
 
 
 def test_numbers_that_32_bits_do_not_tell_apart() -> None:

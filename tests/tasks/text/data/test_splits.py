@@ -49,7 +49,9 @@ def test_every_label_stays_among_the_training_examples(labels, seed):
 
 
 def test_too_little_to_cut():
-    with pytest.raises(DataError, match="2 examples with 1 different inputs can't be cut in two; give a test file"):
+    with pytest.raises(
+        DataError, match="2 examples with 1 different input can't be cut in two; give more, or a test file"
+    ):
         cut([PlainText(1, "x"), PlainText(2, "x")], 0.5, 0, "test")
     with pytest.raises(DataError, match=r"The test share is 1; it must lie between 0 and 1"):
         cut([PlainText(1, "x"), PlainText(2, "y")], 1.0, 0, "test")

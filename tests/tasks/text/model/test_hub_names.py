@@ -1,4 +1,4 @@
-"""Names on the hub without their owner: a hint at once, no retries."""
+"""Names that the hub does not have, or without their owner: a hint at once, no retries."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 from rankwise.errors import ConfigError
 from rankwise.tasks.text.model import hub_names
-from rankwise.tasks.text.model.hub_names import check_owner, owned_name
+from rankwise.tasks.text.model.hub_names import check_name, owned_name
 
 hub = pytest.importorskip("huggingface_hub")
 
@@ -22,7 +22,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(name)
         if name == "unreachable":
             raise OSError("no network")
-        if name != "bert-base-uncased":
+        if name == "a/b/c":
+            raise hub.errors.HFValidationError("no")
+        if name not in ("bert-base-uncased", "owner/model"):
             raise hub.errors.RepositoryNotFoundError.__new__(hub.errors.RepositoryNotFoundError)
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
@@ -47,27 +49,32 @@ def test_well_known_names(name: str, whole: str | None) -> None:
 
 def test_what_is_meant_is_said_without_asking(asked: list[str]) -> None:
     with pytest.raises(ConfigError, match='did you mean "sentence-transformers/all-MiniLM-L6-v2"'):
-        check_owner("all-MiniLM-L6-v2")
+        check_name("all-MiniLM-L6-v2")
     assert asked == []
 
 
 def test_the_hub_is_asked_once(asked: list[str]) -> None:
-    check_owner("bert-base-uncased")
+    check_name("bert-base-uncased")
+    check_name("owner/model")
     with pytest.raises(ConfigError, match="the hub has no model of that name: give owner/name"):
-        check_owner("nowhere")
+        check_name("nowhere")
     with pytest.raises(ConfigError, match=r"the hub can't be reached \(no network\)"):
-        check_owner("unreachable")
-    assert asked == ["bert-base-uncased", "nowhere", "unreachable"]
+        check_name("unreachable")
+    with pytest.raises(ConfigError, match='no folder "runs/nowhere", and the hub has no model of that name'):
+        check_name("runs/nowhere")
+    with pytest.raises(ConfigError, match="it is no name of a model on the hub"):
+        check_name("a/b/c")
+    assert asked == ["bert-base-uncased", "owner/model", "nowhere", "unreachable", "runs/nowhere", "a/b/c"]
 
 
-def test_nothing_is_asked_for_folders_owners_and_what_is_kept(
+def test_nothing_is_asked_for_folders_and_what_is_kept(
     asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path)
-    for name in ("model", "owner/name", "kept", str(tmp_path / "model")):
-        check_owner(name)
+    for name in ("model", "kept", str(tmp_path / "model")):
+        check_name(name)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigError, match="HF_HUB_OFFLINE is set"):
-        check_owner("nowhere")
+        check_name("nowhere")
     assert asked == []

@@ -238,7 +238,9 @@ def folder_with(path, **config):
 
 
 def test_no_such_model(tmp_path):
-    with pytest.raises(ConfigError, match=r'There is no folder "nobody/nothing", and no model of that name') as caught:
+    with pytest.raises(
+        ConfigError, match=r'There is no folder "nobody/nothing", and none is kept on this machine'
+    ) as caught:
         load_text_model("nobody/nothing", "sft")
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=r'There is no folder ".*nowhere"'):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import final
 
 from rankwise.sweeps.run.units.context import PendingUnit, StageContext, units_of
@@ -33,6 +34,9 @@ class Apart:
     """
 
     at_once: int = 1
+
+    def begin(self, directory: Path) -> None:
+        """Nothing to check."""
 
     def close(self) -> None:
         """Nothing to release."""

@@ -77,6 +77,14 @@ class Workers(Protocol):
         """Packs that train at the same time, at most."""
         ...
 
+    def begin(self, directory: Path) -> None:
+        """Find out whether workers can take part in a run, before anything costly.
+
+        Raises:
+            ConfigError: They can't be reached, or can't work on the run directory.
+        """
+        ...
+
     def close(self) -> None:
         """Release the resources of the run."""
         ...

@@ -1,9 +1,12 @@
 """Packs train in this process: the setting of a run without workers."""
 
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import final
 
+from rankwise.errors import BusyError
 from rankwise.sweeps.run.units.context import PendingUnit, StageContext
 from rankwise.sweeps.run.units.train import train_unit
 from rankwise.sweeps.run.units.unit import Unit, Units
@@ -11,6 +14,9 @@ from rankwise.sweeps.run.units.worker import UnitsWorker
 from rankwise.sweeps.run.worker import LocalWorker, Worker, WorkerFactory
 from rankwise.sweeps.storage.owned import UNITS
 from rankwise.train.events import Event, Message
+
+ENDS_IN = 30.0
+"""Seconds within which workers end whose driver was killed; until then they hold their units."""
 
 
 @final
@@ -29,6 +35,9 @@ class Here:
         """One after another."""
         return 1
 
+    def begin(self, directory: Path) -> None:
+        """Nothing to check."""
+
     def close(self) -> None:
         """Nothing to release."""
 
@@ -40,22 +49,41 @@ class Here:
         return UnitsWorker(context, units, self)
 
     def run(self, pending: Sequence[PendingUnit], context: StageContext) -> Generator[Event | Unit]:
-        """Train units one after another."""
+        """Train units one after another.
+
+        Raises:
+            BusyError: Another process trains one, and not only for as long as workers take to end without their driver.
+            KeyboardInterrupt: Asked to stop; units continue from their last checkpoints.
+        """
         for one in pending:
-            messages: list[str] = []
-            known = {key: context.sha256[key] for key in ("base", "data")}
-            training = train_unit(
-                one.unit,
-                one.runs,
-                context.model,
-                context.problem,
-                known,
-                stop=context.stop,
-                say=messages.append,
-                every=context.every,
-            )
-            for event in training:
-                yield from map(Message, messages)
-                messages.clear()
-                yield event
+            end = time.monotonic() + ENDS_IN
+            while True:
+                try:
+                    yield from _trained(one, context)
+                except BusyError:
+                    if time.monotonic() > end:
+                        raise
+                    if context.stop.asked:
+                        raise KeyboardInterrupt from None
+                    time.sleep(0.5)
+                else:
+                    break
             yield one.unit
+
+
+def _trained(one: PendingUnit, context: StageContext) -> Generator[Event]:
+    messages: list[str] = []
+    training = train_unit(
+        one.unit,
+        one.runs,
+        context.model,
+        context.problem,
+        {key: context.sha256[key] for key in ("base", "data")},
+        stop=context.stop,
+        say=messages.append,
+        every=context.every,
+    )
+    for event in training:
+        yield from map(Message, messages)
+        messages.clear()
+        yield event

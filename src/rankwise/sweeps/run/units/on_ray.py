@@ -4,8 +4,6 @@ Ray Core only. What a worker has trained lies in the run directory, not in Ray's
 costs what its unit did since its last checkpoint, and a driver that dies can be resumed, on Ray or without.
 """
 
-import os
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -15,22 +13,16 @@ from pathlib import Path
 from typing import Any, final
 
 from rankwise.errors import BusyError, ConfigError, RankwiseError, option
-from rankwise.sweeps.plan.plan import fingerprints_of
+from rankwise.sweeps.run.units.actor import FromFile, UnitActor, WorkerContext, write_experiment
+from rankwise.sweeps.run.units.cluster import AUTO, LOCAL, compare, join_cluster, machines, nodes, this_machine
 from rankwise.sweeps.run.units.context import PendingUnit, StageContext, units_of
 from rankwise.sweeps.run.units.in_hand import InHand
-from rankwise.sweeps.run.units.train import give_up, train_unit
-from rankwise.sweeps.run.units.unit import ExperimentFacts, Unit, Units
+from rankwise.sweeps.run.units.train import give_up
+from rankwise.sweeps.run.units.unit import ExperimentFacts, Unit
 from rankwise.sweeps.run.units.worker import UnitsWorker
 from rankwise.sweeps.run.worker import Worker
 from rankwise.sweeps.storage.owned import EXPERIMENT
-from rankwise.train.checkpoints import CheckpointInterval
-from rankwise.train.events import EpochEnded, Event, Message, Stepped
-from rankwise.train.machine.interrupts import Stop
-from rankwise.writing import write_durably
-
-LOCAL, AUTO = "local", "auto"
-ANSWERS_IN = 5.0
-"""Seconds in which an address must answer."""
+from rankwise.train.events import Event, Message, Stepped
 
 LOOK_EVERY = 5.0
 """Seconds between two looks at what the cluster has room for."""
@@ -38,31 +30,11 @@ LOOK_EVERY = 5.0
 LOW_ON_MEMORY = "running low on memory"
 """In Ray's words on a worker that it has ended to free memory. (Its words on any sudden death name memory too.)"""
 
+TRIED_AGAIN = 1
+"""Times that a unit is tried again on a new worker after an error: a GPU may have failed, or the code is wrong."""
+
 TOO_LARGE_AFTER = 2
 """Times that a unit may run out of the machine's memory before it is split."""
-
-
-@dataclass(frozen=True)
-class Unpickled:
-    """Makes an experiment that was begun from Python: from its file in the run directory."""
-
-    path: Path
-
-    def __call__(self) -> ExperimentFacts:
-        """Read it."""
-        from ray import cloudpickle  # pyright: ignore[reportMissingImports]
-
-        pickling: Any = cloudpickle
-        return pickling.loads(self.path.read_bytes())
-
-
-@dataclass(frozen=True)
-class WorkerContext:
-    """The parts of an experiment that workers need."""
-
-    model: Any
-    problem: Any
-    candidates: Any
 
 
 @final
@@ -95,6 +67,7 @@ class Ray:
     _pool: "list[Any]" = field(default_factory=list[Any], repr=False, compare=False)
     _held: "list[WorkerContext]" = field(default_factory=list[WorkerContext], repr=False, compare=False)
     _began: "list[bool]" = field(default_factory=list[bool], repr=False, compare=False)
+    _notes: "list[str]" = field(default_factory=list[str], repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for what in ("max_workers", "cpus_per_worker"):
@@ -120,14 +93,28 @@ class Ray:
             ConfigError: The cluster does not answer, or has no room for one.
         """
         cpus, gpus = self._each()
-        found = _resources()
-        room = [int(found["CPU"] // cpus), *([int(found["GPU"] // gpus)] if gpus else [])]
-        if min(room) < 1:
+        found = nodes()
+        room = sum(node.room(cpus, gpus) for node in found)
+        if room < 1:
+            most = max(found, key=lambda node: (node.gpus, node.cpus))
             raise ConfigError(
-                f"A worker takes {cpus:g} CPUs and {gpus:g} GPUs, and the cluster has {found['CPU']:g} and "
-                f"{found['GPU']:g}; give {option('cpus_per_worker')} and {option('gpus_per_worker')}."
+                f"A worker takes {cpus:g} CPUs and {gpus:g} GPUs, and the largest machine of the Ray cluster has "
+                f"{most.cpus:g} CPUs and {most.gpus:g} GPUs; give smaller {option('cpus_per_worker')} and "
+                f"{option('gpus_per_worker')}, or leave them out."
             )
-        return min(*room, self.max_workers) if self.max_workers else min(room)
+        return min(room, self.max_workers) if self.max_workers else room
+
+    def begin(self, directory: Path) -> None:
+        """Join the cluster, and check that its machines can take part, before anything costly.
+
+        Raises:
+            ConfigError: The cluster does not answer or has no room for a worker, or one of its machines can't read the
+                run directory or lacks Rankwise.
+        """
+        _ = self.at_once
+        if self.address != LOCAL:
+            folder = directory.absolute()
+            self._notes[:] = compare(machines(folder), this_machine(folder), folder)
 
     def worker(self, context: StageContext, due: Callable[[], bool]) -> Worker:
         """The worker of a stage.
@@ -138,10 +125,7 @@ class Ray:
         """
         units = units_of(context)
         if self._held and context.root is not None:
-            from ray import cloudpickle  # pyright: ignore[reportMissingImports]
-
-            pickling: Any = cloudpickle
-            write_durably(context.root.absolute() / EXPERIMENT, pickling.dumps(self._held[0]))
+            write_experiment(context.root.absolute() / EXPERIMENT, self._held.pop())
         return UnitsWorker(context, units, self)
 
     def close(self) -> None:
@@ -165,6 +149,8 @@ class Ray:
         import ray  # pyright: ignore[reportMissingImports]
 
         work = InHand(deque(pending))
+        yield from map(Message, self._notes)
+        self._notes.clear()
         try:
             while work.queue or work.running:
                 if context.stop.asked:
@@ -177,7 +163,9 @@ class Ray:
                     work.waits = True
                     time.sleep(0.5)
                     continue
-                ready: Any = ray.wait(waiting, num_returns=1, timeout=0.5, fetch_local=False)
+                if not ray.wait(waiting, num_returns=1, timeout=0.5, fetch_local=False)[0]:
+                    continue
+                ready: Any = ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)
                 for events in ready[0]:
                     yield from self._heard(events, work, context)
         finally:
@@ -214,6 +202,8 @@ class Ray:
                 self._pool.append(work.starting.pop(events))
             else:
                 event: Any = ray.get(next(events))
+                if isinstance(event, Stepped):
+                    work.progress(events, event.step)
                 yield event
         except StopIteration:
             actor, one = work.running.pop(events)
@@ -225,27 +215,40 @@ class Ray:
                 return
             number = one.unit.number
             work.short[number] += isinstance(error, OutOfMemoryError) or LOW_ON_MEMORY in str(error)
-            if work.short[number] >= TOO_LARGE_AFTER:
-                give_up(one.unit, one.runs, context.model, context.problem)
-                yield one.unit
-                return
-            work.queue.append(one)
-            yield Message(f"The worker of unit {number} died; another continues from its last checkpoint.")
+            if work.short[number] < TOO_LARGE_AFTER:
+                work.queue.append(one)
+                yield Message(f"The worker of unit {number} died; another continues from its last checkpoint.")
+            else:
+                try:
+                    give_up(one.unit, one.runs, context.model, context.problem)
+                except BusyError:  # by a worker that was cut off, and trains on
+                    work.queue.append(one)
+                else:
+                    yield one.unit
         except RayTaskError as error:
-            cause = error.cause
-            if not isinstance(cause, BusyError):
-                raise (cause if isinstance(cause, RankwiseError) else error) from error
             actor, one = work.running.pop(events)
-            self._pool.append(actor)
+            number = one.unit.number
+            if isinstance(error.cause, BusyError):
+                self._pool.append(actor)
+                time.sleep(0.5)
+            else:
+                ray.kill(actor)
+                work.failures[number] += 1
+                if isinstance(error.cause, RankwiseError):
+                    raise error.cause from error
+                if work.failures[number] > TRIED_AGAIN:
+                    raise
+                what = " ".join(f"{type(error.cause).__name__}: {error.cause}".split())[:200]
+                yield Message(f"Unit {number} failed ({what}); a new worker continues from its last checkpoint.")
             work.queue.append(one)
-            time.sleep(0.5)
 
     def _each(self) -> tuple[int, float]:
         """CPUs and GPUs of a worker."""
-        self._connect()
-        found = _resources()
-        gpus = float(found["GPU"] >= 1) if self.gpus_per_worker is None else self.gpus_per_worker
-        share = found["CPU"] * gpus / found["GPU"] if gpus and found["GPU"] else found["CPU"] / found["nodes"] / 2
+        self._join()
+        found = nodes()
+        n_gpus, n_cpus = sum(node.gpus for node in found), sum(node.cpus for node in found)
+        gpus = float(n_gpus >= 1) if self.gpus_per_worker is None else self.gpus_per_worker
+        share = n_cpus * gpus / n_gpus if gpus and n_gpus else n_cpus / len(found) / 2
         return self.cpus_per_worker or max(1, int(share)), gpus
 
     def _actor(self, context: StageContext) -> Any:
@@ -254,96 +257,13 @@ class Ray:
 
         cpus, gpus = self._each()
         units = units_of(context).folder.absolute()
-        make = self.make or Unpickled(units.parent / EXPERIMENT)
+        make = self.make or FromFile(units.parent / EXPERIMENT)
         kind: Any = ray.remote(num_cpus=cpus, num_gpus=gpus)(UnitActor)
         return kind.remote(make, units, cpus, Path.cwd())
 
-    def _connect(self) -> None:
-        import logging
-
-        import ray  # pyright: ignore[reportMissingImports]
-
-        if ray.is_initialized():
-            return
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
-        if self.address == LOCAL:
-            ray.init(address="local", **options)
-        else:
-            del options["include_dashboard"]
-            address = os.environ.get("RAY_ADDRESS", AUTO) if self.address == AUTO else self.address
-            if address != AUTO:
-                _check_address(address)
-            try:
-                ray.init(address=address, **options)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise ConfigError(
-                    f"No Ray cluster answers at {address} ({' '.join(str(error).split())[:200]}); start one with "
-                    "`ray start --head`, or take this machine alone with the address local."
-                ) from error
-        self._began.append(True)
-
-
-class UnitActor:
-    """A worker: trains units of one run, one at a time.
-
-    Args:
-        make: Makes the experiment.
-        units: The folder of the units.
-        threads: Of torch.
-        place: The driver's working folder, for paths in the settings.
-    """
-
-    def __init__(self, make: Callable[[], ExperimentFacts], units: Path, threads: int, place: Path) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
-        if place.is_dir():
-            os.chdir(place)
-        self._make, self._units = make, Units(units)
-        self._made: ExperimentFacts | None = None
-        self._known: dict[str, str] = {}
-
-    def ready(self) -> bool:
-        """Whether it has started."""
-        return True
-
-    def run(self, number: int, every: CheckpointInterval | None) -> Generator[Event]:
-        """Train a unit; yields what a display shows of it.
-
-        Raises:
-            ConfigError: The run directory can't be reached from here.
-        """
-        if not self._units.folder.is_dir():
-            raise ConfigError(
-                f"{self._units.folder} can't be reached from {socket.gethostname()}, where a worker runs; give an "
-                f"{option('out')} that all machines share."
-            )
-        if self._made is None:
-            self._made = self._make()
-            self._known = fingerprints_of(self._made.model, self._made.problem)
-        unit, messages = self._units.unit(number), list[str]()
-        runs = unit.spec.runs_from(self._made.candidates)
-        training = train_unit(
-            unit, runs, self._made.model, self._made.problem, self._known, stop=Stop(), say=messages.append, every=every
-        )
-        for event in training:
-            yield from map(Message, messages)
-            messages.clear()
-            if isinstance(event, Stepped | EpochEnded):
-                yield event
-
-
-def _resources() -> dict[str, float]:
-    """The cluster's total resources and number of machines; just after joining, both may be unknown."""
-    import ray  # pyright: ignore[reportMissingImports]
-
-    end = time.monotonic() + ANSWERS_IN
-    while True:
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        found = {kind: sum(node.get(kind, 0.0) for node in alive) for kind in ("CPU", "GPU")}
-        if found["CPU"] or time.monotonic() > end:
-            return {**found, "nodes": max(1, len(alive))}
-        time.sleep(0.1)
+    def _join(self) -> None:
+        if join_cluster(self.address):
+            self._began.append(True)
 
 
 def _room(workers: Ray) -> int:
@@ -354,19 +274,18 @@ def _room(workers: Ray) -> int:
         return 0
 
 
-def _check_address(address: str) -> None:
-    """Refuse an address at which nothing answers soon.
+def check_reached(url: str, address: str | None) -> None:
+    """Refuse workers on other machines for a run directory that is copied to this one alone.
+
+    Args:
+        url: The run directory's, on an object store.
+        address: Of the cluster; None without workers.
 
     Raises:
-        ConfigError: Nothing does, or it is none that can be used.
+        ConfigError: Workers may run elsewhere.
     """
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit():
+    if address not in (None, LOCAL):
         raise ConfigError(
-            f'The Ray address is "{address}"; give {LOCAL}, {AUTO}, or host:port of the cluster\'s head, on one of its '
-            "machines (elsewhere, use `ray job submit`)."
+            f"Workers of the Ray cluster {address} need a directory that all of its machines see, and {url} is copied "
+            f"to this one alone; mount it and give its path, or take {LOCAL}, or `rankwise work` on each machine."
         )
-    try:
-        socket.create_connection((host, int(port)), ANSWERS_IN).close()
-    except OSError as error:
-        raise ConfigError(f"Nothing answers at the Ray address {address} ({error.strerror or error}).") from error

@@ -4,7 +4,9 @@ import json
 from importlib import metadata
 from pathlib import Path
 
-from rankwise.results import Results
+from rankwise.report.adapter.deploy import adapter_role, deployment
+from rankwise.report.words import headline
+from rankwise.results import Results, RunResult
 from rankwise.sweeps.problem import Run, SweepState
 from rankwise.tasks.text.card.metadata import hub_name
 from rankwise.tasks.text.card.model_card import CardFacts, CurvePoint, Figure, SplitFacts
@@ -59,7 +61,10 @@ def facts_of(
         ),
         training=training if options.base.quantize is None else {**training, "base kept in": options.base.quantize},
         purpose=PURPOSES[options.task],
-        notes=(*ready.notes, *([f"Cut to a smaller rank after training: {cut}."] if cut else [])),
+        advice=(f"The sweep recommends to ship this adapter: {cut} after training.",)
+        if cut
+        else _advice(results, trained),
+        notes=tuple(ready.notes),
         pooled=pooled,
         images=ready.reads == "images",
         labels=ready.loaded.labels,
@@ -69,6 +74,14 @@ def facts_of(
         separator=prompting.separator if prompting else "",
         version=metadata.version("rankwise"),
     )
+
+
+def _advice(results: Results, trained: RunResult) -> tuple[str, ...]:
+    """What the sweep says about the adapter; then, where it compared anything, its verdict and what to deploy."""
+    role = adapter_role(results, trained)
+    if len(results.configurations) < 2 or results.answer is None:
+        return (role,)
+    return (role, " ".join(filter(None, [headline(results), deployment(results)])))
 
 
 def _figures(metric: Figure, task: str) -> tuple[Figure, ...]:

@@ -5,8 +5,9 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rankwise.tasks.text.card.metadata import Metadata, metadata_yaml
 from rankwise.tasks.text.card.serving import (
@@ -22,6 +23,9 @@ from rankwise.tasks.text.card.serving import (
 from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.prompting import FILE as PROMPTING
 from rankwise.writing import replacing
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class CardFacts:
         curve: The losses during training; at most a dozen points are shown.
         training: Other settings to show: name -> value in words.
         purpose: In a few words, what the adapter is for.
+        advice: What the sweep says about this adapter, and what to deploy.
         notes: Notes about the data.
         pooled: Whether it is a classifier over the mean of an encoder's outputs.
         images: Whether it classifies images.
@@ -93,6 +98,7 @@ class CardFacts:
     curve: tuple[CurvePoint, ...] = ()
     training: Mapping[str, str] = field(default_factory=dict[str, str])
     purpose: str = ""
+    advice: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     pooled: bool = False
     images: bool = False
@@ -167,6 +173,12 @@ def _metadata(facts: CardFacts) -> Metadata:
 
 def render(template: str, **values: Any) -> str:
     """Fill in one of the templates of this folder."""
+    return _without_gaps(_environment().get_template(template).render(**values))
+
+
+@cache
+def _environment() -> "Environment":
+    """It holds the templates that it has compiled: that takes longer than to fill one in."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -182,7 +194,7 @@ def render(template: str, **values: Any) -> str:
         "number": _number,
         "verdict": lambda reasons: "no" if reasons else "yes",
     }
-    return _without_gaps(environment.get_template(template).render(**values))
+    return environment
 
 
 def write_card(facts: CardFacts, folder: Path) -> Path:

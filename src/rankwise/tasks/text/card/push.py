@@ -15,9 +15,9 @@ from rankwise.surgery.inspecting import Inspection, inspect_adapter
 from rankwise.sweeps.storage.owned import (
     ADAPTERS,
     BEST,
-    adapter_folders,
     holds_results,
     holds_unfinished,
+    named_adapters,
     why_no_adapter,
 )
 from rankwise.tasks.text.card.metadata import Metadata, hub_name, metadata_yaml
@@ -135,7 +135,7 @@ def adapter_in(place: Path) -> Path:
     """
     folder = place
     if holds_results(place) or holds_unfinished(place):
-        named = adapter_folders(place)
+        named = named_adapters(place)
         only = place / ADAPTERS / next(iter(named)) if len(named) == 1 else None
         folder = only if only and not (place / BEST).exists() else place / BEST
     if (folder / CONFIG_FILE).is_file():

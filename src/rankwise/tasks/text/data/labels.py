@@ -3,14 +3,14 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from rankwise.errors import ConfigError, DataError, suggest
-from rankwise.tasks.text.data.examples import Label, Labelled
+from rankwise.tasks.text.data.examples import Example, Label, Labelled
 from rankwise.tasks.text.read.bad_lines import BadLineError
 from rankwise.tasks.text.sidecar import write_sidecar
 from rankwise.writing import read_regular
@@ -179,7 +179,7 @@ def find_labels(
         )
     if len(set(names)) != len(names):
         raise ConfigError("A label is named twice; each is one output of the model.")
-    found = kind or _kind_of(train)
+    found = kind or label_kind(train)
     if places and found != "several":
         raise ConfigError(
             f'--labels is "{found}", and the labels are rows of 0 and 1, which are several labels a text; leave it out.'
@@ -234,14 +234,56 @@ def _order(labels: Iterable[str]) -> Callable[[str], tuple[int, str]]:
     return lambda label: (value[label], label)
 
 
-def _kind_of(train: Sequence[Labelled]) -> str:
+def label_kind(train: Sequence[Labelled]) -> str:
+    """Tell from the labels what a classifier is to predict: one of `LABEL_KINDS`.
+
+    Raises:
+        DataError: Numbers have "nan" or "inf" among them, as tables write what is missing.
+
+    Examples:
+        >>> label_kind([Labelled(1, "a", "3.8"), Labelled(2, "b", "5")]), label_kind([Labelled(1, "a", "3")])
+        ('number', 'one')
+    """
     if any(isinstance(e.label, tuple) for e in train):
         return "several"
     if any(isinstance(e.label, float) and not e.label.is_integer() for e in train):
         return "number"
     # In a CSV file numbers are texts.
-    texts = [_number_in(e.label) for e in train if isinstance(e.label, str)]
-    return "number" if None not in texts and any(n and not n.is_integer() for n in texts) else "one"
+    texts = [e for e in train if isinstance(e.label, str)]
+    numbers = [_number_in(str(e.label)) for e in texts]
+    bad = next((e for e, n in zip(texts, numbers, strict=True) if n is None), None)
+    if bad is None:
+        return "number" if any(n and not n.is_integer() for n in numbers) else "one"
+    if any(n is not None for n in numbers) and all(map(_is_number, (str(e.label) for e in texts))):
+        raise BadLineError(
+            bad.line,
+            f' has the label "{bad.label}" among numbers; leave the line out, or give --labels one if it is a name.',
+        )
+    return "one"
+
+
+def with_numbers(examples: Sequence[Example]) -> list[Example]:
+    """Examples whose labels are numbers, also where a table held these as texts; other texts stay, to be named later.
+
+    Examples:
+        >>> [e.label for e in with_numbers([Labelled(1, "a", "3.50"), Labelled(2, "b", "?")])]
+        [3.5, '?']
+    """
+    return [
+        replace(e, label=number)
+        if isinstance(e, Labelled) and isinstance(e.label, str) and (number := _number_in(e.label)) is not None
+        else e
+        for e in examples
+    ]
+
+
+def _is_number(text: str) -> bool:
+    """Whether a text is a number, "nan" and "inf" too."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _number_in(text: str) -> float | None:

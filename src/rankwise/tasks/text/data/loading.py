@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rankwise.tasks.text.data.examples import Example
+from rankwise.tasks.text.data.examples import Example, Labelled
 from rankwise.tasks.text.data.forms import find_places, read_examples
 from rankwise.tasks.text.data.label_values import are_lists, place_names
+from rankwise.tasks.text.data.labels import label_kind, with_numbers
 from rankwise.tasks.text.data.splits import ExampleSplits, split_examples
 from rankwise.tasks.text.read.sources import Records, read_records
 
@@ -24,8 +25,8 @@ class TextData:
         validation_share: How much is cut off for validation.
         test_share: How much is cut off for test.
         split_seed: Of the cuts and draws; the same for all seeds of a sweep.
-        several: Whether a label may be several, so that a text such as '["a", "b"]' is a list of them; None where that
-            is to be seen from the data.
+        labels: One of `LABEL_KINDS`; None where the kind is to be seen from the data. Of "several", a text such as
+            '["a", "b"]' is a list of them.
         skip_bad_lines: Leave out what can't be read, and say so.
         limit_train: How many training examples are used at most, drawn after the cuts; None for all.
         limit_validation: How many validation examples.
@@ -39,7 +40,7 @@ class TextData:
     validation_share: float = 0.1
     test_share: float = 0.1
     split_seed: int = 0
-    several: bool | None = None
+    labels: str | None = None
     skip_bad_lines: bool = False
     limit_train: int | None = None
     limit_validation: int | None = None
@@ -70,8 +71,8 @@ def load_examples(where: TextData, task: str) -> tuple[ExampleSplits, dict[str, 
         return records
 
     first = read(where.data, "train")
-    several = bool(where.several)
-    if task == "classify" and where.several is None and are_lists(row.values.get(column) for row in first.rows):
+    several = where.labels == "several"
+    if task == "classify" and where.labels is None and are_lists(row.values.get(column) for row in first.rows):
         several = True
         notes.append(
             f"{first.source}: each label is written as a list, so a text may have several labels; --labels one takes "
@@ -90,6 +91,12 @@ def load_examples(where: TextData, task: str) -> tuple[ExampleSplits, dict[str, 
         return examples
 
     train = make(first)
+    # Before the cuts, which leave the last example of each name where it is.
+    numbers = (
+        task == "classify" and (where.labels or label_kind([e for e in train if isinstance(e, Labelled)])) == "number"
+    )
+    if numbers:
+        train = with_numbers(train)
     others = [
         None if place is None else make(read(where.data if place == split else place, split))
         for split, place in (("validation", where.validation), ("test", where.test))

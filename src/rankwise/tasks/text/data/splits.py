@@ -55,9 +55,11 @@ def cut(examples: Sequence[Example], share: float, seed: int, what: str) -> tupl
             taken += len(group)
             left -= gone
     if not chosen:
-        raise DataError(
-            f"{len(examples)} examples with {len(inputs)} different inputs can't be cut in two; give a {what} file."
+        n, different = len(examples), len(inputs)
+        what_there_is = (
+            f"{n} example{'' if n == 1 else 's'} with {different} different input{'' if different == 1 else 's'}"
         )
+        raise DataError(f"{what_there_is} can't be cut in two; give more, or a {what} file.")
     rest = [e for e in examples if e.source not in chosen]
     return rest, [e for e in examples if e.source in chosen]
 

@@ -1,4 +1,4 @@
-"""Names of models on the Hugging Face hub that lack their owner: said at once, with the name that was meant."""
+"""Names of models that the Hugging Face hub does not have, or that lack their owner: one line at once, with a hint."""
 
 import os
 import re
@@ -43,21 +43,23 @@ def owned_name(name: str) -> str | None:
     return None
 
 
-def check_owner(name: str) -> None:
-    """Refuse a name without an owner that is neither kept on this machine nor, asked once, on the hub.
+def check_name(name: str) -> None:
+    """Refuse a name that is neither a folder, nor kept on this machine, nor, asked once, on the hub.
 
     transformers would try such a name many times before it fails.
 
     Raises:
-        ConfigError: There is no such model.
+        ConfigError: There is no such model, or the hub can't be reached.
     """
-    if "/" in name or "\\" in name or Path(name).expanduser().exists() or _is_cached(name):
+    if Path(name).expanduser().exists() or _is_cached(name):
         return
-    suggested = owned_name(name)
+    owned = "/" in name or "\\" in name
+    suggested = None if owned else owned_name(name)
     asked = None if suggested else _ask(name)
     if suggested is None and asked is None:
         return
-    hint = f'; did you mean "{suggested}"?' if suggested else ": give owner/name, as on the model's page, or a folder."
+    give = "check the name on the model's page, or give" if owned else "give owner/name, as on the model's page, or"
+    hint = f'; did you mean "{suggested}"?' if suggested else f": {give} a folder."
     raise ConfigError(
         f'There is no folder "{name}", and {asked or "models on the hub have names of the form owner/name"}{hint}'
     )

@@ -10,7 +10,7 @@ import torch
 
 from rankwise.errors import ConfigError, suggest
 from rankwise.tasks.text.extra import requires_extra
-from rankwise.tasks.text.model.hub_names import check_owner
+from rankwise.tasks.text.model.hub_names import check_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -56,7 +56,7 @@ class ModelSource:
         options: How it is loaded.
 
     Raises:
-        ConfigError: There is no such .gguf file, or a hub name has no owner.
+        ConfigError: There is no such .gguf file, folder or model on the hub.
     """
 
     def __init__(self, name: str, options: ModelOptions) -> None:
@@ -69,7 +69,7 @@ class ModelSource:
         if not path.exists():
             with requires_extra("language models"):
                 import_module("huggingface_hub")
-            check_owner(name)
+            check_name(name)
 
     def load(self, auto_class: str, **more: Any) -> Any:
         """`transformers.<auto_class>.from_pretrained`.

@@ -147,9 +147,15 @@ def texts_of(options: TextOptions) -> tuple[ExampleSplits, dict[str, tuple[str, 
     Raises:
         DataError: A file is missing, empty, or can't be understood.
     """
-    labels, columns = options.form.labels, dict(options.examples.columns)
-    several = None if labels is None else labels == "several"
-    where = TextData(**shared(options.examples, TextData, data=options.data, columns=columns, several=several))
+    where = TextData(
+        **shared(
+            options.examples,
+            TextData,
+            data=options.data,
+            columns=dict(options.examples.columns),
+            labels=options.form.labels,
+        )
+    )
     return load_examples(where, options.task)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from rankwise.errors import DataError
+from rankwise.report.adapter_run import head_alone
 from rankwise.tasks.text.data.examples import Chat, Labelled, PlainText, SftExample, has_more
 from rankwise.tasks.text.data.forms import read_examples
 from rankwise.tasks.text.data.labels import Labels
@@ -167,11 +168,18 @@ def _classify(adapted: ServedModel, names: Sequence[str], rows: Sequence[Any], d
     outputs = {name: classifier_outputs(adapted, name, prepared.data) for name in names}
     return replace(
         classifier_evaluation(data, prepared.examples, labels, prepared.data["labels"], outputs),
-        notes=[*prepared.notes, *([] if BASE_NAME in names else [NO_HEAD])],
+        notes=[*prepared.notes, *([] if BASE_NAME in names else [no_head_note(adapted.folders)])],
     )
 
 
-NO_HEAD = "The base has no figures: it has no head that is trained for these labels."
+def no_head_note(folders: Sequence[Path]) -> str:
+    """Why the base has no figures, and how it did with a head in the run of one of the adapters.
+
+    Args:
+        folders: Of the adapters.
+    """
+    alone = next(filter(None, map(head_alone, folders)), None)
+    return " ".join(filter(None, ["The base has no figures: it has no head that is trained for these labels.", alone]))
 
 
 def classifier_evaluation(

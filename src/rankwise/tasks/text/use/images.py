@@ -23,7 +23,7 @@ from rankwise.tasks.text.data.examples import Labelled
 from rankwise.tasks.text.data.subset import drawn
 from rankwise.tasks.text.model.silence import silence_transformers
 from rankwise.tasks.text.model.source import ModelOptions
-from rankwise.tasks.text.use.evaluating import NO_HEAD, SEED, Evaluation, classifier_evaluation, seen_notes
+from rankwise.tasks.text.use.evaluating import SEED, Evaluation, classifier_evaluation, no_head_note, seen_notes
 from rankwise.tasks.text.use.merging import Merged, check_out
 from rankwise.tasks.text.use.options import UseOptions
 from rankwise.tasks.text.use.predicting import predictions_of
@@ -147,7 +147,9 @@ def evaluate_images(
     outputs = {name: served.outputs(name, files) for name in names}
     found = classifier_evaluation(data, images, labels, right, outputs)
     seen = seen_notes(served.names, served.folders, images, data)
-    return replace(found, notes=[*served.notes, *notes, *seen, *([] if BASE_NAME in names else [NO_HEAD])])
+    return replace(
+        found, notes=[*served.notes, *notes, *seen, *([] if BASE_NAME in names else [no_head_note(served.folders)])]
+    )
 
 
 def merge_images(served: ServedImages, folder: Path) -> Merged:

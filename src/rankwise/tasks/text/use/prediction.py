@@ -55,7 +55,7 @@ def predict(
     texts: str | Sequence[Text],
     *,
     model: str | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     dtype: str = "float32",
 ) -> list[Prediction]: ...
 
@@ -66,7 +66,7 @@ def predict(
     texts: str | Sequence[Text],
     *,
     model: str | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     dtype: str = "float32",
 ) -> dict[str, list[Prediction]]: ...
 
@@ -77,7 +77,7 @@ def predict(
     texts: str | Sequence[Text],
     *,
     model: str | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     dtype: str = "float32",
 ) -> list[Prediction] | dict[str, list[Prediction]]:
     """Label texts or images with a classifier that `rankwise sweep` or `rankwise train` has saved.
@@ -89,7 +89,7 @@ def predict(
         texts: A text, or a list of texts, or of pairs of texts for a classifier of pairs; for a classifier of images
             the image files.
         model: The base; None takes what the adapter names.
-        device: "cpu", "cuda", "cuda:1", ...
+        device: "cpu", "cuda", "cuda:1", ...; "auto" takes CUDA, then MPS, then the CPU.
         dtype: Of the base: "float32", "bfloat16" or "float16".
 
     Returns:

@@ -1,0 +1,70 @@
+"""Time and memory of a pack, measured on a few of its steps before it trains."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from rankwise.train.loop import PackTraining
+from rankwise.train.machine.memory import watched_peak
+
+SHARE = 0.01
+"""Timed steps, as a share of those that a training takes: probing must stay short compared with it."""
+
+FEW, MOST = 2, 12
+"""Timed steps at least and at most."""
+
+SHORT = 0.05
+"""Seconds below which an evaluation is timed again on more rows: on few ones the fixed cost of its calls decides."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A pack's cost.
+
+    Args:
+        setup: Seconds until the first step: the pack is built, and compared with its adapters alone.
+        step: Seconds of a step.
+        row: Seconds of an evaluated row, of all adapters.
+        peak: Bytes in use at most while it was measured, of the whole process or of the GPU, the base included; None
+            where the system doesn't tell.
+    """
+
+    setup: float
+    step: float
+    row: float
+    peak: int | None
+
+
+def probe(make: Callable[[], PackTraining], device: torch.device, steps: int) -> Probe:
+    """Measure a pack.
+
+    The largest step comes first: it shows the memory, and warms up what is timed. Steps are then timed at sizes from
+    all over the data, as often as befits a training of so many steps.
+
+    Args:
+        make: Makes the training, which is thrown away.
+        device: Where it computes.
+        steps: Steps that it would take.
+    """
+    timed = max(FEW, min(MOST, round(SHARE * steps)))
+    places = (1 / 6, 1 / 2, 5 / 6) if timed >= 6 else (1 / 4, 3 / 4)
+    with watched_peak(device) as peak:
+        clock = time.perf_counter()
+        training = make()
+        with training.attached(training=True):
+            setup = time.perf_counter() - clock
+            training.timed_step(1.0)
+            turns = [[training.timed_step(place) for place in places] for _ in range(max(1, timed // len(places)))]
+        rows = min(training.validation_rows, training.batch_size)
+        with training.attached(training=False):
+            times = [training.timed_evaluation(place, rows) for place in (1 / 4, 3 / 4)]
+            a_row = statistics.mean(times) / rows
+            if times[-1] < SHORT and training.validation_rows > rows:
+                rows = training.validation_rows
+                a_row = training.timed_evaluation(0.0, rows) / rows
+        training.final_states()
+        a_step = statistics.mean(statistics.median(one) for one in zip(*turns, strict=True))
+        return Probe(setup, a_step, a_row, peak())

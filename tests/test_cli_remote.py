@@ -1,0 +1,259 @@
+"""Runs on an object store (fsspec's memory) come to what runs in a folder come to, wherever they are interrupted."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankwise.cli import main
+from rankwise.errors import OutputError
+from rankwise.pack.pack import Pack
+from rankwise.remote import mirror
+from rankwise.remote.lease import Holder, Lease, beating
+from rankwise.remote.store import Store
+from rankwise.results import read_results
+from tables_only import write_tables
+from test_cli import folder_of_digits, refused
+from test_resume import contents
+
+FLAGS = ["--ranks", "1,2", "--seeds", "1", "--lr", "3e-2", "--baseline-lr", "1e-2", "--batch-size", "16"]
+FLAGS += ["--epochs", "2", "--rungs", "1", "--plan", "grid", "--quiet"]
+OFTEN = ["--checkpoint-epochs", "1"]
+
+Put = tuple[str, bytes | None]
+"""A change of a store: the name of an object, and what it is now."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_of_digits(tmp_path_factory.mktemp("digits") / "data")
+
+
+@pytest.fixture(scope="module")
+def in_a_folder(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("local") / "run"
+    assert main(["digits", *FLAGS, "--data", str(data), "--out", str(out)]) == 0
+    return contents(out)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(f"memory://{tmp_path.name}/run")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "LOOK_EVERY", 0.005)
+
+
+def contents_of(store: Store, folder: Path) -> dict[str, Any]:
+    for name in store.names():
+        store.download(name, folder / name)
+    return contents(folder)
+
+
+def fills(store: Store, changes: list[Put]) -> None:
+    for name, data in changes:
+        store.remove([name]) if data is None else store.write(name, data)
+
+
+def noted(patch: pytest.MonkeyPatch, store: Store) -> list[Put]:
+    """All changes of a store from now on, without locks."""
+    changes: list[Put] = []
+    upload, remove = Store.upload, Store.remove
+
+    def uploads(self: Store, path: Path, name: str) -> None:
+        upload(self, path, name)
+        changes.append((name, store.read(name)))
+
+    def removes(self: Store, names: list[str]) -> None:
+        remove(self, names)
+        changes.extend((name, None) for name in names if ".lock/" not in name)
+
+    patch.setattr(Store, "upload", uploads)
+    patch.setattr(Store, "remove", removes)
+    return changes
+
+
+def test_a_run(
+    store: Store,
+    data: Path,
+    tmp_path: Path,
+    in_a_folder: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    new = ["digits", *FLAGS, "--data", str(data), "--out", store.url]
+    assert main(new) == 0
+    printed = capsys.readouterr()
+    assert f"{store.url}/table.md" in printed.out
+    assert "/rankwise-" not in printed.out + printed.err, "the local copy is nobody's business"
+    assert contents_of(store, tmp_path / "copy") == in_a_folder
+    assert not [name for name in store.names() if "lock" in name or name.startswith("checkpoints")]
+    assert "/rankwise-" not in store.read("results.json").decode()
+    assert read_results(store.url) == read_results(tmp_path / "copy")
+
+    line = refused(capsys, *new)
+    assert f"{store.url} holds results already" in line
+    monkeypatch.setattr("rankwise.report.write_report", write_tables)
+    store.remove(["table.md"])
+    assert main(["report", store.url]) == 0
+    assert "table.md" in store.names()
+    adapter = next(run.adapter for run in read_results(store.url).runs if run.adapter)
+    assert main(["inspect", f"{store.url}/{adapter}"]) == 0
+    assert "r = " in capsys.readouterr().out
+    answer = read_results(store.url).answer
+    assert answer is not None
+    chosen = answer.verdict != "undecided" and answer.adapter
+    assert main(["inspect", f"{store.url}/best"]) == (0 if chosen else 2)
+    assert f"{store.url}/nothing" in refused(capsys, "inspect", f"{store.url}/nothing")
+    assert "takes a path of this machine" in refused(capsys, "merge", adapter or "", "--out", "s3://bucket/merged")
+    assert contents_of(store, tmp_path / "again") == in_a_folder, "reading has changed nothing"
+
+
+def test_units_in_processes_that_share_nothing_else(
+    store: Store, data: Path, tmp_path: Path, in_a_folder: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["digits", *FLAGS, "--data", str(data), "--out", store.url, "--prepare", "--max-workers", "2"]) == 0
+    assert capsys.readouterr().out == "0-1\n"
+    while (code := main(["work", store.url, "--next", "--quiet"])) == 0:
+        first, _, last = capsys.readouterr().out.strip().partition("-")
+        for number in range(int(first), int(last or first) + 1):
+            assert main(["work", store.url, "--pack", str(number), "--quiet"]) == 0
+    assert code == 10
+    assert contents_of(store, tmp_path / "copy") == in_a_folder
+    assert not [name for name in store.names() if name.startswith("checkpoints")]
+    assert main(["work", store.url, "--next"]) == 10
+    assert f"see {store.url}/table.md" in capsys.readouterr().err
+
+
+def test_who_may_work_at_the_same_time(store: Store, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["digits", *FLAGS, "--data", str(data), "--out", store.url, "--prepare"]) == 0
+    unit = Lease(store, "checkpoints/units/000000/.rankwise.lock", "Unit 0")
+    before = store.names()
+    with beating(unit, lambda: None):
+        assert main(["work", store.url, "--pack", "0", "--quiet"]) == 75
+        assert main(["work", store.url, "--next", "--quiet"]) == 0, "which decides and trains nothing"
+        assert f"Unit 0 of {store.url} is being trained by process {os.getpid()}" in refused(
+            capsys, "digits", "--resume", store.url
+        )
+    for action, code in (("train", 75), ("decide", 0)):
+        with beating(Lease(store, ".rankwise.lock", store.url, action), lambda: None):
+            assert main(["work", store.url, "--next", "--quiet"]) == 75
+            assert "is in use by another run of rankwise" in refused(capsys, "digits", "--resume", store.url)
+            if code:
+                assert main(["work", store.url, "--pack", "0", "--quiet"]) == code
+    assert store.names() == before
+    assert "There is no unit 7 in " in refused(capsys, "work", store.url, "--pack", "7")
+    assert "the units there are 0" in refused(capsys, "work", store.url, "--pack", "7")
+
+
+def changes_of_a_run(store: Store, data: Path, patch: pytest.MonkeyPatch) -> list[Put]:
+    with patch.context() as inner:
+        changes = noted(inner, store)
+        assert main(["digits", *FLAGS, *OFTEN, "--data", str(data), "--out", store.url]) == 0
+    return changes
+
+
+def resumes(tmp_path: Path, data: Path, changes: list[Put]) -> tuple[str, dict[str, Any]]:
+    """Take up what a process has left that was killed after these changes."""
+    left = Store(f"memory://{tmp_path.name}/{len(changes)}/run")
+    fills(left, changes)
+    where = ["--resume", left.url]
+    action = "resumed"
+    if main(["digits", *where, "--quiet"]) != 0:
+        finished = "results.json" in left.names()
+        action = "finished" if finished else "again"
+        if not finished:
+            assert main(["digits", *FLAGS, "--data", str(data), "--out", left.url, "--overwrite"]) == 0
+    return action, contents_of(left, tmp_path / f"copy-{len(changes)}")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_killed_after_a_checkpoint(
+    store: Store, data: Path, tmp_path: Path, in_a_folder: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = changes_of_a_run(store, data, monkeypatch)
+    checkpoints = [i for i, (name, _) in enumerate(changes) if "checkpoint-0" in name]
+    assert resumes(tmp_path, data, changes[: checkpoints[0] + 1]) == ("resumed", in_a_folder)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+def test_a_run_killed_at_any_moment(
+    store: Store, data: Path, tmp_path: Path, in_a_folder: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = changes_of_a_run(store, data, monkeypatch)
+    actions = [resumes(tmp_path, data, changes[:n]) for n in range(len(changes) + 1)]
+    assert all(there == in_a_folder for _, there in actions)
+    assert {action for action, _ in actions} == {"resumed", "finished", "again"}
+
+
+def at_a_step(patch: pytest.MonkeyPatch, nth: int, action: Callable[[], object]) -> None:
+    steps, step = [0], Pack.update
+
+    def steps_on(self: Pack, *arguments: Any, **options: Any) -> Any:
+        steps[0] += 1
+        if steps[0] == nth:
+            action()
+        return step(self, *arguments, **options)
+
+    patch.setattr(Pack, "update", steps_on)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_store_that_does_not_answer_for_a_while(
+    store: Store,
+    data: Path,
+    tmp_path: Path,
+    in_a_folder: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    upload, failures = Store.upload, [3]
+
+    def fails(self: Store, path: Path, name: str) -> None:
+        if failures[0] > 0:
+            failures[0] -= 1
+            raise OutputError(f"{self.url} can't be written (it slept).")
+        upload(self, path, name)
+
+    monkeypatch.setattr(Store, "upload", fails)
+    assert main(["digits", *FLAGS, *OFTEN, "--data", str(data), "--out", store.url]) == 0
+    assert capsys.readouterr().err.count("can't be written (it slept). Training continues, and it is tried again.") == 1
+    assert contents_of(store, tmp_path / "copy") == in_a_folder
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_worker_whose_unit_was_taken_over_writes_nothing_more(
+    store: Store, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["digits", *FLAGS, *OFTEN, "--data", str(data), "--out", store.url, "--prepare"]) == 0
+    lock = "checkpoints/units/000000/.rankwise.lock"
+    before = {name: store.read(name) for name in store.names()}
+    other = Lease(store, lock, "Unit 0")
+
+    def takes_over() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Holder, "has_ended", property(lambda holder: True))
+            other.take()
+
+    at_a_step(monkeypatch, 1, takes_over)
+    assert main(["work", store.url, "--pack", "0", "--quiet"]) == 75
+    assert f"Unit 0 of {store.url} was taken over by process {os.getpid()}" in capsys.readouterr().err
+    after = {name: store.read(name) for name in store.names() if lock not in name}
+    new = {name for name in after if before.get(name) != after[name]}
+    assert not new or all("checkpoint-" in name or "-pack-" in name for name in new), "as before the takeover"
+    assert not any(name.endswith("done.json") for name in after)
+    other.check()
+
+
+def test_places_that_can_not_be_used(store: Store, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = ["digits", *FLAGS, "--data", str(data), "--out"]
+    assert 'needs the package "gcsfs", of the extra "gs"' in refused(capsys, *new, "gs://bucket/run")
+    store.write("notes.txt", b"mine")
+    assert f"{store.url} holds notes.txt" in refused(capsys, *new, store.url)
+    assert store.names() == ["notes.txt"]
+    assert "that all of its machines see" in refused(capsys, *new, "memory://run", "--ray", "auto")
