@@ -129,9 +129,7 @@ class Sweep:
     def _folder(self, run: str) -> Path:
         folder = next(one.adapter for one in self.results.runs if one.name == run)
         if folder is None or self.directory is None:
-            raise ConfigError(
-                f"{run} was trained by the earlier sweep that this one extends; its tensors were not saved."
-            )
+            raise ConfigError(f"{run} was trained by the earlier sweep, and its tensors were not saved.")
         return self.directory / folder
 
     def _run(self, name: str | None) -> tuple[Run, AdapterState]:
@@ -234,13 +232,13 @@ def sweep(
         max_minutes: The adaptive plan starts nothing new after this many minutes.
         max_parameters: Adapters with more parameters are left out of the decision.
         rotate: Whether each seed validates on its own tenth, where `validation` is None; None does so from 4 seeds on.
-        compressed: Whether adapters are also cut to smaller ranks, and one to ship is named; None: not for a ModelMetric.
+        compressed: Whether adapters are also cut to smaller ranks, to name one to ship; None: not for a ModelMetric.
         squeeze_steps: Steps that cut adapters train further, and those trained at their rank for comparison.
         call: (model, batch) -> outputs; by default a mapping is passed as keywords (without "labels"), of a tuple the
             first element. Or a `rankwise.train.data.feed.Feed`, which also makes batches of rows: files are read, texts
             put together.
         rows_a_pass: Rows of a batch in one forward pass of training; None for the whole batch.
-        rows_at_once: Rows, over all adapters, in one forward pass of an evaluation.
+        rows_at_once: Rows, over all adapters, in a forward pass of an evaluation.
         cache: Whether the layers before the first adapted one run once for each row, not in every step; their outputs
             stay in memory (True), or in files in this folder until the sweep ends. For adapters of upper blocks. A run
             is resumed with the setting it started with.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from rankwise.lora.inits import INITS
 from rankwise.sweeps.candidates.grid import Candidate
-from rankwise.sweeps.candidates.ladders import kind_of
+from rankwise.sweeps.candidates.ladders import ladder_key
 from rankwise.sweeps.candidates.naming import folder_name
 from rankwise.sweeps.problem import Run
 
@@ -58,7 +58,7 @@ def cuts_of(candidates: Sequence[Candidate], trained: Collection[str]) -> list[R
     for c in candidates:
         # Of an initialisation that moves the base, the update is B A less what it began with.
         if c.lora is not None and c.lora.variant == "lora" and not INITS[c.lora.init].moves:
-            kinds.setdefault((kind_of(c), c.data), []).append(c)
+            kinds.setdefault((ladder_key(c), c.data), []).append(c)
     cuts: list[RankCut] = []
     for group in kinds.values():
         of_rank = {_rank(c): c for c in sorted(group, key=lambda c: c.name in trained)}
