@@ -339,7 +339,7 @@ def print_results(results: "Results", files: Sequence[Path], *, as_json: bool) -
     results = printable_results(results)
     console.print(headline(results), style="bold", highlight=False, markup=False)
     console.print("", terminal_table(results, console.width), sep="\n")
-    if (cut := cut_terminal(results)) is not None:
+    if (cut := cut_terminal(results, console.width)) is not None:
         console.print("", cut, sep="\n")
     console.print(
         "", " ".join([*after_headline(results), *trade_off(results)]), sep="\n", highlight=False, markup=False

@@ -70,8 +70,17 @@ def cut_markdown(results: Results) -> str:
     return "\n".join([*lines, "", *(f"- {line}" for line in cut_legend(results))]) + "\n"
 
 
-def cut_terminal(results: Results) -> "Table | None":
-    """Return the table for the end of a run; None where there is none."""
+LEFT_OUT = ("seeds", "95% interval", "trained, ", "trained at")
+"""Columns that a narrow terminal leaves out, in this order."""
+
+
+def cut_terminal(results: Results, width: int = 80) -> "Table | None":
+    """Return the table for the end of a run; None where there is none.
+
+    Args:
+        results: The content of `results.json`.
+        width: Columns of the terminal; where they are few, columns are left out, which table.md has.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -79,11 +88,18 @@ def cut_terminal(results: Results) -> "Table | None":
     rows = cut_rows(results)
     if not rows:
         return None
+    labels = [label + (" ◀ ship" if ship else "") for label, _, ship in rows]
+    widest = {
+        heading: max(map(len, [*heading.split(), *(cells[heading] for _, cells, _ in rows)])) for heading in rows[0][1]
+    }
+    for start in LEFT_OUT:
+        if sum(widest.values()) + len(widest) + max(map(len, labels)) <= width:
+            break
+        widest = {heading: size for heading, size in widest.items() if not heading.startswith(start)}
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("compressed", overflow="fold")
-    for heading in rows[0][1]:
-        table.add_column(Text("test" if heading == "compressed" else heading), justify="right")
-    for label, cells, ship in rows:
-        style = "bold" if ship else None
-        table.add_row(Text(label + (" ◀ ship" if ship else "")), *map(Text, cells.values()), style=style)
+    for heading, size in widest.items():
+        table.add_column(Text("test" if heading == "compressed" else heading), justify="right", width=size)
+    for label, (_, cells, ship) in zip(labels, rows, strict=True):
+        table.add_row(Text(label), *(Text(cells[heading]) for heading in widest), style="bold" if ship else None)
     return table
