@@ -56,7 +56,9 @@ def numbers(found: rankwise.Sweep) -> dict[str, Any]:
     answer = {key: value for key, value in (results["answer"] or {}).items() if key not in ("next", "adapter")}
     configurations = {c["name"]: c for c in results["configurations"]}
     runs = {run["name"]: [run["status"], run["metric"], run["validation_metric"]] for run in results["runs"]}
-    return {"answer": answer, "configurations": configurations, "runs": runs}
+    compressed = {c["name"]: {**c, "runs": None} for c in results["compressed"]["configurations"]}
+    ship = {**results["compressed"]["ship"], "adapter": None}
+    return {"answer": answer, "configurations": configurations, "runs": runs, "compressed": compressed, "ship": ship}
 
 
 def assert_same(found: Any, expected: Any, place: str = "") -> None:
