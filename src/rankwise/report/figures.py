@@ -35,12 +35,12 @@ FULL_SIZE, PAGE_SIZE = (7.4, 4.8), (5.6, 4.4)
 """Inches. The page's are small, so that their text is large enough on a phone."""
 
 
-KINDS = ("png", "svg", "pdf")
+ENDINGS = ("png", "svg", "pdf")
 """Endings of a file that a user names for a figure."""
 
 
 def figure_kind(path: Path) -> str:
-    """The kind of figure that a file's name asks for, one of `KINDS`.
+    """The kind of figure that a file's name asks for, one of `ENDINGS`.
 
     Raises:
         OutputError: It asks for none of them.
@@ -50,8 +50,8 @@ def figure_kind(path: Path) -> str:
         'svg'
     """
     kind = path.suffix.removeprefix(".").lower()
-    if kind not in KINDS:
-        raise OutputError(f"{path} ends in none of {', '.join(f'.{kind}' for kind in KINDS)}; name such a file.")
+    if kind not in ENDINGS:
+        raise OutputError(f"{path} ends in none of {', '.join(f'.{kind}' for kind in ENDINGS)}; name such a file.")
     return kind
 
 
