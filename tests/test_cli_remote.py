@@ -12,7 +12,7 @@ from rankwise.errors import OutputError
 from rankwise.pack.pack import Pack
 from rankwise.remote import mirror
 from rankwise.remote.lease import Holder, Lease, beating
-from rankwise.remote.store import Store
+from rankwise.remote.store import ObjectStore
 from rankwise.results import read_results
 from tables_only import write_tables
 from test_cli import folder_of_digits, refused
@@ -40,7 +40,7 @@ def in_a_folder(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[st
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(f"memory://{tmp_path.name}/run")
+    return ObjectStore(f"memory://{tmp_path.name}/run")
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def changes_of_a_run(store: Store, data: Path, patch: pytest.MonkeyPatch) -> lis
 
 def resumes(tmp_path: Path, data: Path, changes: list[Put]) -> tuple[str, dict[str, Any]]:
     """Take up what a process has left that was killed after these changes."""
-    left = Store(f"memory://{tmp_path.name}/{len(changes)}/run")
+    left = ObjectStore(f"memory://{tmp_path.name}/{len(changes)}/run")
     fills(left, changes)
     where = ["--resume", left.url]
     action = "resumed"

@@ -17,7 +17,7 @@ import pytest
 import fresh
 from rankwise.cli import main
 from rankwise.remote.lease import Lease
-from rankwise.remote.store import Store
+from rankwise.remote.store import ObjectStore
 from rankwise.results import read_results
 from s3_commands import rankwise_at
 from test_cli import folder_of_digits, refused
@@ -87,7 +87,7 @@ def begins(*arguments: str) -> AbstractContextManager[fresh.Running]:
     return fresh.start(rankwise_at, dict(os.environ), *arguments)
 
 
-def waits_for(store: Store, part: str) -> None:
+def waits_for(store: ObjectStore, part: str) -> None:
     end = time.monotonic() + 300
     while not any(part in name for name in store.names()):
         assert time.monotonic() < end
@@ -97,7 +97,7 @@ def waits_for(store: Store, part: str) -> None:
 def test_a_server_that_stops_for_five_seconds_in_the_middle(
     server: Server, data: Path, tmp_path: Path, in_a_folder: dict[str, Any]
 ) -> None:
-    store = Store("s3://runs/paused/run")
+    store = ObjectStore("s3://runs/paused/run")
     with begins("digits", *FLAGS, "--data", str(data), "--out", store.url) as running:
         waits_for(store, "checkpoints/checkpoint-")
         server.pause(5)
@@ -111,7 +111,7 @@ def test_a_server_that_stops_for_five_seconds_in_the_middle(
 def test_a_killed_run_is_resumed_by_another_process(
     server: Server, data: Path, tmp_path: Path, in_a_folder: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = Store("s3://runs/killed/run")
+    store = ObjectStore("s3://runs/killed/run")
     with begins("digits", *FLAGS, "--data", str(data), "--out", store.url) as running:
         waits_for(store, "checkpoints/checkpoint-")
         running.process.kill()
@@ -124,7 +124,7 @@ def test_a_killed_run_is_resumed_by_another_process(
 def test_units_at_once_and_twice_while_the_server_stops(
     server: Server, data: Path, tmp_path: Path, in_a_folder: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = Store("s3://runs/units/run")
+    store = ObjectStore("s3://runs/units/run")
     new = ["digits", *FLAGS, "--data", str(data), "--out", store.url, "--prepare", "--max-workers", "2"]
     assert main(new) == 0
     capsys.readouterr()
@@ -148,7 +148,7 @@ def test_units_at_once_and_twice_while_the_server_stops(
 
 
 def test_one_of_two_processes_creates(server: Server) -> None:
-    store = Store("s3://runs/created")
+    store = ObjectStore("s3://runs/created")
     assert store.create("claim", b"mine")
     assert not store.create("claim", b"theirs")
     assert store.read("claim") == b"mine"
