@@ -9,12 +9,12 @@ import pytest
 from rankwise.errors import OutputError
 from rankwise.remote.lease import Lease
 from rankwise.remote.mirror import Mirror
-from rankwise.remote.store import Store
+from rankwise.remote.store import ObjectStore
 
 
 @pytest.fixture
 def mirror(tmp_path: Path) -> Mirror:
-    store = Store(f"memory://{tmp_path.name}/run")
+    store = ObjectStore(f"memory://{tmp_path.name}/run")
     return Mirror(store, tmp_path / "run", skipped=lambda name: ".lock" in name, waits=lambda name: "log" in name)
 
 
@@ -30,9 +30,9 @@ def test_files_are_put_in_the_order_of_their_writing_and_removed_last(
     mirror: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
-    upload, remove = Store.upload, Store.remove
-    monkeypatch.setattr(Store, "upload", lambda self, path, name: (done.append(name), upload(self, path, name)))
-    monkeypatch.setattr(Store, "remove", lambda self, names: (done.append(f"-{names[0]}"), remove(self, names)))
+    upload, remove = ObjectStore.upload, ObjectStore.remove
+    monkeypatch.setattr(ObjectStore, "upload", lambda self, path, name: (done.append(name), upload(self, path, name)))
+    monkeypatch.setattr(ObjectStore, "remove", lambda self, names: (done.append(f"-{names[0]}"), remove(self, names)))
     put(mirror, "old.json", "0", 1)
     assert mirror.push()
     done.clear()
