@@ -39,7 +39,7 @@ def in_a_folder(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[st
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> ObjectStore:
     return ObjectStore(f"memory://{tmp_path.name}/run")
 
 
@@ -48,38 +48,38 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror, "LOOK_EVERY", 0.005)
 
 
-def contents_of(store: Store, folder: Path) -> dict[str, Any]:
+def contents_of(store: ObjectStore, folder: Path) -> dict[str, Any]:
     for name in store.names():
         if not name.endswith((".png", ".svg")):
             store.download(name, folder / name)
     return contents(folder)
 
 
-def fills(store: Store, changes: list[Put]) -> None:
+def fills(store: ObjectStore, changes: list[Put]) -> None:
     for name, data in changes:
         store.remove([name]) if data is None else store.write(name, data)
 
 
-def noted(patch: pytest.MonkeyPatch, store: Store) -> list[Put]:
+def noted(patch: pytest.MonkeyPatch, store: ObjectStore) -> list[Put]:
     """All changes of a store from now on, without locks."""
     changes: list[Put] = []
-    upload, remove = Store.upload, Store.remove
+    upload, remove = ObjectStore.upload, ObjectStore.remove
 
-    def uploads(self: Store, path: Path, name: str) -> None:
+    def uploads(self: ObjectStore, path: Path, name: str) -> None:
         upload(self, path, name)
         changes.append((name, store.read(name)))
 
-    def removes(self: Store, names: list[str]) -> None:
+    def removes(self: ObjectStore, names: list[str]) -> None:
         remove(self, names)
         changes.extend((name, None) for name in names if ".lock/" not in name)
 
-    patch.setattr(Store, "upload", uploads)
-    patch.setattr(Store, "remove", removes)
+    patch.setattr(ObjectStore, "upload", uploads)
+    patch.setattr(ObjectStore, "remove", removes)
     return changes
 
 
 def test_a_run(
-    store: Store,
+    store: ObjectStore,
     data: Path,
     tmp_path: Path,
     in_a_folder: dict[str, Any],
@@ -115,7 +115,7 @@ def test_a_run(
 
 
 def test_units_in_processes_that_share_nothing_else(
-    store: Store, data: Path, tmp_path: Path, in_a_folder: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    store: ObjectStore, data: Path, tmp_path: Path, in_a_folder: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["digits", *FLAGS, "--data", str(data), "--out", store.url, "--prepare", "--max-workers", "2"]) == 0
     assert capsys.readouterr().out == "0-1\n"
@@ -130,7 +130,7 @@ def test_units_in_processes_that_share_nothing_else(
     assert f"see {store.url}/table.md" in capsys.readouterr().err
 
 
-def test_who_may_work_at_the_same_time(store: Store, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_who_may_work_at_the_same_time(store: ObjectStore, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["digits", *FLAGS, "--data", str(data), "--out", store.url, "--prepare"]) == 0
     unit = Lease(store, "checkpoints/units/000000/.rankwise.lock", "Unit 0")
     before = store.names()
@@ -151,7 +151,7 @@ def test_who_may_work_at_the_same_time(store: Store, data: Path, capsys: pytest.
     assert "the units there are 0" in refused(capsys, "work", store.url, "--pack", "7")
 
 
-def changes_of_a_run(store: Store, data: Path, patch: pytest.MonkeyPatch) -> list[Put]:
+def changes_of_a_run(store: ObjectStore, data: Path, patch: pytest.MonkeyPatch) -> list[Put]:
     with patch.context() as inner:
         changes = noted(inner, store)
         assert main(["digits", *FLAGS, *OFTEN, "--data", str(data), "--out", store.url]) == 0
@@ -174,7 +174,7 @@ def resumes(tmp_path: Path, data: Path, changes: list[Put]) -> tuple[str, dict[s
 
 @pytest.mark.usefixtures("quick")
 def test_a_run_killed_after_a_checkpoint(
-    store: Store, data: Path, tmp_path: Path, in_a_folder: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, data: Path, tmp_path: Path, in_a_folder: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = changes_of_a_run(store, data, monkeypatch)
     checkpoints = [i for i, (name, _) in enumerate(changes) if "checkpoint-0" in name]
@@ -184,7 +184,7 @@ def test_a_run_killed_after_a_checkpoint(
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_a_run_killed_at_any_moment(
-    store: Store, data: Path, tmp_path: Path, in_a_folder: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, data: Path, tmp_path: Path, in_a_folder: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = changes_of_a_run(store, data, monkeypatch)
     actions = [resumes(tmp_path, data, changes[:n]) for n in range(len(changes) + 1)]
@@ -196,7 +196,7 @@ def test_a_run_killed_at_any_moment(
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("damage", ["changed", "cut", "lost"])
 def test_an_object_that_the_store_has_damaged_or_lost_costs_a_checkpoint(
-    store: Store,
+    store: ObjectStore,
     data: Path,
     tmp_path: Path,
     in_a_folder: dict[str, Any],
@@ -226,22 +226,22 @@ def at_a_step(patch: pytest.MonkeyPatch, nth: int, action: Callable[[], object])
 
 @pytest.mark.usefixtures("quick")
 def test_a_store_that_does_not_answer_for_a_while(
-    store: Store,
+    store: ObjectStore,
     data: Path,
     tmp_path: Path,
     in_a_folder: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    upload, failures = Store.upload, [3]
+    upload, failures = ObjectStore.upload, [3]
 
-    def fails(self: Store, path: Path, name: str) -> None:
+    def fails(self: ObjectStore, path: Path, name: str) -> None:
         if failures[0] > 0:
             failures[0] -= 1
             raise OutputError(f"{self.url} can't be written (it slept).")
         upload(self, path, name)
 
-    monkeypatch.setattr(Store, "upload", fails)
+    monkeypatch.setattr(ObjectStore, "upload", fails)
     assert main(["digits", *FLAGS, *OFTEN, "--data", str(data), "--out", store.url]) == 0
     assert capsys.readouterr().err.count("can't be written (it slept). Training continues, and it is tried again.") == 1
     assert contents_of(store, tmp_path / "copy") == in_a_folder
@@ -249,7 +249,7 @@ def test_a_store_that_does_not_answer_for_a_while(
 
 @pytest.mark.usefixtures("quick")
 def test_a_worker_whose_unit_was_taken_over_writes_nothing_more(
-    store: Store, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    store: ObjectStore, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["digits", *FLAGS, *OFTEN, "--data", str(data), "--out", store.url, "--prepare"]) == 0
     lock = "checkpoints/units/000000/.rankwise.lock"
@@ -271,7 +271,7 @@ def test_a_worker_whose_unit_was_taken_over_writes_nothing_more(
     other.check()
 
 
-def test_places_that_can_not_be_used(store: Store, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_places_that_can_not_be_used(store: ObjectStore, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     new = ["digits", *FLAGS, "--data", str(data), "--out"]
     assert 'needs the package "gcsfs", of the extra "gs"' in refused(capsys, *new, "gs://bucket/run")
     store.write("notes.txt", b"mine")

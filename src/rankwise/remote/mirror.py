@@ -5,10 +5,11 @@ end. So the store passes through states that a process killed in this folder mig
 the one can be resumed from the other.
 """
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 
@@ -141,15 +142,23 @@ class Mirror:
                 pause = min(2 * pause, RETRY_WITHIN)
 
     def _files(self) -> dict[str, Stat]:
-        """Every file's name, with what tells its content from another's."""
+        """Every file's name, with what tells its content from another's.
+
+        Raises:
+            OutputError: A folder can't be read: its files would seem to be gone.
+        """
         files: dict[str, Stat] = {}
-        for path in self.folder.rglob("*"):
-            name = path.relative_to(self.folder).as_posix()
-            try:
-                if not self._skipped(name) and not path.is_symlink() and path.is_file():
-                    files[name] = _stat(path)
-            except FileNotFoundError:
-                continue
+        try:
+            for place, folders, names in os.walk(self.folder, onerror=_unless_gone):
+                here = Path(place).relative_to(self.folder)
+                folders[:] = [name for name in folders if not self._skipped((here / name).as_posix())]
+                for name in names:
+                    path = self.folder / here / name
+                    with suppress(FileNotFoundError):  # it is being replaced, or was removed
+                        if not self._skipped((here / name).as_posix()) and not path.is_symlink():
+                            files[(here / name).as_posix()] = _stat(path)
+        except OSError as error:
+            raise OutputError(f"{self.folder} can't be read ({error.strerror or error}).") from error
         return files
 
 
@@ -189,6 +198,11 @@ def mirroring(mirror: Mirror, lost: Callable[[], None]) -> Generator[None]:
 def say(line: str) -> None:
     """Print a line for the user."""
     print(f"rankwise: {line}", file=sys.stderr)
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _stat(path: Path) -> Stat:
