@@ -37,8 +37,8 @@ INITS: dict[str, Init] = {
     "olora": Init(olora, moves=True),
     "orthogonal": Init(_orthogonal.orthogonal, conflict=_orthogonal.conflict),
     "eva": Init(eva, data="inputs"),
-    "loftq": Init(_loftq.loftq, obstacle=_loftq.obstacle),
-    "lora-ga": Init(_lora_ga.lora_ga, moves=True, data="gradients", obstacle=_lora_ga.obstacle),
+    "loftq": Init(_loftq.loftq, obstacle=_loftq.loftq_obstacle),
+    "lora-ga": Init(_lora_ga.lora_ga, moves=True, data="gradients", obstacle=_lora_ga.lora_ga_obstacle),
 }
 
 _PLAIN: Any = {"device": "cpu", "dtype": torch.float32}

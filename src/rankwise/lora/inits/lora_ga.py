@@ -32,7 +32,7 @@ def lora_ga(site: InitSite) -> tuple[Tensor, Tensor]:
     return filled_up(factor * Vh[:r], factor * U[:, r : 2 * r], site)
 
 
-def obstacle(layer: Any, r: int) -> str:
+def lora_ga_obstacle(layer: Any, r: int) -> str:
     """Why there is no gradient of this layer's weight."""
     weight = getattr(layer, "weight", None)
     plain = not isinstance(weight, Tensor) or (weight.is_floating_point() and weight.itemsize > 1)
