@@ -73,12 +73,12 @@ def alone(config: LoRAConfig, steps: int, rows: int) -> tuple[nn.Module, dict[st
     return own, state
 
 
-# The ways of a layer in a pack: factored (few rows), with W + s B A formed (many).
-@pytest.mark.parametrize("rows", [4, 60])
-def test_all_together_are_each_alone(rows):
+# Without DoRA layers run in batched products: factored (few rows), or with W + s B A formed (many).
+@pytest.mark.parametrize(("variants", "rows"), [(VARIANTS, 4), (("lora", "lora-fa"), 4), (("lora", "lora-fa"), 60)])
+def test_all_together_are_each_alone(variants, rows):
     configs = [
         LoRAConfig(r=r, init=init, variant=variant, alpha=8)
-        for variant in VARIANTS
+        for variant in variants
         for init in DRAWN
         for r in ((2, 6) if init in ("pissa", "orthogonal") else (4,))
     ]
