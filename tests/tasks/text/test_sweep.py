@@ -290,7 +290,7 @@ def test_an_adapter_is_trained_on(folders: Path, tmp_path: Path, capsys: pytest.
     losses = {r["configuration"]: r["validation_loss"] for r in read_results(tmp_path / "sweep")["runs"]}
     assert set(losses) == {"r1", f"from-{folder.name}", "head"}
     assert losses[f"from-{folder.name}"] == pytest.approx(chosen["validation_loss"], rel=1e-4)
-    assert losses["r1"] != pytest.approx(chosen["validation_loss"], rel=1e-2)
+    assert losses["r1"] != pytest.approx(chosen["validation_loss"], rel=1e-3)
 
     capsys.readouterr()
     assert main(["train", *flags, "--rank", "4", "--out", str(tmp_path / "no")]) == 2
