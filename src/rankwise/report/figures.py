@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FIGURES = ("accuracy_vs_parameters", "relative")
 CURVES = "curves"
-KINDS = ("png", "svg")
+DRAWN = ("png", "svg")
 MOST_LETTERS = 48
 """Of a name in a title."""
 
@@ -82,15 +82,15 @@ def draw_figures(results: Results, directory: str | Path) -> list[Path]:
             if figure is not None:
                 written += save_figure(figure, Path(directory), name)
                 continue
-            for kind in KINDS:
+            for kind in DRAWN:
                 (Path(directory) / f"{name}.{kind}").unlink(missing_ok=True)  # one of earlier results
     return written
 
 
 def save_figure(figure: "Figure", directory: Path, name: str) -> list[Path]:
     """Write a figure as PNG and SVG; the same figure gives the same bytes."""
-    paths = [directory / f"{name}.{kind}" for kind in KINDS]
-    for path, kind in zip(paths, KINDS, strict=True):
+    paths = [directory / f"{name}.{kind}" for kind in DRAWN]
+    for path, kind in zip(paths, DRAWN, strict=True):
         with replacing(path) as temporary:
             figure.savefig(temporary, format=kind, metadata=_no_metadata(kind))
     return paths

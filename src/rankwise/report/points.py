@@ -117,8 +117,8 @@ def scene(results: Results, *, relative: bool) -> Scene:
     held_against = results.configuration(reference)
     colour = VERMILLION if held_against is not None and held_against.method != "lora" else BLUE
     band = _band(results, scale)
-    cut = [tuple(_compressed(results, scale, relative, repaired=repaired)) for repaired in (False, True)]
-    return Scene(tuple(lora), tuple(others), *cut, tuple(_published(results, relative)), band, colour)
+    cut, repaired = (tuple(_compressed(results, scale, relative, repaired=one)) for one in (False, True))
+    return Scene(tuple(lora), tuple(others), cut, repaired, tuple(_published(results, relative)), band, colour)
 
 
 def _kind(c: ConfigurationResult) -> str:

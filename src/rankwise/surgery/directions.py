@@ -72,6 +72,6 @@ def amplification(
         >>> found.factor, found.leading
         (3.0, 5.0)
     """
-    W = W.to(U.dtype)
-    singular = torch.linalg.svdvals(W)[: len(S)]
-    return Amplification(float(S.norm()), float((U.mT @ W @ Vt.mT).norm()), float(singular.norm()))
+    weight = W.to(U.dtype)
+    singular = torch.linalg.svdvals(weight)[: len(S)]
+    return Amplification(float(S.norm()), float((U.mT @ weight @ Vt.mT).norm()), float(singular.norm()))
