@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FIGURES = ("accuracy_vs_parameters", "relative")
 CURVES = "curves"
-DRAWN = ("png", "svg")
+KINDS = ("png", "svg")
 MOST_LETTERS = 48
 """Of a name in a title."""
 
@@ -35,12 +35,12 @@ FULL_SIZE, PAGE_SIZE = (7.4, 4.8), (5.6, 4.4)
 """Inches. The page's are small, so that their text is large enough on a phone."""
 
 
-KINDS = ("png", "svg", "pdf")
+ENDINGS = ("png", "svg", "pdf")
 """Endings of a file that a user names for a figure."""
 
 
 def figure_kind(path: Path) -> str:
-    """The kind of figure that a file's name asks for, one of `KINDS`.
+    """The kind of figure that a file's name asks for, one of `ENDINGS`.
 
     Raises:
         OutputError: It asks for none of them.
@@ -50,8 +50,8 @@ def figure_kind(path: Path) -> str:
         'svg'
     """
     kind = path.suffix.removeprefix(".").lower()
-    if kind not in KINDS:
-        raise OutputError(f"{path} ends in none of {', '.join(f'.{kind}' for kind in KINDS)}; name such a file.")
+    if kind not in ENDINGS:
+        raise OutputError(f"{path} ends in none of {', '.join(f'.{kind}' for kind in ENDINGS)}; name such a file.")
     return kind
 
 
@@ -82,15 +82,15 @@ def draw_figures(results: Results, directory: str | Path) -> list[Path]:
             if figure is not None:
                 written += save_figure(figure, Path(directory), name)
                 continue
-            for kind in DRAWN:
+            for kind in KINDS:
                 (Path(directory) / f"{name}.{kind}").unlink(missing_ok=True)  # one of earlier results
     return written
 
 
 def save_figure(figure: "Figure", directory: Path, name: str) -> list[Path]:
     """Write a figure as PNG and SVG; the same figure gives the same bytes."""
-    paths = [directory / f"{name}.{kind}" for kind in DRAWN]
-    for path, kind in zip(paths, DRAWN, strict=True):
+    paths = [directory / f"{name}.{kind}" for kind in KINDS]
+    for path, kind in zip(paths, KINDS, strict=True):
         with replacing(path) as temporary:
             figure.savefig(temporary, format=kind, metadata=_no_metadata(kind))
     return paths

@@ -117,8 +117,9 @@ def scene(results: Results, *, relative: bool) -> Scene:
     held_against = results.configuration(reference)
     colour = VERMILLION if held_against is not None and held_against.method != "lora" else BLUE
     band = _band(results, scale)
-    cut, repaired = (tuple(_compressed(results, scale, relative, repaired=one)) for one in (False, True))
-    return Scene(tuple(lora), tuple(others), cut, repaired, tuple(_published(results, relative)), band, colour)
+    compressed, repaired = (tuple(_compressed(results, scale, relative, repaired=also)) for also in (False, True))
+    published = tuple(_published(results, relative))
+    return Scene(tuple(lora), tuple(others), compressed, repaired, published, band, colour)
 
 
 def _kind(c: ConfigurationResult) -> str:

@@ -31,4 +31,4 @@ def check_data(model: nn.Module, problem: Problem, candidates: Sequence[Candidat
     one = next((c for c in candidates if c.method == "lora"), candidates[0])
     run = one.run(one.lrs[0], seed)
     data, roles, size = problem.data_of(one.data), (problem.loss, problem.metric), run.training.batch_size
-    check_training(model, run.member, *data, *roles, problem.feed, size, problem.inspections)
+    check_training(model, run.member, *data, *roles, problem.feed, size, problem.inspections, run.start)
