@@ -1,5 +1,8 @@
 """A cut adapter is the best approximation of its rank, in every kind of layer."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +23,7 @@ class Experts(nn.Module):
         return x @ self.up.mean(0).mT
 
 
-MODELS = {
+MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "linear": (lambda: nn.Sequential(nn.Linear(9, 12)), {}),
     "convolution": (lambda: nn.Sequential(nn.Conv2d(4, 8, 3)), {"target_modules": ["0"]}),
     "grouped": (lambda: nn.Sequential(nn.Conv1d(4, 8, 3, groups=2)), {"target_modules": ["0"]}),

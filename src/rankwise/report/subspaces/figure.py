@@ -49,11 +49,14 @@ def build_subspaces(found: Subspaces) -> "Figure":
     figure = Figure(figsize=(1.4 + 3.4 * across, 1.1 + 2.3 * down), dpi=160, layout="constrained")
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.5 / (1.1 + 2.3 * down)))  # type: ignore[union-attr]
     axes = figure.subplots(down, across, squeeze=False)
-    images: list[AxesImage] = []
-    for row, path in zip(axes, shown, strict=True):
-        for ax, overlap in zip(row, found.overlaps, strict=True):
-            images.append(_draw(ax, overlap, path))
-    figure.colorbar(images[-1], ax=axes, label="similarity of the first i and j directions", pad=0.02)
+    images = [
+        _draw(ax, overlap, path)
+        for row, path in zip(axes, shown, strict=True)
+        for ax, overlap in zip(row, found.overlaps, strict=True)
+    ]
+    bar = figure.colorbar(images[-1], ax=axes, pad=0.02)
+    bar.set_label("similarity of the first i and j directions", fontsize=8, color=INK)
+    bar.ax.tick_params(labelsize=7)
     high = figure.get_size_inches()[1]
     heading = "Which directions the updates share"
     figure.text(0.02, 1 - 0.12 / high, heading, weight="bold", size=11.5, color=INK, va="top")
