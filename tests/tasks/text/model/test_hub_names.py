@@ -7,7 +7,7 @@ import pytest
 
 from rankwise.errors import ConfigError
 from rankwise.tasks.text.model import hub_names
-from rankwise.tasks.text.model.hub_names import check_name, owned_name
+from rankwise.tasks.text.model.hub_names import check_model_name, owned_name
 
 hub = pytest.importorskip("huggingface_hub")
 
@@ -49,21 +49,21 @@ def test_well_known_names(name: str, whole: str | None) -> None:
 
 def test_what_is_meant_is_said_without_asking(asked: list[str]) -> None:
     with pytest.raises(ConfigError, match='did you mean "sentence-transformers/all-MiniLM-L6-v2"'):
-        check_name("all-MiniLM-L6-v2")
+        check_model_name("all-MiniLM-L6-v2")
     assert asked == []
 
 
 def test_the_hub_is_asked_once(asked: list[str]) -> None:
-    check_name("bert-base-uncased")
-    check_name("owner/model")
+    check_model_name("bert-base-uncased")
+    check_model_name("owner/model")
     with pytest.raises(ConfigError, match="the hub has no model of that name: give owner/name"):
-        check_name("nowhere")
+        check_model_name("nowhere")
     with pytest.raises(ConfigError, match=r"the hub can't be reached \(no network\)"):
-        check_name("unreachable")
+        check_model_name("unreachable")
     with pytest.raises(ConfigError, match='no folder "runs/nowhere", and the hub has no model of that name'):
-        check_name("runs/nowhere")
+        check_model_name("runs/nowhere")
     with pytest.raises(ConfigError, match="it is no name of a model on the hub"):
-        check_name("a/b/c")
+        check_model_name("a/b/c")
     assert asked == ["bert-base-uncased", "owner/model", "nowhere", "unreachable", "runs/nowhere", "a/b/c"]
 
 
@@ -73,8 +73,8 @@ def test_nothing_is_asked_for_folders_and_what_is_kept(
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path)
     for name in ("model", "kept", str(tmp_path / "model")):
-        check_name(name)
+        check_model_name(name)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigError, match="HF_HUB_OFFLINE is set"):
-        check_name("nowhere")
+        check_model_name("nowhere")
     assert asked == []

@@ -43,7 +43,7 @@ def owned_name(name: str) -> str | None:
     return None
 
 
-def check_name(name: str) -> None:
+def check_model_name(name: str) -> None:
     """Refuse a name that is neither a folder, nor kept on this machine, nor, asked once, on the hub.
 
     transformers would try such a name many times before it fails.

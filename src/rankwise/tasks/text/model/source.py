@@ -10,7 +10,7 @@ import torch
 
 from rankwise.errors import ConfigError, suggest
 from rankwise.tasks.text.extra import requires_extra
-from rankwise.tasks.text.model.hub_names import check_name
+from rankwise.tasks.text.model.hub_names import check_model_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -69,7 +69,7 @@ class ModelSource:
         if not path.exists():
             with requires_extra("language models"):
                 import_module("huggingface_hub")
-            check_name(name)
+            check_model_name(name)
 
     def load(self, auto_class: str, **more: Any) -> Any:
         """`transformers.<auto_class>.from_pretrained`.
