@@ -27,6 +27,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from rankwise.sweeps.choose.adaptive import Ladder
 from rankwise.sweeps.choose.answer import decide, reference_of
 from rankwise.sweeps.choose.comparison import Floors
 from rankwise.sweeps.choose.configurations import RunScore, choose_learning_rates
@@ -217,6 +218,17 @@ def command(args: argparse.Namespace) -> None:
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
+@dataclass(frozen=True)
+class FromRight(Ladder):
+    """A ladder on which the plan begins at the right size: no proposal can do better."""
+
+    right: str
+
+    @property
+    def middle(self) -> str:
+        return self.right if self.right in self.names else self.names[-1]
+
+
 def replay(args: argparse.Namespace) -> None:
     paths = sorted(args.out.glob(f"sample-*-{args.validation}.npz"))
     seeds = range(args.seeds)
@@ -235,6 +247,8 @@ def replay(args: argparse.Namespace) -> None:
             # The last one searches for learning rates and decides nothing.
             stages = Replayed(pool, order[:-1], order[-1], args.price)
             walk = Walk(stages, Auto(rule=rule, floors=floors_of(pool, seeds), curve=False))
+            if args.oracle:
+                walk.ladders = [FromRight(one.names, truth(pool, rule, seeds)[0]) for one in walk.ladders]
             answer = decided(walk, rule, floors_of(pool, seeds))
             runs, n = runs + len(walk.swept.runs) + walk.searched, n + 1
             right, inside = truth(pool, rule, seeds)
@@ -397,6 +411,7 @@ def main() -> None:
     parser.add_argument("--replays", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=1000)
     parser.add_argument("--confidence", type=float, default=0.95)
+    parser.add_argument("--oracle", action="store_true", help="replays begin at the right size")
     parser.add_argument("--price", type=float, default=1.0, help="of a further adapter, as a share of the first")
     args = parser.parse_args()
     {"pool": make_pool, "replay": replay, "command": command, "synthetic": synthetic}[args.what](args)

@@ -2,7 +2,7 @@
 
     RAY_worker_niceness=0 python benchmarks/scale_faults.py [--worker 10] [--node 10] [--driver 5] [--stop 4] [--seed 0]
 
-A local Ray cluster has a head without CPUs and two nodes with one each. A sweep of 28 tiny runs in 2 packs with two
+A local Ray cluster has a head without CPUs and two nodes with one each. A sweep of 22 tiny runs in 2 packs with two
 rungs (6 units, grid plan) trains on it; every step sleeps, so that it takes seconds and hardly any CPU. It runs once in
 one process, undisturbed. Then, each at a random one of the driver's events:
 

@@ -12,7 +12,7 @@ from rankwise.errors import OutputError
 from rankwise.pack.pack import Pack
 from rankwise.remote import mirror
 from rankwise.remote.lease import Holder, Lease, beating
-from rankwise.remote.store import Store
+from rankwise.remote.store import ObjectStore
 from rankwise.results import read_results
 from tables_only import write_tables
 from test_cli import folder_of_digits, refused
@@ -40,7 +40,7 @@ def in_a_folder(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[st
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(f"memory://{tmp_path.name}/run")
+    return ObjectStore(f"memory://{tmp_path.name}/run")
 
 
 @pytest.fixture
@@ -50,7 +50,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def contents_of(store: Store, folder: Path) -> dict[str, Any]:
     for name in store.names():
-        store.download(name, folder / name)
+        if not name.endswith((".png", ".svg")):
+            store.download(name, folder / name)
     return contents(folder)
 
 
@@ -159,7 +160,7 @@ def changes_of_a_run(store: Store, data: Path, patch: pytest.MonkeyPatch) -> lis
 
 def resumes(tmp_path: Path, data: Path, changes: list[Put]) -> tuple[str, dict[str, Any]]:
     """Take up what a process has left that was killed after these changes."""
-    left = Store(f"memory://{tmp_path.name}/{len(changes)}/run")
+    left = ObjectStore(f"memory://{tmp_path.name}/{len(changes)}/run")
     fills(left, changes)
     where = ["--resume", left.url]
     action = "resumed"
@@ -189,6 +190,26 @@ def test_a_run_killed_at_any_moment(
     actions = [resumes(tmp_path, data, changes[:n]) for n in range(len(changes) + 1)]
     assert all(there == in_a_folder for _, there in actions)
     assert {action for action, _ in actions} == {"resumed", "finished", "again"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("damage", ["changed", "cut", "lost"])
+def test_an_object_that_the_store_has_damaged_or_lost_costs_a_checkpoint(
+    store: Store,
+    data: Path,
+    tmp_path: Path,
+    in_a_folder: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str,
+) -> None:
+    changes = changes_of_a_run(store, data, monkeypatch)
+    manifests = [i for i, (name, put) in enumerate(changes) if "checkpoint-0" in name and put is not None]
+    assert len(manifests) > 1
+    left = changes[: manifests[1] + 1]
+    name, put = next((name, put) for name, put in reversed(left) if name.endswith(".safetensors") and put)
+    damaged = {"changed": put[:-1] + bytes([put[-1] ^ 1]), "cut": put[:-1], "lost": None}[damage]
+    assert resumes(tmp_path, data, [*left, (name, damaged)]) == ("resumed", in_a_folder)
 
 
 def at_a_step(patch: pytest.MonkeyPatch, nth: int, action: Callable[[], object]) -> None:

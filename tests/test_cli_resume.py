@@ -1,8 +1,10 @@
 """`--resume` on the command line: what goes on, what is refused, what is said."""
 
+import io
 import json
 import shutil
 import signal
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,15 @@ from rankwise.tasks.digits import digits
 from test_cli import QUICK, folder_of_digits, refused
 
 
-@pytest.fixture
-def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_of_digits(tmp_path_factory.mktemp("digits") / "data")
+
+
+@pytest.fixture(scope="module")
+def stopped_once(data: Path) -> Path:
     """The directory of a run that SIGTERM has stopped before anything had finished."""
-    out = tmp_path / "out"
-    data = folder_of_digits(tmp_path / "data")
+    out = data.parent / "out"
     sweep = stages.run_sweep
 
     def stopping(*args: Any) -> Any:
@@ -29,13 +35,19 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     def stopped_sweep(model: Any, runs: Any, problem: Any, *args: Any, **given: Any) -> Any:
         return sweep(model, runs, replace(problem, metric=stopping), *args, **given)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(io.StringIO()) as said:
         patch.setattr(stages, "run_sweep", stopped_sweep)
         code = main(["digits", *QUICK, "--data", str(data), "--out", str(out), "--quiet"])
     assert code == 130
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said == f"Interrupted before any run had finished; resume with: rankwise digits --resume {out}"
+    line = said.getvalue().splitlines()[-1]
+    assert line == f"Interrupted before any run had finished; resume with: rankwise digits --resume {out}"
     return out
+
+
+@pytest.fixture
+def stopped(stopped_once: Path, tmp_path: Path) -> Path:
+    """A copy of that directory."""
+    return Path(shutil.copytree(stopped_once, tmp_path / "out", symlinks=True))
 
 
 def test_it_goes_on_to_its_results(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,15 +85,10 @@ def test_flags_that_say_the_same_are_no_conflict(stopped: Path) -> None:
     assert main(["digits", f"--resume={stopped}", "--ranks", "1:2", "--checkpoint-epochs", "1", "--quiet"]) == 0
 
 
-def test_a_new_run_does_not_take_its_place(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_new_run_does_not_take_its_place(stopped: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = f"{stopped} holds an unfinished run; resume it with --resume {stopped}, give another directory"
     assert message in refused(capsys, "digits", *QUICK, "--out", str(stopped))
-    assert (
-        main(
-            ["digits", *QUICK, "--data", str(stopped.parent / "data"), "--out", str(stopped), "--overwrite", "--quiet"]
-        )
-        == 0
-    )
+    assert main(["digits", *QUICK, "--data", str(data), "--out", str(stopped), "--overwrite", "--quiet"]) == 0
     assert not (stopped / "checkpoints").exists()
 
 
@@ -99,10 +106,12 @@ def test_what_is_damaged_is_said(stopped: Path, capsys: pytest.CaptureFixture[st
     assert "can't read base/model.safetensors" in refused(capsys, "digits", "--resume", str(stopped))
 
 
-def test_data_that_are_gone(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = stopped.parent / "data"
-    folder.rename(stopped.parent / "moved")
-    assert "No folder" in refused(capsys, "digits", "--resume", str(stopped))
+def test_data_that_are_gone(stopped: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    moved = data.rename(data.parent / "moved")
+    try:
+        assert "No folder" in refused(capsys, "digits", "--resume", str(stopped))
+    finally:
+        moved.rename(data)
 
 
 def test_a_full_disk_at_the_results(

@@ -7,19 +7,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import fresh
 from rankwise.cli import main
 from rankwise.remote.lease import Lease
-from rankwise.remote.store import Store
+from rankwise.remote.store import ObjectStore
 from rankwise.results import read_results
+from s3_commands import rankwise_at
 from test_cli import folder_of_digits, refused
 from test_cli_remote import contents_of
-from test_resume import contents, environment
+from test_resume import contents
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # those of botocore and moto
 
@@ -79,11 +82,12 @@ def in_a_folder(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[st
     return contents(out)
 
 
-def begins(*arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "rankwise", *arguments], env=environment())
+def begins(*arguments: str) -> AbstractContextManager[fresh.Running]:
+    """Start a command in its own process."""
+    return fresh.start(rankwise_at, dict(os.environ), *arguments)
 
 
-def waits_for(store: Store, part: str) -> None:
+def waits_for(store: ObjectStore, part: str) -> None:
     end = time.monotonic() + 300
     while not any(part in name for name in store.names()):
         assert time.monotonic() < end
@@ -93,11 +97,12 @@ def waits_for(store: Store, part: str) -> None:
 def test_a_server_that_stops_for_five_seconds_in_the_middle(
     server: Server, data: Path, tmp_path: Path, in_a_folder: dict[str, Any]
 ) -> None:
-    store = Store("s3://runs/paused/run")
-    running = begins("digits", *FLAGS, "--data", str(data), "--out", store.url)
-    waits_for(store, "checkpoints/checkpoint-")
-    server.pause(5)
-    assert running.wait(300) == 0
+    store = ObjectStore("s3://runs/paused/run")
+    with begins("digits", *FLAGS, "--data", str(data), "--out", store.url) as running:
+        waits_for(store, "checkpoints/checkpoint-")
+        server.pause(5)
+        ended = running.end()
+    assert ended.returncode == 0, ended.stderr
     assert contents_of(store, tmp_path / "copy") == in_a_folder
     assert not [name for name in store.names() if "lock" in name or name.startswith("checkpoints")]
     assert read_results(store.url).runs
@@ -106,14 +111,11 @@ def test_a_server_that_stops_for_five_seconds_in_the_middle(
 def test_a_killed_run_is_resumed_by_another_process(
     server: Server, data: Path, tmp_path: Path, in_a_folder: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = Store("s3://runs/killed/run")
-    running = begins("digits", *FLAGS, "--data", str(data), "--out", store.url)
-    waits_for(store, "checkpoints/checkpoint-")
-    assert f"in use by another run of rankwise (process {running.pid} on " in refused(
-        capsys, "digits", "--resume", store.url
-    )
-    running.kill()
-    running.wait()
+    store = ObjectStore("s3://runs/killed/run")
+    with begins("digits", *FLAGS, "--data", str(data), "--out", store.url) as running:
+        waits_for(store, "checkpoints/checkpoint-")
+        running.process.kill()
+        running.process.join()
     assert Lease(store, ".rankwise.lock", "").holder() is not None, "it could not release it"
     assert main(["digits", "--resume", store.url, "--quiet"]) == 0
     assert contents_of(store, tmp_path / "copy") == in_a_folder
@@ -122,7 +124,7 @@ def test_a_killed_run_is_resumed_by_another_process(
 def test_units_at_once_and_twice_while_the_server_stops(
     server: Server, data: Path, tmp_path: Path, in_a_folder: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = Store("s3://runs/units/run")
+    store = ObjectStore("s3://runs/units/run")
     new = ["digits", *FLAGS, "--data", str(data), "--out", store.url, "--prepare", "--max-workers", "2"]
     assert main(new) == 0
     capsys.readouterr()
@@ -130,20 +132,23 @@ def test_units_at_once_and_twice_while_the_server_stops(
     while (code := main(["work", store.url, "--next", "--quiet"])) == 0:
         first, _, last = capsys.readouterr().out.strip().partition("-")
         numbers = [str(number) for number in range(int(first), int(last or first) + 1)]
-        twice = [begins("work", store.url, "--pack", number, "--quiet") for number in [*numbers, *numbers]]
-        if not paused:
-            waits_for(store, f"units/{int(first):06}/checkpoint-")
-            server.pause(5)
-            paused = True
-        codes = [one.wait(300) for one in twice]
-        assert set(codes) <= {0, 75}
+        with ExitStack() as stack:
+            twice = [
+                stack.enter_context(begins("work", store.url, "--pack", number, "--quiet"))
+                for number in [*numbers, *numbers]
+            ]
+            if not paused:
+                waits_for(store, f"units/{int(first):06}/checkpoint-")
+                server.pause(5)
+                paused = True
+            assert {one.end().returncode for one in twice} <= {0, 75}
         assert all(main(["work", store.url, "--pack", number, "--quiet"]) == 0 for number in numbers)
     assert code == 10
     assert contents_of(store, tmp_path / "copy") == in_a_folder
 
 
 def test_one_of_two_processes_creates(server: Server) -> None:
-    store = Store("s3://runs/created")
+    store = ObjectStore("s3://runs/created")
     assert store.create("claim", b"mine")
     assert not store.create("claim", b"theirs")
     assert store.read("claim") == b"mine"

@@ -84,12 +84,12 @@ def test_units_one_by_one_come_to_what_one_process_comes_to(
 
 
 def test_an_adaptive_plan_is_a_chain_of_units(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["digits", "--ranks", "1,2", "--seeds", "3", "--lr", "1e-3,3e-2", "--baseline-lr", "1e-3,1e-2"]
-    flags += ["--batch-size", "8", "--epochs", "2", "--plan", "auto", "--data", str(data), "--quiet"]
+    flags = ["digits", "--ranks", "1,2", "--seeds", "2", "--lr", "1e-3,3e-2", "--baseline-lr", "1e-2"]
+    flags += ["--batch-size", "16", "--epochs", "1", "--plan", "auto", "--data", str(data), "--quiet"]
     assert main([*flags, "--out", str(tmp_path / "one")]) == 0
     assert main([*flags, "--out", str(tmp_path / "chain"), "--prepare"]) == 0
     phases = finish(tmp_path / "chain", capsys)
-    assert len(phases) > 2, "a search, a first comparison, and steps that depend on it"
+    assert len(phases) >= 2, "a search, and a comparison that depends on it"
     assert contents(tmp_path / "chain") == contents(tmp_path / "one")
 
 

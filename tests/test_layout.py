@@ -96,6 +96,7 @@ ORDER = [
     "sweeps.provenance",
     "sweeps.judged",
     "sweeps.record",
+    "sweeps.squeezing",
     "sweeps.storage",
     "sweeps.base_figures",
     "sweeps.run",

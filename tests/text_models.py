@@ -92,12 +92,19 @@ CONFIGS = {
 _CLASSES = {"bert": AutoModel, "t5": AutoModelForSeq2SeqLM}
 
 
-def make_model(kind: str, attention: str = "sdpa") -> nn.Module:
-    """A random model in eval mode, without dropout that would act; the same for each kind every time."""
+def make_model(kind: str, attention: str = "sdpa", layers: int = 2) -> nn.Module:
+    """A random model in eval mode, without dropout that would act; the same for each kind and depth every time.
+
+    One layer takes two thirds of the time, for tests of what happens around a model.
+    """
+    config = CONFIGS[kind]()
+    for name in ("num_hidden_layers", "num_decoder_layers"):
+        if hasattr(config, name):
+            setattr(config, name, layers)
     attention = "eager" if kind == "gemma2" else attention  # it has no other
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = _CLASSES.get(kind, AutoModelForCausalLM).from_config(CONFIGS[kind](), attn_implementation=attention)
+        model = _CLASSES.get(kind, AutoModelForCausalLM).from_config(config, attn_implementation=attention)
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 nn.init.normal_(parameter, std=0.1)

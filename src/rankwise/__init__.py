@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rankwise.quantising import quantize
     from rankwise.surgery.combining import combine
     from rankwise.surgery.extracting import extract
+    from rankwise.surgery.layer_ranks import ranks_by_layer
     from rankwise.surgery.resizing import resize
     from rankwise.sweeps.model_metric import ModelMetric
     from rankwise.sweeps.run.units.on_ray import Ray
@@ -57,6 +58,7 @@ __all__ = [
     "predict",
     "push",
     "quantize",
+    "ranks_by_layer",
     "register_layer_type",
     "rename",
     "resize",
@@ -94,6 +96,7 @@ _HOMES = {
     "predict": "rankwise.tasks.text.use.prediction",
     "push": "rankwise.tasks.text.card.push",
     "quantize": "rankwise.quantising",
+    "ranks_by_layer": "rankwise.surgery.layer_ranks",
     "register_layer_type": "rankwise.lora.layer_types",
     "rename": "rankwise.lora.active",
     "resize": "rankwise.surgery.resizing",

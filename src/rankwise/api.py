@@ -106,21 +106,20 @@ class Sweep:
 
         Args:
             model: The base.
-            run: Its name in `results.runs`; None takes the recommended configuration's best seed.
+            run: Its name in `results`, cut or not; None takes the recommended configuration's best seed.
             name: The adapter's name.
 
         Raises:
             ConfigError: There is no such finished run.
         """
-        found = self._run(run)
-        state = self.swept.outcomes[found.name].state
+        found, state = self._run(run)
         # Only the run directory has the state of a run that an earlier sweep finished.
         return put_on(model, found, state, name) if state else load_adapter(model, self._folder(found.name), name)
 
     def state(self, run: str | None = None) -> AdapterState:
         """The trained tensors of a run: "<module>.A", "<module>.B", and parameters trained in full by their names."""
-        found = self._run(run)
-        if not (state := self.swept.outcomes[found.name].state):
+        found, state = self._run(run)
+        if not state:
             raise ConfigError(
                 f"{found.name} was trained by the earlier sweep that this one extends, so its tensors are in "
                 f"{self._folder(found.name)} alone; read them there, or attach it with put_on."
@@ -130,12 +129,10 @@ class Sweep:
     def _folder(self, run: str) -> Path:
         folder = next(one.adapter for one in self.results.runs if one.name == run)
         if folder is None or self.directory is None:
-            raise ConfigError(
-                f"{run} was trained by the earlier sweep that this one extends; its tensors were not saved."
-            )
+            raise ConfigError(f"{run} was trained by the earlier sweep, and its tensors were not saved.")
         return self.directory / folder
 
-    def _run(self, name: str | None) -> Run:
+    def _run(self, name: str | None) -> tuple[Run, AdapterState]:
         if name is None:
             if self.answer is None:
                 raise ConfigError("The sweep has no answer; name one of its runs.")
@@ -145,10 +142,10 @@ class Sweep:
             if not scores:
                 raise ConfigError(f"The answer is {self.answer.name}, which has no run; name one of the sweep's runs.")
             name = max(scores, key=lambda run: sign * scores[run])
-        found = [run for run in self.swept.runs if run.name == name and run.name in self.swept.outcomes]
-        if not found:
-            raise ConfigError(f'The sweep has no run "{name}" that ended.')
-        return found[0]
+        for swept in filter(None, (self.swept, self.swept.compressed)):
+            if name in swept.outcomes:
+                return next(run for run in swept.runs if run.name == name), swept.outcomes[name].state
+        raise ConfigError(f'The sweep has no run "{name}" that ended.')
 
 
 @known_arguments({name: f"{advice} in a LoRAConfig" for name, advice in OF_PEFT.items()} | {"ranks": "give configs"})
@@ -183,6 +180,8 @@ def sweep(
     max_minutes: float | None = None,
     max_parameters: int | None = None,
     rotate: bool | None = None,
+    compressed: bool | None = None,
+    squeeze_steps: int | None = None,
     call: Callable[[nn.Module, Any], Tensor] | Feed = call_model,
     rows_a_pass: int | None = None,
     rows_at_once: int = ROWS_AT_ONCE,
@@ -218,8 +217,7 @@ def sweep(
         head: Modules that each adapter trains in full, such as a new output layer, with all modules inside them. With
             one, training the head alone is tried too.
         seeds: How many, or which; the most that the adaptive plan may take. None takes 16 for it, 3 for a grid.
-        rungs: Ascending epochs after which the worst configurations stop; in the adaptive plan only learning rates
-            stop, in the search for them.
+        rungs: Ascending epochs after which the worst configurations (in the adaptive plan learning rates) stop.
         widen: Whether to try further learning rates where the best one is at the edge of those given.
         tolerance: How much worse than the reference is good enough: "1%", "0.5 points", or a number in the metric's
             unit; by default 1% of the reference's metric and at most 5% of its gain over the base, or 5% of that gain
@@ -233,16 +231,17 @@ def sweep(
         max_runs: The most training runs of the adaptive plan.
         max_minutes: The adaptive plan starts nothing new after this many minutes.
         max_parameters: Adapters with more parameters are left out of the decision.
-        rotate: Whether each seed validates on its own tenth; only where `validation` is None. None does so
-            from 4 seeds on.
+        rotate: Whether each seed validates on its own tenth, where `validation` is None; None does so from 4 seeds on.
+        compressed: Whether adapters are also cut to smaller ranks, to name one to ship; None: not for a ModelMetric.
+        squeeze_steps: Steps that cut adapters train further, and those trained at their rank for comparison.
         call: (model, batch) -> outputs; by default a mapping is passed as keywords (without "labels"), of a tuple the
             first element. Or a `rankwise.train.data.feed.Feed`, which also makes batches of rows: files are read, texts
             put together.
         rows_a_pass: Rows of a batch in one forward pass of training; None for the whole batch.
-        rows_at_once: Rows, over all adapters, in one forward pass of an evaluation.
+        rows_at_once: Rows, over all adapters, in a forward pass of an evaluation.
         cache: Whether the layers before the first adapted one run once for each row, not in every step; their outputs
-            stay in memory (True), or in files in this folder until the sweep ends. For adapters of upper blocks.
-            A resumed run must use the cache setting it started with.
+            stay in memory (True), or in files in this folder until the sweep ends. For adapters of upper blocks. A run
+            is resumed with the setting it started with.
         base_name: The base's name in the adapters' files: its folder or hub name.
         out: A directory for results, report and adapters, or a URL of one such as s3://bucket/run; None keeps all in
             memory.
@@ -251,8 +250,8 @@ def sweep(
             `configs` add some. Where there is nothing, the sweep starts.
         every: How often a checkpoint is written to `out`.
         progress: "auto" (a live table in a terminal, else lines), "quiet", ...
-        workers: `rankwise.Ray(...)` trains packs on a Ray cluster; it needs `out`, which all of its machines see. The
-            model, the data and the functions are handed to workers in a pickle there. None trains in this process.
+        workers: `rankwise.Ray(...)` trains packs on a Ray cluster; it needs `out`, which all of its machines see, and
+            hands over model, data and functions in a pickle there. None trains in this process.
         observers: Loggers (`rankwise.loggers`), or any objects with a method `on_event`.
 
     Returns:
@@ -295,6 +294,8 @@ def sweep(
         max_minutes=max_minutes,
         max_parameters=max_parameters,
         rotate=rotate,
+        compressed=compressed,
+        squeeze_steps=squeeze_steps,
     )
     candidates = candidates_from(model, configs, as_list(head), training or Training(), lrs, baseline)
     problem = problem_of(splits, loss, metric, metric_name, higher_is_better, feed_of(call, rows_at_once, rows_a_pass))

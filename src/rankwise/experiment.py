@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 from torch import Tensor, nn
 
-from rankwise.errors import ConfigError, DataError, OutputError
+from rankwise.errors import ConfigError, OutputError
 from rankwise.lora.checks.threads import held_by_thread
 from rankwise.pack.resolved import resolve
 from rankwise.report import answer_words, write_report
@@ -29,7 +30,7 @@ from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.choose.power import power_words
 from rankwise.sweeps.choose.rule import AT_MOST_ONE, Rule, accuracy_tolerance
 from rankwise.sweeps.floors import measured_floors
-from rankwise.sweeps.judged import Choice
+from rankwise.sweeps.judged import Choice, JudgedSweep
 from rankwise.sweeps.measure import measure_base
 from rankwise.sweeps.plan.doubts import rank_doubts
 from rankwise.sweeps.plan.fitting import Probes
@@ -37,17 +38,19 @@ from rankwise.sweeps.problem import DEFAULT_DATA, Problem, Run, SweepState
 from rankwise.sweeps.provenance import Provenance, data_info, grid_of, versions
 from rankwise.sweeps.record import add_next, make_results
 from rankwise.sweeps.run.auto import Auto
+from rankwise.sweeps.run.checks import check_data
 from rankwise.sweeps.run.extend import plan_of
 from rankwise.sweeps.run.location import RunLocation, RunStart, beginning_of, start_run, starting_now
 from rankwise.sweeps.run.stage import Finished, Search, StageResult
 from rankwise.sweeps.run.stages import Stages, mark_edges
+from rankwise.sweeps.squeezing.after_training import SavedAdapters, squeeze_after_training
+from rankwise.sweeps.squeezing.record import shipped_folder
 from rankwise.sweeps.storage.adapters import BASE_IN_DIRECTORY, Adapters, adapter_folders
 from rankwise.sweeps.storage.directory import end_run, write_run
 from rankwise.sweeps.storage.owned import BASE_FILE
 from rankwise.sweeps.storage.same_problem import LOSS, check_measured, first_loss, write_measured
 from rankwise.train.data.tensors import count_rows
 from rankwise.train.events import Ended, Observers
-from rankwise.train.precheck import check_training
 from rankwise.writing import interrupts_ignored
 
 
@@ -133,14 +136,7 @@ class Experiment:
                 "rotate is True and the validation data is fixed; each seed can validate on its own rows only where "
                 "they are cut off the training data. Leave out the validation data, or rotate."
             )
-        for splits in self.problem.splits.values():
-            for what, data in {"validation": splits.validation, "test": splits.test}.items():
-                if count_rows(data, what) < 2:
-                    raise DataError(f"The {what} data has 1 row; give two or more: one row has no interval.")
-        one = next((c for c in self.candidates if c.method == "lora"), self.candidates[0])
-        problem, run = self.problem, one.run(one.lrs[0], self.seeds[0])
-        data, roles, size = problem.data_of(one.data), (problem.loss, problem.metric), run.training.batch_size
-        check_training(self.model, run.member, *data, *roles, problem.feed, size, problem.inspections)
+        check_data(self.model, self.problem, self.candidates, self.seeds[0])
 
     @property
     def rule(self) -> Rule:
@@ -181,8 +177,7 @@ class Experiment:
         return self._floors(one.by_loss) if told else None
 
     def _floors(self, problem: Problem) -> Floors:
-        found = measured_floors(self.model, problem, self.data_name)
-        return found if self.base_has_metric else replace(found, base=lambda rows: None)
+        return measured_floors(self.model, problem, self.data_name, with_base=self.base_has_metric)
 
     def measured(self) -> dict[str, float]:
         """The base's loss on the first rows and what is read after every epoch on the validation data."""
@@ -268,9 +263,10 @@ def run_experiment(
     """
     with _begun(make, place, observers) as (experiment, beginning, finished):
         clock = time.perf_counter()
-        figures = measure_figures(experiment.model, experiment.problem, experiment.data_name)
+        model, problem = experiment.model, experiment.problem
+        figures = measure_figures(model, problem, experiment.data_name)
         if place is not None:
-            (check_measured if place.resume else write_measured)(place.unfinished, experiment.model, figures.all)
+            (check_measured if place.resume else write_measured)(place.unfinished, model, figures.all)
         doubts = experiment.doubts()
         for line in [*experiment.power(), *doubts]:
             observers.message(line)
@@ -281,34 +277,38 @@ def run_experiment(
         if not swept.complete and (finished is not None or not swept.scores):
             raise KeyboardInterrupt  # nothing worth writing; earlier results stay as they are
         swept.notes[:0] = [*experiment.notes, *doubts]
-        swept.notes.append(figures.untouched(experiment.model, experiment.problem, experiment.data_name))
         earlier = set[str]() if finished is None else {run.name for run in finished.swept.runs}
         folders = {} if place is None else adapter_folders(swept, place.directory, earlier)
+        choice = Choice(
+            comparable=experiment.comparable,
+            floors=floors,
+            path=found.path,
+            reference=found.reference,
+            rates=found.rates,
+            loss_floors=experiment.loss_floors(),
+        )
+        judged = JudgedSweep(swept, problem, experiment.rule, choice)
+        saved = SavedAdapters(None if place is None else place.directory, folders)
+        compressed = squeeze_after_training(model, judged, experiment.candidates, experiment.deciding, saved, observers)
+        swept.notes.append(figures.untouched(model, problem, experiment.data_name))
+        seconds = time.perf_counter() - clock + stages.seconds_before
         results = make_results(
             swept,
-            experiment.problem,
+            problem,
             experiment.rule,
-            _provenance(
-                experiment, beginning, place, figures, found, time.perf_counter() - clock + stages.seconds_before
-            ),
-            Choice(
-                comparable=experiment.comparable,
-                floors=floors,
-                path=found.path,
-                reference=found.reference,
-                rates=found.rates,
-                loss_floors=experiment.loss_floors(),
-            ),
+            _provenance(experiment, beginning, place, figures, found, seconds),
+            choice,
             relative_to=experiment.relative_to,
             adapters=folders,
         )
+        results.compressed = UNSET if compressed is None else compressed
         mark_edges(found.edges, experiment.candidates, results.configurations)
         if place is not None and place.extend_command is not None:
             add_next(results, len(experiment.seeds), place.extend_command)
         observers.on_event(Ended(results.answer and results.answer.verdict, answer_words(results)))
         if place is None:
             return results, swept, []
-        new = {name: folder for name, folder in folders.items() if name not in earlier}
+        new = {name: folder for name, folder in folders.items() if name not in earlier} | shipped_folder(compressed)
         return results, swept, _write(experiment, place, results, swept, new, extends=finished is not None)
 
 

@@ -13,7 +13,7 @@ import pytest
 from rankwise.errors import BusyError
 from rankwise.remote import lease as leases
 from rankwise.remote.lease import HELD_FOR, Lease, beating, machine
-from rankwise.remote.store import Store
+from rankwise.remote.store import ObjectStore
 
 
 class Clock:
@@ -22,26 +22,26 @@ class Clock:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.passed = 0.0
         self._put: dict[str, float] = {}
-        write, modified = Store.write, Store.modified
+        write, modified = ObjectStore.write, ObjectStore.modified
 
-        def noted(store: Store, name: str, data: bytes) -> None:
+        def noted(store: ObjectStore, name: str, data: bytes) -> None:
             write(store, name, data)
             self._put[name] = self.passed
 
         start: list[object] = []
 
-        def at(store: Store, name: str) -> object:
+        def at(store: ObjectStore, name: str) -> object:
             start[:] = start or [modified(store, name)]
             modified(store, name)  # which may be gone
             return start[0] + timedelta(seconds=self._put[name])  # pyright: ignore
 
-        patch.setattr(Store, "write", noted)
-        patch.setattr(Store, "modified", at)
+        patch.setattr(ObjectStore, "write", noted)
+        patch.setattr(ObjectStore, "modified", at)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(f"memory://{tmp_path.name}")
+def store(tmp_path: Path) -> ObjectStore:
+    return ObjectStore(f"memory://{tmp_path.name}")
 
 
 @pytest.fixture
@@ -49,11 +49,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def lease_in(store: Store) -> Lease:
+def lease_in(store: ObjectStore) -> Lease:
     return Lease(store, "run/.lock", "The run")
 
 
-def test_a_second_is_refused_until_the_first_is_released(store: Store) -> None:
+def test_a_second_is_refused_until_the_first_is_released(store: ObjectStore) -> None:
     first = lease_in(store)
     first.take()
     with pytest.raises(BusyError, match=rf"The run is in use by another run of rankwise \(process {os.getpid()} on "):
@@ -64,7 +64,7 @@ def test_a_second_is_refused_until_the_first_is_released(store: Store) -> None:
     lease_in(store).take()
 
 
-def test_a_holder_that_does_not_answer_is_replaced_and_notices(store: Store, clock: Clock) -> None:
+def test_a_holder_that_does_not_answer_is_replaced_and_notices(store: ObjectStore, clock: Clock) -> None:
     first, second = lease_in(store), lease_in(store)
     first.take()
     clock.passed = HELD_FOR - 1
@@ -87,7 +87,7 @@ def test_a_holder_that_does_not_answer_is_replaced_and_notices(store: Store, clo
         first.check()
 
 
-def test_beats_keep_it(store: Store, clock: Clock) -> None:
+def test_beats_keep_it(store: ObjectStore, clock: Clock) -> None:
     first = lease_in(store)
     first.take()
     for _ in range(3):
@@ -97,17 +97,19 @@ def test_beats_keep_it(store: Store, clock: Clock) -> None:
             lease_in(store).take()
 
 
-def test_of_many_that_find_it_old_one_takes_it(store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_that_find_it_old_one_takes_it(
+    store: ObjectStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lease_in(store).take()
     clock.passed = HELD_FOR
     together, won, one = threading.Barrier(8), list[Lease](), threading.Lock()
-    create = Store.create
+    create = ObjectStore.create
 
-    def created(store: Store, name: str, data: bytes) -> bool:
+    def created(store: ObjectStore, name: str, data: bytes) -> bool:
         with one:  # as a store does by itself; fsspec's memory is made for one thread
             return create(store, name, data)
 
-    monkeypatch.setattr(Store, "create", created)
+    monkeypatch.setattr(ObjectStore, "create", created)
 
     def run() -> None:
         mine = lease_in(store)
@@ -130,7 +132,7 @@ def test_of_many_that_find_it_old_one_takes_it(store: Store, clock: Clock, monke
 
 
 @pytest.mark.skipif(not machine(), reason="this system does not tell which machine it is")
-def test_a_process_of_this_machine_that_has_ended_holds_nothing(store: Store) -> None:
+def test_a_process_of_this_machine_that_has_ended_holds_nothing(store: ObjectStore) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         ended.wait()
     lease_in(store).take()
@@ -144,7 +146,7 @@ def test_a_process_of_this_machine_that_has_ended_holds_nothing(store: Store) ->
 
 
 def test_a_holder_is_interrupted_once_another_has_taken_it(
-    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "BEAT_EVERY", 0.01)
     lost = threading.Event()

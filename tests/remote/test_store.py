@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from rankwise.errors import ConfigError, OutputError
-from rankwise.remote.store import Store, url_of
+from rankwise.remote.store import ObjectStore, url_of
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(f"memory://{tmp_path.name}/run")
+def store(tmp_path: Path) -> ObjectStore:
+    return ObjectStore(f"memory://{tmp_path.name}/run")
 
 
-def test_objects_are_put_listed_read_and_removed(store: Store, tmp_path: Path) -> None:
+def test_objects_are_put_listed_read_and_removed(store: ObjectStore, tmp_path: Path) -> None:
     assert store.names() == []
     store.write("a.json", b"1")
     store.write("a.json", b"2")
@@ -30,13 +30,13 @@ def test_objects_are_put_listed_read_and_removed(store: Store, tmp_path: Path) -
     assert store.names() == []
 
 
-def test_one_of_two_creates(store: Store) -> None:
+def test_one_of_two_creates(store: ObjectStore) -> None:
     assert store.create("claim", b"mine")
-    assert not Store(store.url).create("claim", b"theirs")
+    assert not ObjectStore(store.url).create("claim", b"theirs")
     assert store.read("claim") == b"mine"
 
 
-def test_what_is_not_there(store: Store, tmp_path: Path) -> None:
+def test_what_is_not_there(store: ObjectStore, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         store.read("none")
     with pytest.raises(FileNotFoundError):
@@ -52,7 +52,7 @@ def test_what_is_not_there(store: Store, tmp_path: Path) -> None:
 )
 def test_urls_that_can_not_be_used(url: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Store(url)
+        ObjectStore(url)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,10 +62,10 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     message = r's3://bucket/run needs the package "s3fs", of the extra "s3": run pip install "\.\[s3\]"'
     with pytest.raises(ConfigError, match=message):
-        Store("s3://bucket/run")
+        ObjectStore("s3://bucket/run")
 
 
-def test_errors_of_a_store_are_one_line(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_a_store_are_one_line(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **options: object) -> None:
         raise ConnectionError("no\nanswer")
 

@@ -63,8 +63,18 @@ SWEEPS: dict[str, Callable[[], Results]] = {
 }
 
 
-@pytest.mark.parametrize("case", SWEEPS)
-@pytest.mark.parametrize(("name", "size"), [(FIGURES[0], FULL_SIZE), (FIGURES[1], PAGE_SIZE)], ids=FIGURES)
+BOTH = [(FIGURES[0], FULL_SIZE), (FIGURES[1], PAGE_SIZE)]
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "size"),
+    [
+        # Each case in one figure, and in the other one among the slow tests.
+        pytest.param(case, *drawn, marks=() if i % 2 == j else pytest.mark.slow, id=f"{drawn[0]}-{case}")
+        for i, case in enumerate(SWEEPS)
+        for j, drawn in enumerate(BOTH)
+    ],
+)
 def test_of_a_sweep(case: str, name: str, size: tuple[float, float]) -> None:
     results = SWEEPS[case]()
     with own_style():

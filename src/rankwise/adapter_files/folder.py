@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankwise.adapter_files.base.checksums import (
     BaseRecord,
@@ -21,6 +21,7 @@ from rankwise.adapter_files.base.checksums import (
     records_of_base,
 )
 from rankwise.adapter_files.base.inits import taken_off
+from rankwise.adapter_files.base.processes import written_once
 from rankwise.adapter_files.both_files import write_files
 from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.peft.config import (
@@ -102,6 +103,7 @@ def write_adapter(
     others: OtherTensors | None = None,
     base: FileBase | None = None,
     base_name: str | None = None,
+    model: nn.Module | None = None,
 ) -> Path:
     """Write A and B of a set of modules; no model is needed.
 
@@ -113,6 +115,7 @@ def write_adapter(
         others: What else the file holds.
         base: What it says of the base.
         base_name: What the base is called; None leaves what the configuration brought along.
+        model: What the tensors are of: where processes have a part of it each, one of them writes.
 
     Returns:
         The folder.
@@ -143,7 +146,9 @@ def write_adapter(
         fields["base_model_name_or_path"] = base_name
     if base.fan_in_fan_out is not None:
         fields["fan_in_fan_out"] = base.fan_in_fan_out
-    return write_files(directory, fields, flat, records_of_base(base.record))
+    records = records_of_base(base.record)
+    with written_once(model) as mine:
+        return write_files(directory, fields, flat, records) if mine else Path(directory)
 
 
 def _by_key(variant_name: str, tensors: Mapping[str, tuple[Tensor, Tensor]], others: OtherTensors) -> dict[str, Tensor]:

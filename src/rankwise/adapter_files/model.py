@@ -83,8 +83,11 @@ def save_adapter(
     An interrupted save leaves the old adapter or none, never a mixture. Other files in the folder stay. The file
     holds checksums of itself and of the base's adapted weights, which `load_adapter` compares.
 
+    Of a model under DistributedDataParallel, one process saves. Of one that is sharded over processes (`fully_shard`),
+    all of them must call this: each gathers, the first writes, and all return when the file is there.
+
     Args:
-        model: An injected model.
+        model: An injected model, or a wrapper of one (DistributedDataParallel, torch.compile).
         directory: The folder; made if need be.
         name: Which adapter.
         base_name: What the base is called (a path or hub name), for whoever loads the adapter.
@@ -156,6 +159,7 @@ def save_adapter(
                 fan_in_fan_out=all(lora.layer_type.name == "Conv1D" for _, lora in layers.values()),
             ),
             base_name=base_name,
+            model=model,
         )
 
 

@@ -26,7 +26,7 @@ from rankwise.lora.targets.patterns import matching_values, pinned
 from rankwise.lora.targets.readers import Weight, layers_and_owned, other_parameters, reader_of
 from rankwise.lora.targets.ties import find_ties, flip, sharers
 from rankwise.lora.variants import FORMS, VARIANTS, form_name
-from rankwise.lora.variants.from_start import joined
+from rankwise.lora.variants.from_start import in_one_pair
 
 Pair = tuple[Tensor, Tensor]
 Layers = Mapping[str, tuple[nn.Module, LoRA]]
@@ -89,7 +89,7 @@ def as_filed(modules: Sequence[Named], layers: Layers, name: str, config: LoRACo
         tensors = {key: tensor.detach() for key, tensor in lora.tensors(name).items()}
         # An adapter whose start is taken off the base is one of twice the rank over the base as it is.
         doubled = 2 if "A0" in tensors else 1
-        tensors = joined(tensors) if doubled == 2 else tensors
+        tensors = in_one_pair(tensors) if doubled == 2 else tensors
         shared = {one.name for one in lora.variant_of(name).shared}
         filed.shared.update({key: tensor for key, tensor in tensors.items() if key in shared})
         A, B = _cut(tensors["A"], tensors["B"], kind, layer) if shared else (tensors["A"], tensors["B"])

@@ -305,14 +305,15 @@ def _interrupted(place: "RunLocation") -> int:
 
 
 def _show_results(results: "Results", files: Sequence[Path], place: "RunLocation", run_options: RunOptions) -> int:
-    from rankwise.sweeps.storage.owned import BEST
+    from rankwise.sweeps.storage.owned import BEST, SHIP
     from rankwise.sweeps.storage.working_copy import shown
 
     directory = place.directory
     adapter = None if results.answer is None else results.answer.adapter
-    best = directory / BEST
+    best, ship = directory / BEST, directory / SHIP
     use = best if best.is_symlink() else directory / adapter if adapter else None
-    print_results(results, [*files, *([use] if use else [])], as_json=run_options.json)
+    links = [*([use] if use else []), *([ship] if ship.is_symlink() else [])]
+    print_results(results, [*files, *links], as_json=run_options.json)
     if use is not None and results.task in NEXT and not run_options.json:
         print(f"Next: {NEXT[results.task].format(shlex.quote(shown(use)))}")
     if not results.complete:
@@ -329,6 +330,7 @@ def print_results(results: "Results", files: Sequence[Path], *, as_json: bool) -
     from rich.console import Console
 
     from rankwise.report import terminal_notes, terminal_table
+    from rankwise.report.cut.cut_table import cut_terminal
     from rankwise.report.words import after_headline, headline, trade_off
     from rankwise.results import plain, printable_results
     from rankwise.sweeps.storage.working_copy import shown
@@ -337,6 +339,8 @@ def print_results(results: "Results", files: Sequence[Path], *, as_json: bool) -
     results = printable_results(results)
     console.print(headline(results), style="bold", highlight=False, markup=False)
     console.print("", terminal_table(results, console.width), sep="\n")
+    if (cut := cut_terminal(results, console.width)) is not None:
+        console.print("", cut, sep="\n")
     console.print(
         "", " ".join([*after_headline(results), *trade_off(results)]), sep="\n", highlight=False, markup=False
     )

@@ -196,9 +196,11 @@ def lora_pack(
                 [[6., 6.]]])
     """
 
-    Pairs = Mapping[str, tuple[Tensor, Tensor]]
-
-    def one(pairs: Pairs, scale: Mapping[str, Tensor], starts: Pairs) -> Tensor:
+    def one(
+        pairs: Mapping[str, tuple[Tensor, Tensor]],
+        scale: Mapping[str, Tensor],
+        starts: Mapping[str, tuple[Tensor, Tensor]],
+    ) -> Tensor:
         deltas = {f"{name}.weight": lora_delta(A, B, scale[name]) for name, (A, B) in pairs.items()}
         for name, (A0, B0) in starts.items():
             deltas[f"{name}.weight"] = deltas[f"{name}.weight"] - lora_delta(A0, B0, scale[name])

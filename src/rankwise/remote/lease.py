@@ -20,7 +20,7 @@ from typing import Any
 from uuid import uuid4
 
 from rankwise.errors import BusyError, OutputError
-from rankwise.remote.store import Store
+from rankwise.remote.store import ObjectStore
 
 HELD_FOR, BEAT_EVERY = 60.0, 10.0
 """Seconds for which a holder without a beat is believed to be alive, and between its beats."""
@@ -38,7 +38,7 @@ class Holder:
         token: The process's, for this claim.
         process: The process in words.
         action: What it does: "train" or "decide".
-        machine: Identifies the machine and its table of processes; empty where that can't be told.
+        machine: Identifies the machine and its table of processes; empty where that isn't known.
         pid: Its number there.
     """
 
@@ -82,7 +82,7 @@ class Lease:
         action: What it is held for.
     """
 
-    def __init__(self, store: Store, folder: str, what: str, action: str = "train") -> None:
+    def __init__(self, store: ObjectStore, folder: str, what: str, action: str = "train") -> None:
         self._store, self._folder, self._what = store, folder, what
         self._me = Holder(
             0, uuid4().hex, f"process {os.getpid()} on {socket.gethostname()}", action, machine(), os.getpid()

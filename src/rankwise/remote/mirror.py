@@ -14,7 +14,7 @@ from time import monotonic
 
 from rankwise.errors import BusyError, OutputError
 from rankwise.remote.lease import Lease
-from rankwise.remote.store import Store
+from rankwise.remote.store import ObjectStore
 
 LOOK_EVERY = 1.0
 """Seconds between two looks for something new."""
@@ -43,7 +43,7 @@ class Mirror:
 
     def __init__(
         self,
-        store: Store,
+        store: ObjectStore,
         folder: Path,
         *,
         skipped: Callable[[str], bool] = lambda name: False,

@@ -26,7 +26,7 @@ def url_of(place: str | Path) -> str | None:
     return f"{parts[1]}://{parts[2]}" if parts else None
 
 
-class Store:
+class ObjectStore:
     """The objects whose names begin with a URL; names are relative to it.
 
     Args:

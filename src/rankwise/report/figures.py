@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 FIGURES = ("accuracy_vs_parameters", "relative")
 CURVES = "curves"
+KINDS = ("png", "svg")
 MOST_LETTERS = 48
 """Of a name in a title."""
 
@@ -34,12 +35,12 @@ FULL_SIZE, PAGE_SIZE = (7.4, 4.8), (5.6, 4.4)
 """Inches. The page's are small, so that their text is large enough on a phone."""
 
 
-KINDS = ("png", "svg", "pdf")
+ENDINGS = ("png", "svg", "pdf")
 """Endings of a file that a user names for a figure."""
 
 
 def figure_kind(path: Path) -> str:
-    """The kind of figure that a file's name asks for, one of `KINDS`.
+    """The kind of figure that a file's name asks for, one of `ENDINGS`.
 
     Raises:
         OutputError: It asks for none of them.
@@ -49,8 +50,8 @@ def figure_kind(path: Path) -> str:
         'svg'
     """
     kind = path.suffix.removeprefix(".").lower()
-    if kind not in KINDS:
-        raise OutputError(f"{path} ends in none of {', '.join(f'.{kind}' for kind in KINDS)}; name such a file.")
+    if kind not in ENDINGS:
+        raise OutputError(f"{path} ends in none of {', '.join(f'.{kind}' for kind in ENDINGS)}; name such a file.")
     return kind
 
 
@@ -78,15 +79,21 @@ def draw_figures(results: Results, directory: str | Path) -> list[Path]:
                 figure = build_curves(results, curves, FULL_SIZE[0])
             else:
                 figure = build_figure(results, name, FULL_SIZE)
-            for kind in ("png", "svg"):
-                path = Path(directory) / f"{name}.{kind}"
-                if figure is None:
-                    path.unlink(missing_ok=True)  # one of earlier results would not belong to these
-                    continue
-                with replacing(path) as temporary:
-                    figure.savefig(temporary, format=kind, metadata=_no_metadata(kind))
-                written.append(path)
+            if figure is not None:
+                written += save_figure(figure, Path(directory), name)
+                continue
+            for kind in KINDS:
+                (Path(directory) / f"{name}.{kind}").unlink(missing_ok=True)  # one of earlier results
     return written
+
+
+def save_figure(figure: "Figure", directory: Path, name: str) -> list[Path]:
+    """Write a figure as PNG and SVG; the same figure gives the same bytes."""
+    paths = [directory / f"{name}.{kind}" for kind in KINDS]
+    for path, kind in zip(paths, KINDS, strict=True):
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format=kind, metadata=_no_metadata(kind))
+    return paths
 
 
 def figure_svg(results: Results, name: str) -> str | None:
@@ -97,7 +104,7 @@ def figure_svg(results: Results, name: str) -> str | None:
         name: One of `FIGURES`.
     """
     with own_style():
-        return _as_svg(build_figure(results, name, PAGE_SIZE))
+        return as_svg(build_figure(results, name, PAGE_SIZE))
 
 
 def curves_svg(results: Results, curves: Mapping[str, Curve]) -> str | None:
@@ -108,10 +115,11 @@ def curves_svg(results: Results, curves: Mapping[str, Curve]) -> str | None:
         curves: From `read_curves`.
     """
     with own_style():
-        return _as_svg(build_curves(results, curves, FULL_SIZE[0]))
+        return as_svg(build_curves(results, curves, FULL_SIZE[0]))
 
 
-def _as_svg(figure: "Figure | None") -> str | None:
+def as_svg(figure: "Figure | None") -> str | None:
+    """Return a figure as SVG text; None where there is none."""
     if figure is None:
         return None
     text = io.StringIO()

@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING
 
 from rankwise.report import numbers
 from rankwise.report.curves import Curve, read_curves
+from rankwise.report.cut.cut_table import cut_legend, cut_rows
+from rankwise.report.cut.ship_words import ship_words
 from rankwise.report.figures import CURVES, FIGURES, curves_svg, figure_svg
 from rankwise.report.points import BLUE, GRID, INK, MUTED, VERMILLION
+from rankwise.report.subspaces.compared import Subspaces
+from rankwise.report.subspaces.figure import NAME as SUBSPACES
+from rankwise.report.subspaces.figure import subspaces_svg
+from rankwise.report.subspaces.rows import subspace_legend, subspace_rows
 from rankwise.report.table import legend, table_rows
 from rankwise.report.words import after_headline, answer_name, headline, stands_alone
 from rankwise.results import ConfigurationResult, Results, RunResult, plain
@@ -42,12 +48,13 @@ class RateRow:
     chosen: int | None
 
 
-def write_page(results: Results, directory: str | Path) -> Path:
+def write_page(results: Results, directory: str | Path, subspaces: Subspaces | None = None) -> Path:
     """Write `report.html`: the answer, the table, the figures, how each was chosen and how it was run.
 
     Args:
         results: The content of `results.json`.
         directory: Where to.
+        subspaces: The comparison of its adapters' directions, where there is one.
 
     Returns:
         The file.
@@ -57,16 +64,17 @@ def write_page(results: Results, directory: str | Path) -> Path:
     """
     path = Path(directory) / "report.html"
     with replacing(path) as temporary:
-        temporary.write_text(page(results, read_curves(Path(directory))), encoding="utf-8")
+        temporary.write_text(page(results, read_curves(Path(directory)), subspaces), encoding="utf-8")
     return path
 
 
-def page(results: Results, curves: Mapping[str, Curve] | None = None) -> str:
+def page(results: Results, curves: Mapping[str, Curve] | None = None, subspaces: Subspaces | None = None) -> str:
     """Return the page as text; the same results give the same page.
 
     Args:
         results: The content of `results.json`.
         curves: The losses of its runs, where they are there.
+        subspaces: As for `write_page`.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -85,8 +93,16 @@ def page(results: Results, curves: Mapping[str, Curve] | None = None) -> str:
         explanation=after_headline(results),
         rows=table_rows(results),
         legend=legend(results),
+        ship=ship_words(results),
+        cut_rows=cut_rows(results),
+        cut_legend=cut_legend(results),
         figures=[(name, svg) for name in FIGURES if (svg := inline_svg(results, name))],
         curves=inline(curves_svg(results, curves or {}), CURVES, "Loss by epoch"),
+        subspaces=None
+        if subspaces is None
+        else inline(subspaces_svg(subspaces), SUBSPACES, "Which directions the updates share"),
+        subspace_rows=[] if subspaces is None else subspace_rows(subspaces),
+        subspace_legend=[] if subspaces is None else subspace_legend(subspaces),
         rates=rates,
         rate_rows=rate_rows,
         other_names=[numbers.words(name) for name in other_names(results)],

@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +63,8 @@ def draw_scene(ax: "Axes", scene: Scene, *, relative: bool, higher_is_better: bo
         ax.axhline(scene.band[0], color=scene.band_colour, linewidth=0.8, zorder=1)
     for line in scene.lines:
         ax.plot([p.x for p in line], [p.y for p in line], color=line[0].colour, linewidth=1, alpha=0.45, zorder=2)
+    for cut in (scene.compressed, scene.repaired):
+        _draw_compressed(ax, cut)
     for point in scene.published:
         ax.plot([point.x], [point.y], **_published_mark(), zorder=3)
     for point in scene.lora:
@@ -70,7 +74,7 @@ def draw_scene(ax: "Axes", scene: Scene, *, relative: bool, higher_is_better: bo
         # Of several on one spot the first is filled, smallest and on top; the others show around it.
         _mark(ax, point, size=_size(i, with_legend), zorder=5 - 0.1 * i, hollow=with_legend and i > 0)
     hard, soft = _obstacles(ax, scene, with_legend)
-    if with_legend or scene.published or _states(scene) or len(scene.lines) > 1:
+    if with_legend or scene.published or scene.compressed or _states(scene) or len(scene.lines) > 1:
         legend = _legend(ax, scene, with_legend, higher_is_better, hard, soft)
         if any(meets(legend, one) for one in hard):
             _clear_a_strip(ax, legend, higher_is_better)
@@ -81,8 +85,24 @@ def draw_scene(ax: "Axes", scene: Scene, *, relative: bool, higher_is_better: bo
         hard += _name_band(ax, scene.band, hard, soft)
     # The important first: a label keeps its place once it has one.
     named = sorted((*(() if with_legend else scene.others), *scene.lora), key=lambda point: not point.is_answer)
-    place_labels(ax, [_label(point) for point in named], hard, soft, TEXT_SIZE)
+    cut_ones = (*scene.compressed, *scene.repaired)
+    ships = [PointLabel("to ship", (p.x, p.y), p.colour, bold=True) for p in cut_ones if p.is_answer]
+    place_labels(ax, [*ships, *map(_label, named)], hard, soft, TEXT_SIZE)
     _grid(ax)
+
+
+def _draw_compressed(ax: "Axes", cut: Sequence[PlotPoint]) -> None:
+    """Draw adapters that were cut as a line; a band for their intervals, as bars would lie over the others'."""
+    if not cut:
+        return
+    xs, colour = [p.x for p in cut], cut[0].colour
+    ax.plot(xs, [p.y for p in cut], color=colour, linewidth=1.1, linestyle=(0, (4, 2)), zorder=2)
+    low, high = ([(p.interval or (p.y, p.y))[end] for p in cut] for end in (0, 1))
+    ax.fill_between(xs, low, high, color=colour, alpha=0.1, linewidth=0, zorder=0.2)
+    for point in cut:
+        _mark(ax, replace(point, interval=None, is_answer=False), size=5, zorder=3.5)
+        if point.is_answer:
+            ax.plot([point.x], [point.y], "o", color=colour, markerfacecolor="none", markersize=16, zorder=6)
 
 
 def _set_limits(ax: "Axes", scene: Scene) -> None:
@@ -215,7 +235,9 @@ def _obstacles(ax: "Axes", scene: Scene, with_legend: bool) -> tuple[list[Box], 
         (x, y), d = centre, reach * pixel
         return x - d, y - d, x + d, y + d
 
-    hard = [around(at(p.x, p.y), 7.5 if p.is_answer else 5.5) for p in scene.points]
+    (low, high), (left, right) = ax.get_ylim(), ax.get_xlim()
+    cut = [p for p in (*scene.compressed, *scene.repaired) if low <= p.y <= high and left <= p.x <= right]
+    hard = [around(at(p.x, p.y), 7.5 if p.is_answer else 5.5) for p in (*scene.points, *cut)]
     hard += [around(at(p.x, p.y), 1 + _size(i, with_legend) / 2) for i, p in enumerate(scene.others)]
     soft: list[Box] = []
     for p in scene.points:
@@ -243,7 +265,8 @@ def _legend(
 
     marks: list[tuple[str, Line2D]] = []
     several = len(scene.lines) > 1
-    for line in scene.lines if with_others or scene.published or several else ():
+    beside = with_others or scene.published or (scene.compressed and not _states(scene))
+    for line in scene.lines if beside or several else ():
         style = {"color": line[0].colour, "marker": line[0].marker, "linestyle": "-" if several else "none"}
         marks.append((line[0].kind or "LoRA", Line2D([], [], **style)))
     for state in _states(scene):
@@ -262,6 +285,10 @@ def _legend(
         marks.append((point.label, Line2D([], [], **style, markersize=7)))
     if len(others) > MOST_IN_LEGEND:
         marks.append((f"and {len(others) - MOST_IN_LEGEND} more", Line2D([], [], linestyle="none")))
+    for name, cut in (("compressed", scene.compressed), ("compressed and repaired", scene.repaired)):
+        if cut:
+            style: dict[str, Any] = {"color": cut[0].colour, "marker": cut[0].marker, "linestyle": (0, (4, 2))}
+            marks.append((name, Line2D([], [], **style, markersize=5, linewidth=1)))
     if scene.published:
         marks.append(("published", Line2D([], [], **_published_mark())))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rankwise.report.words import answer_name
 from rankwise.results import ConfigurationResult, Results
 from rankwise.results.origin import PublishedRow
+from rankwise.results.outcomes import MeanInterval
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#667080", "#e3e6ea", "#ffffff"
 BLUE, VERMILLION, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#e69f00", "#009e73", "#cc79a7"
@@ -53,6 +54,8 @@ class Scene:
     Args:
         lora: By rank.
         others: Baselines, the reference first.
+        compressed: Adapters that were cut to smaller ranks, by size.
+        repaired: The same after a short further training.
         published: Somebody else's numbers.
         band: The reference's metric, and the least (or most) that is still good enough.
         band_colour: The reference's.
@@ -60,6 +63,8 @@ class Scene:
 
     lora: tuple[PlotPoint, ...]
     others: tuple[PlotPoint, ...]
+    compressed: tuple[PlotPoint, ...]
+    repaired: tuple[PlotPoint, ...]
     published: tuple[PlotPoint, ...]
     band: tuple[float, float] | None
     band_colour: str
@@ -72,7 +77,7 @@ class Scene:
 
     @property
     def points(self) -> tuple[PlotPoint, ...]:
-        """Everything that has a mark."""
+        """Everything that the axes must hold: a curve of cut adapters may fall out of them, as far as it falls."""
         return (*self.lora, *self.others, *self.published)
 
 
@@ -87,7 +92,7 @@ def scene(results: Results, *, relative: bool) -> Scene:
     if relative:
         unit = None if results.relative_to is None else results.relative_to.metric
     if not unit or not 0 < unit < math.inf:
-        return Scene((), (), (), None, MUTED)
+        return Scene((), (), (), (), (), None, MUTED)
     scale = 100 / unit if relative else 1.0
     reference = None if results.answer is None else results.answer.reference
     lora: list[PlotPoint] = []
@@ -112,7 +117,9 @@ def scene(results: Results, *, relative: bool) -> Scene:
     held_against = results.configuration(reference)
     colour = VERMILLION if held_against is not None and held_against.method != "lora" else BLUE
     band = _band(results, scale)
-    return Scene(tuple(lora), tuple(others), tuple(_published(results, relative)), band, colour)
+    compressed, repaired = (tuple(_compressed(results, scale, relative, repaired=also)) for also in (False, True))
+    published = tuple(_published(results, relative))
+    return Scene(tuple(lora), tuple(others), compressed, repaired, published, band, colour)
 
 
 def _kind(c: ConfigurationResult) -> str:
@@ -140,6 +147,22 @@ def drawable(label: str) -> str:
         (' _x', 'r = 8')
     """
     return f" {label}" if label.startswith("_") else label
+
+
+def _compressed(results: Results, scale: float, relative: bool, *, repaired: bool) -> Iterator[PlotPoint]:
+    """The adapters that were cut, smallest first, as they are or repaired; marked is the one to ship."""
+    of_repaired = bool(results.compressed) and results.compressed.steps is not None
+    total = results.relative_to.trainable_parameters if relative and results.relative_to is not None else 100
+    configurations = results.compressed.configurations if results.compressed else []
+    for c in sorted(configurations, key=lambda c: c.parameters):
+        one = c.repaired if repaired else MeanInterval(mean=c.mean, interval=c.interval)
+        if one is not None and one.mean is not None and math.isfinite(one.mean) and c.parameters and total:
+            x = 100 * c.parameters / total if relative else float(c.parameters)
+            ends = None if one.interval is None else (one.interval[0] * scale, one.interval[1] * scale)
+            style = (PURPLE, "v") if repaired else (GREEN, "d")
+            yield PlotPoint(
+                drawable(c.label), x, one.mean * scale, ends, *style, c.is_answer and repaired == of_repaired
+            )
 
 
 def _published(results: Results, relative: bool) -> Iterator[PlotPoint]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from rankwise.errors import option
 from rankwise.report import numbers
 from rankwise.report.adapter.deploy import deployment
+from rankwise.report.cut.ship_words import ship_words
 from rankwise.report.numbers import configuration_words
 from rankwise.results import AnswerResult, ConfigurationResult, Results, Verdict
 from rankwise.results.kinds import Interval
@@ -108,9 +109,9 @@ def _alone(results: Results) -> str:
 
 
 def after_headline(results: Results) -> list[str]:
-    """Return what follows the headline: what to deploy, then `explanation`."""
+    """Return what follows the headline: what to deploy, then `explanation`, then what to ship."""
     advice = None if stands_alone(results) else deployment(results)
-    return [*([advice] if advice else []), *explanation(results)]
+    return [*([advice] if advice else []), *explanation(results), *ship_words(results)]
 
 
 def explanation(results: Results) -> list[str]:
@@ -207,7 +208,7 @@ def _smaller(results: Results, reference: ConfigurationResult) -> list[Configura
 
 
 def answer_words(results: Results) -> str:
-    """Return `headline`, what to deploy, `explanation` and `trade_off` as one paragraph.
+    """Return `headline`, what to deploy, `explanation`, what to ship and `trade_off` as one paragraph.
 
     Args:
         results: The content of `results.json`.

@@ -2,6 +2,10 @@
 
 from typing import Any, Literal
 
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
+
+from rankwise.results.compressed import Compressed
 from rankwise.results.origin import BaseInfo, DataInfo, Grid, MetricInfo, Published, RelativeTo
 from rankwise.results.outcomes import AnswerResult, ConfigurationResult, RunResult
 from rankwise.results.record import Record
@@ -34,6 +38,7 @@ class Results(Record, kw_only=True):
         relative_to: What the relative columns are relative to.
         notes: Sentences to show under the table.
         answer: The recommendation; null where the sweep did not get that far.
+        compressed: Trained adapters cut to smaller ranks, and which adapter to ship; not there where none was cut.
     """
 
     format: Format
@@ -56,7 +61,23 @@ class Results(Record, kw_only=True):
     relative_to: RelativeTo | None
     notes: list[str]
     answer: AnswerResult | None
+    compressed: Compressed | UnsetType = UNSET
 
     def configuration(self, name: str | None) -> ConfigurationResult | None:
         """The configuration of this name."""
         return next((c for c in self.configurations if c.name == name), None)
+
+    def adapter_run(self, name: str) -> tuple[RunResult, str]:
+        """The run of an adapter, and in words what it is cut from: of a trained one "".
+
+        Of one that was cut it is the run that trained it, with the smaller adapter's figures.
+
+        Raises:
+            KeyError: There is no such adapter.
+        """
+        runs = {run.name: run for run in self.runs}
+        for c in self.compressed.configurations if self.compressed else []:
+            for one in (one for one in c.runs if one.name == name):
+                figures = {"metric": one.metric, "validation_metric": one.validation_metric, "r": c.r}
+                return replace(runs[one.trained], **figures, trainable_parameters=c.parameters), c.label
+        return runs[name], ""

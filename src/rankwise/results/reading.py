@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import msgspec
 
 from rankwise.errors import OutputError
-from rankwise.remote.store import Store, url_of
+from rankwise.remote.store import ObjectStore, url_of
 from rankwise.results.content import FORMAT, Results
 from rankwise.results.format_1 import OLD_FORMAT, upgraded
 from rankwise.results.record import OTHERS, OpenRecord, Record, plain
@@ -36,7 +36,7 @@ def read_results(path: str | Path) -> Results:
     try:
         if url is not None:
             run, path = url.removesuffix("/results.json"), f"{url.removesuffix('/results.json')}/results.json"
-            data = Store(run).read("results.json")
+            data = ObjectStore(run).read("results.json")
         else:
             data = read_regular(path)
         return parsed(cleaned(json.loads(data.decode("utf-8"), parse_constant=_refuse)))

@@ -12,7 +12,7 @@ from rankwise.sweeps.problem import Problem
 from rankwise.train.data.tensors import Data, pick
 
 
-def measured_floors(model: nn.Module, problem: Problem, which: str) -> Floors:
+def measured_floors(model: nn.Module, problem: Problem, which: str, *, with_base: bool = True) -> Floors:
     """Base and constant prediction on the validation rows of one of the problem's splits, each measured when it is
     first asked for.
 
@@ -20,6 +20,7 @@ def measured_floors(model: nn.Module, problem: Problem, which: str) -> Floors:
         model: The base.
         problem: Data and metric.
         which: The name of the splits.
+        with_base: Whether the base can do the task.
     """
     splits, rotation = problem.splits[which], problem.rotation_of(which)
     known: dict[tuple[str, bytes], np.ndarray] = {}
@@ -38,7 +39,10 @@ def measured_floors(model: nn.Module, problem: Problem, which: str) -> Floors:
         predict = problem.constant
         return None if predict is None else measured("constant", rows, lambda data: predict(splits.train, data))
 
-    return Floors(lambda rows: measured("base", rows, lambda data: base_rows(model, problem, data)), constant)
+    def base(rows: np.ndarray | None) -> np.ndarray | None:
+        return measured("base", rows, lambda data: base_rows(model, problem, data)) if with_base else None
+
+    return Floors(base, constant)
 
 
 def majority_class(training: Tensor, labels: Tensor) -> np.ndarray:

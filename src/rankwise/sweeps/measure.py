@@ -100,7 +100,8 @@ def _pack(model: nn.Module, runs: Sequence[Run], states: Mapping[str, AdapterSta
         model,
         members,
         problem.loss,
-        states=states,
+        # What is frozen is in a run's start where it doesn't follow from its settings.
+        states={run.name: {**run.start, **states[run.name]} for run in runs},
         call=feed.call,
         precision=feed.precision,
         inspections=problem.inspections,

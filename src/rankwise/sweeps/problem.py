@@ -210,6 +210,7 @@ class SweepState:
         complete: Whether every planned run has ended.
         notes: Notes for the user.
         seconds_before: Training time of an interrupted run that this one resumed.
+        compressed: Trained adapters cut to smaller ranks, as runs; None where none was cut.
     """
 
     runs: Sequence[Run]
@@ -222,6 +223,7 @@ class SweepState:
     complete: bool = False
     notes: list[str] = field(default_factory=list)
     seconds_before: float = 0.0
+    compressed: "SweepState | None" = None
 
     def on_event(self, event: Event) -> None:
         """Record the points of an epoch, or the end of a run."""

@@ -67,7 +67,7 @@ def make_results(
         relative_to=relative_to,
         notes=[*swept.notes, *_notes(swept), *found.untold],
         # An interrupted sweep has not seen all it was to choose from.
-        answer=_answer(found.answer, found, adapters) if found.answer is not None and swept.complete else None,
+        answer=answer_result(found.answer, found, adapters) if found.answer is not None and swept.complete else None,
     )
 
 
@@ -202,7 +202,14 @@ def recommended_adapter(
     return None
 
 
-def _answer(answer: Answer, found: JudgedSweep, adapters: Mapping[str, str]) -> AnswerResult:
+def answer_result(answer: Answer, found: JudgedSweep, adapters: Mapping[str, str]) -> AnswerResult:
+    """The recommendation as the content of `results.json`.
+
+    Args:
+        answer: The verdict.
+        found: The sweep that it is of.
+        adapters: Run -> folder of its adapter, relative to the run directory.
+    """
     rule, labels, higher_is_better = found.rule, found.labels, found.problem.higher_is_better
     metric = found.problem.metric_name
     floor = floor_words(answer.floor, metric, higher_is_better=higher_is_better)

@@ -17,6 +17,7 @@ from rankwise.pack.member import Member
 from rankwise.pack.memory import ran_out
 from rankwise.pack.model.inspection import Inspections
 from rankwise.pack.pack import Pack
+from rankwise.pack.resolved import AdapterState
 from rankwise.train.data.feed import EXAMPLE_ROWS, Feed
 from rankwise.train.data.tensors import Data, count_rows, pick, tensors_of
 
@@ -34,6 +35,7 @@ def check_training(
     feed: Feed,
     batch_size: int,
     inspections: Inspections | None = None,
+    start: AdapterState | None = None,
 ) -> None:
     """Refuse what can't be trained or measured.
 
@@ -47,12 +49,14 @@ def check_training(
         feed: How data reach the model.
         batch_size: Rows of a training step.
         inspections: Those of the packs over this base, which find here what is inspected.
+        start: Tensors to start from.
 
     Raises:
         PackError: The model, the loss or the metric can't be computed on the first rows; the model can't be trained in
             a pack; or a scalar that has to be a mean of rows is none.
     """
-    pack = Pack(model, [member], loss, call=feed.call, inspections=inspections)
+    states = {member.name: start or {}}
+    pack = Pack(model, [member], loss, states=states, call=feed.call, inspections=inspections)
     for what, data in (("training", train), ("validation", validation)):
         _check_runs(model, what, data, loss, metric, feed)
     example = feed.example_of(train, batch_size)
@@ -74,7 +78,7 @@ def _check_runs(model: nn.Module, what: str, data: Data, loss: PerBatch, metric:
     extremes = {int(place) for t in labels for place in (t.argmin(), t.argmax())}
     rows = torch.tensor(sorted({*range(min(EXAMPLE_ROWS, count_rows(data, what))), *extremes}))
     batch = feed.prepare(pick(data, lambda t: t.index_select(0, rows.to(t.device))))
-    with in_eval(model), naming_failures(f"The model can't be run on rows of the {what} data, {shown(batch)}"):
+    with in_eval(model), naming_failures(f"The model can't be run on rows of the {what} data, {batch_in_words(batch)}"):
         outputs = feed.call(model, batch)
     for role, function in (("loss", loss), ("metric", metric)):
         takes = ""
@@ -83,7 +87,7 @@ def _check_runs(model: nn.Module, what: str, data: Data, loss: PerBatch, metric:
                 f" A {role} is called with outputs and the whole batch: lambda outputs, batch: "
                 'F.cross_entropy(outputs, batch[1], reduction="none").'
             )
-        of = f"outputs ({shown(outputs)}) and the batch, {shown(batch)}"
+        of = f"outputs ({batch_in_words(outputs)}) and the batch, {batch_in_words(batch)}"
         with naming_failures(f"The {role} can't be computed from {of}", takes):
             function(outputs, batch)
 
@@ -106,20 +110,20 @@ def naming_failures(start: str, end: str = "") -> Generator[None]:
         raise PackError(f"{start}: {type(error).__name__}: {first}.{end}") from error
 
 
-def shown(batch: Any) -> str:
+def batch_in_words(batch: Any) -> str:
     """Types and shapes of a batch, in words.
 
     Examples:
-        >>> shown((torch.ones(2, 3), torch.ones(2, dtype=torch.long)))
+        >>> batch_in_words((torch.ones(2, 3), torch.ones(2, dtype=torch.long)))
         'float32 (2, 3), int64 (2,)'
-        >>> shown({"labels": torch.ones(2, dtype=torch.long)})
+        >>> batch_in_words({"labels": torch.ones(2, dtype=torch.long)})
         'labels int64 (2,)'
     """
     if isinstance(batch, Tensor):
         return f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}"
     if isinstance(batch, Mapping):
-        return ", ".join(f"{key} {shown(part)}" for key, part in batch.items())
-    return ", ".join(map(shown, batch)) if isinstance(batch, tuple | list) else type(batch).__name__
+        return ", ".join(f"{key} {batch_in_words(part)}" for key, part in batch.items())
+    return ", ".join(map(batch_in_words, batch)) if isinstance(batch, tuple | list) else type(batch).__name__
 
 
 def _require_mean(pack: Pack, function: PerAdapter, data: Data, feed: Feed) -> None:

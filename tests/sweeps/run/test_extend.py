@@ -56,7 +56,9 @@ def numbers(found: rankwise.Sweep) -> dict[str, Any]:
     answer = {key: value for key, value in (results["answer"] or {}).items() if key not in ("next", "adapter")}
     configurations = {c["name"]: c for c in results["configurations"]}
     runs = {run["name"]: [run["status"], run["metric"], run["validation_metric"]] for run in results["runs"]}
-    return {"answer": answer, "configurations": configurations, "runs": runs}
+    compressed = {c["name"]: {**c, "runs": None} for c in results["compressed"]["configurations"]}
+    ship = {**results["compressed"]["ship"], "adapter": None}
+    return {"answer": answer, "configurations": configurations, "runs": runs, "compressed": compressed, "ship": ship}
 
 
 def assert_same(found: Any, expected: Any, place: str = "") -> None:
@@ -134,7 +136,7 @@ def test_an_adaptive_sweep_with_more_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lrs: tuple[float, ...]
 ) -> None:
     # The price of a further adapter depends on the machine's load; here it is nothing.
-    monkeypatch.setattr(stages, "probe", lambda *given: Probe(setup=0.0, step=1.0, row=0.0, peak=None))
+    monkeypatch.setattr(stages, "probe", lambda *given: Probe(0.0, 0.0, step=1.0, row=0.0, bytes=0, peak=None))
     adaptive = {"plan": "auto", "lrs": lrs, "curve": True, "tolerance": 0.05}
     sweep((1, 2, 3), seeds=3, out=tmp_path / "out", **adaptive)
     found = sweep((1, 2, 3), seeds=6, out=tmp_path / "out", resume=True, **adaptive)

@@ -56,7 +56,9 @@ def test_the_base_stays():
 
 
 def test_the_time_is_that_of_all_steps_and_validations(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(forecast, "probe", lambda *given: Probe(setup=3, step=1, row=1 / 8, peak=None))
+    monkeypatch.setattr(
+        forecast, "probe", lambda *given: Probe(setup=3, counting=0, step=1, row=1 / 8, bytes=9, peak=None)
+    )
     told = forecast_sweep(stages(epochs=7))
     # 40 rows are 5 steps of 8; the 30 validation rows pass after each epoch, and at the end with 20 + 10 of test data.
     assert [pack.seconds for pack in told.packs] == [3 + 7 * (5 + 30 / 8) + 60 / 8] * 2
@@ -79,7 +81,8 @@ def test_what_is_timed_are_steps_of_all_sizes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fitting, "PackTraining", Watched)
     cost = probe(lambda: fitting.pack_training(made.model, runs, made.problem), torch.device("cpu"), 1000)
     assert (cost.step, cost.row) == (1, 1 / 8), "8 of the 30 validation rows are enough"
-    assert places == [1.0, *[1 / 6, 1 / 2, 5 / 6] * 3], "the largest first; 10 steps are 1% of 1,000"
+    assert cost.bytes > 0
+    assert places == [0.0, *[1 / 6, 1 / 2, 5 / 6] * 3], "one to warm up; 10 steps are 1% of 1,000"
 
 
 def test_what_is_measured_once_is_in_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -110,7 +113,7 @@ def test_what_ended_before_stays_in_memory():
     with pytest.MonkeyPatch.context() as patched:
         # Trained one after another, all alike but for what is there already.
         patched.setattr(batching, "LEAST", float("inf"))
-        patched.setattr(forecast, "probe", lambda *given: Probe(0, 0, 0, 1))
+        patched.setattr(forecast, "probe", lambda *given: Probe(0, 0, 0, 0, 0, 1))
         packs = forecast_sweep(replace(made, candidates=[small])).packs
     grown = {second.peak_bytes - first.peak_bytes for first, second in itertools.pairwise(packs)}
     assert grown == {SAVED * (6 * 8 + 8 + 8 * 3 + 3)}

@@ -168,9 +168,10 @@ def test_published_protocol(tmp_path: Path, base: dict[str, torch.Tensor]) -> No
 
 
 def test_options_change_the_protocol() -> None:
-    changed = protocol_of(DigitsOptions(protocol="published", epochs=3, batch_size=16, alpha=8.0, lr=(1e-2,)))
+    options = DigitsOptions(protocol="published", epochs=3, batch_size=16, alpha=(8.0,), lr=(1e-2,))
+    changed = protocol_of(options)
     assert (changed.training.epochs, changed.training.batch_size, changed.lrs) == (3, 16, (1e-2,))
-    assert changed.lora.alpha == 8.0
+    assert {c.lora.alpha for c in digits_candidates(options) if c.lora is not None} == {8.0}
     assert not changed.alpha_is_r
     assert [training.epochs for _, _, _, training, _ in changed.baselines] == [10, 10, 3], (
         "the notebook's stay as they are"

@@ -42,7 +42,7 @@ CAUSAL = SimpleNamespace(max_position_embeddings=256)
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base") / "llama"
-    make_model("llama").save_pretrained(folder)
+    make_model("llama", layers=1).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
 

@@ -39,7 +39,7 @@ PROBLEMS = {"number": "regression", "several": "multi_label_classification"}
 @pytest.mark.parametrize("kind", LABELS)
 def test_from_a_file_to_a_merged_model(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, data, run, out = (tmp_path / name for name in ("bert", "data.jsonl", "run", "merged"))
-    make_model("bert").save_pretrained(base)
+    make_model("bert", layers=1).save_pretrained(base)
     make_tokenizer().save_pretrained(base)
     rows = [{"text": text, "label": label} for text, label in zip(TEXTS, LABELS[kind], strict=True)]
     data.write_text("\n".join(map(json.dumps, rows)))
@@ -87,7 +87,7 @@ def test_classifiers_judged_by_other_metrics(
     kind: str, metric: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base, data, run = (tmp_path / name for name in ("bert", "data.jsonl", "run"))
-    make_model("bert").save_pretrained(base)
+    make_model("bert", layers=1).save_pretrained(base)
     make_tokenizer().save_pretrained(base)
     labels = LABELS.get(kind, ["abc"[n % 7 % 3] for n in range(48)])
     rows = [{"text": text, "label": label} for text, label in zip(TEXTS, labels, strict=True)]

@@ -32,11 +32,11 @@ TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("mistakes")
     for kind in ("bert", "llama"):
-        make_model(kind).save_pretrained(root / kind)
+        make_model(kind, layers=1).save_pretrained(root / kind)
         make_tokenizer().save_pretrained(root / kind)
-    make_model("llama").save_pretrained(root / "bare")
+    make_model("llama", layers=1).save_pretrained(root / "bare")
     make_tokenizer(template=None, pad=False).save_pretrained(root / "bare")
-    make_model("llama").save_pretrained(root / "own-code")
+    make_model("llama", layers=1).save_pretrained(root / "own-code")
     config = json.loads((root / "own-code" / "config.json").read_text())
     config |= {
         "model_type": "unheard-of",
@@ -45,10 +45,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "own-code" / "config.json").write_text(json.dumps(config))
     (root / "own-code" / "own.py").write_text("raise SystemExit('this code was run')\n")
     for kind in ("bert", "llama", "t5"):
-        make_model(kind).save_pretrained(root / f"{kind}-wide")
+        make_model(kind, layers=1).save_pretrained(root / f"{kind}-wide")
         wide_tokenizer().save_pretrained(root / f"{kind}-wide")
     for kind in ("bert", "llama"):
-        make_model(kind).save_pretrained(root / f"{kind}-other-width")
+        make_model(kind, layers=1).save_pretrained(root / f"{kind}-other-width")
         make_tokenizer().save_pretrained(root / f"{kind}-other-width")
         path = root / f"{kind}-other-width" / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_size": 64}))

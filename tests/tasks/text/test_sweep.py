@@ -30,7 +30,7 @@ ONE_RATE = ["--lr", "1e-2", "--search", "0"]
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("sweep")
     for kind in ("bert", "llama"):
-        make_model(kind).save_pretrained(root / kind)
+        make_model(kind, layers={"bert": 1, "llama": 2}[kind]).save_pretrained(root / kind)
         make_tokenizer().save_pretrained(root / kind)
     g = torch.Generator().manual_seed(0)
     texts = [" ".join(WORDS[i] for i in torch.randint(7, (4 + n % 9,), generator=g)) for n in range(ROWS)]
@@ -306,7 +306,7 @@ def test_the_bases_own_dropout_can_be_off(folders: Path, tmp_path: Path) -> None
     """Without it a base with dropout trains as one that has none; with it, not."""
     losses: dict[str, list[float]] = {}
     for name, rate in (("wet", 0.4), ("dry", 0.0)):
-        model = make_model("bert")
+        model = make_model("bert", layers=1)
         model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = rate
         model.save_pretrained(tmp_path / name)
         make_tokenizer().save_pretrained(tmp_path / name)

@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, rows in (("labelled", labelled), ("pairs", pairs)):
         (root / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for kind in TASKS:
-        make_model(kind).save_pretrained(root / kind)
+        make_model(kind, layers=1).save_pretrained(root / kind)
         make_tokenizer().save_pretrained(root / kind)
     return root
 

@@ -45,7 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, rows in (("labelled", labelled), ("pairs", pairs)):
         (root / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for kind, task, data in (("bert", "classify", "labelled"), ("llama", "sft", "pairs")):
-        make_model(kind).save_pretrained(root / kind)
+        make_model(kind, layers=1).save_pretrained(root / kind)
         make_tokenizer().save_pretrained(root / kind)
         flags = ["--model", str(root / kind), "--task", task, "--data", str(root / f"{data}.jsonl")]
         assert main(["train", *flags, *QUICK, "--out", str(root / f"{task}-run")]) == 0
@@ -372,7 +372,7 @@ def test_a_merged_classifier_is_loaded_as_its_card_says(place: Path, tmp_path: P
 @pytest.mark.parametrize("pooling", ["model", "mean"])
 def test_a_classifier_over_an_encoder_decoder(place: Path, tmp_path: Path, pooling: str) -> None:
     """The tokenizer adds no token by which the architecture's own classifier finds the end of a text."""
-    make_model("t5").save_pretrained(tmp_path / "t5")
+    make_model("t5", layers=1).save_pretrained(tmp_path / "t5")
     make_tokenizer().save_pretrained(tmp_path / "t5")
     data, run, out = str(place / "labelled.jsonl"), tmp_path / "run", tmp_path / "merged"
     flags = ["--model", str(tmp_path / "t5"), "--task", "classify", "--data", data, "--pooling", pooling]

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from rankwise.adapter_files.findings import Findings
 from rankwise.errors import AdapterFileError
+from rankwise.lora.offloaded import gathered
 
 TENSORS, CONFIG, BASE, OTHERS, BUFFERS = "sha256", "sha256_config", "base", "base_others", "buffers"
 PLAIN = {"format": "pt"}
@@ -254,8 +255,8 @@ def _can_be_cast(own: torch.dtype, to: torch.dtype) -> bool:
 
 def _describe(weight: Tensor, dtype: torch.dtype | None = None) -> str:
     dtype = dtype or weight.dtype
-    # A view by steps: `weight` is never copied as a whole.
-    flat = weight.detach().flatten()
+    # A view by steps: `weight` is never copied as a whole, unless other processes have parts of it.
+    flat = gathered(weight.detach()).flatten()
     # A copy: numpy would keep FSDP from resizing the memory that a tensor lies in.
     sample = flat[:: max(1, -(-flat.numel() // SAMPLED))].to("cpu", dtype, copy=True)
     digest = hashlib.sha256(f"{tuple(weight.shape)}".encode())

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from rankwise.lora.adapter import lora_of
 from rankwise.lora.base.buffers import changed_buffers
 from rankwise.lora.base.values import base_values, fleeting_buffers
+from rankwise.lora.checks.foreign import is_sharded
 
 Places = Mapping[str, tuple[nn.Module, str]]
 """Path -> a module and the name of its weight."""
@@ -43,7 +44,11 @@ def other_tensors(model: nn.Module, without: Collection[str]) -> dict[str, Tenso
 
 
 def _plain(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None:
+        return None
+    # The part that this process has of a sharded weight; who looks at the weight gathers it.
+    local: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
     # A quantised weight may be a tensor in name only.
-    if tensor is None or type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta:
+    if type(local) not in (Tensor, nn.Parameter) or local.is_meta:
         return None
     return tensor if tensor.layout == torch.strided else None

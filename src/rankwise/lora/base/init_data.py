@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -145,7 +145,8 @@ def _gradients(model: nn.Module, targets: Sequence[Target], given: Batches) -> d
     with _asking(model, [target.weight for target in targets]), torch.enable_grad():
         for batch in given.batches or ():
             loss = given.loss(model, batch)
-            found = torch.autograd.grad(loss, [target.weight for target in targets], allow_unused=True)
+            weights = [target.weight for target in targets]
+            found = cast("Sequence[Tensor | None]", torch.autograd.grad(loss, weights, allow_unused=True))
             for target, gradient in zip(targets, found, strict=True):
                 if gradient is not None:
                     own = gradient.mT if target.layer_type.transposed else gradient

@@ -32,22 +32,28 @@ class Sample:
     Args:
         shape: Its shape.
         entries: Up to 256 of its numbers, spread evenly: what is compared where it has been cast since.
-        total: A number of all its bits.
+        total: A number of all its bits; None where the entries are the whole tensor.
     """
 
     shape: torch.Size
     entries: Tensor
-    total: Tensor
+    total: Tensor | None
 
     def is_of(self, tensor: Tensor) -> bool:
         """Tell whether a tensor, perhaps cast or moved since, has these values."""
         if tensor.shape != self.shape:
             return False
         now, then = _entries(tensor), self.entries.to(tensor.device)
+        if now.dtype == then.dtype:
+            if self.total is not None:
+                return torch.equal(checksum(tensor).cpu(), self.total)
+            return torch.equal(_bits(now), _bits(then))
         narrow = min((now.dtype, then.dtype), key=lambda dtype: dtype.itemsize)
-        if not torch.equal(_comparable(now.to(narrow)), _comparable(then.to(narrow))):
-            return False
-        return now.dtype != then.dtype or torch.equal(checksum(tensor).cpu(), self.total)
+        return torch.equal(_comparable(now.to(narrow)), _comparable(then.to(narrow)))
+
+
+def _bits(entries: Tensor) -> Tensor:
+    return entries.contiguous().view(torch.uint8)
 
 
 def _entries(tensor: Tensor) -> Tensor:
@@ -75,7 +81,8 @@ class BaseSamples(BaseBuffers):
     @staticmethod
     def copy_of(tensor: Tensor) -> Any:
         """Return what is remembered of a tensor."""
-        return Sample(tensor.shape, _entries(tensor).clone(), checksum(tensor).cpu())
+        total = checksum(tensor).cpu() if tensor.numel() > SAMPLED else None
+        return Sample(tensor.shape, _entries(tensor).clone(), total)
 
 
 def _plain(tensor: Tensor | None) -> bool:

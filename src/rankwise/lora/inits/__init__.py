@@ -15,13 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rankwise.lora.inits import loftq as _loftq
+from rankwise.lora.inits import lora_ga as _lora_ga
 from rankwise.lora.inits import orthogonal as _orthogonal
 from rankwise.lora.inits.decompositions import Decompositions
 from rankwise.lora.inits.eva import eva
 from rankwise.lora.inits.gaussian import gaussian
 from rankwise.lora.inits.init import Init, InitSite, from_uniform
 from rankwise.lora.inits.kaiming import kaiming
-from rankwise.lora.inits.lora_ga import lora_ga
 from rankwise.lora.inits.notebook import notebook
 from rankwise.lora.inits.olora import olora
 from rankwise.lora.inits.pissa import pissa
@@ -37,8 +37,8 @@ INITS: dict[str, Init] = {
     "olora": Init(olora, moves=True),
     "orthogonal": Init(_orthogonal.orthogonal, conflict=_orthogonal.conflict),
     "eva": Init(eva, data="inputs"),
-    "loftq": Init(_loftq.loftq, obstacle=_loftq.obstacle),
-    "lora-ga": Init(lora_ga, moves=True, data="gradients"),
+    "loftq": Init(_loftq.loftq, obstacle=_loftq.loftq_obstacle),
+    "lora-ga": Init(_lora_ga.lora_ga, moves=True, data="gradients", obstacle=_lora_ga.lora_ga_obstacle),
 }
 
 _PLAIN: Any = {"device": "cpu", "dtype": torch.float32}

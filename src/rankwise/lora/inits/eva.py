@@ -19,7 +19,6 @@ from rankwise.lora.inits.init import InitSite, data_of_site, filled_up
 
 def eva(site: InitSite) -> tuple[Tensor, Tensor]:
     """A with the r first principal axes of the layer's inputs as rows, the largest entry of each positive."""
-    _, _, A = data_of_site(site, "eva").svd(site.r)
-    largest = A.gather(1, A.abs().argmax(1, keepdim=True))
-    A = A * torch.sign(largest)
+    axes = data_of_site(site, "eva").svd(site.r)[2]
+    A = axes * torch.sign(axes.gather(1, axes.abs().argmax(1, keepdim=True)))
     return filled_up(A, A.new_zeros(site.d_out, A.shape[0]), site)

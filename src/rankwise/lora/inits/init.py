@@ -55,12 +55,12 @@ def data_of_site(site: InitSite, init: str) -> Decompositions:
     return site.data
 
 
-def no_conflict(config: Any) -> str:
+def _no_conflict(config: Any) -> str:
     """No objection to the settings."""
     return ""
 
 
-def no_obstacle(layer: Any, r: int) -> str:
+def _no_obstacle(layer: Any, r: int) -> str:
     """No obstacle in this layer."""
     return ""
 
@@ -84,8 +84,8 @@ class Init:
     moves: bool = False
     on_matrices: bool = True
     data: str = ""
-    conflict: Callable[[Any], str] = no_conflict
-    obstacle: Callable[[Any, int], str] = no_obstacle
+    conflict: Callable[[Any], str] = _no_conflict
+    obstacle: Callable[[Any, int], str] = _no_obstacle
 
 
 def from_uniform(fill: Callable[[Tensor, int], Pair]) -> Init:

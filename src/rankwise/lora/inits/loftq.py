@@ -54,14 +54,14 @@ def remember_error(layer: Any, weight: Tensor, rounded: Tensor, rank: int) -> No
 
 def loftq(site: InitSite) -> tuple[Tensor, Tensor]:
     """A and B whose product, times s, is the best approximation of W - Q of rank r."""
-    if reason := obstacle(site.layer, site.r):
+    if reason := loftq_obstacle(site.layer, site.r):
         raise ConfigError(f'init "loftq" can\'t start here: {reason}')
     error: QuantisationError = getattr(site.layer, ERROR)
     root = (error.S[: site.r] / site.scale).sqrt()
     return filled_up(root.unsqueeze(1) * error.Vh[: site.r], error.U[:, : site.r] * root, site)
 
 
-def obstacle(layer: Any, r: int) -> str:
+def loftq_obstacle(layer: Any, r: int) -> str:
     """Why A and B can't start from what quantising took from this layer's weight."""
     error: QuantisationError | None = getattr(layer, ERROR, None)
     if error is None:

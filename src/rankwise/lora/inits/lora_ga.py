@@ -13,6 +13,8 @@ References:
     https://arxiv.org/abs/2407.05000
 """
 
+from typing import Any
+
 from torch import Tensor
 
 from rankwise.lora.inits.init import InitSite, data_of_site, filled_up
@@ -28,3 +30,10 @@ def lora_ga(site: InitSite) -> tuple[Tensor, Tensor]:
     # A thin gradient has fewer than 2r: A and B then have half of them each.
     r = min(site.r, Vh.shape[0] // 2)
     return filled_up(factor * Vh[:r], factor * U[:, r : 2 * r], site)
+
+
+def lora_ga_obstacle(layer: Any, r: int) -> str:
+    """Why there is no gradient of this layer's weight."""
+    weight = getattr(layer, "weight", None)
+    plain = not isinstance(weight, Tensor) or (weight.is_floating_point() and weight.itemsize > 1)
+    return "" if plain else "LoRA-GA needs a weight to differentiate by, and this one is in few bits; use another init"

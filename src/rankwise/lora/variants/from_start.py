@@ -35,7 +35,7 @@ def as_one_pair(A: Tensor, B: Tensor, A0: Tensor, B0: Tensor) -> tuple[Tensor, T
     return torch.cat([A, A0], -2), torch.cat([B, -B0], -1)
 
 
-def joined(tensors: VariantTensors) -> dict[str, Tensor]:
+def in_one_pair(tensors: VariantTensors) -> dict[str, Tensor]:
     """The tensors of the variant itself, with A and B of rank 2r."""
     A, B = as_one_pair(tensors["A"], tensors["B"], tensors["A0"], tensors["B0"])
     return {**{key: tensor for key, tensor in tensors.items() if key not in ("A0", "B0")}, "A": A, "B": B}
@@ -60,10 +60,10 @@ def from_start(variant: Variant) -> Variant:
         rest: tuple[Any, ...],
         named: Mapping[str, Any],
     ) -> Tensor:
-        return variant.forward(kind, layer, x, y, joined(tensors), scale, rest, named)
+        return variant.forward(kind, layer, x, y, in_one_pair(tensors), scale, rest, named)
 
     def delta(kind: LayerType, layer: Any, tensors: VariantTensors, scale: float) -> Tensor:
-        return variant.delta(kind, layer, joined(tensors), scale)
+        return variant.delta(kind, layer, in_one_pair(tensors), scale)
 
     return replace(
         variant,

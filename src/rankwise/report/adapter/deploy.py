@@ -79,7 +79,7 @@ def adapter_role(results: Results, run: RunResult) -> str:
     if answer.verdict == "shown" and run.adapter is not None and run.adapter == answer.adapter:
         return "The sweep recommends this adapter."
     own = next((c for c in results.configurations if run.name in c.runs), None)
-    size = _SIZES.get(None if own is None else own.state, "")
+    size = "" if own is None else _SIZES.get(own.state or "", "")
     return f"The sweep does not recommend this adapter{size}."
 
 

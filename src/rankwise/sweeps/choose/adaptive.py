@@ -82,7 +82,7 @@ def next_step(
         at_once: Seeds that may be added in one step, where it needs as many.
     """
     low, high = -1, len(ladder.names)
-    at = len(ladder.names) // 2
+    at = ladder.names.index(ladder.middle)
     path: list[str] = []
     open_failures = 0
     start = min(STARTING_SEEDS, most_seeds)

@@ -13,6 +13,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 
@@ -124,6 +125,7 @@ def decide(
     rule: Rule,
     floors: Floors | None = None,
     path: Sequence[str] | None = None,
+    further: Sequence[tuple[Configuration, Comparison]] = (),
 ) -> Answer:
     """Return the verdict.
 
@@ -137,6 +139,7 @@ def decide(
         floors: What fine-tuning must beat.
         path: The configurations that an adaptive plan decided on its way: only these can be shown, so that a size that
             completes the curve has no chance of its own. None for all.
+        further: Configurations that were not trained as such, with their comparisons: adapters cut to smaller ranks.
 
     Returns:
         The verdict, with every comparison it rests on.
@@ -156,10 +159,13 @@ def decide(
         for c in configurations
         if c is not reference and (comparison := compare_with_reference(c, reference, rule, floors)) is not None
     }
-    smaller = _smaller([c for c in configurations if path is None or c.name in path], reference, compared)
+    on_path = [c for c in configurations if path is None or c.name in path]
+    compared |= {c.name: comparison for c, comparison in further}
+    chains = [_smaller(group, reference, compared) for group in (on_path, [c for c, _ in further])]
+    smaller = _smaller([c for chain in chains for c in chain], reference, compared)
     gain = _gain(itself, rule)
     better = floors.better([run.rows for run in reference.runs], higher)
-    chosen, verdict = _verdict(smaller, compared, gain, len(itself.ours), rule)
+    chosen, verdict = _verdict(smaller, chains, compared, gain, len(itself.ours), rule)
     leaning = None
     if verdict == "undecided":
         leaning = next((c for c in smaller if (compared[c.name].p_within or 0.0) >= 0.5), None)
@@ -220,6 +226,7 @@ def _gain(itself: Paired, rule: Rule) -> tuple[float, float] | None:
 
 def _verdict(
     smaller: Sequence[Configuration],
+    chains: Sequence[Sequence[Configuration]],
     compared: Mapping[str, Comparison],
     gain: tuple[float, float] | None,
     n_seeds: int,
@@ -229,14 +236,14 @@ def _verdict(
         return None, "undecided"
     if gain is not None and gain[1] <= 0:
         return None, "no_gain"
+    passing = [c for c in smaller if compared[c.name].state == "shown"]
     if rule.strict:
-        shown = None
-        for c in reversed(smaller):
-            if compared[c.name].state != "shown":
-                break
-            shown = c
-    else:
-        shown = next((c for c in smaller if compared[c.name].state == "shown"), None)
+        # One sequence for those that were trained, one for those that were cut.
+        reached = [
+            c for chain in chains for c in takewhile(lambda c: compared[c.name].state == "shown", reversed(chain))
+        ]
+        passing = [c for c in passing if c in reached]
+    shown = passing[0] if passing else None
     if shown is not None:
         return shown, "shown"
     outside = [compared[c.name].state == "not" for c in smaller]

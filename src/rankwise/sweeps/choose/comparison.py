@@ -1,7 +1,7 @@
 """A configuration beside the reference: their runs in pairs, and how likely the one lies within the tolerance."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -173,3 +173,27 @@ def tolerance_value(paired: Paired, rule: Rule) -> float:
     reference = float(np.mean([b.mean() for b in paired.theirs]))
     floor = None if paired.floor is None else float(np.mean([f.mean() for f in paired.floor]))
     return rule.tolerance.value(reference, floor)
+
+
+def both_ways(one: Comparison, other: Comparison) -> Comparison:
+    """Return the comparison that two ways to compare the same configuration have in common: shown is what both show.
+
+    The mean and the seeds needed are the first one's, the bounds the outer ones, and the probability is the one that
+    shows less.
+
+    Examples:
+        >>> one = Comparison("r8", 0.0, -0.1, 0.1, 0.99, 3, "shown", 0)
+        >>> found = both_ways(one, replace(one, lower_bound=-0.2, p_within=0.9, state="open"))
+        >>> found.p_within, found.lower_bound, found.state
+        (0.9, -0.2, 'open')
+    """
+    p = None if one.p_within is None or other.p_within is None else (one.p_within, other.p_within)
+    lower = [bound for c in (one, other) if (bound := c.lower_bound) is not None]
+    upper = [bound for c in (one, other) if (bound := c.upper_bound) is not None]
+    return replace(
+        one,
+        lower_bound=min(lower, default=None),
+        upper_bound=max(upper, default=None),
+        p_within=None if p is None else min(p, key=lambda value: abs(value - 0.5)),
+        state=one.state if one.state == other.state else "open",
+    )

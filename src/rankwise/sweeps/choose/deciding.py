@@ -38,6 +38,10 @@ class Deciding:
         max_minutes: An adaptive plan begins nothing new after so many minutes.
         max_parameters: Leave adapters with more trainable parameters out of the decision.
         rotate: Give each seed validation examples of its own, cut off the training data. [default: from 4 seeds on]
+        compressed: Cut adapters of the largest rank trained to every smaller rank, and say which adapter to ship, cut
+            ones included. [default: yes, but where the metric needs answers to be written]
+        squeeze_steps: Train each adapter that was cut this many steps further, and as many the adapters that were
+            trained at its rank, for comparison.
 
     Raises:
         ConfigError: A value can't be used.
@@ -52,6 +56,8 @@ class Deciding:
     max_minutes: float | None = None
     max_parameters: int | None = None
     rotate: bool | None = None
+    compressed: bool | None = None
+    squeeze_steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.plan not in PLANS:
@@ -66,6 +72,16 @@ class Deciding:
                 raise ConfigError(f"{option(name)} is {value}; give a positive number, or leave it out.")
             if value is not None and self.plan == "grid":
                 raise ConfigError(f"{option(name)} has no effect in a grid, which trains everything; leave it out.")
+        if self.squeeze_steps is not None and self.squeeze_steps < 1:
+            raise ConfigError(
+                f"{option('squeeze_steps')} is {self.squeeze_steps}; give a number of steps of at least 1, or leave it "
+                "out."
+            )
+        if self.squeeze_steps is not None and self.compressed is False:
+            raise ConfigError(
+                f"{option('squeeze_steps')} trains adapters that were cut, and compressed ones are to be left out; "
+                "leave out one of the two."
+            )
         self.rule(True)
 
     def rule(self, higher_is_better: bool) -> Rule:

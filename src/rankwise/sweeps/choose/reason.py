@@ -1,5 +1,6 @@
 """The verdict in sentences: what is shown, what is shown not to be, what is open, and what would decide."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from rankwise.sweeps.choose.answer import Answer
@@ -153,8 +154,6 @@ def _listed(words: Sequence[str]) -> str:
         >>> _listed(["r = 1", "r = 2", "head alone"])
         'r = 1, 2, head alone'
     """
-    shown = [
-        word.removeprefix("r = ") if i and word.startswith("r = ") and words[i - 1].startswith("r = ") else word
-        for i, word in enumerate(words)
-    ]
+    ranks = [re.fullmatch(r"r = \d+", word) is not None for word in words]
+    shown = [word.removeprefix("r = ") if i and ranks[i] and ranks[i - 1] else word for i, word in enumerate(words)]
     return ", ".join(shown)

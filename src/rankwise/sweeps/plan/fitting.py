@@ -69,8 +69,16 @@ def probe_key(kind: tuple[object, ...], parameters: int) -> str:
     return hashlib.sha256(repr((*kind, parameters)).encode()).hexdigest()[:16]
 
 
+Measure = Callable[[Run, int], int]
+"""(the run of its kind with the most parameters, how many are of the kind) -> bytes of its step."""
+
+
 def bytes_of_runs(
-    model: nn.Module, runs: Sequence[Run], problem: Problem, probes: Probes | None = None
+    model: nn.Module,
+    runs: Sequence[Run],
+    problem: Problem,
+    probes: Probes | None = None,
+    measure: Measure | None = None,
 ) -> dict[str, int]:
     """Bytes that each run needs on top of the base, by name.
 
@@ -83,8 +91,10 @@ def bytes_of_runs(
         runs: The runs.
         problem: Data, loss and metric.
         probes: What was measured before, and is not again; what is measured is added.
+        measure: Measures a run; None takes the gradients of its largest step.
     """
     probes = {} if probes is None else probes
+    measure = measure or (lambda run, of_kind: pack_training(model, [run], problem).peak_bytes())
     kinds: dict[tuple[object, ...], list[tuple[int, Run]]] = {}
     for run in runs:
         kinds.setdefault(kind_of(model, run), []).append((resolve(model, run.member).parameter_count(), run))
@@ -94,7 +104,7 @@ def bytes_of_runs(
         most, largest = max(own, key=lambda one: one[0])
         key = probe_key(kind, most)
         if key not in probes:
-            probes[key] = pack_training(model, [largest], problem).peak_bytes()
+            probes[key] = measure(largest, len(own))
         needed |= {run.name: probes[key] + of_one * parameters for parameters, run in own}
     return {run.name: needed[run.name] for run in runs}
 

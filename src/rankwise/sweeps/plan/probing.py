@@ -26,23 +26,27 @@ class Probe:
 
     Args:
         setup: Seconds until the first step: the pack is built, and compared with its adapters alone.
+        counting: Seconds in which `bytes` was counted.
         step: Seconds of a step.
         row: Seconds of an evaluated row, of all adapters.
+        bytes: Of the tensors of the largest step, as `PackTraining.peak_bytes` counts them.
         peak: Bytes in use at most while it was measured, of the whole process or of the GPU, the base included; None
             where the system doesn't tell.
     """
 
     setup: float
+    counting: float
     step: float
     row: float
+    bytes: int
     peak: int | None
 
 
 def probe(make: Callable[[], PackTraining], device: torch.device, steps: int) -> Probe:
     """Measure a pack.
 
-    The largest step comes first: it shows the memory, and warms up what is timed. Steps are then timed at sizes from
-    all over the data, as often as befits a training of so many steps.
+    Steps are timed at sizes from all over the data, as often as befits a training of so many steps, after one of the
+    smallest, which warms up. The gradients of the largest step then show the memory.
 
     Args:
         make: Makes the training, which is thrown away.
@@ -56,15 +60,17 @@ def probe(make: Callable[[], PackTraining], device: torch.device, steps: int) ->
         training = make()
         with training.attached(training=True):
             setup = time.perf_counter() - clock
-            training.timed_step(1.0)
+            training.timed_step(0.0)
             turns = [[training.timed_step(place) for place in places] for _ in range(max(1, timed // len(places)))]
+        a_step = statistics.mean(statistics.median(one) for one in zip(*turns, strict=True))
         rows = min(training.validation_rows, training.batch_size)
         with training.attached(training=False):
-            times = [training.timed_evaluation(place, rows) for place in (1 / 4, 3 / 4)]
-            a_row = statistics.mean(times) / rows
-            if times[-1] < SHORT and training.validation_rows > rows:
+            a_row = (seconds := training.timed_evaluation(1 / 2, rows)) / rows
+            if seconds < SHORT and training.validation_rows > rows:
                 rows = training.validation_rows
                 a_row = training.timed_evaluation(0.0, rows) / rows
+        clock = time.perf_counter()
+        needed = training.peak_bytes()
+        counting = time.perf_counter() - clock
         training.final_states()
-        a_step = statistics.mean(statistics.median(one) for one in zip(*turns, strict=True))
-        return Probe(setup, a_step, a_row, peak())
+        return Probe(setup, counting, a_step, a_row, needed, peak())

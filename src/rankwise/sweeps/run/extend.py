@@ -31,7 +31,7 @@ from rankwise.sweeps.storage.same_problem import ELSEWHERE, LOSS, SAME
 from rankwise.train.outcome import EpochPoint, Outcome
 from rankwise.writing import read_regular
 
-FREE = ("seeds", "max_runs", "max_minutes")
+FREE = ("seeds", "max_runs", "max_minutes", "compressed", "squeeze_steps")
 """Settings of a plan that the longer sweep may change."""
 
 

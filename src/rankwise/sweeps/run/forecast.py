@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from rankwise.pack.resolved import resolve
@@ -30,7 +31,7 @@ class PackForecast:
         runs: Names of its runs.
         configurations: Configuration -> how many of the runs are of it.
         epochs: Passes over the training data, at most.
-        bytes: Memory of its tensors on top of the base, as it is planned with: at most.
+        bytes: Memory of its tensors on top of the base.
         peak_bytes: Memory in use while it trains: of the whole process, or of the GPU.
         disk_bytes: Disk that a checkpoint of the pack takes while it trains.
         ended_bytes: Disk of what its runs have trained, once they have ended.
@@ -125,27 +126,20 @@ def forecast_sweep(stages: Stages) -> Forecast:
     device = next(model.parameters()).device
     base = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     program = program_bytes(device, base)
-    probed: dict[tuple[object, ...], Probe] = {}
-    ended, planning = 0, 0.0
+    costs = _Costs(model, problem, device)
+    ended = 0
     for stage in stages.expected():
-        clock = time.perf_counter()
-        plan = make_plan(model, stage.runs, problem, stage.rungs, probes=stages.probes)
-        planning += time.perf_counter() - clock
+        plan = make_plan(model, stage.runs, problem, stage.rungs, probes=stages.probes, measure=costs.bytes)
         limit = plan.limit
         by_name = {run.name: run for run in stage.runs}
         for names in plan.packs:
             runs = [by_name[name] for name in names]
-            epochs = max(run.training.epochs for run in runs)
-            steps = -(-problem.train_rows(runs[0].data) // runs[0].training.batch_size)
-            # Packs of one kind, such as runs of full fine-tuning in turn, take the same.
-            kind = _kind(model, runs)
-            if kind not in probed:
-                probed[kind] = probe(partial(pack_training, model, runs, problem), device, epochs * steps)
-            cost, validated = probed[kind], problem.validation_rows(runs[0].data)
+            epochs, steps = max(run.training.epochs for run in runs), costs.steps(runs[0])
+            cost, validated = costs.of(runs), problem.validation_rows(runs[0].data)
             measured = validated + (_rows_measured(problem, runs[0].data) if stage.tests else 0)
             numbers = {run.name: resolve(model, run.member).parameter_count() for run in runs}
             of_adapters = sum(numbers[run.name] for run in runs if run.method == "lora")
-            needed = sum(plan.memory[name] for name in names)
+            needed = cost.bytes + state_bytes(model) * sum(numbers.values())
             saved = SAVED * sum(numbers.values())
             packs.append(
                 PackForecast(
@@ -163,7 +157,40 @@ def forecast_sweep(stages: Stages) -> Forecast:
                 )
             )
             ended += saved
-    return Forecast(tuple(packs), base, program, limit, planning, tuple(_open(stages)))
+    return Forecast(tuple(packs), base, program, limit, costs.planning, tuple(_open(stages)))
+
+
+class _Costs:
+    """Packs that are measured once for each kind, also while the plan is made."""
+
+    def __init__(self, model: nn.Module, problem: Problem, device: torch.device) -> None:
+        self._model, self._problem, self._device = model, problem, device
+        self._found: dict[tuple[object, ...], Probe] = {}
+        self.planning = 0.0
+        """Seconds in which the plan of a sweep measures memory."""
+
+    def steps(self, run: Run) -> int:
+        """Steps of an epoch."""
+        return -(-self._problem.train_rows(run.data) // run.training.batch_size)
+
+    def of(self, runs: Sequence[Run]) -> Probe:
+        """The cost of a pack. Those of one kind, such as runs of full fine-tuning in turn, have the same."""
+        kind = _kind(self._model, runs)
+        if kind not in self._found:
+            steps = max(run.training.epochs for run in runs) * self.steps(runs[0])
+            self._found[kind] = probe(partial(pack_training, self._model, runs, self._problem), self._device, steps)
+        return self._found[kind]
+
+    def bytes(self, run: Run, of_kind: int) -> int:
+        """The bytes of a run's step, as the plan asks for them: what will probably be a pack is measured as one."""
+        clock = time.perf_counter()
+        if of_kind > 1 and run.method == "lora":
+            needed = pack_training(self._model, [run], self._problem).peak_bytes()
+            self.planning += time.perf_counter() - clock
+            return needed
+        cost = self.of([run])
+        self.planning += cost.setup + cost.counting
+        return cost.bytes
 
 
 def _rows_measured(problem: Problem, data: str) -> int:

@@ -53,9 +53,11 @@ class Adapters:
         Raises:
             OutputError: A folder can't be written.
         """
-        for run in swept.runs:
+        outcomes, cut = swept.outcomes, swept.compressed
+        for run in [*swept.runs, *([] if cut is None else cut.runs)]:
             if run.name in self.folders:
-                put_on(self.model, run, swept.outcomes[run.name].state, "saving")
+                outcome = outcomes[run.name] if cut is None or run.name in outcomes else cut.outcomes[run.name]
+                put_on(self.model, run, outcome.state, "saving")
                 try:
                     folder = save_adapter(
                         self.model,

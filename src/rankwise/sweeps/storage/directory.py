@@ -30,9 +30,11 @@ from rankwise.sweeps.storage.owned import (
     PLACING_FORMAT,
     RESULTS,
     RUN_MARK,
+    SHIP,
     STAGED,
     UNFINISHED,
     clear_staging,
+    cut_folders,
     foreign,
     holds_results,
     holds_unfinished,
@@ -241,6 +243,7 @@ def write_run(
     try:
         _write_files(staged, results, config, swept, adapters, keep_base)
         check_foreign(directory)
+        cut_before = cut_folders(directory)
         new = [path.name for path in (staged / ADAPTERS).iterdir()] if (staged / ADAPTERS).is_dir() else []
         # A run killed from here on finds what it has placed, and what was to go, when it is resumed.
         write_checked(
@@ -256,6 +259,8 @@ def write_run(
             if (staged / name).exists():
                 os.replace(staged / name, directory / name)
         _link_best(directory, results)
+        for name in cut_before - cut_folders(directory) if extends else ():
+            remove(directory / ADAPTERS / name)  # another adapter is the one to ship now
         placing.unlink()
         if not any(placing.parent.iterdir()):
             placing.parent.rmdir()
@@ -277,13 +282,14 @@ def _add_adapters(staged: Path, directory: Path, names: Sequence[str]) -> None:
 
 
 def _link_best(directory: Path, results: Results) -> None:
-    """Point `best` to the recommended adapter; remove it while nothing is decided."""
-    answer = results.answer
-    (directory / BEST).unlink(missing_ok=True)
-    if answer is None or answer.verdict == "undecided" or answer.adapter is None:
-        return
-    with suppress(OSError):  # no links on this file system
-        (directory / BEST).symlink_to(answer.adapter, target_is_directory=True)
+    """Point `best` to the recommended adapter and `ship` to the one to ship; remove them while nothing is decided."""
+    ship = results.compressed.ship if results.compressed else None
+    for name, answer in ((BEST, results.answer), (SHIP, ship)):
+        (directory / name).unlink(missing_ok=True)
+        if answer is None or answer.verdict == "undecided" or answer.adapter is None:
+            continue
+        with suppress(OSError):  # no links on this file system
+            (directory / name).symlink_to(answer.adapter, target_is_directory=True)
 
 
 def _write_files(
@@ -306,6 +312,8 @@ def _write_files(
     with replacing(directory / "predictions.npz") as temporary:
         arrays = {f"validation/{name}": scores.validation for name, scores in swept.scores.items()}
         arrays |= {f"test/{name}": scores.test for name, scores in swept.scores.items()}
+        for name, scores in () if swept.compressed is None else swept.compressed.scores.items():
+            arrays |= {f"compressed/validation/{name}": scores.validation, f"compressed/test/{name}": scores.test}
         for name, scores in swept.scores.items():
             optional = {
                 f"deciding/{name}": scores.deciding,

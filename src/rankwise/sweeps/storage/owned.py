@@ -24,14 +24,21 @@ TRAINED_ON = "trained_on.npy"
 BEST = "best"
 """A link to the recommended adapter, where one is shown to do the job."""
 
-RESULTS = ("config.yaml", "curves.csv", "predictions.npz", TRAINED_ON, BEST)
+SHIP = "ship"
+"""A link to the smallest adapter that is shown to do the job, those cut to a smaller rank included."""
+
+RESULTS = ("config.yaml", "curves.csv", "predictions.npz", TRAINED_ON, BEST, SHIP)
 ADAPTERS = "adapters"
 BASE_FILE = Path("base", "model.safetensors")
 REPORT = (
     "table.md",
     "results.csv",
     "report.html",
-    *(f"{name}.{kind}" for name in ("accuracy_vs_parameters", "relative", "curves") for kind in ("png", "svg")),
+    *(
+        f"{name}.{kind}"
+        for name in ("accuracy_vs_parameters", "relative", "curves", "subspaces")
+        for kind in ("png", "svg")
+    ),
 )
 
 STAGED = ".writing."
@@ -144,13 +151,29 @@ def foreign(directory: Path) -> Iterator[Path]:
 
 def named_adapters(directory: Path) -> set[str]:
     """Folders in `adapters/` that results in this directory name, or that are being put in place."""
-    runs: Any = _json(directory / RUN_MARK).get("runs")
+    named = _named(_json(directory / RUN_MARK)) | cut_folders(directory)
+    return named | set(_placing(directory / UNFINISHED).get(ADAPTERS, ()))
+
+
+def cut_folders(directory: Path) -> set[str]:
+    """Those of them that hold adapters that were cut."""
+    compressed: Any = _json(directory / RUN_MARK).get("compressed")
+    configurations: Any = (
+        cast("dict[str, Any]", compressed).get("configurations") if isinstance(compressed, dict) else None
+    )
+    groups = cast("list[Any]", configurations) if isinstance(configurations, list) else []
+    return {name for group in groups for name in _named(group)}
+
+
+def _named(group: Any) -> set[str]:
+    """Folders in `adapters/` that the runs of a group name."""
+    runs: Any = cast("dict[str, Any]", group).get("runs") if isinstance(group, dict) else None
     named: set[str] = set()
     for run in cast("list[Any]", runs) if isinstance(runs, list) else []:
         adapter: Any = cast("dict[str, Any]", run).get("adapter") if isinstance(run, dict) else None
         if isinstance(adapter, str) and adapter.startswith(f"{ADAPTERS}/"):
             named.add(adapter.removeprefix(f"{ADAPTERS}/"))
-    return named | set(_placing(directory / UNFINISHED).get(ADAPTERS, ()))
+    return named
 
 
 def is_staging(path: Path) -> bool:

@@ -19,7 +19,7 @@ from rankwise.errors import BusyError, OutputError, RankwiseError
 from rankwise.locking import LOCK
 from rankwise.remote.lease import Lease, beating
 from rankwise.remote.mirror import Mirror, mirroring, say
-from rankwise.remote.store import Store
+from rankwise.remote.store import ObjectStore
 from rankwise.results import read_results
 from rankwise.sweeps.plan.plan import FILE as PLAN
 from rankwise.sweeps.storage.owned import ABOUT, ADAPTERS, BASE_FILE, BEST, RUN_MARK, STAGED, UNFINISHED, UNIT, UNITS
@@ -61,7 +61,7 @@ def run_copy(url: str, *, decides: bool = False, whole: bool = False) -> Generat
         BusyError: Another process works on the run or, unless it only decides, on one of its units.
         OutputError: The store can't be read or written.
     """
-    store = Store(url)
+    store = ObjectStore(url)
     lease = Lease(store, LOCK, url, DECIDE if decides else TRAIN)
 
     def needed(name: str) -> bool:
@@ -91,7 +91,7 @@ def unit_copy(url: str, number: int) -> Generator[Path]:
         BusyError: Another process trains the unit, or the whole run.
         OutputError: The store can't be read or written.
     """
-    store = Store(url)
+    store = ObjectStore(url)
     unit = f"{UNFINISHED}/{UNITS}/{number:06}"
 
     known = bool(store.names(unit))  # else the message names those that there are
@@ -129,7 +129,7 @@ def read_copy(url: str, *, writes_report: bool = False) -> Generator[Path]:
         OutputError: The store can't be read or written.
     """
     run, inner = _run_and_adapter(url)
-    store = Store(run)
+    store = ObjectStore(run)
     is_run = bool(inner) or RUN_MARK in store.names()
 
     def needed(name: str) -> bool:
@@ -142,7 +142,7 @@ def read_copy(url: str, *, writes_report: bool = False) -> Generator[Path]:
 
 @contextmanager
 def _copy(
-    store: Store,
+    store: ObjectStore,
     lease: Lease | None,
     needed: Names,
     *,
@@ -191,7 +191,7 @@ def _copy(
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_units(store: Store, mine: Lease) -> None:
+def _check_units(store: ObjectStore, mine: Lease) -> None:
     """Refuse to train a run of which another process trains a unit.
 
     Raises:
@@ -220,7 +220,7 @@ def _run_and_adapter(url: str) -> tuple[str, str]:
     return url, ""
 
 
-def _holds_unfinished(store: Store) -> bool:
+def _holds_unfinished(store: ObjectStore) -> bool:
     return any(f"/{LOCK}/" not in name for name in store.names(UNFINISHED))
 
 

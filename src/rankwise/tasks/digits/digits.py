@@ -108,10 +108,12 @@ def protocol_of(options: DigitsOptions) -> Protocol:
     changes = {"epochs": options.epochs, "batch_size": options.batch_size, "optimiser": options.optimiser}
     changed = {key: value for key, value in changes.items() if value is not None}
     made = _published() if options.protocol == "published" else _standard()
+    lora = made.lora if options.alpha is None else replace(made.lora, alpha=options.alpha[0])
     *others, last = made.baselines
     name, label, data, training, lrs = last
     return replace(
         made,
+        lora=lora,
         alpha_is_r=made.alpha_is_r and options.alpha is None,
         training=replace(made.training, **changed, lr_ratio=options.lr_ratio),
         lrs=options.lr or made.lrs,

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from rankwise.errors import ConfigError, suggest
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.tasks.flags import DECIDING, MAIN
-from rankwise.tasks.settings import plain_settings
+from rankwise.tasks.settings import flag, plain_settings
 from rankwise.tasks.text.groups import (
     DEFAULT_RANK,
     AdapterOptions,

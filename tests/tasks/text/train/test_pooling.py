@@ -31,7 +31,7 @@ WORDS = ("one", "two", "three", "cat", "sat", "The", "mat")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("texts")
     for kind in ("bert", "llama", "t5"):
-        make_model(kind).save_pretrained(root / kind)
+        make_model(kind, layers=1).save_pretrained(root / kind)
         make_tokenizer().save_pretrained(root / kind)
     g = torch.Generator().manual_seed(0)
     texts = [" ".join(WORDS[i] for i in torch.randint(7, (4 + n % 19,), generator=g)) for n in range(60)]

@@ -37,7 +37,7 @@ WORDS = ("one", "two", "three", "cat", "sat", "The", "mat")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, a file of 30 training and one of 12 other examples, and an adapter."""
     root = tmp_path_factory.mktemp("evaluating")
-    make_model("bert").save_pretrained(root / "bert")
+    make_model("bert", layers=1).save_pretrained(root / "bert")
     make_tokenizer().save_pretrained(root / "bert")
     rows = [{"text": f"{WORDS[n % 7]} {WORDS[n % 5]} {n}", "label": "aabc"[n % 4]} for n in range(42)]
     for name, part in (("train", rows[:30]), ("new", rows[30:])):

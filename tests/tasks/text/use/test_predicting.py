@@ -29,7 +29,7 @@ TEXTS = ["The cat sat", "one", "two three one two"]
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, and an adapter for each kind of label; a second one for one label a text."""
     root = tmp_path_factory.mktemp("predicting")
-    make_model("bert").save_pretrained(root / "bert")
+    make_model("bert", layers=1).save_pretrained(root / "bert")
     make_tokenizer().save_pretrained(root / "bert")
     for name, kind, rank in (
         ("one", "one", 2),

@@ -32,7 +32,7 @@ def facts_of(
         options: The settings of the sweep.
         ready: The task.
     """
-    trained = next(found for found in results.runs if found.name == run.name)
+    trained, cut = results.adapter_run(run.name)
     sources = {"train": options.data, "validation": options.examples.validation, "test": options.examples.test}
     prompting = read_prompting(folder)
     pooled = isinstance(ready.loaded.model, MeanPooledClassifier)
@@ -57,11 +57,13 @@ def facts_of(
         curve=tuple(
             CurvePoint(point.step, point.train_loss, point.validation_loss)
             for point in swept.curve
-            if point.run == run.name
+            if point.run == trained.name
         ),
         training=training if options.base.quantize is None else {**training, "base kept in": options.base.quantize},
         purpose=PURPOSES[options.task],
-        advice=_advice(results, trained),
+        advice=(f"The sweep recommends to ship this adapter: {cut} after training.",)
+        if cut
+        else _advice(results, trained),
         notes=tuple(ready.notes),
         pooled=pooled,
         images=ready.reads == "images",
