@@ -83,7 +83,7 @@ def adapter_role(results: Results, run: RunResult) -> str:
     return f"The sweep does not recommend this adapter{size}."
 
 
-_SIZES: dict[str | None, str] = {
+_SIZES = {
     "shown": "; its size is shown to be enough",
     "open": "; its size is not shown to be enough",
     "not": "; its size is shown to be worse than the reference by more than the tolerance",
