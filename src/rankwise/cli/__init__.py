@@ -102,11 +102,11 @@ def _from_file(path: Path, arguments: Sequence[str]) -> "Dict":
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.DOTALL)
 
 
-def joined(arguments: Sequence[str]) -> list[str]:
+def join_values(arguments: Sequence[str]) -> list[str]:
     """Join a value that begins with a hyphen and is no option's name to the option before it.
 
     Examples:
-        >>> joined(["--tolerance", "-1%", "--text", "- my card?", "--quiet", "--seeds", "-1"])
+        >>> join_values(["--tolerance", "-1%", "--text", "- my card?", "--quiet", "--seeds", "-1"])
         ['--tolerance=-1%', '--text=- my card?', '--quiet', '--seeds=-1']
     """
     read: list[str] = []
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0; 2 a user's mistake (one line); 3 finished, with runs that diverged; 130 interrupted; 141
         standard output was closed before all was printed.
     """
-    arguments = joined(sys.argv[1:] if arguments is None else arguments)
+    arguments = join_values(sys.argv[1:] if arguments is None else arguments)
     try:
         with flags_named(), ExitStack() as copies:
             arguments = with_local_folders(arguments, copies)
