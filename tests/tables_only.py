@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from rankwise.results import Results
 
 
-def write_tables(results: "Results", directory: str | Path) -> list[Path]:
+def write_tables(results: "Results", directory: str | Path, *, subspaces: bool = False) -> list[Path]:
     """Write table.md and results.csv, as `rankwise.report.write_report` does."""
     from rankwise.report.table import markdown_table, write_csv
     from rankwise.results import printable_results

@@ -417,7 +417,7 @@ def test_each_seed_validates_on_rows_of_its_own(tmp_path: Path, cache: bool) -> 
         x, y = (t[scores.rows] for t in pool)
         with torch.no_grad():
             assert accuracy(model.eval()(x), (x, y)).tolist() == scores.validation.tolist()
-        assert arrays[f"deciding/{name}"].tolist() == found.swept.score(found._run(name)).validation.tolist()
+        assert arrays[f"deciding/{name}"].tolist() == found.swept.score(found._run(name)[0]).validation.tolist()
 
 
 def test_a_validation_set_that_is_given_is_not_cut_anew() -> None:

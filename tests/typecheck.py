@@ -14,11 +14,16 @@ from typing import Any, NamedTuple, get_args
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
-from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import AbstractArray, _decorator, _storage, config
 
+
 # PEP 484's numeric tower: an int is good where a float is asked for, as for pyright.
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+class WrongTypeError(TypeError):
+    """An argument or a result isn't what the signature says. A pack takes a TypeError of the model's as a reason to
+    run it in another way; so it must be one."""
+
+
+check = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=WrongTypeError))
 
 Function = Callable[..., Any]
 
@@ -91,7 +96,7 @@ def _recorded(function: Function) -> Function:
         sizes = _storage.push_shape_memo({})
         try:
             return function(*args, **kwargs)
-        except BeartypeCallHintViolation as error:
+        except WrongTypeError as error:
             error.add_note(_storage.shape_str(sizes))
             raise
         finally:

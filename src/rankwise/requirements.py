@@ -29,10 +29,14 @@ POSITIVE = Requirement(lambda x: math.isfinite(x) and x > 0, "it must be a posit
 NOT_NEGATIVE = Requirement(lambda x: math.isfinite(x) and x >= 0, "it must be 0 or a positive number")
 RANKS = Requirement(lambda ns: bool(ns) and min(ns) >= 1, "give one or more whole numbers of at least 1")
 SEEDS = Requirement(lambda ns: bool(ns) and min(ns) >= 0, "give at least one, none below 0")
-RATES = Requirement(
-    lambda rates: bool(rates) and all(math.isfinite(rate) and rate > 0 for rate in rates),
-    "give positive numbers, such as 1e-4,1e-3",
-)
+
+
+def _all_positive(numbers: Iterable[float]) -> bool:
+    return bool(numbers) and all(math.isfinite(x) and x > 0 for x in numbers)
+
+
+RATES = Requirement(_all_positive, "give positive numbers, such as 1e-4,1e-3")
+ALPHAS = Requirement(_all_positive, "give positive numbers, such as 16,32")
 RISING = Requirement(
     lambda rungs: [*rungs] == sorted({*rungs}) and all(rung >= 1 for rung in rungs),
     "give rising numbers of epochs, such as 1,2",

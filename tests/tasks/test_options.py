@@ -62,8 +62,8 @@ def test_rates() -> None:
         ({"batch_size": -3}, "--batch-size is -3"),
         ({"lr": ()}, r"--lr is \[\]"),
         ({"baseline_lr": (1e-3, math.nan)}, "--baseline-lr is .*; give positive numbers"),
-        ({"alpha": 0.0}, r"--alpha is 0\.0; it must be a positive number"),
-        ({"alpha": math.inf}, "--alpha is inf"),
+        ({"alpha": (0.0,)}, r"--alpha is \[0\.0\]; give positive numbers"),
+        ({"alpha": (math.inf,)}, r"--alpha is \[inf\]"),
         ({"deciding": Deciding(tolerance=1.0)}, r'The tolerance is "1\.0"'),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 
-from rankwise.requirements import AT_LEAST_ONE, POSITIVE, RANKS, RATES, RISING, SEEDS
+from rankwise.requirements import ALPHAS, AT_LEAST_ONE, POSITIVE, RANKS, RATES, RISING, SEEDS
 from rankwise.tasks.flags import MAIN, TRAINING, listed
 from rankwise.tasks.reading import (
     parse_columns,
@@ -44,7 +44,7 @@ Positive = Annotated[float, POSITIVE]
 Names = Annotated[tuple[str, ...], listed(parse_names)]
 TargetSets = Annotated[tuple[tuple[str, ...], ...], listed(parse_sets, again_by=";")]
 """Sets of modules, each tried: --target-modules q,v --target-modules all-linear."""
-Alphas = Annotated[tuple[float, ...], listed(parse_floats)]
+Alphas = Annotated[tuple[float, ...], ALPHAS, listed(parse_floats)]
 Folders = Annotated[tuple[str, ...], listed(parse_folders)]
 Columns = Annotated[tuple[tuple[str, str], ...], listed(parse_columns), Parameter(show_default=False)]
 Separator = Annotated[str, listed(parse_separator, spaces=False), Parameter(show_default=False)]

@@ -86,7 +86,7 @@ def test_sizes(results: dict[str, Any]) -> None:
 
 def test_the_file_has_the_keys_that_it_had_before_it_had_types(results: dict[str, Any]) -> None:
     golden = json.loads((Path(__file__).parents[2] / "results" / "golden" / "digits_grid.json").read_text())
-    assert [*results] == [*golden]
+    assert [key for key in results if key != "compressed"] == [*golden]
     for part in ("versions", "data", "plan", "grid", "metric", "base", "relative_to"):
         assert [*results[part]] == [*golden[part]], part
     assert [*results["data"]["test"]] == [*golden["data"]["test"]]

@@ -35,7 +35,12 @@ def test_a_setting_without_effect(options: dict[str, Any], flag: str) -> None:
 
 @pytest.mark.parametrize("name", ["alpha", "dropout", "target_modules", "scaling"])
 def test_an_adapter_that_is_trained_on_has_its_own(name: str) -> None:
-    given: dict[str, Any] = {"alpha": 8.0, "dropout": 0.1, "target_modules": ("query",), "scaling": "alpha/sqrt(r)"}
+    given: dict[str, Any] = {
+        "alpha": (8.0,),
+        "dropout": 0.1,
+        "target_modules": (("query",),),
+        "scaling": ("alpha/sqrt(r)",),
+    }
     with pytest.raises(ConfigError, match="has no effect with --init-from, which brings the adapter's own"):
         compose(TrainOptions, **CLASSIFY, init_from=("a",), **{name: given[name]})
     compose(SweepOptions, **CLASSIFY, init_from=("a",), **{name: given[name]})  # the ranks of a sweep take it

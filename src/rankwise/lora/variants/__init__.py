@@ -4,6 +4,8 @@ Its file declares the tensors of an adapter in one layer, and what is made of th
 packs and PEFT's files, follows these declarations.
 """
 
+from collections import ChainMap
+from collections.abc import Mapping
 from typing import Any
 
 from rankwise.lora.inits import INITS
@@ -32,7 +34,7 @@ VARIANTS: dict[str, Variant] = {"lora": LORA, "lora-fa": LORA_FA, "dora": DORA, 
 
 _FROM_START = {f"{name} from start": from_start(variant) for name, variant in VARIANTS.items() if not variant.shared}
 
-FORMS: dict[str, Variant] = {**VARIANTS, **_FROM_START}
+FORMS: Mapping[str, Variant] = ChainMap(VARIANTS, _FROM_START)
 """What an adapter is in a layer: a variant, or one whose start is taken off the base."""
 
 

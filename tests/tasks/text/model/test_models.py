@@ -173,7 +173,7 @@ def test_a_pack_trains_heads_of_their_own(folders, pooling):
     loaded = load_text_model(folders / "bert", "classify", THREE, ModelOptions(pooling=pooling))
     members = [Member(name=f"s{s}", seed=s, lora=LoRAConfig(r=2, seed=s), modules_to_save=loaded.head) for s in (0, 1)]
     heads = {m.name: loaded.initial_head(m.seed) for m in members}
-    states = {m.name: resolve(loaded.model, m).start(loaded.model) | heads[m.name] for m in members}
+    states = {m.name: resolve(loaded.model, m).start(loaded.model, {}) | heads[m.name] for m in members}
     pack = Pack(loaded.model, members, class_loss, states=states, call=loaded.call)
     examples = [Labelled(1, "one two three", "a"), Labelled(2, "cat", "b")]
     data = tokenize_classify(examples, THREE, loaded.tokenizer, loaded.config, "training").data
