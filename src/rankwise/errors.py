@@ -131,6 +131,30 @@ def known_arguments(instead: Mapping[str, str]) -> Callable[[Function], Function
     return decorate
 
 
+def renamed_arguments(**now: str) -> Callable[[Function], Function]:
+    """Also take arguments under their names in earlier versions.
+
+    Args:
+        now: Earlier name -> today's.
+
+    Examples:
+        >>> @renamed_arguments(hue="color")
+        ... def draw(*, color="red"):
+        ...     print(color)
+        >>> draw(hue="blue")
+        blue
+    """
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def called(*args: Any, **given: Any) -> Any:
+            return function(*args, **{now.get(name, name): value for name, value in given.items()})
+
+        return called  # pyright: ignore[reportReturnType]
+
+    return decorate
+
+
 @contextmanager
 def arguments_named() -> Generator[None]:
     """Make errors that leave this block name Python arguments instead of command-line flags.

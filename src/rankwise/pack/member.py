@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from rankwise.errors import renamed_arguments
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.optimisers import AdamW, Optimiser
 
@@ -38,3 +39,8 @@ class Member:
         if self.head_lr_multiplier_for is None or parameter.rpartition(".")[0] in self.head_lr_multiplier_for:
             return self.head_lr_multiplier
         return 1.0
+
+
+Member.__init__ = renamed_arguments(
+    whole="modules_to_save", whole_rate="head_lr_multiplier", whole_rate_for="head_lr_multiplier_for"
+)(Member.__init__)

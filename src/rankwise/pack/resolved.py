@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -56,7 +57,7 @@ class Resolved:
         forms = tuple(dict.fromkeys(t.variant for t in self.targets))
         return forms, low_rank, self.trained_parameters, self.member.optimiser.bucket_key()
 
-    def start(self, model: nn.Module, given: Mapping[str, Tensor]) -> AdapterState:
+    def start(self, model: nn.Module, given: Mapping[str, Tensor] = MappingProxyType({})) -> AdapterState:
         """The initial values: A and B (for LoRA), and copies of parameters trained in full.
 
         Args:

@@ -8,6 +8,7 @@ import functools
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from rankwise.errors import renamed_arguments
 from rankwise.lora.layer_types.convolution import CONV, CONV_TRANSPOSE
 from rankwise.lora.layer_types.embedding import EMBEDDING
 from rankwise.lora.layer_types.layer_type import LayerType, Quantised, weight_of
@@ -38,6 +39,7 @@ LAYER_TYPES: dict[str, LayerType] = {
 """Full class name -> layer type. A subclass has the type of its nearest listed ancestor."""
 
 
+@renamed_arguments(row="kind")
 def register_layer_type(cls: type[nn.Module], kind: LayerType) -> None:
     """Teach Rankwise your own layer class; its subclasses are known with it.
 
