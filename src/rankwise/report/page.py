@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from rankwise.report import numbers
 from rankwise.report.curves import Curve, read_curves
 from rankwise.report.cut.cut_table import cut_legend, cut_rows
-from rankwise.report.cut.ship_words import ship_words
 from rankwise.report.figures import CURVES, FIGURES, curves_svg, figure_svg
 from rankwise.report.points import BLUE, GRID, INK, MUTED, VERMILLION
 from rankwise.report.subspaces.compared import Subspaces
@@ -93,7 +92,6 @@ def page(results: Results, curves: Mapping[str, Curve] | None = None, subspaces:
         explanation=after_headline(results),
         rows=table_rows(results),
         legend=legend(results),
-        ship=ship_words(results),
         cut_rows=cut_rows(results),
         cut_legend=cut_legend(results),
         figures=[(name, svg) for name in FIGURES if (svg := inline_svg(results, name))],
