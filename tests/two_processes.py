@@ -14,6 +14,13 @@ from torch.nn.parallel import DistributedDataParallel
 import fresh
 from rankwise.adapter_files import both_files, save_adapter
 from rankwise.lora import LoRAConfig, inject, trainable_parameters
+from rankwise.pack.member import Member
+from rankwise.pack.optimisers import AdamW, Muon, Optimiser
+from rankwise.pack.resolved import AdapterState
+from rankwise.pack.step.processes import Processes
+from rankwise.train.data.feed import Feed
+from rankwise.train.loop import PackTraining
+from rankwise.train.settings import Training
 
 ROWS, STEPS = 8, 3
 
@@ -163,3 +170,62 @@ def _check_half(model: nn.Module, world: int) -> None:
     here = sum(p.to_local().nbytes for p in frozen)  # pyright: ignore
     whole = sum(p.numel() * p.element_size() for p in frozen)
     assert here <= whole / world * 1.02, (here, whole)
+
+
+class Noisy(nn.Module):
+    """Layers, dropout of its own, and a head that is trained whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.drop, self.side, self.head = (
+            nn.Linear(16, 24),
+            nn.Dropout(0.2),
+            nn.Linear(24, 24),
+            nn.Linear(24, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.drop(torch.tanh(self.body(x)))
+        return self.head(hidden + torch.tanh(self.side(hidden)))
+
+
+def pack_of(processes: Processes | None, rows_a_pass: int | None, optimiser: Optimiser) -> dict[str, AdapterState]:
+    """Train three members of a pack for two epochs of batches of 7 rows, and return what they have at the end."""
+    torch.manual_seed(0)
+    model = Noisy().double()
+    x = torch.randn(40, 16, dtype=torch.float64)
+    y = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+    training = Training(lr=1e-2, epochs=2, batch_size=7, weights="last", clip=0.5, weight_decay=0.01)
+
+    def member(name: str, seed: int, **settings: Any) -> Member:
+        lora = LoRAConfig(target_modules=("body", "side"), seed=seed, dropout=0.1, **settings)
+        return Member(name=name, lora=lora, seed=seed, modules_to_save=("head",), optimiser=optimiser)
+
+    members = [member("a", 0, r=2), member("b", 1, r=3), member("c", 1, r=2, variant="dora")]
+    rows = nn.functional.cross_entropy
+    pack = PackTraining(
+        model,
+        [(one, training) for one in members],
+        (x, y),
+        (x[:9], y[:9]),
+        lambda outputs, batch: rows(outputs, batch[1], reduction="none"),
+        lambda outputs, batch: (outputs.argmax(-1) == batch[1]).double(),
+        feed=Feed(processes=processes, rows_a_pass=rows_a_pass),
+    )
+    while not pack.done:
+        if (epoch := pack.advance()) is not None and epoch.ended:
+            return {one.name: one.state for one in epoch.ended}
+    raise AssertionError("no run ended")
+
+
+def packs(rank: int, world: int, folder: Path) -> None:
+    """Train packs together; every process keeps what it has."""
+    for name, (rows_a_pass, optimiser) in PACKS.items():
+        torch.save(pack_of(Processes(rank, world), rows_a_pass, optimiser), folder / f"{name}-{rank}.pt")
+
+
+PACKS: dict[str, tuple[int | None, Optimiser]] = {
+    "whole": (None, AdamW()),
+    "parts": (2, AdamW()),
+    "muon": (None, Muon()),
+}

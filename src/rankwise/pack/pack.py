@@ -25,6 +25,7 @@ from rankwise.pack.resolved import AdapterState, Resolved, resolve
 from rankwise.pack.stacks.store import Store
 from rankwise.pack.step.clipping import clip_gradients
 from rankwise.pack.step.loss_scale import LossScale
+from rankwise.pack.step.processes import Processes
 from rankwise.pack.step.table import OPTIMISERS
 
 
@@ -197,7 +198,7 @@ class Pack:
         self.store.refresh()
         self.steps += 1
 
-    def gradients(self, batch: Batch, rows: int | None = None) -> Tensor:
+    def gradients(self, batch: Batch, rows: int | None = None, processes: Processes | None = None) -> Tensor:
         """The first half of a step: every adapter's gradients into the store, inside `attached(training=True)`; of a
         base in float16 times the factors of `LossScale`.
 
@@ -205,19 +206,21 @@ class Pack:
             batch: A batch for each of `seeds`: every tensor (G, rows, ...).
             rows: How many rows of each batch to pass through the model at once; None for all. The gradients of
                 the parts are added up: the step is the same.
+            processes: Where several train this pack: each passes its part of the batch, and all have the gradients and
+                losses of the whole.
 
         Returns:
             Each adapter's loss.
         """
         n = batch_tensors(batch)[0].shape[1]
         self.store.begin()
-        if rows is None or rows >= n:
+        if processes is None and (rows is None or rows >= n):
             outputs = self._running.forward(batch, self._by_seed, Draws(self.seeds, self.steps))
             losses = self._loss.mean(outputs, batch, self._by_seed)
             self._running.backward(self._scaled(losses, outputs))
             self.store.finish()
         else:
-            losses = self._accumulate(batch, n, rows)
+            losses = self._accumulate(batch, n, rows or n, processes)
         return losses.detach()
 
     def _scaled(self, losses: Tensor, outputs: Tensor) -> Tensor:
@@ -239,25 +242,29 @@ class Pack:
             )
         return losses if self._loss_scale is None else self._loss_scale.enlarge(losses)
 
-    def _accumulate(self, batch: Batch, n: int, rows: int) -> Tensor:
+    def _accumulate(self, batch: Batch, n: int, rows: int, processes: Processes | None) -> Tensor:
         """Gradients and losses of a batch that passes in parts."""
         total, weight = torch.zeros((2, len(self)), device=self.device, dtype=self.dtype)
-        expected: Tensor | float = 1.0
-        for start in range(0, n, rows):
-            part = lazily(batch, lambda t, start=start: t[:, start : start + rows])
-            outputs = self._running.forward(
-                part, self._by_seed, Draws(self.seeds, self.steps, start, min(rows, n - start), n)
-            )
+        own = range(n) if processes is None else processes.part(n)
+        # About the weight of the whole: sums in its place would overflow in float16 where the mean does not.
+        expected: Tensor | float = 1.0 if self._loss_scale is None else float(n)
+        for start in own[::rows]:
+            stop = min(start + rows, own.stop)
+            part = lazily(batch, lambda t, start=start, stop=stop: t[:, start:stop])
+            outputs = self._running.forward(part, self._by_seed, Draws(self.seeds, self.steps, start, stop - start, n))
             sums, counts = self._loss.totals(outputs, part, self._by_seed)
-            if start == 0 and self._loss_scale is not None:
-                # About the weight of the whole: sums in its place would overflow where the mean of the batch does not.
+            if start == 0 and self._loss_scale is not None and processes is None:
                 expected = torch.where(counts > 0, counts.detach() * n / rows, float(n))
             if not self._loss.is_by_row(outputs, part, self._by_seed):
-                own = Groups(self.batch_of[:1], len(self.seeds), self.device)
-                self._loss.require_mean(outputs[:1].detach(), part, own)
+                first = Groups(self.batch_of[:1], len(self.seeds), self.device)
+                self._loss.require_mean(outputs[:1].detach(), part, first)
             self._running.backward(self._scaled(sums / expected, outputs))
             total, weight = total + sums.detach(), weight + counts.detach()
         self.store.finish()
+        if processes is not None:
+            used = self.store.used()
+            processes.add_up([self.store.grads, total, weight, used])
+            self.store.set_used(used)
         self.store.multiply(self.store.grads, expected / weight)
         return total / weight
 

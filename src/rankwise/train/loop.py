@@ -182,7 +182,7 @@ class PackTraining:
                 if self._schedules.moves_each_step(pack.steps):
                     rates = self._rates()
                 batch = self._feed.prepare(take(self._train, rows))
-                losses = pack.gradients(batch, self._feed.rows_a_pass)
+                losses = pack.gradients(batch, self._feed.rows_a_pass, self._feed.processes)
                 pack.update(rates, weight_decay, clip)
                 self._total += losses * rows.shape[1]
                 self._unread.append((losses, rates))
@@ -198,6 +198,8 @@ class PackTraining:
         with pack.attached(self._example, training=False):
             own = self._rows("validation")
             losses, metrics = evaluate_rows(pack, self._validation, self._functions, self._feed, own)
+        if self._feed.processes is not None:
+            self._feed.processes.take_first([losses, metrics])
         validation_loss, validation_metric = losses.mean(1), metrics.mean(1)
         train_loss = self._total / self._n
         finite = train_loss.isfinite() & validation_loss.isfinite() & ~pack.stuck(max(self.steps_an_epoch, FIRST_STEPS))

@@ -13,12 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from rankwise.lora.targets.modules import base_tensors
-from rankwise.lora.variants import LORA, Sizes
 from rankwise.pack.groups import SharedBatches
-from rankwise.pack.precision import HALF, rounds
+from rankwise.pack.precision import HALF
 from rankwise.pack.resolved import AdapterState, Resolved
 from rankwise.pack.stacks.bucket import Bucket
+from rankwise.pack.stacks.types import rounded_stacks, types_of_stacks, types_of_weights
 from rankwise.streams import stream
 
 
@@ -123,11 +122,11 @@ class Store:
         self.buckets = [Bucket(members) for members in groups]
         self.step_runs = [False]
         """Whether the backward pass of a step runs now."""
-        self._types = _types_of(self.buckets, model, dtype)
+        self._types = types_of_stacks(self.buckets, model, dtype)
         if half:
-            self._types |= dict.fromkeys(_rounded(self.buckets, model), HALF)
+            self._types |= dict.fromkeys(rounded_stacks(self.buckets, model), HALF)
         exact = torch.float32
-        for other in (dtype, *self._types.values(), *_types_of_weights(self.buckets)):
+        for other in (dtype, *self._types.values(), *types_of_weights(self.buckets)):
             exact = torch.promote_types(exact, other)
         theta = torch.zeros(self._lay_out(), device=device, dtype=exact)
         for bucket in self.buckets:
@@ -242,6 +241,20 @@ class Store:
             for k in gradient.unused(len(self.buckets[i]))
         ]
 
+    def used(self) -> Tensor:
+        """For each tensor and adapter, in the order of the buckets, 1 where it has a gradient in this step, else 0."""
+        missing = {*self.unused()}
+        places = [(i, key, k) for i, key in self._gradients for k in range(len(self.buckets[i]))]
+        return self.theta.new_tensor([place not in missing for place in places])
+
+    def set_used(self, used: Tensor) -> None:
+        """Say which tensors have a gradient in this step, where another process may have computed it: above 0 in what
+        `used` gives."""
+        counts = iter(used.tolist())
+        for (i, _), gradient in self._gradients.items():
+            written = {k for k in range(len(self.buckets[i])) if next(counts) > 0}
+            gradient.fresh, gradient.written = not written, None if len(written) == len(self.buckets[i]) else written
+
     def keep(self, masks: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
         """Leave only some adapters.
 
@@ -347,46 +360,3 @@ class Store:
                     state[key] = draws / size if anew else value * (1 + 0.1 * draws)
                 bucket.write(self.theta, k, state)
         self.refresh()
-
-
-def _rounded(buckets: Sequence[Bucket], model: nn.Module) -> list[str]:
-    """The stacks that linear layers read in bfloat16, where they compute in it."""
-    adapted: dict[str, bool] = {}
-    for bucket in buckets:
-        for t in bucket.members[0].targets:
-            plain = rounds(t.module) and bucket.variant(t.name) is LORA and not t.layer_type.partial
-            adapted[t.name] = plain and adapted.get(t.name, True)
-    weights = {name for bucket in buckets for name in bucket.members[0].trained_parameters if name.endswith(".weight")}
-    own = [
-        name
-        for name in weights
-        if rounds(model.get_submodule(name.removesuffix(".weight"))) and adapted.get(name.removesuffix(".weight"), True)
-    ]
-    return [
-        *own,
-        *(f"{name}.{letter}" for name, plain in adapted.items() if plain for letter in LORA.shapes(Sizes(1, 1, 1))),
-    ]
-
-
-def _types_of(buckets: Iterable[Bucket], model: nn.Module, default: torch.dtype) -> dict[str, torch.dtype]:
-    """The type in which each stack computes, by its key: the type of the weight it replaces or adapts.
-
-    What other variants have is not among them: norms of rows, and what is computed from vectors, need more than half
-    precision.
-    """
-    parameters = base_tensors(model, buffers=False)
-    weights: dict[str, Tensor] = {}
-    for bucket in buckets:
-        first = bucket.members[0]
-        for t in first.targets:
-            if t.variant == "lora":
-                weights |= {f"{t.name}.{key}": t.weight for key in LORA.shapes(t.sizes)}
-        for name in first.trained_parameters:
-            weights[name] = parameters[name]
-    return {key: weight.dtype if weight.is_floating_point() else default for key, weight in weights.items()}
-
-
-def _types_of_weights(buckets: Iterable[Bucket]) -> set[torch.dtype]:
-    """The types of the adapted weights that hold plain numbers."""
-    weights = [t.weight for bucket in buckets for t in bucket.members[0].targets]
-    return {weight.dtype for weight in weights if weight.is_floating_point() and weight.dtype.itemsize > 1}

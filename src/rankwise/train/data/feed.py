@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from rankwise.errors import ConfigError
 from rankwise.pack.batches import Batch
 from rankwise.pack.pack import call_model
+from rankwise.pack.step.processes import Processes
 from rankwise.train.data.tensors import Data, count_rows, pick, shuffled
 
 ROWS_AT_ONCE = 1 << 16
@@ -52,6 +53,7 @@ class Feed:
         rows_at_once: Rows, over all adapters, that an evaluation passes at once.
         rows_a_pass: Rows of each batch that training passes at once, the gradients of the parts being added up; None
             for the whole batch.
+        processes: Those that train each pack together, every one with all of the data; None for this one alone.
         precision: In which precision the model computes, one of `rankwise.pack.precision.PRECISIONS`.
         notes: What the user should know of it.
     """
@@ -63,6 +65,7 @@ class Feed:
     evaluation_order: Callable[[Data], Tensor] = as_given
     rows_at_once: int = ROWS_AT_ONCE
     rows_a_pass: int | None = None
+    processes: Processes | None = None
     precision: str = "float32"
     notes: tuple[str, ...] = ()
 
