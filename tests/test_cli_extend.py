@@ -52,11 +52,26 @@ def test_seeds_and_ranks_are_added(out: Path, finished: Path, tmp_path: Path) ->
     assert not (out / "checkpoints").exists()
 
 
+def test_a_plan_that_a_budget_has_ended_goes_on(finished: Path, tmp_path: Path) -> None:
+    """As if it had been allowed from the start."""
+    flags = ["digits", *GRID[:-3], "--seeds", "3", "--curve", "--quiet", "--data", str(finished.parent / "data")]
+    short, whole = tmp_path / "short", tmp_path / "whole"
+    assert main([*flags, "--max-runs", "6", "--out", str(short)]) == 0
+    assert main([*flags, "--max-runs", "12", "--out", str(whole)]) == 0
+    runs = [len(json.loads((out / "results.json").read_text())["runs"]) for out in (short, whole)]
+    assert runs[0] <= 6 < runs[1]
+    assert main(["digits", "--resume", str(short), "--more-seeds", "0", "--max-runs", "12", "--quiet"]) == 0
+    found, expected = (json.loads((out / "results.json").read_text()) for out in (short, whole))
+    assert [run["name"] for run in found["runs"]] == [run["name"] for run in expected["runs"]]
+    assert found["answer"]["verdict"] == expected["answer"]["verdict"]
+    assert yaml.safe_load((short / "config.yaml").read_text())["digits"]["max-runs"] == 12
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ([], "holds no unfinished run; --resume takes the directory of one. To its finished run --more-seeds"),
-        (["--more-seeds", "0"], "--more-seeds is 0; give the number of seeds to add"),
+        (["--more-seeds", "-1"], "--more-seeds is -1; give the number of seeds to add"),
         (["--more-seeds", "many"], '--more-seeds is "many"; give the number'),
         (["--more-ranks", "4,8"], "--more-ranks names [4], which the run has already; it has [1, 4]"),
         (["--more-seeds", "1", "--epochs", "2"], "--epochs is 2, and 1 in "),

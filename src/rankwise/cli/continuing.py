@@ -10,6 +10,9 @@ from rankwise.sweeps.choose.deciding import Deciding
 EXTENDED = ("digits", "sweep")
 """Commands that seeds and ranks can be added to."""
 
+BUDGETS = ("max-runs", "max-minutes")
+"""Settings that an extended run may change."""
+
 
 def settings_of(directory: Path, more_seeds: int | None, more_ranks: Sequence[int] | None) -> dict[str, Any]:
     """The settings of the next run: the unfinished run's, or the finished run's with the additions.
@@ -73,7 +76,7 @@ def extended(settings: dict[str, Any], more_seeds: int | None, more_ranks: Seque
         )
     changed = dict(begun)
     if more_seeds is not None:
-        if more_seeds < 1:
+        if more_seeds < 0:
             raise ConfigError(f"--more-seeds is {more_seeds}; give the number of seeds to add, such as 3.")
         deciding = Deciding(plan=begun.get("plan", "auto"))
         before = deciding.seeds(tuple(begun["seeds"]) if begun.get("seeds") else None)

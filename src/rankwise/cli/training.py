@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK
-from rankwise.cli.continuing import settings_of
+from rankwise.cli.continuing import BUDGETS, settings_of
 from rankwise.cli.forecast import print_forecast, with_forecast
 from rankwise.cli.places import name_of, new_run, pointed_to
+from rankwise.cli.processes import started_together
 from rankwise.cli.recorded import wanted
 from rankwise.cli.workers import check_workers, idle_gpus, workers_of
 from rankwise.errors import ConfigError
@@ -55,7 +56,8 @@ class RunOptions:
         Resume the unfinished run in this directory with the options it started with, or extend a finished one with
         --more-seeds or --more-ranks.
     more_seeds:
-        Add this many seeds to the finished run in --resume; an adaptive plan may then take that many more.
+        Add this many seeds to the finished run in --resume; an adaptive plan may then take that many more. 0, with a
+        larger --max-minutes or --max-runs, continues a plan that one of these has ended.
     more_ranks:
         Add ranks to the finished run in --resume: 3,6.
     checkpoint_epochs:
@@ -151,6 +153,11 @@ def run_command(
         print_forecast(make, quiet=run_options.quiet, as_json=run_options.json)
         return EXIT_OK
     check_workers(run_options, settings)
+    if command != "train" and started_together():
+        raise ConfigError(
+            f"torchrun has started several processes, and rankwise {command} is one that trains many adapters; run it "
+            "without torchrun, and give it more GPUs with --ray local."
+        )
     advice = None if run_options.quiet or command == "train" else idle_gpus(run_options, settings)
     if advice is not None:
         print(advice, file=sys.stderr)
@@ -361,7 +368,7 @@ def _check_same(command: str, settings: dict[str, Any], run_options: RunOptions)
         raise ConfigError(f"{directory} holds {kind} run of rankwise {next(iter(begun))}, not {command}.")
     for key in [*begun[command], *settings]:
         before, now = begun[command].get(key), settings.get(key)
-        if before != now:
+        if before != now and not (run_options.extends and key in BUDGETS):
             raise ConfigError(
                 f"--{key} is {now}, and {before} in {directory}; a run keeps the options it started with, so "
                 "leave the flag out."

@@ -43,6 +43,12 @@ LEGEND_WIDTH = 0.55
 LEGEND_HEIGHT = 0.75
 """Of the axes' height, that is cleared for a legend."""
 
+LINE_STEP = 6
+"""Points between two places of a line that a label should not cover."""
+
+NEAR = 0.3
+"""Of the height of marks, bars and band: so far beyond, adapters that were cut are shown too."""
+
 PLAIN_NUMBERS = 1e-4, 1e6
 """Ticks of y that reach beyond are written with powers of ten."""
 
@@ -112,6 +118,10 @@ def _set_limits(ax: "Axes", scene: Scene) -> None:
     ax.set_xlim(min(xs) / margin, max(xs) * margin)
     ys = [y for point in scene.points for y in (point.y, *(point.interval or ()))] + list(scene.band or ())
     low, high = min(ys), max(ys)
+    # Adapters that lost much when they were cut may lie below the figure; those near its edge are shown.
+    reach = NEAR * (high - low)
+    near = [p.y for p in (*scene.compressed, *scene.repaired) if low - reach <= p.y <= high + reach]
+    low, high = min(low, *near, low), max(high, *near, high)
     room = max(0.1 * (high - low), 0.005 * max(abs(low), abs(high)), 1e-9)
     ax.set_ylim(low - room, high + room)
 
@@ -244,9 +254,10 @@ def _obstacles(ax: "Axes", scene: Scene, with_legend: bool) -> tuple[list[Box], 
         if p.interval is not None:
             (x, low), (_, high) = at(p.x, min(p.y, p.interval[0])), at(p.x, max(p.y, p.interval[1]))
             hard.append((x - 2.5 * pixel, low, x + 2.5 * pixel, high))
-    for a, b in (pair for line in scene.lines for pair in pairwise(line)):
+    for a, b in (pair for line in (*scene.lines, scene.compressed, scene.repaired) for pair in pairwise(line)):
         (x0, y0), (x1, y1) = at(a.x, a.y), at(b.x, b.y)
-        soft += [around((x0 + (x1 - x0) * t / 12, y0 + (y1 - y0) * t / 12), 0.5) for t in range(1, 12)]
+        n = max(12, math.ceil(math.hypot(x1 - x0, y1 - y0) / (LINE_STEP * pixel)))
+        soft += [around((x0 + (x1 - x0) * t / n, y0 + (y1 - y0) * t / n), 0.5) for t in range(1, n)]
     if scene.band is not None:
         low, high = ax.get_xlim()
         (left, y), (right, _) = at(low, scene.band[0]), at(high, scene.band[0])
