@@ -182,8 +182,7 @@ class AnswerResult(Record, kw_only=True):
         verdict: What is known.
         name: Name of the configuration to use: the smallest shown, else the reference; base where nothing is gained.
         r: Its LoRA rank.
-        adapter: Folder of the recommended adapter, relative to the run directory; where the answer is a head alone,
-            of the smallest adapter shown.
+        adapter: Folder of the recommended adapter, relative to the run directory.
         reference: Name of the configuration it is compared with.
         tolerance: How much worse than the reference is still good enough, in the metric's units.
         tolerance_words: The tolerance in words.

@@ -1,6 +1,6 @@
 """What a run has trained, put on the base: attached as an adapter, or in place of its weights for a while."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import Report, attach, check_new_name, eject
 from rankwise.lora.layer.initial import initial_tensors
 from rankwise.lora.targets.find import Target, Targets, find_targets
-from rankwise.lora.trained_modules import enclosing_modules
+from rankwise.lora.trained_modules import enclosing_modules, is_inside
 from rankwise.lora.variants import FORMS
 from rankwise.pack.modes import left_as_found
 from rankwise.pack.resolved import AdapterState
@@ -28,16 +28,17 @@ def put_on(model: nn.Module, run: Run, state: AdapterState, name: str) -> Report
 
     Args:
         model: The base.
-        run: Of method "lora".
+        run: Of method "lora", or "head".
         state: Its tensors.
         name: What the adapter is to be called.
 
     Raises:
-        AdapterError: The run has no A and B, or the name is taken.
+        AdapterError: The run is of full fine-tuning, or the name is taken.
     """
-    lora, modules = run.member.lora, run.member.modules_to_save
-    if lora is None:
-        raise AdapterError(f"{run.name} trains no A and B; there is no adapter of it.")
+    if run.method == "full":
+        raise AdapterError(f"{run.name} trains all weights of the base; there is no adapter of it.")
+    modules = run.member.modules_to_save
+    lora = run.member.lora or _without_update(model, modules)
     check_new_name(model, name)
     found = find_targets(model, lora)
     adapted = [target for target in found.adapted if target.name not in modules]
@@ -47,6 +48,22 @@ def put_on(model: nn.Module, run: Run, state: AdapterState, name: str) -> Report
     config = replace(lora, modules_to_save=enclosing_modules(model, modules))
     with collector_paused():
         return attach(model, Targets(adapted, found.left_out), tensors, config, name, replacements)
+
+
+def _without_update(model: nn.Module, head: Sequence[str]) -> LoRAConfig:
+    """The settings of an adapter for a head that was trained alone: r = 1 in the smallest layer, where B stays 0.
+
+    PEFT's format, and what reads it, has no adapter without a layer.
+
+    Args:
+        model: The base.
+        head: The modules that were trained.
+    """
+    anywhere = LoRAConfig(r=1, target_modules=lambda path, module: not is_inside(path, head))
+    found = find_targets(model, anywhere).adapted
+    plain = [target for target in found if target.layer_type.name == "Linear" and not target.aliases]
+    smallest = min(plain or found, key=lambda target: target.parameters)
+    return LoRAConfig(r=1, target_modules=(smallest.name,))
 
 
 def _tensors_of(target: Target, lora: LoRAConfig, state: AdapterState) -> dict[str, Tensor]:

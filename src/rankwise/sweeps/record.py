@@ -189,17 +189,12 @@ def recommended_adapter(
     adapters: Mapping[str, str],
     higher_is_better: bool,
 ) -> str | None:
-    """The folder of the recommended adapter: the answer's best seed. A head alone is no adapter and has no folder; then
-    it is the smallest adapter that is shown."""
-    shown = [name for name in answer.smaller if answer.comparisons[name].state == "shown"]
-    for name in [answer.name, *(shown if answer.verdict == "shown" else [])]:
-        c = configurations.get(name)
-        if c is None or not c.runs:
-            continue
-        best = max(c.runs, key=lambda run: (signed(float(run.validation.mean()), higher_is_better), -run.seed))
-        if best.name in adapters:
-            return adapters[best.name]
-    return None
+    """The folder of the recommended adapter: the answer's best seed."""
+    c = configurations.get(answer.name)
+    if c is None or not c.runs:
+        return None
+    best = max(c.runs, key=lambda run: (signed(float(run.validation.mean()), higher_is_better), -run.seed))
+    return adapters.get(best.name)
 
 
 def answer_result(answer: Answer, found: JudgedSweep, adapters: Mapping[str, str]) -> AnswerResult:

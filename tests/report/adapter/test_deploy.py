@@ -50,7 +50,7 @@ def test_a_head_alone() -> None:
     (first, *_) = results.configurations
     change(first, name="head", label="head alone", method="head")
     assert deployment(results) == (
-        "Deploy the base with a trained head: the smallest adapter shown (adapters/r4-lr0.001-s0) has one too."
+        "Deploy the base with its trained head (adapters/r4-lr0.001-s0); A and B of that adapter add nothing."
     )
 
 

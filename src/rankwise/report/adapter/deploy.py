@@ -22,8 +22,7 @@ def _shown(results: Results, answer: AnswerResult) -> str:
     chosen = results.configuration(answer.name)
     where = f" ({answer.adapter})" if answer.adapter else ""
     if chosen is not None and chosen.method == "head":
-        smallest = f": the smallest adapter shown{where} has one too" if where else ""
-        return f"Deploy the base with a trained head{smallest}."
+        return f"Deploy the base with its trained head{where}; A and B of that adapter add nothing."
     label = answer.name if chosen is None else configuration_words(chosen)
     return f"Deploy {label}{where}, as an adapter or merged into the base."
 

@@ -61,14 +61,6 @@ def _shown(
         f"validation data {c.mean:+.4f}, lower bound {c.lower_bound:+.4f}."
     ]
     position = [one.name for one in compared].index(c.name)
-    adapter = next((one for one in compared[position + 1 :] if one.state == "shown"), None)
-    if c.name == "head":
-        larger = (
-            "no adapter is shown"
-            if adapter is None
-            else f"the smallest adapter that is shown is {labels[adapter.name]}"
-        )
-        sentences.append(f"A head alone is no LoRA adapter and is not saved as one; {larger}.")
     return sentences + _sorted_out(compared[:position], labels)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rankwise.pack.resolved import resolve
+from rankwise.sweeps.choose.answer import CANDIDATES
 from rankwise.sweeps.plan.fitting import kind_of, pack_training, state_bytes
 from rankwise.sweeps.plan.plan import make_plan
 from rankwise.sweeps.plan.probing import Probe, probe
@@ -138,7 +139,7 @@ def forecast_sweep(stages: Stages) -> Forecast:
             cost, validated = costs.of(runs), problem.validation_rows(runs[0].data)
             measured = validated + (_rows_measured(problem, runs[0].data) if stage.tests else 0)
             numbers = {run.name: resolve(model, run.member).parameter_count() for run in runs}
-            of_adapters = sum(numbers[run.name] for run in runs if run.method == "lora")
+            of_adapters = sum(numbers[run.name] for run in runs if run.method in CANDIDATES)
             needed = cost.bytes + state_bytes(model) * sum(numbers.values())
             saved = SAVED * sum(numbers.values())
             packs.append(

@@ -9,6 +9,7 @@ from torch import nn
 from rankwise.adapter_files import save_adapter
 from rankwise.lora.inject import eject
 from rankwise.sweeps.attaching import put_on
+from rankwise.sweeps.choose.answer import CANDIDATES
 from rankwise.sweeps.problem import Run, SweepState
 
 BASE_IN_DIRECTORY = "../../base"
@@ -26,7 +27,7 @@ def adapter_folders(swept: SweepState, directory: Path, earlier: Collection[str]
     folders = {
         run.name: f"adapters/{run.name}"
         for run in swept.runs
-        if run.method == "lora" and run.name in swept.outcomes and swept.outcomes[run.name].status == "finished"
+        if run.method in CANDIDATES and run.name in swept.outcomes and swept.outcomes[run.name].status == "finished"
     }
     return {name: folder for name, folder in folders.items() if name not in earlier or (directory / folder).is_dir()}
 

@@ -46,6 +46,7 @@ def facts_of(
         base=options.model,
         hub_base=hub_name(options.model),
         task=options.task,
+        head_alone=run.method == "head",
         dataset=options.examples.test or options.data,
         config=json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")),
         trainable_parameters=trained.trainable_parameters,

@@ -77,6 +77,7 @@ class CardFacts:
         notes: Notes about the data.
         pooled: Whether it is a classifier over the mean of an encoder's outputs.
         images: Whether it classifies images.
+        head_alone: Whether nothing but a classifier's head was trained; A and B then add nothing.
         labels: A classifier's.
         pad_token: A token for padding, where the tokenizer has none itself.
         chat_template: Whether prompts are written by a chat template.
@@ -102,6 +103,7 @@ class CardFacts:
     notes: tuple[str, ...] = ()
     pooled: bool = False
     images: bool = False
+    head_alone: bool = False
     labels: Labels | None = None
     pad_token: str | None = None
     chat_template: bool = False
