@@ -1,8 +1,8 @@
 """`sweep`: find the smallest adapter that does the job, for your model, data and loss."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,15 @@ from rankwise.report.interactive.html import figure_of, results_html
 from rankwise.report.table import markdown_table
 from rankwise.results import AnswerResult, Results
 from rankwise.show.live import progress as shown_by
-from rankwise.sweeps.arguments import candidates_from, feed_of, problem_of, seeds_of, splits_of, unused_seeds
+from rankwise.sweeps.arguments import (
+    candidates_from,
+    check_arguments,
+    feed_of,
+    problem_of,
+    seeds_of,
+    splits_of,
+    unused_seeds,
+)
 from rankwise.sweeps.attaching import put_on
 from rankwise.sweeps.caching import cached
 from rankwise.sweeps.candidates.from_user import Config
@@ -37,15 +45,13 @@ from rankwise.sweeps.model_metric import ModelMetric
 from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.record import add_next
 from rankwise.sweeps.run.extend import was_rotated
-from rankwise.sweeps.run.location import RunLocation
+from rankwise.sweeps.run.location import RunLocation, location_of_sweep
 from rankwise.sweeps.run.units.on_ray import Ray, check_reached
 from rankwise.sweeps.storage.directory import can_resume
-from rankwise.sweeps.storage.owned import holds_results
-from rankwise.sweeps.storage.working_copy import run_copy, shown
+from rankwise.sweeps.storage.working_copy import run_copy
 from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.data.feed import ROWS_AT_ONCE, Feed
 from rankwise.train.events import Observer, Observers
-from rankwise.train.precheck import check_model
 from rankwise.train.settings import Training
 
 
@@ -276,13 +282,7 @@ def sweep(
         >>> [c.name for c in found.results.configurations]
         ['r1', 'r2', 'full']
     """
-    if workers is not None and (out is None or cache is not False):
-        raise ConfigError("Workers need a run directory, and none of a cache: give out, and leave cache out.")
-    if isinstance(metric, ModelMetric) and cache is not False:
-        raise ConfigError(
-            "A ModelMetric runs the whole model, and a cache holds what its first layers give; leave it out."
-        )
-    check_model(model)
+    check_arguments(model, metric, cached=cache is not False, apart=workers is not None, kept=out is not None)
     splits, notes = splits_of(model, train, validation, test, training)
     deciding = Deciding(
         tolerance=tolerance,
@@ -300,8 +300,7 @@ def sweep(
     candidates = candidates_from(model, configs, as_list(head), training or Training(), lrs, baseline)
     problem = problem_of(splits, loss, metric, metric_name, higher_is_better, feed_of(call, rows_at_once, rows_a_pass))
     planned = _experiment(model, candidates, seeds, problem, deciding, base_name, rungs, widen, notes)
-    with nullcontext() if out is None else _directory(out, workers) as directory:
-        place = None if directory is None else _location(planned, directory, overwrite, resume, every)
+    with _located(planned, out, overwrite, resume, every, workers) as place:
         return _run(planned, place, cache, [shown_by(progress), *observers], workers)
 
 
@@ -330,33 +329,26 @@ def _experiment(
     )
 
 
-def _directory(out: str | Path, workers: Ray | None) -> AbstractContextManager[Path]:
-    """The run directory, or a local copy of one on an object store."""
-    url = url_of(out)
-    if url is None:
-        return nullcontext(Path(out))
-    check_reached(url, None if workers is None else workers.address)
-    return run_copy(url, whole=True)
-
-
-def _location(
-    planned: Experiment, out: Path, overwrite: bool, resume: bool, every: CheckpointInterval | None
-) -> RunLocation:
-    """The run directory, and whether an unfinished run in it is resumed or a finished one extended."""
-    again, where = resume and can_resume(out), shown(out)
-    # A function's words hold an address, which is another one in every process.
-    config = {c.name: re.sub(r" at 0x[0-9a-f]+", "", str(c)) for c in planned.candidates} | {"seeds": [*planned.seeds]}
-    return RunLocation(
-        directory=out,
-        config=yaml.safe_dump({"sweep": config}, sort_keys=False),
-        command="rankwise.sweep(...)",
-        resume_command=f"rankwise.sweep(..., out={where!r}, resume=True)",
-        overwrite=overwrite,
-        resume=again,
-        extend=resume and not again and holds_results(out),
-        extend_command=lambda more, then: f"rankwise.sweep(..., out={where!r}, resume=True, seeds={then})",
-        every=every,
-    )
+@contextmanager
+def _located(
+    planned: Experiment,
+    out: str | Path | None,
+    overwrite: bool,
+    resume: bool,
+    every: CheckpointInterval | None,
+    workers: Ray | None,
+) -> Generator[RunLocation | None]:
+    """The run directory inside the block, or a local copy of one on an object store; None keeps the run in memory."""
+    if out is None:
+        yield None
+        return
+    if (url := url_of(out)) is not None:
+        check_reached(url, None if workers is None else workers.address)
+    with nullcontext(Path(out)) if url is None else run_copy(url, whole=True) as directory:
+        # A function's words hold an address, which is another one in every process.
+        words = {c.name: re.sub(r" at 0x[0-9a-f]+", "", str(c)) for c in planned.candidates}
+        config = yaml.safe_dump({"sweep": words | {"seeds": [*planned.seeds]}}, sort_keys=False)
+        yield location_of_sweep(directory, config, overwrite=overwrite, resume=resume, every=every)
 
 
 def _as_before(planned: Experiment, place: RunLocation | None) -> Experiment:

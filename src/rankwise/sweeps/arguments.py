@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rankwise.errors import ConfigError
 from rankwise.pack.losses import PerBatch
 from rankwise.sweeps.candidates.baselines import baselines
 from rankwise.sweeps.candidates.from_user import Config, candidates_of
@@ -18,10 +19,33 @@ from rankwise.train.data.cuts import pooled
 from rankwise.train.data.feed import Feed
 from rankwise.train.data.loaders import cut_off, in_memory
 from rankwise.train.data.tensors import Data
+from rankwise.train.precheck import check_model
 from rankwise.train.settings import Training
 
 SHARE_CUT = 0.1
 """The share of the training data for validation or test data that are not given."""
+
+
+def check_arguments(model: nn.Module, metric: object, *, cached: bool, apart: bool, kept: bool) -> None:
+    """Refuse arguments that don't go together, and a model that can't be swept.
+
+    Args:
+        model: The base.
+        metric: What the user gave.
+        cached: Whether the outputs below the first adapted layer are to be kept.
+        apart: Whether workers in other processes train.
+        kept: Whether there is a run directory.
+
+    Raises:
+        RankwiseError: In these cases.
+    """
+    if apart and (cached or not kept):
+        raise ConfigError("Workers need a run directory, and none of a cache: give out, and leave cache out.")
+    if isinstance(metric, ModelMetric) and cached:
+        raise ConfigError(
+            "A ModelMetric runs the whole model, and a cache holds what its first layers give; leave it out."
+        )
+    check_model(model)
 
 
 def splits_of(

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from rankwise.sweeps.run.extend import Earlier, read_base, read_earlier
 from rankwise.sweeps.run.units.context import Workers
-from rankwise.sweeps.storage.directory import begin_run, held, read_begun
-from rankwise.sweeps.storage.owned import UNFINISHED
+from rankwise.sweeps.storage.directory import begin_run, can_resume, held, read_begun
+from rankwise.sweeps.storage.owned import UNFINISHED, holds_results
+from rankwise.sweeps.storage.working_copy import shown
 from rankwise.train.checkpoints import CheckpointInterval
 
 
@@ -64,6 +65,32 @@ class RunLocation:
             finally:
                 if self.workers is not None:
                     self.workers.close()
+
+
+def location_of_sweep(
+    out: Path, config: str, *, overwrite: bool, resume: bool, every: CheckpointInterval | None
+) -> RunLocation:
+    """The location of a sweep from Python, in which an unfinished run is resumed, or a finished one extended.
+
+    Args:
+        out: The run directory.
+        config: What it is to train, as YAML.
+        overwrite: Whether earlier results may be replaced.
+        resume: Whether to go on from what is there.
+        every: How often a checkpoint is written.
+    """
+    again, where = resume and can_resume(out), shown(out)
+    return RunLocation(
+        directory=out,
+        config=config,
+        command="rankwise.sweep(...)",
+        resume_command=f"rankwise.sweep(..., out={where!r}, resume=True)",
+        overwrite=overwrite,
+        resume=again,
+        extend=resume and not again and holds_results(out),
+        extend_command=lambda more, then: f"rankwise.sweep(..., out={where!r}, resume=True, seeds={then})",
+        every=every,
+    )
 
 
 @dataclass(frozen=True)
