@@ -1,4 +1,4 @@
-"""A Sequential of torch's own modules passed by hand: the same numbers as through its modules; which models are that."""
+"""A Sequential of torch's own modules passed by hand: the numbers are those of its modules; which models are that."""
 
 from collections.abc import Callable
 from typing import Any
@@ -55,7 +55,7 @@ def trained(model: nn.Module, targets: Any, seeds: tuple[int, ...], by_hand: boo
     x, y = (torch.rand(len(seeds), 16, n, generator=ref.keyed(n), dtype=DOUBLE) for n in (6, 3))
     rates, losses = torch.full((len(members),), 1e-2, dtype=DOUBLE), torch.zeros(0)
     with pack.attached((x[0], y[0]), training=True):
-        assert (pack._running._chain is not None) == by_hand
+        assert (pack._running._chain is not None) == by_hand  # pyright: ignore[reportPrivateUsage]
         for step in range(5):
             losses = pack.step((x, y), rates, None, None, rows=7 if step == 3 else None)
     with pack.attached((x[0], y[0]), training=False):
@@ -89,7 +89,7 @@ def hooked() -> nn.Module:
 
 def replaced() -> nn.Module:
     model = nn.Sequential(nn.Linear(2, 2))
-    model[0].forward = lambda x: x
+    setattr(model[0], "forward", lambda x: x)  # noqa: B010  (no type of torch's forward)
     return model
 
 

@@ -31,7 +31,7 @@ class Stage(ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, groups: Groups) -> tuple[Tensor, Any]:
-        """The outputs, and what the backward pass needs. The input may be overwritten, but for that of `OtherModules`."""
+        """The outputs, and what the backward pass needs. The input may be overwritten."""
 
     @abstractmethod
     def backward(self, saved: Any, dy: Tensor) -> Tensor | None:
