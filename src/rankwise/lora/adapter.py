@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn
+from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError, suggest
@@ -12,7 +13,7 @@ from rankwise.lora.layer.calls import input_and_rest, laid_out_as
 from rankwise.lora.layer.fusing import is_being_fused, without_base
 from rankwise.lora.layer.holding import Holding
 from rankwise.lora.layer.per_row import ByRow, add_by_row
-from rankwise.lora.layer.recomputed import check_same, marked, wrong_gradients
+from rankwise.lora.layer.recomputed import check_same, in_plain_forward, marked, wrong_gradients
 from rankwise.lora.layer_types.quantised import Before, in_eight_bits, make_quantised
 from rankwise.lora.offloaded import data_of
 from rankwise.lora.targets.modules import child_name, named_once, submodule
@@ -72,7 +73,8 @@ class LoRA(Holding):
         if reader is None:
             # With keyword arguments, because a layer may be called as layer(input=x). Before the hooks of others, which
             # are to see what they see once the adapter is merged.
-            self.handles = (layer.register_forward_hook(self.add_update, prepend=True, with_kwargs=True), load)
+            hook = layer.register_forward_hook(self.add_update, prepend=True, with_kwargs=True)
+            self.__dict__["handles"] = hook, load  # nn.Module makes an assignment dear
             return
         self.below = reader.below
         put = reader.module.register_forward_pre_hook(self.put_sum)
@@ -88,7 +90,8 @@ class LoRA(Holding):
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Tensor | None = None
     ) -> Tensor | None:
         """The forward hook: the layer's output plus the updates of the active adapters."""
-        self._check_recomputed()
+        if not is_compiling():
+            self._check_recomputed()
         if self.disabled or self.merged or (self.by_row is None and not self.active):
             return output
         if output is None:
@@ -137,17 +140,14 @@ class LoRA(Holding):
 
     def _check_recomputed(self) -> None:
         """Raise where a backward pass runs the layer again (activation checkpoints) and other adapters act by now."""
-        if torch.compiler.is_compiling():
-            return
-        acting = () if self.disabled else self.active
-        check_same(self, acting)
-        if not torch.is_grad_enabled():
-            return
-        # Others than before are seen by what `marked` returns; here, whether there were any.
-        if torch._C._current_graph_task_id() == -1:  # pyright: ignore[reportPrivateUsage]  (no backward pass)
-            if acting != self.acted:
+        acting, differentiates = () if self.disabled else self.active, is_grad_enabled()
+        if in_plain_forward(differentiates):
+            if differentiates and acting != self.acted:
                 self.__dict__["acted"] = acting  # nn.Module makes an assignment dear
-        elif self.acted is not None and bool(acting) != bool(self.acted):
+            return
+        check_same(self, acting)
+        # Others than before are seen by what `marked` returns; here, whether there were any.
+        if differentiates and self.acted is not None and bool(acting) != bool(self.acted):
             raise wrong_gradients(acting, self.acted)
 
     def _varied(
@@ -175,7 +175,8 @@ class LoRA(Holding):
 
     def put_sum(self, reader: nn.Module, args: tuple[Any, ...]) -> None:
         """The pre-hook of a weight that is read without a call: let the reader find W + delta in its place."""
-        self._check_recomputed()
+        if not is_compiling():
+            self._check_recomputed()
         if self.disabled or self.merged or not self.active:
             return
         layer = submodule(reader, self.below or "")

@@ -89,4 +89,6 @@ def _drawn(target: Target, config: LoRAConfig, data: Decompositions | None) -> t
         )
         for place in range(target.stack)
     ]
+    if len(pairs) == 1:
+        return pairs[0][0].to(dtype), pairs[0][1].to(dtype)
     return torch.cat([A for A, _ in pairs]).to(dtype), torch.cat([B for _, B in pairs], 1).to(dtype)
