@@ -4,6 +4,7 @@ import json
 import pickle
 import sys
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -101,7 +102,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             content = path.read_bytes()
             found = deserialize(content)  # checked, and copied
             if all(entry["dtype"] in _BY_NAME for _, entry in found):
-                return {key: _tensor_of(entry) for key, entry in found}, _metadata_in(content)
+                return {key: _tensor_of(entry) for key, entry in sorted(found, key=itemgetter(0))}, _metadata_in(
+                    content
+                )
         with safe_open(path, framework="pt") as file:
             # Copies: the file's tensors lie in it at odd addresses, where products differ in last bits.
             flat = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118  (no dict)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError
@@ -48,21 +49,21 @@ class StillThere:
         trained = (layer for layer, _ in trained_modules(model).values())
         self.edges = _edges(model, {*(layer for _, layer, _ in found), *trained, *self.norms.values()})
         self.weights = [
-            (names[0], layer, lora, weight.shape)
+            (names[0], layer, lora, layer._parameters, lora.parameter, weight.shape)  # pyright: ignore[reportPrivateUsage]
             for names, layer, lora in found
             if (weight := _plain_weight(layer, lora)) is not None
         ]
 
     def look(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         """Before a forward: raise or warn if the structure has changed."""
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return
         for children, name, module in self.edges:
             if children.get(name) is not module:
                 self._changed(model)
                 return
-        for path, layer, lora, shape in self.weights:
-            weight = layer._parameters.get(lora.parameter)  # pyright: ignore[reportPrivateUsage]
+        for path, layer, lora, parameters, name, shape in self.weights:
+            weight = parameters.get(name)
             if weight is not None and weight.shape != shape and _was_resized(layer, lora, weight, shape):
                 raise AdapterError(
                     f'The weight of "{path}" has shape {tuple(weight.shape)} now and had {tuple(shape)} when adapter '

@@ -19,7 +19,7 @@ from rankwise.pack.batches import Batch, call_model, input_of
 from rankwise.pack.groups import Groups
 from rankwise.pack.layers.choose import PackedLayer
 from rankwise.pack.layers.linear_layer import LinearLayer
-from rankwise.pack.model.known import known_sequence
+from rankwise.pack.model.known import is_flat, known_sequence
 from rankwise.pack.model.trace import Branch
 from rankwise.pack.noise.keyed import Noise
 
@@ -130,10 +130,7 @@ class Chain:
     def takes(self, batch: Batch) -> bool:
         """Whether it can compute what `call_model` would of a batch: inputs (rows, width) in the types they have."""
         self.ran = False
-        if isinstance(batch, Mapping):
-            return False
-        x = input_of(batch)
-        return type(x) is Tensor and x.dim() == 2 and not torch.is_autocast_enabled(x.device.type)
+        return is_flat(batch) and not torch.is_autocast_enabled(input_of(batch).device.type)
 
     def forward(self, batch: Batch, groups: Groups) -> Tensor:
         """Outputs (K * rows, ...) for inputs (G * rows, width)."""

@@ -1,10 +1,12 @@
 """Recognise a model in which nothing but torch's own code runs: a Sequential of activations and linear layers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as torchs
+
+from rankwise.pack.batches import Batch, call_model, input_of
 
 _SEQUENTIAL = nn.Sequential.forward
 
@@ -52,6 +54,25 @@ def known_sequence(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(paths.setdefault(module, path), module) for path, module in found]
 
 
+def computes_rows(model: nn.Module, call: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> bool:
+    """Whether it is known without a look that a model computes each row of a batch by itself, alike at every pass.
+
+    Args:
+        model: The model.
+        call: How it is run on a batch.
+        batch: The batch.
+    """
+    return call is call_model and is_flat(batch) and bool(known_sequence(model))
+
+
+def is_flat(batch: Batch) -> bool:
+    """Whether a model with one argument is called with rows of numbers: (rows, width)."""
+    if isinstance(batch, Mapping):
+        return False
+    x = input_of(batch)
+    return type(x) is Tensor and x.dim() == 2
+
+
 def _leaves(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     """The modules inside nested Sequentials; a module that is no plain Sequential stands for itself."""
     if type(module) is not nn.Sequential or nn.Sequential.forward is not _SEQUENTIAL or _is_changed(module):
@@ -64,6 +85,10 @@ def _leaves(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
 def _is_known(module: nn.Module) -> bool:
     forward = _KNOWN.get(type(module))
     if forward is None or type(module).forward is not forward or forward.__module__ != type(module).__module__:
+        return False
+    if isinstance(module, nn.Softmax | nn.LogSoftmax) and module.dim not in (1, -1):
+        return False  # it may sum over rows
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) > 1:
         return False
     plain = all(type(parameter) in (nn.Parameter, type(None)) for parameter in module._parameters.values())  # pyright: ignore[reportPrivateUsage]
     return plain and not module._modules and not module._buffers and not _is_changed(module)  # pyright: ignore[reportPrivateUsage]
