@@ -120,8 +120,9 @@ def inject(
             return forecast(model, targets, config, name, replacements)
         check_targets(model, targets, config, replacements, fresh=True)
         data = data_of_layers(model, targets.adapted, config.init, Batches.given(init_data, call, init_loss))
-        tensors = {target.name: initial_tensors(target, config, data) for target in targets.adapted}
-        report = attach(model, targets, tensors, config, name, replacements)
+        with torch.no_grad():
+            tensors = {target.name: initial_tensors(target, config, data) for target in targets.adapted}
+        report = attach(model, targets, tensors, config, name, replacements, checked=not runs)
         if uses:
             stop_watching(model)
             move_to_readers(model, uses)
@@ -156,6 +157,8 @@ def attach(
     name: str,
     replacements: Mapping[str, Tensor] | None = None,
     shared: Mapping[str, Tensor] | None = None,
+    *,
+    checked: bool = False,
 ) -> Report:
     """Attach these tensors, as `inject` attaches fresh ones.
 
@@ -167,6 +170,7 @@ def attach(
         name: The adapter's name, checked by `check_new_name`.
         replacements: Path of a parameter or buffer -> the adapter's value.
         shared: Tensors that all layers share; None draws them from the configuration's seed.
+        checked: Whether `check_targets` has passed, and nothing has happened to the model since.
 
     Returns:
         The report of `inject`.
@@ -175,7 +179,8 @@ def attach(
         AdapterError: A target has a submodule `lora` of another making; a parameter can't be trained in full.
     """
     check_free(model)
-    check_targets(model, targets, config, replacements or {})
+    if not checked:
+        check_targets(model, targets, config, replacements or {})
     keep_unpacked(model)
     remember_buffers(model)
     config = _by_name(config, targets.adapted)

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from rankwise.lora.base.attributes import Attributes
-from rankwise.lora.base.looks import look_in_training, stop_looking
 from rankwise.lora.targets.modules import base_modules
 
 _COUNTS = "_rankwise_counts"
@@ -27,7 +27,7 @@ class Counts:
         self.numbers: Attributes | None = None
         self.looks = 0
         self.moved: list[str] = []
-        look_in_training(model, self.look)
+        self.hook: RemovableHandle = model.register_forward_pre_hook(self.look)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy's: it has seen what this has, and looks no further, since its numbers lie elsewhere."""
@@ -35,13 +35,13 @@ class Counts:
 
     def look(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         """Before a forward: which numbers has every one so far moved?"""
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or not model.training or not torch.is_grad_enabled():
             return
         if self.numbers is not None:
             moved = [place[0] for place, _ in self.numbers.changed_places()]
             self.moved = [name for name in moved if self.looks == 1 or name in self.moved]
         if self.looks == LOOKS or (self.looks and not self.moved):
-            stop_looking(model, self.look)
+            self.hook.remove()
             self.numbers = None
             return
         self.numbers, self.looks = Attributes(model, depth=0), self.looks + 1
@@ -65,4 +65,4 @@ def forget_counts(model: nn.Module) -> None:
     for module in base_modules(model):
         found = module.__dict__.pop(_COUNTS, None)
         if isinstance(found, Counts):
-            stop_looking(module, found.look)
+            found.hook.remove()

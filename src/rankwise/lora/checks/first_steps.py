@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.lora.adapter import LoRA, adapted_layers
-from rankwise.lora.base.looks import look_in_training, stop_looking
 from rankwise.lora.base.samples import remember_base
 from rankwise.lora.checks.complete import check_complete
 from rankwise.lora.checks.foreign import is_sharded
@@ -60,11 +59,11 @@ class Steps:
         self.starts: list[_Start] = []
         self.first: _Start | None = None
         self.before: Tensor | None = None
-        look_in_training(model, self.look)
+        self.hook = model.register_forward_pre_hook(self.look)
 
     def look(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         """Before a forward: has there been a step since the last one?"""
-        if torch.compiler.is_compiling() or in_fake_mode() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or not model.training or in_fake_mode() or not torch.is_grad_enabled():
             return
         if not self.forwards:
             if any(self.name in lora.scale for _, lora in adapted_layers(model).values()):
@@ -155,4 +154,4 @@ def stop_counting(model: nn.Module) -> None:
     for module in base_modules(model):
         steps = module.__dict__.pop(_STEPS, None)
         if isinstance(steps, Steps):
-            stop_looking(module, steps.look)
+            steps.hook.remove()

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError
@@ -56,7 +55,7 @@ class StillThere:
 
     def look(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         """Before a forward: raise or warn if the structure has changed."""
-        if is_compiling():
+        if torch.compiler.is_compiling():
             return
         for children, name, module in self.edges:
             if children.get(name) is not module:

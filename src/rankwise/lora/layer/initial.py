@@ -26,6 +26,8 @@ def initial_tensors(target: Target, config: LoRAConfig, data: DataOfLayers | Non
     """
     drawn = functools.partial(_drawn, target, config, None if data is None else data.get(target.name))
     site = Site(target.layer_type, target.module, target.sizes, target.scale, drawn)
+    if not torch.is_grad_enabled():  # of thousands of layers whoever calls this switches them off once
+        return FORMS[target.variant].start(site)
     with torch.no_grad():
         return FORMS[target.variant].start(site)
 
