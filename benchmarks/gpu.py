@@ -39,7 +39,7 @@ from minilm import random_numbers, ratios, turns
 from torch import Tensor, nn
 
 from rankwise import LoRAConfig, inject
-from rankwise.pack.layers.linear import Layer, Segment, factored
+from rankwise.pack.layers.linear import FACTORED, Layer, Segment, packed_linear
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
 from rankwise.pack.stacks.store import Gradient
@@ -269,7 +269,7 @@ def part_layer(device: str, repeats: int, tiny: bool, clock: Callable[[], float]
     def in_pack(x: Tensor) -> Tensor:
         for gradient in (stacks.A_grad, stacks.B_grad):
             gradient.fresh = True
-        return factored(anchor, x.unsqueeze(0), None, layer).squeeze(0)
+        return packed_linear(anchor, x.unsqueeze(0), None, layer, FACTORED).squeeze(0)
 
     sides = {
         "frozen": passing(fresh()),

@@ -44,8 +44,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rankwise import LoRAConfig, inject
+from rankwise.pack.batches import call_model
 from rankwise.pack.member import Member
-from rankwise.pack.pack import Pack, call_model
+from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import resolve
 from rankwise.train.data.tensors import pick
 from rankwise.train.machine.memory import peak_bytes

@@ -16,8 +16,8 @@ from rankwise.errors import ConfigError, arguments_named, known_arguments
 from rankwise.experiment import Experiment, run_experiment
 from rankwise.lora.config import OF_PEFT
 from rankwise.lora.inject import Report
+from rankwise.pack.batches import call_model
 from rankwise.pack.losses import PerBatch
-from rankwise.pack.pack import call_model
 from rankwise.pack.resolved import AdapterState
 from rankwise.remote.store import url_of
 from rankwise.report import answer_words

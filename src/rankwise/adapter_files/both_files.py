@@ -14,7 +14,7 @@ from rankwise.adapter_files.base.checksums import PLAIN, metadata_of
 from rankwise.adapter_files.peft.config import CONFIG_FILE
 from rankwise.adapter_files.tensor_file import TENSOR_FILE, write_tensors
 from rankwise.errors import OutputError
-from rankwise.writing import flush, sort_metadata
+from rankwise.writing import flush
 
 
 def write_files(
@@ -58,7 +58,6 @@ def _replace_files(folder: Path, text: str, flat: Mapping[str, Tensor], metadata
     try:
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
             write_tensors(Path(scratch, TENSOR_FILE), dict(flat), metadata)
-            sort_metadata(Path(scratch, TENSOR_FILE))
             Path(scratch, CONFIG_FILE).write_text(text, encoding="utf-8")
             for name in (TENSOR_FILE, CONFIG_FILE):
                 flush(Path(scratch, name))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.adapter_files.base.checksums import BASE, TENSORS
+from rankwise.adapter_files.base.finite import first_not_finite
 from rankwise.adapter_files.findings import Findings
 from rankwise.adapter_files.folder import AdapterFile
 from rankwise.adapter_files.peft.embeddings import embeddings_of
@@ -120,13 +121,11 @@ def find_not_finite(read: AdapterFile, findings: Findings) -> None:
         *parts.tokens.items(),
         *parts.biases.items(),
     ]
-    for path, tensor in tensors:
-        if not bool(torch.isfinite(tensor).all()):
-            findings.add(
-                f'The tensors of "{path}" in {read.path} hold values that are not finite (NaN or infinite): training '
-                "diverged, or the file is damaged. Train it again."
-            )
-            return
+    if (path := first_not_finite(tensors)) is not None:
+        findings.add(
+            f'The tensors of "{path}" in {read.path} hold values that are not finite (NaN or infinite): training '
+            "diverged, or the file is damaged. Train it again."
+        )
 
 
 def find_missing(

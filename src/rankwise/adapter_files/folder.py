@@ -20,6 +20,7 @@ from rankwise.adapter_files.base.checksums import (
     check_file,
     records_of_base,
 )
+from rankwise.adapter_files.base.finite import first_not_finite
 from rankwise.adapter_files.base.inits import taken_off
 from rankwise.adapter_files.base.processes import written_once
 from rankwise.adapter_files.both_files import write_files
@@ -135,7 +136,9 @@ def write_adapter(
     others, base = others or OtherTensors(), base or FileBase()
     # Copies: safetensors refuses tensors that share memory, as slices of a stack do.
     flat = {
-        key: gathered(tensor.detach()).to("cpu").clone(memory_format=torch.contiguous_format)
+        key: gathered(tensor.detach() if tensor.requires_grad else tensor)
+        .cpu()
+        .clone(memory_format=torch.contiguous_format)
         for key, tensor in _by_key(config.variant, tensors, others).items()
     }
     called = {name: PeftName(name, False, A.shape[0]) for name, (A, _) in tensors.items()} | dict(others.setting_names)
@@ -281,13 +284,12 @@ def read_through(folder: Path, findings: Findings, allow_pickle: bool, known: Kn
 
 def _check_finite(path: Path, flat: Mapping[str, Tensor], findings: Findings) -> None:
     """Find a tensor with NaN or infinity, which every output would then have."""
-    for key, tensor in flat.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
-            findings.add(
-                f'"{key}" of {path} has values that are not finite (NaN or infinity), and so would every output. Its '
-                "training diverged, or the file is damaged; train again at a lower learning rate."
-            )
-            return
+    key = first_not_finite((key, tensor) for key, tensor in flat.items() if tensor.is_floating_point())
+    if key is not None:
+        findings.add(
+            f'"{key}" of {path} has values that are not finite (NaN or infinity), and so would every output. Its '
+            "training diverged, or the file is damaged; train again at a lower learning rate."
+        )
 
 
 def config_of(read: AdapterFile, named: Mapping[str, tuple[str, int]], findings: Findings) -> LoRAConfig:

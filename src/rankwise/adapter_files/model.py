@@ -46,7 +46,7 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inject import Report, attach, check_new_name
 from rankwise.lora.layer.initial import init_obstacle, initial_tensors
 from rankwise.lora.targets.find import Target, Targets
-from rankwise.lora.targets.modules import base_tensors, named_once
+from rankwise.lora.targets.modules import base_tensors, named_once, structure_kept
 from rankwise.lora.targets.patterns import pattern_list
 from rankwise.lora.trained_modules import replacement_tensors
 from rankwise.lora.variants import FORMS, VARIANTS
@@ -112,7 +112,7 @@ def save_adapter(
         ...     sorted(path.name for path in save_adapter(layer, folder).iterdir())
         ['adapter_config.json', 'adapter_model.safetensors']
     """
-    with collector_paused():  # names and patterns make many small objects too
+    with collector_paused(), structure_kept():  # names and patterns make many small objects too
         with_tokens = layers_with(model, name)
         check_unwrapped_by_peft(model)
         modules = named_once(model)
@@ -220,7 +220,7 @@ def load_adapter(
         6
     """
     findings = Findings(strict)
-    with collector_paused():
+    with collector_paused(), structure_kept():
         check_new_name(model, name)
         check_attachable(model)
         fitting = read_for(model, directory, name, findings, allow_pickle, untie)

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn
+from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError, suggest
@@ -12,7 +13,15 @@ from rankwise.lora.layer.calls import input_and_rest, laid_out_as
 from rankwise.lora.layer.fusing import is_being_fused, without_base
 from rankwise.lora.layer.holding import Holding
 from rankwise.lora.layer.per_row import ByRow, add_by_row
-from rankwise.lora.layer.recomputed import check_same, marked, wrong_gradients
+from rankwise.lora.layer.recomputed import (
+    check_same,
+    graph_task,
+    in_plain_forward,
+    is_fwd_grad_enabled,
+    marked,
+    saving_hooks,
+    wrong_gradients,
+)
 from rankwise.lora.layer_types.quantised import Before, in_eight_bits, make_quantised
 from rankwise.lora.offloaded import data_of
 from rankwise.lora.targets.modules import child_name, named_once, submodule
@@ -72,7 +81,8 @@ class LoRA(Holding):
         if reader is None:
             # With keyword arguments, because a layer may be called as layer(input=x). Before the hooks of others, which
             # are to see what they see once the adapter is merged.
-            self.handles = (layer.register_forward_hook(self.add_update, prepend=True, with_kwargs=True), load)
+            hook = layer.register_forward_hook(self.add_update, prepend=True, with_kwargs=True)
+            self.__dict__["handles"] = hook, load  # nn.Module makes an assignment dear
             return
         self.below = reader.below
         put = reader.module.register_forward_pre_hook(self.put_sum)
@@ -88,7 +98,12 @@ class LoRA(Holding):
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Tensor | None = None
     ) -> Tensor | None:
         """The forward hook: the layer's output plus the updates of the active adapters."""
-        self._check_recomputed()
+        compiling = is_compiling()
+        if not compiling:  # and then `_check_recomputed`, where there is something to check or to note
+            differentiates = is_grad_enabled()
+            plain = graph_task() == -1 and (differentiates or is_fwd_grad_enabled())
+            if not plain or (differentiates and (self.acted is not self.active or self.disabled)):
+                self._check_recomputed()
         if self.disabled or self.merged or (self.by_row is None and not self.active):
             return output
         if output is None:
@@ -106,15 +121,15 @@ class LoRA(Holding):
         kept: dict[str, Any] = self._modules
         A_of: dict[str, Tensor] = kept["A"]._parameters
         B_of: dict[str, Tensor] = kept["B"]._parameters
-        base, device = output, inputs.device
+        base, on_cpu = output, inputs.is_cpu
         for name in self.active:
             if self.varied and (name in self.kinds or self.form_of(name) != "lora"):
                 added = marked(self._varied(layer, name, inputs, base, rest, named), self.active)
                 output = output - added.to(output.dtype)
                 continue
             pair = A_of[name], B_of[name]
-            if pair[0].device != device:
-                pair = self.brought(name, device)
+            if not (on_cpu and pair[0].is_cpu) and pair[0].device != inputs.device:
+                pair = self.brought(name, inputs.device)
             elif name in self.flipped:
                 pair = flip(*pair)
             x, scale = inputs, self.scale[name]
@@ -127,27 +142,26 @@ class LoRA(Holding):
             # Minus the negative: the same numbers, but subtracting the +0 of B = 0 leaves every bit of the
             # output, while adding it would turn -0 into +0. The scale takes no call of its own.
             update = layer_type.update(layer, x, A, B if scale < 0 else -B, *rest, **named)
-            if A.shape[0] == 1 or not layer_type.linear:
+            if A.size(0) == 1 or not layer_type.linear:
                 update = update + 0.0  # it can be -0 itself: one product, no sum; or a convolution's own sum
             if update.dtype != output.dtype:
                 update = update.to(output.dtype)
-            total = torch.sub(output, marked(update, self.active), alpha=abs(scale))
+            if update.requires_grad and not compiling and saving_hooks(False) is not None:
+                update = marked(update, self.active)
+            total = torch.sub(output, update, alpha=abs(scale))
             output = total if layer_type.linear else laid_out_as(total, output)
         return output
 
     def _check_recomputed(self) -> None:
         """Raise where a backward pass runs the layer again (activation checkpoints) and other adapters act by now."""
-        if torch.compiler.is_compiling():
-            return
-        acting = () if self.disabled else self.active
-        check_same(self, acting)
-        if not torch.is_grad_enabled():
-            return
-        # Others than before are seen by what `marked` returns; here, whether there were any.
-        if torch._C._current_graph_task_id() == -1:  # pyright: ignore[reportPrivateUsage]  (no backward pass)
-            if acting != self.acted:
+        acting, differentiates = () if self.disabled else self.active, is_grad_enabled()
+        if in_plain_forward(differentiates):
+            if differentiates and acting is not self.acted:
                 self.__dict__["acted"] = acting  # nn.Module makes an assignment dear
-        elif self.acted is not None and bool(acting) != bool(self.acted):
+            return
+        check_same(self, acting)
+        # Others than before are seen by what `marked` returns; here, whether there were any.
+        if differentiates and self.acted is not None and bool(acting) != bool(self.acted):
             raise wrong_gradients(acting, self.acted)
 
     def _varied(
@@ -175,7 +189,8 @@ class LoRA(Holding):
 
     def put_sum(self, reader: nn.Module, args: tuple[Any, ...]) -> None:
         """The pre-hook of a weight that is read without a call: let the reader find W + delta in its place."""
-        self._check_recomputed()
+        if not is_compiling():
+            self._check_recomputed()
         if self.disabled or self.merged or not self.active:
             return
         layer = submodule(reader, self.below or "")

@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +33,7 @@ from rankwise.lora.offloaded import register
 from rankwise.lora.precheck import base_parameters, check_targets, forecast
 from rankwise.lora.report import Report
 from rankwise.lora.targets.find import LeftOut, Target, Targets, find_targets
-from rankwise.lora.targets.modules import base_tensors, child_name, unwrapped
+from rankwise.lora.targets.modules import base_modules, base_tensors, child_name, structure_kept, unwrapped
 from rankwise.lora.targets.patterns import pinned
 from rankwise.lora.targets.readers import Reader
 from rankwise.lora.trained_modules import (
@@ -106,7 +107,8 @@ def inject(
     References:
         Hu et al., LoRA, 2021, section 4.1. https://arxiv.org/abs/2106.09685
     """
-    with collector_paused():
+    runs = example is not None or init_data is not None  # the model's own code, which may do anything to it
+    with collector_paused(), nullcontext() if runs else structure_kept():
         check_new_name(model, name)
         check_attachable(model)
         targets, config, replacements = _with_replacements(model, find_targets(model, config, untie=untie), config)
@@ -118,8 +120,9 @@ def inject(
             return forecast(model, targets, config, name, replacements)
         check_targets(model, targets, config, replacements, fresh=True)
         data = data_of_layers(model, targets.adapted, config.init, Batches.given(init_data, call, init_loss))
-        tensors = {target.name: initial_tensors(target, config, data) for target in targets.adapted}
-        report = attach(model, targets, tensors, config, name, replacements)
+        with torch.no_grad():
+            tensors = {target.name: initial_tensors(target, config, data) for target in targets.adapted}
+        report = attach(model, targets, tensors, config, name, replacements, checked=not runs)
         if uses:
             stop_watching(model)
             move_to_readers(model, uses)
@@ -154,6 +157,8 @@ def attach(
     name: str,
     replacements: Mapping[str, Tensor] | None = None,
     shared: Mapping[str, Tensor] | None = None,
+    *,
+    checked: bool = False,
 ) -> Report:
     """Attach these tensors, as `inject` attaches fresh ones.
 
@@ -165,6 +170,7 @@ def attach(
         name: The adapter's name, checked by `check_new_name`.
         replacements: Path of a parameter or buffer -> the adapter's value.
         shared: Tensors that all layers share; None draws them from the configuration's seed.
+        checked: Whether `check_targets` has passed, and nothing has happened to the model since.
 
     Returns:
         The report of `inject`.
@@ -173,7 +179,8 @@ def attach(
         AdapterError: A target has a submodule `lora` of another making; a parameter can't be trained in full.
     """
     check_free(model)
-    check_targets(model, targets, config, replacements or {})
+    if not checked:
+        check_targets(model, targets, config, replacements or {})
     keep_unpacked(model)
     remember_buffers(model)
     config = _by_name(config, targets.adapted)
@@ -220,7 +227,7 @@ def _enlist(model: nn.Module, name: str, replacements: Mapping[str, Tensor]) -> 
     layers = layers_with(model, name)
     attached = Attached(tuple(layers), tuple(replacements))
     for _, lora in layers.values():
-        lora.attached = {**lora.attached, name: attached}
+        lora.__dict__["attached"] = {**lora.attached, name: attached}  # nn.Module makes an assignment dear
 
 
 def _by_name(config: LoRAConfig, adapted: Sequence[Target]) -> LoRAConfig:
@@ -352,7 +359,7 @@ def _warn_of_buffers(model: nn.Module) -> None:
 
 
 def _thaw(model: nn.Module) -> None:
-    for module in model.modules():
+    for module in base_modules(model):
         thawed = module.__dict__.pop(_THAWED, ())
         own = base_tensors(module, buffers=False) if thawed else {}
         for name in thawed:

@@ -30,6 +30,9 @@ SCALINGS: dict[str, Callable[[float, int], float]] = {
 }
 """`LoRAConfig.scaling` -> the scale: the paper's, and the rank-stabilised one."""
 
+_ONE = 1.0
+"""No scale at all: asked by its identity, since a comparison takes a tenth of a small layer's update."""
+
 Product = Callable[[Tensor, Tensor], Tensor]
 """(inputs, matrix) -> the matrix applied to the inputs."""
 
@@ -38,7 +41,7 @@ def lora_update(
     x: Tensor,
     A: Float[Tensor, "r d_in"],
     B: Float[Tensor, "d_out columns"],
-    scale: float | Tensor = 1.0,
+    scale: float | Tensor = _ONE,
     *,
     down: Product = linear,
     up: Product = linear,
@@ -69,7 +72,8 @@ def lora_update(
     References:
         Hu et al., LoRA, 2021, section 4.1, equation 3.
     """
-    return up(_times(down(x, A), scale), B)
+    z = down(x, A)
+    return up(z if scale is _ONE else _times(z, scale), B)
 
 
 def lora_delta(

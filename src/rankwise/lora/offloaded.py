@@ -16,7 +16,11 @@ def has_data(tensor: Tensor) -> bool:
         >>> has_data(torch.ones(1)), has_data(torch.ones(1, device="meta"))
         (True, False)
     """
-    return not tensor.is_meta and not is_fake(tensor)
+    if tensor.is_meta:
+        return False
+    plain = type(tensor) in (nn.Parameter, Tensor) and not torch._is_functional_tensor(tensor)  # pyright: ignore
+    # What torch asks otherwise takes as long as a small operation.
+    return (plain and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)) or not is_fake(tensor)  # pyright: ignore
 
 
 def register(owner: nn.Module, name: str, tensor: Tensor) -> None:
@@ -28,8 +32,8 @@ def register(owner: nn.Module, name: str, tensor: Tensor) -> None:
         owner.register_buffer(name, tensor)
         owner._buffers[name] = tensor  # pyright: ignore[reportPrivateUsage]
         return
-    if isinstance(owner, nn.ParameterDict):
-        owner[name] = tensor
+    if type(owner) is nn.ParameterDict:
+        owner._keys[name] = None  # pyright: ignore[reportPrivateUsage]  (all that an item's assignment comes to)
     else:
         owner.register_parameter(name, tensor)
     owner._parameters[name] = tensor  # pyright: ignore[reportPrivateUsage]
@@ -79,6 +83,8 @@ def gathered(tensor: Tensor) -> Tensor:
         >>> gathered(torch.ones(1))
         tensor([1.])
     """
+    if type(tensor) in (nn.Parameter, Tensor):  # an attribute that isn't there takes long to be found missing
+        return tensor
     gather: Any = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
 

@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from rankwise.errors import PackError
 
 Batch = Any
 
@@ -80,3 +82,28 @@ class _LazySequence(Sequence[Any]):
 
     def __len__(self) -> int:
         return len(self._batch)
+
+
+def input_of(batch: Batch) -> Tensor:
+    """What a model with one argument is called with: the batch, or the first of its tensors."""
+    return batch if isinstance(batch, Tensor) else batch[0]
+
+
+def call_model(model: nn.Module, batch: Batch) -> Tensor:
+    """Run a model on a batch: a tensor as it is, a tuple's or list's first element, a mapping as keywords without
+    "labels". Of a model of transformers the logits are taken.
+
+    Raises:
+        PackError: It returns something else than a tensor.
+    """
+    if isinstance(batch, Mapping):
+        outputs = model(**{key: batch[key] for key in batch if key != "labels"})
+    else:
+        outputs = model(input_of(batch))
+    outputs = getattr(outputs, "logits", outputs)
+    if not isinstance(outputs, Tensor):
+        raise PackError(
+            f"The model returns a {type(outputs).__name__}; give call=..., a function of (model, batch) that returns "
+            "one tensor with the rows first."
+        )
+    return outputs

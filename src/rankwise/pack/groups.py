@@ -66,4 +66,9 @@ class SharedBatches:
 
     def stacked(self, t: Shaped[Tensor, "K n m"]) -> Shaped[Tensor, "G eachn m"]:
         """The matrices of all adapters that read one batch, one below the other: a view."""
-        return t[self.adapters].view(self.batches.stop - self.batches.start, -1, t.shape[2])
+        own = t if self.adapters == slice(0, t.shape[0]) else t[self.adapters]
+        return own.view(self.batches.stop - self.batches.start, -1, t.shape[2])
+
+    def read(self, x: Shaped[Tensor, "G n m"]) -> Shaped[Tensor, "g n m"]:
+        """The batches that they read: a view."""
+        return x if self.batches == slice(0, x.shape[0]) else x[self.batches]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import PackError
-from rankwise.pack.batches import Batch, batch_tensors, lazily
+from rankwise.pack.batches import Batch, batch_tensors, call_model, lazily
 from rankwise.pack.groups import Groups
 from rankwise.pack.layers.half import Halves
 from rankwise.pack.losses import PerAdapter, PerBatch
@@ -27,28 +27,6 @@ from rankwise.pack.step.clipping import clip_gradients
 from rankwise.pack.step.loss_scale import LossScale
 from rankwise.pack.step.processes import Processes
 from rankwise.pack.step.table import OPTIMISERS
-
-
-def call_model(model: nn.Module, batch: Batch) -> Tensor:
-    """Run a model on a batch: a tensor as it is, a tuple's or list's first element, a mapping as keywords without
-    "labels". Of a model of transformers the logits are taken.
-
-    Raises:
-        PackError: It returns something else than a tensor.
-    """
-    if isinstance(batch, Tensor):
-        outputs = model(batch)
-    elif isinstance(batch, Mapping):
-        outputs = model(**{key: batch[key] for key in batch if key != "labels"})
-    else:
-        outputs = model(batch[0])
-    outputs = getattr(outputs, "logits", outputs)
-    if not isinstance(outputs, Tensor):
-        raise PackError(
-            f"The model returns a {type(outputs).__name__}; give call=..., a function of (model, batch) that returns "
-            "one tensor with the rows first."
-        )
-    return outputs
 
 
 class Pack:

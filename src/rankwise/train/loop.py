@@ -184,7 +184,7 @@ class PackTraining:
                 batch = self._feed.prepare(take(self._train, rows))
                 losses = pack.gradients(batch, self._feed.rows_a_pass, self._feed.processes)
                 pack.update(rates, weight_decay, clip)
-                self._total += losses * rows.shape[1]
+                self._total.add_(losses, alpha=rows.shape[1])
                 self._unread.append((losses, rates))
                 if within + 1 < self.steps_an_epoch:
                     yield None

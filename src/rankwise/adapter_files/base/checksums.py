@@ -19,9 +19,10 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,17 @@ from rankwise.lora.offloaded import gathered
 TENSORS, CONFIG, BASE, OTHERS, BUFFERS = "sha256", "sha256_config", "base", "base_others", "buffers"
 PLAIN = {"format": "pt"}
 """Metadata that PEFT writes."""
+
+_IN_NUMPY = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+)
 
 SAMPLED = 256
 """Most entries of a base weight that are hashed."""
@@ -75,10 +87,9 @@ def records_of_file(metadata: Mapping[str, str]) -> dict[str, str]:
 def records_of_base(base: BaseRecord) -> dict[str, str]:
     """Return what metadata say of a base, as far as it is known."""
     entries: dict[str, str] = {}
-    seen = {name: _describe(weight) for name, weight in base.adapted.items() if weight is not None}
-    other_weights = {
-        name: _describe_shaped(tensor) for name, tensor in base.other_weights.items() if tensor is not None
-    }
+    seen = _described({name: (tensor, tensor.dtype) for name, tensor in base.adapted.items() if tensor is not None})
+    others = {name: (tensor, tensor.dtype) for name, tensor in base.other_weights.items() if tensor is not None}
+    other_weights = _described(others, shaped=True)
     if seen:
         entries[BASE] = json.dumps(seen)
     if other_weights:
@@ -141,7 +152,7 @@ def check_base(
     """
     skipped: Counter[tuple[str, str]] = Counter()
     adapted = _stored(path, metadata, BASE)
-    if (different := _first_different(adapted, base.adapted, skipped, _describe)) is not None:
+    if (different := _first_different(adapted, base.adapted, skipped)) is not None:
         findings.add(
             f'The weight of "{different}" isn\'t the one {path} was saved over. Is this another base, another revision '
             "of it, or one that was trained further or merged since? Load the adapter's own base, or pass "
@@ -157,7 +168,7 @@ def check_base(
         and other_weights[name][2:] != _shape_of(now)
     ]
     compared = {name: values for name, values in other_weights.items() if name not in resized and name not in adapted}
-    if (different := _first_different(compared, base.other_weights, skipped, _describe_shaped)) is not None:
+    if (different := _first_different(compared, base.other_weights, skipped, shaped=True)) is not None:
         findings.add(
             f"\"{different}\" isn't what it was when {path} was saved, and the file doesn't hold it. Is this another "
             "base, or was a new head, drawn at random, left out of the adapter? Load the adapter's own base and train "
@@ -217,17 +228,20 @@ def _first_different(
     wanted: Mapping[str, tuple[str, ...]],
     base: Mapping[str, Tensor | None],
     skipped: Counter[tuple[str, str]],
-    describe: Callable[[Tensor, torch.dtype], str],
+    *,
+    shaped: bool = False,
 ) -> str | None:
+    compared: dict[str, tuple[Tensor, torch.dtype]] = {}
     for name, weight in base.items():
         if name not in wanted:
             continue
         dtype = getattr(torch, wanted[name][0], None)
         if weight is None or not isinstance(dtype, torch.dtype) or not _can_be_cast(weight.dtype, dtype):
             skipped[wanted[name][0], "quantised or without data" if weight is None else _name_of(weight.dtype)] += 1
-        elif describe(weight, dtype) != " ".join(wanted[name]):
-            return name
-    return None
+        else:
+            compared[name] = weight, dtype
+    described = _described(compared, shaped=shaped)
+    return next((name for name, text in described.items() if text != " ".join(wanted[name])), None)
 
 
 def _not_compared(skipped: Mapping[tuple[str, str], int]) -> list[str]:
@@ -241,10 +255,6 @@ def _shape_of(tensor: Tensor) -> tuple[str, ...]:
     return ("x".join(map(str, tensor.shape)),)
 
 
-def _describe_shaped(tensor: Tensor, dtype: torch.dtype | None = None) -> str:
-    return " ".join((_describe(tensor, dtype), *_shape_of(tensor)))
-
-
 def _can_be_cast(own: torch.dtype, to: torch.dtype) -> bool:
     """Tell whether casting gives the numbers that `to` had: it is the same type, or a float that holds all of them."""
     if own == to:
@@ -253,15 +263,36 @@ def _can_be_cast(own: torch.dtype, to: torch.dtype) -> bool:
     return floats and torch.promote_types(own, to) == own
 
 
-def _describe(weight: Tensor, dtype: torch.dtype | None = None) -> str:
-    dtype = dtype or weight.dtype
-    # A view by steps: `weight` is never copied as a whole, unless other processes have parts of it.
-    flat = gathered(weight.detach()).flatten()
-    # A copy: numpy would keep FSDP from resizing the memory that a tensor lies in.
-    sample = flat[:: max(1, -(-flat.numel() // SAMPLED))].to("cpu", dtype, copy=True)
-    digest = hashlib.sha256(f"{tuple(weight.shape)}".encode())
-    digest.update(_bytes(sample))
-    return f"{_name_of(dtype)} {digest.hexdigest()[:16]}"
+def _described(weights: Mapping[str, tuple[Tensor, torch.dtype]], *, shaped: bool = False) -> dict[str, str]:
+    """Return what is recorded of tensors: the type they are looked at in, a checksum of a sample, and the shape.
+
+    Args:
+        weights: Name -> tensor, and the type.
+        shaped: Whether the shape is recorded too.
+    """
+    samples: dict[tuple[torch.device, torch.dtype, torch.dtype], list[Tensor]] = {}
+    kinds: dict[str, tuple[tuple[torch.device, torch.dtype, torch.dtype], int]] = {}
+    for name, (weight, dtype) in weights.items():
+        # A view by steps: `weight` is never copied as a whole, unless other processes have parts of it.
+        flat = gathered(weight.detach() if weight.requires_grad else weight).flatten()
+        step = -(-flat.numel() // SAMPLED)
+        sample = flat if step <= 1 else flat[::step].clone()
+        kind = flat.device, flat.dtype, dtype
+        samples.setdefault(kind, []).append(sample)
+        kinds[name] = kind, sample.numel() * dtype.itemsize
+    # Copied side by side, since a copy of few numbers takes as long as one of many.
+    copied = {kind: raw_bytes(torch.cat(beside).to("cpu", kind[2])).view("uint8") for kind, beside in samples.items()}
+    found: dict[str, str] = {}
+    starts = dict.fromkeys(samples, 0)
+    for name, (weight, dtype) in weights.items():
+        kind, length = kinds[name]
+        end = starts[kind] + length
+        digest = hashlib.sha256(f"{tuple(weight.shape)}".encode())
+        digest.update(copied[kind][starts[kind] : end])
+        starts[kind] = end
+        words = [_name_of(dtype), digest.hexdigest()[:16], *(_shape_of(weight) if shaped else ())]
+        found[name] = " ".join(words)
+    return found
 
 
 def _tensors_checksum(flat: Mapping[str, Tensor], entries: Mapping[str, str]) -> str:
@@ -271,15 +302,17 @@ def _tensors_checksum(flat: Mapping[str, Tensor], entries: Mapping[str, str]) ->
     return digest.hexdigest()
 
 
-def _parts(flat: Mapping[str, Tensor], entries: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+def _parts(flat: Mapping[str, Tensor], entries: Mapping[str, str]) -> Iterator[Any]:
     yield json.dumps(entries, sort_keys=True).encode()
     for key in sorted(flat):
         yield f"\n{key} {flat[key].dtype} {tuple(flat[key].shape)}\n".encode()
-        yield _bytes(flat[key])
+        yield raw_bytes(flat[key].contiguous())
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
+def raw_bytes(tensor: Tensor) -> Any:
+    """Return the memory of a contiguous tensor on the CPU, as an array that files and checksums read."""
+    plain = tensor.detach() if tensor.requires_grad else tensor
+    return (plain if plain.dtype in _IN_NUMPY else plain.flatten().view(torch.uint8)).numpy()
 
 
 def _config_checksum(text: str) -> str:

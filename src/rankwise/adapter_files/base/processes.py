@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from rankwise.lora.checks.foreign import is_sharded
+from rankwise.lora.targets.modules import every_module
 
 
 @contextmanager
@@ -22,7 +23,8 @@ def written_once(model: nn.Module | None) -> Generator[bool]:
         ...     mine
         True
     """
-    parts: list[Any] = [] if model is None else [p for p in model.parameters() if is_sharded(p)]
+    modules = [] if model is None else every_module(model)
+    parts: list[Any] = [p for m in modules for p in m._parameters.values() if p is not None and is_sharded(p)]  # pyright: ignore[reportPrivateUsage]
     if not parts:
         yield True
         return

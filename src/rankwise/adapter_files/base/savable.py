@@ -3,9 +3,9 @@
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 
-import torch
 from torch import Tensor, nn
 
+from rankwise.adapter_files.base.finite import first_not_finite
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA
 from rankwise.lora.base.buffers import is_large
@@ -48,18 +48,17 @@ def check_savable(
     problems: list[str] = []
     if lost := lost_paths(model, name):
         problems.append(lost_message(name, lost) + " Put the adapted layer back.")
-    for path, tensor in _tensors(name, layers, replacements):
-        if not has_data(tensor):
-            raise AdapterError(
-                f'Adapter "{name}" has no numbers at "{path}": it was attached in a fake mode, or loses them on the '
-                "meta device. Attach it outside of that."
-            )
-        if not bool(torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all()):
-            problems.append(
-                f'Adapter "{name}" holds values at "{path}" that are not finite (NaN or infinite): training diverged. '
-                "Train again with a lower learning rate."
-            )
-            break
+    tensors = list(_tensors(name, layers, replacements))
+    if (path := next((path for path, tensor in tensors if not has_data(tensor)), None)) is not None:
+        raise AdapterError(
+            f'Adapter "{name}" has no numbers at "{path}": it was attached in a fake mode, or loses them on the '
+            "meta device. Attach it outside of that."
+        )
+    if (path := first_not_finite(tensors)) is not None:
+        problems.append(
+            f'Adapter "{name}" holds values at "{path}" that are not finite (NaN or infinite): training diverged. '
+            "Train again with a lower learning rate."
+        )
     if problems and strict:
         raise AdapterError(f"{problems[0]} To save what there is: strict=False.")
     for problem in problems:
@@ -110,6 +109,6 @@ def check_base_as_before(model: nn.Module, held: Collection[str], strict: bool) 
 def _tensors(name: str, layers: Layers, replacements: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for path, (_, lora) in layers.items():
         for tensor in lora.tensors(name).values():
-            yield path, tensor.detach()
+            yield path, tensor
     # A buffer may hold infinite numbers on purpose: masks do.
     yield from ((path, gathered(t.detach())) for path, t in replacements.items() if isinstance(t, nn.Parameter))

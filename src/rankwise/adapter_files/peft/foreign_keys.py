@@ -41,6 +41,9 @@ class KnownModel:
     embeddings: Iterable[str] = field(default=())
 
 
+_OWN_ENDS = tuple(f".{own}.weight" for own in OWN_KEYS)
+
+
 def known_of(model: nn.Module) -> KnownModel:
     """Return what is known of a model."""
     modules = frozenset(path for path, _ in walk(model))
@@ -74,7 +77,7 @@ def _key(key: str, known: KnownModel) -> str:
     if inside not in known.tensors:
         part = _PART.search(inside)
         path, end = (inside[: part.start()], inside[part.start() :]) if part else (inside, "")
-        if any(end == f".{own}.weight" or end.endswith(f".{own}.weight") for own in OWN_KEYS):
+        if end.endswith(_OWN_ENDS):
             end = end.removesuffix(".weight")
         inside = _path(path, known) + end
     return f"{prefix}{inside}"

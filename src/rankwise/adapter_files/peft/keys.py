@@ -245,6 +245,8 @@ def _share_pairs(
 
 def _in_base(inside: str, known: Collection[str]) -> str:
     """Return the base's parameter or buffer that a key means, whatever words are in its path; empty for none."""
+    if BASE_LAYER not in inside:
+        return inside if inside in known else ""
     adapted = re.sub(rf"(^|\.){BASE_LAYER}\.([^.]+)$", r"\1\2", inside)
     return next((path for path in (inside, adapted, re.sub(_WRAPPED, r"\1\2", inside)) if path in known), "")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rankwise.lora.base.statistics import has_statistics
-from rankwise.lora.targets.modules import base_tensors, unwrapped, walk
+from rankwise.lora.targets.modules import base_modules, base_tensors, unwrapped, walk
 
 _BUFFERS = "_rankwise_buffers"
 """Attribute of an injected model: its `BaseBuffers`."""
@@ -73,7 +73,7 @@ def is_large(buffer: Tensor) -> bool:
 
 
 def _recorded(model: nn.Module) -> BaseBuffers | None:
-    return next((it for m in model.modules() if isinstance(it := m.__dict__.get(_BUFFERS), BaseBuffers)), None)
+    return next((it for m in base_modules(model) if isinstance(it := m.__dict__.get(_BUFFERS), BaseBuffers)), None)
 
 
 def remember_buffers(model: nn.Module) -> None:
@@ -101,7 +101,7 @@ def restore_buffers(model: nn.Module) -> None:
     with torch.no_grad():
         for before, present in changed_buffers(model).values():
             present.copy_(before)
-    for module in model.modules():
+    for module in base_modules(model):
         recorded = module.__dict__.pop(_BUFFERS, None)
         if isinstance(recorded, BaseBuffers):
             recorded.handle.remove()

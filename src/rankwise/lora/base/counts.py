@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from rankwise.lora.base.attributes import Attributes
+from rankwise.lora.targets.modules import base_modules
 
 _COUNTS = "_rankwise_counts"
 """Attribute of an injected model: its `Counts`."""
@@ -34,7 +35,7 @@ class Counts:
 
     def look(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         """Before a forward: which numbers has every one so far moved?"""
-        if torch.compiler.is_compiling() or not (model.training and torch.is_grad_enabled()):
+        if torch.compiler.is_compiling() or not model.training or not torch.is_grad_enabled():
             return
         if self.numbers is not None:
             moved = [place[0] for place, _ in self.numbers.changed_places()]
@@ -55,13 +56,13 @@ def watch_counts(model: nn.Module) -> None:
 
 def counts_of(model: nn.Module) -> list[str]:
     """Return the names of the numbers that every training forward so far has moved."""
-    found = (it for m in model.modules() if isinstance(it := m.__dict__.get(_COUNTS), Counts))
+    found = (it for m in base_modules(model) if isinstance(it := m.__dict__.get(_COUNTS), Counts))
     return [name for counts in found for name in counts.moved if counts.looks > 2]
 
 
 def forget_counts(model: nn.Module) -> None:
     """Undo `watch_counts`, in a model or any part of it."""
-    for module in model.modules():
+    for module in base_modules(model):
         found = module.__dict__.pop(_COUNTS, None)
         if isinstance(found, Counts):
             found.hook.remove()

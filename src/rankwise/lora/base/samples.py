@@ -16,7 +16,7 @@ from rankwise.lora.base.buffers import BaseBuffers, buffers_kept
 from rankwise.lora.base.checksum import checksum
 from rankwise.lora.base.values import base_values, fleeting_buffers
 from rankwise.lora.offloaded import has_data
-from rankwise.lora.targets.modules import base_tensors, unwrapped
+from rankwise.lora.targets.modules import base_modules, base_tensors, unwrapped
 
 _SAMPLES = "_rankwise_samples"
 """Attribute of an injected model from its first training forward on: its `BaseSamples`."""
@@ -97,7 +97,7 @@ def remember_base(model: nn.Module) -> None:
 
 
 def _recorded(model: nn.Module) -> tuple[nn.Module, BaseSamples] | None:
-    for module in model.modules():
+    for module in base_modules(model):
         found = module.__dict__.get(_SAMPLES)
         if isinstance(found, BaseSamples):
             return module, found
@@ -137,7 +137,7 @@ def changed_base(model: nn.Module) -> ChangedBase:
 
 def forget_samples(model: nn.Module) -> None:
     """Undo `remember_base`, in a model or any part of it."""
-    for module in model.modules():
+    for module in base_modules(model):
         found = module.__dict__.pop(_SAMPLES, None)
         if isinstance(found, BaseSamples):
             found.handle.remove()

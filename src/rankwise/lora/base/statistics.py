@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError
 from rankwise.lora.offloaded import has_data, in_fake_mode
-from rankwise.lora.targets.modules import named_once, unwrapped
+from rankwise.lora.targets.modules import base_modules, named_once, unwrapped
 from rankwise.lora.trained_modules import TRAINED_CHILD, TrainedModules
 
 _FROZEN = "_rankwise_statistics"
@@ -133,14 +133,14 @@ def freeze_statistics(model: nn.Module) -> tuple[str, ...]:
 
 def frozen_norms(model: nn.Module) -> dict[str, nn.Module]:
     """Return the normalisation layers whose statistics are frozen, by path."""
-    found = (module.__dict__.get(_FROZEN) for module in model.modules())
+    found = (module.__dict__.get(_FROZEN) for module in base_modules(model))
     frozen = next((it for it in found if isinstance(it, FrozenStatistics)), None)
     return {} if frozen is None else frozen.norms
 
 
 def thaw_statistics(model: nn.Module) -> None:
     """Undo `freeze_statistics`, in a model or any part of it."""
-    for module in model.modules():
+    for module in base_modules(model):
         frozen = module.__dict__.pop(_FROZEN, None)
         if isinstance(frozen, FrozenStatistics):
             for handle in frozen.handles:

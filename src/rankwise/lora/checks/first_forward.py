@@ -13,7 +13,7 @@ from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, loras_in
 from rankwise.lora.base.snapshot import Snapshot
 from rankwise.lora.checks.reads import Uses, WeightPlace
-from rankwise.lora.targets.modules import named_once, submodule, unwrapped
+from rankwise.lora.targets.modules import base_modules, named_once, submodule, unwrapped
 from rankwise.lora.targets.readers import Reader
 from rankwise.lora.trained_modules import TrainedModules, trained_modules, trained_readers
 
@@ -173,7 +173,7 @@ def _reader(model: nn.Module, names: list[str], layer: nn.Module, below: str | N
 
 def stop_watching(model: nn.Module) -> None:
     """Undo `watch`, in a model or any part of it."""
-    for module in model.modules():
+    for module in base_modules(model):
         watching = module.__dict__.pop(_WATCH, None)
         if isinstance(watching, FirstForward):
             watching.remove()

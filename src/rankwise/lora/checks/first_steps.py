@@ -12,7 +12,7 @@ from rankwise.lora.base.samples import remember_base
 from rankwise.lora.checks.complete import check_complete
 from rankwise.lora.checks.foreign import is_sharded
 from rankwise.lora.offloaded import has_data, in_fake_mode
-from rankwise.lora.targets.modules import base_tensors
+from rankwise.lora.targets.modules import base_modules, base_tensors
 
 _STEPS = "_rankwise_steps"
 """Attribute of an injected model during its first ten steps: the `Steps`."""
@@ -63,7 +63,7 @@ class Steps:
 
     def look(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         """Before a forward: has there been a step since the last one?"""
-        if torch.compiler.is_compiling() or in_fake_mode() or not (model.training and torch.is_grad_enabled()):
+        if torch.compiler.is_compiling() or not model.training or in_fake_mode() or not torch.is_grad_enabled():
             return
         if not self.forwards:
             if any(self.name in lora.scale for _, lora in adapted_layers(model).values()):
@@ -151,7 +151,7 @@ def count_steps(model: nn.Module, name: str) -> None:
 
 def stop_counting(model: nn.Module) -> None:
     """Undo `count_steps`, in a model or any part of it."""
-    for module in model.modules():
+    for module in base_modules(model):
         steps = module.__dict__.pop(_STEPS, None)
         if isinstance(steps, Steps):
             steps.hook.remove()

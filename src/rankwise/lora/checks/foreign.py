@@ -1,21 +1,30 @@
 """Refuse models that adapters can't be attached to: peft's, and sharded ones."""
 
+import functools
+
 from torch import Tensor, nn
 
 from rankwise.errors import AdapterError
-from rankwise.lora.targets.modules import walk
+from rankwise.lora.targets.modules import base_modules, once, walk
 
 _PEFT = "peft.tuners.tuners_utils.BaseTunerLayer"
 _FSDP = "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel"
 
 
+@functools.cache
+def _names_of(kind: type[nn.Module]) -> frozenset[str]:
+    """The full names of a class and of those that it inherits from."""
+    return frozenset(f"{cls.__module__}.{cls.__qualname__}" for cls in kind.__mro__)
+
+
 def _is_a(module: nn.Module, name: str) -> bool:
-    return any(f"{cls.__module__}.{cls.__qualname__}" == name for cls in type(module).__mro__)
+    return name in _names_of(type(module))
 
 
 def is_sharded(tensor: Tensor) -> bool:
     """Tell whether this process has only a part of a tensor (FSDP2, tensor parallelism)."""
-    return hasattr(tensor, "full_tensor")
+    # An attribute that isn't there takes long to be found missing.
+    return type(tensor) not in (nn.Parameter, Tensor) and hasattr(tensor, "full_tensor")
 
 
 def check_unwrapped_by_peft(model: nn.Module) -> None:
@@ -38,7 +47,11 @@ def check_attachable(model: nn.Module) -> None:
     Raises:
         AdapterError: It has adapters of peft's, or is sharded.
     """
-    for module in model.modules():
+    once(("attachable", model), lambda: _check_attachable(model))
+
+
+def _check_attachable(model: nn.Module) -> None:
+    for module in base_modules(model):
         if _is_a(module, _FSDP):
             raise AdapterError(
                 "The model is wrapped in FullyShardedDataParallel, which has flattened its weights. Inject first, then "

@@ -16,7 +16,7 @@ from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, loras_in
 from rankwise.lora.base.statistics import freeze_statistics, frozen_norms
 from rankwise.lora.checks.complete import lost_message, lost_paths
-from rankwise.lora.targets.modules import unwrapped
+from rankwise.lora.targets.modules import base_modules, unwrapped
 from rankwise.lora.trained_modules import trained_modules
 
 _STILL_THERE = "_rankwise_still_there"
@@ -48,7 +48,7 @@ class StillThere:
         trained = (layer for layer, _ in trained_modules(model).values())
         self.edges = _edges(model, {*(layer for _, layer, _ in found), *trained, *self.norms.values()})
         self.weights = [
-            (names[0], layer, lora, weight.shape)
+            (names[0], layer, lora, layer._parameters, lora.parameter, weight.shape)  # pyright: ignore[reportPrivateUsage]
             for names, layer, lora in found
             if (weight := _plain_weight(layer, lora)) is not None
         ]
@@ -61,8 +61,8 @@ class StillThere:
             if children.get(name) is not module:
                 self._changed(model)
                 return
-        for path, layer, lora, shape in self.weights:
-            weight = layer._parameters.get(lora.parameter)  # pyright: ignore[reportPrivateUsage]
+        for path, layer, lora, parameters, name, shape in self.weights:
+            weight = parameters.get(name)
             if weight is not None and weight.shape != shape and _was_resized(layer, lora, weight, shape):
                 raise AdapterError(
                     f'The weight of "{path}" has shape {tuple(weight.shape)} now and had {tuple(shape)} when adapter '
@@ -108,7 +108,7 @@ def _was_resized(layer: nn.Module, lora: LoRA, weight: Tensor, shape: torch.Size
 def _edges(model: nn.Module, modules: set[nn.Module]) -> list[Edge]:
     """Return the places of modules in a model, and of all modules around them."""
     above: dict[nn.Module, tuple[nn.Module, str]] = {}
-    for parent in model.modules():
+    for parent in base_modules(model):
         for name, child in parent._modules.items():  # pyright: ignore[reportPrivateUsage]
             if child is not None:
                 above.setdefault(child, (parent, name))
@@ -136,7 +136,7 @@ def watch_structure(model: nn.Module) -> None:
 
 def stop_watching_structure(model: nn.Module) -> None:
     """Undo `watch_structure`, in a model or any part of it."""
-    for module in model.modules():
+    for module in base_modules(model):
         found = module.__dict__.pop(_STILL_THERE, None)
         if isinstance(found, StillThere):
             found.hook.remove()

@@ -1,6 +1,6 @@
 """The named adapters of one weight: their tensors, scales and settings, and which are active."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -42,7 +42,7 @@ class Holding(Checkpointed):
         parameter: Name of the weight.
     """
 
-    # Class defaults, not set by __init__: assignments to an nn.Module are slow, and models have many layers.
+    # Class defaults, and in methods `__dict__`: assignments to an nn.Module are slow, and models have many layers.
     active: tuple[str, ...] = ()
     varied: bool = False
     """Whether an adapter is of another variant than LoRA itself, or on slices."""
@@ -62,17 +62,21 @@ class Holding(Checkpointed):
     """Inactive adapter -> its tensors ("A", "B", ...) that require a gradient when it is active."""
     parameter: str = "weight"
     """Name of the weight in the layer."""
+    layer_type: LayerType
+    scale: dict[str, float]
+    """Adapter -> its s."""
+    configs: dict[str, LoRAConfig]
+    A: nn.ParameterDict
+    B: nn.ParameterDict
 
     def __init__(self, layer: nn.Module, layer_type: LayerType, parameter: str = "weight") -> None:
         super().__init__()
-        self.layer_type = layer_type
+        own = self.__dict__
+        own["layer_type"], own["scale"], own["configs"], own["parked"] = layer_type, {}, {}, {}
         if parameter != "weight":
-            self.parameter = parameter
-        self.A = nn.ParameterDict()
-        self.B = nn.ParameterDict()
-        self.scale: dict[str, float] = {}
-        self.configs: dict[str, LoRAConfig] = {}
-        self.parked = {}
+            own["parameter"] = parameter
+        for key in ("A", "B"):
+            self._modules[key] = nn.ParameterDict()
         if not layer.training:
             self.eval()
 
@@ -104,7 +108,8 @@ class Holding(Checkpointed):
         self.scale[name], self.configs[name] = scale, config
         if kind.partial:
             self._see_as(name, kind)
-        self.varied = self.varied or variant is not LORA
+        if variant is not LORA:
+            self.varied = True
         for declared in variant.tensors:
             tensor = tensors[declared.name]
             if not declared.shared:
@@ -119,9 +124,10 @@ class Holding(Checkpointed):
 
     def _hold(self, key: str, name: str, tensor: Any) -> None:
         """Add a tensor of an adapter."""
-        if key not in self._modules:
-            self.add_module(key, nn.ParameterDict())
-        register(self.get_submodule(key), name, tensor)
+        held: Any = self._modules.get(key)
+        if held is None:
+            held = self._modules[key] = nn.ParameterDict()
+        register(held, name, tensor)
 
     def parameters_of(self, name: str) -> dict[str, Any]:
         """Return an adapter's parameters; None where they are gone."""
@@ -139,7 +145,7 @@ class Holding(Checkpointed):
 
     def variant_of(self, name: str) -> Variant:
         """Return an adapter's variant here."""
-        return FORMS[self.form_of(name)]
+        return FORMS[form_name(self.configs[name], self.kinds.get(name, self.layer_type))]
 
     def form_of(self, name: str) -> str:
         """Return the name of what an adapter is here, for all of the layer's outputs or a part of them."""
@@ -178,6 +184,8 @@ class Holding(Checkpointed):
                 only go to the meta device.
         """
         held: dict[str, Tensor] = self.parameters_of(name)
+        if device is None and name not in self.flipped and _lie_together(held.values()):
+            return held
         if device is None or device.type != "meta":
             if any(tensor.is_meta for tensor in held.values()):
                 held = {key: self.fetched(key, name) for key in held}
@@ -227,8 +235,10 @@ class Holding(Checkpointed):
 
     def switch(self, names: tuple[str, ...]) -> None:
         """Activate these adapters. The others' tensors then require no gradient."""
-        self.active = names
+        self.__dict__["active"] = names
         for name in self.scale:
+            if name in names and name not in self.parked:
+                continue
             tensors = {key.removesuffix(f".{name}"): tensor for key, tensor in self.keys_of(name).items()}
             if name in names:
                 for key in self.parked.pop(name, ()):
@@ -239,3 +249,8 @@ class Holding(Checkpointed):
                 self.parked = {**self.parked, name: asking}
             for key in self.parked[name]:
                 stop_asking(tensors[key])
+
+
+def _lie_together(tensors: Collection[Tensor]) -> bool:
+    """Tell whether all are plain parameters with data on one device."""
+    return all(type(t) is nn.Parameter and not t.is_meta for t in tensors) and len({t.device for t in tensors}) == 1

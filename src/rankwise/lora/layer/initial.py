@@ -26,6 +26,8 @@ def initial_tensors(target: Target, config: LoRAConfig, data: DataOfLayers | Non
     """
     drawn = functools.partial(_drawn, target, config, None if data is None else data.get(target.name))
     site = Site(target.layer_type, target.module, target.sizes, target.scale, drawn)
+    if not torch.is_grad_enabled():  # of thousands of layers whoever calls this switches them off once
+        return FORMS[target.variant].start(site)
     with torch.no_grad():
         return FORMS[target.variant].start(site)
 
@@ -89,4 +91,6 @@ def _drawn(target: Target, config: LoRAConfig, data: Decompositions | None) -> t
         )
         for place in range(target.stack)
     ]
+    if len(pairs) == 1:
+        return pairs[0][0].to(dtype), pairs[0][1].to(dtype)
     return torch.cat([A for A, _ in pairs]).to(dtype), torch.cat([B for _, B in pairs], 1).to(dtype)

@@ -10,6 +10,7 @@ silently. The active adapters are recorded where torch records the forward pass 
 """
 
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, cast
 
@@ -25,6 +26,15 @@ Acting = tuple[str, ...]
 
 _numbers: dict[Acting, Tensor] = {}
 """Active adapters -> their number, as a tensor that autograd can save."""
+
+graph_task: Callable[[], int] = torch._C._current_graph_task_id  # pyright: ignore[reportPrivateUsage]
+"""-> the number of the backward pass that runs; -1 outside one."""
+
+is_fwd_grad_enabled: Callable[[], bool] = torch._C._is_fwd_grad_enabled  # pyright: ignore[reportPrivateUsage]
+"""Whether gradients of forward mode are enabled, as they are under `no_grad` too."""
+
+saving_hooks: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ignore
+"""-> the hooks that act on what autograd saves; None where there are none."""
 
 _ACTED = "_rankwise_acted"
 """Attribute of the context of an autograd function: layer -> adapters active in its forward pass."""
@@ -74,9 +84,21 @@ def marked(tensor: Tensor, acting: Acting) -> Tensor:
 
 def _is_saved_elsewhere() -> bool:
     """Tell whether hooks act on the tensors that autograd saves, as inside checkpoints."""
-    if not torch.is_grad_enabled() or in_fake_mode() or torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore
+    if saving_hooks(False) is None or not torch.is_grad_enabled():
         return False
-    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None  # pyright: ignore
+    return not in_fake_mode() and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore
+
+
+def in_plain_forward(differentiates: bool) -> bool:
+    """Tell whether this is neither in a backward pass nor inside a `torch.autograd.Function`.
+
+    Args:
+        differentiates: Whether gradients are enabled.
+    """
+    if graph_task() != -1:  # in a backward pass
+        return False
+    # A function's forward pass has neither kind of gradients; code under no_grad has those of forward mode.
+    return differentiates or is_fwd_grad_enabled() or torch.is_inference_mode_enabled()
 
 
 def check_same(layer: nn.Module, acting: Acting) -> None:
@@ -89,10 +111,7 @@ def check_same(layer: nn.Module, acting: Acting) -> None:
     Raises:
         AdapterError: They differ.
     """
-    # A function's forward pass has neither kind of gradients; code under no_grad has those of forward mode.
-    if torch._C._current_graph_task_id() == -1 and (  # pyright: ignore[reportPrivateUsage]  (no backward pass)
-        torch.is_grad_enabled() or torch._C._is_fwd_grad_enabled() or torch.is_inference_mode_enabled()  # pyright: ignore[reportPrivateUsage]
-    ):
+    if in_plain_forward(torch.is_grad_enabled()):
         return
     frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame is not None:

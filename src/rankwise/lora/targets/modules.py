@@ -4,8 +4,10 @@ A wrapper (torch.compile, activation checkpoints, DistributedDataParallel, FSDP)
 place. Paths leave out what it adds, so an adapter of a wrapped model has the names it has on the plain one.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -13,6 +15,8 @@ from rankwise.lora.offloaded import discards
 
 ADAPTER_CHILD = "lora"
 """Name of the submodule that holds A and B of an adapted layer."""
+
+Result = TypeVar("Result")
 
 Named = tuple[nn.Module, list[str]]
 """A module and all its paths."""
@@ -116,21 +120,92 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return module
 
 
-def walk(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield every path and its module, a shared module under each of its names."""
-    model = unwrapped(model)
-    yield name, model
-    for child, module in model._modules.items():  # pyright: ignore[reportPrivateUsage]
-        if module is not None and not isinstance(module, Adapter):
-            yield from walk(module, f"{name}.{child}" if name else child)
+_walked: "ContextVar[dict[tuple[str, nn.Module], Any] | None]" = ContextVar("_walked", default=None)
+"""What walks have found inside `structure_kept`: what is asked and the model -> the answer."""
+
+
+@contextmanager
+def structure_kept() -> Generator[None]:
+    """Inside this block no module is replaced, but for adapters: each model is walked once, not a dozen times."""
+    token = _walked.set({})
+    try:
+        yield
+    finally:
+        _walked.reset(token)
+
+
+def once(what: tuple[str, nn.Module], find: Callable[[], Result]) -> Result:
+    """Return what a function finds; inside `structure_kept` what it has found before.
+
+    Args:
+        what: What it looks for, and in which model.
+        find: The function.
+    """
+    known = _walked.get()
+    if known is None:
+        return find()
+    if what not in known:
+        known[what] = find()
+    return known[what]
+
+
+def walk(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return every path and its module, a shared module under each of its names."""
+
+    def find() -> list[tuple[str, nn.Module]]:
+        found: list[tuple[str, nn.Module]] = []
+        _walk(model, "", found)
+        return found
+
+    return once(("walk", model), find)
+
+
+def _walk(module: nn.Module, name: str, found: list[tuple[str, nn.Module]]) -> None:
+    # No generator, which would take a frame for each level at every module; and no call for what is no wrapper.
+    if _CHILD_OF.get(type(module)) != "":
+        module = unwrapped(module)
+    found.append((name, module))
+    for child, inner in module._modules.items():  # pyright: ignore[reportPrivateUsage]
+        if inner is not None and not isinstance(inner, Adapter):
+            _walk(inner, f"{name}.{child}" if name else child, found)
+
+
+def base_modules(model: nn.Module) -> list[nn.Module]:
+    """Return every module once, in the model's order, wrappers among them, without adapters and what is inside them:
+    three of four modules of an injected model."""
+
+    def find() -> list[nn.Module]:
+        found: dict[nn.Module, None] = {}
+        _collect(model, found, Adapter)
+        return list(found)
+
+    return once(("base modules", model), find)
+
+
+def every_module(model: nn.Module) -> list[nn.Module]:
+    """Return what `model.modules()` yields, in a third of the time."""
+    found: dict[nn.Module, None] = {}
+    _collect(model, found, ())
+    return list(found)
+
+
+def _collect(module: nn.Module, found: dict[nn.Module, None], without: type[nn.Module] | tuple[()]) -> None:
+    found[module] = None
+    for child in module._modules.values():  # pyright: ignore[reportPrivateUsage]
+        if child is not None and child not in found and not isinstance(child, without):
+            _collect(child, found, without)
 
 
 def named_once(model: nn.Module) -> list[Named]:
     """Return every module once, in the model's order, with all its paths."""
-    names: dict[nn.Module, list[str]] = {}
-    for name, module in walk(model):
-        names.setdefault(module, []).append(name)
-    return list(names.items())
+
+    def find() -> list[Named]:
+        names: dict[nn.Module, list[str]] = {}
+        for name, module in walk(model):
+            names.setdefault(module, []).append(name)
+        return list(names.items())
+
+    return once(("names", model), find)
 
 
 def submodule(model: nn.Module, path: str) -> nn.Module:

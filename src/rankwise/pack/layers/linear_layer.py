@@ -1,14 +1,12 @@
 """A Linear layer (or transformers' Conv1D) as the pack runs it: frozen, with updates, or trained in full by some."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from rankwise.lora.layer_types import LayerType, weight_of
 from rankwise.pack.groups import Groups
 from rankwise.pack.layers.half import Halves, half_product, packed_half
-from rankwise.pack.layers.linear import Layer, Segment, factored, own_memory
+from rankwise.pack.layers.linear import FACTORED, Layer, Segment, Way, own_memory, packed_linear
 from rankwise.pack.layers.slots import LayerSlot, slots_in
 from rankwise.pack.noise.keyed import Noise
 from rankwise.pack.precision import HALF
@@ -44,7 +42,7 @@ class LinearLayer:
         self._drops = bool(self._dropout.any())
         self._any_trained = any(part.trains_layer for part in self._parts)
         self._layers: dict[object, Layer] = {}
-        self._cheapest: dict[int, Callable[..., Tensor] | None] = {}
+        self._cheapest: dict[tuple[Groups | None, int], Way] = {}
         self._trained_here = {
             (part.i, key): self._leaf(part.i, key)
             for part in self._parts
@@ -103,15 +101,26 @@ class LinearLayer:
 
     def _run(self, x: Tensor, dropped: Tensor | None, groups: Groups | None) -> Tensor:
         """All adapters at once, in one precision: (K * rows, ..., d_out)."""
+        layer, way = self.chosen(groups, x.numel() // (self._size * x.shape[-1]))
+        return packed_linear(self._store.anchor, x, dropped, layer, FACTORED if dropped is not None else way)
+
+    def chosen(self, groups: Groups | None, rows: int) -> tuple[Layer, Way]:
+        """The layer with all adapters, and the cheapest way of its products; of one with dropout `FACTORED`.
+
+        Args:
+            groups: Which batch each adapter reads, where they still share their batches here.
+            rows: The rows of each adapter.
+        """
         layer = self._layer(groups)
-        if dropped is None and groups is None:
-            rows = x.numel() // (self._size * x.shape[-1])
-            if rows not in self._cheapest:
-                self._cheapest[rows] = layer.cheapest(rows)
-            way = self._cheapest[rows]
-            if way is not None:
-                return way(self._store.anchor, x, layer)
-        return factored(self._store.anchor, x, dropped, layer)
+        way = self._cheapest.get((groups, rows))
+        if way is None:
+            way = self._cheapest[groups, rows] = layer.cheapest(rows)
+        return layer, way
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all that runs here is one product for the base and the adapters' own, in one precision."""
+        return self._halves is None and not self._any_trained and not self._drops
 
     def _half_factored(self, x: Tensor, dropped: Tensor | None, layer: Layer, half: Tensor | None) -> Tensor:
         half = x.detach().to(HALF) if half is None else half
@@ -146,7 +155,7 @@ class LinearLayer:
         dropped = None if dropped is None else dropped[part.start : part.stop]
         if self._halves is not None:
             return self._half_factored(own, dropped, layer, half)
-        return factored(self._store.anchor, own, dropped, layer)
+        return packed_linear(self._store.anchor, own, dropped, layer, FACTORED)
 
     def _segment(self, part: LayerSlot, groups: Groups | None, first: int = 0) -> Segment:
         tensors = self._store.tensors(part.i, self._name, exact=self._exact)

@@ -20,6 +20,7 @@ class _Kept:
     Args:
         name: Its path.
         owner: The dictionary of the module that has it.
+        key: Its name there.
         tensor: The tensor.
         mark: What changes when something is written to it.
         kind: Its type and device.
@@ -30,16 +31,13 @@ class _Kept:
 
     name: str
     owner: dict[str, Any]
+    key: str
     tensor: Tensor
     mark: tuple[int, int]
     kind: tuple[torch.dtype, torch.device]
     copy: Tensor | None
     sum: Tensor | None
     is_buffer: bool
-
-    @property
-    def key(self) -> str:
-        return self.name.rpartition(".")[2]
 
 
 class BaseState:
@@ -63,7 +61,7 @@ class BaseState:
                     small = tensor.numel() <= (SMALL_BUFFER if is_buffer else SMALL)
                     copy, total = (tensor.detach().clone(), None) if small else (None, checksum(tensor))
                     kind = tensor.dtype, tensor.device
-                    self._kept.append(_Kept(name, owner, tensor, _mark(tensor), kind, copy, total, is_buffer))
+                    self._kept.append(_Kept(name, owner, key, tensor, _mark(tensor), kind, copy, total, is_buffer))
 
     def check(self, *, training: bool, quick: bool = True) -> None:
         """Restore what forward passes have changed, and raise.
@@ -78,8 +76,10 @@ class BaseState:
         """
         found: _Kept | None = None
         for kept in self._kept:
-            now = kept.owner.get(kept.key)
-            if quick and now is kept.tensor and _mark(kept.tensor) == kept.mark:
+            now, tensor = kept.owner.get(kept.key), kept.tensor
+            # As `_mark` has it, without a call: this runs for every parameter at every step.
+            mark = 0 if tensor.is_inference() else tensor._version, tensor.data_ptr()
+            if quick and now is tensor and mark == kept.mark:
                 continue
             # Of another shape, or gone, it is a cache.
             if now is not None and now.shape == kept.tensor.shape and not _holds(now, kept):

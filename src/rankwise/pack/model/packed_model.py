@@ -16,10 +16,11 @@ from rankwise.pack.groups import Groups
 from rankwise.pack.layers.choose import PackedLayer, is_one_layer, packed_layer
 from rankwise.pack.layers.half import Halves, halved
 from rankwise.pack.model.base_state import BaseState
+from rankwise.pack.model.chain import Chain, chain_of
 from rankwise.pack.model.comparing import CannotJoin, difference
 from rankwise.pack.model.inspection import Inspections, ModelInspection, SharedCall
 from rankwise.pack.model.one_by_one import OneByOne, acting_dropout, backward_once
-from rankwise.pack.model.parting import NewArguments, Passing, packed_forward, parting_forward
+from rankwise.pack.model.parting import NewArguments, Passing, packed_forward, parting
 from rankwise.pack.model.probe import coarsest
 from rankwise.pack.model.trace import DOOR, Branch, find_branch, find_without_rows, trace
 from rankwise.pack.model.turns import Turns, watched
@@ -58,13 +59,12 @@ class PackedModel:
         self._inspections = inspections or Inspections()
         self._noise = Noise()
         self._generators, self._base = Generators(model), BaseState(model)
-        self._own_stream = False
-        self._looked_in_training = False
+        self._own_stream = self._looked_in_training = self._turns_sure = False
+        self._one_step = False  # whether adapters run one after another in this step only
         self._branch: Branch | None = None
         self._turns: Turns | None = None
-        self._turns_sure = False
-        self._one_step = False  # whether adapters run one after another in this step only
         self._root: NoiseMode | None = None
+        self._chain: Chain | None = None
         self._forwards: dict[str, Forward] = {}
         self._without_rows: Mapping[str, torch.Size] = {}
         self.notes: list[str] = []  # what a user should know of how the pack runs
@@ -76,8 +76,8 @@ class PackedModel:
         targets = {t.name: t for m in members for t in m.targets}
         self._uncallable = next((name for name, t in targets.items() if t.reader is not None or t.ties), None)
         names = [name for name, t in targets.items() if t.reader is None]
-        trained = [name.rpartition(".")[0] for m in members for name in m.trained_parameters]
-        self._modules = {name: submodule(self._model, name) for name in (*names, *trained)}
+        names += [name.rpartition(".")[0] for m in members for name in m.trained_parameters]
+        self._modules = {name: submodule(self._model, name) for name in names}
         for name, module in self._modules.items():
             # Kept from the start: while the pack is attached, `module.forward` is the pack's own.
             self._forwards.setdefault(name, module.forward)
@@ -123,8 +123,7 @@ class PackedModel:
             set_mode(self._model, training)
             if self._branch is None or (training and not self._looked_in_training):
                 self._inspect(example, seeds, training)
-            # The caller may be inside no_grad.
-            with self._replaced(training) as self._attached, torch.enable_grad():
+            with self._replaced(training) as self._attached, torch.enable_grad():  # the caller may be inside no_grad
                 try:
                     yield
                     self._base.check(training=training, quick=False)
@@ -141,10 +140,13 @@ class PackedModel:
             yield stack
 
     def _replace(self, stack: ExitStack) -> None:
+        self._chain = None
         if self._turns is None:
+            branch, keyed = self._branch or DOOR, self._keyed if self._training else ()
+            self._chain = chain_of(self._model, self._call, branch, lambda: self._layers, self._noise, keyed)
             stack.enter_context(replaced_forwards(self._modules, self._packed))
-            blocks = {name: self._model.get_submodule(name) for name in (self._branch or DOOR).blocks}
-            stack.enter_context(replaced_forwards(blocks, self._branch_block))
+            blocks = {name: self._model.get_submodule(name) for name in branch.blocks}
+            stack.enter_context(replaced_forwards(blocks, parting(lambda: self._now, branch)))
             if self._halves is not None:
                 stack.enter_context(halved(self._model, self._modules, self._halves))
         if self._training:
@@ -167,9 +169,6 @@ class PackedModel:
             name, lambda: self._now, lambda name: self._layers[name], branch, self._without_rows, noise
         )
 
-    def _branch_block(self, name: str, forward: Forward) -> Forward:
-        return parting_forward(name, forward, lambda: self._now, self._branch or DOOR)
-
     def forward(self, batch: Batch, groups: Groups, draws: Draws, *, knows_arguments: bool = False) -> Tensor:
         """Outputs (K, rows, ...) of all adapters, inside `attached`.
 
@@ -180,7 +179,8 @@ class PackedModel:
             knows_arguments: Whether blocks with new arguments are an error.
         """
         outputs = self._any_way(batch, groups, draws, knows_arguments)
-        self._base.check(training=self._training)
+        if self._chain is None or not self._chain.ran:
+            self._base.check(training=self._training)
         return outputs
 
     def _any_way(self, batch: Batch, groups: Groups, draws: Draws, knows_arguments: bool) -> Tensor:
@@ -216,7 +216,7 @@ class PackedModel:
             raise ValueError(
                 f"outputs of shape {tuple(outputs.shape)} for {len(self)} adapters of {self._now.rows} rows"
             )
-        return outputs.unflatten(0, (len(self), -1))
+        return outputs.view(len(self), self._now.rows, *outputs.shape[1:])
 
     def _part(self, reason: str) -> Turns:
         """Run the adapters one after another in this step."""
@@ -240,6 +240,8 @@ class PackedModel:
         self._noise.before = branch.before
         self._noise.begin(groups, draws)
         flat = lazily(batch, lambda t: (t if branch.name else groups.fan_out(t)).flatten(0, 1))
+        if self._chain is not None and self._chain.takes(flat):
+            return self._chain.forward(flat, groups), ""
         return watched(self._generators, lambda: self._called(self._model, flat), training=self._training)
 
     def _look_again(self, batch: Batch, groups: Groups) -> None:
@@ -268,7 +270,9 @@ class PackedModel:
             if not losses.requires_grad:
                 pass
             elif self._turns is None or self._turns_sure:
-                torch.autograd.backward(losses.sum())
+                torch.autograd.backward(losses, torch.ones_like(losses))
+                if self._chain is not None:
+                    self._chain.backward()
             else:
                 backward_once(self._model, losses.sum())
                 self._turns_sure = True

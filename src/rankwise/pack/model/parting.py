@@ -68,9 +68,14 @@ def packed_forward(
     return call
 
 
-def parting_forward(name: str, forward: Forward, now: Callable[[], Passing], branch: Branch) -> Forward:
-    """The forward of a block at which one copy of the rows for each batch becomes one for each adapter; arguments as
-    for `packed_forward`."""
+def parting(now: Callable[[], Passing], branch: Branch) -> Callable[[str, Forward], Forward]:
+    """The wrapper for `replaced_forwards` of the blocks at which one copy of the rows for each batch becomes one for
+    each adapter; arguments as for `packed_forward`."""
+    return lambda name, forward: _parting_forward(name, forward, now, branch)
+
+
+def _parting_forward(name: str, forward: Forward, now: Callable[[], Passing], branch: Branch) -> Forward:
+    """The forward of one of them."""
     places, form = branch.blocks[name], branch.forms[name]
 
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -165,26 +165,39 @@ class Noise:
             p: Probability of being dropped; a tensor (K,) where adapters differ, after the branch point only.
             shape: Of the mask, which is broadcast; None for that of x.
         """
-        u, dim, n = self._draw(module, x.shape if shape is None else shape, x.device)
+        keep, dim, n = self.factors(module, p, x.shape if shape is None else shape, x)
+        if dim is None:
+            return x * keep
+        first = x if dim == 0 else x.movedim(dim, 0)
+        dropped = (first.unflatten(0, (n, -1)) * keep).flatten(0, 1)
+        return dropped if dim == 0 else dropped.movedim(0, dim)
+
+    def factors(
+        self, module: str, p: float | Tensor, shape: Sequence[int], like: Tensor
+    ) -> tuple[Tensor, int | None, int]:
+        """What keyed dropout multiplies a tensor by; arguments as for `dropout`, the last for type and device.
+
+        Returns:
+            The factors (n or 1, rows, ...), the dimension with the rows in the draw, and n, how many times the rows
+            are there: one batch's mask serves all adapters by broadcasting. Of a draw without rows the factors have
+            the draw's own shape.
+        """
+        u, dim, n = self._draw(module, shape, like.device)
         if dim is None or self._groups is None:
             # One adapter's alone, where p is one number.
-            return x * dropout_mask(u, p.item() if isinstance(p, Tensor) else p, x.dtype)
-        first = x if dim == 0 else x.movedim(dim, 0)
-        stacked = first.unflatten(0, (n, -1))
+            return dropout_mask(u, p.item() if isinstance(p, Tensor) else p, like.dtype), None, 1
         if isinstance(p, Tensor):
             u, p = self._groups.fan_out(u), p.view(-1, *[1] * (u.dim() - 1))
-        keep = dropout_mask(u, p, x.dtype)
-        # One batch's mask serves all adapters by broadcasting.
-        if len(keep) not in (1, n):
-            keep = self._groups.fan_out(keep)
-        dropped = (stacked * keep).flatten(0, 1)
-        return dropped if dim == 0 else dropped.movedim(0, dim)
+        keep = dropout_mask(u, p, like.dtype)
+        return keep if len(keep) in (1, n) else self._groups.fan_out(keep), dim, n
 
 
 def dropout_mask(u: Tensor, p: float | Tensor, dtype: torch.dtype) -> Tensor:
-    """The factors of dropout; zero where everything is dropped."""
-    keep = (u >= p).to(dtype)
-    return keep if isinstance(p, float | int) and p >= 1 else keep.div_(1 - p)
+    """The factors of dropout; zero where everything is dropped. They may take the place of u."""
+    if isinstance(p, Tensor):
+        return (u >= p).to(dtype).div_(1 - p)
+    keep = u.ge_(p) if u.dtype == dtype else (u >= p).to(dtype)
+    return keep if p >= 1 else keep.div_(1 - p)
 
 
 class _Keyed:

@@ -32,14 +32,11 @@ class Gradient:
 
     def __init__(self, stack: Tensor, step: list[bool]) -> None:
         self.stack, self._step = stack, step
+        self._by_batch: tuple[Sequence[SharedBatches], list[Tensor]] = ((), [])
         self.fresh = True
         """Whether nothing was written in this step yet: what it holds is of an earlier one."""
         self.written: set[int] | None = None
         """The adapters that have a gradient, where they have run one after another; None for all."""
-
-    def begin(self) -> None:
-        """Start a step."""
-        self.fresh, self.written = True, None
 
     def add(self, left: Tensor, right: Tensor) -> None:
         """Add the batched product left @ right of (K, n, m) and (K, m, p)."""
@@ -59,8 +56,10 @@ class Gradient:
         """Add left_k @ x_k, for left (K, n, m) and batches x (G, m, p) that several adapters read."""
         if not self._step[0]:
             return
-        for run in runs:
-            self._add(run.stacked(self.stack), run.stacked(left), x[run.batches])
+        if runs is not self._by_batch[0]:
+            self._by_batch = runs, [run.stacked(self.stack) for run in runs]
+        for run, own in zip(runs, self._by_batch[1], strict=True):
+            self._add(own, run.stacked(left), run.read(x))
         self.fresh = False
 
     def _add(self, stack: Tensor, left: Tensor, right: Tensor) -> None:
@@ -153,6 +152,7 @@ class Store:
     def _take(self, theta: Tensor) -> None:
         self.theta = theta
         self.grads = torch.zeros_like(theta)
+        self._up_theta, self._up_grads = self.theta[: self._n_up], self.grads[: self._n_up]
         scales = [
             bucket.scale(key.rpartition(".")[0], theta).expand(len(bucket), *bucket.shapes[key]).reshape(-1)
             for bucket in self.buckets
@@ -173,11 +173,10 @@ class Store:
     def __len__(self) -> int:
         return sum(len(bucket) for bucket in self.buckets)
 
-    @torch.no_grad()
     def refresh(self) -> None:
         """Recompute the scaled up-projections, and the copies in other types, after parameters have changed."""
         n = self._n_up
-        torch.mul(self.theta[:n], self._scale, out=self._scaled)
+        torch.mul(self._up_theta, self._scale, out=self._scaled)
         for copy in self._copies.values():
             copy[:n] = self._scaled
             copy[n:] = self.theta[n:]
@@ -223,14 +222,14 @@ class Store:
     def begin(self) -> None:
         """Start a step: mark all gradients as not yet written."""
         for gradient in self._gradients.values():
-            gradient.begin()
+            gradient.fresh, gradient.written = True, None
 
     def finish(self) -> None:
         """End the step: `grads` then holds the gradient of every parameter, zero where nothing was written."""
         for gradient in self._gradients.values():
             if gradient.fresh:
                 gradient.stack.zero_()
-        self.grads[: self._n_up].mul_(self._scale)
+        self._up_grads.mul_(self._scale)
 
     def unused(self) -> list[tuple[int, str, int]]:
         """Tensors without a gradient in this step: (bucket, key, adapter's place in the bucket)."""

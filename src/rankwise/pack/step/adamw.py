@@ -35,18 +35,18 @@ class PackedAdamW(PackedOptimiser):
         # U is in no checkpoint: decay empties it in the next step, so a new one of zeros gives the same.
         self._update: Tensor | None = None
         self._rates = ExpandedValues(self.store, rates=True)
+        self._one_rate = not self.store.has_lr_multipliers
         # Adapters of a bucket share betas and eps. Where all buckets do, the kernel runs on the whole vectors.
         self._groups: dict[tuple[float, float, float], list[tuple[int, str]]] = {}
         for i, bucket in enumerate(self.store.buckets):
             settings = self.settings_of(bucket, AdamW)[0]
             self._groups.setdefault((*settings.betas, settings.eps), []).extend((i, key) for key in bucket.shapes)
 
-    @torch.no_grad()
     def step(self, lr: Tensor, weight_decay: Tensor | None) -> None:
         theta = self.store.theta
         rate = lr.tolist()
         decay = [0.0] * len(rate) if weight_decay is None else weight_decay.tolist()
-        if len(set(rate)) == len(set(decay)) == 1 and not self.store.has_lr_multipliers:
+        if len(set(rate)) == len(set(decay)) == 1 and self._one_rate:
             self.steps += 1
             self._run_kernel(theta, rate[0], decay[0])
             return

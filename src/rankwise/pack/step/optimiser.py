@@ -43,7 +43,6 @@ class PackedOptimiser(ABC):
         """Steps that a tensor had no part in, by adapter and key; those with none are left out."""
         self.prepare()
 
-    @torch.no_grad()
     def step_used(self, lr: Tensor, weight_decay: Tensor | None) -> None:
         """`step`, in which tensors without a gradient stay as they are, as parameters without one do in
         `torch.optim`: neither momentum nor decay moves them. Arguments as there."""

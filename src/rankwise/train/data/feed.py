@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import ConfigError
-from rankwise.pack.batches import Batch
-from rankwise.pack.pack import call_model
+from rankwise.pack.batches import Batch, call_model
 from rankwise.pack.step.processes import Processes
 from rankwise.train.data.tensors import Data, count_rows, pick, shuffled
 

@@ -47,7 +47,7 @@ def take(data: Data, rows: Tensor) -> Data:
     """The rows of each batch: every tensor becomes (G, B, ...) for `rows` of shape (G, B)."""
     flat = rows.flatten()
     # index_select copies whole rows; indexing by a matrix of row numbers takes four times as long.
-    return pick(data, lambda t: t.index_select(0, flat).unflatten(0, rows.shape))
+    return pick(data, lambda t: t.index_select(0, flat).view(*rows.shape, *t.shape[1:]))
 
 
 def shuffled(n: int, seed: int, epoch: int) -> Tensor:

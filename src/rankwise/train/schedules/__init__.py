@@ -34,6 +34,7 @@ class Schedules:
     def __init__(self, names: Sequence[str], warmup: Sequence[int], total_steps: Sequence[int]) -> None:
         self._names = list(names)
         self._warmup = torch.tensor(warmup, dtype=torch.float64)
+        self._longest_warmup = max(self._warmup.tolist(), default=0.0)
         totals = torch.tensor(total_steps, dtype=torch.float64)
         self._parts = {name: SCHEDULES[name](totals[self._of(name)]) for name in dict.fromkeys(names)}
 
@@ -42,7 +43,7 @@ class Schedules:
 
     def moves_each_step(self, step: int) -> bool:
         """Whether the factors differ from the last step's."""
-        return any(part.moves_each_step for part in self._parts.values()) or step <= float(self._warmup.max())
+        return any(part.moves_each_step for part in self._parts.values()) or step <= self._longest_warmup
 
     def factor(self, step: int) -> Tensor:
         """Each adapter's factor (K,) for a step, in float64."""
@@ -78,4 +79,5 @@ class Schedules:
             part.keep(mask[self._of(name)])
         self._names = [name for name, stays in zip(self._names, mask.tolist(), strict=True) if stays]
         self._warmup = self._warmup[mask]
+        self._longest_warmup = max(self._warmup.tolist(), default=0.0)
         self._parts = {name: part for name, part in self._parts.items() if name in self._names}

@@ -1,0 +1,212 @@
+"""A pack over a Sequential of torch's own modules (`rankwise.pack.model.known`), passed forward and backward by hand.
+
+On a small network calling modules and recording what autograd needs takes as long as the products. Here neither
+happens: from the first adapted layer to the last one the backward pass is written out, and only for what follows them,
+and for activations without a rule of their own, autograd is asked.
+
+No code of a user's runs in it that could draw random numbers, write to the base or count its calls, so nobody has to
+look after each pass whether some did. Any other model is run as it is, and looked at.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.pack.batches import Batch, call_model, input_of
+from rankwise.pack.groups import Groups
+from rankwise.pack.layers.choose import PackedLayer
+from rankwise.pack.layers.linear_layer import LinearLayer
+from rankwise.pack.model.known import is_flat, known_sequence
+from rankwise.pack.model.trace import Branch
+from rankwise.pack.noise.keyed import Noise
+
+_threshold_backward = torch.ops.aten.threshold_backward.default
+
+
+class Stage(ABC):
+    """A part of the chain, on the rows of each adapter: (K, rows, width)."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, groups: Groups) -> tuple[Tensor, Any]:
+        """The outputs, and what the backward pass needs. The input may be overwritten."""
+
+    @abstractmethod
+    def backward(self, saved: Any, dy: Tensor) -> Tensor | None:
+        """The gradient of the input, in new memory or that of dy; None where nothing asks for it."""
+
+
+class AdaptedStage(Stage):
+    """An adapted layer.
+
+    Args:
+        name: Its path.
+        layers: The layers as they run in the pack.
+        first: Whether adapters still share their batches here.
+    """
+
+    def __init__(self, name: str, layers: Callable[[], Mapping[str, Any]], *, first: bool) -> None:
+        self._name, self._layers, self._first = name, layers, first
+
+    def forward(self, x: Tensor, groups: Groups) -> tuple[Tensor, Any]:
+        layer, way = self._layers()[self._name].chosen(groups if self._first else None, x.shape[1])
+        y, saved = way.forward(layer, x, None)
+        return y, (layer, way, saved)
+
+    def backward(self, saved: Any, dy: Tensor) -> Tensor | None:
+        layer, way, tensors = saved
+        return way.backward(layer, tensors, dy, wants=not self._first)[0]
+
+
+class ReluStage(Stage):
+    """A ReLU. Dropout that follows may set numbers of its output to zero: their gradients are zero by then."""
+
+    def forward(self, x: Tensor, groups: Groups) -> tuple[Tensor, Any]:
+        y = torch.relu_(x)
+        return y, y
+
+    def backward(self, saved: Any, dy: Tensor) -> Tensor | None:
+        return _threshold_backward(dy, saved, 0)
+
+
+class DropoutStage(Stage):
+    """The base's own dropout.
+
+    Args:
+        name: Its path.
+        p: Its probability.
+        noise: Keyed numbers.
+    """
+
+    def __init__(self, name: str, p: float, noise: Noise) -> None:
+        self._name, self._p, self._noise = name, p, noise
+
+    def forward(self, x: Tensor, groups: Groups) -> tuple[Tensor, Any]:
+        keep, _, _ = self._noise.factors(self._name, self._p, (x.shape[0] * x.shape[1], x.shape[2]), x)
+        return x.mul_(keep), keep
+
+    def backward(self, saved: Any, dy: Tensor) -> Tensor | None:
+        return dy.mul_(saved)
+
+
+class OtherModules(Stage):
+    """Modules without a rule here: autograd computes their gradients."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        self.modules = [*modules]
+
+    def forward(self, x: Tensor, groups: Groups) -> tuple[Tensor, Any]:
+        leaf = x.flatten(0, 1).requires_grad_()
+        with torch.enable_grad():
+            outputs = _run(self.modules, leaf)
+        # A copy, since what follows may overwrite it, and autograd needs it.
+        return outputs.detach().view(*x.shape[:2], -1).clone(), (leaf, outputs)
+
+    def backward(self, saved: Any, dy: Tensor) -> Tensor | None:
+        leaf, outputs = saved
+        dx = torch.autograd.grad(outputs, leaf, dy.flatten(0, 1))[0]
+        return dx.view(*dy.shape[:2], -1).clone()
+
+
+class Chain:
+    """The whole model.
+
+    Args:
+        before: The modules before the first adapted layer: frozen, with one copy of the rows for each batch.
+        stages: From the first adapted layer to the last.
+        behind: The modules after that.
+    """
+
+    def __init__(self, before: Sequence[nn.Module], stages: Sequence[Stage], behind: Sequence[nn.Module]) -> None:
+        self._before, self._stages, self._behind = before, stages, behind
+        self._leaf: Tensor | None = None
+        self._saved: list[Any] = []
+        self._adapters = 0
+        self.ran = False
+        """Whether it ran in the last pass, and not the model."""
+
+    def takes(self, batch: Batch) -> bool:
+        """Whether it can compute what `call_model` would of a batch: inputs (rows, width) in the types they have."""
+        self.ran = False
+        return is_flat(batch) and not torch.is_autocast_enabled(input_of(batch).device.type)
+
+    def forward(self, batch: Batch, groups: Groups) -> Tensor:
+        """Outputs (K * rows, ...) for inputs (G * rows, width)."""
+        x, differentiates = input_of(batch), torch.is_grad_enabled()
+        self.ran, self._saved = True, []
+        with torch.no_grad():
+            x = _run(self._before, x).view(groups.n_batches, -1, x.shape[1])
+            for stage in self._stages:
+                x, saved = stage.forward(x, groups)
+                if differentiates:
+                    self._saved.append(saved)
+            self._adapters = len(x)
+            x = x.flatten(0, 1)
+        self._leaf = x.requires_grad_() if differentiates else None
+        return _run(self._behind, x)
+
+    @torch.no_grad()
+    def backward(self) -> None:
+        """Go on from where autograd has come to: add the gradients of A and B to the store."""
+        saved, leaf = self._saved, self._leaf
+        self._saved, self._leaf = [], None
+        if leaf is None or leaf.grad is None:
+            return
+        dy: Tensor | None = leaf.grad.view(self._adapters, -1, leaf.shape[1])
+        for stage in reversed(self._stages):
+            if dy is None:
+                return
+            dy = stage.backward(saved.pop(), dy)
+
+
+def _run(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
+    if any(getattr(module, "inplace", False) for module in modules):
+        x = x.clone()  # autograd refuses to overwrite what it is asked for the gradient of
+    for module in modules:
+        x = module(x)
+    return x
+
+
+def chain_of(
+    model: nn.Module,
+    call: Callable[[nn.Module, Batch], Tensor],
+    branch: Branch,
+    layers: Callable[[], Mapping[str, PackedLayer]],
+    noise: Noise,
+    keyed: Collection[str],
+) -> Chain | None:
+    """The chain that a model is; None where it can't be passed by hand.
+
+    Args:
+        model: The model, none of whose forwards is the pack's yet.
+        call: How it is run on a batch.
+        branch: Where the rows part.
+        layers: The adapted layers as they run in the pack; asked at every pass, as adapters leave.
+        noise: Keyed numbers.
+        keyed: The modules that draw noise in this mode.
+    """
+    modules, adapted = known_sequence(model) if call is call_model else [], layers()
+    places = [i for i, (name, _) in enumerate(modules) if name in adapted]
+    plain = all(isinstance(layer, LinearLayer) and layer.is_plain for layer in adapted.values())
+    rows_first = all(noise.dims.get(name, (0,)) == [0] for name in keyed)
+    if not places or len(places) != len(adapted) or not plain or not rows_first:
+        return None
+    first, last = places[0], places[-1]
+    if not branch.inside or branch.name != modules[first][0]:
+        return None
+    stages: list[Stage] = []
+    for name, module in modules[first : last + 1]:
+        if name in adapted:
+            stages.append(AdaptedStage(name, layers, first=not stages))
+        elif type(module) is nn.ReLU:
+            stages.append(ReluStage())
+        elif name in keyed and type(module) is nn.Dropout:
+            stages.append(DropoutStage(name, module.p, noise))
+        elif type(module) is not nn.Dropout:  # one that isn't keyed drops nothing in this mode
+            if isinstance(stages[-1], OtherModules):
+                stages[-1].modules.append(module)
+            else:
+                stages.append(OtherModules(module))
+    return Chain([m for _, m in modules[:first]], stages, [m for _, m in modules[last + 1 :]])

@@ -1,0 +1,120 @@
+"""A Sequential of torch's own modules passed by hand: the numbers are those of its modules; which models are that."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import reference as ref
+from rankwise.lora.config import LoRAConfig
+from rankwise.pack.member import Member
+from rankwise.pack.model.known import known_sequence
+from rankwise.pack.pack import Pack
+
+DOUBLE = torch.float64
+
+
+def loss(outputs: Tensor, batch: Any) -> Tensor:
+    return (outputs - batch[1]).square().mean(1)
+
+
+def mlp(*between: nn.Module) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(6, 8),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Sequential(*between, nn.Linear(8, 8)),
+        nn.Linear(8, 3),
+        nn.Tanh(),
+    )
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "activations with and without a rule": lambda: mlp(nn.GELU(), nn.LayerNorm(8), nn.ReLU(inplace=True)),
+    "what autograd does, at both ends": lambda: mlp(nn.Dropout(0.2), nn.ELU(inplace=True), nn.Dropout(0.2)),
+    "one activation twice": lambda: (lambda act: nn.Sequential(nn.Linear(6, 8), act, nn.Linear(8, 3), act))(nn.ReLU()),
+    "frozen layers before, between and after": lambda: nn.Sequential(
+        nn.Linear(6, 6), nn.Dropout(0.1), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)
+    ),
+}
+
+
+def trained(model: nn.Module, targets: Any, seeds: tuple[int, ...], by_hand: bool) -> tuple[dict[str, Any], Tensor]:
+    """The adapters after five steps, and their losses; by hand, or through the modules."""
+    members = [
+        Member(name=f"r{r}-{s}", seed=s, lora=LoRAConfig(r=r, seed=s, target_modules=targets))
+        for s in seeds
+        for r in (1, 4, 5)
+    ]
+    pack = Pack(model, members, loss)
+    if not by_hand:
+        # A hook that does nothing: whoever has one gets the modules' own calls.
+        model.register_forward_hook(lambda module, args, output: None)
+    x, y = (torch.rand(len(seeds), 16, n, generator=ref.keyed(n), dtype=DOUBLE) for n in (6, 3))
+    rates, losses = torch.full((len(members),), 1e-2, dtype=DOUBLE), torch.zeros(0)
+    with pack.attached((x[0], y[0]), training=True):
+        assert (pack._running._chain is not None) == by_hand  # pyright: ignore[reportPrivateUsage]
+        for step in range(5):
+            losses = pack.step((x, y), rates, None, None, rows=7 if step == 3 else None)
+    with pack.attached((x[0], y[0]), training=False):
+        outputs = pack.outputs((x[0], y[0]))
+    return pack.states(), torch.cat([losses, outputs.flatten()])
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+@pytest.mark.parametrize("name", MODELS)
+def test_by_hand_as_through_the_modules(name: str, seeds: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name]().to(DOUBLE)
+    targets = ["2", "6"] if "frozen" in name else "all-linear"
+    (states, losses), (others, other_losses) = (trained(model, targets, seeds, by_hand) for by_hand in (True, False))
+    torch.testing.assert_close(losses, other_losses, rtol=0, atol=1e-13)
+    for member, state in states.items():
+        for key, value in state.items():
+            torch.testing.assert_close(value, others[member][key], rtol=0, atol=1e-12)
+
+
+class Own(nn.ReLU):
+    def forward(self, input: Tensor) -> Tensor:
+        return input
+
+
+def hooked() -> nn.Module:
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0].register_forward_pre_hook(lambda module, args: None)
+    return model
+
+
+def replaced() -> nn.Module:
+    model = nn.Sequential(nn.Linear(2, 2))
+    setattr(model[0], "forward", lambda x: x)  # noqa: B010  (no type of torch's forward)
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Linear(2, 2),
+        lambda: nn.Sequential(nn.Linear(2, 2), Own()),
+        lambda: nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)),
+        lambda: nn.Sequential(nn.Linear(2, 2), nn.RReLU()),
+        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))),
+        hooked,
+        replaced,
+    ],
+)
+def test_what_runs_more_than_torchs_own_code_is_not_known(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    assert [m for _, m in known_sequence(model)] == ([model] if type(model) is nn.Linear else [])
+
+
+def test_a_hook_for_all_modules_is_seen() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    assert known_sequence(model)
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: None)
+    try:
+        assert not known_sequence(model)
+    finally:
+        handle.remove()
