@@ -56,17 +56,38 @@ def states_of(found: rankwise.Sweep) -> dict[str, dict[str, Tensor]]:
     return {run.configuration: found.swept.outcomes[run.name].state for run in found.swept.runs if run.method == "lora"}
 
 
-def test_a_sweep_over_kinds_is_each_alone_and_a_table_tells_them_apart(tmp_path):
-    configs = LoRAConfig.grid(**KINDS, r=[2, 4, 8], target_modules=["query", "intermediate.dense"])
-    found = swept(configs, out=tmp_path / "run")
-    together = states_of(found)
-    names = ["r2", "r4", "r8", "r2 pissa", "r4 pissa", "r8 pissa", "r2 dora", "r4 dora", "r8 dora"]
-    assert list(together) == [*names, "r2 pissa dora", "r4 pissa dora", "r8 pissa dora"]
-    for name in ("r2 pissa", "r8 pissa dora"):
-        (alone,) = states_of(swept([configs[list(together).index(name)]])).values()
-        assert together[name].keys() == alone.keys()
-        for key, value in alone.items():
-            torch.testing.assert_close(together[name][key], value, rtol=0, atol=1e-10)
+CONFIGS = LoRAConfig.grid(**KINDS, r=[2, 4, 8], target_modules=["query", "intermediate.dense"])
+NAMES = [f"r{r}{kind}" for kind in ("", " pissa", " dora", " pissa dora") for r in (2, 4, 8)]
+
+
+@pytest.fixture(scope="module")
+def twelve(tmp_path_factory):
+    """2 variants, 2 initialisations and 3 ranks in packs."""
+    return swept(CONFIGS, out=tmp_path_factory.mktemp("twelve") / "run")
+
+
+QUICK = ("r2 pissa", "r8 pissa dora")
+"""Those that `make test` looks at too."""
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        pytest.param(name, config, marks=[] if name in QUICK else pytest.mark.slow, id=name)
+        for name, config in zip(NAMES, CONFIGS, strict=True)
+    ],
+)
+def test_each_of_a_sweep_is_itself_alone(twelve, name, config):
+    together = states_of(twelve)
+    assert list(together) == NAMES
+    (alone,) = states_of(swept([config])).values()
+    assert together[name].keys() == alone.keys()
+    for key, value in alone.items():
+        torch.testing.assert_close(together[name][key], value, rtol=0, atol=1e-10)
+
+
+def test_a_table_and_a_figure_show_which_is_which(twelve):
+    found = twelve
     screen = Console(file=io.StringIO(), width=100)
     screen.print(terminal_table(found.results, 100))
     lines = screen.file.getvalue().splitlines()
@@ -78,7 +99,7 @@ def test_a_sweep_over_kinds_is_each_alone_and_a_table_tells_them_apart(tmp_path)
     run = next(run for run in found.results.runs if run.configuration == "r4 pissa")
     ours, read, batch = encoder(), encoder(), {key: t for key, t in texts(10).items() if key != "labels"}
     found.put_on(ours, run.name)
-    load_adapter(read, tmp_path / "run" / run.adapter)
+    load_adapter(read, found.directory / run.adapter)
     torch.testing.assert_close(read(**batch).logits, ours(**batch).logits, rtol=0, atol=1e-6)
 
 

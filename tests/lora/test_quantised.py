@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import nn
 
 from adapted_models import fill
 from quantised_layers import KINDS, Net, inputs
-from rankwise.errors import AdapterError
+from rankwise.adapter_files import save_adapter
+from rankwise.errors import AdapterError, TargetError
 from rankwise.lora import (
     LoRAConfig,
     adapter_tensors,
@@ -21,6 +23,7 @@ from rankwise.lora import (
     inject,
     merge,
     register_layer_type,
+    trainable_parameters,
     unmerge,
 )
 from rankwise.lora.layer_types import LAYER_TYPES, Quantised, layer_type_of
@@ -160,6 +163,42 @@ def test_frozen_4bit_layers_beside_the_adapted_pass_gradients_after_eval():
         model(x)
     model.train()
     assert all(gradient.abs().sum() > 0 for gradient in gradients(model, x))
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", "orthogonal", "eva"])
+@pytest.mark.parametrize("kind", ["nf4", "int8", "torchao int8"])
+def test_starts_are_those_over_the_dequantised_weight(kind, init):
+    model, base = Net(kind).train(), Net(kind).train()
+    reference = base.dequantised()
+    for net in (model, reference):
+        inject(net, LoRAConfig(r=4, init=init, target_modules="up"), init_data=[inputs()])
+    for ours, theirs in zip(adapter_tensors(model)["up"], adapter_tensors(reference)["up"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert adapter_tensors(model)["up"][0].any()
+    torch.testing.assert_close(model(inputs()), base(inputs()), rtol=0, atol=1e-5)
+
+
+def test_a_base_that_is_looked_at_stays():
+    """Running it in eval mode, by which bitsandbytes would rearrange its 4 bits and round their scales."""
+    model, base = Net("nf4").eval(), Net("nf4").train()
+    inject(model, LoRAConfig(r=2), example=inputs())
+    assert alike(model.train()(inputs()), base(inputs()))
+
+
+def test_what_needs_a_gradient_of_the_weight_is_refused():
+    with pytest.raises(TargetError, match=r'"up" can\'t start with init="lora-ga": .* this one is in few bits'):
+        inject(Net("nf4"), LoRAConfig(r=2, init="lora-ga"), init_data=[inputs()])
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_vera_in_peft(kind, tmp_path):
+    model = Net(kind).train()
+    inject(model, LoRAConfig(r=4, variant="vera"))
+    fill(trainable_parameters(model))
+    save_adapter(model, tmp_path)
+    theirs = PeftModel.from_pretrained(Net(kind), str(tmp_path)).train()
+    assert not alike(model(inputs()), Net(kind).train()(inputs()))
+    torch.testing.assert_close(theirs(inputs()), model(inputs()), rtol=0, atol=1e-6)
 
 
 def test_a_quantised_layer_can_not_be_trained_whole():

@@ -9,7 +9,9 @@ from torch import nn
 
 from plain_loop import Plain, train_plainly
 from quantised_layers import Net, inputs
+from rankwise import quantize
 from rankwise.errors import PackError
+from rankwise.lora import adapter_tensors, inject, trainable_parameters
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
@@ -65,6 +67,31 @@ def test_updates_are_those_of_the_plain_loop_over_dequantised_weights(kind, bias
         theirs = train_plainly(copy.deepcopy(reference), plain, start[member.name], [batch()] * STEPS, call, loss)
         assert update_difference(ours[member.name], theirs, start[member.name]) <= 1e-3
     assert all(map(torch.equal, before, numbers(model)))
+
+
+@pytest.mark.parametrize("init", ["loftq", "pissa", "orthogonal"])
+def test_starts_over_4_bits_are_each_alone(init):
+    def base():
+        model = Net().train()
+        quantize(model, "nf4", error_rank=4)
+        return model
+
+    both = [Member(name=f"r{r}", lora=LoRAConfig(r=r, alpha=8, init=init)) for r in (2, 4)]
+    pack = Pack(base(), both, loss, call=call)
+    start = pack.states()
+    ours = train(base(), pack)
+    for member in both:
+        own = base()
+        inject(own, member.lora)
+        optimiser = torch.optim.AdamW(trainable_parameters(own), lr=1e-3, weight_decay=0.0)
+        for _ in range(STEPS):
+            optimiser.zero_grad()
+            loss(call(own, batch()), batch()).backward()
+            optimiser.step()
+        pairs = adapter_tensors(own).items()
+        alone = {f"{path}.{key}": t.detach() for path, pair in pairs for key, t in zip("AB", pair, strict=True)}
+        assert update_difference(ours[member.name], alone, start[member.name]) <= 1e-3
+        assert start[member.name]["up.B"].any()
 
 
 def test_where_the_rows_can_not_pass_together_they_run_one_after_another():

@@ -114,6 +114,8 @@ def inject(
         targets, config, replacements = _with_replacements(model, find_targets(model, config, untie=untie), config)
         readers = {} if example is None else trained_readers(model, replacements)
         wholly = [WeightPlace(owner, path.rpartition(".")[2], host) for path, (owner, host) in readers.items()]
+        if example is not None:
+            keep_unpacked(model)
         uses = None if example is None else uses_of(model, [*weight_places(targets), *wholly], example)
         targets = with_readers(targets, uses) if uses else targets
         if dry_run:

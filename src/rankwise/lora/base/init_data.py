@@ -13,6 +13,7 @@ from rankwise.errors import ConfigError, TargetError
 from rankwise.lora.base.modes import in_eval
 from rankwise.lora.inits import INITS, Decompositions
 from rankwise.lora.layer.calls import input_and_rest
+from rankwise.lora.layer_types.quantised import keep_unpacked
 from rankwise.lora.targets.target import Target
 
 
@@ -85,6 +86,7 @@ def data_of_layers(
             f'init "{init}" starts from training data, and there are none; give inject(init_data=batches), train in a '
             "sweep, or use another init."
         )
+    keep_unpacked(model)
     with in_eval(model):
         found = _covariances(model, layers, given) if wanted == "inputs" else _gradients(model, layers, given)
     for target in layers:

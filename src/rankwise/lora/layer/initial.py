@@ -37,7 +37,7 @@ def init_obstacle(target: Target, config: LoRAConfig) -> str:
     init, kind = INITS[config.init], target.layer_type
     if kind.tokens:
         return ""  # rows start as the base's in all of them
-    if init.on_matrices and not (kind.linear and kind.matrix and target.stack == 1 and not kind.reads_indices):
+    if init.on_matrices and not (kind.is_linear_map and target.stack == 1):
         return f"it starts linear layers only, and this is a {target.type}; leave the layer out, or use another init"
     return init.obstacle(target.module, target.r)
 

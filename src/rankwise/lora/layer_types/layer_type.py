@@ -87,3 +87,9 @@ class LayerType:
     def partial(self) -> bool:
         """Whether one adapter sees a part of the layer through it; it is then not the layer's own type."""
         return bool(self.slices or self.tokens)
+
+    @property
+    def is_linear_map(self) -> bool:
+        """Whether the layer multiplies its whole input by one matrix, in whatever form that is stored."""
+        stored = self.matrix or self.quantised is not None
+        return self.linear and stored and not self.reads_indices and not self.partial

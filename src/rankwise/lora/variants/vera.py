@@ -70,8 +70,7 @@ def _delta(kind: LayerType, layer: Any, tensors: VariantTensors, scale: float) -
 
 
 def _obstacle(kind: LayerType, layer: Any) -> str:
-    plain = kind.linear and kind.matrix and not kind.partial
-    return "" if plain else 'VeRA adapts linear layers only; use variant="lora", or exclude_modules'
+    return "" if kind.is_linear_map else 'VeRA adapts linear layers only; use variant="lora", or exclude_modules'
 
 
 _ALONE = ("rank_pattern", "alpha_pattern", "slices", "trainable_tokens")
