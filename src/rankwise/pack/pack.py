@@ -86,7 +86,7 @@ class Pack:
             raise PackError(
                 f"The members have optimisers {sorted(optimisers)}; those of a pack have one. Make two packs."
             )
-        self._loss = PerAdapter(loss, "loss")
+        self.loss = PerAdapter(loss, "loss", spare=True)
         parameters = list(model.parameters())
         # A model of quantised weights only has no type of its own to train in.
         dtypes = [p.dtype for p in parameters if p.is_floating_point()]
@@ -124,7 +124,7 @@ class Pack:
     @property
     def notes(self) -> list[str]:
         """Notes for the user about this pack."""
-        return [*self._running.notes, *self._loss.notes]
+        return [*self._running.notes, *self.loss.notes]
 
     @property
     def members(self) -> list[Resolved]:
@@ -213,7 +213,7 @@ class Pack:
         self.store.begin()
         if rows is None or rows >= n:
             outputs = self._running.forward(batch, self._by_seed, Draws(self.seeds, self.steps))
-            losses = self._loss.mean(outputs, batch, self._by_seed)
+            losses = self.loss.mean(outputs, batch, self._by_seed)
             self._running.backward(self._scaled(losses, outputs))
             self.store.finish()
         else:
@@ -248,13 +248,14 @@ class Pack:
             outputs = self._running.forward(
                 part, self._by_seed, Draws(self.seeds, self.steps, start, min(rows, n - start), n)
             )
-            sums, counts = self._loss.totals(outputs, part, self._by_seed)
+            sums, counts = self.loss.totals(outputs, part, self._by_seed)
             if start == 0 and self._loss_scale is not None:
                 # About the weight of the whole: sums in its place would overflow where the mean of the batch does not.
                 expected = torch.where(counts > 0, counts.detach() * n / rows, float(n))
-            if not self._loss.is_by_row(outputs, part, self._by_seed):
-                own = Groups(self.batch_of[:1], len(self.seeds), self.device)
-                self._loss.require_mean(outputs[:1].detach(), part, own)
+            sound = next((k for k in range(len(self)) if k not in self.loss.failed), None)
+            if self.loss.scalar and sound is not None:
+                own = Groups([self.batch_of[sound]], len(self.seeds), self.device)
+                self.loss.require_mean(outputs[sound : sound + 1].detach(), part, own)
             self._running.backward(self._scaled(sums / expected, outputs))
             total, weight = total + sums.detach(), weight + counts.detach()
         self.store.finish()
