@@ -64,10 +64,10 @@ class Sampler(threading.Thread):
         while not self.over.wait(0.5):
             try:
                 children = psutil.Process(self.pid).children(recursive=True)
-            except psutil.Error:
+                workers = [c.pid for c in children if "".join(c.cmdline()).startswith("ray::UnitActor")]
+            except psutil.Error:  # one has just ended
                 continue
-            workers = [c for c in children if c.is_running() and (c.cmdline() or [""])[0].startswith("ray::UnitActor")]
-            for name, pid in [("driver", self.pid), *((f"worker {c.pid}", c.pid) for c in workers)]:
+            for name, pid in [("driver", self.pid), *((f"worker {pid}", pid) for pid in workers)]:
                 row = self.most.setdefault(name, {"VmHWM": 0, "Pss": 0})
                 row["VmHWM"] = max(row["VmHWM"], figure(pid, "status", "VmHWM"))
                 row["Pss"] = max(row["Pss"], figure(pid, "smaps_rollup", "Pss"))
@@ -100,7 +100,7 @@ def main() -> None:
     print(f"libraries alone: VmHWM {libraries['VmHWM'] / MB:.0f} MB, PSS {libraries['Pss'] / MB:.0f} MB", flush=True)
     base = [sys.executable, "-m", "rankwise", *command_of(given.task, given.data, work)]
     ray = ["--ray", "local", "--max-workers", "2", "--cpus-per-worker", "1"]
-    for way, flags in (("one process", []), ("Ray, 2 workers", ray)):
+    for way, flags in (("Ray, 2 workers", ray), ("one process", [])):
         out, clock = work / way.split(",")[0].replace(" ", "-"), time.monotonic()
         found = sampled([*base, "--out", str(out), *flags])
         results: dict[str, Any] = json.loads((out / "results.json").read_text())

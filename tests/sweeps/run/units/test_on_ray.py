@@ -15,7 +15,7 @@ from rankwise import RankwiseError, Ray, Sweep, Training, sweep
 from rankwise.locking import locked
 from rankwise.pack.pack import Pack
 from rankwise.sweeps.run.stages import Stages
-from rankwise.sweeps.run.units import on_ray
+from rankwise.sweeps.run.units import address, on_ray
 from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.events import Message
 from small_sweep import accuracy, loss, small_model, some_data
@@ -243,6 +243,6 @@ def test_packs_are_planned_for_the_workers(fake: FakeRay, tmp_path: Path, here: 
 
 
 def test_without_ray_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(on_ray, "find_spec", lambda name: None)
+    monkeypatch.setattr(address, "find_spec", lambda name: None)
     with pytest.raises(RankwiseError, match='Workers on Ray need the package "ray", of the extra "ray"'):
         on()
