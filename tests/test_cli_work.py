@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from rankwise.cli import main
 from rankwise.cli.training import RunOptions
 from rankwise.cli.workers import idle_gpus
 from rankwise.locking import locked
+from rankwise.results import read_results
 from rankwise.sweeps.plan.fitting import spread
 from rankwise.sweeps.run.units import train as unit_training
 from rankwise.sweeps.run.units.unit import Units, ranges
+from rankwise.tasks.digits import digits
 from test_cli import folder_of_digits, refused
 from test_resume import contents
 
@@ -141,6 +144,33 @@ def test_a_stopped_unit_continues(
     assert list(unit.folder.glob("checkpoint-*.json"))
     finish(out, capsys)
     assert contents(out) == in_one_process
+
+
+@pytest.mark.parametrize("wild", ["nan", "raises"])
+def test_an_error_of_one_adapter_ends_that_adapter(
+    wild: str, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss that is no number for one learning rate, a metric that raises on its outputs."""
+    accuracy = digits.accuracy
+
+    def strict(outputs: Tensor, batch: Any) -> Tensor:
+        if wild == "raises" and not outputs.abs().max() < 1e4:
+            raise ValueError("not probable at all")
+        return accuracy(outputs, batch)
+
+    monkeypatch.setattr(digits, "accuracy", strict)
+    flags = ["digits", "--ranks", "1,2", "--seeds", "1", "--lr", f"1e-3,{'1e30' if wild == 'nan' else '1e4'}"]
+    flags += ["--baseline-lr", "1e-3", "--batch-size", "16", "--epochs", "2", "--plan", "grid", "--quiet"]
+    flags += ["--data", str(data), "--out"]
+    assert main([*flags, str(tmp_path / "one")]) == 3
+    assert main([*flags, str(tmp_path / "units"), "--prepare", "--max-workers", "2"]) == 0
+    finish(tmp_path / "units", capsys)
+    for out in ("one", "units"):
+        results = read_results(tmp_path / out)
+        lost = "diverged" if wild == "nan" else "failed"
+        assert {run.lr for run in results.runs if run.status == lost} == {1e30 if wild == "nan" else 1e4}
+        assert {run.lr for run in results.runs if run.status == "finished"} == {1e-3}
+        assert sum(note.startswith(f"{lost.capitalize()}, and left out: r1-lr") for note in results.notes) == 1
 
 
 def test_a_damaged_result_is_trained_again(

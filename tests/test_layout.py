@@ -68,6 +68,7 @@ ORDER = [
     "pack.layers",
     "pack.model",
     "pack.counts",
+    "pack.faults",
     "pack.losses",
     "pack.step",
     "pack.pack",
@@ -274,7 +275,7 @@ def test_no_catch_all_and_no_bare_assert():
         if isinstance(node, ast.Assert)
         or (
             isinstance(node, ast.ExceptHandler)
-            and module_of(path) != "cli"
+            and module_of(path) not in ("cli", "pack.faults")  # a user's function may raise anything
             and catches_everything(node)
             and swallows(node)
         )

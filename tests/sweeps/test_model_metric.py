@@ -133,6 +133,32 @@ def test_what_can_not_be_measured_is_refused(metric: ModelMetric, error: Any, me
         metric.rows(small_model(), some_data(20, 2))
 
 
+def test_an_error_on_one_runs_model_ends_that_run(by_forward: SweepState):
+    calls: list[int] = []
+
+    def strict(model: nn.Module, rows: tuple[Tensor, Tensor]) -> Tensor:
+        calls.append(len(rows[0]))
+        if len(calls) == 1:
+            raise ZeroDivisionError("no answer has a word")
+        return right(model, rows)
+
+    problem = replace(small_problem(), metric=loss, model_metric=ModelMetric(strict))
+    found = run_sweep(small_model(), RUNS, problem, Observers())
+    lost = {name: outcome for name, outcome in found.outcomes.items() if outcome.status == "failed"}
+    (name, outcome), *others = lost.items()
+    assert not others
+    assert outcome.reason is not None
+    assert outcome.reason.startswith("the metric raised ZeroDivisionError: no answer has a word (test_model_metric.py")
+    assert found.scores.keys() == by_forward.scores.keys() - {name}
+    assert all(np.array_equal(found.scores[n].test, by_forward.scores[n].test) for n in found.scores)
+
+    def never(model: nn.Module, rows: tuple[Tensor, Tensor]) -> Tensor:
+        raise ZeroDivisionError("always")
+
+    with pytest.raises(ZeroDivisionError, match="always"):
+        run_sweep(small_model(), RUNS[:2], replace(problem, model_metric=ModelMetric(never)), Observers())
+
+
 def test_a_cache_is_refused():
     with pytest.raises(ConfigError, match="ModelMetric runs the whole model"):
         rankwise.sweep(small_model(), 1, train=some_data(20, 0), loss=loss, metric=ModelMetric(right), cache=True)

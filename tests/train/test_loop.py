@@ -132,6 +132,45 @@ def test_all_may_diverge() -> None:
     assert [o.status for o in trained(run("a", lr=1e200), run("b", lr=1e200)).values()] == ["diverged"] * 2
 
 
+@pytest.mark.parametrize("which", ["loss", "metric"])
+@pytest.mark.parametrize("paused", [False, True])
+def test_an_error_on_one_runs_outputs_ends_that_run(which: str, paused: bool) -> None:
+    """The others are what they are without it, and a checkpoint within the epoch keeps the reason."""
+
+    def strict(function: Any) -> Any:
+        def checked(outputs: Tensor, batch: Sequence[Tensor]) -> Tensor:
+            if outputs.min() < -100:
+                raise ValueError("not probable at all")
+            return function(outputs, batch)
+
+        return checked
+
+    runs = [run("a"), run("wild", lr=50.0), run("b", r=1, seed=1)]
+    functions = {"loss": loss, "metric": accuracy}
+    functions[which] = strict(functions[which])
+
+    def training() -> PackTraining:
+        return PackTraining(make_model(), runs, TRAIN, VALIDATION, functions["loss"], functions["metric"])
+
+    one, ended = training(), dict[str, Outcome]()
+    while not one.done:
+        epoch = one.advance(pause=lambda: paused)
+        if epoch is not None:
+            ended |= {outcome.name: outcome for outcome in epoch.ended}
+        if paused and not one.done:
+            state, one = one.state(), training()
+            one.restore(state)
+    assert ended["wild"].status == "failed"
+    assert ended["wild"].reason is not None
+    assert f"the {which} raised ValueError: not probable at all (test_loop.py, line" in ended["wild"].reason
+    assert ended["wild"].reason.endswith(", in epoch 1")
+    others = trained(runs[0], runs[2])
+    for name in ("a", "b"):
+        assert ended[name].status == "finished"
+        for key, value in others[name].state.items():
+            torch.testing.assert_close(ended[name].state[key], value, rtol=1e-10, atol=1e-10)
+
+
 def test_a_point_for_each_run_and_epoch() -> None:
     points: list[EpochPoint] = []
     trained(run("a", epochs=2), run("b", epochs=3, schedule="cosine", lr=1.0), points=points)

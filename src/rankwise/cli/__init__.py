@@ -123,8 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Returns:
-        The exit code: 0; 2 a user's mistake (one line); 3 finished, with runs that diverged; 130 interrupted; 141
-        standard output was closed before all was printed.
+        The exit code: 0; 2 a user's mistake (one line); 3 finished, with runs that diverged or failed; 130 interrupted;
+        141 standard output was closed before all was printed.
     """
     arguments = join_values(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -329,7 +329,7 @@ def _show_results(results: "Results", files: Sequence[Path], place: "RunLocation
             file=sys.stderr,
         )
         return EXIT_INTERRUPTED
-    return EXIT_DIVERGED if any(run.status == "diverged" for run in results.runs) else EXIT_OK
+    return EXIT_DIVERGED if any(run.status in ("diverged", "failed") for run in results.runs) else EXIT_OK
 
 
 def print_results(results: "Results", files: Sequence[Path], *, as_json: bool) -> None:

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def check_workers(run_options: "RunOptions", settings: dict[str, Any]) -> None:
-    """Refuse flags of workers that don't go together.
+    """Refuse flags of workers that don't go together, and a cluster that doesn't answer, before a model is loaded.
 
     Raises:
-        ConfigError: They don't.
+        ConfigError: They don't, or it doesn't.
     """
     if run_options.max_workers is not None and run_options.max_workers < 1:
         raise ConfigError(f"--max-workers is {run_options.max_workers}; it must be a whole number of at least 1.")
@@ -25,10 +25,6 @@ def check_workers(run_options: "RunOptions", settings: dict[str, Any]) -> None:
     for flag, value in (("cpus", run_options.cpus_per_worker), ("gpus", run_options.gpus_per_worker)):
         if value is not None and run_options.ray is None:
             raise ConfigError(f"--{flag}-per-worker goes with --ray; give both.")
-    if (url := _url_of_run(run_options)) is not None:
-        from rankwise.sweeps.run.units.on_ray import check_reached
-
-        check_reached(url, run_options.ray)
     if run_options.prepare and run_options.ray is not None:
         raise ConfigError("--prepare writes units for other processes, and --ray starts some; give one of them.")
     if run_options.prepare and settings.get("max-minutes") is not None:
@@ -36,6 +32,15 @@ def check_workers(run_options: "RunOptions", settings: dict[str, Any]) -> None:
             "--max-minutes does not go with --prepare: nothing measures the time of workers that others start; give "
             "--max-runs."
         )
+    if run_options.ray is not None:
+        from rankwise.sweeps.run.units.address import answering, require_ray
+
+        require_ray()
+        answering(run_options.ray)
+    if (url := _url_of_run(run_options)) is not None:
+        from rankwise.sweeps.run.units.on_ray import check_reached
+
+        check_reached(url, run_options.ray)
 
 
 def _url_of_run(run_options: "RunOptions") -> str | None:

@@ -66,7 +66,7 @@ class MLflowLog(Log):
         self._send(run.name)
         own = self._ids.pop(run.name)
         self._client.set_tag(own, "status", outcome.status)
-        self._client.set_terminated(own, "FAILED" if outcome.status == "diverged" else "FINISHED")
+        self._client.set_terminated(own, "FAILED" if outcome.status in ("diverged", "failed") else "FINISHED")
 
     def close(self, verdict: str | None, words: str) -> None:
         """End what has not ended, and tag the parent run with the verdict."""

@@ -47,7 +47,7 @@ class WandbLog(Log):
         """Finish the run there."""
         there = self._runs_there.pop(run.name)
         there.summary["status"] = outcome.status
-        there.finish(exit_code=int(outcome.status == "diverged"))
+        there.finish(exit_code=int(outcome.status in ("diverged", "failed")))
 
     def close(self, verdict: str | None, words: str) -> None:
         """Finish the open runs, and log the verdict as a separate run."""

@@ -27,6 +27,7 @@ from torch import Tensor
 from rankwise.errors import PackError
 from rankwise.pack.batches import Batch, lazily
 from rankwise.pack.counts import CountMetric, ratio_rows
+from rankwise.pack.faults import Function, Values, in_words, on_each
 from rankwise.pack.groups import Groups
 from rankwise.pack.memory import ran_out
 from rankwise.pack.model.probe import same
@@ -45,30 +46,48 @@ class PerAdapter:
         function: The function written for one adapter.
         what: Its role, for messages: "loss" or "metric".
         piece: Where it returns a scalar: of how many rows `rows` takes it at a time. With 1 it must be a mean of rows.
+        spare: Whether an error that it raises on the outputs of some adapters spares the others: these have no value
+            (NaN) then, and are in `failed`.
     """
 
-    def __init__(self, function: PerBatch, what: str, *, piece: int = 1) -> None:
-        self._user, self._what, self.piece = function, what, piece
+    def __init__(self, function: PerBatch, what: str, *, piece: int = 1, spare: bool = False) -> None:
+        self._user, self._what, self.piece, self._spare = function, what, piece, spare
         self._counted = function if isinstance(function, CountMetric) else None
         if self._counted is not None and what == "loss":
             raise PackError("A CountMetric can't be a loss: it has no gradient. Give it as the metric.")
         self._by_row: bool | None = None
         self._vmap = True
         self.notes: list[str] = []
+        self.failed: dict[int, str] = {}
+        """Adapters on which the function raised, by their place in the pack, and what; whoever reads it empties it."""
 
     def mean(self, outputs: Tensor, batch: Batch, groups: Groups) -> Tensor:
         """One number an adapter: (K,)."""
+        return self._on_each(self._mean, outputs, batch, groups)[0]
+
+    def _mean(self, outputs: Tensor, batch: Batch, groups: Groups) -> Values:
         got = self._apply(outputs, batch, groups)
         if isinstance(got, Tensor):
-            return got.mean(1) if got.dim() == 2 else got
+            return (got.mean(1) if got.dim() == 2 else got), None
         total, weight = (t.sum(1) if t.dim() == 2 else t for t in got)
-        return total / weight
+        return total / weight, None
+
+    def _on_each(self, function: Function, outputs: Tensor, batch: Batch, groups: Groups, *width: int) -> Values:
+        if not self._spare:
+            return function(outputs, batch, groups)
+        values, errors = on_each(function, outputs, batch, groups, width)
+        self.failed |= {k: in_words(self._what, error) for k, error in errors.items()}
+        return values
 
     def totals(self, outputs: Tensor, batch: Batch, groups: Groups) -> tuple[Tensor, Tensor]:
         """Sum and count of the mean, to be added over parts of a batch: (K,) and (K,).
 
         The second is the sum of the counts the function returns; where it returns none, the number of rows.
         """
+        total, weight = self._on_each(self._totals, outputs, batch, groups)
+        return total, torch.ones_like(total) if weight is None else weight
+
+    def _totals(self, outputs: Tensor, batch: Batch, groups: Groups) -> Values:
         got = self._apply(outputs, batch, groups)
         if isinstance(got, Tensor):
             rows = outputs.new_full((outputs.shape[0],), outputs.shape[1], dtype=got.dtype)
@@ -89,6 +108,9 @@ class PerAdapter:
             PackError: The function returns neither a scalar nor one value a row; or a scalar that is no mean of rows,
                 and its values are to be those of single rows.
         """
+        return self._on_each(self._rows, outputs, batch, groups, outputs.shape[1])
+
+    def _rows(self, outputs: Tensor, batch: Batch, groups: Groups) -> Values:
         if self.is_by_row(outputs, batch, groups):
             got = self._apply(outputs, batch, groups)
         else:
@@ -99,11 +121,15 @@ class PerAdapter:
 
     def joined(self, parts: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
         """Parts of a data set from `rows` as one: what each row adds to the mean, for every adapter, (K, n)."""
-        values = torch.cat([values for values, _ in parts], dim=1)
+        form, counted = max((values for values, _ in parts), key=Tensor.dim), any(c is not None for _, c in parts)
+        # A part on which the function raised for every adapter is NaN (K, rows), without counts.
+        alike = [v if v.dim() == form.dim() else v.unsqueeze(2).expand(-1, -1, form.shape[2]) for v, _ in parts]
+        values = torch.cat(alike, dim=1)
         if self._counted is not None:
-            return self._counted.rows(values)
-        counts = [count for _, count in parts if count is not None]
-        return ratio_rows(values, torch.cat(counts, dim=1)) if counts else values
+            return self._counted.rows(values) if values.dim() == 3 else values
+        if not counted:
+            return values
+        return ratio_rows(values, torch.cat([torch.ones_like(v) if c is None else c for v, c in parts], dim=1))
 
     @torch.no_grad()
     def require_mean(self, outputs: Tensor, batch: Batch, groups: Groups) -> None:
@@ -192,6 +218,11 @@ class PerAdapter:
     def by_row(self) -> bool:
         """Whether the function was seen to return one value a row."""
         return bool(self._by_row)
+
+    @property
+    def scalar(self) -> bool:
+        """Whether the function was seen to return one value a batch."""
+        return self._by_row is False
 
     def _called(self, outputs: Tensor, batch: Batch, groups: Groups) -> RowValues:
         if not self.is_by_row(outputs, batch, groups):

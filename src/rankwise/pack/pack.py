@@ -65,7 +65,7 @@ class Pack:
             raise PackError(
                 f"The members have optimisers {sorted(optimisers)}; those of a pack have one. Make two packs."
             )
-        self._loss = PerAdapter(loss, "loss")
+        self.loss = PerAdapter(loss, "loss", spare=True)
         parameters = list(model.parameters())
         # A model of quantised weights only has no type of its own to train in.
         dtypes = [p.dtype for p in parameters if p.is_floating_point()]
@@ -103,7 +103,7 @@ class Pack:
     @property
     def notes(self) -> list[str]:
         """Notes for the user about this pack."""
-        return [*self._running.notes, *self._loss.notes]
+        return [*self._running.notes, *self.loss.notes]
 
     @property
     def members(self) -> list[Resolved]:
@@ -194,7 +194,7 @@ class Pack:
         self.store.begin()
         if processes is None and (rows is None or rows >= n):
             outputs = self._running.forward(batch, self._by_seed, Draws(self.seeds, self.steps))
-            losses = self._loss.mean(outputs, batch, self._by_seed)
+            losses = self.loss.mean(outputs, batch, self._by_seed)
             self._running.backward(self._scaled(losses, outputs))
             self.store.finish()
         else:
@@ -230,12 +230,13 @@ class Pack:
             stop = min(start + rows, own.stop)
             part = lazily(batch, lambda t, start=start, stop=stop: t[:, start:stop])
             outputs = self._running.forward(part, self._by_seed, Draws(self.seeds, self.steps, start, stop - start, n))
-            sums, counts = self._loss.totals(outputs, part, self._by_seed)
+            sums, counts = self.loss.totals(outputs, part, self._by_seed)
             if start == 0 and self._loss_scale is not None and processes is None:
                 expected = torch.where(counts > 0, counts.detach() * n / rows, float(n))
-            if not self._loss.is_by_row(outputs, part, self._by_seed):
-                first = Groups(self.batch_of[:1], len(self.seeds), self.device)
-                self._loss.require_mean(outputs[:1].detach(), part, first)
+            sound = next((k for k in range(len(self)) if k not in self.loss.failed), None)
+            if self.loss.scalar and sound is not None:
+                one = Groups([self.batch_of[sound]], len(self.seeds), self.device)
+                self.loss.require_mean(outputs[sound : sound + 1].detach(), part, one)
             self._running.backward(self._scaled(sums / expected, outputs))
             total, weight = total + sums.detach(), weight + counts.detach()
         self.store.finish()

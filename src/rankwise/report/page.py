@@ -157,7 +157,7 @@ def _commands(text: str) -> "Markup":
 def rate_table(results: Results) -> tuple[list[str], list[RateRow]]:
     """Return the learning rates tried, as column headings, and each configuration's results.
 
-    A cell is the mean validation metric over the seeds that have one; diverged runs are counted in parentheses.
+    A cell is the mean validation metric over the seeds that have one; runs that diverged or failed are counted.
     """
     rates = sorted({run.lr for run in results.runs if run.lr is not None})
     rows: list[RateRow] = []
@@ -176,9 +176,9 @@ def rate_table(results: Results) -> tuple[list[str], list[RateRow]]:
 
 def _rate_cell(runs: list[RunResult]) -> str:
     values = [run.validation_metric for run in runs if run.validation_metric is not None]
-    diverged = sum(run.status == "diverged" for run in runs)
+    lost = [(sum(run.status == status for run in runs), status) for status in ("diverged", "failed")]
     parts = [numbers.metric(sum(values) / len(values))] if values else []
-    return ", ".join(parts + ([f"{diverged} diverged"] if diverged else []))
+    return ", ".join(parts + [f"{n} {status}" for n, status in lost if n])
 
 
 def all_runs(results: Results, c: ConfigurationResult) -> Iterator[RunResult]:

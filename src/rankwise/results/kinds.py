@@ -7,8 +7,8 @@ import msgspec
 Method = Literal["lora", "full", "head", "base"]
 """LoRA, full fine-tuning, the head alone, or the base as it is."""
 
-Status = Literal["finished", "stopped", "pruned", "diverged"]
-"""The end of a run."""
+Status = Literal["finished", "stopped", "pruned", "diverged", "failed"]
+"""The end of a run; failed: the loss or the metric raised an error on its outputs."""
 
 Verdict = Literal["shown", "nothing_smaller", "no_gain", "undecided"]
 """shown: the configuration named is the smallest shown to lie within the tolerance; nothing_smaller: all smaller ones

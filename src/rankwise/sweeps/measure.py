@@ -1,6 +1,8 @@
 """Metrics of finished runs, example by example, and of the base."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from rankwise.lora.base.modes import in_eval
 from rankwise.pack.batches import lazily
+from rankwise.pack.faults import attempted, in_words
 from rankwise.pack.groups import Groups
 from rankwise.pack.losses import PerAdapter
 from rankwise.pack.pack import Pack
@@ -23,7 +26,8 @@ TEST = ""
 
 
 def measure(model: nn.Module, runs: Sequence[Run], problem: Problem, swept: SweepState, *, tests: bool = True) -> None:
-    """Score the finished runs of a pack; `tests` says whether to read test data.
+    """Score the finished runs of a pack; `tests` says whether to read test data. A run on which the loss or the metric
+    raises an error has failed.
 
     Where the metric needs the model itself, runs take their turns: rows pass in batches as large as fit, so that more
     adapters at a time would not save a pass.
@@ -34,7 +38,8 @@ def measure(model: nn.Module, runs: Sequence[Run], problem: Problem, swept: Swee
     states = {run.name: swept.outcomes[run.name].state for run in finished}
     pack = _pack(model, finished, states, problem)
     batch_size = finished[0].training.batch_size
-    loss, metric = PerAdapter(problem.loss, "loss", piece=batch_size), PerAdapter(problem.metric, "metric")
+    loss = PerAdapter(problem.loss, "loss", piece=batch_size, spare=True)
+    metric = PerAdapter(problem.metric, "metric", spare=True)
     pack.step_rows = problem.feed.rows_a_pass or batch_size
     data, feed = problem.splits[finished[0].data], problem.feed
     of_model = problem.model_metric is not None
@@ -44,13 +49,23 @@ def measure(model: nn.Module, runs: Sequence[Run], problem: Problem, swept: Swee
         tested = {name: evaluate_rows(pack, d, [metric], feed)[0] for name, d in read.items() if not of_model}
     swept.note([*loss.notes, *metric.notes])
     by_name = {run.name: run for run in finished}
+    failed = {**loss.failed, **metric.failed}
     for k, name in enumerate(member.member.name for member in pack.members):
         run, outcome = by_name[name], swept.outcomes[name]
         rows = {test: _numpy(values[k]) for test, values in tested.items()}
         values, deciding = _numpy(validation[k]), outcome.deciding
-        if problem.model_metric is not None:
-            values, rows = _of_model(model, run, outcome.state, problem, problem.model_metric, read)
+        if problem.model_metric is not None and k not in failed:
+            found = attempted(partial(_of_model, model, run, outcome.state, problem, problem.model_metric, read))
+            if not isinstance(found, Exception):
+                values, rows = found
+            elif len(failed) == len(finished) - 1 > 0:  # on all of several
+                raise found
+            else:
+                failed[k] = in_words("metric", found)
             deciding = None  # of the loss: nothing was chosen by the metric on these rows
+        if k in failed:
+            swept.outcomes[name] = replace(outcome, status="failed", reason=f"{failed[k]}, after training")
+            continue
         swept.scores[name] = Scores(
             values,
             float(losses[k].mean()),
@@ -80,7 +95,7 @@ def validate(
     pack = _pack(model, runs, states, problem)
     data = runs[0].data
     with pack.attached(_example(problem.splits[data].validation, problem), training=False):
-        (values,) = _validation_rows(pack, data, problem, [PerAdapter(problem.metric, "metric")])
+        (values,) = _validation_rows(pack, data, problem, [PerAdapter(problem.metric, "metric", spare=True)])
     return {member.member.name: _numpy(values[k]) for k, member in enumerate(pack.members)}
 
 

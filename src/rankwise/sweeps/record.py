@@ -180,7 +180,12 @@ def _run(run: Run, swept: SweepState, adapters: Mapping[str, str]) -> RunResult:
 
 def _notes(swept: SweepState) -> list[str]:
     diverged = [name for name, outcome in swept.outcomes.items() if outcome.status == "diverged"]
-    return [f"Diverged, and left out: {', '.join(diverged)}."] if diverged else []
+    notes = [f"Diverged, and left out: {', '.join(diverged)}."] if diverged else []
+    failed: dict[str, list[str]] = {}
+    for name, outcome in swept.outcomes.items():
+        if outcome.status == "failed":
+            failed.setdefault(outcome.reason or "", []).append(name)
+    return [*notes, *(f"Failed, and left out: {', '.join(names)}: {reason}." for reason, names in failed.items())]
 
 
 def recommended_adapter(

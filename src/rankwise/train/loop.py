@@ -104,7 +104,8 @@ class PackTraining:
             precision=self._feed.precision,
             inspections=inspections,
         )
-        self._functions = [PerAdapter(loss, "loss", piece=self.batch_size), PerAdapter(metric, "metric")]
+        of_rows = PerAdapter(loss, "loss", piece=self.batch_size, spare=True)
+        self._functions = [of_rows, PerAdapter(metric, "metric", spare=True)]
         pack.step_rows = self._feed.rows_a_pass or self.batch_size
         by_name = {member.name: training for member, training in runs}
         names = [member.member.name for member in pack.members]
@@ -123,6 +124,7 @@ class PackTraining:
         self._total, self._norms = torch.zeros(len(pack), device=pack.device), pack.gradient_norms()
         self._example = self._feed.example_of(train, self.batch_size)
         self._unread: list[tuple[Tensor, Tensor]] = []
+        self._failed: dict[str, str] = {}
         self.epoch = 0
         """Epochs that are over."""
         self.done = False
@@ -183,6 +185,7 @@ class PackTraining:
                     rates = self._rates()
                 batch = self._feed.prepare(take(self._train, rows))
                 losses = pack.gradients(batch, self._feed.rows_a_pass, self._feed.processes)
+                self._note_failures(pack.loss)
                 pack.update(rates, weight_decay, clip)
                 self._total.add_(losses, alpha=rows.shape[1])
                 self._unread.append((losses, rates))
@@ -200,19 +203,26 @@ class PackTraining:
             losses, metrics = evaluate_rows(pack, self._validation, self._functions, self._feed, own)
         if self._feed.processes is not None:
             self._feed.processes.take_first([losses, metrics])
+        self._note_failures(self._functions[0])
         validation_loss, validation_metric = losses.mean(1), metrics.mean(1)
         train_loss = self._total / self._n
         finite = train_loss.isfinite() & validation_loss.isfinite() & ~pack.stuck(max(self.steps_an_epoch, FIRST_STEPS))
+        self._note_failures(self._functions[1], finite.tolist())  # else it diverged, whatever a metric does with that
+        finite &= torch.tensor([name not in self._failed for name in of.names]).to(finite)
         pack.copy_rows(self._best, of.observe(validation_loss.where(finite, torch.nan), pack.steps))
         if self._crossfit is not None:
             self._crossfit.observe(losses.where(finite.unsqueeze(1), torch.nan), metrics)
         self._schedules.observe(validation_loss.double().cpu())
         columns = [c.tolist() for c in (train_loss, validation_loss, validation_metric, rates, self._norms)]
         points = [EpochPoint(name, pack.steps, *numbers) for name, *numbers in zip(of.names, *columns, strict=True)]
-        self.epoch += 1
-        self._total = torch.zeros_like(self._total)
-        stepped = self.read_steps()
-        return Epoch(stepped, points, self._leave(of.ended(finite.tolist(), self.epoch)))
+        self.epoch, self._total = self.epoch + 1, torch.zeros_like(self._total)
+        return Epoch(self.read_steps(), points, self._leave(of.ended(finite.tolist(), self.epoch, self._failed)))
+
+    def _note_failures(self, function: PerAdapter, of: Sequence[bool] | None = None) -> None:
+        """Take over on which adapters (of these) a user's function has raised since it was last asked."""
+        names = self._stopping.names
+        self._failed = {names[k]: why for k, why in function.failed.items() if of is None or of[k]} | self._failed
+        function.failed.clear()
 
     def read_steps(self) -> Stepped:
         """Losses and rates of the steps since they were last read, from the device, which this waits for."""
@@ -313,6 +323,7 @@ class PackTraining:
         vectors |= {"loss.total": self._total, "loss.norms": self._norms}
         tensors |= {f"vector/{key}": value.detach().cpu().clone() for key, value in vectors.items()}
         plain = {"names": list(names), "epoch": self.epoch, "steps": pack.steps, "seconds": self._seconds()}
+        plain["failed"] = self._failed
         # What decides how many rows an evaluation passes at once, and so its last bits.
         plain["evaluation_bytes"] = {str(k): dict(of) for k, of in pack.evaluation_bytes.items()}
         return TrainingState(tensors, plain)
@@ -331,10 +342,8 @@ class PackTraining:
         self._pack.load(state.states("now"), state.states("moments"), state.plain["steps"])
         self._best = self._pack.vector_of(state.states("best"))
         order = [state.names.index(name) for name in self._stopping.names]
-        of = {
-            what: {key: v[order] for key, v in state.vectors(what).items()}
-            for what in ("stopping", "schedule", "scaling", "crossfit", "loss")
-        }
+        kinds = ("stopping", "schedule", "scaling", "crossfit", "loss")
+        of = {what: {key: v[order] for key, v in state.vectors(what).items()} for what in kinds}
         self._stopping.load_state(of["stopping"])
         self._schedules.load_state(of["schedule"])
         self._pack.load_scaling(of["scaling"])
@@ -342,7 +351,7 @@ class PackTraining:
             self._crossfit.load_state(of["crossfit"])
         self._total, self._norms = (of["loss"][key].to(self._total) for key in ("total", "norms"))
         self._pack.evaluation_bytes |= {int(k): dict(of) for k, of in state.plain["evaluation_bytes"].items()}
-        self.epoch = state.plain["epoch"]
+        self.epoch, self._failed = state.plain["epoch"], state.plain.get("failed", {})
         self._started = time.perf_counter() - state.plain["seconds"]
 
     def _rates(self) -> Tensor:
@@ -355,9 +364,8 @@ class PackTraining:
     def _leave(self, ended: Mapping[str, tuple[Status, str | None]]) -> list[Outcome]:
         if not ended:
             return []
-        seconds, of, states = self._seconds(), self._stopping, self.final_states()
+        at, of, states = (self._pack.steps, self.epoch, self._seconds()), self._stopping, self.final_states()
         best_steps = dict(zip(of.names, of.best_step.tolist(), strict=True))
-        at = self._pack.steps, self.epoch, seconds
         outcomes = [
             Outcome(
                 name, states[name], *how, best_steps[name], *at, self._deciding(name) if how[0] == "finished" else None

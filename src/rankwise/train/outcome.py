@@ -28,7 +28,8 @@ class Outcome:
     Args:
         name: The member's name.
         state: Its tensors, those that `Training.weights` asks for.
-        status: "finished" (all epochs, or stopped early by its own rule), "pruned" (left at a rung) or "diverged".
+        status: "finished" (all epochs, or stopped early by its own rule), "pruned" (left at a rung), "diverged",
+            or "failed" (the loss or the metric raised an error on its outputs).
         reason: Why it ended before its last epoch; None otherwise.
         best_step: The step with the lowest validation loss.
         steps: Steps taken.

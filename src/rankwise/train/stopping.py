@@ -46,17 +46,22 @@ class Stopping:
         self.since_best = torch.where(better, 0, self.since_best + 1)
         return better
 
-    def ended(self, finite: Sequence[bool], epochs: int) -> dict[str, tuple[Status, str | None]]:
+    def ended(
+        self, finite: Sequence[bool], epochs: int, failed: Mapping[str, str]
+    ) -> dict[str, tuple[Status, str | None]]:
         """The adapters that are done after this many epochs: name -> (status, reason).
 
         Args:
             finite: Whether each one's losses in the last epoch were finite.
             epochs: Passes over the data so far.
+            failed: What a user's function raised in the last epoch on the outputs of one.
         """
         ended: dict[str, tuple[Status, str | None]] = {}
         rows = zip(self.names, self.trainings, finite, self.since_best.tolist(), strict=True)
         for name, training, ok, since_best in rows:
-            if not ok:
+            if name in failed:
+                ended[name] = ("failed", f"{failed[name]}, in epoch {epochs}")
+            elif not ok:
                 ended[name] = ("diverged", f"the loss was not finite in epoch {epochs}")
             elif epochs >= training.epochs:
                 ended[name] = ("finished", None)

@@ -23,7 +23,7 @@ class RunScore:
         trainable_parameters: The number of trained parameters.
         validation: Metric of each validation example: 0 or 1 for an accuracy, or a loss.
         configuration: A name that distinguishes configurations beyond method and r; "" where nothing does.
-        status: "finished" (by its budget or its own early stopping), or "stopped", "pruned", "diverged".
+        status: "finished" (by its budget or its own early stopping), or "stopped", "pruned", "diverged", "failed".
         rows: Which rows of the pool the validation rows are, where every seed has its own rows; else None.
     """
 

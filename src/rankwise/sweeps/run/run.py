@@ -104,7 +104,7 @@ def run_sweep(
     keeper = None if kept is None else Keeper(kept, swept)
     with stop_on_signals(heard=kept is not None) as stop:
         root = within.root or checkpoints
-        context = StageContext(model, problem, checkpoints, root, plan.sha256, swept, stop, every)
+        context = StageContext(model, problem, checkpoints, root, plan.sha256, swept, stop, every, within.tests)
         worker = workers.worker(context, lambda: kept is not None and kept.due())
         scheduler = Scheduler(model, packs, problem.each_epoch, plan.rungs, swept, observer, keeper, stop)
         with suppress(KeyboardInterrupt):
@@ -144,10 +144,14 @@ def _measure(
     *,
     tests: bool,
 ) -> None:
-    """Measure what finished, and note which pack each run was in: packs that were too large have been split."""
-    finished = sum(outcome.status == "finished" for outcome in swept.outcomes.values())
-    if tests and finished:
-        measuring = f"Measuring {finished:,} finished run{'' if finished == 1 else 's'} on test data"
+    """Measure what finished and no worker has measured, and note which pack each run was in: packs that were too large
+    have been split."""
+    finished = {name for name, outcome in swept.outcomes.items() if outcome.status == "finished"}
+    # A pack is measured as a whole: which runs pass at once can change last bits.
+    missing = [pack for pack in packs if not finished & {run.name for run in pack} <= swept.scores.keys()]
+    n = sum(run.name in finished for pack in missing for run in pack)
+    if tests and n:
+        measuring = f"Measuring {n:,} finished run{'' if n == 1 else 's'} on test data"
         if problem.model_metric is not None:
             measuring = measuring.replace("on test", f"by {problem.metric_name} on validation and test")
         observer.on_event(Message(measuring))
@@ -155,7 +159,8 @@ def _measure(
         peak = plan.base_bytes + sum(plan.memory[run.name] for run in pack)
         swept.packs |= {run.name: i for run in pack}
         swept.memory |= {run.name: peak for run in pack}
-        measure(model, pack, problem if tests else problem.each_epoch, swept, tests=tests)
+        if pack in missing:
+            measure(model, pack, problem if tests else problem.each_epoch, swept, tests=tests)
 
 
 def _info(run: Run, parameters: int, problem: Problem) -> RunInfo:

@@ -125,6 +125,8 @@ class Scheduler:
 
     def _take_state(self, pack: PackState) -> None:
         self._out.pop(pack.pack, None)
+        self._swept.scores |= pack.scores
+        self._swept.note(pack.notes)
         if pack.state is None:
             self._waiting.pop(pack.pack, None)
         else:

@@ -1,9 +1,9 @@
 """One pack to its next rung: the unit of work, as plain data, and the worker that does it in this process."""
 
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, final, runtime_checkable
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 from rankwise.pack.memory import ran_out
 from rankwise.sweeps.plan.fitting import pack_training
-from rankwise.sweeps.problem import Problem, Run
+from rankwise.sweeps.problem import Problem, Run, Scores
 from rankwise.train.events import EpochEnded, Event, RunEnded
 from rankwise.train.state import TrainingState
 
@@ -46,11 +46,15 @@ class PackState:
         status: "under way" (the worker trains on), "over" (it has come to its rung, or every run has ended), or "too
             large" (a step did not fit into memory, and changed nothing).
         state: Of the runs that have not ended; None where all have.
+        scores: Of finished runs by name, where the worker has measured them.
+        notes: What the user should know of how it did that.
     """
 
     pack: int
     status: Literal["under way", "over", "too large"]
     state: TrainingState | None
+    scores: Mapping[str, Scores] = field(default_factory=dict[str, Scores])
+    notes: tuple[str, ...] = ()
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""A sweep in checkpoints: packs that wait, runs that ended, the curve so far."""
+"""A sweep in checkpoints: packs that wait, runs that ended, the curve so far, and what workers have measured."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 from rankwise.sweeps.problem import SweepState
+from rankwise.sweeps.storage.scores import scores_as_tensors, scores_from
 from rankwise.train.checkpoints import Checkpoints, Tensors
 from rankwise.train.events import EpochEnded, Event
 from rankwise.train.outcome import EpochPoint, Outcome
 from rankwise.train.state import TrainingState
+
+SCORES = "scores"
+"""The part with what was measured of finished runs."""
 
 MOST_LOGS = 16
 """Log parts before they are written as one."""
@@ -43,6 +47,8 @@ class Keeper:
         self._logs: list[str] = []
         self._logged = (0, 0)
         """Outcomes and points that are in the logs."""
+        self._scored = 0
+        """Scores that are in the last checkpoint."""
 
     def on_event(self, event: Event) -> None:
         """Count the epochs after which a checkpoint is due."""
@@ -80,20 +86,23 @@ class Keeper:
             else {f"log-{now[0]}-{now[1]}": self._log(*(self._logged if kept else (0, 0)))}
         )
         parts |= {**dict.fromkeys(kept), **log}
+        names = [run.name for run in swept.runs]
+        if scored := len(swept.scores):
+            parts[SCORES] = None if scored == self._scored else scores_as_tensors(swept.scores, names)
         outcomes = [{key: getattr(outcome, key) for key in OUTCOME} for outcome in swept.outcomes.values()]
         plain = {
             "stage": stage,
             "cut": self.cut,
             "packs": {name.removeprefix("pack-"): plain for name, (_, plain) in packs.items()},
             "outcomes": outcomes,
-            "runs": [run.name for run in swept.runs],
+            "runs": names,
             "logs": [*kept, *log],
             "notes": swept.notes,
         }
         if not self._checkpoints.write(parts, plain):
             return False
         self._packs = packs
-        self._logs, self._logged = [*kept, *log], now
+        self._logs, self._logged, self._scored = [*kept, *log], now, scored
         return True
 
     def _moment(self, i: int) -> "Moment | None":
@@ -119,7 +128,9 @@ class Keeper:
             swept.outcomes[outcome["name"]] = Outcome(state=states.get(i, {}), deciding=deciding.get(i), **outcome)
         waiting = {int(i): TrainingState(dict(found.parts[f"pack-{i}"]), p) for i, p in plain["packs"].items()}
         self._packs = {f"pack-{i}": (moment(state), state.plain) for i, state in waiting.items()}
+        swept.scores |= scores_from(found.parts.get(SCORES, {}), plain["runs"])
         self._logs, self._logged = plain["logs"], (len(swept.outcomes), len(swept.curve))
+        self._scored = len(swept.scores)
         return waiting, plain["stage"]
 
     def _log(self, outcomes: int, points: int) -> dict[str, Tensor]:

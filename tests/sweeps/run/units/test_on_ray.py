@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from fake_ray import FakeRay, OutOfMemoryError, RayActorError, RayTaskError
 from rankwise import RankwiseError, Ray, Sweep, Training, sweep
 from rankwise.locking import locked
 from rankwise.pack.pack import Pack
 from rankwise.sweeps.run.stages import Stages
-from rankwise.sweeps.run.units import on_ray
+from rankwise.sweeps.run.units import address, on_ray
 from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.events import Message
 from small_sweep import accuracy, loss, small_model, some_data
@@ -52,6 +53,7 @@ def swept(out: Path, workers: Ray | None, **changed: Any) -> tuple[Sweep, list[s
         "rungs": [1],
         "plan": "grid",
         "every": CheckpointInterval(epochs=1),
+        "metric": accuracy,
     }
     train, validation, test = ((x.double(), y) for x, y in (some_data(40, 0), some_data(30, 1), some_data(20, 2)))
     found = sweep(
@@ -61,7 +63,6 @@ def swept(out: Path, workers: Ray | None, **changed: Any) -> tuple[Sweep, list[s
         validation=validation,
         test=test,
         loss=loss,
-        metric=accuracy,
         out=out,
         progress="quiet",
         observers=[messages],
@@ -103,6 +104,7 @@ def test_workers_that_die_change_nothing(fake: FakeRay, tmp_path: Path, here: tu
     fake.deaths = [[None, DIED], [DIED], [], [None, DIED], [DIED]]
     _, messages = swept(tmp_path / "there", on())
     assert contents(tmp_path / "there") == here[1]
+    assert not [text for text in messages if "Measuring" in text], "workers have"
     assert sum("died; another continues from its last checkpoint" in text for text in messages) == 4
 
 
@@ -131,6 +133,29 @@ def test_an_error_is_tried_again_on_a_new_worker(
     fake.deaths = [[RayTaskError(RankwiseError("there is no room"))]]
     with pytest.raises(RankwiseError, match="no room"):
         swept(tmp_path / "refused", on())
+
+
+@pytest.mark.parametrize("wild", ["nan", "raises"])
+def test_an_error_of_one_adapter_ends_that_adapter(fake: FakeRay, tmp_path: Path, wild: str) -> None:
+    """A loss that is no number for one learning rate, a metric that raises on its outputs."""
+
+    def strict(outputs: Tensor, batch: Any) -> Tensor:
+        if wild == "raises" and outputs.min() < -1e3:
+            raise ValueError("not probable at all")
+        return accuracy(outputs, batch)
+
+    given: dict[str, Any] = {"lrs": [3e-3, 1e200 if wild == "nan" else 300.0], "baseline": [3e-3], "metric": strict}
+    swept(tmp_path / "here", None, **given)
+    there, messages = swept(tmp_path / "there", on(), **given)
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    ends = {run.name: run.status for run in there.results.runs}
+    lost = "diverged" if wild == "nan" else "failed"
+    assert {name for name, status in ends.items() if status == lost} == {
+        f"r{r}-lr{given['lrs'][1]:g}-s{s}" for r in (1, 2) for s in (0, 1)
+    }
+    assert {run.lr for run in there.results.runs if run.status == "finished"} == {3e-3}
+    assert any(f"{lost.capitalize()}, and left out: r1-lr" in note for note in there.results.notes)
+    assert not [text for text in messages if "died" in text or "failed" in text]
 
 
 def test_a_unit_that_runs_out_of_memory_twice_is_split(
@@ -218,6 +243,6 @@ def test_packs_are_planned_for_the_workers(fake: FakeRay, tmp_path: Path, here: 
 
 
 def test_without_ray_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(on_ray, "find_spec", lambda name: None)
+    monkeypatch.setattr(address, "find_spec", lambda name: None)
     with pytest.raises(RankwiseError, match='Workers on Ray need the package "ray", of the extra "ray"'):
         on()

@@ -30,6 +30,7 @@ class StageContext:
         swept: What the stage has found so far.
         stop: Whether someone has asked training to stop.
         every: How often a checkpoint is written.
+        tests: Whether finished runs are measured on test data too.
     """
 
     model: nn.Module
@@ -40,6 +41,7 @@ class StageContext:
     swept: SweepState
     stop: Stop
     every: CheckpointInterval | None = None
+    tests: bool = True
 
     @property
     def stage(self) -> str:

@@ -8,13 +8,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, final
 
 from rankwise.errors import BusyError, ConfigError, RankwiseError, option
 from rankwise.sweeps.run.units.actor import FromFile, UnitActor, WorkerContext, write_experiment
-from rankwise.sweeps.run.units.cluster import AUTO, LOCAL, compare, join_cluster, machines, nodes, this_machine
+from rankwise.sweeps.run.units.address import AUTO, LOCAL, require_ray
+from rankwise.sweeps.run.units.cluster import compare, join_cluster, machines, nodes, this_machine
 from rankwise.sweeps.run.units.context import PendingUnit, StageContext, units_of
 from rankwise.sweeps.run.units.in_hand import InHand
 from rankwise.sweeps.run.units.train import give_up
@@ -75,10 +75,7 @@ class Ray:
                 raise ConfigError(f"{option(what)} is {value}; it must be a whole number of at least 1.")
         if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
             raise ConfigError(f"{option('gpus_per_worker')} is {self.gpus_per_worker}; it must be 0 or more.")
-        if find_spec("ray") is None:
-            raise ConfigError(
-                'Workers on Ray need the package "ray", of the extra "ray": run pip install ".[ray]" in a checkout.'
-            )
+        require_ray()
 
     def hand_over(self, made: ExperimentFacts) -> None:
         """Let workers read the driver's experiment from the run directory if they can't make it themselves."""

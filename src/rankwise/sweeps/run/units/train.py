@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from torch import nn
 
 from rankwise.errors import CheckpointError
+from rankwise.sweeps.measure import measure
 from rankwise.sweeps.plan.fitting import pack_training
 from rankwise.sweeps.plan.plan import check_plan, fingerprints
 from rankwise.sweeps.problem import Problem, Run, SweepState
@@ -27,7 +28,8 @@ def train_unit(
     say: Callable[[str], None],
     every: CheckpointInterval | None = None,
 ) -> Generator[Event]:
-    """Train a unit from its last checkpoint to its end; nothing happens where it is done.
+    """Train a unit from its last checkpoint to its end, and measure what finished in it; nothing happens where it is
+    done.
 
     Args:
         unit: Which.
@@ -76,11 +78,21 @@ def train_unit(
                     continue
                 keep(keeper, unit, event.state, surely=event.status != "under way")
                 if event.status != "under way":
-                    unit.finish(UnitResult(event.status, swept, event.state))
+                    _finish(unit, UnitResult(event.status, swept, event.state), model, problem, keeper)
                 elif stop.asked:
                     raise KeyboardInterrupt
         else:
-            unit.finish(UnitResult("over", swept, None))
+            _finish(unit, UnitResult("over", swept, None), model, problem, keeper)
+
+
+def _finish(unit: Unit, result: UnitResult, model: nn.Module, problem: Problem, keeper: Keeper) -> None:
+    """Measure what has finished, where no run of the pack is left, and mark the unit as done."""
+    swept, data = result.swept, unit.spec.measures
+    if result.state is None and data is not None and not swept.scores:
+        tests = data == "test"
+        measure(model, swept.runs, problem if tests else problem.each_epoch, swept, tests=tests)
+        keep(keeper, unit, None)
+    unit.finish(result)
 
 
 def give_up(unit: Unit, runs: Sequence[Run], model: nn.Module, problem: Problem) -> None:

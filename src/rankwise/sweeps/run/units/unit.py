@@ -55,6 +55,8 @@ class UnitSpec:
         steps: Steps that they have taken by then.
         sha256: Fingerprints of runs, base, data and cuts, as a plan has them.
         made_with: What the last bits of the results depend on, as the driver has it.
+        measures: The data on which its worker measures runs that finish, if all of the pack's runs have ended with it;
+            None leaves that to the driver.
     """
 
     stage: str
@@ -65,11 +67,12 @@ class UnitSpec:
     steps: int
     sha256: dict[str, str]
     made_with: dict[str, str]
+    measures: Literal["validation", "test"] | None = None
 
     @property
     def key(self) -> dict[str, Any]:
         """The fields that identify a unit of a sweep."""
-        return {name: value for name, value in asdict(self).items() if name not in ("sha256", "made_with")}
+        return {name: value for name, value in asdict(self).items() if name not in ("sha256", "made_with", "measures")}
 
     def runs_from(self, candidates: Sequence[Candidate]) -> list[Run]:
         """Make the unit's runs from the candidates of its experiment.
@@ -197,7 +200,8 @@ class Unit:
 
 
 def _counts(result: UnitResult) -> dict[str, int]:
-    return {"outcomes": len(result.swept.outcomes), "points": len(result.swept.curve)}
+    swept = result.swept
+    return {"outcomes": len(swept.outcomes), "points": len(swept.curve), "scores": len(swept.scores)}
 
 
 class Units:

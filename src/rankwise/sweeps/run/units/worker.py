@@ -1,11 +1,12 @@
 """A worker that hands out units: what is done is read, and a runner sees to the others."""
 
 from collections.abc import Generator, Iterable
+from dataclasses import replace
 from itertools import groupby
 from typing import final
 
 from rankwise.sweeps.run.units.context import PendingUnit, Runner, StageContext
-from rankwise.sweeps.run.units.unit import Unit, UnitResult, Units, spec_of
+from rankwise.sweeps.run.units.unit import Unit, UnitResult, Units, UnitSpec, spec_of
 from rankwise.sweeps.run.worker import PackJob, PackState
 from rankwise.train.events import EpochEnded, Event, Message, RunEnded, Stepped
 
@@ -29,7 +30,7 @@ class UnitsWorker:
         pending: dict[int, PendingUnit] = {}
         reported = {(point.run, point.step) for point in context.swept.curve}
         for job in jobs:
-            unit = self._units.unit_of(spec_of(job, context.stage, context.sha256, context.model, context.problem), job)
+            unit = self._units.unit_of(self._spec(job), job)
             if (result := unit.result(job.runs)) is None:
                 pending[unit.number] = PendingUnit(unit, job.runs)
             else:
@@ -49,6 +50,15 @@ class UnitsWorker:
                 elif isinstance(event, Stepped | Message):
                     yield event
 
+    def _spec(self, job: PackJob) -> UnitSpec:
+        context = self._context
+        spec = spec_of(job, context.stage, context.sha256, context.model, context.problem)
+        # A pack is measured as a whole, and a unit has only what finished in it.
+        ended = [context.swept.outcomes[run.name] for run in job.runs if run.name in context.swept.outcomes]
+        if any(outcome.status == "finished" for outcome in ended):
+            return spec
+        return replace(spec, measures="test" if context.tests else "validation")
+
 
 def _events_of(unit: Unit, result: UnitResult, reported: set[tuple[str, int]]) -> Generator[Event | PackState]:
     """The outcome of a unit: the events that were not reported before, and its state."""
@@ -57,4 +67,4 @@ def _events_of(unit: Unit, result: UnitResult, reported: set[tuple[str, int]]) -
     for _, points in groupby(new, key=lambda point: point.step):
         yield EpochEnded(tuple(points), notes)
     yield from map(RunEnded, result.swept.outcomes.values())
-    yield PackState(unit.spec.pack, result.status, result.state)
+    yield PackState(unit.spec.pack, result.status, result.state, result.swept.scores, notes)
