@@ -90,7 +90,7 @@ def test_small_updates_are_not_lost_beside_the_frozen_product() -> None:
     pack._running._call = lambda model, batch: seen.append(model(batch[0])) or seen[-1]  # pyright: ignore[reportPrivateUsage]
     with pack.attached(batch, training=False), torch.no_grad():
         seen.clear()
-        pack.evaluate(batch, [pack._loss])  # pyright: ignore[reportPrivateUsage]
+        pack.evaluate(batch, [pack.loss])
     plain = model[0](batch[0])
     torch.testing.assert_close(seen[0] - plain, torch.full_like(plain, update), rtol=1e-2, atol=0)
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from pack.step.test_sgd import cases_of
 from pack.test_any_model import alone, made
 from rankwise.errors import PackError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
+from rankwise.pack.model.chain import Chain
 from rankwise.pack.optimisers import SGD
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import AdapterState
@@ -305,13 +307,27 @@ def test_gradients_that_are_never_finite_end_a_run() -> None:
     assert [(outcome.status, outcome.epochs) for outcome in ended] == [("diverged", 3)], "after 25 steps, of 10 each"
 
 
+class OwnSequential(nn.Sequential):
+    """A class of its own, which a pack doesn't pass by hand."""
+
+
 @pytest.mark.parametrize("dtype", HALF)
-def test_no_activation_is_kept_in_float32(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", [nn.Sequential, OwnSequential])
+def test_no_activation_is_kept_in_float32(
+    dtype: torch.dtype, kind: type[nn.Sequential], monkeypatch: pytest.MonkeyPatch
+) -> None:
     layers = [nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 3)]
-    model = nn.Sequential(*layers).to(dtype)
+    model = kind(*layers).to(dtype)
     pack = Pack(model, [Member(name=f"r{r}", lora=LoRAConfig(r=r)) for r in (1, 4)], row_loss)
     batch = tuple(t.unsqueeze(0) for t in batch_of(1, dtype, rows=50))
     kept: list[Tensor] = []
+    real = Chain.backward
+
+    def backward(chain: Chain) -> None:
+        kept.extend(t for t in tree_leaves(chain._saved) if isinstance(t, Tensor))  # pyright: ignore[reportPrivateUsage]
+        real(chain)
+
+    monkeypatch.setattr(Chain, "backward", backward)
     with (
         pack.attached(batch_of(0, dtype), training=True),
         torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),

@@ -82,12 +82,11 @@ class PackTraining:
         cut: Cutting | None = None,
         inspections: Inspections | None = None,
     ) -> None:
-        self._feed = feed or Feed()
         sizes = {training.batch_size for _, training in runs}
         if len(sizes) != 1:
             raise ConfigError(f"Runs with batch sizes {sorted(sizes)} can't share a pack; make one pack for each.")
         self.batch_size = sizes.pop()
-        self._train, self._validation = train, validation
+        self._feed, self._train, self._validation = feed or Feed(), train, validation
         self._cuts = None if cut is None else {seed: cut(seed) for seed in {member.seed for member, _ in runs}}
         rows = count_rows(train, "training"), count_rows(validation, "validation")
         # Every seed's cut has as many rows.
@@ -120,9 +119,8 @@ class PackTraining:
         if n_validation > 1 and any(t.weights == "best" for t in trainings):
             half = torch.stack([half_of(n_validation, member.member.seed) for member in pack.members])
             self._crossfit = CrossFit(half, pack.device, pack.dtype)
-        self._best = pack.rows()
         self._total, self._norms = torch.zeros(len(pack), device=pack.device), pack.gradient_norms()
-        self._example = self._feed.example_of(train, self.batch_size)
+        self._best, self._example = pack.rows(), self._feed.example_of(train, self.batch_size)
         self._unread: list[tuple[Tensor, Tensor]] = []
         self._failed: dict[str, str] = {}
         self.epoch = 0
