@@ -5,7 +5,7 @@ import functools
 from torch import Tensor, nn
 
 from rankwise.errors import AdapterError
-from rankwise.lora.targets.modules import base_modules, once, walk
+from rankwise.lora.targets.modules import base_modules, found_once, walk
 
 _PEFT = "peft.tuners.tuners_utils.BaseTunerLayer"
 _FSDP = "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel"
@@ -47,7 +47,7 @@ def check_attachable(model: nn.Module) -> None:
     Raises:
         AdapterError: It has adapters of peft's, or is sharded.
     """
-    once(("attachable", model), lambda: _check_attachable(model))
+    found_once(("attachable", model), lambda: _check_attachable(model))
 
 
 def _check_attachable(model: nn.Module) -> None:

@@ -134,7 +134,7 @@ def structure_kept() -> Generator[None]:
         _walked.reset(token)
 
 
-def once(what: tuple[str, nn.Module], find: Callable[[], Result]) -> Result:
+def found_once(what: tuple[str, nn.Module], find: Callable[[], Result]) -> Result:
     """Return what a function finds; inside `structure_kept` what it has found before.
 
     Args:
@@ -157,7 +157,7 @@ def walk(model: nn.Module) -> list[tuple[str, nn.Module]]:
         _walk(model, "", found)
         return found
 
-    return once(("walk", model), find)
+    return found_once(("walk", model), find)
 
 
 def _walk(module: nn.Module, name: str, found: list[tuple[str, nn.Module]]) -> None:
@@ -179,7 +179,7 @@ def base_modules(model: nn.Module) -> list[nn.Module]:
         _collect(model, found, Adapter)
         return list(found)
 
-    return once(("base modules", model), find)
+    return found_once(("base modules", model), find)
 
 
 def every_module(model: nn.Module) -> list[nn.Module]:
@@ -205,7 +205,7 @@ def named_once(model: nn.Module) -> list[Named]:
             names.setdefault(module, []).append(name)
         return list(names.items())
 
-    return once(("names", model), find)
+    return found_once(("names", model), find)
 
 
 def submodule(model: nn.Module, path: str) -> nn.Module:
