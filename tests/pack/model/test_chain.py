@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import reference as ref
+from rankwise.errors import PackError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.pack.model.known import known_sequence
@@ -100,6 +101,8 @@ def replaced() -> nn.Module:
         lambda: nn.Sequential(nn.Linear(2, 2), Own()),
         lambda: nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)),
         lambda: nn.Sequential(nn.Linear(2, 2), nn.RReLU()),
+        lambda: nn.Sequential(nn.Linear(2, 2), nn.Softmax(dim=0)),
+        lambda: nn.Sequential(nn.Linear(2, 2), nn.LayerNorm((3, 2))),
         lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))),
         hooked,
         replaced,
@@ -108,6 +111,13 @@ def replaced() -> nn.Module:
 def test_what_runs_more_than_torchs_own_code_is_not_known(make: Callable[[], nn.Module]) -> None:
     model = make()
     assert [m for _, m in known_sequence(model)] == ([model] if type(model) is nn.Linear else [])
+
+
+def test_rows_that_softmax_mixes_are_refused_all_the_same() -> None:
+    model = nn.Sequential(nn.Linear(6, 3), nn.Softmax(dim=0))
+    pack = Pack(model, [Member(name="a", lora=LoRAConfig(r=1))], loss)
+    with pytest.raises(PackError, match="depends on the other rows"), pack.attached(torch.rand(4, 6), training=True):
+        pass
 
 
 def test_a_hook_for_all_modules_is_seen() -> None:
