@@ -106,7 +106,7 @@ def main() -> None:
         results: dict[str, Any] = json.loads((out / "results.json").read_text())
         forecast = max(run["peak_memory_bytes"] for run in results["runs"])
         told = f"{way}: {time.monotonic() - clock:.0f} s, forecast of base and largest pack {forecast / MB:.0f} MB"
-        print(f"{told}, object store {found.store / MB:.1f} MB", flush=True)
+        print(f"{told}, object store {found.store / 1e3:.0f} kB", flush=True)
         for name, row in found.most.items():
             print(f"    {name}: VmHWM {row['VmHWM'] / MB:.0f} MB, PSS {row['Pss'] / MB:.0f} MB", flush=True)
 
