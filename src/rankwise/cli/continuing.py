@@ -10,8 +10,8 @@ from rankwise.sweeps.choose.deciding import Deciding
 EXTENDED = ("digits", "sweep")
 """Commands that seeds and ranks can be added to."""
 
-BUDGETS = ("max-runs", "max-minutes")
-"""Settings that an extended run may change."""
+CHANGEABLE = ("max-runs", "max-minutes", "compressed", "squeeze-steps")
+"""Settings that an extended run may change: they train nothing otherwise."""
 
 
 def settings_of(directory: Path, more_seeds: int | None, more_ranks: Sequence[int] | None) -> dict[str, Any]:

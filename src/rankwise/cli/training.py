@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from rankwise.cli.app import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_OK
-from rankwise.cli.continuing import BUDGETS, settings_of
+from rankwise.cli.continuing import CHANGEABLE, settings_of
 from rankwise.cli.forecast import print_forecast, with_forecast
 from rankwise.cli.places import name_of, new_run, pointed_to
 from rankwise.cli.processes import started_together
@@ -368,7 +368,7 @@ def _check_same(command: str, settings: dict[str, Any], run_options: RunOptions)
         raise ConfigError(f"{directory} holds {kind} run of rankwise {next(iter(begun))}, not {command}.")
     for key in [*begun[command], *settings]:
         before, now = begun[command].get(key), settings.get(key)
-        if before != now and not (run_options.extends and key in BUDGETS):
+        if before != now and not (run_options.extends and key in CHANGEABLE):
             raise ConfigError(
                 f"--{key} is {now}, and {before} in {directory}; a run keeps the options it started with, so "
                 "leave the flag out."
