@@ -17,7 +17,7 @@ from small_sweep import small_model, some_data
 
 @pytest.fixture(autouse=True)
 def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rankwise.api.check_model", lambda model: None)
+    monkeypatch.setattr("rankwise.sweeps.arguments.check_model", lambda model: None)
 
 
 def data(n: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -190,7 +190,7 @@ def test_without_a_terminal(place, tmp_path, capfd, monkeypatch, piped):
     if given:
         assert list(json.loads(said.out))
     else:
-        assert max(map(len, said.out.splitlines())) <= max(80, len(str(tmp_path)) + 60)
+        assert max(map(len, said.out.splitlines())) <= max(80, len(str(tmp_path)) + 70)
 
 
 @pytest.fixture
