@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 from peft.utils.merge_utils import dare_linear, ties
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import rankwise
 from adapted_models import mlp, ours, outputs
+from rankwise.adapter_files.updates import read_updates
 from rankwise.cli import main
 from rankwise.errors import AdapterFileError, ConfigError, RankwiseError
 from rankwise.lora import adapter_tensors
@@ -61,10 +64,60 @@ def test_it_is_what_peft_makes(two: tuple[Path, Path], tmp_path: Path, method: s
     if method == "dare":
         theirs = "svd"
     report = rankwise.combine(two, tmp_path / "c", weights=WEIGHTS, method=method, density=density)  # pyright: ignore[reportArgumentType]
-    expected = outputs(in_peft(two, theirs, **given))
+    peer = in_peft(two, theirs, **given)
+    for path, found in deltas(tmp_path / "c").items():
+        expected = peer.base_model.model.get_submodule(path).get_delta_weight("both")
+        np.testing.assert_allclose(found, expected.detach(), rtol=0, atol=1e-6)
     for model in loaded(tmp_path / "c"):
-        torch.testing.assert_close(outputs(model), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(outputs(model), outputs(peer), rtol=0, atol=1e-5)
     assert (report.error < 1e-6) == (method == "cat")
+
+
+def deltas(folder: Path) -> dict[str, np.ndarray]:
+    """Each layer's s B A, as a folder holds it, in float64."""
+    updates = read_updates(folder).updates.items()
+    return {path: one.scale * one.pair.B[0].double().numpy() @ one.pair.A[0].double().numpy() for path, one in updates}
+
+
+@pytest.mark.parametrize("settings", [{}, {"init": "pissa"}, {"variant": "lora-fa"}], ids=str)
+def test_it_is_numpys_sum_and_truncation(tmp_path: Path, settings: dict[str, object]) -> None:
+    """Also with adapters whose start is taken off the base, which are written at twice their rank, or whose A froze."""
+    both = saved(tmp_path / "a", 1), saved(tmp_path / "b", 2, alpha=5.0, **settings)
+    parts = [deltas(folder) for folder in both]
+    rankwise.combine(both, tmp_path / "cat", weights=WEIGHTS, method="cat")
+    rankwise.combine(both, tmp_path / "svd", weights=WEIGHTS, method="svd", rank=2)
+    cat, svd = deltas(tmp_path / "cat"), deltas(tmp_path / "svd")
+    for path in TARGETS:
+        exact = sum(weight * part[path] for weight, part in zip(WEIGHTS, parts, strict=True))
+        np.testing.assert_allclose(cat[path], exact, rtol=0, atol=1e-6)
+        U, S, Vt = np.linalg.svd(exact, full_matrices=False)
+        np.testing.assert_allclose(svd[path], U[:, :2] * S[:2] @ Vt[:2], rtol=0, atol=1e-6)
+
+
+def heads(folder: Path, *changes: float) -> list[Path]:
+    """Adapters with a layer that is trained whole, changed by so much."""
+    folders: list[Path] = []
+    for seed, change in enumerate(changes):
+        model = ours(mlp(), target_modules=TARGETS, modules_to_save=["down"])
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.add_(change if "down" in name else seed)
+        folders.append(rankwise.save_adapter(model, folder / str(seed)))
+    return folders
+
+
+def test_heads_must_be_equal(tmp_path: Path) -> None:
+    with pytest.raises(AdapterFileError, match=r'differ in ".*down.bias", which is trained in full.*two heads'):
+        rankwise.combine(heads(tmp_path / "differ", 1.0, 2.0), tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+    equal = heads(tmp_path / "equal", 1.0, 1.0)
+    rankwise.combine(equal, tmp_path / "c", weights=[0.5, 0.5], method="cat")
+    combined, theirs = loaded(tmp_path / "c")
+    files = load_file(tmp_path / "c" / "adapter_model.safetensors")
+    assert torch.equal(files["base_model.model.down.weight"], mlp().down.weight + 1.0)
+    torch.testing.assert_close(outputs(combined), outputs(theirs), rtol=0, atol=1e-5)
+    assert all(not torch.allclose(outputs(combined), outputs(loaded(folder)[0])) for folder in equal)
 
 
 def test_the_error_is_that_of_the_exact_sum(two: tuple[Path, Path], tmp_path: Path) -> None:
@@ -73,16 +126,11 @@ def test_the_error_is_that_of_the_exact_sum(two: tuple[Path, Path], tmp_path: Pa
     cut = rankwise.combine(two, tmp_path / "svd", weights=WEIGHTS, method="svd", rank=3)
     mixed = rankwise.combine(two, tmp_path / "linear", weights=WEIGHTS, method="linear")
     assert {update.r for update in exact.updates} == {4}
-    deltas = {}
-    for name in ("cat", "svd", "linear"):
-        model = mlp()
-        rankwise.load_adapter(model, tmp_path / name)
-        scale = {path: module.lora.scale["default"] for path in TARGETS for module in [model.get_submodule(path)]}
-        deltas[name] = {path: scale[path] * B @ A for path, (A, B) in adapter_tensors(model).items()}
+    written = {name: deltas(tmp_path / name) for name in ("cat", "svd", "linear")}
     for name, report in (("svd", cut), ("linear", mixed)):
         for update in report.updates:
-            whole, part = deltas["cat"][update.path].detach(), deltas[name][update.path].detach()
-            assert update.error == pytest.approx(float((whole - part).norm() / whole.norm()), rel=1e-4)
+            whole, part = written["cat"][update.path], written[name][update.path]
+            assert update.error == pytest.approx(float(np.linalg.norm(whole - part) / np.linalg.norm(whole)), rel=1e-4)
     assert 0 < cut.error < mixed.error
 
 
@@ -98,12 +146,12 @@ def terms(n: int = 2, stack: int = 1) -> list[Term]:
 def test_ties_and_dare_before_truncation() -> None:
     """At full rank they are peft's functions of the same tensors and draws."""
     given = terms(3)
-    deltas, weights = [term.delta for term in given], torch.tensor([term.weight for term in given])
+    updates, weights = [term.delta for term in given], torch.tensor([term.weight for term in given])
     A, B = methods.ties(given, 5, density=0.4)
-    torch.testing.assert_close(B @ A, ties(deltas, weights.double(), 0.4))
+    torch.testing.assert_close(B @ A, ties(updates, weights.double(), 0.4))
     A, B = methods.dare(given, 5, 0.4, stream(0, "x"))
     torch.manual_seed(stream(0, "x").initial_seed())
-    torch.testing.assert_close(B @ A, dare_linear(deltas, weights.double(), 0.4))
+    torch.testing.assert_close(B @ A, dare_linear(updates, weights.double(), 0.4))
 
 
 def test_the_same_seed_gives_the_same_adapter(two: tuple[Path, Path], tmp_path: Path) -> None:
@@ -145,7 +193,8 @@ def test_one_adapter_and_an_unknown_method(two: tuple[Path, Path], tmp_path: Pat
     [
         ({"target_modules": ["down"]}, 'adapts "block.down" and .* doesn\'t'),
         ({"r": 3}, "ranks 2, 3 at .* needs one rank"),
-        ({"variant": "dora"}, "only plain LoRA"),
+        ({"variant": "dora"}, "is of a DoRA adapter.*only plain LoRA"),
+        ({"variant": "vera"}, "is of a VeRA adapter.*only plain LoRA"),
         ({"modules_to_save": ["down"]}, 'differ in ".*down.bias", which is trained in full'),
         ({"alpha": 0.0}, "alpha = 0"),
     ],

@@ -3,15 +3,25 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 import rankwise
 from adapted_models import MODELS, bert, gpt2, llama, outputs
+from rankwise.adapter_files.updates import read_updates
 from rankwise.cli import main
 from rankwise.errors import AdapterFileError, ConfigError
 
@@ -136,6 +146,101 @@ def test_what_is_far_from_low_rank_is_named(tmp_path: Path) -> None:
     for update in report.updates:
         S = torch.linalg.svdvals((after[f"{update.path}.weight"] - before[f"{update.path}.weight"]).double())
         assert update.error == pytest.approx(float(S[1:].norm() / S.norm()), rel=1e-5)
+
+
+def difference(adapter: Path, path: str) -> np.ndarray:
+    """s B A of one layer, as the folder holds it, in float64."""
+    update = read_updates(adapter).updates[path]
+    return update.scale * update.pair.B[0].double().numpy() @ update.pair.A[0].double().numpy()
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_it_is_numpys_truncation_of_the_difference(tmp_path: Path, rank: int) -> None:
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 7))
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    for model, name in ((base, "base"), (tuned, "tuned")):
+        save_file(model.state_dict(), tmp_path / f"{name}.safetensors")
+    files = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
+    report = rankwise.extract(*files, tmp_path / "a", rank=rank, model=base)
+    for update in report.updates:
+        weights = [model.get_submodule(update.path).weight.detach().double().numpy() for model in (tuned, base)]
+        U, S, Vt = np.linalg.svd(weights[0] - weights[1], full_matrices=False)
+        np.testing.assert_allclose(
+            difference(tmp_path / "a", update.path), U[:, :rank] * S[:rank] @ Vt[:rank], atol=1e-6
+        )
+        assert update.error == pytest.approx(float(np.linalg.norm(S[rank:]) / np.linalg.norm(S)), rel=1e-5)
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(3, 4, 5)), nn.Parameter(torch.randn(3, 5, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bi,eij,ejk->bk", x, self.up, self.down)
+
+
+def test_stacks_of_experts_are_named(tmp_path: Path) -> None:
+    """Parameters of three dimensions are left out; the layers beside them are not."""
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(4, 4), Experts())
+    both, alone = copy.deepcopy(base), copy.deepcopy(base)
+    with torch.no_grad():
+        both[0].weight.add_(torch.outer(torch.arange(4.0), torch.ones(4)))
+        for model in (both, alone):
+            model[1].up.add_(1.0)
+    for model, name in ((base, "base"), (both, "both"), (alone, "alone")):
+        save_file(model.state_dict(), tmp_path / f"{name}.safetensors")
+    base_file, both_file, alone_file = (tmp_path / f"{name}.safetensors" for name in ("base", "both", "alone"))
+    report = rankwise.extract(base_file, both_file, tmp_path / "a", rank=1, model=base)
+    assert report.notes[-1] == "Not in the adapter, though they differ, 1 tensors: 1.up."
+    change = (both[0].weight - base[0].weight).detach().double().numpy()
+    np.testing.assert_allclose(difference(tmp_path / "a", "0"), change, atol=1e-6)
+    with pytest.raises(AdapterFileError, match=r'no layer that LoRA adapts, only in 1 others \("1.up"\)'):
+        rankwise.extract(base_file, alone_file, tmp_path / "b", rank=1, model=base)
+
+
+def test_experts_that_files_hold_one_by_one_are_named(tmp_path: Path) -> None:
+    """transformers writes Mixtral's experts under names that its own modules don't have."""
+    config = MixtralConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    base = MixtralForCausalLM(config).eval()
+    tuned = changed(base)
+    with torch.no_grad():
+        tuned.model.layers[0].mlp.experts.down_proj[1].add_(0.1)
+    base.save_pretrained(tmp_path / "base")
+    tuned.save_pretrained(tmp_path / "tuned")
+    report = rankwise.extract(tmp_path / "base", tmp_path / "tuned", tmp_path / "a", rank=R)
+    assert "though they differ, 1 tensors: model.layers.0.block_sparse_moe.experts.1.w2.weight." in report.notes[-1]
+    assert "model.layers.0.self_attn.q_proj" in {update.path for update in report.updates}
+
+
+def test_an_enlarged_vocabulary(tmp_path: Path) -> None:
+    """Refused, with a way out that works: the base enlarged likewise."""
+    base = llama()
+    base.save_pretrained(tmp_path / "base")
+    base.resize_token_embeddings(24, mean_resizing=False)
+    tuned = changed(base, kinds=(nn.Linear, nn.Embedding))
+    base.save_pretrained(tmp_path / "enlarged")
+    tuned.save_pretrained(tmp_path / "tuned")
+    with pytest.raises(AdapterFileError, match=r"shape \(20, 16\) .* and \(24, 16\) .*resize_token_embeddings"):
+        rankwise.extract(tmp_path / "base", tmp_path / "tuned", tmp_path / "a", rank=R)
+    report = rankwise.extract(tmp_path / "enlarged", tmp_path / "tuned", tmp_path / "a", rank=R)
+    assert {"model.embed_tokens", "lm_head"} <= {update.path for update in report.updates}
+    assert report.error < 1e-5
+    mine, theirs = (LlamaForCausalLM.from_pretrained(tmp_path / "enlarged").eval() for _ in range(2))
+    rankwise.load_adapter(mine, tmp_path / "a")
+    peer = PeftModel.from_pretrained(theirs, str(tmp_path / "a")).eval()
+    ids = torch.arange(24).view(1, 24)
+    for model in (mine, peer):
+        torch.testing.assert_close(model(ids).logits, tuned(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

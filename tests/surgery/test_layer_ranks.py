@@ -51,7 +51,7 @@ def test_no_more_parameters_and_no_more_left_out(adapter: Path, r: int) -> None:
     ranks = dict(config.rank_pattern)
     assert left_out(adapter, ranks) <= left_out(adapter, dict.fromkeys(ranks, r)) + 1e-12
     rankwise.inject(net := model(), config)
-    assert [layer.lora.scale["default"] for layer in net] == pytest.approx([2.0] * 3)  # type: ignore[union-attr]
+    assert [layer.lora.scale["default"] for layer in net] == pytest.approx([flat.scale()] * 3)  # type: ignore[union-attr]
 
 
 def test_the_layer_that_uses_all_directions_gets_them(adapter: Path) -> None:

@@ -122,7 +122,8 @@ def check_settings(
 ) -> Sequence[float]:
     """Return each adapter's weight; raise where a setting is out of its range."""
     if n < 2:
-        raise ConfigError(f"{n} adapter is given; give two or more to combine.")
+        given = "1 adapter is" if n == 1 else "No adapter is"
+        raise ConfigError(f"{given} given; give two or more to combine.")
     if method not in get_args(Method):
         raise ConfigError(f'{option("method")} is "{method}"; give one of {", ".join(get_args(Method))}.')
     shares = [1 / n] * n if weights is None else list(weights)

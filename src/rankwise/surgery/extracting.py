@@ -90,14 +90,16 @@ def extract(
     before, after = WeightFiles(base), WeightFiles(tuned)
     model = architecture(after.folder) if model is None else model
     parts = _Parts(model, before, after)
+    parts.check_names()
     for module, names in named_once(model):
         parts.take(module, names, rule)
-    if not parts.pairs and not parts.saved:
+    parts.leave_unknown()
+    if not parts.pairs and not parts.saved and not parts.left_out:
         raise AdapterFileError(f"{base} and {tuned} have the same weights; there is nothing to extract.")
     if not parts.pairs:
+        others = [*parts.saved, *parts.left_out]
         raise AdapterFileError(
-            f'{tuned} differs from {base} in no layer that LoRA adapts, only in {len(parts.saved)} others ("'
-            f'{parts.saved[0]}").'
+            f'{tuned} differs from {base} in no layer that LoRA adapts, only in {len(others)} others ("{others[0]}").'
         )
     with new_folder(out) as folder:
         parts.write(folder, base_name or str(base))
@@ -148,6 +150,30 @@ class _Parts:
             self.bias = True
         elif differing:
             self._save(module, path, differing)
+
+    def check_names(self) -> None:
+        """Raise where no tensor of the model is in both files."""
+        tuned = [name for name in self._tensors if self._tuned_key(name) is not None]
+        if not any(self._base_key(name) for name in tuned):
+            first = f', where the first is "{tuned[0]}"' if tuned else ""
+            raise AdapterFileError(
+                f"{self.before.place} has no tensor of {self.after.place}{first}. Give the base that was fine-tuned, "
+                "and the model as model= where config.json doesn't describe it."
+            )
+
+    def leave_unknown(self) -> None:
+        """Name what differs in the files under no name of the model's: files of some mixtures of experts hold each
+        expert by itself, where the code has them in one stack.
+        """
+        known = {self._tuned_key(name) for name in self._tensors}
+        for key in self.after.keys():  # noqa: SIM118
+            before = self._base_key(key)
+            if key not in known and (
+                before is None
+                or self.before.shape(before) != self.after.shape(key)
+                or not torch.equal(self.before.read(before).double(), self.after.read(key).double())
+            ):
+                self.left_out.append(key)
 
     def _is_changed(self, name: str) -> bool:
         keys = self._base_key(name), self._tuned_key(name)

@@ -20,7 +20,8 @@ from rankwise.surgery.spectra import thin_svd
 def ranks_by_layer(adapter: str | os.PathLike[str], r: int) -> LoRAConfig:
     """Return settings with a rank for each layer, for a sweep beside the flat rank.
 
-    The alpha of each layer is that of the adapter times its rank over the adapter's, so that the scale is one for all.
+    The scale of every layer is the one that the flat rank has with the adapter's alpha, so the two differ in nothing
+    but where the ranks are.
 
     Args:
         adapter: Folder of a trained adapter of a larger rank, in PEFT's format.
@@ -51,13 +52,13 @@ def ranks_by_layer(adapter: str | os.PathLike[str], r: int) -> LoRAConfig:
             f"{option('r')} is {r}, and {stored.folder} has rank {most}; its spectra tell of smaller ranks. Give one "
             f"from 1 to {most - 1}."
         )
-    config = LoRAConfig.from_peft(stored.folder)
+    config = replace(LoRAConfig.from_peft(stored.folder), r=r)
     ranks = _taken(stored.updates, r)
     scale = config.scale()
     alphas = {path: scale * rank for path, rank in ranks.items()}
     if config.scaling != "alpha/r":
         alphas = {path: scale * rank**0.5 for path, rank in ranks.items()}
-    return replace(config, r=r, rank_pattern=ranks, alpha_pattern=alphas, seed=0)
+    return replace(config, rank_pattern=ranks, alpha_pattern=alphas, seed=0)
 
 
 def _taken(updates: dict[str, StoredUpdate], r: int) -> dict[str, int]:
