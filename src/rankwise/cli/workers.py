@@ -32,7 +32,8 @@ def check_workers(run_options: "RunOptions", settings: dict[str, Any]) -> None:
             "--max-minutes does not go with --prepare: nothing measures the time of workers that others start; give "
             "--max-runs."
         )
-    if run_options.ray is not None:
+    on_store = run_options.out is not None and url_of(run_options.out) is not None
+    if run_options.ray is not None and not on_store:
         from rankwise.sweeps.run.units.address import answering, require_ray
 
         require_ray()
