@@ -11,7 +11,7 @@ from two_processes import PACKS, pack_of
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_updates_are_those_of_one_process(tmp_path: Path, world: int) -> None:
     """Batches of 7 rows, the last of 5, with dropout of the base and of the adapters: parts of 2 and 3 rows."""
     two_processes.run(two_processes.packs, tmp_path, world)
