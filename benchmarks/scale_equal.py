@@ -98,16 +98,28 @@ def compare(one: Path, other: Path) -> str:
     return f"{told}, updates within {far:.1e} of their largest entry"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def task_parser(description: str | None, out: Path) -> argparse.ArgumentParser:
+    """The arguments of a benchmark that runs one of these sweeps."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=["digits", "minilm"])
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--out", type=Path, default=out)
+    return parser
+
+
+def emptied(folder: Path) -> Path:
+    """An empty folder in place of what was there."""
+    folder = folder.absolute()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def main() -> None:
+    parser = task_parser(__doc__, Path("runs/scale-equal"))
     parser.add_argument("--cut", type=int)
-    parser.add_argument("--out", type=Path, default=Path("runs/scale-equal"))
     given = parser.parse_args()
-    work = (given.out / given.task).absolute()
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    work = emptied(given.out / given.task)
     rankwise = [sys.executable, "-m", "rankwise"]
     base = [*rankwise, *command_of(given.task, given.data, work)]
     workers = {"work": "1"} | ({f"work, cut for {given.cut}": str(given.cut)} if given.cut else {})

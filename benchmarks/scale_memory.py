@@ -9,10 +9,8 @@ object store the bytes of shared memory that were written to. Libraries alone ar
 what a worker does, and the same sweep in one process.
 """
 
-import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from scale_equal import command_of
+from scale_equal import command_of, emptied, task_parser
 
 IMPORTS = "import torch, transformers, rankwise.experiment, rankwise.tasks.digits.run, rankwise.tasks.text.run, ray"
 MB = 1e6
@@ -88,14 +86,8 @@ def sampled(command: list[str]) -> Sampler:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["digits", "minilm"])
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("runs/scale-memory"))
-    given = parser.parse_args()
-    work = (given.out / given.task).absolute()
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    given = task_parser(__doc__, Path("runs/scale-memory")).parse_args()
+    work = emptied(given.out / given.task)
     libraries = sampled([sys.executable, "-c", f"{IMPORTS}; import time; time.sleep(2)"]).most["driver"]
     print(f"libraries alone: VmHWM {libraries['VmHWM'] / MB:.0f} MB, PSS {libraries['Pss'] / MB:.0f} MB", flush=True)
     base = [sys.executable, "-m", "rankwise", *command_of(given.task, given.data, work)]

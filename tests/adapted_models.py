@@ -2,7 +2,7 @@
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, LlamaConfig, LlamaForCausalLM
 
 from rankwise.lora import LoRAConfig, adapter_tensors, inject
@@ -76,3 +76,14 @@ def theirs(model, **settings):
 
 
 MODELS = {"mlp": mlp, "llama": llama, "bert": bert, "gpt2": gpt2}
+
+
+class Experts(nn.Module):
+    """Two stacks of three matrices, as models with experts have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(3, 4, 5)), nn.Parameter(torch.randn(3, 5, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bi,eij,ejk->bk", x, self.up, self.down)

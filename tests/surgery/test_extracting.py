@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import rankwise
-from adapted_models import MODELS, bert, gpt2, llama, outputs
+from adapted_models import MODELS, Experts, bert, gpt2, llama, outputs
 from rankwise.adapter_files.updates import read_updates
 from rankwise.cli import main
 from rankwise.errors import AdapterFileError, ConfigError
@@ -173,15 +173,6 @@ def test_it_is_numpys_truncation_of_the_difference(tmp_path: Path, rank: int) ->
             difference(tmp_path / "a", update.path), U[:, :rank] * S[:rank] @ Vt[:rank], atol=1e-6
         )
         assert update.error == pytest.approx(float(np.linalg.norm(S[rank:]) / np.linalg.norm(S)), rel=1e-5)
-
-
-class Experts(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.up, self.down = nn.Parameter(torch.randn(3, 4, 5)), nn.Parameter(torch.randn(3, 5, 4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.einsum("bi,eij,ejk->bk", x, self.up, self.down)
 
 
 def test_stacks_of_experts_are_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import rankwise
-from adapted_models import MODELS, fill, mlp, ours, outputs, theirs
+from adapted_models import MODELS, Experts, fill, mlp, ours, outputs, theirs
 from rankwise.cli import main
 from rankwise.errors import AdapterFileError, ConfigError, OutputError
 from rankwise.lora import adapter_tensors, merge
@@ -103,15 +103,6 @@ def test_kinds_of_layers_in_peft(tmp_path: Path, whose: str) -> None:
         exact, found = deltas(mixed(), tmp_path / "a"), deltas(mixed(), tmp_path / "two")
         for path, delta in exact.items():
             torch.testing.assert_close(found[path], truncated(delta, 2), rtol=0, atol=1e-6)
-
-
-class Experts(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.up, self.down = nn.Parameter(torch.randn(3, 4, 5)), nn.Parameter(torch.randn(3, 5, 4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.einsum("bi,eij,ejk->bk", x, self.up, self.down)
 
 
 def test_stacks_of_experts(tmp_path: Path) -> None:

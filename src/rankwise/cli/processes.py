@@ -26,7 +26,7 @@ def started_together() -> bool:
 
 @contextmanager
 def joined(device: str, run_options: "RunOptions") -> Generator["Processes"]:
-    """Join the other processes for the length of the block; each takes a GPU of its own where they compute on GPUs.
+    """Join the other processes inside the block; on GPUs each process takes one GPU.
 
     Args:
         device: What the user gave.

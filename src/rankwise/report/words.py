@@ -122,7 +122,7 @@ def explanation(results: Results) -> list[str]:
         if answer.reason and not stands_alone(results):
             sentences.append(sentence(answer.reason))
         if answer.next:
-            sentences.append(f"To go on with more seeds: `{answer.next}`.")
+            sentences.append(f"To add seeds, run `{answer.next}`.")
         if not results.complete:
             sentences.append(f"The sweep is not complete ({_progress(results)}), so the answer may still change.")
         sentences += _edges(results, answer)

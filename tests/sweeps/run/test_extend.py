@@ -248,7 +248,7 @@ def test_an_undecided_answer_names_what_could_decide() -> None:
     change(answer, verdict="undecided", more_seeds_needed=3, leaning=Leaning(name="r2", p_within=0.7))
     add_next(results, 2, lambda more, then: f"rankwise digits --resume runs/demo --more-seeds {more}")
     assert answer.next == "rankwise digits --resume runs/demo --more-seeds 3"
-    assert "To go on with more seeds: `rankwise digits --resume runs/demo --more-seeds 3`." in answer_words(results)
+    assert "To add seeds, run `rankwise digits --resume runs/demo --more-seeds 3`." in answer_words(results)
     # An adaptive plan gave up after two of its four seeds, as five would be needed.
     add_next(results, 4, lambda more, then: f"sweep(..., seeds={then}), {more} more")
     assert answer.next == "sweep(..., seeds=5), 1 more"

@@ -110,7 +110,7 @@ class Layer:
     groups: Groups | None = None
 
     def cheapest(self, rows: int) -> "Way":
-        """The cheapest way for so many rows of each adapter, where it has no dropout of its own."""
+        """The way with the fewest multiplications for this many rows of each adapter, without dropout on its input."""
         # Where W is of half precision, W + s B A would lose what A and B have learned.
         if self.groups is not None or self.weight.dtype not in (torch.float32, torch.float64):
             return FACTORED

@@ -23,7 +23,7 @@ class RankCut:
     smaller: tuple[Candidate, ...]
 
     def run(self, trained: Run, smaller: Candidate) -> Run:
-        """The adapter of a run at a smaller rank, as a run of its own.
+        """A run for the same adapter at a smaller rank.
 
         Args:
             trained: The run that trained it.
