@@ -32,24 +32,25 @@ def check_workers(run_options: "RunOptions", settings: dict[str, Any]) -> None:
             "--max-minutes does not go with --prepare: nothing measures the time of workers that others start; give "
             "--max-runs."
         )
-    on_store = run_options.out is not None and url_of(run_options.out) is not None
-    if run_options.ray is not None and not on_store:
-        from rankwise.sweeps.run.units.address import answering, require_ray
-
-        require_ray()
-        answering(run_options.ray)
     if (url := _url_of_run(run_options)) is not None:
         from rankwise.sweeps.run.units.on_ray import check_reached
 
         check_reached(url, run_options.ray)
+    if run_options.ray is not None:
+        from rankwise.sweeps.run.units.address import answering, require_ray
+
+        require_ray()
+        answering(run_options.ray)
 
 
 def _url_of_run(run_options: "RunOptions") -> str | None:
     """The URL of a run directory on an object store; None for one of this machine."""
+    if run_options.resume is None:
+        return None if run_options.out is None else url_of(run_options.out)
+    # It loads torch, which only a run that is resumed from a copy needs here.
     from rankwise.sweeps.storage.working_copy import shown
 
-    given = run_options.resume or run_options.out
-    return None if given is None else url_of(shown(given))
+    return url_of(shown(run_options.resume))
 
 
 def workers_of(run_options: "RunOptions", directory: Path) -> "Workers | None":
