@@ -162,14 +162,17 @@ def resumes(tmp_path: Path, data: Path, changes: list[Put]) -> tuple[str, dict[s
     """Take up what a process has left that was killed after these changes."""
     left = ObjectStore(f"memory://{tmp_path.name}/{len(changes)}/run")
     fills(left, changes)
-    where = ["--resume", left.url]
-    action = "resumed"
-    if main(["digits", *where, "--quiet"]) != 0:
-        finished = "results.json" in left.names()
-        action = "finished" if finished else "again"
-        if not finished:
-            assert main(["digits", *FLAGS, "--data", str(data), "--out", left.url, "--overwrite"]) == 0
-    return action, contents_of(left, tmp_path / f"copy-{len(changes)}")
+    copy = tmp_path / f"copy-{len(changes)}"
+    if main(["digits", "--resume", left.url, "--quiet"]) == 0:
+        return "resumed", contents_of(left, copy)
+    finished = "results.json" in left.names()
+    there = contents_of(left, copy) if finished else {}
+    assert main(["digits", *FLAGS, "--data", str(data), "--out", left.url, "--overwrite"]) == 0
+    if not finished:
+        return "again", contents_of(left, copy)
+    # Some of what it was resumed from is left; the next run there removes it.
+    assert not [name for name in left.names() if name.startswith("checkpoints")]
+    return "finished", {name: value for name, value in there.items() if not name.startswith("checkpoints")}
 
 
 @pytest.mark.usefixtures("quick")
@@ -190,6 +193,35 @@ def test_a_run_killed_at_any_moment(
     actions = [resumes(tmp_path, data, changes[:n]) for n in range(len(changes) + 1)]
     assert all(there == in_a_folder for _, there in actions)
     assert {action for action, _ in actions} == {"resumed", "finished", "again"}
+
+
+@pytest.mark.parametrize("begun", ["new", "extended", "overwritten"])
+def test_a_run_killed_while_its_results_come_in_place(
+    begun: str, store: ObjectStore, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two looks for something new, so that what stands for a moment only may never be seen."""
+    out, before = tmp_path / "folder", list[Put]()
+    new = [*FLAGS, "--data", str(data), "--out"]
+    run = ["--resume", store.url, "--more-seeds", "1", "--quiet"] if begun == "extended" else [*new, store.url]
+    if begun != "new":
+        first = new if begun == "extended" else [*FLAGS, "--ranks", "1", "--data", str(data), "--out"]
+        assert main(["digits", *first, store.url]) == 0
+        before = [(name, store.read(name)) for name in store.names()]
+        run += ["--overwrite"] * (begun == "overwritten")
+    with monkeypatch.context() as inner:
+        changes = noted(inner, store)
+        assert main(["digits", *run]) == 0
+    assert main(["digits", *new, str(out)]) == 0
+    if begun == "extended":
+        assert main(["digits", "--resume", str(out), "--more-seeds", "1", "--quiet"]) == 0
+    names = [name for name, _ in changes]
+    moments = range(names.index("checkpoints/placing.json") + 1, names.index("results.json") + 2)
+    assert len(moments) >= 7
+    for moment in (moments[0], moments[1], moments[len(moments) // 2], moments[-1]):
+        left = ObjectStore(f"{store.url}-{moment}")
+        fills(left, before + changes[:moment])
+        assert main(["digits", "--resume", left.url, "--quiet"]) == 0
+        assert contents_of(left, tmp_path / str(moment)) == contents(out)
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def with_local_folders(arguments: Sequence[str], copies: ExitStack) -> list[str]
         flag, equals, value = argument.partition("=")
         value = value if equals else next(iter(arguments[i + 1 : i + 2]), "")
         if flag == "--resume" and (url := url_of(value)) and "://" in value:
-            folder = str(copies.enter_context(run_copy(url)))
+            folder = str(copies.enter_context(run_copy(url, continues=True)))
             arguments[i : i + (1 if equals else 2)] = ["--resume", folder]
         elif flag == "--out" and "://" in value and arguments[0] not in TRAINING:
             raise ConfigError(f"--out of rankwise {arguments[0]} is {value}; it takes a path of this machine.")

@@ -66,7 +66,7 @@ def _directory(given: Path, pack: int | None) -> AbstractContextManager[Path]:
         return nullcontext(pointed_to(given))
     from rankwise.sweeps.storage.working_copy import run_copy, unit_copy
 
-    return run_copy(url, decides=True) if pack is None else unit_copy(url, pack)
+    return run_copy(url, continues=True, decides=True) if pack is None else unit_copy(url, pack)
 
 
 def _work(directory: Path, pack: int | None, *, quiet: bool) -> int:

@@ -55,6 +55,7 @@ class Mirror:
         self.store, self.folder = store, folder
         self._skipped, self._waits, self._removal, self._lease = skipped, waits, removal, lease
         self._copied: dict[str, Stat] = {}
+        self._one_at_a_time = threading.Lock()
 
     def pull(self, needed: Callable[[str], bool], *, placeholders: bool = False) -> None:
         """Copy objects to the folder.
@@ -99,6 +100,10 @@ class Mirror:
             BusyError: Another process writes there now.
             OutputError: The store can't be written.
         """
+        with self._one_at_a_time:
+            return self._push(everything)
+
+    def _push(self, everything: bool) -> bool:
         here = self._files()
         changed = [name for name, stat in here.items() if self._copied.get(name) != stat]
         gone = [name for name in self._copied if name not in here]

@@ -1,6 +1,7 @@
 """Cut adapters in a sweep: scored as trained ones are, judged by the same rule, saved where one is to be shipped."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rankwise import Training
 from rankwise.errors import ConfigError
 from rankwise.report import answer_words
 from rankwise.report.cut.cut_table import cut_markdown, cut_rows
-from rankwise.results import read_results
+from rankwise.results import Results, read_results
 from rankwise.sweeps.problem import Scores
 from rankwise.sweeps.squeezing.shipping import JudgedShipping
 from small_sweep import accuracy, loss, small_model, some_data
@@ -95,6 +96,20 @@ def test_results_are_replaced_with_the_cut_adapter(shipped: rankwise.Sweep, tmp_
     assert not (out / "ship").exists()
     assert "compressed" not in json.loads((out / "results.json").read_text())
     assert all("-to-" not in path.name for path in (out / "adapters").iterdir())
+
+
+def test_what_is_no_longer_there_is_named(tmp_path: Path) -> None:
+    def swept(seeds: int) -> Results:
+        settings = {**GIVEN, "training": Training(batch_size=32, epochs=1), "seeds": seeds}
+        return rankwise.sweep(small_model(), [2, 4], **settings, out=tmp_path / "run", resume=True).results
+
+    cut = swept(1).compressed
+    assert cut is not None
+    shutil.rmtree(tmp_path / "run" / "adapters" / "r4-lr0.03-s0")
+    found = swept(2)
+    assert found.compressed is not None
+    assert [run.trained for run in found.compressed.configurations[0].runs] == ["r4-lr0.03-s1"]
+    assert "r4-lr0.03-s0 of the earlier sweep was not cut to smaller ranks" in " ".join(found.notes)
 
 
 def test_what_was_cut_is_left_out(shipped: rankwise.Sweep) -> None:

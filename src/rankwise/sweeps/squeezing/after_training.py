@@ -75,7 +75,9 @@ def squeeze_after_training(
     if not is_asked(deciding, judged.problem) or not judged.swept.complete:
         return None
     squeezed = squeeze(model, judged, candidates, lambda run: saved.state(model, run))
-    if squeezed is None:
+    if squeezed.unread:
+        judged.swept.note([_unread(squeezed.unread)])
+    if not squeezed.cut.runs:
         return None
     sizes = len({run.configuration for run in squeezed.cut.runs})
     adapters = len({run.name for run in squeezed.trained.values()})
@@ -85,3 +87,12 @@ def squeeze_after_training(
         repair(model, judged, squeezed, deciding.squeeze_steps)
     judged.swept.compressed = squeezed.to_ship
     return compressed_results(judged, squeezed, saved.folders)
+
+
+def _unread(names: Sequence[str]) -> str:
+    several = len(names) > 1
+    others = f" and {len(names) - 1:,} others" * several
+    return (
+        f"{names[0]}{others} of the earlier sweep {'were' if several else 'was'} not cut to smaller ranks, as "
+        f"{'their adapters' if several else 'its adapter'} can't be read any more."
+    )

@@ -27,6 +27,7 @@ class Squeezed:
         steps: Steps of further training; None where there was none.
         repaired: The smaller adapters after these steps, under the same names.
         longer: Adapters trained at the smaller ranks, after as many further steps.
+        unread: Names of runs that were not cut, as their adapters are there no more.
     """
 
     cut: SweepState
@@ -34,7 +35,8 @@ class Squeezed:
     smaller: dict[str, Candidate]
     steps: int | None = None
     repaired: SweepState | None = None
-    longer: SweepState | None = field(default=None)
+    longer: SweepState | None = None
+    unread: list[str] = field(default_factory=list[str])
 
     @property
     def to_ship(self) -> SweepState:
@@ -47,7 +49,7 @@ def squeeze(
     judged: JudgedSweep,
     candidates: Sequence[Candidate],
     stored: Callable[[Run], AdapterState | None],
-) -> Squeezed | None:
+) -> Squeezed:
     """Cut the adapters of the largest rank trained to every smaller rank, and score them on validation and test data.
 
     Args:
@@ -57,7 +59,7 @@ def squeeze(
         stored: The tensors of a run that an earlier sweep trained; None where they are there no more.
 
     Returns:
-        The smaller adapters; None where there are none.
+        The smaller adapters, if there are any.
     """
     swept = judged.swept
     runs = {run.name: run for run in swept.runs}
@@ -67,13 +69,14 @@ def squeeze(
     for one in cuts_of(candidates, able):
         for trained in able[one.trained.name]:
             state = swept.outcomes[trained.name].state or stored(trained)
+            if state is None:
+                found.unread.append(trained.name)
+                continue
             smaller = [one.run(trained, candidate) for candidate in one.smaller]
-            states = None if state is None else cut_state(model, trained.member, state, [s.member for s in smaller])
+            states = cut_state(model, trained.member, state, [s.member for s in smaller])
             for run, candidate, its_state in zip(smaller, one.smaller, states or [], strict=False):
                 _add(cut, run, its_state, swept.outcomes[trained.name])
                 found.trained[run.name], found.smaller[run.configuration] = trained, candidate
-    if not cut.runs:
-        return None
     cut.parameters = {run.name: resolve(model, run.member).parameter_count() for run in cut.runs}
     score(model, cut, judged.problem, most_at_once(swept))
     return found

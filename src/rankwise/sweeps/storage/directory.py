@@ -28,6 +28,7 @@ from rankwise.sweeps.storage.owned import (
     EARLIER,
     PLACING,
     PLACING_FORMAT,
+    REPORT,
     RESULTS,
     RUN_MARK,
     SHIP,
@@ -43,6 +44,7 @@ from rankwise.sweeps.storage.owned import (
     remove_results,
     remove_unfinished,
 )
+from rankwise.sweeps.storage.working_copy import copied
 from rankwise.train.outcome import EpochPoint
 from rankwise.writing import plain_mode, read_checked, read_regular, replacing, write_checked, write_durably
 
@@ -245,16 +247,16 @@ def write_run(
         check_foreign(directory)
         cut_before = cut_folders(directory)
         new = [path.name for path in (staged / ADAPTERS).iterdir()] if (staged / ADAPTERS).is_dir() else []
-        # A run killed from here on finds what it has placed, and what was to go, when it is resumed.
-        write_checked(
-            placing, PLACING_FORMAT, {**dict.fromkeys(OWN_FILES, ()), ADAPTERS: [*named_adapters(directory), *new]}
-        )
+        # A run killed from here on finds what it has placed, what was to go and the earlier report, when it is resumed.
+        ours = dict.fromkeys((*OWN_FILES, *REPORT), ())
+        write_checked(placing, PLACING_FORMAT, {**ours, ADAPTERS: [*named_adapters(directory), *new]})
+        if not extends:
+            # The old mark goes first and the new one comes last, so it never stands next to files of another run.
+            remove_results(directory)
+        copied(directory)
         if extends:
             # The earlier results stay whole throughout: what they name is there, or replaced by a file with more in it.
             _add_adapters(staged, directory, new)
-        else:
-            # The old mark goes first and the new one comes last, so it never stands next to files of another run.
-            remove_results(directory)
         for name in reversed(OWN_FILES):
             if (staged / name).exists():
                 os.replace(staged / name, directory / name)

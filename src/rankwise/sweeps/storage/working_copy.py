@@ -22,14 +22,25 @@ from rankwise.remote.mirror import Mirror, mirroring, say
 from rankwise.remote.store import ObjectStore
 from rankwise.results import read_results
 from rankwise.sweeps.plan.plan import FILE as PLAN
-from rankwise.sweeps.storage.owned import ABOUT, ADAPTERS, BASE_FILE, BEST, RUN_MARK, STAGED, UNFINISHED, UNIT, UNITS
+from rankwise.sweeps.storage.owned import (
+    ABOUT,
+    ADAPTERS,
+    BASE_FILE,
+    BEST,
+    EARLIER,
+    RUN_MARK,
+    STAGED,
+    UNFINISHED,
+    UNIT,
+    UNITS,
+)
 
 LOGS = "logs"
 """The folder of loggers' files, which grow with every step."""
 
 TRAIN, DECIDE = "train", "decide"
 
-_copies: ContextVar[tuple[tuple[Path, str], ...]] = ContextVar("copies", default=())
+_copies: ContextVar[tuple[Mirror, ...]] = ContextVar("copies", default=())
 """Local folders that stand for URLs now."""
 
 Names = Callable[[str], bool]
@@ -42,17 +53,35 @@ def shown(path: str | Path) -> str:
         >>> shown(Path("runs", "last"))
         'runs/last'
     """
-    return _with_urls(str(path), _copies.get())
+    return _with_urls(str(path))
+
+
+def copied(directory: Path) -> None:
+    """Wait until the store holds what was written to a run directory and no longer what was removed; does nothing in a
+    directory that is no working copy.
+
+    The store is written from time to time, so a file that stands for a moment may never get there: one that others must
+    not come before is written, and this is called.
+
+    Raises:
+        BusyError: Another process writes there now.
+        OutputError: The store can't be written.
+    """
+    for mirror in _copies.get():
+        if directory.is_relative_to(mirror.folder):
+            mirror.push_all(say)
 
 
 @contextmanager
-def run_copy(url: str, *, decides: bool = False, whole: bool = False) -> Generator[Path]:
+def run_copy(url: str, *, continues: bool = False, decides: bool = False, whole: bool = False) -> Generator[Path]:
     """Work on a run: the only process that does, inside the block.
 
     Args:
         url: The run directory.
+        continues: Whether the run there is resumed or extended. The earlier adapters of one that is extended are
+            needed, as they are cut to smaller ranks again.
         decides: Whether it only decides; units may then be trained elsewhere at the same time.
-        whole: Whether earlier adapters are needed too, and the folder stays until this process ends.
+        whole: Whether all earlier adapters are needed, and the folder stays until this process ends.
 
     Yields:
         The local folder.
@@ -64,8 +93,13 @@ def run_copy(url: str, *, decides: bool = False, whole: bool = False) -> Generat
     store = ObjectStore(url)
     lease = Lease(store, LOCK, url, DECIDE if decides else TRAIN)
 
+    def extended() -> bool:
+        return not _holds_unfinished(store) or bool(store.names(f"{UNFINISHED}/{EARLIER}"))
+
+    adapters = whole or (continues and extended())
+
     def needed(name: str) -> bool:
-        return whole or not name.startswith(f"{ADAPTERS}/")
+        return adapters or not name.startswith(f"{ADAPTERS}/")
 
     with _copy(store, lease, needed, placeholders=True, stays=whole) as folder:
         if not decides:
@@ -154,7 +188,7 @@ def _copy(
     temporary = Path(tempfile.mkdtemp(prefix="rankwise-"))
     folder = temporary / (PurePosixPath(store.url).name or "run")
     mirror = Mirror(store, folder, skipped=_is_local, waits=_may_wait, removal=_removal, lease=lease)
-    token = _copies.set((*_copies.get(), (folder, store.url)))
+    token = _copies.set((*_copies.get(), mirror))
     keep = False
     try:
         with ExitStack() as held:
@@ -181,7 +215,7 @@ def _copy(
                 keep = False
     except RankwiseError as error:
         if not keep:
-            error.args = (_with_urls(str(error), _copies.get()),)
+            error.args = (_with_urls(str(error)),)
         raise
     finally:
         _copies.reset(token)
@@ -242,7 +276,7 @@ def _removal(name: str) -> tuple[bool, ...]:
     return last == ABOUT, last != PLAN
 
 
-def _with_urls(text: str, copies: tuple[tuple[Path, str], ...]) -> str:
-    for folder, url in copies:
-        text = text.replace(str(folder), url)
+def _with_urls(text: str) -> str:
+    for mirror in _copies.get():
+        text = text.replace(str(mirror.folder), mirror.store.url)
     return text
