@@ -1,5 +1,6 @@
 """Runs on an object store (fsspec's memory) come to what runs in a folder come to, wherever they are interrupted."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,32 @@ def test_a_run(
     assert f"{store.url}/nothing" in refused(capsys, "inspect", f"{store.url}/nothing")
     assert "takes a path of this machine" in refused(capsys, "merge", adapter or "", "--out", "s3://bucket/merged")
     assert contents_of(store, tmp_path / "again") == in_a_folder, "reading has changed nothing"
+
+
+def test_what_is_read_of_a_run(
+    store: ObjectStore, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if its small adapter and its cut one had been shown to do."""
+    assert main(["digits", *FLAGS, "--data", str(data), "--out", store.url]) == 0
+    monkeypatch.setattr("rankwise.report.write_report", write_tables)
+    line = refused(capsys, "resize", f"{store.url}/best", "--rank", "1", "--out", str(tmp_path / "smaller"))
+    assert "recommends no adapter, so there is no" in line
+    assert "recommends no adapter to ship" in refused(capsys, "inspect", f"{store.url}/ship")
+    results = json.loads(store.read("results.json"))
+    adapters = [run["adapter"] for run in results["runs"] if run["adapter"]]
+    results["answer"] |= {"verdict": "shown", "adapter": adapters[0]}
+    results["compressed"]["ship"] |= {"verdict": "shown", "adapter": adapters[1]}
+    store.write("results.json", json.dumps(results).encode())
+    for link, adapter in (("best", adapters[0]), ("ship", adapters[1])):
+        assert main(["inspect", f"{store.url}/{link}"]) == 0
+        assert f"{store.url}/{adapter}: " in capsys.readouterr().out
+    other = f"{store.url}-2"
+    fills(ObjectStore(other), [(name, store.read(name)) for name in store.names()])
+    assert main(["compare", store.url, other]) == 0
+    assert "/rankwise-" not in capsys.readouterr().out
+    monkeypatch.undo()
+    assert main(["report", store.url, "--subspaces"]) == 0
+    assert "subspaces.png" in store.names()
 
 
 def test_units_in_processes_that_share_nothing_else(

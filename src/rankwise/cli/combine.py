@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from rankwise.cli.app import EXIT_OK, app
+from rankwise.cli.places import check_adapters
 
 
 @app.command
@@ -44,5 +45,6 @@ def combine(
     """
     from rankwise.surgery.combining import combine
 
+    check_adapters(*adapters)
     print(combine(adapters, out, weights=weights, method=method, rank=rank, density=density, seed=seed))
     return EXIT_OK

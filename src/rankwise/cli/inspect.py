@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from rankwise.cli.app import EXIT_OK, app
-from rankwise.errors import AdapterFileError
+from rankwise.cli.places import check_adapters
 from rankwise.shown import json_line
 
 if TYPE_CHECKING:
@@ -66,10 +66,8 @@ def inspect(
     """
     from rankwise.report.adapter_run import run_of_adapter
     from rankwise.surgery.inspecting import inspect_adapter
-    from rankwise.sweeps.storage.owned import why_no_adapter
 
-    if not (adapter / "adapter_config.json").exists() and (why := why_no_adapter(adapter)):
-        raise AdapterFileError(why)
+    check_adapters(adapter)
     if figure is not None:
         from rankwise.report.figures import figure_kind
 
@@ -87,8 +85,10 @@ def inspect(
 
 
 def _plain(found: "Inspection", run: "AdapterRun | None") -> dict[str, Any]:
+    from rankwise.sweeps.storage.working_copy import shown
+
     return {
-        "folder": str(found.folder),
+        "folder": shown(found.folder),
         "trainable_parameters": found.parameters,
         "bytes": found.bytes,
         "dtypes": list(found.dtypes),
@@ -107,6 +107,7 @@ def _show(found: "Inspection", run: "AdapterRun | None", *, each: bool) -> None:
     from rankwise.adapter_files.peft.config import variant_of
     from rankwise.lora.variants import VARIANTS
     from rankwise.shown import printable
+    from rankwise.sweeps.storage.working_copy import shown
 
     console = Console(soft_wrap=False)
 
@@ -114,7 +115,7 @@ def _show(found: "Inspection", run: "AdapterRun | None", *, each: bool) -> None:
         console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     size = f"{found.bytes / 2**20:.2f} MiB" if found.bytes >= 2**17 else f"{found.bytes / 2**10:.1f} KiB"
-    line(f"{found.folder}: {found.parameters:,} trainable parameters, {size} in {', '.join(found.dtypes)}")
+    line(f"{shown(found.folder)}: {found.parameters:,} trainable parameters, {size} in {', '.join(found.dtypes)}")
     for word, key in SHOWN:
         value = found.settings.get(key)
         if value not in (None, [], ""):

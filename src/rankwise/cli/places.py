@@ -8,7 +8,7 @@ from datetime import date
 from itertools import count
 from pathlib import Path
 
-from rankwise.errors import OutputError
+from rankwise.errors import AdapterFileError, OutputError
 
 RUNS = Path("runs")
 LAST = "last"
@@ -31,6 +31,19 @@ def name_of(command: str, data: str | None) -> str:
         stem = path.absolute().parent.name
     plain = re.sub(r"[^a-z0-9._]+", "-", stem.lower()).strip("-.")[:40]
     return plain if plain and command != "digits" else command
+
+
+def check_adapters(*folders: Path) -> None:
+    """Refuse a run's directory, and the adapter that a run would recommend where it recommends none.
+
+    Raises:
+        AdapterFileError: It says why, and what to give instead.
+    """
+    from rankwise.sweeps.storage.owned import why_no_adapter
+
+    for folder in folders:
+        if not (folder / "adapter_config.json").exists() and (why := why_no_adapter(folder)):
+            raise AdapterFileError(why)
 
 
 @contextmanager

@@ -42,8 +42,10 @@ def with_local_folders(arguments: Sequence[str], copies: ExitStack) -> list[str]
             raise ConfigError(f"--out of rankwise {arguments[0]} is {value}; it takes a path of this machine.")
     if arguments[0] in TRAINING:
         return arguments
+    reports = arguments[0] == "report"
     for url in _positional(arguments):
-        folder = str(copies.enter_context(read_copy(url, writes_report=arguments[0] == "report")))
+        copy = read_copy(url, writes_report=reports, adapters=reports and "--subspaces" in arguments)
+        folder = str(copies.enter_context(copy))
         arguments = [folder if "://" in argument and url_of(argument) == url else argument for argument in arguments]
     return arguments
 

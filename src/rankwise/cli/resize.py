@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rankwise.cli.app import EXIT_OK, app
+from rankwise.cli.places import check_adapters
 
 
 @app.command
@@ -37,5 +38,6 @@ def resize(
     """
     from rankwise.surgery.resizing import resize
 
+    check_adapters(adapter)
     print(resize(adapter, out, rank=rank, energy=energy, error=error))
     return EXIT_OK

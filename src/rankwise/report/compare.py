@@ -17,6 +17,7 @@ from rankwise.report.plot import dress
 from rankwise.report.points import GRID, INK, LORA_STYLE, OTHER_STYLES, drawable
 from rankwise.results import Results, read_results
 from rankwise.sweeps.choose.statistics import interval
+from rankwise.sweeps.storage.working_copy import shown
 from rankwise.writing import replacing
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def _difference(ours: dict[int, np.ndarray], theirs: dict[int, np.ndarray]) -> t
 def _names(directories: Sequence[Path]) -> tuple[str, ...]:
     """The folders' last names where these differ, else their whole paths."""
     short = [directory.resolve().name for directory in directories]
-    return tuple(short) if len({*short}) == len(short) else tuple(map(str, directories))
+    return tuple(short) if len({*short}) == len(short) else tuple(map(shown, directories))
 
 
 def cell_words(cell: Cell | None) -> str:

@@ -101,18 +101,22 @@ def why_no_adapter(folder: Path) -> str | None:
         best = f"{folder / BEST}, or " if (folder / BEST).is_dir() else ""
         return f"{folder} is a run's directory and no adapter; give {best}one of its adapters{which}."
     run = folder.parent
-    if folder.name != BEST or folder.exists():
+    if folder.name not in (BEST, SHIP) or folder.exists():
         return None
     if not holds_results(run):
         unfinished = (
             f"{run} holds an unfinished run, which has recommended no adapter yet; finish it with --resume {run}."
         )
         return unfinished if holds_unfinished(run) else None
-    answer: Any = _json(run / RUN_MARK).get("answer") or {}
+    results = _json(run / RUN_MARK)
+    to_ship = folder.name == SHIP
+    answer: Any = ((results.get("compressed") or {}).get("ship") if to_ship else results.get("answer")) or {}
     named = sorted(named_adapters(run))
     adapter = answer.get("adapter") or (f"{ADAPTERS}/{named[0]}" if named else None)
     why = (
-        "its answer is undecided"
+        "no adapter was cut to a smaller rank"
+        if to_ship and not answer
+        else "its answer is undecided"
         if answer.get("verdict") == "undecided"
         else "its answer is no adapter"
         if answer
@@ -121,7 +125,8 @@ def why_no_adapter(folder: Path) -> str | None:
     advice = [f"{answer['next']} may decide it"] if isinstance(answer.get("next"), str) else []
     if adapter:
         advice.append(f"an adapter of your own choice is given by its folder, such as {run / adapter}")
-    return "; ".join([f"{run} recommends no adapter, so there is no {folder}: {why}", *advice]) + "."
+    none = f"{run} recommends no adapter{' to ship' * to_ship}, so there is no {folder}"
+    return "; ".join([f"{none}: {why}", *advice]) + "."
 
 
 def foreign(directory: Path) -> Iterator[Path]:

@@ -29,6 +29,7 @@ from rankwise.sweeps.storage.owned import (
     BEST,
     EARLIER,
     RUN_MARK,
+    SHIP,
     STAGED,
     UNFINISHED,
     UNIT,
@@ -149,12 +150,13 @@ def unit_copy(url: str, number: int) -> Generator[Path]:
 
 
 @contextmanager
-def read_copy(url: str, *, writes_report: bool = False) -> Generator[Path]:
+def read_copy(url: str, *, writes_report: bool = False, adapters: bool = False) -> Generator[Path]:
     """Read a run's results, or an adapter.
 
     Args:
-        url: A run directory, an adapter in one (or its `best`), or any folder of an adapter.
+        url: A run directory, an adapter in one (or its `best` or `ship`), or any folder of an adapter.
         writes_report: Whether the run's report is written.
+        adapters: Whether all adapters of a run are read.
 
     Yields:
         The local folder.
@@ -168,7 +170,7 @@ def read_copy(url: str, *, writes_report: bool = False) -> Generator[Path]:
 
     def needed(name: str) -> bool:
         of_run = "/" not in name or name == BASE_FILE.as_posix()
-        return of_run or not is_run or bool(inner and name.startswith(f"{inner}/"))
+        return of_run or adapters or not is_run or bool(inner and name.startswith(f"{inner}/"))
 
     with _copy(store, None, needed, reads=not writes_report) as folder:
         yield folder / inner
@@ -245,10 +247,11 @@ def _check_units(store: ObjectStore, mine: Lease) -> None:
 def _run_and_adapter(url: str) -> tuple[str, str]:
     """The run directory of a URL and, where it is of an adapter in it, the adapter's folder."""
     head, _, last = url.rpartition("/")
-    if last == BEST:
+    if last in (BEST, SHIP):
         with suppress(OutputError):
-            answer = read_results(head).answer
-            return head, (answer.adapter if answer is not None and answer.verdict != "undecided" else None) or BEST
+            results = read_results(head)
+            answer = results.answer if last == BEST else results.compressed and results.compressed.ship
+            return head, (answer.adapter if answer is not None and answer.verdict != "undecided" else None) or last
     if head.rpartition("/")[2] == ADAPTERS:
         return head.rpartition("/")[0], f"{ADAPTERS}/{last}"
     return url, ""

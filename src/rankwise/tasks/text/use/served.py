@@ -14,6 +14,7 @@ from rankwise.adapter_files import load_adapter
 from rankwise.errors import AdapterError, AdapterFileError, ConfigError
 from rankwise.lora.active import activate, disabled
 from rankwise.sweeps.storage.owned import why_no_adapter
+from rankwise.sweeps.storage.working_copy import shown
 from rankwise.tasks.settings import shared
 from rankwise.tasks.text.data.labels import FILE as LABELS
 from rankwise.tasks.text.data.labels import Labels, read_labels
@@ -202,7 +203,7 @@ def served_names(folders: Sequence[Path]) -> tuple[str, ...]:
     """
     short = [folder.resolve().name if folder.name in ("", "..") else folder.name for folder in folders]
     unique = len({*short, BASE_NAME}) == len(folders) + 1
-    return tuple(short) if unique else tuple(str(folder) for folder in folders)
+    return tuple(short) if unique else tuple(map(shown, folders))
 
 
 @torch.no_grad()
