@@ -79,7 +79,8 @@ def contents(directory: Path) -> dict[str, Any]:
     for run in results["runs"]:
         del run["seconds"]
     predictions = np.load(files.pop("predictions.npz"))
-    compared = {name: path.read_bytes() for name, path in files.items() if name.startswith(("adapters", "base", "c"))}
+    kept = ("adapters", "base", "checkpoints", "config", "curves.csv")
+    compared = {name: path.read_bytes() for name, path in files.items() if name.startswith(kept)}
     return {"results": results, "predictions": {key: predictions[key].tobytes() for key in predictions}, **compared}
 
 
