@@ -64,6 +64,8 @@ def distinct_names(configs: Sequence[int | LoRAConfig | str | Path]) -> list[str
         ['r4', 'r8', 'r8 dora', 'from-best']
         >>> distinct_names([LoRAConfig(r=4, target_modules=["q_proj", "v_proj"]), LoRAConfig(r=4, alpha=8), 4])
         ['r4 q_proj,v_proj', 'r4 alpha 8', 'r4']
+        >>> distinct_names([LoRAConfig(r=4, scaling="alpha/sqrt(r)"), 4])
+        ['r4 rslora', 'r4']
     """
     paths = [Path(config) if isinstance(config, str | Path) else None for config in configs]
     short = [folder_name(path.name) for path in paths if path is not None]
@@ -130,7 +132,7 @@ WORDS: dict[str, Callable[[Any], str]] = {
     "target_modules": _patterns,
     "exclude_modules": lambda value: f"without {_patterns(value)}",
     "modules_to_save": lambda value: f"with {_patterns(value)}",
-    "scaling": lambda value: value.replace("/", " by "),
+    "scaling": lambda value: {"alpha/sqrt(r)": "rslora"}.get(value, value.replace("/", " by ")),
     "alpha": lambda value: f"alpha {value:g}",
     "dropout": lambda value: f"dropout {value:g}",
     "bias": lambda value: f"bias {value}",

@@ -43,8 +43,8 @@ def reason(
     if answer.verdict == "shown" and (len(compared) > 2 or adaptive) and not strict:
         error = probability(1 - answer.confidence)
         sentences.append(
-            "In the worst case, where all sizes lie just outside, a plan that looks again after each seed names one of "
-            f"them several times as often as in {error} of sweeps; strict testing keeps it there."
+            "If all sizes lay just outside, a plan that looks again after each seed would name one in several times "
+            f"{error} of sweeps; strict testing keeps that at {error}."
             if adaptive
             else f"The smallest of {len(compared)} sizes that passes lies just outside in up to 20% of the worst "
             f"cases; strict testing keeps that at {error}."
