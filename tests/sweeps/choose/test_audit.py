@@ -169,7 +169,9 @@ def test_11_many_sizes_just_outside() -> None:
         tolerance=Tolerance(absolute=0.05),
     )
     assert "in up to 20% of the worst cases; strict testing keeps that at 5%" in text(answer)
-    assert "would name one in several times 5% of sweeps; strict testing keeps that at 5%" in text(answer, adaptive=True)
+    assert "would name one in several times 5% of sweeps; strict testing keeps that at 5%" in text(
+        answer, adaptive=True
+    )
 
 
 def test_12_without_a_baseline_nothing_is_said_of_what_was_not_tried() -> None:

@@ -161,6 +161,8 @@ def test_the_command_trains_over_four_bits(data_root, tmp_path):
         "classify",
         "--data",
         str(data_root / "banking77/train.csv"),
+        "--pooling",
+        "mean",
         "--lr",
         "3e-3",
     ]
