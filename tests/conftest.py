@@ -1,7 +1,9 @@
 """What every test shares: no network, no window, repeatable examples, and where full-size data lies."""
 
+import gc
 import os
 import random
+import signal
 import sys
 import zlib
 from collections.abc import Iterator
@@ -20,6 +22,9 @@ os.environ.setdefault("MKL_CBWR", "AUTO")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+# Collecting makes a million objects that stay: the collector would scan them again and again, for a third of the time.
+gc.disable()
+
 import numpy as np
 import torch
 
@@ -34,6 +39,19 @@ REPOSITORY = Path(__file__).parent.parent
 # Examples are drawn from the test's own name, so a failure repeats; a slow machine is no failure.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=30)
 settings.load_profile("repeatable")
+
+
+def pytest_configure() -> None:
+    """Ctrl-C interrupts, as tests that press it expect; a shell without job control ignores it for what it starts in the
+    background."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported and collected is left out of all later scans of the collector."""
+    gc.freeze()
+    gc.enable()
 
 
 def seed(name: str) -> None:

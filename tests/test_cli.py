@@ -237,7 +237,7 @@ def interrupted(out: Path, *flags: str, after: str) -> tuple[int, str]:
 
 def test_ctrl_c_keeps_what_had_finished(tmp_path: Path) -> None:
     # LoRA, whose epochs are few, has finished when the baseline, which comes after it, has only begun.
-    flags = ["--protocol", "published", "--epochs", "1", "--baseline-lr", "1e-9,2e-9,3e-9", "--batch-size", "2"]
+    flags = ["--protocol", "published", "--epochs", "1", "--baseline-lr", "1e-9,2e-9,3e-9", "--batch-size", "8"]
     code, log = interrupted(tmp_path / "out", *flags, after="r1 (lr 0.0002) finished")
     assert code == 130, log
     assert "Traceback" not in log
@@ -261,9 +261,9 @@ def test_ctrl_c_before_the_training(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_ctrl_c_before_anything_had_finished(tmp_path: Path) -> None:
+def test_ctrl_c_before_anything_had_finished(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    code, log = interrupted(out, "--epochs", "500", after="Training ")
+    code, log = interrupted(out, "--data", str(data), "--epochs", "5000", after="Training ")
     assert code == 130, log
     go_on = f"resume with: rankwise digits --resume {out}"
     assert log.splitlines()[-1] == f"Interrupted before any run had finished; {go_on}"
