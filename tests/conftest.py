@@ -22,13 +22,13 @@ os.environ.setdefault("MKL_CBWR", "AUTO")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-# Collecting makes a million objects that stay: the collector would scan them again and again, for a third of the time.
-gc.disable()
-
 import numpy as np
 import torch
 
 from tables_only import write_tables
+
+# Collecting makes a million objects that stay: the collector would scan them again and again, for a third of the time.
+gc.disable()
 
 # Which entry of a list beartype checks is drawn, but not from Python's own generator: packs look there for draws of
 # models. First of all, as beartype keeps the checks that it has made for other packages.
@@ -42,8 +42,7 @@ settings.load_profile("repeatable")
 
 
 def pytest_configure() -> None:
-    """Ctrl-C interrupts, as tests that press it expect; a shell without job control ignores it for what it starts in the
-    background."""
+    """Ctrl-C interrupts, as tests that press it expect: a shell without job control starts background jobs without it."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

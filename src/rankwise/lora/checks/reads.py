@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from rankwise.lora.base.modes import in_eval
+from rankwise.lora.checks.uncompiled_mode import UncompiledMode
 from rankwise.lora.targets.find import Targets
 from rankwise.lora.targets.modules import named_once, submodule, unwrapped
 from rankwise.lora.targets.readers import Reader
@@ -43,7 +43,7 @@ class WeightPlace:
         return self.layer, self.parameter
 
 
-class Uses(TorchDispatchMode):
+class Uses(UncompiledMode):
     """Records the uses of weights while a model runs.
 
     Operations are seen below autograd, where a mode changes neither results nor the way torch takes.

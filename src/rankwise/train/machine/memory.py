@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from rankwise.lora.checks.uncompiled_mode import UncompiledMode
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -109,7 +110,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     return counted.peak
 
 
-class _Living(TorchDispatchMode):
+class _Living(UncompiledMode):
     """Counts the bytes of tensors made while it is on, as long as they live."""
 
     def __init__(self) -> None:
