@@ -42,7 +42,7 @@ settings.load_profile("repeatable")
 
 
 def pytest_configure() -> None:
-    """Ctrl-C interrupts, as tests that press it expect: a shell without job control starts background jobs without it."""
+    """Ctrl-C interrupts, as tests that press it expect: in the background of a script it is ignored."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

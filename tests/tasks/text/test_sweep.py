@@ -360,8 +360,3 @@ def test_figures_in_bf16_are_those_in_float32_but_for_rounding(
     assert found["bf16"] != found["float32"]
     for one, value in found["float32"].items():
         assert found["bf16"][one] == pytest.approx(value, rel=0.03)
-
-
-def test_a_base_in_bfloat16_trains_on_a_cpu(folders: Path, tmp_path: Path) -> None:
-    assert run(folders, tmp_path / "out", "llama", "sft", *ONE_RATE, "--dtype", "bfloat16", "--no-baseline") == 0
-    assert all(one["status"] == "finished" for one in read_results(tmp_path / "out")["runs"])
