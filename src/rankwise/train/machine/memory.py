@@ -6,10 +6,10 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import torch
-from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
+from torch import Tensor, UntypedStorage
 from torch.utils._pytree import tree_leaves
 
 from rankwise.lora.checks.uncompiled_mode import UncompiledMode
@@ -116,7 +116,7 @@ class _Living(UncompiledMode):
     def __init__(self) -> None:
         super().__init__()
         self.peak = self._now = 0
-        self._living: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._living: dict[int, ref[UntypedStorage]] = {}
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
@@ -131,16 +131,20 @@ class _Living(UncompiledMode):
             place = storage.data_ptr()
             # A view, or a result written into an argument, is no new memory.
             if place and place not in own:
-                self._add(place, StorageWeakRef(storage), storage.nbytes())
+                self._add(place, storage)
         return result
 
-    def _add(self, place: int, storage: StorageWeakRef, n: int) -> None:
+    def _add(self, place: int, storage: UntypedStorage) -> None:
         before = self._living.get(place)
-        if before is not None and not before[0].expired():
+        if before is not None and before() is not None:
             return
-        for ended in [key for key, (held, _) in self._living.items() if held.expired()]:
-            self._now -= self._living.pop(ended)[1]
-        self._living[place] = storage, n
+        n = storage.nbytes()
+
+        def ended(_: object) -> None:
+            self._now -= n
+
+        # torch keeps a storage's object for as long as any tensor, or the graph, holds its numbers.
+        self._living[place] = ref(storage, ended)
         self._now += n
         self.peak = max(self.peak, self._now)
 
