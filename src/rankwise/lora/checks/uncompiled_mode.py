@@ -1,10 +1,12 @@
 """A mode that sees every operation of torch, without torch's compiler."""
 
 import sys
+from collections.abc import Iterable, Iterator
 from types import MethodType
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -25,3 +27,17 @@ class UncompiledMode(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False
+
+
+def tensors_among(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among an operation's arguments or results, those in lists too.
+
+    Examples:
+        >>> [t.item() for t in tensors_among((torch.tensor(1), [torch.tensor(2), None], 3))]
+        [1, 2]
+    """
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_among(value)

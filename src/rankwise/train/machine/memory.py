@@ -10,9 +10,8 @@ from weakref import ref
 
 import torch
 from torch import Tensor, UntypedStorage
-from torch.utils._pytree import tree_leaves
 
-from rankwise.lora.checks.uncompiled_mode import UncompiledMode
+from rankwise.lora.checks.uncompiled_mode import UncompiledMode, tensors_among
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -121,10 +120,11 @@ class _Living(UncompiledMode):
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        given = [t for t in tree_leaves((args, kwargs)) if _has_memory(t)]
+        kwargs = kwargs or {}
+        given = [t for t in tensors_among((*args, *kwargs.values())) if _has_memory(t)]
         known = {id(t) for t in given}
-        result = func(*args, **(kwargs or {}))
-        made = [t for t in tree_leaves(result) if _has_memory(t) and id(t) not in known]
+        result = func(*args, **kwargs)
+        made = [t for t in tensors_among((result,)) if _has_memory(t) and id(t) not in known]
         own = {t.untyped_storage().data_ptr() for t in given}
         for t in made:
             storage = t.untyped_storage()
@@ -149,9 +149,9 @@ class _Living(UncompiledMode):
         self.peak = max(self.peak, self._now)
 
 
-def _has_memory(t: object) -> bool:
-    """Whether this is a tensor with its own numbers: none that torch.func has wrapped, whose inside is counted."""
+def _has_memory(t: Tensor) -> bool:
+    """Whether a tensor has its own numbers: none that torch.func has wrapped, whose inside is counted."""
     try:
-        return isinstance(t, Tensor) and t.untyped_storage().data_ptr() >= 0
+        return t.untyped_storage().data_ptr() >= 0
     except RuntimeError:
         return False
