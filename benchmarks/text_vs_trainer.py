@@ -38,13 +38,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from composed_options import compose
 from minilm import EIGHT, KEEPS_MEMORY, ratios, resident, run_alone
 from torch import Tensor, nn
 
 from rankwise import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
-from rankwise.tasks.settings import compose
 from rankwise.tasks.text.model.dropout import silence_dropout
 from rankwise.tasks.text.options import SweepOptions
 from rankwise.tasks.text.train.built_task import BuiltTask, lengths_of

@@ -1,7 +1,9 @@
 """What every test shares: no network, no window, repeatable examples, and where full-size data lies."""
 
+import gc
 import os
 import random
+import signal
 import sys
 import zlib
 from collections.abc import Iterator
@@ -25,6 +27,9 @@ import torch
 
 from tables_only import write_tables
 
+# Collecting makes a million objects that stay: the collector would scan them again and again, for a third of the time.
+gc.disable()
+
 # Which entry of a list beartype checks is drawn, but not from Python's own generator: packs look there for draws of
 # models. First of all, as beartype keeps the checks that it has made for other packages.
 codemain.getrandbits = random.Random(0).getrandbits  # pyright: ignore[reportPrivateImportUsage]
@@ -34,6 +39,18 @@ REPOSITORY = Path(__file__).parent.parent
 # Examples are drawn from the test's own name, so a failure repeats; a slow machine is no failure.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=30)
 settings.load_profile("repeatable")
+
+
+def pytest_configure() -> None:
+    """Ctrl-C interrupts, as tests that press it expect: in the background of a script it is ignored."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported and collected is left out of all later scans of the collector."""
+    gc.freeze()
+    gc.enable()
 
 
 def seed(name: str) -> None:

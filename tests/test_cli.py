@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, what is printed where, what is left behind."""
 
+import io
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +49,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """A run whose figures and page were drawn, also where the test that asks first has none drawn."""
-    out = tmp_path_factory.mktemp("cli") / "run"
-    with pytest.MonkeyPatch.context() as patch:
+def printed(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[Path, str, str]:
+    """A run whose figures and page were drawn, also where the test that asks first has none drawn; what it printed."""
+    out, said, errors = tmp_path_factory.mktemp("cli") / "run", io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(errors):
         patch.setattr(experiment, "write_report", write_report)
-        assert main(["digits", *QUICK, "--data", str(data), "--out", str(out), "--quiet"]) == 0
-    return out
+        assert main(["digits", *QUICK, "--data", str(data), "--out", str(out), "--json"]) == 0
+    return out, said.getvalue(), errors.getvalue()
+
+
+@pytest.fixture
+def finished(printed: tuple[Path, str, str]) -> Path:
+    return printed[0]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -186,15 +193,11 @@ def test_the_run_directory_repeats_from_its_own_configuration(
     assert capsys.readouterr().out == (finished / "config.yaml").read_text()
 
 
-@pytest.mark.draws
-def test_json_is_all_there_is_on_standard_output(
-    finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["digits", *QUICK, "--data", str(data), "--out", str(tmp_path / "out"), "--json"]) == 0
-    said = capsys.readouterr()
-    assert json.loads(said.out) == json.loads((finished / "results.json").read_text())["answer"]
-    assert "trainable" in said.err
-    assert "report.html" in said.err
+def test_json_is_all_there_is_on_standard_output(printed: tuple[Path, str, str]) -> None:
+    out, said, errors = printed
+    assert json.loads(said) == json.loads((out / "results.json").read_text())["answer"]
+    assert "trainable" in errors
+    assert "report.html" in errors
 
 
 def test_report_redraws(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,7 +240,7 @@ def interrupted(out: Path, *flags: str, after: str) -> tuple[int, str]:
 
 def test_ctrl_c_keeps_what_had_finished(tmp_path: Path) -> None:
     # LoRA, whose epochs are few, has finished when the baseline, which comes after it, has only begun.
-    flags = ["--protocol", "published", "--epochs", "1", "--baseline-lr", "1e-9,2e-9,3e-9", "--batch-size", "2"]
+    flags = ["--protocol", "published", "--epochs", "1", "--baseline-lr", "1e-9,2e-9,3e-9", "--batch-size", "8"]
     code, log = interrupted(tmp_path / "out", *flags, after="r1 (lr 0.0002) finished")
     assert code == 130, log
     assert "Traceback" not in log
@@ -261,9 +264,9 @@ def test_ctrl_c_before_the_training(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_ctrl_c_before_anything_had_finished(tmp_path: Path) -> None:
+def test_ctrl_c_before_anything_had_finished(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    code, log = interrupted(out, "--epochs", "500", after="Training ")
+    code, log = interrupted(out, "--data", str(data), "--epochs", "5000", after="Training ")
     assert code == 130, log
     go_on = f"resume with: rankwise digits --resume {out}"
     assert log.splitlines()[-1] == f"Interrupted before any run had finished; {go_on}"

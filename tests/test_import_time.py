@@ -42,6 +42,11 @@ from rankwise.show.live import progress
 progress("plain", io.StringIO())
 progress("quiet")
 found["plain progress"] = [*sys.modules]
+from rankwise.train.machine.memory import peak_bytes
+layer = torch.nn.Sequential(torch.nn.Linear(2, 2))
+rankwise.inject(layer, rankwise.LoRAConfig(r=1))
+peak_bytes(lambda: layer(torch.ones(1, 2)), torch.device("cpu"))
+found["modes"] = [*sys.modules]
 import rankwise.api, rankwise.cli
 found["names"] = [name for name in dir(rankwise) if name[0] != "_"]
 print(json.dumps(found), file=sys.stderr)
@@ -64,6 +69,11 @@ def test_public_names_load_only_torch(found: dict[str, list[str]]):
 
 def test_rich_is_loaded_for_the_live_table_only(found: dict[str, list[str]]):
     assert "rich" not in {*found["plain progress"]} - {*found["torch"]}
+
+
+def test_modes_that_see_operations_do_not_load_torchs_compiler(found: dict[str, list[str]]):
+    """A second of every command: torch imports it for each mode that doesn't say otherwise."""
+    assert "torch._dynamo" not in {*found["modes"]} - {*found["torch"]}
 
 
 def test_submodules_add_no_public_names(found: dict[str, list[str]]):

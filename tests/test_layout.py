@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).parent.parent / "src" / "rankwise"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -158,6 +160,13 @@ COMPUTED = {""}
 """Modules that import modules by a computed name: the package's public names load when they are first used."""
 
 MOST_FILES = 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trees_go() -> Iterator[None]:
+    """The trees are half a million objects, which the collector would scan in all later tests."""
+    yield
+    nodes.cache_clear()
 
 
 @cache

@@ -78,6 +78,7 @@ def test_a_results_file_reads_as_it_was_written(tmp_path: Path) -> None:
     assert read_results(tmp_path) == results == printable_results(results)
 
 
+@pytest.mark.slow  # report/test_collisions.py draws a figure of a hundred by default
 def test_a_figure_of_many_configurations(tmp_path: Path) -> None:
     results = sample_results()
     first = next(c for c in results.configurations if c.method == "lora")

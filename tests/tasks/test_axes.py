@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from composed_options import compose
 
 from rankwise.cli import main
-from rankwise.tasks.settings import compose
 from rankwise.tasks.text.options import SweepOptions, TrainOptions
 from rankwise.tasks.text.run import fresh_adapters
 from test_cli import refused

@@ -132,7 +132,6 @@ def find_missing(
     modules: Modules,
     read: AdapterFile,
     targets: Iterable[Target],
-    replacements: Mapping[str, Tensor],
     findings: Findings,
 ) -> None:
     """Find what the settings announce, the model has, and the file lacks."""

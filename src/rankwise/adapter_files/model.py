@@ -274,7 +274,7 @@ def read_for(
     # Any stand-in for magnitudes would change the layer, so its A and B are of no use without them.
     targets = [target for target in targets if not read.parts.own or target.name in own]
     replacements = replacements_of_file(model, read, findings)
-    find_missing(modules, read, targets, replacements, findings)
+    find_missing(modules, read, targets, findings)
     chosen = tokens_of_fields(read.fields, list(read.parts.tokens))
     find_unfiled(model, modules, read.path, read.fields, read.parts.tokens, findings)
     tokens, of_tokens = tokens_of_file(

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,11 @@ class StoredAdapter:
     updates: dict[str, StoredUpdate]
 
 
-def read_updates(directory: str | os.PathLike[str], *, variants: Iterable[str] = ("lora",)) -> StoredAdapter:
+def read_updates(directory: str | os.PathLike[str]) -> StoredAdapter:
     """Read an adapter's updates; no base is needed.
 
     Args:
         directory: A folder written by Rankwise or PEFT.
-        variants: Those that the caller can use.
 
     Raises:
         AdapterFileError: A file is missing, damaged, of an unsupported kind or of another variant; or a rank can't be
@@ -77,7 +76,7 @@ def read_updates(directory: str | os.PathLike[str], *, variants: Iterable[str] =
     folder = Path(directory)
     file = read_through(folder, Findings(strict=True), allow_pickle=False)
     variant = variant_of(file.fields)
-    if variant not in variants:
+    if variant != "lora":
         why = (
             "all its layers share one A and B"
             if VARIANTS[variant].shared
@@ -125,7 +124,6 @@ def write_updates(
     directory: str | os.PathLike[str],
     source: StoredAdapter,
     updates: Mapping[str, tuple[Tensor, Tensor]],
-    whole: Mapping[str, Tensor] | None = None,
 ) -> Path:
     r"""Write a folder like another one, with other updates.
 
@@ -136,7 +134,6 @@ def write_updates(
         source: What the new one is like.
         updates: Path -> A (n, r, d_in) and B (n, d_out, r), of any rank, whose product is the update; for every path
             of `source`. Weights that the settings can't tell apart have one rank.
-        whole: Key of another tensor -> its new values.
 
     Returns:
         The folder.
@@ -145,7 +142,7 @@ def write_updates(
         OutputError: It can't be written.
     """
     file, ranks = source.file, dict[str, int]()
-    flat = file.flat | dict(whole or {})
+    flat = dict(file.flat)
     for path, (A, B) in updates.items():
         old = source.updates[path]
         r = A.shape[1] * old.pair.growth

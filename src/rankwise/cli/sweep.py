@@ -29,6 +29,6 @@ def sweep(options: SweepOptions, *, run_options: RunOptions | None = None) -> in
     def make(observers: "Observers", base: "Mapping[str, Tensor] | None") -> "Experiment":
         from rankwise.tasks.text.run import make_text
 
-        return make_text(options, observers, base)
+        return make_text(options, observers)  # the base is read again from where it was
 
     return run_command("sweep", options.settings(), run_options or RunOptions(), make, forecast=True)

@@ -33,7 +33,7 @@ def train(options: TrainOptions, *, run_options: RunOptions | None = None) -> in
     def make(observers: "Observers", base: "Mapping[str, Tensor] | None") -> "Experiment":
         from rankwise.tasks.text.run import make_text
 
-        return make_text(options, observers, base)
+        return make_text(options, observers)  # the base is read again from where it was
 
     run_options = run_options or RunOptions()
     if not started_together():

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, is_grad_enabled, nn
-from torch.compiler import is_compiling
+from torch import Tensor, compiler, is_grad_enabled, nn
+from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError, suggest
@@ -98,7 +98,8 @@ class LoRA(Holding):
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Tensor | None = None
     ) -> Tensor | None:
         """The forward hook: the layer's output plus the updates of the active adapters."""
-        compiling = is_compiling()
+        # `is_compiling`, in half its time.
+        compiling = is_dynamo_compiling() or compiler._is_compiling_flag  # pyright: ignore[reportPrivateUsage]
         if not compiling:  # and then `_check_recomputed`, where there is something to check or to note
             differentiates = is_grad_enabled()
             plain = graph_task() == -1 and (differentiates or is_fwd_grad_enabled())
@@ -121,7 +122,7 @@ class LoRA(Holding):
         kept: dict[str, Any] = self._modules
         A_of: dict[str, Tensor] = kept["A"]._parameters
         B_of: dict[str, Tensor] = kept["B"]._parameters
-        base, on_cpu = output, inputs.is_cpu
+        base, on_cpu, more, update_of = output, inputs.is_cpu, rest or named, layer_type.update
         for name in self.active:
             if self.varied and (name in self.kinds or self.form_of(name) != "lora"):
                 added = marked(self._varied(layer, name, inputs, base, rest, named), self.active)
@@ -133,7 +134,7 @@ class LoRA(Holding):
             elif name in self.flipped:
                 pair = flip(*pair)
             x, scale = inputs, self.scale[name]
-            if not layer_type.reads_indices and x.dtype != pair[0].dtype:
+            if not layer_type.reads_indices and x.dtype is not pair[0].dtype:
                 # Not x, which would be kept in float32 for the backward pass.
                 pair = pair[0].to(x.dtype), pair[1].to(x.dtype)
             A, B = pair
@@ -141,10 +142,11 @@ class LoRA(Holding):
                 x = nn.functional.dropout(x, self.configs[name].dropout)
             # Minus the negative: the same numbers, but subtracting the +0 of B = 0 leaves every bit of the
             # output, while adding it would turn -0 into +0. The scale takes no call of its own.
-            update = layer_type.update(layer, x, A, B if scale < 0 else -B, *rest, **named)
-            if A.size(0) == 1 or not layer_type.linear:
+            signed = B if scale < 0 else -B
+            update = update_of(layer, x, A, signed, *rest, **named) if more else update_of(layer, x, A, signed)
+            if A.shape[0] == 1 or not layer_type.linear:
                 update = update + 0.0  # it can be -0 itself: one product, no sum; or a convolution's own sum
-            if update.dtype != output.dtype:
+            if update.dtype is not output.dtype:
                 update = update.to(output.dtype)
             if update.requires_grad and not compiling and saving_hooks(False) is not None:
                 update = marked(update, self.active)

@@ -1,7 +1,6 @@
 """Attach adapters to a model and detach them."""
 
 import re
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,17 +12,13 @@ from torch import Tensor, nn
 from rankwise.collector import collector_paused
 from rankwise.errors import AdapterError, TargetError
 from rankwise.lora.adapter import LoRA, adapted_layers, layers_with, lora_of
-from rankwise.lora.base.buffers import is_large, remember_buffers, restore_buffers
-from rankwise.lora.base.counts import forget_counts, watch_counts
+from rankwise.lora.base.buffers import remember_buffers
 from rankwise.lora.base.init_data import Batches, data_of_layers
-from rankwise.lora.base.samples import changed_base, forget_samples
-from rankwise.lora.base.statistics import freeze_statistics, thaw_statistics
-from rankwise.lora.checks.first_forward import move_to_readers, stop_watching, warn_of_missed, watch
-from rankwise.lora.checks.first_steps import count_steps, stop_counting
+from rankwise.lora.checks.first_forward import move_to_readers, stop_watching, warn_of_missed
 from rankwise.lora.checks.foreign import check_attachable
 from rankwise.lora.checks.reads import WeightPlace, call, uses_of, weight_places, with_readers
-from rankwise.lora.checks.still_there import stop_watching_structure, watch_structure
 from rankwise.lora.checks.threads import changes_model, check_free
+from rankwise.lora.checks.watching import stop_watching_training, watch_injected, watch_what_is_left
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.layer.holding import Attached
 from rankwise.lora.layer.initial import initial_tensors, shared_tensors, with_shared
@@ -205,11 +200,7 @@ def attach(
     attach_trained(model, name, replacements or {}, config)
     activate_trained(model, [name])
     _enlist(model, name, replacements or {})
-    statistics = freeze_statistics(model)
-    watch_structure(model)
-    watch_counts(model)
-    count_steps(model, name)  # before the first forward is watched, since inspecting a weight would count as reading it
-    watch(model)
+    statistics = watch_injected(model, name)
     counts = {path: tensor.numel() for path, tensor in replacement_tensors(model, name).items() if tensor.requires_grad}
     return Report(name, targets.adapted, targets.left_out, frozen, counts, statistics)
 
@@ -315,8 +306,7 @@ def eject(model: nn.Module, name: str | None = None) -> None:
         >>> list(layer.state_dict()), layer.weight.requires_grad
         (['weight', 'bias'], True)
     """
-    stop_watching(model)
-    stop_counting(model)
+    stop_watching_training(model)
     layers = adapted_layers(model)
     if name is None and not layers and _THAWED not in unwrapped(model).__dict__:
         raise AdapterError(f"The {type(model).__name__} has no adapter to eject.")
@@ -336,28 +326,10 @@ def eject(model: nn.Module, name: str | None = None) -> None:
             delattr(layer, child_name(lora.parameter))
     # Last: while merged, an adapter's parameter may replace a layer's base weight.
     remove_trained(model, name)
-    if not adapted_layers(model):
-        stop_watching_structure(model)
-        thaw_statistics(model)
-        _warn_of_buffers(model)
-        forget_samples(model)
-        forget_counts(model)
-        restore_buffers(model)
+    left = bool(adapted_layers(model))
+    watch_what_is_left(model, adapters=left)
+    if not left:
         _thaw(model)
-    else:
-        watch_structure(model)
-
-
-def _warn_of_buffers(model: nn.Module) -> None:
-    """Warn of buffers that training changed and `eject` has no copies of."""
-    changed, own = changed_base(model), base_tensors(model)
-    large = (path for path in changed.lasting if not isinstance(own[path], nn.Parameter) and is_large(own[path]))
-    if path := next(iter([*changed.fleeting, *large]), None):
-        warnings.warn(
-            f'The buffer "{path}" has changed since training began, and no copy of it was made (it is in no '
-            "checkpoint, or larger than 64 MiB): eject can't restore it.",
-            stacklevel=4,
-        )
 
 
 def _thaw(model: nn.Module) -> None:

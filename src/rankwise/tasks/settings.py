@@ -5,7 +5,7 @@ default stands at the field, as commands differ in it.
 """
 
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -22,8 +22,6 @@ from rankwise.tasks.reading import (
     parse_separator,
     parse_sets,
 )
-
-Composed = TypeVar("Composed")
 
 Ranks = Annotated[
     tuple[int, ...], listed(parse_numbers), RANKS, Parameter(group=MAIN, help="LoRA ranks: 1,2,4 or a range, 1:64:x2.")
@@ -86,21 +84,6 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def compose(kind: type[Composed], **settings: Any) -> Composed:
-    """Composed from settings by name, each put into the group that declares it; a group may be given whole.
-
-    Args:
-        kind: The options' class.
-        settings: Name -> value.
-    """
-    for field in fields(kind):  # pyright: ignore[reportArgumentType]
-        group = _group_of(field)
-        if group is not None and field.name not in settings:
-            names = {one.name for one in fields(group)}
-            settings[field.name] = group(**{name: settings.pop(name) for name in names & settings.keys()})
-    return kind(**settings)
-
-
 def flat(options: Any) -> dict[str, Any]:
     """Every setting by its name, those of groups among them."""
     found: dict[str, Any] = {}
@@ -114,7 +97,7 @@ def defaults_of(kind: Any) -> dict[str, Any]:
     """The default of every setting that has one."""
     found: dict[str, Any] = {}
     for field in fields(kind):
-        if (group := _group_of(field)) is not None:
+        if (group := group_of(field)) is not None:
             found |= defaults_of(group)
         elif field.default_factory is not MISSING:
             found[field.name] = field.default_factory()
@@ -129,17 +112,18 @@ def shared(options: Any, kind: Any, **changed: Any) -> dict[str, Any]:
     return {name: value for name, value in flat(options).items() if name in names} | changed
 
 
-def _group_of(field: Field[Any]) -> Any:
+def group_of(field: Field[Any]) -> Any:
+    """The class of a group of settings; None where a field is a setting itself."""
     return field.default_factory if is_dataclass(field.default_factory) else None
 
 
 ADDED: dict[str, Any] = {"optimiser": "adamw", "variant": ("lora",), "lr_ratio": 1.0}
-"""Composed that earlier versions lacked, with the value that does what these did: it is left out of settings, so that
+"""Settings that earlier versions lacked, with the value that does what these did: it is left out of settings, so that
 their unfinished runs can be resumed."""
 
 
 def plain_settings(options: Any) -> dict[str, Any]:
-    """Composed as a file for --config has them: flag -> plain value, without those that are None."""
+    """Settings as a file for --config has them: flag -> plain value, without those that are None."""
     given = {key: v for key, v in flat(options).items() if key not in ADDED or v != ADDED[key]}
     plain = {flag(key)[2:]: _plain(key, v) if isinstance(v, tuple) else v for key, v in given.items()}
     return {key: str(v) if hasattr(v, "__fspath__") else v for key, v in plain.items() if v is not None}

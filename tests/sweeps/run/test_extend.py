@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -170,29 +171,61 @@ def test_an_extension_that_is_interrupted(out: Path, monkeypatch: pytest.MonkeyP
     assert not (out / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("nth", range(1, 7))
-def test_an_extension_that_is_ended_while_results_are_placed(
-    out: Path, monkeypatch: pytest.MonkeyPatch, nth: int
-) -> None:
-    class Killed(BaseException):
-        pass
+class Killed(BaseException):
+    """Ends a sweep as no exception that it catches does."""
 
-    before = {name: data for name, data in files_of(out).items() if name.startswith("adapters")}
+
+def at_each_placing(act: Callable[[int], None]) -> pytest.MonkeyPatch:
+    """`act` is given the number of each file or folder of the results before it is put in place."""
     real, calls = os.replace, list[int]()
 
     def replace(source: Any, target: Any) -> None:
-        if any(part.startswith(directory.STAGED) for part in Path(source).parts) and not any(
-            part.startswith(directory.STAGED) for part in Path(target).parts
-        ):
+        staged, at = (any(part.startswith(directory.STAGED) for part in Path(p).parts) for p in (source, target))
+        if staged and not at:
             calls.append(1)
-            if len(calls) == nth:
-                raise Killed
+            act(len(calls))
         real(source, target)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", replace)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(os, "replace", replace)
+    return patch
+
+
+@pytest.fixture(scope="module")
+def moments(grid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory as a kill would leave it before each placing of an extension's results: 1, 2, ..."""
+    folder = tmp_path_factory.mktemp("moments")
+    out = shutil.copytree(grid, folder / "out")
+    patch = at_each_placing(lambda nth: shutil.copytree(out, folder / str(nth), symlinks=True) and None)
+    try:
+        sweep((1, 2), seeds=3, out=out, resume=True)
+    finally:
+        patch.undo()
+    return folder
+
+
+def test_an_extension_that_an_exception_ends_while_results_are_placed(out: Path) -> None:
+    def act(nth: int) -> None:
+        if nth == 3:
+            raise Killed
+
+    before = files_of(out)
+    patch = at_each_placing(act)
+    try:
         with pytest.raises(Killed):
             sweep((1, 2), seeds=3, out=out, resume=True)
+    finally:
+        patch.undo()
+    assert_goes_on(out, before)
+
+
+@pytest.mark.parametrize("nth", range(1, 7))
+def test_an_extension_that_is_killed_while_results_are_placed(moments: Path, grid: Path, nth: int) -> None:
+    assert_goes_on(moments / str(nth), files_of(grid))
+
+
+def assert_goes_on(out: Path, earlier: dict[str, bytes]) -> None:
+    before = {name: data for name, data in earlier.items() if name.startswith("adapters")}
     results = json.loads((out / "results.json").read_text())
     predictions = np.load(out / "predictions.npz")
     assert all((out / run["adapter"]).is_dir() for run in results["runs"] if run["adapter"])

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from composed_options import compose
 from peft import PeftModel
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
@@ -14,7 +15,6 @@ from image_models import make_image_model, make_images
 from rankwise.cli import main
 from rankwise.errors import ConfigError
 from rankwise.tasks.images.model import conv_targets, load_image_model
-from rankwise.tasks.settings import compose
 from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.model.source import ModelOptions
 from rankwise.tasks.text.options import SweepOptions

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 pytest.importorskip("transformers")
+from composed_options import compose
 from transformers import (
     AutoModelForSequenceClassification,
     Gemma3Config,
@@ -21,7 +22,6 @@ from transformers import (
 
 from rankwise.cli import main
 from rankwise.errors import ConfigError
-from rankwise.tasks.settings import compose
 from rankwise.tasks.text.data.examples import Chat, PromptPair
 from rankwise.tasks.text.data.labels import Labels
 from rankwise.tasks.text.encode.sft import SftOptions, prompt_text, tokenize_sft

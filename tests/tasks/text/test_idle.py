@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
+from composed_options import compose
 
 from rankwise.errors import ConfigError
 from rankwise.sweeps.choose.deciding import Deciding
-from rankwise.tasks.settings import compose
 from rankwise.tasks.text.options import SweepOptions, TrainOptions
 
 CLASSIFY: dict[str, Any] = {"model": "bert", "task": "classify", "data": "a.csv"}

@@ -10,10 +10,11 @@ pytest.importorskip("transformers")
 pytest.importorskip("sacrebleu")
 pytest.importorskip("rouge_score")
 
+from composed_options import compose
+
 from rankwise.cli import main
 from rankwise.errors import ConfigError, DataError
 from rankwise.report import read_results
-from rankwise.tasks.settings import compose
 from rankwise.tasks.text.groups import Writing
 from rankwise.tasks.text.options import SweepOptions
 from rankwise.tasks.text.train.answers import COLUMN

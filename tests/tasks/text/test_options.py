@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
+from composed_options import compose
 
 from rankwise.errors import ConfigError
 from rankwise.tasks.reading import parse_folders
-from rankwise.tasks.settings import compose
 from rankwise.tasks.text.options import SweepOptions, TrainOptions
 
 

@@ -1,6 +1,7 @@
 """`rankwise sweep` on small random models: from a file to a recommended adapter that PEFT loads."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,22 @@ def run(folders: Path, out: Path, kind: str, task: str, *more: str, ranks: str =
     return main(["sweep", *flags, "--ranks", ranks, *QUICK, *rates, *plan, *grid, *more])
 
 
+@pytest.fixture(scope="module")
+def language_model(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two adapters of a language model."""
+    out = tmp_path_factory.mktemp("language") / "out"
+    assert run(folders, out, "llama", "sft", *ONE_RATE, "--no-baseline") == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def classifier(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two adapters of a classifier, its head alone and full fine-tuning."""
+    out = tmp_path_factory.mktemp("classifier") / "out"
+    assert run(folders, out, "bert", "classify", *ONE_RATE) == 0
+    return out
+
+
 def test_classifiers_with_a_head_of_their_own(folders: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     out = tmp_path / "out"
@@ -89,11 +106,9 @@ def test_the_adaptive_plan_searches_at_the_middle_rank_and_the_head(folders: Pat
     assert {run["seed"] for run in results["runs"]} == {0, 1}
 
 
-def test_a_language_model(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_language_model(folders: Path, language_model: Path) -> None:
     peft = pytest.importorskip("peft")
-    out = tmp_path / "out"
-    assert run(folders, out, "llama", "sft", *ONE_RATE, "--no-baseline") == 0
-    results = read_results(out)
+    out, results = language_model, read_results(language_model)
     assert dict(results["metric"]) == {"name": "loss a token", "higher_is_better": False}
     assert results["base"]["metric"] > min(c["mean"] for c in results["configurations"])
     folder = out / results["answer"]["adapter"]
@@ -106,7 +121,6 @@ def test_a_language_model(folders: Path, tmp_path: Path, capsys: pytest.CaptureF
         load_adapter(model, folder)
         ours = model.eval()(ids).logits
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    assert "«" not in capsys.readouterr().out, "--quiet shows nothing"
 
 
 @pytest.fixture
@@ -119,15 +133,16 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_joined_rows_parts_and_checkpointing_learn_alike(folders: Path, tmp_path: Path) -> None:
-    losses: dict[str, list[float]] = {}
-    ways = {"plain": [], "parts": ["--rows-a-pass", "3"], "again": ["--gradient-checkpointing"]}
-    for way, flags in ways.items():
-        assert run(folders, tmp_path / way, "llama", "sft", *ONE_RATE, "--no-baseline", *flags) == 0
-        losses[way] = [run["validation_loss"] for run in read_results(tmp_path / way)["runs"]]
-    assert losses["parts"] == pytest.approx(losses["plain"], rel=1e-4)
-    assert losses["again"] == pytest.approx(losses["plain"], rel=1e-4)
+def test_joined_rows_parts_and_checkpointing_learn_alike(
+    folders: Path, language_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = [run["validation_loss"] for run in read_results(language_model)["runs"]]
+    for flags in (["--rows-a-pass", "3"], ["--gradient-checkpointing"]):
+        out = tmp_path / flags[0]
+        assert run(folders, out, "llama", "sft", *ONE_RATE, "--no-baseline", *flags) == 0
+        assert [run["validation_loss"] for run in read_results(out)["runs"]] == pytest.approx(plain, rel=1e-4)
     assert run(folders, tmp_path / "joined", "llama", "sft", *ONE_RATE, "--no-baseline", "--join") == 0
+    assert "«" not in capsys.readouterr().out, "--quiet shows nothing"
     joined = read_results(tmp_path / "joined")
     n = {name: facts["n"] for name, facts in dict(joined["data"]).items()}
     assert n["train"] < ROWS * 0.8, "several examples a row"
@@ -271,12 +286,13 @@ def test_a_dry_run(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not any(tmp_path.iterdir())
 
 
-def test_an_adapter_is_trained_on(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_is_trained_on(
+    folders: Path, classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """At a learning rate of nothing it is what it was, its head included; beside it a fresh adapter is not."""
-    assert run(folders, tmp_path / "first", "bert", "classify", *ONE_RATE, "--no-baseline") == 0
-    first = read_results(tmp_path / "first")
-    chosen = max((r for r in first["runs"] if r["method"] == "lora"), key=lambda r: (r["validation_metric"], r["r"]))
-    folder = tmp_path / "first" / chosen["adapter"]
+    adapters = (r for r in read_results(classifier)["runs"] if r["method"] == "lora")
+    chosen = max(adapters, key=lambda r: (r["validation_metric"], r["r"]))
+    folder = Path(shutil.copytree(classifier / chosen["adapter"], tmp_path / Path(chosen["adapter"]).name))
     flags = ["--model", str(folders / "bert"), "--task", "classify", "--data", str(folders / "labelled.jsonl")]
     flags += ["--lr", "1e-9", "--epochs", "1", "--quiet", "--init-from", str(folder)]
     assert main(["train", *flags, "--out", str(tmp_path / "train")]) == 0
@@ -318,15 +334,25 @@ def test_the_bases_own_dropout_can_be_off(folders: Path, tmp_path: Path) -> None
     assert losses["on"] != pytest.approx(losses["none"], rel=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "task"), [("bert", "classify"), ("llama", "sft")])
+@pytest.mark.parametrize(
+    ("kind", "task", "flags", "plain"),
+    [("bert", "classify", [], "classifier"), ("llama", "sft", ["--no-baseline"], "language_model")],
+)
 def test_figures_in_bf16_are_those_in_float32_but_for_rounding(
-    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, task: str
+    folders: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    kind: str,
+    task: str,
+    flags: list[str],
+    plain: str,
 ) -> None:
     monkeypatch.setattr(precision, "supported", lambda device: True)
+    assert run(folders, tmp_path / "out", kind, task, *ONE_RATE, *flags, "--precision", "bf16") == 0
     found: dict[str, dict[str, float]] = {}
-    for name in ("float32", "bf16"):
-        assert run(folders, tmp_path / name, kind, task, *ONE_RATE, "--precision", name) == 0
-        results = read_results(tmp_path / name)
+    for name, out in (("float32", request.getfixturevalue(plain)), ("bf16", tmp_path / "out")):
+        results = read_results(out)
         assert any("ran in bfloat16" in note for note in results["notes"]) == (name == "bf16")
         assert not any("one after another, since" in note for note in results["notes"])
         found[name] = {one["name"]: one["validation_loss"] for one in results["runs"]}
@@ -334,8 +360,3 @@ def test_figures_in_bf16_are_those_in_float32_but_for_rounding(
     assert found["bf16"] != found["float32"]
     for one, value in found["float32"].items():
         assert found["bf16"][one] == pytest.approx(value, rel=0.03)
-
-
-def test_a_base_in_bfloat16_trains_on_a_cpu(folders: Path, tmp_path: Path) -> None:
-    assert run(folders, tmp_path / "out", "llama", "sft", *ONE_RATE, "--dtype", "bfloat16", "--no-baseline") == 0
-    assert all(one["status"] == "finished" for one in read_results(tmp_path / "out")["runs"])

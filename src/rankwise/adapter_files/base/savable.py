@@ -8,12 +8,10 @@ from torch import Tensor, nn
 from rankwise.adapter_files.base.finite import first_not_finite
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA
-from rankwise.lora.base.buffers import is_large
 from rankwise.lora.base.counts import counts_of
 from rankwise.lora.base.samples import changed_base
 from rankwise.lora.checks.complete import lost_message, lost_paths
 from rankwise.lora.offloaded import gathered, has_data
-from rankwise.lora.targets.modules import base_tensors
 
 Layers = Mapping[str, tuple[nn.Module, LoRA]]
 
@@ -79,9 +77,8 @@ def check_base_as_before(model: nn.Module, held: Collection[str], strict: bool) 
     Raises:
         AdapterError: It has, and `strict`.
     """
-    changed, buffers = changed_base(model), base_tensors(model)
-    large = [it for it in changed.lasting if not isinstance(buffers[it], nn.Parameter) and is_large(buffers[it])]
-    if lost := [path for path in changed.lasting if path not in held and path not in large]:
+    changed = changed_base(model)
+    if lost := [path for path in changed.lasting if path not in held]:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         problem = (
             f'The base\'s "{lost[0]}"{more} has changed since training began (unfrozen after inject, written to by the '
@@ -103,7 +100,7 @@ def check_base_as_before(model: nn.Module, held: Collection[str], strict: bool) 
             "holds it, so where outputs depend on it, the loaded adapter gives others; register it as a buffer.",
             stacklevel=4,
         )
-    return large
+    return list(changed.large)
 
 
 def _tensors(name: str, layers: Layers, replacements: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

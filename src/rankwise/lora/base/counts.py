@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from rankwise.lora.base.attributes import Attributes
+from rankwise.lora.base.before_forward import before_forward
 from rankwise.lora.targets.modules import base_modules
 
 _COUNTS = "_rankwise_counts"
@@ -27,24 +26,27 @@ class Counts:
         self.numbers: Attributes | None = None
         self.looks = 0
         self.moved: list[str] = []
-        self.hook: RemovableHandle = model.register_forward_pre_hook(self.look)
+        self.hook = before_forward(model)
+        self.hook.in_training.append(self.look)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy's: it has seen what this has, and looks no further, since its numbers lie elsewhere."""
         return {**self.__dict__, "numbers": None}
 
-    def look(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        """Before a forward: which numbers has every one so far moved?"""
-        if torch.compiler.is_compiling() or not model.training or not torch.is_grad_enabled():
-            return
+    def look(self, model: nn.Module) -> None:
+        """Before a training forward: which numbers has every one so far moved?"""
         if self.numbers is not None:
             moved = [place[0] for place, _ in self.numbers.changed_places()]
             self.moved = [name for name in moved if self.looks == 1 or name in self.moved]
         if self.looks == LOOKS or (self.looks and not self.moved):
-            self.hook.remove()
+            self.end()
             self.numbers = None
             return
         self.numbers, self.looks = Attributes(model, depth=0), self.looks + 1
+
+    def end(self) -> None:
+        """Look no further."""
+        self.hook.remove(self.look)
 
 
 def watch_counts(model: nn.Module) -> None:
@@ -65,4 +67,4 @@ def forget_counts(model: nn.Module) -> None:
     for module in base_modules(model):
         found = module.__dict__.pop(_COUNTS, None)
         if isinstance(found, Counts):
-            found.hook.remove()
+            found.end()

@@ -4,6 +4,7 @@ A base that `inject` has frozen changes all the same where a user unfreezes a pa
 the model's own forward writes to it, or statistics are reset.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.lora.adapter import loras_in
-from rankwise.lora.base.buffers import BaseBuffers, buffers_kept
+from rankwise.lora.base.buffers import BaseBuffers, buffers_kept, is_large, restore_buffers
 from rankwise.lora.base.checksum import checksum
 from rankwise.lora.base.values import base_values, fleeting_buffers
 from rankwise.lora.offloaded import has_data
@@ -109,11 +110,13 @@ class ChangedBase:
     """The changes of a base since training began.
 
     Args:
-        lasting: Paths of parameters, frozen statistics and large buffers, which checkpoints hold.
+        lasting: Paths of parameters, frozen statistics and small buffers, which checkpoints hold.
+        large: Paths of buffers that checkpoints hold, of which there are no copies.
         fleeting: Paths of buffers that no checkpoint of the model holds.
     """
 
     lasting: tuple[str, ...] = ()
+    large: tuple[str, ...] = ()
     fleeting: tuple[str, ...] = ()
 
 
@@ -124,18 +127,35 @@ def changed_base(model: nn.Module) -> ChangedBase:
         return ChangedBase()
     inner, samples = recorded
     now, fleeting = base_values(inner), fleeting_buffers(inner)
-    values = {path: tensor for path, tensor in now.items() if _plain(tensor)}
+    values = {path: tensor for path, tensor in now.items() if tensor is not None and _plain(tensor)}
     changed = [
         path
         for path, sample in samples.values.items()
         if (tensor := values.get(path)) is not None and not sample.is_of(tensor)
     ]
+    kept = [path for path in changed if path not in fleeting]
+    large = [path for path in kept if not isinstance(values[path], nn.Parameter) and is_large(values[path])]
     return ChangedBase(
-        tuple(path for path in changed if path not in fleeting), tuple(path for path in changed if path in fleeting)
+        tuple(path for path in kept if path not in large),
+        tuple(large),
+        tuple(path for path in changed if path in fleeting),
     )
 
 
-def forget_samples(model: nn.Module) -> None:
+def restore_base(model: nn.Module) -> None:
+    """Restore the base's buffers, warn of changed ones without a copy, and forget the samples."""
+    changed = changed_base(model)
+    if path := next(iter([*changed.fleeting, *changed.large]), None):
+        warnings.warn(
+            f'The buffer "{path}" has changed since training began, and no copy of it was made (it is in no '
+            "checkpoint, or larger than 64 MiB): eject can't restore it.",
+            stacklevel=5,
+        )
+    _forget(model)
+    restore_buffers(model)
+
+
+def _forget(model: nn.Module) -> None:
     """Undo `remember_base`, in a model or any part of it."""
     for module in base_modules(model):
         found = module.__dict__.pop(_SAMPLES, None)

@@ -2,12 +2,12 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rankwise.lora.adapter import LoRA, adapted_layers
+from rankwise.lora.base.before_forward import before_forward
 from rankwise.lora.base.samples import remember_base
 from rankwise.lora.checks.complete import check_complete
 from rankwise.lora.checks.foreign import is_sharded
@@ -59,11 +59,12 @@ class Steps:
         self.starts: list[_Start] = []
         self.first: _Start | None = None
         self.before: Tensor | None = None
-        self.hook = model.register_forward_pre_hook(self.look)
+        self.looks = before_forward(model)
+        self.looks.in_training.append(self.look)
 
-    def look(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        """Before a forward: has there been a step since the last one?"""
-        if torch.compiler.is_compiling() or not model.training or in_fake_mode() or not torch.is_grad_enabled():
+    def look(self, model: nn.Module) -> None:
+        """Before a training forward: has there been a step since the last one?"""
+        if in_fake_mode():
             return
         if not self.forwards:
             if any(self.name in lora.scale for _, lora in adapted_layers(model).values()):
@@ -77,7 +78,7 @@ class Steps:
                     f'Adapter "{self.name}" is new and none of its parameters ask for gradients, so training leaves it '
                     "without effect. They were frozen after inject, by requires_grad_(False) on the model or by "
                     "prepare_model_for_kbit_training; call that first.",
-                    stacklevel=3,
+                    stacklevel=4,
                 )
             if len(self.starts) < 2:
                 stop_counting(model)
@@ -104,7 +105,7 @@ class Steps:
                 f"{shown}. No gradient reaches them: the loss does not depend on them, no input took their way "
                 "(experts that no token chose), or they are recomputed in the backward pass and their input asks for "
                 "none.",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 
@@ -116,7 +117,7 @@ def _warn_of_unfrozen(model: nn.Module) -> None:
         warnings.warn(
             f'The base\'s "{asking[0]}"{more} asks for gradients, though inject froze it. What is trained there is in '
             "no adapter's file. To train it with the adapter: modules_to_save, or bias.",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -154,4 +155,4 @@ def stop_counting(model: nn.Module) -> None:
     for module in base_modules(model):
         steps = module.__dict__.pop(_STEPS, None)
         if isinstance(steps, Steps):
-            steps.hook.remove()
+            steps.looks.remove(steps.look)

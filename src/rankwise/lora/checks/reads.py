@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from rankwise.lora.base.modes import in_eval
+from rankwise.lora.checks.uncompiled_mode import UncompiledMode, tensors_among
 from rankwise.lora.targets.find import Targets
 from rankwise.lora.targets.modules import named_once, submodule, unwrapped
 from rankwise.lora.targets.readers import Reader
@@ -43,7 +43,7 @@ class WeightPlace:
         return self.layer, self.parameter
 
 
-class Uses(TorchDispatchMode):
+class Uses(UncompiledMode):
     """Records the uses of weights while a model runs.
 
     Operations are seen below autograd, where a mode changes neither results nor the way torch takes.
@@ -108,7 +108,7 @@ class Uses(TorchDispatchMode):
         kwargs = kwargs or {}
         # What an operation writes to is not read: RWKV divides weights of its layers in place before its first run.
         given = args[1:] if func._schema.is_mutable else args
-        for tensor in _tensors((*given, *kwargs.values())):
+        for tensor in tensors_among((*given, *kwargs.values())):
             owners = self._owners.get(id(tensor), ())
             if not owners or func.name().split(".")[0] in _NO_READING:
                 continue
@@ -135,14 +135,6 @@ class Uses(TorchDispatchMode):
                 below.setdefault(submodule(self._model, ".".join(names[:n])), ".".join(names[n:]))
         module = next(module for module in reversed(running) if module in below)
         return Reader(module, below[module])
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
 
 
 def uses_of(model: nn.Module, places: Iterable[WeightPlace], example: Any) -> Uses:

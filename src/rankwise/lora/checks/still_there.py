@@ -6,14 +6,13 @@ Looking costs some 0.1 us for each module on the way to an adapted layer.
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, loras_in
+from rankwise.lora.base.before_forward import before_forward
 from rankwise.lora.base.statistics import freeze_statistics, frozen_norms
 from rankwise.lora.checks.complete import lost_message, lost_paths
 from rankwise.lora.targets.modules import base_modules, unwrapped
@@ -36,7 +35,8 @@ class StillThere:
     def __init__(self, model: nn.Module) -> None:
         self.warned: set[str] = set()
         self.take(model)
-        self.hook: RemovableHandle = model.register_forward_pre_hook(self.look)
+        self.looks = before_forward(model)
+        self.looks.always.append(self.look)
 
     def take(self, model: nn.Module) -> None:
         """Record the structure that must stay."""
@@ -53,10 +53,8 @@ class StillThere:
             if (weight := _plain_weight(layer, lora)) is not None
         ]
 
-    def look(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+    def look(self, model: nn.Module) -> None:
         """Before a forward: raise or warn if the structure has changed."""
-        if torch.compiler.is_compiling():
-            return
         for children, name, module in self.edges:
             if children.get(name) is not module:
                 self._changed(model)
@@ -91,7 +89,7 @@ class StillThere:
     def _warn(self, message: str) -> None:
         if message not in self.warned:
             self.warned.add(message)
-            warnings.warn(message, stacklevel=4)
+            warnings.warn(message, stacklevel=5)
 
 
 def _plain_weight(layer: nn.Module, lora: LoRA) -> Tensor | None:
@@ -139,4 +137,4 @@ def stop_watching_structure(model: nn.Module) -> None:
     for module in base_modules(model):
         found = module.__dict__.pop(_STILL_THERE, None)
         if isinstance(found, StillThere):
-            found.hook.remove()
+            found.looks.remove(found.look)

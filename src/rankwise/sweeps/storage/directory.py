@@ -66,10 +66,10 @@ def check_directory(directory: Path, overwrite: bool) -> None:
     if holds_unfinished(directory):
         raise OutputError(
             f"{directory} holds an unfinished run; resume it with {_resume(directory)}, {another}, or "
-            f"{_given('overwrite')} to start again."
+            f"{_overwrite()} to start again."
         )
     if holds_results(directory):
-        raise OutputError(f"{directory} holds results already; {another}, or {_given('overwrite')} to replace them.")
+        raise OutputError(f"{directory} holds results already; {another}, or {_overwrite()} to replace them.")
 
 
 def check_foreign(directory: Path) -> None:
@@ -137,8 +137,8 @@ def _resume(directory: Path) -> str:
     return f"--resume {directory}" if option("x") == "--x" else "resume=True"
 
 
-def _given(name: str) -> str:
-    return option(name) if option("x") == "--x" else f"{name}=True"
+def _overwrite() -> str:
+    return option("overwrite") if option("x") == "--x" else "overwrite=True"
 
 
 def begin_run(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rankwise.errors import ConfigError
 from rankwise.experiment import Experiment
@@ -52,13 +51,12 @@ SEARCH = "search"
 """The splits on which learning rates are looked for."""
 
 
-def make_text(options: Trains, observers: Observers, base: Mapping[str, Tensor] | None = None) -> Experiment:
+def make_text(options: Trains, observers: Observers) -> Experiment:
     """Read data and model, and say what ranks are tried.
 
     Args:
         options: The settings.
         observers: Hear notes and an example.
-        base: Not used: the base is read again from where it was.
 
     Raises:
         RankwiseError: Something in the options or the data can't be used.

@@ -6,12 +6,12 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import torch
-from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import Tensor, UntypedStorage
+
+from rankwise.lora.checks.uncompiled_mode import UncompiledMode, tensors_among
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -109,44 +109,49 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     return counted.peak
 
 
-class _Living(TorchDispatchMode):
+class _Living(UncompiledMode):
     """Counts the bytes of tensors made while it is on, as long as they live."""
 
     def __init__(self) -> None:
         super().__init__()
         self.peak = self._now = 0
-        self._living: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._living: dict[int, ref[UntypedStorage]] = {}
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        given = [t for t in tree_leaves((args, kwargs)) if _has_memory(t)]
+        kwargs = kwargs or {}
+        given = [t for t in tensors_among((*args, *kwargs.values())) if _has_memory(t)]
         known = {id(t) for t in given}
-        result = func(*args, **(kwargs or {}))
-        made = [t for t in tree_leaves(result) if _has_memory(t) and id(t) not in known]
+        result = func(*args, **kwargs)
+        made = [t for t in tensors_among((result,)) if _has_memory(t) and id(t) not in known]
         own = {t.untyped_storage().data_ptr() for t in given}
         for t in made:
             storage = t.untyped_storage()
             place = storage.data_ptr()
             # A view, or a result written into an argument, is no new memory.
             if place and place not in own:
-                self._add(place, StorageWeakRef(storage), storage.nbytes())
+                self._add(place, storage)
         return result
 
-    def _add(self, place: int, storage: StorageWeakRef, n: int) -> None:
+    def _add(self, place: int, storage: UntypedStorage) -> None:
         before = self._living.get(place)
-        if before is not None and not before[0].expired():
+        if before is not None and before() is not None:
             return
-        for ended in [key for key, (held, _) in self._living.items() if held.expired()]:
-            self._now -= self._living.pop(ended)[1]
-        self._living[place] = storage, n
+        n = storage.nbytes()
+
+        def ended(_: object) -> None:
+            self._now -= n
+
+        # torch keeps a storage's object for as long as any tensor, or the graph, holds its numbers.
+        self._living[place] = ref(storage, ended)
         self._now += n
         self.peak = max(self.peak, self._now)
 
 
-def _has_memory(t: object) -> bool:
-    """Whether this is a tensor with its own numbers: none that torch.func has wrapped, whose inside is counted."""
+def _has_memory(t: Tensor) -> bool:
+    """Whether a tensor has its own numbers: none that torch.func has wrapped, whose inside is counted."""
     try:
-        return isinstance(t, Tensor) and t.untyped_storage().data_ptr() >= 0
+        return t.untyped_storage().data_ptr() >= 0
     except RuntimeError:
         return False

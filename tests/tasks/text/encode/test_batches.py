@@ -34,8 +34,6 @@ def test_trimmed_batches_are_as_wide_as_their_longest(side):
         [sum(rows[3].ids), sum(rows[4].ids)],
     ]
     assert (batch["labels"] != IGNORED).sum() == sum(label != IGNORED for i in (0, 1, 3, 4) for label in rows[i].labels)
-    assert trim(take(data, torch.tensor([[0, 1]])), multiple=8)["input_ids"].shape == (1, 2, 8)
-    assert trim(take(data, torch.tensor([[2, 1]])), multiple=8)["input_ids"].shape == (1, 2, 12)
 
 
 def test_encoder_decoders_read_the_labels_moved_by_one():

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 pytest.importorskip("transformers")
+from composed_options import compose
+
 from rankwise.errors import ConfigError
 from rankwise.experiment import Experiment, run_experiment
 from rankwise.sweeps.choose.deciding import Deciding
 from rankwise.sweeps.run.location import RunLocation
-from rankwise.tasks.settings import compose
 from rankwise.tasks.text.options import SweepOptions
 from rankwise.tasks.text.run import make_text
 from rankwise.train.events import Observers

@@ -88,7 +88,7 @@ def _asked(host: str, port: int) -> bytes:
             return GRPC  # only Ray has the certificates
         connection.sendall(_call(host))
         end = time.monotonic() + ANSWERS_IN
-        while GRPC not in answer:
+        while GRPC not in answer and _may_be_http_2(answer):
             connection.settimeout(max(0.001, end - time.monotonic()))
             try:
                 more = connection.recv(4096)
@@ -100,6 +100,11 @@ def _asked(host: str, port: int) -> bytes:
                 break
             answer += more
     return answer
+
+
+def _may_be_http_2(answer: bytes) -> bool:
+    """Whether the first frame is one of settings, with which every HTTP/2 server begins: RFC 9113, section 3.4."""
+    return len(answer) < 4 or answer[3] == 4
 
 
 def _call(host: str) -> bytes:

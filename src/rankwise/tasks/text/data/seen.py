@@ -57,6 +57,27 @@ def count_seen(adapter: Path, examples: Sequence[Example]) -> int:
     return int(np.isin(np.array([_checksum(example) for example in examples], dtype=np.uint64), known).sum())
 
 
+def seen_notes(names: Sequence[str], folders: Sequence[Path], examples: Sequence[Example], data: str) -> list[str]:
+    """Note for which adapters the examples are training examples.
+
+    Args:
+        names: Of the adapters.
+        folders: Of each.
+        examples: The examples.
+        data: Where they come from, for the notes.
+    """
+    counts: dict[int, list[str]] = {}
+    by_run = {run: count_seen(folder, examples) for run, folder in {run_of(f): f for f in folders}.items()}
+    for name, folder in zip(names, folders, strict=True):
+        counts.setdefault(by_run[run_of(folder)], []).append(name)
+    return [
+        f"{n:,} of {len(examples):,} examples of {data} have an input that {', '.join(names)} "
+        f"{'was' if len(names) == 1 else 'were'} trained on: figures on them flatter."
+        for n, names in counts.items()
+        if n
+    ]
+
+
 def _checksum(example: Example) -> int:
     digest = hashlib.blake2b(plainly(example.source).encode("utf-8", "surrogatepass"), digest_size=_BYTES)
     return int.from_bytes(digest.digest(), "little")

@@ -64,14 +64,13 @@ def _inputs(prepared: Prepared, side: str) -> dict[str, Tensor]:
     }
 
 
-def trim(batch: Mapping[str, Tensor], multiple: int = 1) -> dict[str, Tensor]:
+def trim(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Cut off the columns in which no row has a token.
 
     It works on any leading dimensions, so also on a step's batches (G, rows, T): they are cut to one width.
 
     Args:
         batch: Rows of `as_tensors`; joined rows, which have no mask, stay as they are.
-        multiple: Widths are rounded up to a multiple of this, where the batch is as wide: fewer shapes for a compiler.
 
     Examples:
         >>> batch = {"input_ids": torch.tensor([[5, 6, 0, 0]]), "attention_mask": torch.tensor([[1, 1, 0, 0]])}
@@ -86,7 +85,7 @@ def trim(batch: Mapping[str, Tensor], multiple: int = 1) -> dict[str, Tensor]:
             used["labels"] = read
     if "decoder_input_ids" in batch:
         used |= dict.fromkeys(("decoder_input_ids", "labels"), batch["labels"] != IGNORED)
-    columns = {id(mask): _columns(mask, multiple) for mask in used.values()}
+    columns = {id(mask): _columns(mask) for mask in used.values()}
     return {key: value[..., columns[id(used[key])]] if key in used else value for key, value in batch.items()}
 
 
@@ -96,13 +95,10 @@ def _labels_tokens(batch: Mapping[str, Tensor]) -> bool:
     return labels is not None and labels.shape == batch["input_ids"].shape and not labels.is_floating_point()
 
 
-def _columns(used: Tensor, multiple: int) -> slice:
-    """The columns from the first to the last in which a row has a token, rounded up on the side that has room."""
+def _columns(used: Tensor) -> slice:
+    """The columns from the first to the last in which a row has a token."""
     columns = used.flatten(0, -2).any(0).nonzero()
-    width = used.shape[-1]
-    first, last = int(columns[0]), int(columns[-1]) + 1
-    wanted = min(-(-(last - first) // multiple) * multiple, width)
-    return slice(first, first + wanted) if first + wanted <= width else slice(last - wanted, last)
+    return slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 WINDOW = 50

@@ -12,7 +12,7 @@ from rankwise.report.adapter_run import head_alone
 from rankwise.tasks.text.data.examples import Chat, Labelled, PlainText, SftExample, has_more
 from rankwise.tasks.text.data.forms import read_examples
 from rankwise.tasks.text.data.labels import Labels
-from rankwise.tasks.text.data.seen import count_seen, run_of
+from rankwise.tasks.text.data.seen import seen_notes
 from rankwise.tasks.text.data.subset import drawn
 from rankwise.tasks.text.encode.batches import as_tensors
 from rankwise.tasks.text.encode.chat import answer_text
@@ -136,27 +136,6 @@ def evaluate_texts(
         figures = {name: own | more.get(name, {}) for name, own in figures.items()}
         said = [*said, *also]
     return Evaluation(data=data, figures=figures, notes=[*notes, *said])
-
-
-def seen_notes(names: Sequence[str], folders: Sequence[Path], examples: Sequence[Any], data: str) -> list[str]:
-    """Note for which adapters the examples are training examples.
-
-    Args:
-        names: Of the adapters.
-        folders: Of each.
-        examples: The examples.
-        data: Where they come from, for the notes.
-    """
-    counts: dict[int, list[str]] = {}
-    by_run = {run: count_seen(folder, examples) for run, folder in {run_of(f): f for f in folders}.items()}
-    for name, folder in zip(names, folders, strict=True):
-        counts.setdefault(by_run[run_of(folder)], []).append(name)
-    return [
-        f"{n:,} of {len(examples):,} examples of {data} have an input that {', '.join(names)} "
-        f"{'was' if len(names) == 1 else 'were'} trained on: figures on them flatter."
-        for n, names in counts.items()
-        if n
-    ]
 
 
 def _classify(adapted: ServedModel, names: Sequence[str], rows: Sequence[Any], data: str, skip: bool) -> Evaluation:

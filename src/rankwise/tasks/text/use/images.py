@@ -20,11 +20,12 @@ from rankwise.tasks.images.reading import ENDINGS, LabelledImage, read_images
 from rankwise.tasks.settings import shared
 from rankwise.tasks.text.card.model_card import render
 from rankwise.tasks.text.data.examples import Labelled
+from rankwise.tasks.text.data.seen import seen_notes
 from rankwise.tasks.text.data.subset import drawn
 from rankwise.tasks.text.model.silence import silence_transformers
 from rankwise.tasks.text.model.source import ModelOptions
-from rankwise.tasks.text.use.evaluating import SEED, Evaluation, classifier_evaluation, no_head_note, seen_notes
-from rankwise.tasks.text.use.merging import Merged, check_out
+from rankwise.tasks.text.use.evaluating import SEED, Evaluation, classifier_evaluation, no_head_note
+from rankwise.tasks.text.use.merging import Merged, check_merge
 from rankwise.tasks.text.use.options import UseOptions
 from rankwise.tasks.text.use.predicting import predictions_of
 from rankwise.tasks.text.use.prediction import Prediction
@@ -164,9 +165,7 @@ def merge_images(served: ServedImages, folder: Path) -> Merged:
         ConfigError: There is not one adapter.
         OutputError: The folder holds something, or can't be written.
     """
-    if len(served.names) != 1:
-        raise ConfigError(f"{len(served.names)} adapters are given; one is merged at a time.")
-    check_out(folder)
+    check_merge(served.names, folder)
     model: Any = served.loaded.model
     base, labels = model.config.name_or_path, served.loaded.labels
     report = merge(model, keep_base=False, dequantize=True)

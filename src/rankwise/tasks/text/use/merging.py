@@ -1,5 +1,6 @@
 """An adapter merged into its base, as a folder that transformers loads."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,18 @@ def check_out(folder: Path) -> None:
         raise OutputError(f"{folder} is there and not empty; give --out a new folder.")
 
 
+def check_merge(names: Sequence[str], folder: Path) -> None:
+    """Refuse to merge what isn't one adapter, or into a place that holds something.
+
+    Raises:
+        ConfigError: There is not one adapter.
+        OutputError: The folder holds something.
+    """
+    if len(names) != 1:
+        raise ConfigError(f"{len(names)} adapters are given; one is merged at a time.")
+    check_out(folder)
+
+
 def load_to_merge(folder: Path, options: UseOptions) -> ServedModel:
     """A base with one adapter, to be merged: the unquantised base, even if it was quantised in training.
 
@@ -77,9 +90,7 @@ def merge_into_folder(adapted: ServedModel, folder: Path) -> Merged:
         ConfigError: There is not one adapter.
         OutputError: The folder holds something, or can't be written.
     """
-    if len(adapted.names) != 1:
-        raise ConfigError(f"{len(adapted.names)} adapters are given; one is merged at a time.")
-    check_out(folder)
+    check_merge(adapted.names, folder)
     model = adapted.loaded.model
     body: Any = model.encoder if isinstance(model, MeanPooledClassifier) else model
     report = merge(model, keep_base=False, dequantize=True)
