@@ -132,7 +132,7 @@ WORDS: dict[str, Callable[[Any], str]] = {
     "target_modules": _patterns,
     "exclude_modules": lambda value: f"without {_patterns(value)}",
     "modules_to_save": lambda value: f"with {_patterns(value)}",
-    "scaling": lambda value: {"alpha/sqrt(r)": "rslora"}.get(value, value.replace("/", " by ")),
+    "scaling": lambda value: "rslora" if value == "alpha/sqrt(r)" else value.replace("/", " by "),
     "alpha": lambda value: f"alpha {value:g}",
     "dropout": lambda value: f"dropout {value:g}",
     "bias": lambda value: f"bias {value}",

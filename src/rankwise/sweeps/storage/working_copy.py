@@ -250,7 +250,8 @@ def _run_and_adapter(url: str) -> tuple[str, str]:
     if last in (BEST, SHIP):
         with suppress(OutputError):
             results = read_results(head)
-            answer = results.answer if last == BEST else results.compressed and results.compressed.ship
+            ship = results.compressed.ship if results.compressed else None
+            answer = results.answer if last == BEST else ship
             return head, (answer.adapter if answer is not None and answer.verdict != "undecided" else None) or last
     if head.rpartition("/")[2] == ADAPTERS:
         return head.rpartition("/")[0], f"{ADAPTERS}/{last}"
