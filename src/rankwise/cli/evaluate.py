@@ -12,7 +12,7 @@ from rankwise.tasks.text.groups import Writing
 from rankwise.tasks.text.use.options import EvaluatedData, UseOptions
 
 if TYPE_CHECKING:
-    from rankwise.tasks.text.use.evaluating import Evaluation
+    from rankwise.tasks.text.use.evaluating.result import Evaluation
 
 
 @app.command
@@ -47,8 +47,8 @@ def evaluate(
     json_:
         Print the figures as JSON.
     """
-    from rankwise.tasks.text.use.evaluating import evaluate_texts
-    from rankwise.tasks.text.use.evaluation_files import check_report
+    from rankwise.tasks.text.use.evaluating.files import check_report
+    from rankwise.tasks.text.use.evaluating.texts import evaluate_texts
     from rankwise.tasks.text.use.images import evaluate_images, load_adapted_images
     from rankwise.tasks.text.use.served import load_adapted, reads_images
     from rankwise.writing import check_not_read, replacing
@@ -88,7 +88,7 @@ def evaluate(
         with replacing(out) as temporary:
             temporary.write_text(json_line(found.plain(), indent=2) + "\n", encoding="utf-8")
     if report is not None:
-        from rankwise.tasks.text.use.evaluation_files import write_evaluation
+        from rankwise.tasks.text.use.evaluating.files import write_evaluation
 
         for path in write_evaluation(found, report):
             print(path, file=sys.stderr if json_ else sys.stdout)

@@ -19,7 +19,7 @@ from rankwise.tasks.text.groups import Writing
 from rankwise.tasks.text.options import SweepOptions
 from rankwise.tasks.text.train.answers import COLUMN
 from rankwise.tasks.text.train.sft import ready_sft
-from rankwise.tasks.text.use.evaluating import evaluate_texts
+from rankwise.tasks.text.use.evaluating.texts import evaluate_texts
 from rankwise.tasks.text.use.options import UseOptions
 from rankwise.tasks.text.use.served import load_adapted
 from text_models import make_model, make_tokenizer

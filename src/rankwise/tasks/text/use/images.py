@@ -24,7 +24,8 @@ from rankwise.tasks.text.data.seen import seen_notes
 from rankwise.tasks.text.data.subset import drawn
 from rankwise.tasks.text.model.silence import silence_transformers
 from rankwise.tasks.text.model.source import ModelOptions
-from rankwise.tasks.text.use.evaluating import SEED, Evaluation, classifier_evaluation, no_head_note
+from rankwise.tasks.text.use.evaluating.classifiers import classifier_evaluation, no_head_note
+from rankwise.tasks.text.use.evaluating.result import SEED, Evaluation
 from rankwise.tasks.text.use.merging import Merged, check_merge
 from rankwise.tasks.text.use.options import UseOptions
 from rankwise.tasks.text.use.predicting import predictions_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rankwise.errors import OutputError
 from rankwise.tasks.text.score.classes import draw_confusion, write_classes, write_confusion
-from rankwise.tasks.text.use.evaluating import Evaluation
+from rankwise.tasks.text.use.evaluating.result import Evaluation
 from rankwise.tasks.text.use.prediction_files import write_predictions
 from rankwise.writing import read_regular, replacing
 

@@ -1,0 +1,1 @@
+"""Figures of a base and its adapters on a file of examples."""
