@@ -218,6 +218,8 @@ class PackTraining:
 
     def _note_failures(self, function: PerAdapter, of: Sequence[bool] | None = None) -> None:
         """Take over on which adapters (of these) a user's function has raised since it was last asked."""
+        if not function.failed:
+            return
         names = self._stopping.names
         self._failed = {names[k]: why for k, why in function.failed.items() if of is None or of[k]} | self._failed
         function.failed.clear()

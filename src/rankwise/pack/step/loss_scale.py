@@ -49,9 +49,9 @@ class LossScale:
         """How many steps in a row, up to the last one, were left out for each adapter: (K,)."""
         return self._state["left_out"]
 
-    def enlarge(self, losses: Tensor) -> Tensor:
-        """The losses (K,) to run the backward pass of."""
-        return losses.float() * self._state["factor"]
+    def enlarge(self, start: Tensor) -> Tensor:
+        """The gradients (K, ...) that the backward pass of the losses starts from, times each adapter's factor."""
+        return start * self._state["factor"].view(-1, *[1] * (start.dim() - 1))
 
     def settle(self, store: Store) -> ScaleUpdate:
         """Divide the gradients by the factors; those that overflowed become zero.
