@@ -25,6 +25,10 @@ from rankwise.pack.noise.keyed import Noise
 
 _ENGINE: Any = torch.autograd.Variable._execution_engine  # pyright: ignore[reportPrivateUsage]
 
+_PAST_AUTOGRAD: Any = torch._C._AutoDispatchBelowAutograd  # pyright: ignore[reportPrivateUsage]
+"""Inside it calls don't pass through autograd at all, where `no_grad` lets each ask whether to record: with small
+products 4% of a step."""
+
 _threshold_backward = torch.ops.aten.threshold_backward.grad_input
 _log_softmax_backward = torch.ops.aten._log_softmax_backward_data.default
 
@@ -135,6 +139,8 @@ class Chain:
 
     def __init__(self, before: Sequence[nn.Module], stages: Sequence[Stage], behind: Sequence[nn.Module]) -> None:
         self._before, self._stages, self._behind = before, stages, behind
+        asks_autograd = any(isinstance(stage, OtherModules) for stage in stages)
+        self._unrecorded = torch.no_grad if asks_autograd else _PAST_AUTOGRAD
         self._leaf: Tensor | None = None
         self._saved: list[Any] = []
         self.ran = False
@@ -151,7 +157,7 @@ class Chain:
         """Outputs (K, rows, ...) for inputs (G * rows, width)."""
         differentiates = torch.is_grad_enabled()
         self._saved = []
-        with torch.no_grad():
+        with self._unrecorded():
             x = _run(self._before, x).view(groups.n_batches, -1, x.shape[1])
             for stage in self._stages:
                 x, saved = stage.forward(x, groups)
@@ -174,7 +180,7 @@ class Chain:
         if leaf is None or leaf.grad is None:
             return
         dy: Tensor | None = leaf.grad
-        with torch.no_grad():
+        with self._unrecorded():
             for stage in reversed(self._stages):
                 if dy is None:
                     return

@@ -65,8 +65,10 @@ class Gradient:
 
     def _add(self, stack: Tensor, left: Tensor, right: Tensor) -> None:
         if left.dtype == stack.dtype:
-            # With beta = 0 the earlier content is not read, even where it is NaN.
-            stack.baddbmm_(left, right, beta=0.0 if self.fresh else 1.0)
+            if self.fresh:
+                torch.bmm(left, right, out=stack)
+            else:
+                stack.baddbmm_(left, right)
         elif self.fresh:
             stack.copy_(left @ right)
         else:
