@@ -213,11 +213,10 @@ class PackedModel:
         if drawn:
             raise CannotJoin(f"the model draws random numbers from {drawn}, which it doesn't on the first rows,")
         if self._chain is not None and self._chain.ran:
-            return outputs
-        k, rows = len(self), self._now.rows
-        if outputs.shape[0] != k * rows:
-            raise ValueError(f"outputs of shape {tuple(outputs.shape)} for {k} adapters of {rows} rows")
-        return outputs.view(k, rows, *outputs.shape[1:])
+            return outputs  # which has them in this shape
+        if outputs.shape[0] == len(self) * self._now.rows:
+            return outputs.view(len(self), self._now.rows, *outputs.shape[1:])
+        raise ValueError(f"outputs {tuple(outputs.shape)} for {len(self)} adapters of {self._now.rows} rows")
 
     def _part(self, reason: str) -> Turns:
         """Run the adapters one after another in this step."""
@@ -237,7 +236,6 @@ class PackedModel:
             self._replace(self._attached)
 
     def _forward(self, batch: Batch, groups: Groups, draws: Draws) -> tuple[Tensor, str]:
-        """Outputs, of a chain (K, rows, ...), else (K * rows, ...), and what random numbers were drawn from."""
         branch = self._branch or DOOR
         self._noise.before = branch.before
         self._noise.begin(groups, draws)
@@ -263,12 +261,7 @@ class PackedModel:
         self._replace(self._attached)
 
     def backward(self, losses: Tensor, start: Tensor) -> None:
-        """Add the gradients of each adapter's loss to the store.
-
-        Args:
-            losses: (K, ...).
-            start: The gradient with respect to them to start from.
-        """
+        """Add the gradients of each adapter's loss (K, ...) to the store, from `start`, those with respect to it."""
         # Each adapter's loss depends on its own rows only, so the gradient of the sum is each one's own gradient.
         self._noise.backward()
         self._store.step_runs[0] = True

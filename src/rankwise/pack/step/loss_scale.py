@@ -19,6 +19,9 @@ from rankwise.pack.stacks.store import Store
 
 START, LEAST, STEPS_UNTIL_DOUBLED = 2.0**16, 1.0, 2000
 
+FIRST_STEPS = 25
+"""Steps in a row whose gradients may overflow until the factor is found."""
+
 
 class ScaleUpdate(NamedTuple):
     """The overflows of one step.

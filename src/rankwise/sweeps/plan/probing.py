@@ -46,7 +46,7 @@ def probe(make: Callable[[], PackTraining], device: torch.device, steps: int) ->
     """Measure a pack.
 
     Steps are timed at sizes from all over the data, as often as befits a training of so many steps, after one of the
-    smallest, which warms up. The gradients of the largest step then show the memory.
+    smallest, which warms up. The largest step then shows the memory.
 
     Args:
         make: Makes the training, which is thrown away.
@@ -70,7 +70,7 @@ def probe(make: Callable[[], PackTraining], device: torch.device, steps: int) ->
                 rows = training.validation_rows
                 a_row = training.timed_evaluation(0.0, rows) / rows
         clock = time.perf_counter()
-        needed = training.peak_bytes()
+        needed = training.peak_bytes(moves=True)
         counting = time.perf_counter() - clock
-        training.final_states()
+        training.state()  # what a checkpoint is made of
         return Probe(setup, counting, a_step, a_row, needed, peak())
