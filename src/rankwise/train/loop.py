@@ -243,19 +243,22 @@ class PackTraining:
             yield
 
     def timed_step(self, place: float) -> float:
-        """Take a step that doesn't count, and return its seconds; inside `attached(training=True)`.
-
-        What is in training has moved afterwards.
-
-        Args:
-            place: Where its rows lie among all, from the smallest rows (0) to the largest (1).
-        """
+        """Take a step that doesn't count, at a place from the smallest rows (0) to the largest (1), and return its
+        seconds; inside `attached(training=True)`. What is in training has moved afterwards."""
         rows, rates = self._rows_at(place), self._rates()
         clock = time.perf_counter()
         batch = self._feed.prepare(take(self._train, rows))
         # Reading the losses waits for the device.
         self._pack.step(batch, rates, None, None, self._feed.rows_a_pass).tolist()
         return time.perf_counter() - clock
+
+    def sizes(self, places: Sequence[float]) -> tuple[list[int], float]:
+        """How many numbers the steps at these places read, and how many a step of an epoch does in the mean."""
+        own = [self._feed.size_of(self._train, self._rows_at(place)) for place in places]
+        if len(set(own)) == 1:
+            return own, own[0]
+        order = self._feed.order(self._train, self._pack.seeds, 0, self.batch_size, self._rows("train"))
+        return own, self._feed.mean_size(self._train, order.to(self._pack.device).split(self.batch_size, 1))
 
     def timed_evaluation(self, place: float, rows: int) -> float:
         """Evaluate some validation rows, and return the seconds; inside `attached(training=False)`.
@@ -313,10 +316,11 @@ class PackTraining:
             for k, name in enumerate(names)
             for key, value in states[name].items()
         }
+        crossfit = {} if self._crossfit is None else self._crossfit.state()
         vectors = {f"stopping.{key}": value for key, value in self._stopping.state().items()}
         vectors |= {f"schedule.{key}": value for key, value in self._schedules.state().items()}
         vectors |= {f"scaling.{key}": value for key, value in pack.scaling_state().items()}
-        vectors |= {f"crossfit.{key}": value for key, value in self._crossfit_state().items()}
+        vectors |= {f"crossfit.{key}": value for key, value in crossfit.items()}
         vectors |= {"loss.total": self._total, "loss.norms": self._norms}
         tensors |= {f"vector/{key}": value.detach().cpu().clone() for key, value in vectors.items()}
         plain = {"names": list(names), "epoch": self.epoch, "steps": pack.steps, "seconds": self._seconds()}
@@ -371,9 +375,6 @@ class PackTraining:
         ]
         self._keep([name for name in of.names if name not in ended])
         return outcomes
-
-    def _crossfit_state(self) -> dict[str, Tensor]:
-        return {} if self._crossfit is None else self._crossfit.state()
 
     def _deciding(self, name: str) -> np.ndarray | None:
         """A run's cross-fitted metric, where the best of its weights are kept."""
