@@ -3,7 +3,8 @@
     python benchmarks/digits_floor.py [--epochs 3] [--repeats 5] [--threads 2] [--record]
 
 A step of the digits pack is written out by hand: its gather, products, activations, dropout, loss, gradients and AdamW,
-each one call into buffers that exist beforehand; no autograd, no modules, no keyed noise, no schedules, no validation.
+each one call into buffers that exist beforehand, under `no_grad`; no autograd, no modules, no schedules, no validation.
+Masks are drawn as a pack draws them, from a seed for each batch and layer; finding out which seed that is is left out.
 What is left is what torch's kernels take on this machine for the adapters of `digits_vs_peft.py`: whoever calls these
 kernels can't be faster. It runs in one process with all threads, and as two halves side by side in two processes with
 one thread each, r = 64 in one and the smaller ranks in the other.
