@@ -63,10 +63,10 @@ class PerAdapter:
 
     def mean(self, outputs: Tensor, batch: Batch, groups: Groups) -> Tensor:
         """One number an adapter: (K,)."""
-        return means(self.values(outputs, batch, groups))
+        return means_of_rows(self.values(outputs, batch, groups))
 
     def values(self, outputs: Tensor, batch: Batch, groups: Groups) -> Tensor:
-        """What `means` makes one number an adapter of: the values of its rows (K, rows), or that number (K,)."""
+        """What `means_of_rows` makes one number an adapter of: the values of its rows (K, rows), or that number (K,)."""
         return self._on_each(self._values, outputs, batch, groups)[0]
 
     def _values(self, outputs: Tensor, batch: Batch, groups: Groups) -> Values:
@@ -310,7 +310,7 @@ class PerAdapter:
                 )
 
 
-def means(values: Tensor) -> Tensor:
+def means_of_rows(values: Tensor) -> Tensor:
     """Each adapter's mean of its rows: (K,)."""
     return values.mean(1) if values.dim() == 2 else values
 

@@ -15,7 +15,7 @@ from rankwise.errors import PackError
 from rankwise.pack.batches import Batch, batch_tensors, call_model, lazily
 from rankwise.pack.groups import Groups
 from rankwise.pack.layers.half import Halves
-from rankwise.pack.losses import PerAdapter, PerBatch, means
+from rankwise.pack.losses import PerAdapter, PerBatch, means_of_rows
 from rankwise.pack.member import Member
 from rankwise.pack.model.inspection import Inspections
 from rankwise.pack.model.packed_model import PackedModel
@@ -195,7 +195,7 @@ class Pack:
         if processes is None and (rows is None or rows >= n):
             outputs = self._running.forward(batch, self._by_seed, Draws(self.seeds, self.steps))
             values = self.loss.values(outputs, batch, self._by_seed)
-            losses = means(values.detach())
+            losses = means_of_rows(values.detach())
             # The gradients of the means, without a node of autograd's for them.
             self._running.backward(values, self._start(values, outputs, len(self) / values.numel()))
             self.store.finish()

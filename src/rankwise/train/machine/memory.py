@@ -96,8 +96,8 @@ class Room:
 
     glibc keeps what steps have freed, in pieces as large as their tensors were. For a larger batch these are too small:
     its memory would lie beside that of all smaller ones, so that a process grows for as long as its batches do, to
-    what no few steps foretell (MiniLM in full, 20 steps: 2,086 MiB where 1,950 do). So they are given back before. That is seldom, about as
-    often as the logarithm of the number of steps.
+    what no few steps foretell (MiniLM in full, 20 steps: 2,086 MiB where 1,950 do). So they are given back before. That
+    is seldom, about as often as the logarithm of the number of steps.
 
     Args:
         device: Where it computes.
