@@ -66,7 +66,7 @@ class PerAdapter:
         return means_of_rows(self.values(outputs, batch, groups))
 
     def values(self, outputs: Tensor, batch: Batch, groups: Groups) -> Tensor:
-        """What `means_of_rows` makes one number an adapter of: the values of its rows (K, rows), or that number (K,)."""
+        """What `means_of_rows` takes: the values of each adapter's rows (K, rows), or its number (K,)."""
         return self._on_each(self._values, outputs, batch, groups)[0]
 
     def _values(self, outputs: Tensor, batch: Batch, groups: Groups) -> Values:
