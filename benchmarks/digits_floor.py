@@ -3,7 +3,8 @@
     python benchmarks/digits_floor.py [--epochs 3] [--repeats 5] [--threads 2] [--record]
 
 A step of the digits pack is written out by hand: its gather, products, activations, dropout, loss, gradients and AdamW,
-each one call into buffers that exist beforehand; no autograd, no modules, no keyed noise, no schedules, no validation.
+each one call into buffers that exist beforehand, under `no_grad`; no autograd, no modules, no schedules, no validation.
+Masks are drawn as a pack draws them, from a seed for each batch and layer; finding out which seed that is is left out.
 What is left is what torch's kernels take on this machine for the adapters of `digits_vs_peft.py`: whoever calls these
 kernels can't be faster. It runs in one process with all threads, and as two halves side by side in two processes with
 one thread each, r = 64 in one and the smaller ranks in the other.
@@ -36,6 +37,7 @@ BUCKETS = ((1, 2, 4), (8, 16), (32, 64))
 HALVES = (((64,),), ((1, 2, 4), (8, 16), (32,)))
 WIDTHS = ((784, 64), (64, 64), (64, 5))
 DROPOUT, BATCH = 0.1, 64
+ATEN = torch.ops.aten
 
 
 class Kernels:
@@ -51,6 +53,9 @@ class Kernels:
         self.G, self.dropout = seeds, dropout
         self.sizes = [(len(ranks) * seeds, max(ranks)) for ranks in buckets]
         self.K = sum(k for k, _ in self.sizes)
+        # Adapters side by side, of which equally many read each batch: with one batch all of them.
+        self.runs = [self.K] if seeds == 1 else [k for k, _ in self.sizes]
+        self.share = torch.full((self.K * BATCH,), 1 / BATCH)
         ends = [sum(k for k, _ in self.sizes[:j]) for j in range(len(self.sizes) + 1)]
         self.own = [slice(*pair) for pair in itertools.pairwise(ends)]
         shapes = [(k, r, width) for i, o in WIDTHS for k, r in self.sizes for width in (i, o)]
@@ -58,7 +63,7 @@ class Kernels:
         self.theta, self.grads, self.first, self.second = torch.randn(n) * 0.05, *torch.zeros(3, n)
         self.A, self.B = self._views(self.theta, shapes)
         self.dA, self.dB = self._views(self.grads, shapes)
-        self.steps = torch.zeros(())
+        self.steps, self.generator = torch.zeros(()), torch.Generator()
         self.W = [torch.randn(o, i) / i**0.5 for i, o in WIDTHS]
         self.b = [torch.randn(o) * 0.1 for _, o in WIDTHS]
         G, K = seeds, self.K
@@ -88,9 +93,9 @@ class Kernels:
         """Fill `grads`, and return every adapter's loss; rows (G * BATCH,), those of one batch side by side."""
         G, K = self.G, self.K
         torch.index_select(images, 0, rows, out=self.x)
-        targets = labels.index_select(0, rows)
+        targets = labels.index_select(0, rows).view(G, 1, BATCH)
         # Adapters of a bucket lie by seed: bucket after bucket, each has (seed, rank) in this order.
-        targets = torch.cat([targets.view(G, 1, BATCH).expand(G, k // G, BATCH).reshape(-1) for k, _ in self.sizes])
+        targets = torch.cat([targets.expand(G, k // G, BATCH).reshape(-1) for k in self.runs])
         x = self.x.view(G, BATCH, 784)
         torch.addmm(self.b[0], self.x, self.W[0].T, out=self.frozen)
         frozen = self.frozen.view(G, 1, BATCH, 64)
@@ -107,10 +112,10 @@ class Kernels:
             torch.baddbmm(self.b[layer], self.h[layer - 1], V.mT, out=self.y[layer])
             if layer == 1:
                 self._activate(1)
-        dy = torch.log_softmax(self.y[2].view(-1, 5), 1)
-        losses = -dy.gather(1, targets[:, None]).view(K, BATCH).mean(1)
-        dy.exp_().sub_(F.one_hot(targets, 5)).div_(BATCH)
-        dy = dy.view(K, BATCH, 5)
+        outputs = torch.log_softmax(self.y[2].view(-1, 5), 1)
+        losses, total = ATEN.nll_loss_forward.default(outputs, targets, None, 0, -100)
+        dy = ATEN.nll_loss_backward.default(self.share, outputs, targets, None, 0, -100, total)
+        dy = ATEN._log_softmax_backward_data.default(dy, outputs, 1, torch.float32).view(K, BATCH, 5)
         for layer in (2, 1):
             torch.bmm(dy.mT, self.h[layer - 1], out=self.dV[layer - 1])
             dh = torch.bmm(dy, self.V[layer - 1], out=self.dh[layer - 1])
@@ -120,12 +125,12 @@ class Kernels:
                 torch.bmm(self.A[layer][j], dV.mT, out=self.dB[layer][j])
             if self.dropout:
                 self._mask(dh, layer - 1)
-            dy = torch.ops.aten.threshold_backward(dh, self.h[layer - 1], 0)
+            dy = ATEN.threshold_backward.default(dh, self.h[layer - 1], 0)
         for j, (k, r) in enumerate(self.sizes):
             torch.bmm(self.B[0][j], dy[self.own[j]].mT, out=self.dz[j])
             torch.bmm(self.dz[j].view(G, -1, BATCH), x, out=self.dA[0][j].view(G, -1, 784))
             torch.bmm(self.z[j].view(k, r, BATCH), dy[self.own[j]], out=self.dB[0][j])
-        return losses
+        return losses.view(K, BATCH).mean(1)
 
     @torch.no_grad()
     def step(self, images: Tensor, labels: Tensor, rows: Tensor) -> None:
@@ -133,6 +138,7 @@ class Kernels:
         self.gradients(images, labels, rows)
         half = len(self.scale)
         self.grads[:half].mul_(self.scale)
+        self.steps += 1
         vectors = [[v] for v in (self.theta, self.grads, self.first, self.second)]
         settings = {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8, "amsgrad": False, "maximize": False}
         torch._fused_adamw_(*vectors, [], [self.steps], lr=1e-3, **settings)
@@ -141,13 +147,17 @@ class Kernels:
     def _activate(self, i: int) -> None:
         torch.clamp_min(self.y[i], 0, out=self.h[i])
         if self.dropout:
-            torch.ge(torch.rand(self.mask[i].shape), DROPOUT, out=self.mask[i])
+            # Each batch's numbers from a seed of its own, as a pack's are keyed; which seed costs nothing.
+            for mask in self.mask[i]:
+                mask.uniform_(generator=self.generator.manual_seed(i))
+            self.mask[i].ge_(DROPOUT)
             self.mask[i].mul_(1 / (1 - DROPOUT))
             self._mask(self.h[i], i)
 
     def _mask(self, t: Tensor, i: int) -> None:
-        for own, (k, _) in zip(self.own, self.sizes, strict=True):
-            t[own].view(self.G, k // self.G, BATCH, 64).mul_(self.mask[i].view(self.G, 1, BATCH, 64))
+        mask = self.mask[i].view(self.G, 1, BATCH, 64)
+        for own, k in zip(t.split(self.runs), self.runs, strict=True):
+            own.view(self.G, k // self.G, BATCH, 64).mul_(mask)
 
 
 def check() -> float:

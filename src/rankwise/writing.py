@@ -48,8 +48,12 @@ def replacing(path: Path, *, durably: bool = False) -> Generator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes | Iterable[Any]) -> None:
     """Write a file atomically and durably: temporary file, fsync, rename, fsync of the folder.
+
+    Args:
+        path: The file.
+        data: Its bytes, or parts of them, each made when those before it are written.
 
     Raises:
         OutputError: It can't be written.
@@ -62,7 +66,7 @@ def write_durably(path: Path, data: bytes) -> None:
         b'whole'
     """
     with replacing(path, durably=True) as temporary, temporary.open("wb") as file:
-        file.write(data)
+        file.writelines([data] if isinstance(data, bytes) else data)
         file.flush()
         os.fsync(file.fileno())
 

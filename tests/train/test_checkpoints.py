@@ -3,11 +3,13 @@
 import json
 import os
 import resource
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from rankwise.errors import CheckpointError, ConfigError, flags_named
@@ -49,6 +51,18 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert found is not None
     assert found.plain == {"epoch": 3, "seconds": 0.1}
     assert found.parts["log-0"] == {}
+
+
+def test_tensors_are_written_from_their_own_memory_as_safetensors_does(tmp_path: Path) -> None:
+    large = {**tensors(0.5), "large": torch.rand(5 << 20), "none": torch.zeros(0, 3), "column": torch.rand(4, 4)[:, 1]}
+    written = opened(tmp_path)
+    tracemalloc.start()
+    written.write({"pack-0": large}, {})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5 << 20, "a copy of the 20 MiB"
+    file = (tmp_path / "000001-pack-0.safetensors").read_bytes()
+    assert file == save({key: value.contiguous() for key, value in large.items()})
 
 
 def test_two_are_kept_and_what_has_not_changed_is_not_written_again(tmp_path: Path) -> None:

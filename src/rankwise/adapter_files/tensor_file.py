@@ -3,7 +3,7 @@
 import json
 import pickle
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast
@@ -58,7 +58,8 @@ def write_tensors(path: Path, flat: dict[str, Tensor], metadata: dict[str, str])
     try:
         with collector_paused():  # several objects a tensor
             if sys.byteorder == "little" and all(_is_usual(tensor) for tensor in flat.values()):
-                _write_usual(path, flat, metadata)
+                with path.open("wb") as file:
+                    file.writelines(_usual_parts(flat, metadata))
             else:
                 save_file(flat, path, metadata=metadata)
                 sort_metadata(path)
@@ -72,8 +73,17 @@ def _is_usual(tensor: Tensor) -> bool:
     return usual and tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_neg()
 
 
-def _write_usual(path: Path, flat: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write the bytes that `save_file` writes, which takes some 20 us for each tensor."""
+def file_parts(flat: dict[str, Tensor], metadata: dict[str, str]) -> Iterable[Any]:
+    """The bytes of a safetensors file, part after part: those of tensors are their own memory, no copy."""
+    if sys.byteorder == "little" and all(_is_usual(tensor) for tensor in flat.values()):
+        return _usual_parts(flat, metadata)
+    from safetensors.torch import save
+
+    return [save(flat, metadata)]
+
+
+def _usual_parts(flat: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Generator[Any]:
+    """The bytes that `save_file` writes, which takes some 20 us for each tensor."""
     places = {dtype: place for place, dtype in enumerate(_TYPES)}
     ordered = sorted(flat.items(), key=lambda item: (places[item[1].dtype], item[0]))
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
@@ -83,10 +93,9 @@ def _write_usual(path: Path, flat: Mapping[str, Tensor], metadata: Mapping[str, 
         header[key] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, tensor in ordered:
-            file.write(raw_bytes(tensor))
+    yield len(text).to_bytes(8, "little") + text
+    for _, tensor in ordered:
+        yield raw_bytes(tensor.view(-1))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

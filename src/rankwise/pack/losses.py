@@ -63,12 +63,16 @@ class PerAdapter:
 
     def mean(self, outputs: Tensor, batch: Batch, groups: Groups) -> Tensor:
         """One number an adapter: (K,)."""
-        return self._on_each(self._mean, outputs, batch, groups)[0]
+        return means_of_rows(self.values(outputs, batch, groups))
 
-    def _mean(self, outputs: Tensor, batch: Batch, groups: Groups) -> Values:
+    def values(self, outputs: Tensor, batch: Batch, groups: Groups) -> Tensor:
+        """What `means_of_rows` takes: the values of each adapter's rows (K, rows), or its number (K,)."""
+        return self._on_each(self._values, outputs, batch, groups)[0]
+
+    def _values(self, outputs: Tensor, batch: Batch, groups: Groups) -> Values:
         got = self._apply(outputs, batch, groups)
         if isinstance(got, Tensor):
-            return (got.mean(1) if got.dim() == 2 else got), None
+            return got, None
         total, weight = (t.sum(1) if t.dim() == 2 else t for t in got)
         return total / weight, None
 
@@ -76,7 +80,8 @@ class PerAdapter:
         if not self._spare:
             return function(outputs, batch, groups)
         values, errors = on_each(function, outputs, batch, groups, width)
-        self.failed |= {k: in_words(self._what, error) for k, error in errors.items()}
+        if errors:
+            self.failed |= {k: in_words(self._what, error) for k, error in errors.items()}
         return values
 
     def totals(self, outputs: Tensor, batch: Batch, groups: Groups) -> tuple[Tensor, Tensor]:
@@ -305,6 +310,11 @@ class PerAdapter:
                 )
 
 
+def means_of_rows(values: Tensor) -> Tensor:
+    """Each adapter's mean of its rows: (K,)."""
+    return values.mean(1) if values.dim() == 2 else values
+
+
 def exact(values: Tensor) -> Tensor:
     """Values of half precision, whole numbers and booleans in float32, all others as they are.
 
@@ -317,6 +327,8 @@ def exact(values: Tensor) -> Tensor:
 
 def _tensor(value: Any) -> Any:
     """A number or an array as a tensor; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value  # what the checks below, which cost more, would say
     if isinstance(value, np.ndarray | np.generic):
         # An array that can't be written to makes torch warn.
         return torch.from_numpy(np.array(value)) if value.dtype.kind in "biuf" else value

@@ -15,7 +15,7 @@ from rankwise.errors import PackError
 from rankwise.pack.batches import Batch, batch_tensors, call_model, lazily
 from rankwise.pack.groups import Groups
 from rankwise.pack.layers.half import Halves
-from rankwise.pack.losses import PerAdapter, PerBatch
+from rankwise.pack.losses import PerAdapter, PerBatch, means_of_rows
 from rankwise.pack.member import Member
 from rankwise.pack.model.inspection import Inspections
 from rankwise.pack.model.packed_model import PackedModel
@@ -194,16 +194,19 @@ class Pack:
         self.store.begin()
         if processes is None and (rows is None or rows >= n):
             outputs = self._running.forward(batch, self._by_seed, Draws(self.seeds, self.steps))
-            losses = self.loss.mean(outputs, batch, self._by_seed)
-            self._running.backward(self._scaled(losses, outputs))
+            values = self.loss.values(outputs, batch, self._by_seed)
+            losses = means_of_rows(values.detach())
+            # The gradients of the means, without a node of autograd's for them.
+            self._running.backward(values, self._start(values, outputs, len(self) / values.numel()))
             self.store.finish()
         else:
             losses = self._accumulate(batch, n, rows or n, processes)
         return losses.detach()
 
-    def _scaled(self, losses: Tensor, outputs: Tensor) -> Tensor:
-        """The losses to differentiate: times the factors of `LossScale` for a base in float16. They have no gradient
-        where this step uses no adapted layer, as where LayerDrop leaves all of them out.
+    def _start(self, losses: Tensor, outputs: Tensor, share: float) -> Tensor:
+        """The gradients that the backward pass of losses starts from: the share that each has in its adapter's, times
+        the factors of `LossScale` for a base in float16. Losses have no gradient where this step uses no adapted layer,
+        as where LayerDrop leaves all of them out.
 
         Raises:
             PackError: They have none for another reason.
@@ -218,7 +221,8 @@ class Pack:
                 "The loss has no gradient: it doesn't depend on the outputs, or is a count, a truth value, a detached "
                 "tensor or a plain number. Return a tensor computed from the outputs."
             )
-        return losses if self._loss_scale is None else self._loss_scale.enlarge(losses)
+        start = torch.full_like(losses, share)
+        return start if self._loss_scale is None else self._loss_scale.enlarge(start)
 
     def _accumulate(self, batch: Batch, n: int, rows: int, processes: Processes | None) -> Tensor:
         """Gradients and losses of a batch that passes in parts."""
@@ -237,7 +241,8 @@ class Pack:
             if self.loss.scalar and sound is not None:
                 one = Groups([self.batch_of[sound]], len(self.seeds), self.device)
                 self.loss.require_mean(outputs[sound : sound + 1].detach(), part, one)
-            self._running.backward(self._scaled(sums / expected, outputs))
+            losses = sums / expected
+            self._running.backward(losses, self._start(losses, outputs, 1.0))
             total, weight = total + sums.detach(), weight + counts.detach()
         self.store.finish()
         if processes is not None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rankwise.adapter_files.tensor_file import file_parts
 from rankwise.errors import CheckpointError, ConfigError, OutputError, option
 from rankwise.writing import read_regular, write_durably
 
@@ -187,12 +188,16 @@ class Checkpoints:
         return read
 
     def _put(self, part: str, tensors: Tensors) -> dict[str, str]:
-        from safetensors.torch import save
+        parts, sha256 = file_parts({key: value.contiguous() for key, value in tensors.items()}, {}), hashlib.sha256()
 
-        data = save({key: value.contiguous() for key, value in tensors.items()})
+        def hashed() -> Generator[Any]:
+            for one in parts:
+                sha256.update(one)
+                yield one
+
         file = f"{self._number + 1:06}-{part}.safetensors"
-        write_durably(self._folder / file, data)
-        return {"file": file, "sha256": _sha256(data)}
+        write_durably(self._folder / file, hashed())
+        return {"file": file, "sha256": sha256.hexdigest()}
 
     def _get(self, file: str, sha256: str) -> Tensors:
         from safetensors.torch import load

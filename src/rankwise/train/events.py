@@ -83,6 +83,15 @@ class Stepped:
 
 
 @dataclass(frozen=True)
+class Epoch:
+    """The results of an epoch: its last steps, a point for each adapter in it, and the runs that ended with it."""
+
+    stepped: Stepped
+    points: list[EpochPoint]
+    ended: list[Outcome]
+
+
+@dataclass(frozen=True)
 class EpochEnded:
     """A pack has passed over its training data once more, and was validated.
 

@@ -7,7 +7,6 @@ Everything that differs between adapters is a vector with an entry for each; ada
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -20,31 +19,20 @@ from rankwise.pack.member import Member
 from rankwise.pack.model.inspection import Inspections
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import AdapterState
+from rankwise.pack.step.loss_scale import FIRST_STEPS
 from rankwise.results.kinds import Status
 from rankwise.train.crossfit import CrossFit
 from rankwise.train.data.cuts import Cutting, half_of
 from rankwise.train.data.feed import Feed
 from rankwise.train.data.tensors import Data, count_rows, pick, take
 from rankwise.train.evaluation import evaluate_rows
-from rankwise.train.events import Stepped
-from rankwise.train.machine.memory import peak_bytes
+from rankwise.train.events import Epoch, Stepped
+from rankwise.train.machine.memory import Room, peak_bytes
 from rankwise.train.outcome import EpochPoint, Outcome
 from rankwise.train.schedules import Schedules
 from rankwise.train.settings import Training
 from rankwise.train.state import TrainingState
 from rankwise.train.stopping import Stopping
-
-FIRST_STEPS = 25
-"""Steps in a row whose gradients may overflow in float16 until loss scaling has found its factor."""
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """The results of an epoch: its last steps, a point for each adapter in it, and the runs that ended with it."""
-
-    stepped: Stepped
-    points: list[EpochPoint]
-    ended: list[Outcome]
 
 
 class PackTraining:
@@ -123,6 +111,7 @@ class PackTraining:
         self._best, self._example = pack.rows(), self._feed.example_of(train, self.batch_size)
         self._unread: list[tuple[Tensor, Tensor]] = []
         self._failed: dict[str, str] = {}
+        self._room = Room(pack.device)
         self.epoch = 0
         """Epochs that are over."""
         self.done = False
@@ -182,6 +171,7 @@ class PackTraining:
                 if self._schedules.moves_each_step(pack.steps):
                     rates = self._rates()
                 batch = self._feed.prepare(take(self._train, rows))
+                self._room.make(batch)
                 losses = pack.gradients(batch, self._feed.rows_a_pass, self._feed.processes)
                 self._note_failures(pack.loss)
                 pack.update(rates, weight_decay, clip)
@@ -218,6 +208,8 @@ class PackTraining:
 
     def _note_failures(self, function: PerAdapter, of: Sequence[bool] | None = None) -> None:
         """Take over on which adapters (of these) a user's function has raised since it was last asked."""
+        if not function.failed:
+            return
         names = self._stopping.names
         self._failed = {names[k]: why for k, why in function.failed.items() if of is None or of[k]} | self._failed
         function.failed.clear()
@@ -232,12 +224,17 @@ class PackTraining:
         )
         return Stepped(tuple(self._stopping.names), self.steps, losses, rates)
 
-    def peak_bytes(self) -> int:
+    def peak_bytes(self, *, moves: bool = False) -> int:
         """The memory that the gradients of the largest step take beyond the base's and the pack's own, measured by
-        computing them; nothing is trained."""
+        computing them; nothing is trained. With `moves` the step is taken to its end all the same, for who watches what
+        is resident: what the optimiser makes comes on top of what glibc keeps of the gradients."""
         with self.attached(training=True):
             batch = self._feed.prepare(take(self._train, self._rows_at(1.0)))
-            return peak_bytes(lambda: self._pack.gradients(batch, self._feed.rows_a_pass), self._pack.device)
+            self._room.make(batch)
+            found = peak_bytes(lambda: self._pack.gradients(batch, self._feed.rows_a_pass), self._pack.device)
+            if moves:
+                self._pack.update(self._rates(), None, None)
+            return found
 
     @contextmanager
     def attached(self, *, training: bool) -> Generator[None]:
@@ -246,19 +243,22 @@ class PackTraining:
             yield
 
     def timed_step(self, place: float) -> float:
-        """Take a step that doesn't count, and return its seconds; inside `attached(training=True)`.
-
-        What is in training has moved afterwards.
-
-        Args:
-            place: Where its rows lie among all, from the smallest rows (0) to the largest (1).
-        """
+        """Take a step that doesn't count, at a place from the smallest rows (0) to the largest (1), and return its
+        seconds; inside `attached(training=True)`. What is in training has moved afterwards."""
         rows, rates = self._rows_at(place), self._rates()
         clock = time.perf_counter()
         batch = self._feed.prepare(take(self._train, rows))
         # Reading the losses waits for the device.
         self._pack.step(batch, rates, None, None, self._feed.rows_a_pass).tolist()
         return time.perf_counter() - clock
+
+    def sizes(self, places: Sequence[float]) -> tuple[list[int], float]:
+        """How many numbers the steps at these places read, and how many a step of an epoch does in the mean."""
+        own = [self._feed.size_of(self._train, self._rows_at(place)) for place in places]
+        if len(set(own)) == 1:
+            return own, own[0]
+        order = self._feed.order(self._train, self._pack.seeds, 0, self.batch_size, self._rows("train"))
+        return own, self._feed.mean_size(self._train, order.to(self._pack.device).split(self.batch_size, 1))
 
     def timed_evaluation(self, place: float, rows: int) -> float:
         """Evaluate some validation rows, and return the seconds; inside `attached(training=False)`.
@@ -300,12 +300,14 @@ class PackTraining:
 
     def final_states(self) -> dict[str, AdapterState]:
         """The tensors that each run still in training would hand out if it ended now: the best, or the last."""
-        best, last = self._pack.states(self._best), self._pack.states()
+        kept = {training.weights for training in self._stopping.trainings}  # each is a copy of all that is trained
+        of = {which: self._pack.states(self._best if which == "best" else None) for which in kept}
         rows = zip(self._stopping.names, self._stopping.trainings, strict=True)
-        return {name: (best if training.weights == "best" else last)[name] for name, training in rows}
+        return {name: of[training.weights][name] for name, training in rows}
 
     def state(self) -> TrainingState:
         """All that is needed to continue from here, bit for bit, without the base, the data and the runs' settings."""
+        self._room.make_again()  # for several copies of what is trained
         names, pack = self._stopping.names, self._pack
         by_run = {"now": pack.states(), "best": pack.states(self._best), "moments": pack.optimiser_state()}
         tensors = {
@@ -314,10 +316,11 @@ class PackTraining:
             for k, name in enumerate(names)
             for key, value in states[name].items()
         }
+        crossfit = {} if self._crossfit is None else self._crossfit.state()
         vectors = {f"stopping.{key}": value for key, value in self._stopping.state().items()}
         vectors |= {f"schedule.{key}": value for key, value in self._schedules.state().items()}
         vectors |= {f"scaling.{key}": value for key, value in pack.scaling_state().items()}
-        vectors |= {f"crossfit.{key}": value for key, value in self._crossfit_state().items()}
+        vectors |= {f"crossfit.{key}": value for key, value in crossfit.items()}
         vectors |= {"loss.total": self._total, "loss.norms": self._norms}
         tensors |= {f"vector/{key}": value.detach().cpu().clone() for key, value in vectors.items()}
         plain = {"names": list(names), "epoch": self.epoch, "steps": pack.steps, "seconds": self._seconds()}
@@ -372,9 +375,6 @@ class PackTraining:
         ]
         self._keep([name for name in of.names if name not in ended])
         return outcomes
-
-    def _crossfit_state(self) -> dict[str, Tensor]:
-        return {} if self._crossfit is None else self._crossfit.state()
 
     def _deciding(self, name: str) -> np.ndarray | None:
         """A run's cross-fitted metric, where the best of its weights are kept."""

@@ -36,6 +36,12 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "activations with and without a rule": lambda: mlp(nn.GELU(), nn.LayerNorm(8), nn.ReLU(inplace=True)),
     "what autograd does, at both ends": lambda: mlp(nn.Dropout(0.2), nn.ELU(inplace=True), nn.Dropout(0.2)),
     "one activation twice": lambda: (lambda act: nn.Sequential(nn.Linear(6, 8), act, nn.Linear(8, 3), act))(nn.ReLU()),
+    "all to the end by rules": lambda: nn.Sequential(
+        nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3), nn.Dropout(0.3), nn.ReLU(), nn.LogSoftmax(-1)
+    ),
+    "a rule that autograd follows": lambda: nn.Sequential(
+        nn.Linear(6, 8), nn.LogSoftmax(1), nn.Tanh(), nn.Linear(8, 3)
+    ),
     "frozen layers before, between and after": lambda: nn.Sequential(
         nn.Linear(6, 6), nn.Dropout(0.1), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)
     ),

@@ -1,9 +1,12 @@
 """What a step takes is counted: tensors while they live, views and writes into others not at all."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
-from rankwise.train.machine.memory import free_bytes, peak_bytes, resident_peak, watched_peak
+from rankwise.train.machine.memory import Room, free_bytes, give_back, peak_bytes, resident_peak, watched_peak
 
 CPU = torch.device("cpu")
 
@@ -58,3 +61,22 @@ def test_what_is_resident_is_seen_also_once_it_is_free():
         again = peak()
     assert again is not None
     assert again < before + (40 << 20), "an earlier peak is forgotten"
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(resident_peak() is None, reason="only Linux tells")
+def test_a_batch_larger_than_all_before_begins_without_what_they_left():
+    room, small, large = Room(CPU), torch.zeros(1, 4), torch.zeros(1, 8)
+    for batch, gives_back in ((small, True), (small, False), (large, True), (small, False)):
+        # Pieces that glibc keeps: small enough for its heap, each with a neighbour that stays.
+        pieces = [(torch.ones(25_000), torch.ones(100)) for _ in range(1000)]
+        stay = [one for _, one in pieces]
+        del pieces
+        before = resident()
+        room.make((batch, batch))
+        assert (before - resident() > 50 << 20) == gives_back
+        del stay
+        give_back()

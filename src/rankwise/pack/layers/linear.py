@@ -235,8 +235,9 @@ class FactoredWay(Way):
         x_update, *zs = saved
         dx = dy @ layer.weight if wants else None
         dx_update = torch.zeros_like(x_update) if dropped and wants else dx
-        for segment, z, dy_own in zip(layer.segments, zs, layer.parts(dy), strict=True):
-            dz = torch.bmm(segment.up_transposed, dy_own.mT)
+        parts = zip(layer.segments, zs, layer.parts(dy), layer.parts(dy.mT), strict=True)
+        for segment, z, dy_own, dy_T in parts:
+            dz = torch.bmm(segment.up_transposed, dy_T)
             if segment.runs is None:
                 segment.A_grad.add(dz, x_update[segment.start : segment.stop])
             else:
@@ -247,7 +248,7 @@ class FactoredWay(Way):
                 own.baddbmm_(dz.mT, segment.A)
                 if segment.taken is not None:
                     A0, B0 = segment.taken
-                    own.baddbmm_(torch.bmm(B0.mT, dy_own.mT).mT, A0)
+                    own.baddbmm_(torch.bmm(B0.mT, dy_T).mT, A0)
         return dx, dx_update if dropped else None
 
 
@@ -280,9 +281,10 @@ class DenseWay(Way):
     ) -> tuple[Tensor | None, Tensor | None]:
         x, weights = saved
         dx = torch.bmm(dy, weights) if wants else None
-        for segment, own in zip(layer.segments, layer.parts(torch.bmm(dy.mT, x)), strict=True):
+        dW = torch.bmm(dy.mT, x)
+        for segment, own, own_T in zip(layer.segments, layer.parts(dW), layer.parts(dW.mT), strict=True):
             segment.A_grad.add(segment.up_transposed, own)
-            segment.B_grad.add_transposed(segment.A, own.mT)
+            segment.B_grad.add_transposed(segment.A, own_T)
         return dx, None
 
 

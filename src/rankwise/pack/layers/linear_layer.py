@@ -42,7 +42,7 @@ class LinearLayer:
         self._drops = bool(self._dropout.any())
         self._any_trained = any(part.trains_layer for part in self._parts)
         self._layers: dict[object, Layer] = {}
-        self._cheapest: dict[tuple[Groups | None, int], Way] = {}
+        self._chosen: dict[tuple[Groups | None, int], tuple[Layer, Way]] = {}
         self._trained_here = {
             (part.i, key): self._leaf(part.i, key)
             for part in self._parts
@@ -111,11 +111,11 @@ class LinearLayer:
             groups: Which batch each adapter reads, where they still share their batches here.
             rows: The rows of each adapter.
         """
-        layer = self._layer(groups)
-        way = self._cheapest.get((groups, rows))
-        if way is None:
-            way = self._cheapest[groups, rows] = layer.cheapest(rows)
-        return layer, way
+        found = self._chosen.get((groups, rows))
+        if found is None:
+            layer = self._layer(groups)
+            found = self._chosen[groups, rows] = layer, layer.cheapest(rows)
+        return found
 
     @property
     def is_plain(self) -> bool:

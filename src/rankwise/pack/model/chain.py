@@ -1,8 +1,8 @@
 """A pack over a Sequential of torch's own modules (`rankwise.pack.model.known`), passed forward and backward by hand.
 
 On a small network calling modules and recording what autograd needs takes as long as the products. Here neither
-happens: from the first adapted layer to the last one the backward pass is written out, and only for what follows them,
-and for activations without a rule of their own, autograd is asked.
+happens: from the first adapted layer on the backward pass is written out, and autograd is asked for the loss and for
+activations without a rule of their own alone.
 
 No code of a user's runs in it that could draw random numbers, write to the base or count its calls, so nobody has to
 look after each pass whether some did. Any other model is run as it is, and looked at.
@@ -15,15 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankwise.pack.batches import Batch, call_model, input_of
+from rankwise.pack.batches import Batch, call_model
 from rankwise.pack.groups import Groups
 from rankwise.pack.layers.choose import PackedLayer
 from rankwise.pack.layers.linear_layer import LinearLayer
-from rankwise.pack.model.known import is_flat, known_sequence
+from rankwise.pack.model.known import flat_input, known_sequence
 from rankwise.pack.model.trace import Branch
 from rankwise.pack.noise.keyed import Noise
 
-_threshold_backward = torch.ops.aten.threshold_backward.default
+_ENGINE: Any = torch.autograd.Variable._execution_engine  # pyright: ignore[reportPrivateUsage]
+
+_PAST_AUTOGRAD: Any = torch._C._AutoDispatchBelowAutograd  # pyright: ignore[reportPrivateUsage]
+"""Inside it calls don't pass through autograd at all, where `no_grad` lets each ask whether to record: with small
+products 4% of a step."""
+
+_threshold_backward = torch.ops.aten.threshold_backward.grad_input
+_log_softmax_backward = torch.ops.aten._log_softmax_backward_data.default
 
 
 class Stage(ABC):
@@ -68,7 +75,7 @@ class ReluStage(Stage):
         return y, y
 
     def backward(self, saved: Any, dy: Tensor) -> Tensor | None:
-        return _threshold_backward(dy, saved, 0)
+        return _threshold_backward(dy, saved, 0, grad_input=dy)
 
 
 class DropoutStage(Stage):
@@ -89,6 +96,17 @@ class DropoutStage(Stage):
 
     def backward(self, saved: Any, dy: Tensor) -> Tensor | None:
         return dy.mul_(saved)
+
+
+class LogSoftmaxStage(Stage):
+    """A LogSoftmax over the width."""
+
+    def forward(self, x: Tensor, groups: Groups) -> tuple[Tensor, Any]:
+        y = x.log_softmax(-1)
+        return y, y
+
+    def backward(self, saved: Any, dy: Tensor) -> Tensor | None:
+        return _log_softmax_backward(dy, saved, -1, dy.dtype)
 
 
 class OtherModules(Stage):
@@ -115,50 +133,58 @@ class Chain:
 
     Args:
         before: The modules before the first adapted layer: frozen, with one copy of the rows for each batch.
-        stages: From the first adapted layer to the last.
-        behind: The modules after that.
+        stages: From the first adapted layer on, as far as there are rules.
+        behind: The modules after that, for which autograd goes on from the loss.
     """
 
     def __init__(self, before: Sequence[nn.Module], stages: Sequence[Stage], behind: Sequence[nn.Module]) -> None:
         self._before, self._stages, self._behind = before, stages, behind
+        asks_autograd = any(isinstance(stage, OtherModules) for stage in stages)
+        self._unrecorded = torch.no_grad if asks_autograd else _PAST_AUTOGRAD
         self._leaf: Tensor | None = None
         self._saved: list[Any] = []
-        self._adapters = 0
         self.ran = False
         """Whether it ran in the last pass, and not the model."""
 
-    def takes(self, batch: Batch) -> bool:
-        """Whether it can compute what `call_model` would of a batch: inputs (rows, width) in the types they have."""
-        self.ran = False
-        return is_flat(batch) and not torch.is_autocast_enabled(input_of(batch).device.type)
+    def input_of(self, batch: Batch) -> Tensor | None:
+        """What it computes the outputs of, as `call_model` would: inputs (rows, width) in the types they have. None
+        where it can't."""
+        x = flat_input(batch)
+        self.ran = x is not None and not torch.is_autocast_enabled(x.device.type)
+        return x if self.ran else None
 
-    def forward(self, batch: Batch, groups: Groups) -> Tensor:
-        """Outputs (K * rows, ...) for inputs (G * rows, width)."""
-        x, differentiates = input_of(batch), torch.is_grad_enabled()
-        self.ran, self._saved = True, []
-        with torch.no_grad():
+    def forward(self, x: Tensor, groups: Groups) -> Tensor:
+        """Outputs (K, rows, ...) for inputs (G * rows, width)."""
+        differentiates = torch.is_grad_enabled()
+        self._saved = []
+        with self._unrecorded():
             x = _run(self._before, x).view(groups.n_batches, -1, x.shape[1])
             for stage in self._stages:
                 x, saved = stage.forward(x, groups)
                 if differentiates:
                     self._saved.append(saved)
-            self._adapters = len(x)
-            x = x.flatten(0, 1)
         self._leaf = x.requires_grad_() if differentiates else None
-        return _run(self._behind, x)
+        return _run(self._behind, x.flatten(0, 1)).unflatten(0, x.shape[:2]) if self._behind else x
 
-    @torch.no_grad()
-    def backward(self) -> None:
-        """Go on from where autograd has come to: add the gradients of A and B to the store."""
+    def backward(self, losses: Tensor, start: Tensor) -> None:
+        """Add the gradients of A and B to the store.
+
+        Args:
+            losses: Computed from the outputs.
+            start: The gradient with respect to them to start from.
+        """
         saved, leaf = self._saved, self._leaf
         self._saved, self._leaf = [], None
+        # What torch.autograd.backward checks before it calls this takes as long as the pass through a small loss.
+        _ENGINE.run_backward((losses,), (start,), False, False, (), True, True)
         if leaf is None or leaf.grad is None:
             return
-        dy: Tensor | None = leaf.grad.view(self._adapters, -1, leaf.shape[1])
-        for stage in reversed(self._stages):
-            if dy is None:
-                return
-            dy = stage.backward(saved.pop(), dy)
+        dy: Tensor | None = leaf.grad
+        with self._unrecorded():
+            for stage in reversed(self._stages):
+                if dy is None:
+                    return
+                dy = stage.backward(saved.pop(), dy)
 
 
 def _run(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
@@ -193,20 +219,24 @@ def chain_of(
     rows_first = all(noise.dims.get(name, (0,)) == [0] for name in keyed)
     if not places or len(places) != len(adapted) or not plain or not rows_first:
         return None
-    first, last = places[0], places[-1]
+    first = places[0]
     if not branch.inside or branch.name != modules[first][0]:
         return None
     stages: list[Stage] = []
-    for name, module in modules[first : last + 1]:
+    for name, module in modules[first:]:
         if name in adapted:
             stages.append(AdaptedStage(name, layers, first=not stages))
         elif type(module) is nn.ReLU:
             stages.append(ReluStage())
         elif name in keyed and type(module) is nn.Dropout:
             stages.append(DropoutStage(name, module.p, noise))
+        elif type(module) is nn.LogSoftmax:
+            stages.append(LogSoftmaxStage())
         elif type(module) is not nn.Dropout:  # one that isn't keyed drops nothing in this mode
             if isinstance(stages[-1], OtherModules):
                 stages[-1].modules.append(module)
             else:
                 stages.append(OtherModules(module))
-    return Chain([m for _, m in modules[:first]], stages, [m for _, m in modules[last + 1 :]])
+    last = stages[-1]
+    behind = last.modules if isinstance(last, OtherModules) else []
+    return Chain([m for _, m in modules[:first]], stages[:-1] if behind else stages, behind)

@@ -62,15 +62,15 @@ def computes_rows(model: nn.Module, call: Callable[[nn.Module, Batch], Tensor], 
         call: How it is run on a batch.
         batch: The batch.
     """
-    return call is call_model and is_flat(batch) and bool(known_sequence(model))
+    return call is call_model and flat_input(batch) is not None and bool(known_sequence(model))
 
 
-def is_flat(batch: Batch) -> bool:
-    """Whether a model with one argument is called with rows of numbers: (rows, width)."""
+def flat_input(batch: Batch) -> Tensor | None:
+    """The rows of numbers (rows, width) with which a model of one argument is called, or None."""
     if isinstance(batch, Mapping):
-        return False
+        return None
     x = input_of(batch)
-    return type(x) is Tensor and x.dim() == 2
+    return x if type(x) is Tensor and x.dim() == 2 else None
 
 
 def _leaves(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:

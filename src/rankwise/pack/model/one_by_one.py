@@ -134,7 +134,7 @@ class OneByOne:
         return call
 
 
-def backward_once(model: nn.Module, loss: Tensor) -> None:
+def backward_once(model: nn.Module, losses: Tensor, start: Tensor) -> None:
     """The first backward pass of adapters that run one after another: nothing may run forward again in it, as each
     the model has one's weights for its own forward pass only.
 
@@ -148,7 +148,7 @@ def backward_once(model: nn.Module, loss: Tensor) -> None:
 
     try:
         with replaced_forwards(dict(model.named_modules()), noting):
-            torch.autograd.backward(loss)
+            torch.autograd.backward(losses, start)
     except RuntimeError as error:
         refuse_known(error)
         if not again:

@@ -212,11 +212,11 @@ class PackedModel:
             outputs, drawn = self._forward(batch, groups, draws)
         if drawn:
             raise CannotJoin(f"the model draws random numbers from {drawn}, which it doesn't on the first rows,")
-        if outputs.shape[0] != len(self) * self._now.rows:
-            raise ValueError(
-                f"outputs of shape {tuple(outputs.shape)} for {len(self)} adapters of {self._now.rows} rows"
-            )
-        return outputs.view(len(self), self._now.rows, *outputs.shape[1:])
+        if self._chain is not None and self._chain.ran:
+            return outputs  # which has them in this shape
+        if outputs.shape[0] == len(self) * self._now.rows:
+            return outputs.view(len(self), self._now.rows, *outputs.shape[1:])
+        raise ValueError(f"outputs {tuple(outputs.shape)} for {len(self)} adapters of {self._now.rows} rows")
 
     def _part(self, reason: str) -> Turns:
         """Run the adapters one after another in this step."""
@@ -240,8 +240,8 @@ class PackedModel:
         self._noise.before = branch.before
         self._noise.begin(groups, draws)
         flat = lazily(batch, lambda t: (t if branch.name else groups.fan_out(t)).flatten(0, 1))
-        if self._chain is not None and self._chain.takes(flat):
-            return self._chain.forward(flat, groups), ""
+        if self._chain is not None and (x := self._chain.input_of(flat)) is not None:
+            return self._chain.forward(x, groups), ""
         return watched(self._generators, lambda: self._called(self._model, flat), training=self._training)
 
     def _look_again(self, batch: Batch, groups: Groups) -> None:
@@ -260,8 +260,8 @@ class PackedModel:
         self._now = Passing(groups, batch_tensors(batch)[0].shape[1])
         self._replace(self._attached)
 
-    def backward(self, losses: Tensor) -> None:
-        """Add the gradients of each adapter's loss to the store."""
+    def backward(self, losses: Tensor, start: Tensor) -> None:
+        """Add the gradients of each adapter's loss (K, ...) to the store, from `start`, those with respect to it."""
         # Each adapter's loss depends on its own rows only, so the gradient of the sum is each one's own gradient.
         self._noise.backward()
         self._store.step_runs[0] = True
@@ -269,12 +269,12 @@ class PackedModel:
             # Not autograd.grad: reentrant checkpointing can't be differentiated by given inputs.
             if not losses.requires_grad:
                 pass
+            elif self._chain is not None and self._chain.ran:
+                self._chain.backward(losses, start)
             elif self._turns is None or self._turns_sure:
-                torch.autograd.backward(losses, torch.ones_like(losses))
-                if self._chain is not None:
-                    self._chain.backward()
+                torch.autograd.backward(losses, start)
             else:
-                backward_once(self._model, losses.sum())
+                backward_once(self._model, losses, start)
                 self._turns_sure = True
         finally:
             self._store.step_runs[0] = False
@@ -385,7 +385,7 @@ class PackedModel:
                 [member.member.name for member in self._members()],
                 as_pack=self._replaced(training),
                 together=lambda: self.forward(joined, groups, draws, knows_arguments=True),
-                backward=self.backward,
+                backward=lambda losses: self.backward(losses, torch.ones_like(losses)),
                 as_turns=as_turns(),
                 one=one,
                 collect=turns.alone.collect,

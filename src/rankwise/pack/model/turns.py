@@ -1,7 +1,6 @@
 """The forward passes of adapters that run one after another: each with its own batch, masks and random streams."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -52,7 +51,7 @@ class Turns:
             then: As `OneByOne` takes it.
         """
         g = groups.batch_of[k]
-        own = replace(draws, seeds=draws.seeds[g : g + 1])
+        own = draws._replace(seeds=draws.seeds[g : g + 1])
         one = Groups([0], 1, batch_tensors(batch)[0].device)
 
         def run() -> Tensor:

@@ -8,10 +8,9 @@ The model's own noise (of the base) is caught where it happens: `pack.model.trac
 draws it and which dimension of each draw has the rows, and while such a module runs, `NoiseMode` answers its calls.
 """
 
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,8 +42,7 @@ def uniform(
     return u if rows == slice(0, drawn) else u[rows].clone()
 
 
-@dataclass(frozen=True)
-class Draws:
+class Draws(NamedTuple):
     """The key of a forward pass's noise, in addition to the module.
 
     Args:
@@ -67,8 +65,8 @@ class Noise:
 
     def __init__(self) -> None:
         self._draws = Draws((), 0)
-        self._calls: Counter[str] = Counter()
-        self._again: Counter[str] | None = None
+        self._calls: dict[str, int] = {}
+        self._again = False
         self._groups: Groups | None = None
         self.before: Collection[str] = ()
         """Modules that run before the branch point, where the rows are one copy a batch; the pack sets it."""
@@ -85,20 +83,21 @@ class Noise:
         """
         self._groups, self._draws = groups, draws
         self._calls.clear()
-        self._again = None
+        self._again = False
 
     def backward(self) -> None:
         """Start the backward pass: what runs forward again now (gradient checkpointing) gets the same masks."""
-        self._again = Counter()
+        self._again = True
 
     def _number(self, module: str) -> int:
         """The number of this call of the module in the forward pass."""
-        if self._again is None:
-            self._calls[module] += 1
-            return self._calls[module] - 1
-        if self._calls[module] > 1:
+        calls = self._calls.get(module, 0)
+        if not self._again:
+            self._calls[module] = calls + 1
+            return calls
+        if calls > 1:
             raise PackError(
-                f'"{module}" runs {self._calls[module]} times in a forward pass and draws noise; with gradient '
+                f'"{module}" runs {calls} times in a forward pass and draws noise; with gradient '
                 "checkpointing its calls can't be distinguished. Switch checkpointing or the model's dropout off."
             )
         return 0
@@ -189,15 +188,23 @@ class Noise:
         if isinstance(p, Tensor):
             u, p = self._groups.fan_out(u), p.view(-1, *[1] * (u.dim() - 1))
         keep = dropout_mask(u, p, like.dtype)
-        return keep if len(keep) in (1, n) else self._groups.fan_out(keep), dim, n
+        return keep if keep.shape[0] in (1, n) else self._groups.fan_out(keep), dim, n
 
 
 def dropout_mask(u: Tensor, p: float | Tensor, dtype: torch.dtype) -> Tensor:
     """The factors of dropout; zero where everything is dropped. They may take the place of u."""
     if isinstance(p, Tensor):
         return (u >= p).to(dtype).div_(1 - p)
-    keep = u.ge_(p) if u.dtype == dtype else (u >= p).to(dtype)
-    return keep if p >= 1 else keep.div_(1 - p)
+    dropped, kept = _numbers(p, torch.promote_types(dtype, torch.float32))
+    keep = u.ge_(dropped) if u.dtype == dtype else (u >= dropped).to(dtype)
+    return keep if p >= 1 else keep.div_(kept)
+
+
+@lru_cache
+def _numbers(p: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """p, as uniform numbers are compared with it, and 1 - p. Of a plain number torch makes a tensor in each operation,
+    which takes longer than the operation itself on a small one."""
+    return torch.tensor(p, dtype=torch.float32, device="cpu"), torch.tensor(1 - p, dtype=dtype, device="cpu")
 
 
 class _Keyed:

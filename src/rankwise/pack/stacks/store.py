@@ -32,6 +32,7 @@ class Gradient:
 
     def __init__(self, stack: Tensor, step: list[bool]) -> None:
         self.stack, self._step = stack, step
+        self._transposed = stack.mT if stack.dim() > 1 else stack  # made once: a view takes as long as a small product
         self._by_batch: tuple[Sequence[SharedBatches], list[Tensor]] = ((), [])
         self.fresh = True
         """Whether nothing was written in this step yet: what it holds is of an earlier one."""
@@ -49,7 +50,7 @@ class Gradient:
         """Add the transpose of left @ right: fast for up-projections, which lie transposed in the vectors."""
         if not self._step[0]:
             return
-        self._add(self.stack.mT, left, right)
+        self._add(self._transposed, left, right)
         self.fresh = False
 
     def add_by_batch(self, left: Tensor, x: Tensor, runs: Sequence[SharedBatches]) -> None:
@@ -64,8 +65,10 @@ class Gradient:
 
     def _add(self, stack: Tensor, left: Tensor, right: Tensor) -> None:
         if left.dtype == stack.dtype:
-            # With beta = 0 the earlier content is not read, even where it is NaN.
-            stack.baddbmm_(left, right, beta=0.0 if self.fresh else 1.0)
+            if self.fresh:
+                torch.bmm(left, right, out=stack)
+            else:
+                stack.baddbmm_(left, right)
         elif self.fresh:
             stack.copy_(left @ right)
         else:
@@ -138,7 +141,8 @@ class Store:
         """Makes autograd run the backward pass of layers whose gradients it is not given."""
 
     def _lay_out(self) -> int:
-        """Lay out all stacks, up-projections first, since they are scaled together; return the length."""
+        """Lay out all stacks, up-projections first, since they are scaled together; return the vectors' length."""
+        self._length = sum(map(len, self.buckets))
         end = 0
         for up in (True, False):
             for bucket in self.buckets:
@@ -171,7 +175,7 @@ class Store:
         self.refresh()
 
     def __len__(self) -> int:
-        return sum(len(bucket) for bucket in self.buckets)
+        return self._length
 
     def refresh(self) -> None:
         """Recompute the scaled up-projections, and the copies in other types, after parameters have changed."""

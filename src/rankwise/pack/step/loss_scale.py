@@ -19,6 +19,9 @@ from rankwise.pack.stacks.store import Store
 
 START, LEAST, STEPS_UNTIL_DOUBLED = 2.0**16, 1.0, 2000
 
+FIRST_STEPS = 25
+"""Steps in a row whose gradients may overflow until the factor is found."""
+
 
 class ScaleUpdate(NamedTuple):
     """The overflows of one step.
@@ -49,9 +52,9 @@ class LossScale:
         """How many steps in a row, up to the last one, were left out for each adapter: (K,)."""
         return self._state["left_out"]
 
-    def enlarge(self, losses: Tensor) -> Tensor:
-        """The losses (K,) to run the backward pass of."""
-        return losses.float() * self._state["factor"]
+    def enlarge(self, start: Tensor) -> Tensor:
+        """The gradients (K, ...) that the backward pass of the losses starts from, times each adapter's factor."""
+        return start * self._state["factor"].view(-1, *[1] * (start.dim() - 1))
 
     def settle(self, store: Store) -> ScaleUpdate:
         """Divide the gradients by the factors; those that overflowed become zero.

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +46,7 @@ def probe(make: Callable[[], PackTraining], device: torch.device, steps: int) ->
     """Measure a pack.
 
     Steps are timed at sizes from all over the data, as often as befits a training of so many steps, after one of the
-    smallest, which warms up. The gradients of the largest step then show the memory.
+    smallest, which warms up. The largest step then shows the memory.
 
     Args:
         make: Makes the training, which is thrown away.
@@ -62,15 +62,37 @@ def probe(make: Callable[[], PackTraining], device: torch.device, steps: int) ->
             setup = time.perf_counter() - clock
             training.timed_step(0.0)
             turns = [[training.timed_step(place) for place in places] for _ in range(max(1, timed // len(places)))]
-        a_step = statistics.mean(statistics.median(one) for one in zip(*turns, strict=True))
+        seconds = [statistics.median(one) for one in zip(*turns, strict=True)]
+        a_step = at_size(*training.sizes(places), seconds)
         rows = min(training.validation_rows, training.batch_size)
         with training.attached(training=False):
-            a_row = (seconds := training.timed_evaluation(1 / 2, rows)) / rows
-            if seconds < SHORT and training.validation_rows > rows:
+            a_row = (took := training.timed_evaluation(1 / 2, rows)) / rows
+            if took < SHORT and training.validation_rows > rows:
                 rows = training.validation_rows
                 a_row = training.timed_evaluation(0.0, rows) / rows
         clock = time.perf_counter()
-        needed = training.peak_bytes()
+        needed = training.peak_bytes(moves=True)
         counting = time.perf_counter() - clock
-        training.final_states()
+        training.state()  # what a checkpoint is made of
         return Probe(setup, counting, a_step, a_row, needed, peak())
+
+
+def at_size(sizes: Sequence[int], mean: float, seconds: Sequence[float]) -> float:
+    """The seconds of a step of mean size, on the line through measured ones: batches of long rows are few, so the
+    mean lies above most. The line rises at most in proportion to the size, and doesn't fall, whatever was measured.
+
+    Args:
+        sizes: Of the measured steps.
+        mean: Of all steps.
+        seconds: What the measured ones took.
+
+    Examples:
+        >>> at_size([10, 30], 40.0, [2.0, 4.0])
+        5.0
+        >>> at_size([10, 10], 10.0, [2.0, 4.0])
+        3.0
+    """
+    size, took = statistics.mean(sizes), statistics.mean(seconds)
+    apart = sum((s - size) ** 2 for s in sizes)
+    slope = sum((s - size) * t for s, t in zip(sizes, seconds, strict=True)) / apart if apart else 0.0
+    return took + min(max(slope, 0.0), took / size) * (mean - size)

@@ -13,6 +13,7 @@ from rankwise.pack.memory import ran_out
 from rankwise.sweeps.plan.fitting import pack_training
 from rankwise.sweeps.problem import Problem, Run, Scores
 from rankwise.train.events import EpochEnded, Event, RunEnded
+from rankwise.train.machine.memory import give_back
 from rankwise.train.state import TrainingState
 
 BETWEEN = 1.0
@@ -92,6 +93,8 @@ class LocalWorker:
         """Train packs in the order given."""
         for job in jobs:
             pack, until = job.pack, job.until
+            # What glibc keeps of the plan's measurements and of earlier packs would lie beside this one's memory.
+            give_back()
             training = pack_training(self._model, job.runs, self._problem)
             if job.state is not None:
                 training.restore(job.state)
@@ -121,6 +124,7 @@ class LocalWorker:
                         yield PackState(pack, "under way", None if training.done else training.state())
             state = None if training.done else training.state()
             del training
+            give_back()
             if short and torch.cuda.is_available():
                 # Outside the handler, where the error's frames hold the failed step's tensors no longer.
                 torch.cuda.empty_cache()

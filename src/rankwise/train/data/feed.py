@@ -7,12 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import ConfigError
-from rankwise.pack.batches import Batch, call_model
+from rankwise.pack.batches import Batch, batch_tensors, call_model
 from rankwise.pack.step.processes import Processes
-from rankwise.train.data.tensors import Data, count_rows, pick, shuffled
+from rankwise.train.data.tensors import Data, count_rows, pick, shuffled, take
 
 ROWS_AT_ONCE = 1 << 16
 """Rows, over all adapters, that an evaluation passes through a small model at once."""
+
+SIZES = 100
+"""Steps whose sizes are looked at, at most."""
 
 EXAMPLE_ROWS = 4
 """Rows of an example, on which it is looked what the model does, at least."""
@@ -72,6 +75,15 @@ class Feed:
         for what, rows in (("rows_at_once", self.rows_at_once), ("rows_a_pass", self.rows_a_pass)):
             if rows is not None and (isinstance(rows, bool) or rows != int(rows) or rows < 1):
                 raise ConfigError(f"{what} is {rows!r}; it must be a whole number of rows, at least 1.")
+
+    def size_of(self, data: Data, rows: Tensor) -> int:
+        """How many numbers the batches of these rows (G, B) have."""
+        return sum(t.numel() for t in batch_tensors(self.prepare(take(data, rows))))
+
+    def mean_size(self, data: Data, steps: Sequence[Tensor]) -> float:
+        """The mean of `size_of` over the rows of these steps: some of them from all over, where they are many."""
+        some = steps[:: -(-len(steps) // SIZES)]
+        return sum(self.size_of(data, rows) for rows in some) / len(some)
 
     def example_of(self, data: Data, batch_size: int = 0) -> Batch:
         """Rows of a data set that show what the model does: as many as a step passes at once, since rows may mix from
