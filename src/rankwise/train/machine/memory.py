@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, UntypedStorage
 
 from rankwise.lora.checks.uncompiled_mode import UncompiledMode, tensors_among
-
 from rankwise.pack.batches import Batch, batch_tensors
 
 
