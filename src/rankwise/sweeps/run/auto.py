@@ -293,7 +293,8 @@ class Walk:
         if over is not None:
             if self.swept is not None:
                 label = self.candidates[next(iter(wanted))].label
-                self.swept.note([f"The plan ended after {over}, before {label} was decided."])
+                self.swept.note([why := f"The plan ended after {over}, before {label} was decided."])
+                self.stages.observers.message(why)
             return False
         yield from self._add(runs if self._over(len(more)) is not None else more)
         return True
@@ -347,8 +348,7 @@ class Walk:
 
     def _over(self, more: int) -> str | None:
         """The exhausted budget, in words; None while all allow more runs."""
-        swept, auto = self.swept, self.auto
-        done = self.searched + (0 if swept is None else len(swept.runs))
+        swept, auto, done = self.swept, self.auto, self.searched + len(self.swept.runs if self.swept else ())
         minutes = (time.monotonic() - self.began + self.stages.seconds_before) / 60
         if more and auto.max_runs is not None and done + more > auto.max_runs:
             return f"{done} runs, of {auto.max_runs} allowed"
@@ -360,15 +360,15 @@ class Walk:
     def _complete_curve(self) -> Phases[None]:
         names = [name for ladder in self.ladders for name in ladder.names] + [c.name for c in self.off_ladder]
         missing = [name for name in names if self._asked(name) < self._starting]
-        runs = self._missing(dict.fromkeys(missing, self._starting))
-        if not runs:
+        if not (runs := self._missing(dict.fromkeys(missing, self._starting))):
             return
         labels, over = ", ".join(self.candidates[name].label for name in missing), self._over(len(runs))
         if over is None:
             self.stages.observers.message(f"The decision is made; {labels} complete the curve.")
             yield from self._add(runs)
         elif self.swept is not None:
-            self.swept.note([f"The plan ended after {over}; {labels} would complete the curve."])
+            self.swept.note([why := f"The plan ended after {over}; {labels} would complete the curve."])
+            self.stages.observers.message(why)
 
     def _say(self, step: Step) -> None:
         label = self.candidates[step.name].label
