@@ -64,9 +64,10 @@ def half_a_file(nth: int) -> None:
     write = checkpoints.write_durably
     calls = [0]
 
-    def torn(path: Any, data: bytes) -> None:
+    def torn(path: Any, data: Any) -> None:
         calls[0] += 1
         if calls[0] == nth:
+            data = data if isinstance(data, bytes) else b"".join(map(bytes, data))
             path.with_name(f".{path.name}.{os.getpid()}.tmp").write_bytes(data[: len(data) // 2])
             kill()
         write(path, data)

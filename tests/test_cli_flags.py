@@ -1,6 +1,7 @@
 """Flags and their defaults, of every command, are those of `cli_flags.json`: a new one is added there, none is lost."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,14 @@ def test_every_command_is_listed() -> None:
 @pytest.mark.parametrize("command", FLAGS)
 def test_flags_and_defaults(command: str) -> None:
     arguments = app[command].assemble_argument_collection(parse_docstring=True)
-    found = {" ".join(one.names): repr(one.field_info.default) for one in arguments if one.names != ("*",)}
+    found = {" ".join(one.names): _words(one.field_info.default) for one in arguments if one.names != ("*",)}
     assert found == FLAGS[command]
+
+
+def _words(default: object) -> str:
+    """A default as the list has it, where the day the tests run on is "today"."""
+    dated = isinstance(default, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", default) is not None
+    return "today" if dated else repr(default)
 
 
 @pytest.mark.parametrize("command", FLAGS)
