@@ -277,6 +277,7 @@ def sweep(
         ...     loss=lambda outputs, batch: (outputs - batch[1]).square().mean(1),
         ...     lrs=[1e-3],
         ...     training=Training(epochs=2),
+        ...     plan="grid",
         ...     progress="quiet",
         ... )
         >>> [c.name for c in found.results.configurations]
