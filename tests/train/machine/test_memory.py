@@ -77,6 +77,7 @@ def test_a_batch_larger_than_all_before_begins_without_what_they_left():
         del pieces
         before = resident()
         room.make((batch, batch))
-        assert (before - resident() > 50 << 20) == gives_back
+        # Of some 95 MiB; where the heap had holes before, a part went there.
+        assert (before - resident() > 20 << 20) == gives_back
         del stay
         give_back()
