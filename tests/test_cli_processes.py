@@ -46,7 +46,6 @@ def together(arguments: list[str]) -> list[fresh.Ended]:
         return [first.end(), second.end()]
 
 
-@pytest.mark.slow
 def test_it_trains_what_one_process_trains(flags: list[str], tmp_path: Path) -> None:
     assert main([*flags, "--out", str(tmp_path / "one")]) == 0
     first, second = together([*flags, "--out", str(tmp_path / "two")])

@@ -244,7 +244,7 @@ def test_a_run_killed_while_its_results_come_in_place(
     names = [name for name, _ in changes]
     moments = range(names.index("checkpoints/placing.json") + 1, names.index("results.json") + 2)
     assert len(moments) >= 7
-    for moment in (moments[0], moments[1], moments[-1]) if begun == "new" else (moments[len(moments) // 2],):
+    for moment in (moments[0], moments[1], moments[len(moments) // 2], moments[-1]):
         left = ObjectStore(f"{store.url}-{moment}")
         fills(left, before + changes[:moment])
         assert main(["digits", "--resume", left.url, "--quiet"]) == 0

@@ -53,13 +53,13 @@ def evaluate_answers(
         made, _ = usable(examples, answer_of, "examples", skip=skip)
     inputs, answers = group_references([example for example, _ in made], [answer for _, answer in made])
     places = drawn(inputs, n, SEED, "generate")
-    fitting, said = with_room(adapted, [BASE_NAME], [inputs[i] for i in places], writing, skip_bad_lines=skip)
+    fitting, notes = with_room(adapted, [BASE_NAME], [inputs[i] for i in places], writing, skip_bad_lines=skip)
     places = [places[i] for i in fitting]
     prompts, references = [inputs[i] for i in places], [answers[i] for i in places]
     counted = f"with {sum(map(len, references)):,} references"
-    said.append(f"Answers were written for {len(prompts):,} of {len(inputs):,} inputs, {counted}.")
+    notes.append(f"Answers were written for {len(prompts):,} of {len(inputs):,} inputs, {counted}.")
     found: dict[str, Figures] = {}
     for name in names if prompts else ():
         written = write_texts(adapted, name, prompts, writing)
         found[name] = score_texts([text.strip() for text in written], references)
-    return found, said
+    return found, notes

@@ -71,9 +71,10 @@ def evaluate_texts(
     if adapted.task == "classify":
         found = evaluate_classifiers(adapted, names, rows, data, skip_bad_lines)
         return replace(found, notes=[*notes, *found.notes])
-    figures, said = evaluate_completions(adapted, names, rows, skip_bad_lines)
+    figures, skipped = evaluate_completions(adapted, names, rows, skip_bad_lines)
+    notes += skipped
     if generate:
-        more, also = evaluate_answers(adapted, names, examples, generate, writing or Writing(), skip_bad_lines)
+        more, left_out = evaluate_answers(adapted, names, examples, generate, writing or Writing(), skip_bad_lines)
         figures = {name: own | more.get(name, {}) for name, own in figures.items()}
-        said = [*said, *also]
-    return Evaluation(data=data, figures=figures, notes=[*notes, *said])
+        notes += left_out
+    return Evaluation(data=data, figures=figures, notes=notes)
