@@ -2,8 +2,10 @@
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
@@ -11,10 +13,11 @@ import pytest
 from rankwise.cli import main
 from rankwise.errors import OutputError
 from rankwise.pack.pack import Pack
-from rankwise.remote import mirror
+from rankwise.remote import lease, mirror
 from rankwise.remote.lease import Holder, Lease, beating
 from rankwise.remote.store import ObjectStore
 from rankwise.results import read_results
+from rankwise.sweeps.storage.working_copy import _copies
 from tables_only import write_tables
 from test_cli import folder_of_digits, refused
 from test_resume import contents
@@ -271,6 +274,11 @@ def test_an_object_that_the_store_has_damaged_or_lost_costs_a_checkpoint(
     assert resumes(tmp_path, data, [*left, (name, damaged)]) == ("resumed", in_a_folder)
 
 
+def until_it_ends(name: str) -> None:
+    while any(thread.name == name for thread in threading.enumerate()):
+        sleep(0.001)
+
+
 def at_a_step(patch: pytest.MonkeyPatch, nth: int, action: Callable[[], object]) -> None:
     steps, step = [0], Pack.update
 
@@ -314,15 +322,24 @@ def test_a_worker_whose_unit_was_taken_over_writes_nothing_more(
     lock = "checkpoints/units/000000/.rankwise.lock"
     before = {name: store.read(name) for name in store.names()}
     other = Lease(store, lock, "Unit 0")
+    monkeypatch.setattr(lease, "BEAT_EVERY", 0.005)
+    went_on: list[bool] = []
 
     def takes_over() -> None:
         with monkeypatch.context() as patch:
             patch.setattr(Holder, "has_ended", property(lambda holder: True))
             other.take()
+        until_it_ends("rankwise-lease")
+        (_copies.get()[-1].folder / "found.json").write_text("{}")  # as a checkpoint does, so that the mirror looks
+        until_it_ends("rankwise-mirror")  # it notices as well
+        went_on.append(True)
 
     at_a_step(monkeypatch, 1, takes_over)
     assert main(["work", store.url, "--pack", "0", "--quiet"]) == 75
-    assert f"Unit 0 of {store.url} was taken over by process {os.getpid()}" in capsys.readouterr().err
+    assert went_on, "the step under way is not interrupted"
+    said = capsys.readouterr().err
+    assert "Stopped; unit 0 continues where it is" in said
+    assert f"Unit 0 of {store.url} was taken over by process {os.getpid()}" in said
     after = {name: store.read(name) for name in store.names() if lock not in name}
     new = {name for name in after if before.get(name) != after[name]}
     assert not new or all("checkpoint-" in name or "-pack-" in name for name in new), "as before the takeover"

@@ -10,6 +10,7 @@ import atexit
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
@@ -192,18 +193,20 @@ def _copy(
     mirror = Mirror(store, folder, skipped=_is_local, waits=_may_wait, removal=_removal, lease=lease)
     token = _copies.set((*_copies.get(), mirror))
     keep = False
+    interruption = _Interruption()
     try:
         with ExitStack() as held:
             if lease is not None:
-                held.enter_context(beating(lease, _thread.interrupt_main))
+                held.enter_context(beating(lease, interruption))
             mirror.pull(needed, placeholders=placeholders)
             if reads:
                 yield folder
                 return
             try:
-                with mirroring(mirror, _thread.interrupt_main):
+                with mirroring(mirror, interruption):
                     yield folder
             finally:
+                interruption.end()
                 keep = True  # unless all of it is in the store
                 try:
                     mirror.push_all(say)
@@ -225,6 +228,24 @@ def _copy(
             atexit.register(shutil.rmtree, temporary, ignore_errors=True)
         elif not keep:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+class _Interruption:
+    """Interrupt the main thread once, however many threads notice that the store was lost to another process.
+
+    As with Ctrl-C, training ends after the present step when it is interrupted once, and at once when it is twice.
+    """
+
+    def __init__(self) -> None:
+        self._left = threading.Semaphore(1)
+
+    def __call__(self) -> None:
+        if self._left.acquire(blocking=False):
+            _thread.interrupt_main()
+
+    def end(self) -> None:
+        """Interrupt no more: what is left to do checks by itself who holds the store."""
+        self._left.acquire(blocking=False)
 
 
 def _check_units(store: ObjectStore, mine: Lease) -> None:
