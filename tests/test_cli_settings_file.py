@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from rankwise.cli import main
+from rankwise.cli.app import app
 from test_cli import refused
 
 BASE = "sweep:\n  model: bert\n  task: classify\n  data: a.csv\n"
@@ -36,6 +37,12 @@ def test_values_are_what_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, name: str, value: object
 ) -> None:
     assert printed(tmp_path / "a.yaml", f"\ufeff{BASE}  {line}\n", capsys)[name] == value
+
+
+def test_a_file_is_of_its_command_line_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(tmp_path / "a.yaml", BASE + "  plan: grid\n", capsys)["plan"] == "grid"
+    _, bound, _ = app.parse_args("sweep --model bert --task classify --data a.csv --max-minutes 5".split())
+    assert bound.arguments["options"].deciding.plan == "auto"
 
 
 def test_a_date_stays_a_date(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

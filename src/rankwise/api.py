@@ -28,7 +28,7 @@ from rankwise.results import AnswerResult, Results
 from rankwise.show.live import progress as shown_by
 from rankwise.sweeps.arguments import (
     candidates_from,
-    check_arguments,
+    check_cache,
     feed_of,
     problem_of,
     seeds_of,
@@ -283,7 +283,7 @@ def sweep(
         >>> [c.name for c in found.results.configurations]
         ['r1', 'r2', 'full']
     """
-    check_arguments(model, metric, cached=cache is not False, apart=workers is not None, kept=out is not None)
+    candidates = candidates_from(model, configs, as_list(head), training or Training(), lrs, baseline)
     splits, notes = splits_of(model, train, validation, test, training)
     deciding = Deciding(
         tolerance=tolerance,
@@ -298,11 +298,20 @@ def sweep(
         compressed=compressed,
         squeeze_steps=squeeze_steps,
     )
-    candidates = candidates_from(model, configs, as_list(head), training or Training(), lrs, baseline)
     problem = problem_of(splits, loss, metric, metric_name, higher_is_better, feed_of(call, rows_at_once, rows_a_pass))
     planned = _experiment(model, candidates, seeds, problem, deciding, base_name, rungs, widen, notes)
-    with _located(planned, out, overwrite, resume, every, workers) as place:
-        return _run(planned, place, cache, [shown_by(progress), *observers], workers)
+    return _run(planned, _Place(out, overwrite, resume, every, workers), cache, [shown_by(progress), *observers])
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where results go, and who trains: arguments of `sweep`."""
+
+    out: str | Path | None
+    overwrite: bool
+    resume: bool
+    every: CheckpointInterval | None
+    workers: Ray | None
 
 
 def _experiment(
@@ -331,63 +340,55 @@ def _experiment(
 
 
 @contextmanager
-def _located(
-    planned: Experiment,
-    out: str | Path | None,
-    overwrite: bool,
-    resume: bool,
-    every: CheckpointInterval | None,
-    workers: Ray | None,
-) -> Generator[RunLocation | None]:
-    """The run directory inside the block, or a local copy of one on an object store; None keeps the run in memory."""
-    if out is None:
-        yield None
+def _located(planned: Experiment, place: _Place) -> Generator[tuple[Experiment, RunLocation | None]]:
+    """The experiment as the run directory asks for it, and that directory, or inside the block a local copy of one on
+    an object store; None keeps the run in memory."""
+    if place.out is None:
+        yield planned, None
         return
-    if (url := url_of(out)) is not None:
+    workers = place.workers
+    if (url := url_of(place.out)) is not None:
         check_reached(url, None if workers is None else workers.address)
-    with nullcontext(Path(out)) if url is None else run_copy(url, whole=True) as directory:
+    with nullcontext(Path(place.out)) if url is None else run_copy(url, whole=True) as directory:
         # A function's words hold an address, which is another one in every process.
         words = {c.name: re.sub(r" at 0x[0-9a-f]+", "", str(c)) for c in planned.candidates}
         config = yaml.safe_dump({"sweep": words | {"seeds": [*planned.seeds]}}, sort_keys=False)
-        yield location_of_sweep(directory, config, overwrite=overwrite, resume=resume, every=every)
+        location = location_of_sweep(
+            directory, config, overwrite=place.overwrite, resume=place.resume, every=place.every
+        )
+        planned = _as_before(planned, location)
+        if workers is not None:
+            workers.hand_over(planned)
+        yield planned, replace(location, workers=workers)
 
 
-def _as_before(planned: Experiment, place: RunLocation | None) -> Experiment:
+def _as_before(planned: Experiment, location: RunLocation) -> Experiment:
     """Seeds that are added to a finished sweep validate as the earlier ones do."""
     deciding = planned.deciding
-    if place is None or not (place.resume or place.extend) or deciding.rotate is not None or not planned.can_rotate:
+    if not (location.resume or location.extend) or deciding.rotate is not None or not planned.can_rotate:
         return planned
-    return replace(planned, deciding=replace(deciding, rotate=was_rotated(place.directory)))
+    return replace(planned, deciding=replace(deciding, rotate=was_rotated(location.directory)))
 
 
-def _run(
-    planned: Experiment,
-    place: RunLocation | None,
-    cache: bool | str | Path,
-    observers: Sequence[Observer],
-    workers: Ray | None,
-) -> Sweep:
+def _run(planned: Experiment, place: _Place, cache: bool | str | Path, observers: Sequence[Observer]) -> Sweep:
     """Run the experiment, with the outputs below its first adapted layer cached if the user wants that."""
-    where = Path(cache) if isinstance(cache, str) else cache
-    planned = _as_before(planned, place)
-    if workers is not None and place is not None:
-        workers.hand_over(planned)
-        place = replace(place, workers=workers)
-    with Observers(observers) as listening, ExitStack() as caches:
+    check_cache(planned.problem, cached=cache is not False, apart=place.workers is not None, kept=place.out is not None)
+    kept_in = Path(cache) if isinstance(cache, str) else cache
+    with _located(planned, place) as (before, location), Observers(observers) as listening, ExitStack() as caches:
 
         def make(heard: Observers, base: Mapping[str, Tensor] | None) -> Experiment:
-            reading = cached(planned.model, planned.candidates, planned.problem, where, heard.message)
+            reading = cached(before.model, before.candidates, before.problem, kept_in, heard.message)
             candidates, problem = caches.enter_context(reading)
-            return replace(planned, candidates=candidates, problem=problem)
+            return replace(before, candidates=candidates, problem=problem)
 
         try:
-            results, swept, files = run_experiment(make, place, listening)
+            results, swept, files = run_experiment(make, location, listening)
         except KeyboardInterrupt as interrupt:
-            if place is None or not can_resume(place.directory):
+            if location is None or not can_resume(location.directory):
                 raise
             raise KeyboardInterrupt(
-                f"Interrupted before any run had finished; resume with: {place.resume_command}"
+                f"Interrupted before any run had finished; resume with: {location.resume_command}"
             ) from interrupt
-    if place is None:
-        add_next(results, len(planned.seeds), lambda more, then: f"rankwise.sweep(..., seeds={then})")
-    return Sweep(results, swept, tuple(files), None if place is None else place.directory)
+        if location is None:
+            add_next(results, len(before.seeds), lambda more, then: f"rankwise.sweep(..., seeds={then})")
+        return Sweep(results, swept, tuple(files), None if location is None else location.directory)

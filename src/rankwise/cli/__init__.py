@@ -130,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with flags_named(), ExitStack() as copies:
             arguments = with_local_folders(arguments, copies)
+            copies.callback(setattr, app, "config", ())  # of this command line alone
             resume, path = _value_of("--resume", arguments), _value_of("--config", arguments)
             if resume is not None:
                 app.config = (_continued(Path(resume), arguments),)

@@ -26,26 +26,24 @@ SHARE_CUT = 0.1
 """The share of the training data for validation or test data that are not given."""
 
 
-def check_arguments(model: nn.Module, metric: object, *, cached: bool, apart: bool, kept: bool) -> None:
-    """Refuse arguments that don't go together, and a model that can't be swept.
+def check_cache(problem: Problem, *, cached: bool, apart: bool, kept: bool) -> None:
+    """Refuse a cache where one can't be used, and workers without a run directory.
 
     Args:
-        model: The base.
-        metric: What the user gave.
+        problem: What is measured.
         cached: Whether the outputs below the first adapted layer are to be kept.
         apart: Whether workers in other processes train.
         kept: Whether there is a run directory.
 
     Raises:
-        RankwiseError: In these cases.
+        ConfigError: In these cases.
     """
     if apart and (cached or not kept):
         raise ConfigError("Workers need a run directory, and none of a cache: give out, and leave cache out.")
-    if isinstance(metric, ModelMetric) and cached:
+    if problem.model_metric is not None and cached:
         raise ConfigError(
             "A ModelMetric runs the whole model, and a cache holds what its first layers give; leave it out."
         )
-    check_model(model)
 
 
 def splits_of(
@@ -78,7 +76,12 @@ def candidates_from(
     lrs: float | Sequence[float],
     baseline: bool | float | Sequence[float],
 ) -> list[Candidate]:
-    """The candidates: adapters, and baselines."""
+    """The candidates: adapters, and baselines.
+
+    Raises:
+        RankwiseError: The model can't be swept, or an argument can't be used.
+    """
+    check_model(model)
     head_modules, rates = modules_of_head(model, head), as_rates(lrs, "lrs")
     full = baseline if isinstance(baseline, bool) else as_rates(baseline, "baseline")
     return [

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pack.test_any_model import Case, alone, batches_of, made, together
 from plain_loop import Plain
@@ -131,3 +131,20 @@ def test_it_goes_on_from_its_state_bit_for_bit() -> None:
     state = first.state()
     assert {key.split("/")[2] for key in state.tensors if key.startswith("moments/")} == {"first", "second"}
     same_when_gone_on_with(training, state)
+
+
+def test_what_trains_at_a_multiple_of_the_rate_decays_at_it_too() -> None:
+    torch.manual_seed(0)
+    member = Member(name="one", lora=LoRAConfig(r=2), lr_ratio=4.0, optimiser=Muon())
+    pack = Pack(nn.Linear(6, 5).double(), [member], lambda outputs, batch: outputs.sum(1))
+    pack.store.randomise()
+    before = pack.states()["one"]
+    pack.store.begin()
+    for i, bucket in enumerate(pack.store.buckets):
+        for key in bucket.shapes:
+            pack.store.gradient(i, key).copy(torch.zeros(()))  # a gradient of zero: what is left is the decay
+    pack.store.finish()
+    pack.update(torch.tensor([0.01], dtype=torch.float64), torch.tensor([0.1], dtype=torch.float64), None)
+    after = pack.states()["one"]
+    torch.testing.assert_close(after[".A"], before[".A"] * (1 - 0.01 * 0.1), rtol=0, atol=1e-14)
+    torch.testing.assert_close(after[".B"], before[".B"] * (1 - 4 * 0.01 * 0.1), rtol=0, atol=1e-14)

@@ -12,6 +12,7 @@ from rankwise.lora.layer_types import LayerType
 from rankwise.lora.variants import LORA
 from rankwise.pack.groups import Groups
 from rankwise.pack.layers.slots import LayerSlot, slots_in
+from rankwise.pack.layers.trained import TrainedTable, is_plain_embedding, trained_embedding
 from rankwise.pack.memory import ran_out
 from rankwise.pack.noise.keyed import Noise
 from rankwise.pack.stacks.store import Gradient, Store
@@ -43,6 +44,7 @@ class GeneralLayer:
         self._keys = {key: f"{name}.{key}" if name else key for key in own}
         self._leaves: dict[tuple[int, str], tuple[Tensor, Gradient]] = {}
         self._tensors: dict[int, dict[str, Tensor]] = {}
+        self._tables: dict[int, TrainedTable] = {}
         for part in self._parts:
             if part.adapts:
                 # What another variant computes from all of W, A and B (norms of rows) needs more than half precision.
@@ -52,7 +54,10 @@ class GeneralLayer:
                     self._tensors[part.i][key] = stack if gradient is None else _leaf(stack)
                     if gradient is not None:
                         self._leaves[part.i, f"{name}.{key}"] = self._tensors[part.i][key], gradient
-            if part.trains_layer:
+            if part.trains_layer and is_plain_embedding(module):
+                table = store.stack(part.i, f"{name}.weight"), store.gradient(part.i, f"{name}.weight")
+                self._tables[part.i] = TrainedTable(*table, module.padding_idx)
+            elif part.trains_layer:
                 for key, full in self._keys.items():
                     self._leaves[part.i, key] = _leaf(store.stack(part.i, full)), store.gradient(part.i, full)
         self.loops = False
@@ -105,6 +110,8 @@ class GeneralLayer:
         own = x[part.start : part.stop]
         if not part.trains_layer:
             return self._forward(own.flatten(0, 1), *rest, **named).unflatten(0, (len(own), -1))
+        if part.i in self._tables:
+            return trained_embedding(self._store.anchor, own, self._tables[part.i])
 
         def one(weights: dict[str, Tensor], x: Tensor) -> Tensor:
             return functional_call(_Calls(self._forward, self._module), _under("module", weights), (x, *rest), named)

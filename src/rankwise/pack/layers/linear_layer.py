@@ -8,6 +8,7 @@ from rankwise.pack.groups import Groups
 from rankwise.pack.layers.half import Halves, half_product, packed_half
 from rankwise.pack.layers.linear import FACTORED, Layer, Segment, Way, own_memory, packed_linear
 from rankwise.pack.layers.slots import LayerSlot, slots_in
+from rankwise.pack.layers.trained import TrainedLayer, trained_linear
 from rankwise.pack.noise.keyed import Noise
 from rankwise.pack.precision import HALF
 from rankwise.pack.stacks.store import Gradient, Store
@@ -43,21 +44,23 @@ class LinearLayer:
         self._any_trained = any(part.trains_layer for part in self._parts)
         self._layers: dict[object, Layer] = {}
         self._chosen: dict[tuple[Groups | None, int], tuple[Layer, Way]] = {}
-        self._trained_here = {
-            (part.i, key): self._leaf(part.i, key)
-            for part in self._parts
-            if part.trains_layer
-            for key in (f"{name}.weight", f"{name}.bias")
-            if key in store.buckets[part.i].shapes
-        }
+        self._trained = {part.i: self._trained_in(part.i) for part in self._parts if part.trains_layer}
 
-    def _leaf(self, i: int, key: str) -> tuple[Tensor, Gradient]:
-        return self._store.stack(i, key, exact=self._exact).detach().requires_grad_(), self._store.gradient(i, key)
+    def _trained_in(self, i: int) -> TrainedLayer:
+        weight, bias = (f"{self._name}.{key}" for key in ("weight", "bias"))
+        has_bias = bias in self._store.buckets[i].shapes
+        return TrainedLayer(
+            self._store.stack(i, weight, exact=self._exact),
+            self._store.stack(i, bias, exact=self._exact) if has_bias else None,
+            self._store.gradient(i, weight),
+            self._store.gradient(i, bias) if has_bias else None,
+            self._transposed,
+        )
 
     @property
     def leaves(self) -> list[tuple[Tensor, Gradient]]:
-        """Tensors whose gradients autograd computes, and where they go."""
-        return list(self._trained_here.values())
+        """Tensors whose gradients autograd computes, and where they go: none."""
+        return []
 
     def __call__(self, x: Tensor, groups: Groups, shared: bool, noise: Noise | None) -> Tensor:
         """The layer's output for all adapters.
@@ -134,16 +137,11 @@ class LinearLayer:
         if half is not None:
             half = half[part.start : part.stop]
         if part.trains_layer:
-            weight, bias = (
-                self._trained_here[part.i, f"{self._name}.weight"][0],
-                self._trained_here.get((part.i, f"{self._name}.bias")),
-            )
-            weight = weight if self._transposed else weight.mT
-            if weight.dtype != own.dtype:
-                # The leaves are in bfloat16, over float32 in the store; autograd runs the products back in bfloat16.
-                product = (own.to(weight.dtype) @ weight).float()
-                return product if bias is None else product + bias[0].unsqueeze(1)
-            return own @ weight if bias is None else torch.baddbmm(bias[0].unsqueeze(1), own, weight)
+            layer, rounded = self._trained[part.i], None
+            if layer.weight.dtype != own.dtype:
+                rounded = half if half is not None and half.dtype == layer.weight.dtype else None
+                rounded = own.detach().to(layer.weight.dtype) if rounded is None else rounded
+            return trained_linear(self._store.anchor, own, rounded, layer)
         if not part.adapts and self._halves is not None:
             return half_product(own, own.detach().to(HALF) if half is None else half, self._weight, self._bias)
         if not part.adapts:

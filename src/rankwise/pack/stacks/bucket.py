@@ -40,6 +40,7 @@ class Bucket:
             self._declared |= {f"{t.name}.{one.name}": (i, one) for one in FORMS[t.variant].tensors}
             self.shapes |= {f"{t.name}.{name}": s for name, s in FORMS[t.variant].shapes(sizes).items()}
         self.shapes |= {name: first.shapes[name] for name in first.trained_parameters}
+        self._whole = frozenset(first.trained_parameters)
         self.ups = {key for key, (_, one) in self._declared.items() if one.up}
         """The keys of the up-projections."""
         self.frozen: dict[str, Tensor] = {}
@@ -54,6 +55,17 @@ class Bucket:
         self._starts[key] = start
         return start + len(self) * torch.Size(self.shapes[key]).numel()
 
+    def place_of(self, key: str) -> tuple[int, int]:
+        """Where a tensor's stack starts in the vectors, and how many numbers each adapter has there, one after
+        another."""
+        return self._starts[key], torch.Size(self.shapes[key]).numel()
+
+    def rate_of(self, key: str, k: int) -> float:
+        """The multiple of adapter k's learning rate at which one of its tensors trains."""
+        if key in self.ups:
+            return self.members[k].member.lr_ratio
+        return self.members[k].member.rate_of(key) if key in self._whole else 1.0
+
     def view(self, vector: Tensor, key: str) -> Tensor:
         """The stack (K, ...) of a tensor in a vector."""
         shape = self.shapes[key]
@@ -63,7 +75,7 @@ class Bucket:
 
     def flat(self, vector: Tensor, key: str) -> Tensor:
         """The numbers of the stack, a row for each adapter, as they lie in a vector."""
-        start, n = self._starts[key], torch.Size(self.shapes[key]).numel()
+        start, n = self.place_of(key)
         return vector[start : start + len(self) * n].view(len(self), n)
 
     def matrices(self, vector: Tensor, key: str) -> Tensor | None:

@@ -63,6 +63,20 @@ class Gradient:
             self._add(own, run.stacked(left), run.read(x))
         self.fresh = False
 
+    def add_rows(self, values: Tensor) -> None:
+        """Add the sums over rows of (K, rows, n)."""
+        if self._step[0]:
+            self.copy(values.sum(1))
+
+    def add_at(self, places: tuple[Tensor, ...], values: Tensor) -> None:
+        """Add values at places in the stack, which may be there several times."""
+        if not self._step[0]:
+            return
+        if self.fresh:
+            self.stack.zero_()
+        self.stack.index_put_(places, values.to(self.stack.dtype), accumulate=True)
+        self.fresh = False
+
     def _add(self, stack: Tensor, left: Tensor, right: Tensor) -> None:
         if left.dtype == stack.dtype:
             if self.fresh:
@@ -75,7 +89,7 @@ class Gradient:
             stack.add_(left @ right)
 
     def copy(self, value: Tensor) -> None:
-        """Add a gradient that autograd has computed."""
+        """Add a gradient that was computed elsewhere, as by autograd."""
         if self.fresh:
             self.stack.copy_(value)
         else:
@@ -317,22 +331,15 @@ class Store:
         apply."""
         vector = self.spread(lr)
         for bucket in self.buckets:
-            ratios = vector.new_tensor([m.member.lr_ratio for m in bucket.members]).view(-1, 1, 1)
-            for key in bucket.ups & bucket.shapes.keys():
-                bucket.view(vector, key)[:] *= ratios
-            for name in bucket.members[0].trained_parameters:
-                bucket.view(vector, name)[:] *= vector.new_tensor(
-                    [m.member.rate_of(name) for m in bucket.members]
-                ).view(-1, *[1] * len(bucket.shapes[name]))
+            for key in bucket.shapes:
+                times = [bucket.rate_of(key, k) for k in range(len(bucket))]
+                if any(one != 1 for one in times):
+                    bucket.flat(vector, key).mul_(vector.new_tensor(times).unsqueeze(1))
         return vector
 
-    @property
-    def has_lr_multipliers(self) -> bool:
-        """Whether an adapter trains some of its tensors at their own rate."""
-        members = [m for bucket in self.buckets for m in bucket.members]
-        return any(
-            (m.trained_parameters and m.member.head_lr_multiplier != 1) or m.member.lr_ratio != 1 for m in members
-        )
+    def decay(self, rates: Tensor, weight_decay: Tensor) -> None:
+        """Shrink the parameters by each number's own rate (`rates`) times its adapter's weight decay (K,)."""
+        self.theta.addcmul_(self.theta, rates * self.spread(weight_decay), value=-1)
 
     def read(self, vector: Tensor) -> dict[str, AdapterState]:
         """Every adapter's tensors in a vector, by member name."""

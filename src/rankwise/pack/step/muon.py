@@ -84,7 +84,7 @@ class PackedMuon(PackedOptimiser):
             vector.copy_(new)
         self.steps += 1
         if weight_decay is not None:
-            self.store.multiply(theta, 1 - lr * weight_decay)
+            self.store.decay(rates, weight_decay)
         theta.addcmul_(update, rates, value=-1)
 
     def _adam(self, i: int, key: str, first: Tensor, second: Tensor, update: Tensor) -> None:
