@@ -225,7 +225,7 @@ def test_a_run_killed_at_any_moment(
     assert {action for action, _ in actions} == {"resumed", "finished", "again"}
 
 
-@pytest.mark.parametrize("begun", ["new", "extended", "overwritten"])
+@pytest.mark.parametrize("begun", [pytest.param("new", marks=pytest.mark.slow), "extended", "overwritten"])
 def test_a_run_killed_while_its_results_come_in_place(
     begun: str, store: ObjectStore, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

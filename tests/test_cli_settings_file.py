@@ -41,7 +41,7 @@ def test_values_are_what_is_written(
 
 def test_a_file_is_of_its_command_line_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(tmp_path / "a.yaml", BASE + "  plan: grid\n", capsys)["plan"] == "grid"
-    _, bound, _ = app.parse_args(["sweep", "--model", "bert", "--task", "classify", "--data", "a.csv", "--max-minutes", "5"])
+    _, bound, _ = app.parse_args("sweep --model bert --task classify --data a.csv --max-minutes 5")
     assert bound.arguments["options"].deciding.plan == "auto"
 
 

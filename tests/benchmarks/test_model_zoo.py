@@ -29,6 +29,7 @@ def test_a_sample_is_right(name):
     assert result.adapted > 0 == result.unreached
 
 
+@pytest.mark.slow
 def test_a_family_of_timm_is_right():
     if not timm_models.available():
         pytest.skip("timm is not installed; pip install --no-deps timm")

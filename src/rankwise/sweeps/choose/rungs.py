@@ -11,11 +11,14 @@ And among LoRA and head-only configurations that have one rate left:
 2. One leaves when another with fewer trainable parameters is better by more than noise: the one-sided 95% bound of the
    paired difference lies above 0.
 
+A learning rate that is tried further, beyond the grid, leaves where an earlier one of its configuration was better
+after as many steps.
+
 So the smallest configuration whose mean lies within any tolerance of any reference stays: whatever drives out a
 configuration is smaller and has a better mean, so it lies within the tolerance too. And the best mean always stays.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rankwise.sweeps.choose.answer import CANDIDATES
 from rankwise.sweeps.choose.closeness import difference_bound
@@ -67,6 +70,29 @@ def worst_runs(scores: Iterable[RunScore], higher_is_better: bool, epochs: int) 
             for run in c.runs:
                 reasons[run.name] = f"at {epochs} epochs {better.name} was better with fewer trainable parameters"
     return reasons
+
+
+def runs_behind(runs: Mapping[str, tuple[str, float, float]], higher_is_better: bool, epochs: int) -> dict[str, str]:
+    """Which runs leave at a rung as earlier runs of their configuration were better there.
+
+    Args:
+        runs: Run -> its configuration, its metric, and the best metric of earlier runs after as many steps.
+        higher_is_better: True for accuracies, False for losses.
+        epochs: How long they have trained, for the reasons.
+
+    Returns:
+        Run -> why it leaves.
+
+    Examples:
+        >>> runs_behind({"r4-lr0.1": ("r4", 0.7, 0.8), "r8-lr0.1": ("r8", 0.8, 0.8)}, True, 2)
+        {'r4-lr0.1': 'at 2 epochs an earlier learning rate of r4 was better'}
+    """
+    sign = 1 if higher_is_better else -1
+    return {
+        name: f"at {epochs} epochs an earlier learning rate of {configuration} was better"
+        for name, (configuration, metric, best) in runs.items()
+        if sign * metric < sign * best
+    }
 
 
 def _worse_half(runs: Sequence[RunScore], higher_is_better: bool) -> list[RunScore]:

@@ -14,6 +14,7 @@ from rankwise.sweeps.plan.fitting import Probes
 from rankwise.sweeps.plan.plan import Plan, check_plan, fingerprints, make_plan, read_plan, surroundings, write_plan
 from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.run.scheduler import Scheduler
+from rankwise.sweeps.run.stage import BestBefore
 from rankwise.sweeps.run.units.context import StageContext, Workers
 from rankwise.sweeps.run.units.here import Here
 from rankwise.sweeps.storage.checkpoints import Keeper
@@ -32,12 +33,14 @@ class WithinSweep:
         tests: Whether finished runs are measured on test data too.
         memory: Bytes that a pack may need on top of the base; what doesn't fit trains in packs one after another. By
             default nine tenths of what the device has free. An unfinished run keeps the packs of its plan.
+        best_before: As in `Phase`.
     """
 
     root: Path | None = None
     probes: Probes | None = None
     tests: bool = True
     memory: int | None = None
+    best_before: BestBefore | None = None
 
 
 def run_sweep(
@@ -106,7 +109,9 @@ def run_sweep(
         root = within.root or checkpoints
         context = StageContext(model, problem, checkpoints, root, plan.sha256, swept, stop, every, within.tests)
         worker = workers.worker(context, lambda: kept is not None and kept.due())
-        scheduler = Scheduler(model, packs, problem.each_epoch, plan.rungs, swept, observer, keeper, stop)
+        scheduler = Scheduler(
+            model, packs, problem.each_epoch, plan.rungs, swept, observer, keeper, stop, within.best_before
+        )
         with suppress(KeyboardInterrupt):
             if resume:
                 scheduler.resume()

@@ -10,9 +10,10 @@ from torch import nn
 
 from rankwise.errors import PackError
 from rankwise.sweeps.choose.configurations import RunScore
-from rankwise.sweeps.choose.rungs import worst_runs
+from rankwise.sweeps.choose.rungs import runs_behind, worst_runs
 from rankwise.sweeps.measure import validate
 from rankwise.sweeps.problem import Problem, Run, SweepState, score_of
+from rankwise.sweeps.run.stage import BestBefore
 from rankwise.sweeps.run.worker import PackJob, PackState
 from rankwise.sweeps.storage.checkpoints import Keeper, Moment, moment
 from rankwise.train.events import Event, Observer, Resumed, RunEnded
@@ -32,6 +33,8 @@ class Scheduler:
         observer: Hears what happens.
         keeper: Keeps the state on disk; None to keep none.
         stop: Tells when to stop.
+        best_before: Configuration -> step -> the best metric of earlier runs there, which runs are compared with at
+            rungs; None to compare them with one another.
     """
 
     def __init__(
@@ -44,11 +47,12 @@ class Scheduler:
         observer: Observer,
         keeper: Keeper | None,
         stop: Stop,
+        best_before: BestBefore | None = None,
     ) -> None:
         self._model, self._problem, self._rungs = model, problem, rungs
         self.packs = [list(pack) for pack in packs]
         """The runs by pack, as they train now."""
-        self._swept, self._keeper, self._stop = swept, keeper, stop
+        self._swept, self._keeper, self._stop, self._best_before = swept, keeper, stop, best_before
         self._observers: list[Observer] = [swept, *([] if keeper is None else [keeper]), observer]
         self._waiting: dict[int, TrainingState] = {}
         self._out: dict[int, Moment] = {}
@@ -170,7 +174,33 @@ class Scheduler:
             self._keeper.write(self._waiting, self._stage, self._out)
 
     def _rung(self, epochs: int) -> None:
-        """Prune the worst runs on each data set."""
+        """Prune the worst runs."""
+        reasons = self._worst(epochs) if self._best_before is None else self._behind(self._best_before, epochs)
+        weights = {run.name: run.training.weights for runs in self.packs for run in runs}
+        for i, state in [*self._waiting.items()]:
+            leaving = {name: reasons[name] for name in state.names if name in reasons}
+            if leaving:
+                outcomes, left = state.prune(leaving, weights)
+                for outcome in outcomes:
+                    self._tell(RunEnded(outcome))
+                if left is None:
+                    del self._waiting[i]
+                else:
+                    self._waiting[i] = left
+
+    def _behind(self, best_before: BestBefore, epochs: int) -> dict[str, str]:
+        """The runs that are behind earlier ones of their configuration."""
+        last = {point.run: point for point in self._swept.curve}
+        here = {
+            run.name: (run.configuration, last[run.name].metric, best_before[run.configuration][last[run.name].step])
+            for runs in self.packs
+            for run in runs
+            if run.name in last and last[run.name].step in best_before.get(run.configuration, {})
+        }
+        return runs_behind(here, self._problem.higher_is_better, epochs)
+
+    def _worst(self, epochs: int) -> dict[str, str]:
+        """The worst runs on each data set."""
         scores: dict[str, list[RunScore]] = {}
         weights = {run.name: run.training.weights for runs in self.packs for run in runs}
         for i, runs in enumerate(self.packs):
@@ -188,13 +218,4 @@ class Scheduler:
         reasons: dict[str, str] = {}
         for group in scores.values():
             reasons |= worst_runs(group, self._problem.higher_is_better, epochs)
-        for i, state in [*self._waiting.items()]:
-            leaving = {name: reasons[name] for name in state.names if name in reasons}
-            if leaving:
-                outcomes, left = state.prune(leaving, weights)
-                for outcome in outcomes:
-                    self._tell(RunEnded(outcome))
-                if left is None:
-                    del self._waiting[i]
-                else:
-                    self._waiting[i] = left
+        return reasons

@@ -25,6 +25,9 @@ class Search:
     rungs: tuple[int, ...] = ()
 
 
+BestBefore = Mapping[str, Mapping[int, float]]
+
+
 @dataclass(frozen=True)
 class Phase:
     """Runs that are trained and measured before anything further is decided.
@@ -33,11 +36,14 @@ class Phase:
         runs: What trains.
         rungs: Epochs after which the worst configurations leave.
         tests: Whether finished runs are measured on test data too.
+        best_before: Configuration -> step -> the best metric that earlier runs of it had there. At a rung runs leave
+            that are behind it, in place of the worst among themselves.
     """
 
     runs: Sequence[Run]
     rungs: Sequence[int] = ()
     tests: bool = True
+    best_before: BestBefore | None = None
 
 
 T = TypeVar("T")

@@ -4,6 +4,7 @@ Each stage is its own sweep with its own plan and checkpoints, and follows from 
 resumed run comes to the same stages.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,16 @@ from rankwise.sweeps.plan.probing import probe
 from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.run.auto import Auto, Walk
 from rankwise.sweeps.run.run import WithinSweep, run_sweep
-from rankwise.sweeps.run.stage import Decisions, Finished, Phase, Phases, PlannedStage, Search, StageResult
+from rankwise.sweeps.run.stage import (
+    BestBefore,
+    Decisions,
+    Finished,
+    Phase,
+    Phases,
+    PlannedStage,
+    Search,
+    StageResult,
+)
 from rankwise.sweeps.run.units.context import Workers
 from rankwise.sweeps.storage.owned import PRICE
 from rankwise.train.checkpoints import CheckpointInterval
@@ -100,7 +110,7 @@ class Stages:
                 # A later stage may not have begun.
                 resume=self.resume and folder is not None and (i == 0 or (folder / PLAN).exists()),
                 workers=self.workers,
-                within=WithinSweep(self.checkpoints, self.probes, phase.tests),
+                within=WithinSweep(self.checkpoints, self.probes, phase.tests, best_before=phase.best_before),
             )
             self.seconds_before += came.seconds_before
             phases.take(came)
@@ -261,13 +271,16 @@ class Stages:
         """Train a grid, and what widens it; that of `further` by one rate in any case."""
         tests = data is None if tests is None else tests
         swept = yield from self._train(runs, rungs, tests=tests)
-        higher = (self.problem if tests else self.problem.each_epoch).higher_is_better
+        each_epoch = self.problem.each_epoch.higher_is_better
+        higher = self.problem.higher_is_better if tests else each_epoch
         for _ in range(MOST_WIDENINGS if self.widen else 1 if further else 0):
             names = None if self.widen else further
             more = self._beyond(swept, seeds, data, higher, names) if swept.complete else []
             if not more:
                 break
-            swept.add((yield from self._train(more, (), tests=tests)))
+            # With several seeds a rate is judged by their mean, which no run of them knows.
+            passed = rungs if len(seeds) == 1 else ()
+            swept.add((yield from self._train(more, passed, tests=tests, best_before=_best_so_far(swept, each_epoch))))
         return swept
 
     def _beyond(
@@ -292,7 +305,9 @@ class Stages:
                 runs += [by_name[c.name].run(lr, seed, data) for seed in seeds]
         return runs if data is None else [self._standing_in(run) for run in runs]
 
-    def _train(self, runs: Sequence[Run], rungs: Sequence[int], *, tests: bool) -> Phases[SweepState]:
+    def _train(
+        self, runs: Sequence[Run], rungs: Sequence[int], *, tests: bool, best_before: BestBefore | None = None
+    ) -> Phases[SweepState]:
         """Train runs, but for those that an earlier sweep has finished."""
         earlier = self.finished
         known = (
@@ -301,11 +316,11 @@ class Stages:
             else [run.name for run in runs if earlier.fingerprints.get(run.name) == run_fingerprint(run)]
         )
         if earlier is None or not known:
-            return (yield Phase(runs, rungs, tests))
+            return (yield Phase(runs, rungs, tests, best_before))
         swept = earlier.swept.select(known)
         missing = [run for run in runs if run.name not in swept.outcomes]
         if missing:
-            swept.add((yield Phase(missing, rungs, tests)))
+            swept.add((yield Phase(missing, rungs, tests, best_before)))
         swept.runs = list(runs)
         return swept
 
@@ -322,6 +337,17 @@ def _complete(swept: SweepState, earlier: SweepState, order: Sequence[str]) -> N
         name: earlier.packs[name] if name in earlier.packs else packs[pack] for name, pack in swept.packs.items()
     }
     swept.runs = sorted(swept.runs, key=lambda run: order.index(run.configuration))
+
+
+def _best_so_far(swept: SweepState, higher_is_better: bool) -> dict[str, dict[int, float]]:
+    """Configuration -> step -> the best metric that a run of it had there."""
+    configurations = {run.name: run.configuration for run in swept.runs}
+    better, best = max if higher_is_better else min, dict[str, dict[int, float]]()
+    for point in swept.curve:
+        if math.isfinite(point.metric):
+            own = best.setdefault(configurations[point.run], {})
+            own[point.step] = better(own.get(point.step, point.metric), point.metric)
+    return best
 
 
 def scores_of(swept: SweepState) -> list[RunScore]:

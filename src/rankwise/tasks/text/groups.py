@@ -94,7 +94,8 @@ class GridOptions(OptionGroup):
         head_lr: Learning rates where a classifier's head is trained alone. [default: ten times --lr]
         search: Look for learning rates on so many training examples with one seed, and train at the best ones only; 0
             trains the whole grid, as do training data of less than twice as many.
-        search_rungs: Epochs of the search after which the worse half of the learning rates leaves.
+        search_rungs: Epochs of the search after which the worse half of the learning rates leaves, as do those beyond
+            the grid that are behind the best.
         widen: Try further learning rates where the best one lies at the edge of those given.
         rungs: Epochs after which configurations that a smaller one clearly beats leave. [default: none]
     """

@@ -189,6 +189,7 @@ def test_labels_from_elsewhere_act_nowhere(tmp_path: Path) -> None:
         assert not any(cell.startswith("=") for cell in cells)
 
 
+@pytest.mark.slow
 def test_many_labels_are_drawn_in_a_picture_of_a_usual_size(tmp_path: Path) -> None:
     labels = Labels("one", tuple(f"label {i}" for i in range(1000)))
     draw_confusion(torch.eye(1000), labels, "a", tmp_path / "a.png")
