@@ -50,7 +50,15 @@ def gradients(rows: int | None, dropout: float) -> Tensor:
 
 
 def whole_then_rows(
-    seed: int, module: str, call: int, step: int, rows: slice, total: int, shape: tuple[int, ...], device: torch.device
+    seed: int,
+    module: str,
+    call: int,
+    step: int,
+    rows: slice,
+    total: int,
+    shape: tuple[int, ...],
+    device: torch.device,
+    **_: bool,
 ) -> Tensor:
     """As on a GPU, where the first numbers of a draw depend on how many follow."""
     generator = noise.stream("noise", seed, module, call, step, device=device)
