@@ -18,6 +18,7 @@ import rankwise
 from rankwise import LoRAConfig, Training
 from rankwise.errors import ConfigError, DataError, PackError
 from rankwise.pack.member import Member
+from rankwise.pack.model import packed_model
 from rankwise.results import plain
 from rankwise.sweeps.candidates.grid import Candidate, modules_with_parameters
 from rankwise.sweeps.problem import DEFAULT_DATA, Problem, Run, Splits
@@ -80,6 +81,15 @@ def test_ranks_seeds_and_baseline(tmp_path: Path) -> None:
     assert alike(outputs["put on"], outputs["loaded"])
     measured = next(run["metric"] for run in found.results["runs"] if run["name"] == name)
     assert accuracy(outputs["loaded"], TEST).mean().item() == pytest.approx(measured)
+
+
+def test_every_pass_of_known_modules_is_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    chains: list[object] = []
+    find = packed_model.chain_of
+    monkeypatch.setattr(packed_model, "chain_of", lambda *given: chains.append(find(*given)) or chains[-1])
+    run(baseline=False)
+    assert chains
+    assert None not in chains
 
 
 def test_data_of_every_form_gives_the_same() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import rankwise
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA
-from rankwise.lora.checks.threads import held_by_thread
+from rankwise.lora.checks.threads import has_hooks, held_by_thread
 from rounding import alike
 
 
@@ -224,3 +224,20 @@ def test_a_forward_pass_that_begins_while_adapters_change_is_refused(
     assert len(raised) == 2
     assert all("inside activate" in message for message in raised)
     assert not in_another_thread(lambda: model(torch.ones(2, 4)))
+
+
+def test_a_guard_is_no_hook_that_computes() -> None:
+    layer = nn.Linear(2, 2)
+    with held_by_thread(layer, "a sweep"):
+        assert layer._forward_pre_hooks  # pyright: ignore[reportPrivateUsage]
+        assert not has_hooks(layer)
+        for register in (
+            layer.register_forward_hook,
+            layer.register_forward_pre_hook,
+            layer.register_full_backward_hook,
+            layer.register_full_backward_pre_hook,
+        ):
+            handle = register(lambda *given: None)
+            assert has_hooks(layer)
+            handle.remove()
+        assert not has_hooks(layer)

@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 _CALL = nn.Module._wrapped_call_impl.__code__  # pyright: ignore[reportPrivateUsage]
 """The code that every call of a module runs."""
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 _lock = threading.Lock()
 _held: "WeakKeyDictionary[nn.Module, list[Guard]]" = WeakKeyDictionary()
 _mine: "ContextVar[frozenset[Guard]]" = ContextVar("_mine", default=frozenset())
@@ -120,6 +122,20 @@ def _of_the_base(module: nn.Module, seen: set[nn.Module]) -> Iterator[nn.Module]
     yield module
     for child in module.children():
         yield from _of_the_base(child, seen)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of a module, or a backward pass through it, runs hooks. Guards are none: they compute nothing, and
+    every module of a sweep has one.
+
+    Examples:
+        >>> model = nn.Linear(2, 2)
+        >>> with held_by_thread(model, "by_row"):
+        ...     has_hooks(model)
+        False
+    """
+    hooks = (hook for kind in _HOOKS for hook in module.__dict__[kind].values())
+    return any(not isinstance(hook, Guard) for hook in hooks)
 
 
 @contextmanager

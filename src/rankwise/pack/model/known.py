@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as torchs
 
+from rankwise.lora.checks.threads import has_hooks
 from rankwise.pack.batches import Batch, call_model, input_of
 
 _SEQUENTIAL = nn.Sequential.forward
@@ -31,8 +32,6 @@ _KNOWN: dict[type[nn.Module], Any] = {
     )
 }
 """Modules that compute each row of (rows, width) by itself and keep nothing between calls, with their forward."""
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def known_sequence(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -97,4 +96,4 @@ def _is_known(module: nn.Module) -> bool:
 def _is_changed(module: nn.Module) -> bool:
     """Whether a call of this instance runs something else than its class's forward."""
     own = module.__dict__
-    return "forward" in own or own.get("_compiled_call_impl") is not None or any(own[hooks] for hooks in _HOOKS)
+    return "forward" in own or own.get("_compiled_call_impl") is not None or has_hooks(module)

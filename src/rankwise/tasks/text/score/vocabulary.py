@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from rankwise.lora.checks.threads import has_hooks
 from rankwise.pack.noise.forwards import replaced_forwards
 from rankwise.tasks.text.encode.tokens import IGNORED, text_config
 from rankwise.tasks.text.model.calls import ModelCall
@@ -118,7 +119,7 @@ class TokenLoss:
 
 def _acted_on(head: Any) -> bool:
     """Whether something replaces the head's own forward, or adds to it."""
-    return "forward" in vars(head) or bool(head._forward_hooks or head._forward_pre_hooks)
+    return "forward" in vars(head) or has_hooks(head)
 
 
 def _run_to(
