@@ -57,7 +57,7 @@ def run(folders: Path, out: Path, kind: str, task: str, *more: str, ranks: str =
 
 
 def sums_in_a_look(outputs: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
-    """`token_sums`, which takes logits of all tokens, where the model is looked at; training and evaluation make none."""
+    """`token_sums`, which takes all logits, where the model is looked at; training and evaluation make none."""
     assert not {"gradients", "evaluate"} & {frame.name for frame in traceback.extract_stack()}
     return token_sums(outputs, batch)
 
