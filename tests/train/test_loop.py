@@ -253,7 +253,7 @@ def test_forecasts_look_at_rows_of_all_sizes() -> None:
 
     shortest_first = torch.arange(63, -1, -1)
     assert bytes_in(shortest_first) > 2 * bytes_in(shortest_first.flip(0))
-    feed = Feed(prepare=trimmed, evaluation_order=lambda data: shortest_first)
+    feed = Feed(prepare=trimmed, evaluation_order=lambda data: data[0].sum(-1).argsort())
     training = PackTraining(Reads(), runs, data, data, loss, accuracy, feed=feed)
     seen.clear()
     with training.attached(training=True):
@@ -261,5 +261,20 @@ def test_forecasts_look_at_rows_of_all_sizes() -> None:
     small, middle, large = seen[-3:]
     assert large == 64 > middle > small
     with training.attached(training=False):
-        assert training.timed_evaluation(0.0, 64) > 0
+        seen.clear()
+        assert training.timed_evaluation(16) > 0
+        assert seen[0] == 40, "rows 24 to 40 of 64 by size"
+        assert training.timed_evaluation(64) > 0
     assert training.validation_rows == seen[-1] == 64
+
+
+def test_an_evaluation_is_timed_for_rows_of_mean_size() -> None:
+    sizes = torch.tensor([1, 1, 1, 1, 1, 1, 10, 20])
+
+    def trimmed(batch: Tensor) -> Tensor:
+        return torch.zeros(*batch.shape, int(batch.max()))
+
+    feed = Feed(prepare=trimmed)
+    assert feed.mean_growth(sizes, torch.tensor([2, 3]), torch.arange(8)) == (1 + 1 + 1 + 20) / 4
+    assert feed.mean_growth(sizes, torch.tensor([3, 4, 5]), torch.arange(8)) == (1 + 20) / 2
+    assert feed.mean_growth(sizes, torch.arange(8), torch.arange(8)) == 1

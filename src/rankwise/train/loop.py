@@ -260,23 +260,22 @@ class PackTraining:
         order = self._feed.order(self._train, self._pack.seeds, 0, self.batch_size, self._rows("train"))
         return own, self._feed.mean_size(self._train, order.to(self._pack.device).split(self.batch_size, 1))
 
-    def timed_evaluation(self, place: float, rows: int) -> float:
-        """Evaluate some validation rows, and return the seconds; inside `attached(training=False)`.
+    def timed_evaluation(self, rows: int) -> float:
+        """Evaluate some validation rows of middling size, and return the seconds that as many take in the mean of all;
+        inside `attached(training=False)`.
 
         Args:
-            place: Where they lie among all, from the smallest (0) to the largest (1); of rows that each seed has cut,
-                they are from all over.
             rows: How many, at most `validation_rows`.
         """
-        own, part, n = self._rows("validation"), self._validation, self.validation_rows
-        if own is None:
-            chosen = self._feed.evaluation_order(part)[round(place * (n - rows)) :][:rows].to(self._pack.device)
-            part = pick(part, lambda t: t.index_select(0, chosen))
-        else:
-            own = own[:, torch.linspace(0, n - 1, rows).long()]
+        own, part = self._rows("validation"), self._validation
+        order = self._feed.evaluation_order(part).to(self._pack.device)
+        order = order if own is None else order[torch.isin(order, own[0])]
+        chosen = order[(len(order) - rows) // 2 :][:rows]
+        read = pick(part, lambda t: t.index_select(0, chosen)) if own is None else part
+        of_seeds = None if own is None else chosen.expand(len(own), -1)
         clock = time.perf_counter()
-        evaluate_rows(self._pack, part, self._functions, self._feed, own)[0].tolist()
-        return time.perf_counter() - clock
+        evaluate_rows(self._pack, read, self._functions, self._feed, of_seeds)[0].tolist()
+        return (time.perf_counter() - clock) * self._feed.mean_growth(part, chosen, order)
 
     @property
     def validation_rows(self) -> int:

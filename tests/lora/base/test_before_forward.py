@@ -1,5 +1,6 @@
 """The one hook before a model's forwards."""
 
+import pickle
 from copy import deepcopy
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from rankwise import LoRAConfig, eject, inject
+from rankwise.errors import AdapterError
 from rankwise.lora.base.before_forward import BeforeForward, before_forward
 
 
@@ -18,6 +20,37 @@ def test_all_that_looks_shares_one_hook() -> None:
     assert hook.__self__ is before_forward(model)
     eject(model)
     assert not model._forward_pre_hooks
+
+
+def test_a_model_that_is_one_layer_looks_in_its_own_hook() -> None:
+    model = nn.Linear(3, 3, bias=False)
+    inject(model, LoRAConfig(r=1))
+    model(torch.ones(1, 3))
+    assert not model._forward_pre_hooks
+    looks = before_forward(model)
+    assert looks.always
+    for same in (model, deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert before_forward(same) is before_forward(same)
+        weight, same.weight = same.weight, nn.Parameter(torch.ones(4, 3))
+        with pytest.raises(AdapterError, match="was resized after inject"):
+            same(torch.ones(1, 3))
+        same.weight = weight
+        same(torch.ones(1, 3))
+    eject(model)
+    assert not looks.always
+    assert not model._forward_hooks
+    inject(model, LoRAConfig(r=1))
+    assert before_forward(model) is not looks
+
+
+def test_a_layer_that_is_a_part_by_now_is_looked_at_once() -> None:
+    layer, seen = nn.Linear(3, 3), list[nn.Module]()
+    inject(layer, LoRAConfig(r=1))
+    before_forward(layer).always.append(seen.append)
+    model = nn.Sequential(layer)
+    inject(model, LoRAConfig(r=1), "second")
+    model(torch.ones(1, 3))
+    assert seen == [layer]
 
 
 @pytest.mark.parametrize(("training", "gradient"), [(True, True), (True, False), (False, True)])

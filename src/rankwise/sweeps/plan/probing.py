@@ -66,10 +66,10 @@ def probe(make: Callable[[], PackTraining], device: torch.device, steps: int) ->
         a_step = at_size(*training.sizes(places), seconds)
         rows = min(training.validation_rows, training.batch_size)
         with training.attached(training=False):
-            a_row = (took := training.timed_evaluation(1 / 2, rows)) / rows
+            a_row = (took := training.timed_evaluation(rows)) / rows
             if took < SHORT and training.validation_rows > rows:
                 rows = training.validation_rows
-                a_row = training.timed_evaluation(0.0, rows) / rows
+                a_row = training.timed_evaluation(rows) / rows
         clock = time.perf_counter()
         needed = training.peak_bytes(moves=True)
         counting = time.perf_counter() - clock

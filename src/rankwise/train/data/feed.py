@@ -85,6 +85,12 @@ class Feed:
         some = steps[:: -(-len(steps) // SIZES)]
         return sum(self.size_of(data, rows) for rows in some) / len(some)
 
+    def mean_growth(self, data: Data, rows: Tensor, order: Tensor) -> float:
+        """How many times the numbers of a batch of these rows batches as large have, in the mean over rows in this
+        order."""
+        batches = order[len(order) % len(rows) :].unsqueeze(0).split(len(rows), 1)
+        return self.mean_size(data, batches) / self.size_of(data, rows.unsqueeze(0))
+
     def example_of(self, data: Data, batch_size: int = 0) -> Batch:
         """Rows of a data set that show what the model does: as many as a step passes at once, since rows may mix from
         some number on, and of middling size, since a few long ones would make each of the many looks as dear."""
