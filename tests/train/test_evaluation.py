@@ -8,7 +8,7 @@ from rankwise.pack.losses import PerAdapter
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
 from rankwise.train.data.feed import Feed
-from rankwise.train.evaluation import evaluate_rows, means
+from rankwise.train.evaluation import FEW_ROWS, ROWS_MEASURED, evaluate_rows, in_parts, means
 
 
 def squares(outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -47,3 +47,21 @@ def test_sums_and_counts_are_averaged_over_the_counts() -> None:
     weights = data[1][:, 0].abs().round() + 1
     torch.testing.assert_close(mean, (values * weights).sum(1) / weights.sum())
     assert not torch.allclose(mean, values.mean(1))
+
+
+def test_few_rows_are_not_measured_and_many_are() -> None:
+    passed: list[int] = []
+
+    def run(rows: Tensor) -> int:
+        passed.append(len(rows))
+        return len(rows)
+
+    few, many = torch.arange(FEW_ROWS), torch.arange(FEW_ROWS + 1)
+    assert sum(in_parts(few, 1000, run)) == sum(passed) == FEW_ROWS
+    assert max(passed) == ROWS_MEASURED
+    passed.clear()
+    assert in_parts(few, 1000, run, least=40, measured={"row": 1e12}) == passed == [40, 24], "whoever has measured"
+    assert in_parts(few, 5, run, least=40)[0] == 5
+    passed.clear()
+    assert sum(in_parts(many, 1000, run)) == len(many)
+    assert sum(passed) == len(many) + ROWS_MEASURED

@@ -20,6 +20,9 @@ Result = TypeVar("Result")
 ROWS_MEASURED = 16
 """Rows on which it is measured what an evaluation takes in memory."""
 
+FEW_ROWS = 4 * ROWS_MEASURED
+"""Rows of which no more pass at once than would be measured: it would take as long as a good part of them."""
+
 CPU_BYTES = 1 << 25
 """Bytes of an evaluation on a CPU, unless a step takes more: beyond the caches more rows save no time."""
 
@@ -38,7 +41,7 @@ def in_parts(
 ) -> list[Result]:
     """Run a function on the rows in parts that fit into memory, and return its results in the order of the rows.
 
-    What they take is measured on the last rows, which are the largest where sizes differ. Where memory runs out all the
+    What many take is measured on the last rows, which are the largest where sizes differ. Where memory runs out all the
     same, parts are halved. Each row must be evaluated on its own anyway.
 
     Args:
@@ -50,7 +53,9 @@ def in_parts(
         measured: Where the bytes of a row are kept between calls.
     """
     measured = {} if measured is None else measured
-    if "row" not in measured and len(rows) > least:
+    if len(rows) <= FEW_ROWS:
+        at_once, measured = min(at_once, max(least, ROWS_MEASURED)), {}
+    elif "row" not in measured and len(rows) > least:
         few = rows[-ROWS_MEASURED:]
         try:
             # Its results are dropped: how the rows are cut, and so how values round, may not depend on who has

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rankwise.train.machine.memory import Room, free_bytes, give_back, peak_bytes, resident_peak, watched_peak
+from rankwise.train.machine.memory import RECENT, Room, free_bytes, give_back, peak_bytes, resident_peak, watched_peak
 
 CPU = torch.device("cpu")
 
@@ -68,9 +68,18 @@ def resident() -> int:
 
 
 @pytest.mark.skipif(resident_peak() is None, reason="only Linux tells")
-def test_a_batch_larger_than_all_before_begins_without_what_they_left():
-    room, small, large = Room(CPU), torch.zeros(1, 4), torch.zeros(1, 8)
-    for batch, gives_back in ((small, True), (small, False), (large, True), (small, False)):
+def test_a_batch_larger_than_the_last_begins_without_what_they_left():
+    room, tiny, small, large = Room(CPU), torch.zeros(1, 3), torch.zeros(1, 4), torch.zeros(1, 8)
+    for _ in range(RECENT):
+        room.make((tiny, tiny))
+    once = ((small, True), (small, False), (large, True), (small, False), (large, False))
+    for batch, gives_back in (
+        *once,
+        *[(small, False)] * RECENT,
+        (large, True),
+        *[(tiny, False)] * RECENT,
+        (small, False),
+    ):
         # Pieces that glibc keeps: small enough for its heap, each between two as large that stay.
         pieces = [torch.ones(25_000) for _ in range(2000)]
         stay = pieces[::2]
