@@ -1,5 +1,7 @@
 """Batches that pass in parts, models that run parts of themselves again, and adapters that leave their layer."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -49,19 +51,10 @@ def gradients(rows: int | None, dropout: float) -> Tensor:
     return pack.store.grads.clone()
 
 
-def whole_then_rows(
-    seed: int,
-    module: str,
-    call: int,
-    step: int,
-    rows: slice,
-    total: int,
-    shape: tuple[int, ...],
-    device: torch.device,
-    **_: bool,
-) -> Tensor:
-    """As on a GPU, where the first numbers of a draw depend on how many follow."""
-    generator = noise.stream("noise", seed, module, call, step, device=device)
+def whole_then_rows(*key: Any, coarse: bool) -> Tensor:
+    """As on a GPU, where the first numbers of a draw depend on how many follow, and none are of 16 bits."""
+    *keyed_on, rows, total, shape, device = key
+    generator = noise.stream("noise", *keyed_on, device=device)
     return torch.rand((total, *shape), generator=generator)[rows]
 
 

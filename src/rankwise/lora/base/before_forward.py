@@ -31,7 +31,7 @@ class BeforeForward:
         if self.layer is None:
             self.hook = model.register_forward_pre_hook(self.before)
         else:
-            self.layer.__dict__["looks"] = self.look
+            self.layer.looks = self.look
 
     def before(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         """The hook."""
