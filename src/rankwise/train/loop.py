@@ -252,13 +252,13 @@ class PackTraining:
         self._pack.step(batch, rates, None, None, self._feed.rows_a_pass).tolist()
         return time.perf_counter() - clock
 
-    def sizes(self, places: Sequence[float]) -> tuple[list[int], float]:
-        """How many numbers the steps at these places read, and how many a step of an epoch does in the mean."""
+    def sizes(self, places: Sequence[float]) -> tuple[list[int], list[int]]:
+        """How many numbers the steps at these places read, and those of an epoch."""
         own = [self._feed.size_of(self._train, self._rows_at(place)) for place in places]
         if len(set(own)) == 1:
-            return own, own[0]
+            return own, own[:1]
         order = self._feed.order(self._train, self._pack.seeds, 0, self.batch_size, self._rows("train"))
-        return own, self._feed.mean_size(self._train, order.to(self._pack.device).split(self.batch_size, 1))
+        return own, self._feed.sizes(self._train, order.to(self._pack.device).split(self.batch_size, 1))
 
     def timed_evaluation(self, rows: int) -> float:
         """Evaluate some validation rows of middling size, and return the seconds that as many take in the mean of all;

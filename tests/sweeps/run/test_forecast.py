@@ -20,6 +20,7 @@ from rankwise.train import loop
 from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.events import Event, Observers
 from rankwise.train.loop import PackTraining
+from rankwise.train.machine.memory import KERNELS_KEPT
 from rankwise.train.settings import Training
 from small_sweep import small_model, small_problem
 
@@ -117,6 +118,19 @@ def test_what_ended_before_stays_in_memory():
         packs = forecast_sweep(replace(made, candidates=[small])).packs
     grown = {second.peak_bytes - first.peak_bytes for first, second in itertools.pairwise(packs)}
     assert grown == {SAVED * (6 * 8 + 8 + 8 * 3 + 3)}
+
+
+def test_kernels_that_further_sizes_of_batches_make_are_counted_once(monkeypatch: pytest.MonkeyPatch):
+    def peaks(made: int, *, already: int = 0) -> list[int]:
+        monkeypatch.setattr(forecast, "kernel_bytes", lambda: already)
+        cost = Probe(0, 0, 0, 0, 0, 1 << 30, kernels=already, kernels_made=made)
+        monkeypatch.setattr(forecast, "probe", lambda *given: cost)
+        return [pack.peak_bytes for pack in forecast_sweep(stages()).packs]
+
+    none, few, many = peaks(0), peaks(1000), peaks(KERNELS_KEPT)
+    assert few[-1] - none[-1] == 2 * 1000, "of the adapters' pack and of the other"
+    assert many[-1] - none[-1] == KERNELS_KEPT, "at most"
+    assert peaks(1000, already=KERNELS_KEPT) == none, "what had been made is in what was measured"
 
 
 def test_the_disk_is_what_a_run_takes_at_the_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

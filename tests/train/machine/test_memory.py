@@ -1,12 +1,24 @@
 """What a step takes is counted: tensors while they live, views and writes into others not at all."""
 
+import mmap
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from rankwise.train.machine.memory import RECENT, Room, free_bytes, give_back, peak_bytes, resident_peak, watched_peak
+from rankwise.pack.precision import supported
+from rankwise.train.machine.memory import (
+    KERNELS_KEPT,
+    RECENT,
+    Room,
+    free_bytes,
+    give_back,
+    kernel_bytes,
+    peak_bytes,
+    resident_peak,
+    watched_peak,
+)
 
 CPU = torch.device("cpu")
 
@@ -46,6 +58,27 @@ def test_the_cpu_has_memory_free():
     assert free is not None
     assert 1_000_000 < free < 1 << 50
     assert free_bytes(torch.device("meta")) is None
+
+
+@pytest.mark.skipif(resident_peak() is None, reason="only Linux tells")
+def test_machine_code_that_libraries_made_is_seen() -> None:
+    before = kernel_bytes()
+    flags, executable = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_EXEC
+    with mmap.mmap(-1, 1 << 20, flags, executable), mmap.mmap(-1, 1 << 20, flags, mmap.PROT_READ):
+        assert kernel_bytes() == before + (1 << 20)
+    assert kernel_bytes() == before
+
+
+@pytest.mark.skipif(resident_peak() is None or not supported(CPU), reason="where oneDNN makes such kernels")
+def test_each_shape_of_a_product_in_bfloat16_has_its_kernels() -> None:
+    weights, x = torch.zeros(256, 256, dtype=torch.bfloat16), torch.zeros(2000, 256, dtype=torch.bfloat16)
+    before = kernel_bytes()
+    for n in range(1111, 1121):
+        x[:n] @ weights
+    made = kernel_bytes() - before
+    assert 0 < made <= 20 * KERNELS_KEPT / 1024
+    x[:1111] @ weights
+    assert kernel_bytes() - before == made, "made once"
 
 
 @pytest.mark.skipif(resident_peak() is None, reason="only Linux tells")

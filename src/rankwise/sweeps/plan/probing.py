@@ -2,13 +2,14 @@
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from rankwise.train.loop import PackTraining
-from rankwise.train.machine.memory import watched_peak
+from rankwise.train.machine.memory import kernel_bytes, watched_peak
 
 SHARE = 0.01
 """Timed steps, as a share of those that a training takes: probing must stay short compared with it."""
@@ -32,6 +33,8 @@ class Probe:
         bytes: Of the tensors of the largest step, as `PackTraining.peak_bytes` counts them.
         peak: Bytes in use at most while it was measured, of the whole process or of the GPU, the base included; None
             where the system doesn't tell.
+        kernels: Bytes of machine code that libraries had made when it had been measured; in `peak`.
+        kernels_made: Those that its training makes, a kernel for each shape of a product.
     """
 
     setup: float
@@ -40,6 +43,8 @@ class Probe:
     row: float
     bytes: int
     peak: int | None
+    kernels: int = 0
+    kernels_made: int = 0
 
 
 def probe(make: Callable[[], PackTraining], device: torch.device, steps: int) -> Probe:
@@ -61,9 +66,12 @@ def probe(make: Callable[[], PackTraining], device: torch.device, steps: int) ->
         with training.attached(training=True):
             setup = time.perf_counter() - clock
             training.timed_step(0.0)
+            before = kernel_bytes()
             turns = [[training.timed_step(place) for place in places] for _ in range(max(1, timed // len(places)))]
+            made = kernel_bytes() - before
         seconds = [statistics.median(one) for one in zip(*turns, strict=True)]
-        a_step = at_size(*training.sizes(places), seconds)
+        sizes, every = training.sizes(places)
+        a_step = at_size(sizes, statistics.mean(every), seconds)
         rows = min(training.validation_rows, training.batch_size)
         with training.attached(training=False):
             a_row = (took := training.timed_evaluation(rows)) / rows
@@ -74,7 +82,8 @@ def probe(make: Callable[[], PackTraining], device: torch.device, steps: int) ->
         needed = training.peak_bytes(moves=True)
         counting = time.perf_counter() - clock
         training.state()  # what a checkpoint is made of
-        return Probe(setup, counting, a_step, a_row, needed, peak())
+        made = round(made * min(distinct(every), steps) / len(set(sizes)))
+        return Probe(setup, counting, a_step, a_row, needed, peak(), kernel_bytes(), made)
 
 
 def at_size(sizes: Sequence[int], mean: float, seconds: Sequence[float]) -> float:
@@ -96,3 +105,21 @@ def at_size(sizes: Sequence[int], mean: float, seconds: Sequence[float]) -> floa
     apart = sum((s - size) ** 2 for s in sizes)
     slope = sum((s - size) * t for s, t in zip(sizes, seconds, strict=True)) / apart if apart else 0.0
     return took + min(max(slope, 0.0), took / size) * (mean - size)
+
+
+def distinct(sizes: Sequence[int]) -> float:
+    """How many different sizes there are, those included that these steps happen not to have: Chao's estimate from how
+    many sizes were seen once and twice (Scandinavian Journal of Statistics 11, 1984; the form without bias).
+
+    Args:
+        sizes: Of some steps.
+
+    Examples:
+        >>> distinct([5, 5, 5])
+        1.0
+        >>> distinct([1, 2, 3, 3])
+        3.5
+    """
+    counts = Counter(sizes)
+    once, twice = (sum(n == times for n in counts.values()) for times in (1, 2))
+    return len(counts) + once * (once - 1) / (2 * (twice + 1))

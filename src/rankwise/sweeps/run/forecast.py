@@ -17,7 +17,7 @@ from rankwise.sweeps.plan.probing import Probe, probe
 from rankwise.sweeps.problem import Problem, Run
 from rankwise.sweeps.run.stages import Stages
 from rankwise.train.data.tensors import count_rows
-from rankwise.train.machine.memory import program_bytes
+from rankwise.train.machine.memory import KERNELS_KEPT, kernel_bytes, program_bytes
 
 SAVED = 4
 """Bytes of a trained number on disk: float32, also over a base in half precision."""
@@ -129,6 +129,7 @@ def forecast_sweep(stages: Stages) -> Forecast:
     program = program_bytes(device, base)
     costs = _Costs(model, problem, device)
     ended = 0
+    kernels: dict[tuple[object, ...], int] = {(): kernel_bytes()}
     for stage in stages.expected():
         plan = make_plan(model, stage.runs, problem, stage.rungs, probes=stages.probes, measure=costs.bytes)
         limit = plan.limit
@@ -137,6 +138,8 @@ def forecast_sweep(stages: Stages) -> Forecast:
             runs = [by_name[name] for name in names]
             epochs, steps = max(run.training.epochs for run in runs), costs.steps(runs[0])
             cost, validated = costs.of(runs), problem.validation_rows(runs[0].data)
+            kernels[_kind(model, runs)] = cost.kernels_made
+            missing = max(0, min(KERNELS_KEPT, sum(kernels.values())) - cost.kernels)
             measured = validated + (_rows_measured(problem, runs[0].data) if stage.tests else 0)
             numbers = {run.name: resolve(model, run.member).parameter_count() for run in runs}
             of_adapters = sum(numbers[run.name] for run in runs if run.method in CANDIDATES)
@@ -150,7 +153,7 @@ def forecast_sweep(stages: Stages) -> Forecast:
                     epochs=epochs,
                     bytes=needed,
                     # What ended before is in memory until it is measured, and is written as one copy more.
-                    peak_bytes=(cost.peak or program + base + needed) + ended + saved,
+                    peak_bytes=(cost.peak or program + base + needed) + missing + ended + saved,
                     disk_bytes=state_bytes(model) * sum(numbers.values()),
                     ended_bytes=saved,
                     adapter_bytes=SAVED * of_adapters,

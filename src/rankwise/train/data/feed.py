@@ -1,5 +1,6 @@
 """The way of data to a model: their order, batches, and rows at once."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from rankwise.train.data.tensors import Data, count_rows, pick, shuffled, take
 ROWS_AT_ONCE = 1 << 16
 """Rows, over all adapters, that an evaluation passes through a small model at once."""
 
-SIZES = 100
+SIZES = 300
 """Steps whose sizes are looked at, at most."""
 
 EXAMPLE_ROWS = 4
@@ -80,16 +81,15 @@ class Feed:
         """How many numbers the batches of these rows (G, B) have."""
         return sum(t.numel() for t in batch_tensors(self.prepare(take(data, rows))))
 
-    def mean_size(self, data: Data, steps: Sequence[Tensor]) -> float:
-        """The mean of `size_of` over the rows of these steps: some of them from all over, where they are many."""
-        some = steps[:: -(-len(steps) // SIZES)]
-        return sum(self.size_of(data, rows) for rows in some) / len(some)
+    def sizes(self, data: Data, steps: Sequence[Tensor]) -> list[int]:
+        """`size_of` of the rows of these steps: of some of them from all over, where they are many."""
+        return [self.size_of(data, rows) for rows in steps[:: -(-len(steps) // SIZES)]]
 
     def mean_growth(self, data: Data, rows: Tensor, order: Tensor) -> float:
         """How many times the numbers of a batch of these rows batches as large have, in the mean over rows in this
         order."""
         batches = order[len(order) % len(rows) :].unsqueeze(0).split(len(rows), 1)
-        return self.mean_size(data, batches) / self.size_of(data, rows.unsqueeze(0))
+        return statistics.mean(self.sizes(data, batches)) / self.size_of(data, rows.unsqueeze(0))
 
     def example_of(self, data: Data, batch_size: int = 0) -> Batch:
         """Rows of a data set that show what the model does: as many as a step passes at once, since rows may mix from
