@@ -7,7 +7,6 @@ Others start from the layer's weight, from what quantising took from it, or from
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,7 +69,6 @@ def initial_adapter(
     r: int,
     d_in: int,
     d_out: int,
-    zero_A: bool = False,
     scale: float = 1.0,
     weight: Decompositions | None = None,
     layer: Any = None,
@@ -85,7 +83,6 @@ def initial_adapter(
         r: Rank.
         d_in: Inputs of the layer.
         d_out: Outputs of the layer.
-        zero_A: Whether A takes the part of B and B that of A, as in an embedding.
         scale: s in h = W x + s B A x.
         weight: The layer's weight.
         layer: The layer.
@@ -104,11 +101,7 @@ def initial_adapter(
         (True, 0.0)
     """
     uniform: Callable[[int, int], Tensor] = functools.partial(_uniform, stream("init", seed, module))
-    site = InitSite(r, d_in, d_out, scale, uniform, weight or Decompositions(), layer, data)
-    if zero_A:
-        B_T, A_T = INITS[init].draw(replace(site, d_in=d_out, d_out=d_in))
-        return A_T.mT.contiguous(), B_T.mT.contiguous()
-    A, B = INITS[init].draw(site)
+    A, B = INITS[init].draw(InitSite(r, d_in, d_out, scale, uniform, weight or Decompositions(), layer, data))
     return A.contiguous(), B.contiguous()
 
 

@@ -75,15 +75,16 @@ def _drawn(target: Target, config: LoRAConfig, data: Decompositions | None) -> t
     if target.layer_type.tokens:
         A = torch.zeros(target.r, 0, device="cpu", dtype=dtype)
         return A, torch.zeros(target.d_out, target.r, device="cpu", dtype=dtype)
+    embeds = target.layer_type.reads_indices
+    d_in, d_out = (target.d_out, target.d_in) if embeds else (target.d_in, target.d_out)
     pairs = [
         initial_adapter(
             config.init,
             seed=config.seed,
             module=target.name if target.stack == 1 else f"{target.name}[{place}]",
             r=target.r,
-            d_in=target.d_in,
-            d_out=target.d_out,
-            zero_A=target.layer_type.reads_indices,
+            d_in=d_in,
+            d_out=d_out,
             scale=target.scale,
             weight=Decompositions(functools.partial(weight_matrix, target), target.weight),
             layer=target.module,
@@ -91,6 +92,8 @@ def _drawn(target: Target, config: LoRAConfig, data: Decompositions | None) -> t
         )
         for place in range(target.stack)
     ]
+    if embeds:  # A, which picks a column of each index, takes the part of B and is zero
+        pairs = [(B.mT.contiguous(), A.mT.contiguous()) for A, B in pairs]
     if len(pairs) == 1:
         return pairs[0][0].to(dtype), pairs[0][1].to(dtype)
     return torch.cat([A for A, _ in pairs]).to(dtype), torch.cat([B for _, B in pairs], 1).to(dtype)
