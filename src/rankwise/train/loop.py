@@ -111,7 +111,7 @@ class PackTraining:
         self._best, self._example = pack.rows(), self._feed.example_of(train, self.batch_size)
         self._unread: list[tuple[Tensor, Tensor]] = []
         self._failed: dict[str, str] = {}
-        self._room = Room(pack.device)
+        self._room = Room(pack.device, self._feed.largest(train, self.batch_size, pack.seeds))
         self.epoch = 0
         """Epochs that are over."""
         self.done = False
@@ -171,8 +171,8 @@ class PackTraining:
                 if self._schedules.moves_each_step(pack.steps):
                     rates = self._rates()
                 batch = self._feed.prepare(take(self._train, rows))
-                self._room.make(batch)
-                losses = pack.gradients(batch, self._feed.rows_a_pass, self._feed.processes)
+                with self._room.of(batch):
+                    losses = pack.gradients(batch, self._feed.rows_a_pass, self._feed.processes)
                 self._note_failures(pack.loss)
                 pack.update(rates, weight_decay, clip)
                 self._total.add_(losses, alpha=rows.shape[1])
@@ -230,8 +230,8 @@ class PackTraining:
         is resident: what the optimiser makes comes on top of what glibc keeps of the gradients."""
         with self.attached(training=True):
             batch = self._feed.prepare(take(self._train, self._rows_at(1.0)))
-            self._room.make(batch)
-            found = peak_bytes(lambda: self._pack.gradients(batch, self._feed.rows_a_pass), self._pack.device)
+            with self._room.of(batch):
+                found = peak_bytes(lambda: self._pack.gradients(batch, self._feed.rows_a_pass), self._pack.device)
             if moves:
                 self._pack.update(self._rates(), None, None)
             return found

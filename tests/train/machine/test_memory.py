@@ -101,13 +101,18 @@ def resident() -> int:
 
 
 @pytest.mark.skipif(resident_peak() is None, reason="only Linux tells")
-def test_a_batch_larger_than_the_last_begins_without_what_they_left():
+def test_a_batch_larger_than_the_last_begins_without_what_they_left() -> None:
     room, tiny, small, large = Room(CPU), torch.zeros(1, 3), torch.zeros(1, 4), torch.zeros(1, 8)
     for _ in range(RECENT):
-        room.make((tiny, tiny))
-    once = ((small, True), (small, False), (large, True), (small, False), (large, False))
+        with room.of((tiny, tiny)):
+            pass
     for batch, gives_back in (
-        *once,
+        *[(small, True)] * 2,  # one as large before it was rare too
+        (small, False),
+        (large, True),
+        (small, False),
+        (large, True),
+        (large, False),
         *[(small, False)] * RECENT,
         (large, True),
         *[(tiny, False)] * RECENT,
@@ -118,7 +123,32 @@ def test_a_batch_larger_than_the_last_begins_without_what_they_left():
         stay = pieces[::2]
         del pieces
         before = resident()
-        room.make((batch, batch))
-        assert (before - resident() > 50 << 20) == gives_back
+        with room.of((batch, batch)):
+            assert (before - resident() > 50 << 20) == gives_back
         del stay
         give_back()
+
+
+@pytest.mark.skipif(resident_peak() is None, reason="only Linux tells")
+def test_large_tensors_of_a_large_batch_are_given_back_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, kept = torch.zeros(1, 3), 50 * 2_000_000
+    filler = [torch.ones(250_000) for _ in range(300)]  # else they would lie in what earlier tests have freed
+
+    def left() -> int:
+        """Bytes that stay after every second of a hundred tensors has ended, above those that live."""
+        give_back()
+        before = resident()
+        tensors = [torch.ones(500_000) for _ in range(100)]
+        del tensors[::2]
+        return resident() - before - kept
+
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    with Room(CPU).of(batch):
+        inside = left()
+    assert inside < 20 << 20
+    assert left() > 70 << 20, "afterwards they stay in the heap, where the next step finds them"
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "4000000000")
+    with Room(CPU).of(batch):
+        assert left() > 70 << 20, "the user has chosen"
+    del filler

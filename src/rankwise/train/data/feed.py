@@ -81,6 +81,13 @@ class Feed:
         """How many numbers the batches of these rows (G, B) have."""
         return sum(t.numel() for t in batch_tensors(self.prepare(take(data, rows))))
 
+    def largest(self, data: Data, batch_size: int, seeds: Sequence[int]) -> int:
+        """`size_of` the largest step of these seeds; 0 where all rows are of one size."""
+        if self.evaluation_order is as_given:
+            return 0
+        rows = self.evaluation_order(data)[-batch_size:]
+        return self.size_of(data, rows.to(batch_tensors(data)[0].device).expand(len(seeds), -1))
+
     def sizes(self, data: Data, steps: Sequence[Tensor]) -> list[int]:
         """`size_of` of the rows of these steps: of some of them from all over, where they are many."""
         return [self.size_of(data, rows) for rows in steps[:: -(-len(steps) // SIZES)]]

@@ -110,8 +110,18 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-RECENT = 8
+RECENT = 32
 """Batches among whose pieces a larger one finds no room."""
+
+LARGE = 2 / 3
+"""The share of the largest batch's size above which a batch is among the large ones: what is smaller takes less than
+the largest even where it finds no room."""
+
+MAPPED = 1 << 20
+"""Bytes from which a tensor of a large batch lies in pages of its own."""
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's `mallopt`; their names are those of its manual."""
 
 
 class Room:
@@ -120,30 +130,60 @@ class Room:
     glibc keeps what steps have freed, in pieces as large as their tensors were. For a larger batch these are too small:
     its memory would lie beside that of all smaller ones, so that a process grows for as long as its batches do, to
     what no few steps foretell (MiniLM in full, 20 steps: 2,086 MiB where 1,950 do). So they are given back before it.
-    Smaller batches soon break up the pieces of a large one too; so they are given back before every batch that is
-    among the large ones, and larger than the last few (three seeds of MiniLM, 282 steps: 4,554 MiB where 4,003 do).
-    Where sizes don't differ that is never, and where they do, seldom.
+    Smaller batches soon break up the pieces of a large one too; so that is done before every batch that is
+    among the large ones, and larger than all but one of the last few (three seeds of MiniLM, 282 steps: 4,554 MiB
+    where 4,003 do). Such a batch's large tensors then lie in pages of their own, which the system has back as each
+    ends: in a heap that is full of holes they would take four tenths more. That takes time, so where sizes don't
+    differ it is done at the start only, and where they do, seldom.
 
     Args:
         device: Where it computes.
+        largest: Numbers of the largest batch to come; 0 where that isn't known.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._largest = 0 if device.type == "cpu" else sys.maxsize
+    def __init__(self, device: torch.device, largest: int = 0) -> None:
+        self._largest = largest if device.type == "cpu" else sys.maxsize
         self._recent: deque[int] = deque(maxlen=RECENT)
 
-    def make(self, batch: Batch) -> None:
-        """Before a batch passes."""
+    @contextmanager
+    def of(self, batch: Batch) -> Generator[None]:
+        """Make room for a batch that passes inside this block."""
         size = sum(t.numel() for t in batch_tensors(batch))
-        if size > max(self._recent, default=0) and size > self._largest / 2:
-            give_back()
-            self._largest = max(self._largest, size)
+        rare = sum(other >= size for other in self._recent) < 2 and size > LARGE * self._largest
         self._recent.append(size)
+        if not rare:
+            yield
+            return
+        self._largest = max(self._largest, size)
+        give_back()
+        with _in_pages_of_their_own():
+            yield
 
     def make_again(self) -> None:
         """Before something else that is large."""
         if self._largest < sys.maxsize:
             give_back()
+
+
+@contextmanager
+def _in_pages_of_their_own() -> Generator[None]:
+    """Let glibc's allocator take large tensors from the system, and give them back, one by one inside this block.
+
+    Afterwards it keeps up to 32 MiB each in its heap, as it does by itself once such have been freed. Where someone has
+    set the allocator, or it isn't glibc's, nothing changes.
+    """
+    chosen = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    set_to = None if chosen else getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_to is None:
+        yield
+        return
+    set_to(M_MMAP_THRESHOLD, MAPPED)
+    try:
+        yield
+    finally:
+        # glibc's own largest, and what it keeps at the heap's end for it.
+        set_to(M_MMAP_THRESHOLD, 32 << 20)
+        set_to(M_TRIM_THRESHOLD, 64 << 20)
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
