@@ -5,7 +5,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import ref
@@ -106,8 +106,14 @@ def kernel_bytes() -> int:
 
 def give_back() -> None:
     """Give what glibc's allocator holds without using it back to the system; nothing elsewhere."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    trim = _of_glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    """A function of glibc's allocator; None with another allocator or system."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 RECENT = 32
@@ -118,7 +124,7 @@ LARGE = 2 / 3
 the largest even where it finds no room."""
 
 MAPPED = 1 << 20
-"""Bytes from which a tensor of a large batch lies in pages of its own."""
+"""A large batch's tensors of at least this many bytes are allocated in memory mappings of their own."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`; their names are those of its manual."""
@@ -173,7 +179,7 @@ def _in_pages_of_their_own() -> Generator[None]:
     set the allocator, or it isn't glibc's, nothing changes.
     """
     chosen = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
-    set_to = None if chosen else getattr(ctypes.CDLL(None), "mallopt", None)
+    set_to = None if chosen else _of_glibc("mallopt")
     if set_to is None:
         yield
         return
