@@ -1,6 +1,6 @@
 """The module that holds A and B: submodule `lora` of an adapted layer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -57,8 +57,8 @@ class LoRA(Holding):
     tied_weight: tuple[nn.Parameter, ...] = ()
     """The weight that the layer shared before it was given a copy."""
     handles: tuple[RemovableHandle, ...] = ()
-    looks: Callable[[nn.Module], None] | None = None
-    """What is looked at in each forward of a layer that is a whole model (`rankwise.lora.base.before_forward`)."""
+    looks: str | None = None
+    """The attribute of a layer that is a whole model which looks at it in each forward (`lora.base.before_forward`)."""
     below: str | None = None
     """Path from the module that reads the weight to the layer; None where the layer is called itself."""
 
@@ -108,8 +108,8 @@ class LoRA(Holding):
         # `is_compiling`, in half its time.
         compiling = is_dynamo_compiling() or compiler._is_compiling_flag  # pyright: ignore[reportPrivateUsage]
         if not compiling:  # and then `_check_recomputed`, where there is something to check or to note
-            if self.looks is not None:
-                self.looks(layer)
+            if self.looks is not None and (before := layer.__dict__.get(self.looks)) is not None:
+                before.look(layer)
             differentiates = is_grad_enabled()
             plain = graph_task() == -1 and (differentiates or is_fwd_grad_enabled())
             if not plain or (differentiates and (self.acted is not self.active or self.disabled)):

@@ -61,7 +61,7 @@ def test_what_looks_at_training_sees_training_forwards_alone(training: bool, gra
 
     def once(module: nn.Module) -> None:
         seen.append("training")
-        looks.remove(once)
+        looks.remove(once, module)
 
     looks.in_training.append(once)
     with torch.set_grad_enabled(gradient):

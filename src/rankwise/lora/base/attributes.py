@@ -31,6 +31,10 @@ class Attributes:
         places = (place for place, _ in zip(_places(model, depth), range(_MOST), strict=False))
         self._then = {place[0]: (place, value_at(place)) for place in places}
 
+    def values(self) -> dict[str, float]:
+        """The numbers, by name: they hold nothing of the model."""
+        return {name: value for name, (_, value) in self._then.items()}
+
     def changed_places(self) -> list[tuple[Place, float]]:
         """The places whose numbers have changed since, and by how much a pass changes them."""
         found = ((place, value_at(place), then) for place, then in self._then.values())

@@ -1,11 +1,9 @@
 """Counters that a model holds as plain attributes: training forwards change them, and no adapter file has them."""
 
-from typing import Any
-
 from torch import nn
 
 from rankwise.lora.base.attributes import Attributes
-from rankwise.lora.base.before_forward import before_forward
+from rankwise.lora.base.before_forward import WeakHook, before_forward
 from rankwise.lora.targets.modules import base_modules
 
 _COUNTS = "_rankwise_counts"
@@ -23,30 +21,28 @@ class Counts:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.numbers: Attributes | None = None
+        self.numbers: dict[str, float] | None = None
         self.looks = 0
         self.moved: list[str] = []
-        self.hook = before_forward(model)
-        self.hook.in_training.append(self.look)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy's: it has seen what this has, and looks no further, since its numbers lie elsewhere."""
-        return {**self.__dict__, "numbers": None}
+        hook = before_forward(model)
+        hook.in_training.append(self.look)
+        self.hook = WeakHook(hook)
 
     def look(self, model: nn.Module) -> None:
         """Before a training forward: which numbers has every one so far moved?"""
+        now = Attributes(model, depth=0).values()
         if self.numbers is not None:
-            moved = [place[0] for place, _ in self.numbers.changed_places()]
+            moved = [name for name, value in now.items() if value != self.numbers.get(name, value)]
             self.moved = [name for name in moved if self.looks == 1 or name in self.moved]
         if self.looks == LOOKS or (self.looks and not self.moved):
-            self.end()
+            self.end(model)
             self.numbers = None
             return
-        self.numbers, self.looks = Attributes(model, depth=0), self.looks + 1
+        self.numbers, self.looks = now, self.looks + 1
 
-    def end(self) -> None:
+    def end(self, model: nn.Module) -> None:
         """Look no further."""
-        self.hook.remove(self.look)
+        self.hook.remove(self.look, model)
 
 
 def watch_counts(model: nn.Module) -> None:
@@ -67,4 +63,4 @@ def forget_counts(model: nn.Module) -> None:
     for module in base_modules(model):
         found = module.__dict__.pop(_COUNTS, None)
         if isinstance(found, Counts):
-            found.end()
+            found.end(module)

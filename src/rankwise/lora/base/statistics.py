@@ -31,15 +31,27 @@ class FrozenStatistics:
     def __init__(self, model: nn.Module) -> None:
         self.norms: dict[str, nn.Module] = {}
         self.handles: list[RemovableHandle] = []
-        self.held: set[nn.Module] = set()
-        self.before: dict[nn.Module, Statistics] = {}
         for module, names in named_once(model):
             if has_statistics(module):
                 self.norms[names[0]] = module
+                frozen = _FrozenNorm(names[0])
                 self.handles += [
-                    module.register_forward_pre_hook(self.hold, prepend=True),
-                    module.register_forward_hook(self.release, always_call=True),
+                    module.register_forward_pre_hook(frozen.hold, prepend=True),
+                    module.register_forward_hook(frozen.release, always_call=True),
                 ]
+
+
+class _FrozenNorm:
+    """The hooks of one normalisation layer, which refer to no module: the layer refers to them.
+
+    Args:
+        path: The layer's.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.held = False
+        self.before: Statistics | None = None
 
     def hold(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
         """Before the call: eval mode, unless the active adapter trains the layer in full."""
@@ -49,28 +61,27 @@ class FrozenStatistics:
         own = isinstance(trained, TrainedModules) and trained.active and not trained.disabled and not trained.merged
         if norm.training and not own:
             norm.training = False
-            self.held.add(norm)
+            self.held = True
 
     def _refuse_reset(self, norm: Any) -> None:
         """Raise where the statistics were thrown away, to be taken again by training forwards: they stay frozen."""
         if not has_data(norm.running_mean) or in_fake_mode():
             return
-        before, version = self.before.get(norm), version_of(norm.running_mean)
+        before, version = self.before, version_of(norm.running_mean)
         if before is None or (before.mean_is, before.version) != (id(norm.running_mean), version):
             if before is not None and before.had_moved and not _have_moved(norm):
                 before.give_back(norm)
-                name = next(name for name, module in self.norms.items() if module is norm)
                 raise AdapterError(
-                    f'The statistics of "{name}" were reset (update_bn of torch.optim.swa_utils, reset_running_stats). '
-                    "An adapter keeps those of the base, so no forward would take them anew; they have been given "
-                    "back. Merge and eject first, or train the layer in full (modules_to_save)."
+                    f'The statistics of "{self.path}" were reset (update_bn of torch.optim.swa_utils, '
+                    "reset_running_stats). An adapter keeps those of the base, so no forward would take them anew; "
+                    "they have been given back. Merge and eject first, or train the layer in full (modules_to_save)."
                 )
-            self.before[norm] = Statistics(norm)
+            self.before = Statistics(norm)
 
     def release(self, norm: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """After the call, also after one that failed: the mode from before."""
-        if norm in self.held:
-            self.held.discard(norm)
+        if self.held:
+            self.held = False
             norm.training = True
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.lora.adapter import LoRA, adapted_layers
-from rankwise.lora.base.before_forward import before_forward
+from rankwise.lora.base.before_forward import WeakHook, before_forward
 from rankwise.lora.base.samples import remember_base
 from rankwise.lora.checks.complete import check_complete
 from rankwise.lora.checks.foreign import is_sharded
@@ -59,8 +59,9 @@ class Steps:
         self.starts: list[_Start] = []
         self.first: _Start | None = None
         self.before: Tensor | None = None
-        self.looks = before_forward(model)
-        self.looks.in_training.append(self.look)
+        hook = before_forward(model)
+        hook.in_training.append(self.look)
+        self.hook = WeakHook(hook)
 
     def look(self, model: nn.Module) -> None:
         """Before a training forward: has there been a step since the last one?"""
@@ -155,4 +156,4 @@ def stop_counting(model: nn.Module) -> None:
     for module in base_modules(model):
         steps = module.__dict__.pop(_STEPS, None)
         if isinstance(steps, Steps):
-            steps.looks.remove(steps.look)
+            steps.hook.remove(steps.look, module)

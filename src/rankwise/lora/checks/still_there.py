@@ -5,14 +5,14 @@ Looking costs some 0.1 us for each module on the way to an adapted layer.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from rankwise.errors import AdapterError
 from rankwise.lora.adapter import LoRA, loras_in
-from rankwise.lora.base.before_forward import before_forward
+from rankwise.lora.base.before_forward import WeakHook, before_forward
 from rankwise.lora.base.statistics import freeze_statistics, frozen_norms
 from rankwise.lora.checks.complete import lost_message, lost_paths
 from rankwise.lora.targets.modules import base_modules, unwrapped
@@ -23,6 +23,9 @@ _STILL_THERE = "_rankwise_still_there"
 
 Edge = tuple[dict[str, nn.Module | None], str, nn.Module]
 """The children of a module, the name of one, and what it is."""
+
+Parameters = Mapping[str, nn.Parameter | None]
+"""A layer's own: the layer may be the model, which refers to what looks at it."""
 
 
 class StillThere:
@@ -35,8 +38,9 @@ class StillThere:
     def __init__(self, model: nn.Module) -> None:
         self.warned: set[str] = set()
         self.take(model)
-        self.looks = before_forward(model)
-        self.looks.always.append(self.look)
+        hook = before_forward(model)
+        hook.always.append(self.look)
+        self.hook = WeakHook(hook)
 
     def take(self, model: nn.Module) -> None:
         """Record the structure that must stay."""
@@ -48,9 +52,9 @@ class StillThere:
         trained = (layer for layer, _ in trained_modules(model).values())
         self.edges = _edges(model, {*(layer for _, layer, _ in found), *trained, *self.norms.values()})
         self.weights = [
-            (names[0], layer, lora, layer._parameters, lora.parameter, weight.shape)  # pyright: ignore[reportPrivateUsage]
+            (names[0], lora, layer._parameters, lora.parameter, weight.shape)  # pyright: ignore[reportPrivateUsage]
             for names, layer, lora in found
-            if (weight := _plain_weight(layer, lora)) is not None
+            if (weight := _plain_weight(layer._parameters, lora)) is not None  # pyright: ignore[reportPrivateUsage]
         ]
 
     def look(self, model: nn.Module) -> None:
@@ -59,9 +63,9 @@ class StillThere:
             if children.get(name) is not module:
                 self._changed(model)
                 return
-        for path, layer, lora, parameters, name, shape in self.weights:
+        for path, lora, parameters, name, shape in self.weights:
             weight = parameters.get(name)
-            if weight is not None and weight.shape != shape and _was_resized(layer, lora, weight, shape):
+            if weight is not None and weight.shape != shape and _was_resized(parameters, lora, weight, shape):
                 raise AdapterError(
                     f'The weight of "{path}" has shape {tuple(weight.shape)} now and had {tuple(shape)} when adapter '
                     f'"{next(iter(lora.scale))}" was attached: a vocabulary was resized after inject. Change the model '
@@ -92,14 +96,14 @@ class StillThere:
             warnings.warn(message, stacklevel=5)
 
 
-def _plain_weight(layer: nn.Module, lora: LoRA) -> Tensor | None:
-    weight = layer._parameters.get(lora.parameter)  # pyright: ignore[reportPrivateUsage]
+def _plain_weight(parameters: Parameters, lora: LoRA) -> Tensor | None:
+    weight = parameters.get(lora.parameter)
     return weight if type(weight) is nn.Parameter else None
 
 
-def _was_resized(layer: nn.Module, lora: LoRA, weight: Tensor, shape: torch.Size) -> bool:
+def _was_resized(parameters: Parameters, lora: LoRA, weight: Tensor, shape: torch.Size) -> bool:
     """Tell whether a shape has changed for good: sharding makes weights flat or empty for a while."""
-    plain = _plain_weight(layer, lora) is not None and not lora.merged
+    plain = _plain_weight(parameters, lora) is not None and not lora.merged
     return plain and weight.ndim == len(shape) and weight.numel() > 0
 
 
@@ -137,4 +141,4 @@ def stop_watching_structure(model: nn.Module) -> None:
     for module in base_modules(model):
         found = module.__dict__.pop(_STILL_THERE, None)
         if isinstance(found, StillThere):
-            found.looks.remove(found.look)
+            found.hook.remove(found.look, module)

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from types import MethodType
 from typing import Any
 
 import torch
@@ -19,10 +18,11 @@ class UncompiledMode(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        if "torch._dynamo" in sys.modules:
-            # Of the instance: it hides the class's.
-            disabled: Any = torch.compiler.disable(type(self).__torch_dispatch__)
-            self.__torch_dispatch__ = MethodType(disabled, self)
+        mode = type(self)
+        if "torch._dynamo" in sys.modules and "_torchdynamo_disable" not in vars(mode.__torch_dispatch__):
+            # The class's: one of the instance's own would refer to it, and keep alive what it has seen.
+            disabled: Any = torch.compiler.disable(mode.__torch_dispatch__)
+            mode.__torch_dispatch__ = disabled
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

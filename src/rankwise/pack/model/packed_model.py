@@ -140,10 +140,10 @@ class PackedModel:
             yield stack
 
     def _replace(self, stack: ExitStack) -> None:
-        self._chain = None
         if self._turns is None:
             branch, keyed = self._branch or DOOR, self._keyed if self._training else ()
             self._chain = chain_of(self._model, self._call, branch, lambda: self._layers, self._noise, keyed)
+            stack.callback(setattr, self, "_chain", None)  # it refers to this
             stack.enter_context(replaced_forwards(self._modules, self._packed))
             blocks = {name: self._model.get_submodule(name) for name in branch.blocks}
             stack.enter_context(replaced_forwards(blocks, parting(lambda: self._now, branch)))
