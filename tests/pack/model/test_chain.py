@@ -48,13 +48,15 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def trained(model: nn.Module, targets: Any, seeds: tuple[int, ...], by_hand: bool) -> tuple[dict[str, Any], Tensor]:
-    """The adapters after five steps, and their losses; by hand, or through the modules."""
-    members = [
-        Member(name=f"r{r}-{s}", seed=s, lora=LoRAConfig(r=r, seed=s, target_modules=targets))
-        for s in seeds
-        for r in (1, 4, 5)
+def adapters(seeds: tuple[int, ...], **settings: Any) -> list[Member]:
+    return [
+        Member(name=f"r{r}-{s}", seed=s, lora=LoRAConfig(r=r, seed=s, **settings)) for s in seeds for r in (1, 4, 5)
     ]
+
+
+def trained(model: nn.Module, members: list[Member], by_hand: bool) -> tuple[dict[str, Any], Tensor]:
+    """The adapters after five steps, and their losses; by hand, or through the modules."""
+    seeds = {member.seed for member in members}
     pack = Pack(model, members, loss)
     if not by_hand:
         # A hook that does nothing: whoever has one gets the modules' own calls.
@@ -75,8 +77,31 @@ def trained(model: nn.Module, targets: Any, seeds: tuple[int, ...], by_hand: boo
 def test_by_hand_as_through_the_modules(name: str, seeds: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     model = MODELS[name]().to(DOUBLE)
-    targets = ["2", "6"] if "frozen" in name else "all-linear"
-    (states, losses), (others, other_losses) = (trained(model, targets, seeds, by_hand) for by_hand in (True, False))
+    check(model, adapters(seeds, target_modules=["2", "6"] if "frozen" in name else "all-linear"))
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+@pytest.mark.parametrize("name", [name for name in MODELS if "with and without" not in name])
+def test_layers_trained_in_full(name: str, seeds: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name]().to(DOUBLE)
+    all_of_it = tuple(path for path, module in model.named_modules() if isinstance(module, nn.Linear))
+    check(model, [Member(name=f"{n}-{s}", seed=s, modules_to_save=all_of_it) for s in seeds for n in "ab"])
+
+
+@pytest.mark.parametrize("saved", ["0", "4"])
+def test_a_layer_trained_in_full_beside_adapters(saved: str) -> None:
+    torch.manual_seed(0)
+    targets = [path for path in ("0", "3.0", "4") if path != saved]
+    configs = [LoRAConfig(r=2, seed=s, target_modules=targets) for s in (0, 1)]
+    check(
+        mlp().to(DOUBLE),
+        [Member(name=f"{c.seed}", seed=c.seed, lora=c, modules_to_save=(saved,)) for c in configs],
+    )
+
+
+def check(model: nn.Module, members: list[Member]) -> None:
+    (states, losses), (others, other_losses) = (trained(model, members, by_hand) for by_hand in (True, False))
     torch.testing.assert_close(losses, other_losses, rtol=0, atol=1e-13)
     for member, state in states.items():
         for key, value in state.items():

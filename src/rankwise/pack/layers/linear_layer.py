@@ -125,6 +125,11 @@ class LinearLayer:
         """Whether all that runs here is one product for the base and the adapters' own, in one precision."""
         return self._halves is None and not self._any_trained and not self._drops
 
+    @property
+    def trained(self) -> TrainedLayer | None:
+        """What runs here where all adapters are of one bucket and train the layer in full, in one precision."""
+        return self._trained.get(0) if self._halves is None and len(self._parts) == 1 else None
+
     def _half_factored(self, x: Tensor, dropped: Tensor | None, layer: Layer, half: Tensor | None) -> Tensor:
         half = x.detach().to(HALF) if half is None else half
         return packed_half(

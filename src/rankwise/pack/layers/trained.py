@@ -34,6 +34,28 @@ class TrainedLayer:
     bias_grad: Gradient | None
     transposed: bool
 
+    def forward(self, x: Float[Tensor, "K rows d_in"]) -> Float[Tensor, "K rows d_out"]:
+        """x_k W_k^T + b_k, in the type of the weights."""
+        up = self.weight if self.transposed else self.weight.mT
+        return torch.bmm(x, up) if self.bias is None else torch.baddbmm(self.bias.unsqueeze(1), x, up)
+
+    def backward(self, x: Tensor, dy: Tensor, *, wants: bool) -> Tensor | None:
+        """Add the gradients of W and b, and return that of x.
+
+        Args:
+            x: As in the forward pass.
+            dy: The gradient of its outputs.
+            wants: Whether the gradient of x is wanted.
+        """
+        if self.bias_grad is not None:
+            self.bias_grad.add_rows(dy)
+        dy = dy.to(self.weight.dtype).contiguous()
+        if self.transposed:
+            self.weight_grad.add(x.mT, dy)
+        else:
+            self.weight_grad.add(dy.mT, x)
+        return torch.bmm(dy, self.weight.mT if self.transposed else self.weight) if wants else None
+
 
 class TrainedLinear(torch.autograd.Function):
     """y_k = x_k W_k^T + b_k.
@@ -57,28 +79,17 @@ class TrainedLinear(torch.autograd.Function):
         read = x if rounded is None else rounded
         ctx.layer, ctx.rounded = layer, rounded is not None
         ctx.save_for_backward(read)
-        up = layer.weight if layer.transposed else layer.weight.mT
-        if rounded is not None:
-            product = torch.bmm(read, up).float()
-            return product if layer.bias is None else product.add_(layer.bias.unsqueeze(1))
-        return torch.bmm(read, up) if layer.bias is None else torch.baddbmm(layer.bias.unsqueeze(1), read, up)
+        if rounded is None:
+            return layer.forward(read)
+        product = torch.bmm(read, layer.weight if layer.transposed else layer.weight.mT).float()
+        return product if layer.bias is None else product.add_(layer.bias.unsqueeze(1))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         layer: TrainedLayer = ctx.layer
-        (read,) = ctx.saved_tensors
-        if layer.bias_grad is not None:
-            layer.bias_grad.add_rows(dy)
-        dy = dy.to(layer.weight.dtype).contiguous()
-        if layer.transposed:
-            layer.weight_grad.add(read.mT, dy)
-        else:
-            layer.weight_grad.add(dy.mT, read)
-        if not ctx.needs_input_grad[1]:
-            return None, None, None, None
-        dx = torch.bmm(dy, layer.weight.mT if layer.transposed else layer.weight)
-        return None, dx.float() if ctx.rounded else dx, None, None
+        dx = layer.backward(ctx.saved_tensors[0], dy, wants=ctx.needs_input_grad[1])
+        return None, dx.float() if dx is not None and ctx.rounded else dx, None, None
 
 
 @dataclass(frozen=True)

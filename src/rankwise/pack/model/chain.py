@@ -19,6 +19,7 @@ from rankwise.pack.batches import Batch, call_model
 from rankwise.pack.groups import Groups
 from rankwise.pack.layers.choose import PackedLayer
 from rankwise.pack.layers.linear_layer import LinearLayer
+from rankwise.pack.layers.trained import TrainedLayer
 from rankwise.pack.model.known import flat_input, known_sequence
 from rankwise.pack.model.trace import Branch
 from rankwise.pack.noise.keyed import Noise
@@ -65,6 +66,22 @@ class AdaptedStage(Stage):
     def backward(self, saved: Any, dy: Tensor) -> Tensor | None:
         layer, way, tensors = saved
         return way.backward(layer, tensors, dy, wants=not self._first)[0]
+
+
+class TrainedStage(Stage):
+    """A layer that all adapters train in full; arguments as for `AdaptedStage`."""
+
+    def __init__(self, name: str, layers: Callable[[], Mapping[str, Any]], *, first: bool) -> None:
+        self._name, self._layers, self._first = name, layers, first
+
+    def forward(self, x: Tensor, groups: Groups) -> tuple[Tensor, Any]:
+        layer: TrainedLayer = self._layers()[self._name].trained
+        x = groups.fan_out(x) if self._first else x
+        return layer.forward(x), (layer, x)
+
+    def backward(self, saved: Any, dy: Tensor) -> Tensor | None:
+        layer, x = saved
+        return layer.backward(x, dy, wants=not self._first)
 
 
 class ReluStage(Stage):
@@ -195,6 +212,15 @@ def _run(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
+def _stage_of(layer: PackedLayer) -> type[AdaptedStage | TrainedStage] | None:
+    """How a layer runs in the chain; None where it can't."""
+    if not isinstance(layer, LinearLayer):
+        return None
+    if layer.trained is not None:
+        return TrainedStage
+    return AdaptedStage if layer.is_plain else None
+
+
 def chain_of(
     model: nn.Module,
     call: Callable[[nn.Module, Batch], Tensor],
@@ -215,7 +241,7 @@ def chain_of(
     """
     modules, adapted = known_sequence(model) if call is call_model else [], layers()
     places = [i for i, (name, _) in enumerate(modules) if name in adapted]
-    plain = all(isinstance(layer, LinearLayer) and layer.is_plain for layer in adapted.values())
+    plain = all(_stage_of(layer) is not None for layer in adapted.values())
     rows_first = all(noise.dims.get(name, (0,)) == [0] for name in keyed)
     if not places or len(places) != len(adapted) or not plain or not rows_first:
         return None
@@ -224,8 +250,8 @@ def chain_of(
         return None
     stages: list[Stage] = []
     for name, module in modules[first:]:
-        if name in adapted:
-            stages.append(AdaptedStage(name, layers, first=not stages))
+        if name in adapted and (kind := _stage_of(adapted[name])) is not None:
+            stages.append(kind(name, layers, first=not stages))
         elif type(module) is nn.ReLU:
             stages.append(ReluStage())
         elif name in keyed and type(module) is nn.Dropout:
