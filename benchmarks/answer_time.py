@@ -1,31 +1,38 @@
 """What an answer costs in time: the whole digits sweep against one peft run of the same data.
 
     python benchmarks/answer_time.py [--tolerance 3%] [--repeats 3] [--threads 2]
+    python benchmarks/answer_time.py --data ../shared/data/mnist --samples 7
 
 One side trains one adapter with peft (r = 8) and full fine-tuning beside it, as one would by hand: AdamW, batches of 64,
 60 epochs at most, stopped after 10 without a better validation loss, validation after every epoch, test at the end.
 The other is `rankwise digits`: search for learning rates, adaptive plan, all ranks, baseline, evaluation, adapters and
 results. Pretraining the base is left out of both. They take turns; the median of the ratios is printed.
+
+How many runs an answer needs, and how many epochs a run, depends on the data's luck, and nothing changes it from one
+repeat to the next. `--samples` takes disjoint samples of MNIST (those of `answer.py`), a sample a repeat, and adds the
+ratio of the sums.
 """
 
 import argparse
 import copy
+import io
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from answer import raw_sample
 from torch import nn
 
+from rankwise.cli import main as rankwise
 from rankwise.sweeps.problem import Splits
+from rankwise.tasks.digits import run
 from rankwise.tasks.digits.digits import MODULES, make_problem, pretrain
-from rankwise.tasks.digits.mnist import load_digits_data
+from rankwise.tasks.digits.mnist import RawDigits, load_digits_data
 from rankwise.tasks.options import DigitsOptions
 from rankwise.train.data.tensors import shuffled
 
@@ -67,12 +74,11 @@ def by_hand(base: nn.Module, data: Splits) -> float:
     return seconds
 
 
-def swept(options: list[str], threads: int) -> float:
+def swept(raw: RawDigits, options: list[str]) -> float:
     """Seconds of the sweep, without the pretraining of its base."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "rankwise", "digits", *options, "--out", f"{folder}/run", "--quiet"]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        subprocess.run(command, check=True, env=environment, capture_output=True)
+    run.load_digits_data = lambda _: raw
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        rankwise(["digits", *options, "--out", f"{folder}/run", "--quiet", "--device", "cpu"])
         results = json.loads((Path(folder) / "run" / "results.json").read_text())
     answer = results["answer"]
     print(f"rankwise: {results['seconds']:.1f} s, {len(results['runs'])} runs; {answer['verdict']}: {answer['name']}")
@@ -85,20 +91,21 @@ def main() -> None:
     parser.add_argument("--confidence", default="0.95")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--data", default="embedded")
+    parser.add_argument("--samples", type=int, default=0, help="samples of --data, in place of repeats on all of it")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    problem = make_problem(load_digits_data("embedded"), torch.device("cpu"))
-    base, data = pretrain(problem, DigitsOptions()), problem.splits["new"]
-    # Once, unmeasured: thread pools and the allocator.
-    trained(
-        copy.deepcopy(base), Splits(*((x[:640], y[:640]) for x, y in (data.train, data.validation, data.test))), 1e-3
-    )
-    ratios: list[float] = []
-    for _ in range(args.repeats):
+    times: list[tuple[float, float]] = []
+    for i in range(args.samples or args.repeats):
+        raw = raw_sample(args.data, i, 1000) if args.samples else load_digits_data(args.data)
+        problem = make_problem(raw, torch.device("cpu"))
+        base, data = pretrain(problem, DigitsOptions()), problem.splits["new"]
         hand = by_hand(base, data)
-        sweep = swept(["--tolerance", args.tolerance, "--confidence", args.confidence], args.threads)
-        ratios.append(sweep / hand)
+        times.append((hand, swept(raw, ["--tolerance", args.tolerance, "--confidence", args.confidence])))
+    ratios = [sweep / hand for hand, sweep in times]
     print(f"the sweep takes {statistics.median(ratios):.1f} times as long ({min(ratios):.1f} to {max(ratios):.1f})")
+    hand, sweep = map(sum, zip(*times, strict=True))
+    print(f"together: {sweep:.1f} s to {hand:.1f} s, {sweep / hand:.1f} times as long")
 
 
 if __name__ == "__main__":
