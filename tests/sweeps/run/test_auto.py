@@ -214,6 +214,18 @@ def test_further_seeds_are_for_sizes_that_can_still_be_the_answer() -> None:
     assert {seeds[name] for name in ("r4", "r8", "r16")} == {3}
 
 
+def test_no_further_seeds_for_what_is_shown_or_shown_not_to_be() -> None:
+    """r = 4, the middle, is near the edge; the others are decided with the starting seeds."""
+
+    def accuracy(name: str, lr: float, seed: int) -> float:
+        return 0.95 - (0.004 + 0.02 * (seed % 2) if name == "r4" else 0.1 if name in ("r1", "r2") else 0)
+
+    found, _ = walked(MadeUp(accuracy, price=0.1, seeds=tuple(range(16))))
+    seeds = seeds_by_name(found)
+    assert seeds["r4"] > 3
+    assert {seeds[name] for name in ("r1", "r2", "r8", "r16")} == {3}
+
+
 def test_the_curve_is_completed_after_the_decision() -> None:
     bare, _ = walked(MadeUp(rising(4)))
     stages = MadeUp(rising(4))

@@ -1,8 +1,8 @@
 """The adaptive plan: learning rates at a middle size and the reference, then sizes by bisection, seeds as needed.
 
 Runs share packs where that is cheap: where a further adapter costs little more than the first, all sizes train with the
-starting seeds, and with each further seed those among which the answer can still lie; the path is followed through what
-is there already. Otherwise only the path's own runs train.
+starting seeds, and with each further seed those that are open and can still be the answer; the path is followed through
+what is there already. Otherwise only the path's own runs train.
 """
 
 import time
@@ -235,7 +235,9 @@ class Walk:
                 neighbours.add(step.name)
                 going = yield from self._try_neighbour(step.name, ladder, at_once=cheap)
                 continue
-            beside = dict.fromkeys(step.in_play, step.seeds) if cheap and step.kind == "seeds" else {}
+            # What is shown, or shown not to be, is asked for no further seeds.
+            others = [name for name in step.in_play if (c := self._compared(name)) is None or c.state == "open"]
+            beside = dict.fromkeys(others if cheap and step.kind == "seeds" else (), step.seeds)
             going = yield from self._train({step.name: step.seeds, self.reference.name: step.seeds}, beside)
 
     def _try_neighbour(self, name: str, ladder: Ladder, *, at_once: bool) -> Phases[bool]:
