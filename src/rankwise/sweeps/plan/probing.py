@@ -51,7 +51,7 @@ def probe(make: Callable[[], PackTraining], device: torch.device, steps: int) ->
     """Measure a pack.
 
     Steps are timed at sizes from all over the data, as often as befits a training of so many steps, after one of the
-    smallest, which warms up. The largest step then shows the memory.
+    smallest, which warms up. The largest step then shows the memory, and how much more than its share it takes.
 
     Args:
         make: Makes the training, which is thrown away.
@@ -70,8 +70,6 @@ def probe(make: Callable[[], PackTraining], device: torch.device, steps: int) ->
             turns = [[training.timed_step(place) for place in places] for _ in range(max(1, timed // len(places)))]
             made = kernel_bytes() - before
         seconds = [statistics.median(one) for one in zip(*turns, strict=True)]
-        sizes, every = training.sizes(places)
-        a_step = at_size(sizes, statistics.mean(every), seconds)
         rows = min(training.validation_rows, training.batch_size)
         with training.attached(training=False):
             a_row = (took := training.timed_evaluation(rows)) / rows
@@ -81,30 +79,40 @@ def probe(make: Callable[[], PackTraining], device: torch.device, steps: int) ->
         clock = time.perf_counter()
         needed = training.peak_bytes(moves=True)
         counting = time.perf_counter() - clock
+        (*sizes, most), every = training.sizes((*places, 1.0))
+        a_step = mean_step(list(zip(sizes, seconds, strict=True)), (most, counting), every)
         training.state()  # what a checkpoint is made of
         made = round(made * min(distinct(every), steps) / len(set(sizes)))
         return Probe(setup, counting, a_step, a_row, needed, peak(), kernel_bytes(), made)
 
 
-def at_size(sizes: Sequence[int], mean: float, seconds: Sequence[float]) -> float:
-    """The seconds of a step of mean size, on the line through measured ones: batches of long rows are few, so the
-    mean lies above most. The line rises at most in proportion to the size, and doesn't fall, whatever was measured.
+def mean_step(measured: Sequence[tuple[int, float]], largest: tuple[int, float], every: Sequence[int]) -> float:
+    """The seconds of a step in the mean of all: on the line through measured ones, and above it by what the largest
+    step takes more, in proportion to the square of the way there, since attention takes the square of a text's length.
+
+    The line rises at most in proportion to the size, and doesn't fall, whatever was measured.
 
     Args:
-        sizes: Of the measured steps.
-        mean: Of all steps.
-        seconds: What the measured ones took.
+        measured: Size and seconds of steps of usual sizes.
+        largest: Those of the largest step.
+        every: The sizes of all steps.
 
     Examples:
-        >>> at_size([10, 30], 40.0, [2.0, 4.0])
+        >>> mean_step([(10, 2.0), (30, 4.0)], (50, 6.0), [40])
         5.0
-        >>> at_size([10, 10], 10.0, [2.0, 4.0])
+        >>> mean_step([(10, 2.0), (30, 4.0)], (50, 10.0), [20, 35])
+        4.25
+        >>> mean_step([(10, 2.0), (10, 4.0)], (10, 9.0), [10])
         3.0
     """
-    size, took = statistics.mean(sizes), statistics.mean(seconds)
-    apart = sum((s - size) ** 2 for s in sizes)
-    slope = sum((s - size) * t for s, t in zip(sizes, seconds, strict=True)) / apart if apart else 0.0
-    return took + min(max(slope, 0.0), took / size) * (mean - size)
+    size, took = (statistics.mean(values) for values in zip(*measured, strict=True))
+    apart = sum((s - size) ** 2 for s, _ in measured)
+    slope = sum((s - size) * t for s, t in measured) / apart if apart else 0.0
+    slope = min(max(slope, 0.0), took / size)
+    most, seconds = largest
+    more = max(seconds - took - slope * (most - size), 0.0)
+    above = statistics.mean(max(s - size, 0) ** 2 for s in every) / (most - size) ** 2 if most > size else 0.0
+    return took + slope * (statistics.mean(every) - size) + more * above
 
 
 def distinct(sizes: Sequence[int]) -> float:
