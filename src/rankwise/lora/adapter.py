@@ -58,7 +58,7 @@ class LoRA(Holding):
     """The weight that the layer shared before it was given a copy."""
     handles: tuple[RemovableHandle, ...] = ()
     looks: str | None = None
-    """The attribute of a layer that is a whole model which looks at it in each forward (`lora.base.before_forward`)."""
+    """The attribute of a layer that is a whole model which looks at it in train mode (`lora.base.before_forward`)."""
     below: str | None = None
     """Path from the module that reads the weight to the layer; None where the layer is called itself."""
 
@@ -108,7 +108,7 @@ class LoRA(Holding):
         # `is_compiling`, in half its time.
         compiling = is_dynamo_compiling() or compiler._is_compiling_flag  # pyright: ignore[reportPrivateUsage]
         if not compiling:  # and then `_check_recomputed`, where there is something to check or to note
-            if self.looks is not None and (before := layer.__dict__.get(self.looks)) is not None:
+            if self.looks is not None and layer.training and (before := layer.__dict__.get(self.looks)) is not None:
                 before.look(layer)
             differentiates = is_grad_enabled()
             plain = graph_task() == -1 and (differentiates or is_fwd_grad_enabled())

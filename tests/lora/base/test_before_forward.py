@@ -36,6 +36,13 @@ def test_a_model_that_is_one_layer_looks_in_its_own_hook() -> None:
             same(torch.ones(1, 3))
         same.weight = weight
         same(torch.ones(1, 3))
+        seen: list[nn.Module] = []
+        before_forward(same).always.append(seen.append)
+        same.eval()(torch.ones(1, 3))
+        assert not seen, "in train mode alone"
+        same.train()(torch.ones(1, 3))
+        assert seen == [same]
+        before_forward(same).always.remove(seen.append)
     eject(model)
     assert not looks.always
     assert not model._forward_hooks

@@ -1,6 +1,7 @@
 """The one hook before the forwards of an injected model: each further one would cost every forward .3 us.
 
-A model that is one adapted layer has none: the layer's own hook, which comes behind the layer's forward, looks then.
+A model that is one adapted layer has none: the layer's own hook, which comes behind the layer's forward, looks then,
+and in train mode alone. Looking costs such a model 2% of a small forward, and there is little that could change.
 
 What looks refers to the model's modules, so no module but the model refers to what looks: a cycle of references would
 keep a model in memory until Python looks for cycles.
