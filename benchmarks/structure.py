@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -233,7 +234,9 @@ def frames_to_gradient(package: Path) -> dict[str, list[str]]:
     import torch
 
     import rankwise.cli
+    import rankwise.pack.model.packed_model as packed_model
 
+    engine = getattr(packed_model, "ENGINE", None)
     stacks: Counter[tuple[str, ...]] = Counter()
 
     def recording(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -254,6 +257,8 @@ def frames_to_gradient(package: Path) -> dict[str, list[str]]:
     saved = [getattr(owner, name) for owner, name in places]
     for (owner, name), original in zip(places, saved, strict=True):
         setattr(owner, name, recording(original))
+    if engine is not None:  # called past `torch.autograd`; its own attributes can't be set
+        setattr(packed_model, "ENGINE", SimpleNamespace(run_backward=recording(engine.run_backward)))  # noqa: B010
     try:
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
             options = [
@@ -271,6 +276,8 @@ def frames_to_gradient(package: Path) -> dict[str, list[str]]:
             ]
             code = rankwise.cli.main(["digits", *options, "--out", f"{folder}/run"])
     finally:
+        if engine is not None:
+            setattr(packed_model, "ENGINE", engine)  # noqa: B010
         for (owner, name), value in zip(places, saved, strict=True):
             setattr(owner, name, value)
     taken = [stack for stack, n in stacks.items() if n >= PROBING_STEPS]

@@ -24,7 +24,8 @@ from rankwise.pack.model.known import flat_input, known_sequence
 from rankwise.pack.model.trace import Branch
 from rankwise.pack.noise.keyed import Noise
 
-_ENGINE: Any = torch.autograd.Variable._execution_engine  # pyright: ignore[reportPrivateUsage]
+ENGINE: Any = torch.autograd.Variable._execution_engine  # pyright: ignore[reportPrivateUsage]
+"""Of autograd. What `torch.autograd.backward` checks before it calls this takes as long as the pass through a loss."""
 
 _PAST_AUTOGRAD: Any = torch._C._AutoDispatchBelowAutograd  # pyright: ignore[reportPrivateUsage]
 """Inside it calls don't pass through autograd at all, where `no_grad` lets each ask whether to record: with small
@@ -183,17 +184,10 @@ class Chain:
         self._leaf = x.requires_grad_() if differentiates else None
         return _run(self._behind, x.flatten(0, 1)).unflatten(0, x.shape[:2]) if self._behind else x
 
-    def backward(self, losses: Tensor, start: Tensor) -> None:
-        """Add the gradients of A and B to the store.
-
-        Args:
-            losses: Computed from the outputs.
-            start: The gradient with respect to them to start from.
-        """
+    def backward(self) -> None:
+        """Add the gradients of A and B to the store, once autograd has found those of the outputs."""
         saved, leaf = self._saved, self._leaf
         self._saved, self._leaf = [], None
-        # What torch.autograd.backward checks before it calls this takes as long as the pass through a small loss.
-        _ENGINE.run_backward((losses,), (start,), False, False, (), True, True)
         if leaf is None or leaf.grad is None:
             return
         dy: Tensor | None = leaf.grad

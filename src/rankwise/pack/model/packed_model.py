@@ -16,7 +16,7 @@ from rankwise.pack.groups import Groups
 from rankwise.pack.layers.choose import PackedLayer, is_one_layer, packed_layer
 from rankwise.pack.layers.half import Halves, halved
 from rankwise.pack.model.base_state import BaseState
-from rankwise.pack.model.chain import Chain, chain_of
+from rankwise.pack.model.chain import ENGINE, Chain, chain_of
 from rankwise.pack.model.comparing import CannotJoin, difference
 from rankwise.pack.model.inspection import Inspections, ModelInspection, SharedCall
 from rankwise.pack.model.one_by_one import OneByOne, acting_dropout, backward_once
@@ -270,7 +270,8 @@ class PackedModel:
             if not losses.requires_grad:
                 pass
             elif self._chain is not None and self._chain.ran:
-                self._chain.backward(losses, start)
+                ENGINE.run_backward((losses,), (start,), False, False, (), True, True)
+                self._chain.backward()
             elif self._turns is None or self._turns_sure:
                 torch.autograd.backward(losses, start)
             else:
@@ -280,8 +281,7 @@ class PackedModel:
             self._store.step_runs[0] = False
         if self._turns is not None:
             self._turns.alone.collect()
-            self._rejoin()
-            return
+            return self._rejoin()
         for leaf, gradient in [pair for layer in self._layers.values() for pair in layer.leaves]:
             if leaf.grad is not None:
                 gradient.copy(leaf.grad)
