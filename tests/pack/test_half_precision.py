@@ -323,9 +323,9 @@ def test_no_activation_is_kept_in_float32(
     kept: list[Tensor] = []
     real = Chain.backward
 
-    def backward(chain: Chain, losses: Tensor, start: Tensor) -> None:
+    def backward(chain: Chain) -> None:
         kept.extend(t for t in tree_leaves(chain._saved) if isinstance(t, Tensor))  # pyright: ignore[reportPrivateUsage]
-        real(chain, losses, start)
+        real(chain)
 
     monkeypatch.setattr(Chain, "backward", backward)
     with (

@@ -53,8 +53,8 @@ class Step:
         name: The configuration; "" at the end.
         seeds: Its number of seeds after the step.
         path: The configurations decided or abandoned so far.
-        in_play: The sizes among which the answer can still lie, the next one included: those that may be asked for
-            with as many seeds.
+        in_play: The sizes among which the answer can still lie and that are open, the next one included: those that
+            may be asked for with as many seeds.
     """
 
     kind: Literal["train", "seeds", "neighbour", "end"]
@@ -88,7 +88,9 @@ def next_step(
     start = min(STARTING_SEEDS, most_seeds)
     while low + 1 < high:
         name = ladder.names[at]
-        comparison, in_play = compared(name), ladder.names[low + 1 : high]
+        comparison = compared(name)
+        others = [(other, compared(other)) for other in ladder.names[low + 1 : high]]
+        in_play = tuple(other for other, its in others if its is None or its.state == "open")
         if comparison is None or comparison.n_seeds < start:
             return Step("train", name, start, tuple(path), in_play)
         largest = at == len(ladder.names) - 1

@@ -235,9 +235,7 @@ class Walk:
                 neighbours.add(step.name)
                 going = yield from self._try_neighbour(step.name, ladder, at_once=cheap)
                 continue
-            # What is shown, or shown not to be, is asked for no further seeds.
-            others = [name for name in step.in_play if (c := self._compared(name)) is None or c.state == "open"]
-            beside = dict.fromkeys(others if cheap and step.kind == "seeds" else (), step.seeds)
+            beside = dict.fromkeys(step.in_play, step.seeds) if cheap and step.kind == "seeds" else {}
             going = yield from self._train({step.name: step.seeds, self.reference.name: step.seeds}, beside)
 
     def _try_neighbour(self, name: str, ladder: Ladder, *, at_once: bool) -> Phases[bool]:
