@@ -69,11 +69,8 @@ class AdaptedStage(Stage):
         return way.backward(layer, tensors, dy, wants=not self._first)[0]
 
 
-class TrainedStage(Stage):
-    """A layer that all adapters train in full; arguments as for `AdaptedStage`."""
-
-    def __init__(self, name: str, layers: Callable[[], Mapping[str, Any]], *, first: bool) -> None:
-        self._name, self._layers, self._first = name, layers, first
+class TrainedStage(AdaptedStage):
+    """A layer that all adapters train in full."""
 
     def forward(self, x: Tensor, groups: Groups) -> tuple[Tensor, Any]:
         layer: TrainedLayer = self._layers()[self._name].trained
@@ -206,7 +203,7 @@ def _run(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
-def _stage_of(layer: PackedLayer) -> type[AdaptedStage | TrainedStage] | None:
+def _stage_of(layer: PackedLayer) -> type[AdaptedStage] | None:
     """How a layer runs in the chain; None where it can't."""
     if not isinstance(layer, LinearLayer):
         return None

@@ -53,8 +53,8 @@ class Step:
         name: The configuration; "" at the end.
         seeds: Its number of seeds after the step.
         path: The configurations decided or abandoned so far.
-        in_play: The sizes among which the answer can still lie and that are open, the next one included: those that
-            may be asked for with as many seeds.
+        in_play: Of "seeds" the sizes among which the answer can still lie and that are open, the next one included:
+            those that may be asked for with as many seeds.
     """
 
     kind: Literal["train", "seeds", "neighbour", "end"]
@@ -89,14 +89,14 @@ def next_step(
     while low + 1 < high:
         name = ladder.names[at]
         comparison = compared(name)
-        others = [(other, compared(other)) for other in ladder.names[low + 1 : high]]
-        in_play = tuple(other for other, its in others if its is None or its.state == "open")
         if comparison is None or comparison.n_seeds < start:
-            return Step("train", name, start, tuple(path), in_play)
+            return Step("train", name, start, tuple(path))
         largest = at == len(ladder.names) - 1
         if comparison.state == "open" and _seeds_can_help(comparison, most_seeds, largest):
             wanted = comparison.more_seeds_needed or 1
             more = max(1, min(wanted, at_once, most_seeds - comparison.n_seeds))
+            others = [(other, compared(other)) for other in ladder.names[low + 1 : high]]
+            in_play = tuple(other for other, its in others if its is None or its.state == "open")
             return Step("seeds", name, comparison.n_seeds + more, tuple(path), in_play)
         path.append(name)
         if comparison.state == "shown":
