@@ -33,6 +33,7 @@ FLAGS += ["--epochs", "5", "--rungs", "1,3", "--plan", "grid", "--quiet"]
 OFTEN = ["--checkpoint-epochs", "1"]
 ADAPTIVE = ["--ranks", "1,2,4,8", "--seeds", "6", "--lr", "1e-3,1e-2", "--baseline-lr", "1e-3,3e-3"]
 ADAPTIVE += ["--batch-size", "32", "--epochs", "4", "--tolerance", "6%", "--plan", "auto", "--quiet"]
+IN_TWO = ["--processes", "2"]
 
 SOME = [("half", 9), ("evaluation", 4), ("rung", 2)]
 """Moments that every run of the tests tries; `ALL` has them and more."""
@@ -127,9 +128,18 @@ def left_alone(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[di
     return found, json.loads((out / "results.json").read_text())["seconds"]
 
 
-def assert_goes_on(out: Path, left_alone: dict[str, Any]) -> None:
+@pytest.fixture(scope="module")
+def decided_in_two(tmp_path_factory: pytest.TempPathFactory, patterns: Path) -> tuple[dict[str, Any], float]:
+    """What the adaptive sweep gives in two processes, and the seconds that it takes."""
+    out = tmp_path_factory.mktemp("decided in two") / "out"
+    done = ended("none", 0, "digits", *ADAPTIVE, *IN_TWO, "--data", str(patterns), "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    return contents(out), json.loads((out / "results.json").read_text())["seconds"]
+
+
+def assert_goes_on(out: Path, left_alone: dict[str, Any], *flags: str) -> None:
     assert (out / "checkpoints" / "plan.json").exists()
-    done = ended("none", 0, "digits", "--resume", str(out), "--quiet")
+    done = ended("none", 0, "digits", "--resume", str(out), "--quiet", *flags)
     assert done.returncode == 0, done.stderr
     found = contents(out)
     assert found.keys() == left_alone.keys()
@@ -176,6 +186,20 @@ def killed_and_resumed(
         code = ended(kind, nth, *flags).returncode
     assert code == -signal.SIGKILL
     assert_goes_on(tmp_path / "out", found)
+
+
+@pytest.mark.parametrize("nth", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 10))])
+def test_a_sweep_in_two_processes_killed(
+    tmp_path: Path, patterns: Path, decided_in_two: tuple[dict[str, Any], float], nth: int
+) -> None:
+    found, seconds = decided_in_two
+    flags = ["digits", *ADAPTIVE, *IN_TWO, *OFTEN, "--data", str(patterns), "--out", str(tmp_path / "out")]
+    delay = random.Random(nth).uniform(0, 0.8 * seconds)
+    while (code := ended_after(delay, *flags)) == 0:
+        shutil.rmtree(tmp_path / "out")
+        delay /= 2
+    assert code == -signal.SIGKILL
+    assert_goes_on(tmp_path / "out", found, *IN_TWO)
 
 
 def test_there_are_20_moments() -> None:

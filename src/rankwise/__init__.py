@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rankwise.surgery.layer_ranks import ranks_by_layer
     from rankwise.surgery.resizing import resize
     from rankwise.sweeps.model_metric import ModelMetric
+    from rankwise.sweeps.run.units.local import LocalProcesses
     from rankwise.sweeps.run.units.on_ray import Ray
     from rankwise.tasks.text.card.push import push
     from rankwise.tasks.text.use.prediction import predict
@@ -38,6 +39,7 @@ __all__ = [
     "CountMetric",
     "LayerType",
     "LoRAConfig",
+    "LocalProcesses",
     "ModelMetric",
     "Muon",
     "RankwiseError",
@@ -75,6 +77,7 @@ _HOMES = {
     "CountMetric": "rankwise.pack.counts",
     "LayerType": "rankwise.lora.layer_types",
     "LoRAConfig": "rankwise.lora.config",
+    "LocalProcesses": "rankwise.sweeps.run.units.local",
     "ModelMetric": "rankwise.sweeps.model_metric",
     "Muon": "rankwise.pack.optimisers",
     "RankwiseError": "rankwise.errors",

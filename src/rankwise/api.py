@@ -46,6 +46,7 @@ from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.record import add_next
 from rankwise.sweeps.run.extend import was_rotated
 from rankwise.sweeps.run.location import RunLocation, location_of_sweep
+from rankwise.sweeps.run.units.local import LocalProcesses
 from rankwise.sweeps.run.units.on_ray import Ray, check_reached
 from rankwise.sweeps.storage.directory import can_resume
 from rankwise.sweeps.storage.working_copy import run_copy
@@ -199,7 +200,7 @@ def sweep(
     every: CheckpointInterval | None = None,
     progress: str = "auto",
     observers: Sequence[Observer] = (),
-    workers: Ray | None = None,
+    workers: Ray | LocalProcesses | None = None,
 ) -> Sweep:
     """Train many adapters together over one frozen model, compare them with full fine-tuning, and recommend one.
 
@@ -257,7 +258,9 @@ def sweep(
         every: How often a checkpoint is written to `out`.
         progress: "auto" (a live table in a terminal, else lines), "quiet", ...
         workers: `rankwise.Ray(...)` trains packs on a Ray cluster; it needs `out`, which all of its machines see, and
-            hands over model, data and functions in a pickle there. None trains in this process.
+            hands over model, data and functions in a pickle there. `rankwise.LocalProcesses(n)` trains n packs at the
+            same time in processes of one thread, which a small model on a CPU wants; on Linux, with `out`. None trains
+            in this process.
         observers: Loggers (`rankwise.loggers`), or any objects with a method `on_event`.
 
     Returns:
@@ -311,7 +314,7 @@ class _Place:
     overwrite: bool
     resume: bool
     every: CheckpointInterval | None
-    workers: Ray | None
+    workers: Ray | LocalProcesses | None
 
 
 def _experiment(
@@ -348,7 +351,7 @@ def _located(planned: Experiment, place: _Place) -> Generator[tuple[Experiment, 
         return
     workers = place.workers
     if (url := url_of(place.out)) is not None:
-        check_reached(url, None if workers is None else workers.address)
+        check_reached(url, workers.address if isinstance(workers, Ray) else None)
     with nullcontext(Path(place.out)) if url is None else run_copy(url, whole=True) as directory:
         # A function's words hold an address, which is another one in every process.
         words = {c.name: re.sub(r" at 0x[0-9a-f]+", "", str(c)) for c in planned.candidates}
@@ -357,7 +360,7 @@ def _located(planned: Experiment, place: _Place) -> Generator[tuple[Experiment, 
             directory, config, overwrite=place.overwrite, resume=place.resume, every=place.every
         )
         planned = _as_before(planned, location)
-        if workers is not None:
+        if isinstance(workers, Ray):
             workers.hand_over(planned)
         yield planned, replace(location, workers=workers)
 

@@ -13,6 +13,16 @@ LOCK = ".rankwise.lock"
 """The file that a run holds locked; the system frees it when the process ends, however it ends."""
 
 
+_held: list[int] = []
+"""Descriptors of the locks that this process holds."""
+
+
+def let_go() -> None:
+    """Let go of what a forked process has inherited, so that its locks end with the process that took them."""
+    while _held:
+        os.close(_held.pop())
+
+
 @contextmanager
 def locked(directory: Path) -> Generator[None]:
     """Lock a directory for one run; create it if needed, and remove it if it stays empty.
@@ -39,11 +49,13 @@ def locked(directory: Path) -> Generator[None]:
         raise OutputError(
             f"{directory} can't be written to ({error.strerror or error}); give another directory."
         ) from error
+    _held.append(descriptor)
     try:
         yield
     finally:
         with suppress(OSError):
             path.unlink()
+        _held.remove(descriptor)
         os.close(descriptor)
         for place in made:
             with suppress(OSError):  # it holds something now

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rankwise.train.events import Observers
 
 
-def with_forecast(make: "ExperimentFactory") -> "ExperimentFactory":
-    """Make the experiment's factory print a forecast too."""
+def with_forecast(make: "ExperimentFactory", processes: int = 1) -> "ExperimentFactory":
+    """Make the experiment's factory print a forecast too, for so many processes."""
 
     def make_and_tell(observers: "Observers", base: "Mapping[str, Tensor] | None") -> "Experiment":
         from rankwise.sweeps.run.forecast import forecast_sweep
@@ -22,7 +22,7 @@ def with_forecast(make: "ExperimentFactory") -> "ExperimentFactory":
         experiment = make(observers, base)
         if base is None:  # a resumed run has reported it
             experiment.check()
-            found = forecast_sweep(experiment.stages(observers))
+            found = forecast_sweep(experiment.stages(observers), processes)
             observers.message(f"It will take {_need(found)}. {' '.join(found.open)}")
         return experiment
 
@@ -40,8 +40,8 @@ def _need(found: "Forecast") -> str:
     return f"at most {memory}, {disk}, and about {duration_text(found.seconds)}"
 
 
-def print_forecast(make: "ExperimentFactory", *, quiet: bool, as_json: bool) -> None:
-    """Print what a command would train, and what that takes."""
+def print_forecast(make: "ExperimentFactory", processes: int, *, quiet: bool, as_json: bool) -> None:
+    """Print what a command would train, and what that takes in so many processes."""
     from rankwise.show.live import progress
     from rankwise.sweeps.run.forecast import forecast_sweep
     from rankwise.train.events import Observers
@@ -51,7 +51,7 @@ def print_forecast(make: "ExperimentFactory", *, quiet: bool, as_json: bool) -> 
         experiment.check()
         for line in [*experiment.power(), *experiment.doubts()]:
             observers.message(line)
-        found = forecast_sweep(experiment.stages(observers))
+        found = forecast_sweep(experiment.stages(observers), processes)
     _show_forecast(found, as_json=as_json)
 
 
@@ -75,7 +75,8 @@ def _show_forecast(found: "Forecast", *, as_json: bool) -> None:
         table.add_row(str(i), pack.stage, str(len(pack.runs)), Text(", ".join(names)), *numbers)
     console.print(table)
     limit = "" if found.limit is None else f" A pack may take {mebibytes(found.limit)} MiB."
-    packs = "1 pack" if len(found.packs) == 1 else f"{len(found.packs)} packs, one after another"
+    order = "one after another" if found.at_once == 1 else f"{found.at_once} at a time"
+    packs = "1 pack" if len(found.packs) == 1 else f"{len(found.packs)} packs, {order}"
     console.print(
         f"{found.runs} runs in {packs}: {_need(found)}.{limit}",
         *found.open,

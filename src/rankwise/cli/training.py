@@ -17,7 +17,7 @@ from rankwise.cli.forecast import print_forecast, with_forecast
 from rankwise.cli.places import name_of, new_run, pointed_to
 from rankwise.cli.processes import started_together
 from rankwise.cli.recorded import wanted
-from rankwise.cli.workers import check_workers, idle_gpus, workers_of
+from rankwise.cli.workers import check_workers, idle_gpus, processes_of, workers_of
 from rankwise.errors import ConfigError
 from rankwise.remote.store import url_of
 from rankwise.tasks.flags import HOW, MAIN, listed
@@ -80,6 +80,9 @@ class RunOptions:
         Print the answer as JSON on standard output; everything else goes to standard error.
     prepare:
         Write the run to --out with its first units of work, print their numbers, and stop; `rankwise work` trains them.
+    processes:
+        Processes of this machine that train packs at the same time, each with one thread: faster for a model that is
+        too small to use several. [default: for digits on a CPU the threads of torch, 8 at most; else 1]
     ray:
         Train packs on a Ray cluster: local (this machine, all of its GPUs), auto, or the head's host:port.
     max_workers:
@@ -106,6 +109,7 @@ class RunOptions:
     quiet: Annotated[bool, Parameter(negative="", show_default=False)] = False
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False
     prepare: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    processes: int | None = None
     ray: str | None = None
     max_workers: int | None = None
     cpus_per_worker: int | None = None
@@ -149,8 +153,9 @@ def run_command(
     if run_options.print_config:
         print(config, end="")
         return EXIT_OK
+    processes = processes_of(run_options, command, settings)
     if run_options.dry_run:
-        print_forecast(make, quiet=run_options.quiet, as_json=run_options.json)
+        print_forecast(make, processes, quiet=run_options.quiet, as_json=run_options.json)
         return EXIT_OK
     check_workers(run_options, settings)
     if command != "train" and started_together():
@@ -166,8 +171,9 @@ def run_command(
     given = run_options.resume or run_options.out
     with _directory(given, name_of(command, settings.get("data"))) as directory:
         if forecast and not run_options.quiet:
-            make = with_forecast(make)
-        with _session(directory, command, config, run_options) as session:
+            make = with_forecast(make, processes)
+        workers = workers_of(run_options, directory, processes)
+        with _session(directory, command, config, run_options, workers) as session:
             session.results, _, session.files = run_experiment(make, session.place, session.observers)
         return session.code
 
@@ -190,7 +196,7 @@ def train_in(
     config: str,
     run_options: RunOptions,
     make: "ExperimentFactory",
-    workers: "Workers | None" = None,
+    workers: "Workers",
 ) -> int:
     """Train in a directory, and print the answer, or the units that the sweep waits for."""
     from rankwise.experiment import run_experiment
@@ -221,7 +227,7 @@ class _Session:
 
 @contextmanager
 def _session(
-    directory: Path, command: str, config: str, run_options: RunOptions, workers: "Workers | None" = None
+    directory: Path, command: str, config: str, run_options: RunOptions, workers: "Workers | None"
 ) -> Generator[_Session]:
     """Have a training watched; at its end show the answer, the units that it waits for, or what an interrupt left.
 
@@ -234,9 +240,7 @@ def _session(
     from rankwise.train.events import Observers
 
     logging = loggers(run_options.log_to, directory / "logs", append=run_options.resume is not None)
-    place = replace(
-        _location(directory, command, config, run_options), workers=workers or workers_of(run_options, directory)
-    )
+    place = replace(_location(directory, command, config, run_options), workers=workers)
     session = _Session(place, Observers([progress("quiet" if run_options.quiet else "auto"), *logging]))
     try:
         with session.observers:

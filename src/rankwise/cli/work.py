@@ -105,7 +105,7 @@ def _train(directory: Path, number: int, run_options: RunOptions) -> int:
         from rankwise.show.live import progress
         from rankwise.sweeps.plan.plan import fingerprints_of
         from rankwise.sweeps.run.units.train import train_unit
-        from rankwise.train.events import Observers
+        from rankwise.train.events import Message, Observers
         from rankwise.train.machine.interrupts import stop_on_signals
 
         with Observers([progress("quiet" if run_options.quiet else "plain")]) as observers:
@@ -113,12 +113,11 @@ def _train(directory: Path, number: int, run_options: RunOptions) -> int:
             runs = unit.spec.runs_from(experiment.candidates)
             known = fingerprints_of(experiment.model, experiment.problem)
             with held_by_thread(experiment.model, "a sweep"), stop_on_signals() as stop:
-                training = train_unit(
-                    unit, runs, experiment.model, experiment.problem, known, stop=stop, say=observers.message
-                )
+                training = train_unit(unit, runs, experiment.model, experiment.problem, known, stop=stop)
                 try:
-                    for _ in training:
-                        pass
+                    for event in training:
+                        if isinstance(event, Message):
+                            observers.on_event(event)
                 except KeyboardInterrupt:
                     print(f"Stopped; unit {number} continues where it is when it is done again.", file=sys.stderr)
                     return EXIT_LATER

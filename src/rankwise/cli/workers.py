@@ -43,6 +43,45 @@ def check_workers(run_options: "RunOptions", settings: dict[str, Any]) -> None:
         answering(run_options.ray)
 
 
+def _check_processes(n: int, run_options: "RunOptions", settings: dict[str, Any]) -> None:
+    """Refuse a number of processes that can't be used.
+
+    Raises:
+        ConfigError: It can't.
+    """
+    if n < 1:
+        raise ConfigError(f"--processes is {n}; it must be a whole number of at least 1.")
+    for flag, given in (("--ray", run_options.ray), ("--prepare", run_options.prepare or None)):
+        if given is not None:
+            raise ConfigError(
+                f"--processes trains packs on this machine, and {flag} has others do it; give one of them."
+            )
+    if n > 1:
+        from rankwise.sweeps.run.units.local import LocalProcesses
+        from rankwise.train.machine.device import find_device
+
+        LocalProcesses(n)
+        if (device := find_device(settings.get("device", "cpu"))).type != "cpu":
+            raise ConfigError(f"--processes {n} is for a CPU, and --device is {device}; leave one of them out.")
+
+
+def processes_of(run_options: "RunOptions", command: str, settings: dict[str, Any]) -> int:
+    """Processes of this machine that train packs: as asked for, or as suits the digits' small model.
+
+    Raises:
+        ConfigError: What was asked for can't be used.
+    """
+    if run_options.processes is not None:
+        _check_processes(run_options.processes, run_options, settings)
+        return run_options.processes
+    if command != "digits" or run_options.ray is not None or run_options.prepare:
+        return 1
+    from rankwise.sweeps.run.units.local import suggested
+    from rankwise.train.machine.device import find_device
+
+    return suggested(find_device(settings["device"]))
+
+
 def _url_of_run(run_options: "RunOptions") -> str | None:
     """The URL of a run directory on an object store; None for one of this machine."""
     if run_options.resume is None:
@@ -53,9 +92,10 @@ def _url_of_run(run_options: "RunOptions") -> str | None:
     return url_of(shown(run_options.resume))
 
 
-def workers_of(run_options: "RunOptions", directory: Path) -> "Workers | None":
+def workers_of(run_options: "RunOptions", directory: Path, processes: int) -> "Workers | None":
     """What trains the packs; None for this process."""
     from rankwise.sweeps.run.units.apart import Apart
+    from rankwise.sweeps.run.units.local import LocalProcesses
     from rankwise.sweeps.run.units.on_ray import Ray
 
     if run_options.ray is not None:
@@ -66,7 +106,9 @@ def workers_of(run_options: "RunOptions", directory: Path) -> "Workers | None":
             gpus_per_worker=run_options.gpus_per_worker,
             make=Recorded(directory.absolute()),
         )
-    return Apart(run_options.max_workers or 1) if run_options.prepare else None
+    if run_options.prepare:
+        return Apart(run_options.max_workers or 1)
+    return LocalProcesses(processes) if processes > 1 else None
 
 
 def idle_gpus(run_options: "RunOptions", settings: dict[str, Any]) -> str | None:

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from itertools import islice
 from typing import TypeVar
 
 from torch import nn
@@ -109,12 +108,12 @@ def bytes_of_runs(
     return {run.name: needed[run.name] for run in runs}
 
 
-def limit_of(model: nn.Module, memory: int | None) -> int | None:
-    """The bytes that a pack may take on top of the base: as given, or a share of what the device has free."""
+def limit_of(model: nn.Module, memory: int | None, packs: int = 1) -> int | None:
+    """The bytes that each of some packs may take on top of the base: as given, or a share of what the device has."""
     if memory is not None:
         return memory
     free = free_bytes(next(model.parameters()).device)
-    return None if free is None else int(SHARE * free)
+    return None if free is None else int(SHARE * free / packs)
 
 
 def cut_to_fit(pack: Sequence[One], needed: Callable[[One], int], limit: int | None) -> list[list[One]]:
@@ -142,24 +141,70 @@ def cut_to_fit(pack: Sequence[One], needed: Callable[[One], int], limit: int | N
     return packs
 
 
-def spread(packs: Sequence[Sequence[One]], n: int) -> list[list[One]]:
-    """Cut the largest packs into even parts until there are at least n, or every run is a pack: idle workers cost more
-    than a pack's runs save by sharing it.
+PACK = 8
+"""The cost of a pack itself, in small runs: a step of none would take as long as so many more do, on a CPU."""
+
+LARGEST = 3
+"""The cost of the run that trains the most, in small runs."""
+
+WORTH = 0.1
+"""The share by which the longest worker's time must fall for a pack to be cut, where the others aren't idle."""
+
+
+def spread(packs: Sequence[Sequence[One]], n: int, size: Callable[[One], float] = lambda run: 0.0) -> list[list[One]]:
+    """Cut packs so that n workers end at about the same time: what one would wait for goes to one that would be idle.
+
+    A pack costs `PACK`, and a run from 1 to `LARGEST`, by its size. (Measured on the digits: see docs/log.md.) Runs of
+    one size stay together if that moves at most half as many again, since a pack that has them is padded to them.
+
+    Args:
+        packs: The runs.
+        n: Workers.
+        size: The numbers that a run trains.
 
     Examples:
         >>> spread([[1, 2, 3, 4, 5], [6]], 3)
         [[1, 2, 3], [4, 5], [6]]
         >>> spread([[1, 2, 3, 4, 5, 6]], 4)
-        [[1, 2], [3, 4], [5], [6]]
+        [[1, 2], [3], [4, 5], [6]]
         >>> spread([[1, 2]], 8)
         [[1], [2]]
+        >>> [len(pack) for pack in spread([range(3), range(21)], 2)]
+        [3, 16, 5]
+        >>> spread([[50] * 3, [1] * 6 + [2] * 12 + [64] * 3], 2, float)[1:]
+        [[1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2], [64, 64, 64]]
     """
-    parts = [1] * len(packs)
-    while sum(parts) < min(n, sum(map(len, packs))):
-        largest = max(range(len(packs)), key=lambda i: len(packs[i]) / parts[i])
-        parts[largest] += 1
-    found: list[list[One]] = []
-    for pack, k in zip(packs, parts, strict=True):
-        rest = iter(pack)
-        found += [list(islice(rest, len(pack) // k + (i < len(pack) % k))) for i in range(k)]
+    most = max((size(run) for pack in packs for run in pack), default=0.0) or 1.0
+    found = [list(pack) for pack in packs]
+    while found:
+        costs = [PACK + sum(_cost(size(run) / most) for run in pack) for pack in found]
+        loads = [(0.0, -1)] * n  # the cost of a worker's packs, and the number of its largest
+        for i in sorted(range(len(found)), key=lambda i: -costs[i]):
+            least = min(range(n), key=lambda worker: loads[worker][0])
+            cost, largest = loads[least]
+            loads[least] = cost + costs[i], i if largest < 0 else largest
+        (high, i), (low, _) = max(loads), min(loads)
+        moved, saved = 0, 0.0
+        while moved < len(found[i]) - 1:
+            more = saved + _cost(size(found[i][-moved - 1]) / most)
+            if more > (high - low - PACK) / 2:
+                break
+            moved, saved = moved + 1, more
+        if not moved or (low and saved < WORTH * high):
+            return found
+        moved = _with_their_like([size(run) for run in found[i]], moved)
+        found[i : i + 1] = [found[i][:-moved], found[i][-moved:]]
     return found
+
+
+def _cost(share: float) -> float:
+    """The cost of a run that trains this share of what the largest does."""
+    return 1 + (LARGEST - 1) * share
+
+
+def _with_their_like(sizes: Sequence[float], moved: int) -> int:
+    """How many runs at the end of a pack leave it, where those are this many but for others of their size."""
+    like = 0
+    while moved + like < len(sizes) and sizes[-moved - like - 1] == sizes[-moved]:
+        like += 1
+    return moved + like if like <= moved / 2 and moved + like < len(sizes) else moved

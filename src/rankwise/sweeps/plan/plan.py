@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import CheckpointError
 from rankwise.pack.optimisers import optimiser_of
+from rankwise.pack.resolved import resolve
 from rankwise.sweeps.plan.batching import apart
 from rankwise.sweeps.plan.fitting import Measure, Probes, bytes_of_runs, cut_to_fit, limit_of, spread
 from rankwise.sweeps.problem import Problem, Run
@@ -68,6 +69,7 @@ def make_plan(
     memory: int | None = None,
     probes: Probes | None = None,
     at_once: int = 1,
+    in_one_memory: int = 1,
     measure: Measure | None = None,
 ) -> Plan:
     """Plan a sweep.
@@ -80,12 +82,15 @@ def make_plan(
         memory: Bytes that a pack may need on top of the base; by default nine tenths of what the device has free.
         probes: As `bytes_of_runs` takes it.
         at_once: Packs that train at the same time: large ones are cut where there would be fewer.
+        in_one_memory: Those of them that share the memory of one device.
         measure: As `bytes_of_runs` takes it.
     """
     probes = Probes() if probes is None else probes
-    needed, limit = bytes_of_runs(model, runs, problem, probes, measure), limit_of(model, memory)
+    needed = bytes_of_runs(model, runs, problem, probes, measure)
+    limit = limit_of(model, memory, in_one_memory)
     planned, notes = apart(model, plan_packs(runs))
-    packs = spread([cut for pack in planned for cut in cut_to_fit(pack, lambda run: needed[run.name], limit)], at_once)
+    fitting = [cut for pack in planned for cut in cut_to_fit(pack, lambda run: needed[run.name], limit)]
+    packs = spread(fitting, at_once, lambda run: resolve(model, run.member).parameter_count())
     return Plan(
         packs=[[run.name for run in pack] for pack in packs],
         memory=needed,

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -63,6 +64,7 @@ class Forecast:
         limit: Bytes that a pack may need on top of the base; None where there is no limit.
         planning: Seconds in which the plan measures memory, which the sweep pays too.
         open: What is not in the figures, in words.
+        at_once: Packs that train at the same time, each in a process with one thread where there are several.
     """
 
     packs: tuple[PackForecast, ...]
@@ -71,6 +73,7 @@ class Forecast:
     limit: int | None
     planning: float
     open: tuple[str, ...]
+    at_once: int = 1
 
     @property
     def runs(self) -> int:
@@ -79,8 +82,11 @@ class Forecast:
 
     @property
     def peak_bytes(self) -> int:
-        """Memory at most: that of the largest pack, with all that ended before it."""
-        return max(pack.peak_bytes for pack in self.packs)
+        """Memory at most: that of the largest pack, with all that ended before it, and the tensors of those that may
+        train beside it."""
+        largest = max(self.packs, key=lambda pack: pack.peak_bytes)
+        beside = sorted((pack.bytes for pack in self.packs if pack is not largest), reverse=True)
+        return largest.peak_bytes + sum(beside[: self.at_once - 1])
 
     @property
     def disk_bytes(self) -> int:
@@ -99,8 +105,14 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """Time of the plan and of all packs."""
-        return self.planning + sum(pack.seconds for pack in self.packs)
+        """Time of the plan and of all packs, where each is begun when a process is free."""
+        total = self.planning
+        for _, packs in groupby(self.packs, key=lambda pack: pack.stage):
+            ends = [0.0] * self.at_once
+            for pack in packs:
+                ends[ends.index(min(ends))] += pack.seconds
+            total += max(ends)
+        return total
 
     def plain(self) -> dict[str, Any]:
         """All of it as JSON has it."""
@@ -114,14 +126,27 @@ class Forecast:
         return {**asdict(self), **totals}
 
 
-def forecast_sweep(stages: Stages) -> Forecast:
+def forecast_sweep(stages: Stages, processes: int = 1) -> Forecast:
     """Plan a sweep and take a few steps of each of its packs; nothing is written and the base stays as it is.
+
+    Args:
+        stages: The sweep.
+        processes: Those that train its packs, each with one thread where there are several.
 
     Raises:
         ConfigError: The grid is empty.
         PackError: Some runs can't be trained in a pack.
         TargetError: A target pattern matches nothing.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if processes > 1 else threads)
+    try:
+        return _forecast(stages, processes)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _forecast(stages: Stages, at_once: int) -> Forecast:
     packs: list[PackForecast] = []
     model, problem, limit = stages.model, stages.problem, None
     device = next(model.parameters()).device
@@ -131,7 +156,16 @@ def forecast_sweep(stages: Stages) -> Forecast:
     ended = 0
     kernels: dict[tuple[object, ...], int] = {(): kernel_bytes()}
     for stage in stages.expected():
-        plan = make_plan(model, stage.runs, problem, stage.rungs, probes=stages.probes, measure=costs.bytes)
+        plan = make_plan(
+            model,
+            stage.runs,
+            problem,
+            stage.rungs,
+            probes=stages.probes,
+            at_once=at_once,
+            in_one_memory=at_once,
+            measure=costs.bytes,
+        )
         limit = plan.limit
         by_name = {run.name: run for run in stage.runs}
         for names in plan.packs:
@@ -161,7 +195,7 @@ def forecast_sweep(stages: Stages) -> Forecast:
                 )
             )
             ended += saved
-    return Forecast(tuple(packs), base, program, limit, costs.planning, tuple(_open(stages)))
+    return Forecast(tuple(packs), base, program, limit, costs.planning, tuple(_open(stages)), at_once)
 
 
 class _Costs:

@@ -92,7 +92,9 @@ def run_sweep(
             within.probes.update(plan.probes)
         swept.notes += check_plan(plan, fingerprints(model, runs, problem), surroundings(model), checkpoints or Path())
     else:
-        plan = make_plan(model, runs, problem, rungs, within.memory, within.probes, workers.at_once)
+        plan = make_plan(
+            model, runs, problem, rungs, within.memory, within.probes, workers.at_once, workers.in_one_memory
+        )
         if checkpoints is not None:
             write_plan(checkpoints, plan)
     swept.note(plan.notes)

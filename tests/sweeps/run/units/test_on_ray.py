@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
 from fake_ray import FakeRay, OutOfMemoryError, RayActorError, RayTaskError
@@ -16,10 +15,9 @@ from rankwise.locking import locked
 from rankwise.pack.pack import Pack
 from rankwise.sweeps.run.stages import Stages
 from rankwise.sweeps.run.units import address, on_ray
-from rankwise.train.checkpoints import CheckpointInterval
-from rankwise.train.events import Message
 from small_sweep import accuracy, loss, small_model, some_data
 from test_resume import contents
+from worked_sweep import assert_alike, swept
 
 DIED = RayActorError("The actor died unexpectedly before finishing this task.")
 SHORT = OutOfMemoryError("Task was killed due to the node running low on memory.")
@@ -38,54 +36,11 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     return found
 
 
-class Messages(list[str]):
-    def on_event(self, event: object) -> None:
-        if isinstance(event, Message):
-            self.append(event.text)
-
-
-def swept(out: Path, workers: Ray | None, **changed: Any) -> tuple[Sweep, list[str]]:
-    messages = Messages()
-    given: dict[str, Any] = {
-        "lrs": [3e-3, 3e-2],
-        "training": Training(epochs=3, batch_size=8),
-        "seeds": 2,
-        "rungs": [1],
-        "plan": "grid",
-        "every": CheckpointInterval(epochs=1),
-        "metric": accuracy,
-    }
-    train, validation, test = ((x.double(), y) for x, y in (some_data(40, 0), some_data(30, 1), some_data(20, 2)))
-    found = sweep(
-        small_model().double(),
-        [1, 2],
-        train=train,
-        validation=validation,
-        test=test,
-        loss=loss,
-        out=out,
-        progress="quiet",
-        observers=[messages],
-        workers=workers,
-        **given | changed,
-    )
-    return found, messages
-
-
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, dict[str, Any]]:
     """The sweep in one process, undisturbed, and what its directory holds."""
     out = tmp_path_factory.mktemp("here") / "out"
     return swept(out, None)[0], contents(out)
-
-
-def assert_alike(one: Sweep, other: Sweep) -> None:
-    """Both come to the same within the rounding of float64, as they do in other packs."""
-    assert {run.name: run.status for run in one.results.runs} == {run.name: run.status for run in other.results.runs}
-    for run in one.results.runs:
-        if run.status == "finished":
-            for name, value in one.state(run.name).items():
-                torch.testing.assert_close(value, other.state(run.name)[name], rtol=1e-10, atol=1e-10)
 
 
 def on(address: str = "local", **settings: Any) -> Ray:

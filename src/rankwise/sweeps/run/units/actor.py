@@ -10,10 +10,10 @@ from typing import Any
 
 from rankwise.errors import ConfigError, RankwiseError, option
 from rankwise.sweeps.plan.plan import fingerprints_of
-from rankwise.sweeps.run.units.train import train_unit
+from rankwise.sweeps.run.units.train import TOLD, train_unit
 from rankwise.sweeps.run.units.unit import ExperimentFacts, Units
 from rankwise.train.checkpoints import CheckpointInterval
-from rankwise.train.events import EpochEnded, Event, Message, Stepped
+from rankwise.train.events import Event
 from rankwise.train.machine.interrupts import Stop
 from rankwise.writing import replacing
 
@@ -104,13 +104,8 @@ class UnitActor:
         if self._made is None:
             self._made = self._make()
             self._known = fingerprints_of(self._made.model, self._made.problem)
-        unit, messages = self._units.unit(number), list[str]()
-        runs = unit.spec.runs_from(self._made.candidates)
-        training = train_unit(
-            unit, runs, self._made.model, self._made.problem, self._known, stop=Stop(), say=messages.append, every=every
-        )
-        for event in training:
-            yield from map(Message, messages)
-            messages.clear()
-            if isinstance(event, Stepped | EpochEnded):
+        unit, made = self._units.unit(number), self._made
+        runs = unit.spec.runs_from(made.candidates)
+        for event in train_unit(unit, runs, made.model, made.problem, self._known, stop=Stop(), every=every):
+            if isinstance(event, TOLD):
                 yield event

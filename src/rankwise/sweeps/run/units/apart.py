@@ -31,9 +31,11 @@ class Apart:
 
     Args:
         at_once: Processes that will train at the same time.
+        in_one_memory: Those of them that will share a memory.
     """
 
     at_once: int = 1
+    in_one_memory: int = 1
 
     def begin(self, directory: Path) -> None:
         """Nothing to check."""

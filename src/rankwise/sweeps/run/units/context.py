@@ -79,6 +79,11 @@ class Workers(Protocol):
         """Packs that train at the same time, at most."""
         ...
 
+    @property
+    def in_one_memory(self) -> int:
+        """Packs that train at the same time in the memory of one device."""
+        ...
+
     def begin(self, directory: Path) -> None:
         """Find out whether workers can take part in a run, before anything costly.
 

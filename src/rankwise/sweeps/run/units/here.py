@@ -13,7 +13,7 @@ from rankwise.sweeps.run.units.unit import Unit, Units
 from rankwise.sweeps.run.units.worker import UnitsWorker
 from rankwise.sweeps.run.worker import LocalWorker, Worker, WorkerFactory
 from rankwise.sweeps.storage.owned import UNITS
-from rankwise.train.events import Event, Message
+from rankwise.train.events import Event
 
 ENDS_IN = 30.0
 """Seconds within which workers end whose driver was killed; until then they hold their units."""
@@ -32,6 +32,11 @@ class Here:
 
     @property
     def at_once(self) -> int:
+        """One after another."""
+        return 1
+
+    @property
+    def in_one_memory(self) -> int:
         """One after another."""
         return 1
 
@@ -59,7 +64,7 @@ class Here:
             end = time.monotonic() + ENDS_IN
             while True:
                 try:
-                    yield from _trained(one, context)
+                    yield from trained_here(one, context)
                 except BusyError:
                     if time.monotonic() > end:
                         raise
@@ -71,19 +76,13 @@ class Here:
             yield one.unit
 
 
-def _trained(one: PendingUnit, context: StageContext) -> Generator[Event]:
-    messages: list[str] = []
-    training = train_unit(
-        one.unit,
-        one.runs,
-        context.model,
-        context.problem,
-        {key: context.sha256[key] for key in ("base", "data")},
-        stop=context.stop,
-        say=messages.append,
-        every=context.every,
-    )
-    for event in training:
-        yield from map(Message, messages)
-        messages.clear()
-        yield event
+def trained_here(one: PendingUnit, context: StageContext) -> Generator[Event]:
+    """Train a unit in this process.
+
+    Raises:
+        BusyError: Another process trains it.
+        KeyboardInterrupt: Asked to stop; the unit continues from its last checkpoint.
+    """
+    known = {key: context.sha256[key] for key in ("base", "data")}
+    model, problem = context.model, context.problem
+    yield from train_unit(one.unit, one.runs, model, problem, known, stop=context.stop, every=context.every)

@@ -101,6 +101,11 @@ class Ray:
             )
         return min(room, self.max_workers) if self.max_workers else room
 
+    @property
+    def in_one_memory(self) -> int:
+        """A worker has its own: a GPU's, or a machine's that it shares with at most one other."""
+        return 1
+
     def begin(self, directory: Path) -> None:
         """Join the cluster, and check that its machines can take part, before anything costly.
 

@@ -1,6 +1,6 @@
 """Train one unit, wherever this process runs."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 from torch import nn
 
@@ -13,8 +13,11 @@ from rankwise.sweeps.run.units.unit import Unit, UnitResult, keep, made_with
 from rankwise.sweeps.run.worker import LocalWorker, PackJob, PackState
 from rankwise.sweeps.storage.checkpoints import Keeper
 from rankwise.train.checkpoints import CheckpointInterval, Checkpoints
-from rankwise.train.events import Event
+from rankwise.train.events import EpochEnded, Event, Message, Stepped
 from rankwise.train.machine.interrupts import Stop
+
+TOLD = (Stepped, EpochEnded, Message)
+"""Events of a unit that a display shows while it trains elsewhere; the others are read from its result."""
 
 
 def train_unit(
@@ -25,7 +28,6 @@ def train_unit(
     known: Mapping[str, str],
     *,
     stop: Stop,
-    say: Callable[[str], None],
     every: CheckpointInterval | None = None,
 ) -> Generator[Event]:
     """Train a unit from its last checkpoint to its end, and measure what finished in it; nothing happens where it is
@@ -38,7 +40,6 @@ def train_unit(
         problem: Data, loss and metric.
         known: Fingerprints of base and data (`fingerprints_of`).
         stop: Asked after every step; the unit is left where it is then.
-        say: Takes a line for the user.
         every: How often a checkpoint is written.
 
     Yields:
@@ -55,8 +56,8 @@ def train_unit(
             return
         sha256 = fingerprints(model, runs, problem, known)
         notes = check_plan(unit.spec, sha256, made_with(model), unit.folder)
-        swept = SweepState(runs, {})
-        checkpoints = Checkpoints(unit.folder, say, every)
+        swept, messages = SweepState(runs, {}), list[str]()
+        checkpoints = Checkpoints(unit.folder, messages.append, every)
         keeper = Keeper(checkpoints, swept)
         waiting, _ = keeper.read()
         swept.note(notes)
@@ -71,18 +72,27 @@ def train_unit(
             del state, waiting
             worker = LocalWorker(model, problem, lambda: stop.asked or checkpoints.due())
             for event in worker.train([job]):
-                if not isinstance(event, PackState):
+                if isinstance(event, PackState):
+                    _take_state(unit, event, swept, model, problem, keeper)
+                    if event.status == "under way" and stop.asked:
+                        raise KeyboardInterrupt
+                else:
                     swept.on_event(event)
                     keeper.on_event(event)
                     yield event
-                    continue
-                keep(keeper, unit, event.state, surely=event.status != "under way")
-                if event.status != "under way":
-                    _finish(unit, UnitResult(event.status, swept, event.state), model, problem, keeper)
-                elif stop.asked:
-                    raise KeyboardInterrupt
+                yield from map(Message, messages)
+                messages.clear()
         else:
             _finish(unit, UnitResult("over", swept, None), model, problem, keeper)
+
+
+def _take_state(
+    unit: Unit, pack: PackState, swept: SweepState, model: nn.Module, problem: Problem, keeper: Keeper
+) -> None:
+    """Write the state of a unit's pack, and what follows from it where no more of the unit is to be trained."""
+    keep(keeper, unit, pack.state, surely=pack.status != "under way")
+    if pack.status != "under way":
+        _finish(unit, UnitResult(pack.status, swept, pack.state), model, problem, keeper)
 
 
 def _finish(unit: Unit, result: UnitResult, model: nn.Module, problem: Problem, keeper: Keeper) -> None:
