@@ -4,14 +4,17 @@
 
 Both sides train LoRA on the three layers of the digits network from the same base and the same initial A, with fused
 AdamW, batches of 64 that are taken from tensors in memory, in the same order, and both take loss and accuracy on the
-validation data after every epoch. peft trains one adapter after another; Rankwise trains them in one pack, with
-`rankwise.train.loop.PackTraining`, the code that every sweep runs. The two take turns; the ratio is that of each turn.
+validation data after every epoch. peft trains one adapter after another. Rankwise trains them in one pack, with
+`rankwise.train.loop.PackTraining`, the code that every sweep runs; and, with several threads, as `rankwise digits` does
+it: as a sweep in as many processes of one thread, with its plan, its files and its measurements at the end. They
+take turns; the ratio is that of each turn.
 """
 
 import argparse
 import copy
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -25,11 +28,14 @@ from torch import Tensor, nn
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.inits import initial_adapter
 from rankwise.pack.member import Member
-from rankwise.sweeps.problem import Splits
+from rankwise.sweeps.problem import Problem, Run, Splits
+from rankwise.sweeps.run.run import run_sweep
+from rankwise.sweeps.run.units.local import LocalProcesses
 from rankwise.tasks.digits.digits import MODULES, accuracy, loss, make_problem, pretrain
 from rankwise.tasks.digits.mnist import load_digits_data
 from rankwise.tasks.options import DigitsOptions
 from rankwise.train.data.tensors import shuffled
+from rankwise.train.events import Observers
 from rankwise.train.loop import PackTraining
 from rankwise.train.settings import Training
 
@@ -75,16 +81,40 @@ def peft_score(model: nn.Module, data: Sequence[Tensor]) -> tuple[float, float]:
     return float(F.nll_loss(outputs, data[1])), float((outputs.argmax(-1) == data[1]).float().mean())
 
 
+def runs_of(seeds: Sequence[int], epochs: int) -> list[Run]:
+    """All ranks and seeds."""
+    training = Training(lr=LR, batch_size=BATCH, epochs=epochs, weights="last")
+    return [
+        Run(
+            f"r{r}-s{s}",
+            f"r{r}",
+            f"r = {r}",
+            "lora",
+            Member(name=f"r{r}-s{s}", seed=s, lora=LoRAConfig(r=r, alpha=ALPHA, seed=s)),
+            training,
+            "new",
+        )
+        for r in RANKS
+        for s in seeds
+    ]
+
+
+def in_processes(base: nn.Module, problem: Problem, seeds: Sequence[int], epochs: int, n: int) -> dict[str, float]:
+    """Train all ranks and seeds as a sweep in n processes, and return the last validation accuracies."""
+    workers = LocalProcesses(n)
+    with tempfile.TemporaryDirectory() as folder:
+        workers.begin(Path(folder))
+        swept = run_sweep(
+            base, runs_of(seeds, epochs), problem, Observers([]), checkpoints=Path(folder), workers=workers
+        )
+        workers.close()
+    return {point.run: point.metric for point in swept.curve}
+
+
 def with_rankwise(base: nn.Module, data: Splits, seeds: Sequence[int], epochs: int) -> dict[str, float]:
     """Train all ranks and seeds in one pack, and return the last validation accuracies."""
-    training = Training(lr=LR, batch_size=BATCH, epochs=epochs, weights="last")
-    members = [
-        Member(name=f"r{r}-s{seed}", seed=seed, lora=LoRAConfig(r=r, alpha=ALPHA, seed=seed))
-        for r in RANKS
-        for seed in seeds
-    ]
     last: dict[str, float] = {}
-    runs = [(member, training) for member in members]
+    runs = [(run.member, run.training) for run in runs_of(seeds, epochs)]
     pack = PackTraining(base, runs, data.train, data.validation, loss, accuracy)
     while not pack.done:
         epoch = pack.advance()
@@ -102,13 +132,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     problem = make_problem(load_digits_data("embedded"), torch.device("cpu"))
-    base, data = pretrain(problem, DigitsOptions()), problem.splits["new"]
+    base, data, n = pretrain(problem, DigitsOptions()), problem.splits["new"], arguments.threads
     # Both sides once, unmeasured: imports, thread pools, the allocator.
     with_peft(base, data, 8, 0, 1)
     with_rankwise(base, data, (0,), 1)
     lines: list[str] = []
     for seeds in ((0,), (0, 1, 2, 3, 4)):
-        turns: list[tuple[float, float]] = []
+        turns: list[tuple[float, float, float]] = []
         for _ in range(arguments.repeats):
             start = time.perf_counter()
             theirs = {
@@ -118,14 +148,18 @@ def main() -> None:
             }
             middle = time.perf_counter()
             ours = with_rankwise(base, data, seeds, arguments.epochs)
-            turns.append((middle - start, time.perf_counter() - middle))
-        ratios = sorted(peft / mine for peft, mine in turns)
+            end = time.perf_counter()
+            if n > 1:
+                ours = in_processes(base, problem, seeds, arguments.epochs, n)
+            turns.append((middle - start, end - middle, time.perf_counter() - end if n > 1 else end - middle))
+        packed, ratios = (sorted(turn[0] / turn[i] for turn in turns) for i in (1, 2))
         steps = arguments.epochs * -(-len(data.train[1]) // BATCH)
-        peft_ms, ours_ms = (statistics.median(turn[i] for turn in turns) / steps * 1e3 for i in (0, 1))
+        peft_ms, pack_ms, ours_ms = (statistics.median(turn[i] for turn in turns) / steps * 1e3 for i in range(3))
         means = [statistics.mean(side.values()) for side in (theirs, ours)]
         lines.append(
             f"| 7 ranks x {len(seeds)} seed{'s' if len(seeds) > 1 else ''} | {statistics.median(ratios):.2f} "
-            f"| {ratios[0]:.2f} to {ratios[-1]:.2f} | {peft_ms:.2f} | {ours_ms:.2f} | {means[0]:.4f} | {means[1]:.4f} |"
+            f"| {ratios[0]:.2f} to {ratios[-1]:.2f} | {statistics.median(packed):.2f} "
+            f"| {peft_ms:.2f} | {pack_ms:.2f} | {ours_ms:.2f} | {means[0]:.4f} | {means[1]:.4f} |"
         )
         print(lines[-1], flush=True)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "peft"))
@@ -134,8 +168,8 @@ def main() -> None:
         f"--repeats {arguments.repeats} --threads {arguments.threads}\n\n"
         f"{versions}, Python {platform.python_version()}, {platform.machine()} CPU; "
         f"{len(data.train[1]):,} training and {len(data.validation[1]):,} validation images.\n\n"
-        "| sweep | peft / Rankwise (median) | range | peft, ms a step of all | Rankwise, ms a step | "
-        "accuracy peft | accuracy Rankwise |\n|---|---|---|---|---|---|---|\n"
+        f"| sweep | peft / Rankwise in {n} process{'es' * (n > 1)} (median) | range | peft / one pack | peft, ms a step of "
+        "all | one pack | in processes | accuracy peft | accuracy Rankwise |\n|---|---|---|---|---|---|---|---|---|\n"
     )
     text = head + "\n".join(lines) + "\n"
     print(text)

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from rankwise import LocalProcesses, Ray, Sweep, Training, sweep
+from rankwise.pack.pack import Pack
 from rankwise.train.checkpoints import CheckpointInterval
 from rankwise.train.events import Message
 from small_sweep import accuracy, loss, small_model, some_data
@@ -53,3 +55,19 @@ def assert_alike(one: Sweep, other: Sweep) -> None:
         if run.status == "finished":
             for name, value in one.state(run.name).items():
                 torch.testing.assert_close(value, other.state(run.name)[name], rtol=1e-10, atol=1e-10)
+
+
+def begin_and_stop(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin the sweep in one process, and stop it in the middle."""
+    steps, update = [0], Pack.update
+
+    def stopping(*given: Any) -> Any:
+        steps[0] += 1
+        if steps[0] == 12:
+            raise KeyboardInterrupt
+        return update(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pack, "update", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            swept(out, None)

@@ -13,7 +13,8 @@ from rankwise.errors import CheckpointError
 from rankwise.pack.optimisers import optimiser_of
 from rankwise.pack.resolved import resolve
 from rankwise.sweeps.plan.batching import apart
-from rankwise.sweeps.plan.fitting import Measure, Probes, bytes_of_runs, cut_to_fit, limit_of, spread
+from rankwise.sweeps.plan.fitting import Measure, Probes, bytes_of_runs, cut_to_fit, limit_of
+from rankwise.sweeps.plan.spreading import spread
 from rankwise.sweeps.problem import Problem, Run
 from rankwise.train.prefix import own_tensors
 from rankwise.writing import read_checked, write_checked
@@ -90,7 +91,8 @@ def make_plan(
     limit = limit_of(model, memory, in_one_memory)
     planned, notes = apart(model, plan_packs(runs))
     fitting = [cut for pack in planned for cut in cut_to_fit(pack, lambda run: needed[run.name], limit)]
-    packs = spread(fitting, at_once, lambda run: resolve(model, run.member).parameter_count())
+    numbers = {run.name: resolve(model, run.member).parameter_count() for run in runs}
+    packs = spread(fitting, at_once, lambda run: numbers[run.name], lambda run: run.member.seed)
     return Plan(
         packs=[[run.name for run in pack] for pack in packs],
         memory=needed,

@@ -19,7 +19,7 @@ from rankwise.pack.pack import Pack
 from rankwise.sweeps.run.units import local
 from small_sweep import loss, small_model, some_data
 from test_resume import contents
-from worked_sweep import assert_alike, swept
+from worked_sweep import assert_alike, begin_and_stop, swept
 
 pytestmark = pytest.mark.skipif(not local.can_fork(), reason="Linux alone forks")
 DRIVER = os.getpid()
@@ -142,18 +142,7 @@ def test_ctrl_c_keeps_what_was_trained(
 def test_a_run_begun_in_one_process_is_resumed_in_two(
     tmp_path: Path, here: tuple[Sweep, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps, update = [0], Pack.update
-
-    def stopping(*given: Any) -> Any:
-        steps[0] += 1
-        if steps[0] == 12:
-            raise KeyboardInterrupt
-        return update(*given)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Pack, "update", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            swept(tmp_path / "out", None)
+    begin_and_stop(tmp_path / "out", monkeypatch)
     swept(tmp_path / "out", LocalProcesses(2), resume=True)
     assert contents(tmp_path / "out") == here[1], "it keeps its packs"
 

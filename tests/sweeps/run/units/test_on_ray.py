@@ -12,12 +12,11 @@ from torch import Tensor
 from fake_ray import FakeRay, OutOfMemoryError, RayActorError, RayTaskError
 from rankwise import RankwiseError, Ray, Sweep, Training, sweep
 from rankwise.locking import locked
-from rankwise.pack.pack import Pack
 from rankwise.sweeps.run.stages import Stages
 from rankwise.sweeps.run.units import address, on_ray
 from small_sweep import accuracy, loss, small_model, some_data
 from test_resume import contents
-from worked_sweep import assert_alike, swept
+from worked_sweep import assert_alike, begin_and_stop, swept
 
 DIED = RayActorError("The actor died unexpectedly before finishing this task.")
 SHORT = OutOfMemoryError("Task was killed due to the node running low on memory.")
@@ -138,18 +137,7 @@ def test_a_driver_that_is_interrupted_is_resumed(
 def test_a_run_begun_in_one_process_is_resumed_on_ray(
     fake: FakeRay, tmp_path: Path, here: tuple[Sweep, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps, update = [0], Pack.update
-
-    def stopping(*given: Any) -> Any:
-        steps[0] += 1
-        if steps[0] == 12:
-            raise KeyboardInterrupt
-        return update(*given)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Pack, "update", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            swept(tmp_path / "there", None)
+    begin_and_stop(tmp_path / "there", monkeypatch)
     swept(tmp_path / "there", on(), resume=True)
     assert contents(tmp_path / "there") == here[1]
 
