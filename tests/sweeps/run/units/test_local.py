@@ -102,8 +102,8 @@ def test_another_death_ends_the_run_which_can_be_resumed(
     tmp_path: Path, there: tuple[Sweep, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Pack, "update", dying(9, signal.SIGSEGV, "r1"))
-        with pytest.raises(RankwiseError, match=r"The process of unit \d died twice \(SIGSEGV\)"):
+        patch.setattr(Pack, "update", dying(9, signal.SIGUSR1, "r1"))
+        with pytest.raises(RankwiseError, match=r"The process of unit \d died twice \(SIGUSR1\)"):
             swept(tmp_path / "out", LocalProcesses(2))
     swept(tmp_path / "out", LocalProcesses(2), resume=True)
     assert contents(tmp_path / "out") == there[1]
@@ -151,7 +151,7 @@ def test_a_unit_that_another_process_trains_is_waited_for(
     tmp_path: Path, there: tuple[Sweep, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Pack, "update", dying(9, signal.SIGSEGV, "r1"))
+        patch.setattr(Pack, "update", dying(9, signal.SIGUSR1, "r1"))
         with pytest.raises(RankwiseError, match="died twice"):
             swept(tmp_path / "out", LocalProcesses(2))
     units = tmp_path / "out" / "checkpoints" / "units"
