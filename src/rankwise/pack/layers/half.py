@@ -1,9 +1,9 @@
 r"""bfloat16 mixed precision of a float32 model: the products of linear layers in bfloat16, all else in float32.
 
-$$y_k = \mathrm{float}(\hat W \hat x_k) + b + \mathrm{float}(s_k \hat B_k \hat A_k \hat x_k)$$
+$$y_k = \mathrm{float}(\hat W \hat x_k) + b + s_k \hat B_k\, \mathrm{float}(\hat A_k \hat x_k)$$
 
-with hats for numbers rounded to bfloat16. Products add up in float32 inside, are rounded once, and are added to each
-other in float32, so that adding W x does not lose small updates. W is rounded once for a pack, x once for all layers
+with hats for numbers rounded to bfloat16. Products add up in float32 inside, and W x and A x are rounded once. Their sum
+is in float32, so that adding W x does not lose small updates. W is rounded once for a pack, x once for all layers
 that read it (query, key and value; gate and up), dy once for all products of a layer's backward pass.
 
 Attention, norms, activations, losses and the optimiser stay in float32: on a CPU the backward pass of attention in
@@ -103,7 +103,8 @@ class PackedHalf(torch.autograd.Function):
         zs: list[Tensor] = []
         for segment in layer.segments:
             z = on_inputs(segment.A, half_update.mT, segment)
-            y[segment.start : segment.stop] += torch.bmm(z.mT, segment.B.mT)
+            # Into y in float32: one pass over it, where a product in bfloat16 would take three.
+            y[segment.start : segment.stop].baddbmm_(z.float().mT, segment.B.float().mT)
             zs.append(z)
         ctx.layer = layer
         ctx.save_for_backward(half_update, *zs)
@@ -127,7 +128,7 @@ class PackedHalf(torch.autograd.Function):
                 segment.A_grad.add_by_batch(dz, half_update, segment.runs)
             segment.B_grad.add_transposed(z, dy[own])
             if dx_update is not None:
-                dx_update[own] += torch.bmm(dz.mT, segment.A)
+                dx_update[own].baddbmm_(dz.float().mT, segment.A.float())
         return None, dx, dx_update if ctx.dropped else None, None, None, None
 
 
