@@ -2,9 +2,9 @@ r"""bfloat16 mixed precision of a float32 model: the products of linear layers i
 
 $$y_k = \mathrm{float}(\hat W \hat x_k) + b + s_k \hat B_k\, \mathrm{float}(\hat A_k \hat x_k)$$
 
-with hats for numbers rounded to bfloat16. Products add up in float32 inside, and W x and A x are rounded once. Their sum
-is in float32, so that adding W x does not lose small updates. W is rounded once for a pack, x once for all layers
-that read it (query, key and value; gate and up), dy once for all products of a layer's backward pass.
+with hats for numbers rounded to bfloat16. Products add up in float32 inside; W x and A x are rounded once, and are
+added up in float32, so that adding W x does not lose small updates. W is rounded once for a pack, x once for all
+layers that read it (query, key and value; gate and up), dy once for all products of a layer's backward pass.
 
 Attention, norms, activations, losses and the optimiser stay in float32: on a CPU the backward pass of attention in
 bfloat16 takes ten times as long as in float32.
