@@ -15,7 +15,7 @@ from rankwise.cli.training import RunOptions
 from rankwise.cli.workers import idle_gpus
 from rankwise.locking import locked
 from rankwise.results import read_results
-from rankwise.sweeps.plan.fitting import spread
+from rankwise.sweeps.plan.spreading import spread
 from rankwise.sweeps.run.units import train as unit_training
 from rankwise.sweeps.run.units.unit import Units, ranges
 from rankwise.tasks.digits import digits
