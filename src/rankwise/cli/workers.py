@@ -79,7 +79,7 @@ def processes_of(run_options: "RunOptions", command: str, settings: dict[str, An
     from rankwise.sweeps.run.units.local import suggested
     from rankwise.train.machine.device import find_device
 
-    return suggested(find_device(settings["device"]))
+    return suggested(find_device(settings.get("device", "cpu")))
 
 
 def _url_of_run(run_options: "RunOptions") -> str | None:
