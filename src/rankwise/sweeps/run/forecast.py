@@ -82,8 +82,8 @@ class Forecast:
 
     @property
     def peak_bytes(self) -> int:
-        """Memory at most: that of the largest pack, with all that ended before it, and the tensors of those that may
-        train beside it."""
+        """Memory at most: that of the largest pack with all that ended before it, and the tensors of the largest packs
+        that may train at the same time."""
         largest = max(self.packs, key=lambda pack: pack.peak_bytes)
         beside = sorted((pack.bytes for pack in self.packs if pack is not largest), reverse=True)
         return largest.peak_bytes + sum(beside[: self.at_once - 1])

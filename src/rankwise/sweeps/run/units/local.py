@@ -47,7 +47,7 @@ def can_fork() -> bool:
 
 
 def suggested(device: torch.device) -> int:
-    """How many processes keep the cores busy that torch would use, with a small model: 1 on a GPU."""
+    """The number of processes that suits a small model: one for each of torch's threads, and 1 on a GPU."""
     if device.type != "cpu" or not can_fork() or current_process().daemon:  # which may have no children
         return 1
     return min(torch.get_num_threads(), MOST)
@@ -222,7 +222,7 @@ class _ChildStop(Stop):
 
 
 def _train(one: PendingUnit, context: StageContext, told: Any, driver: int) -> None:
-    """Train a unit, in a process of its own."""
+    """Train a unit in a forked process, and send its events to the driver."""
     # Ctrl-C reaches all processes of a terminal, and the driver passes it on as SIGTERM: a second signal would end a
     # process before it has written its state.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
