@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rankwise.sweeps.choose.comparison import Comparison
+from rankwise.sweeps.choose.wording import probability
 
 STARTING_SEEDS = 3
 """Seeds with which a size is first compared: fewer can't separate luck from size."""
@@ -53,8 +54,10 @@ class Step:
         name: The configuration; "" at the end.
         seeds: Its number of seeds after the step.
         path: The configurations decided or abandoned so far.
-        in_play: Of "seeds" the sizes among which the answer can still lie and that are open, the next one included:
-            those that may be asked for with as many seeds.
+        in_play: Of "seeds" the sizes that may be asked for with as many seeds once the next one is shown, and itself:
+            smaller ones that are open.
+        failed: Of "seeds" the size directly below, which failed: once the next one is shown, its neighbouring rate is
+            what is left to try. "" where there is none.
     """
 
     kind: Literal["train", "seeds", "neighbour", "end"]
@@ -62,6 +65,7 @@ class Step:
     seeds: int
     path: tuple[str, ...]
     in_play: tuple[str, ...] = ()
+    failed: str = ""
 
 
 def next_step(
@@ -95,9 +99,10 @@ def next_step(
         if comparison.state == "open" and _seeds_can_help(comparison, most_seeds, largest):
             wanted = comparison.more_seeds_needed or 1
             more = max(1, min(wanted, at_once, most_seeds - comparison.n_seeds))
-            others = [(other, compared(other)) for other in ladder.names[low + 1 : high]]
+            others = [(other, compared(other)) for other in ladder.names[low + 1 : at + 1]]
             in_play = tuple(other for other, its in others if its is None or its.state == "open")
-            return Step("seeds", name, comparison.n_seeds + more, tuple(path), in_play)
+            failed = ladder.names[low] if 0 <= low == at - 1 and not neighbours_tried(ladder.names[low]) else ""
+            return Step("seeds", name, comparison.n_seeds + more, tuple(path), in_play, failed)
         path.append(name)
         if comparison.state == "shown":
             high = at
@@ -151,3 +156,34 @@ def neighbour_rates(tried: Sequence[float], grid: Sequence[float], smaller_than_
         if rates:
             return rates
     return []
+
+
+def step_sentences(step: Step, compared: Callable[[str], Comparison | None], label: Callable[[str], str]) -> str:
+    """What was decided last, and what trains next, for the log.
+
+    Args:
+        step: What to do next, and not the end.
+        compared: As in `next_step`.
+        label: A configuration's label in sentences; "" stands for the reference.
+    """
+    decided = [
+        f"{label(name)} {STATE_PHRASES[c.state]}"
+        + ("" if c.p_within is None else f" ({probability(c.p_within)}, {c.n_seeds} seeds)")
+        for name in dict.fromkeys([*step.path[-1:], step.name])
+        if (c := compared(name)) is not None
+    ]
+    following = {
+        "train": f"{label(step.name)} with {step.seeds} seeds",
+        "seeds": f"{step.seeds} seeds of {label(step.name)} and {label('')}",
+        "neighbour": f"{label(step.name)} at a neighbouring learning rate",
+    }[step.kind]
+    if step.failed:
+        following += f", and {label(step.failed)} at a neighbouring learning rate"
+    return f"{'; '.join(decided)}. Next: {following}." if decided else f"Next: {following}."
+
+
+STATE_PHRASES = {
+    "shown": "is shown to be within the tolerance",
+    "not": "is shown not to be",
+    "open": "is open",
+}

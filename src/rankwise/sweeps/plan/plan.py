@@ -72,6 +72,7 @@ def make_plan(
     at_once: int = 1,
     in_one_memory: int = 1,
     measure: Measure | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> Plan:
     """Plan a sweep.
 
@@ -85,6 +86,7 @@ def make_plan(
         at_once: Packs that train at the same time: large ones are cut where there would be fewer.
         in_one_memory: Those of them that share the memory of one device.
         measure: As `bytes_of_runs` takes it.
+        known: As `fingerprints` takes it.
     """
     probes = Probes() if probes is None else probes
     needed = bytes_of_runs(model, runs, problem, probes, measure)
@@ -100,7 +102,7 @@ def make_plan(
         base_bytes=sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())),
         rungs=list(rungs),
         cuts={run.data: r.plain() for run in runs if (r := problem.rotation_of(run.data)) is not None},
-        sha256=fingerprints(model, runs, problem),
+        sha256=fingerprints(model, runs, problem, known),
         made_with=surroundings(model),
         notes=notes,
         probes=dict(probes),

@@ -14,13 +14,12 @@ import numpy as np
 
 from rankwise.pack.resolved import resolve
 from rankwise.sweeps.candidates.ladders import ladders_of
-from rankwise.sweeps.choose.adaptive import STARTING_SEEDS, Ladder, Step, neighbour_rates, next_step
+from rankwise.sweeps.choose.adaptive import STARTING_SEEDS, Ladder, neighbour_rates, next_step, step_sentences
 from rankwise.sweeps.choose.answer import CANDIDATES
 from rankwise.sweeps.choose.closeness import difference_bound
 from rankwise.sweeps.choose.comparison import Comparison, Floors, compare_with_reference, pair
 from rankwise.sweeps.choose.configurations import Configuration, choose_learning_rates, signed
 from rankwise.sweeps.choose.rule import Rule
-from rankwise.sweeps.choose.wording import probability
 from rankwise.sweeps.problem import Run, SweepState
 from rankwise.sweeps.run.stage import Phases, PlannedStage, StageResult
 
@@ -208,7 +207,7 @@ class Walk:
 
     def _follow(self, ladder: Ladder, cheap: bool) -> Phases[None]:
         """Take steps on a ladder until it ends."""
-        neighbours: set[str] = set()
+        neighbours, begun = set[str](), set[str]()
         together = [*ladder.names, *(c.name for c in self.off_ladder if self.curve)] if cheap else []
         start = self._starting
         both = dict.fromkeys([self.reference.name, ladder.middle], start)
@@ -230,13 +229,30 @@ class Walk:
             self.path = [*dict.fromkeys([*self.path, *step.path])]
             if step.kind == "end":
                 return
-            self._say(step)
+            if not cheap:
+                step = replace(step, in_play=(), failed="")
+            if step.kind != "neighbour" or step.name not in begun:
+                self.stages.observers.message(step_sentences(step, self._compared, self._label))
             if step.kind == "neighbour":
                 neighbours.add(step.name)
                 going = yield from self._try_neighbour(step.name, ladder, at_once=cheap)
                 continue
-            beside = dict.fromkeys(step.in_play, step.seeds) if cheap and step.kind == "seeds" else {}
-            going = yield from self._train({step.name: step.seeds, self.reference.name: step.seeds}, beside)
+            begun.add(step.failed)
+            beside = dict.fromkeys(step.in_play, step.seeds)
+            wanted = {step.name: step.seeds, self.reference.name: step.seeds}
+            going = yield from self._train(wanted, beside, self._at_neighbours(step.failed, ladder))
+
+    def _label(self, name: str) -> str:
+        return (self.candidates[name] if name else self.reference).label
+
+    def _neighbour_rates(self, name: str, ladder: Ladder) -> list[float]:
+        lower = self._lost(name) or ladder.names.index(name) < ladder.names.index(ladder.middle)
+        return neighbour_rates([self.rates[name]], self.candidates[name].lrs, lower)
+
+    def _at_neighbours(self, name: str, ladder: Ladder) -> list[Run]:
+        """Runs of a configuration at a neighbouring learning rate with the starting seeds; none of ""."""
+        rates, seeds = self._neighbour_rates(name, ladder) if name else [], self.stages.seeds[: self._starting]
+        return [self.candidates[name].run(lr, seed) for lr in rates for seed in seeds]
 
     def _try_neighbour(self, name: str, ladder: Ladder, *, at_once: bool) -> Phases[bool]:
         """Train a configuration at a neighbouring learning rate, and take that where it does better with the same
@@ -247,10 +263,8 @@ class Walk:
             ladder: Its ladder.
             at_once: Whether all starting seeds train together; else a first seed that does no better ends the try.
         """
-        lost = self._lost(name)
-        lower = lost or ladder.names.index(name) < ladder.names.index(ladder.middle)
-        before, going, better = self.rates[name], True, False
-        for lr in neighbour_rates([before], self.candidates[name].lrs, lower):
+        before, lost, going, better = self.rates[name], self._lost(name), True, False
+        for lr in self._neighbour_rates(name, ladder):
             # A rate that lost a seed is no measure for another.
             for n in (self._starting,) if at_once or lost else dict.fromkeys((1, self._starting)):
                 self.rates[name] = before
@@ -275,20 +289,22 @@ class Walk:
             return None
         return float(np.mean([run.validation.mean() for run in c.runs if run.seed in first]))
 
-    def _missing(self, wanted: Mapping[str, int]) -> list[Run]:
-        """Runs of these configurations with this many seeds that have not been trained."""
+    def _missing(self, wanted: Mapping[str, int], further: Sequence[Run] = ()) -> list[Run]:
+        """Runs of these configurations with this many seeds, and further ones, that have not been trained."""
         known = set() if self.swept is None else {run.name for run in self.swept.runs}
-        return [
-            run
+        runs = [
+            self.candidates[name].run(self.rates[name], seed)
             for name, n in wanted.items()
             for seed in self.stages.seeds[:n]
-            if (run := self.candidates[name].run(self.rates[name], seed)).name not in known
         ]
+        return [run for run in [*runs, *further] if run.name not in known]
 
-    def _train(self, wanted: Mapping[str, int], beside: Mapping[str, int] | None = None) -> Phases[bool]:
-        """Train what is missing of these configurations with so many seeds, and of others as far as the budgets allow;
-        False where they don't even allow the first."""
-        runs, more = self._missing(wanted), self._missing({**wanted, **(beside or {})})
+    def _train(
+        self, wanted: Mapping[str, int], beside: Mapping[str, int] | None = None, further: Sequence[Run] = ()
+    ) -> Phases[bool]:
+        """Train what is missing of these configurations with so many seeds, and of others, and further runs, as far as
+        the budgets allow; False where they don't even allow the first."""
+        runs, more = self._missing(wanted), self._missing({**wanted, **(beside or {})}, further)
         over = self._over(len(runs))
         if over is not None:
             if self.swept is not None:
@@ -370,31 +386,9 @@ class Walk:
             self.swept.note([why := f"The plan ended after {over}; {labels} would complete the curve."])
             self.stages.observers.message(why)
 
-    def _say(self, step: Step) -> None:
-        label = self.candidates[step.name].label
-        said = [
-            f"{self.candidates[name].label} {STATE_PHRASES[c.state]}"
-            + ("" if c.p_within is None else f" ({probability(c.p_within)}, {c.n_seeds} seeds)")
-            for name in dict.fromkeys([*step.path[-1:], step.name])
-            if (c := self._compared(name)) is not None
-        ]
-        what = {
-            "train": f"{label} with {step.seeds} seeds",
-            "seeds": f"{step.seeds} seeds of {label} and {self.reference.label}",
-            "neighbour": f"{label} at a neighbouring learning rate",
-        }[step.kind]
-        self.stages.observers.message(f"{'; '.join(said)}. Next: {what}." if said else f"Next: {what}.")
-
     def _saved(self) -> str:
         runs = 0 if self.swept is None else len(self.swept.runs)
         grid = sum(len(c.lrs) for c in self.stages.candidates) * STARTING_SEEDS
         total = runs + self.searched
         fewer = f", in place of {grid} for the whole grid with {STARTING_SEEDS} seeds" if total < grid else ""
         return f"The adaptive plan trained {total} runs ({self.searched} to find learning rates){fewer}."
-
-
-STATE_PHRASES = {
-    "shown": "is shown to be within the tolerance",
-    "not": "is shown not to be",
-    "open": "is open",
-}

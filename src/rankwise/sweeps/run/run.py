@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
@@ -11,7 +11,16 @@ from rankwise.errors import CheckpointError, ConfigError
 from rankwise.pack.resolved import resolve
 from rankwise.sweeps.measure import measure
 from rankwise.sweeps.plan.fitting import Probes
-from rankwise.sweeps.plan.plan import Plan, check_plan, fingerprints, make_plan, read_plan, surroundings, write_plan
+from rankwise.sweeps.plan.plan import (
+    Plan,
+    check_plan,
+    fingerprints,
+    fingerprints_of,
+    make_plan,
+    read_plan,
+    surroundings,
+    write_plan,
+)
 from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.run.scheduler import Scheduler
 from rankwise.sweeps.run.stage import BestBefore
@@ -34,6 +43,7 @@ class WithinSweep:
         memory: Bytes that a pack may need on top of the base; what doesn't fit trains in packs one after another. By
             default nine tenths of what the device has free. An unfinished run keeps the packs of its plan.
         best_before: As in `Phase`.
+        known: The fingerprints of the base and the data, which its first stage fills in.
     """
 
     root: Path | None = None
@@ -41,6 +51,7 @@ class WithinSweep:
     tests: bool = True
     memory: int | None = None
     best_before: BestBefore | None = None
+    known: dict[str, str] = field(default_factory=dict[str, str])
 
 
 def run_sweep(
@@ -86,14 +97,25 @@ def run_sweep(
     workers, within = workers or Here(), within or WithinSweep()
     parameters = {run.name: resolve(model, run.member).parameter_count() for run in runs}
     swept = SweepState(runs, parameters)
+    if not within.known:
+        within.known.update(fingerprints_of(model, problem))
     if resume:
         plan = _resumed(checkpoints, rungs)
         if within.probes is not None:
             within.probes.update(plan.probes)
-        swept.notes += check_plan(plan, fingerprints(model, runs, problem), surroundings(model), checkpoints or Path())
+        sha256 = fingerprints(model, runs, problem, within.known)
+        swept.notes += check_plan(plan, sha256, surroundings(model), checkpoints or Path())
     else:
         plan = make_plan(
-            model, runs, problem, rungs, within.memory, within.probes, workers.at_once, workers.in_one_memory
+            model,
+            runs,
+            problem,
+            rungs,
+            within.memory,
+            within.probes,
+            workers.at_once,
+            workers.in_one_memory,
+            known=within.known,
         )
         if checkpoints is not None:
             write_plan(checkpoints, plan)

@@ -89,6 +89,7 @@ class Stages:
     """Training time of the interrupted run that this one resumes, as far as it has come to it."""
     _rates: dict[str, tuple[float, bool]] = field(default_factory=dict[str, tuple[float, bool]])
     _price: float | None = None
+    _known: dict[str, str] = field(default_factory=dict[str, str])
 
     def run(self) -> StageResult:
         """Train everything.
@@ -110,7 +111,9 @@ class Stages:
                 # A later stage may not have begun.
                 resume=self.resume and folder is not None and (i == 0 or (folder / PLAN).exists()),
                 workers=self.workers,
-                within=WithinSweep(self.checkpoints, self.probes, phase.tests, best_before=phase.best_before),
+                within=WithinSweep(
+                    self.checkpoints, self.probes, phase.tests, best_before=phase.best_before, known=self._known
+                ),
             )
             self.seconds_before += came.seconds_before
             phases.take(came)
