@@ -7,7 +7,8 @@ each one call into buffers that exist beforehand, under `no_grad`; no autograd, 
 Masks are drawn as a pack draws them, from a seed for each batch and layer; finding out which seed that is is left out.
 What is left is what torch's kernels take on this machine for the adapters of `digits_vs_peft.py`: whoever calls these
 kernels can't be faster. It runs in one process with all threads, and as two halves side by side in two processes with
-one thread each, r = 64 in one and the smaller ranks in the other.
+one thread each, r = 64 in one and the smaller ranks in the other. "A step alone" is a pack's own: gather, gradients and
+AdamW, without schedules, curves and validation, which the floor lacks too.
 """
 
 import argparse
@@ -26,11 +27,16 @@ from pathlib import Path
 import digits_vs_peft as against
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from rankwise.tasks.digits.digits import make_problem, pretrain
+from rankwise import LoRAConfig
+from rankwise.pack.member import Member
+from rankwise.pack.pack import Pack
+from rankwise.sweeps.problem import Splits
+from rankwise.tasks.digits.digits import loss, make_problem, pretrain
 from rankwise.tasks.digits.mnist import load_digits_data
 from rankwise.tasks.options import DigitsOptions
+from rankwise.train.data.tensors import take
 
 BUCKETS = ((1, 2, 4), (8, 16), (32, 64))
 """Ranks that are padded to the largest of them and share a product, as the pack does it."""
@@ -205,6 +211,27 @@ def timed(buckets: Sequence[Sequence[int]], seeds: int, threads: int, data: Sequ
     return (time.perf_counter() - start) / (steps * epochs) * 1e3
 
 
+def timed_pack(base: nn.Module, data: Splits, seeds: int, threads: int, epochs: int) -> float:
+    """Milliseconds of a step of Rankwise's pack alone: what `Kernels.step` does."""
+    torch.set_num_threads(threads)
+    members = [
+        Member(name=f"r{r}-s{s}", seed=s, lora=LoRAConfig(r=r, alpha=32, seed=s))
+        for r in against.RANKS
+        for s in range(seeds)
+    ]
+    pack, rates = Pack(base, members, loss), torch.full((len(members),), 1e-3)
+    n = len(data.train[1])
+    steps = n // BATCH
+    with pack.attached(tuple(t[:4] for t in data.train), training=True):
+        for epoch in range(epochs + 1):
+            if epoch == 1:  # the first warms up
+                start = time.perf_counter()
+            order = torch.stack([torch.randperm(n)[: steps * BATCH] for _ in range(seeds)]).view(seeds, steps, BATCH)
+            for i in range(steps):
+                pack.step(take(data.train, order[:, i]), rates, None, None)
+        return (time.perf_counter() - start) / (steps * epochs) * 1e3
+
+
 def _half(i: int, seeds: int, data: Sequence[Tensor], epochs: int, both: Barrier, answers: Queue) -> None:
     torch.set_num_threads(1)
     both.wait()
@@ -256,24 +283,22 @@ def main() -> None:
             against.with_rankwise(base, data, tuple(range(seeds)), epochs)
             times.append(time.perf_counter())
             measured = [(b - a) / steps * 1e3 for a, b in itertools.pairwise(times)]
+            measured.append(timed_pack(base, data, seeds, arguments.threads, epochs))
             measured.append(timed(BUCKETS, seeds, arguments.threads, (images, labels), epochs))
             measured.append(timed_in_halves(seeds, (images, labels), epochs))
             turns.append(measured)
-        peft, ours, one, two = (statistics.median(column) for column in zip(*turns, strict=True))
-        ratios = [statistics.median(turn[0] / turn[i] for turn in turns) for i in (1, 2, 3)]
-        lines.append(
-            f"| 7 ranks x {seeds} | {peft:.2f} | {ours:.2f} | {one:.2f} | {two:.2f} | "
-            + " | ".join(f"{ratio:.2f}" for ratio in ratios)
-            + " |"
-        )
+        milliseconds = [statistics.median(column) for column in zip(*turns, strict=True)]
+        ratios = [statistics.median(turn[0] / turn[i] for turn in turns) for i in (1, 3, 4)]
+        ratios.append(statistics.median(turn[2] / turn[3] for turn in turns))
+        lines.append(f"| 7 ranks x {seeds} | " + " | ".join(f"{v:.2f}" for v in [*milliseconds, *ratios]) + " |")
         print(lines[-1], flush=True)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "peft"))
     head = (
         f"\n## {datetime.now(UTC):%Y-%m-%d} digits_floor.py --epochs {epochs} --repeats {arguments.repeats} "
         f"--threads {arguments.threads}\n\n{versions}, Python {platform.python_version()}, {platform.machine()} CPU. "
         "Milliseconds a step of all adapters (medians), and how many times as fast as peft.\n\n"
-        "| sweep | peft | Rankwise | kernels alone | kernels alone, two processes | peft / Rankwise | peft / kernels | "
-        "peft / kernels, two processes |\n|---|---|---|---|---|---|---|---|\n"
+        "| sweep | peft | Rankwise | a step alone | kernels alone | kernels alone, two processes | peft / Rankwise | "
+        "peft / kernels | peft / kernels, two processes | a step alone / kernels |\n" + "|---" * 10 + "|\n"
     )
     if arguments.record:
         with Path(__file__).with_name("RESULTS.md").open("a", encoding="utf-8") as file:

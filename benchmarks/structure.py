@@ -272,6 +272,8 @@ def frames_to_gradient(package: Path) -> dict[str, list[str]]:
                 "1e-3",
                 "--baseline-lr",
                 "1e-3",
+                "--processes",
+                "1",  # the stacks of others aren't seen
                 "--quiet",
             ]
             code = rankwise.cli.main(["digits", *options, "--out", f"{folder}/run"])

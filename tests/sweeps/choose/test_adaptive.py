@@ -1,5 +1,6 @@
 """What the adaptive plan does next: a pure function of what is known."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -203,6 +204,44 @@ def test_a_neighbouring_rate_has_the_seeds_of_the_first() -> None:
     one = world(1)
     one.decided["r1"] = ("not", 5)
     assert one.walk()[-1] == ("neighbour", "r1", 5)
+
+
+def trained(open_sizes: dict[str, int], not_shown: Sequence[str]) -> World:
+    """All ranks with three seeds: some open until they have so many, some shown not to do, the rest shown."""
+    one = world(0)
+    one.decided.update({name: ("not", STARTING_SEEDS) for name in not_shown})
+    one.decided.update({name: ("shown", seeds) for name, seeds in open_sizes.items()})
+    one.seeds = dict.fromkeys(RANKS.names, STARTING_SEEDS)
+    return one
+
+
+def test_the_smaller_sizes_that_are_open_get_seeds_with_one_that_is() -> None:
+    step = trained({"r2": 4, "r4": 5, "r8": 6, "r16": 4}, ["r1"]).next()
+    assert (step.kind, step.name, step.in_play) == ("seeds", "r8", ("r2", "r4", "r8"))
+
+
+def test_a_neighbouring_rate_is_foreseen_where_seeds_can_only_help() -> None:
+    one = trained({"r4": 5, "r8": 6}, ["r1", "r2"])
+    step = one.next()
+    assert (step.kind, step.name, step.foreseen) == ("seeds", "r8", "r2")
+    assert ("neighbour", "r2", 3) in one.walk(), "as it comes to pass"
+
+
+def test_it_is_foreseen_of_the_size_that_more_seeds_can_not_help() -> None:
+    one = trained({"r4": 9, "r8": 6}, ["r1", "r2"])
+    one.probable["r4"] = 0.3
+    assert one.next().foreseen == "r4"
+
+
+@pytest.mark.parametrize("why", ["tried", "untrained", "the smallest does"])
+def test_no_neighbouring_rate_is_foreseen_where_something_else_follows(why: str) -> None:
+    one = trained({"r4": 5, "r8": 6}, [] if why == "the smallest does" else ["r1", "r2"])
+    if why == "tried":
+        one.neighbours.add("r2")
+    if why == "untrained":
+        del one.seeds["r4"]
+    step = one.next()
+    assert (step.kind, step.name, step.foreseen) == ("seeds", "r8", "")
 
 
 @pytest.mark.parametrize("first", range(8))

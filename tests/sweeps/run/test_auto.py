@@ -226,6 +226,29 @@ def test_no_further_seeds_for_what_is_shown_or_shown_not_to_be() -> None:
     assert {seeds[name] for name in ("r1", "r2", "r8", "r16")} == {3}
 
 
+@pytest.mark.parametrize("helps", [False, True])
+def test_a_neighbouring_rate_that_will_be_asked_for_trains_beside_seeds(helps: bool) -> None:
+    """r = 4, the middle, is near the edge, so r = 2 fails if more seeds show r = 4: no phase is for its rate alone."""
+
+    def accuracy(name: str, lr: float, seed: int) -> float:
+        if lr == 1e-3 and name != "full":
+            return 0.95 if helps and name == "r2" else 0.7
+        return 0.95 - (0.002 + 0.015 * (seed % 2) if name == "r4" else 0.1 if name in ("r1", "r2") else 0)
+
+    stages = MadeUp(accuracy, price=0.1, seeds=tuple(range(16)))
+    found, answer = walked(stages)
+    assert answer.name == ("r2" if helps else "r4")
+    tried = {f"r2-lr0.001-s{seed}" for seed in range(3)}
+    (phase,) = [phase for phase in stages.phases if tried & {*phase}]
+    assert tried < {*phase}
+    assert {name.split("-")[0] for name in phase} == {"r2", "r4", "full"}
+    said = [message for message in stages.messages if "neighbouring" in message]
+    assert said[0].endswith("seeds of r = 4 and full fine-tuning, and r = 2 at a neighbouring learning rate.")
+    alone, without = walked(MadeUp(accuracy, price=1.0, seeds=tuple(range(16))))
+    assert (without.verdict, without.name) == (answer.verdict, answer.name), "as where each size trains alone"
+    assert (found.rates or {})["r2"] == (alone.rates or {})["r2"]
+
+
 def test_the_curve_is_completed_after_the_decision() -> None:
     bare, _ = walked(MadeUp(rising(4)))
     stages = MadeUp(rising(4))

@@ -95,7 +95,9 @@ class PackedHalf(torch.autograd.Function):
         half_update: Float[Tensor, "G rows d_in"] | None,
         layer: Layer,
     ) -> Float[Tensor, "K rows d_out"]:
-        y = _sum(F.linear(half, layer.weight), layer.bias)
+        # Where every adapter has an update, the bias comes with it.
+        bias = layer.bias if layer.groups is None and layer.is_tiled else None
+        y = _sum(F.linear(half, layer.weight), layer.bias if bias is None else None)
         if layer.groups is not None:
             y = layer.groups.fan_out(y).contiguous()
         ctx.dropped = half_update is not None
@@ -104,7 +106,7 @@ class PackedHalf(torch.autograd.Function):
         for segment in layer.segments:
             z = on_inputs(segment.A, half_update.mT, segment)
             # Into y in float32: one pass over it, where a product in bfloat16 would take three.
-            y[segment.start : segment.stop].baddbmm_(z.float().mT, segment.B.float().mT)
+            y[segment.start : segment.stop].baddbmm_(*_float_factors(z, segment.B, bias))
             zs.append(z)
         ctx.layer = layer
         ctx.save_for_backward(half_update, *zs)
@@ -155,6 +157,17 @@ def halved(model: nn.Module, others: Collection[str], halves: Halves) -> Generat
 
     with replaced_forwards(frozen, wrap):
         yield
+
+
+def _float_factors(
+    z: Float[Tensor, "K r rows"], B: Float[Tensor, "K d_out r"], bias: Tensor | None
+) -> tuple[Float[Tensor, "K rows R"], Float[Tensor, "K R d_out"]]:
+    """z^T and B^T in float32; with a bias, as a further column of B whose z is 1."""
+    if bias is None:
+        return z.float().mT, B.float().mT
+    left, right = z.new_ones(z.shape[0], z.shape[1] + 1, z.shape[2], dtype=bias.dtype), bias.expand(*B.shape[:2])
+    left[:, :-1] = z
+    return left.mT, torch.cat([B.float(), right.unsqueeze(2)], 2).mT
 
 
 def _sum(product: Tensor, bias: Tensor | None) -> Tensor:

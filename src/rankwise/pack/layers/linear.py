@@ -144,6 +144,11 @@ class Layer:
         tiled = ends[:-1] == [segment.start for segment in self.segments] and ends[-1] == self.size
         return [segment.stop - segment.start for segment in self.segments] if tiled else None
 
+    @property
+    def is_tiled(self) -> bool:
+        """Whether every adapter has an update here."""
+        return self._sizes is not None
+
     def parts(self, t: Shaped[Tensor, "K ..."]) -> Sequence[Tensor]:
         """The part of a tensor that belongs to each segment: views."""
         if self._sizes is not None:
@@ -152,7 +157,7 @@ class Layer:
 
     def sums(self) -> Float[Tensor, "K d_out d_in"]:
         """W + s B A of every adapter."""
-        if len(self.segments) == 1 and self._sizes is not None:
+        if len(self.segments) == 1 and self.is_tiled:
             weights = torch.baddbmm(self.weight, self.segments[0].B, self.segments[0].A)
             return weights if self.segments[0].taken is None else _without(weights, *self.segments[0].taken)
         weights = self.weight.new_empty(self.size, *self.weight.shape)

@@ -9,7 +9,7 @@ Everything is recomputed from the comparisons each time, so a plan that is resum
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rankwise.sweeps.choose.comparison import Comparison
@@ -56,8 +56,8 @@ class Step:
         path: The configurations decided or abandoned so far.
         in_play: Of "seeds" the sizes that may be asked for with as many seeds once the next one is shown, and itself:
             smaller ones that are open.
-        failed: Of "seeds" the size directly below, which failed: once the next one is shown, its neighbouring rate is
-            what is left to try. "" where there is none.
+        foreseen: Of "seeds" the size whose neighbouring rate is tried next if all sizes are shown that more seeds can
+            help; "" where something else follows.
     """
 
     kind: Literal["train", "seeds", "neighbour", "end"]
@@ -65,7 +65,7 @@ class Step:
     seeds: int
     path: tuple[str, ...]
     in_play: tuple[str, ...] = ()
-    failed: str = ""
+    foreseen: str = ""
 
 
 def next_step(
@@ -101,8 +101,14 @@ def next_step(
             more = max(1, min(wanted, at_once, most_seeds - comparison.n_seeds))
             others = [(other, compared(other)) for other in ladder.names[low + 1 : at + 1]]
             in_play = tuple(other for other, its in others if its is None or its.state == "open")
-            failed = ladder.names[low] if 0 <= low == at - 1 and not neighbours_tried(ladder.names[low]) else ""
-            return Step("seeds", name, comparison.n_seeds + more, tuple(path), in_play, failed)
+            then = next_step(
+                ladder,
+                lambda other: _hoped(compared(other), most_seeds, other == ladder.names[-1]),
+                most_seeds=most_seeds,
+                neighbours_tried=neighbours_tried,
+            )
+            foreseen = then.name if then.kind == "neighbour" else ""
+            return Step("seeds", name, comparison.n_seeds + more, tuple(path), in_play, foreseen)
         path.append(name)
         if comparison.state == "shown":
             high = at
@@ -117,6 +123,13 @@ def next_step(
         last = compared(failed)
         return Step("neighbour", failed, start if last is None else last.n_seeds, tuple(path))
     return Step("end", "", 0, tuple(path))
+
+
+def _hoped(comparison: Comparison | None, most_seeds: int, largest: bool) -> Comparison | None:
+    """A comparison as it ends if more seeds show what they can."""
+    if comparison is None or comparison.state != "open" or not _seeds_can_help(comparison, most_seeds, largest):
+        return comparison
+    return replace(comparison, state="shown")
 
 
 def _seeds_can_help(comparison: Comparison, most_seeds: int, largest: bool) -> bool:
@@ -177,8 +190,8 @@ def step_sentences(step: Step, compared: Callable[[str], Comparison | None], lab
         "seeds": f"{step.seeds} seeds of {label(step.name)} and {label('')}",
         "neighbour": f"{label(step.name)} at a neighbouring learning rate",
     }[step.kind]
-    if step.failed:
-        following += f", and {label(step.failed)} at a neighbouring learning rate"
+    if step.foreseen:
+        following += f", and {label(step.foreseen)} at a neighbouring learning rate"
     return f"{'; '.join(decided)}. Next: {following}." if decided else f"Next: {following}."
 
 

@@ -230,17 +230,17 @@ class Walk:
             if step.kind == "end":
                 return
             if not cheap:
-                step = replace(step, in_play=(), failed="")
+                step = replace(step, in_play=(), foreseen="")
             if step.kind != "neighbour" or step.name not in begun:
                 self.stages.observers.message(step_sentences(step, self._compared, self._label))
             if step.kind == "neighbour":
                 neighbours.add(step.name)
                 going = yield from self._try_neighbour(step.name, ladder, at_once=cheap)
                 continue
-            begun.add(step.failed)
+            begun.add(step.foreseen)
             beside = dict.fromkeys(step.in_play, step.seeds)
             wanted = {step.name: step.seeds, self.reference.name: step.seeds}
-            going = yield from self._train(wanted, beside, self._at_neighbours(step.failed, ladder))
+            going = yield from self._train(wanted, beside, self._at_neighbours(step.foreseen, ladder))
 
     def _label(self, name: str) -> str:
         return (self.candidates[name] if name else self.reference).label
