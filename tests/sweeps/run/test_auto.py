@@ -21,7 +21,9 @@ from rankwise.sweeps.choose.answer import Answer, decide, reference_of
 from rankwise.sweeps.choose.comparison import Floors
 from rankwise.sweeps.choose.configurations import choose_learning_rates
 from rankwise.sweeps.choose.rule import Rule, Tolerance
+from rankwise.sweeps.plan.plan import fingerprints_of
 from rankwise.sweeps.problem import Run, Scores, SweepState
+from rankwise.sweeps.run import run as one_stage
 from rankwise.sweeps.run.auto import GAIN_SEEDS, SEARCH_SEED, Auto, Walk
 from rankwise.sweeps.run.stage import Decisions, Phase, Phases, StageResult
 from rankwise.train import loop
@@ -405,6 +407,19 @@ def comparable(found: rankwise.Sweep) -> Mapping[str, Any]:
     runs = [{k: v for k, v in run.items() if k not in ("seconds", "adapter")} for run in results["runs"]]
     answer = {k: v for k, v in results["answer"].items() if k != "adapter"}
     return results | {"runs": runs, "answer": answer}
+
+
+def test_base_and_data_are_hashed_once_for_all_phases(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[object] = []
+
+    def taking(model: nn.Module, problem: Any) -> dict[str, str]:
+        taken.append(problem)
+        return fingerprints_of(model, problem)
+
+    monkeypatch.setattr(one_stage, "fingerprints_of", taking)
+    found = sweep()
+    assert found.results["grid"]["search"], "a phase of its own"
+    assert len(taken) == 1
 
 
 def test_a_sweep_is_adaptive_unless_told_otherwise() -> None:
