@@ -37,7 +37,6 @@ from rankwise.tasks.digits.mnist import RawDigits, load_digits_data
 from rankwise.tasks.options import DigitsOptions
 from rankwise.train.data.tensors import shuffled
 
-
 HANDS = 3
 """Seeds of the side by hand."""
 

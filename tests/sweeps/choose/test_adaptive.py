@@ -209,7 +209,7 @@ def test_a_neighbouring_rate_has_the_seeds_of_the_first() -> None:
 def trained(open_sizes: dict[str, int], not_shown: Sequence[str]) -> World:
     """All ranks with three seeds: some open until they have so many, some shown not to do, the rest shown."""
     one = world(0)
-    one.decided.update({name: ("not", STARTING_SEEDS) for name in not_shown})
+    one.decided.update(dict.fromkeys(not_shown, ("not", STARTING_SEEDS)))
     one.decided.update({name: ("shown", seeds) for name, seeds in open_sizes.items()})
     one.seeds = dict.fromkeys(RANKS.names, STARTING_SEEDS)
     return one
