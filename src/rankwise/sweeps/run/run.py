@@ -106,19 +106,7 @@ def run_sweep(
         sha256 = fingerprints(model, runs, problem, within.known)
         swept.notes += check_plan(plan, sha256, surroundings(model), checkpoints or Path())
     else:
-        plan = make_plan(
-            model,
-            runs,
-            problem,
-            rungs,
-            within.memory,
-            within.probes,
-            workers.at_once,
-            workers.in_one_memory,
-            known=within.known,
-        )
-        if checkpoints is not None:
-            write_plan(checkpoints, plan)
+        plan = _new_plan(model, runs, problem, rungs, checkpoints, workers, within)
     swept.note(plan.notes)
     by_name = {run.name: run for run in runs}
     packs = [[by_name[name] for name in pack] for pack in plan.packs]
@@ -149,6 +137,32 @@ def run_sweep(
     swept.complete = len(swept.outcomes) == len(runs)
     _measure(model, problem, swept, scheduler.packs, plan, observer, tests=within.tests)
     return swept
+
+
+def _new_plan(
+    model: nn.Module,
+    runs: Sequence[Run],
+    problem: Problem,
+    rungs: Sequence[int],
+    checkpoints: Path | None,
+    workers: Workers,
+    within: WithinSweep,
+) -> Plan:
+    """The plan of a run that begins; it is in its folder before anything trains."""
+    plan = make_plan(
+        model,
+        runs,
+        problem,
+        rungs,
+        within.memory,
+        within.probes,
+        workers.at_once,
+        workers.in_one_memory,
+        known=within.known,
+    )
+    if checkpoints is not None:
+        write_plan(checkpoints, plan)
+    return plan
 
 
 def _resumed(checkpoints: Path | None, rungs: Sequence[int]) -> Plan:
