@@ -95,6 +95,24 @@ def test_small_updates_are_not_lost_beside_the_frozen_product() -> None:
     torch.testing.assert_close(seen[0] - plain, torch.full_like(plain, update), rtol=1e-2, atol=0)
 
 
+@pytest.mark.parametrize("targets", [("0", "0"), ("1", "1"), ("[01]", "[01]"), ("[01]", "0"), ("1", "0")])
+@pytest.mark.parametrize("ranks", [(2, 2), (1, 9)])
+def test_a_bias_is_added_once_and_not_rounded(targets: tuple[str, str], ranks: tuple[int, int]) -> None:
+    """Where all adapters have an update in a layer, in one bucket or two; where one has none; where they share x."""
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH))
+    for layer in model:
+        nn.init.zeros_(layer.weight)  # pyright: ignore[reportArgumentType]
+        nn.init.constant_(layer.bias, 1 + 2.0**-20)  # pyright: ignore[reportArgumentType]
+    members = [
+        Member(name=f"m{i}", lora=LoRAConfig(r=r, target_modules=target))
+        for i, (r, target) in enumerate(zip(ranks, targets, strict=True))
+    ]
+    pack, batch = Pack(model, members, loss, precision="bf16"), (torch.randn(4, WIDTH), torch.zeros(4).long())
+    with pack.attached(batch, training=False):
+        outputs = pack.outputs(batch)
+    assert torch.equal(outputs, torch.full((2, 4, WIDTH), 1 + 2.0**-20))
+
+
 def test_an_input_is_rounded_once_for_all_that_read_it_and_again_once_it_has_changed() -> None:
     halves, x = Halves(), torch.ones(2, 3)
     first = halves.of(x)

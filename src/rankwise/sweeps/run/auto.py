@@ -207,7 +207,7 @@ class Walk:
 
     def _follow(self, ladder: Ladder, cheap: bool) -> Phases[None]:
         """Take steps on a ladder until it ends."""
-        neighbours, begun = set[str](), set[str]()
+        neighbours = set[str]()
         together = [*ladder.names, *(c.name for c in self.off_ladder if self.curve)] if cheap else []
         start = self._starting
         both = dict.fromkeys([self.reference.name, ladder.middle], start)
@@ -231,13 +231,13 @@ class Walk:
                 return
             if not cheap:
                 step = replace(step, in_play=(), foreseen="")
-            if step.kind != "neighbour" or step.name not in begun:
+            # A neighbouring rate that was foreseen has trained by now.
+            if step.kind != "neighbour" or self._missing({}, self._at_neighbours(step.name, ladder)):
                 self.stages.observers.message(step_sentences(step, self._compared, self._label))
             if step.kind == "neighbour":
                 neighbours.add(step.name)
                 going = yield from self._try_neighbour(step.name, ladder, at_once=cheap)
                 continue
-            begun.add(step.foreseen)
             beside = dict.fromkeys(step.in_play, step.seeds)
             wanted = {step.name: step.seeds, self.reference.name: step.seeds}
             going = yield from self._train(wanted, beside, self._at_neighbours(step.foreseen, ladder))
