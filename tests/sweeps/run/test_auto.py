@@ -245,6 +245,7 @@ def test_a_neighbouring_rate_that_will_be_asked_for_trains_beside_seeds(helps: b
     assert tried < {*phase}
     assert {name.split("-")[0] for name in phase} == {"r2", "r4", "full"}
     said = [message for message in stages.messages if "neighbouring" in message]
+    assert sum("r = 2 at" in message for message in said) == 1, "though several phases give seeds"
     assert said[0].endswith("seeds of r = 4 and full fine-tuning, and r = 2 at a neighbouring learning rate.")
     alone, without = walked(MadeUp(accuracy, price=1.0, seeds=tuple(range(16))))
     assert (without.verdict, without.name) == (answer.verdict, answer.name), "as where each size trains alone"

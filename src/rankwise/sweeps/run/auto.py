@@ -229,8 +229,8 @@ class Walk:
             self.path = [*dict.fromkeys([*self.path, *step.path])]
             if step.kind == "end":
                 return
-            if not cheap:
-                step = replace(step, in_play=(), foreseen="")
+            early = self._missing({}, self._at_neighbours(step.foreseen, ladder)) if cheap else []
+            step = replace(step, in_play=step.in_play if cheap else (), foreseen=step.foreseen if early else "")
             # A neighbouring rate that was foreseen has trained by now.
             if step.kind != "neighbour" or self._missing({}, self._at_neighbours(step.name, ladder)):
                 self.stages.observers.message(step_sentences(step, self._compared, self._label))
@@ -240,7 +240,7 @@ class Walk:
                 continue
             beside = dict.fromkeys(step.in_play, step.seeds)
             wanted = {step.name: step.seeds, self.reference.name: step.seeds}
-            going = yield from self._train(wanted, beside, self._at_neighbours(step.foreseen, ladder))
+            going = yield from self._train(wanted, beside, early)
 
     def _label(self, name: str) -> str:
         return (self.candidates[name] if name else self.reference).label
