@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from reference import keyed
+from reference import dropout_numbers
 
 Batch = Mapping[str, Tensor]
 
@@ -53,7 +53,7 @@ class KeyedDropout(TorchFunctionMode):
             module.register_forward_hook(lambda m, a, y: (self.running.pop(), None)[1])
 
     def dropped(self, module: str, x: Tensor, p: float) -> Tensor:
-        u = torch.rand(x.shape, generator=keyed("noise", self.seed, module, self.calls[module], self.step))
+        u = dropout_numbers(self.seed, module, self.calls[module], self.step, x.shape)
         self.calls[module] += 1
         return x * ((u >= p).to(x) / (1 - p))
 

@@ -5,6 +5,7 @@ from the documented key. The definition of a pack is `rankwise.lora.maths.lora_p
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -19,10 +20,24 @@ def keyed(*key: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
+def dropout_numbers(seed: int, module: str, call: int, step: int, shape: Sequence[int]) -> Tensor:
+    """The documented numbers that a mask is drawn from: 16 bits each, four at a draw. Those of small masks come from
+    the numbers of several steps, 2^15 in all, of which a step has as many as the next power of two, 1,024 at least."""
+    n = math.prod(shape)
+    size = max(1024, 2 ** math.ceil(math.log2(n)))
+    if n < 2**14:
+        block, skipped = divmod(step, 2**15 // size)
+        generator, drawn = keyed("noise of steps", seed, module, call, block, size), 2**15
+    else:
+        generator, skipped, drawn = keyed("noise", seed, module, call, step), 0, n
+    quarters = torch.empty(math.ceil(drawn / 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    bits = quarters.view(torch.int16)[skipped * size :][:n]
+    return ((bits.double() + 2**15) / 2**16).view(tuple(shape))
+
+
 def mask(seed: int, module: str, step: int, like: Tensor, p: float) -> Tensor:
     """What dropout multiplies with: 0 where u < p, else 1 / (1 - p)."""
-    u = torch.rand(like.shape, generator=keyed("noise", seed, module, 0, step))
-    return (u >= p).to(like) / (1 - p)
+    return (dropout_numbers(seed, module, 0, step, like.shape) >= p).to(like) / (1 - p)
 
 
 @dataclass

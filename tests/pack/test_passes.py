@@ -1,5 +1,6 @@
 """Batches that pass in parts, models that run parts of themselves again, and adapters that leave their layer."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ import rankwise
 from rankwise.errors import PackError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
-from rankwise.pack.noise import keyed as noise
+from rankwise.pack.noise.keyed import Noise
 from rankwise.pack.pack import Pack
+from rankwise.streams import stream
 from rankwise.train.settings import Training
 
 Batch = tuple[Tensor, ...]
@@ -51,11 +53,11 @@ def gradients(rows: int | None, dropout: float) -> Tensor:
     return pack.store.grads.clone()
 
 
-def whole_then_rows(*key: Any, coarse: bool) -> Tensor:
+def whole_then_rows(self: Noise, seeds: Sequence[int], call: tuple[str, int], *where: Any, coarse: bool) -> Tensor:
     """As on a GPU, where the first numbers of a draw depend on how many follow, and none are of 16 bits."""
-    *keyed_on, rows, total, shape, device = key
-    generator = noise.stream("noise", *keyed_on, device=device)
-    return torch.rand((total, *shape), generator=generator)[rows]
+    rows, total, shape, _ = where
+    drawn = [torch.rand((total, *shape), generator=stream("noise", seed, *call)) for seed in seeds]
+    return torch.stack(drawn)[:, rows]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -64,7 +66,7 @@ def test_parts_have_the_whole_batchs_masks_where_tokens_lie_side_by_side(
     dropout: float, rule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if rule == "gpu":
-        monkeypatch.setattr(noise, "uniform", whole_then_rows)
+        monkeypatch.setattr(Noise, "_uniform", whole_then_rows)
     whole = gradients(None, dropout)
     for rows in (4, 3, 1):
         torch.testing.assert_close(gradients(rows, dropout), whole, rtol=1e-12, atol=1e-14)

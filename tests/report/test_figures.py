@@ -50,6 +50,22 @@ def labels(figure: Figure) -> list[Annotation]:
     return [text for text in figure.axes[0].texts if isinstance(text, Annotation) and text.get_text()]
 
 
+@pytest.mark.parametrize("size", [FULL_SIZE, PAGE_SIZE])
+@pytest.mark.parametrize("name", FIGURES)
+def test_wide_tick_labels_leave_room_for_the_axis_label(name: str, size: tuple[float, float]) -> None:
+    results = sample_results([4, 8])
+    for c in results.configurations:
+        c.relative_metric = 1.0 + 1e-5 * (c.mean or 0.0)
+        c.mean = 0.98 + 1e-5 * (c.mean or 0.0)
+        c.interval = (c.mean - 1e-6, c.mean + 1e-6)
+    figure = build_figure(results, name, size)
+    assert figure is not None
+    label = figure.axes[0].yaxis.label
+    figure.draw_without_rendering()
+    assert label.get_window_extent().x0 >= 0.04 * figure.dpi
+    assert figure.axes[0].get_position().width > 0.6
+
+
 @pytest.mark.parametrize(("name", "size"), [(FIGURES[0], FULL_SIZE), (FIGURES[1], PAGE_SIZE)], ids=FIGURES)
 @pytest.mark.parametrize("given", SAMPLES, ids=range(len(SAMPLES)))
 def test_no_text_meets_another_a_bar_a_point_or_a_grid_line(

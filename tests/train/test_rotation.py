@@ -178,13 +178,16 @@ def last_state(one: tuple[Member, Training], rotation: Rotation | None, epochs: 
 
 def test_the_halves_choose_other_epochs() -> None:
     """Else the tests above could not tell a cross-fit from the best epoch."""
-    for outcome, one in zip(outcomes_of(training_of(RUNS[:1])).values(), RUNS[:1], strict=True):
-        rows = tuple(t[ROTATION.cut(0).validation] for t in ROTATION.pool)
-        pack = Pack(make_model(), [one[0]], loss, states={one[0].name: outcome.state})
+    outcomes, differ = outcomes_of(training_of(RUNS[:2])), list[bool]()
+    for member, _ in RUNS[:2]:
+        outcome = outcomes[member.name]
+        rows = tuple(t[ROTATION.cut(member.seed).validation] for t in ROTATION.pool)
+        pack = Pack(make_model(), [member], loss, states={member.name: outcome.state})
         with pack.attached(tuple(t[:2] for t in rows), training=False):
             (best,) = evaluate_rows(pack, rows, [PerAdapter(accuracy, "metric")], Feed())
         assert outcome.deciding is not None
-        assert (best[0].numpy() != outcome.deciding).any()
+        differ.append(bool((best[0].numpy() != outcome.deciding).any()))
+    assert any(differ)
 
 
 def test_no_row_passes_twice_for_the_cross_fit() -> None:

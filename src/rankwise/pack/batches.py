@@ -1,6 +1,6 @@
 """Batches: a tensor, or a tuple, list or mapping of tensors, all with the rows first."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,35 @@ def stacked(batches: Sequence[Batch]) -> Batch:
     return tuple(torch.stack(parts) for parts in zip(*batches, strict=True))
 
 
+class WithProducts(tuple[Tensor, ...]):
+    """The tensors of a data set, or of a batch of it, with what a frozen layer gives for each row.
+
+    Args:
+        tensors: The tensors.
+        layer: The layer's path.
+        products: W x + b of each row, with the rows first.
+    """
+
+    def __new__(cls, tensors: Iterable[Tensor], layer: str, products: Tensor) -> "WithProducts":
+        made = super().__new__(cls, tensors)
+        made.layer, made.products = layer, products
+        return made
+
+    layer: str
+    products: Tensor
+
+    def picked(self, pick: Callable[[Tensor], Tensor]) -> "WithProducts":
+        """The same with every tensor passed through `pick`."""
+        return WithProducts(map(pick, self), self.layer, pick(self.products))
+
+
+def products_of(batch: Batch, layer: str) -> Tensor | None:
+    """What a layer gives for the rows of a batch, without its adapters; None where the batch doesn't hold it."""
+    if isinstance(batch, _LazySequence):
+        return batch.products_of(layer)
+    return batch.products if isinstance(batch, WithProducts) and batch.layer == layer else None
+
+
 def lazily(batch: Batch, pick: Callable[[Tensor], Tensor]) -> Batch:
     """The batch with `pick` applied to each tensor when it is read, not before."""
     if isinstance(batch, Tensor):
@@ -76,6 +105,10 @@ class _LazyMapping(Mapping[str, Any]):
 class _LazySequence(Sequence[Any]):
     def __init__(self, batch: Sequence[Any], pick: Callable[[Tensor], Tensor]) -> None:
         self._batch, self._pick = batch, pick
+
+    def products_of(self, layer: str) -> Tensor | None:
+        products = products_of(self._batch, layer)
+        return None if products is None else self._pick(products)
 
     def __getitem__(self, i: Any) -> Any:
         return self._pick(self._batch[i])

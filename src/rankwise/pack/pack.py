@@ -132,6 +132,12 @@ class Pack:
         with self._running.attached(example, self.seeds, training=training):
             yield
 
+    def with_products(self, data: Batch) -> Batch:
+        """A data set that rows of batches can be taken from, with what need not be computed in each step, inside
+        `attached`: nothing, where that isn't known of the model."""
+        chain = self._running.chain
+        return data if chain is None else chain.with_products(data)
+
     def step(
         self, batch: Batch, lr: Tensor, weight_decay: Tensor | None, max_norm: Tensor | None, rows: int | None = None
     ) -> Tensor:

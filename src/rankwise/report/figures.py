@@ -23,6 +23,7 @@ from rankwise.results import Results
 from rankwise.writing import replacing
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FIGURES = ("accuracy_vs_parameters", "relative")
@@ -30,6 +31,8 @@ CURVES = "curves"
 KINDS = ("png", "svg")
 MOST_LETTERS = 48
 """Of a name in a title."""
+MARGIN = 0.05
+"""Inches that stay free at the left end of a figure."""
 
 FULL_SIZE, PAGE_SIZE = (7.4, 4.8), (5.6, 4.4)
 """Inches. The page's are small, so that their text is large enough on a phone."""
@@ -167,7 +170,21 @@ def build_figure(results: Results, name: str, size: tuple[float, float]) -> "Fig
     ax.set_xlabel(f"{share}trainable parameters (log scale)", color=INK)
     ax.set_ylabel(f"{share}test {metric}", color=INK)
     draw_scene(ax, shown, relative=relative, higher_is_better=results.metric.higher_is_better)
+    _make_room(ax)
     return figure
+
+
+def _make_room(ax: "Axes") -> None:
+    """Move the left end of the axes where tick labels are so wide that the label beside them would be cut off."""
+    figure = ax.get_figure(root=True)
+    box = ax.yaxis.get_tightbbox()
+    if figure is None or box is None:
+        return
+    missing = MARGIN - box.x0 / figure.dpi
+    if missing > 0:
+        left, bottom, wide, high = ax.get_position().bounds
+        share = missing / figure.get_figwidth()
+        ax.set_position((left + share, bottom, wide - share, high))
 
 
 def _heading(figure: "Figure", title: str, subtitle: str) -> None:

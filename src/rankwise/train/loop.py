@@ -23,7 +23,7 @@ from rankwise.pack.step.loss_scale import FIRST_STEPS
 from rankwise.results.kinds import Status
 from rankwise.train.crossfit import CrossFit
 from rankwise.train.data.cuts import Cutting, half_of
-from rankwise.train.data.feed import Feed
+from rankwise.train.data.feed import Feed, unchanged
 from rankwise.train.data.tensors import Data, count_rows, pick, take
 from rankwise.train.evaluation import evaluate_rows
 from rankwise.train.events import Epoch, Stepped
@@ -162,10 +162,11 @@ class PackTraining:
         pack, of = self._pack, self._stopping
         weight_decay = of.weight_decay if of.weight_decay.any() else None
         clip = of.clip if of.clip.isfinite().any() else None
-        own = self._rows("train")
-        order = self._feed.order(self._train, pack.seeds, self.epoch, self.batch_size, own).to(pack.device)
-        rates = self._rates()
+        order = self._feed.order(self._train, pack.seeds, self.epoch, self.batch_size, self._rows("train"))
+        order, rates = order.to(pack.device), self._rates()
         with pack.attached(self._example, training=True):
+            if self._feed.prepare is unchanged:
+                self._train, self._validation = map(pack.with_products, (self._train, self._validation))
             while (within := pack.steps - self.epoch * self.steps_an_epoch) < self.steps_an_epoch:
                 rows = order[:, within * self.batch_size : (within + 1) * self.batch_size]
                 if self._schedules.moves_each_step(pack.steps):

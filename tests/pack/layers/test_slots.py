@@ -1,7 +1,5 @@
 """The small parts of a pack: groups, buckets, forwards, the optimiser."""
 
-from functools import partial
-
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +11,6 @@ from rankwise.lora.config import LoRAConfig
 from rankwise.pack.groups import Groups
 from rankwise.pack.member import Member
 from rankwise.pack.noise.forwards import replaced_forwards
-from rankwise.pack.noise.keyed import MANY, dropout_mask, uniform
 from rankwise.pack.resolved import AdapterState, bucket_rank, resolve
 from rankwise.pack.stacks.store import Store
 from rankwise.pack.step.adamw import PackedAdamW
@@ -147,44 +144,3 @@ def test_forwards_are_put_back_after_an_error() -> None:
         fail()
     assert model[0].forward is own
     assert "forward" not in model.__dict__
-
-
-@pytest.mark.parametrize(("coarse", "width"), [(False, 5), (True, 5), (True, MANY // 9 + 2)])
-def test_noise_of_a_part_of_a_batch_is_that_of_the_whole(coarse: bool, width: int) -> None:
-    draw = partial(uniform, total=9, shape=(width,), device=CPU, coarse=coarse)
-    whole, start, end = (draw(0, "fc", 0, 3, slice(*rows)) for rows in ((0, 9), (0, 4), (4, 9)))
-    assert torch.equal(whole, torch.cat([start, end]))
-    others = [draw(*key, slice(0, 4)) for key in ((1, "fc", 0, 3), (0, "fc", 1, 3), (0, "fc", 0, 4))]
-    assert not any(torch.equal(start, other) for other in others)
-
-
-def test_sixteen_bits_are_uniform_and_independent_of_their_neighbours() -> None:
-    u = uniform(0, "fc", 0, 3, slice(0, 1001), 1001, (999,), CPU, coarse=True)
-    assert (u.dtype, u.shape) == (torch.int16, (1001, 999))
-    places = u.long() + 2**15
-    # 16 classes of as many numbers: chi-squared with 15 degrees of freedom is over 37.7 in one of a thousand seeds.
-    for high in (places >> 12, places & 15):
-        counts = high.flatten().bincount(minlength=16).double()
-        expected = u.numel() / 16
-        assert len(counts) == 16
-        assert float(((counts - expected) ** 2 / expected).sum()) < 37.7
-    # The four quarters of a draw and draws beside each other: correlations of 10^6 pairs have a deviation of 10^-3.
-    flat = u.flatten().double()
-    for lag in (1, 2, 3, 4, 624):
-        assert abs(float(torch.corrcoef(torch.stack([flat[:-lag], flat[lag:]]))[0, 1])) < 4e-3
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_masks_of_sixteen_bits_are_those_of_their_numbers(dtype: torch.dtype) -> None:
-    bits = uniform(0, "fc", 0, 3, slice(0, 64), 64, (999,), CPU, coarse=True)
-    assert bits.dtype == torch.int16
-    u = (bits.double() + 2**15) / 2**16
-    for p in (0.1, 0.25, 1 / 3, 0.5, 0.999, 1 - 1e-6, 1.0):
-        mask = dropout_mask(bits.clone(), p, dtype)
-        wanted = torch.zeros(64, 999, dtype=dtype) if p == 1 else (u >= p).to(dtype) / (1 - p)
-        if p < 0.999:
-            assert torch.equal(mask, wanted)
-            assert float((mask == 0).double().mean()) == pytest.approx(p, abs=1e-2)
-        else:
-            assert float((mask == 0).double().mean()) > 0.99
-        assert torch.equal(dropout_mask(bits.clone(), torch.full((64, 1), min(p, 0.9)), dtype) > 0, u >= min(p, 0.9))

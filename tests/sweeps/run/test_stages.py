@@ -58,3 +58,17 @@ def test_a_resumed_search_decides_alike(tmp_path: Path) -> None:
     again = searched((1e-4, 1e-2), False, tmp_path, resume=True)
     assert again.searched == first.searched
     assert [run.name for run in again.swept.runs] == [run.name for run in first.swept.runs]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "patience", "rung"), [(60, None, 15), (60, 10, 10), (16, 10, 4), (60, 40, 15), (4, 2, 1), (3, 1, None)]
+)
+def test_rates_are_looked_at_after_a_quarter_of_the_epochs_or_the_patience(
+    epochs: int, patience: int | None, rung: int | None
+) -> None:
+    training = Training(epochs=epochs, patience=patience)
+    one = Candidate(name="r4", label="", method="lora", training=training, lrs=(1e-3, 1e-2), lora=LoRAConfig(r=4))
+    data = {DEFAULT_DATA: Splits(some_data(64, 0), some_data(40, 1), some_data(40, 2))}
+    problem = Problem(data, loss, accuracy, higher_is_better=True)
+    stages = Stages(model=small_model(), problem=problem, candidates=[one], seeds=(0,), observers=Observers())
+    assert stages.searching([one], 7)[1] == (() if rung is None else (rung,))

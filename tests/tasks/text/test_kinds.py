@@ -30,7 +30,7 @@ FIGURES = {
     "several": ("exact match of labels", "accuracy", {"loss", "f1", "mcc"}),
 }
 
-LONG = {"number": ["--epochs", "8", "--lr", "3e-2"], "several": ["--epochs", "20", "--lr", "1e-2"]}
+LONG = {"number": ["--epochs", "20", "--lr", "1e-2"], "several": ["--epochs", "20", "--lr", "1e-2"]}
 """For how long an adapter trains until it has learned something."""
 
 PROBLEMS = {"number": "regression", "several": "multi_label_classification"}

@@ -218,7 +218,12 @@ class FactoredWay(Way):
     """Through z = A x; the only way for adapters that share batches or have dropout."""
 
     def forward(self, layer: Layer, x: Tensor, x_update: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        y = torch.nn.functional.linear(x, layer.weight, layer.bias)
+        return self.add_updates(layer, torch.nn.functional.linear(x, layer.weight, layer.bias), x, x_update)
+
+    def add_updates(
+        self, layer: Layer, y: Float[Tensor, "G rows d_out"], x: Tensor, x_update: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The forward pass from y = W x + b on, which may be overwritten."""
         if layer.groups is not None:
             # What follows adds onto y, so it needs memory of its own: an expanded batch lies under all adapters.
             y = layer.groups.fan_out(y).contiguous()

@@ -121,6 +121,11 @@ class LinearLayer:
         return found
 
     @property
+    def frozen(self) -> tuple[Tensor, Tensor | None]:
+        """The base's weight (d_out, d_in) and bias."""
+        return self._weight, self._bias
+
+    @property
     def is_plain(self) -> bool:
         """Whether all that runs here is one product for the base and the adapters' own, in one precision."""
         return self._halves is None and not self._any_trained and not self._drops

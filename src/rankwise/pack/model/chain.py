@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankwise.pack.batches import Batch, call_model
+from rankwise.pack.batches import Batch, WithProducts, call_model, products_of
 from rankwise.pack.groups import Groups
 from rankwise.pack.layers.choose import PackedLayer
+from rankwise.pack.layers.linear import FACTORED
 from rankwise.pack.layers.linear_layer import LinearLayer
 from rankwise.pack.layers.trained import TrainedLayer
 from rankwise.pack.model.known import flat_input, known_sequence
@@ -33,6 +34,10 @@ products 4% of a step."""
 
 _threshold_backward = torch.ops.aten.threshold_backward.grad_input
 _log_softmax_backward = torch.ops.aten._log_softmax_backward_data.default
+
+
+MUCH = 4
+"""Times that the inputs of a layer must be as wide as its outputs for these to be kept for each row."""
 
 
 class Stage(ABC):
@@ -57,10 +62,21 @@ class AdaptedStage(Stage):
     """
 
     def __init__(self, name: str, layers: Callable[[], Mapping[str, Any]], *, first: bool) -> None:
-        self._name, self._layers, self._first = name, layers, first
+        self.name, self._layers, self._first = name, layers, first
+
+    @property
+    def frozen(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the base."""
+        return self._layers()[self.name].frozen
+
+    def add_updates(self, y: Tensor, x: Tensor, groups: Groups) -> tuple[Tensor, Any]:
+        """`forward` of the first layer, from y = W x + b on, which is left as it is."""
+        layer, _ = self._layers()[self.name].chosen(groups, x.shape[1])
+        y, saved = FACTORED.add_updates(layer, y.clone(), x, None)
+        return y, (layer, FACTORED, saved)
 
     def forward(self, x: Tensor, groups: Groups) -> tuple[Tensor, Any]:
-        layer, way = self._layers()[self._name].chosen(groups if self._first else None, x.shape[1])
+        layer, way = self._layers()[self.name].chosen(groups if self._first else None, x.shape[1])
         y, saved = way.forward(layer, x, None)
         return y, (layer, way, saved)
 
@@ -73,7 +89,7 @@ class TrainedStage(AdaptedStage):
     """A layer that all adapters train in full."""
 
     def forward(self, x: Tensor, groups: Groups) -> tuple[Tensor, Any]:
-        layer: TrainedLayer = self._layers()[self._name].trained
+        layer: TrainedLayer = self._layers()[self.name].trained
         x = groups.fan_out(x) if self._first else x
         return layer.forward(x), (layer, x)
 
@@ -168,18 +184,38 @@ class Chain:
         self.ran = x is not None and not torch.is_autocast_enabled(x.device.type)
         return x if self.ran else None
 
-    def forward(self, x: Tensor, groups: Groups) -> Tensor:
-        """Outputs (K, rows, ...) for inputs (G * rows, width)."""
+    def with_products(self, data: Batch) -> Batch:
+        """A data set with W x + b of the first layer for each row, which is then one product for all epochs and seeds.
+        The data set itself where that isn't the first thing that runs, or would take much memory beside the inputs."""
+        first, x = self._stages[0], flat_input(data)
+        if self._before or type(first) is not AdaptedStage or x is None or isinstance(data, Tensor | WithProducts):
+            return data
+        weight, bias = first.frozen
+        if MUCH * weight.shape[0] > weight.shape[1] or (x.dtype, x.device) != (weight.dtype, weight.device):
+            return data
+        with self._unrecorded():
+            return WithProducts(data, first.name, nn.functional.linear(x, weight, bias))
+
+    def forward(self, x: Tensor, groups: Groups, batch: Batch) -> Tensor:
+        """Outputs (K, rows, ...) for inputs (G * rows, width), those of a batch."""
         differentiates = torch.is_grad_enabled()
         self._saved = []
         with self._unrecorded():
             x = _run(self._before, x).view(groups.n_batches, -1, x.shape[1])
-            for stage in self._stages:
-                x, saved = stage.forward(x, groups)
+            for i, stage in enumerate(self._stages):
+                x, saved = stage.forward(x, groups) if i else self._first(x, groups, batch)
                 if differentiates:
                     self._saved.append(saved)
         self._leaf = x.requires_grad_() if differentiates else None
         return _run(self._behind, x.flatten(0, 1)).unflatten(0, x.shape[:2]) if self._behind else x
+
+    def _first(self, x: Tensor, groups: Groups, batch: Batch) -> tuple[Tensor, Any]:
+        """The first layer, from its products where the batch has them."""
+        stage = self._stages[0]
+        products = products_of(batch, stage.name) if type(stage) is AdaptedStage else None
+        if type(stage) is not AdaptedStage or products is None:
+            return stage.forward(x, groups)
+        return stage.add_updates(products.view(*x.shape[:2], -1), x, groups)
 
     def backward(self) -> None:
         """Add the gradients of A and B to the store, once autograd has found those of the outputs."""

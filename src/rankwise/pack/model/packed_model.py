@@ -64,7 +64,7 @@ class PackedModel:
         self._branch: Branch | None = None
         self._turns: Turns | None = None
         self._root: NoiseMode | None = None
-        self._chain: Chain | None = None
+        self.chain: Chain | None = None
         self._forwards: dict[str, Forward] = {}
         self._without_rows: Mapping[str, torch.Size] = {}
         self.notes: list[str] = []  # what a user should know of how the pack runs
@@ -142,8 +142,8 @@ class PackedModel:
     def _replace(self, stack: ExitStack) -> None:
         if self._turns is None:
             branch, keyed = self._branch or DOOR, self._keyed if self._training else ()
-            self._chain = chain_of(self._model, self._call, branch, lambda: self._layers, self._noise, keyed)
-            stack.callback(setattr, self, "_chain", None)  # it refers to this
+            self.chain = chain_of(self._model, self._call, branch, lambda: self._layers, self._noise, keyed)
+            stack.callback(setattr, self, "chain", None)  # it refers to this
             stack.enter_context(replaced_forwards(self._modules, self._packed))
             blocks = {name: self._model.get_submodule(name) for name in branch.blocks}
             stack.enter_context(replaced_forwards(blocks, parting(lambda: self._now, branch)))
@@ -179,7 +179,7 @@ class PackedModel:
             knows_arguments: Whether blocks with new arguments are an error.
         """
         outputs = self._any_way(batch, groups, draws, knows_arguments)
-        if self._chain is None or not self._chain.ran:
+        if self.chain is None or not self.chain.ran:
             self._base.check(training=self._training)
         return outputs
 
@@ -212,7 +212,7 @@ class PackedModel:
             outputs, drawn = self._forward(batch, groups, draws)
         if drawn:
             raise CannotJoin(f"the model draws random numbers from {drawn}, which it doesn't on the first rows,")
-        if self._chain is not None and self._chain.ran:
+        if self.chain is not None and self.chain.ran:
             return outputs  # which has them in this shape
         if outputs.shape[0] == len(self) * self._now.rows:
             return outputs.view(len(self), self._now.rows, *outputs.shape[1:])
@@ -240,8 +240,8 @@ class PackedModel:
         self._noise.before = branch.before
         self._noise.begin(groups, draws)
         flat = lazily(batch, lambda t: (t if branch.name else groups.fan_out(t)).flatten(0, 1))
-        if self._chain is not None and (x := self._chain.input_of(flat)) is not None:
-            return self._chain.forward(x, groups), ""
+        if self.chain is not None and (x := self.chain.input_of(flat)) is not None:
+            return self.chain.forward(x, groups, flat), ""
         return watched(self._generators, lambda: self._called(self._model, flat), training=self._training)
 
     def _look_again(self, batch: Batch, groups: Groups) -> None:
@@ -269,9 +269,9 @@ class PackedModel:
             # Not autograd.grad: reentrant checkpointing can't be differentiated by given inputs.
             if not losses.requires_grad:
                 pass
-            elif self._chain is not None and self._chain.ran:
+            elif self.chain is not None and self.chain.ran:
                 ENGINE.run_backward((losses,), (start,), False, False, (), True, True)
-                self._chain.backward()
+                self.chain.backward()
             elif self._turns is None or self._turns_sure:
                 torch.autograd.backward(losses, start)
             else:

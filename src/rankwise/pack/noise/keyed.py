@@ -20,50 +20,7 @@ from rankwise.errors import PackError
 from rankwise.pack.groups import Groups
 from rankwise.pack.noise.answers import NoiseMode
 from rankwise.pack.noise.forwards import Forward
-from rankwise.streams import stream
-
-MANY = 1 << 14
-"""Numbers from which on four at a draw save time."""
-
-
-def uniform(
-    seed: int,
-    module: str,
-    call: int,
-    step: int,
-    rows: slice,
-    total: int,
-    shape: Sequence[int],
-    device: torch.device,
-    *,
-    coarse: bool = False,
-) -> Tensor:
-    """The numbers u in [0, 1) of some rows in one dropout call for one seed: (rows, ...), in float32 or as 16 bits.
-
-    Args:
-        seed, module, call, step: What they are keyed on, in addition to the device.
-        rows: Which of the batch's rows.
-        total: How many rows the batch has.
-        shape: Of one row.
-        device: Where they are drawn.
-        coarse: 16 bits are enough, as to be compared with a probability. Of many numbers a CPU, which draws one after
-            another, makes four at a draw then, in a third of the time; they are 2^16 u - 2^15, in int16.
-    """
-    # The numbers of a part are those of the whole: a CPU's first ones are the same however many follow, a GPU's aren't.
-    drawn = rows.stop if device.type == "cpu" else total
-    generator = stream("noise", seed, module, call, step, device=device)
-    many = device.type == "cpu" and total * math.prod(shape) >= MANY
-    draw = _sixteen_bits if coarse and many else torch.rand
-    u = draw((drawn, *shape), generator=generator, device=device)
-    # Of a part a copy, or all that was drawn would stay.
-    return u if rows == slice(0, drawn) else u[rows].clone()
-
-
-def _sixteen_bits(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
-    """Uniform numbers of int16, the four quarters of 64 bits each."""
-    n = math.prod(shape)
-    bits = torch.empty(-(-n // 4), dtype=torch.int64, device=device).random_(-(2**63), None, generator=generator)
-    return bits.view(torch.int16)[:n].view(tuple(shape))
+from rankwise.pack.noise.uniform import CoarseNumbers, uniform
 
 
 class Draws(NamedTuple):
@@ -92,6 +49,7 @@ class Noise:
         self._calls: dict[str, int] = {}
         self._again = False
         self._groups: Groups | None = None
+        self._coarse = CoarseNumbers()
         self.before: Collection[str] = ()
         """Modules that run before the branch point, where the rows are one copy a batch; the pack sets it."""
         self.dims: Mapping[str, Sequence[int | None]] = {}
@@ -155,7 +113,7 @@ class Noise:
         if dim is None:
             # Of several seeds only where nothing depends on it.
             total = shape[0] if shape else 1
-            u = uniform(of.seeds[0], module, call, of.step, slice(0, total), total, shape[1:], device, coarse=coarse)
+            u = self._uniform(of.seeds[:1], (module, call), slice(0, total), total, shape[1:], device, coarse=coarse)
             return u.view(tuple(shape)), None, 1
         n = groups.n_batches if module in self.before else len(groups.batch_of)
         if shape[dim] % n:
@@ -171,8 +129,25 @@ class Noise:
         own = slice(of.first * made, of.first * made + rows)
         total = rows if of.total is None else of.total * made
         rest = [*shape[:dim], *shape[dim + 1 :]]
-        draws = [uniform(seed, module, call, of.step, own, total, rest, device, coarse=coarse) for seed in of.seeds]
-        return draws[0].unsqueeze(0) if len(draws) == 1 else torch.stack(draws), dim, n
+        return self._uniform(of.seeds, (module, call), own, total, rest, device, coarse=coarse), dim, n
+
+    def _uniform(
+        self,
+        seeds: Sequence[int],
+        call: tuple[str, int],
+        rows: slice,
+        total: int,
+        shape: Sequence[int],
+        device: torch.device,
+        *,
+        coarse: bool,
+    ) -> Tensor:
+        """The numbers of these seeds in this step, (G, rows, ...), for a module's call; arguments as for `uniform`."""
+        step = self._draws.step
+        if coarse and device.type == "cpu":
+            return self._coarse.of(seeds, *call, step, rows, total, shape)
+        own = [uniform(seed, *call, step, rows, total, shape, device) for seed in seeds]
+        return own[0].unsqueeze(0) if len(own) == 1 else torch.stack(own)
 
     def numbers(self, module: str, shape: Sequence[int], device: torch.device) -> Tensor:
         """Uniform numbers of this shape: those of each adapter's own batch."""

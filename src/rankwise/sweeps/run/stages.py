@@ -140,7 +140,8 @@ class Stages:
     def search_rates(
         self, candidates: Sequence[Candidate], seed: int, further: Collection[str] = ()
     ) -> Phases[tuple[dict[str, float], dict[str, bool], list[dict[str, Any]]]]:
-        """Find learning rates of some candidates with one seed, the worse half leaving after a quarter of the epochs.
+        """Find learning rates of some candidates with one seed. The worse half leaves after a quarter of the epochs, or
+        after as many as a run waits for a lower validation loss.
 
         Args:
             candidates: Those with several rates.
@@ -183,9 +184,10 @@ class Stages:
         if self.search is not None:
             runs = runs_of(candidates, self.search.seeds, self.search.data)
             return [self._standing_in(run) for run in runs], self.search.rungs
-        epochs = [c.training.epochs for c in candidates if c.training.epochs > 3]
-        quarter = (max(1, min(epochs) // 4),) if epochs else ()
-        return runs_of(candidates, (seed,)), tuple(self.rungs) or quarter
+        settings = [c.training for c in candidates if c.training.epochs > 3]
+        # Runs that stop early are not expected to last for all epochs.
+        early = [min(t.epochs // 4, t.patience or t.epochs) for t in settings]
+        return runs_of(candidates, (seed,)), tuple(self.rungs) or ((min(early),) if early else ())
 
     def _best_rates(self, searched: SweepState) -> tuple[dict[str, float], dict[str, bool]]:
         chosen = choose_learning_rates(scores_of(searched), self.problem.each_epoch.higher_is_better)

@@ -81,7 +81,7 @@ def squeeze_after_training(
         return None
     sizes = len({run.configuration for run in squeezed.cut.runs})
     adapters = len({run.name for run in squeezed.trained.values()})
-    observers.message(f"Cut {adapters:,} adapters to {sizes} smaller rank{'s' * (sizes > 1)}")
+    observers.message(f"Cut {adapters:,} adapter{'s' * (adapters > 1)} to {sizes} smaller rank{'s' * (sizes > 1)}")
     if deciding.squeeze_steps is not None:
         observers.message(f"Training them, and those trained at these ranks, {deciding.squeeze_steps:,} steps further")
         repair(model, judged, squeezed, deciding.squeeze_steps)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rankwise.errors import DataError
+from rankwise.pack.batches import WithProducts
 from rankwise.streams import stream
 
 Data = Any
@@ -40,6 +41,8 @@ def pick(data: Data, choose: Callable[[Tensor], Tensor]) -> Data:
         return choose(data)
     if isinstance(data, Mapping):
         return {key: choose(value) for key, value in data.items()}
+    if isinstance(data, WithProducts):
+        return data.picked(choose)
     return tuple(choose(value) for value in data)
 
 
