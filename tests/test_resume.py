@@ -44,7 +44,7 @@ IN_EVALUATION = [("evaluation", 1), ("evaluation", 4), ("evaluation", 9)]
 AT_THE_END = [("placing", 2), ("results", 1)]
 ALL = [*IN_A_WRITE, *AT_A_RUNG, *IN_EVALUATION, *AT_THE_END, *(("random", i) for i in range(5))]
 
-AT_A_DECISION = [*(("decision", i) for i in (1, 2, 4, 6, 8)), ("comparison", 4), ("comparison", 17)]
+AT_A_DECISION = [*(("decision", i) for i in (1, 2, 3, 4, 6)), ("comparison", 4), ("comparison", 17)]
 AFTER_A_CHOICE = [("choice", 2), ("choice", 40)]
 ADAPTIVE_WRITES = [("fsync", 3), ("fsync", 40), ("replace", 7), ("replace", 50), ("half", 5), ("half", 30)]
 ALL_ADAPTIVE = [*AT_A_DECISION, *AFTER_A_CHOICE, *ADAPTIVE_WRITES]
