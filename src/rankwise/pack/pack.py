@@ -133,8 +133,8 @@ class Pack:
             yield
 
     def with_products(self, data: Batch) -> Batch:
-        """A data set that rows of batches can be taken from, with what need not be computed in each step, inside
-        `attached`: nothing, where that isn't known of the model."""
+        """Return a data set that also holds what is the same for a row in every step, if anything is; inside
+        `attached`."""
         chain = self._running.chain
         return data if chain is None else chain.with_products(data)
 

@@ -37,7 +37,7 @@ _log_softmax_backward = torch.ops.aten._log_softmax_backward_data.default
 
 
 MUCH = 4
-"""Times that the inputs of a layer must be as wide as its outputs for these to be kept for each row."""
+"""A layer's outputs are kept for each row only where its inputs are at least this many times as wide."""
 
 
 class Stage(ABC):
@@ -185,8 +185,9 @@ class Chain:
         return x if self.ran else None
 
     def with_products(self, data: Batch) -> Batch:
-        """A data set with W x + b of the first layer for each row, which is then one product for all epochs and seeds.
-        The data set itself where that isn't the first thing that runs, or would take much memory beside the inputs."""
+        """Return a data set that also holds W x + b of the first layer for each row, so that all epochs and seeds share
+        one product. Return the data set itself where another module runs first, or the outputs would take too much
+        memory."""
         first, x = self._stages[0], flat_input(data)
         if self._before or type(first) is not AdaptedStage or x is None or isinstance(data, Tensor | WithProducts):
             return data

@@ -1,7 +1,7 @@
 """Uniform numbers that depend on what they are for: a seed, a module, a call in a forward pass, an optimiser step.
 
-To make a generator takes longer than to draw a thousand numbers from it, so a CPU draws those of small tensors for
-several steps at a time, and keeps them until these steps are over.
+Creating a generator takes longer than drawing a thousand numbers from it. So on a CPU the numbers of small tensors are
+drawn for several steps at once and kept until those steps are over.
 """
 
 import math
@@ -13,10 +13,10 @@ from torch import Tensor
 from rankwise.streams import stream
 
 MANY = 1 << 14
-"""Numbers from which on each step has a generator of its own."""
+"""A draw of at least this many numbers uses a new generator in every step; smaller ones share it over several."""
 
 SEVERAL_STEPS = 1 << 15
-"""Numbers of a generator that serves several steps."""
+"""How many numbers are drawn from a generator that several steps share."""
 
 
 def uniform(
@@ -39,8 +39,8 @@ def uniform(
         total: How many rows the batch has.
         shape: Of one row.
         device: Where they are drawn.
-        coarse: 16 bits are enough, as to be compared with a probability. A CPU, which draws numbers one after another,
-            makes four at a draw then, in a third of the time; they are 2^16 u - 2^15, in int16.
+        coarse: Whether 16 bits are enough, as for a comparison with a probability. On a CPU each draw then gives four
+            numbers, which takes a third of the time; they are 2^16 u - 2^15, in int16.
     """
     # The numbers of a part are those of the whole: a CPU's first ones are the same however many follow, a GPU's aren't.
     drawn = rows.stop if device.type == "cpu" else total
@@ -70,7 +70,7 @@ class CoarseNumbers:
     ) -> Tensor:
         """Those of each seed: (G, rows, ...); arguments as for `uniform`.
 
-        Small draws of about the same size share a generator for several steps: which ones depends on the size alone.
+        Small draws share a generator over several steps. How many steps depends only on the size of the draw.
         """
         n = total * math.prod(shape)
         if n >= MANY:
