@@ -46,12 +46,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rankwise import LoRAConfig, inject
-from rankwise.pack.batches import call_model
+from rankwise.pack.batches import call_model, mapped
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import resolve
 from rankwise.sweeps.candidates.grid import modules_with_parameters
-from rankwise.train.data.tensors import pick
 from rankwise.train.machine.memory import peak_bytes
 from rankwise.train.prefix import find_prefix
 
@@ -169,10 +168,10 @@ def packed(
         data, call, own_loss = prefix.beside(batch, None, "batch"), prefix.run, prefix.reading(loss)
     pack = Pack(model, members, own_loss, call=call)
     pack.store.randomise()
-    shared = pick(data, lambda t: t.unsqueeze(0))
+    shared = mapped(data, lambda t: t.unsqueeze(0))
     # Learning rates that differ: the dearer way of the optimiser.
     lr = LR * torch.linspace(1, 2, len(pack))
-    attached = pack.attached(pick(data, lambda t: t[:4]), training=True)
+    attached = pack.attached(mapped(data, lambda t: t[:4]), training=True)
     attached.__enter__()
 
     def step() -> None:
@@ -271,14 +270,14 @@ def part_full(repeats: int) -> list[str]:
 
     whole = modules_with_parameters(model)
     member = Member(name="full", modules_to_save=whole, head_lr_multiplier=30.0, head_lr_multiplier_for=(last,))
-    pack, shared = Pack(model, [member], loss, call=call_model), pick(batch, lambda t: t.unsqueeze(0))
+    pack, shared = Pack(model, [member], loss, call=call_model), mapped(batch, lambda t: t.unsqueeze(0))
     done = [0]
 
     def packed_step() -> None:
         done[0] += 1  # the rate moves, as by a schedule
         pack.step(shared, torch.tensor([LR / (1 + done[0] / 1e4)]), None, None)
 
-    with pack.attached(pick(batch, lambda t: t[:4]), training=True):
+    with pack.attached(mapped(batch, lambda t: t[:4]), training=True):
         s = turns({"loop": loop, "pack": packed_step}, repeats)
     ms = {side: statistics.median(seconds) * 1e3 for side, seconds in s.items()}
     return [

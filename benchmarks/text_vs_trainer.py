@@ -43,6 +43,7 @@ from minilm import EIGHT, KEEPS_MEMORY, ratios, resident, run_alone
 from torch import Tensor, nn
 
 from rankwise import LoRAConfig
+from rankwise.pack.batches import mapped
 from rankwise.pack.member import Member
 from rankwise.pack.pack import Pack
 from rankwise.tasks.text.model.dropout import silence_dropout
@@ -51,7 +52,7 @@ from rankwise.tasks.text.train.built_task import BuiltTask, lengths_of
 from rankwise.tasks.text.train.classify import ready_classify
 from rankwise.tasks.text.train.sft import ready_sft
 from rankwise.train.data.feed import as_given
-from rankwise.train.data.tensors import Data, pick
+from rankwise.train.data.tensors import Data
 from rankwise.train.loop import PackTraining
 from rankwise.train.settings import Training
 
@@ -169,7 +170,7 @@ def ours(part: Part, ready: BuiltTask, ranks: Sequence[int], states: Mapping[str
     training = PackTraining(
         ready.loaded.model,
         [(member, setting) for member in members_of(part, ready, ranks)],
-        pick(ready.splits.train, lambda t: t[: part.rows * part.steps]),
+        mapped(ready.splits.train, lambda t: t[: part.rows * part.steps]),
         ready.splits.validation,
         ready.loss,
         ready.metric,
@@ -191,7 +192,7 @@ def theirs(part: Part, ready: BuiltTask, ranks: Sequence[int], states: Mapping[s
     from transformers import Trainer, TrainingArguments
 
     data, prepare = ready.splits.train, ready.feed.prepare
-    rows = [pick(data, lambda t, i=i: t[i]) for i in range(part.rows * part.steps)]
+    rows = [mapped(data, lambda t, i=i: t[i]) for i in range(part.rows * part.steps)]
     arguments = TrainingArguments(
         output_dir=tempfile.gettempdir(),  # nothing is saved
         num_train_epochs=1,

@@ -259,7 +259,7 @@ def test_ctrl_c_keeps_what_had_finished(tmp_path: Path) -> None:
 def test_ctrl_c_before_the_training(tmp_path: Path) -> None:
     code, log = interrupted(tmp_path / "out", "--epochs", "500", after="Pretraining the base")
     assert code == 130, log
-    assert log.splitlines()[-1] == "Interrupted before any run had finished; nothing was written."
+    assert log.splitlines()[-1] == "Interrupted; nothing was written."
     assert "Traceback" not in log
     assert not any(tmp_path.iterdir())
 
@@ -269,7 +269,7 @@ def test_ctrl_c_before_anything_had_finished(data: Path, tmp_path: Path) -> None
     code, log = interrupted(out, "--data", str(data), "--epochs", "5000", after="Training ")
     assert code == 130, log
     go_on = f"resume with: rankwise digits --resume {out}"
-    assert log.splitlines()[-1] == f"Interrupted before any run had finished; {go_on}"
+    assert log.splitlines()[-1] == f"Interrupted; {go_on}"
     assert "Traceback" not in log
     assert [path.name for path in out.iterdir()] == ["checkpoints"]
 

@@ -40,7 +40,7 @@ def stopped_once(data: Path) -> Path:
         code = main(["digits", *QUICK, "--data", str(data), "--out", str(out), "--quiet"])
     assert code == 130
     line = said.getvalue().splitlines()[-1]
-    assert line == f"Interrupted before any run had finished; resume with: rankwise digits --resume {out}"
+    assert line == f"Interrupted; resume with: rankwise digits --resume {out}"
     return out
 
 

@@ -214,7 +214,7 @@ def test_interrupted_on_the_command_line(place, tmp_path, capsys, monkeypatch, c
     out = tmp_path / "a run"
     assert main(["sweep", *TRAINS, "--out", str(out)]) == 130
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("Interrupted before any run had finished; resume with: rankwise sweep --resume ")
+    assert line.startswith("Interrupted; resume with: rankwise sweep --resume ")
     ctrl_c()
     # Another run goes its way, the printed command takes the first one up, and both end alike.
     assert main(["sweep", *TRAINS, "--out", str(tmp_path / "other"), "--quiet"]) == 0
@@ -235,9 +235,7 @@ def test_interrupted_in_python(tmp_path, ctrl_c):
 
     with pytest.raises(KeyboardInterrupt) as raised:
         sweep(out=tmp_path / "a")
-    assert str(raised.value) == (
-        f"Interrupted before any run had finished; resume with: rankwise.sweep(..., out='{tmp_path}/a', resume=True)"
-    )
+    assert str(raised.value) == (f"Interrupted; resume with: rankwise.sweep(..., out='{tmp_path}/a', resume=True)")
     ctrl_c()
     resumed, whole = sweep(out=tmp_path / "a", resume=True), sweep()
     assert resumed.results.complete

@@ -268,7 +268,7 @@ def sweep(
 
     Raises:
         RankwiseError: An argument can't be used; one line says why.
-        KeyboardInterrupt: Interrupted before any run had finished.
+        KeyboardInterrupt: Interrupted before there were results.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
@@ -389,9 +389,7 @@ def _run(planned: Experiment, place: _Place, cache: bool | str | Path, observers
         except KeyboardInterrupt as interrupt:
             if location is None or not can_resume(location.directory):
                 raise
-            raise KeyboardInterrupt(
-                f"Interrupted before any run had finished; resume with: {location.resume_command}"
-            ) from interrupt
+            raise KeyboardInterrupt(f"Interrupted; resume with: {location.resume_command}") from interrupt
         if location is None:
             add_next(results, len(before.seeds), lambda more, then: f"rankwise.sweep(..., seeds={then})")
         return Sweep(results, swept, tuple(files), None if location is None else location.directory)

@@ -259,7 +259,7 @@ def run_experiment(
     Raises:
         RankwiseError: Something in the settings, the runs, the data or the place can't be used, or the directory
             belongs to another run.
-        KeyboardInterrupt: Interrupted before any run had finished; there are no results yet.
+        KeyboardInterrupt: Interrupted before there were results.
     """
     with _begun(make, place, observers) as (experiment, beginning, finished):
         clock = time.perf_counter()

@@ -2,7 +2,7 @@
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankwise.errors import CheckpointError, ConfigError
 from rankwise.lora.config import LoRAConfig
 from rankwise.pack.member import Member
 from rankwise.show.live import progress
+from rankwise.sweeps.measure import measure
 from rankwise.sweeps.plan.plan import read_plan, write_plan
 from rankwise.sweeps.problem import Problem, Run, SweepState
 from rankwise.sweeps.run.run import run_sweep
@@ -79,6 +80,31 @@ def test_a_signal_keeps_everything(tmp_path: Path, rungs: tuple[int, ...], numbe
 def test_checkpoints_change_nothing_and_a_run_that_has_ended_goes_on_to_its_results(tmp_path: Path) -> None:
     assert comparable(run(tmp_path)) == uninterrupted()
     assert comparable(run(tmp_path, resume=True)) == uninterrupted()
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in a run that has ended, nor where a measurement was interrupted after its first pack."""
+    measured: list[list[str]] = []
+
+    def noted(model: nn.Module, runs: Sequence[Run], *args: Any, **given: Any) -> None:
+        if [run.name for run in runs] == interrupted:
+            raise KeyboardInterrupt
+        measured.append([run.name for run in runs])
+        measure(model, runs, *args, **given)
+
+    monkeypatch.setattr("rankwise.sweeps.run.run.measure", noted)
+    interrupted: list[str] = []
+    assert comparable(run(tmp_path / "whole")) == uninterrupted()
+    first, second = measured
+    measured.clear()
+    assert comparable(run(tmp_path / "whole", resume=True)) == uninterrupted()
+    assert not measured
+    interrupted = second
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "part")
+    interrupted = []
+    assert comparable(run(tmp_path / "part", resume=True)) == uninterrupted()
+    assert measured == [first, second]
 
 
 def test_the_plan_is_written_first_and_followed(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ app = App(
     name="rankwise",
     help=(
         "Find the smallest LoRA that does the job: many ranks trained together over one frozen base.\n\n"
-        "Start with a demonstration of a few minutes: rankwise digits\n\n"
+        "Start with a demonstration of half a minute: rankwise digits\n\n"
         "With your own data: rankwise sweep --model FOLDER_OR_HUB_NAME --task classify --data train.csv\n\n"
         "Every command explains itself: rankwise sweep --help"
     ),

@@ -310,7 +310,7 @@ def _interrupted(place: "RunLocation") -> int:
         said = f"Interrupted; the earlier results are unchanged. Resume with: {place.resume_command}"
     else:
         what = f"resume with: {place.resume_command}" if can_resume(directory) else "nothing was written."
-        said = f"Interrupted before any run had finished; {what}"
+        said = f"Interrupted; {what}"
     print(said, file=sys.stderr)
     return EXIT_INTERRUPTED
 

@@ -24,7 +24,14 @@ def mapped(batch: Batch, pick: Callable[[Tensor], Tensor]) -> Batch:
         return pick(batch)
     if isinstance(batch, Mapping):
         return {key: pick(value) for key, value in batch.items()}
+    if isinstance(batch, WithProducts):
+        return batch.picked(pick)
     return tuple(pick(value) for value in batch)
+
+
+def selected(batch: Batch, rows: Tensor) -> Batch:
+    """These rows of a batch, in this order; on the batch's device."""
+    return mapped(batch, lambda t: t.index_select(0, rows.to(t.device)))
 
 
 def rows_from(batch: Batch, n: int, start: int = 0) -> Batch:

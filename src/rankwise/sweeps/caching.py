@@ -9,10 +9,11 @@ from pathlib import Path
 from torch import nn
 
 from rankwise.errors import ConfigError, OutputError
+from rankwise.pack.batches import mapped
 from rankwise.pack.resolved import resolve
 from rankwise.sweeps.candidates.grid import Candidate
 from rankwise.sweeps.problem import DEFAULT_DATA, Problem
-from rankwise.train.data.tensors import count_rows, pick
+from rankwise.train.data.tensors import count_rows
 from rankwise.train.prefix import check_room, find_prefix
 
 CACHED = "cached"
@@ -60,7 +61,7 @@ def cached(
             path.rpartition(".")[0] for name in resolved.trained_parameters for path in paths[model.get_parameter(name)]
         }
     splits = problem.splits[DEFAULT_DATA]
-    example = problem.feed.prepare(pick(splits.train, lambda t: t[:3]))
+    example = problem.feed.prepare(mapped(splits.train, lambda t: t[:3]))
     prefix = find_prefix(model, adapted, example, problem.feed.call)
     rotation = problem.rotation_of(DEFAULT_DATA)
     sets = {"pool": rotation.pool} if rotation else {"train": splits.train, "validation": splits.validation}
@@ -77,7 +78,7 @@ def cached(
         beside = {name: prefix.beside(data, own, name) for name, data in sets.items()}
         if rotation is not None:
             n, pool = count_rows(splits.train, "training"), beside["pool"]
-            beside = {"train": pick(pool, lambda t: t[:n]), "validation": pick(pool, lambda t: t[n:])}
+            beside = {"train": mapped(pool, lambda t: t[:n]), "validation": mapped(pool, lambda t: t[n:])}
             rotation = replace(rotation, pool=pool)
         feed = replace(problem.feed, call=prefix.run)
         yield (

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rankwise.pack.batches import selected
 from rankwise.sweeps.choose.comparison import Floors
 from rankwise.sweeps.measure import base_rows
 from rankwise.sweeps.problem import Problem
-from rankwise.train.data.tensors import Data, pick
+from rankwise.train.data.tensors import Data
 
 
 def measured_floors(model: nn.Module, problem: Problem, which: str, *, with_base: bool = True) -> Floors:
@@ -31,7 +32,7 @@ def measured_floors(model: nn.Module, problem: Problem, which: str, *, with_base
             data = splits.validation
             if rows is not None and rotation is not None:
                 index = torch.from_numpy(rows)
-                data = pick(rotation.pool, lambda t: t.index_select(0, index.to(t.device)))
+                data = selected(rotation.pool, index)
             known[key] = take(data)
         return known[key]
 

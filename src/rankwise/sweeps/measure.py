@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.lora.base.modes import in_eval
-from rankwise.pack.batches import lazily
+from rankwise.pack.batches import lazily, selected
 from rankwise.pack.faults import attempted, in_words
 from rankwise.pack.groups import Groups
 from rankwise.pack.losses import PerAdapter
@@ -18,7 +18,7 @@ from rankwise.pack.resolved import AdapterState
 from rankwise.sweeps.attaching import acting
 from rankwise.sweeps.model_metric import ModelMetric
 from rankwise.sweeps.problem import Problem, Run, Scores, SweepState
-from rankwise.train.data.tensors import Data, pick
+from rankwise.train.data.tensors import Data
 from rankwise.train.evaluation import evaluate_rows, in_parts
 
 TEST = ""
@@ -153,7 +153,7 @@ def base_rows(model: nn.Module, problem: Problem, data: Data, function: PerAdapt
     metric, one = function or PerAdapter(problem.metric, role), Groups([0], 1, device)
 
     def run(rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        batch = feed.prepare(pick(data, lambda t: t.index_select(0, rows)))
+        batch = feed.prepare(selected(data, rows))
         outputs = feed.call(model, batch)
         return metric.rows(outputs.unsqueeze(0), lazily(batch, lambda t: t.unsqueeze(0)), one)
 

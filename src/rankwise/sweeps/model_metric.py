@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from rankwise.errors import DataError, PackError
 from rankwise.lora.base.modes import in_eval
+from rankwise.pack.batches import selected
 from rankwise.pack.counts import CountMetric
-from rankwise.train.data.tensors import Data, count_rows, pick
+from rankwise.train.data.tensors import Data, count_rows
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class ModelMetric:
                 f"{len(places)} of {count_rows(rows, 'evaluation'):,} rows can be measured, the others having the same "
                 "input or none; give two or more, as there is no interval of one."
             )
-        picked = pick(rows, lambda t: t.index_select(0, places.to(t.device)))
+        picked = selected(rows, places)
         with in_eval(model):
             values = self.measure(model, picked)
         shape = tuple(values.shape)

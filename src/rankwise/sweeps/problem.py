@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import Tensor
 
+from rankwise.pack.batches import selected
 from rankwise.pack.losses import PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.model.inspection import Inspections
@@ -15,7 +16,7 @@ from rankwise.sweeps.choose.configurations import RunScore
 from rankwise.sweeps.model_metric import ModelMetric
 from rankwise.train.data.cuts import Rotation
 from rankwise.train.data.feed import Feed
-from rankwise.train.data.tensors import Data, count_rows, pick
+from rankwise.train.data.tensors import Data, count_rows
 from rankwise.train.events import EpochEnded, Event, RunEnded
 from rankwise.train.outcome import EpochPoint, Outcome
 from rankwise.train.settings import Training
@@ -131,7 +132,7 @@ class Problem:
         if rotation is None:
             return splits.validation
         rows = rotation.cut(run.member.seed).validation
-        return pick(rotation.pool, lambda t: t.index_select(0, rows.to(t.device)))
+        return selected(rotation.pool, rows)
 
     def rotation_of(self, data: str) -> Rotation | None:
         """How each seed splits the rows; None where all seeds train and validate on the same rows."""

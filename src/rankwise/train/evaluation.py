@@ -7,11 +7,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from rankwise.pack.batches import selected
 from rankwise.pack.losses import PerAdapter
 from rankwise.pack.memory import ran_out
 from rankwise.pack.pack import Pack
 from rankwise.train.data.feed import Feed
-from rankwise.train.data.tensors import Data, pick, take
+from rankwise.train.data.tensors import Data, take
 from rankwise.train.machine.memory import peak_bytes
 
 Result = TypeVar("Result")
@@ -111,7 +112,7 @@ def evaluate_rows(
     chunk = max(1, min(len(order), feed.rows_at_once // len(pack)))
 
     def run(rows: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-        batch = feed.prepare(pick(data, lambda t: t.index_select(0, rows)))
+        batch = feed.prepare(selected(data, rows))
         return pack.evaluate(batch, functions)
 
     found = in_parts(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import CheckpointError, ConfigError
+from rankwise.pack.batches import selected
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
 from rankwise.pack.model.inspection import Inspections
@@ -24,7 +25,7 @@ from rankwise.results.kinds import Status
 from rankwise.train.crossfit import CrossFit
 from rankwise.train.data.cuts import Cutting, half_of
 from rankwise.train.data.feed import Feed, unchanged
-from rankwise.train.data.tensors import Data, count_rows, pick, take
+from rankwise.train.data.tensors import Data, count_rows, take
 from rankwise.train.evaluation import evaluate_rows
 from rankwise.train.events import Epoch, Stepped
 from rankwise.train.machine.memory import Room, peak_bytes
@@ -272,8 +273,7 @@ class PackTraining:
         order = self._feed.evaluation_order(part).to(self._pack.device)
         order = order if own is None else order[torch.isin(order, own[0])]
         chosen = order[(len(order) - rows) // 2 :][:rows]
-        read = pick(part, lambda t: t.index_select(0, chosen)) if own is None else part
-        of_seeds = None if own is None else chosen.expand(len(own), -1)
+        read, of_seeds = (selected(part, chosen), None) if own is None else (part, chosen.expand(len(own), -1))
         clock = time.perf_counter()
         evaluate_rows(self._pack, read, self._functions, self._feed, of_seeds)[0].tolist()
         return (time.perf_counter() - clock) * self._feed.mean_growth(part, chosen, order)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import ConfigError, PackError, RankwiseError
 from rankwise.lora.base.modes import in_eval
-from rankwise.pack.batches import lazily
+from rankwise.pack.batches import lazily, mapped, selected
 from rankwise.pack.groups import Groups
 from rankwise.pack.losses import PerAdapter, PerBatch
 from rankwise.pack.member import Member
@@ -19,7 +19,7 @@ from rankwise.pack.model.inspection import Inspections
 from rankwise.pack.pack import Pack
 from rankwise.pack.resolved import AdapterState
 from rankwise.train.data.feed import EXAMPLE_ROWS, Feed
-from rankwise.train.data.tensors import Data, count_rows, pick, tensors_of
+from rankwise.train.data.tensors import Data, count_rows, tensors_of
 
 ROWS, AT_ONCE = 128, 8
 """Rows, at most, on which it is looked whether a scalar is a mean of rows, and how many pass the model at once."""
@@ -77,7 +77,7 @@ def _check_runs(model: nn.Module, what: str, data: Data, loss: PerBatch, metric:
     labels = [t for t in tensors_of(data) if t.dim() == 1 and not t.is_floating_point() and t.dtype != torch.bool]
     extremes = {int(place) for t in labels for place in (t.argmin(), t.argmax())}
     rows = torch.tensor(sorted({*range(min(EXAMPLE_ROWS, count_rows(data, what))), *extremes}))
-    batch = feed.prepare(pick(data, lambda t: t.index_select(0, rows.to(t.device))))
+    batch = feed.prepare(selected(data, rows))
     with in_eval(model), naming_failures(f"The model can't be run on rows of the {what} data, {batch_in_words(batch)}"):
         outputs = feed.call(model, batch)
     for role, function in (("loss", loss), ("metric", metric)):
@@ -131,8 +131,8 @@ def _require_mean(pack: Pack, function: PerAdapter, data: Data, feed: Feed) -> N
     n, one = count_rows(data, "evaluation"), Groups([0], 1, pack.device)
     for most in (2, ROWS):
         rows = torch.linspace(0, n - 1, min(n, most)).long().unique().to(pack.device)
-        batch = feed.prepare(pick(data, lambda t, rows=rows: t.index_select(0, rows)))
-        parts = [pick(batch, lambda t, i=i: t[i : i + AT_ONCE]) for i in range(0, len(rows), AT_ONCE)]
+        batch = feed.prepare(selected(data, rows))
+        parts = [mapped(batch, lambda t, i=i: t[i : i + AT_ONCE]) for i in range(0, len(rows), AT_ONCE)]
         outputs = torch.cat([pack.outputs(part) for part in parts], 1)
         shared = lazily(batch, lambda t: t.unsqueeze(0))
         if function.is_by_row(outputs, shared, one):

@@ -22,13 +22,13 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from rankwise.errors import ConfigError, OutputError
 from rankwise.lora.base.modes import modes_restored
 from rankwise.lora.layer_types.quantised import keep_unpacked
-from rankwise.pack.batches import Batch, batch_tensors, lazily, rows_from
+from rankwise.pack.batches import Batch, batch_tensors, lazily, rows_from, selected
 from rankwise.pack.memory import ran_out
 from rankwise.pack.model.probe import same
 from rankwise.pack.model.trace import find_branch, trace
 from rankwise.pack.modes import set_mode
 from rankwise.pack.noise.forwards import Forward, replaced_forwards
-from rankwise.train.data.tensors import Data, count_rows, pick
+from rankwise.train.data.tensors import Data, count_rows
 from rankwise.train.machine.memory import free_bytes
 
 Call = Callable[[nn.Module, Batch], Tensor]
@@ -150,7 +150,7 @@ class Prefix:
         n = count_rows(data, name)
         found: dict[str, Tensor] = {}
         for rows in torch.arange(n).split(ROWS_AT_ONCE):
-            batch = pick(data, lambda t, rows=rows: t.index_select(0, rows.to(t.device)))
+            batch = selected(data, rows)
             outputs = _outputs(self.model, self.call, self.stored, batch, self.branch)
             for module, output in self.stored.items():
                 for i, key in self._keys(module).items():

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from rankwise.errors import DataError
+from rankwise.pack.batches import mapped
 from rankwise.train.data.feed import random_order
-from rankwise.train.data.tensors import count_rows, pick, tensors_of
+from rankwise.train.data.tensors import count_rows, tensors_of
 
 ROWS, MORE = torch.arange(6), torch.arange(12).view(6, 2)
 FORMS = [ROWS, (ROWS, MORE), [ROWS, MORE], {"x": MORE, "labels": ROWS}]
@@ -16,7 +17,7 @@ FORMS = [ROWS, (ROWS, MORE), [ROWS, MORE], {"x": MORE, "labels": ROWS}]
 @pytest.mark.parametrize("data", FORMS)
 def test_rows_are_counted_and_picked_in_every_form(data: Any) -> None:
     assert count_rows(data, "training") == 6
-    picked = pick(data, lambda t: t[[4, 1]])
+    picked = mapped(data, lambda t: t[[4, 1]])
     for before, after in zip(tensors_of(data), tensors_of(picked), strict=True):
         assert torch.equal(after, before[[4, 1]])
     assert not isinstance(data, dict) or picked.keys() == data.keys()

@@ -11,14 +11,13 @@ from rankwise.lora.base.init_data import Batches, attention_mask, data_of_layers
 from rankwise.lora.inits import INITS
 from rankwise.lora.layer.initial import DataOfLayers, initial_tensors
 from rankwise.lora.targets.find import find_targets
-from rankwise.pack.batches import lazily
+from rankwise.pack.batches import lazily, selected
 from rankwise.pack.groups import Groups
 from rankwise.pack.losses import PerAdapter
 from rankwise.pack.modes import left_as_found, statistics_frozen
 from rankwise.pack.resolved import AdapterState
 from rankwise.sweeps.candidates.grid import Candidate
 from rankwise.sweeps.problem import Problem
-from rankwise.train.data.tensors import pick
 
 INIT_BATCHES = 16
 """Batches of the training data that an initialisation reads, at most: the first that the seed trains on."""
@@ -63,10 +62,7 @@ class InitData:
             data, rows = rotation.pool, rotation.cut(seed).train.unsqueeze(0)
         size, feed = candidate.training.batch_size, self.problem.feed
         order = feed.order(data, [seed], 0, size, rows)[0][: INIT_BATCHES * size]
-        batches = (
-            feed.prepare(pick(data, lambda t, own=own: t.index_select(0, own.to(t.device))))
-            for own in order.split(size)
-        )
+        batches = (feed.prepare(selected(data, own)) for own in order.split(size))
         loss, groups = PerAdapter(self.problem.loss, "loss"), Groups([0], 1, order.device)
 
         def mean_loss(model: nn.Module, batch: Any) -> Tensor:

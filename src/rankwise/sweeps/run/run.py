@@ -1,6 +1,6 @@
 """Run a sweep: packs of runs over one base, then one evaluation of everything that finished."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,7 +135,9 @@ def run_sweep(
     order = {run.name: i for i, run in enumerate(runs)}
     swept.curve.sort(key=lambda point: (order[point.run], point.step))
     swept.complete = len(swept.outcomes) == len(runs)
-    _measure(model, problem, swept, scheduler.packs, plan, observer, tests=within.tests)
+    for _ in _measured(model, problem, swept, scheduler.packs, plan, observer, tests=within.tests):
+        if swept.complete:  # a run that is resumed later does not measure this again
+            scheduler.keep()
     return swept
 
 
@@ -177,7 +179,7 @@ def _resumed(checkpoints: Path | None, rungs: Sequence[int]) -> Plan:
     return plan
 
 
-def _measure(
+def _measured(
     model: nn.Module,
     problem: Problem,
     swept: SweepState,
@@ -186,9 +188,13 @@ def _measure(
     observer: Observer,
     *,
     tests: bool,
-) -> None:
+) -> Iterator[Sequence[Run]]:
     """Measure what finished and no worker has measured, and note which pack each run was in: packs that were too large
-    have been split."""
+    have been split.
+
+    Yields:
+        The runs of each pack once they have been measured.
+    """
     finished = {name for name, outcome in swept.outcomes.items() if outcome.status == "finished"}
     # A pack is measured as a whole: which runs pass at once can change last bits.
     missing = [pack for pack in packs if not finished & {run.name for run in pack} <= swept.scores.keys()]
@@ -204,6 +210,7 @@ def _measure(
         swept.memory |= {run.name: peak for run in pack}
         if pack in missing:
             measure(model, pack, problem if tests else problem.each_epoch, swept, tests=tests)
+            yield pack
 
 
 def _info(run: Run, parameters: int, problem: Problem) -> RunInfo:

@@ -90,7 +90,7 @@ class Scheduler:
             if until is not None:
                 self._rung(until)
             self._stage = stage + 1
-            self._keep()
+            self.keep()
 
     def _jobs(self, until: int | None) -> Iterator[PackJob]:
         i = 0  # no fixed range: halves of packs are added at the end
@@ -136,14 +136,14 @@ class Scheduler:
         else:
             self._waiting[pack.pack] = pack.state
         if pack.status == "under way":
-            self._keep()
+            self.keep()
             self._hand_out(pack.pack)  # the worker trains on
             if self._stop.asked:
                 raise KeyboardInterrupt
         elif pack.status == "too large" and pack.state is not None:
             self._split(pack.pack, pack.state)
         elif pack.state is None:
-            self._keep()
+            self.keep()
 
     def _split(self, i: int, state: TrainingState) -> None:
         """Cut a pack that doesn't fit into two, of half the runs each; what had ended stays with the first.
@@ -167,9 +167,10 @@ class Scheduler:
             f"Memory ran out for {len(names)} runs at a time; they went on in packs of {len(names) - len(leaving)} and "
             f"{len(leaving)}."
         )
-        self._keep()  # before the halves are handed out
+        self.keep()  # before the halves are handed out
 
-    def _keep(self) -> None:
+    def keep(self) -> None:
+        """Write a checkpoint of what is there now."""
         if self._keeper is not None:
             self._keeper.write(self._waiting, self._stage, self._out)
 

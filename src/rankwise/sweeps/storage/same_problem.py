@@ -7,12 +7,12 @@ from pathlib import Path
 from torch import nn
 
 from rankwise.errors import CheckpointError
+from rankwise.pack.batches import mapped
 from rankwise.pack.losses import PerAdapter
 from rankwise.sweeps.measure import base_rows
 from rankwise.sweeps.plan.plan import surroundings
 from rankwise.sweeps.problem import Problem, Splits
 from rankwise.sweeps.storage.owned import MEASURED
-from rankwise.train.data.tensors import pick
 from rankwise.writing import read_checked, write_checked
 
 FORMAT = "rankwise-measured-1"
@@ -28,7 +28,7 @@ def first_loss(model: nn.Module, problem: Problem, splits: Splits) -> float:
     """The base's loss on the first rows of the training data."""
     # A loss need not be a mean of rows, so these pass at once.
     loss = PerAdapter(problem.loss, "loss", piece=COMPARED_ROWS)
-    return float(base_rows(model, problem, pick(splits.train, lambda t: t[:COMPARED_ROWS]), loss).mean())
+    return float(base_rows(model, problem, mapped(splits.train, lambda t: t[:COMPARED_ROWS]), loss).mean())
 
 
 def write_measured(folder: Path, model: nn.Module, measured: Mapping[str, float]) -> None:

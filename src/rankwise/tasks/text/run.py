@@ -12,6 +12,7 @@ from rankwise.errors import ConfigError
 from rankwise.experiment import Experiment
 from rankwise.lora.config import LoRAConfig
 from rankwise.lora.targets.find import ALL_LINEAR
+from rankwise.pack.batches import selected
 from rankwise.results import Results
 from rankwise.streams import stream
 from rankwise.sweeps.candidates.baselines import baselines
@@ -33,7 +34,7 @@ from rankwise.tasks.text.train.built_task import BuiltTask
 from rankwise.tasks.text.train.classify import ready_classify
 from rankwise.tasks.text.train.sft import ready_sft
 from rankwise.tasks.text.trained import Trained
-from rankwise.train.data.tensors import count_rows, pick
+from rankwise.train.data.tensors import count_rows
 from rankwise.train.events import Observers
 from rankwise.train.machine.device import device_note, find_device
 from rankwise.train.machine.precision import IN_BFLOAT16, choose_precision, precision_note
@@ -252,5 +253,5 @@ def _search_splits(options: Trains, splits: Splits) -> dict[str, Splits]:
     rows = (
         torch.randperm(n, generator=stream("search", options.examples.split_seed))[: options.grid.search].sort().values
     )
-    train = pick(splits.train, lambda t: t.index_select(0, rows.to(t.device)))
+    train = selected(splits.train, rows)
     return {SEARCH: Splits(train, splits.validation, splits.test)}

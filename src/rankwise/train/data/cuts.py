@@ -23,7 +23,7 @@ from torch import Tensor
 from rankwise.errors import DataError
 from rankwise.pack.batches import mapped
 from rankwise.streams import stream
-from rankwise.train.data.tensors import Data, count_rows, pick, tensors_of
+from rankwise.train.data.tensors import Data, count_rows, tensors_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,4 +144,4 @@ def pooled(train: Data, validation: Data, groups: Tensor | None = None) -> tuple
     pool = mapped(train, lambda t: torch.cat([t, next(others)]))
     rotation = Rotation(pool, count_rows(validation, "validation"), groups)
     rotation.cut(0)
-    return pick(pool, lambda t: t[:n]), pick(pool, lambda t: t[n:]), rotation
+    return mapped(pool, lambda t: t[:n]), mapped(pool, lambda t: t[n:]), rotation

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.errors import ConfigError
-from rankwise.pack.batches import Batch, batch_tensors, call_model
+from rankwise.pack.batches import Batch, batch_tensors, call_model, selected
 from rankwise.pack.step.processes import Processes
-from rankwise.train.data.tensors import Data, count_rows, pick, shuffled, take
+from rankwise.train.data.tensors import Data, count_rows, shuffled, take
 
 ROWS_AT_ONCE = 1 << 16
 """Rows, over all adapters, that an evaluation passes through a small model at once."""
@@ -104,4 +104,4 @@ class Feed:
         rows = max(EXAMPLE_ROWS, min(batch_size, self.rows_a_pass or batch_size))
         order = self.evaluation_order(data)
         middle = order[max(0, len(order) - rows) // 2 :][:rows]
-        return self.example(self.prepare(pick(data, lambda t: t.index_select(0, middle.to(t.device)))))
+        return self.example(self.prepare(selected(data, middle)))

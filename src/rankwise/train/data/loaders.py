@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from rankwise.errors import DataError
-from rankwise.pack.batches import mapped
+from rankwise.pack.batches import mapped, selected
 from rankwise.streams import stream
-from rankwise.train.data.tensors import Data, count_rows, pick, tensors_of
+from rankwise.train.data.tensors import Data, count_rows, tensors_of
 
 ROWS_READ = 256
 """Items of a Dataset that are put together at once."""
@@ -59,7 +59,7 @@ def in_memory(data: Any, what: str, device: torch.device) -> Data:
             )
     count_rows(found, what)
     # Data of a user's own computation would keep its graph; data made in inference mode can't be trained on.
-    return pick(found, lambda t: (t.clone() if t.is_inference() else t.detach()).to(device))
+    return mapped(found, lambda t: (t.clone() if t.is_inference() else t.detach()).to(device))
 
 
 def _tensors(data: Any, what: str) -> Data | None:
@@ -164,5 +164,5 @@ def cut_off(data: Data, share: float, what: str) -> tuple[Data, Data]:
     # Intervals need two rows.
     cut = min(n - 1, max(2, round(share * n)))
     parts = order[cut:].sort().values, order[:cut].sort().values
-    rest, part = (pick(data, lambda t, rows=rows: t.index_select(0, rows.to(t.device))) for rows in parts)
+    rest, part = (selected(data, rows) for rows in parts)
     return rest, part

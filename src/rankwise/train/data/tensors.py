@@ -1,13 +1,13 @@
 """Data in memory: tensors with the rows first, and the order in which a seed goes through them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rankwise.errors import DataError
-from rankwise.pack.batches import WithProducts
+from rankwise.pack.batches import mapped
 from rankwise.streams import stream
 
 Data = Any
@@ -35,22 +35,11 @@ def count_rows(data: Data, what: str) -> int:
     return lengths.pop()
 
 
-def pick(data: Data, choose: Callable[[Tensor], Tensor]) -> Data:
-    """The data set with every tensor passed through `choose`."""
-    if isinstance(data, Tensor):
-        return choose(data)
-    if isinstance(data, Mapping):
-        return {key: choose(value) for key, value in data.items()}
-    if isinstance(data, WithProducts):
-        return data.picked(choose)
-    return tuple(choose(value) for value in data)
-
-
 def take(data: Data, rows: Tensor) -> Data:
     """The rows of each batch: every tensor becomes (G, B, ...) for `rows` of shape (G, B)."""
     flat = rows.flatten()
     # index_select copies whole rows; indexing by a matrix of row numbers takes four times as long.
-    return pick(data, lambda t: t.index_select(0, flat).view(*rows.shape, *t.shape[1:]))
+    return mapped(data, lambda t: t.index_select(0, flat).view(*rows.shape, *t.shape[1:]))
 
 
 def shuffled(n: int, seed: int, epoch: int) -> Tensor:

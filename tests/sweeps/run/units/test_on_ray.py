@@ -176,6 +176,14 @@ def test_what_workers_ask_for_is_there(fake: FakeRay) -> None:
         sweep(small_model(), [1], train=some_data(40, 0), loss=loss, workers=on())
 
 
+def test_workers_that_share_a_memory_share_its_plan(fake: FakeRay) -> None:
+    assert [on().in_one_memory, on(max_workers=1).in_one_memory, Ray(address="local").in_one_memory] == [2, 1, 2]
+    fake.cpus, fake.gpus = 16.0, 4.0
+    given = [None, 1, 0.5, 0.25, 0.75, 0]
+    sharing = [Ray(address="local", gpus_per_worker=gpus, cpus_per_worker=2).in_one_memory for gpus in given]
+    assert sharing == [1, 1, 2, 4, 1, 8]
+
+
 def test_packs_are_planned_for_the_workers(fake: FakeRay, tmp_path: Path, here: tuple[Sweep, dict[str, Any]]) -> None:
     fake.cpus = 4.0
     there, _ = swept(tmp_path / "there", on())

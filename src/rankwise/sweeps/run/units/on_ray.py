@@ -103,8 +103,10 @@ class Ray:
 
     @property
     def in_one_memory(self) -> int:
-        """A worker has its own: a GPU's, or a machine's that it shares with at most one other."""
-        return 1
+        """Workers that share a GPU's memory or, on CPUs, a machine's."""
+        cpus, gpus = self._each()
+        sharing = int(1 // gpus) if gpus else max(node.room(cpus, gpus) for node in nodes())
+        return max(1, min(sharing, self.max_workers or sharing))
 
     def begin(self, directory: Path) -> None:
         """Join the cluster, and check that its machines can take part, before anything costly.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rankwise.errors import DataError
+from rankwise.pack.batches import mapped
 from rankwise.sweeps.model_metric import ModelMetric
 from rankwise.sweeps.problem import Splits
 from rankwise.tasks.settings import shared
@@ -36,7 +37,6 @@ from rankwise.tasks.text.train.built_task import (
     trained_inputs,
 )
 from rankwise.tasks.text.train.pooling import pooled_splits
-from rankwise.train.data.tensors import pick
 
 METRIC = "loss a token"
 
@@ -75,7 +75,7 @@ def ready_sft(options: TextOptions) -> BuiltTask:
     pool = (*parts["train"].rows, *parts["validation"].rows) if cuts else ()
     if pool:
         whole, n = _tensors(replace(parts["train"], rows=pool), loaded), len(parts["train"].rows)
-        tensors["train"], tensors["validation"] = pick(whole, lambda t: t[:n]), pick(whole, lambda t: t[n:])
+        tensors["train"], tensors["validation"] = mapped(whole, lambda t: t[:n]), mapped(whole, lambda t: t[n:])
     written = None
     if judged is not None:
         written, warnings = _judged_by_answers(
