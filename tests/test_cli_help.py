@@ -30,7 +30,7 @@ def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_alone_it_says_where_to_start(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(capsys)
-    assert "Start with a demonstration of a few minutes: rankwise digits" in text
+    assert "Start with a demonstration of half a minute: rankwise digits" in text
     assert all(name in text for name in COMMANDS)
     assert "--install-completion" in text
 
